@@ -1,0 +1,75 @@
+"""Every error saeflow raises on purpose.
+
+    SaeflowError
+    ├── InvalidId (ValueError)            text that is no site or feature
+    ├── UnknownRelease (KeyError)         a name that is neither a known release nor a path
+    ├── UnknownSite (KeyError)            a release or an atlas has nothing at that site
+    ├── UnknownFeature (KeyError)         the index lies outside the dictionary
+    ├── BadFile (ValueError)              truncated, of the wrong shape, with NaN or zero rows
+    │   └── UnsupportedFormat             no reader knows this file or folder
+    ├── CorruptAtlas (ValueError)         a checksum or a version does not agree
+    ├── WidthMismatch (ValueError)        two things that must share a width do not
+    ├── InvalidArgument (ValueError)      a value outside its range
+    ├── UnknownArchitecture (ValueError)  a model whose sites are not mapped
+    ├── Unreachable (OSError)             a hub could not be reached, or has no such file
+    └── MissingExtra (ImportError)        an optional package is not installed
+
+A message says what failed, with the values, and what to do. Expected outcomes, such as a flow that
+ends, are values and never errors. The command line prints the message and exits with 2.
+"""
+
+
+class SaeflowError(Exception):
+    """Base of every error saeflow raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message alone: KeyError would print its repr, and a message is for reading."""
+        return str(self.args[0]) if self.args else ""
+
+
+class InvalidId(SaeflowError, ValueError):
+    """Text that is no site (`24/res`) or feature (`24/res/14548`)."""
+
+
+class UnknownRelease(SaeflowError, KeyError):
+    """A name that is neither a known release nor a path that exists."""
+
+
+class UnknownSite(SaeflowError, KeyError):
+    """A release, folder or atlas has nothing at the site asked for."""
+
+
+class UnknownFeature(SaeflowError, KeyError):
+    """A feature index outside its dictionary."""
+
+
+class BadFile(SaeflowError, ValueError):
+    """A file that is truncated, of the wrong shape, or holds NaN or zero rows."""
+
+
+class UnsupportedFormat(BadFile):
+    """A file or folder no reader knows."""
+
+
+class CorruptAtlas(SaeflowError, ValueError):
+    """An atlas whose checksum or version does not agree."""
+
+
+class WidthMismatch(SaeflowError, ValueError):
+    """Two things that must share a width do not."""
+
+
+class InvalidArgument(SaeflowError, ValueError):
+    """A value outside its range."""
+
+
+class UnknownArchitecture(SaeflowError, ValueError):
+    """A model whose sites are not mapped in sources/architectures.py."""
+
+
+class Unreachable(SaeflowError, OSError):
+    """A hub could not be reached, or has no such file."""
+
+
+class MissingExtra(SaeflowError, ImportError):
+    """An optional package is not installed; the message names the extra."""

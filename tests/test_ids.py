@@ -1,0 +1,61 @@
+"""Names of sites and features: what is printed is what is read."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saeflow.errors import InvalidId
+from saeflow.ids import FeatureId, Part, Site
+
+sites = st.builds(Site, st.integers(0, 9999), st.sampled_from(Part))
+features = st.builds(FeatureId, sites, st.integers(0, 999_999_999))
+
+
+@given(sites)
+def test_parse_and_print_of_a_site_are_inverse(site):
+    assert Site.parse(str(site)) == site
+
+
+@given(features)
+def test_parse_and_print_of_a_feature_are_inverse(feature):
+    assert FeatureId.parse(str(feature)) == feature
+
+
+@given(st.lists(features))
+def test_order_is_that_of_the_computation(found):
+    for a, b in zip(sorted(found), sorted(found)[1:], strict=False):
+        assert (a.layer, ("att", "mlp", "res").index(a.part), a.index) <= (
+            b.layer,
+            ("att", "mlp", "res").index(b.part),
+            b.index,
+        )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "24", "24/res", "24/res/", "24/resid/1", "-1/res/1", "24/res/-1", "24/res/1.5", "024/res/1", " 24/res/1",
+     "24/res/1/2", "24\\res\\1", "24/RES/1", "٢٤/res/1", "24/res/1\n", "99999/res/1", "24/res/9999999999"],
+)  # fmt: skip
+def test_anything_else_is_refused_with_an_example(text):
+    with pytest.raises(InvalidId, match="24/res/14548"):
+        FeatureId.parse(text)
+
+
+def test_a_site_is_refused_with_an_example():
+    with pytest.raises(InvalidId, match="'24/res'"):
+        Site.parse("24/res/1")
+
+
+def test_negative_numbers_are_refused():
+    with pytest.raises(InvalidId, match="-1"):
+        Site(-1, Part.RES)
+    with pytest.raises(InvalidId, match="-2"):
+        FeatureId(Site(0, Part.RES), -2)
+
+
+def test_predecessors_are_those_of_section_3_3():
+    assert [str(s) for s in Site.parse("24/res").predecessors] == ["23/res", "24/mlp", "24/att"]
+    assert [str(s) for s in Site.parse("0/res").predecessors] == ["0/mlp", "0/att"]
+    assert Site.parse("24/mlp").predecessors == ()
+    assert str(Site.parse("24/mlp").successor) == "24/res"
+    assert str(Site.parse("24/res").successor) == "25/res"
