@@ -1,0 +1,176 @@
+"""Activation functions of sparse autoencoders: pre-activations in, feature activations out.
+
+The first stage of the flow: a Dictionary multiplies by `W_enc`, adds `b_enc` and hands the result to
+one of these. They are the forms used at inference; how a threshold was trained does not matter here.
+
+    ReLU       max(pre, 0)
+    JumpReLU   relu(pre) * (pre > threshold)              one threshold a feature
+    TopK       the k largest of relu(pre), the rest 0
+    BatchTopK  relu(pre) * (pre > threshold)              one threshold for all, kept from training
+
+The comparison with a threshold is strict: a feature exactly at its threshold is off.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeflow.errors import InvalidArgument
+
+
+class ActivationKind(enum.StrEnum):
+    """The name of an activation function in a file."""
+
+    RELU = "relu"
+    JUMPRELU = "jumprelu"
+    TOPK = "topk"
+    BATCHTOPK = "batchtopk"
+
+
+@dataclass(frozen=True, slots=True)
+class ReLU:
+    """max(pre, 0), as in the first sparse autoencoders (Cunningham et al. 2023, arXiv 2309.08600)."""
+
+    @property
+    def kind(self) -> ActivationKind:
+        """`relu`."""
+        return ActivationKind.RELU
+
+    def __call__(self, pre: Float[Tensor, "*batch n_features"]) -> Float[Tensor, "*batch n_features"]:
+        """Map pre-activations to activations, shape kept.
+
+        Raises:
+            Nothing.
+        """
+        return torch.relu(pre)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReLU:  # noqa: ARG002
+        """Itself: there is no tensor to move.
+
+        Raises:
+            Nothing.
+        """
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JumpReLU:
+    """relu(pre) * (pre > threshold), strictly above (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+    threshold: Float[Tensor, " n_features"]
+
+    @property
+    def kind(self) -> ActivationKind:
+        """`jumprelu`."""
+        return ActivationKind.JUMPRELU
+
+    def __call__(self, pre: Float[Tensor, "*batch n_features"]) -> Float[Tensor, "*batch n_features"]:
+        """Map pre-activations to activations, shape kept.
+
+        Raises:
+            InvalidArgument: when the last axis of `pre` is not one value a threshold.
+        """
+        _check_width(pre, self.threshold)
+        return torch.relu(pre) * (pre > self.threshold)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> JumpReLU:
+        """The same with its threshold on `device` in `dtype`.
+
+        Raises:
+            RuntimeError: from torch, when the device does not exist.
+        """
+        return JumpReLU(self.threshold.to(device=device, dtype=dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The k largest of relu(pre), the rest 0 (Gao et al. 2025, arXiv 2406.04093).
+
+    Fewer than k are active where fewer than k are positive.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        """Refuse k below 1."""
+        if self.k < 1:
+            raise InvalidArgument(f"TopK with k = {self.k} keeps nothing. Give k of 1 or more.")
+
+    @property
+    def kind(self) -> ActivationKind:
+        """`topk`."""
+        return ActivationKind.TOPK
+
+    def __call__(self, pre: Float[Tensor, "*batch n_features"]) -> Float[Tensor, "*batch n_features"]:
+        """Map pre-activations to activations, shape kept.
+
+        Raises:
+            InvalidArgument: when there are fewer than k features.
+        """
+        n_features = pre.shape[-1]
+        if self.k > n_features:
+            raise InvalidArgument(
+                f"TopK with k = {self.k} on {n_features} features. Give k of {n_features} at most."
+            )
+        values, index = torch.topk(torch.relu(pre), self.k, dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter(-1, index, values)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TopK:  # noqa: ARG002
+        """Itself: there is no tensor to move.
+
+        Raises:
+            Nothing.
+        """
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchTopK:
+    """relu(pre) * (pre > threshold), one threshold kept from training (Bussmann et al. 2024).
+
+    Source: arXiv 2412.06410. In training the k * batch largest activations of a batch survive; at inference a
+    feature must not depend on what else is in the batch, so the paper replaces the cut by the
+    mean of the smallest surviving activation. One number for all features, or one a feature.
+    """
+
+    threshold: Float[Tensor, ""] | Float[Tensor, " n_features"]
+
+    @property
+    def kind(self) -> ActivationKind:
+        """`batchtopk`."""
+        return ActivationKind.BATCHTOPK
+
+    def __call__(self, pre: Float[Tensor, "*batch n_features"]) -> Float[Tensor, "*batch n_features"]:
+        """Map pre-activations to activations, shape kept.
+
+        Raises:
+            InvalidArgument: when the threshold is neither one number nor one a feature.
+        """
+        if self.threshold.ndim > 0:
+            _check_width(pre, self.threshold)
+        return torch.relu(pre) * (pre > self.threshold)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> BatchTopK:
+        """The same with its threshold on `device` in `dtype`.
+
+        Raises:
+            RuntimeError: from torch, when the device does not exist.
+        """
+        return BatchTopK(self.threshold.to(device=device, dtype=dtype))
+
+
+Activation: TypeAlias = ReLU | JumpReLU | TopK | BatchTopK
+
+
+def _check_width(pre: Tensor, threshold: Tensor) -> None:
+    if pre.shape[-1] != threshold.shape[0]:
+        raise InvalidArgument(
+            f"{threshold.shape[0]} thresholds for {pre.shape[-1]} pre-activations. Give one threshold a "
+            "feature."
+        )

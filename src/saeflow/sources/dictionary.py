@@ -1,0 +1,336 @@
+"""Dictionary: one sparse autoencoder at one site, its tensors read from disk when first used.
+
+    pre  = prepare(h) @ W_enc^T + b_enc         W_enc [n_features d_in]
+    acts = activation(pre)
+    h'   = acts @ W_dec + b_dec                 W_dec [n_features d_in]
+
+Rows are features in both matrices, whatever the file says: the readers in `formats` turn them, nothing
+else does. Matching without data (section 3.2 of arXiv 2502.03032) needs `W_dec` alone, so every tensor is
+read by itself, at first use, and checked then: not finite, or a decoder row of zeros, is a BadFile.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeflow.errors import InvalidArgument, WidthMismatch
+from saeflow.ids import Site
+from saeflow.sources.activations import Activation, JumpReLU
+from saeflow.sources.architectures import Tap
+from saeflow.sources.weights import Held, Moved, RowScaled, Weights, check_values, first_rows, row_peaks
+
+
+class Norm(enum.StrEnum):
+    """How each token's vector is normalised before encoding, and restored after decoding."""
+
+    NONE = "none"
+    LAYER_NORM = "layer_norm"
+    """(h - mean) / (std + 1e-5), std with Bessel's correction, as sae-lens does."""
+    RESCALE = "rescale"
+    """h * sqrt(d_in) / |h|."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What is done to h before `W_enc`: centre over d_in, normalise, subtract `b_dec`, in this order."""
+
+    subtract_b_dec: bool = False
+    center: bool = False
+    norm: Norm = Norm.NONE
+
+
+@runtime_checkable
+class AttentionWriter(Protocol):
+    """A model that can say how its attention writes z into the residual stream."""
+
+    def attention_writer(
+        self, layer: int
+    ) -> tuple[Float[Tensor, "d_model d_in"], Float[Tensor, " d_model"] | None]:
+        """`W_O`, and what a norm between it and the stream multiplies each channel by, if there is one.
+
+        On Gemma 2 and 3 the factor is (1 + weight) of the norm after attention.
+        """
+        ...
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Dictionary:
+    """One sparse autoencoder, rows are features. See the head of the file for the formulas."""
+
+    site: Site
+    tap: Tap
+    preprocessing: Preprocessing
+    _weights: Weights
+    _activation: Callable[[], Activation]
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        tap: Tap,
+        W_enc: Float[Tensor, "n_features d_in"],
+        b_enc: Float[Tensor, " n_features"],
+        W_dec: Float[Tensor, "n_features d_in"],
+        b_dec: Float[Tensor, " d_in"],
+        activation: Activation,
+        preprocessing: Preprocessing = Preprocessing(),
+    ) -> None:
+        """Hold tensors that are in memory. For a file, see `saeflow.sources.formats.load`.
+
+        Raises:
+            InvalidArgument: when two shapes do not go together.
+        """
+        held = Held(
+            {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}, f"the dictionary at {site}"
+        )
+        self._fill(site, tap, held, lambda: activation, preprocessing)
+
+    def _fill(
+        self,
+        site: Site,
+        tap: Tap,
+        weights: Weights,
+        activation: Callable[[], Activation],
+        preprocessing: Preprocessing,
+    ) -> None:
+        if "_weights" in self.__dict__:
+            raise FrozenInstanceError(f"the dictionary at {site} is made already")
+        values: dict[str, object] = {
+            "site": site,
+            "tap": tap,
+            "preprocessing": preprocessing,
+            "_weights": weights,
+            "_activation": activation,
+        }
+        self.__dict__.update(values)
+
+    @staticmethod
+    def reading(
+        site: Site,
+        *,
+        tap: Tap,
+        weights: Weights,
+        activation: Callable[[], Activation],
+        preprocessing: Preprocessing = Preprocessing(),
+    ) -> Dictionary:
+        """A dictionary whose tensors are read at first use; `activation` is called at first use too.
+
+        Raises:
+            Nothing; what is wrong in a file shows when it is read.
+        """
+        made = object.__new__(Dictionary)
+        made._fill(site, tap, weights, activation, preprocessing)
+        return made
+
+    def __repr__(self) -> str:
+        """Site, sizes and tap; reads no tensor."""
+        return (
+            f"Dictionary({self.site}, {self.n_features} features of width {self.d_in}, tap {self.tap.value})"
+        )
+
+    @property
+    def n_features(self) -> int:
+        """How many features there are; reads no tensor."""
+        return self._weights.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        """The width of what is read and written; reads no tensor."""
+        return self._weights.shape[1]
+
+    @property
+    def origin(self) -> str:
+        """The file the tensors are read from, as errors name it."""
+        return self._weights.origin
+
+    @cached_property
+    def W_enc(self) -> Float[Tensor, "n_features d_in"]:  # noqa: N802
+        """The encoder, a row a feature. Raises BadFile where a row is not finite."""
+        return self._read("W_enc")
+
+    @cached_property
+    def b_enc(self) -> Float[Tensor, " n_features"]:
+        """The bias of the pre-activations. Raises BadFile where it is not finite."""
+        return self._read("b_enc")
+
+    @cached_property
+    def W_dec(self) -> Float[Tensor, "n_features d_in"]:  # noqa: N802
+        """The decoder, a row a feature. Raises BadFile where a row is not finite or is all zeros."""
+        return self._read("W_dec")
+
+    @cached_property
+    def b_dec(self) -> Float[Tensor, " d_in"]:
+        """The bias of the reconstruction. Raises BadFile where it is not finite."""
+        return self._read("b_dec")
+
+    @cached_property
+    def activation(self) -> Activation:
+        """The activation function, with its thresholds read. Raises BadFile where one is not finite."""
+        return self._activation()
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._weights.read(name)
+        check_values(tensor, name, self._weights.origin, zero_rows=name != "W_dec")
+        return tensor
+
+    def unload(self) -> None:
+        """Forget the tensors that were read; the next use reads them again. Values do not change.
+
+        Raises:
+            Nothing.
+        """
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec", "activation"):
+            self.__dict__.pop(name, None)
+
+    def encode(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_features"]:
+        """Activations of every feature on hidden states `h`, in the dtype of the weights.
+
+        Raises:
+            WidthMismatch: when `h` is not `d_in` wide.
+            BadFile: when a tensor read at first use is bad.
+        """
+        if h.shape[-1] != self.d_in:
+            raise WidthMismatch(
+                f"The dictionary at {self.site} reads {self.tap.value} of width {self.d_in}, and the hidden "
+                f"states are {h.shape[-1]} wide. Capture {self.tap.value} at layer {self.site.layer} of the "
+                "model the dictionary was trained on."
+            )
+        prepared, _, _ = self._prepare(h.to(self.W_enc.dtype))
+        if self.preprocessing.subtract_b_dec:
+            prepared = prepared - self.b_dec
+        return self.activation(torch.nn.functional.linear(prepared, self.W_enc, self.b_enc))
+
+    def decode(
+        self, acts: Float[Tensor, "*batch n_features"], h: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_in"]:
+        """The reconstruction from activations: acts @ W_dec + b_dec.
+
+        `h` is needed only where `preprocessing.norm` is not NONE: there each token was divided by a number of
+        its own, which is taken from `h` again. Where `preprocessing.center` holds, the reconstruction is of
+        centred h.
+
+        Raises:
+            WidthMismatch: when `acts` is not `n_features` wide.
+            InvalidArgument: when `h` is needed and not given.
+            BadFile: when a tensor read at first use is bad.
+        """
+        if acts.shape[-1] != self.n_features:
+            raise WidthMismatch(
+                f"{acts.shape[-1]} activations for the {self.n_features} features at {self.site}. Pass what "
+                "this dictionary's encode returned."
+            )
+        out = acts.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
+        if self.preprocessing.norm is Norm.NONE:
+            return out
+        if h is None:
+            raise InvalidArgument(
+                f"The dictionary at {self.site} normalises every token ({self.preprocessing.norm.value}), so "
+                "activations alone do not give the size of the reconstruction. Call decode(acts, h) with the "
+                "hidden states that were encoded."
+            )
+        _, scale, shift = self._prepare(h.to(out.dtype))
+        return out * scale + shift
+
+    def _prepare(
+        self, h: Float[Tensor, "*batch d_in"]
+    ) -> tuple[Float[Tensor, "*batch d_in"], Tensor | float, Tensor | float]:
+        """The prepared h, and the scale and shift that undo the normalisation."""
+        if self.preprocessing.center:
+            h = h - h.mean(dim=-1, keepdim=True)
+        if self.preprocessing.norm is Norm.LAYER_NORM:
+            mean = h.mean(dim=-1, keepdim=True)
+            std = (h - mean).std(dim=-1, keepdim=True)
+            return (h - mean) / (std + 1e-5), std, mean
+        if self.preprocessing.norm is Norm.RESCALE:
+            scale = torch.linalg.vector_norm(h, dim=-1, keepdim=True) / self.d_in**0.5
+            return h / scale, scale, 0.0
+        return h, 1.0, 0.0
+
+    def directions(self, model: AttentionWriter | None = None) -> Float[Tensor, "n_features d_model"]:
+        """What each feature writes into the residual stream: unit rows in d_model.
+
+        The decoder rows, at unit norm; no release promises that they are. A row v of a dictionary on z is
+        written as `(W_O v) * gain`: a norm after attention also divides by a positive number a token, which a
+        direction does not see. Reads `W_dec` and nothing else.
+
+        Raises:
+            WidthMismatch: on z without a model, or with a model whose z has another width.
+            BadFile: when a row is zero or not finite.
+        """
+        rows = self.W_dec
+        if self.tap is Tap.Z:
+            rows = self._written(rows, model)
+            check_values(rows, "W_dec projected by W_O", self.origin, zero_rows=False)
+        # a row is scaled by its largest entry first, so that no square under- or overflows
+        rows = rows / row_peaks(rows)[:, None]
+        return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+
+    def _written(self, rows: Tensor, model: AttentionWriter | None) -> Float[Tensor, "n_features d_model"]:
+        if model is None:
+            raise WidthMismatch(
+                f"The dictionary at {self.site} was trained on z, the outputs of the heads, of width "
+                f"{self.d_in}; directions are of width d_model, and only the model's output projection leads "
+                "from one to the other. Load the model and call directions(model)."
+            )
+        W_O, gain = model.attention_writer(self.site.layer)
+        if W_O.shape[1] != self.d_in:
+            raise WidthMismatch(
+                f"The dictionary at {self.site} reads z of width {self.d_in}, and the model's output "
+                f"projection at layer {self.site.layer} maps width {W_O.shape[1]} to d_model {W_O.shape[0]}. "
+                "Load the model the dictionary was trained on."
+            )
+        out = rows @ W_O.to(rows).T
+        return out if gain is None else out * gain.to(rows)
+
+    def fold(self) -> Dictionary:
+        """The same function with every threshold at 1: W_enc / t, b_enc / t, W_dec * t, t -> 1.
+
+        Activations are divided by t and decoder rows multiplied, so decode(encode(h)) does not change while
+        rows of two dictionaries become comparable in size (Balagansky et al. 2024, arXiv 2410.07656).
+
+        Raises:
+            InvalidArgument: when the activation is not JumpReLU, or a threshold is not above 0.
+            BadFile: when a threshold read at first use is not finite.
+        """
+        activation = self.activation
+        if not isinstance(activation, JumpReLU):
+            raise InvalidArgument(
+                f"The dictionary at {self.site} has activation {activation.kind.value}; folding divides by "
+                "JumpReLU thresholds. Match without folding."
+            )
+        t = activation.threshold
+        low = torch.nonzero(t <= 0).flatten()
+        if len(low):
+            raise InvalidArgument(
+                f"{len(low)} of {len(t)} thresholds at {self.site} are not above 0 (first rows "
+                f"{first_rows(low)}), and folding divides by them. Match without folding."
+            )
+        return Dictionary.reading(
+            self.site,
+            tap=self.tap,
+            weights=RowScaled(self._weights, lambda: 1 / t),
+            activation=lambda: JumpReLU(torch.ones_like(t)),
+            preprocessing=self.preprocessing,
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
+        """The same on `device` in `dtype`; still reads at first use.
+
+        Raises:
+            Nothing here; torch's RuntimeError at first use when the device does not exist.
+        """
+        return Dictionary.reading(
+            self.site,
+            tap=self.tap,
+            weights=Moved(self._weights, device, dtype),
+            activation=lambda: self.activation.to(device, dtype),
+            preprocessing=self.preprocessing,
+        )

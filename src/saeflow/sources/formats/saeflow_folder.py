@@ -1,0 +1,215 @@
+"""saeflow's own folder: release.json and one safetensors file a site. Read and written here.
+
+    release.json    {"format": "saeflow-dictionaries", "version": 1, "name": ..., "model": ...,
+                     "sites": {"0/res": {"file": "0.res.safetensors", "tap": "res",
+                                         "activation": {"kind": "jumprelu"}}}}
+    0.res.safetensors   W_enc [n_features d_in], W_dec [n_features d_in], b_enc, b_dec, and threshold where
+                        the activation has one
+
+`release.json` is written last, by a rename: a folder that has one is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnsupportedFormat
+from saeflow.ids import Site
+from saeflow.sources.activations import Activation, ActivationKind, BatchTopK, JumpReLU, ReLU, TopK
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
+from saeflow.sources.formats.tensors import FileWeights, SafetensorsFile, Stored
+
+FORMAT = "saeflow-dictionaries"
+VERSION = 1
+MANIFEST = "release.json"
+_MATRICES = ("W_enc", "W_dec")
+_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What release.json says: which file holds which site."""
+
+    folder: Path
+    name: str
+    model: str
+    sites: Mapping[Site, Mapping[str, Any]]
+
+    def open(self, site: Site) -> Dictionary:
+        """The dictionary at a site; reads headers only.
+
+        Raises:
+            BadFile: when the entry or its file is not as the format says.
+            KeyError: when the release has no such site.
+        """
+        entry, where = self.sites[site], f"{self.folder / MANIFEST}, site {site}"
+        name = _entry(entry, "file", str, where)
+        if PurePath(name).name != name:
+            raise BadFile(f"{where}: file {name!r} is no plain name. Files lie beside {MANIFEST}.")
+        kind = _member(
+            ActivationKind, _entry(_entry(entry, "activation", dict, where), "kind", str, where), where
+        )
+        stored = _NAMES + (
+            ("threshold",) if kind in (ActivationKind.JUMPRELU, ActivationKind.BATCHTOPK) else ()
+        )
+        weights = FileWeights(SafetensorsFile(self.folder / name), {key: Stored(key) for key in stored})
+        return Dictionary.reading(
+            site,
+            tap=_member(Tap, _entry(entry, "tap", str, where), where),
+            weights=weights,
+            activation=_activation(kind, entry["activation"], weights, where),
+            preprocessing=_preprocessing(entry.get("preprocessing", {}), where),
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read release.json of a folder; no other file is opened.
+
+    Raises:
+        BadFile: when it is not JSON, or lacks an entry.
+        UnsupportedFormat: when it is of another format or a newer version.
+    """
+    path = folder / MANIFEST
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{path}: cannot be read as JSON ({error}). Fetch the folder again.") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
+        found = (data.get("format"), data.get("version")) if isinstance(data, dict) else type(data).__name__
+        raise UnsupportedFormat(
+            f"{path}: format and version are {found}, expected {(FORMAT, VERSION)}. Update saeflow if the "
+            "version is newer."
+        )
+    entries = _entry(data, "sites", dict, str(path))
+    try:
+        sites = {Site.parse(text): _entry(entries, text, dict, str(path)) for text in entries}
+    except InvalidId as error:
+        raise BadFile(f"{path}: {error}") from error
+    name, model = (_entry(data, key, str, str(path)) for key in ("name", "model"))
+    return Manifest(folder, name, model, dict(sorted(sites.items())))
+
+
+def save_release(
+    folder: Path | str,
+    dictionaries: Mapping[Site, Dictionary],
+    *,
+    name: str,
+    model: str,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write dictionaries as a saeflow folder; matrices in `dtype`, biases and thresholds in float32.
+
+    Each file is written beside its place and renamed, release.json last; an old release.json is removed
+    first.
+
+    Raises:
+        InvalidArgument: when there is nothing to write, or a matrix does not fit `dtype`: overflow, or a
+            decoder row that becomes zeros.
+        BadFile: when a dictionary read from disk is bad.
+    """
+    if not dictionaries:
+        raise InvalidArgument(f"There is no dictionary to write to {folder}. Pass at least one site.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    sites: dict[str, dict[str, Any]] = {}
+    for site, dictionary in sorted(dictionaries.items()):
+        file = f"{site.layer}.{site.part.value}.safetensors"
+        tensors = _tensors(site, dictionary, dtype)
+        _replace(folder / file, lambda path, tensors=tensors: save_file(tensors, path))
+        sites[str(site)] = _describe(dictionary, file)
+    text = json.dumps(
+        {"format": FORMAT, "version": VERSION, "name": name, "model": model, "sites": sites}, indent=1
+    )
+    _replace(folder / MANIFEST, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _tensors(site: Site, dictionary: Dictionary, dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name in _NAMES:
+        tensor: Tensor = getattr(dictionary, name)
+        tensors[name] = tensor.detach().to("cpu", dtype if name in _MATRICES else torch.float32).contiguous()
+    activation = dictionary.activation
+    if isinstance(activation, JumpReLU | BatchTopK):
+        whole = activation.threshold.detach().to("cpu", torch.float32)
+        tensors["threshold"] = whole.expand(dictionary.n_features).contiguous()
+    for name in _MATRICES:
+        peak = tensors[name].abs().amax(dim=1)
+        if not bool(torch.isfinite(peak).all()) or (name == "W_dec" and bool((peak == 0).any())):
+            raise InvalidArgument(
+                f"{name} of the dictionary at {site} does not fit {dtype}: a value overflows or a row "
+                "becomes zeros. Save with dtype=torch.float32."
+            )
+    return tensors
+
+
+def _describe(dictionary: Dictionary, file: str) -> dict[str, Any]:
+    activation, before = dictionary.activation, dictionary.preprocessing
+    told: dict[str, Any] = {"kind": activation.kind.value}
+    if isinstance(activation, TopK):
+        told["k"] = activation.k
+    entry: dict[str, Any] = {"file": file, "tap": dictionary.tap.value, "activation": told}
+    if before != Preprocessing():
+        entry["preprocessing"] = {
+            "subtract_b_dec": before.subtract_b_dec,
+            "center": before.center,
+            "norm": before.norm.value,
+        }
+    return entry
+
+
+def _activation(
+    kind: ActivationKind, told: Mapping[str, Any], weights: FileWeights, where: str
+) -> Callable[[], Activation]:
+    if kind is ActivationKind.TOPK:
+        k = _entry(told, "k", int, where)
+        return lambda: TopK(k)
+    if kind is ActivationKind.JUMPRELU:
+        return lambda: JumpReLU(weights.threshold())
+    if kind is ActivationKind.BATCHTOPK:
+        return lambda: BatchTopK(weights.threshold())
+    return ReLU
+
+
+def _preprocessing(told: Mapping[str, Any], where: str) -> Preprocessing:
+    unknown = sorted(set(told) - {"subtract_b_dec", "center", "norm"})
+    if unknown:
+        raise UnsupportedFormat(f"{where}: preprocessing {unknown} is not known. Update saeflow.")
+    norm = _member(Norm, str(told.get("norm", "none")), where)
+    return Preprocessing(bool(told.get("subtract_b_dec", False)), bool(told.get("center", False)), norm)
+
+
+def _entry(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    value = data.get(key)
+    if not isinstance(value, kind):
+        raise BadFile(
+            f"{where}: entry {key!r} is {value!r}, expected {kind.__name__}. Write the release again."
+        )
+    return value
+
+
+def _member(kind: Any, value: str, where: str) -> Any:
+    if value not in [member.value for member in kind]:
+        raise UnsupportedFormat(
+            f"{where}: {kind.__name__} {value!r} is not known, expected one of {[m.value for m in kind]}. "
+            "Update saeflow."
+        )
+    return kind(value)

@@ -1,0 +1,237 @@
+"""DictionarySet: the dictionaries of a release or a folder, as a lazy mapping from Site.
+
+What the rest of saeflow is given. Opening a set reads a list of sites; `set[site]` fetches the file if it is
+on a hub and reads its header; a tensor is read when it is used. Releases are data, in `releases/*.toml`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from saeflow.errors import BadFile, UnknownRelease, UnknownSite, Unreachable
+from saeflow.ids import Part, Site
+from saeflow.paths import PACK
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.formats import discover, load
+from saeflow.sources.formats.saeflow_folder import MANIFEST, read_manifest
+
+DEMO: Final = "demo"
+_RELEASES: Final = Path(__file__).parent / "releases"
+
+
+if TYPE_CHECKING:
+    _Sites = Mapping[Site, Dictionary]
+else:
+    # not subscripted at run time: checking an instance against its type would open a dictionary
+    _Sites = Mapping
+
+
+class DictionarySet(_Sites):
+    """Dictionaries by site, opened at first use and kept; `unload` of a Dictionary frees its tensors."""
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        openers: Mapping[Site, Callable[[], Dictionary]],
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`openers` makes each dictionary when asked for; `model` is empty where nothing says it."""
+        self._name, self._model = name, model
+        self._openers = dict(sorted(openers.items()))
+        self._device = torch.device(device)
+        self._open: dict[Site, Dictionary] = {}
+
+    @property
+    def name(self) -> str:
+        """The release's name, or the folder's."""
+        return self._name
+
+    @property
+    def model(self) -> str:
+        """The model the dictionaries were trained on, as its hub calls it; empty where nothing says it."""
+        return self._model
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site there is a dictionary at, in order of computation."""
+        return tuple(self._openers)
+
+    def __getitem__(self, site: Site) -> Dictionary:
+        """The dictionary at `site`, the same object each time.
+
+        Raises:
+            UnknownSite: when there is none; the message lists what there is.
+            Unreachable: when its file must be fetched and cannot be.
+            BadFile: when its file is bad.
+        """
+        if site not in self._openers:
+            raise UnknownSite(f"{self._name} has no dictionary at {site}. It has {_layers(self.sites)}.")
+        if site not in self._open:
+            made = self._openers[site]()
+            self._open[site] = made if self._device.type == "cpu" else made.to(self._device)
+        return self._open[site]
+
+    def __contains__(self, site: object) -> bool:
+        """Whether there is a dictionary at `site`; opens nothing."""
+        return site in self._openers
+
+    def __iter__(self) -> Iterator[Site]:
+        """Sites in order of computation; opens nothing."""
+        return iter(self._openers)
+
+    def __len__(self) -> int:
+        """How many sites there are."""
+        return len(self._openers)
+
+    def __repr__(self) -> str:
+        """Name, model and sites; opens nothing."""
+        return f"DictionarySet({self._name!r}, model {self._model!r}, {_layers(self.sites)})"
+
+
+def load_dictionaries(release_or_folder: str | Path, *, device: torch.device | str = "cpu") -> DictionarySet:
+    """The dictionaries of the demo pack ("demo"), of a folder, or of a named release on a hub.
+
+    A folder is saeflow's own, or a tree that holds files of any format `saeflow.sources.formats` reads. A
+    release is one of `known_releases`; its files are fetched with huggingface_hub at first use, and kept in
+    its cache.
+
+    Raises:
+        UnknownRelease: when the argument is neither; the message lists the releases.
+        UnsupportedFormat: when a folder holds nothing of a known format.
+        BadFile: when a file is bad, or the demo pack is missing from the installation.
+    """
+    name = str(release_or_folder)
+    if name == DEMO:
+        return _from_folder(demo_folder(), device)
+    if Path(release_or_folder).exists():
+        return _from_folder(Path(release_or_folder), device)
+    if isinstance(release_or_folder, str) and name in known_releases():
+        return _from_recipe(_read_recipe(name), device)
+    raise UnknownRelease(
+        f"{name!r} is neither a release nor a path that exists. Releases: "
+        f"{', '.join((DEMO, *known_releases()))}. A path may be a folder of dictionaries in any supported "
+        "format."
+    )
+
+
+def known_releases() -> tuple[str, ...]:
+    """The named releases, sorted; "demo" is not among them.
+
+    Raises:
+        Nothing.
+    """
+    return tuple(sorted(path.stem for path in _RELEASES.glob("*.toml")))
+
+
+def demo_folder() -> Path:
+    """The folder of the demo pack's dictionaries.
+
+    Raises:
+        BadFile: when the installation lacks it.
+    """
+    folder = PACK / "saes"
+    if not (folder / MANIFEST).is_file():
+        raise BadFile(
+            f"The demo pack is missing: {folder / MANIFEST} does not exist. Install saeflow again from a "
+            "wheel, or build the pack with scripts/build_demo.py."
+        )
+    return folder
+
+
+def _from_folder(folder: Path, device: torch.device | str) -> DictionarySet:
+    openers = discover(folder)
+    name, model = folder.absolute().name, ""
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        name, model = manifest.name, manifest.model
+    return DictionarySet(name, model, openers, device=device)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a release keeps one site's SAE: the first file is what is read, the others lie beside it."""
+
+    repo: str
+    revision: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """A release as its TOML file says it."""
+
+    name: str
+    model: str
+    sites: Mapping[Site, _Entry]
+
+
+def _read_recipe(name: str) -> _Recipe:
+    data: dict[str, Any] = tomllib.loads((_RELEASES / f"{name}.toml").read_text(encoding="utf-8"))
+    sites: dict[Site, _Entry] = {}
+    for part, told in data["parts"].items():
+        # {l0} of a pattern stands for the layer's entry of the list
+        for layer, l0 in enumerate(told.get("l0", [None] * int(data["layers"]))):
+            files = tuple(str(pattern).format(layer=layer, l0=l0) for pattern in told["files"])
+            sites[Site(layer, Part(part))] = _Entry(told["repo"], told["revision"], files)
+    return _Recipe(name, data["model"], sites)
+
+
+def _from_recipe(recipe: _Recipe, device: torch.device | str) -> DictionarySet:
+    openers = {site: partial(_open_entry, site, entry) for site, entry in recipe.sites.items()}
+    return DictionarySet(recipe.name, recipe.model, openers, device=device)
+
+
+def _open_entry(site: Site, entry: _Entry) -> Dictionary:
+    paths = [_fetch(entry, file) for file in entry.files]
+    found = load(paths[0], site)
+    if not isinstance(found, Dictionary):
+        raise BadFile(
+            f"{paths[0]} holds several dictionaries, expected the one at {site}. Fetch the release again."
+        )
+    return found
+
+
+def _fetch(entry: _Entry, file: str) -> Path:
+    try:
+        return Path(huggingface_hub.hf_hub_download(entry.repo, file, revision=entry.revision))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise Unreachable(
+            f"{file} of {entry.repo} (revision {entry.revision}) cannot be fetched ({_told(error)}). "
+            "Check the network and that your account may read the repository (hf auth login), or pass a folder "
+            "that holds the file already."
+        ) from error
+
+
+def _told(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def _layers(sites: tuple[Site, ...]) -> str:
+    told: list[str] = []
+    for part in Part:
+        layers = [site.layer for site in sites if site.part is part]
+        if layers:
+            told.append(f"{part.value} at layers {_ranges(layers)}")
+    return "; ".join(told) or "no site"
+
+
+def _ranges(layers: list[int]) -> str:
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,196 @@
+"""Weights: where the tensors of a Dictionary come from, and what is checked when one is read.
+
+Below dictionary.py and the file readers. A Weights knows its shape from a header and reads one tensor at a
+time; wrappers change what is read without reading anything else: other device or dtype, rows scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeflow.errors import BadFile, InvalidArgument
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """Where a dictionary's tensors come from. `read` costs a read each time; Dictionary keeps the result."""
+
+    @property
+    def origin(self) -> str:
+        """What an error names: the file."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_features, d_in), known without reading a tensor."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """`W_enc` or `W_dec` [n_features d_in], `b_enc` [n_features] or `b_dec` [d_in].
+
+        Raises:
+            BadFile: when the tensor cannot be read.
+        """
+        ...
+
+
+class RowScaled:
+    """Weights with feature i's activation multiplied by factor[i] and its decoder row divided by it."""
+
+    def __init__(self, base: Weights, factor: Callable[[], Float[Tensor, " n_features"]]) -> None:
+        """`factor` is called only when a tensor that needs it is read."""
+        self._base, self._factor = base, factor
+
+    @property
+    def origin(self) -> str:
+        """The file of the base."""
+        return self._base.origin
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_features, d_in) of the base."""
+        return self._base.shape
+
+    def read(self, name: str) -> Tensor:
+        """The base's tensor, scaled: W_enc and b_enc times the factor, W_dec divided by it.
+
+        Raises:
+            BadFile: when the base does.
+        """
+        tensor = self._base.read(name)
+        if name == "b_dec":
+            return tensor
+        factor = self._factor().to(tensor)
+        if name == "b_enc":
+            return tensor * factor
+        return tensor * factor[:, None] if name == "W_enc" else tensor / factor[:, None]
+
+
+class Moved:
+    """Weights on another device or in another dtype."""
+
+    def __init__(self, base: Weights, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        """None keeps what the base has."""
+        self._base, self._device, self._dtype = base, device, dtype
+
+    @property
+    def origin(self) -> str:
+        """The file of the base."""
+        return self._base.origin
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_features, d_in) of the base."""
+        return self._base.shape
+
+    def read(self, name: str) -> Tensor:
+        """The base's tensor, moved.
+
+        Raises:
+            BadFile: when the base does.
+        """
+        return self._base.read(name).to(device=self._device, dtype=self._dtype)
+
+
+class Held:
+    """Weights in memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Check shapes against `W_dec` and hold.
+
+        Raises:
+            InvalidArgument: when two shapes do not go together.
+        """
+        self._tensors, self._origin = dict(tensors), origin
+        if tensors["W_dec"].ndim != 2:
+            raise InvalidArgument(
+                f"{origin}: W_dec has shape {list(tensors['W_dec'].shape)}, expected [n_features, d_in]. Rows "
+                "are features in both matrices."
+            )
+        n_features, d_in = tensors["W_dec"].shape
+        for name, expected in expected_shapes(n_features, d_in).items():
+            got = tuple(tensors[name].shape)
+            if got != expected:
+                raise InvalidArgument(
+                    f"{origin}: {name} has shape {list(got)}, expected {list(expected)} beside W_dec "
+                    f"{[n_features, d_in]}. Rows are features in both matrices."
+                )
+
+    @property
+    def origin(self) -> str:
+        """What the caller named it."""
+        return self._origin
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_features, d_in)."""
+        n_features, d_in = self._tensors["W_dec"].shape
+        return n_features, d_in
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as given.
+
+        Raises:
+            Nothing.
+        """
+        return self._tensors[name]
+
+
+def expected_shapes(n_features: int, d_in: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a dictionary, rows being features.
+
+    Raises:
+        Nothing.
+    """
+    matrix = (n_features, d_in)
+    return {"W_enc": matrix, "b_enc": (n_features,), "W_dec": matrix, "b_dec": (d_in,)}
+
+
+def check_values(tensor: Tensor, name: str, origin: str, *, zero_rows: bool) -> None:
+    """Refuse values that are not finite and, unless `zero_rows`, rows that are all zeros.
+
+    Raises:
+        BadFile: naming `origin`, the tensor, how many rows and which come first.
+    """
+    peak = row_peaks(tensor)
+    bad = torch.nonzero(~torch.isfinite(peak)).flatten()
+    if len(bad):
+        raise BadFile(
+            f"{origin}: tensor {name!r} has NaN or infinite values in {len(bad)} of {len(peak)} rows (first "
+            f"rows {first_rows(bad)}). Fetch the file again; if it was trained here, training diverged."
+        )
+    zero = torch.nonzero(peak == 0).flatten() if not zero_rows else bad
+    if len(zero):
+        raise BadFile(
+            f"{origin}: tensor {name!r} has {len(zero)} of {len(peak)} rows that are all zeros (first rows "
+            f"{first_rows(zero)}), and a row of zeros has no direction to match. Remove these features from "
+            "the file, with their entries in the other tensors, or fetch it again if it should not have any."
+        )
+
+
+def row_peaks(tensor: Float[Tensor, "*rows columns"]) -> Float[Tensor, " n_rows"]:
+    """The largest absolute entry of each row, or each entry of a vector.
+
+    NaN or infinite where any entry of the row is, and 0 only in a row of zeros: no square under- or overflows.
+
+    Raises:
+        Nothing.
+    """
+    if tensor.ndim < 2:
+        return tensor.abs().reshape(-1)
+    low, high = torch.aminmax(tensor, dim=-1)
+    return torch.maximum(high, -low)
+
+
+def first_rows(rows: Tensor) -> list[int]:
+    """The first five row numbers, for a message.
+
+    Raises:
+        Nothing.
+    """
+    return [int(row) for row in rows[:5]]
