@@ -1,0 +1,237 @@
+"""The atlas: every match table a flow graph of a release needs. No torch.
+
+A folder with `atlas.json` (what was matched, how, and a sha256 of every table) and one safetensors file
+per ordered pair of sites. Tens of MB for a release of tens of GB; with it a graph needs no weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease, UnknownSite
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.matching.table import MatchTable, write_atomic
+from saeflow.paths import PACK, cache_folder
+from saeflow.records import Match
+
+FORMAT = "saeflow-atlas"
+VERSION = 1
+MANIFEST = "atlas.json"
+Pair = tuple[Site, Site]
+
+
+def flow_pairs(sites: list[Site]) -> list[Pair]:
+    """Pairs (residual site, predecessor) that a flow graph needs, in order, from the sites there are."""
+    present = set(sites)
+    return [
+        (site, p)
+        for site in sorted(present)
+        if site.part is Part.RES
+        for p in site.predecessors
+        if p in present
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas(Mapping[Pair, MatchTable]):
+    """Match tables of a release, read from disk at first use.
+
+    `atlas[source, target]` is the table of best matches in `target` for the features of `source`.
+    """
+
+    folder: Path
+    release: str
+    model: str
+    k: int
+    made_by: str
+    files: Mapping[Pair, tuple[str, str]] = field(repr=False)
+
+    @cached_property
+    def _tables(self) -> dict[Pair, MatchTable]:
+        return {}
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site with a table, in order of computation."""
+        return tuple(sorted({site for pair in self.files for site in pair}))
+
+    def __getitem__(self, pair: Pair) -> MatchTable:
+        """The table from `pair[0]` to `pair[1]`.
+
+        Raises:
+            UnknownSite: when the atlas has no such table.
+            CorruptAtlas: when the file no longer has the checksum the atlas states.
+        """
+        if pair not in self._tables:
+            if pair not in self.files:
+                raise UnknownSite(self._no_table(*pair))
+            self._tables[pair] = MatchTable.load(self.folder / self.files[pair][0])
+        return self._tables[pair]
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Ordered pairs of sites."""
+        return iter(sorted(self.files))
+
+    def __len__(self) -> int:
+        """Number of tables."""
+        return len(self.files)
+
+    def has(self, source: Site, target: Site) -> bool:
+        """Whether there is a table from `source` to `target`."""
+        return (source, target) in self.files
+
+    def best(self, feature: FeatureId, target: Site, k: int | None = None) -> tuple[Match, ...]:
+        """The best `k` matches of `feature` at `target`, best first.
+
+        Raises:
+            UnknownSite: when the atlas has no such table.
+            UnknownFeature: when the index lies outside the dictionary.
+            InvalidArgument: when `k` is larger than what the atlas keeps.
+        """
+        if k is not None and not 1 <= k <= self.k:
+            raise InvalidArgument(
+                f"k={k} matches were asked of an atlas that keeps {self.k}. Give k between 1 and {self.k}, or build "
+                f"it again with `saeflow atlas build --k {max(k, 1)}`."
+            )
+        return self[feature.site, target].best(feature, target, k)
+
+    def n_features(self, site: Site) -> int:
+        """Width of the dictionary at `site`.
+
+        Raises:
+            UnknownSite: when the atlas knows nothing of the site.
+        """
+        for source, target in self.files:
+            if site == source:
+                return self[source, target].n_source
+            if site == target:
+                return self[source, target].n_target
+        raise UnknownSite(self._no_site(site))
+
+    def check(self, feature: FeatureId) -> None:
+        """Raise what a graph from `feature` would meet: an unknown site or feature.
+
+        Raises:
+            UnknownSite: when the atlas has no dictionary at the feature's site.
+            UnknownFeature: when the index lies outside it.
+        """
+        for source, target in self.files:
+            if source == feature.site:
+                self[source, target].best(feature, target, 1)
+                return
+        raise UnknownSite(self._no_site(feature.site))
+
+    def verify(self) -> None:
+        """Read every table's bytes and compare their checksums.
+
+        Raises:
+            CorruptAtlas: naming the first file that is missing or differs.
+        """
+        for name, expected in self.files.values():
+            path = self.folder / name
+            try:
+                found = hashlib.sha256(path.read_bytes()).hexdigest()
+            except OSError as error:
+                raise CorruptAtlas(f"{path} cannot be read ({error.strerror}). {_AGAIN}") from None
+            if found != expected:
+                raise CorruptAtlas(
+                    f"{path} has checksum {found[:12]}…, the atlas states {expected[:12]}…. {_AGAIN}"
+                )
+
+    def _no_site(self, site: Site) -> str:
+        layers = sorted({s.layer for s in self.sites})
+        parts = ", ".join(sorted({s.part.value for s in self.sites}))
+        return f"{self.release} has no dictionary at {site}. It covers layers {layers[0]} to {layers[-1]} of {parts}."
+
+    def _no_table(self, source: Site, target: Site) -> str:
+        for site in (source, target):
+            if site not in self.sites:
+                return self._no_site(site)
+        return (
+            f"the atlas of {self.release} has no table from {source} to {target}: it holds neighbours in the flow "
+            f"only. Match these two with `saeflow match {self.release} {source} {target}`."
+        )
+
+
+_AGAIN = "Fetch the atlas again, or build it with `saeflow atlas build`."
+
+
+def save_manifest(atlas: Atlas) -> None:
+    """Write `atlas.json`, which makes the folder an atlas. Called when every table is there."""
+    tables = [
+        {"source": str(source), "target": str(target), "file": name, "sha256": digest}
+        for (source, target), (name, digest) in sorted(atlas.files.items())
+    ]
+    data = {
+        "format": FORMAT,
+        "version": VERSION,
+        "release": atlas.release,
+        "model": atlas.model,
+        "method": "cosine",
+        "k": atlas.k,
+        "made_by": atlas.made_by,
+        "tables": tables,
+    }
+    write_atomic(atlas.folder / MANIFEST, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
+    """Open an atlas: "demo", a folder, or the name of one built into the cache folder.
+
+    Raises:
+        UnknownRelease: when there is no such atlas; says how to build it.
+        BadFile: when `atlas.json` cannot be read.
+        CorruptAtlas: when its version or a checksum does not agree (`verify=False` skips checksums).
+    """
+    folder = _locate(str(name))
+    path = folder / MANIFEST
+    try:
+        data = cast("dict[str, Any]", json.loads(path.read_bytes()))
+        kind, version = data["format"], data["version"]
+        if (kind, version) != (FORMAT, VERSION):
+            raise CorruptAtlas(
+                f"{path} is {kind!r} version {version}, not {FORMAT!r} version {VERSION}. {_AGAIN}"
+            )
+        files = {
+            (Site.parse(t["source"]), Site.parse(t["target"])): (_inside(folder, t["file"]), str(t["sha256"]))
+            for t in data["tables"]
+        }
+        atlas = Atlas(folder, data["release"], data["model"], data["k"], data["made_by"], files)
+    except CorruptAtlas:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFile(f"{path} cannot be read as an atlas ({error!r}). {_AGAIN}") from None
+    if verify:
+        atlas.verify()
+    return atlas
+
+
+def atlas_cache() -> Path:
+    """Where atlases built by name are kept."""
+    return cache_folder() / "atlases"
+
+
+def _inside(folder: Path, name: str) -> str:
+    """A file name from a manifest, refused when it leaves the folder."""
+    if Path(name).name != name:
+        raise CorruptAtlas(
+            f"{folder / MANIFEST} names the file {name!r}, which lies outside the atlas. {_AGAIN}"
+        )
+    return name
+
+
+def _locate(name: str) -> Path:
+    places = [PACK / "atlas"] if name == "demo" else [Path(name).expanduser(), atlas_cache() / name.replace("/", "--")]
+    for place in places:
+        if (place / MANIFEST).is_file():
+            return place
+    raise UnknownRelease(
+        f"there is no atlas {name!r}: looked for {MANIFEST} in {' and '.join(str(p) for p in places)}. "
+        f'Build it with `saeflow atlas build {name}`, or give "demo" or the folder of one.'
+    )

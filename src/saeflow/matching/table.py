@@ -1,0 +1,157 @@
+"""MatchTable: what every matching method answers, and its file. No torch.
+
+One row per feature of the source dictionary: the rows of the target it matches, best first, and how
+well. Saved as safetensors with the sites, the method and the fingerprints of both dictionaries in the
+header, so that a table on its own says what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import Float32, Int32
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from saeflow.errors import BadFile, UnknownFeature, UnknownSite
+from saeflow.ids import FeatureId, Site
+from saeflow.records import Match
+
+VERSION = 1
+HEADER = "saeflow_table"
+
+
+@dataclass(frozen=True, eq=False)
+class MatchTable:
+    """Best matches in `target` for every feature of `source`.
+
+    Attributes:
+        source: Site the rows belong to.
+        target: Site that `index` points into.
+        method: How it was matched, such as "cosine".
+        n_target: Number of features of the target dictionary.
+        index: Rows of the target dictionary, best first.
+        score: Their scores; for "cosine" the cosine of the two decoder rows, in [-1, 1].
+        made_from: Fingerprints of the source and the target dictionary, "" when unknown.
+    """
+
+    source: Site
+    target: Site
+    method: str
+    n_target: int
+    index: Int32[np.ndarray, "n_source k"]
+    score: Float32[np.ndarray, "n_source k"]
+    made_from: tuple[str, str] = ("", "")
+
+    @property
+    def n_source(self) -> int:
+        """Number of features of the source dictionary."""
+        return self.index.shape[0]
+
+    @property
+    def k(self) -> int:
+        """How many matches are kept for each feature."""
+        return self.index.shape[1]
+
+    def has(self, source: Site, target: Site) -> bool:
+        """Whether this is the table from `source` to `target`."""
+        return (source, target) == (self.source, self.target)
+
+    def best(self, feature: FeatureId, target: Site | None = None, k: int | None = None) -> tuple[Match, ...]:
+        """The best `k` matches of `feature`, best first (all that are kept when `k` is None).
+
+        Raises:
+            UnknownSite: when the feature or `target` belongs to another table.
+            UnknownFeature: when the index lies outside the source dictionary.
+        """
+        if not self.has(feature.site, target or self.target):
+            raise UnknownSite(
+                f"this table matches {self.source} to {self.target}; it was asked for {feature} to "
+                f"{target or self.target}. Open the atlas and ask it instead."
+            )
+        if feature.index >= self.n_source:
+            raise UnknownFeature(
+                f"{feature} does not exist: the dictionary at {self.source} has {self.n_source} features, "
+                f"0 to {self.n_source - 1}."
+            )
+        pairs = zip(
+            self.index[feature.index, :k].tolist(), self.score[feature.index, :k].tolist(), strict=True
+        )
+        return tuple(Match(FeatureId(self.target, index), score) for index, score in pairs)
+
+    def to_bytes(self) -> bytes:
+        """The table as the bytes of its file."""
+        header = {
+            "version": VERSION,
+            "source": str(self.source),
+            "target": str(self.target),
+            "method": self.method,
+            "n_target": self.n_target,
+            "made_from": self.made_from,
+        }
+        arrays = {"index": np.ascontiguousarray(self.index), "score": np.ascontiguousarray(self.score)}
+        # One entry alone, so that the same table is always the same bytes.
+        return save(arrays, metadata={HEADER: json.dumps(header)})
+
+    def save(self, path: Path) -> None:
+        """Write the table; the file appears whole or not at all."""
+        write_atomic(path, self.to_bytes())
+
+    @staticmethod
+    def load(path: Path) -> MatchTable:
+        """Read a table that `save` wrote.
+
+        Raises:
+            BadFile: when the file is missing, cut off, of another kind or points outside its target.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = _header(path, (file.metadata() or {}).get(HEADER, "{}"))
+                index, score = file.get_tensor("index"), file.get_tensor("score")
+        except (OSError, SafetensorError) as error:
+            raise BadFile(f"{path}: not a readable match table ({error}). {_AGAIN}") from None
+        source, target = Site.parse(header["source"]), Site.parse(header["target"])
+        n_target, made_from = int(header["n_target"]), header["made_from"]
+        inside = index.shape == score.shape and index.ndim == 2
+        if not inside or (index.size and not 0 <= index.min() <= index.max() < n_target):
+            raise BadFile(
+                f"{path}: index {index.shape} and score {score.shape} do not form a table into {n_target} features. "
+                f"{_AGAIN}"
+            )
+        return MatchTable(
+            source, target, header["method"], n_target, index, score, (made_from[0], made_from[1])
+        )
+
+
+_AGAIN = "Fetch the atlas again, or build it with `saeflow atlas build`."
+
+
+def _header(path: Path, text: str) -> dict[str, Any]:
+    header = cast("dict[str, Any]", json.loads(text))
+    if header.get("version") != VERSION:
+        raise BadFile(
+            f"{path} is no match table of version {VERSION} (it says {header.get('version')!r}). {_AGAIN}"
+        )
+    return header
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to a neighbour of `path` and move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

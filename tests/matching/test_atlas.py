@@ -1,0 +1,145 @@
+"""An atlas is complete, resumes, and refuses to open when a byte is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownFeature, UnknownRelease, UnknownSite
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.matching import build
+from saeflow.matching.atlas import flow_pairs, open_atlas
+from saeflow.matching.build import build_atlas, match
+from saeflow.matching.table import MatchTable
+
+from .planted import N_LAYERS, plant
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return plant()
+
+
+@pytest.fixture
+def atlas(planted, tmp_path):
+    return build_atlas(planted.dictionaries, out=tmp_path / "atlas", k=3, release="planted", model="none")
+
+
+def test_it_holds_every_pair_of_the_flow_in_both_directions(atlas):
+    expected = {(Site(n, Part.RES), Site(n, part)) for n in range(N_LAYERS) for part in (Part.MLP, Part.ATT)}
+    expected |= {(Site(n, Part.RES), Site(n - 1, Part.RES)) for n in range(1, N_LAYERS)}
+    assert set(atlas) == expected | {(b, a) for a, b in expected}
+
+
+def test_each_table_is_the_match_of_its_two_sites(atlas, planted):
+    for (source, target), table in atlas.items():
+        alone = match(planted.dictionaries[source], planted.dictionaries[target], k=3)
+        assert np.array_equal(table.index, alone.index)
+        assert np.abs(table.score - alone.score).max() < 1e-6
+
+
+def test_a_table_is_the_same_after_saving_and_loading(atlas, tmp_path):
+    table = next(iter(atlas.values()))
+    table.save(tmp_path / "one.safetensors")
+    loaded = MatchTable.load(tmp_path / "one.safetensors")
+    assert np.array_equal(loaded.index, table.index)
+    assert np.array_equal(loaded.score, table.score)
+    assert (loaded.source, loaded.target, loaded.n_target) == (table.source, table.target, table.n_target)
+
+
+def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(planted, tmp_path):
+    whole = build_atlas(planted.dictionaries, out=tmp_path / "whole", k=3)
+
+    class Killed(Exception):
+        pass
+
+    def kill(done, total, now):
+        if done == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        build_atlas(planted.dictionaries, out=tmp_path / "killed", k=3, progress=kill)
+    with pytest.raises(UnknownRelease):
+        open_atlas(tmp_path / "killed")
+    build_atlas(planted.dictionaries, out=tmp_path / "killed", k=3)
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "killed" / file.name).read_bytes() == file.read_bytes()
+    assert len(list((tmp_path / "killed").iterdir())) == len(whole) + 1
+
+
+def test_tables_that_are_there_are_not_matched_again(planted, atlas, monkeypatch):
+    def never(*_args, **_kwargs):
+        raise AssertionError("matched again")
+
+    monkeypatch.setattr(build, "match_both", never)
+    build_atlas(planted.dictionaries, out=atlas.folder, k=3)
+
+
+def test_other_dictionaries_in_the_same_folder_are_matched_again(atlas):
+    other = build_atlas(plant(seed=1).dictionaries, out=atlas.folder, k=3)
+    pair = next(iter(other))
+    assert not np.array_equal(other[pair].score, atlas[pair].score)
+
+
+def test_a_flipped_byte_is_found_and_named(atlas):
+    victim = next(atlas.folder.glob("3.res-2.res*"))
+    data = bytearray(victim.read_bytes())
+    data[-3] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(CorruptAtlas, match=victim.name):
+        open_atlas(atlas.folder)
+
+
+def test_a_missing_table_is_found_and_named(atlas):
+    victim = next(atlas.folder.glob("3.res-2.res*"))
+    victim.unlink()
+    with pytest.raises(CorruptAtlas, match=victim.name):
+        open_atlas(atlas.folder)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "saeflow-atlas", "version": 1}', "\xff"])
+def test_a_broken_manifest_is_a_clear_error(atlas, text):
+    (atlas.folder / "atlas.json").write_text(text, encoding="latin-1")
+    with pytest.raises(BadFile, match=r"atlas\.json cannot be read"):
+        open_atlas(atlas.folder)
+
+
+def test_another_version_says_so(atlas):
+    path = atlas.folder / "atlas.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+    with pytest.raises(CorruptAtlas, match="version 99"):
+        open_atlas(atlas.folder)
+
+
+def test_a_manifest_cannot_name_files_outside_the_atlas(atlas):
+    path = atlas.folder / "atlas.json"
+    data = json.loads(path.read_text())
+    data["tables"][0]["file"] = "../secret.safetensors"
+    path.write_text(json.dumps(data))
+    with pytest.raises(CorruptAtlas, match="outside the atlas"):
+        open_atlas(atlas.folder)
+
+
+def test_what_it_does_not_hold_is_said(atlas):
+    with pytest.raises(UnknownSite, match="no dictionary at 9/res"):
+        atlas[Site(9, Part.RES), Site(8, Part.RES)]
+    with pytest.raises(UnknownSite, match="neighbours in the flow only"):
+        atlas[Site(3, Part.RES), Site(1, Part.RES)]
+    with pytest.raises(UnknownFeature, match="80 features, 0 to 79"):
+        atlas.best(FeatureId(Site(3, Part.RES), 80), Site(2, Part.RES))
+    with pytest.raises(InvalidArgument, match="keeps 3"):
+        atlas.best(FeatureId(Site(3, Part.RES), 0), Site(2, Part.RES), 4)
+    with pytest.raises(UnknownRelease, match="saeflow atlas build"):
+        open_atlas("no-such-atlas")
+
+
+def test_a_release_without_neighbours_has_no_atlas(planted, tmp_path):
+    alone = {Site(3, Part.RES): planted.dictionaries[Site(3, Part.RES)]}
+    with pytest.raises(UnknownSite, match="found \\(3/res\\)"):
+        build_atlas(alone, out=tmp_path / "atlas")
+    assert not (tmp_path / "atlas").exists()
+
+
+def test_pairs_leave_out_what_is_missing():
+    sites = [Site(2, Part.RES), Site(2, Part.MLP), Site(0, Part.RES)]
+    assert flow_pairs(sites) == [(Site(2, Part.RES), Site(2, Part.MLP))]
