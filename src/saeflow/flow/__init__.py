@@ -1,0 +1,9 @@
+"""Flow graphs: where a feature is born, carried, transformed and lost (section 3.3). No torch."""
+
+from saeflow.flow.graph import Direction, Edge, End, FlowGraph, Node, Reason
+from saeflow.flow.scores import Evolution, Scores, Thresholds
+from saeflow.flow.trace import Matches, trace
+
+__all__ = [
+    "Direction", "Edge", "End", "Evolution", "FlowGraph", "Matches", "Node", "Reason", "Scores", "Thresholds", "trace",
+]  # fmt: skip

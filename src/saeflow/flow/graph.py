@@ -1,0 +1,236 @@
+"""The flow graph as plain data: nodes, edges, ends; JSON and GraphML in and out. No torch.
+
+Edges run with the computation: from a predecessor (parent) to the feature that continues it (child).
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, cast
+
+from saeflow.errors import BadFile, SaeflowError
+from saeflow.flow.scores import Evolution, Scores, Thresholds
+from saeflow.ids import FeatureId, Part
+
+FORMAT = "saeflow-graph"
+VERSION = 1
+
+
+class Direction(enum.StrEnum):
+    """Which way a flow was followed when it ended."""
+
+    BACKWARD = "backward"
+    FORWARD = "forward"
+
+
+class Reason(enum.StrEnum):
+    """Why a flow ends."""
+
+    FIRST_LAYER = "first layer"
+    LAST_LAYER = "last layer"
+    BELOW_THRESHOLD = "below threshold"
+    MODULE_OUTPUT = "module output"
+    NO_TABLE = "no table"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A feature in a graph.
+
+    `scores` and `evolution` are None for features of a module, which have no predecessors.
+    `joins` names the modules that join here with a high score: a linear circuit (section 3.4).
+    """
+
+    feature: FeatureId
+    scores: Scores | None = None
+    evolution: Evolution | None = None
+    joins: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """`child` continues `parent`, with the cosine of their rows. `rank` 0 is the best match."""
+
+    parent: FeatureId
+    child: FeatureId
+    score: float
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Where a flow stops, and why. `score` and `threshold` are set when a cut stopped it."""
+
+    feature: FeatureId
+    direction: Direction
+    reason: Reason
+    score: float | None = None
+    threshold: float | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The reason in a sentence."""
+        name, back = self.feature, self.direction is Direction.BACKWARD
+        if self.reason is Reason.FIRST_LAYER:
+            return f"{name} lies in the first layer: no residual stream of SAE features comes before it."
+        if self.reason is Reason.LAST_LAYER:
+            return f"{name} lies in the last layer that was matched: nothing comes after it."
+        if self.reason is Reason.MODULE_OUTPUT:
+            return f"{name} is written by a module: matching rows does not look inside modules."
+        if self.reason is Reason.NO_TABLE:
+            side = "before" if back else "after"
+            return f"The atlas has no table for the site {side} {name}."
+        what = "predecessor" if back else "successor"
+        return f"The best {what} of {name} scores {self.score:.2f}, below t(R) = {self.threshold:.2f}."
+
+
+@dataclass(frozen=True)
+class FlowGraph:
+    """A feature's flow through the model.
+
+    `nodes` are in the order of computation; `span` is the first and last layer of a residual node
+    (l_start, l_end of appendix B.2), None when the graph has none.
+    """
+
+    seed: FeatureId
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    ends: tuple[End, ...]
+    thresholds: Thresholds
+    span: tuple[int, int] | None
+    release: str = ""
+
+    @cached_property
+    def by_feature(self) -> dict[FeatureId, Node]:
+        """Every node under its feature."""
+        return {node.feature: node for node in self.nodes}
+
+    def parents(self, feature: FeatureId) -> tuple[Edge, ...]:
+        """Edges into `feature`, best first."""
+        return tuple(sorted((e for e in self.edges if e.child == feature), key=lambda e: -e.score))
+
+    def children(self, feature: FeatureId) -> tuple[Edge, ...]:
+        """Edges out of `feature`, best first."""
+        return tuple(sorted((e for e in self.edges if e.parent == feature), key=lambda e: -e.score))
+
+    @property
+    def circuits(self) -> tuple[Node, ...]:
+        """Nodes where a module joins with a high score (section 3.4)."""
+        return tuple(node for node in self.nodes if node.joins)
+
+    def to_json(self) -> str:
+        """The graph as text that `from_json` reads back."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The graph as JSON values; features are written `24/res/14548`."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "release": self.release,
+            "seed": str(self.seed),
+            "span": None if self.span is None else list(self.span),
+            "thresholds": asdict(self.thresholds),
+            "nodes": [_node_out(node) for node in self.nodes],
+            "edges": [
+                {"parent": str(e.parent), "child": str(e.child), "score": e.score, "rank": e.rank}
+                for e in self.edges
+            ],
+            "ends": [_end_out(end) for end in self.ends],
+        }
+
+    @staticmethod
+    def from_json(text: str) -> FlowGraph:
+        """Read what `to_json` wrote.
+
+        Raises:
+            BadFile: when the text is no saeflow graph of this version.
+        """
+        try:
+            data = cast("dict[str, Any]", json.loads(text))
+            if data["format"] != FORMAT or data["version"] != VERSION:
+                raise BadFile(
+                    f"this is {data['format']!r} version {data['version']}, not {FORMAT!r} version {VERSION}. "
+                    "Write the graph again with `saeflow graph`."
+                )
+            return _read(data)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, SaeflowError):
+                raise
+            raise BadFile(
+                f"no flow graph can be read from this JSON: {error!r}. Write it with `saeflow graph`."
+            ) from None
+
+    def to_graphml(self) -> str:
+        """The graph as GraphML, which networkx, Gephi and yEd open."""
+        import networkx as nx
+
+        return "\n".join(nx.generate_graphml(self.to_networkx())) + "\n"
+
+    def to_networkx(self) -> Any:
+        """A `networkx.DiGraph` with one node per feature id and `score` on every edge."""
+        import networkx as nx
+
+        graph = nx.DiGraph(seed=str(self.seed), release=self.release)
+        for node in self.nodes:
+            scores = (
+                {}
+                if node.scores is None
+                else {f"s_{k}": v for k, v in asdict(node.scores).items() if v is not None}
+            )
+            graph.add_node(
+                str(node.feature),
+                layer=node.feature.layer,
+                part=node.feature.part.value,
+                index=node.feature.index,
+                evolution=node.evolution.value if node.evolution else "",
+                joins=" ".join(node.joins),
+                **scores,
+            )
+        for edge in self.edges:
+            graph.add_edge(str(edge.parent), str(edge.child), score=edge.score, rank=edge.rank)
+        return graph
+
+
+def _node_out(node: Node) -> dict[str, Any]:
+    return {
+        "feature": str(node.feature),
+        "scores": None if node.scores is None else asdict(node.scores),
+        "evolution": node.evolution,
+        "joins": list(node.joins),
+    }
+
+
+def _end_out(end: End) -> dict[str, Any]:
+    return {
+        "feature": str(end.feature),
+        "direction": end.direction,
+        "reason": end.reason,
+        "score": end.score,
+        "threshold": end.threshold,
+        "sentence": end.sentence,
+    }
+
+
+def _read(data: dict[str, Any]) -> FlowGraph:
+    parse = FeatureId.parse
+    nodes = tuple(
+        Node(
+            parse(n["feature"]),
+            None if n["scores"] is None else Scores(**n["scores"]),
+            None if n["evolution"] is None else Evolution(n["evolution"]),
+            tuple(Part(p) for p in n["joins"]),
+        )
+        for n in data["nodes"]
+    )
+    edges = tuple(Edge(parse(e["parent"]), parse(e["child"]), e["score"], e["rank"]) for e in data["edges"])
+    ends = tuple(
+        End(parse(e["feature"]), Direction(e["direction"]), Reason(e["reason"]), e["score"], e["threshold"])
+        for e in data["ends"]
+    )
+    span = None if data["span"] is None else (data["span"][0], data["span"][1])
+    thresholds = Thresholds(**data["thresholds"])
+    return FlowGraph(parse(data["seed"]), nodes, edges, ends, thresholds, span, data["release"])

@@ -1,0 +1,201 @@
+"""Grow a flow graph from a seed (sections 3.3 and 3.4, appendix B.2). No torch.
+
+1. Backward: each residual feature asks its three predecessor sites for its best matches. Those at
+   R_{L-1} with a score of at least t(R) are followed further; those at M_L and A_L with at least t(M) and
+   t(A) are kept and not followed, since matching rows does not look inside a module.
+2. Forward: each feature asks the next residual site, and is followed while the score reaches t(R). The
+   residual features found get their modules too.
+3. Every residual feature carries s(R), s(M), s(A), the case A-D they make, and the modules that join with
+   a high score.
+4. Where a flow stops, the graph says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from saeflow.errors import InvalidArgument
+from saeflow.flow.graph import Direction, Edge, End, FlowGraph, Node, Reason
+from saeflow.flow.scores import Scores, Thresholds, evolution
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.records import Match
+
+
+@runtime_checkable
+class Matches(Protocol):
+    """What `trace` asks of a MatchTable or an Atlas."""
+
+    def has(self, source: Site, target: Site) -> bool:
+        """Whether features of `source` were matched to those of `target`."""
+        ...
+
+    def best(self, feature: FeatureId, target: Site, k: int | None = None) -> tuple[Match, ...]:
+        """The best `k` matches of `feature` at `target`, best first."""
+        ...
+
+
+def trace(
+    seed: FeatureId,
+    matches: Matches,
+    *,
+    thresholds: Thresholds | None = None,
+    k: int = 1,
+    backward: bool = True,
+    forward: bool = True,
+) -> FlowGraph:
+    """The flow graph of `seed`.
+
+    Args:
+        seed: A feature of any part.
+        matches: Where matches come from; an Atlas, or anything with `has` and `best`.
+        thresholds: Where to cut; t(R) = 0.5 and t(M) = t(A) = 0.15 by default (B.2).
+        k: How many matches of each site are considered; 1 gives the paper's many-to-one graph.
+        backward: Ask where the feature came from.
+        forward: Ask where it goes.
+
+    Raises:
+        UnknownSite: when there is no dictionary at the seed's site.
+        UnknownFeature: when the seed's index lies outside it.
+        InvalidArgument: when `k` is below 1 or more than `matches` keeps.
+    """
+    if k < 1:
+        raise InvalidArgument(f"k={k} matches were asked for. Give k of at least 1.")
+    growth = _Growth(matches, thresholds or Thresholds(), k)
+    _check_seed(seed, matches)
+    if backward:
+        growth.grow(seed, growth.step_back)
+    if forward:
+        growth.grow(seed, growth.step_forward)
+    growth.nodes.setdefault(seed, None)
+    return growth.finish(seed, getattr(matches, "release", ""))
+
+
+def _check_seed(seed: FeatureId, matches: Matches) -> None:
+    """Let `matches` refuse a seed it does not know, before anything is grown."""
+    check: Callable[[FeatureId], None] | None = getattr(matches, "check", None)
+    if check is not None:
+        check(seed)
+        return
+    for target in (*seed.site.predecessors, seed.site.successor):
+        if matches.has(seed.site, target):
+            matches.best(seed, target, 1)
+
+
+class _Growth:
+    """A graph while it grows: features in `nodes`, edges by their two ends."""
+
+    def __init__(self, matches: Matches, thresholds: Thresholds, k: int) -> None:
+        self.matches = matches
+        self.thresholds = thresholds
+        self.k = k
+        self.nodes: dict[FeatureId, None] = {}
+        self.edges: dict[tuple[FeatureId, FeatureId], Edge] = {}
+        self.ends: dict[tuple[FeatureId, Direction], End] = {}
+
+    def grow(self, seed: FeatureId, step: Callable[[FeatureId], list[FeatureId]]) -> None:
+        """Apply `step` to the seed and to everything it returns, each feature once."""
+        seen = {seed}
+        front = [seed]
+        while front:
+            found = dict.fromkeys(nxt for feature in front for nxt in step(feature))
+            front = [feature for feature in found if feature not in seen]
+            seen |= set(front)
+
+    def step_back(self, child: FeatureId) -> list[FeatureId]:
+        """Add the predecessors of `child`; return those to follow."""
+        self.nodes[child] = None
+        if child.part is not Part.RES:
+            self._end(child, Direction.BACKWARD, Reason.MODULE_OUTPUT)
+            return []
+        self._add_modules(child)
+        if child.layer == 0:
+            self._end(child, Direction.BACKWARD, Reason.FIRST_LAYER)
+            return []
+        return self._follow(child, Site(child.layer - 1, Part.RES), Direction.BACKWARD)
+
+    def step_forward(self, parent: FeatureId) -> list[FeatureId]:
+        """Add the successors of `parent`; return those to follow."""
+        self.nodes[parent] = None
+        if parent.part is Part.RES:
+            self._add_modules(parent)
+        return self._follow(parent, parent.site.successor, Direction.FORWARD)
+
+    def _add_modules(self, child: FeatureId) -> None:
+        """Keep the module features that reach t(M) and t(A)."""
+        for part in (Part.MLP, Part.ATT):
+            for rank, match in enumerate(self._best(child, Site(child.layer, part))):
+                if match.score >= self.thresholds.of(part):
+                    self.nodes[match.feature] = None
+                    self._edge(match.feature, child, match.score, rank)
+
+    def _follow(self, feature: FeatureId, target: Site, direction: Direction) -> list[FeatureId]:
+        """Edges to the matches at `target` that reach the cut; the end of the flow when none does."""
+        if not self.matches.has(feature.site, target):
+            self._end(feature, direction, self._why_no_table(target, direction))
+            return []
+        # A module feature enters the stream where it reaches its own part's cut, t(M) or t(A).
+        cut = self.thresholds.of(feature.part)
+        found = self._best(feature, target)
+        kept = [match for match in found if match.score >= cut]
+        for rank, match in enumerate(kept):
+            ends = (match.feature, feature) if direction is Direction.BACKWARD else (feature, match.feature)
+            self._edge(*ends, match.score, rank)
+        if not kept:
+            self._end(feature, direction, Reason.BELOW_THRESHOLD, found[0].score, cut)
+        return [match.feature for match in kept]
+
+    def _why_no_table(self, target: Site, direction: Direction) -> Reason:
+        """The last layer of what was matched, or a hole in it."""
+        sites: tuple[Site, ...] = getattr(self.matches, "sites", ())
+        last = max((s.layer for s in sites if s.part is Part.RES), default=-1)
+        beyond = direction is Direction.FORWARD and target.layer > last >= 0
+        return Reason.LAST_LAYER if beyond else Reason.NO_TABLE
+
+    def _best(self, feature: FeatureId, target: Site) -> tuple[Match, ...]:
+        if not self.matches.has(feature.site, target):
+            return ()
+        return self.matches.best(feature, target, self.k)
+
+    def _edge(self, parent: FeatureId, child: FeatureId, score: float, rank: int) -> None:
+        """Keep one edge for a pair; found from both sides, the better rank counts."""
+        known = self.edges.get((parent, child))
+        if known is None or rank < known.rank:
+            self.edges[parent, child] = Edge(parent, child, score, rank)
+
+    def _end(
+        self,
+        feature: FeatureId,
+        direction: Direction,
+        reason: Reason,
+        score: float | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        self.ends[feature, direction] = End(feature, direction, reason, score, threshold)
+
+    def _node(self, feature: FeatureId) -> Node:
+        """A feature with its scores, its case and the modules that join it."""
+        if feature.part is not Part.RES:
+            return Node(feature)
+        found = {site.part: self._best(feature, site) for site in feature.site.predecessors}
+        top = {part: best[0].score for part, best in found.items() if best}
+        scores = Scores(top.get(Part.RES), top.get(Part.MLP), top.get(Part.ATT))
+        high = self.thresholds.high
+        joins = tuple(
+            p for p in (Part.ATT, Part.MLP) if p in top and top[p] >= max(high, self.thresholds.of(p))
+        )
+        return Node(feature, scores, evolution(scores, high), joins)
+
+    def finish(self, seed: FeatureId, release: str) -> FlowGraph:
+        """Everything in the order of computation."""
+        features = sorted(self.nodes)
+        layers = [f.layer for f in features if f.part is Part.RES]
+        return FlowGraph(
+            seed=seed,
+            nodes=tuple(self._node(f) for f in features),
+            edges=tuple(sorted(self.edges.values(), key=lambda e: (e.child, e.parent))),
+            ends=tuple(sorted(self.ends.values(), key=lambda e: (e.feature, e.direction))),
+            thresholds=self.thresholds,
+            span=(min(layers), max(layers)) if layers else None,
+            release=release,
+        )
