@@ -1,0 +1,160 @@
+"""Blocks as one self-contained HTML file: it loads nothing, and opens offline from a mail or a disk.
+
+The figure is drawn here (svg.py), so a page without scripts still shows it and prints; the scripts
+under static/ add zoom, paths and cards from JSON beside it. Whatever came from files of labels is
+escaped here and set with `textContent` there, and a Content-Security-Policy lets only the two inlined
+blocks run, by their hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable
+from html import escape
+
+from saeflow.flow.graph import FlowGraph
+from saeflow.flow.scores import Evolution
+from saeflow.labels.words import Words
+from saeflow.report.blocks import Block, Heading, KeyValues, Notes, Page, Paragraph, Role, Table
+from saeflow.report.data import graph_data
+from saeflow.report.layout import lay_out
+from saeflow.report.svg import draw, static, wire_opacity, wire_width
+
+_STYLES = ("page.css", "figure.css")
+_SCRIPTS = ("card.js", "figure.js", "page.js")
+
+
+def page_html(page: Page) -> str:
+    """The page as one HTML document."""
+    style = "".join(static(name) for name in _STYLES)
+    script = '"use strict";\n' + "".join(static(name) for name in _SCRIPTS)
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    subtitle = f'<p class="subtitle">{escape(page.subtitle)}</p>' if page.subtitle else ""
+    text = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="generator" content="saeflow">\n'
+        f"<title>{escape(page.title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<header><h1>{_title(page.title)}</h1>{subtitle}{_key_values(page.facts)}</header>\n<main>\n"
+        f"{''.join(_block(block) for block in page.blocks)}\n</main>\n"
+        f"<script>{script}</script>\n</body>\n</html>\n"
+    )
+    # Lone surrogates, which a tokenizer can leave in a token, have no UTF-8.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _title(title: str) -> str:
+    """The title with its last word, an id, set as code."""
+    head, _, last = title.rpartition(" ")
+    return f"{escape(head)} <code>{escape(last)}</code>" if "/" in last else escape(title)
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h2>{escape(block.text)}</h2>\n"
+    if isinstance(block, Paragraph):
+        return f"<p>{escape(block.text)}</p>\n"
+    if isinstance(block, KeyValues):
+        return _key_values(block)
+    if isinstance(block, Notes):
+        items = "".join(f"<li>{escape(item)}</li>" for item in block.items)
+        return f'<section class="notes"><h2>{escape(block.title)}</h2><ul>{items}</ul></section>\n'
+    if isinstance(block, Table):
+        return _table(block)
+    return _figure(block.graph, block.words)
+
+
+def _key_values(block: KeyValues) -> str:
+    pairs = "".join(
+        f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in block.pairs
+    )
+    return f"<dl>{pairs}</dl>\n"
+
+
+def _table(table: Table) -> str:
+    wide = _one_table(table, "wide" if table.narrow else "")
+    narrow = _one_table(table.narrow, "narrow") if table.narrow else ""
+    return f'<section class="table"><h2>{escape(table.caption)}</h2>{wide}{narrow}</section>\n'
+
+
+def _one_table(table: Table, kind: str) -> str:
+    head = "".join(f'<th scope="col" class="{c.role}">{escape(c.header)}</th>' for c in table.columns)
+    rows: list[str] = []
+    for row in table.rows:
+        classes = " ".join(name for name, on in (("opens", row.opens), ("strong", row.strong)) if on)
+        cells = zip(row.cells, table.columns, strict=True)
+        inner = "".join(_cell(text, column.role, row.tone) for text, column in cells)
+        rows.append(f'<tr class="{classes}">{inner}</tr>')
+    label = escape(table.caption)
+    return (
+        f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{label}"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _cell(text: str, role: Role, tone: str) -> str:
+    if role is Role.ID and text:
+        return f'<td class="id"><a href="#flow" data-feature="{escape(text)}">{escape(text)}</a></td>'
+    toned = f" case-{tone}" if role is Role.TAG and tone else ""
+    return f'<td class="{role}{toned}">{escape(text)}</td>'
+
+
+def _figure(graph: FlowGraph, words: Words) -> str:
+    layout = lay_out(graph, words)
+    label = escape(f"Feature flow of {graph.seed}, {len(graph.nodes)} features")
+    svg = (
+        f'<svg class="flow" role="group" aria-label="{label}" '
+        f'width="{layout.width:.0f}" height="{layout.height:.0f}" '
+        f'viewBox="0 0 {layout.width:.1f} {layout.height:.1f}">{draw(graph, words, layout)}</svg>'
+    )
+    return (
+        '<figure id="flow" class="graph"><div class="bar">'
+        f'<div class="legend">{"".join(_legend(graph))}</div>'
+        '<div class="tools" role="toolbar" aria-label="Zoom" hidden></div></div>'
+        f'<div class="frame">{svg}</div><div class="overview" hidden></div>'
+        "<figcaption>Layers run from left to right; the wider an edge, the higher its cosine. "
+        '<span class="hint" hidden>Point at a feature to read it, click to follow its path, '
+        "<kbd>Esc</kbd> to let go. Arrow keys move along edges; "
+        "drag to pan, <kbd>Ctrl</kbd> + wheel to zoom.</span></figcaption>"
+        f'<script type="application/json">{_embedded(graph, words)}</script></figure>\n'
+    )
+
+
+def _embedded(graph: FlowGraph, words: Words) -> str:
+    """JSON that no HTML parser can mistake for markup."""
+    text = json.dumps(graph_data(graph, words), ensure_ascii=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def _legend(graph: FlowGraph) -> Iterable[str]:
+    for case in Evolution:
+        yield (
+            f'<span class="key" title="{escape(case.sentence)}"><i class="swatch case-{case.value}">'
+            f"<b>{case.case}</b></i>{case.value}</span>"
+        )
+    yield '<span class="key" title="What a module writes"><i class="swatch module"></i>module</span>'
+    if graph.circuits:
+        yield (
+            '<span class="key" title="A module joins the residual stream with a high score">'
+            '<i class="joint module">⊕</i>linear circuit</span>'
+        )
+    yield '<span class="key"><i class="ringed"></i>seed</span>'
+    lines = "".join(
+        f'<line x1="{4 + 30 * i}" x2="{26 + 30 * i}" y1="7" y2="7" stroke="currentColor" '
+        f'stroke-width="{wire_width(s):.2f}" stroke-opacity="{wire_opacity(s):.2f}"/>'
+        for i, s in enumerate((0.2, 0.5, 0.9))
+    )
+    yield f'<span class="key"><svg width="90" height="14" aria-hidden="true">{lines}</svg>'
+    yield "cosine 0.2, 0.5, 0.9</span>"

@@ -1,0 +1,46 @@
+"""The one way from a result to something to read: `render(thing, to=...)`."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from saeflow.errors import InvalidArgument
+from saeflow.flow.graph import FlowGraph
+from saeflow.labels.words import Words, no_words
+from saeflow.report.blocks import Page
+from saeflow.report.data import graph_data
+from saeflow.report.html import page_html
+from saeflow.report.svg import graph_svg
+from saeflow.report.text import page_text
+from saeflow.report.views import graph_page
+
+Target = Literal["text", "html", "json", "svg"]
+
+
+def render(
+    thing: FlowGraph | Page,
+    to: Target | str = "text",
+    words: Words = no_words,
+    *,
+    width: int | None = None,
+    colour: bool = False,
+) -> str:
+    """`thing` as text for a terminal, one HTML file, JSON, or an SVG figure.
+
+    `width` (the terminal's by default) and `colour` (ANSI, off by default) matter to text only. A page
+    of other blocks has text and HTML; its figures and data come from the results it was made of.
+
+    Raises:
+        InvalidArgument: for a target that does not exist, or that a page does not have.
+    """
+    if to in {"text", "html"}:
+        page = graph_page(thing, words) if isinstance(thing, FlowGraph) else thing
+        return page_html(page) if to == "html" else page_text(page, width=width, colour=colour)
+    if to not in {"json", "svg"} or not isinstance(thing, FlowGraph):
+        has = "'text', 'html', 'json' or 'svg'" if isinstance(thing, FlowGraph) else "'text' or 'html'"
+        raise InvalidArgument(f"a {type(thing).__name__} cannot be rendered to {to!r}. Choose {has}.")
+    if to == "svg":
+        return graph_svg(thing, words)
+    text = json.dumps(graph_data(thing, words), indent=1, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode("utf-8") + "\n"

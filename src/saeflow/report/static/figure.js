@@ -1,0 +1,233 @@
+/* A figure: zoom and pan, the overview, paths through the graph, keys. The picture is already drawn. */
+
+const SVG = "http://www.w3.org/2000/svg";
+const GENTLE = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** Everything one figure knows: its data, its elements and what is chosen. */
+function readFigure(root, card) {
+  const svg = root.querySelector("svg.flow");
+  const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
+  const size = svg.viewBox.baseVal;
+  const figure = {
+    root, card, svg, data, scale: 1, width: size.width, height: size.height, chosen: null,
+    frame: root.querySelector(".frame"),
+    nodes: new Map(data.nodes.map((node) => [node.feature, node])),
+    drawn: new Map(Array.from(svg.querySelectorAll(".node"), (g) => [g.dataset.id, g])),
+    into: groupBy(data.edges, "child"),
+    outOf: groupBy(data.edges, "parent"),
+  };
+  return figure;
+}
+
+function groupBy(edges, end) {
+  const groups = new Map();
+  for (const edge of edges) groups.set(edge[end], [...(groups.get(edge[end]) || []), edge]);
+  for (const group of groups.values()) group.sort((a, b) => b.score - a.score);
+  return groups;
+}
+
+/* Zoom and pan: the frame scrolls, the picture grows. */
+
+function setScale(figure, scale, at = figure.frame.clientWidth / 2) {
+  const { frame, svg } = figure;
+  const next = Math.max(0.12, Math.min(3, scale));
+  const held = (frame.scrollLeft + at) / figure.scale;
+  const heldDown = (frame.scrollTop + frame.clientHeight / 2) / figure.scale;
+  figure.scale = next;
+  svg.setAttribute("width", Math.round(figure.width * next));
+  svg.setAttribute("height", Math.round(figure.height * next));
+  svg.classList.toggle("far", next < 0.55);
+  frame.scrollLeft = held * next - at;
+  frame.scrollTop = heldDown * next - frame.clientHeight / 2;
+  moved(figure);
+}
+
+/** Keep lane names and the overview in step with the frame. */
+function moved(figure) {
+  const { frame, svg, scale } = figure;
+  const left = frame.scrollLeft / scale;
+  svg.querySelector(".lane-names").setAttribute("transform", `translate(${left} 0)`);
+  const seen = frame.clientWidth / scale;
+  const wide = figure.width * scale > frame.clientWidth + 2;
+  frame.classList.toggle("pannable", wide);
+  const overview = figure.root.querySelector(".overview");
+  overview.hidden = !wide;
+  const view = overview.querySelector(".view");
+  if (view) for (const [key, value] of [["x", left], ["width", Math.min(seen, figure.width)]]) view.setAttribute(key, value);
+  if (figure.shown) placeCard(figure, figure.shown);
+}
+
+function fit(figure) {
+  setScale(figure, Math.min(1.15, figure.frame.clientWidth / figure.width));
+}
+
+/** Open at a size that can be read: all of it where it fits, else around the seed. */
+function open(figure) {
+  const share = figure.frame.clientWidth / figure.width;
+  setScale(figure, share >= 0.8 ? Math.min(1.15, share) : 1);
+  bringIntoView(figure, figure.data.seed, 0.5, false);
+}
+
+/** Scroll the frame so that a node stands where it can be seen. */
+function bringIntoView(figure, id, share = null, smooth = !GENTLE.matches) {
+  const { frame, scale } = figure;
+  const g = figure.drawn.get(id);
+  if (!g) return;
+  const box = g.querySelector(".box");
+  const [x, y, w, h] = ["x", "y", "width", "height"].map((key) => box[key].baseVal.value * scale);
+  let left = frame.scrollLeft;
+  if (share !== null) left = x + w / 2 - frame.clientWidth * share;
+  else if (x - 60 - 40 * scale < left) left = x - 60 - 40 * scale;
+  else if (x + w + 60 > left + frame.clientWidth) left = x + w + 60 - frame.clientWidth;
+  let top = frame.scrollTop;
+  if (y - 30 < top) top = y - 30;
+  else if (y + h + 30 > top + frame.clientHeight) top = y + h + 30 - frame.clientHeight;
+  frame.scrollTo({ left, top, behavior: smooth ? "smooth" : "auto" });
+}
+
+function dragToPan(figure) {
+  const { frame } = figure;
+  let from = null;
+  frame.addEventListener("pointerdown", (event) => {
+    if (event.pointerType === "mouse" && event.button === 0) from = [event.clientX + frame.scrollLeft, event.clientY + frame.scrollTop];
+    figure.dragged = false;
+  });
+  addEventListener("pointermove", (event) => {
+    if (!from) return;
+    const [left, top] = [from[0] - event.clientX, from[1] - event.clientY];
+    if (Math.hypot(left - frame.scrollLeft, top - frame.scrollTop) > 4 || figure.dragged) {
+      figure.dragged = true;
+      frame.classList.add("dragging");
+      frame.scrollLeft = left;
+      frame.scrollTop = top;
+    }
+  });
+  addEventListener("pointerup", () => {
+    from = null;
+    frame.classList.remove("dragging");
+  });
+}
+
+function wheelToZoom(figure) {
+  figure.frame.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && !event.metaKey) return;
+    event.preventDefault();
+    const at = event.clientX - figure.frame.getBoundingClientRect().left;
+    setScale(figure, figure.scale * Math.exp(-event.deltaY * 0.002), at);
+  }, { passive: false });
+}
+
+function addTools(figure) {
+  const bar = figure.root.querySelector(".tools");
+  const tools = [
+    ["−", "Zoom out", () => setScale(figure, figure.scale / 1.25)],
+    ["+", "Zoom in", () => setScale(figure, figure.scale * 1.25)],
+    ["Fit", "Fit the whole graph", () => fit(figure)],
+    ["Seed", "Go to the seed", () => { setScale(figure, Math.max(1, figure.scale)); focusNode(figure, figure.data.seed, 0.5); }],
+  ];
+  for (const [text, name, act] of tools) {
+    const button = make("button", "", text);
+    button.type = "button";
+    button.setAttribute("aria-label", name);
+    button.addEventListener("click", act);
+    bar.append(button);
+  }
+  bar.hidden = false;
+}
+
+/** The whole graph in small below the frame, to see where one is and to go elsewhere. */
+function addOverview(figure) {
+  const overview = figure.root.querySelector(".overview");
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("viewBox", `0 0 ${figure.width} ${figure.height}`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-hidden", "true");
+  for (const [id, g] of figure.drawn) {
+    const mark = g.querySelector(".box").cloneNode(false);
+    mark.setAttribute("class", `mark ${g.getAttribute("class").replace("node ", "")}`);
+    for (const name of ["stroke", "fill", "stroke-dasharray"]) mark.removeAttribute(name);
+    mark.classList.toggle("seed", id === figure.data.seed);
+    svg.append(mark);
+  }
+  const view = document.createElementNS(SVG, "rect");
+  view.setAttribute("class", "view");
+  view.setAttribute("height", figure.height);
+  svg.append(view);
+  overview.append(svg);
+  const go = (event) => {
+    const box = overview.getBoundingClientRect();
+    const middle = ((event.clientX - box.left) / box.width) * figure.width * figure.scale;
+    figure.frame.scrollLeft = middle - figure.frame.clientWidth / 2;
+  };
+  overview.addEventListener("pointerdown", (event) => { overview.setPointerCapture(event.pointerId); go(event); });
+  overview.addEventListener("pointermove", (event) => { if (event.buttons) go(event); });
+}
+
+/* Paths: a node with everything it comes from and everything it goes into. */
+
+function reach(edges, end, id) {
+  const found = new Set([id]);
+  for (const at of found) for (const edge of edges.get(at) || []) found.add(edge[end]);
+  return found;
+}
+
+/** Choose a node and follow its path; null lets go. */
+function choose(figure, id) {
+  const { svg } = figure;
+  figure.chosen = id;
+  svg.classList.toggle("following", id !== null);
+  const before = id === null ? new Set() : reach(figure.into, "parent", id);
+  const after = id === null ? new Set() : reach(figure.outOf, "child", id);
+  for (const [name, g] of figure.drawn) {
+    g.classList.toggle("on", before.has(name) || after.has(name));
+    g.classList.toggle("chosen", name === id);
+    g.setAttribute("aria-pressed", String(name === id));
+  }
+  for (const wire of svg.querySelectorAll("[data-parent]")) {
+    const { parent, child } = wire.dataset;
+    wire.classList.toggle("on", (before.has(parent) && before.has(child)) || (after.has(parent) && after.has(child)));
+  }
+  for (const stub of svg.querySelectorAll(".stub")) stub.classList.toggle("on", before.has(stub.dataset.id) || after.has(stub.dataset.id));
+  id === null ? hideCard(figure) : showCard(figure, id);
+}
+
+/* Cards */
+
+function showCard(figure, id) {
+  const node = figure.nodes.get(id);
+  if (!node) return;
+  fillCard(figure.card, figure, node);
+  figure.card.classList.toggle("pinned", figure.chosen === id);
+  figure.card.hidden = false;
+  figure.shown = id;
+  figure.card.scrollTop = 0;
+  placeCard(figure, id);
+}
+
+/** Below the node or above it, where there is more room, so that its path stays in sight; else beside it. */
+function placeCard(figure, id) {
+  const { card } = figure;
+  const node = figure.drawn.get(id).getBoundingClientRect();
+  const gap = 10;
+  const [pageWidth, pageHeight] = [document.documentElement.clientWidth, innerHeight];
+  const [below, above] = [pageHeight - node.bottom - 2 * gap, node.top - 2 * gap];
+  const room = Math.max(below, above);
+  card.style.maxHeight = "";
+  if (room >= 240 && pageWidth > 740) card.style.maxHeight = `${Math.min(room, 512)}px`;
+  const [w, h] = [card.offsetWidth, card.offsetHeight];
+  let left = node.left + node.width / 2 - w / 2;
+  let top = h <= below ? node.bottom + gap : node.top - h - gap;
+  if (h > room) {
+    top = pageHeight - h - gap;
+    left = node.right + gap + w < pageWidth ? node.right + gap : node.left - w - gap;
+  }
+  card.style.left = `${Math.max(8, Math.min(left, pageWidth - w - 8))}px`;
+  card.style.top = `${Math.max(8, top)}px`;
+}
+
+/** Back to the chosen node's card, or to none. */
+function hideCard(figure) {
+  figure.shown = null;
+  if (figure.chosen !== null) showCard(figure, figure.chosen);
+  else figure.card.hidden = true;
+}

@@ -1,0 +1,271 @@
+"""A laid-out flow graph as SVG: inside a page, or on its own for a README or a paper.
+
+Colours are presentation attributes, so that any SVG reader shows them; static/figure.css, where a
+browser reads it, overrides them in the dark. Every string is escaped, and goes into text nodes and
+attributes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from saeflow.flow.graph import FlowGraph
+from saeflow.flow.scores import Evolution
+from saeflow.ids import Part
+from saeflow.labels.words import Words, no_words
+from saeflow.report.layout import (
+    BOX_WIDTH,
+    GUTTER,
+    ID_LINE,
+    LINE,
+    TEXT_SIZE,
+    Lane,
+    Layout,
+    Place,
+    Stub,
+    Wire,
+    lay_out,
+    port,
+    wrap,
+)  # fmt: skip
+from saeflow.report.tokens import headline, one_line
+from saeflow.report.views import facts, score_text
+
+INK, MUTED, PAPER, LANE, RULE, WIRE = "#22201c", "#6a655b", "#fffefb", "#f4f1e9", "#ddd7c9", "#5c574d"
+# Blue, amber, vermilion and grey stay apart for readers who see few colours; letters A-D say it again.
+TONES = {"translated": "#2a66a8", "processed": "#946900", "newborn": "#bf4318", "unexplained": "#77726a"}
+MODULE = "#17786a"
+FACE = "Helvetica, Arial, sans-serif"
+_LEGEND_HEIGHT = 64.0  # on a figure wide enough for one line of keys
+
+
+def graph_svg(graph: FlowGraph, words: Words = no_words) -> str:
+    """`graph` as an SVG document of its own, with a legend; light or dark as its reader prefers."""
+    layout = lay_out(graph, words)
+    style = static("figure.css")
+    label = escape(f"Feature flow of {graph.seed}")
+    width, height = (
+        layout.width,
+        layout.height + (_LEGEND_HEIGHT if layout.width > 620 else 2 * _LEGEND_HEIGHT),
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="flow" role="img" aria-label="{label}" '
+        f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.1f} {height:.1f}">'
+        f"<style>{style}</style>"
+        f'<rect class="paper" width="100%" height="100%" fill="{PAPER}"/>'
+        f"{draw(graph, words, layout)}{_legend(graph, layout)}</svg>\n"
+    )
+
+
+def draw(graph: FlowGraph, words: Words, layout: Layout) -> str:
+    """The figure's groups: lanes, edges, nodes and lane names, in the order they are painted."""
+    empty = [lane for lane in layout.lanes if lane.empty and lane.part is not Part.RES]
+    top = next(lane.y for lane in layout.lanes if lane.part is Part.RES) + 18
+    return _tag(
+        "g",
+        *(_ground(lane, layout.width) for lane in layout.lanes),
+        *(_wire(wire) for wire in layout.wires),
+        *(_stub(stub) for stub in layout.stubs),
+        *(_place(graph, words, place) for place in layout.places),
+        *(_score(wire) for wire in layout.wires),
+        *(_text(x, top, f"layer {n}", "muted", text_anchor="middle") for n, x in layout.columns),
+        *(_empty_lane(graph, lane) for lane in empty),
+        _tag("g", *(_gutter(lane) for lane in layout.lanes), class_="lane-names"),
+        font_family=FACE,
+    )
+
+
+def wire_width(score: float) -> float:
+    """The width of an edge: proportional to its score, never invisible."""
+    return 0.6 + 4.2 * max(score, 0.0)
+
+
+def wire_opacity(score: float) -> float:
+    """How dark an edge is drawn, by its score."""
+    return 0.25 + 0.6 * min(max(score, 0.0), 1.0)
+
+
+def tone_of(place: Place) -> tuple[str, str]:
+    """The class and the colour of a node: its case, `module` for a module's feature."""
+    node = place.node
+    if node.feature.part is not Part.RES:
+        return "module", MODULE
+    name = "unexplained" if node.evolution is None else node.evolution.value
+    return f"case-{name}" if node.evolution else "case-none", TONES[name]
+
+
+def static(name: str) -> str:
+    """The text of a file under report/static."""
+    return (files("saeflow.report") / "static" / name).read_text(encoding="utf-8")
+
+
+def _tag(name: str, *inner: str, text: str = "", **attributes: str | float) -> str:
+    """An element: attributes and `text` escaped, `inner` elements as they are, `stroke_width` with a hyphen."""
+    said = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(f"{v:.4g}" if abs(v) < 10 else f"{v:.1f}")}"'
+        if isinstance(v, int | float)
+        else f' {key.rstrip("_").replace("_", "-")}="{escape(v)}"'
+        for key, v in attributes.items()
+    )
+    return f"<{name}{said}>{escape(text)}{''.join(inner)}</{name}>"
+
+
+def _text(x: float, y: float, text: str, kind: str, **more: str | float) -> str:
+    """A line of text; its first class is `ink` or `muted`, and gives its colour."""
+    fill = INK if kind.startswith("ink") else MUTED
+    base: dict[str, Any] = {"x": x, "y": y, "font_size": 10.5, "fill": fill}
+    return _tag("text", text=text, class_=kind, **(base | more))
+
+
+def _ground(lane: Lane, width: float) -> str:
+    kind, fill = ("lane", LANE) if lane.part is Part.RES else ("paper", PAPER)
+    return _tag("rect", class_=kind, x=0, y=lane.y, width=width, height=lane.height, fill=fill)
+
+
+def _gutter(lane: Lane) -> str:
+    """The name of a lane on a ground of its own, which a page keeps at the left while the rest scrolls."""
+    x, y = GUTTER / 2 - 2, lane.y + lane.height / 2 + 4
+    name = _text(x, y, lane.part.value, "muted lane-name", text_anchor="middle", font_size=12)
+    return _ground(lane, GUTTER - 4) + name
+
+
+def _empty_lane(graph: FlowGraph, lane: Lane) -> str:
+    matched = any(node.scores is not None and node.scores.of(lane.part) is not None for node in graph.nodes)
+    said = f"no {lane.part.value} feature "
+    said += f"reaches {graph.thresholds.of(lane.part):g}" if matched else "was matched"
+    return _text(GUTTER + 6, lane.y + 18, said, "muted")
+
+
+def _wire(wire: Wire) -> str:
+    edge = wire.edge
+    module = edge.parent.part is not Part.RES
+    title = f"{edge.parent} to {edge.child}: {score_text(edge.score)}, match {edge.rank + 1}"
+    return _tag(
+        "path",
+        _tag("title", text=title),
+        class_="wire module" if module else "wire",
+        data_parent=str(edge.parent),
+        data_child=str(edge.child),
+        d=wire.path,
+        fill="none",
+        color=MODULE if module else WIRE,
+        stroke="currentColor",
+        stroke_width=wire_width(edge.score),
+        stroke_opacity=wire_opacity(edge.score),
+    )
+
+
+def _score(wire: Wire) -> str:
+    if wire.label is None:
+        return ""
+    return _text(
+        *wire.label,
+        score_text(wire.edge.score),
+        "muted wire-score",
+        text_anchor="middle" if wire.edge.parent.part is Part.RES else "start",
+        data_parent=str(wire.edge.parent),
+        data_child=str(wire.edge.child),
+    )
+
+
+def _stub(stub: Stub) -> str:
+    x = stub.x + 11 * stub.outward
+    return _tag(
+        "path",
+        _tag("title", text=stub.end.sentence),
+        class_="stub",
+        data_id=str(stub.end.feature),
+        d=f"M{stub.x:.1f} {stub.y:.1f}H{x:.1f}M{x:.1f} {stub.y - 8:.1f}v16",
+        fill="none",
+        color=MUTED,
+        stroke="currentColor",
+        stroke_width=1.5,
+    )
+
+
+def _place(graph: FlowGraph, words: Words, place: Place) -> str:
+    node = place.node
+    kind, colour = tone_of(place)
+    name = _spoken(graph, place, headline(words.get(node.feature)))
+    return _tag(
+        "g",
+        _tag("title", text=name),
+        *(_ring(place) if node.feature == graph.seed else ()),
+        *_box(place),
+        *_inscription(place),
+        *(_joint(place.x, place.middle + port(part) * place.height) for part in node.joins),
+        class_=f"node {kind} seed" if node.feature == graph.seed else f"node {kind}",
+        data_id=str(node.feature),
+        tabindex="0",
+        role="button",
+        aria_label=name,
+        color=colour,
+    )
+
+
+def _spoken(graph: FlowGraph, place: Place, text: str) -> str:
+    node = place.node
+    said = [str(node.feature), text, "the seed" if node.feature == graph.seed else ""]
+    if node.evolution is not None:
+        said.append(f"case {node.evolution.case}, {node.evolution.value}")
+    said += [f"linear circuit with {part}" for part in node.joins]
+    return one_line(". ".join(part for part in said if part))
+
+
+def _ring(place: Place) -> Iterable[str]:
+    x, y, width, height = place.x - 4, place.y - 4, BOX_WIDTH + 8, place.height + 8
+    line: dict[str, Any] = {"fill": "none", "stroke": INK, "stroke_width": 1.8}
+    yield _tag("rect", class_="ring ink-line", x=x, y=y, width=width, height=height, rx=6, **line)
+
+
+def _box(place: Place) -> Iterable[str]:
+    x, y, h = place.x, place.y, place.height
+    line: dict[str, Any] = {"fill": PAPER, "stroke": "currentColor", "stroke_width": 1.2}
+    if place.node.evolution is Evolution.UNEXPLAINED:
+        line["stroke_dasharray"] = "4 3"
+    yield _tag("rect", class_="box paper", x=x, y=y, width=BOX_WIDTH, height=h, rx=3, **line)
+    band = f"M{x + 3:.1f} {y:.1f}h3v{h:.1f}h-3a3 3 0 0 1 -3 -3v-{h - 6:.1f}a3 3 0 0 1 3 -3z"
+    yield _tag("path", d=band, fill="currentColor")
+
+
+def _inscription(place: Place) -> Iterable[str]:
+    x, y = place.x + 13, place.y + ID_LINE - 4
+    yield _text(x, y, str(place.node.feature), "muted id", font_family="Menlo, Consolas, monospace")
+    if place.node.evolution is not None:
+        letter: dict[str, Any] = {"text_anchor": "end", "font_weight": "700", "fill": "currentColor"}
+        yield _tag("text", text=place.node.evolution.case, x=place.right - 8, y=y, font_size=11, **letter)
+    for i, line in enumerate(place.lines):
+        yield _text(x, y + (i + 1) * LINE, line, "ink words", font_size=TEXT_SIZE)
+
+
+def _joint(x: float, y: float) -> str:
+    """The mark of a linear circuit, where the module's edge enters the box."""
+    line: dict[str, Any] = {"stroke": "currentColor", "stroke_width": 1.5}
+    disc = _tag("circle", class_="paper", cx=x, cy=y, r=6, fill=PAPER, **line)
+    plus = _tag("path", d=f"M{x - 3.2:.1f} {y:.1f}h6.4M{x:.1f} {y - 3.2:.1f}v6.4", **line)
+    return _tag("g", disc, plus, class_="circuit module", color=MODULE)
+
+
+def _legend(graph: FlowGraph, layout: Layout) -> str:
+    """Lines under the figure: what the colours and marks mean, and what was asked."""
+    y, x = layout.height + 22.0, 12.0
+    parts: list[str] = []
+    cases = [(f"case-{c.value}", TONES[c.value], f"{c.case} {c.value}") for c in Evolution]
+    for kind, colour, text in [*cases, ("module", MODULE, "module"), ("circuit", MODULE, "linear circuit")]:
+        width = 30 + 6.2 * len(text)
+        if x + width > layout.width:
+            x, y = 12.0, y + 16
+        if kind == "circuit":
+            parts.append(_joint(x + 5, y - 4))
+        else:
+            size: dict[str, Any] = {"width": 10, "height": 10, "rx": 2, "fill": "currentColor"}
+            parts.append(_tag("rect", class_=kind, x=x, y=y - 9, color=colour, **size))
+        parts.append(_text(x + 15, y, text, "ink"))
+        x += width
+    said = [f"{key} {value}" for key, value in facts(graph).pairs if key not in {"features", "edges"}]
+    for i, line in enumerate(wrap("; ".join(said), lines=4, width=layout.width - 24)):
+        parts.append(_text(12, y + 26 + 15 * i, line, "muted"))
+    return _tag("g", *parts, class_="legend", font_family=FACE)

@@ -1,0 +1,146 @@
+"""Tables of the command line as plain rows: the same rows become text or JSON. No torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from saeflow.flow import FlowGraph
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.matching.atlas import Atlas
+from saeflow.matching.table import MatchTable
+
+Row = dict[str, Any]
+ABOVE = (0.5, 0.7)
+
+
+def best_summary(table: MatchTable) -> Row:
+    """How well the features of `table.source` are matched: mean best score, shares above 0.5 and 0.7."""
+    best = table.score[:, 0]
+    shares = {f"above {line}": round(float(np.mean(best > line)), 4) for line in ABOVE}
+    return {"mean best": round(float(best.mean()), 4)} | shares
+
+
+def match_rows(table: MatchTable, limit: int) -> tuple[Row, list[Row]]:
+    """(summary, the `limit` best matched features with all their matches)."""
+    summary: Row = {
+        "source": str(table.source), "target": str(table.target), "method": table.method, "k": table.k,
+        "features": table.n_source, "features of the target": table.n_target,
+    }  # fmt: skip
+    rows: list[Row] = []
+    for index in np.argsort(-table.score[:, 0], kind="stable")[:limit].tolist():
+        feature = FeatureId(table.source, index)
+        found = [f"{match.feature.index} ({match.score:.3f})" for match in table.best(feature)]
+        rows.append(
+            {
+                "feature": str(feature),
+                "score": round(float(table.score[index, 0]), 4),
+                "matches": "  ".join(found),
+            }
+        )
+    return summary | best_summary(table), rows
+
+
+def atlas_rows(atlas: Atlas) -> tuple[Row, list[Row]]:
+    """(summary, one row for each table)."""
+    summary: Row = {
+        "release": atlas.release, "model": atlas.model, "k": atlas.k, "made by": atlas.made_by,
+        "sites": len(atlas.sites), "tables": len(atlas), "folder": str(atlas.folder),
+    }  # fmt: skip
+    rows: list[Row] = [
+        {"source": str(source), "target": str(target), "features": table.n_source, **best_summary(table)}
+        for (source, target), table in atlas.items()
+    ]
+    return summary, rows
+
+
+class _Described(Protocol):
+    """What of a dictionary is listed; none of it reads a tensor."""
+
+    @property
+    def n_features(self) -> int: ...
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def origin(self) -> str: ...
+
+
+class _Release(Protocol):
+    """A named collection of dictionaries."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    def items(self) -> Any: ...
+
+
+def release_rows(dictionaries: _Release) -> tuple[Row, list[Row]]:
+    """(summary, one row for each site of a release)."""
+    found = cast("Sequence[tuple[Site, _Described]]", sorted(dictionaries.items()))
+    rows: list[Row] = [
+        {"site": str(site), "features": d.n_features, "width": d.d_in, "file": d.origin} for site, d in found
+    ]
+    return {"release": dictionaries.name, "model": dictionaries.model, "sites": len(rows)}, rows
+
+
+def pick_rows(picks: Sequence[Any]) -> list[Row]:
+    """Features chosen for a first look."""
+
+    def row(graph: FlowGraph, label: str) -> Row:
+        circuits = ", ".join(
+            str(node.feature.layer) for node in graph.circuits if node.feature.part is Part.RES
+        )
+        span = "-" if graph.span is None else f"{graph.span[0]}-{graph.span[1]}"
+        return {
+            "feature": str(graph.seed),
+            "fires on": label,
+            "layers": span,
+            "modules join at": circuits or "-",
+        }
+
+    return [row(pick.graph, pick.label) for pick in picks]
+
+
+def quality_rows(measured: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
+    """The demo pack's measurement as titled tables."""
+    domains = [{"domain": name, **row} for name, row in measured["model"]["domains"].items()]
+    saes = [{"site": name, **row} for name, row in measured["saes"].items()]
+    flow = [{"match": name, **row} for name, row in measured["flow"].items()]
+    size = f"{measured['model']['parameters']:,} parameters, {measured['model']['training_tokens']:,} training tokens"
+    return [
+        (f"Model, on held-out text ({size})", domains),
+        ("SAEs, on held-out text", saes),
+        ("Flow: best cosine of each feature", flow),
+    ]
+
+
+def as_text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a table for the terminal; numbers to the right, nothing cut off."""
+    if not rows:
+        return f"{title}\n  (nothing)"
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for column in columns:
+        numeric = all(isinstance(row.get(column, 0), int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
+    out = io.StringIO()
+    console = Console(file=out, highlight=False)
+    console.width = max(console.width, 80)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

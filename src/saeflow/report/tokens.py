@@ -1,0 +1,42 @@
+"""Tokens and labels made fit to show: nothing invisible, nothing that a terminal or XML would obey.
+
+Labels and tokens come from files that others wrote. A control character in them could move a
+terminal's cursor or make an SVG ill-formed, so every one is replaced by a sign that stands for it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+from saeflow.labels.words import FeatureWords
+
+_SIGNS = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽"}
+
+
+def visible(token: str) -> str:
+    """A token with its whitespace and control characters as signs: `" the"` is `"␣the"`."""
+    return "".join(_SIGNS.get(char) or _safe(char) for char in token)
+
+
+def one_line(label: str) -> str:
+    """A label on one line: runs of whitespace are one space, control characters are signs."""
+    return "".join(_safe(char) for char in " ".join(label.split()))
+
+
+def headline(words: FeatureWords | None) -> str:
+    """The label of a feature, or its strongest tokens where it has none; empty when nothing is known."""
+    if words is None:
+        return ""
+    return one_line(words.label) or " ".join(visible(token) for token in words.tokens)
+
+
+def _safe(char: str) -> str:
+    category = unicodedata.category(char)
+    if category == "Cc":
+        code = ord(char)
+        return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"⟨{code:02X}⟩"
+    # Format characters turn the direction of text or take no room; lone surrogates cannot be encoded;
+    # U+FFFE and its like are forbidden in XML.
+    if category in {"Cf", "Cs", "Zl", "Zp"} or ord(char) & 0xFFFE == 0xFFFE:
+        return f"⟨{ord(char):04X}⟩"
+    return char

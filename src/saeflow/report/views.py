@@ -1,0 +1,241 @@
+"""Domain objects as blocks. A flow graph becomes the table of appendix E (table 5), a picture and notes.
+
+The table has a row per residual feature with the module features that write into it beside it; where
+there is little room, module features take rows of their own. With k > 1 several features share a
+layer: each has its row, and a second table lists the residual edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+
+from saeflow.flow.graph import Edge, End, FlowGraph, Node, Reason
+from saeflow.flow.scores import Evolution, Thresholds
+from saeflow.ids import FeatureId, Part
+from saeflow.labels.words import Words, no_words
+from saeflow.report.blocks import Block, Column, GraphFigure, KeyValues, Notes, Page, Role, Row, Table
+from saeflow.report.tokens import headline
+
+SEED, CIRCUIT, NONE = "▶", "⊕", "–"
+MODULES = (Part.MLP, Part.ATT)
+_CAPTION = "Every feature of the graph, by layer"
+
+
+def graph_page(graph: FlowGraph, words: Words = no_words) -> Page:
+    """The page of one flow graph."""
+    blocks: list[Block] = [GraphFigure(graph, words), flow_table(graph, words)]
+    if _branches(graph):
+        blocks.append(edge_table(graph))
+    if graph.ends:
+        blocks.append(Notes("Where the flow ends", tuple(_end_sentences(graph.ends))))
+    blocks.append(Notes("Marks", tuple(_marks(graph))))
+    return Page(f"Feature flow of {graph.seed}", headline(words.get(graph.seed)), facts(graph), tuple(blocks))
+
+
+def facts(graph: FlowGraph) -> KeyValues:
+    """Seed, release, span, thresholds and size of a graph."""
+    counts = ", ".join(f"{n} {part}" for part in (Part.RES, *MODULES) if (n := _count(graph, part)))
+    pairs = [("seed", str(graph.seed))]
+    if graph.release:
+        pairs.append(("release", graph.release))
+    if graph.span is not None:
+        first, last = graph.span
+        pairs.append(("span", f"layer {first}" if first == last else f"layers {first} to {last}"))
+    pairs.append(("thresholds", threshold_text(graph.thresholds)))
+    pairs += [("features", counts or "none"), ("edges", str(len(graph.edges)))]
+    return KeyValues(tuple(pairs))
+
+
+def threshold_text(thresholds: Thresholds) -> str:
+    """`t(R) = 0.5, t(M) = 0.15, t(A) = 0.15; high from 0.5`."""
+    cuts = zip("RMA", (Part.RES, *MODULES), strict=True)
+    return (
+        ", ".join(f"t({k}) = {thresholds.of(part):g}" for k, part in cuts)
+        + f"; high from {thresholds.high:g}"
+    )
+
+
+def score_text(score: float | None) -> str:
+    """A score with two digits, a dash where there is none."""
+    if score is None:
+        return NONE
+    return f"{score:.2f}".replace("-0.00", "0.00")
+
+
+def flow_table(graph: FlowGraph, words: Words = no_words) -> Table:
+    """A row per residual feature with its modules beside it; `narrow` has a row per feature."""
+    lanes = tuple(part for part in MODULES if _count(graph, part))
+    columns = [Column("layer", Role.NUMBER), Column("", Role.MARK), Column("res", Role.ID)]
+    columns += [Column(f"s({k})", Role.NUMBER) for k in "RMA"]
+    columns += [Column("case", Role.TAG), Column("words", Role.WORDS)]
+    for part in lanes:
+        columns += [Column("", Role.MARK), Column(part.value, Role.ID)]
+        columns += [Column("score", Role.NUMBER), Column("words", Role.WORDS)]
+    rows: list[Row] = []
+    for layer in _layers(graph):
+        opens = True
+        for res, *edges in _entries(graph, layer, lanes):
+            rows.append(_wide_row(graph, words, layer, res, edges, opens=opens))
+            opens = False
+    narrow = Table(_CAPTION, _NARROW, tuple(_narrow_rows(graph, words)))
+    return _without_empty(Table(_CAPTION, tuple(columns), tuple(rows), _without_empty(narrow)))
+
+
+def edge_table(graph: FlowGraph) -> Table:
+    """Every residual edge with its score and which match it is, for graphs that branch."""
+    columns = (
+        Column("from", Role.ID),
+        Column("to", Role.ID),
+        Column("score", Role.NUMBER),
+        Column("match", Role.NUMBER),
+    )
+    residual = [e for e in graph.edges if e.parent.part is Part.RES]
+    ordered = sorted(residual, key=lambda e: (e.child, e.rank, e.parent))
+    rows = tuple(Row((str(e.parent), str(e.child), score_text(e.score), str(e.rank + 1))) for e in ordered)
+    return Table("Residual edges: which feature continues which", columns, rows)
+
+
+_NARROW = (
+    Column("", Role.MARK),
+    Column("feature", Role.ID),
+    Column("s(R)", Role.NUMBER),
+    Column("s(M)", Role.NUMBER),
+    Column("s(A)", Role.NUMBER),
+    Column("case", Role.TAG),
+    Column("words", Role.WORDS),
+)
+
+# A residual feature, and one edge (or a module feature alone) for each module lane.
+_Cell = Edge | FeatureId | None
+
+
+def _entries(
+    graph: FlowGraph, layer: int, lanes: Sequence[Part]
+) -> Iterable[tuple[Node | _Cell | None, ...]]:
+    """Rows of a layer: each residual feature with its module parents, then modules that write into none."""
+    here = [node for node in graph.nodes if node.feature.layer == layer]
+    shown: set[FeatureId] = set()
+    for node in here:
+        if node.feature.part is not Part.RES:
+            continue
+        found = [[e for e in graph.parents(node.feature) if e.parent.part is part] for part in lanes]
+        shown.update(e.parent for edges in found for e in edges)
+        for row in zip_longest([node], *found):
+            yield row
+    alone = [[n.feature for n in here if n.feature.part is p and n.feature not in shown] for p in lanes]
+    for row in zip_longest(*alone):
+        yield (None, *row)
+
+
+def _wide_row(
+    graph: FlowGraph, words: Words, layer: int, res: object, edges: Sequence[object], *, opens: bool
+) -> Row:
+    node = res if isinstance(res, Node) else None
+    cells = [str(layer) if opens else ""]
+    if node is None:
+        cells += [""] * 7
+    else:
+        cells += [_mark(graph, node), str(node.feature), *_scores(node), _case(node.evolution, long=True)]
+        cells.append(headline(words.get(node.feature)))
+    for edge in edges:
+        if isinstance(edge, Edge):
+            feature, score = edge.parent, score_text(edge.score)
+        elif isinstance(edge, FeatureId):
+            feature, score = edge, NONE
+        else:
+            cells += [""] * 4
+            continue
+        cells += [_seed_mark(graph, feature), str(feature), score, headline(words.get(feature))]
+    return Row(tuple(cells), opens, node is not None and node.feature == graph.seed, _tone(node))
+
+
+def _narrow_rows(graph: FlowGraph, words: Words) -> Iterable[Row]:
+    for layer in _layers(graph):
+        opens = True
+        for res, *edges in _entries(graph, layer, MODULES):
+            if isinstance(res, Node):
+                cells = (_mark(graph, res), str(res.feature), *_scores(res), _case(res.evolution, long=False))
+                text = headline(words.get(res.feature))
+                strong = res.feature == graph.seed
+                yield Row((*cells, text), opens, strong, _tone(res))
+                opens = False
+            for edge in edges:
+                if isinstance(edge, Edge | FeatureId):
+                    yield _module_row(graph, words, edge, opens=opens)
+                    opens = False
+
+
+def _module_row(graph: FlowGraph, words: Words, edge: Edge | FeatureId, *, opens: bool) -> Row:
+    feature = edge.parent if isinstance(edge, Edge) else edge
+    score = score_text(edge.score) if isinstance(edge, Edge) else NONE
+    scores = ("", score, "") if feature.part is Part.MLP else ("", "", score)
+    mark, text = _seed_mark(graph, feature), headline(words.get(feature))
+    return Row((mark, str(feature), *scores, "", text), opens, feature == graph.seed)
+
+
+def _without_empty(table: Table) -> Table:
+    """`table` without columns of marks in which nothing is marked."""
+    keep = [
+        i
+        for i, column in enumerate(table.columns)
+        if column.role is not Role.MARK or any(r.cells[i] for r in table.rows)
+    ]
+    columns = tuple(table.columns[i] for i in keep)
+    rows = tuple(Row(tuple(r.cells[i] for i in keep), r.opens, r.strong, r.tone) for r in table.rows)
+    return Table(table.caption, columns, rows, table.narrow)
+
+
+def _end_sentences(ends: Sequence[End]) -> Iterable[str]:
+    """Every end's sentence; ends at modules, which all say the same, in one."""
+    modules = [end for end in ends if end.reason is Reason.MODULE_OUTPUT]
+    yield from (end.sentence for end in ends if end.reason is not Reason.MODULE_OUTPUT or len(modules) == 1)
+    if len(modules) > 1:
+        names = ", ".join(str(end.feature) for end in modules)
+        yield f"Written by a module, and matching rows does not look inside modules: {names}."
+
+
+def _marks(graph: FlowGraph) -> Iterable[str]:
+    yield f"{SEED} the seed."
+    if graph.circuits:
+        yield f"{CIRCUIT} a linear circuit: a module joins the residual stream with a high score."
+    met = {node.evolution for node in graph.nodes}
+    yield from (f"{case.case} {case.value}. {case.sentence}" for case in Evolution if case in met)
+
+
+def _branches(graph: FlowGraph) -> bool:
+    sites = [node.feature.site for node in graph.nodes]
+    return len(set(sites)) < len(sites)
+
+
+def _layers(graph: FlowGraph) -> list[int]:
+    return sorted({node.feature.layer for node in graph.nodes})
+
+
+def _count(graph: FlowGraph, part: Part) -> int:
+    return sum(node.feature.part is part for node in graph.nodes)
+
+
+def _scores(node: Node) -> tuple[str, str, str]:
+    found = node.scores
+    if found is None:
+        return NONE, NONE, NONE
+    return score_text(found.res), score_text(found.mlp), score_text(found.att)
+
+
+def _case(case: Evolution | None, *, long: bool) -> str:
+    if case is None:
+        return NONE
+    return f"{case.case} {case.value}" if long else case.case
+
+
+def _tone(node: Node | None) -> str:
+    return "" if node is None or node.evolution is None else node.evolution.value
+
+
+def _seed_mark(graph: FlowGraph, feature: FeatureId) -> str:
+    return SEED if feature == graph.seed else ""
+
+
+def _mark(graph: FlowGraph, node: Node) -> str:
+    return _seed_mark(graph, node.feature) + (CIRCUIT if node.joins else "")
