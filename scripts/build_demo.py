@@ -1,0 +1,90 @@
+"""Build the demo pack: corpora -> tokenizer, model, SAEs, atlas, words, texts, measurement.
+
+    python scripts/build_demo.py CORPORA --work build/demo
+
+CORPORA is a folder with the files that docs/reproduce.md lists. Needs the extra `build-demo`. About two
+hours on two cores. Seeds are fixed, progress is printed, and a killed build goes on: each stage is skipped
+when its result lies in the work folder, the model resumes from its last checkpoint, the SAEs at the first
+site that is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+from demo_build import corpus, model, pack, quality, saes, texts, words
+
+PACK = Path(__file__).parent.parent / "src" / "saeflow" / "demo" / "pack"
+STEPS = 1400
+CAPTURED_TOKENS = 1_500_000
+SEED = 0
+
+
+def build(corpora: Path, work: Path, out: Path) -> None:
+    for folder in ("data", "model", "acts", "saes"):
+        (work / folder).mkdir(parents=True, exist_ok=True)
+    data = work / "data"
+    if not (data / "sizes.json").exists():
+        print("1/7 tokenizer and tokens", flush=True)
+        corpus.tokenize(corpora, corpus.train_tokenizer(corpora, data / "tokenizer.json"), data)
+    if not (work / "model" / "final" / "config.json").exists():
+        print("2/7 model", flush=True)
+        model.train(data, work / "model", steps=STEPS, seed=SEED).save_pretrained(work / "model" / "final")
+    # What is shipped is what is measured: from here on the model is the half-precision one.
+    pack.write_model(work / "model" / "final", data / "tokenizer.json", out / "model")
+    trained = LlamaForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval()
+    if len(list((work / "saes").glob("*.safetensors"))) < 3 * trained.config.num_hidden_layers:
+        print("3/7 SAEs", flush=True)
+        if len(list((work / "acts").glob("*.f16"))) < 3 * trained.config.num_hidden_layers:
+            saes.capture(trained, data, work / "acts", tokens=CAPTURED_TOKENS, seed=SEED)
+        saes.train_all(work / "acts", work / "saes", seed=SEED)
+    if not (out / "texts" / "maths.json.gz").exists():
+        print("4/7 texts", flush=True)
+        tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
+        dropped = texts.write_texts(trained, tokenizer, corpora, out / "texts", SEED)
+        (work / "dropped.json").write_text(json.dumps(dropped))
+    print("5/7 dictionaries and atlas", flush=True)
+    dictionaries, atlas = pack.write_dictionaries(work / "saes", out)
+    loaded = pack.open_model(out / "model")
+    print("6/7 words", flush=True)
+    words.write_words(loaded, dictionaries, data, out / "atlas" / "words", SEED)
+    print("7/7 measurement", flush=True)
+    measured = {
+        "model": {
+            "parameters": sum(p.numel() for p in trained.parameters()),
+            "training_tokens": STEPS * model.BATCH * model.CONTEXT,
+            "domains": quality.model_quality(loaded, data),
+        },
+        "saes": quality.sae_quality(loaded, dictionaries, data),
+        "flow": quality.flow_quality(dictionaries, atlas),
+        "texts thrown away as copies": json.loads((work / "dropped.json").read_text()),
+    }
+    (out / "quality.json").write_text(json.dumps(measured, indent=1) + "\n")
+    print(f"the pack is {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB in {out}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("corpora", type=Path, help="folder of the corpora")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/demo"), help="folder for what can be resumed"
+    )
+    parser.add_argument("--out", type=Path, default=PACK, help="folder of the pack")
+    parser.add_argument("--fresh", action="store_true", help="throw the work folder away first")
+    arguments = parser.parse_args()
+    if arguments.fresh:
+        shutil.rmtree(arguments.work, ignore_errors=True)
+    build(arguments.corpora, arguments.work, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
