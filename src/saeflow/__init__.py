@@ -1,0 +1,78 @@
+"""saeflow: feature flow through a language model, from the weights of sparse autoencoders alone.
+
+    import saeflow as sf
+
+    atlas = sf.open_atlas("demo")
+    graph = sf.trace(sf.FeatureId.parse("4/res/123"), atlas)
+    print(sf.render(graph, to="text"))
+
+The method is that of Laptev et al., "Analyze Feature Flow to Enhance Interpretation and Steering in
+Language Models" (arXiv 2502.03032). Every name below is imported at first use, so that opening an atlas
+and growing a graph load no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from saeflow.version import __version__
+
+if TYPE_CHECKING:
+    from saeflow.errors import SaeflowError
+    from saeflow.flow import Edge, End, Evolution, FlowGraph, Node, Scores, Thresholds, trace
+    from saeflow.ids import FeatureId, Part, Site
+    from saeflow.interventions import Add, Rescale
+    from saeflow.matching.atlas import Atlas, open_atlas
+    from saeflow.matching.build import build_atlas, match
+    from saeflow.matching.table import MatchTable
+    from saeflow.report import render
+    from saeflow.sources.dictionary import Dictionary
+    from saeflow.sources.library import DictionarySet, load_dictionaries
+    from saeflow.sources.model import LanguageModel, load_model
+
+_HOME = {
+    "Add": "saeflow.interventions",
+    "Atlas": "saeflow.matching.atlas",
+    "Dictionary": "saeflow.sources.dictionary",
+    "DictionarySet": "saeflow.sources.library",
+    "Edge": "saeflow.flow",
+    "End": "saeflow.flow",
+    "Evolution": "saeflow.flow",
+    "FeatureId": "saeflow.ids",
+    "FlowGraph": "saeflow.flow",
+    "LanguageModel": "saeflow.sources.model",
+    "MatchTable": "saeflow.matching.table",
+    "Node": "saeflow.flow",
+    "Part": "saeflow.ids",
+    "Rescale": "saeflow.interventions",
+    "SaeflowError": "saeflow.errors",
+    "Scores": "saeflow.flow",
+    "Site": "saeflow.ids",
+    "Thresholds": "saeflow.flow",
+    "build_atlas": "saeflow.matching.build",
+    "load_dictionaries": "saeflow.sources.library",
+    "load_model": "saeflow.sources.model",
+    "match": "saeflow.matching.build",
+    "open_atlas": "saeflow.matching.atlas",
+    "render": "saeflow.report",
+    "trace": "saeflow.flow",
+}
+
+__all__ = [
+    "Add", "Atlas", "Dictionary", "DictionarySet", "Edge", "End", "Evolution", "FeatureId", "FlowGraph",
+    "LanguageModel", "MatchTable", "Node", "Part", "Rescale", "SaeflowError", "Scores", "Site", "Thresholds",
+    "__version__", "build_atlas", "load_dictionaries", "load_model", "match", "open_atlas", "render", "trace",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'saeflow' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return list(__all__)

@@ -1,0 +1,77 @@
+"""Texts of the five domains the demo model knows, for experiments. No torch, no network.
+
+Four domains are passages the demo model wrote, shipped with the pack; `python` is read from the standard
+library of the interpreter, so its texts differ between Python versions.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.paths import PACK
+
+DOMAINS = ("stories", "novels", "textbooks", "maths", "python")
+_SKIPPED = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "lib2to3",
+    "encodings",
+    "pydoc_data",
+}
+_SHORTEST, _LONGEST = 300, 1200
+
+
+def texts(domain: str, n: int, seed: int = 0) -> list[str]:
+    """`n` different texts of a domain, of about 300 to 1,200 characters, in an order set by `seed`.
+
+    Raises:
+        InvalidArgument: for an unknown domain, or more texts than there are.
+        BadFile: when the pack's texts cannot be read.
+    """
+    if domain not in DOMAINS:
+        raise InvalidArgument(f"there is no domain {domain!r}. Known: {', '.join(DOMAINS)}.")
+    known = _stdlib() if domain == "python" else _written(domain)
+    if not 0 <= n <= len(known):
+        raise InvalidArgument(
+            f"{n} texts of {domain} were asked for, and there are {len(known)}. Give n up to that."
+        )
+    return random.Random(seed).sample(known, n)  # noqa: S311 - a sample, not a secret
+
+
+@lru_cache(maxsize=8)
+def _written(domain: str) -> list[str]:
+    path = PACK / "texts" / f"{domain}.json.gz"
+    try:
+        return list(json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, ValueError) as error:
+        raise BadFile(
+            f"{path} cannot be read ({error}). Install saeflow again: its demo pack is incomplete."
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def _stdlib() -> list[str]:
+    """Top-level pieces of the standard library's modules, cut to at most _LONGEST characters."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found: list[str] = []
+    for path in sorted(root.rglob("*.py")):
+        if _SKIPPED.intersection(path.relative_to(root).parts):
+            continue
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        pieces = (piece.strip("\n")[:_LONGEST] for piece in source.split("\n\n\n"))
+        found += [
+            piece for piece in pieces if len(piece) >= _SHORTEST and piece.startswith(("def ", "class "))
+        ]
+    return found

@@ -1,0 +1,150 @@
+"""Edits of hidden states, as data: what to change at a site, without the means to do it.
+
+Two edits cover the experiments of arXiv 2502.03032. With h the hidden state at a site, a the
+activations of the chosen features on it and V their decoder rows:
+
+    Rescale(features, r)      h + (r - 1) a V      section 4.2: r = 0 removes, r = 1 changes nothing
+    Add({feature: strength})  h + s V              section 4.3 and appendix B: steering
+
+`LanguageModel.intervening` resolves the vectors and applies them; plans and experiments only build
+these. An edit names features of one site, so a change of several layers is a sequence of edits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from saeflow.errors import InvalidArgument
+from saeflow.ids import FeatureId, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Token positions from `start` up to and without `stop`; without a `stop`, all later ones.
+
+    Positions count the columns of the input from 0, the decoded tokens following the prompt's.
+    """
+
+    start: int = 0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse negative bounds: while decoding, the end of a text is not known."""
+        if self.start < 0 or (self.stop is not None and self.stop < self.start):
+            raise InvalidArgument(
+                f"the span of positions {self.start} to {self.stop} is none. "
+                "Count from 0, with start not after stop; leave stop out to reach every later token."
+            )
+
+    def __contains__(self, position: int) -> bool:
+        """Whether a position lies in the span."""
+        return position >= self.start and (self.stop is None or position < self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Exactly these token positions, counted as in `Span`."""
+
+    at: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse negative positions: while decoding, the end of a text is not known."""
+        if any(position < 0 for position in self.at):
+            raise InvalidArgument(
+                f"positions {self.at} hold a negative one. Count from 0 at the first token."
+            )
+
+    def __contains__(self, position: int) -> bool:
+        """Whether a position is one of these."""
+        return position in self.at
+
+
+Where: TypeAlias = Span | Positions
+"""Which tokens an edit touches."""
+
+EVERYWHERE = Span()
+"""Every token: the prompt's and each decoded one."""
+
+
+def _one_site(features: tuple[FeatureId, ...]) -> Site:
+    sites = sorted({feature.site for feature in features})
+    if len(sites) != 1:
+        found = ", ".join(map(str, sites)) or "none"
+        raise InvalidArgument(
+            f"an edit changes one site, and its {len(features)} features name: {found}. Make one edit a site."
+        )
+    if len(set(features)) != len(features):
+        twice = sorted({str(feature) for feature in features if features.count(feature) > 1})
+        raise InvalidArgument(f"an edit names {', '.join(twice)} more than once. Name each feature once.")
+    return sites[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """Multiply what `features` of one site write by `r`: h + (r - 1) a V (section 4.2).
+
+    The activations a are read from the hidden state as it stands, so a feature that is silent there
+    is left alone. r = 0 removes the features; r = 1 changes nothing, bit for bit.
+
+    Raises:
+        InvalidArgument: features of several sites or of none, one named twice, or an `r` that is no number.
+    """
+
+    features: tuple[FeatureId, ...]
+    r: float = 0.0
+    tokens: Where = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        """Check the features and the factor."""
+        _one_site(self.features)
+        if not math.isfinite(self.r):
+            raise InvalidArgument(f"the factor r = {self.r} of a Rescale is not finite. 0 removes, 1 keeps.")
+
+    @property
+    def site(self) -> Site:
+        """Where the hidden state is changed."""
+        return self.features[0].site
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Add directions of one site at given strengths, whatever is active: h + s V (section 4.3).
+
+    V is the unit decoder row in the stream, so that |s| is the length of the change; where a release
+    has unit rows, as Gemma Scope has up to rounding, this is the row itself.
+
+    Raises:
+        InvalidArgument: features of several sites or of none, or a strength that is no number.
+    """
+
+    strengths: Mapping[FeatureId, float] = field(hash=False)
+    tokens: Where = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        """Check the features and strengths, and keep a copy nobody else holds."""
+        _one_site(tuple(self.strengths))
+        bad = {str(feature): s for feature, s in self.strengths.items() if not math.isfinite(s)}
+        if bad:
+            raise InvalidArgument(f"the strengths {bad} of an Add are not finite. Give numbers.")
+        object.__setattr__(self, "strengths", dict(sorted(self.strengths.items())))
+
+    def __hash__(self) -> int:
+        """Equal edits hash alike, in whatever order the strengths were given."""
+        return hash((tuple(self.strengths.items()), self.tokens))
+
+    @property
+    def features(self) -> tuple[FeatureId, ...]:
+        """The features added, sorted."""
+        return tuple(self.strengths)
+
+    @property
+    def site(self) -> Site:
+        """Where the hidden state is changed."""
+        return next(iter(self.strengths)).site
+
+
+Edit: TypeAlias = Rescale | Add
+"""A change of the hidden state at one site."""

@@ -1,0 +1,163 @@
+"""Where each family of Hugging Face models keeps the tensors a dictionary reads: the only module paths.
+
+A dictionary reads one of four tensors of a layer: the residual stream after the block, what
+attention or the MLP adds to it, or the head outputs `z` before the output projection (section 3.3
+of arXiv 2502.03032 names the first three R_L, A_L and M_L; Gemma Scope trains attention on `z`).
+
+    site          Gemma 2 / 3                  Llama, Mistral, Qwen 2/3   GPT-2              GPT-NeoX
+    res           model.layers.L               same                       transformer.h.L    gpt_neox.layers.L
+    att           post_attention_layernorm     self_attn [0]              attn [0]           attention [0]
+    mlp           post_feedforward_layernorm   mlp                        mlp                mlp
+    z (input of)  self_attn.o_proj             self_attn.o_proj           attn.c_proj        attention.dense
+
+Every site is the output of its module, and `z` the input of one. `[0]`: the module returns a tuple.
+With these taps, pre + att + mlp = post holds for each block up to rounding: Gemma 2 and 3 norm what a
+part wrote before adding it (sandwich norm), so there the site is the norm's output, not the part's.
+GPT-NeoX runs both parts on the block's input, so its MLP does not see what attention wrote.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from saeflow.errors import UnknownArchitecture
+from saeflow.ids import Part, Site
+
+
+class Tap(enum.StrEnum):
+    """Which tensor of a layer a dictionary reads; `Z` is the concatenated head outputs before `o_proj`."""
+
+    RES = "res"
+    ATT = "att"
+    MLP = "mlp"
+    Z = "z"
+
+    @staticmethod
+    def of(part: Part) -> Tap:
+        """The tap whose tensor is the site's own: what the part adds to the stream, or the stream."""
+        return Tap(part.value)
+
+    @property
+    def part(self) -> Part:
+        """The part of the site this tap serves: `Z` is read for attention."""
+        return Part.ATT if self is Tap.Z else Part(self.value)
+
+
+class Point(NamedTuple):
+    """One tensor of one layer. A site names `Point(layer, Tap.of(part))`; `z` has no site of its own."""
+
+    layer: int
+    tap: Tap
+
+    @staticmethod
+    def at(where: Site | tuple[int, Tap]) -> Point:
+        """The point a site names, or the point itself."""
+        if isinstance(where, Site):
+            return Point(where.layer, Tap.of(where.part))
+        return Point(where[0], Tap(where[1]))
+
+    def __str__(self) -> str:
+        """`24/z`."""
+        return f"{self.layer}/{self.tap.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The module paths of one family.
+
+    `trunk` is a path in the model, `blocks`, `embed` and `final_norm` are paths in the trunk, and the
+    rest are paths in a block.
+
+    Attributes:
+        family: what people call it.
+        trunk: the model without its head; it takes token ids and `past_key_values`.
+        blocks: the list of layers.
+        embed: the token embedding.
+        final_norm: the norm between the last block and the head.
+        att: the module whose output attention adds to the stream.
+        mlp: the module whose output the MLP adds to the stream.
+        o_proj: the projection whose input is `z`.
+        att_norm: the norm between `o_proj` and the stream, in sandwich-norm models.
+        gain_offset: what the model adds to a norm's weight before multiplying: 1 in Gemma, else 0.
+        centred: whether the final norm subtracts the mean (LayerNorm) or not (RMSNorm).
+        transposed: whether `o_proj.weight` is stored as [d_in, d_model] (GPT-2's Conv1D).
+        parallel: whether the MLP reads the block's input instead of the stream after attention.
+    """
+
+    family: str
+    trunk: str = "model"
+    blocks: str = "layers"
+    embed: str = "embed_tokens"
+    final_norm: str = "norm"
+    att: str = "self_attn"
+    mlp: str = "mlp"
+    o_proj: str = "self_attn.o_proj"
+    att_norm: str | None = None
+    gain_offset: float = 0.0
+    centred: bool = False
+    transposed: bool = False
+    parallel: bool = False
+
+    def module(self, tap: Tap) -> str:
+        """The path within a block of the module whose output (input, for `Z`) is the tensor at `tap`."""
+        return {Tap.RES: "", Tap.ATT: self.att, Tap.MLP: self.mlp, Tap.Z: self.o_proj}[tap]
+
+
+_LLAMA = Architecture("Llama")
+_GEMMA_2 = Architecture(
+    "Gemma 2",
+    att="post_attention_layernorm",
+    mlp="post_feedforward_layernorm",
+    att_norm="post_attention_layernorm",
+    gain_offset=1.0,
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": _LLAMA,
+    "mistral": replace(_LLAMA, family="Mistral"),
+    "qwen2": replace(_LLAMA, family="Qwen 2"),
+    "qwen3": replace(_LLAMA, family="Qwen 3"),
+    "gemma2": _GEMMA_2,
+    "gemma3_text": replace(_GEMMA_2, family="Gemma 3"),
+    "gemma3": replace(_GEMMA_2, family="Gemma 3 (with vision)", trunk="model.language_model"),
+    "gpt2": Architecture(
+        "GPT-2",
+        trunk="transformer",
+        blocks="h",
+        embed="wte",
+        final_norm="ln_f",
+        att="attn",
+        o_proj="attn.c_proj",
+        centred=True,
+        transposed=True,
+    ),
+    "gpt_neox": Architecture(
+        "GPT-NeoX",
+        trunk="gpt_neox",
+        embed="embed_in",
+        final_norm="final_layer_norm",
+        att="attention",
+        o_proj="attention.dense",
+        centred=True,
+        parallel=True,
+    ),
+}
+"""`model.config.model_type` -> the family's paths."""
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The module paths of a model, by its `config.model_type`.
+
+    Raises:
+        UnknownArchitecture: when no family of that name is mapped; the message lists those that are.
+    """
+    found = ARCHITECTURES.get(model_type)
+    if found is None:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise UnknownArchitecture(
+            f"model_type {model_type!r} has no map of its sites. Known: {known}. "
+            "Add an entry to ARCHITECTURES in saeflow/sources/architectures.py."
+        )
+    return found

@@ -1,0 +1,371 @@
+"""A Hugging Face language model whose sites can be read and changed.
+
+`capture` reads any set of sites in one forward pass; `intervening` applies edits to every pass made
+inside it, the prompt's and each decoded token's. Hooks live only inside those calls. Module paths are
+in `architectures.py`, the hooks in `hooks.py`, the edits in `saeflow.interventions`.
+
+Model text comes in as `Tokens`, padded on the right: under a causal mask the real tokens then never
+see the padding, so a batch gives what each text gives alone, up to the rounding of its matrix products.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from saeflow.errors import InvalidArgument, UnknownRelease, UnknownSite, WidthMismatch
+from saeflow.ids import Site
+from saeflow.interventions import Edit
+from saeflow.sources.architectures import Architecture, Point, Tap, architecture_of
+from saeflow.sources.decoding import complete, sampling_config, seeded
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.hooks import Change, Clock, Watcher, resolve, spliced, watch_input, watch_output
+from saeflow.sources.pretrained import fetch
+from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit, Tokens
+
+DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "pack" / "model"
+
+
+class _Stop(Exception):  # noqa: N818  (no error: how a forward ends once all is read)
+    """Everything asked for has been read."""
+
+
+class LanguageModel:
+    """A causal language model of Hugging Face and its tokenizer, with named sites.
+
+    The model is put into evaluation mode, and otherwise left as it is.
+
+    Raises:
+        UnknownArchitecture: when the sites of its `config.model_type` are not mapped.
+    """
+
+    def __init__(self, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Wrap a model that is already loaded."""
+        self.hf_model = hf_model.eval()
+        self.tokenizer = tokenizer
+        self.architecture: Architecture = architecture_of(str(hf_model.config.model_type))
+        self._trunk = hf_model.get_submodule(self.architecture.trunk)
+        self._blocks = cast("nn.ModuleList", self._trunk.get_submodule(self.architecture.blocks))
+
+    @property
+    def name(self) -> str:
+        """The name or path the model was loaded by; empty for one built in memory."""
+        return str(self.hf_model.config.name_or_path)
+
+    @property
+    def n_layers(self) -> int:
+        """How many blocks there are."""
+        return len(self._blocks)
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return int(self.hf_model.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.hf_model.device
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the MLP reads the block's input rather than the stream after attention."""
+        return self.architecture.parallel and bool(
+            getattr(self.hf_model.config, "use_parallel_residual", True)
+        )
+
+    def tokenize(
+        self, texts: Sequence[str], *, add_bos: bool = True, max_length: int | None = None
+    ) -> Tokens:
+        """Token ids of some texts, padded on the right.
+
+        Args:
+            texts: one or more texts.
+            add_bos: begin each with the tokenizer's begin-of-text token, where it has one. Dictionaries are
+                trained with it, and the first position behaves like no other.
+            max_length: cut each to this many tokens, the begin-of-text token included.
+
+        Raises:
+            InvalidArgument: for no texts, a single string, a text without tokens, or a `max_length` below 1.
+        """
+        if isinstance(texts, str) or not texts:
+            raise InvalidArgument(
+                f"tokenize takes a list of one or more texts, not {texts!r}. Wrap it in a list."
+            )
+        if max_length is not None and max_length < 1:
+            raise InvalidArgument(f"max_length = {max_length} leaves no token. Give 1 or more, or None.")
+        bos = cast("int | None", self.tokenizer.bos_token_id) if add_bos else None
+        start = [] if bos is None else [bos]
+        rows: list[list[int]] = []
+        for text in texts:
+            ids = cast("list[int]", self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            rows.append(((ids if ids[:1] == start else start + ids) if start else ids)[:max_length])
+            if not rows[-1]:
+                raise InvalidArgument(f"the text {text!r} gives no token. Leave it out, or set add_bos.")
+        width = max(map(len, rows))
+        pad = self._pad_id
+        input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
+        return Tokens(input_ids, mask)
+
+    def capture(
+        self,
+        tokens: Tokens,
+        sites: Iterable[Place],
+        *,
+        inputs: Iterable[int] = (),
+        logits: bool = False,
+        stop_after_last: bool = True,
+    ) -> Captured:
+        """Run the model and keep what it holds at some sites; inside `intervening`, after the edits.
+
+        Reading changes nothing: the logits are bit-equal to those of the model alone. The residual
+        stream is taken at the blocks, so the last layer's is before the final norm.
+
+        Args:
+            tokens: what `tokenize` returned.
+            sites: sites, or `(layer, Tap.Z)`.
+            inputs: layers whose block input is wanted too.
+            logits: keep the logits, which needs the whole pass.
+            stop_after_last: without logits, end the pass once everything is read.
+
+        Raises:
+            UnknownSite: for a layer the model does not have.
+        """
+        asked = tuple(dict.fromkeys(place if isinstance(place, Site) else Point.at(place) for place in sites))
+        wanted: set[Point | int] = {*map(Point.at, asked), *inputs}
+        kept: dict[Point | int, Tensor] = {}
+
+        def keep(key: Point | int, h: Tensor) -> None:
+            kept[key] = h.detach()
+            if stop_after_last and not logits and len(kept) == len(wanted):
+                raise _Stop
+
+        out: Tensor | None = None
+        with contextlib.ExitStack() as stack, torch.no_grad():
+            for key in wanted:
+                watch = partial(keep, key)
+                hook = (
+                    self._watch(key, watch)
+                    if isinstance(key, Point)
+                    else watch_input(self._block(key), watch)
+                )
+                stack.callback(hook.remove)
+            with contextlib.suppress(_Stop):
+                out = self._logits(tokens) if logits else self._run_trunk(tokens)
+        points = {key: h for key, h in kept.items() if isinstance(key, Point)}
+        return Captured(points, asked, {key: h for key, h in kept.items() if isinstance(key, int)}, out)
+
+    @contextlib.contextmanager
+    def intervening(
+        self,
+        edits: Iterable[Edit] | Mapping[Site, Change] | Mapping[Point, Change] | Mapping[Place, Change],
+        dictionaries: Mapping[Site, Dictionary] | None = None,
+    ) -> Generator[None, None, None]:
+        """Apply edits in every forward pass made inside, by this object or by `hf_model` itself.
+
+        Edits apply in the order given, those at one place each to what the one before left; a nested
+        `intervening` comes after the outer one. The hooks are gone afterwards, whatever happened inside.
+
+        Args:
+            edits: `Rescale` and `Add`; or functions by place, each taking the hidden state
+                `Float[Tensor, "batch pos d_in"]` and returning its replacement (a reconstruction, say).
+            dictionaries: where the vectors of `Rescale` and `Add` come from; only the sites named are read.
+
+        Raises:
+            InvalidArgument: edits that need dictionaries, without any; an `Add` of a zero row.
+            UnknownFeature: an index outside its dictionary.
+            UnknownSite: a layer the model does not have, or a site without a dictionary.
+            WidthMismatch: a dictionary, or what a function returns, that does not fit the hidden state.
+        """
+        clock = Clock()
+        with contextlib.ExitStack() as stack:
+            if isinstance(edits, Mapping):
+                places = cast("Mapping[Place, Change]", edits)
+                changes = [(Point.at(place), spliced(Point.at(place), fn)) for place, fn in places.items()]
+            else:
+                changes = [resolve(edit, dictionaries, self, clock) for edit in edits]
+            stack.callback(clock.follow(self._trunk).remove)
+            for point, change in changes:
+                stack.callback(self._watch(point, change).remove)
+            yield
+
+    def loss(self, tokens: Tokens) -> Float[Tensor, "batch following"]:
+        """Loss of each next token in nats; inside `intervening`, with the edits.
+
+        As `Tokens.loss`, which gives the same from logits that are there already: one column fewer than
+        `tokens` has, NaN where the next token is padding.
+        """
+        with torch.no_grad():
+            return tokens.loss(self._logits(tokens))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        n: int = 1,
+    ) -> list[list[str]]:
+        """`n` completions of each prompt, without the prompt; inside `intervening`, with the edits.
+
+        Each prompt is run alone and seeded alike, so its completions do not depend on the others. Torch's
+        global generator is left as it was. The model's own sampling defaults (top-k, penalties) are not used.
+
+        Args:
+            prompts: texts; each begins with the begin-of-text token where there is one.
+            max_new_tokens: stop after this many; the end-of-text token stops earlier.
+            temperature: 0 takes the most likely token each time.
+            top_p: sample from the smallest set of tokens with this much probability.
+            seed: completions are a function of it, of `n` and of the prompt.
+            n: how many completions of each prompt.
+
+        Raises:
+            InvalidArgument: for a setting outside its range, named in the message, or an empty prompt.
+        """
+        if n < 1:
+            raise InvalidArgument(f"n = {n} completions of each prompt. Give 1 or more.")
+        config = sampling_config(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            end=self._end_ids,
+            pad=self._pad_id,
+        )
+        completions: list[list[str]] = []
+        for prompt in prompts:
+            tokens = self.tokenize([prompt])
+            with torch.no_grad(), seeded(seed, self.device):
+                ids = complete(
+                    self.hf_model, tokens.input_ids.expand(n, -1), tokens.attention_mask.expand(n, -1), config
+                )
+            completions.append([str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in ids])
+        return completions
+
+    def unembed(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
+        """What a small step along each direction adds to the logits, up to one positive factor a token.
+
+        The direct path alone: through the final norm's gain (and, for a LayerNorm, its centring) and the
+        output embedding. A soft cap on the logits, as in Gemma 2, keeps the order and is left out.
+
+        Raises:
+            WidthMismatch: when the directions are not as wide as the stream.
+        """
+        if directions.shape[1] != self.d_model:
+            raise WidthMismatch(
+                f"directions of width {directions.shape[1]} are not in the residual stream, which has width "
+                f"{self.d_model}. Project directions of z with attention_writer(layer).project first."
+            )
+        weight = cast("nn.Linear", self.hf_model.get_output_embeddings()).weight.detach()
+        h = directions.to(weight)
+        if self.architecture.centred:
+            h = h - h.mean(dim=-1, keepdim=True)
+        return h * self._gain(self._trunk.get_submodule(self.architecture.final_norm)) @ weight.T
+
+    def logit_lens(self, directions: Float[Tensor, "n d_model"], k: int = 10) -> list[list[TokenLogit]]:
+        """The `k` tokens each direction promotes most, best first.
+
+        Raises:
+            InvalidArgument: for a `k` below 1 or above the size of the vocabulary.
+            WidthMismatch: when the directions are not as wide as the stream.
+        """
+        logits = self.unembed(directions)
+        if not 1 <= k <= logits.shape[1]:
+            raise InvalidArgument(
+                f"k = {k} tokens of a vocabulary of {logits.shape[1]}. Give 1 to {logits.shape[1]}."
+            )
+        best = logits.float().topk(k, dim=-1)
+        return [
+            [
+                TokenLogit(str(self.tokenizer.decode([i])), i, value)
+                for i, value in zip(ids, values, strict=True)
+            ]
+            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def attention_writer(self, layer: int) -> OutputProjection:
+        """How the attention of a layer turns `z` into the stream: its output projection and norm gain.
+
+        Raises:
+            UnknownSite: for a layer the model does not have.
+        """
+        block = self._block(layer)
+        weight = cast("Tensor", block.get_submodule(self.architecture.o_proj).weight).detach()
+        norm = self.architecture.att_norm
+        gain = None if norm is None else self._gain(block.get_submodule(norm))
+        return OutputProjection(weight.T if self.architecture.transposed else weight, gain)
+
+    @property
+    def _end_ids(self) -> int | list[int] | None:
+        own = cast("GenerationConfig | None", self.hf_model.generation_config)
+        ends = None if own is None else cast("int | list[int] | None", own.eos_token_id)
+        return cast("int | None", self.tokenizer.eos_token_id) if ends is None else ends
+
+    @property
+    def _pad_id(self) -> int:
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if isinstance(token, int):
+                return token
+        return 0
+
+    def _gain(self, norm: nn.Module) -> Float[Tensor, " d_model"]:
+        return cast("Tensor", norm.weight).detach() + self.architecture.gain_offset
+
+    def _block(self, layer: int) -> nn.Module:
+        if not 0 <= layer < self.n_layers:
+            raise UnknownSite(
+                f"the model has no layer {layer}. Its {self.n_layers} layers are 0 to {self.n_layers - 1}."
+            )
+        return self._blocks[layer]
+
+    def _watch(self, point: Point, act: Watcher) -> RemovableHandle:
+        module = self._block(point.layer).get_submodule(self.architecture.module(point.tap))
+        return watch_input(module, act) if point.tap is Tap.Z else watch_output(module, act)
+
+    def _run_trunk(self, tokens: Tokens) -> None:
+        self._trunk(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+
+    def _logits(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
+        out = self.hf_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+        return cast("Tensor", out.logits)
+
+
+def load_model(
+    name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """A model and its tokenizer, from a folder, from the hub, or the one that comes with saeflow.
+
+    Args:
+        name_or_path: a folder in the format of Hugging Face, a name on its hub, or "demo".
+        device: where to put the weights.
+        dtype: what to compute in, whatever the file holds.
+
+    Raises:
+        UnknownRelease: when there is no folder or repository of that name, or the demo model is missing.
+        Unreachable: when the hub cannot be reached or refuses the files.
+        UnknownArchitecture: when the sites of this kind of model are not mapped.
+        BadFile: when a folder is there and does not load as a model.
+    """
+    place = DEMO_FOLDER if name_or_path == "demo" else name_or_path
+    if name_or_path == "demo" and not (DEMO_FOLDER / "config.json").is_file():
+        raise UnknownRelease(
+            f"the demo model is not at {DEMO_FOLDER}. Install saeflow with its demo pack, or build the pack "
+            "with scripts/build_demo.py."
+        )
+    hf_model, tokenizer = fetch(place, dtype)
+    return LanguageModel(cast("PreTrainedModel", nn.Module.to(hf_model, device)), tokenizer)

@@ -1,0 +1,122 @@
+"""What goes into a language model and what comes out of it, as plain values over tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from saeflow.errors import UnknownSite, WidthMismatch
+from saeflow.ids import Site
+from saeflow.sources.architectures import Point, Tap
+
+Place: TypeAlias = Site | tuple[int, Tap]
+"""A site, or `(layer, Tap.Z)` for the head outputs before the output projection, which are no site."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """A batch of texts as token ids, padded on the right; the mask is 1 on real tokens."""
+
+    input_ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many real tokens each text has."""
+        return [int(n) for n in self.attention_mask.sum(dim=1).tolist()]
+
+    def loss(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "batch pos-1"]:
+        """Loss of each next token in nats, in float32: column t is -log p(token t+1 | tokens up to t).
+
+        NaN where token t+1 is padding, so that a mean has to be `nanmean` and cannot count padding.
+
+        Raises:
+            WidthMismatch: when the logits are not of this batch.
+        """
+        if logits.shape[:2] != self.input_ids.shape:
+            raise WidthMismatch(
+                f"logits of shape {tuple(logits.shape)} are not of tokens of shape "
+                f"{tuple(self.input_ids.shape)}. Pass the logits of the same batch."
+            )
+        predicted = logits[:, :-1].float().transpose(1, 2)
+        loss = nn.functional.cross_entropy(predicted, self.input_ids[:, 1:], reduction="none")
+        return loss.masked_fill(self.attention_mask[:, 1:] == 0, float("nan"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Captured(Mapping["Site | Point", Tensor]):
+    """What one forward pass held at the places asked for.
+
+    Each value is `Float[Tensor, "batch pos d_model"]` (`d_in` wide for `z`) in the model's dtype, without
+    gradient. Values at padding are there and mean nothing.
+
+    Attributes:
+        tensors: point -> tensor; index the object itself by site or `(layer, Tap.Z)`.
+        asked: the places, as they were asked for.
+        inputs: layer -> what its block read, for the layers asked for.
+        logits: `Float[Tensor, "batch pos vocab"]` where asked for.
+    """
+
+    tensors: Mapping[Point, Tensor]
+    asked: tuple[Site | Point, ...]
+    inputs: Mapping[int, Tensor]
+    logits: Tensor | None
+
+    def __getitem__(self, place: Place) -> Tensor:
+        """The tensor at a place.
+
+        Raises:
+            UnknownSite: when it was not asked for.
+        """
+        point = Point.at(place)
+        if point not in self.tensors:
+            have = ", ".join(map(str, self.asked)) or "none"
+            raise UnknownSite(
+                f"{point} was not captured; captured: {have}. Name it in capture(tokens, sites)."
+            )
+        return self.tensors[point]
+
+    def __iter__(self) -> Iterator[Site | Point]:
+        """The places, as they were asked for."""
+        return iter(self.asked)
+
+    def __len__(self) -> int:
+        """How many places were asked for."""
+        return len(self.asked)
+
+
+class OutputProjection(NamedTuple):
+    """What turns a direction v of `z` into the stream: `(W_O v) * gain`, up to one positive factor a token.
+
+    `gain` is that of the sandwich norm, for models that have one: its division by the root mean square
+    is one number per token, so the direction is exact without data.
+    """
+
+    W_O: Float[Tensor, "d_model d_in"]
+    gain: Float[Tensor, " d_model"] | None
+
+    def project(self, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_model"]:
+        """Directions of `z`, one a row, as directions of the stream; not of unit length.
+
+        Raises:
+            WidthMismatch: when the rows are not as wide as `z`.
+        """
+        if rows.shape[1] != self.W_O.shape[1]:
+            raise WidthMismatch(
+                f"directions of width {rows.shape[1]} cannot pass an output projection that reads "
+                f"{self.W_O.shape[1]}. Check that model and dictionary belong together."
+            )
+        written = rows @ self.W_O.to(rows).T
+        return written if self.gain is None else written * self.gain.to(rows)
+
+
+class TokenLogit(NamedTuple):
+    """A token a direction promotes, and by how much."""
+
+    token: str
+    id: int
+    logit: float

@@ -1,0 +1,386 @@
+"""LanguageModel: what it reads is what the model computes, and reading changes nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from huggingface_hub.errors import RepositoryNotFoundError
+from tiny_models import (
+    CONFIGS,
+    D_MODEL,
+    N_LAYERS,
+    TEXTS,
+    VOCAB,
+    hooks_on,
+    tiny_hf_model,
+    tiny_model,
+    tiny_tokenizer,
+)
+from torch.nn.functional import cosine_similarity
+from transformers import AutoModelForCausalLM, OPTConfig
+
+from saeflow.errors import (
+    BadFile,
+    InvalidArgument,
+    UnknownArchitecture,
+    UnknownRelease,
+    UnknownSite,
+    Unreachable,
+    WidthMismatch,
+)
+from saeflow.ids import Part, Site
+from saeflow.sources import model as model_module
+from saeflow.sources import pretrained
+from saeflow.sources.architectures import Tap
+from saeflow.sources.model import LanguageModel, load_model
+
+EVERY_SITE = [Site(layer, part) for layer in range(N_LAYERS) for part in Part]
+EVERY_PLACE = [*EVERY_SITE, *((layer, Tap.Z) for layer in range(N_LAYERS))]
+LAST = Site(N_LAYERS - 1, Part.RES)
+
+families = pytest.mark.parametrize("model_type", CONFIGS)
+
+
+@families
+def test_sizes_are_read_from_the_model(model_type):
+    model = tiny_model(model_type)
+    assert (model.n_layers, model.d_model, model.device.type) == (N_LAYERS, D_MODEL, "cpu")
+    assert model.parallel is (model_type == "gpt_neox")
+
+
+@families
+@torch.no_grad()
+def test_capture_changes_no_logit(model_type):
+    model = tiny_model(model_type)
+    tokens = model.tokenize(TEXTS)
+    alone = model.hf_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).logits
+    held = model.capture(tokens, EVERY_PLACE, inputs=range(N_LAYERS), logits=True)
+    assert torch.equal(held.logits, alone)
+    after = model.hf_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).logits
+    assert torch.equal(after, alone)
+    assert hooks_on(model) == 0
+
+
+@families
+@torch.no_grad()
+def test_residual_sites_are_the_hidden_states_the_model_reports(model_type):
+    model = tiny_model(model_type)
+    tokens = model.tokenize(TEXTS)
+    out = model.hf_model(
+        input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
+    )
+    held = model.capture(tokens, EVERY_SITE, inputs=[0])
+    assert torch.equal(held.inputs[0], out.hidden_states[0])
+    for layer in range(N_LAYERS - 1):
+        assert torch.equal(held[Site(layer, Part.RES)], out.hidden_states[layer + 1])
+    # The last one reported is after the final norm; the site is before it.
+    trunk = model.hf_model.get_submodule(model.architecture.trunk)
+    norm = trunk.get_submodule(model.architecture.final_norm)
+    assert torch.equal(norm(held[LAST]), out.hidden_states[-1])
+    assert not torch.allclose(held[LAST], out.hidden_states[-1], atol=1e-2)
+
+
+@families
+def test_stopping_early_reads_what_a_whole_pass_reads(model_type):
+    model = tiny_model(model_type)
+    tokens = model.tokenize(TEXTS)
+    whole = model.capture(tokens, EVERY_PLACE, inputs=[0, 1], stop_after_last=False)
+    stopped = model.capture(tokens, EVERY_PLACE, inputs=[0, 1])
+    for place in EVERY_PLACE:
+        assert torch.equal(whole[place], stopped[place])
+        assert torch.equal(model.capture(tokens, [place])[place], whole[place])
+    assert hooks_on(model) == 0
+
+
+def test_stopping_early_runs_no_layer_after_the_deepest_site():
+    model = tiny_model("llama")
+    ran = []
+    blocks = model.hf_model.model.layers
+    for layer, block in enumerate(blocks):
+        block.mlp.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    tokens = model.tokenize(TEXTS)
+    model.capture(tokens, [Site(1, Part.ATT)])
+    assert ran == [0]
+    ran.clear()
+    model.capture(tokens, [Site(1, Part.ATT)], stop_after_last=False)
+    assert ran == [0, 1, 2]
+
+
+@families
+def test_a_padded_batch_gives_what_each_text_gives_alone(model_type):
+    model = tiny_model(model_type)
+    batch = model.tokenize(TEXTS)
+    assert batch.lengths == [11, 4, 8]
+    held = model.capture(batch, EVERY_PLACE, logits=True)
+    losses = model.loss(batch)
+    for row, text in enumerate(TEXTS):
+        single = model.tokenize([text])
+        length = single.lengths[0]
+        alone = model.capture(single, EVERY_PLACE, logits=True)
+        for place in EVERY_PLACE:
+            torch.testing.assert_close(held[place][row, :length], alone[place][0], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(held.logits[row, :length], alone.logits[0], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(losses[row, : length - 1], model.loss(single)[0], atol=2e-5, rtol=1e-4)
+
+
+def test_captured_is_a_mapping_over_what_was_asked_for():
+    model = tiny_model("mistral")
+    site = Site(1, Part.MLP)
+    held = model.capture(model.tokenize(TEXTS), [site, (0, Tap.Z), site])
+    assert list(held) == [site, (0, Tap.Z)]
+    assert len(held) == 2
+    assert held[site].shape == (3, 11, D_MODEL)
+    assert held[0, Tap.Z].shape == (3, 11, 32)
+    assert not held[site].requires_grad
+    assert held.logits is None
+    assert LAST not in held
+    with pytest.raises(UnknownSite, match="2/res was not captured; captured: 1/mlp, 0/z"):
+        held[LAST]
+
+
+def test_a_layer_the_model_lacks_is_refused_and_leaves_no_hook():
+    model = tiny_model("gpt2")
+    with pytest.raises(UnknownSite, match=r"no layer 3\. Its 3 layers are 0 to 2"):
+        model.capture(model.tokenize(TEXTS), [Site(0, Part.RES), Site(3, Part.RES)])
+    with pytest.raises(UnknownSite, match="no layer 7"):
+        model.attention_writer(7)
+    assert hooks_on(model) == 0
+
+
+def test_tokenize_begins_each_text_once_and_cuts_it():
+    model = tiny_model("llama")
+    tokens = model.tokenize(["w5 w9 w12", "<bos> w7"])
+    assert tokens.input_ids.tolist() == [[1, 5, 9, 12], [1, 7, 0, 0]]
+    assert tokens.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert model.tokenize(["w5 w9 w12"], add_bos=False).input_ids.tolist() == [[5, 9, 12]]
+    assert model.tokenize(["w5 w9 w12"], max_length=2).input_ids.tolist() == [[1, 5]]
+    assert model.tokenize([""]).input_ids.tolist() == [[1]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ([], {}, r"one or more texts, not \[\]"),
+        ("w5 w9", {}, "not 'w5 w9'. Wrap it in a list"),
+        (["w5"], {"max_length": 0}, "max_length = 0"),
+        (["w5", ""], {"add_bos": False}, "the text '' gives no token"),
+    ],
+)
+def test_tokenize_refuses_what_gives_no_tokens(texts, options, message):
+    with pytest.raises(InvalidArgument, match=message):
+        tiny_model("llama").tokenize(texts, **options)
+
+
+@families
+def test_attention_writer_turns_z_into_the_direction_attention_writes(model_type):
+    model = tiny_model(model_type)
+    held = model.capture(model.tokenize(TEXTS[:1]), EVERY_PLACE)
+    for layer in range(N_LAYERS):
+        W_O, gain = writer = model.attention_writer(layer)
+        z, att = held[layer, Tap.Z][0], held[Site(layer, Part.ATT)][0]
+        assert W_O.shape == (D_MODEL, z.shape[1])
+        assert (gain is not None) is model_type.startswith("gemma")
+        block = model.hf_model.get_submodule(model.architecture.trunk).get_submodule(
+            model.architecture.blocks
+        )[layer]
+        bias = getattr(block.get_submodule(model.architecture.o_proj), "bias", None)
+        written = att if bias is None else att - bias.detach()
+        assert cosine_similarity(writer.project(z), written, dim=-1).min() > 1 - 1e-6
+        if gain is None:
+            torch.testing.assert_close(writer.project(z), written, atol=1e-5, rtol=1e-4)
+        else:  # the gain is needed: without it the direction is another
+            assert cosine_similarity(z @ W_O.T, written, dim=-1).max() < 0.99
+
+
+def test_directions_of_another_width_are_refused_with_both_widths():
+    model = tiny_model("gemma2")
+    with pytest.raises(WidthMismatch, match="width 24 cannot pass an output projection that reads 32"):
+        model.attention_writer(0).project(torch.ones(2, 24))
+    with pytest.raises(WidthMismatch, match="width 32 are not in the residual stream, which has width 24"):
+        model.unembed(torch.ones(2, 32))
+
+
+@families
+@torch.no_grad()
+def test_loss_is_the_negative_log_probability_of_the_next_token(model_type):
+    model = tiny_model(model_type)
+    tokens = model.tokenize(TEXTS)
+    loss = model.loss(tokens)
+    logits = model.hf_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).logits.double()
+    for row, length in enumerate(tokens.lengths):
+        for t in range(loss.shape[1]):
+            if t + 1 >= length:
+                assert math.isnan(loss[row, t])
+                continue
+            target = tokens.input_ids[row, t + 1]
+            expected = logits[row, t].exp().sum().log() - logits[row, t, target]
+            assert loss[row, t].item() == pytest.approx(expected.item(), abs=1e-4)
+    held = model.capture(tokens, [], logits=True)
+    assert torch.equal(tokens.loss(held.logits).nan_to_num(), loss.nan_to_num())
+
+
+def test_logits_of_another_batch_give_no_loss():
+    model = tiny_model("llama")
+    logits = model.capture(model.tokenize(TEXTS), [], logits=True).logits
+    with pytest.raises(WidthMismatch, match=r"\(3, 11, 48\) are not of tokens of shape \(1, 11\)"):
+        model.tokenize(TEXTS[:1]).loss(logits)
+
+
+@families
+@torch.no_grad()
+def test_unembed_is_the_final_norm_and_head_at_a_frozen_scale(model_type):
+    model = tiny_model(model_type)
+    directions = torch.randn(5, D_MODEL, generator=torch.Generator().manual_seed(1))
+    trunk = model.hf_model.get_submodule(model.architecture.trunk)
+    norm, head = trunk.get_submodule(model.architecture.final_norm), model.hf_model.get_output_embeddings()
+    moved = head(norm(directions)) - head(norm(torch.zeros(1, D_MODEL)))
+    assert cosine_similarity(model.unembed(directions), moved, dim=-1).min() > 1 - 1e-6
+
+
+def test_logit_lens_names_the_tokens_best_first():
+    model = tiny_model("gemma2")
+    directions = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(2))
+    logits = model.unembed(directions)
+    found = model.logit_lens(directions, k=4)
+    for row, tokens in zip(logits, found, strict=True):
+        assert [token.id for token in tokens] == row.argsort(descending=True)[:4].tolist()
+        assert [token.logit for token in tokens] == sorted(row.tolist(), reverse=True)[:4]
+        assert all(token.token in {f"w{token.id}", "<pad>", "<bos>", "<eos>"} for token in tokens)
+    for k in (0, VOCAB + 1):
+        with pytest.raises(InvalidArgument, match=f"k = {k} tokens of a vocabulary of 48"):
+            model.logit_lens(directions, k=k)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "gpt_neox"])
+def test_generation_is_a_function_of_the_seed_and_leaves_the_global_generator(model_type):
+    model = tiny_model(model_type)
+    state = torch.get_rng_state()
+    first = model.generate(TEXTS, max_new_tokens=8, seed=3, n=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [len(row) for row in first] == [2, 2, 2]
+    torch.manual_seed(99)
+    assert model.generate(TEXTS, max_new_tokens=8, seed=3, n=2) == first
+    assert model.generate(TEXTS[::-1], max_new_tokens=8, seed=3, n=2) == first[::-1]
+    assert model.generate(TEXTS, max_new_tokens=8, seed=4, n=2) != first
+
+
+@families
+@torch.no_grad()
+def test_greedy_generation_takes_the_most_likely_token_each_time(model_type):
+    model = tiny_model(model_type)
+    ids = model.tokenize(TEXTS[:1]).input_ids
+    for _ in range(6):
+        following = model.hf_model(input_ids=ids, use_cache=False).logits[:, -1].argmax(dim=-1, keepdim=True)
+        ids = torch.cat([ids, following], dim=1)
+        if following.item() == 2:
+            break
+    expected = model.tokenizer.decode(ids[0, 11:], skip_special_tokens=True)
+    assert model.generate(TEXTS[:1], max_new_tokens=6, temperature=0, n=2) == [[expected, expected]]
+
+
+def test_generation_ignores_the_sampling_a_model_ships_with():
+    model = tiny_model("llama")
+    plain = model.generate(TEXTS[:1], max_new_tokens=8, seed=0)
+    model.hf_model.generation_config.update(do_sample=True, top_k=1, repetition_penalty=1.9)
+    assert model.generate(TEXTS[:1], max_new_tokens=8, seed=0) == plain
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"n": 0}, "n = 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens = 0"),
+        ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"temperature": math.nan}, "temperature = nan"),
+        ({"top_p": 0.0}, "top_p = 0.0"),
+        ({"top_p": 1.5}, "top_p = 1.5"),
+    ],
+)
+def test_a_sampling_setting_outside_its_range_is_named(setting, message):
+    with pytest.raises(InvalidArgument, match=message):
+        tiny_model("llama").generate(["w5"], **setting)
+
+
+def _save(folder, dtype):
+    hf_model = tiny_hf_model("gemma2").to(dtype)
+    hf_model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return hf_model
+
+
+def test_a_folder_loads_in_the_dtype_asked_for(tmp_path):
+    saved = _save(tmp_path, torch.bfloat16)
+    model = load_model(tmp_path)
+    assert {parameter.dtype for parameter in model.hf_model.parameters()} == {torch.float32}
+    for name, parameter in saved.named_parameters():
+        assert torch.equal(model.hf_model.get_parameter(name), parameter.float())
+    assert load_model(str(tmp_path), dtype=torch.float16).hf_model.dtype == torch.float16
+    assert model.generate(["w5 w9"], max_new_tokens=3)
+
+
+def test_the_demo_model_is_a_folder_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_module, "DEMO_FOLDER", tmp_path / "pack")
+    with pytest.raises(UnknownRelease, match=r"the demo model is not at .*pack.*scripts/build_demo.py"):
+        load_model("demo")
+    _save(tmp_path / "pack", torch.float16)
+    assert load_model("demo").n_layers == N_LAYERS
+
+
+def test_a_folder_that_is_not_there_is_an_unknown_release(tmp_path):
+    for place in (tmp_path / "nothing", str(tmp_path / "nothing"), "./nothing-here"):
+        with pytest.raises(UnknownRelease, match=r"there is no model .*nothing"):
+            load_model(place)
+
+
+def test_a_hub_that_cannot_be_reached_is_said_to_be(monkeypatch):
+    def offline(*_):
+        raise OSError("We couldn't connect to 'https://huggingface.co'")
+
+    monkeypatch.setattr(pretrained.AutoConfig, "from_pretrained", offline)
+    with pytest.raises(Unreachable, match=r"'someone/model' could not be fetched: We couldn't.*network"):
+        load_model("someone/model")
+
+
+def test_a_name_the_hub_does_not_have_is_an_unknown_release(monkeypatch):
+    def missing(*_):
+        cause = RepositoryNotFoundError.__new__(RepositoryNotFoundError)  # its __init__ wants a response
+        raise OSError("someone/model is not a valid model identifier") from cause
+
+    monkeypatch.setattr(pretrained.AutoConfig, "from_pretrained", missing)
+    with pytest.raises(UnknownRelease, match=r"there is no model 'someone/model'.*or 'demo'"):
+        load_model("someone/model")
+
+
+@pytest.mark.parametrize("damage", ["no weights", "torn weights", "no tokenizer", "no config", "no kind"])
+def test_a_damaged_folder_is_a_bad_file(tmp_path, damage):
+    _save(tmp_path, torch.float32)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    if damage == "no weights":
+        weights.unlink()
+    elif damage == "torn weights":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif damage == "no tokenizer":
+        for file in tmp_path.glob("*token*"):
+            file.unlink()
+    elif damage == "no config":
+        config.unlink()
+    else:
+        config.write_text("{}")
+    with pytest.raises(BadFile, match=r"does not load as a model: .*It needs config\.json"):
+        load_model(tmp_path)
+
+
+def test_a_model_of_an_unknown_kind_is_refused_before_its_weights_are_read(tmp_path):
+    config = OPTConfig(hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UnknownArchitecture, match="'opt'"):
+        load_model(tmp_path)
+
+
+def test_wrapping_a_model_leaves_it_in_evaluation_mode():
+    hf_model = tiny_hf_model("gpt2").train()
+    assert not LanguageModel(hf_model, tiny_tokenizer()).hf_model.training

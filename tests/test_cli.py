@@ -1,0 +1,186 @@
+"""The command line on planted atlases and folders: what it prints, what it writes, how it refuses."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from saeflow import cli
+from saeflow.flow import FlowGraph
+from saeflow.matching.build import build_atlas
+from saeflow.matching.table import MatchTable
+from saeflow.sources.formats import save_release
+
+from .matching.planted import plant
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A release of planted dictionaries on disk, with its atlas beside it."""
+    root = tmp_path_factory.mktemp("planted")
+    dictionaries = plant().dictionaries
+    save_release(root / "release", dictionaries, name="planted", model="none", dtype=torch.float32)
+    build_atlas(dictionaries, out=root / "atlas", k=5, release="planted", model="none")
+    return root
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run `saeflow ...` in an empty folder; returns (exit code, stdout, stderr)."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["saeflow", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    call.work = work
+    return call
+
+
+def test_graph_prints_a_table_and_writes_three_files(folder, run):
+    code, out, err = run("graph", folder / "atlas", "4/res/7")
+    assert (code, err) == (0, "")
+    for word in ("4/res/7", "s(R)", "t(R) = 0.5"):
+        assert word in out
+    names = {path.name for path in run.work.iterdir()}
+    assert names == {f"atlas-4-res-7.graph.{suffix}" for suffix in ("html", "json", "graphml")}
+    written = (run.work / "atlas-4-res-7.graph.json").read_text()
+    assert str(FlowGraph.from_json(written).seed) == "4/res/7"
+
+
+def test_graph_as_json_is_the_graph_and_nothing_else(folder, run):
+    code, out, _ = run("graph", folder / "atlas", "4/res/7", "--json", "--no-files", "--k", "3")
+    assert code == 0
+    assert FlowGraph.from_json(out).seed.index == 7
+    assert list(run.work.iterdir()) == []
+
+
+def test_match_prints_the_best_and_writes_the_table(folder, run):
+    code, out, _ = run("match", folder / "release", "3/res", "1/res", "--k", "2", "--limit", "3", "--out", "t.safetensors")
+    assert code == 0
+    assert "mean best" in out
+    assert MatchTable.load(run.work / "t.safetensors").k == 2
+    code, out, _ = run("match", folder / "release", "3/res", "1/res", "--json", "--limit", "4")
+    data = json.loads(out)
+    assert len(data["matches"]) == 4
+    assert data["features"] == 80
+
+
+def test_an_atlas_built_by_the_command_is_the_one_built_by_the_library(folder, run):
+    code, out, _ = run("atlas", "build", folder / "release", "--out", "built", "--k", "5")
+    assert code == 0
+    assert "tables" in out
+    for file in (folder / "atlas").glob("*.safetensors"):
+        ours, theirs = MatchTable.load(run.work / "built" / file.name), MatchTable.load(file)
+        assert np.array_equal(ours.index, theirs.index)
+    code, out, _ = run("atlas", "info", "built", "--json")
+    assert json.loads(out)["tables"][0]["source"] == "0/att"
+
+
+def test_info_lists_every_site(folder, run):
+    code, out, _ = run("info", folder / "release", "--json")
+    assert code == 0
+    assert len(json.loads(out)["sites"]) == 18
+    assert run("info", folder / "release")[0] == 0
+
+
+def damaged(folder, tmp_path, damage):
+    """A copy of the release with the tensors of 3/res changed by `damage`."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in (folder / "release").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    victim = copy / "3.res.safetensors"
+    tensors = load_file(victim)
+    damage(tensors, victim)
+    return copy
+
+
+def nan(tensors, path):
+    tensors["W_dec"][5, 3] = float("nan")
+    save_file(tensors, path)
+
+
+def zero(tensors, path):
+    tensors["W_dec"][5] = 0
+    save_file(tensors, path)
+
+
+def short(tensors, path):
+    tensors["W_dec"] = tensors["W_dec"][:, :-1].contiguous()
+    save_file(tensors, path)
+
+
+def lost(tensors, path):
+    del tensors["W_dec"]
+    save_file(tensors, path)
+
+
+def truncated(_tensors, path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize("damage", [nan, zero, short, lost, truncated])
+@pytest.mark.parametrize("command", ["match", "atlas"])
+def test_a_bad_dictionary_is_refused_and_leaves_nothing_half_written(folder, run, tmp_path, damage, command):
+    release = damaged(folder, tmp_path, damage)
+    if command == "match":
+        code, out, err = run("match", release, "3/res", "2/res", "--out", "t.safetensors")
+    else:
+        code, out, err = run("atlas", "build", release, "--out", "built")
+    assert code == 2
+    assert "Traceback" not in out + err
+    assert "3.res.safetensors" in err
+    assert "W_dec" in err or damage is truncated
+    assert not (run.work / "t.safetensors").exists()
+    assert not (run.work / "built" / "atlas.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("graph", "ATLAS", "4-res-7"), "layer/part/index"),
+        (("graph", "ATLAS", "40/res/7"), "layers 0 to 5"),
+        (("graph", "ATLAS", "4/res/700"), "0 to 79"),
+        (("graph", "ATLAS", "4/res/7", "--k", "9"), "between 1 and 5"),
+        (("graph", "ATLAS", "4/res/7", "--k", "0"), "at least 1"),
+        (("graph", "ATLAS", "4/res/7", "--t-res", "7"), "between -1 and 1"),
+        (("graph", "ATLAS", "4/res/7", "--direction", "up"), "both, backward, forward"),
+        (("graph", "nowhere", "4/res/7"), "saeflow atlas build"),
+        (("match", "RELEASE", "3/res", "9/res"), "9/res"),
+        (("match", "RELEASE", "3/res", "2/res", "--k", "81"), "between 1 and 80"),
+        (("match", "RELEASE", "3", "2/res"), "'24/res'"),
+        (("match", "nowhere", "3/res", "2/res"), "nowhere"),
+        (("info", "nowhere"), "nowhere"),
+        (("atlas", "info", "nowhere"), "nowhere"),
+        (("atlas", "build", "nowhere", "--out", "built"), "nowhere"),
+    ],
+)
+def test_a_careless_command_gets_one_message_and_exit_code_2(folder, run, arguments, said):
+    places = {"ATLAS": folder / "atlas", "RELEASE": folder / "release"}
+    code, out, err = run(*(places.get(word, word) for word in arguments))
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in out + err
+    assert list(run.work.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(folder, run):
+    (run.work / "file").write_text("in the way")
+    code, _, err = run("graph", folder / "atlas", "4/res/7", "--out", "file")
+    assert code == 2
+    assert "cannot write" in err
+
+
+def test_the_version_is_printed(run):
+    assert run("--version")[1].startswith("saeflow 0.")
