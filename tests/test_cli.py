@@ -66,11 +66,12 @@ def test_graph_as_json_is_the_graph_and_nothing_else(folder, run):
 
 
 def test_match_prints_the_best_and_writes_the_table(folder, run):
-    code, out, _ = run("match", folder / "release", "3/res", "1/res", "--k", "2", "--limit", "3", "--out", "t.safetensors")
+    sites = (folder / "release", "3/res", "1/res")
+    code, out, _ = run("match", *sites, "--k", "2", "--limit", "3", "--out", "t.safetensors")
     assert code == 0
     assert "mean best" in out
     assert MatchTable.load(run.work / "t.safetensors").k == 2
-    code, out, _ = run("match", folder / "release", "3/res", "1/res", "--json", "--limit", "4")
+    code, out, _ = run("match", *sites, "--json", "--limit", "4")
     data = json.loads(out)
     assert len(data["matches"]) == 4
     assert data["features"] == 80

@@ -99,7 +99,9 @@ def test_the_stored_measurement_is_that_of_the_shipped_weights(dictionaries):
         assert 0.5 < float((acts > 0).sum(1).float().mean()) / measured[str(site)]["l0"] < 1.6
 
 
-@pytest.mark.parametrize("arguments", [["demo"], ["info", "demo"], ["info", "demo", "--json"], ["demo", "--json"]])
+@pytest.mark.parametrize(
+    "arguments", [["demo"], ["info", "demo"], ["info", "demo", "--json"], ["demo", "--json"]]
+)
 def test_the_commands_run_on_the_pack(arguments, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["saeflow", *arguments])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas
@@ -38,6 +40,18 @@ def _loss(model: LanguageModel, batches: list[Tokens]) -> float:
     """Mean loss in nats per token."""
     losses = torch.cat([model.loss(tokens).flatten() for tokens in batches])
     return float(losses.nanmean())
+
+
+def _loss_with(
+    model: LanguageModel, batches: list[Tokens], site: Site, put: Callable[[Tensor], Tensor]
+) -> float:
+    """Mean loss with `put` in place of a site's activations, on all tokens but BOS, which no SAE was trained on."""
+    losses: list[Tensor] = []
+    for tokens in batches:
+        keep = (tokens.input_ids != 0)[..., None]
+        with model.intervening({site: lambda h, keep=keep: torch.where(keep, put(h), h)}):
+            losses.append(model.loss(tokens).flatten())
+    return float(torch.cat(losses).nanmean())
 
 
 def model_quality(model: LanguageModel, data: Path) -> dict[str, Any]:
@@ -75,10 +89,8 @@ def sae_quality(model: LanguageModel, dictionaries: DictionarySet, data: Path) -
             "l0": float((acts > 0).sum(1).float().mean()),
             "dead": float((acts == 0).all(0).float().mean()),
         }
-        with model.intervening({site: lambda x, d=dictionary: d.decode(d.encode(x))}):
-            spliced = _loss(model, batches)
-        with model.intervening({site: torch.zeros_like}):
-            zero = _loss(model, batches)
+        spliced = _loss_with(model, batches, site, lambda x, d=dictionary: d.decode(d.encode(x)))
+        zero = _loss_with(model, batches, site, torch.zeros_like)
         row["loss recovered"] = (zero - spliced) / (zero - clean)
         row["loss added"] = spliced - clean
         rows[str(site)] = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -262,7 +262,7 @@ def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
+def _progress(what: str) -> Generator[Callable[[int, int, str], None]]:
     """A bar on stderr that takes (done, total, what is being done)."""
     from rich.console import Console
     from rich.progress import Progress

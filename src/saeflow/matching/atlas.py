@@ -227,7 +227,11 @@ def _inside(folder: Path, name: str) -> str:
 
 
 def _locate(name: str) -> Path:
-    places = [PACK / "atlas"] if name == "demo" else [Path(name).expanduser(), atlas_cache() / name.replace("/", "--")]
+    places = (
+        [PACK / "atlas"]
+        if name == "demo"
+        else [Path(name).expanduser(), atlas_cache() / name.replace("/", "--")]
+    )
     for place in places:
         if (place / MANIFEST).is_file():
             return place

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -27,7 +26,8 @@ ROWS = 1024
 COLUMNS = 4096
 
 
-class TopK(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class TopK:
     """Best `k` columns of each row, best first."""
 
     index: Int[Tensor, "n k"]

@@ -39,7 +39,7 @@ from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "pack" / "model"
 
 
-class _Stop(Exception):  # noqa: N818  (no error: how a forward ends once all is read)
+class _Stop(Exception):
     """Everything asked for has been read."""
 
 

@@ -1,0 +1,77 @@
+"""CARD.md of the pack: what it is, what it was made from, every number, what it is not good for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+INTRODUCTION = """# The saeflow demo pack
+
+A language model of six layers ({parameters:,} parameters) and a sparse autoencoder at every layer and every
+part of it (residual stream, MLP output, attention output), trained for saeflow, so that everything saeflow does
+can be tried in seconds on a laptop, with effects that are real.
+
+**Written by `scripts/build_demo.py` from the stored measurement; do not edit by hand.**
+
+## What it is not good for
+
+- It is no model to use: it writes plausible sentences in five narrow domains and knows nothing.
+- A result on it says something about the method and the code, and nothing about large models.
+- The words of a feature are the tokens it fires on most, not an explanation that anybody checked.
+- Its novels and tales are a century old and more, and carry the views of their time.
+
+## Data
+
+| domain | what | licence |
+|---|---|---|
+| stories | TinyStories (Eldan and Li 2023), held-out part; children's books of Project Gutenberg | CDLA-Sharing-1.0; public domain |
+| novels | War and Peace, Pride and Prejudice, Moby-Dick, Sherlock Holmes (Project Gutenberg) | public domain |
+| textbooks | OpenStax: physics, economics, statistics, anthropology, Python | CC BY 4.0 |
+| maths | GSM8K, training part (openai/grade-school-math) | MIT |
+| python | the standard library of Python 3.11 | PSF-2.0 |
+
+One document in fifty was held out; every number below is on held-out text. None of these texts is in the pack.
+The passages in `texts/` were written by the model itself; those that repeat 49 characters of the training text
+were thrown away ({dropped}).
+
+## Training
+
+Model: Llama-style, d_model 192, 6 heads, MLP 512, context 256, byte-level BPE of 4,096 pieces, tied embeddings;
+{training_tokens:,} tokens, AdamW at 3e-3 with a cosine schedule, batches of 8,192 tokens, float32.
+
+SAEs: JumpReLU with a quadratic penalty around a target L0 (Gemma Scope 2), trained by sae-lens 6.54.12 from a
+seed of their own each, on 1.5 million cached tokens seen several times ({res:,} tokens for a residual SAE,
+{mlp:,} for an MLP one, {att:,} for an attention one), batches of 2,048, 3e-3 with decay over the last 30 %.
+
+The weights are float16; everything was measured on what is shipped.
+"""
+
+
+def table(title: str, name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Rows under a title, columns taken from the first."""
+    columns = list(next(iter(rows.values())))
+    lines = [f"\n## {title}\n", f"| {name} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for key, row in rows.items():
+        cells = (f"{row[c]:.3f}" if isinstance(row[c], float) else f"{row[c]:,}" for c in columns)
+        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_card(measured: Mapping[str, Any], sae_tokens: Mapping[str, int], out: Path) -> None:
+    dropped = ", ".join(f"{n} of {domain}" for domain, n in measured["texts thrown away as copies"].items())
+    page = INTRODUCTION.format(
+        parameters=measured["model"]["parameters"],
+        training_tokens=measured["model"]["training_tokens"],
+        dropped=dropped,
+        **sae_tokens,
+    )
+    page += table("The model on held-out text", "domain", measured["model"]["domains"])
+    page += table("The SAEs on held-out text", "site", measured["saes"])
+    page += (
+        "\n`fve`: fraction of variance explained. `l0`: mean number of active features. `dead`: share that never fired\n"
+        "on the text measured. `loss recovered`: (L_zero - L_spliced) / (L_zero - L_clean), with the reconstruction or\n"
+        "zeros put in place of the activations; `loss added`: L_spliced - L_clean in nats per token.\n"
+    )
+    page += table("Flow: best cosine of each feature", "match", measured["flow"])
+    out.write_text(page)
