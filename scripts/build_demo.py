@@ -28,7 +28,7 @@ SEED = 0
 
 
 def build(corpora: Path, work: Path, out: Path) -> None:
-    for folder in ("data", "model", "acts", "saes"):
+    for folder in ("data", "model", "acts", "saes_first", "saes"):
         (work / folder).mkdir(parents=True, exist_ok=True)
     data = work / "data"
     if not (data / "sizes.json").exists():
@@ -44,14 +44,14 @@ def build(corpora: Path, work: Path, out: Path) -> None:
         print("3/7 SAEs", flush=True)
         if len(list((work / "acts").glob("*.f16"))) < 3 * trained.config.num_hidden_layers:
             saes.capture(trained, data, work / "acts", tokens=CAPTURED_TOKENS, seed=SEED)
-        saes.train_all(work / "acts", work / "saes", seed=SEED)
+        saes.train_all(work / "acts", work / "saes_first", work / "saes", seed=SEED)
     if not (out / "texts" / "maths.json.gz").exists():
         print("4/7 texts", flush=True)
         tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
         dropped = texts.write_texts(trained, tokenizer, corpora, out / "texts", SEED)
         (work / "dropped.json").write_text(json.dumps(dropped))
     print("5/7 dictionaries and atlas", flush=True)
-    dictionaries, atlas = pack.write_dictionaries(work / "saes", out)
+    dictionaries, atlas = pack.write_dictionaries(work / "saes", work / "acts", out)
     loaded = pack.open_model(out / "model")
     print("6/7 words", flush=True)
     words.write_words(loaded, dictionaries, data, out / "atlas" / "words", SEED)

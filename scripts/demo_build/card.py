@@ -25,7 +25,7 @@ can be tried in seconds on a laptop, with effects that are real.
 
 | domain | what | licence |
 |---|---|---|
-| stories | TinyStories (Eldan and Li 2023), held-out part; children's books of Project Gutenberg | CDLA-Sharing-1.0; public domain |
+| stories | TinyStories (Eldan and Li 2023); children's books of Project Gutenberg | CDLA-Sharing-1.0; public domain |
 | novels | War and Peace, Pride and Prejudice, Moby-Dick, Sherlock Holmes (Project Gutenberg) | public domain |
 | textbooks | OpenStax: physics, economics, statistics, anthropology, Python | CC BY 4.0 |
 | maths | GSM8K, training part (openai/grade-school-math) | MIT |
@@ -69,9 +69,9 @@ def write_card(measured: Mapping[str, Any], sae_tokens: Mapping[str, int], out: 
     page += table("The model on held-out text", "domain", measured["model"]["domains"])
     page += table("The SAEs on held-out text", "site", measured["saes"])
     page += (
-        "\n`fve`: fraction of variance explained. `l0`: mean number of active features. `dead`: share that never fired\n"
-        "on the text measured. `loss recovered`: (L_zero - L_spliced) / (L_zero - L_clean), with the reconstruction or\n"
-        "zeros put in place of the activations; `loss added`: L_spliced - L_clean in nats per token.\n"
+        "\n`fve`: fraction of variance explained. `l0`: mean number of active features. `dead`: share that never\n"
+        "fired on the text measured. `loss recovered`: (L_zero - L_spliced) / (L_zero - L_clean), with the\n"
+        "reconstruction or zeros put in place of the activations; `loss added`: L_spliced - L_clean in nats a token.\n"
     )
     page += table("Flow: best cosine of each feature", "match", measured["flow"])
     out.write_text(page)

@@ -73,10 +73,25 @@ def model_quality(model: LanguageModel, data: Path) -> dict[str, Any]:
     return rows
 
 
+def _fired(model: LanguageModel, dictionaries: DictionarySet, data: Path) -> dict[Site, Tensor]:
+    """Which features fire at all on the whole held-out text (about 200,000 tokens)."""
+    ids = np.concatenate([windows(np.load(data / f"{d}.held_out.npy"), CONTEXT, 0) for d in DOMAINS])
+    sites = sorted(dictionaries)
+    fired = {site: torch.zeros(dictionaries[site].n_features, dtype=torch.bool) for site in sites}
+    for rows in np.array_split(ids.astype(np.int64), len(ids) // 32):
+        tokens = _tokens(torch.from_numpy(rows))
+        captured = model.capture(tokens, sites)
+        for site in sites:
+            acts = dictionaries[site].encode(captured[site][tokens.input_ids != 0])
+            fired[site] |= (acts > 0).any(0)
+    return fired
+
+
 def sae_quality(model: LanguageModel, dictionaries: DictionarySet, data: Path) -> dict[str, Any]:
     """FVE, L0, dead features and loss recovered of every SAE."""
     batches = [_tokens(ids) for ids in _held_out(data).values()]
     clean = _loss(model, batches)
+    fired = _fired(model, dictionaries, data)
     rows: dict[str, Any] = {}
     for site in sorted(dictionaries):
         dictionary = dictionaries[site]
@@ -87,7 +102,7 @@ def sae_quality(model: LanguageModel, dictionaries: DictionarySet, data: Path) -
             "features": dictionary.n_features,
             "fve": 1 - float(error.pow(2).sum() / (h - h.mean(0)).pow(2).sum()),
             "l0": float((acts > 0).sum(1).float().mean()),
-            "dead": float((acts == 0).all(0).float().mean()),
+            "dead": float((~fired[site]).float().mean()),
         }
         spliced = _loss_with(model, batches, site, lambda x, d=dictionary: d.decode(d.encode(x)))
         zero = _loss_with(model, batches, site, torch.zeros_like)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from .corpus import DOMAINS, windows
@@ -29,6 +29,7 @@ from .model import CONTEXT, MIXTURE
 
 BATCH = 2048
 LEARNING_RATE = 3e-3
+SHARED_ORDER = 99
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Recipe:
     width: int
     target_l0: float
     tokens: int
+    refine_l0: float = 0.0
+    refine_tokens: int = 0
 
 
 # L0 drifts above its target late in training. Attention outputs have few directions in a model this
 # small: a wide dictionary would be mostly dead.
 RECIPES = {
-    "res": Recipe(width=768, target_l0=5.3, tokens=7_000_000),
+    "res": Recipe(width=768, target_l0=5.3, tokens=7_000_000, refine_l0=5.0, refine_tokens=6_000_000),
     "mlp": Recipe(width=768, target_l0=5.3, tokens=3_500_000),
     "att": Recipe(width=384, target_l0=5.3, tokens=3_500_000),
 }
@@ -98,6 +101,13 @@ def _provider(acts: np.ndarray, mean: torch.Tensor, scale: float, seed: int) -> 
             yield (torch.from_numpy(acts[rows]).float() - mean) * scale
 
 
+def normalisation(acts: np.ndarray) -> tuple[torch.Tensor, float]:
+    """(mean [d_in], scale): (x - mean) * scale has a mean norm of sqrt(d_in)."""
+    sample = torch.from_numpy(acts[:100_000]).float()
+    mean = sample.mean(0)
+    return mean, float(sample.shape[1] ** 0.5 / (sample - mean).norm(dim=1).mean())
+
+
 def fold_in(state: dict[str, torch.Tensor], mean: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
     """Undo the normalisation inside the weights and give decoder rows unit norm.
 
@@ -116,10 +126,24 @@ def fold_in(state: dict[str, torch.Tensor], mean: torch.Tensor, scale: float) ->
     }
 
 
-def train_site(
-    acts_file: Path, out: Path, name: str, seed: int, tokens: int | None = None
-) -> dict[str, float]:
-    """Train the SAE of one site and write {name}.safetensors and {name}.json."""
+def unfold(state: dict[str, torch.Tensor], mean: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
+    """The inverse of `fold_in`, with decoder rows left at unit norm."""
+    W_enc = state["W_enc"].T.contiguous()
+    return {
+        "W_enc": W_enc,
+        "b_enc": scale * (state["b_enc"] + mean @ W_enc),
+        "threshold": scale * state["threshold"],
+        "W_dec": state["W_dec"],
+        "b_dec": (state["b_dec"] - mean) * scale,
+    }
+
+
+def train_site(acts_file: Path, out: Path, name: str, seed: int, start: Path | None = None) -> None:
+    """Train the SAE of one site and write {name}.safetensors and {name}.json.
+
+    From scratch, with its own seed for weights and order; or from the weights in `start`, to refine them:
+    then every site sees the same tokens in the same order, which is what several SAEs trained at once see.
+    """
     os.environ.setdefault("WANDB_MODE", "disabled")
     torch.set_num_threads(1)
     from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
@@ -127,38 +151,39 @@ def train_site(
     from sae_lens.training.sae_trainer import SAETrainer
 
     recipe = RECIPES[name.split(".")[1]]
-    tokens = tokens or recipe.tokens
     acts = np.fromfile(acts_file, dtype=np.float16).reshape(-1, 192)
-    sample = torch.from_numpy(acts[:100_000]).float()
-    mean = sample.mean(0)
-    scale = float(192**0.5 / (sample - mean).norm(dim=1).mean())
+    mean, scale = normalisation(acts)
     torch.manual_seed(seed)
     sae = JumpReLUTrainingSAE(
         JumpReLUTrainingSAEConfig(
             d_in=192, d_sae=recipe.width, device="cpu", dtype="float32", normalize_activations="none",
-            apply_b_dec_to_input=False, jumprelu_sparsity_loss_mode="quadratic", target_l0=recipe.target_l0,
-            l0_coefficient=1.0, l0_warm_up_steps=300, jumprelu_init_threshold=0.1, jumprelu_bandwidth=0.5,
+            apply_b_dec_to_input=False, jumprelu_sparsity_loss_mode="quadratic",
+            target_l0=recipe.refine_l0 if start else recipe.target_l0,
+            l0_coefficient=1.0, l0_warm_up_steps=0 if start else 300, jumprelu_init_threshold=0.1,
+            jumprelu_bandwidth=0.5,
         )
     )  # fmt: skip
-    steps = tokens // BATCH
+    if start:
+        sae.load_state_dict(unfold(load_file(start), mean, scale))
+    steps = (recipe.refine_tokens if start else recipe.tokens) // BATCH
     trainer = SAETrainer(
         SAETrainerConfig(
             total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, lr=LEARNING_RATE,
-            lr_end=LEARNING_RATE / 100, lr_warm_up_steps=100, lr_decay_steps=int(steps * 0.3), device="cpu",
-            dead_feature_window=200, feature_sampling_window=500, logger=LoggingConfig(log_to_wandb=False),
+            lr_end=LEARNING_RATE / 100, lr_warm_up_steps=100, lr_decay_steps=int(steps * (0.5 if start else 0.3)),
+            device="cpu", dead_feature_window=200, feature_sampling_window=500,
+            logger=LoggingConfig(log_to_wandb=False),
         ),
-        sae, _provider(acts, mean, scale, seed),
+        sae, _provider(acts, mean, scale, SHARED_ORDER if start else seed),
     )  # fmt: skip
     began = time.time()
     trainer.fit()
     state = fold_in({k: v.detach().float() for k, v in sae.state_dict().items()}, mean, scale)
     measured = measure(state, torch.from_numpy(acts[-50_000:]).float())
-    measured |= {"seconds": time.time() - began, "tokens": tokens, "seed": seed}
+    measured |= {"seconds": time.time() - began, "tokens": steps * BATCH, "seed": seed}
     save_file(state, out / f"{name}.tmp")
     (out / f"{name}.json").write_text(json.dumps(measured))
     (out / f"{name}.tmp").replace(out / f"{name}.safetensors")
-    print(f"sae {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in measured.items()), flush=True)
-    return measured
+    print(f"\nsae {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in measured.items()), flush=True)
 
 
 def measure(state: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, float]:
@@ -174,11 +199,26 @@ def measure(state: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, float]
     }
 
 
-def train_all(acts: Path, out: Path, *, seed: int, workers: int = 2) -> None:
-    """Train every site that has no file yet, `workers` at a time."""
+def train_all(acts: Path, first: Path, out: Path, *, seed: int, workers: int = 2) -> None:
+    """Train every site that has no file yet, `workers` at a time, then refine those whose recipe says so.
+
+    `first` keeps the SAEs before refining; `out` gets every site's last one.
+    """
     names = sorted((p.stem for p in acts.glob("*.f16")), key=lambda n: (n.split(".")[1] != "res", n))
-    todo = [(i, n) for i, n in enumerate(names) if not (out / f"{n}.safetensors").exists()]
+    numbered = list(enumerate(names))
+    refined = [n for n in names if RECIPES[n.split(".")[1]].refine_tokens]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(train_site, acts / f"{n}.f16", out, n, seed + 1000 + i) for i, n in todo]
+        jobs = []
+        for i, name in numbered:
+            folder = first if name in refined else out
+            if not (folder / f"{name}.safetensors").exists():
+                jobs.append(pool.submit(train_site, acts / f"{name}.f16", folder, name, seed + 1000 + i))
+        for job in jobs:
+            job.result()
+        jobs = [
+            pool.submit(train_site, acts / f"{n}.f16", out, n, seed + 1000 + i, first / f"{n}.safetensors")
+            for i, n in numbered
+            if n in refined and not (out / f"{n}.safetensors").exists()
+        ]
         for job in jobs:
             job.result()

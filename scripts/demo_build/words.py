@@ -22,7 +22,7 @@ from saeflow.sources.values import Tokens
 from .corpus import windows
 from .model import CONTEXT, MIXTURE
 
-COUNTED_TOKENS = 400_000
+COUNTED_TOKENS = 300_000
 CONTEXTS = 4
 AROUND = 9
 TOKENS = 10
@@ -60,7 +60,7 @@ class _Site:
     """What is gathered for the dictionary of one site."""
 
     def __init__(self, n_features: int, vocabulary: int) -> None:
-        self.total = torch.zeros(n_features, vocabulary)
+        self.total = torch.zeros(vocabulary, n_features)
         self.fired = torch.zeros(n_features)
         self.occurred = torch.zeros(vocabulary)
         self.seen = 0
@@ -68,7 +68,7 @@ class _Site:
         self.where = torch.zeros(n_features, CONTEXTS * 4, dtype=torch.int64)
 
     def count(self, acts: torch.Tensor, ids: torch.Tensor) -> None:
-        self.total.index_add_(1, ids, acts.T)
+        self.total.index_add_(0, ids, acts)
         self.fired += (acts > 0).sum(0)
         self.seen += len(ids)
         self.occurred.index_add_(0, ids, torch.ones(len(ids)))
@@ -118,18 +118,19 @@ def _rows(
     model, dictionaries, site: Site, found: _Site, shown: torch.Tensor, domains: list[str]
 ) -> list[dict | None]:
     dictionary = dictionaries[site]
-    decode = [model.tokenizer.decode([i]) for i in range(found.total.shape[1])]
+    decode = [model.tokenizer.decode([i]) for i in range(len(found.total))]
     promotes = model.logit_lens(dictionary.directions(), TOKENS)
     chosen = sorted({int(w) for w in found.where[found.peak > 0].tolist()})
     captured = model.capture(_padded(shown[chosen]), [site])[site] if chosen else None
     acts = {w: dictionary.encode(captured[i]) for i, w in enumerate(chosen)} if captured is not None else {}
+    # Mean activation on a token, drawn towards 0 where the token was seen a few times only.
+    mean = (found.total / (found.occurred + 10)[:, None]).T.contiguous()
     rows: list[dict | None] = []
     for f in range(dictionary.n_features):
         if found.fired[f] == 0 and found.peak[f].max() <= 0:
             rows.append(None)
             continue
-        # Mean activation on a token, drawn towards 0 where the token was seen a few times only.
-        best = (found.total[f] / (found.occurred + 10)).topk(TOKENS)
+        best = mean[f].topk(TOKENS)
         tokens = [
             decode[i] for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True) if v > 0
         ]

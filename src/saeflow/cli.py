@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.errors import InvalidArgument, SaeflowError
+from saeflow.errors import BadFile, InvalidArgument, SaeflowError
 from saeflow.version import __version__
 
 if TYPE_CHECKING:
@@ -226,6 +226,10 @@ def demo(
     atlas = open_atlas("demo")
     words = open_words(atlas.folder)
     picks = worth_a_look(atlas, words, 8)
+    if not picks:
+        raise BadFile(
+            f"{atlas.folder} has no words to pick features by. Install saeflow again: its pack is incomplete."
+        )
     first = picks[0].graph
     written = _write_graph(first, words, out, f"demo-{str(first.seed).replace('/', '-')}.graph")
     if as_json:

@@ -82,7 +82,7 @@ def test_the_demo_pack_is_a_saeflow_folder_in_the_package(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     package = tmp_path / "saeflow"
-    monkeypatch.setattr(library.saeflow, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(library, "PACK", package / "demo" / "pack")
     with pytest.raises(BadFile, match=r"demo pack is missing: .*release\.json does not exist. Install"):
         load_dictionaries("demo")
     save_release(package / "demo" / "pack" / "saes", load_dictionaries(folder), name="demo", model="demo")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -61,6 +61,7 @@ def atlas_rows(atlas: Atlas) -> tuple[Row, list[Row]]:
     return summary, rows
 
 
+@runtime_checkable
 class _Described(Protocol):
     """What of a dictionary is listed; none of it reads a tensor."""
 
@@ -72,6 +73,7 @@ class _Described(Protocol):
     def origin(self) -> str: ...
 
 
+@runtime_checkable
 class _Release(Protocol):
     """A named collection of dictionaries."""
 

@@ -29,6 +29,7 @@ from transformers import (
 from saeflow.errors import InvalidArgument, UnknownRelease, UnknownSite, WidthMismatch
 from saeflow.ids import Site
 from saeflow.interventions import Edit
+from saeflow.paths import PACK
 from saeflow.sources.architectures import Architecture, Point, Tap, architecture_of
 from saeflow.sources.decoding import complete, sampling_config, seeded
 from saeflow.sources.dictionary import Dictionary
@@ -36,7 +37,7 @@ from saeflow.sources.hooks import Change, Clock, Watcher, resolve, spliced, watc
 from saeflow.sources.pretrained import fetch
 from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit, Tokens
 
-DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "pack" / "model"
+DEMO_FOLDER = PACK / "model"
 
 
 class _Stop(Exception):
