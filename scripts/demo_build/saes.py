@@ -48,7 +48,7 @@ class Recipe:
 RECIPES = {
     "res": Recipe(width=768, target_l0=5.3, tokens=7_000_000, refine_l0=5.0, refine_tokens=6_000_000),
     "mlp": Recipe(width=768, target_l0=5.3, tokens=3_500_000),
-    "att": Recipe(width=384, target_l0=5.3, tokens=3_500_000),
+    "att": Recipe(width=384, target_l0=5.3, tokens=3_500_000, refine_l0=4.6, refine_tokens=3_000_000),
 }
 
 
