@@ -51,7 +51,7 @@ def _kept(state: dict[str, Tensor], acts: Path) -> dict[str, Tensor]:
     rows = np.memmap(acts, dtype=np.float16, mode="r").reshape(-1, state["W_enc"].shape[1])
     fired = torch.zeros(len(state["b_enc"]))
     for start in range(0, len(rows), 20_000):
-        x = torch.from_numpy(np.asarray(rows[start : start + 20_000])).float()
+        x = torch.from_numpy(rows[start : start + 20_000].astype(np.float32))
         fired += (x @ state["W_enc"].T + state["b_enc"] > state["threshold"]).sum(0)
     keep = fired >= RAREST * len(rows)
     return {name: t if name == "b_dec" else t[keep].contiguous() for name, t in state.items()}

@@ -240,13 +240,14 @@ def demo(
     typer.echo(
         f"\nwritten: {written[0]}  (open it in a browser)\n         {written[1]}\n         {written[2]}"
     )
-    others = [str(pick.graph.seed) for pick in picks[1:]] or [str(first.seed)]
-    typer.echo(
-        "\nTry next:\n"
-        f"  saeflow graph demo {others[0]}                 another feature of the list\n"
-        f"  saeflow graph demo {first.seed} --t-res 0 --k 3   the whole depth, three matches a site\n"
-        "  saeflow info demo                        how good the model and its SAEs are"
-    )
+    other = str(picks[min(1, len(picks) - 1)].graph.seed)
+    following = {
+        f"saeflow graph demo {other}": "another feature of the list",
+        f"saeflow graph demo {first.seed} --t-res 0 --k 3": "the whole depth, three matches a site",
+        "saeflow info demo": "how good the model and its SAEs are",
+    }
+    width = max(map(len, following))
+    typer.echo("\nTry next:\n" + "\n".join(f"  {c.ljust(width)}   {what}" for c, what in following.items()))
 
 
 def _show(as_json: bool, data: dict[str, Any], summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:

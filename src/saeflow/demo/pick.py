@@ -49,9 +49,11 @@ def worth_a_look(atlas: Atlas, words: Words, n: int, *, thresholds: Thresholds |
 
 
 def _readable(known: FeatureWords) -> bool:
-    """Whether the words say something: a content word among them, and neither rare nor everywhere."""
-    word = any(sum(c.isalpha() for c in token) >= 4 for token in known.tokens[:3])
-    return word and bool(known.contexts) and RAREST <= (known.frequency or 0.0) <= COMMONEST
+    """Whether the words say something: whole words among them, and neither rare nor everywhere."""
+    whole = sum(
+        token.startswith(" ") and token[1:].isalpha() and len(token) > 3 for token in known.tokens[:4]
+    )
+    return whole >= 3 and bool(known.contexts) and RAREST <= (known.frequency or 0.0) <= COMMONEST
 
 
 def _interest(graph: FlowGraph) -> float:
