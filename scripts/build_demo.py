@@ -67,7 +67,7 @@ def build(corpora: Path, work: Path, out: Path) -> None:
         "texts thrown away as copies": json.loads((work / "dropped.json").read_text()),
     }
     (out / "quality.json").write_text(json.dumps(measured, indent=1) + "\n")
-    card.write_card(measured, {part: recipe.tokens for part, recipe in saes.RECIPES.items()}, out / "CARD.md")
+    card.write_card(measured, saes.RECIPES, out / "CARD.md")
     print(f"the pack is {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB in {out}")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .saes import Recipe
+
 INTRODUCTION = """# The saeflow demo pack
 
 A language model of six layers ({parameters:,} parameters) and a sparse autoencoder at every layer and every
@@ -41,8 +43,13 @@ Model: Llama-style, d_model 192, 6 heads, MLP 512, context 256, byte-level BPE o
 {training_tokens:,} tokens, AdamW at 3e-3 with a cosine schedule, batches of 8,192 tokens, float32.
 
 SAEs: JumpReLU with a quadratic penalty around a target L0 (Gemma Scope 2), trained by sae-lens 6.54.12 from a
-seed of their own each, on 1.5 million cached tokens seen several times ({res:,} tokens for a residual SAE,
-{mlp:,} for an MLP one, {att:,} for an attention one), batches of 2,048, 3e-3 with decay over the last 30 %.
+seed of their own each, on 1.5 million cached tokens seen several times:
+
+{trained}
+
+Batches of 2,048, 3e-3 with decay over the last 30 % (refining: 50 %). Refining goes on from the trained weights
+with a lower target L0, in an order of tokens shared by all sites. MLP and attention dictionaries are shipped
+without the features that fire on fewer than 1 in 100,000 of the cached tokens.
 
 The weights are float16; everything was measured on what is shipped.
 """
@@ -58,13 +65,18 @@ def table(title: str, name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_card(measured: Mapping[str, Any], sae_tokens: Mapping[str, int], out: Path) -> None:
+def _tokens(recipe: Recipe) -> str:
+    refined = f", then {recipe.refine_tokens:,} to refine" if recipe.refine_tokens else ""
+    return f"{recipe.tokens:,} tokens{refined}"
+
+
+def write_card(measured: Mapping[str, Any], recipes: Mapping[str, Recipe], out: Path) -> None:
     dropped = ", ".join(f"{n} of {domain}" for domain, n in measured["texts thrown away as copies"].items())
     page = INTRODUCTION.format(
         parameters=measured["model"]["parameters"],
         training_tokens=measured["model"]["training_tokens"],
         dropped=dropped,
-        **sae_tokens,
+        trained="\n".join(f"- {part}: {_tokens(recipe)}" for part, recipe in recipes.items()),
     )
     page += table("The model on held-out text", "domain", measured["model"]["domains"])
     page += table("The SAEs on held-out text", "site", measured["saes"])
