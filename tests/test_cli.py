@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from saeflow import cli
 from saeflow.flow import FlowGraph
@@ -88,11 +90,32 @@ def test_an_atlas_built_by_the_command_is_the_one_built_by_the_library(folder, r
     assert json.loads(out)["tables"][0]["source"] == "0/att"
 
 
+def test_an_atlas_of_some_parts_leaves_the_others_out(folder, run):
+    code, _, _ = run("atlas", "build", folder / "release", "--out", "built", "--parts", "res,mlp")
+    assert code == 0
+    code, out, _ = run("atlas", "info", "built", "--json")
+    assert not any("att" in table["source"] + table["target"] for table in json.loads(out)["tables"])
+    code, out, err = run("graph", "built", "4/res/7", "--no-files")
+    assert (code, err) == (0, "")
+
+
 def test_info_lists_every_site(folder, run):
     code, out, _ = run("info", folder / "release", "--json")
     assert code == 0
     assert len(json.loads(out)["sites"]) == 18
     assert run("info", folder / "release")[0] == 0
+
+
+def test_info_of_a_named_release_lists_its_files_and_fetches_none(run, monkeypatch):
+    def never(*_args, **_kwargs):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", never)
+    code, out, _ = run("info", "gemma-scope-2b", "--json")
+    data = json.loads(out)
+    assert code == 0
+    assert len(data["sites"]) == 78
+    assert data["sites"][0]["file"].startswith("google/gemma-scope-2b-pt-att/layer_0/")
 
 
 def damaged(folder, tmp_path, damage):
@@ -147,6 +170,24 @@ def test_a_bad_dictionary_is_refused_and_leaves_nothing_half_written(folder, run
     assert not (run.work / "built" / "atlas.json").exists()
 
 
+@pytest.fixture(scope="module")
+def unknown_model(tmp_path_factory):
+    """A model of an architecture whose sites are not mapped."""
+    place = tmp_path_factory.mktemp("opt")
+    config = OPTConfig(
+        vocab_size=300,
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        word_embed_proj_dim=16,
+    )
+    OPTForCausalLM(config).save_pretrained(place)
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "</s>": 1}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(place)  # noqa: S106
+    return place
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -165,10 +206,12 @@ def test_a_bad_dictionary_is_refused_and_leaves_nothing_half_written(folder, run
         (("info", "nowhere"), "nowhere"),
         (("atlas", "info", "nowhere"), "nowhere"),
         (("atlas", "build", "nowhere", "--out", "built"), "nowhere"),
+        (("atlas", "build", "RELEASE", "--out", "built", "--parts", "res,mpl"), "names mpl"),
+        (("atlas", "build", "RELEASE", "--out", "built", "--model", "MODEL"), "gpt2"),
     ],
 )
-def test_a_careless_command_gets_one_message_and_exit_code_2(folder, run, arguments, said):
-    places = {"ATLAS": folder / "atlas", "RELEASE": folder / "release"}
+def test_a_careless_command_gets_one_message_and_exit_code_2(folder, run, unknown_model, arguments, said):
+    places = {"ATLAS": folder / "atlas", "RELEASE": folder / "release", "MODEL": unknown_model}
     code, out, err = run(*(places.get(word, word) for word in arguments))
     assert code == 2
     assert said in err

@@ -6,6 +6,8 @@ Errors that saeflow raises on purpose are printed as one message, with exit code
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -156,16 +158,22 @@ def atlas_build(
     ] = None,
     k: Annotated[int, typer.Option(help="Matches kept for each feature.")] = 5,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    parts: Annotated[str, typer.Option(help="Parts to match, with commas between.")] = "res,mlp,att",
     model: Annotated[
         str, typer.Option(help="Model to project attention features with, where they live in z.")
     ] = "",
 ) -> None:
     """Match every pair of sites that a flow graph needs. A killed build goes on where it stopped."""
+    from saeflow.ids import Part
     from saeflow.matching.atlas import atlas_cache
     from saeflow.matching.build import build_atlas
     from saeflow.sources.library import load_dictionaries
 
-    dictionaries = load_dictionaries(release, device=device)
+    asked = [part.strip() for part in parts.split(",")]
+    unknown = sorted(set(asked) - {part.value for part in Part})
+    if unknown:
+        raise InvalidArgument(f"--parts {parts!r} names {', '.join(unknown)}. Parts are res, mlp, att.")
+    dictionaries = load_dictionaries(release, device=device).only([Part(part) for part in asked])
     folder = out or atlas_cache() / release.replace("/", "--")
     loaded = None
     if model:
@@ -241,10 +249,11 @@ def demo(
         f"\nwritten: {written[0]}  (open it in a browser)\n         {written[1]}\n         {written[2]}"
     )
     other = str(picks[min(1, len(picks) - 1)].graph.seed)
+    called = "saeflow" if shutil.which("saeflow") else os.path.relpath(sys.argv[0])
     following = {
-        f"saeflow graph demo {other}": "another feature of the list",
-        f"saeflow graph demo {first.seed} --t-res 0 --k 3": "the whole depth, three matches a site",
-        "saeflow info demo": "how good the model and its SAEs are",
+        f"{called} graph demo {other}": "another feature of the list",
+        f"{called} graph demo {first.seed} --t-res 0 --k 3": "the whole depth, three matches a site",
+        f"{called} info demo": "how good the model and its SAEs are",
     }
     width = max(map(len, following))
     typer.echo("\nTry next:\n" + "\n".join(f"  {c.ljust(width)}   {what}" for c, what in following.items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -81,15 +81,26 @@ class _Release(Protocol):
     def name(self) -> str: ...
     @property
     def model(self) -> str: ...
-    def items(self) -> Any: ...
+    @property
+    def sites(self) -> tuple[Site, ...]: ...
+    def to_fetch(self, site: Site) -> str | None: ...
+    def __getitem__(self, site: Site) -> _Described: ...
 
 
 def release_rows(dictionaries: _Release) -> tuple[Row, list[Row]]:
-    """(summary, one row for each site of a release)."""
-    found = cast("Sequence[tuple[Site, _Described]]", sorted(dictionaries.items()))
-    rows: list[Row] = [
-        {"site": str(site), "features": d.n_features, "width": d.d_in, "file": d.origin} for site, d in found
-    ]
+    """(summary, one row for each site of a release). Fetches nothing from a hub."""
+    rows: list[Row] = []
+    for site in dictionaries.sites:
+        missing = dictionaries.to_fetch(site)
+        if missing is not None:
+            rows.append(
+                {"site": str(site), "features": None, "width": None, "file": f"{missing} (not fetched)"}
+            )
+        else:
+            found = dictionaries[site]
+            rows.append(
+                {"site": str(site), "features": found.n_features, "width": found.d_in, "file": found.origin}
+            )
     return {"release": dictionaries.name, "model": dictionaries.model, "sites": len(rows)}, rows
 
 
@@ -131,7 +142,7 @@ def as_text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in columns:
-        numeric = all(isinstance(row.get(column, 0), int | float) for row in rows)
+        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(row.get(column))) for column in columns))

@@ -278,7 +278,8 @@ class Dictionary:
             raise WidthMismatch(
                 f"The dictionary at {self.site} was trained on z, the outputs of the heads, of width "
                 f"{self.d_in}; directions are of width d_model, and only the model's output projection leads "
-                "from one to the other. Load the model and call directions(model)."
+                "from one to the other. Load the model and call directions(model); on the command line give "
+                "--model, or leave the part out with --parts."
             )
         W_O, gain = model.attention_writer(self.site.layer)
         if W_O.shape[1] != self.d_in:

@@ -7,7 +7,7 @@ on a hub and reads its header; a tensor is read when it is used. Releases are da
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,11 +45,16 @@ class DictionarySet(_Sites):
         openers: Mapping[Site, Callable[[], Dictionary]],
         *,
         device: torch.device | str = "cpu",
+        hub: Mapping[Site, _Entry] | None = None,
     ) -> None:
-        """`openers` makes each dictionary when asked for; `model` is empty where nothing says it."""
+        """`openers` makes each dictionary when asked for; `model` is empty where nothing says it.
+
+        `hub` says where the file of a site is fetched from, for those that are fetched.
+        """
         self._name, self._model = name, model
         self._openers = dict(sorted(openers.items()))
         self._device = torch.device(device)
+        self._hub = dict(hub or {})
         self._open: dict[Site, Dictionary] = {}
 
     @property
@@ -66,6 +71,25 @@ class DictionarySet(_Sites):
     def sites(self) -> tuple[Site, ...]:
         """Every site there is a dictionary at, in order of computation."""
         return tuple(self._openers)
+
+    def only(self, parts: Collection[Part]) -> DictionarySet:
+        """The dictionaries of some parts alone; opens nothing.
+
+        Raises:
+            UnknownSite: when there is none at any of these parts.
+        """
+        openers = {site: opener for site, opener in self._openers.items() if site.part in parts}
+        if not openers:
+            asked = ", ".join(part.value for part in parts) or "no part"
+            raise UnknownSite(f"{self._name} has no dictionary of {asked}. It has {_layers(self.sites)}.")
+        return DictionarySet(self._name, self._model, openers, device=self._device, hub=self._hub)
+
+    def to_fetch(self, site: Site) -> str | None:
+        """The file on a hub that opening `site` would fetch; None when it is on this machine already."""
+        entry = self._hub.get(site)
+        if entry is None or all(entry.is_cached(file) for file in entry.files):
+            return None
+        return f"{entry.repo}/{entry.files[0]}"
 
     def __getitem__(self, site: Site) -> Dictionary:
         """The dictionary at `site`, the same object each time.
@@ -166,6 +190,12 @@ class _Entry:
     revision: str
     files: tuple[str, ...]
 
+    def is_cached(self, file: str) -> bool:
+        """Whether the hub's cache on this machine holds the file."""
+        return isinstance(
+            huggingface_hub.try_to_load_from_cache(self.repo, file, revision=self.revision), str
+        )
+
 
 @dataclass(frozen=True)
 class _Recipe:
@@ -189,7 +219,7 @@ def _read_recipe(name: str) -> _Recipe:
 
 def _from_recipe(recipe: _Recipe, device: torch.device | str) -> DictionarySet:
     openers = {site: partial(_open_entry, site, entry) for site, entry in recipe.sites.items()}
-    return DictionarySet(recipe.name, recipe.model, openers, device=device)
+    return DictionarySet(recipe.name, recipe.model, openers, device=device, hub=recipe.sites)
 
 
 def _open_entry(site: Site, entry: _Entry) -> Dictionary:
