@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownFeature, UnknownSite
-from saeflow.flow import Direction, Evolution, FlowGraph, Reason, Thresholds, trace
+from saeflow.flow import Direction, End, Evolution, FlowGraph, Reason, Thresholds, trace
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.build import build_atlas
 
@@ -64,6 +64,14 @@ def test_ends_say_where_and_why(planted, atlas):
             assert last.score < 0.5
             assert f"{last.score:.2f}" in last.sentence
             assert "t(R) = 0.50" in last.sentence
+
+
+def test_a_score_just_below_its_cut_is_told_apart_from_it():
+    seed = FeatureId.parse("2/res/1")
+    end = End(seed, Direction.BACKWARD, Reason.BELOW_THRESHOLD, 0.3996, 0.4)
+    assert "scores 0.3996, below t(R) = 0.40" in end.sentence
+    module = End(FeatureId.parse("2/mlp/1"), Direction.FORWARD, Reason.BELOW_THRESHOLD, 0.1, 0.15)
+    assert "scores 0.10, below t(M) = 0.15" in module.sentence
 
 
 def test_a_threshold_of_zero_follows_the_whole_depth(planted, atlas):

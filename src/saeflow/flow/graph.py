@@ -84,7 +84,8 @@ class End:
             side = "before" if back else "after"
             return f"The atlas has no table for the site {side} {name}."
         what = "predecessor" if back else "successor"
-        return f"The best {what} of {name} scores {self.score:.2f}, below t(R) = {self.threshold:.2f}."
+        cut = {Part.RES: "t(R)", Part.MLP: "t(M)", Part.ATT: "t(A)"}[name.part]
+        return f"The best {what} of {name} scores {_below(self.score, self.threshold)} {cut} = {self.threshold:.2f}."
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,14 @@ class FlowGraph:
         for edge in self.edges:
             graph.add_edge(str(edge.parent), str(edge.child), score=edge.score, rank=edge.rank)
         return graph
+
+
+def _below(score: float | None, threshold: float | None) -> str:
+    """`0.31, below`; with more digits where two would make the score look like the threshold."""
+    if score is None or threshold is None:
+        return "below"
+    digits = next((n for n in range(2, 8) if round(score, n) < round(threshold, n)), 8)
+    return f"{score:.{digits}f}, below"
 
 
 def _node_out(node: Node) -> dict[str, Any]:

@@ -186,13 +186,22 @@ def _without_empty(table: Table) -> Table:
     return Table(table.caption, columns, rows, table.narrow)
 
 
+_SHARED_ENDS = {
+    Reason.FIRST_LAYER: "In the first layer, with no residual stream of SAE features before it",
+    Reason.LAST_LAYER: "In the last layer that was matched, with nothing after it",
+    Reason.MODULE_OUTPUT: "Written by a module, and matching rows does not look inside modules",
+}
+
+
 def _end_sentences(ends: Sequence[End]) -> Iterable[str]:
-    """Every end's sentence; ends at modules, which all say the same, in one."""
-    modules = [end for end in ends if end.reason is Reason.MODULE_OUTPUT]
-    yield from (end.sentence for end in ends if end.reason is not Reason.MODULE_OUTPUT or len(modules) == 1)
-    if len(modules) > 1:
-        names = ", ".join(str(end.feature) for end in modules)
-        yield f"Written by a module, and matching rows does not look inside modules: {names}."
+    """Every end's sentence; ends that all say the same in one, which names their features."""
+    for reason, sentence in _SHARED_ENDS.items():
+        alike = [end for end in ends if end.reason is reason]
+        if len(alike) > 1:
+            yield f"{sentence}: {', '.join(str(end.feature) for end in alike)}."
+        else:
+            yield from (end.sentence for end in alike)
+    yield from (end.sentence for end in ends if end.reason not in _SHARED_ENDS)
 
 
 def _marks(graph: FlowGraph) -> Iterable[str]:
