@@ -46,7 +46,7 @@ def match(
 def build_atlas(
     dictionaries: Mapping[Site, Dictionary],
     *,
-    out: Path,
+    out: Path | str,
     k: int = 5,
     release: str = "",
     model: str = "",
@@ -63,6 +63,7 @@ def build_atlas(
         WidthMismatch: when two neighbours write into spaces of different width.
         InvalidArgument: when `k` is out of range for a dictionary.
     """
+    out = Path(out)
     pairs = flow_pairs(list(dictionaries))
     if not pairs:
         found = ", ".join(str(s) for s in sorted(dictionaries)) or "none"
