@@ -39,12 +39,11 @@ class Weights(Protocol):
         ...
 
 
-class RowScaled:
-    """Weights with feature i's activation multiplied by factor[i] and its decoder row divided by it."""
+class _Over:
+    """Weights made from others: the same file, the same shape."""
 
-    def __init__(self, base: Weights, factor: Callable[[], Float[Tensor, " n_features"]]) -> None:
-        """`factor` is called only when a tensor that needs it is read."""
-        self._base, self._factor = base, factor
+    def __init__(self, base: Weights) -> None:
+        self._base = base
 
     @property
     def origin(self) -> str:
@@ -55,6 +54,15 @@ class RowScaled:
     def shape(self) -> tuple[int, int]:
         """(n_features, d_in) of the base."""
         return self._base.shape
+
+
+class RowScaled(_Over):
+    """Weights with feature i's activation multiplied by factor[i] and its decoder row divided by it."""
+
+    def __init__(self, base: Weights, factor: Callable[[], Float[Tensor, " n_features"]]) -> None:
+        """`factor` is called only when a tensor that needs it is read."""
+        super().__init__(base)
+        self._factor = factor
 
     def read(self, name: str) -> Tensor:
         """The base's tensor, scaled: W_enc and b_enc times the factor, W_dec divided by it.
@@ -71,22 +79,13 @@ class RowScaled:
         return tensor * factor[:, None] if name == "W_enc" else tensor / factor[:, None]
 
 
-class Moved:
+class Moved(_Over):
     """Weights on another device or in another dtype."""
 
     def __init__(self, base: Weights, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         """None keeps what the base has."""
-        self._base, self._device, self._dtype = base, device, dtype
-
-    @property
-    def origin(self) -> str:
-        """The file of the base."""
-        return self._base.origin
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n_features, d_in) of the base."""
-        return self._base.shape
+        super().__init__(base)
+        self._device, self._dtype = device, dtype
 
     def read(self, name: str) -> Tensor:
         """The base's tensor, moved.

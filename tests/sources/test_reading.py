@@ -1,0 +1,187 @@
+"""What every reader shares: tensors read one at a time, and bad files named with what is wrong."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from layouts import (
+    arrays,
+    write_gemma_scope,
+    write_llama_scope,
+    write_sae_lens,
+)
+from reading import (
+    WRITERS,
+    H,
+    folder_of,
+    one,
+    read_tensors,
+    tensor_file,
+    write_tensors,
+)
+from safetensors.torch import save_file
+
+from saeflow.errors import BadFile, InvalidArgument, UnknownSite, UnsupportedFormat
+from saeflow.ids import Part, Site
+from saeflow.sources.formats import discover, load
+from saeflow.sources.formats.tensors import NpzFile, SafetensorsFile
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_opening_reads_no_tensor_and_directions_read_the_decoder_alone(
+    tmp_path: Path, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    reads: list[str] = []
+    for file in (NpzFile, SafetensorsFile):
+        monkeypatch.setattr(
+            file, "read", lambda self, name, old=file.read: (reads.append(name), old(self, name))[1]
+        )
+    d = one(write(tmp_path, arrays()))
+    assert (d.n_features, d.d_in, reads) == (7, 4, [])
+    d.directions()
+    assert len(reads) == 1
+    assert reads[0].lower() in ("w_dec", "decoder.weight")
+    d.encode(torch.from_numpy(H))
+    assert len({name.lower() for name in reads}) == len(reads)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_missing_tensor_is_named_with_its_file(tmp_path: Path, write: Callable[..., Path]):
+    path = tensor_file(write(tmp_path, arrays()))
+    named = read_tensors(path)
+    for name in sorted(named):
+        write_tensors(path, {key: value for key, value in named.items() if key != name})
+        with pytest.raises(BadFile, match=rf"{path.name}: tensor '(?i:{name})' is missing"):
+            load(path if path.suffix == ".npz" else folder_of(path))
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_wrong_shape_is_named_with_expected_and_got(tmp_path: Path, write: Callable[..., Path]):
+    path = tensor_file(write(tmp_path, arrays()))
+    named = read_tensors(path)
+    for name, value in named.items():
+        if name.lower() in ("w_dec", "decoder.weight"):
+            continue
+        write_tensors(path, {**named, name: value[:-1]})
+        got, want = list(value[:-1].shape), list(value.shape)
+        with pytest.raises(BadFile) as caught:
+            load(path if path.suffix == ".npz" else folder_of(path))
+        for part in (path.name, f"tensor {name!r} has shape {got}", f"expected {want}"):
+            assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_truncated_file_is_named(tmp_path: Path, write: Callable[..., Path]):
+    path = tensor_file(write(tmp_path, arrays()))
+    data = path.read_bytes()
+    for size in (0, 5, len(data) // 2, len(data) - 10):
+        path.write_bytes(data[:size])
+        with pytest.raises(BadFile, match=rf"{path.name}: cannot be opened as .*fetch it again"):
+            load(path if path.suffix == ".npz" else folder_of(path))
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_zero_decoder_rows_and_nan_name_file_tensor_and_rows(tmp_path: Path, write: Callable[..., Path]):
+    a = arrays()
+    a.W_dec[[2, 6]] = 0
+    d = one(write(tmp_path / "zero", a))
+    with pytest.raises(BadFile, match=r"(npz|safetensors): tensor 'W_dec' has 2 of 7 rows .*\[2, 6\]"):
+        d.directions()
+    a = arrays()
+    a.W_dec[3, 1] = np.nan
+    with pytest.raises(BadFile, match=r"tensor 'W_dec' has NaN or infinite values in 1 of 7 rows .*\[3\]"):
+        one(write(tmp_path / "nan", a)).directions()
+
+
+def test_thresholds_that_are_not_finite_are_refused_at_encoding_only(tmp_path: Path):
+    a = arrays()
+    a.threshold[4] = np.nan
+    d = one(write_gemma_scope(tmp_path, a))
+    d.directions()
+    with pytest.raises(BadFile, match=r"params\.npz: tensor 'threshold' .*\[4\]"):
+        d.encode(torch.from_numpy(H))
+
+
+def test_a_config_that_is_no_json_object_is_named(tmp_path: Path):
+    folder = write_sae_lens(tmp_path, arrays())
+    (folder / "cfg.json").write_text("{")
+    with pytest.raises(BadFile, match=r"cfg\.json: cannot be read as JSON"):
+        load(folder)
+    (folder / "cfg.json").write_text("[1]")
+    with pytest.raises(BadFile, match=r"cfg\.json: holds list"):
+        load(folder)
+
+
+def test_an_unknown_folder_lists_what_is_supported(tmp_path: Path):
+    (tmp_path / "ae.pt").write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "ae.pt"):
+        with pytest.raises(
+            UnsupportedFormat, match=r"sae-lens v6 .*Gemma Scope .*Llama Scope|saeflow folder .*Llama Scope"
+        ):
+            load(path)
+    with pytest.raises(InvalidArgument, match="gone does not exist"):
+        load(tmp_path / "gone")
+
+
+def test_a_tree_of_several_formats_is_searched(tmp_path: Path):
+    write_gemma_scope(tmp_path / "a", arrays(), part="mlp", layer=2)
+    write_llama_scope(tmp_path / "b", arrays())
+    write_sae_lens(tmp_path / "c" / "d", arrays())
+    assert [str(site) for site in discover(tmp_path)] == ["2/mlp", "3/res", "5/res"]
+    assert one(tmp_path, Site(3, Part.RES)).n_features == 7
+    with pytest.raises(UnknownSite, match=r"no dictionary at 9/res. It has 2/mlp, 3/res, 5/res"):
+        load(tmp_path, Site(9, Part.RES))
+
+
+def test_two_files_for_one_site_are_refused_naming_both(tmp_path: Path):
+    write_gemma_scope(tmp_path, arrays(), l0=73)
+    write_gemma_scope(tmp_path, arrays(), l0=158)
+    with pytest.raises(BadFile, match=r"average_l0_158.* and .*average_l0_73.* at 24/res"):
+        load(tmp_path)
+
+
+# .npz members
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", "<f8", ">f4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("pad", range(5))
+def test_npz_members_are_read_whatever_their_type_order_and_alignment(
+    tmp_path: Path, dtype: str, order: Any, pad: int
+):
+    wanted = np.array(np.random.default_rng(0).normal(size=(3, 5)), dtype=dtype, order=order)
+    path = tmp_path / "x.npz"
+    np.savez(path, **{"a" * (pad + 1): np.zeros(3, np.float32), "W": wanted})
+    got = NpzFile(path).read("W")
+    assert got.dtype is torch.float32
+    np.testing.assert_array_equal(got.numpy(), wanted.astype(np.float32))
+
+
+def test_an_npz_with_objects_is_never_unpickled(tmp_path: Path):
+    path = tmp_path / "x.npz"
+    np.savez(path, W=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(BadFile, match=r"x\.npz"):
+        NpzFile(path).read("W")
+
+
+def test_integers_are_refused(tmp_path: Path):
+    np.savez(tmp_path / "x.npz", W=np.arange(3))
+    with pytest.raises(BadFile, match=r"x\.npz: tensor 'W' is int64"):
+        NpzFile(tmp_path / "x.npz").read("W")
+    save_file({"W": torch.arange(3)}, tmp_path / "x.safetensors")
+    with pytest.raises(BadFile, match=r"x\.safetensors: tensor 'W' is torch.int64"):
+        SafetensorsFile(tmp_path / "x.safetensors").read("W")
+
+
+def test_a_member_whose_bytes_do_not_fill_its_shape_is_refused(tmp_path: Path):
+    np.save(tmp_path / "W.npy", np.zeros((4, 4), np.float32))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("W.npy", (tmp_path / "W.npy").read_bytes()[:-8])
+    with pytest.raises(BadFile, match=r"x\.npz: .*W\.npy holds"):
+        NpzFile(tmp_path / "x.npz")
