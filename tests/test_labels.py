@@ -21,7 +21,7 @@ ROW = {
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "words").mkdir()
-    (tmp_path / "words" / "4.res.json.gz").write_bytes(gzip.compress(json.dumps([ROW, None]).encode()))
+    (tmp_path / "words" / "4.res.jsonl.gz").write_bytes(gzip.compress(f"{json.dumps(ROW)}\nnull\n".encode()))
     return tmp_path
 
 
@@ -46,7 +46,17 @@ def test_without_a_folder_nothing_is_known(tmp_path):
 
 
 def test_a_cut_file_is_named(folder):
-    path = folder / "words" / "4.res.json.gz"
+    path = folder / "words" / "4.res.jsonl.gz"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(BadFile, match=r"4\.res\.json\.gz"):
+    with pytest.raises(BadFile, match=r"4\.res\.jsonl\.gz"):
         open_words(folder).get(FeatureId.parse("4/res/0"))
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"tokens": []}', '{"label": "a", "contexts": [{}]}', "3"])
+def test_a_line_that_holds_no_words_is_named(folder, line):
+    path = folder / "words" / "4.res.jsonl.gz"
+    path.write_bytes(gzip.compress(f"null\n{line}\n".encode()))
+    words = open_words(folder)
+    assert words.get(FeatureId.parse("4/res/0")) is None
+    with pytest.raises(BadFile, match=r"4\.res\.jsonl\.gz: line 2 holds no words"):
+        words.get(FeatureId.parse("4/res/1"))

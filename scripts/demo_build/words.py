@@ -84,7 +84,7 @@ class _Site:
 
 @torch.no_grad()
 def write_words(model: LanguageModel, dictionaries: DictionarySet, data: Path, out: Path, seed: int) -> None:
-    """Write {layer}.{part}.json.gz for every site."""
+    """Write {layer}.{part}.jsonl.gz for every site."""
     out.mkdir(parents=True, exist_ok=True)
     sites = sorted(dictionaries)
     gathered = {s: _Site(dictionaries[s].n_features, model.hf_model.config.vocab_size) for s in sites}
@@ -106,8 +106,10 @@ def write_words(model: LanguageModel, dictionaries: DictionarySet, data: Path, o
             gathered[site].contexts(acts, start)
     for site in sites:
         rows = _rows(model, dictionaries, site, gathered[site], shown, domains)
-        data_out = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
-        (out / f"{site.layer}.{site.part.value}.json.gz").write_bytes(gzip.compress(data_out, mtime=0))
+        # ASCII alone: no character of a token can end a line.
+        lines = (json.dumps(row, separators=(",", ":")) for row in rows)
+        data_out = "".join(f"{line}\n" for line in lines).encode()
+        (out / f"{site.layer}.{site.part.value}.jsonl.gz").write_bytes(gzip.compress(data_out, mtime=0))
         print(
             f"words: {site}, {sum(r is not None for r in rows)} of {len(rows)} features have words",
             flush=True,

@@ -1,7 +1,7 @@
-"""Words for features, one compressed JSON file per site, read at first use.
+"""Words for features, one compressed file per site, read at first use.
 
-A folder of words holds `{layer}.{part}.json.gz`, each a list with one entry per row of the
-dictionary (null where nothing is known):
+A folder of words holds `{layer}.{part}.jsonl.gz`, with one line of JSON per row of the dictionary (null where
+nothing is known). A graph asks for one feature of many sites, so that only the lines asked for are parsed:
 
     {"label": "...", "tokens": ["...", ...], "promotes": ["...", ...], "frequency": 0.01,
      "contexts": [{"tokens": [...], "values": [...], "source": "python"}, ...]}
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from saeflow.errors import BadFile
-from saeflow.ids import FeatureId, Part, Site
+from saeflow.ids import FeatureId, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,14 @@ class WordsFolder:
         Raises:
             BadFile: when the site's file cannot be read.
         """
-        rows = _rows(self.folder, feature.layer, feature.part)
-        if feature.index >= len(rows) or rows[feature.index] is None:
-            return None
-        return _words(cast("Mapping[str, Any]", rows[feature.index]))
+        path = _path(self.folder, feature.site)
+        lines = _lines(path)
+        return _words(path, feature.index, lines[feature.index]) if feature.index < len(lines) else None
 
     def site(self, site: Site) -> list[FeatureWords | None]:
         """Words of every row of a site, in order; empty when the folder has none."""
-        return [None if r is None else _words(r) for r in _rows(self.folder, site.layer, site.part)]
+        path = _path(self.folder, site)
+        return [_words(path, row, line) for row, line in enumerate(_lines(path))]
 
 
 def open_words(atlas_folder: Path) -> Words:
@@ -100,28 +100,38 @@ class _NoWords:
 no_words: Words = _NoWords()
 
 
+def _path(folder: Path, site: Site) -> Path:
+    return folder / f"{site.layer}.{site.part.value}.jsonl.gz"
+
+
 @lru_cache(maxsize=128)
-def _rows(folder: Path, layer: int, part: Part) -> Sequence[Mapping[str, Any] | None]:
-    path = folder / f"{layer}.{part.value}.json.gz"
+def _lines(path: Path) -> tuple[str, ...]:
+    """Lines of a site's file, none when there is no file."""
     if not path.exists():
         return ()
     try:
-        return cast("list[Any]", json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, EOFError, ValueError) as error:
+        return tuple(gzip.decompress(path.read_bytes()).decode().splitlines())
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise BadFile(f"{path}: these words cannot be read ({error}). Fetch or build them again.") from None
+
+
+def _words(path: Path, row: int, line: str) -> FeatureWords | None:
+    try:
+        told = cast("dict[str, Any] | None", json.loads(line))
+        if told is None:
+            return None
+        contexts = tuple(
+            Context(tuple(c["tokens"]), tuple(float(v) for v in c["values"]), c.get("source", ""))
+            for c in told.get("contexts", ())
+        )
+        return FeatureWords(
+            label=told["label"],
+            tokens=tuple(told.get("tokens", ())),
+            promotes=tuple(told.get("promotes", ())),
+            contexts=contexts,
+            frequency=told.get("frequency"),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFile(
-            f"{path}: the words of {layer}/{part} cannot be read ({error}). Fetch or build them again."
+            f"{path}: line {row + 1} holds no words ({error!r}). Fetch or build them again."
         ) from None
-
-
-def _words(row: Mapping[str, Any]) -> FeatureWords:
-    contexts = tuple(
-        Context(tuple(c["tokens"]), tuple(float(v) for v in c["values"]), c.get("source", ""))
-        for c in row.get("contexts", ())
-    )
-    return FeatureWords(
-        label=row["label"],
-        tokens=tuple(row.get("tokens", ())),
-        promotes=tuple(row.get("promotes", ())),
-        contexts=contexts,
-        frequency=row.get("frequency"),
-    )
