@@ -82,7 +82,7 @@ def graph(
     from saeflow.ids import FeatureId
     from saeflow.labels import open_words
     from saeflow.matching.atlas import open_atlas
-    from saeflow.matching.table import write_atomic
+    from saeflow.paths import write_atomic
     from saeflow.report import render
 
     if direction not in ("both", "backward", "forward"):
@@ -110,7 +110,7 @@ def graph(
 
 def _write_graph(grown: FlowGraph, words: Words, folder: Path, stem: str) -> list[Path]:
     """The graph as stem.html, stem.json and stem.graphml."""
-    from saeflow.matching.table import write_atomic
+    from saeflow.paths import write_atomic
     from saeflow.report import render
 
     paths = [folder / f"{stem}.{suffix}" for suffix in ("html", "json", "graphml")]

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease, UnknownSite
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.matching.table import MatchTable, write_atomic
-from saeflow.paths import PACK, cache_folder
+from saeflow.matching.table import MatchTable
+from saeflow.paths import PACK, cache_folder, write_atomic
 from saeflow.records import Match
 
 FORMAT = "saeflow-atlas"

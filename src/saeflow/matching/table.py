@@ -8,8 +8,6 @@ header, so that a table on its own says what it is.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +19,7 @@ from safetensors.numpy import save
 
 from saeflow.errors import BadFile, UnknownFeature, UnknownSite
 from saeflow.ids import FeatureId, Site
+from saeflow.paths import write_atomic
 from saeflow.records import Match
 
 VERSION = 1
@@ -139,19 +138,3 @@ def _header(path: Path, text: str) -> dict[str, Any]:
             f"{path} is no match table of version {VERSION} (it says {header.get('version')!r}). {_AGAIN}"
         )
     return header
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to a neighbour of `path` and move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

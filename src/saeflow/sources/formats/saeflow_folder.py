@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnsupportedFormat
 from saeflow.ids import Site
+from saeflow.paths import replacing, write_atomic
 from saeflow.sources.activations import Activation, ActivationKind, BatchTopK, JumpReLU, ReLU, TopK
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
 from saeflow.sources.formats.tensors import FileWeights, SafetensorsFile, Stored
@@ -125,21 +125,13 @@ def save_release(
     for site, dictionary in sorted(dictionaries.items()):
         file = f"{site.layer}.{site.part.value}.safetensors"
         tensors = _tensors(site, dictionary, dtype)
-        _replace(folder / file, lambda path, tensors=tensors: save_file(tensors, path))
+        with replacing(folder / file) as part:
+            save_file(tensors, part)
         sites[str(site)] = _describe(dictionary, file)
     text = json.dumps(
         {"format": FORMAT, "version": VERSION, "name": name, "model": model, "sites": sites}, indent=1
     )
-    _replace(folder / MANIFEST, lambda path: path.write_text(text + "\n", encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomic(folder / MANIFEST, f"{text}\n".encode())
 
 
 def _tensors(site: Site, dictionary: Dictionary, dtype: torch.dtype) -> dict[str, Tensor]:
