@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from demo_build.markdown import table
 from saeflow.demo import DOMAINS, quality, texts
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas, open_atlas
@@ -148,18 +149,8 @@ def _read_off(
             if others:
                 chosen["random active feature"] = float(effect[int(setup.rng.choice(others))])
         for strategy, value in chosen.items():
-            for key in (layer_key(site), "all"):
+            for key in (str(site.layer), "all"):
                 found.setdefault((key, removed.part, strategy), []).append(value)
-
-
-def layer_key(site: Site) -> str:
-    return str(site.layer)
-
-
-def table(rows: list[list[str]]) -> str:
-    head, *body = rows
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body]) + "\n"
 
 
 def flow_page() -> str:

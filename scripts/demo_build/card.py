@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import markdown
 from .saes import Recipe
 
 INTRODUCTION = """# The saeflow demo pack
@@ -55,14 +56,14 @@ The weights are float16; everything was measured on what is shipped.
 """
 
 
-def table(title: str, name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _section(title: str, name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Rows under a title, columns taken from the first."""
     columns = list(next(iter(rows.values())))
-    lines = [f"\n## {title}\n", f"| {name} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for key, row in rows.items():
-        cells = (f"{row[c]:.3f}" if isinstance(row[c], float) else f"{row[c]:,}" for c in columns)
-        lines.append(f"| {key} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    cells = [
+        [key, *(f"{row[c]:.3f}" if isinstance(row[c], float) else f"{row[c]:,}" for c in columns)]
+        for key, row in rows.items()
+    ]
+    return f"\n## {title}\n\n" + markdown.table([[name, *columns], *cells])
 
 
 def _tokens(recipe: Recipe) -> str:
@@ -78,12 +79,12 @@ def write_card(measured: Mapping[str, Any], recipes: Mapping[str, Recipe], out: 
         dropped=dropped,
         trained="\n".join(f"- {part}: {_tokens(recipe)}" for part, recipe in recipes.items()),
     )
-    page += table("The model on held-out text", "domain", measured["model"]["domains"])
-    page += table("The SAEs on held-out text", "site", measured["saes"])
+    page += _section("The model on held-out text", "domain", measured["model"]["domains"])
+    page += _section("The SAEs on held-out text", "site", measured["saes"])
     page += (
         "\n`fve`: fraction of variance explained. `l0`: mean number of active features. `dead`: share that never\n"
         "fired on the text measured. `loss recovered`: (L_zero - L_spliced) / (L_zero - L_clean), with the\n"
         "reconstruction or zeros put in place of the activations; `loss added`: L_spliced - L_clean in nats a token.\n"
     )
-    page += table("Flow: best cosine of each feature", "match", measured["flow"])
+    page += _section("Flow: best cosine of each feature", "match", measured["flow"])
     out.write_text(page)

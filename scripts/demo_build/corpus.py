@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-DOMAINS = ("stories", "novels", "textbooks", "maths", "python")
+from saeflow.demo import DOMAINS
+
 BOS = "<|endoftext|>"
 VOCAB_SIZE = 4096
 DOCUMENT_CHARACTERS = 4000
@@ -136,6 +137,11 @@ def tokenize(corpora: Path, tokenizer: Tokenizer, out: Path) -> None:
             sizes[f"{domain}.{name}"] = {"tokens": len(ids), "bytes": sum(len(d.encode()) for d in docs)}
             print(f"  {domain:10} {name:9} {len(docs):6} documents {len(ids):9,} tokens", flush=True)
     (out / "sizes.json").write_text(json.dumps(sizes, indent=1))
+
+
+def load_windows(data: Path, domain: str, part: str, length: int) -> np.ndarray:
+    """Windows of a domain's `train` or `held_out` tokens as `tokenize` wrote them: int64 [n_windows, length]."""
+    return windows(np.load(data / f"{domain}.{part}.npy"), length, 0).astype(np.int64)
 
 
 def windows(tokens: np.ndarray, length: int, bos: int) -> np.ndarray:

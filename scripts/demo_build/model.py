@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from .corpus import DOMAINS, VOCAB_SIZE, windows
+from .corpus import DOMAINS, VOCAB_SIZE, load_windows
 
 CONTEXT = 256
+D_MODEL = 192
 BATCH = 32
 PEAK_LR = 3e-3
 WARM_UP = 60
@@ -26,7 +27,7 @@ MIXTURE = {"stories": 0.25, "novels": 0.18, "textbooks": 0.22, "maths": 0.13, "p
 
 def config() -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=192, intermediate_size=512, num_hidden_layers=6,
+        vocab_size=VOCAB_SIZE, hidden_size=D_MODEL, intermediate_size=512, num_hidden_layers=6,
         num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=512, rms_norm_eps=1e-5,
         rope_theta=10000.0, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
         initializer_range=0.02,
@@ -34,12 +35,12 @@ def config() -> LlamaConfig:
 
 
 def batches(data: Path, steps: int, seed: int) -> np.ndarray:
-    """All training windows in the order they are seen: [steps * BATCH, CONTEXT] uint16."""
+    """All training windows in the order they are seen: [steps * BATCH, CONTEXT]."""
     rng = np.random.default_rng(seed)
     total = steps * BATCH
     chosen = []
     for domain in DOMAINS:
-        rows = windows(np.load(data / f"{domain}.train.npy"), CONTEXT, 0)
+        rows = load_windows(data, domain, "train", CONTEXT)
         need = round(total * MIXTURE[domain])
         order = np.concatenate([rng.permutation(len(rows)) for _ in range(math.ceil(need / len(rows)))])
         chosen.append(rows[order[:need]])
@@ -82,7 +83,7 @@ def train(data: Path, out: Path, *, steps: int, seed: int = 0) -> LlamaForCausal
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
-        ids = torch.from_numpy(rows[step * BATCH : (step + 1) * BATCH].astype(np.int64))
+        ids = torch.from_numpy(rows[step * BATCH : (step + 1) * BATCH])
         loss = loss_of(ids)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -15,12 +15,12 @@ from torch import Tensor
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.cosine import top_k_both
-from saeflow.report.tables import best_summary
+from saeflow.report.tables import best_summary, score_summary
 from saeflow.sources.library import DictionarySet
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
 
-from .corpus import DOMAINS, windows
+from .corpus import DOMAINS, load_windows
 from .model import CONTEXT
 
 WINDOWS = 24
@@ -28,8 +28,7 @@ WINDOWS = 24
 
 def _held_out(data: Path) -> dict[str, torch.Tensor]:
     """The first WINDOWS held-out windows of each domain: [WINDOWS, CONTEXT]."""
-    found = {d: windows(np.load(data / f"{d}.held_out.npy"), CONTEXT, 0)[:WINDOWS] for d in DOMAINS}
-    return {d: torch.from_numpy(rows.astype(np.int64)) for d, rows in found.items()}
+    return {d: torch.from_numpy(load_windows(data, d, "held_out", CONTEXT)[:WINDOWS]) for d in DOMAINS}
 
 
 def _tokens(ids: torch.Tensor) -> Tokens:
@@ -58,10 +57,8 @@ def model_quality(model: LanguageModel, data: Path) -> dict[str, Any]:
     sizes = json.loads((data / "sizes.json").read_text())
     rows: dict[str, Any] = {}
     for domain in DOMAINS:
-        ids = windows(np.load(data / f"{domain}.held_out.npy"), CONTEXT, 0)
-        batches = [
-            _tokens(torch.from_numpy(b.astype(np.int64))) for b in np.array_split(ids, max(1, len(ids) // 24))
-        ]
+        ids = load_windows(data, domain, "held_out", CONTEXT)
+        batches = [_tokens(torch.from_numpy(b)) for b in np.array_split(ids, max(1, len(ids) // 24))]
         nats = _loss(model, batches)
         size = sizes[f"{domain}.held_out"]
         bits = nats / math.log(2) * size["tokens"] / size["bytes"]
@@ -75,10 +72,10 @@ def model_quality(model: LanguageModel, data: Path) -> dict[str, Any]:
 
 def _fired(model: LanguageModel, dictionaries: DictionarySet, data: Path) -> dict[Site, Tensor]:
     """Which features fire at all on the whole held-out text (about 200,000 tokens)."""
-    ids = np.concatenate([windows(np.load(data / f"{d}.held_out.npy"), CONTEXT, 0) for d in DOMAINS])
+    ids = np.concatenate([load_windows(data, d, "held_out", CONTEXT) for d in DOMAINS])
     sites = sorted(dictionaries)
     fired = {site: torch.zeros(dictionaries[site].n_features, dtype=torch.bool) for site in sites}
-    for rows in np.array_split(ids.astype(np.int64), len(ids) // 32):
+    for rows in np.array_split(ids, len(ids) // 32):
         tokens = _tokens(torch.from_numpy(rows))
         captured = model.capture(tokens, sites)
         for site in sites:
@@ -122,10 +119,7 @@ def _best(
         noise = torch.randn(a.shape[1], a.shape[1], generator=torch.Generator().manual_seed(rotate))
         a = a @ torch.linalg.qr(noise).Q
     best = top_k_both(a, b, 1)[0].score[:, 0]
-    return {
-        "mean best": round(float(best.mean()), 4),
-        **{f"above {line}": round(float((best > line).float().mean()), 4) for line in (0.5, 0.7)},
-    }
+    return score_summary(best.numpy())
 
 
 def flow_quality(dictionaries: DictionarySet, atlas: Atlas) -> dict[str, Any]:
@@ -155,7 +149,4 @@ def _either(atlas: Atlas, layers: list[int]) -> dict[str, float]:
         np.maximum(*(atlas[Site(n, Part.RES), Site(n, part)].score[:, 0] for part in (Part.MLP, Part.ATT)))
         for n in layers
     ])  # fmt: skip
-    return {
-        "mean best": round(float(best.mean()), 4),
-        **{f"above {line}": round(float((best > line).mean()), 4) for line in (0.5, 0.7)},
-    }
+    return score_summary(best)

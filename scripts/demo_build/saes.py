@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from .corpus import DOMAINS, windows
-from .model import CONTEXT, MIXTURE
+from .corpus import DOMAINS, load_windows
+from .model import CONTEXT, D_MODEL, MIXTURE
 
 BATCH = 2048
 LEARNING_RATE = 3e-3
@@ -57,9 +57,9 @@ def capture(model: LlamaForCausalLM, data: Path, out: Path, *, tokens: int, seed
     rng = np.random.default_rng(seed)
     rows = []
     for domain in DOMAINS:
-        found = windows(np.load(data / f"{domain}.train.npy"), CONTEXT, 0)
+        found = load_windows(data, domain, "train", CONTEXT)
         rows.append(rng.permutation(found)[: round(tokens * MIXTURE[domain] / (CONTEXT - 1))])
-    ids = torch.from_numpy(rng.permutation(np.concatenate(rows)).astype(np.int64))
+    ids = torch.from_numpy(rng.permutation(np.concatenate(rows)))
     taps = {
         f"{layer}.{part}": module
         for layer, block in enumerate(model.model.layers)
@@ -151,12 +151,12 @@ def train_site(acts_file: Path, out: Path, name: str, seed: int, start: Path | N
     from sae_lens.training.sae_trainer import SAETrainer
 
     recipe = RECIPES[name.split(".")[1]]
-    acts = np.fromfile(acts_file, dtype=np.float16).reshape(-1, 192)
+    acts = np.fromfile(acts_file, dtype=np.float16).reshape(-1, D_MODEL)
     mean, scale = normalisation(acts)
     torch.manual_seed(seed)
     sae = JumpReLUTrainingSAE(
         JumpReLUTrainingSAEConfig(
-            d_in=192, d_sae=recipe.width, device="cpu", dtype="float32", normalize_activations="none",
+            d_in=D_MODEL, d_sae=recipe.width, device="cpu", dtype="float32", normalize_activations="none",
             apply_b_dec_to_input=False, jumprelu_sparsity_loss_mode="quadratic",
             target_l0=recipe.refine_l0 if start else recipe.target_l0,
             l0_coefficient=1.0, l0_warm_up_steps=0 if start else 300, jumprelu_init_threshold=0.1,

@@ -19,7 +19,7 @@ from saeflow.sources.library import DictionarySet
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
 
-from .corpus import windows
+from .corpus import load_windows
 from .model import CONTEXT, MIXTURE
 
 COUNTED_TOKENS = 300_000
@@ -33,9 +33,9 @@ def _counted(data: Path, seed: int) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     rows = []
     for domain in DOMAINS:
-        found = windows(np.load(data / f"{domain}.train.npy"), CONTEXT, 0)
+        found = load_windows(data, domain, "train", CONTEXT)
         rows.append(rng.permutation(found)[: round(COUNTED_TOKENS * MIXTURE[domain] / CONTEXT)])
-    return torch.from_numpy(np.concatenate(rows).astype(np.int64))
+    return torch.from_numpy(np.concatenate(rows))
 
 
 def _shippable(model: LanguageModel) -> tuple[torch.Tensor, list[str]]:

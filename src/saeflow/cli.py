@@ -103,16 +103,17 @@ def graph(
     if figure:
         write_atomic(figure, render(grown, to="svg", words=words).encode())
     if files:
-        written = _write_graph(grown, words, out, f"{Path(release).name}-{feature.replace('/', '-')}.graph")
+        written = _write_graph(grown, words, out, Path(release).name)
         if not as_json:
             typer.echo("\nwritten: " + "  ".join(str(path) for path in written))
 
 
-def _write_graph(grown: FlowGraph, words: Words, folder: Path, stem: str) -> list[Path]:
-    """The graph as stem.html, stem.json and stem.graphml."""
+def _write_graph(grown: FlowGraph, words: Words, folder: Path, release: str) -> list[Path]:
+    """The graph as {release}-{seed}.graph.html, .json and .graphml."""
     from saeflow.paths import write_atomic
     from saeflow.report import render
 
+    stem = f"{release}-{str(grown.seed).replace('/', '-')}.graph"
     paths = [folder / f"{stem}.{suffix}" for suffix in ("html", "json", "graphml")]
     try:
         write_atomic(paths[0], render(grown, to="html", words=words).encode())
@@ -239,7 +240,7 @@ def demo(
             f"{atlas.folder} has no words to pick features by. Install saeflow again: its pack is incomplete."
         )
     first = picks[0].graph
-    written = _write_graph(first, words, out, f"demo-{str(first.seed).replace('/', '-')}.graph")
+    written = _write_graph(first, words, out, "demo")
     if as_json:
         typer.echo(json.dumps({"picks": pick_rows(picks), "written": [str(p) for p in written]}, indent=1))
         return

@@ -73,13 +73,9 @@ def trace(
 
 def _check_seed(seed: FeatureId, matches: Matches) -> None:
     """Let `matches` refuse a seed it does not know, before anything is grown."""
-    check: Callable[[FeatureId], None] | None = getattr(matches, "check", None)
-    if check is not None:
-        check(seed)
-        return
-    for target in (*seed.site.predecessors, seed.site.successor):
-        if matches.has(seed.site, target):
-            matches.best(seed, target, 1)
+    neighbours = (*seed.site.predecessors, seed.site.successor)
+    matched = (site for site in neighbours if matches.has(seed.site, site))
+    matches.best(seed, next(matched, seed.site.successor), 1)
 
 
 class _Growth:

@@ -101,32 +101,6 @@ class Atlas(Mapping[Pair, MatchTable]):
             )
         return self[feature.site, target].best(feature, target, k)
 
-    def n_features(self, site: Site) -> int:
-        """Width of the dictionary at `site`.
-
-        Raises:
-            UnknownSite: when the atlas knows nothing of the site.
-        """
-        for source, target in self.files:
-            if site == source:
-                return self[source, target].n_source
-            if site == target:
-                return self[source, target].n_target
-        raise UnknownSite(self._no_site(site))
-
-    def check(self, feature: FeatureId) -> None:
-        """Raise what a graph from `feature` would meet: an unknown site or feature.
-
-        Raises:
-            UnknownSite: when the atlas has no dictionary at the feature's site.
-            UnknownFeature: when the index lies outside it.
-        """
-        for source, target in self.files:
-            if source == feature.site:
-                self[source, target].best(feature, target, 1)
-                return
-        raise UnknownSite(self._no_site(feature.site))
-
     def verify(self) -> None:
         """Read every table's bytes and compare their checksums.
 

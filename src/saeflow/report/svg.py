@@ -34,7 +34,7 @@ from saeflow.report.layout import (
 from saeflow.report.tokens import headline, one_line
 from saeflow.report.views import facts, score_text
 
-INK, MUTED, PAPER, LANE, RULE, WIRE = "#22201c", "#6a655b", "#fffefb", "#f4f1e9", "#ddd7c9", "#5c574d"
+INK, MUTED, PAPER, LANE, WIRE = "#22201c", "#6a655b", "#fffefb", "#f4f1e9", "#5c574d"
 # Blue, amber, vermilion and grey stay apart for readers who see few colours; letters A-D say it again.
 TONES = {"translated": "#2a66a8", "processed": "#946900", "newborn": "#bf4318", "unexplained": "#77726a"}
 MODULE = "#17786a"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float32
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +23,12 @@ ABOVE = (0.5, 0.7)
 
 
 def best_summary(table: MatchTable) -> Row:
-    """How well the features of `table.source` are matched: mean best score, shares above 0.5 and 0.7."""
-    best = table.score[:, 0]
+    """How well the features of `table.source` are matched; see `score_summary`."""
+    return score_summary(table.score[:, 0])
+
+
+def score_summary(best: Float32[np.ndarray, " n_source"]) -> Row:
+    """Mean of the best scores, and the shares above 0.5 and 0.7."""
     shares = {f"above {line}": round(float(np.mean(best > line)), 4) for line in ABOVE}
     return {"mean best": round(float(best.mean()), 4)} | shares
 
