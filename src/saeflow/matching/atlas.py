@@ -51,6 +51,7 @@ class Atlas(Mapping[Pair, MatchTable]):
     k: int
     made_by: str
     files: Mapping[Pair, tuple[str, str]] = field(repr=False)
+    method: str = "cosine"
 
     @cached_property
     def _tables(self) -> dict[Pair, MatchTable]:
@@ -147,7 +148,7 @@ def save_manifest(atlas: Atlas) -> None:
         "version": VERSION,
         "release": atlas.release,
         "model": atlas.model,
-        "method": "cosine",
+        "method": atlas.method,
         "k": atlas.k,
         "made_by": atlas.made_by,
         "tables": tables,
@@ -176,7 +177,8 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
             (Site.parse(t["source"]), Site.parse(t["target"])): (_inside(folder, t["file"]), str(t["sha256"]))
             for t in data["tables"]
         }
-        atlas = Atlas(folder, data["release"], data["model"], data["k"], data["made_by"], files)
+        made_by, method = data["made_by"], data.get("method", "cosine")
+        atlas = Atlas(folder, data["release"], data["model"], data["k"], made_by, files, method)
     except CorruptAtlas:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:

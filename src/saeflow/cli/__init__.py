@@ -1,0 +1,30 @@
+"""The command line: parse, one call, show. Every command that prints a table takes --json.
+
+Each file holds the commands of one kind, `app` what they share. Errors that saeflow raises on purpose are
+printed as one message, with exit code 2 and no traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from saeflow.cli import graph, info, matching
+from saeflow.cli.app import app
+from saeflow.errors import SaeflowError
+
+graph.add_to(app)
+matching.add_to(app)
+info.add_to(app)
+
+
+def main() -> None:
+    """Run the command line; exit code 2 for an error that has a message."""
+    try:
+        app()
+    except SaeflowError as error:
+        print(f"saeflow: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"saeflow: cannot read or write{where} ({error.strerror}).", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None

@@ -1,0 +1,61 @@
+"""The application object, and how its commands show tables, JSON and progress."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from saeflow.version import __version__
+
+app = typer.Typer(
+    help="Trace features of sparse autoencoders through the layers of a language model, from the weights alone.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Release = Annotated[str, typer.Argument(help='"demo", a folder, or the name of a release.')]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:  # pyright: ignore[reportUnusedFunction]
+    if version:
+        typer.echo(f"saeflow {__version__}")
+        raise typer.Exit
+
+
+def show(as_json: bool, data: dict[str, Any], summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """JSON, or the summary as lines and the rows as a table."""
+    if as_json:
+        typer.echo(json.dumps(data, indent=1))
+        return
+    for key, value in summary.items():
+        typer.echo(f"{key}: {value}")
+    print_table("", rows)
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows as a table under a title."""
+    from saeflow.report.tables import as_text
+
+    typer.echo(as_text(title, rows))
+
+
+@contextmanager
+def progress(what: str) -> Generator[Callable[[int, int, str], None]]:
+    """A bar on stderr that takes (done, total, what is being done)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(what)
+
+        def show(done: int, total: int, now: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{what} {now}")
+
+        yield show

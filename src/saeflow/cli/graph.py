@@ -1,0 +1,131 @@
+"""`saeflow graph` and `saeflow demo`: grow a flow graph, print it and write its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saeflow.cli.app import Json, Release, print_table
+from saeflow.errors import BadFile, InvalidArgument
+
+if TYPE_CHECKING:
+    from saeflow.flow import FlowGraph
+    from saeflow.labels import Words
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command()(graph)
+    app.command()(demo)
+
+
+def graph(
+    release: Release,
+    feature: Annotated[str, typer.Argument(help="layer/part/index, such as 4/res/123.")],
+    t_res: Annotated[
+        float, typer.Option(help="t(R): the flow stops below it. 0 follows the whole depth.")
+    ] = 0.5,
+    t_mlp: Annotated[float, typer.Option(help="t(M): MLP features below it are dropped.")] = 0.15,
+    t_att: Annotated[float, typer.Option(help="t(A): attention features below it are dropped.")] = 0.15,
+    high: Annotated[
+        float, typer.Option(help="The line between high and low scores, for the cases A to D.")
+    ] = 0.5,
+    k: Annotated[int, typer.Option(help="Matches considered at each site.")] = 1,
+    direction: Annotated[str, typer.Option(help="both, backward or forward.")] = "both",
+    out: Annotated[Path, typer.Option(help="Folder for the .html, .json and .graphml files.")] = Path(),
+    files: Annotated[bool, typer.Option(help="Write the files.")] = True,
+    figure: Annotated[Path | None, typer.Option(help="Write the picture alone here (.svg).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the flow graph of a feature, and write it as HTML, JSON and GraphML."""
+    from saeflow.flow import Thresholds, trace
+    from saeflow.ids import FeatureId
+    from saeflow.labels import open_words
+    from saeflow.matching.atlas import open_atlas
+    from saeflow.paths import write_atomic
+    from saeflow.report import render
+
+    if direction not in ("both", "backward", "forward"):
+        raise InvalidArgument(f"--direction {direction!r} is none of both, backward, forward.")
+    seed = FeatureId.parse(feature)
+    thresholds = Thresholds(res=t_res, mlp=t_mlp, att=t_att, high=high)
+    atlas = open_atlas(release)
+    words = open_words(atlas.folder)
+    grown = trace(
+        seed,
+        atlas,
+        thresholds=thresholds,
+        k=k,
+        backward=direction != "forward",
+        forward=direction != "backward",
+    )
+    typer.echo(render(grown, to="json" if as_json else "text", words=words))
+    if figure:
+        write_atomic(figure, render(grown, to="svg", words=words).encode())
+    if files:
+        written = write_graph(grown, words, out, Path(release).name)
+        if not as_json:
+            typer.echo("\nwritten: " + "  ".join(str(path) for path in written))
+
+
+def write_graph(grown: FlowGraph, words: Words, folder: Path, release: str) -> list[Path]:
+    """The graph as {release}-{seed}.graph.html, .json and .graphml."""
+    from saeflow.paths import write_atomic
+    from saeflow.report import render
+
+    stem = f"{release}-{str(grown.seed).replace('/', '-')}.graph"
+    paths = [folder / f"{stem}.{suffix}" for suffix in ("html", "json", "graphml")]
+    try:
+        write_atomic(paths[0], render(grown, to="html", words=words).encode())
+        write_atomic(paths[1], render(grown, to="json", words=words).encode())
+        write_atomic(paths[2], grown.to_graphml().encode())
+    except OSError as error:
+        raise InvalidArgument(
+            f"cannot write into {folder} ({error.strerror}). Give a folder you may write to with --out, or --no-files."
+        ) from None
+    return paths
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the files of the graph.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """The main job on the embedded pack: pick a feature, grow its graph, draw it."""
+    from saeflow.demo.pick import worth_a_look
+    from saeflow.labels import open_words
+    from saeflow.matching.atlas import open_atlas
+    from saeflow.report import render
+    from saeflow.report.tables import pick_rows
+
+    atlas = open_atlas("demo")
+    words = open_words(atlas.folder)
+    picks = worth_a_look(atlas, words, 8)
+    if not picks:
+        raise BadFile(
+            f"{atlas.folder} has no words to pick features by. Install saeflow again: its pack is incomplete."
+        )
+    first = picks[0].graph
+    written = write_graph(first, words, out, "demo")
+    if as_json:
+        typer.echo(json.dumps({"picks": pick_rows(picks), "written": [str(p) for p in written]}, indent=1))
+        return
+    print_table("Features worth a look", pick_rows(picks))
+    typer.echo(render(first, to="text", words=words))
+    typer.echo(
+        f"\nwritten: {written[0]}  (open it in a browser)\n         {written[1]}\n         {written[2]}"
+    )
+    other = str(picks[min(1, len(picks) - 1)].graph.seed)
+    called = "saeflow" if shutil.which("saeflow") else os.path.relpath(sys.argv[0])
+    following = {
+        f"{called} graph demo {other}": "another feature of the list",
+        f"{called} graph demo {first.seed} --t-res 0 --k 3": "the whole depth, three matches a site",
+        f"{called} info demo": "how good the model and its SAEs are",
+    }
+    width = max(map(len, following))
+    typer.echo("\nTry next:\n" + "\n".join(f"  {c.ljust(width)}   {what}" for c, what in following.items()))

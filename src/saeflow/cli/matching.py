@@ -1,0 +1,92 @@
+"""`saeflow match` and `saeflow atlas`: match tables of two sites, and of a whole release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saeflow.cli.app import Json, Release, progress, show
+from saeflow.errors import InvalidArgument
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command()(match)
+    atlas = typer.Typer(
+        help="Build and inspect atlases: all match tables of a release.", no_args_is_help=True
+    )
+    atlas.command("build")(atlas_build)
+    atlas.command("info")(atlas_info)
+    app.add_typer(atlas, name="atlas")
+
+
+def match(
+    release: Release,
+    source: Annotated[str, typer.Argument(help="Site whose features are matched, such as 4/res.")],
+    target: Annotated[str, typer.Argument(help="Site they are matched to, such as 3/res.")],
+    k: Annotated[int, typer.Option(help="Matches kept for each feature.")] = 5,
+    limit: Annotated[int, typer.Option(help="Features printed, best matched first.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Write the whole table here (.safetensors).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Match any two sites of a release by the cosine of their decoder rows."""
+    from saeflow.ids import Site
+    from saeflow.matching.build import match as match_sites
+    from saeflow.report.tables import match_rows
+    from saeflow.sources.library import load_dictionaries
+
+    sites = Site.parse(source), Site.parse(target)
+    dictionaries = load_dictionaries(release)
+    table = match_sites(dictionaries[sites[0]], dictionaries[sites[1]], k=k)
+    if out:
+        table.save(out)
+    summary, rows = match_rows(table, limit)
+    show(as_json, summary | {"matches": rows}, summary, rows)
+
+
+def atlas_build(
+    release: Release,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the atlas; in the cache when not given.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="Matches kept for each feature.")] = 5,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    parts: Annotated[str, typer.Option(help="Parts to match, with commas between.")] = "res,mlp,att",
+    model: Annotated[
+        str, typer.Option(help="Model to project attention features with, where they live in z.")
+    ] = "",
+) -> None:
+    """Match every pair of sites that a flow graph needs. A killed build goes on where it stopped."""
+    from saeflow.ids import Part
+    from saeflow.matching.atlas import atlas_cache
+    from saeflow.matching.build import build_atlas
+    from saeflow.sources.library import load_dictionaries
+
+    asked = [part.strip() for part in parts.split(",")]
+    unknown = sorted(set(asked) - {part.value for part in Part})
+    if unknown:
+        raise InvalidArgument(f"--parts {parts!r} names {', '.join(unknown)}. Parts are res, mlp, att.")
+    dictionaries = load_dictionaries(release, device=device).only([Part(part) for part in asked])
+    folder = out or atlas_cache() / release.replace("/", "--")
+    loaded = None
+    if model:
+        from saeflow.sources.model import load_model
+
+        loaded = load_model(model)
+    with progress("matching") as report:
+        built = build_atlas(
+            dictionaries, out=folder, k=k, release=dictionaries.name, model=dictionaries.model, projector=loaded,
+            progress=report,
+        )  # fmt: skip
+    typer.echo(f"{len(built)} tables of {len(built.sites)} sites, k = {built.k}, in {folder}")
+
+
+def atlas_info(release: Release, as_json: Json = False) -> None:
+    """What an atlas holds, and how well neighbouring sites match."""
+    from saeflow.matching.atlas import open_atlas
+    from saeflow.report.tables import atlas_rows
+
+    summary, rows = atlas_rows(open_atlas(release))
+    show(as_json, summary | {"tables": rows}, summary, rows)
