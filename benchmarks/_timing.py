@@ -1,0 +1,120 @@
+"""What the benchmarks share: interleaved timing, memory beside the inputs, one table, --json and --quick.
+
+Functions are timed in turn, round after round, and the median of each is taken, so that whatever else the
+machine does falls on all of them. Ratios are what lasts; seconds are one machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a benchmark: `ratio` is the time against `against`, `extra_mb` memory beside the inputs."""
+
+    method: str
+    size: str
+    seconds: float
+    ratio: float | None = None
+    against: str = ""
+    extra_mb: float | None = None
+    note: str = ""
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
+    """Median seconds of each function, called in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in track(range(repeats), description="timing", transient=True):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def peak_memory(prepare: Callable[[], Any], act: Callable[[Any], object]) -> float:
+    """MB that `act` takes at its peak beside what `prepare` made, in a process of its own. Linux only."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=_watched, args=(prepare, act, send))
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise RuntimeError(f"the measured process ended with exit code {child.exitcode}")
+    return float(receive.recv())
+
+
+def _watched(prepare: Callable[[], Any], act: Callable[[Any], object], send: Any) -> None:
+    made = prepare()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = _status("VmRSS")
+    act(made)
+    send.send((_status("VmHWM") - before) / 1024)
+
+
+def _status(name: str) -> int:
+    """A line of /proc/self/status, in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def has_bf16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported())
+
+
+def machine() -> str:
+    """What the numbers were measured on."""
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    units = "bf16 matrix units" if has_bf16_units() else "no bf16 matrix units"
+    return (
+        f"{torch.get_num_threads()} threads of {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}, "
+        f"{units}){device}, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}"
+    )
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """--json and --quick, which every benchmark takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all")
+    return parser
+
+
+def as_markdown(rows: list[Row]) -> str:
+    """The rows as a table."""
+    head = (
+        "| method | size | seconds | ratio | against | extra MB | note |\n|---|---|---:|---:|---|---:|---|\n"
+    )
+    lines = [
+        f"| {r.method} | {r.size} | {r.seconds:.3g} | {'' if r.ratio is None else f'{r.ratio:.2f}'} | {r.against} | "
+        f"{'' if r.extra_mb is None else f'{r.extra_mb:,.0f}'} | {r.note} |"
+        for r in rows
+    ]
+    return head + "\n".join(lines) + "\n"
+
+
+def show(rows: list[Row], *, as_json: bool, **more: object) -> None:
+    """Print what was measured, with the machine."""
+    if as_json:
+        print(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows], **more}, indent=1))
+        return
+    print(f"{machine()}\n\n{as_markdown(rows)}")
+    for name, value in more.items():
+        print(f"{name}: {value}")
