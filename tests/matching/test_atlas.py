@@ -14,6 +14,9 @@ from saeflow.matching.table import MatchTable
 
 from .planted import N_LAYERS, plant
 
+PAIR = (Site(3, Part.RES), Site(2, Part.RES))
+FEATURE = FeatureId(Site(3, Part.RES), 5)
+
 
 @pytest.fixture(scope="module")
 def planted():
@@ -76,9 +79,9 @@ def test_tables_that_are_there_are_not_matched_again(planted, atlas, monkeypatch
 
 
 def test_other_dictionaries_in_the_same_folder_are_matched_again(atlas):
+    before = atlas[PAIR].score
     other = build_atlas(plant(seed=1).dictionaries, out=atlas.folder, k=3)
-    pair = next(iter(other))
-    assert not np.array_equal(other[pair].score, atlas[pair].score)
+    assert not np.array_equal(other[PAIR].score, before)
 
 
 def test_a_flipped_byte_is_found_and_named(atlas):
@@ -86,15 +89,37 @@ def test_a_flipped_byte_is_found_and_named(atlas):
     data = bytearray(victim.read_bytes())
     data[-3] ^= 1
     victim.write_bytes(data)
-    with pytest.raises(CorruptAtlas, match=victim.name):
-        open_atlas(atlas.folder)
+    opened = open_atlas(atlas.folder)
+    for use in (opened.verify, lambda: opened[PAIR], lambda: opened.best(FEATURE, PAIR[1])):
+        with pytest.raises(CorruptAtlas, match=victim.name):
+            use()
+    assert opened.best(FEATURE, Site(3, Part.MLP)), "another table is read as before"
+    assert open_atlas(atlas.folder, verify=False).best(FEATURE, PAIR[1])
 
 
 def test_a_missing_table_is_found_and_named(atlas):
     victim = next(atlas.folder.glob("3.res-2.res*"))
     victim.unlink()
-    with pytest.raises(CorruptAtlas, match=victim.name):
-        open_atlas(atlas.folder)
+    opened = open_atlas(atlas.folder)
+    for use in (opened.verify, lambda: opened[PAIR], lambda: opened.best(FEATURE, PAIR[1])):
+        with pytest.raises(CorruptAtlas, match=victim.name):
+            use()
+
+
+@pytest.mark.parametrize("cut", [0, 4, 30, 400, -1])
+def test_a_table_cut_off_is_no_table_even_where_checksums_are_not_asked_for(atlas, cut):
+    victim = next(atlas.folder.glob("3.res-2.res*"))
+    victim.write_bytes(victim.read_bytes()[:cut])
+    with pytest.raises((BadFile, CorruptAtlas), match=victim.name):
+        open_atlas(atlas.folder, verify=False).best(FEATURE, PAIR[1])
+
+
+def test_rows_read_one_by_one_are_those_of_the_table(atlas):
+    for source, target in atlas:
+        for index in (0, 7, atlas[source, target].n_source - 1):
+            feature = FeatureId(source, index)
+            for k in (None, 1, 3):
+                assert atlas.best(feature, target, k) == atlas[source, target].best(feature, target, k)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "saeflow-atlas", "version": 1}', "\xff"])

@@ -6,19 +6,21 @@ per ordered pair of sites. Tens of MB for a release of tens of GB; with it a gra
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease, UnknownSite
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.matching.table import MatchTable
+from saeflow.matching.rows import AGAIN, TableRows, checked
 from saeflow.paths import PACK, cache_folder, write_atomic
 from saeflow.records import Match
+
+if TYPE_CHECKING:
+    from saeflow.matching.table import MatchTable
 
 FORMAT = "saeflow-atlas"
 VERSION = 1
@@ -38,11 +40,18 @@ def flow_pairs(sites: list[Site]) -> list[Pair]:
     ]
 
 
-@dataclass(frozen=True, eq=False)
-class Atlas(Mapping[Pair, MatchTable]):
-    """Match tables of a release, read from disk at first use.
+if TYPE_CHECKING:
+    _Tables = Mapping[Pair, MatchTable]
+else:  # naming the type would import numpy
+    _Tables = Mapping
 
-    `atlas[source, target]` is the table of best matches in `target` for the features of `source`.
+
+@dataclass(frozen=True, eq=False)
+class Atlas(_Tables):
+    """Match tables of a release, read from disk at first use, when the checksum of each is compared.
+
+    `atlas[source, target]` is the table of best matches in `target` for the features of `source`; `best` reads
+    single rows, which needs no numpy.
     """
 
     folder: Path
@@ -52,9 +61,14 @@ class Atlas(Mapping[Pair, MatchTable]):
     made_by: str
     files: Mapping[Pair, tuple[str, str]] = field(repr=False)
     method: str = "cosine"
+    trusted: bool = False
 
     @cached_property
     def _tables(self) -> dict[Pair, MatchTable]:
+        return {}
+
+    @cached_property
+    def _rows(self) -> dict[Pair, TableRows]:
         return {}
 
     @cached_property
@@ -70,10 +84,19 @@ class Atlas(Mapping[Pair, MatchTable]):
             CorruptAtlas: when the file no longer has the checksum the atlas states.
         """
         if pair not in self._tables:
-            if pair not in self.files:
-                raise UnknownSite(self._no_table(*pair))
-            self._tables[pair] = MatchTable.load(self.folder / self.files[pair][0])
+            from saeflow.matching.table import MatchTable
+
+            path, expected = self._file(pair)
+            checked(path, expected)
+            self._tables[pair] = MatchTable.load(path)
         return self._tables[pair]
+
+    def _file(self, pair: Pair) -> tuple[Path, str | None]:
+        """Where the table of a pair is, and the checksum to compare, if any."""
+        if pair not in self.files:
+            raise UnknownSite(self._no_table(*pair))
+        name, digest = self.files[pair]
+        return self.folder / name, None if self.trusted else digest
 
     def __iter__(self) -> Iterator[Pair]:
         """Ordered pairs of sites."""
@@ -100,7 +123,11 @@ class Atlas(Mapping[Pair, MatchTable]):
                 f"k={k} matches were asked of an atlas that keeps {self.k}. Give k between 1 and {self.k}, or build "
                 f"it again with `saeflow atlas build --k {max(k, 1)}`."
             )
-        return self[feature.site, target].best(feature, target, k)
+        pair = (feature.site, target)
+        if pair not in self._rows:
+            path, expected = self._file(pair)
+            self._rows[pair] = TableRows(path, *pair, expected)
+        return self._rows[pair].best(feature, k)
 
     def verify(self) -> None:
         """Read every table's bytes and compare their checksums.
@@ -109,15 +136,7 @@ class Atlas(Mapping[Pair, MatchTable]):
             CorruptAtlas: naming the first file that is missing or differs.
         """
         for name, expected in self.files.values():
-            path = self.folder / name
-            try:
-                found = hashlib.sha256(path.read_bytes()).hexdigest()
-            except OSError as error:
-                raise CorruptAtlas(f"{path} cannot be read ({error.strerror}). {_AGAIN}") from None
-            if found != expected:
-                raise CorruptAtlas(
-                    f"{path} has checksum {found[:12]}…, the atlas states {expected[:12]}…. {_AGAIN}"
-                )
+            checked(self.folder / name, expected)
 
     def _no_site(self, site: Site) -> str:
         layers = sorted({s.layer for s in self.sites})
@@ -132,9 +151,6 @@ class Atlas(Mapping[Pair, MatchTable]):
             f"the atlas of {self.release} has no table from {source} to {target}: it holds neighbours in the flow "
             f"only. Match these two with `saeflow match {self.release} {source} {target}`."
         )
-
-
-_AGAIN = "Fetch the atlas again, or build it with `saeflow atlas build`."
 
 
 def save_manifest(atlas: Atlas) -> None:
@@ -159,6 +175,9 @@ def save_manifest(atlas: Atlas) -> None:
 def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
     """Open an atlas: "demo", a folder, or the name of one built into the cache folder.
 
+    Each table is compared with its checksum when it is first read; `verify` of the atlas compares all.
+    `verify=False` trusts the files.
+
     Raises:
         UnknownRelease: when there is no such atlas; says how to build it.
         BadFile: when `atlas.json` cannot be read.
@@ -171,21 +190,20 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
         kind, version = data["format"], data["version"]
         if (kind, version) != (FORMAT, VERSION):
             raise CorruptAtlas(
-                f"{path} is {kind!r} version {version}, not {FORMAT!r} version {VERSION}. {_AGAIN}"
+                f"{path} is {kind!r} version {version}, not {FORMAT!r} version {VERSION}. {AGAIN}"
             )
         files = {
             (Site.parse(t["source"]), Site.parse(t["target"])): (_inside(folder, t["file"]), str(t["sha256"]))
             for t in data["tables"]
         }
         made_by, method = data["made_by"], data.get("method", "cosine")
-        atlas = Atlas(folder, data["release"], data["model"], data["k"], made_by, files, method)
+        return Atlas(
+            folder, data["release"], data["model"], data["k"], made_by, files, method, trusted=not verify
+        )
     except CorruptAtlas:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadFile(f"{path} cannot be read as an atlas ({error!r}). {_AGAIN}") from None
-    if verify:
-        atlas.verify()
-    return atlas
+        raise BadFile(f"{path} cannot be read as an atlas ({error!r}). {AGAIN}") from None
 
 
 def atlas_cache() -> Path:
@@ -197,7 +215,7 @@ def _inside(folder: Path, name: str) -> str:
     """A file name from a manifest, refused when it leaves the folder."""
     if Path(name).name != name:
         raise CorruptAtlas(
-            f"{folder / MANIFEST} names the file {name!r}, which lies outside the atlas. {_AGAIN}"
+            f"{folder / MANIFEST} names the file {name!r}, which lies outside the atlas. {AGAIN}"
         )
     return name
 

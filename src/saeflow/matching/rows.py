@@ -1,0 +1,87 @@
+"""A match table read a row at a time, from a mapped file. Imports nothing but the standard library.
+
+What a flow graph asks of a table is one row at each step. Reading these from the mapped file, instead of the
+table through numpy, leaves out the import of numpy, which takes longer than everything else that
+growing a graph does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+from pathlib import Path
+from typing import Any, cast
+
+from saeflow.errors import BadFile, CorruptAtlas, UnknownFeature
+from saeflow.ids import FeatureId, Site
+from saeflow.records import Match
+
+AGAIN = "Fetch the atlas again, or build it with `saeflow atlas build`."
+
+
+class TableRows:
+    """Rows of the table from `source` to `target` that `MatchTable.save` wrote."""
+
+    def __init__(self, path: Path, source: Site, target: Site, sha256: str | None = None) -> None:
+        """Map the file; with `sha256`, after comparing its checksum.
+
+        Raises:
+            CorruptAtlas: when the file is missing or its checksum differs.
+            BadFile: when it is no match table.
+        """
+        self._source, self._target = source, target
+        self._data = checked(path, sha256)
+        try:
+            length = struct.unpack_from("<Q", self._data)[0]
+            header = cast("dict[str, Any]", json.loads(self._data[8 : 8 + length]))
+            self.n_source, self.k = (int(n) for n in header["index"]["shape"])
+            index, score = (header[name]["data_offsets"] for name in ("index", "score"))
+            kinds = header["index"]["dtype"], header["score"]["dtype"]
+            sizes = {end - start for start, end in (index, score)} | {self.n_source * self.k * 4}
+            if (
+                kinds != ("I32", "F32")
+                or len(sizes) > 1
+                or 8 + length + max(index[1], score[1]) > len(self._data)
+            ):
+                raise ValueError(f"{kinds} of {sizes} bytes")
+        except (ValueError, KeyError, TypeError, struct.error) as error:
+            raise BadFile(f"{path}: not a readable match table ({error}). {AGAIN}") from None
+        self._index, self._score = 8 + length + int(index[0]), 8 + length + int(score[0])
+
+    def best(self, feature: FeatureId, k: int | None = None) -> tuple[Match, ...]:
+        """The best `k` matches of `feature`, best first (all that are kept when `k` is None).
+
+        Raises:
+            UnknownFeature: when the index lies outside the source dictionary.
+        """
+        if feature.index >= self.n_source:
+            raise UnknownFeature(
+                f"{feature} does not exist: the dictionary at {self._source} has {self.n_source} features, "
+                f"0 to {self.n_source - 1}."
+            )
+        wanted = self.k if k is None else min(k, self.k)
+        start = 4 * self.k * feature.index
+        indices = struct.unpack_from(f"<{wanted}i", self._data, self._index + start)
+        scores = struct.unpack_from(f"<{wanted}f", self._data, self._score + start)
+        return tuple(Match(FeatureId(self._target, i), s) for i, s in zip(indices, scores, strict=True))
+
+
+def checked(path: Path, sha256: str | None) -> mmap.mmap:
+    """A file of an atlas, mapped, after comparing its checksum where one is given.
+
+    Raises:
+        CorruptAtlas: when it cannot be read, is empty, or differs.
+    """
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise CorruptAtlas(f"{path} cannot be read ({error}). {AGAIN}") from None
+    found = hashlib.sha256(data).hexdigest() if sha256 else None
+    if found != sha256:
+        raise CorruptAtlas(
+            f"{path} has checksum {str(found)[:12]}…, the atlas states {str(sha256)[:12]}…. {AGAIN}"
+        )
+    return data
