@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format venv clean
+.PHONY: demo test check format bench-matching venv clean
 
 demo: venv
 	$(BIN)/saeflow demo
@@ -21,6 +21,10 @@ check: venv
 format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-matching: venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[bench]'
+	$(BIN)/python benchmarks/matching.py --out docs/benchmarks.md
 
 venv: $(STAMP)
 

@@ -13,8 +13,8 @@ import functools
 import numpy as np
 import scipy.sparse as sp
 import torch
-from _timing import Row, arguments, interleaved, peak_memory, show
 
+from _timing import Row, arguments, interleaved, peak_memory, show
 from saeflow.matching.coactivation import top_correlations
 
 SAMPLE = 512

@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.build import build_atlas
+from saeflow.matching.calibration import calibrate
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.dictionary import Dictionary, Tap
 from saeflow.sources.formats import save_release
@@ -76,4 +77,5 @@ def write_dictionaries(trained: Path, acts: Path, out: Path) -> tuple[Dictionary
         )  # fmt: skip
     save_release(out / "saes", found, name="demo", model=NAME)
     dictionaries = load_dictionaries(out / "saes")
-    return dictionaries, build_atlas(dictionaries, out=out / "atlas", k=5, release="demo", model=NAME)
+    atlas = build_atlas(dictionaries, out=out / "atlas", k=5, release="demo", model=NAME)
+    return dictionaries, calibrate(dictionaries, atlas)

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from saeflow.ids import FeatureId, Part, Site
     from saeflow.interventions import Add, Rescale
     from saeflow.matching.atlas import Atlas, open_atlas
-    from saeflow.matching.build import build_atlas, match
+    from saeflow.matching.build import build_atlas
+    from saeflow.matching.calibration import calibrate
+    from saeflow.matching.correlation import correlate
+    from saeflow.matching.direct import DirectMatches
+    from saeflow.matching.methods import match
     from saeflow.matching.table import MatchTable
     from saeflow.report import render
     from saeflow.sources.dictionary import Dictionary
@@ -36,6 +40,7 @@ _HOME = {
     "Atlas": "saeflow.matching.atlas",
     "Dictionary": "saeflow.sources.dictionary",
     "DictionarySet": "saeflow.sources.library",
+    "DirectMatches": "saeflow.matching.direct",
     "Edge": "saeflow.flow",
     "End": "saeflow.flow",
     "Evolution": "saeflow.flow",
@@ -51,18 +56,21 @@ _HOME = {
     "Site": "saeflow.ids",
     "Thresholds": "saeflow.flow",
     "build_atlas": "saeflow.matching.build",
+    "calibrate": "saeflow.matching.calibration",
+    "correlate": "saeflow.matching.correlation",
     "load_dictionaries": "saeflow.sources.library",
     "load_model": "saeflow.sources.model",
-    "match": "saeflow.matching.build",
+    "match": "saeflow.matching.methods",
     "open_atlas": "saeflow.matching.atlas",
     "render": "saeflow.report",
     "trace": "saeflow.flow",
 }
 
 __all__ = [
-    "Add", "Atlas", "Dictionary", "DictionarySet", "Edge", "End", "Evolution", "FeatureId", "FlowGraph",
-    "LanguageModel", "MatchTable", "Node", "Part", "Rescale", "SaeflowError", "Scores", "Site", "Thresholds",
-    "__version__", "build_atlas", "load_dictionaries", "load_model", "match", "open_atlas", "render", "trace",
+    "Add", "Atlas", "Dictionary", "DictionarySet", "DirectMatches", "Edge", "End", "Evolution", "FeatureId",
+    "FlowGraph", "LanguageModel", "MatchTable", "Node", "Part", "Rescale", "SaeflowError", "Scores", "Site",
+    "Thresholds", "__version__", "build_atlas", "calibrate", "correlate", "load_dictionaries", "load_model",
+    "match", "open_atlas", "render", "trace",
 ]  # fmt: skip
 
 

@@ -11,7 +11,8 @@
     ├── WidthMismatch (ValueError)        two things that must share a width do not
     ├── InvalidArgument (ValueError)      a value outside its range
     ├── UnknownArchitecture (ValueError)  a model whose sites are not mapped
-    └── Unreachable (OSError)             a hub could not be reached, or has no such file
+    ├── Unreachable (OSError)             a hub could not be reached, or has no such file
+    └── MissingExtra (ImportError)        an optional package that this needs is not installed
 
 A message says what failed, with the values, and what to do. Expected outcomes, such as a flow that
 ends, are values and never errors. The command line prints the message and exits with 2.
@@ -68,3 +69,7 @@ class UnknownArchitecture(SaeflowError, ValueError):
 
 class Unreachable(SaeflowError, OSError):
     """A hub could not be reached, or has no such file."""
+
+
+class MissingExtra(SaeflowError, ImportError):
+    """An optional package that this needs is not installed."""

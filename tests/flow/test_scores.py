@@ -4,7 +4,7 @@ import pytest
 
 from saeflow.errors import InvalidArgument
 from saeflow.flow.scores import Evolution, Scores, Thresholds, evolution
-from saeflow.ids import Part
+from saeflow.ids import Part, Site
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,50 @@ def test_one_module_can_have_its_own_cut():
 def test_what_is_no_cosine_is_refused_by_name(wrong):
     with pytest.raises(InvalidArgument, match=f"threshold {next(iter(wrong))}="):
         Thresholds(**wrong)
+
+
+# --- calibrated -----------------------------------------------------------------------------------------
+
+
+class Cuts:
+    """An atlas of three layers as far as thresholds are concerned."""
+
+    def cuts(self, fdr):
+        site = Site.parse
+        return {
+            (site("2/res"), site("1/res")): 0.5 - fdr, (site("1/res"), site("2/res")): 0.6,
+            (site("2/res"), site("2/mlp")): 0.4, (site("2/mlp"), site("2/res")): 0.45,
+            (site("1/res"), site("1/att")): 1.0,
+        }  # fmt: skip
+
+
+def test_calibrated_thresholds_are_those_of_the_layer_of_the_residual_feature():
+    thresholds = Thresholds.calibrated(Cuts(), 0.1)
+    assert thresholds.fdr == 0.1
+    assert thresholds.of(Part.RES, 2) == thresholds.line(Part.RES, 2) == 0.4
+    assert thresholds.of(Part.RES, 2, ahead=True) == 0.6
+    assert [thresholds.of(Part.MLP, 2, ahead=ahead) for ahead in (False, True)] == [0.4, 0.45]
+    assert thresholds.of(Part.ATT, 1) == 1.0
+    assert thresholds.layers == (1, 2)
+
+
+def test_where_no_null_was_drawn_the_plain_thresholds_hold():
+    thresholds = Thresholds.calibrated(Cuts(), 0.1)
+    assert thresholds.of(Part.RES, 1) == thresholds.of(Part.RES) == 0.5
+    assert thresholds.of(Part.ATT, 2) == 0.15
+    assert thresholds.line(Part.ATT, 2) == 0.5
+    plain = Thresholds(res=0.3, mlp=0.2)
+    assert [plain.of(part, 7, ahead=True) for part in (Part.RES, Part.MLP, Part.ATT)] == [0.3, 0.2, 0.15]
+    assert plain.fdr is None
+
+
+def test_each_part_can_have_its_own_line():
+    lines = {Part.RES: 0.3, Part.MLP: 0.9, Part.ATT: 0.4}
+    assert evolution(Scores(0.3, 0.82, 0.1), lines) is Evolution.TRANSLATED
+    assert evolution(Scores(0.3, 0.82, 0.4), lines) is Evolution.PROCESSED
+    assert evolution(Scores(None, 0.9, 0.1), lines) is Evolution.NEWBORN
+
+
+def test_a_calibrated_cut_that_is_no_cosine_is_refused_by_its_layer():
+    with pytest.raises(InvalidArgument, match=r"mlp of layer 3=1\.5"):
+        Thresholds(cuts={(3, Part.MLP): 1.5})

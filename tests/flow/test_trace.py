@@ -155,3 +155,25 @@ def test_an_unknown_seed_is_refused(atlas):
         trace(FeatureId.parse("3/res/0"), atlas, k=0)
     with pytest.raises(InvalidArgument, match="keeps 5"):
         trace(FeatureId.parse("3/res/0"), atlas, k=6)
+
+
+def test_mutual_best_matches_are_marked(planted, atlas):
+    graph = trace(planted.feature(4, 3), atlas, k=3, thresholds=Thresholds(res=0.0, module=-1.0))
+    assert {edge.mutual for edge in graph.edges} == {True, False}
+    for edge in graph.edges:
+        there = atlas.best(edge.parent, edge.child.site, 1)[0].feature == edge.child
+        back = atlas.best(edge.child, edge.parent.site, 1)[0].feature == edge.parent
+        assert edge.mutual == (there and back)
+
+
+def test_a_match_known_from_one_side_alone_is_not_called_mutual(planted, atlas):
+    class OneWay:
+        def has(self, source, target):
+            return source > target and atlas.has(source, target)
+
+        def best(self, feature, target, k=None):
+            return atlas.best(feature, target, k)
+
+    graph = trace(planted.feature(4, 3), OneWay(), forward=False)
+    assert graph.edges
+    assert all(edge.mutual is None for edge in graph.edges)

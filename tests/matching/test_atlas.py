@@ -9,7 +9,8 @@ from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownFeatur
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching import build
 from saeflow.matching.atlas import flow_pairs, open_atlas
-from saeflow.matching.build import build_atlas, match
+from saeflow.matching.build import build_atlas
+from saeflow.matching.methods import match
 from saeflow.matching.table import MatchTable
 
 from .planted import N_LAYERS, plant
@@ -74,7 +75,7 @@ def test_tables_that_are_there_are_not_matched_again(planted, atlas, monkeypatch
     def never(*_args, **_kwargs):
         raise AssertionError("matched again")
 
-    monkeypatch.setattr(build, "match_both", never)
+    monkeypatch.setattr(build, "match_rows", never)
     build_atlas(planted.dictionaries, out=atlas.folder, k=3)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
-from saeflow.matching.build import match
+from saeflow.matching.methods import match
 
 from .planted import dictionary
 

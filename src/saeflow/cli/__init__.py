@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 
-from saeflow.cli import graph, info, matching
+from saeflow.cli import agreement, correlate, experiments, graph, info, matching
 from saeflow.cli.app import app
 from saeflow.errors import SaeflowError
 
 graph.add_to(app)
 matching.add_to(app)
+agreement.add_to(app)
+correlate.add_to(app)
+experiments.add_to(app)
 info.add_to(app)
 
 

@@ -15,7 +15,7 @@ from saeflow.cli.app import Json, Release, print_table
 from saeflow.errors import BadFile, InvalidArgument
 
 if TYPE_CHECKING:
-    from saeflow.flow import FlowGraph
+    from saeflow.flow import FlowGraph, Thresholds
     from saeflow.labels import Words
 
 
@@ -36,6 +36,13 @@ def graph(
     high: Annotated[
         float, typer.Option(help="The line between high and low scores, for the cases A to D.")
     ] = 0.5,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Thresholds by layer from the atlas's nulls, at --fdr.")
+    ] = False,
+    fdr: Annotated[
+        float | None,
+        typer.Option(help="False-discovery rate of calibrated thresholds, 0.01 with --calibrated alone."),
+    ] = None,
     k: Annotated[int, typer.Option(help="Matches considered at each site.")] = 1,
     direction: Annotated[str, typer.Option(help="both, backward or forward.")] = "both",
     out: Annotated[Path, typer.Option(help="Folder for the .html, .json and .graphml files.")] = Path(),
@@ -54,8 +61,13 @@ def graph(
     if direction not in ("both", "backward", "forward"):
         raise InvalidArgument(f"--direction {direction!r} is none of both, backward, forward.")
     seed = FeatureId.parse(feature)
-    thresholds = Thresholds(res=t_res, mlp=t_mlp, att=t_att, high=high)
     atlas = open_atlas(release)
+    plain = Thresholds(res=t_res, mlp=t_mlp, att=t_att, high=high)
+    if calibrated or fdr is not None:
+        _refuse_plain(plain, Thresholds(mlp=0.15, att=0.15))
+        thresholds = Thresholds.calibrated(atlas, 0.01 if fdr is None else fdr)
+    else:
+        thresholds = plain
     words = open_words(atlas.folder)
     grown = trace(
         seed,
@@ -72,6 +84,13 @@ def graph(
         written = write_graph(grown, words, out, Path(release).name)
         if not as_json:
             typer.echo("\nwritten: " + "  ".join(str(path) for path in written))
+
+
+def _refuse_plain(asked: Thresholds, default: Thresholds) -> None:
+    if asked != default:
+        raise InvalidArgument(
+            "calibrated thresholds replace --t-res, --t-mlp, --t-att and --high. Give either those, or --fdr."
+        )
 
 
 def write_graph(grown: FlowGraph, words: Words, folder: Path, release: str) -> list[Path]:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saeflow.cli import calibrate
 from saeflow.cli.app import Json, Release, progress, show
 from saeflow.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from saeflow.sources.dictionary import AttentionWriter
+
+Method = Annotated[str, typer.Option(help="How rows are compared; `saeflow methods` lists the ways.")]
+Model = Annotated[str, typer.Option(help="Model to project attention features with, where they live in z.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(match)
+    app.command()(methods)
     atlas = typer.Typer(
         help="Build and inspect atlases: all match tables of a release.", no_args_is_help=True
     )
     atlas.command("build")(atlas_build)
     atlas.command("info")(atlas_info)
+    calibrate.add_to(atlas)
     app.add_typer(atlas, name="atlas")
 
 
@@ -26,24 +35,42 @@ def match(
     release: Release,
     source: Annotated[str, typer.Argument(help="Site whose features are matched, such as 4/res.")],
     target: Annotated[str, typer.Argument(help="Site they are matched to, such as 3/res.")],
-    k: Annotated[int, typer.Option(help="Matches kept for each feature.")] = 5,
+    k: Annotated[
+        int | None, typer.Option(help="Matches kept for each feature; 5, or 1 for one-to-one methods.")
+    ] = None,
+    method: Method = "cosine",
+    other: Annotated[
+        str, typer.Option(help="Release of the target, where it is another one of the same model.")
+    ] = "",
     limit: Annotated[int, typer.Option(help="Features printed, best matched first.")] = 20,
+    model: Model = "",
     out: Annotated[Path | None, typer.Option(help="Write the whole table here (.safetensors).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Match any two sites of a release by the cosine of their decoder rows."""
+    """Match any two sites, of one release or of two; `saeflow methods` lists the methods."""
     from saeflow.ids import Site
-    from saeflow.matching.build import match as match_sites
+    from saeflow.matching.methods import match_pair
     from saeflow.report.tables import match_rows
     from saeflow.sources.library import load_dictionaries
 
     sites = Site.parse(source), Site.parse(target)
     dictionaries = load_dictionaries(release)
-    table = match_sites(dictionaries[sites[0]], dictionaries[sites[1]], k=k)
+    there = load_dictionaries(other) if other else dictionaries
+    table, back = match_pair(
+        dictionaries[sites[0]], there[sites[1]], k=k or _kept(method), method=method, projector=_loaded(model)
+    )
     if out:
         table.save(out)
-    summary, rows = match_rows(table, limit)
+    summary, rows = match_rows(table, limit, back)
     show(as_json, summary | {"matches": rows}, summary, rows)
+
+
+def methods(as_json: Json = False) -> None:
+    """List the ways to match two dictionaries by their weights."""
+    from saeflow.matching.methods import METHODS
+
+    rows = [{"method": m.name, "what it does": m.sentence, "from": m.source} for m in METHODS.values()]
+    show(as_json, {"methods": rows}, {}, rows)
 
 
 def atlas_build(
@@ -51,12 +78,13 @@ def atlas_build(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the atlas; in the cache when not given.")
     ] = None,
-    k: Annotated[int, typer.Option(help="Matches kept for each feature.")] = 5,
+    k: Annotated[
+        int | None, typer.Option(help="Matches kept for each feature; 5, or 1 for one-to-one methods.")
+    ] = None,
+    method: Method = "cosine",
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
     parts: Annotated[str, typer.Option(help="Parts to match, with commas between.")] = "res,mlp,att",
-    model: Annotated[
-        str, typer.Option(help="Model to project attention features with, where they live in z.")
-    ] = "",
+    model: Model = "",
 ) -> None:
     """Match every pair of sites that a flow graph needs. A killed build goes on where it stopped."""
     from saeflow.ids import Part
@@ -69,16 +97,12 @@ def atlas_build(
     if unknown:
         raise InvalidArgument(f"--parts {parts!r} names {', '.join(unknown)}. Parts are res, mlp, att.")
     dictionaries = load_dictionaries(release, device=device).only([Part(part) for part in asked])
-    folder = out or atlas_cache() / release.replace("/", "--")
-    loaded = None
-    if model:
-        from saeflow.sources.model import load_model
-
-        loaded = load_model(model)
+    own = release.replace("/", "--") if method == "cosine" else f"{release.replace('/', '--')}.{method}"
+    folder = out or atlas_cache() / own
     with progress("matching") as report:
         built = build_atlas(
-            dictionaries, out=folder, k=k, release=dictionaries.name, model=dictionaries.model, projector=loaded,
-            progress=report,
+            dictionaries, out=folder, k=k, method=method, release=dictionaries.name, model=dictionaries.model,
+            projector=_loaded(model), progress=report,
         )  # fmt: skip
     typer.echo(f"{len(built)} tables of {len(built.sites)} sites, k = {built.k}, in {folder}")
 
@@ -90,3 +114,19 @@ def atlas_info(release: Release, as_json: Json = False) -> None:
 
     summary, rows = atlas_rows(open_atlas(release))
     show(as_json, summary | {"tables": rows}, summary, rows)
+
+
+def _loaded(model: str) -> AttentionWriter | None:
+    """The model that projects attention features, if one is named."""
+    if not model:
+        return None
+    from saeflow.sources.model import load_model
+
+    return load_model(model)
+
+
+def _kept(method: str) -> int:
+    """Matches of each feature that are kept when nobody says."""
+    from saeflow.matching.methods import find_method
+
+    return 1 if find_method(method).one_to_one else 5

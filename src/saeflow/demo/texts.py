@@ -37,14 +37,24 @@ def texts(domain: str, n: int, seed: int = 0) -> list[str]:
         InvalidArgument: for an unknown domain, or more texts than there are.
         BadFile: when the pack's texts cannot be read.
     """
-    if domain not in DOMAINS:
-        raise InvalidArgument(f"there is no domain {domain!r}. Known: {', '.join(DOMAINS)}.")
-    known = _stdlib() if domain == "python" else _written(domain)
+    known = all_texts(domain)
     if not 0 <= n <= len(known):
         raise InvalidArgument(
             f"{n} texts of {domain} were asked for, and there are {len(known)}. Give n up to that."
         )
     return random.Random(seed).sample(known, n)  # noqa: S311 - a sample, not a secret
+
+
+def all_texts(domain: str) -> list[str]:
+    """Every text of a domain, in the order of the pack or of the library.
+
+    Raises:
+        InvalidArgument: for an unknown domain.
+        BadFile: when the pack's texts cannot be read.
+    """
+    if domain not in DOMAINS:
+        raise InvalidArgument(f"there is no domain {domain!r}. Known: {', '.join(DOMAINS)}.")
+    return list(_stdlib() if domain == "python" else _written(domain))
 
 
 @lru_cache(maxsize=8)

@@ -16,7 +16,9 @@ from saeflow.flow.scores import Evolution, Scores, Thresholds
 from saeflow.ids import FeatureId, Part
 
 FORMAT = "saeflow-graph"
-VERSION = 1
+VERSION = 2
+READS = (1, 2)
+"""Version 1 has no p-values and no calibrated thresholds."""
 
 
 class Direction(enum.StrEnum):
@@ -34,6 +36,7 @@ class Reason(enum.StrEnum):
     BELOW_THRESHOLD = "below threshold"
     MODULE_OUTPUT = "module output"
     NO_TABLE = "no table"
+    NO_PARTNER = "no partner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +44,32 @@ class Node:
     """A feature in a graph.
 
     `scores` and `evolution` are None for features of a module, which have no predecessors.
-    `joins` names the modules that join here with a high score: a linear circuit (section 3.4).
+    `joins` names the modules that join here with a high score: a linear circuit (section 3.4). `p` holds
+    the p-values of the scores, where there is a null.
     """
 
     feature: FeatureId
     scores: Scores | None = None
     evolution: Evolution | None = None
     joins: tuple[Part, ...] = ()
+    p: Scores | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """`child` continues `parent`, with the cosine of their rows. `rank` 0 is the best match."""
+    """`child` continues `parent`, with the cosine of their rows. `rank` 0 is the best match.
+
+    `p` is the chance that a feature without a counterpart has a best match that good, where there is a
+    null: of matches looked for from the side the edge was found. `mutual` says whether each is the other's best
+    match; None where only one direction was matched.
+    """
 
     parent: FeatureId
     child: FeatureId
     score: float
     rank: int = 0
+    p: float | None = None
+    mutual: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,8 @@ class End:
             side = "before" if back else "after"
             return f"The atlas has no table for the site {side} {name}."
         what = "predecessor" if back else "successor"
+        if self.reason is Reason.NO_PARTNER:
+            return f"One-to-one matching left {name} without a {what}: all features there are taken."
         cut = {Part.RES: "t(R)", Part.MLP: "t(M)", Part.ATT: "t(A)"}[name.part]
         return f"The best {what} of {name} scores {_below(self.score, self.threshold)} {cut} = {self.threshold:.2f}."
 
@@ -93,7 +107,7 @@ class FlowGraph:
     """A feature's flow through the model.
 
     `nodes` are in the order of computation; `span` is the first and last layer of a residual node
-    (l_start, l_end of appendix B.2), None when the graph has none.
+    (l_start, l_end of appendix B.2), None when the graph has none. `p_floor` is the smallest p there can be.
     """
 
     seed: FeatureId
@@ -103,6 +117,7 @@ class FlowGraph:
     thresholds: Thresholds
     span: tuple[int, int] | None
     release: str = ""
+    p_floor: float | None = None
 
     @cached_property
     def by_feature(self) -> dict[FeatureId, Node]:
@@ -134,10 +149,18 @@ class FlowGraph:
             "release": self.release,
             "seed": str(self.seed),
             "span": None if self.span is None else list(self.span),
-            "thresholds": asdict(self.thresholds),
+            "thresholds": _thresholds_out(self.thresholds),
+            "p_floor": self.p_floor,
             "nodes": [_node_out(node) for node in self.nodes],
             "edges": [
-                {"parent": str(e.parent), "child": str(e.child), "score": e.score, "rank": e.rank}
+                {
+                    "parent": str(e.parent),
+                    "child": str(e.child),
+                    "score": e.score,
+                    "rank": e.rank,
+                    "p": e.p,
+                    "mutual": e.mutual,
+                }
                 for e in self.edges
             ],
             "ends": [_end_out(end) for end in self.ends],
@@ -152,7 +175,7 @@ class FlowGraph:
         """
         try:
             data = cast("dict[str, Any]", json.loads(text))
-            if data["format"] != FORMAT or data["version"] != VERSION:
+            if data["format"] != FORMAT or data["version"] not in READS:
                 raise BadFile(
                     f"this is {data['format']!r} version {data['version']}, not {FORMAT!r} version {VERSION}. "
                     "Write the graph again with `saeflow graph`."
@@ -192,7 +215,9 @@ class FlowGraph:
                 **scores,
             )
         for edge in self.edges:
-            graph.add_edge(str(edge.parent), str(edge.child), score=edge.score, rank=edge.rank)
+            known = {"p": edge.p, "mutual": edge.mutual}
+            more = {name: value for name, value in known.items() if value is not None}
+            graph.add_edge(str(edge.parent), str(edge.child), score=edge.score, rank=edge.rank, **more)
         return graph
 
 
@@ -210,7 +235,37 @@ def _node_out(node: Node) -> dict[str, Any]:
         "scores": None if node.scores is None else asdict(node.scores),
         "evolution": node.evolution,
         "joins": list(node.joins),
+        "p": None if node.p is None else asdict(node.p),
     }
+
+
+def _thresholds_out(thresholds: Thresholds) -> dict[str, Any]:
+    """Plain thresholds by name; calibrated ones as rows of layer, part, cut and the cut looking forward."""
+    names = ("res", "module", "mlp", "att", "high", "fdr")
+    keys = sorted({*thresholds.cuts, *thresholds.ahead}, key=lambda key: (key[0], key[1].rank))
+    layers = [
+        {
+            "layer": n,
+            "part": part,
+            "cut": thresholds.cuts.get((n, part)),
+            "ahead": thresholds.ahead.get((n, part)),
+        }
+        for n, part in keys
+    ]
+    return {name: getattr(thresholds, name) for name in names} | {"layers": layers}
+
+
+def _thresholds_in(data: dict[str, Any]) -> Thresholds:
+    plain = {name: value for name, value in data.items() if name != "layers"}
+    found: dict[str, dict[tuple[int, Part], float]] = {
+        name: {
+            (row["layer"], Part(row["part"])): row[name]
+            for row in data.get("layers", ())
+            if row[name] is not None
+        }
+        for name in ("cut", "ahead")
+    }
+    return Thresholds(**plain, cuts=found["cut"], ahead=found["ahead"])
 
 
 def _end_out(end: End) -> dict[str, Any]:
@@ -232,14 +287,19 @@ def _read(data: dict[str, Any]) -> FlowGraph:
             None if n["scores"] is None else Scores(**n["scores"]),
             None if n["evolution"] is None else Evolution(n["evolution"]),
             tuple(Part(p) for p in n["joins"]),
+            None if n.get("p") is None else Scores(**n["p"]),
         )
         for n in data["nodes"]
     )
-    edges = tuple(Edge(parse(e["parent"]), parse(e["child"]), e["score"], e["rank"]) for e in data["edges"])
+    edges = tuple(
+        Edge(parse(e["parent"]), parse(e["child"]), e["score"], e["rank"], e.get("p"), e.get("mutual"))
+        for e in data["edges"]
+    )
     ends = tuple(
         End(parse(e["feature"]), Direction(e["direction"]), Reason(e["reason"]), e["score"], e["threshold"])
         for e in data["ends"]
     )
     span = None if data["span"] is None else (data["span"][0], data["span"][1])
-    thresholds = Thresholds(**data["thresholds"])
-    return FlowGraph(parse(data["seed"]), nodes, edges, ends, thresholds, span, data["release"])
+    thresholds = _thresholds_in(data["thresholds"])
+    seed, floor = parse(data["seed"]), data.get("p_floor")
+    return FlowGraph(seed, nodes, edges, ends, thresholds, span, data["release"], floor)

@@ -2,17 +2,20 @@
 
     s(P) = max_k  f . W_dec[P]_k      for P in {R_{L-1}, M_L, A_L}, rows of unit norm
 
-The paper calls scores "high" and "low" and gives no number. Here `Thresholds.high` draws that line
-for all three scores, apart from the cuts t(R) and t(M), t(A) that decide what stays in a graph.
+The paper calls scores "high" and "low", "specific for each layer", and gives no number. Plain `Thresholds` draw
+one line for all three scores, `high`, apart from the cuts t(R) and t(M), t(A) that decide what stays in a
+graph. `Thresholds.calibrated` draws a line for each layer and part, from what matches score by chance.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from saeflow.errors import InvalidArgument
-from saeflow.ids import Part
+from saeflow.ids import Part, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,15 @@ class Scores:
         return {Part.RES: self.res, Part.MLP: self.mlp, Part.ATT: self.att}[part]
 
 
+@runtime_checkable
+class Calibrated(Protocol):
+    """What `Thresholds.calibrated` asks of an atlas."""
+
+    def cuts(self, fdr: float) -> dict[tuple[Site, Site], float]:
+        """The lowest best score of each ordered pair that is significant at a false-discovery rate."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Thresholds:
     """Where a graph is cut, and which score counts as high. Cosines in [-1, 1].
@@ -35,6 +47,17 @@ class Thresholds:
     `res` is t(R): the flow stops where s(R) falls below it. `module` is t(M) and t(A): a module
     feature below it is dropped; `mlp` and `att` override it for one part. Defaults are those of
     appendix B.2; 0 for `res` follows the flow through the whole depth, as figure 2 does.
+
+    Attributes:
+        res: t(R).
+        module: t(M) and t(A).
+        mlp: t(M) where it is not `module`.
+        att: t(A) where it is not `module`.
+        high: The line between high and low scores.
+        cuts: Calibrated cuts by the layer of the residual feature and the part of its predecessor. Where
+            there is one it replaces t and `high` alike.
+        ahead: The same for matches that are looked for forward, from the predecessor.
+        fdr: The false-discovery rate of the calibrated cuts, None for plain thresholds.
 
     Raises:
         InvalidArgument: for a threshold outside [-1, 1].
@@ -45,22 +68,63 @@ class Thresholds:
     mlp: float | None = None
     att: float | None = None
     high: float = 0.5
+    cuts: Mapping[tuple[int, Part], float] = field(default_factory=dict[tuple[int, Part], float], hash=False)
+    ahead: Mapping[tuple[int, Part], float] = field(default_factory=dict[tuple[int, Part], float], hash=False)
+    fdr: float | None = None
 
     def __post_init__(self) -> None:
         """Check every range."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        named = {"res": self.res, "module": self.module, "mlp": self.mlp, "att": self.att, "high": self.high}
+        layers = {f"{part.value} of layer {layer}": cut for (layer, part), cut in self.cuts.items()}
+        for name, value in {**named, **layers}.items():
             if value is not None and not -1.0 <= value <= 1.0:
                 raise InvalidArgument(
-                    f"threshold {field.name}={value} is no cosine. Give a number between -1 and 1, such as 0.5."
+                    f"threshold {name}={value} is no cosine. Give a number between -1 and 1, such as 0.5."
                 )
 
-    def of(self, part: Part) -> float:
-        """The cut that applies to predecessors at `part`."""
+    @staticmethod
+    def calibrated(atlas: Calibrated, fdr: float = 0.01) -> Thresholds:
+        """A threshold for each layer and part, from what a match scores by chance.
+
+        Of the best matches of all features of a pair of sites those at or above its cut are significant at
+        the false-discovery rate `fdr` (Benjamini and Hochberg 1995). The same cut is the line between high and
+        low. Pairs without a null keep the plain thresholds.
+
+        Raises:
+            InvalidArgument: when the atlas has no nulls (`saeflow atlas calibrate`), or `fdr` is not between
+                0 and 1.
+        """
+        cuts: dict[tuple[int, Part], float] = {}
+        ahead: dict[tuple[int, Part], float] = {}
+        for (source, target), cut in sorted(atlas.cuts(fdr).items()):
+            if target in source.predecessors:
+                cuts[source.layer, target.part] = cut
+            elif source in target.predecessors:
+                ahead[target.layer, source.part] = cut
+        return Thresholds(cuts=cuts, ahead=ahead, fdr=fdr)
+
+    def of(self, part: Part, layer: int | None = None, *, ahead: bool = False) -> float:
+        """The cut that applies to predecessors at `part` of residual features in `layer`.
+
+        `ahead` asks for the one of matches looked for forward. Without a layer, the plain cut.
+        """
+        found = None if layer is None else (self.ahead if ahead else self.cuts).get((layer, part))
+        if found is not None:
+            return found
         if part is Part.RES:
             return self.res
         own = self.mlp if part is Part.MLP else self.att
         return self.module if own is None else own
+
+    def line(self, part: Part, layer: int | None = None) -> float:
+        """From where a score against predecessors at `part` counts as high: the calibrated cut, or `high`."""
+        found = None if layer is None else self.cuts.get((layer, part))
+        return self.high if found is None else found
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers with a calibrated cut, ascending."""
+        return tuple(sorted({layer for layer, _ in self.cuts}))
 
 
 class Evolution(enum.StrEnum):
@@ -90,10 +154,14 @@ _SENTENCES = {
 }
 
 
-def evolution(scores: Scores, high: float) -> Evolution:
-    """Cases A to D of section 3.3, with `high` as the line between high and low."""
-    carried = scores.res is not None and scores.res >= high
-    written = any(s is not None and s >= high for s in (scores.mlp, scores.att))
-    if carried:
+def evolution(scores: Scores, high: float | Mapping[Part, float]) -> Evolution:
+    """Cases A to D of section 3.3, with `high` as the line between high and low: one, or one a part."""
+
+    def reaches(part: Part) -> bool:
+        score = scores.of(part)
+        return score is not None and score >= (high[part] if isinstance(high, Mapping) else high)
+
+    written = reaches(Part.MLP) or reaches(Part.ATT)
+    if reaches(Part.RES):
         return Evolution.PROCESSED if written else Evolution.TRANSLATED
     return Evolution.NEWBORN if written else Evolution.UNEXPLAINED

@@ -8,6 +8,9 @@
 3. Every residual feature carries s(R), s(M), s(A), the case A-D they make, and the modules that join with
    a high score.
 4. Where a flow stops, the graph says why.
+
+Calibrated thresholds are those of the residual feature's layer. Where the matches come with nulls, every edge
+and every score carries its p-value.
 """
 
 from __future__ import annotations
@@ -35,6 +38,29 @@ class Matches(Protocol):
         ...
 
 
+@runtime_checkable
+class Null(Protocol):
+    """What a best match of a pair of sites scores by chance."""
+
+    @property
+    def floor(self) -> float:
+        """The smallest p there can be."""
+        ...
+
+    def p_value(self, score: float) -> float:
+        """The share of null scores that reach `score`, never below the floor."""
+        ...
+
+
+@runtime_checkable
+class WithNulls(Protocol):
+    """Matches that know what a score is by chance: an Atlas."""
+
+    def null(self, source: Site, target: Site) -> Null | None:
+        """The null of matches of `source` at `target`, None where it was not drawn."""
+        ...
+
+
 def trace(
     seed: FeatureId,
     matches: Matches,
@@ -49,7 +75,8 @@ def trace(
     Args:
         seed: A feature of any part.
         matches: Where matches come from; an Atlas, or anything with `has` and `best`.
-        thresholds: Where to cut; t(R) = 0.5 and t(M) = t(A) = 0.15 by default (B.2).
+        thresholds: Where to cut; t(R) = 0.5 and t(M) = t(A) = 0.15 by default (B.2), or
+            `Thresholds.calibrated(atlas)`.
         k: How many matches of each site are considered; 1 gives the paper's many-to-one graph.
         backward: Ask where the feature came from.
         forward: Ask where it goes.
@@ -88,6 +115,8 @@ class _Growth:
         self.nodes: dict[FeatureId, None] = {}
         self.edges: dict[tuple[FeatureId, FeatureId], Edge] = {}
         self.ends: dict[tuple[FeatureId, Direction], End] = {}
+        self.nulls = matches if isinstance(matches, WithNulls) else None
+        self.floor = 0.0
 
     def grow(self, seed: FeatureId, step: Callable[[FeatureId], list[FeatureId]]) -> None:
         """Apply `step` to the seed and to everything it returns, each feature once."""
@@ -121,9 +150,9 @@ class _Growth:
         """Keep the module features that reach t(M) and t(A)."""
         for part in (Part.MLP, Part.ATT):
             for rank, match in enumerate(self._best(child, Site(child.layer, part))):
-                if match.score >= self.thresholds.of(part):
+                if match.score >= self.thresholds.of(part, child.layer):
                     self.nodes[match.feature] = None
-                    self._edge(match.feature, child, match.score, rank)
+                    self._keep(self._edge(match.feature, child, child.site, match, rank))
 
     def _follow(self, feature: FeatureId, target: Site, direction: Direction) -> list[FeatureId]:
         """Edges to the matches at `target` that reach the cut; the end of the flow when none does."""
@@ -131,13 +160,17 @@ class _Growth:
             self._end(feature, direction, self._why_no_table(target, direction))
             return []
         # A module feature enters the stream where it reaches its own part's cut, t(M) or t(A).
-        cut = self.thresholds.of(feature.part)
+        back = direction is Direction.BACKWARD
+        child = feature.site if back else target
+        cut = self.thresholds.of(feature.part, child.layer, ahead=not back)
         found = self._best(feature, target)
         kept = [match for match in found if match.score >= cut]
         for rank, match in enumerate(kept):
-            ends = (match.feature, feature) if direction is Direction.BACKWARD else (feature, match.feature)
-            self._edge(*ends, match.score, rank)
-        if not kept:
+            ends = (match.feature, feature) if back else (feature, match.feature)
+            self._keep(self._edge(*ends, feature.site, match, rank))
+        if not found:
+            self._end(feature, direction, Reason.NO_PARTNER)
+        elif not kept:
             self._end(feature, direction, Reason.BELOW_THRESHOLD, found[0].score, cut)
         return [match.feature for match in kept]
 
@@ -153,11 +186,34 @@ class _Growth:
             return ()
         return self.matches.best(feature, target, self.k)
 
-    def _edge(self, parent: FeatureId, child: FeatureId, score: float, rank: int) -> None:
+    def _edge(self, parent: FeatureId, child: FeatureId, source: Site, match: Match, rank: int) -> Edge:
+        """An edge with all that is known of it; `source` is the side it was looked for from."""
+        mutual = self._is_best(parent, child) and self._is_best(child, parent)
+        return Edge(parent, child, match.score, rank, self._p(source, match), mutual)
+
+    def _is_best(self, feature: FeatureId, other: FeatureId) -> bool | None:
+        """Whether `other` is the best match of `feature`; None where nobody looked."""
+        if not self.matches.has(feature.site, other.site):
+            return None
+        best = self.matches.best(feature, other.site, 1)
+        return bool(best) and best[0].feature == other
+
+    def _p(self, source: Site, match: Match) -> float | None:
+        """The p-value of a match of a feature of `source`, where there is a null."""
+        null = self._null(source, match.feature.site)
+        return None if null is None else null.p_value(match.score)
+
+    def _null(self, source: Site, target: Site) -> Null | None:
+        null = None if self.nulls is None else self.nulls.null(source, target)
+        if null is not None:
+            self.floor = max(self.floor, null.floor)
+        return null
+
+    def _keep(self, edge: Edge) -> None:
         """Keep one edge for a pair; found from both sides, the better rank counts."""
-        known = self.edges.get((parent, child))
-        if known is None or rank < known.rank:
-            self.edges[parent, child] = Edge(parent, child, score, rank)
+        known = self.edges.get((edge.parent, edge.child))
+        if known is None or edge.rank < known.rank:
+            self.edges[edge.parent, edge.child] = edge
 
     def _end(
         self,
@@ -173,25 +229,31 @@ class _Growth:
         """A feature with its scores, its case and the modules that join it."""
         if feature.part is not Part.RES:
             return Node(feature)
-        found = {site.part: self._best(feature, site) for site in feature.site.predecessors}
-        top = {part: best[0].score for part, best in found.items() if best}
-        scores = Scores(top.get(Part.RES), top.get(Part.MLP), top.get(Part.ATT))
-        high = self.thresholds.high
+        found = {site.part: self._best(feature, site)[:1] for site in feature.site.predecessors}
+        top = {part: best[0] for part, best in found.items() if best}
+        scores = Scores(**{part.value: match.score for part, match in top.items()})
+        p = Scores(**{part.value: self._p(feature.site, match) for part, match in top.items()})
+        cuts, layer = self.thresholds, feature.layer
+        high = {part: cuts.line(part, layer) for part in Part}
         joins = tuple(
-            p for p in (Part.ATT, Part.MLP) if p in top and top[p] >= max(high, self.thresholds.of(p))
+            part
+            for part in (Part.ATT, Part.MLP)
+            if part in top and top[part].score >= max(high[part], cuts.of(part, layer))
         )
-        return Node(feature, scores, evolution(scores, high), joins)
+        return Node(feature, scores, evolution(scores, high), joins, None if p == Scores() else p)
 
     def finish(self, seed: FeatureId, release: str) -> FlowGraph:
         """Everything in the order of computation."""
         features = sorted(self.nodes)
+        nodes = tuple(self._node(f) for f in features)
         layers = [f.layer for f in features if f.part is Part.RES]
         return FlowGraph(
             seed=seed,
-            nodes=tuple(self._node(f) for f in features),
+            nodes=nodes,
             edges=tuple(sorted(self.edges.values(), key=lambda e: (e.child, e.parent))),
             ends=tuple(sorted(self.ends.values(), key=lambda e: (e.feature, e.direction))),
             thresholds=self.thresholds,
             span=(min(layers), max(layers)) if layers else None,
             release=release,
+            p_floor=self.floor or None,
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease, UnknownSite
 from saeflow.ids import FeatureId, Part, Site
+from saeflow.matching.null import NullDistribution, Nulls, read_nulls
 from saeflow.matching.rows import AGAIN, TableRows, checked
 from saeflow.paths import PACK, cache_folder, write_atomic
 from saeflow.records import Match
@@ -62,6 +63,7 @@ class Atlas(_Tables):
     files: Mapping[Pair, tuple[str, str]] = field(repr=False)
     method: str = "cosine"
     trusted: bool = False
+    calibration: tuple[str, str] | None = None
 
     @cached_property
     def _tables(self) -> dict[Pair, MatchTable]:
@@ -129,13 +131,46 @@ class Atlas(_Tables):
             self._rows[pair] = TableRows(path, *pair, expected)
         return self._rows[pair].best(feature, k)
 
+    @cached_property
+    def nulls(self) -> Nulls:
+        """What best matches score by chance, for each ordered pair; empty before `calibrate`.
+
+        Raises:
+            CorruptAtlas: when the file no longer has the checksum the atlas states.
+            BadFile: when it cannot be read.
+        """
+        if self.calibration is None:
+            return {}
+        name, digest = self.calibration
+        checked(self.folder / name, None if self.trusted else digest)
+        return read_nulls(self.folder / name)
+
+    def null(self, source: Site, target: Site) -> NullDistribution | None:
+        """What the best match at `target` of a feature of `source` scores by chance, if it was drawn."""
+        return self.nulls.get((source, target))
+
+    def cuts(self, fdr: float) -> dict[Pair, float]:
+        """The lowest best score of each ordered pair that is significant at a false-discovery rate.
+
+        Raises:
+            InvalidArgument: when the atlas has no nulls, or `fdr` is not between 0 and 1.
+        """
+        from saeflow.matching.significance import cut
+
+        if not self.nulls:
+            raise InvalidArgument(
+                f"the atlas of {self.release or self.folder} has no nulls to set thresholds by. Draw them with "
+                "`saeflow atlas calibrate`."
+            )
+        return {pair: cut(null, self[pair].score[:, 0], fdr) for pair, null in self.nulls.items()}
+
     def verify(self) -> None:
         """Read every table's bytes and compare their checksums.
 
         Raises:
             CorruptAtlas: naming the first file that is missing or differs.
         """
-        for name, expected in self.files.values():
+        for name, expected in (*self.files.values(), *((self.calibration,) if self.calibration else ())):
             checked(self.folder / name, expected)
 
     def _no_site(self, site: Site) -> str:
@@ -159,7 +194,7 @@ def save_manifest(atlas: Atlas) -> None:
         {"source": str(source), "target": str(target), "file": name, "sha256": digest}
         for (source, target), (name, digest) in sorted(atlas.files.items())
     ]
-    data = {
+    data: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "release": atlas.release,
@@ -169,6 +204,8 @@ def save_manifest(atlas: Atlas) -> None:
         "made_by": atlas.made_by,
         "tables": tables,
     }
+    if atlas.calibration is not None:
+        data["calibration"] = {"file": atlas.calibration[0], "sha256": atlas.calibration[1]}
     write_atomic(atlas.folder / MANIFEST, (json.dumps(data, indent=1) + "\n").encode())
 
 
@@ -197,9 +234,12 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
             for t in data["tables"]
         }
         made_by, method = data["made_by"], data.get("method", "cosine")
+        nulls = data.get("calibration")
+        calibration = None if nulls is None else (_inside(folder, nulls["file"]), str(nulls["sha256"]))
         return Atlas(
-            folder, data["release"], data["model"], data["k"], made_by, files, method, trusted=not verify
-        )
+            folder, data["release"], data["model"], data["k"], made_by, files, method, trusted=not verify,
+            calibration=calibration,
+        )  # fmt: skip
     except CorruptAtlas:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import struct
 from pathlib import Path
@@ -53,6 +54,8 @@ class TableRows:
     def best(self, feature: FeatureId, k: int | None = None) -> tuple[Match, ...]:
         """The best `k` matches of `feature`, best first (all that are kept when `k` is None).
 
+        A one-to-one method leaves some features without a partner: then there is none.
+
         Raises:
             UnknownFeature: when the index lies outside the source dictionary.
         """
@@ -65,7 +68,11 @@ class TableRows:
         start = 4 * self.k * feature.index
         indices = struct.unpack_from(f"<{wanted}i", self._data, self._index + start)
         scores = struct.unpack_from(f"<{wanted}f", self._data, self._score + start)
-        return tuple(Match(FeatureId(self._target, i), s) for i, s in zip(indices, scores, strict=True))
+        return tuple(
+            Match(FeatureId(self._target, index), score)
+            for index, score in zip(indices, scores, strict=True)
+            if score > -math.inf
+        )
 
 
 def checked(path: Path, sha256: str | None) -> mmap.mmap:

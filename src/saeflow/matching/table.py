@@ -36,7 +36,8 @@ class MatchTable:
         method: How it was matched, such as "cosine".
         n_target: Number of features of the target dictionary.
         index: Rows of the target dictionary, best first.
-        score: Their scores; for "cosine" the cosine of the two decoder rows, in [-1, 1].
+        score: Their scores; for "cosine" the cosine of the two decoder rows, in [-1, 1]. -inf where a one-to-one
+            method left the feature without a partner; `index` is 0 there and means nothing.
         made_from: Fingerprints of the source and the target dictionary, "" when unknown.
     """
 
@@ -65,6 +66,8 @@ class MatchTable:
     def best(self, feature: FeatureId, target: Site | None = None, k: int | None = None) -> tuple[Match, ...]:
         """The best `k` matches of `feature`, best first (all that are kept when `k` is None).
 
+        None where a one-to-one method left the feature without a partner.
+
         Raises:
             UnknownSite: when the feature or `target` belongs to another table.
             UnknownFeature: when the index lies outside the source dictionary.
@@ -82,7 +85,9 @@ class MatchTable:
         pairs = zip(
             self.index[feature.index, :k].tolist(), self.score[feature.index, :k].tolist(), strict=True
         )
-        return tuple(Match(FeatureId(self.target, index), score) for index, score in pairs)
+        return tuple(
+            Match(FeatureId(self.target, index), score) for index, score in pairs if score != -np.inf
+        )
 
     def to_bytes(self) -> bytes:
         """The table as the bytes of its file."""

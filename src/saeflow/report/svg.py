@@ -32,7 +32,7 @@ from saeflow.report.layout import (
     wrap,
 )  # fmt: skip
 from saeflow.report.tokens import headline, one_line
-from saeflow.report.views import facts, score_text
+from saeflow.report.views import facts, p_text, score_text
 
 INK, MUTED, PAPER, LANE, WIRE = "#22201c", "#6a655b", "#fffefb", "#f4f1e9", "#5c574d"
 # Blue, amber, vermilion and grey stay apart for readers who see few colours; letters A-D say it again.
@@ -135,7 +135,8 @@ def _gutter(lane: Lane) -> str:
 def _empty_lane(graph: FlowGraph, lane: Lane) -> str:
     matched = any(node.scores is not None and node.scores.of(lane.part) is not None for node in graph.nodes)
     said = f"no {lane.part.value} feature "
-    said += f"reaches {graph.thresholds.of(lane.part):g}" if matched else "was matched"
+    line = "its threshold" if graph.thresholds.fdr else f"{graph.thresholds.of(lane.part):g}"
+    said += f"reaches {line}" if matched else "was matched"
     return _text(GUTTER + 6, lane.y + 18, said, "muted")
 
 
@@ -143,6 +144,8 @@ def _wire(wire: Wire) -> str:
     edge = wire.edge
     module = edge.parent.part is not Part.RES
     title = f"{edge.parent} to {edge.child}: {score_text(edge.score)}, match {edge.rank + 1}"
+    title += "" if edge.p is None else f", p = {p_text(edge.p)}"
+    title += ", mutual best match" if edge.mutual else ""
     return _tag(
         "path",
         _tag("title", text=title),

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from saeflow.flow import FlowGraph
+from saeflow.flow import FlowGraph, Thresholds
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.atlas import Atlas
+from saeflow.matching.strategies import mutual
 from saeflow.matching.table import MatchTable
 
 Row = dict[str, Any]
@@ -28,25 +29,34 @@ def best_summary(table: MatchTable) -> Row:
 
 
 def score_summary(best: Float32[np.ndarray, " n_source"]) -> Row:
-    """Mean of the best scores, and the shares above 0.5 and 0.7."""
+    """Mean of the best scores, and the shares above 0.5 and 0.7; features without a match are left out."""
+    best = best[~np.isneginf(best)]
     shares = {f"above {line}": round(float(np.mean(best > line)), 4) for line in ABOVE}
     return {"mean best": round(float(best.mean()), 4)} | shares
 
 
-def match_rows(table: MatchTable, limit: int) -> tuple[Row, list[Row]]:
-    """(summary, the `limit` best matched features with all their matches)."""
+def match_rows(table: MatchTable, limit: int, back: MatchTable | None = None) -> tuple[Row, list[Row]]:
+    """(summary, the `limit` best matched features with all their matches).
+
+    With `back`, the table of the opposite direction, mutual best matches are counted and marked.
+    """
     summary: Row = {
         "source": str(table.source), "target": str(table.target), "method": table.method, "k": table.k,
         "features": table.n_source, "features of the target": table.n_target,
     }  # fmt: skip
     rows: list[Row] = []
-    for index in np.argsort(-table.score[:, 0], kind="stable")[:limit].tolist():
+    both = None if back is None else mutual(table, back)[:, 0]
+    if both is not None:
+        summary["mutual best matches"] = int(both.sum())
+    matched = int((~np.isneginf(table.score[:, 0])).sum())
+    for index in np.argsort(-table.score[:, 0], kind="stable")[: min(limit, matched)].tolist():
         feature = FeatureId(table.source, index)
         found = [f"{match.feature.index} ({match.score:.3f})" for match in table.best(feature)]
         rows.append(
             {
                 "feature": str(feature),
                 "score": round(float(table.score[index, 0]), 4),
+                **({} if both is None else {"mutual": bool(both[index])}),
                 "matches": "  ".join(found),
             }
         )
@@ -64,6 +74,40 @@ def atlas_rows(atlas: Atlas) -> tuple[Row, list[Row]]:
         for (source, target), table in atlas.items()
     ]
     return summary, rows
+
+
+def calibration_rows(atlas: Atlas, fdr: float = 0.01) -> list[Row]:
+    """What calibration says of each ordered pair with a null, a row each, in order of computation.
+
+    `layer` is that of the residual feature, `part` that of its predecessor, `direction` "backward" where matches
+    are looked for from the residual feature and "forward" where from the predecessor. `threshold` is the
+    calibrated cut, `null q50` and `null q99` are quantiles of best scores by chance, `kept` is the share of
+    features whose best match reaches the cut, `kept plain` the share that reaches the plain one: 0.5 for the
+    residual stream, 0.15 for modules (B.2). A threshold of 1.0 says that no match of the pair is significant.
+
+    Raises:
+        InvalidArgument: when the atlas has no nulls, or `fdr` is not between 0 and 1.
+    """
+    rows: list[Row] = []
+    for (source, target), cut in sorted(atlas.cuts(fdr).items()):
+        null, best = atlas.null(source, target), atlas[source, target].score[:, 0]
+        back = target in source.predecessors
+        child, parent = (source, target) if back else (target, source)
+        if null is None or parent not in child.predecessors:
+            continue
+        rows.append(
+            {
+                "layer": child.layer,
+                "part": parent.part.value,
+                "direction": "backward" if back else "forward",
+                "null q50": round(null.quantile(0.5), 4),
+                "null q99": round(null.quantile(0.99), 4),
+                "threshold": round(cut, 4),
+                "kept": round(float(np.mean(best >= cut)), 4),
+                "kept plain": round(float(np.mean(best >= Thresholds().of(parent.part))), 4),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["direction"], Part(row["part"]).rank, row["layer"]))
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from saeflow.labels.words import Words, no_words
 from saeflow.report.blocks import Block, Column, GraphFigure, KeyValues, Notes, Page, Role, Row, Table
 from saeflow.report.tokens import headline
 
-SEED, CIRCUIT, NONE = "▶", "⊕", "–"
+SEED, CIRCUIT, MUTUAL, NONE = "▶", "⊕", "⇄", "–"
 MODULES = (Part.MLP, Part.ATT)
 _CAPTION = "Every feature of the graph, by layer"
 
@@ -25,8 +25,10 @@ _CAPTION = "Every feature of the graph, by layer"
 def graph_page(graph: FlowGraph, words: Words = no_words) -> Page:
     """The page of one flow graph."""
     blocks: list[Block] = [GraphFigure(graph, words), flow_table(graph, words)]
-    if _branches(graph):
+    if _shows_edges(graph):
         blocks.append(edge_table(graph))
+    if graph.thresholds.fdr is not None:
+        blocks.append(threshold_table(graph.thresholds))
     if graph.ends:
         blocks.append(Notes("Where the flow ends", tuple(_end_sentences(graph.ends))))
     blocks.append(Notes("Marks", tuple(_marks(graph))))
@@ -43,17 +45,59 @@ def facts(graph: FlowGraph) -> KeyValues:
         first, last = graph.span
         pairs.append(("span", f"layer {first}" if first == last else f"layers {first} to {last}"))
     pairs.append(("thresholds", threshold_text(graph.thresholds)))
-    pairs += [("features", counts or "none"), ("edges", str(len(graph.edges)))]
+    pairs += [("features", counts or "none"), ("edges", _edge_count(graph))]
     return KeyValues(tuple(pairs))
 
 
 def threshold_text(thresholds: Thresholds) -> str:
-    """`t(R) = 0.5, t(M) = 0.15, t(A) = 0.15; high from 0.5`."""
+    """`t(R) = 0.5, t(M) = 0.15, t(A) = 0.15; high from 0.5`, or the ranges over layers where calibrated."""
     cuts = zip("RMA", (Part.RES, *MODULES), strict=True)
+    if thresholds.fdr is not None:
+        said = [f"t({k}) {_range(thresholds, part)}" for k, part in cuts]
+        return f"by layer, at a false-discovery rate of {thresholds.fdr:g}: {', '.join(said)}; high from the same"
     return (
         ", ".join(f"t({k}) = {thresholds.of(part):g}" for k, part in cuts)
         + f"; high from {thresholds.high:g}"
     )
+
+
+def _range(thresholds: Thresholds, part: Part) -> str:
+    found = [cut for (_, other), cut in thresholds.cuts.items() if other is part]
+    if not found:
+        return f"= {thresholds.of(part):g}"
+    low, high = _cut_text(min(found)), _cut_text(max(found))
+    return f"= {low}" if low == high else f"{low} to {high}"
+
+
+def _cut_text(cut: float | None) -> str:
+    """A calibrated cut; "none" for 1, where no match of the pair of sites is significant."""
+    return "none" if cut is not None and cut >= 1.0 else score_text(cut)
+
+
+def p_text(p: float | None) -> str:
+    """A p-value with two digits that count, a dash where there is none."""
+    return NONE if p is None else f"{p:.2g}"
+
+
+def threshold_table(thresholds: Thresholds) -> Table:
+    """The calibrated thresholds, a row a layer: the cut of matches looked for backward, and forward."""
+    columns = [Column("layer", Role.NUMBER)]
+    for k in "RMA":
+        columns += [Column(f"t({k})", Role.NUMBER), Column("forward", Role.NUMBER)]
+    rows = tuple(
+        Row(
+            (
+                str(layer),
+                *(
+                    _cut_text(cuts.get((layer, part)))
+                    for part in (Part.RES, *MODULES)
+                    for cuts in (thresholds.cuts, thresholds.ahead)
+                ),
+            )
+        )
+        for layer in thresholds.layers
+    )
+    return Table("Thresholds by layer of the residual feature", tuple(columns), rows)
 
 
 def score_text(score: float | None) -> str:
@@ -83,17 +127,29 @@ def flow_table(graph: FlowGraph, words: Words = no_words) -> Table:
 
 
 def edge_table(graph: FlowGraph) -> Table:
-    """Every residual edge with its score and which match it is, for graphs that branch."""
+    """Every residual edge with its score and which match it is; with p-values, every edge."""
     columns = (
         Column("from", Role.ID),
         Column("to", Role.ID),
         Column("score", Role.NUMBER),
         Column("match", Role.NUMBER),
     )
-    residual = [e for e in graph.edges if e.parent.part is Part.RES]
-    ordered = sorted(residual, key=lambda e: (e.child, e.rank, e.parent))
-    rows = tuple(Row((str(e.parent), str(e.child), score_text(e.score), str(e.rank + 1))) for e in ordered)
-    return Table("Residual edges: which feature continues which", columns, rows)
+    tested = any(e.p is not None for e in graph.edges)
+    shown = [e for e in graph.edges if tested or e.parent.part is Part.RES]
+    ordered = sorted(shown, key=lambda e: (e.child, e.rank, e.parent))
+    cells = [
+        (
+            str(e.parent),
+            str(e.child),
+            score_text(e.score),
+            f"{MUTUAL if e.mutual else ''} {e.rank + 1}".strip(),
+        )
+        for e in ordered
+    ]
+    if not tested:
+        return Table("Residual edges: which feature continues which", columns, tuple(map(Row, cells)))
+    rows = tuple(Row((*row, p_text(e.p))) for row, e in zip(cells, ordered, strict=True))
+    return Table("Edges: which feature continues which", (*columns, Column("p", Role.NUMBER)), rows)
 
 
 _NARROW = (
@@ -208,8 +264,26 @@ def _marks(graph: FlowGraph) -> Iterable[str]:
     yield f"{SEED} the seed."
     if graph.circuits:
         yield f"{CIRCUIT} a linear circuit: a module joins the residual stream with a high score."
+    if _shows_edges(graph) and any(edge.mutual for edge in graph.edges):
+        yield f"{MUTUAL} each of the two is the other's best match."
+    if _shows_edges(graph) and graph.p_floor is not None:
+        yield (
+            "p how often a feature without a counterpart has a best match that good: the share of null scores that "
+            f"reach it, the edge itself counted, so never below {graph.p_floor:.2g}."
+        )
     met = {node.evolution for node in graph.nodes}
     yield from (f"{case.case} {case.value}. {case.sentence}" for case in Evolution if case in met)
+
+
+def _edge_count(graph: FlowGraph) -> str:
+    """`17, 9 of them mutual best matches`; the number alone where only one direction was matched."""
+    known = [edge.mutual for edge in graph.edges if edge.mutual is not None]
+    return f"{len(graph.edges)}" + (f", {sum(known)} of them mutual best matches" if known else "")
+
+
+def _shows_edges(graph: FlowGraph) -> bool:
+    """Whether the page lists edges: where the table of features does not say all of them, or p is asked for."""
+    return graph.thresholds.fdr is not None or _branches(graph)
 
 
 def _branches(graph: FlowGraph) -> bool:

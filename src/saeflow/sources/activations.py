@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument
@@ -50,6 +50,14 @@ class ReLU:
         """
         return torch.relu(pre)
 
+    def of(self, features: Int[Tensor, " k"]) -> ReLU:  # noqa: ARG002
+        """The same for some features alone.
+
+        Raises:
+            Nothing.
+        """
+        return self
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReLU:  # noqa: ARG002
         """Itself: there is no tensor to move.
 
@@ -78,6 +86,14 @@ class JumpReLU:
         """
         _check_width(pre, self.threshold)
         return torch.relu(pre) * (pre > self.threshold)
+
+    def of(self, features: Int[Tensor, " k"]) -> JumpReLU:
+        """The same for some features alone.
+
+        Raises:
+            IndexError: from torch, for a feature that is not there.
+        """
+        return JumpReLU(self.threshold[features])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> JumpReLU:
         """The same with its threshold on `device` in `dtype`.
@@ -155,6 +171,14 @@ class BatchTopK:
         if self.threshold.ndim > 0:
             _check_width(pre, self.threshold)
         return torch.relu(pre) * (pre > self.threshold)
+
+    def of(self, features: Int[Tensor, " k"]) -> BatchTopK:
+        """The same for some features alone: the threshold does not depend on the others.
+
+        Raises:
+            IndexError: from torch, for a feature that is not there.
+        """
+        return self if self.threshold.ndim == 0 else BatchTopK(self.threshold[features])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> BatchTopK:
         """The same with its threshold on `device` in `dtype`.

@@ -18,12 +18,12 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.ids import Site
-from saeflow.sources.activations import Activation, JumpReLU
+from saeflow.sources.activations import Activation, JumpReLU, TopK
 from saeflow.sources.architectures import Tap
 from saeflow.sources.weights import Held, Moved, RowScaled, Weights, check_values, first_rows, row_peaks
 
@@ -197,6 +197,36 @@ class Dictionary:
             WidthMismatch: when `h` is not `d_in` wide.
             BadFile: when a tensor read at first use is bad.
         """
+        return self.activation(torch.nn.functional.linear(self._read_by(h), self.W_enc, self.b_enc))
+
+    def encode_only(
+        self, h: Float[Tensor, "*batch d_in"], features: Int[Tensor, " k"]
+    ) -> Float[Tensor, "*batch k"]:
+        """The columns `features` of `encode(h)`, without computing the others where they do not matter.
+
+        Under TopK the features compete, so all are computed. Equal to `encode` up to the rounding of the
+        products.
+
+        Raises:
+            WidthMismatch: when `h` is not `d_in` wide.
+            BadFile: when a tensor read at first use is bad.
+        """
+        activation = self.activation
+        if isinstance(activation, TopK):
+            return self.encode(h)[..., features]
+        pre = torch.nn.functional.linear(self._read_by(h), self.W_enc[features], self.b_enc[features])
+        return activation.of(features)(pre)
+
+    def scale(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"] | float:
+        """What `decode` multiplies the rows of `W_dec` by on hidden states `h`: 1 without normalisation.
+
+        Raises:
+            BadFile: when a tensor read at first use is bad.
+        """
+        return self._prepare(h.to(self.W_enc.dtype))[1]
+
+    def _read_by(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """What `W_enc` multiplies."""
         if h.shape[-1] != self.d_in:
             raise WidthMismatch(
                 f"The dictionary at {self.site} reads {self.tap.value} of width {self.d_in}, and the hidden "
@@ -204,9 +234,7 @@ class Dictionary:
                 "model the dictionary was trained on."
             )
         prepared, _, _ = self._prepare(h.to(self.W_enc.dtype))
-        if self.preprocessing.subtract_b_dec:
-            prepared = prepared - self.b_dec
-        return self.activation(torch.nn.functional.linear(prepared, self.W_enc, self.b_enc))
+        return prepared - self.b_dec if self.preprocessing.subtract_b_dec else prepared
 
     def decode(
         self, acts: Float[Tensor, "*batch n_features"], h: Float[Tensor, "*batch d_in"] | None = None
@@ -265,13 +293,26 @@ class Dictionary:
             WidthMismatch: on z without a model, or with a model whose z has another width.
             BadFile: when a row is zero or not finite.
         """
-        rows = self.W_dec
-        if self.tap is Tap.Z:
-            rows = self._written(rows, model)
-            check_values(rows, "W_dec projected by W_O", self.origin, zero_rows=False)
+        rows = self.written(model)
         # a row is scaled by its largest entry first, so that no square under- or overflows
         rows = rows / row_peaks(rows)[:, None]
         return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+
+    def written(self, model: AttentionWriter | None = None) -> Float[Tensor, "n_features d_model"]:
+        """What an activation of 1 of each feature writes into the residual stream, in the units of the weights.
+
+        The decoder rows; on z the rows as the model projects them, up to the positive number by which a norm
+        after attention divides each token.
+
+        Raises:
+            WidthMismatch: on z without a model, or with a model whose z has another width.
+            BadFile: when a row is zero or not finite.
+        """
+        if self.tap is not Tap.Z:
+            return self.W_dec
+        rows = self._written(self.W_dec, model)
+        check_values(rows, "W_dec projected by W_O", self.origin, zero_rows=False)
+        return rows
 
     def _written(self, rows: Tensor, model: AttentionWriter | None) -> Float[Tensor, "n_features d_model"]:
         if model is None:

@@ -88,6 +88,19 @@ class LanguageModel:
             getattr(self.hf_model.config, "use_parallel_residual", True)
         )
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its head: token ids to the normed hidden states."""
+        return self._trunk
+
+    def block(self, layer: int) -> nn.Module:
+        """The module of one layer; its parts are at the paths of `architecture`.
+
+        Raises:
+            UnknownSite: for a layer the model does not have.
+        """
+        return self._block(layer)
+
     def tokenize(
         self, texts: Sequence[str], *, add_bos: bool = True, max_length: int | None = None
     ) -> Tokens:

@@ -68,7 +68,7 @@ function scoreBar(name, score, cut, tone) {
   fill.style.width = `${100 * Math.max(0, Math.min(1, score ?? 0))}%`;
   const line = make("span", "cut");
   line.style.left = `${100 * Math.max(0, cut)}%`;
-  line.title = `cut at ${cut}`;
+  line.title = `cut at ${digits(cut)}`;
   track.append(fill, line);
   row.append(make("span", "plain", name), track, make("span", "value", digits(score)));
   return row;
@@ -78,15 +78,24 @@ function digits(score) {
   return score === null || score === undefined ? "–" : score.toFixed(2).replace("-0.00", "0.00");
 }
 
+/** The cut for predecessors at `part`: the calibrated one of the layer where there is one. */
+function cutOf(cuts, layer, part) {
+  const own = (cuts.layers || []).find((row) => row.layer === layer && row.part === part);
+  return own?.cut ?? (part === "res" ? cuts.res : cuts[part] ?? cuts.module);
+}
+
 function scoreBars(node, cuts) {
   const part = document.createDocumentFragment();
   if (!node.scores) return part;
-  const module = cuts.module;
-  part.append(
-    scoreBar("s(R)", node.scores.res, cuts.res, "case-translated"),
-    scoreBar("s(M)", node.scores.mlp, cuts.mlp ?? module, "module"),
-    scoreBar("s(A)", node.scores.att, cuts.att ?? module, "module"),
-  );
+  const layer = Number(node.feature.split("/")[0]);
+  const bars = { res: ["s(R)", "case-translated"], mlp: ["s(M)", "module"], att: ["s(A)", "module"] };
+  for (const [name, [label, tone]] of Object.entries(bars)) {
+    part.append(scoreBar(label, node.scores[name], cutOf(cuts, layer, name), tone));
+  }
+  if (node.p) {
+    const said = Object.keys(bars).filter((name) => node.p[name] !== null).map((name) => `${bars[name][0]} ${node.p[name].toPrecision(2)}`);
+    part.append(make("p", "near", `p by chance: ${said.join(", ")}`));
+  }
   return part;
 }
 
@@ -102,7 +111,7 @@ function neighbours(title, edges, end) {
   if (!edges.length) return document.createDocumentFragment();
   const line = make("p", "near");
   line.append(make("span", "muted", `${title} `));
-  line.append(edges.map((edge) => `${edge[end]} (${digits(edge.score)})`).join(", "));
+  line.append(edges.map((edge) => `${edge[end]} (${digits(edge.score)}${edge.mutual ? " ⇄" : ""})`).join(", "));
   return line;
 }
 

@@ -1,0 +1,176 @@
+"""An atlas of a whole release in the shape of Gemma Scope 2B: time, memory, and what a kill costs.
+
+    python benchmarks/chain.py [--json] [--quick] [--layers 26] [--features 16384] [--width 2304] [--folder DIR]
+
+1. Writes a synthetic release: every layer and part, float16 (12 GB at full size; the folder is removed).
+2. Builds its atlas in a process of its own: wall time, and peak memory of that process in all.
+3. Builds it again, kills the process with SIGKILL half way, and starts it once more. Counts the tables
+   that were written twice, and compares every file with those of the first build.
+4. Grows a graph from the weights, without an atlas, and one from the atlas.
+
+Rows of neighbouring layers share a base, so that tables look like those of real releases: about 12 % of the
+module rows have a match.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from _timing import Row, arguments, show
+from saeflow.flow import Thresholds, trace
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.matching.atlas import flow_pairs, open_atlas
+from saeflow.matching.build import build_atlas
+from saeflow.matching.direct import DirectMatches
+from saeflow.sources.activations import JumpReLU
+from saeflow.sources.dictionary import Dictionary, Tap
+from saeflow.sources.formats import save_release
+from saeflow.sources.library import load_dictionaries
+
+
+class Synthetic(Mapping[Site, Dictionary]):
+    """Dictionaries made when they are asked for, each from its own seed."""
+
+    def __init__(self, layers: int, features: int, width: int) -> None:
+        self.sites = [Site(layer, part) for layer in range(layers) for part in Part]
+        generator = torch.Generator().manual_seed(0)
+        self.base = torch.nn.functional.normalize(torch.randn(features, width, generator=generator), dim=1)
+
+    def __getitem__(self, site: Site) -> Dictionary:
+        n, d = self.base.shape
+        generator = torch.Generator().manual_seed(1 + 10 * site.layer + site.part.rank)
+        rows = torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1)
+        shared = torch.randperm(n, generator=generator)[: n if site.part is Part.RES else n // 8]
+        rows[shared] = torch.nn.functional.normalize(1.5 * self.base[shared] + rows[shared], dim=1)
+        return Dictionary(
+            site, tap=Tap(site.part.value), W_enc=rows, b_enc=torch.zeros(n), W_dec=rows, b_dec=torch.zeros(d),
+            activation=JumpReLU(torch.ones(n)),
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+
+def build(release: str, out: str, send: Any) -> None:
+    """In a process of its own: report progress, then the wall time and the peak memory in MB."""
+    start = time.perf_counter()
+    build_atlas(
+        load_dictionaries(release), out=out, release="chain", progress=lambda done, *_: send.send(done)
+    )
+    peak = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
+    send.send((time.perf_counter() - start, int(peak.split()[1]) / 1024))
+
+
+def started(release: Path, out: Path) -> tuple[Any, Any]:
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=build, args=(str(release), str(out), send))
+    child.start()
+    send.close()
+    return child, receive
+
+
+def finished(child: Any, receive: Any) -> tuple[float, float]:
+    told: Any = 0
+    while not isinstance(told, tuple):
+        told = receive.recv()
+    child.join()
+    return told
+
+
+def killed_half_way(release: Path, out: Path, pairs: int) -> tuple[float, dict[str, int]]:
+    """Seconds until the kill, and the tables it left with the time each was written."""
+    start = time.perf_counter()
+    child, receive = started(release, out)
+    while receive.recv() < pairs // 2:
+        pass
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    return time.perf_counter() - start, written(out)
+
+
+def written(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (one, other)]
+    return names[0] == names[1] and all((one / n).read_bytes() == (other / n).read_bytes() for n in names[0])
+
+
+def graphs(release: Path, atlas: Path, seed: FeatureId) -> dict[str, float]:
+    """Seconds of a graph through the whole depth, from either source; both must agree."""
+    thresholds, taken, found = Thresholds(res=0.0), {}, []
+    for name, opened in {
+        "graph from the weights": lambda: DirectMatches(load_dictionaries(release)),
+        "graph from the atlas, opening included": lambda: open_atlas(atlas),
+    }.items():
+        start = time.perf_counter()
+        graph = trace(seed, opened(), thresholds=thresholds)
+        taken[name] = time.perf_counter() - start
+        found.append([(e.parent, e.child) for e in graph.edges])
+    if found[0] != found[1]:
+        raise RuntimeError(f"the two graphs of {seed} differ: {found}")
+    return taken
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--layers", type=int, default=26)
+    parser.add_argument("--features", type=int, default=16384)
+    parser.add_argument("--width", type=int, default=2304)
+    parser.add_argument("--folder", type=Path, default=None, help="where the release and the atlases are put")
+    told = parser.parse_args()
+    layers, n, d = (4, 1024, 256) if told.quick else (told.layers, told.features, told.width)
+    folder = Path(tempfile.mkdtemp(prefix="chain-", dir=told.folder))
+    try:
+        rows, more = measured(folder, layers, n, d)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    show(rows, as_json=told.json, **more)
+
+
+def measured(folder: Path, layers: int, n: int, d: int) -> tuple[list[Row], dict[str, object]]:
+    release, whole, resumed = folder / "release", folder / "whole", folder / "resumed"
+    made = Synthetic(layers, n, d)
+    pairs = len(flow_pairs(made.sites))
+    save_release(release, made, name="chain", model="")
+    del made
+    seconds, peak = finished(*started(release, whole))
+    until, left = killed_half_way(release, resumed, pairs)
+    again, _ = finished(*started(release, resumed))
+    after = written(resumed)
+    twice = sum(after[name] != stamp for name, stamp in left.items())
+    size = f"{layers} layers x 3 parts, {n:,} x {d:,}"
+    grown = graphs(release, whole, FeatureId(Site(layers - 1, Part.RES), 5))
+    rows = [
+        Row(f"atlas of {pairs} pairs, both directions, k=5", size, seconds, extra_mb=peak,
+            note="MB of the process in all"),
+        Row("killed half way and resumed", size, until + again, (until + again) / seconds, "one run"),
+        *(Row(name, size, taken) for name, taken in grown.items()),
+    ]  # fmt: skip
+    return rows, {
+        "tables when killed": len(left),
+        "tables written twice": twice,
+        "tables in all": len(after),
+        "same bytes as one run": same_bytes(whole, resumed),
+    }
+
+
+if __name__ == "__main__":
+    main()

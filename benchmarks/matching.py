@@ -1,0 +1,70 @@
+"""Every benchmark of matching, one after the other, as one page.
+
+    python benchmarks/matching.py [--json] [--quick] [--only topk,chain] [--out docs/benchmarks.md]
+
+Runs the other files of this folder in processes of their own and merges what they print. At full size this takes
+about half an hour and 25 GB of disk; `--quick` shows in a minute that all of it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from _timing import Row, arguments, as_markdown
+
+HERE = Path(__file__).parent
+PARTS = {
+    "topk": ("Cosine top-k, k = 5", []),
+    "permutation": ("One-to-one assignment", ["--size", "16384", "--width", "2304", "--repeats", "1"]),
+    "pearson": ("Pearson correlation over 100,000 tokens, 100 features active on each", []),
+    "chain": ("A release in the shape of Gemma Scope 2B", []),
+}
+
+
+def run(name: str, options: list[str]) -> dict[str, Any]:
+    """What one benchmark prints as JSON; its progress is shown as it comes."""
+    command = [sys.executable, str(HERE / f"{name}.py"), "--json", *options]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def page(found: dict[str, dict[str, Any]], quick: bool) -> str:
+    """The results as Markdown."""
+    first = next(iter(found.values()))
+    command = f"python benchmarks/matching.py{' --quick' if quick else ''}"
+    told_first = (
+        f"Written by `make bench-matching` (`{command}`). Medians of interleaved runs in one process; ratios are what "
+        f"lasts, seconds are one machine's: {first['machine']}. Memory is beside the inputs unless a note says "
+        "otherwise.\n"
+    )
+    parts = ["# Benchmarks of matching\n", told_first]
+    for name, told in found.items():
+        parts += [f"## {PARTS[name][0]}\n", f"`python benchmarks/{name}.py`\n"]
+        parts.append(as_markdown([Row(**row) for row in told["rows"]]))
+        more = {key: value for key, value in told.items() if key not in ("machine", "rows")}
+        if more:
+            parts.append("; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in more.items()) + "\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between")
+    parser.add_argument("--out", type=Path, default=None, help="write the page here")
+    told = parser.parse_args()
+    names = told.only.split(",")
+    unknown = sorted(set(names) - set(PARTS))
+    if unknown:
+        parser.error(f"--only names {', '.join(unknown)}. Parts are {', '.join(PARTS)}.")
+    found = {name: run(name, ["--quick"] if told.quick else PARTS[name][1]) for name in names}
+    text = json.dumps(found, indent=1) if told.json else page(found, told.quick)
+    if told.out:
+        told.out.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""`saeflow atlas calibrate`: what matches score by chance, and the thresholds that follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saeflow.cli.app import Json, Release, progress, show
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command, on the commands of `saeflow atlas`."""
+    app.command()(calibrate)
+
+
+def calibrate(
+    release: Release,
+    atlas: Annotated[
+        Path | None, typer.Option(help="Folder of the atlas; the one of this name when not given.")
+    ] = None,
+    null: Annotated[str, typer.Option(help="What chance is: moments, rotation or far.")] = "moments",
+    rows: Annotated[int, typer.Option(help="Null rows drawn at a time, for each pair of sites.")] = 2048,
+    rotations: Annotated[int, typer.Option(help="How many times.")] = 8,
+    fdr: Annotated[float, typer.Option(help="False-discovery rate of the thresholds shown.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="What the rows are drawn with.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    model: Annotated[
+        str, typer.Option(help="Model to project attention features with, where they live in z.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Draw what best matches score by chance, keep it with the atlas, and show thresholds by layer."""
+    from saeflow.matching.atlas import open_atlas
+    from saeflow.matching.calibration import calibrate as run
+    from saeflow.report.tables import calibration_rows
+    from saeflow.sources.library import load_dictionaries
+
+    opened = open_atlas(atlas or release)
+    loaded = None
+    if model:
+        from saeflow.sources.model import load_model
+
+        loaded = load_model(model)
+    with progress("calibrating") as report:
+        made = run(
+            load_dictionaries(release, device=device), opened, rows=rows, rotations=rotations, seed=seed, null=null,
+            projector=loaded, progress=report,
+        )  # fmt: skip
+    found = calibration_rows(made, fdr)
+    summary = {"release": made.release, "null": null, "fdr": fdr, "folder": str(made.folder)}
+    show(as_json, summary | {"pairs": found}, summary, found)

@@ -1,0 +1,334 @@
+"""Deactivation: remove the predecessors of an active feature at one token and see what is left of it (section 5.2).
+
+For one text (appendix A.2):
+
+1. The clean pass. At each sampled token and layer, up to 25 active residual features are targets.
+2. Each strategy names predecessors of a target; those that are active give its group. What it names at each
+   part is removed alone, then all together. Each removal has a control: other active features of the same
+   sites, as many and alike in norm.
+3. Under the first strategy, all available predecessors are also rescaled by each r of a sweep (figure 7), for
+   some targets with the loss of the text.
+4. Exhaustive and greedy search say what the best choice of active features would have done.
+5. All edits of the text go to the causal engine together, each once; the rows are read off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from saeflow.errors import InvalidArgument, UnknownSite
+from saeflow.experiments.causal import PreparedText
+from saeflow.experiments.counterfactuals import Counterfactuals, Cut
+from saeflow.experiments.predecessors import PARTS, Predecessors
+from saeflow.experiments.results import Progress, Results, Row, versions
+from saeflow.experiments.sampling import Sample, generator
+from saeflow.experiments.search import ask_singles, best_single, greedy
+from saeflow.experiments.tokens import RowNorms, TokenLayer
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.records import DeactivationTrial, Effect, Origin, Removal, RunRequest
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.model import LanguageModel
+
+SWEEP = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+EXHAUSTIVE, GREEDY = "exhaustive", "greedy"
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """What is done at each text; defaults are those of appendix A.2 and figure 7.
+
+    Attributes:
+        layers: residual layers of the targets.
+        n_targets: the most targets of a token and layer.
+        r: factors of the sweep under the first strategy; r = 0 is always done.
+        loss_targets: targets of a text whose sweep has the loss too; None for all.
+        searches: "exhaustive", "greedy", both or neither.
+        max_length: texts are cut to so many tokens, as they were when sampled.
+        seed: of targets, controls and loss targets.
+
+    Raises:
+        InvalidArgument: for a value outside its range.
+    """
+
+    layers: tuple[int, ...]
+    n_targets: int = 25
+    r: tuple[float, ...] = SWEEP
+    loss_targets: int | None = 4
+    searches: tuple[str, ...] = (EXHAUSTIVE, GREEDY)
+    max_length: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if self.n_targets < 1 or self.max_length < 1 or (self.loss_targets or 0) < 0:
+            raise InvalidArgument(
+                f"n_targets = {self.n_targets}, max_length = {self.max_length}, loss_targets = {self.loss_targets}: "
+                "the first two are 1 or more, the third 0 or more, or None for all."
+            )
+        unknown = set(self.searches) - {EXHAUSTIVE, GREEDY}
+        if unknown:
+            raise InvalidArgument(
+                f"there is no search {', '.join(sorted(unknown))}. Known: {EXHAUSTIVE}, {GREEDY}."
+            )
+        if not all(np.isfinite(self.r)):
+            raise InvalidArgument(f"the factors r = {self.r} hold one that is no number. 0 removes, 1 keeps.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Planned:
+    """A row to be: the removal, and what decides the group of its target afterwards."""
+
+    here: TokenLayer
+    target: FeatureId
+    removal: Removal
+    cut: Cut
+    named: Mapping[Part, Sequence[FeatureId]]
+    controls: int | None = None
+
+    @property
+    def watch(self) -> list[FeatureId]:
+        return [self.target, *(feature for features in self.named.values() for feature in features)]
+
+
+class _TextTrials:
+    """The trials of one text, planned and then answered."""
+
+    def __init__(
+        self,
+        text: PreparedText,
+        sample: Sample,
+        strategies: Sequence[Predecessors],
+        norms: RowNorms,
+        protocol: Protocol,
+    ) -> None:
+        self.sample, self.strategies, self.protocol = sample, strategies, protocol
+        self.asked = Counterfactuals(text)
+        self.planned: list[_Planned] = []
+        self.places = [
+            TokenLayer.at(
+                text, layer, position, sample, norms, n_targets=protocol.n_targets, seed=protocol.seed
+            )
+            for position in sample.positions
+            for layer in protocol.layers
+        ]
+        self.targets = [(here, target) for here in self.places for target in here.targets]
+
+    def run(self) -> Iterator[DeactivationTrial]:
+        with_loss = self._loss_targets()
+        for here, target in self.targets:
+            for strategy in self.strategies:
+                self._plan_strategy(here, target, strategy)
+            self._plan_sweep(here, target, loss=(here.position, target) in with_loss)
+        if self.protocol.searches:
+            for here in self.places:
+                ask_singles(self.asked, here)
+        self.asked.answer()
+        if EXHAUSTIVE in self.protocol.searches:
+            self._plan_exhaustive()
+        if GREEDY in self.protocol.searches:
+            self._plan_greedy()
+        self.asked.answer()
+        return map(self._trial, self.planned)
+
+    def _plan_strategy(self, here: TokenLayer, target: FeatureId, strategy: Predecessors) -> None:
+        named = here.named(strategy, target)
+        available = here.available(named)
+        sets: list[tuple[Part, ...]] = [(part,) for part in available]
+        if len(available) != 1:
+            sets.append(tuple(available))
+        for parts in sets:
+            features = tuple(sorted(feature for part in parts for feature in available[part]))
+            self._plan_with_control(here, target, strategy.method, available, parts, features, named)
+
+    def _plan_sweep(self, here: TokenLayer, target: FeatureId, *, loss: bool) -> None:
+        first = self.strategies[0]
+        named = here.named(first, target)
+        available = here.available(named)
+        features = tuple(sorted(feature for chosen in available.values() for feature in chosen))
+        if not features:
+            return
+        for r in sorted({*self.protocol.r, 0.0}):
+            if r != 0:
+                self._plan(here, target, first.method, available, tuple(available), features, named, r=r)
+            if loss:
+                self.asked.ask(Cut.of(here.layer, here.position, features, r), (target,), loss=True)
+
+    def _plan_with_control(
+        self,
+        here: TokenLayer,
+        target: FeatureId,
+        strategy: str,
+        available: Iterable[Part],
+        parts: Iterable[Part],
+        features: tuple[FeatureId, ...],
+        named: Mapping[Part, Sequence[FeatureId]],
+    ) -> None:
+        """Add a removal, and its control where there are features for one."""
+        row = self._plan(here, target, strategy, available, parts, features, named)
+        control = here.control(target, features, self.sample, self.protocol.seed) if features else None
+        if control:
+            self._plan(here, target, strategy, available, parts, control, named, controls=row)
+
+    def _plan(
+        self,
+        here: TokenLayer,
+        target: FeatureId,
+        strategy: str,
+        available: Iterable[Part],
+        parts: Iterable[Part],
+        features: tuple[FeatureId, ...],
+        named: Mapping[Part, Sequence[FeatureId]],
+        *,
+        r: float = 0.0,
+        controls: int | None = None,
+    ) -> int:
+        """Add a row, ask for what it needs, and return its number."""
+        norm = float(np.sqrt(sum(here.norm(feature) ** 2 for feature in features)))
+        removal = Removal(
+            strategy, controls is not None, Origin.of(available), Origin.of(parts),
+            {feature: here.of(feature) for feature in features}, norm, r,
+        )  # fmt: skip
+        cut = Cut.of(here.layer, here.position, features, r)
+        planned = _Planned(here, target, removal, cut, named, controls)
+        self.asked.ask(cut, planned.watch)
+        self.planned.append(planned)
+        return len(self.planned) - 1
+
+    def _plan_exhaustive(self) -> None:
+        for here, target in self.targets:
+            named = here.named(self.strategies[0], target)
+            for part in PARTS:
+                best = best_single(self.asked, here, target, part)
+                if best is not None:
+                    group = here.available(named)
+                    self._plan_with_control(here, target, EXHAUSTIVE, group, (part,), best.features, named)
+
+    def _plan_greedy(self) -> None:
+        sets = greedy(self.asked, self.places)
+        for here, target in self.targets:
+            named = here.named(self.strategies[0], target)
+            features = sets[here.layer, here.position, target].features
+            parts = {feature.part for feature in features}
+            group = here.available(named)
+            self._plan_with_control(here, target, GREEDY, group, parts, features, named)
+
+    def _loss_targets(self) -> set[tuple[int, FeatureId]]:
+        """Targets with an available predecessor whose sweep has the loss, drawn once for the text."""
+        first, n = self.strategies[0], self.protocol.loss_targets
+        every = [
+            (here.position, target)
+            for here, target in self.targets
+            if here.available(here.named(first, target))
+        ]
+        if n is None or len(every) <= n:
+            return set(every)
+        rng = generator(self.protocol.seed, "loss", self.sample.dataset, self.sample.content)
+        return {every[place] for place in rng.choice(len(every), n, replace=False).tolist()}
+
+    def _trial(self, planned: _Planned) -> DeactivationTrial:
+        cut, target = planned.cut, planned.target
+        still = [
+            part
+            for part, features in planned.named.items()
+            if any(self.asked.after(cut, feature) > 0 for feature in features)
+        ]
+        sweep = planned.removal.strategy == self.strategies[0].method and not planned.removal.control
+        whole = planned.removal.removed == planned.removal.group
+        old, new = (self.asked.losses(cut) if sweep and whole else None) or (None, None)
+        z_old = planned.here.targets[target]
+        effect = Effect(z_old, self.asked.after(cut, target), Origin.of(still), old, new)
+        return DeactivationTrial(
+            self.sample.dataset,
+            self.sample.text,
+            cut.position,
+            target,
+            planned.removal,
+            effect,
+            planned.controls,
+        )
+
+
+def deactivate(
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    strategies: Sequence[Predecessors],
+    sample: Sample,
+    protocol: Protocol,
+    norms: RowNorms | None = None,
+) -> list[DeactivationTrial]:
+    """All trials of one text.
+
+    A target without an available predecessor gives one trial that removes nothing ("nowhere"), so that the
+    rows count every target. The rows of a search carry the group of the first strategy, and its predecessors
+    decide their new group.
+
+    Args:
+        model: the model the dictionaries were trained on.
+        dictionaries: at res L, res L-1, mlp L and att L of the layers; a site without one is left out.
+        strategies: what names predecessors; the first is swept over r, and is the lens of the searches.
+        sample: the text and its tokens.
+        protocol: what is done.
+        norms: lengths of decoder rows, when they are there from another text.
+
+    Raises:
+        InvalidArgument: without strategies.
+        UnknownSite: for a layer without a dictionary, or that no strategy covers.
+    """
+    _check(dictionaries, strategies, protocol)
+    tokens = model.tokenize([sample.content], max_length=protocol.max_length)
+    # a plain dict: a DictionarySet checks every look-up, and there are a hundred thousand a text
+    sites = {Site(layer, Part.RES) for layer in protocol.layers}
+    sites |= {predecessor for site in sites for predecessor in site.predecessors}
+    around = {site: dictionaries[site] for site in sorted(sites) if site in dictionaries}
+    text = PreparedText(model, around, tokens, layers=protocol.layers, positions=sample.positions)
+    norms = norms or RowNorms(around, {})
+    return list(_TextTrials(text, sample, strategies, norms, protocol).run())
+
+
+def run_deactivation(
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    strategies: Sequence[Predecessors],
+    samples: Callable[[], Sequence[Sample]],
+    protocol: Protocol,
+    *,
+    request: RunRequest,
+    out: Path | str,
+    progress: Progress | None = None,
+) -> Results:
+    """All trials of all samples into a results folder; one that was killed goes on where it stopped.
+
+    `samples` is called for a new folder only: one that is taken up reads its samples back.
+
+    Raises:
+        InvalidArgument: when the folder holds a run with other arguments; without samples or strategies.
+        UnknownSite: for a layer without a dictionary, or that no strategy covers.
+    """
+    _check(dictionaries, strategies, protocol)
+    results = Results.start(out, request, lambda: [sample.to_row() for sample in samples()], versions())
+    norms = RowNorms(dictionaries, {})
+
+    def work(unit: Row) -> list[Row]:
+        trials = deactivate(model, dictionaries, strategies, Sample.of(unit), protocol, norms)
+        return [trial.to_row(number) for number, trial in enumerate(trials)]
+
+    return results.run(work, progress)
+
+
+def _check(
+    dictionaries: Mapping[Site, Dictionary], strategies: Sequence[Predecessors], protocol: Protocol
+) -> None:
+    if not strategies:
+        raise InvalidArgument(
+            "deactivation was asked for without strategies. Give one or more, such as top-1."
+        )
+    for layer in protocol.layers:
+        site = Site(layer, Part.RES)
+        if site not in dictionaries:
+            raise UnknownSite(f"there is no dictionary at {site}. Give other layers.")
+        if not any(source == site for strategy in strategies for source, _ in strategy.named):
+            raise UnknownSite(f"no strategy has matches for {site}. Give layers the atlas covers.")

@@ -1,0 +1,156 @@
+"""Origins: which matched predecessors are active with each active feature (section 5.1, appendix A.1).
+
+For every sampled token and every residual layer L: the features active at R_L, and for each the group of parts
+where a matched predecessor (R_{L-1}, M_L, A_L) is active at the same token. All matching methods look at the
+same tokens. One forward pass a text; each dictionary encodes the sampled tokens of the text at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from saeflow.errors import InvalidArgument, UnknownSite
+from saeflow.experiments.predecessors import Predecessors, to_bytes
+from saeflow.experiments.results import Progress, Results, Row, significant, versions
+from saeflow.experiments.sampling import Sample
+from saeflow.ids import Part, Site
+from saeflow.paths import write_atomic
+from saeflow.records import Origin, OriginTrial, RunRequest
+from saeflow.sources.architectures import Tap
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.model import LanguageModel
+from saeflow.sources.values import Place
+
+MATCHES = "matches.safetensors"
+
+
+def observe_origins(
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    methods: Sequence[Predecessors],
+    sample: Sample,
+    *,
+    layers: Sequence[int],
+    max_length: int = 128,
+) -> list[OriginTrial]:
+    """Groups of all active residual features at the sampled tokens of one text.
+
+    Args:
+        model: the model the dictionaries were trained on.
+        dictionaries: at the residual sites of `layers` and at what the methods name.
+        methods: matching methods, each with a name of its own.
+        sample: the text and its tokens.
+        layers: residual layers, each L by itself.
+        max_length: the text is cut to so many tokens, as it was when it was sampled.
+
+    Returns:
+        One trial for each token and layer, in this order; features ascend.
+
+    Raises:
+        UnknownSite: for a layer no method covers, or a site without a dictionary.
+        InvalidArgument: for a token outside the text.
+    """
+    sites = [Site(layer, Part.RES) for layer in layers]
+    needed = _sites(sites, methods)
+    tokens = model.tokenize([sample.content], max_length=max_length)
+    if max(sample.positions) >= tokens.input_ids.shape[1]:
+        raise InvalidArgument(
+            f"token {max(sample.positions)} of text {sample.text} of {sample.dataset} lies beyond its "
+            f"{tokens.input_ids.shape[1]} tokens. Sample with the same max_length."
+        )
+    places = {site: _place(dictionaries[site]) for site in needed}
+    captured = model.capture(tokens, places.values())
+    found: list[OriginTrial] = []
+    columns = list(sample.positions)
+    acts = {
+        site: dictionaries[site].encode(captured[place][0, columns]).detach().float().cpu().numpy()
+        for site, place in places.items()
+    }
+    on = {site: values > 0 for site, values in acts.items()}
+    for site in sites:
+        rows, features = np.nonzero(on[site])
+        values = acts[site][rows, features]
+        groups = {method.method: _groups(method, site, features, rows, on) for method in methods}
+        for row, position in enumerate(columns):
+            here = rows == row
+            found.append(
+                OriginTrial(
+                    sample.dataset, sample.text, position, site.layer, tuple(features[here].tolist()),
+                    tuple(significant(value, 5) for value in values[here].tolist()),
+                    {name: _digits(digits[here]) for name, digits in groups.items()},
+                )
+            )  # fmt: skip
+    order = {position: place for place, position in enumerate(columns)}
+    return sorted(found, key=lambda trial: (order[trial.position], trial.layer))
+
+
+def run_origins(
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    methods: Sequence[Predecessors],
+    samples: Callable[[], Sequence[Sample]],
+    *,
+    request: RunRequest,
+    out: Path | str,
+    progress: Progress | None = None,
+) -> Results:
+    """Observe all samples into a results folder; one that was killed goes on where it stopped.
+
+    `request.arguments` must hold `layers` and `max_length`. `samples` is called for a new folder only: one that
+    is taken up reads its samples back, and needs no dataset.
+
+    Raises:
+        InvalidArgument: when the folder holds a run with other arguments, or there is no sample.
+    """
+    results = Results.start(out, request, lambda: [sample.to_row() for sample in samples()], versions())
+    write_atomic(results.folder / MATCHES, to_bytes(methods))
+    layers, max_length = request.arguments["layers"], request.arguments["max_length"]
+
+    def work(unit: Row) -> list[Row]:
+        trials = observe_origins(
+            model, dictionaries, methods, Sample.of(unit), layers=layers, max_length=max_length
+        )
+        return [trial.to_row() for trial in trials]
+
+    return results.run(work, progress)
+
+
+def _sites(sites: Sequence[Site], methods: Sequence[Predecessors]) -> list[Site]:
+    needed = set(sites)
+    for site in sites:
+        named = {target for method in methods for source, target in method.named if source == site}
+        if not named:
+            covered = sorted({layer for method in methods for layer in method.layers})
+            raise UnknownSite(f"no method has matches for {site}. Layers with matches: {covered}.")
+        needed |= named
+    return sorted(needed)
+
+
+def _groups(
+    method: Predecessors,
+    site: Site,
+    features: Int[np.ndarray, " n"],
+    rows: Int[np.ndarray, " n"],
+    on: Mapping[Site, Bool[np.ndarray, "batch n_features"]],
+) -> Int[np.ndarray, " n"]:
+    """The value of each feature's `Origin` under one method."""
+    groups = np.zeros(len(features), dtype=np.int64)
+    for predecessor in site.predecessors:
+        named = method.named.get((site, predecessor))
+        if named is not None:
+            active = named.active(features, rows, on[predecessor])
+            groups |= np.where(active, Origin[predecessor.part.name].value, 0)
+    return groups
+
+
+def _digits(groups: Int[np.ndarray, " n"]) -> str:
+    return (groups + ord("0")).astype(np.uint8).tobytes().decode("ascii")
+
+
+def _place(dictionary: Dictionary) -> Place:
+    """Where the dictionary reads: its site, or the heads' outputs where it was trained on those."""
+    return (dictionary.site.layer, Tap.Z) if dictionary.tap is Tap.Z else dictionary.site

@@ -1,0 +1,301 @@
+"""Results folders: what a long experiment writes, kept through a kill. No torch.
+
+    OUT/manifest.json         what was asked and with which versions
+    OUT/samples.jsonl.gz      the units of work, one a line: a text with its sampled tokens
+    OUT/rows/00000.jsonl.gz   the rows of a unit, written whole or not at all; one that is there is not redone
+    OUT/summary.json          the tables; OUT/tables/NAME.csv the same
+    OUT/index.html, figures/  drawn by saeflow.report
+
+A unit's rows depend on the unit and the request alone, so a run that was killed and taken up again ends with
+the same bytes as one that was not. A folder is taken up only for the same request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import math
+import platform
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.paths import write_atomic
+from saeflow.records import RunRecord, RunRequest
+from saeflow.version import __version__
+
+MANIFEST = "manifest.json"
+SAMPLES = "samples.jsonl.gz"
+SUMMARY = "summary.json"
+Cell = str | int | float | bool | None
+Row = dict[str, Any]
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryTable:
+    """One table of a summary: the numbers behind a figure or a table of the paper, or beyond it.
+
+    Attributes:
+        name: as in `summary.json` and `tables/NAME.csv`.
+        title: what it shows, in a sentence without a full stop.
+        paper: which figures or tables of arXiv 2502.03032 it answers; "" for what goes beyond it.
+        note: how to read it: what is counted, and when it misleads.
+        columns: names of the columns.
+        rows: cells in the order of `columns`.
+    """
+
+    name: str
+    title: str
+    paper: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @staticmethod
+    def of(
+        name: str, title: str, paper: str, note: str, columns: str, rows: Iterable[Sequence[Any]]
+    ) -> SummaryTable:
+        """A table from cells of any numeric type; `columns` is a line of names with commas between.
+
+        Raises:
+            InvalidArgument: for a row of another length.
+        """
+        names = tuple(column.strip() for column in columns.split(","))
+        plain = tuple(tuple(_cell(cell) for cell in row) for row in rows)
+        for row in plain:
+            if len(row) != len(names):
+                raise InvalidArgument(
+                    f"a row of table {name} has {len(row)} cells for {len(names)} columns: {row}."
+                )
+        return SummaryTable(name, title, paper, note, names, plain)
+
+    def dicts(self) -> list[Row]:
+        """The rows, each as column -> cell."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def column(self, name: str) -> list[Cell]:
+        """One column."""
+        return [row[self.columns.index(name)] for row in self.rows]
+
+    def to_csv(self) -> str:
+        """Comma-separated text with a header; None is an empty cell."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results folder: start or open one, write and read rows and tables."""
+
+    folder: Path
+    record: RunRecord
+
+    @staticmethod
+    def open(folder: Path | str) -> Results:
+        """The results in a folder, finished or not.
+
+        Raises:
+            BadFile: when there is no manifest, or it cannot be read.
+        """
+        path = Path(folder) / MANIFEST
+        try:
+            return Results(Path(folder), RunRecord.from_json(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadFile(
+                f"{path} cannot be read as the manifest of results ({error!r}). Give the folder a command such as "
+                "`saeflow origins` wrote."
+            ) from None
+
+    @staticmethod
+    def start(
+        folder: Path | str,
+        request: RunRequest,
+        units: Callable[[], Sequence[Row]],
+        versions: Mapping[str, str],
+    ) -> Results:
+        """A new folder, or the one there is when it was made by the same request.
+
+        Args:
+            folder: made when missing.
+            request: what is asked; with it the rows are determined.
+            units: the units of work, called for a new folder only; a taken-up one reads them back.
+            versions: of the libraries that computed it.
+
+        Raises:
+            InvalidArgument: when the folder was made by another request, naming what differs; when there is
+                no unit; when it holds other files.
+            BadFile: when its manifest cannot be read.
+        """
+        folder = Path(folder)
+        if (folder / MANIFEST).is_file():
+            there = Results.open(folder)
+            differing = there.record.request.differences(request)
+            if differing:
+                raise InvalidArgument(
+                    f"{folder} holds a run with other arguments: {'; '.join(differing)}. Give the same arguments to go "
+                    "on with it, or another folder with --out."
+                )
+            return there
+        if folder.is_dir() and any(folder.glob("rows/*")):
+            raise InvalidArgument(f"{folder} holds rows without a manifest. Give an empty folder with --out.")
+        made = list(units())
+        if not made:
+            raise InvalidArgument(
+                "no text has enough tokens to sample from. Give other datasets or fewer --tokens."
+            )
+        write_atomic(folder / SAMPLES, _packed(made))
+        record = RunRecord(request, dict(versions), _now(), None, 0, len(made))
+        write_atomic(folder / MANIFEST, record.to_json().encode())
+        return Results(folder, record)
+
+    def units(self) -> list[Row]:
+        """The units of work, in order.
+
+        Raises:
+            BadFile: when the file is missing or damaged.
+        """
+        return _unpacked(self.folder / SAMPLES)
+
+    def shard(self, unit: int) -> Path:
+        """Where the rows of a unit are."""
+        return self.folder / "rows" / f"{unit:05d}.jsonl.gz"
+
+    @property
+    def done(self) -> int:
+        """How many units have their rows."""
+        return sum(self.shard(unit).is_file() for unit in range(self.record.total))
+
+    def run(self, work: Callable[[Row], Iterable[Row]], progress: Progress | None = None) -> Results:
+        """Do every unit that is not done, in order, and write its rows; then note when it ended.
+
+        `progress` gets (units done, units in all, the name of the current one).
+        """
+        for number, unit in enumerate(self.units()):
+            if progress:
+                progress(number, self.record.total, f"{unit['dataset']} {unit['text']}")
+            if not self.shard(number).is_file():
+                write_atomic(self.shard(number), _packed(work(unit)))
+        if progress:
+            progress(self.record.total, self.record.total, "done")
+        for left in (self.folder / "rows").glob(".*"):
+            left.unlink(missing_ok=True)  # what a killed run was writing
+        if self.record.finished is not None:
+            return self
+        finished = replace(self.record, finished=_now(), done=self.record.total)
+        write_atomic(self.folder / MANIFEST, finished.to_json().encode())
+        return replace(self, record=finished)
+
+    def rows(self) -> Iterator[Row]:
+        """Every row there is, unit by unit.
+
+        Raises:
+            BadFile: when a shard is damaged.
+        """
+        for unit in range(self.record.total):
+            if self.shard(unit).is_file():
+                yield from _unpacked(self.shard(unit))
+
+    def columns(self, *names: str) -> dict[str, list[Any]]:
+        """Some fields of every row, as lists of equal length; None where a row has no such field.
+
+        Raises:
+            BadFile: when a shard is damaged.
+        """
+        kept: dict[str, list[Any]] = {name: [] for name in names}
+        for row in self.rows():
+            for name, column in kept.items():
+                column.append(row.get(name))
+        return kept
+
+    def write_tables(self, tables: Iterable[SummaryTable]) -> None:
+        """Write `summary.json` and a CSV file for each table."""
+        written: Row = {}
+        for table in tables:
+            written[table.name] = {
+                "title": table.title, "paper": table.paper, "note": table.note,
+                "columns": table.columns, "rows": table.rows,
+            }  # fmt: skip
+            write_atomic(self.folder / "tables" / f"{table.name}.csv", table.to_csv().encode())
+        text = json.dumps({"tables": written}, indent=None, allow_nan=False, ensure_ascii=False)
+        write_atomic(self.folder / SUMMARY, (text + "\n").encode())
+
+    def tables(self) -> dict[str, SummaryTable]:
+        """The tables of `summary.json` by name.
+
+        Raises:
+            BadFile: when there is none, or it cannot be read.
+        """
+        path = self.folder / SUMMARY
+        try:
+            data = cast("Row", json.loads(path.read_bytes()))
+            return {
+                name: SummaryTable(
+                    name, told["title"], told["paper"], told["note"], tuple(told["columns"]),
+                    tuple(tuple(row) for row in told["rows"]),
+                )
+                for name, told in data["tables"].items()
+            }  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadFile(
+                f"{path} cannot be read as a summary ({error!r}). Run the experiment's command again."
+            ) from None
+
+
+def versions() -> dict[str, str]:
+    """Of saeflow, Python and the libraries whose arithmetic the rows depend on; imports none of them."""
+    found = {"saeflow": __version__, "python": platform.python_version()}
+    for package in ("numpy", "torch", "transformers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def significant(value: float, digits: int = 6) -> float:
+    """`value` at so many significant digits, for rows: short, and 0 only when it is 0."""
+    return float(f"{value:.{digits}g}")
+
+
+def _cell(value: Any) -> Cell:
+    """A plain cell from a Python or numpy scalar; numbers that are none become None."""
+    plain = value.item() if hasattr(value, "item") else value
+    if isinstance(plain, float):
+        return significant(plain) if math.isfinite(plain) else None
+    return cast("Cell", plain)
+
+
+def _packed(rows: Iterable[Row]) -> bytes:
+    lines = [
+        json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n" for row in rows
+    ]
+    # mtime = 0: the same rows are the same bytes
+    return gzip.compress("".join(lines).encode(), compresslevel=6, mtime=0)
+
+
+def _unpacked(path: Path) -> list[Row]:
+    try:
+        data = path.read_bytes()
+        if not data:
+            raise EOFError("the file is empty")
+        lines = gzip.decompress(data).decode().split("\n")[:-1]
+        # one call for the file: many times as fast as one a line
+        return cast("list[Row]", json.loads("[" + ",".join(lines) + "]"))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise BadFile(
+            f"{path} cannot be read ({error}). Remove it and run the command again to make it anew."
+        ) from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

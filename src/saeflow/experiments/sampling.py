@@ -1,0 +1,271 @@
+"""Datasets by name, and the tokens an experiment looks at: a function of a seed. No torch.
+
+    name -> Dataset -> texts in an order set by the seed -> n texts with m random tokens each (appendix A.1)
+
+A name is "demo" or "demo:stories", a file (.txt, .jsonl, .parquet), a name of datasets.toml or a dataset on the
+hub. Every draw has a generator of its own, made from the seed and from what is drawn: another dataset, or
+more texts, do not move the samples of this one. A quarter of all texts, chosen by their content, is never
+sampled: matching by activations is fitted on it (`held_out`), so that no method has seen what it is tested on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol, cast, runtime_checkable
+
+import numpy as np
+
+from saeflow.demo.texts import DOMAINS, all_texts
+from saeflow.errors import BadFile, InvalidArgument, MissingExtra, Unreachable
+
+HELD_OUT: Final = 4
+"""One text in this many is held out of sampling."""
+
+BUFFER: Final = 10_000
+"""Texts of a stream that are shuffled at a time."""
+
+MAX_TRIED: Final = 1000
+"""Texts in a row without enough tokens after which a dataset is given up."""
+
+_RECIPES: Final = Path(__file__).parent / "datasets.toml"
+_HUB_DEFAULT: Final = {"config": "", "split": "train", "column": "text"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A name, and its texts in an order set by a seed."""
+
+    name: str
+    read: Callable[[int], Iterable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A text and the tokens of it that were drawn.
+
+    Attributes:
+        dataset: name of the dataset.
+        text: number of the text among the samples of its dataset, from 0.
+        content: the text.
+        positions: columns of its tokens, ascending; column 0 is the begin-of-text token where there is one.
+    """
+
+    dataset: str
+    text: int
+    content: str
+    positions: tuple[int, ...]
+
+    def to_row(self) -> dict[str, Any]:
+        """The sample as a unit of a results folder."""
+        return {
+            "dataset": self.dataset,
+            "text": self.text,
+            "content": self.content,
+            "positions": list(self.positions),
+        }
+
+    @staticmethod
+    def of(row: dict[str, Any]) -> Sample:
+        """The inverse of `to_row`."""
+        return Sample(row["dataset"], row["text"], row["content"], tuple(row["positions"]))
+
+
+@runtime_checkable
+class Encode(Protocol):
+    """Token ids of a text as the model sees it: cut to length, with the begin-of-text token."""
+
+    def __call__(self, text: str) -> Sequence[int]:
+        """The ids."""
+        ...
+
+
+def generator(seed: int, *what: str | int) -> np.random.Generator:
+    """A generator for one draw: a function of the seed and of what is drawn, and of nothing else."""
+    digest = hashlib.sha256(json.dumps([seed, *what]).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+
+def expand(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of single datasets, each once: "demo" stands for its five domains."""
+    found = itertools.chain.from_iterable(
+        [f"demo:{domain}" for domain in DOMAINS] if name == "demo" else [name] for name in names
+    )
+    return tuple(dict.fromkeys(found))
+
+
+def open_dataset(name: str) -> Dataset:
+    """The dataset of a name; reads nothing yet.
+
+    Args:
+        name: "demo:stories", a path that ends in .txt, .jsonl or .parquet, a name of `recipes()`, or
+            OWNER/NAME of a dataset on the hub.
+
+    Raises:
+        InvalidArgument: for a name that is none of these, or a file that does not exist.
+    """
+    kind, _, domain = name.partition(":")
+    if kind == "demo" and domain in DOMAINS:
+        return Dataset(name, partial(_shuffled, name, partial(all_texts, domain)))
+    path = Path(name).expanduser()
+    if path.suffix in _READERS:
+        if not path.is_file():
+            raise InvalidArgument(
+                f"there is no file {path}. Give a .txt, .jsonl or .parquet file that exists."
+            )
+        return Dataset(name, partial(_shuffled, name, partial(_READERS[path.suffix], path)))
+    known = recipes()
+    if name in known:
+        return Dataset(name, partial(_streamed, known[name]))
+    if name.count("/") == 1 and not path.exists():
+        return Dataset(name, partial(_streamed, {"repo": name, **_HUB_DEFAULT}))
+    raise InvalidArgument(
+        f"there is no dataset {name!r}. Known: demo, {', '.join(f'demo:{d}' for d in DOMAINS)}, {', '.join(known)}; or "
+        "give a .txt, .jsonl or .parquet file, or OWNER/NAME of a dataset on the hub."
+    )
+
+
+def recipes() -> dict[str, dict[str, str]]:
+    """The named datasets of the hub: name -> repo, config, split, column, about."""
+    return tomllib.loads(_RECIPES.read_text(encoding="utf-8"))
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a text is kept from sampling, for methods that are fitted on activations."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % HELD_OUT == 0
+
+
+def held_out(datasets: Sequence[Dataset], n: int, seed: int = 0) -> list[str]:
+    """Up to `n` texts of each dataset that no experiment samples, one of each in turn."""
+    kept = [list(itertools.islice(filter(is_held_out, dataset.read(seed)), n)) for dataset in datasets]
+    return [text for turn in itertools.zip_longest(*kept) for text in turn if text is not None]
+
+
+def draw(
+    dataset: Dataset,
+    encode: Encode,
+    *,
+    n_texts: int,
+    n_tokens: int,
+    seed: int = 0,
+    special: Collection[int] = (),
+) -> list[Sample]:
+    """Up to `n_texts` texts of a dataset with `n_tokens` random tokens each, none of them special.
+
+    A text without so many tokens is passed over. Fewer samples come back when the dataset has no more.
+
+    Args:
+        dataset: what `open_dataset` returned.
+        encode: token ids of a text; columns count in what it returns.
+        n_texts: how many texts.
+        n_tokens: how many tokens of each, drawn without replacement.
+        seed: the samples are a function of it and of the dataset.
+        special: token ids that are never drawn, the begin-of-text token above all.
+
+    Raises:
+        InvalidArgument: for no texts or tokens; when 1,000 texts in a row have too few tokens.
+        MissingExtra: when the dataset needs a package that is not installed.
+        BadFile: when its file cannot be read.
+        Unreachable: when it cannot be fetched.
+    """
+    if n_texts < 1 or n_tokens < 1:
+        raise InvalidArgument(
+            f"{n_texts} texts with {n_tokens} tokens each give no sample. Give 1 or more of both."
+        )
+    left_out, passed, found = set(special), 0, list[Sample]()
+    for content in dataset.read(seed):
+        if is_held_out(content):
+            continue
+        columns = [column for column, token in enumerate(encode(content)) if token not in left_out]
+        if len(columns) < n_tokens:
+            passed += 1
+            if passed > MAX_TRIED and not found:
+                raise InvalidArgument(
+                    f"{passed} texts of {dataset.name} in a row have fewer than {n_tokens} tokens. Give fewer --tokens."
+                )
+            continue
+        chosen = generator(seed, "tokens", dataset.name, content).choice(columns, n_tokens, replace=False)
+        found.append(Sample(dataset.name, len(found), content, tuple(sorted(chosen.tolist()))))
+        if len(found) == n_texts:
+            break
+    return found
+
+
+def _shuffled(name: str, read: Callable[[], list[str]], seed: int) -> Iterator[str]:
+    texts = read()
+    for index in generator(seed, "texts", name).permutation(len(texts)).tolist():
+        yield texts[index]
+
+
+def _streamed(recipe: dict[str, str], seed: int) -> Iterator[str]:
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra(
+            f"the dataset {recipe['repo']} is read with the package datasets, which is not installed. "
+            "Install it with `pip install 'saeflow[data]'`, or give a local file."
+        ) from None
+    try:
+        stream = datasets.load_dataset(
+            recipe["repo"], recipe["config"] or None, split=recipe["split"], streaming=True
+        )
+        for row in stream.shuffle(seed=seed, buffer_size=BUFFER):
+            yield str(row[recipe["column"]])
+    except KeyError:
+        raise BadFile(
+            f"{recipe['repo']} has no column {recipe['column']!r}. Give a local file with one named text."
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Unreachable(
+            f"{recipe['repo']} cannot be read ({type(error).__name__}: {error}). Check its name and the network, or "
+            "give a local file."
+        ) from error
+
+
+def _text_file(path: Path) -> list[str]:
+    """Texts between blank lines, or between lines of `<|endoftext|>` where the file has one."""
+    whole = _read_text(path)
+    pieces = whole.split("<|endoftext|>" if "<|endoftext|>" in whole else "\n\n")
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def _json_lines(path: Path) -> list[str]:
+    try:
+        rows = [json.loads(line) for line in _read_text(path).split("\n") if line.strip()]
+        return [str(row["text"]) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadFile(f"{path} is not a JSON object with a field text on each line ({error!r}).") from None
+
+
+def _parquet(path: Path) -> list[str]:
+    try:
+        import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra(
+            f"{path} is read with the package pyarrow, which is not installed. Install it with "
+            "`pip install 'saeflow[data]'`, or give a .jsonl file."
+        ) from None
+    try:
+        return cast("list[str]", pq.read_table(path, columns=["text"])["text"].to_pylist())
+    except (OSError, ValueError, KeyError) as error:
+        raise BadFile(f"{path} is no Parquet file with a column text ({error}).") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFile(f"{path} cannot be read as UTF-8 text ({error}).") from None
+
+
+_READERS: Final[dict[str, Callable[[Path], list[str]]]] = {
+    ".txt": _text_file,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}

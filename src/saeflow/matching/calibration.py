@@ -1,0 +1,236 @@
+"""What a best match scores by chance, for every pair of sites of an atlas: beyond the paper.
+
+Section 3.3 calls scores "high" and "low", "specific for each layer", and gives no rule. Here a null is drawn for
+each ordered pair of sites: rows that have no counterpart at the target, and the best score of each. From it
+come p-values and thresholds (`null`). Three kinds of rows:
+
+    rotation   the source's rows after a random rotation, which is a uniform direction for each row
+    moments    Gaussian rows with the mean and the covariance of the source's rows, at unit norm
+    far        the rows of the same part at least half the depth away from the target
+
+A rotation destroys what every row of a stream shares, its mean direction and its few strong directions, so
+that nearly everything is significant. `moments` keeps both and destroys which feature is which. Rows far away
+share them too, and also real features that live through half the model. docs/calibration.md measures the
+three; `moments` is the default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeflow.errors import BadFile, InvalidArgument, UnknownSite
+from saeflow.ids import Site
+from saeflow.matching.atlas import Atlas, Pair, open_atlas, save_manifest
+from saeflow.matching.cosine import Directions
+from saeflow.matching.null import FILE, NullDistribution, nulls_to_bytes, read_nulls
+from saeflow.matching.topk import top_k
+from saeflow.paths import write_atomic
+from saeflow.sources.dictionary import AttentionWriter, Dictionary
+
+Kind = Literal["rotation", "moments", "far"]
+KINDS: Final[tuple[Kind, ...]] = ("rotation", "moments", "far")
+Progress = Callable[[int, int, str], None]
+
+
+def rotated(
+    rows: Float[Tensor, "n d_model"], n: int, generator: torch.Generator
+) -> Float[Tensor, "k d_model"]:
+    """`n` unit rows, each as a random rotation of a unit row leaves it: uniform over directions.
+
+    A rotation of all rows at once (Haar, by QR of a Gaussian) gives every row this distribution; drawn one by
+    one they are independent too.
+
+    Raises:
+        Nothing.
+    """
+    return _unit(torch.randn(n, rows.shape[1], generator=generator).to(rows))
+
+
+def like_moments(
+    rows: Float[Tensor, "n d_model"], n: int, generator: torch.Generator
+) -> Float[Tensor, "k d_model"]:
+    """`n` Gaussian rows with the mean and the covariance of `rows`, at unit norm.
+
+    m + (1 / sqrt(N)) sum_i g_i (f_i - m), with g_i standard normal: exact also where rows span less than
+    the whole space, and no matrix is decomposed.
+
+    Raises:
+        Nothing.
+    """
+    mean = rows.mean(dim=0)
+    weights = torch.randn(n, len(rows), generator=generator).to(rows) / len(rows) ** 0.5
+    return _unit(mean + weights @ (rows - mean))
+
+
+def far_sites(source: Site, target: Site, sites: Sequence[Site]) -> list[Site]:
+    """Sites of the source's part at least half the depth away from `target`: 13 layers of 26, 3 of 6.
+
+    Half the depth is what the middle layer has on either side, so every layer has a layer that far away. A
+    layer next to the target is never far, so a release of three layers or fewer has none for some.
+
+    Raises:
+        Nothing.
+    """
+    layers = [site.layer for site in sites]
+    half = max((max(layers) - min(layers)) / 2, 2)
+    return [s for s in sites if s.part is source.part and abs(s.layer - target.layer) >= half]
+
+
+def calibrate(
+    dictionaries: Mapping[Site, Dictionary],
+    atlas: Atlas,
+    *,
+    rows: int = 2048,
+    rotations: int = 8,
+    seed: int = 0,
+    null: Kind | str = "moments",
+    projector: AttentionWriter | None = None,
+    progress: Progress | None = None,
+) -> Atlas:
+    """Add a null for every table of `atlas` to its folder, and return the atlas with it.
+
+    `rows` times `rotations` null rows are drawn for each ordered pair, 16,384 by default: as much work as
+    matching once more where dictionaries are that wide. p-values can then not be below 1 in 16,385, and
+    a pair where fewer than about 0.6 % of the features have a real match may keep none at a rate of 1 %:
+    draw more there. A killed run goes on with the pairs that are missing.
+
+    Args:
+        dictionaries: What the atlas was built from.
+        atlas: Made by "cosine".
+        rows: Null rows drawn at a time.
+        rotations: How often; for "far", rows are drawn without repetition from what there is.
+        seed: Each pair has its own generator, made from this and from its name.
+        null: Which rows; see the head of this file.
+        projector: The model, needed where attention dictionaries live in z.
+        progress: Called with (done, total, what is being done).
+
+    Raises:
+        InvalidArgument: for a number or a name out of range, an atlas of another method, or dictionaries that
+            are not those it was built from.
+        UnknownSite: when a site of the atlas has no dictionary, or "far" finds no site far enough.
+    """
+    kind = _check(atlas, rows, rotations, null)
+    draw = _Draw(dictionaries, projector, sorted(dictionaries), kind, rows, rotations, seed)
+    work = atlas.folder / "calibration.work"
+    found: dict[Pair, NullDistribution] = {}
+    pairs = list(atlas)
+    for done, pair in enumerate(pairs):
+        if progress:
+            progress(done, len(pairs), f"{pair[0]} to {pair[1]}")
+        made_from = draw.checked(pair, atlas[pair].made_from)
+        key = json.dumps([null, rows, rotations, seed, *map(str, pair), *made_from])
+        path = work / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        try:
+            found[pair] = read_nulls(path)[pair]
+        except (BadFile, KeyError):
+            found[pair] = draw.null(*pair)
+            write_atomic(path, nulls_to_bytes({pair: found[pair]}))
+        draw.keep({site for later in pairs[done + 1 :] for site in later})
+    if progress:
+        progress(len(pairs), len(pairs), "done")
+    data = nulls_to_bytes(found)
+    write_atomic(atlas.folder / FILE, data)
+    save_manifest(replace(atlas, calibration=(FILE, hashlib.sha256(data).hexdigest())))
+    for part in work.iterdir():
+        part.unlink()
+    work.rmdir()
+    return open_atlas(atlas.folder)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """Null rows for the sites of an atlas; the directions of sites that are still needed stay in memory."""
+
+    dictionaries: Mapping[Site, Dictionary]
+    projector: AttentionWriter | None
+    sites: Sequence[Site]
+    kind: Kind
+    rows: int
+    rotations: int
+    seed: int
+
+    @cached_property
+    def _sides(self) -> dict[Site, Directions]:
+        return {}
+
+    def checked(self, pair: Pair, made_from: tuple[str, str]) -> tuple[str, str]:
+        """The fingerprints of a pair's dictionaries, which must be those of its table."""
+        for site, expected in zip(pair, made_from, strict=True):
+            if expected and self._side(site).fingerprint != expected:
+                raise InvalidArgument(
+                    f"the atlas was not built from this dictionary at {site}: its rows differ. Give the dictionaries "
+                    "of the atlas, or build it again with `saeflow atlas build`."
+                )
+        return self._side(pair[0]).fingerprint, self._side(pair[1]).fingerprint
+
+    def null(self, source: Site, target: Site) -> NullDistribution:
+        """The best scores at `target` of rows drawn after those of `source`."""
+        name = json.dumps([self.seed, self.kind, str(source), str(target)])
+        digest = hashlib.sha256(name.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
+        rows, scores = self._side(target).rows, list[float]()
+        for drawn in self._drawn(source, target, generator):
+            scores += top_k(drawn, rows, 1).score[:, 0].tolist()
+        return NullDistribution.of(source, target, self.kind, scores, self.seed)
+
+    def _drawn(self, source: Site, target: Site, generator: torch.Generator) -> Iterator[Tensor]:
+        if self.kind == "far":
+            yield from self._far(source, target, generator)
+            return
+        draw = rotated if self.kind == "rotation" else like_moments
+        for _ in range(self.rotations):
+            yield draw(self._side(source).rows, self.rows, generator)
+
+    def _far(self, source: Site, target: Site, generator: torch.Generator) -> Iterator[Tensor]:
+        """Up to `rows` rows of each far site, taken without repetition, `rotations` sites at most."""
+        sites = far_sites(source, target, self.sites)
+        if not sites:
+            raise UnknownSite(
+                f"there is no {source.part.value} site half the depth away from {target}. Choose another null: "
+                "moments or rotation."
+            )
+        sites.sort(key=lambda site: (-abs(site.layer - target.layer), site))
+        for site in sites[: self.rotations]:
+            rows = self._side(site).rows
+            yield rows[torch.randperm(len(rows), generator=generator)[: self.rows].to(rows.device)]
+
+    def _side(self, site: Site) -> Directions:
+        if site not in self._sides:
+            if site not in self.dictionaries:
+                raise UnknownSite(f"there is no dictionary at {site}, which the atlas has. Give them all.")
+            self._sides[site] = Directions.of(self.dictionaries[site], self.projector)
+            self.dictionaries[site].unload()
+        return self._sides[site]
+
+    def keep(self, sites: Collection[Site]) -> None:
+        """Forget the directions of all other sites."""
+        for site in [site for site in self._sides if site not in sites]:
+            del self._sides[site]
+
+
+def _unit(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+
+
+def _check(atlas: Atlas, rows: int, rotations: int, null: str) -> Kind:
+    if atlas.method != "cosine":
+        raise InvalidArgument(
+            f"the atlas at {atlas.folder} was made by {atlas.method}, and a null of cosines says nothing about its "
+            "scores. Calibrate an atlas of saeflow.build_atlas."
+        )
+    for name, number in {"rows": rows, "rotations": rotations}.items():
+        if number < 1:
+            raise InvalidArgument(f"{name}={number} draws nothing. Give 1 or more.")
+    for kind in KINDS:
+        if kind == null:
+            return kind
+    raise InvalidArgument(f"there is no null {null!r}. Known: {', '.join(KINDS)}.")

@@ -1,0 +1,333 @@
+"""Every way to match two dictionaries by their weights, behind `match` and `match_pair`.
+
+A method says which row each feature of a side brings; the score of a pair is the dot product of the two rows.
+Most keep the k best of each feature (many to one, section 3.2); the permutations pair features one to one
+(section 2.3). Figures 23 and 24 of the paper compare them.
+
+Any two dictionaries of one residual stream can be matched: neighbours, sites far apart, two releases of
+other width or seed. Scores are kept in their own units, signs and all: a cosine lies in [-1, 1], the others
+have no such range, and thresholds meant for cosines do not fit them.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.ids import Site
+from saeflow.matching.permutation import NO_PARTNER, Assignment, assign
+from saeflow.matching.running import TopK
+from saeflow.matching.table import MatchTable
+from saeflow.matching.topk import top_k, top_k_both
+from saeflow.matching.virtual import reading_bias, reading_rows
+from saeflow.sources.architectures import Tap
+from saeflow.sources.dictionary import AttentionWriter, Dictionary
+
+_MakeRows = Callable[[Dictionary, "Role", AttentionWriter | None], Tensor]
+
+
+class Role(enum.StrEnum):
+    """Which end of an edge of the flow a dictionary stands at."""
+
+    PARENT = "parent"
+    CHILD = "child"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to match.
+
+    Attributes:
+        name: As `match` takes it.
+        sentence: What it computes, for people.
+        source: Where it is from.
+        one_to_one: Features are paired, each at most once; then only k = 1 has a meaning.
+        folded: Both dictionaries are folded first, so that rows compare in units of their thresholds.
+        reads_encoder: It reads encoders, which a dictionary on z has in another space.
+    """
+
+    name: str
+    sentence: str
+    source: str
+    rows: _MakeRows
+    one_to_one: bool = False
+    folded: bool = False
+    reads_encoder: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What one side brings to a method: a row a feature, and a fingerprint of everything that was read."""
+
+    site: Site
+    rows: Float[Tensor, "n_features width"]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the rows in float32: they hold every tensor the method reads, thresholds as scales."""
+        return hashlib.sha256(self.rows.cpu().contiguous().numpy().data).hexdigest()
+
+
+def match(
+    source: Dictionary,
+    target: Dictionary,
+    *,
+    k: int = 1,
+    method: str = "cosine",
+    projector: AttentionWriter | None = None,
+) -> MatchTable:
+    """Match every feature of `source` to its `k` best features of `target`.
+
+    Args:
+        source: The dictionary whose features are matched.
+        target: The dictionary that matches are sought in; of any number of features.
+        k: How many matches of each feature are kept. 1 for one-to-one methods.
+        method: A name in `METHODS`.
+        projector: The model, needed where a dictionary lives in z.
+
+    Returns:
+        The table, with scores in the method's own units. A one-to-one method leaves features without a partner
+        where `source` is the larger side: index 0 with score -inf, which `MatchTable.best` leaves out.
+
+    Raises:
+        InvalidArgument: for an unknown method, `k` out of range, or folding without thresholds above 0.
+        WidthMismatch: when the dictionaries write into spaces of different width, or an encoder that the
+            method reads does not lie in the residual stream.
+        BadFile: when a tensor that is read is bad.
+    """
+    how = find_method(method)
+    a, b = sides(source, target, method=method, projector=projector)
+    if how.one_to_one:
+        return match_rows(a, b, k=k, method=method)[0]
+    return _table(how, a, b, top_k(a.rows, b.rows, k))
+
+
+def match_pair(
+    source: Dictionary,
+    target: Dictionary,
+    *,
+    k: int = 1,
+    method: str = "cosine",
+    projector: AttentionWriter | None = None,
+) -> tuple[MatchTable, MatchTable]:
+    """Match two dictionaries both ways, in one pass: (source -> target, target -> source).
+
+    Raises:
+        As `match` does; `k` is at most the number of features of the smaller one.
+    """
+    a, b = sides(source, target, method=method, projector=projector)
+    return match_rows(a, b, k=k, method=method)
+
+
+def match_rows(a: Rows, b: Rows, *, k: int = 1, method: str = "cosine") -> tuple[MatchTable, MatchTable]:
+    """`match_pair` on rows that `rows_of` made, for those who match a site to several others.
+
+    Raises:
+        InvalidArgument: for an unknown method, or `k` out of range.
+        WidthMismatch: when the two differ in width.
+    """
+    how = find_method(method)
+    if not how.one_to_one:
+        forward, backward = top_k_both(a.rows, b.rows, k)
+        return _table(how, a, b, forward), _table(how, b, a, backward)
+    if k != 1:
+        raise InvalidArgument(
+            f"k={k} matches were asked of method {how.name!r}, which gives each feature one partner. Give k=1."
+        )
+    found = assign(a.rows, b.rows)
+    return _paired(how, a, b, found), _paired(how, b, a, found.inverse(len(b.rows)))
+
+
+def permutation(
+    source: Dictionary,
+    target: Dictionary,
+    *,
+    method: str = "permutation",
+    projector: AttentionWriter | None = None,
+) -> Assignment:
+    """The one-to-one matching of two dictionaries with its certificate: value, bound and gap.
+
+    Raises:
+        InvalidArgument: when `method` pairs no features one to one.
+        WidthMismatch, BadFile: as `match` does.
+    """
+    if not find_method(method).one_to_one:
+        known = ", ".join(name for name, how in METHODS.items() if how.one_to_one)
+        raise InvalidArgument(f"method {method!r} is no one-to-one matching. Those are: {known}.")
+    a, b = sides(source, target, method=method, projector=projector)
+    return assign(a.rows, b.rows)
+
+
+def sides(
+    source: Dictionary,
+    target: Dictionary,
+    *,
+    method: str = "cosine",
+    projector: AttentionWriter | None = None,
+) -> tuple[Rows, Rows]:
+    """The rows of both sides. Their fingerprints are the `made_from` of the tables they make.
+
+    Raises:
+        As `match` does.
+    """
+    first, second = roles(source.site, target.site)
+    return rows_of(source, first, method, projector), rows_of(target, second, method, projector)
+
+
+def roles(source: Site, target: Site) -> tuple[Role, Role]:
+    """Who is parent and who is child: the earlier in the order of computation is the parent.
+
+    At one site (two releases) the order does not say; there the source is the child, which asks where it comes
+    from.
+    """
+    return (Role.PARENT, Role.CHILD) if source < target else (Role.CHILD, Role.PARENT)
+
+
+def rows_of(
+    dictionary: Dictionary, role: Role, method: str = "cosine", projector: AttentionWriter | None = None
+) -> Rows:
+    """The rows a dictionary brings to a method, in float32. Reads only the tensors that the method needs.
+
+    `role` matters to the virtual methods alone: a parent brings what it writes, a child what it reads.
+
+    Raises:
+        As `match` does.
+    """
+    how = find_method(method)
+    rows = how.rows(dictionary.fold() if how.folded else dictionary, role, projector).float()
+    if not bool(torch.isfinite(rows).all()):
+        raise BadFile(
+            f"{dictionary.origin}: rows for method {method!r} are not finite in float32. Values of the file, or "
+            "its values times its thresholds, are too large."
+        )
+    return Rows(dictionary.site, rows)
+
+
+def check(dictionary: Dictionary, method: str, role: Role) -> None:
+    """Refuse at once what matching would refuse later; reads no more than thresholds.
+
+    Raises:
+        InvalidArgument: for an unknown method, or folding without thresholds above 0.
+        WidthMismatch: when the method reads the encoder of a dictionary on z.
+    """
+    how = find_method(method)
+    if how.folded:
+        dictionary.fold()
+    virtual_parent = how.rows is _virtual and role is Role.PARENT
+    if how.reads_encoder and dictionary.tap is Tap.Z and not virtual_parent:
+        reading_rows(dictionary)
+
+
+def find_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        InvalidArgument: when there is none; the message lists those there are.
+    """
+    if name not in METHODS:
+        raise InvalidArgument(f"there is no matching method {name!r}. Known: {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def _unit(dictionary: Dictionary, _: Role, projector: AttentionWriter | None) -> Tensor:
+    return dictionary.directions(projector)
+
+
+def _decoder(dictionary: Dictionary, _: Role, projector: AttentionWriter | None) -> Tensor:
+    return dictionary.written(projector)
+
+
+def _encoder_too(dictionary: Dictionary, _: Role, projector: AttentionWriter | None) -> Tensor:
+    reads = reading_rows(dictionary)
+    return torch.cat([dictionary.written(projector), reads], dim=1)
+
+
+def _bias_too(dictionary: Dictionary, role: Role, projector: AttentionWriter | None) -> Tensor:
+    return torch.cat([_encoder_too(dictionary, role, projector), reading_bias(dictionary)[:, None]], dim=1)
+
+
+def _virtual(dictionary: Dictionary, role: Role, projector: AttentionWriter | None) -> Tensor:
+    return dictionary.written(projector) if role is Role.PARENT else reading_rows(dictionary)
+
+
+_FLOW = "section 3.2"
+_MATCH = "section 2.3 and figure 23; Balagansky et al. 2024, arXiv 2410.07656"
+_TRANSCODER = "equation 1 and appendix F; Dunefsky et al. 2024, arXiv 2406.11944"
+_PRODUCT = "figure 24, appendix F"
+_FOLDED = " Both are folded first."
+
+
+def _plain_and_folded(
+    name: str, sentence: str, source: str, rows: _MakeRows, *, one_to_one: bool = False, encoder: bool = False
+) -> tuple[Method, Method]:
+    return (
+        Method(name, sentence, source, rows, one_to_one, folded=False, reads_encoder=encoder),
+        Method(
+            f"{name}-folded", sentence + _FOLDED, source, rows, one_to_one, folded=True, reads_encoder=encoder
+        ),
+    )
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        how.name: how
+        for how in (
+            Method("cosine", "The k decoder rows with the highest cosine.", _FLOW, _unit),
+            *_plain_and_folded(
+                "permutation",
+                "One partner for each feature: decoder rows as they are, the sum of dot products at its largest.",
+                _MATCH, _decoder, one_to_one=True,
+            ),
+            *_plain_and_folded(
+                "permutation-encoder",
+                "One partner for each feature: decoder and encoder rows side by side.",
+                _MATCH, _encoder_too, one_to_one=True, encoder=True,
+            ),
+            *_plain_and_folded(
+                "permutation-encoder-bias",
+                "One partner for each feature: decoder row, encoder row and encoder bias side by side.",
+                _MATCH, _bias_too, one_to_one=True, encoder=True,
+            ),
+            *_plain_and_folded(
+                "virtual",
+                "The k largest virtual weights: what the earlier feature writes, times what the later one reads.",
+                _TRANSCODER, _virtual, encoder=True,
+            ),
+            *_plain_and_folded(
+                "decoder-product", "The k largest dot products of decoder rows as they are.", _PRODUCT, _decoder
+            ),
+        )
+    }
+)  # fmt: skip
+"""Every method by its name."""
+
+
+def _table(how: Method, a: Rows, b: Rows, top: TopK) -> MatchTable:
+    if not bool(torch.isfinite(top.score).all()):
+        raise InvalidArgument(
+            f"dot products of {a.site} and {b.site} go beyond float32 under method {how.name!r}. Use one that "
+            'takes unit rows: "cosine".'
+        )
+    index, score = top.index.to(torch.int32).cpu().numpy(), top.score.float().cpu().numpy()
+    return MatchTable(
+        a.site, b.site, how.name, len(b.rows), index, score, (a.fingerprint, b.fingerprint)
+    )  # fmt: skip
+
+
+def _paired(how: Method, a: Rows, b: Rows, found: Assignment) -> MatchTable:
+    """One column; a feature without partner has index 0 and score -inf."""
+    index = np.where(found.index == NO_PARTNER, 0, found.index).astype(np.int32)[:, None]
+    score = found.score.astype(np.float32)[:, None]
+    return MatchTable(
+        a.site, b.site, how.name, len(b.rows), index, score, (a.fingerprint, b.fingerprint)
+    )  # fmt: skip

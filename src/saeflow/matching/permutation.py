@@ -1,0 +1,319 @@
+"""One-to-one matching: the assignment of rows to rows with the largest sum of dot products.
+
+    P = argmin_P sum |W_B - P W_A|^2  =  argmax_P sum_i a_i . b_P(i)          (section 2.3)
+
+This is SAE Match (Balagansky et al. 2024, arXiv 2410.07656). The two sides of the equation agree where every
+row of both sides gets a partner, or where all rows have one norm; with more rows on one side and norms that
+differ, the sum of dot products is what is maximised here.
+
+The product of two dictionaries of 16,384 features has 268 million entries, and nearly all are too small to
+matter. So the problem is solved on a core of it and proved on all of it (the core-oriented approach of
+Volgenant 1996, Computers & Operations Research 23):
+
+1. Core: the best `candidates` columns of every row and rows of every column, and any one full matching.
+2. Solve on the core (scipy's LAPJVsp).
+3. Prices: the least p >= 0 for which no row of the core would rather have another column than its own.
+4. Bound: sum p + sum_i max_j (a_i . b_j - p_j) is at least the optimum for ANY p >= 0. The maximum runs over
+   all columns, in one pass of top-k over the rows [a_i, 1] and [b_j, -p_j]. Where it meets the value of the
+   core's solution, that solution is optimal for the whole; where not, the pairs that break it join the core.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
+from torch import Tensor
+
+from saeflow.errors import InvalidArgument, WidthMismatch
+from saeflow.matching.topk import top_k, top_k_both
+from saeflow.sources.weights import first_rows, row_peaks
+
+CANDIDATES = 50
+TOLERANCE = 1e-6
+ROUNDS = 8
+DENSE_ENTRIES = 1 << 22
+"""Up to this many products (2,048 x 2,048) the whole matrix is solved at once."""
+DENSE_SHARE = 8
+"""A core of more than one in this many pairs is no core: the dense solver takes over."""
+DENSE_BYTES = 20
+"""Peak memory of the dense solver for each product: measured 5.4 GB at 16,384 x 16,384."""
+NO_PARTNER = -1
+GRID = 1 << 26
+"""Steps between the smallest and the largest product of a core: finer than float32 products are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """A one-to-one matching of rows, and how far from the best possible it can be.
+
+    Attributes:
+        index: The partner of each source row, -1 where it has none: the larger side has rows left over.
+        score: The dot product with the partner, -inf where there is none.
+        value: The sum of the dot products of all pairs.
+        bound: What no assignment can exceed, from prices on all columns; `value` where solved densely.
+        gap: (bound - value) / |bound|, 0 where both are 0. Up to the rounding of float32 products.
+        exact: Whether nothing better is possible, up to `tolerance`: bound - value is that small beside the
+            larger of |bound| and the sum of |score|.
+        how: "dense", or "core" with its rounds and how many pairs it held.
+    """
+
+    index: Int64[np.ndarray, " n_source"]
+    score: Float64[np.ndarray, " n_source"]
+    value: float
+    bound: float
+    gap: float
+    exact: bool
+    how: str
+
+    def inverse(self, n_target: int) -> Assignment:
+        """The same pairs read from the other side, which has `n_target` rows.
+
+        Raises:
+            InvalidArgument: when a partner lies outside `n_target`.
+        """
+        if len(self.index) and self.index.max() >= n_target:
+            raise InvalidArgument(
+                f"row {self.index.max()} is a partner, beyond {n_target} rows of that side."
+            )
+        rows = np.flatnonzero(self.index != NO_PARTNER)
+        index = np.full(n_target, NO_PARTNER, dtype=np.int64)
+        score = np.full(n_target, -np.inf)
+        index[self.index[rows]], score[self.index[rows]] = rows, self.score[rows]
+        return Assignment(index, score, self.value, self.bound, self.gap, self.exact, self.how)
+
+
+def assign(
+    a: Float[Tensor, "n_source d_model"],
+    b: Float[Tensor, "n_target d_in"],
+    *,
+    candidates: int = CANDIDATES,
+    tolerance: float = TOLERANCE,
+    rounds: int = ROUNDS,
+    dense_entries: int = DENSE_ENTRIES,
+    memory: int = 8 << 30,
+) -> Assignment:
+    """Pair rows of `a` with rows of `b`, each at most once, so that the dot products sum to the most.
+
+    Every row of the smaller side gets a partner, also where that costs: a negative product is a partner too.
+    Rows are float32 of any norm. Equal sums may be reached by other pairs: where rows are repeated, which of
+    them is whose partner is not determined.
+
+    Args:
+        a: Source rows.
+        b: Target rows, as wide.
+        candidates: How many of the best columns of each row, and rows of each column, start the core.
+        tolerance: What counts as `exact`. Products are float32, so less than 1e-7 cannot be told apart.
+        rounds: How often the core may grow before the dense solver takes over.
+        dense_entries: Up to this many products the dense solver is used at once.
+        memory: Bytes the dense solver may take where the core does not converge; beyond, the best found is
+            returned, `exact` False, with a warning that states the numbers.
+
+    Raises:
+        WidthMismatch: when the two differ in width.
+        InvalidArgument: for a side without rows, values that are not finite, or products beyond float32.
+    """
+    a, b = a.float(), b.float()
+    _check(a, b)
+    if len(a) > len(b):
+        return assign(
+            b, a, candidates=candidates, tolerance=tolerance, rounds=rounds, dense_entries=dense_entries,
+            memory=memory,
+        ).inverse(len(a))  # fmt: skip
+    if len(a) * len(b) <= dense_entries:
+        return _dense(a, b)
+    needed = len(a) * len(b) * DENSE_BYTES
+    largest = len(a) * len(b) // DENSE_SHARE if needed <= memory else len(a) * len(b)
+    best = _by_core(a, b, candidates, tolerance, rounds, largest)
+    if best.exact:
+        return best
+    if needed <= memory:
+        return _dense(a, b)
+    warnings.warn(
+        f"the assignment of {len(a)} to {len(b)} rows is within {best.gap:.1e} of the best possible and was not "
+        f"proved closer in {rounds} rounds. The dense solver would need {needed / 2**30:.1f} GiB and memory is "
+        f"limited to {memory / 2**30:.1f}: raise `memory`, `candidates` or `rounds` if this is too far.",
+        stacklevel=2,
+    )
+    return best
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise WidthMismatch(
+            f"rows of width {a.shape[1]} cannot be assigned to rows of width {b.shape[1]}. Both dictionaries must "
+            "write into the same stream; project attention features first if they live in z."
+        )
+    peaks: list[float] = []
+    for name, rows in (("source", a), ("target", b)):
+        if not len(rows):
+            raise InvalidArgument(f"the {name} has no rows to assign. Give one row or more on both sides.")
+        peak = row_peaks(rows)
+        bad = torch.nonzero(~torch.isfinite(peak)).flatten()
+        if len(bad):
+            raise InvalidArgument(
+                f"the {name} has NaN or infinite values in {len(bad)} of {len(rows)} rows (first rows "
+                f"{first_rows(bad)}). An assignment needs finite rows."
+            )
+        peaks.append(float(peak.max()))
+    if peaks[0] * peaks[1] * a.shape[1] > float(np.finfo(np.float32).max) / 8:
+        raise InvalidArgument(
+            f"products of entries as large as {peaks[0]:.1e} and {peaks[1]:.1e} go beyond float32. Scale the rows."
+        )
+
+
+def _dense(a: Tensor, b: Tensor) -> Assignment:
+    """The whole matrix of products, solved by scipy."""
+    # scipy solves in float64 and makes that copy itself, which products of float32 need not
+    products = a.double() @ b.double().T if len(a) * len(b) <= DENSE_ENTRIES else a @ b.T
+    index = linear_sum_assignment(products.cpu().numpy(), maximize=True)[1].astype(np.int64)
+    score = _products(a, b, np.arange(len(a)), index)
+    value = float(score.sum())
+    return Assignment(index, score, value, value, 0.0, exact=True, how="dense")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Core:
+    """Pairs of rows and columns with their products, sorted by row and column, each once."""
+
+    row: Int64[np.ndarray, " n"]
+    column: Int64[np.ndarray, " n"]
+    score: Float64[np.ndarray, " n"]
+
+    @staticmethod
+    def of(row: np.ndarray, column: np.ndarray, score: np.ndarray, n_columns: int) -> _Core:
+        """Sort, and keep the first of equal pairs."""
+        key, first = np.unique(row.astype(np.int64) * n_columns + column, return_index=True)
+        return _Core(key // n_columns, key % n_columns, score[first].astype(np.float64))
+
+    def add(self, row: np.ndarray, column: np.ndarray, score: np.ndarray, n_columns: int) -> _Core:
+        """With more pairs."""
+        return _Core.of(
+            np.concatenate([self.row, row]),
+            np.concatenate([self.column, column]),
+            np.concatenate([self.score, score]),
+            n_columns,
+        )
+
+
+def _by_core(
+    a: Tensor, b: Tensor, candidates: int, tolerance: float, rounds: int, largest: int
+) -> Assignment:
+    """Steps 1 to 4 of the head of the file; `a` is the smaller side, `largest` what a core may hold."""
+    core = _feasible(_first_core(a, b, min(candidates, len(a))), a, b)
+    bound, done = np.inf, 0
+    while True:
+        done += 1
+        index, taken = _solve(core, len(a), len(b))
+        price = _prices(core, index, taken, len(b))
+        score = _products(a, b, np.arange(len(a)), index)
+        # each round looks deeper: rows that are repeated often compete for the same columns
+        wide = min(8 << max(0, done - 2), 256, len(b))
+        found, worth = _priced(a, b, price, wide)
+        bound = min(bound, float(price.sum() + worth.max(axis=1).sum()))
+        value = float(score.sum())
+        size = max(abs(bound), float(np.abs(score).sum()))
+        room = (bound - value) / size if size else 0.0
+        # rounding leaves room where nothing is to be gained: what is found is good enough, but one looks further
+        if room <= tolerance / 10 or done >= rounds or len(core.row) > largest:
+            break
+        wanted = worth > (taken - price[index])[:, None] + tolerance / 100 * size / len(a)
+        row, place = np.nonzero(wanted)
+        column = found[row, place]
+        before = len(core.row)
+        core = core.add(row, column, _products(a, b, row, column), len(b))
+        if len(core.row) == before:
+            break
+    gap = 0.0 if bound == value else max(bound - value, 0.0) / max(abs(bound), np.finfo(float).tiny)
+    how = f"core of {len(core.row):,} pairs, {done} {'round' if done == 1 else 'rounds'}"
+    return Assignment(index, score, value, max(bound, value), gap, bool(room <= tolerance), how)
+
+
+def _first_core(a: Tensor, b: Tensor, k: int) -> _Core:
+    """The best `k` of both directions."""
+    forward, backward = top_k_both(a, b, k)
+    n, m = len(a), len(b)
+    row = np.concatenate([np.repeat(np.arange(n), k), _numpy(backward.index).ravel()])
+    column = np.concatenate([_numpy(forward.index).ravel(), np.repeat(np.arange(m), k)])
+    score = np.concatenate([_numpy(forward.score).ravel(), _numpy(backward.score).ravel()])
+    return _Core.of(row, column, score, m)
+
+
+def _feasible(core: _Core, a: Tensor, b: Tensor) -> _Core:
+    """With pairs for the rows that a largest matching of the core leaves out, so that a full one exists."""
+    n, m = len(a), len(b)
+    graph = csr_array((np.ones(len(core.row), dtype=np.int8), (core.row, core.column)), shape=(n, m))
+    partner = cast("np.ndarray", maximum_bipartite_matching(graph, perm_type="column"))
+    row = np.flatnonzero(partner < 0)
+    column = np.setdiff1d(np.arange(m), partner)[: len(row)]
+    return core.add(row, column, _products(a, b, row, column), m)
+
+
+def _solve(core: _Core, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best full matching of the core: the column of each row, and its product as the core has it."""
+    high, low = float(core.score.max()), float(core.score.min())
+    # On a grid: LAPJV bids in steps as small as the smallest difference, and can take years where costs span
+    # ten orders of magnitude. From 1 on: scipy takes a weight of 0 for no pair.
+    grid = (high - low) / GRID if high > low else 1.0
+    cost = np.rint((high - core.score) / grid) + 1.0
+    graph = cast("Any", csr_array((cost, (core.row, core.column)), shape=(n, m)))
+    index = min_weight_full_bipartite_matching(graph)[1].astype(np.int64)
+    place = np.searchsorted(core.row * m + core.column, np.arange(n) * m + index)
+    return index, core.score[place]
+
+
+def _prices(core: _Core, index: np.ndarray, taken: np.ndarray, m: int) -> Float64[np.ndarray, " n_target"]:
+    """The least prices p >= 0 under which no row prefers another column of the core to its own.
+
+    p_j >= p_own(i) + s_ij - s_i,own(i) for every pair (i, j) of the core: longest paths, by sweeps over all
+    pairs until nothing rises. The matching is optimal for the core, so there is no rising cycle and columns
+    that nobody has stay at 0; rounding could feign one, so the sweeps are bounded. Any p >= 0 gives a bound.
+    """
+    order = np.argsort(core.column, kind="stable")
+    row, column = core.row[order], core.column[order]
+    excess, own = core.score[order] - taken[row], index[row]
+    start = np.flatnonzero(np.r_[True, np.diff(column) > 0])
+    there, price = column[start], np.zeros(m)
+    small = 1e-12 * max(float(np.abs(excess).max()), np.finfo(float).tiny)
+    for _ in range(2 * len(index) + 1):
+        raised = np.maximum(price[there], np.maximum.reduceat(excess + price[own], start))
+        if float((raised - price[there]).max()) <= small:
+            break
+        price[there] = raised
+    return price
+
+
+def _priced(a: Tensor, b: Tensor, price: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each row the `k` columns worth most after their price, over ALL columns, and what they are worth."""
+    less = torch.from_numpy(-price).to(b)
+    best = top_k(torch.cat([a, a.new_ones(len(a), 1)], dim=1), torch.cat([b, less[:, None]], dim=1), k)
+    index = _numpy(best.index)
+    worth = _numpy(best.score).astype(np.float64)
+    # in float64 where it decides: the best few of each row, of which one is the best up to rounding
+    few = min(k, 3)
+    row = np.repeat(np.arange(len(a)), few)
+    worth[:, :few] = (_products(a, b, row, index[:, :few].ravel()) - price[index[:, :few].ravel()]).reshape(
+        -1, few
+    )
+    return index, worth
+
+
+def _products(a: Tensor, b: Tensor, row: np.ndarray, column: np.ndarray) -> Float64[np.ndarray, " n"]:
+    """a[row] . b[column] in float64, a slice that fits a cache at a time."""
+    parts, step = [np.zeros(0)], max(64, (1 << 20) // a.shape[1])
+    for top in range(0, len(row), step):
+        left = a[torch.from_numpy(row[top : top + step]).to(a.device)].double()
+        right = b[torch.from_numpy(column[top : top + step]).to(b.device)].double()
+        parts.append(_numpy(torch.bmm(left[:, None], right[:, :, None]).flatten()))
+    return np.concatenate(parts)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()

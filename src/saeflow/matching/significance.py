@@ -1,0 +1,42 @@
+"""From a null to cuts: which best matches of a table stand out, at a false-discovery rate. No torch.
+
+Of the best matches of all features of a pair of sites, those whose p-value passes the step-up rule of
+Benjamini and Hochberg (1995) are kept: of the edges that are kept, a share `fdr` at most is expected to be
+false. p falls as the score rises, so the rule comes down to one cut for each pair of sites.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from saeflow.errors import InvalidArgument
+from saeflow.matching.null import NullDistribution
+
+
+def p_values(null: NullDistribution, scores: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """`null.p_value` of every score.
+
+    Raises:
+        Nothing.
+    """
+    first = np.searchsorted(-np.array(null.scores), -scores.astype(np.float64), side="right")
+    return np.array([*null.ranks, null.n + 1])[first] / (null.n + 1)
+
+
+def cut(null: NullDistribution, best: Float[np.ndarray, " n"], fdr: float) -> float:
+    """The lowest of the `best` scores of a pair's features that is significant at the rate `fdr`.
+
+    1.0, which only equal rows reach, when none is.
+
+    Raises:
+        InvalidArgument: when `fdr` is not between 0 and 1.
+    """
+    if not 0.0 < fdr < 1.0:
+        raise InvalidArgument(
+            f"fdr={fdr} is no false-discovery rate. Give a share between 0 and 1, such as 0.01."
+        )
+    ordered = np.sort(best)[::-1]
+    passed = p_values(null, ordered) <= fdr * np.arange(1, len(ordered) + 1) / max(len(ordered), 1)
+    kept = np.flatnonzero(passed)
+    return min(float(ordered[kept[-1]]), 1.0) if len(kept) else 1.0

@@ -1,0 +1,154 @@
+"""Figures of summary tables: one painter a table, one style, SVG, PNG and PDF. No torch.
+
+`draw(table)` gives the figures of any table of a results folder, `save(figure, path)` writes one. The
+package imports matplotlib, and nothing else of saeflow imports this package before a figure is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from saeflow.errors import InvalidArgument
+from saeflow.report.figures import doses, matching, scores, shares, trials
+from saeflow.report.figures.frame import Cell, Frame, TableLike
+from saeflow.report.figures.saving import save, svg_text
+from saeflow.report.figures.style import COLUMN, MEDIA, PAGE, PHONE, SPREAD, Medium, house, nothing
+
+Painter = Callable[[Frame, Medium, str], Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How a table is drawn: by what, one figure for each value of which column, and what it cannot do without."""
+
+    paint: Painter
+    needs: tuple[str, ...]
+    each: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plate:
+    """A finished figure. `name` is a file name without ending, `of` the value it stands for or empty."""
+
+    name: str
+    of: str
+    figure: Figure
+
+
+FIGURES: Final[Mapping[str, Drawing]] = {
+    "shares_by_layer": Drawing(shares.shares_by_layer, ("dataset", "layer", "group", "share"), "method"),
+    "shares_by_dataset": Drawing(shares.shares_by_dataset, ("dataset", "group", "share"), "method"),
+    "scores": Drawing(scores.scores, ("layer", "group", "score"), "method"),
+    "separability": Drawing(scores.separability, ("group_a", "group_b", "score", "share"), "method"),
+    "activity_differences": Drawing(
+        scores.activity_differences, ("module", "score", "kind", "share"), "method"
+    ),
+    "transition": Drawing(scores.transition, ("group_a", "group_b", "probability"), "method"),
+    "most_probable": Drawing(shares.most_probable, ("layer", "group", "features"), "method"),
+    "methods": Drawing(shares.methods, ("method", "dataset", "group", "share")),
+    "agreement": Drawing(matching.agreement, ("method_a", "method_b", "part", "layer")),
+    "by_strategy": Drawing(trials.by_strategy, ("strategy", "group", "deactivated")),
+    "by_strategy_layer": Drawing(doses.by_strategy_layer, ("strategy", "layer", "deactivated")),
+    "by_rescale": Drawing(doses.by_rescale, ("r", "group", "change")),
+    "one_predecessor": Drawing(trials.one_predecessor, ("group", "removed", "change")),
+    "groups_by_strategy": Drawing(shares.groups_by_strategy, ("strategy", "group", "share")),
+    "new_group": Drawing(doses.new_group, ("group", "removed", "new_group", "probability"), "strategy"),
+    "counts": Drawing(shares.counts, ("layer", "group", "features")),
+    "table_1": Drawing(trials.table_1, ("strategy", "deactivated")),
+    "paired": Drawing(trials.paired, ("strategy_a", "strategy_b", "difference")),
+    "remaining": Drawing(doses.remaining, ("group", "outcome", "share")),
+    "control_match": Drawing(trials.control_match, ("strategy", "removed", "median")),
+    "agreement_by_layer": Drawing(matching.agreement, ("method_a", "method_b", "part", "layer")),
+    "calibrated_thresholds": Drawing(matching.calibrated_thresholds, ("layer", "part", "threshold")),
+}
+"""Every table that has a figure."""
+
+
+def draw(table: TableLike, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
+    """The figures of a table: one, or one for each method or strategy it holds.
+
+    A table without rows gives a figure that says so.
+
+    Raises:
+        InvalidArgument: for a table that has no figure, naming those that have one, or one that lacks a
+            column its figure needs.
+    """
+    frame = Frame.of(table)
+    if frame.name not in FIGURES:
+        raise InvalidArgument(
+            f"table {frame.name!r} has no figure. Those that have one: {', '.join(FIGURES)}."
+        )
+    drawing = FIGURES[frame.name]
+    missing = [column for column in drawing.needs if column not in frame.columns]
+    if missing and frame.rows:
+        raise InvalidArgument(
+            f"table {frame.name!r} lacks the column {', '.join(missing)}; it has {', '.join(frame.columns)}. "
+            "Write the summary again."
+        )
+    values = frame.distinct(drawing.each) if drawing.each in frame.columns else ()
+    with house():
+        if len(values) < 2:
+            of = values[0] if values else ""
+            return (Plate(frame.name, of, _painted(drawing, frame, medium, of)),)
+        return tuple(
+            Plate(
+                f"{frame.name}-{_slug(of)}",
+                of,
+                _painted(drawing, frame.where(**{drawing.each: of}), medium, of),
+            )
+            for of in values
+        )
+
+
+def agreement_by_layer(rows: Sequence[Mapping[str, Cell]], *, medium: Medium = PAGE) -> Figure:
+    """How far matching methods agree, by layer (C.4).
+
+    `rows` have method_a, method_b, part ("res", "mlp", "att"), layer, `same` and `in_top_k` (shares in
+    [0, 1]) and n.
+
+    Raises:
+        InvalidArgument: when a row lacks a column.
+    """
+    return _of_rows("agreement_by_layer", "Agreement of matching methods", "C.4", rows, medium)
+
+
+def calibrated_thresholds(rows: Sequence[Mapping[str, Cell]], *, medium: Medium = PAGE) -> Figure:
+    """Thresholds calibrated against a null by layer and part, beside the fixed 0.5 and 0.15 of B.2.
+
+    `rows` have layer, part, threshold, null_q50, null_q99 (scores), kept and kept_fixed (shares in [0, 1],
+    or numbers of features).
+
+    Raises:
+        InvalidArgument: when a row lacks a column.
+    """
+    return _of_rows("calibrated_thresholds", "Calibrated thresholds", "section 3.3, B.2", rows, medium)
+
+
+def _of_rows(name: str, title: str, paper: str, rows: Sequence[Mapping[str, Cell]], medium: Medium) -> Figure:
+    columns = tuple(dict.fromkeys(column for row in rows for column in row))
+    cells = tuple(tuple(row.get(column) for column in columns) for row in rows)
+    return draw(Frame(name, title, paper, "", columns, cells), medium=medium)[0].figure
+
+
+def _painted(drawing: Drawing, frame: Frame, medium: Medium, of: str) -> Figure:
+    cited = frame.paper and (
+        "beyond the paper" if "beyond" in frame.paper else f"cf. {frame.paper} of arXiv 2502.03032"
+    )
+    told = [frame.title or frame.name, of, cited]
+    caption = " · ".join(part for part in told if part)
+    return drawing.paint(frame, medium, caption) if frame.rows else nothing(medium, caption)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "other"
+
+
+__all__ = [
+    "COLUMN", "FIGURES", "MEDIA", "PAGE", "PHONE", "SPREAD", "Drawing", "Frame", "Medium", "Plate", "TableLike",
+    "agreement_by_layer", "calibrated_thresholds", "draw", "save", "svg_text",
+]  # fmt: skip

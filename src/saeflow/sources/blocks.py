@@ -1,0 +1,318 @@
+"""Run single blocks of a model again, on hidden states of one's own, beside the caches of a clean pass.
+
+A clean pass of one text records what every block was called with, its keys and values, and the hidden
+states at the layers asked for. The model's own modules then answer two questions:
+
+1. `rows`: block L at single tokens, many variants in one call. The variants of a token, and different
+   tokens, lie side by side along the sequence axis; a mask lets each see the clean keys and values of the
+   tokens before its own (within the layer's sliding window) and its own new ones, and no other variant.
+   So the clean keys and values are shared, not copied, and rotary angles are picked by token.
+2. `onward`: block L on the tokens from t on, many variants in a batch, against the clean keys and values of
+   the tokens before t, which no change at t can reach.
+
+Nothing of a transformer is written here: grouped queries, soft caps, sandwich norms, rotary variants and
+parallel parts are whatever the model's modules do. Needs attention that takes a mask (`sdpa`, `eager`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+
+from saeflow.errors import InvalidArgument
+from saeflow.sources.architectures import Tap
+from saeflow.sources.hooks import Change, answered_by, watch_input, watch_output
+from saeflow.sources.model import LanguageModel
+from saeflow.sources.values import Tokens
+
+_MASKED_ATTENTION = ("sdpa", "eager")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stages:
+    """What one block held in the clean pass, without the batch axis.
+
+    Attributes:
+        entry: what it read, `Float[Tensor, "pos d_model"]`: the residual stream of the layer before.
+        attention: what its attention module returned, before any norm.
+        taps: the tensor at each tap, `Float[Tensor, "pos width"]`.
+    """
+
+    entry: Tensor
+    attention: Tensor
+    taps: Mapping[Tap, Tensor]
+
+
+class _Beside:
+    """Stands where a block expects its cache: new keys and values follow clean ones that stay as they are."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self._clean = (keys, values)
+
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """The clean ones with the new after them."""
+        old_keys, old_values = (clean.expand(len(keys), -1, -1, -1) for clean in self._clean)
+        return torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+
+
+class CleanPass:
+    """One forward pass of one text, and its blocks to be run again. See the head of the file.
+
+    Attributes:
+        n_tokens: the text's length, the begin-of-text token included.
+        stages: layer -> what its block held, for the layers asked for.
+        final: the residual stream after the last block, `Float[Tensor, "pos d_model"]`.
+    """
+
+    def __init__(self, model: LanguageModel, tokens: Tokens, layers: Iterable[int]) -> None:
+        """Run the text once, without the head.
+
+        Raises:
+            InvalidArgument: for other than one text, for padding, or a model whose attention takes no mask.
+            UnknownSite: for a layer the model does not have.
+        """
+        _check(model, tokens)
+        self._model, self._tokens = model, tokens
+        self.n_tokens = tokens.input_ids.shape[1]
+        self._calls: list[dict[str, object]] = []
+        kept: dict[tuple[int, str], Tensor] = {}
+        cache = DynamicCache()
+        with contextlib.ExitStack() as stack, torch.no_grad():
+            for layer in range(model.n_layers):
+                hook = model.block(layer).register_forward_pre_hook(self._note_call, with_kwargs=True)
+                stack.callback(hook.remove)
+            for layer in sorted(set(layers)):
+                self._keep(layer, kept, stack)
+            last = watch_output(model.block(model.n_layers - 1), _keeper(kept, (-1, "final")))
+            stack.callback(last.remove)
+            out = model.trunk(
+                input_ids=tokens.input_ids,
+                attention_mask=tokens.attention_mask,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        self._output_type = cast("Callable[..., object]", type(out))
+        self._keys_values = [_kept(entry) for entry in cache.layers]
+        self._visible = self._visibility()
+        self.final: Float[Tensor, "pos d_model"] = kept[-1, "final"]
+        self.stages: dict[int, Stages] = {
+            layer: Stages(
+                kept[layer, "entry"],
+                kept[layer, "attention"],
+                {tap: kept[layer, tap.value] for tap in Tap},
+            )
+            for layer in sorted(set(layers))
+        }
+
+    @property
+    def n_vocabulary(self) -> int:
+        """How many logits a token has."""
+        return int(self._model.hf_model.config.get_text_config().vocab_size)
+
+    def rows(
+        self,
+        layer: int,
+        h: Float[Tensor, "n d_model"],
+        positions: Int[Tensor, " n"],
+        changes: Mapping[Tap, Change],
+        *,
+        attend: bool = True,
+    ) -> dict[Tap, Float[Tensor, "n width"]]:
+        """Block `layer` on `n` variants of single tokens, and what it holds at each tap.
+
+        Args:
+            layer: any layer; one asked for at the start when `attend` is False.
+            h: what each variant reads from the residual stream.
+            positions: the token each one is a variant of.
+            changes: functions of the variants' hidden states `[n width]` at taps, applied on the way.
+            attend: False where `h` is the clean stream: what attention wrote is then known, and only what
+                follows it is run.
+
+        Raises:
+            UnknownSite: for a layer the model does not have.
+        """
+        block, architecture = self._model.block(layer), self._model.architecture
+        kept: dict[Tap, Tensor] = {}
+        call = self._call_rows(layer, positions, h) if attend else self._call(layer, None, positions, None)
+        with contextlib.ExitStack() as stack, torch.no_grad():
+            for tap in Tap:
+                module = block.get_submodule(architecture.module(tap))
+                watch = watch_input if tap is Tap.Z else watch_output
+                stack.callback(watch(module, _changer(tap, changes.get(tap), kept)).remove)
+            if not attend:
+                forward = self._recall_attention(layer, positions, through_z=Tap.Z in changes)
+                stack.enter_context(answered_by(self._attention(layer), forward))
+            block(h[None], **call)
+        return kept
+
+    def onward(
+        self, layer: int, h: Float[Tensor, "batch pos d_model"], start: int
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The output of block `layer` on variants of the tokens from `start` on, as many as `h` holds.
+
+        Raises:
+            UnknownSite: for a layer the model does not have.
+        """
+        stop = start + h.shape[1]
+        keys, values = self._keys_values[layer]
+        beside = _Beside(keys[:, :, :start], values[:, :, :start])
+        mask = _additive(self._visible[layer][start:stop, :stop], h)
+        columns = torch.arange(start, stop, device=h.device)
+        with torch.no_grad():
+            out = self._model.block(layer)(h, **self._call(layer, beside, columns, mask))
+        return out if isinstance(out, Tensor) else out[0]
+
+    def logits(self, h: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
+        """The logits of hidden states after the last block: the final norm and the model's own head.
+
+        Raises:
+            Nothing.
+        """
+        trunk = self._model.trunk
+        norm = trunk.get_submodule(self._model.architecture.final_norm)
+
+        def answer(*_: object, **__: object) -> object:
+            return self._output_type(last_hidden_state=norm(h)[:, None])
+
+        ids = self._tokens.input_ids[:, :1].expand(len(h), 1)
+        with torch.no_grad(), answered_by(trunk, answer):
+            return self._model.hf_model(input_ids=ids, use_cache=False).logits[:, 0]
+
+    def _keep(self, layer: int, kept: dict[tuple[int, str], Tensor], stack: contextlib.ExitStack) -> None:
+        block = self._model.block(layer)
+        stack.callback(watch_input(block, _keeper(kept, (layer, "entry"))).remove)
+        stack.callback(watch_output(self._attention(layer), _keeper(kept, (layer, "attention"))).remove)
+        for tap in Tap:
+            module = block.get_submodule(self._model.architecture.module(tap))
+            watch = watch_input if tap is Tap.Z else watch_output
+            stack.callback(watch(module, _keeper(kept, (layer, tap.value))).remove)
+
+    def _attention(self, layer: int) -> nn.Module:
+        path = self._model.architecture.o_proj.rpartition(".")[0]
+        return self._model.block(layer).get_submodule(path)
+
+    def _recall_attention(
+        self, layer: int, positions: Int[Tensor, " n"], *, through_z: bool
+    ) -> Callable[..., object]:
+        """What attention returned in the clean pass; `through_z` projects z again, so that a hook can change it."""
+        stages = self.stages[layer]
+
+        def recall(*_: object, **__: object) -> object:
+            if not through_z:
+                return stages.attention[positions][None], None
+            o_proj = self._model.block(layer).get_submodule(self._model.architecture.o_proj)
+            return o_proj(stages.taps[Tap.Z][positions][None]), None
+
+        return recall
+
+    def _note_call(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """Record the arguments by name, whichever way they came, but the hidden states."""
+        bound = inspect.signature(block.forward).bind(*args, **kwargs)
+        named: dict[str, object] = {}
+        for name, value in bound.arguments.items():
+            kind = bound.signature.parameters[name].kind
+            named.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+        named.pop("hidden_states", None)
+        # transformers leaves the mask out, or None, where plain causal attention needs none; ours is never plain
+        named.setdefault("attention_mask", None)
+        self._calls.append(named)
+
+    def _call(
+        self, layer: int, cache: _Beside | None, columns: Int[Tensor, " n"], mask: Tensor | None
+    ) -> dict[str, object]:
+        """The block's recorded arguments, for the tokens `columns` beside another cache."""
+        call: dict[str, object] = {}
+        for name, value in self._calls[layer].items():
+            if isinstance(value, Cache):
+                call[name] = cache
+            elif name == "attention_mask":
+                call[name] = mask
+            elif name.startswith("position_embeddings"):
+                call[name] = tuple(angles[:, columns] for angles in cast("tuple[Tensor, ...]", value))
+            elif name in {"position_ids", "cache_position"} and isinstance(value, Tensor):
+                call[name] = value[..., columns]
+            else:
+                call[name] = value
+        return call
+
+    def _call_rows(self, layer: int, positions: Int[Tensor, " n"], h: Tensor) -> dict[str, object]:
+        n, width = len(h), int(positions.max())
+        keys, values = self._keys_values[layer]
+        visible = torch.zeros(n, width + n, dtype=torch.bool, device=h.device)
+        visible[:, :width] = self._visible[layer][positions, :width]
+        columns = torch.arange(width, device=h.device)
+        visible[:, :width] &= columns < positions[:, None]
+        visible[:, width:].fill_diagonal_(fill_value=True)
+        beside = _Beside(keys[:, :, :width], values[:, :, :width])
+        return self._call(layer, beside, positions, _additive(visible, h))
+
+    def _visibility(self) -> list[Bool[Tensor, "pos pos"]]:
+        """For each layer, which tokens each token attends to; layers with one mask share one tensor."""
+        made: dict[int, Tensor] = {}
+        masks = [cast("Tensor | None", call["attention_mask"]) for call in self._calls]
+        for mask in masks:
+            if id(mask) not in made:
+                made[id(mask)] = self._plain_causal() if mask is None else _seen(mask)
+        for call in self._calls:
+            call["attention_mask"] = None  # every later call gets its own
+        return [made[id(mask)] for mask in masks]
+
+    def _plain_causal(self) -> Bool[Tensor, "pos pos"]:
+        n = self.n_tokens
+        return torch.ones(n, n, dtype=torch.bool, device=self._tokens.input_ids.device).tril()
+
+
+def _check(model: LanguageModel, tokens: Tokens) -> None:
+    if len(tokens.input_ids) != 1 or not bool(tokens.attention_mask.all()):
+        raise InvalidArgument(
+            f"a clean pass takes one text without padding, not {len(tokens.input_ids)} of lengths "
+            f"{tokens.lengths} in {tokens.input_ids.shape[1]} columns. Tokenize each text alone."
+        )
+    kind = str(getattr(model.trunk.config, "_attn_implementation", None))
+    if kind not in _MASKED_ATTENTION:
+        raise InvalidArgument(
+            f"attention of kind {kind!r} takes no mask of single tokens. Load the model with "
+            "attn_implementation='sdpa' or 'eager'."
+        )
+
+
+def _kept(entry: object) -> tuple[Tensor, Tensor]:
+    """The keys and values a layer of the cache holds."""
+    return cast("Tensor", entry.keys), cast("Tensor", entry.values)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _seen(mask: Tensor) -> Bool[Tensor, "pos pos"]:
+    """Which keys a block's mask lets through: True in a boolean mask, 0 in one that is added."""
+    square = mask[0, 0]
+    return square if square.dtype is torch.bool else square == 0
+
+
+def _additive(visible: Bool[Tensor, "queries keys"], like: Tensor) -> Float[Tensor, "1 1 queries keys"]:
+    zero = torch.zeros((), dtype=like.dtype, device=like.device)
+    return torch.where(visible, zero, torch.finfo(like.dtype).min)[None, None]
+
+
+def _keeper(kept: dict[tuple[int, str], Tensor], key: tuple[int, str]) -> Callable[[Tensor], None]:
+    def keep(h: Tensor) -> None:
+        kept[key] = h.detach()[0]
+
+    return keep
+
+
+def _changer(tap: Tap, change: Change | None, kept: dict[Tap, Tensor]) -> Callable[[Tensor], Tensor | None]:
+    def act(h: Tensor) -> Tensor | None:
+        if change is None:
+            kept[tap] = h[0]
+            return None
+        kept[tap] = change(h[0])
+        return kept[tap][None]
+
+    return act

@@ -1,0 +1,267 @@
+"""On a model whose causes are known, the right predecessor deactivates its target and others do not."""
+
+import numpy as np
+import pytest
+
+from saeflow.errors import InvalidArgument, UnknownSite
+from saeflow.experiments.causal import PreparedText
+from saeflow.experiments.counterfactuals import Counterfactuals, Cut
+from saeflow.experiments.deactivation import SWEEP, Protocol, deactivate
+from saeflow.experiments.predecessors import random_of_top_k, top_k
+from saeflow.experiments.sampling import Sample
+from saeflow.experiments.tokens import RowNorms, TokenLayer
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.interventions import Positions, Rescale
+from saeflow.records import Origin
+
+from .planted import LAYER, TARGETS, TEXT, plant, positions
+from .planted_tables import cosine
+
+EVERYWHERE = tuple(range(1, len(TEXT.split()) + 1))
+SAMPLE = Sample("planted", 0, TEXT, EVERYWHERE)
+RES = Site(LAYER, Part.RES)
+PROTOCOL = Protocol((LAYER,), loss_targets=3)
+WORD = {"carried": "carry", "written": "write", "attended": "nothing", "both": "double", "orphan": "orphan"}
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return plant()
+
+
+@pytest.fixture(scope="module")
+def strategies(planted):
+    tables = cosine(planted)
+    return [top_k("top-1", tables), top_k("top-5", tables, 5), random_of_top_k("random of top-5", tables)]
+
+
+@pytest.fixture(scope="module")
+def trials(planted, strategies):
+    return deactivate(planted.model, planted.dictionaries, strategies, SAMPLE, PROTOCOL)
+
+
+def pick(trials, strategy="top-1", control=False, r=0.0, **where):
+    """Trials of a strategy whose target, position, group or removed are as said."""
+
+    def value(trial, name):
+        return getattr(trial.removal, name, None) if name in ("group", "removed") else getattr(trial, name)
+
+    return [
+        t
+        for t in trials
+        if (t.removal.strategy, t.removal.control, t.removal.r) == (strategy, control, r)
+        and all(value(t, name) == wanted for name, wanted in where.items())
+    ]
+
+
+@pytest.mark.parametrize("name", ["carried", "written", "attended", "both"])
+def test_removing_the_true_predecessors_deactivates(planted, trials, name) -> None:
+    target, position = planted.feature(RES, name), positions(WORD[name])[-1]
+    group = Origin.of(TARGETS[name])
+    [trial] = pick(trials, target=target, position=position, removed=group)
+    assert trial.removal.group == group
+    assert set(trial.removal.features) == set(planted.predecessors(name))
+    assert trial.effect.deactivated
+    assert trial.effect.change == 1
+    assert trial.effect.new_group == Origin.NOWHERE
+
+
+def test_a_feature_from_nowhere_is_counted_and_nothing_is_removed(planted, trials) -> None:
+    target, position = planted.feature(RES, "orphan"), positions("orphan")[-1]
+    for strategy in ("top-1", "top-5"):
+        [trial] = pick(trials, strategy, target=target, position=position)
+        assert (trial.removal.group, trial.removal.removed) == (Origin.NOWHERE, Origin.NOWHERE)
+        assert trial.removal.features == {}
+        assert trial.effect.z_new == trial.effect.z_old > 0
+    # what causes it has another direction: matching cannot see it, search does
+    best = min(pick(trials, "exhaustive", target=target, position=position), key=lambda t: t.effect.z_new)
+    assert set(best.removal.features) == {planted.feature("0/res", "orphan_cause")}
+    assert best.effect.deactivated
+
+
+def test_controls_are_other_active_features_as_many_of_the_same_sites_and_do_not_deactivate(trials) -> None:
+    controls = [t for t in trials if t.removal.control]
+    assert len(controls) > 50
+    for trial in controls:
+        of = trials[trial.controls]
+        assert (of.target, of.position, of.removal.strategy) == (
+            trial.target,
+            trial.position,
+            trial.removal.strategy,
+        )
+        assert of.removal.removed == trial.removal.removed
+        assert not of.removal.control
+        assert not set(trial.removal.features) & set(of.removal.features)
+        sites = [sorted(str(f.site) for f in t.removal.features) for t in (trial, of)]
+        assert sites[0] == sites[1]
+        assert min(trial.removal.features.values()) > 0
+    own = [t for t in trials if t.controls is None and t.removal.removed == t.removal.group]
+    top_1 = [t for t in own if t.removal.strategy == "top-1" and t.removal.r == 0 and t.removal.features]
+    of_top_1 = [t for t in controls if t.removal.strategy == "top-1"]
+    assert np.mean([t.effect.deactivated for t in top_1]) > 0.9
+    assert np.mean([t.effect.deactivated for t in of_top_1]) < 0.5
+
+
+def test_where_no_other_feature_is_active_there_is_no_control(planted, trials) -> None:
+    # 1/att has one feature that can fire
+    removed = pick(trials, target=planted.feature(RES, "attended"), removed=Origin.ATT)
+    assert removed
+    numbers = {n for n, t in enumerate(trials) if t in removed}
+    assert not any(t.controls in numbers for t in trials)
+
+
+def test_r_of_1_changes_nothing_and_the_sweep_is_linear_where_the_cause_is(planted, trials) -> None:
+    target, position = planted.feature(RES, "carried"), positions("carry")[-1]
+    for r in SWEEP:
+        [trial] = pick(trials, r=r, target=target, position=position, removed=Origin.RES)
+        assert trial.effect.change == pytest.approx(min(1 - r, 1), abs=1e-5)
+    kept = [t for t in trials if t.removal.r == 1]
+    assert kept
+    assert all(t.effect.z_new == t.effect.z_old for t in kept)
+    assert all(t.effect.loss_new == t.effect.loss_old for t in kept)
+
+
+def test_search_is_never_worse_and_a_set_never_worse_than_one(trials) -> None:
+    best = {}
+    for trial in trials:
+        if trial.removal.r == 0 and len(trial.removal.features) <= 1:
+            key = trial.position, trial.target
+            best[key] = min(best.get(key, np.inf), trial.effect.z_new)
+    single, sets = {}, {}
+    for trial in pick(trials, "exhaustive"):
+        key = trial.position, trial.target
+        single[key] = min(single.get(key, np.inf), trial.effect.z_new)
+    for trial in pick(trials, "greedy"):
+        assert len(trial.removal.features) <= 5
+        sets[trial.position, trial.target] = trial.effect.z_new
+    assert single.keys() == sets.keys() == best.keys()
+    assert all(single[key] == best[key] for key in best)
+    assert all(sets[key] <= single[key] for key in best)
+
+
+def test_every_effect_is_that_of_a_full_forward_pass(planted, trials) -> None:
+    """The oracle: hooks on the whole model, one pass a trial."""
+    tokens = planted.tokens()
+    chosen = [t for t in trials if t.removal.features][::17]
+    assert len(chosen) > 30
+    for trial in chosen:
+        by_site = {}
+        for feature in trial.removal.features:
+            by_site.setdefault(feature.site, []).append(feature)
+        where = Positions((trial.position,))
+        edits = [Rescale(tuple(f), trial.removal.r, where) for _, f in sorted(by_site.items())]
+        with planted.model.intervening(edits, planted.dictionaries):
+            h = planted.model.capture(tokens, [RES])[RES][0, trial.position]
+        z = planted.dictionaries[RES].encode(h)[trial.target.index].item()
+        assert trial.effect.z_new == pytest.approx(z, abs=1e-4)
+
+
+def test_the_loss_is_there_for_the_targets_drawn_and_is_the_models(planted, trials) -> None:
+    with_loss = [t for t in trials if t.effect.loss_new is not None]
+    assert {t.removal.r for t in with_loss} == {*SWEEP, 0.0}
+    assert {t.removal.strategy for t in with_loss} == {"top-1"}
+    assert 3 <= len({(t.position, t.target) for t in with_loss}) < 12
+    [old] = {t.effect.loss_old for t in with_loss}
+    assert old == pytest.approx(planted.model.loss(planted.tokens()).nanmean().item(), abs=1e-5)
+
+
+def test_trials_are_a_function_of_the_seed(planted, strategies, trials) -> None:
+    ask = lambda seed: deactivate(  # noqa: E731
+        planted.model, planted.dictionaries, strategies, SAMPLE, Protocol((LAYER,), loss_targets=3, seed=seed)
+    )
+    assert ask(0) == trials
+    drawn = [{(t.position, t.target) for t in found if t.effect.loss_new} for found in (trials, ask(1))]
+    assert drawn[0] != drawn[1]
+
+
+def test_targets_beyond_the_most_are_drawn(planted, strategies) -> None:
+    few = deactivate(
+        planted.model,
+        planted.dictionaries,
+        strategies[:1],
+        SAMPLE,
+        Protocol((LAYER,), n_targets=1, searches=()),
+    )
+    per_token = {}
+    for trial in few:
+        per_token.setdefault(trial.position, set()).add(trial.target)
+    assert {len(targets) for targets in per_token.values()} == {1}
+    assert len({targets.pop() for targets in per_token.values()}) > 2
+    assert {trial.removal.strategy for trial in few} == {"top-1"}
+
+
+def test_a_control_is_the_nearest_in_norm_of_five(planted) -> None:
+    text = PreparedText(planted.model, planted.dictionaries, planted.tokens(), layers=[LAYER])
+    position = positions("carry")[-1]
+    norms = RowNorms(planted.dictionaries, {})
+    here = TokenLayer.at(text, LAYER, position, SAMPLE, norms, n_targets=25, seed=0)
+    site = Site(0, Part.RES)
+    values = {FeatureId(site, n): float(n + 1) for n in range(5)}
+    made = TokenLayer(LAYER, position, here.targets, {Part.RES: values}, norms)
+    lengths = planted.dictionaries[site].W_dec.norm(dim=1).tolist()
+    target = planted.feature(RES, "carried")
+    assert made.norm(FeatureId(site, 2)) == pytest.approx(3 * lengths[2])
+    assert made.control(target, (FeatureId(site, 2),), SAMPLE, 0) == (FeatureId(site, 3),)  # 4 / 3 < 3 / 2
+    assert made.control(target, tuple(values), SAMPLE, 0) is None
+    assert len(made.control(target, (FeatureId(site, 0), FeatureId(site, 1)), SAMPLE, 0)) == 2
+
+
+def test_edits_asked_twice_are_run_once(planted, monkeypatch) -> None:
+    text = PreparedText(planted.model, planted.dictionaries, planted.tokens(), layers=[LAYER])
+    ran = []
+    run = PreparedText.run
+    monkeypatch.setattr(
+        PreparedText, "run", lambda self, trials, **more: ran.extend(trials) or run(self, trials, **more)
+    )
+    asked = Counterfactuals(text)
+    position = positions("double")[-1]
+    res, mlp = planted.predecessors("both")
+    both, target = Cut.of(LAYER, position, (mlp, res)), planted.feature(RES, "both")
+    assert both == Cut.of(LAYER, position, (res, mlp))
+    for watch in ([target], [target, res], [mlp]):
+        asked.ask(both, watch)
+    asked.answer()
+    asked.ask(both, [target, res, mlp])
+    asked.answer()
+    [trial] = ran
+    assert set(trial.watch) == {target, res, mlp}
+    assert asked.after(both, target) == 0
+    assert asked.losses(both) is None
+
+
+def test_rows_say_all_of_a_trial_in_plain_values(trials) -> None:
+    number = next(n for n, t in enumerate(trials) if t.removal.control)
+    row = trials[number].to_row(number)
+    assert row["trial"] == number
+    assert (row["control"], row["controls"]) == (True, trials[number].controls)
+    assert row["group"] in {origin.label for origin in Origin.groups()}
+    assert row["features"] == pytest.approx({str(f): a for f, a in trials[number].removal.features.items()})
+    assert row["change"] == pytest.approx(1 - row["z_new"] / row["z_old"], abs=1e-5)
+    assert row["deactivated"] == (row["z_new"] == 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_targets": 0}, "n_targets = 0"),
+        ({"searches": ("luck",)}, "no search luck"),
+        ({"r": (float("nan"),)}, "no number"),
+        ({"loss_targets": -1}, "loss_targets = -1"),
+    ],
+)
+def test_a_protocol_out_of_range_is_refused(changes, words) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        Protocol((LAYER,), **changes)
+
+
+def test_layers_and_strategies_that_are_not_there_are_refused(planted, strategies) -> None:
+    ask = lambda chosen, layer: deactivate(  # noqa: E731
+        planted.model, planted.dictionaries, chosen, SAMPLE, Protocol((layer,))
+    )
+    with pytest.raises(InvalidArgument, match="without strategies"):
+        ask([], LAYER)
+    with pytest.raises(UnknownSite, match="no dictionary at 7/res"):
+        ask(strategies, 7)
+    elsewhere = top_k("top-1", {pair: table for pair, table in cosine(planted).items() if pair[0].layer == 2})
+    with pytest.raises(UnknownSite, match="no strategy has matches for 1/res"):
+        ask([elsewhere], LAYER)

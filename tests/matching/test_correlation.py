@@ -1,0 +1,337 @@
+"""Pearson matching agrees with numpy, leaves special tokens out, and survives being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
+from saeflow.flow import trace
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.matching.atlas import flow_pairs, open_atlas
+from saeflow.matching.build import build_atlas
+from saeflow.matching.coactivation import Moments, top_correlations
+from saeflow.matching.correlation import correlate
+from saeflow.matching.stream import Stream, cut_into_units, special_tokens
+from saeflow.sources.activations import JumpReLU
+from saeflow.sources.dictionary import Dictionary, Tap
+
+from ..sources.tiny_models import D_MODEL, N_LAYERS, tiny_model
+
+
+def activations(n, n_features, density=0.1, seed=0):
+    rng = np.random.default_rng(seed)
+    dense = rng.exponential(size=(n, n_features)) * (rng.random((n, n_features)) < density)
+    return dense.astype(np.float32)
+
+
+def numpy_correlation(x, y):
+    """numpy's own, source by target."""
+    both = np.concatenate([x, y], axis=1).astype(np.float64)
+    return np.corrcoef(both, rowvar=False)[: x.shape[1], x.shape[1] :]
+
+
+def best(r, k):
+    index = np.argsort(-r, axis=1, kind="stable")[:, :k]
+    return index, np.take_along_axis(r, index, axis=1)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.2, 0.9])
+@pytest.mark.parametrize(
+    ("n_source", "n_target", "k", "block"), [(60, 90, 5, 256), (90, 60, 1, 7), (30, 30, 30, 1)]
+)
+def test_both_directions_agree_with_numpy(density, n_source, n_target, k, block):
+    x, y = activations(400, n_source, density), activations(400, n_target, density, seed=1)
+    y[:, :10] += x[:, 3:13]
+    forward, backward = top_correlations(sp.csc_array(x), sp.csc_array(y), k, block=block)
+    r = numpy_correlation(x, y)
+    for found, expected in ((forward, r), (backward, r.T)):
+        index, score = best(expected, k)
+        assert np.abs(found.score - score).max() < 1e-5
+        assert np.abs(np.take_along_axis(expected, found.index.astype(int), 1) - score).max() < 1e-9
+        assert (np.sort(found.index, axis=1)[:, 1:] != np.sort(found.index, axis=1)[:, :-1]).all()
+        assert (found.index == index).mean() > 0.99
+
+
+def test_a_pair_that_never_fires_together_has_its_exact_negative_correlation():
+    x, y = np.zeros((10, 2), np.float32), np.zeros((10, 2), np.float32)
+    x[0, 0], x[1, 1], y[4:7, 0], y[2, 1] = 2.0, 1.0, [1.0, 2.0, 3.0], 1.0
+    forward, _ = top_correlations(sp.csc_array(x), sp.csc_array(y), 2)
+    index, score = best(numpy_correlation(x, y), 2)
+    assert forward.index.tolist() == index.tolist()
+    assert forward.score == pytest.approx(score, abs=1e-7)
+    assert (forward.score < 0).all()
+
+
+def test_a_feature_that_never_fires_is_no_match_and_its_own_matches_score_nothing():
+    x, y = activations(200, 6), activations(200, 8, seed=1)
+    x[:, 2] = 0.0
+    y[:, [0, 5]] = 0.0
+    y[:, 6] = 3.0  # fires alike on every token: constant too
+    with np.errstate(all="ignore"):
+        r = numpy_correlation(x, y)
+    forward, backward = top_correlations(sp.csc_array(x), sp.csc_array(y), 5)
+    live = [i for i in range(6) if i != 2]
+    assert not np.isin(forward.index[live], [0, 5, 6]).any()
+    assert np.abs(forward.score[live] - best(np.nan_to_num(r, nan=-9)[live], 5)[1]).max() < 1e-5
+    assert forward.score[2].tolist() == [0.0] * 5
+    assert forward.index[2].tolist() == [0, 1, 2, 3, 4]
+    assert backward.score[[0, 5, 6]].max() == backward.score[[0, 5, 6]].min() == 0.0
+    for found in (forward, backward):
+        assert np.isfinite(found.score).all()
+        assert (np.diff(found.score, axis=1) <= 0).all()
+        assert (np.diff(np.sort(found.index, axis=1), axis=1) > 0).all()
+
+
+def test_fewer_live_targets_than_k_are_filled_up_in_order_and_without_repeats():
+    x, y = activations(100, 4, 0.5), np.zeros((100, 4), np.float32)
+    y[:, 2] = activations(100, 1, 0.5, seed=3)[:, 0]
+    forward, _ = top_correlations(sp.csc_array(x), sp.csc_array(y), 3)
+    assert (forward.index[:, 0] == 2).all()
+    assert forward.index[:, 1:].tolist() == [[0, 1]] * 4
+    assert (np.diff(forward.score, axis=1) <= 0).all()
+    assert (forward.score[:, 1:] <= 0).all()
+
+
+def test_equal_features_correlate_fully_and_never_above_one():
+    x = activations(300, 12)
+    forward, _ = top_correlations(sp.csc_array(x), sp.csc_array(x * 3), 1)
+    assert forward.index[:, 0].tolist() == list(range(12))
+    assert forward.score == pytest.approx(np.ones((12, 1)), abs=1e-6)
+    assert forward.score.max() <= 1.0
+
+
+def test_the_first_match_is_the_first_column_of_five_whatever_the_block():
+    x, y = sp.csc_array(activations(300, 50)), sp.csc_array(activations(300, 40, seed=2))
+    five, one = top_correlations(x, y, 5), top_correlations(x, y, 1, block=3)
+    for many, single in zip(five, one, strict=True):
+        assert np.array_equal(many.index[:, :1], single.index)
+        assert np.array_equal(many.score[:, :1], single.score)
+
+
+def test_moments_are_the_sums():
+    x = activations(50, 7)
+    found = Moments.of(sp.csc_array(x))
+    assert found.total == pytest.approx(x.astype(np.float64).sum(0))
+    assert found.squares == pytest.approx((x.astype(np.float64) ** 2).sum(0))
+    assert found.spread / 50 == pytest.approx(x.astype(np.float64).std(0))
+
+
+def test_what_cannot_be_correlated_is_refused():
+    x = sp.csc_array(activations(20, 5))
+    with pytest.raises(WidthMismatch, match="20 tokens cannot be correlated with activations on 19"):
+        top_correlations(x, sp.csc_array(activations(19, 5)), 1)
+    for k in (0, 6):
+        with pytest.raises(InvalidArgument, match=f"k={k}"):
+            top_correlations(x, x, k)
+    with pytest.raises(InvalidArgument, match="block=0"):
+        top_correlations(x, x, 1, block=0)
+    empty = sp.csc_array((0, 5), dtype=np.float32)
+    with pytest.raises(InvalidArgument, match="no tokens"):
+        top_correlations(empty, empty, 1)
+
+
+# --- over a model ---------------------------------------------------------------------------------------
+
+N_FEATURES = 20
+WORDS = [
+    "w5 w9 w12 w7 w30 w41 w8 w19 w3 w22",
+    "w17 w4 w40",
+    "w11 w11 w25 w6 w33 w2 w9",
+    "w8 w44 w21 w3 w3 w10 w9",
+]
+TEXTS = WORDS + [" ".join(reversed(text.split())) for text in WORDS] + ["w13 <eos> w14 w15 w16"]
+
+
+def dictionaries(layers=N_LAYERS, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for site in (Site(layer, part) for layer in range(layers) for part in Part):
+        W_enc = torch.randn(N_FEATURES, D_MODEL, generator=generator)
+        made[site] = Dictionary(
+            site, tap=Tap.of(site.part), W_enc=W_enc, b_enc=torch.zeros(N_FEATURES), W_dec=W_enc.clone(),
+            b_dec=torch.zeros(D_MODEL), activation=JumpReLU(torch.full((N_FEATURES,), 0.5)),
+        )  # fmt: skip
+    return made
+
+
+def by_hand(model, made, site, texts=TEXTS):
+    """Activations at a site of every token that is no special one, one text at a time."""
+    rows = []
+    for text in texts:
+        tokens = model.tokenize([text])
+        acts = made[site].encode(model.capture(tokens, [site])[site][0])
+        rows += [row for row, i in zip(acts, tokens.input_ids[0].tolist(), strict=True) if i > 2]
+    return torch.stack(rows).detach().numpy()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_atlas_holds_the_correlations_of_every_pair_of_the_flow(family, tmp_path):
+    model, made = tiny_model(family), dictionaries()
+    atlas = correlate(model, made, TEXTS, out=tmp_path / "r", k=3, texts_at_once=2, release="tiny")
+    assert atlas.method == "pearson"
+    pairs = flow_pairs(list(made))
+    assert set(atlas) == {pair for a, b in pairs for pair in ((a, b), (b, a))}
+    for source, target in [(Site(1, Part.RES), Site(0, Part.RES)), (Site(2, Part.MLP), Site(2, Part.RES))]:
+        x, y = by_hand(model, made, source), by_hand(model, made, target)
+        with np.errstate(all="ignore"):
+            r = np.nan_to_num(numpy_correlation(x, y), nan=-9)
+        live = r.max(axis=1) > -9
+        assert live.sum() > 5
+        table = atlas[source, target]
+        assert np.abs(table.score - best(r, 3)[1])[live].max() < 1e-4
+        assert table.method == "pearson"
+    assert not (tmp_path / "r" / "activations").exists()
+    assert trace(FeatureId(Site(2, Part.RES), 1), open_atlas(tmp_path / "r")).seed.index == 1
+
+
+def test_tables_say_what_they_were_made_from_as_those_of_cosine_do(tmp_path):
+    model, made = tiny_model("llama"), dictionaries()
+    pearson = correlate(model, made, TEXTS, out=tmp_path / "r", k=1)
+    cosine = build_atlas(made, out=tmp_path / "c", k=1)
+    assert all(pearson[pair].made_from == cosine[pair].made_from for pair in cosine)
+
+
+def test_special_tokens_do_not_count():
+    model = tiny_model("llama")
+    tokens = model.tokenize(["w5 <eos> w9", "w4"])
+    assert special_tokens(model, tokens).tolist() == [[True, False, True, False], [True, False, True, True]]
+    units = cut_into_units(model, TEXTS, texts_at_once=2)
+    ids = torch.cat([unit.tokens.input_ids[unit.real] for unit in units])
+    assert len(ids) == sum(len([w for w in text.split() if w[0] == "w" and w != "w2"]) for text in TEXTS)
+    assert (ids > 2).all()
+
+
+def test_the_number_of_tokens_can_be_limited_to_the_token():
+    model = tiny_model("llama")
+    units = cut_into_units(model, TEXTS, max_tokens=12, texts_at_once=2)
+    assert [int(unit.real.sum()) for unit in units] == [12]
+    assert sum(int(u.real.sum()) for u in cut_into_units(model, TEXTS, max_tokens=14, texts_at_once=1)) == 14
+    with pytest.raises(InvalidArgument, match="1 tokens that are not special"):
+        cut_into_units(model, ["w5"])
+
+
+def test_how_the_texts_are_grouped_changes_no_match(tmp_path):
+    model, made = tiny_model("llama"), dictionaries()
+    one = correlate(model, made, TEXTS, out=tmp_path / "one", k=2, texts_at_once=1)
+    all_at_once = correlate(model, made, TEXTS, out=tmp_path / "all", k=2, texts_at_once=99, sites_at_once=2)
+    for pair in one:
+        assert np.abs(one[pair].score - all_at_once[pair].score).max() < 1e-5
+
+
+def test_a_second_run_reads_no_text_again(tmp_path, monkeypatch):
+    model, made = tiny_model("llama"), dictionaries()
+    first = correlate(model, made, TEXTS, out=tmp_path / "r", k=2)
+    monkeypatch.setattr(Stream, "_encoded", lambda *_: pytest.fail("encoded again"))
+    again = correlate(model, made, TEXTS, out=tmp_path / "r", k=2)
+    assert again.files == first.files
+
+
+def test_activations_that_were_kept_serve_another_k(tmp_path, monkeypatch):
+    model, made = tiny_model("llama"), dictionaries()
+    first = correlate(model, made, TEXTS, out=tmp_path / "r", k=1, keep_activations=True)
+    pair = next(iter(first))
+    best = first[pair].score
+    monkeypatch.setattr(Stream, "_encoded", lambda *_: pytest.fail("encoded again"))
+    second = correlate(model, made, TEXTS, out=tmp_path / "r", k=4)
+    assert np.array_equal(best, second[pair].score[:, :1])
+
+
+@pytest.mark.parametrize("what", ["texts", "encoder", "model"])
+def test_work_on_other_inputs_is_done_again(what, tmp_path):
+    model, made = tiny_model("llama"), dictionaries()
+    before = correlate(model, made, TEXTS, out=tmp_path / "r", k=2, keep_activations=True)
+    scores = {pair: table.score.copy() for pair, table in before.items()}
+    inputs = {"texts": (model, made, TEXTS[1:]), "encoder": (model, dictionaries(seed=1), TEXTS),
+              "model": (tiny_model("llama", seed=5), made, TEXTS)}[what]  # fmt: skip
+    after = correlate(*inputs, out=tmp_path / "r", k=2)
+    fresh = correlate(*inputs, out=tmp_path / "fresh", k=2)
+    assert after.files == fresh.files
+    assert any(not np.array_equal(after[pair].score, scores[pair]) for pair in scores)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    model, made = tiny_model("llama"), dictionaries()
+    build_atlas(made, out=tmp_path / "c", k=1)
+    before = sorted(path.name for path in (tmp_path / "c").iterdir())
+    with pytest.raises(InvalidArgument, match="holds other files"):
+        correlate(model, made, TEXTS, out=tmp_path / "c")
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == before
+
+
+def test_what_cannot_be_done_is_said(tmp_path):
+    model, made = tiny_model("llama"), dictionaries()
+    with pytest.raises(UnknownSite, match="no dictionary at 9/res"):
+        correlate(model, made, TEXTS, out=tmp_path, pairs=[(Site(9, Part.RES), Site(1, Part.RES))])
+    alone = {Site(1, Part.RES): made[Site(1, Part.RES)]}
+    with pytest.raises(UnknownSite, match="A flow needs two"):
+        correlate(model, alone, TEXTS, out=tmp_path)
+    for name in ("k", "max_tokens", "texts_at_once", "sites_at_once"):
+        with pytest.raises(InvalidArgument, match=f"{name}=0"):
+            correlate(model, made, TEXTS, out=tmp_path, **{name: 0})
+    assert list(tmp_path.iterdir()) == []
+
+
+_CHILD = """
+import sys, time
+from pathlib import Path
+from saeflow.matching import stream, correlation
+from tests.matching.test_correlation import TEXTS, dictionaries
+from tests.sources.tiny_models import tiny_model
+
+out, slow_at = Path(sys.argv[1]), sys.argv[2]
+written = stream.write_atomic
+def slowly(path, data):
+    if slow_at == "shards":
+        time.sleep(0.05)
+    written(path, data)
+stream.write_atomic = slowly
+found = correlation.top_correlations
+def thinking(*args):
+    if slow_at == "tables":
+        time.sleep(0.5)
+    return found(*args)
+correlation.top_correlations = thinking
+correlation.correlate(tiny_model("llama"), dictionaries(), TEXTS, out=out, k=2, texts_at_once=2)
+"""
+
+
+@pytest.mark.parametrize("during", ["shards", "tables"])
+def test_a_run_killed_in_the_middle_ends_with_the_same_bytes(during, tmp_path):
+    model, made = tiny_model("llama"), dictionaries()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    correlate(model, made, TEXTS, out=whole, k=2, texts_at_once=2)
+    root = Path(__file__).parents[2]
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, killed, during], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}
+    )
+    pattern = "activations/*/*.safetensors" if during == "shards" else "*.safetensors"
+    give_up = time.monotonic() + 90
+    while len(list(killed.glob(pattern))) < 4 and child.poll() is None and time.monotonic() < give_up:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    some = len(list(killed.glob(pattern)))
+    assert 4 <= some < len(list(whole.glob("*.safetensors"))) + 45 * (during == "shards")
+    assert not (killed / "atlas.json").exists()
+    correlate(model, made, TEXTS, out=killed, k=2, texts_at_once=2)
+    names = {path.name for path in whole.iterdir()}
+    assert {path.name for path in killed.iterdir()} == names
+    for name in names:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_the_run_says_what_it_read(tmp_path):
+    model, made = tiny_model("llama"), dictionaries()
+    correlate(model, made, TEXTS, out=tmp_path / "r", k=1, max_length=6)
+    told = json.loads((tmp_path / "r" / "correlation.json").read_text())
+    assert told["texts"] == len(TEXTS)
+    assert told["tokens"] == sum(int(u.real.sum()) for u in cut_into_units(model, TEXTS, max_length=6))

@@ -1,0 +1,94 @@
+"""`saeflow atlas calibrate`, `saeflow graph --calibrated` and `saeflow correlate` on planted things."""
+
+import json
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from saeflow.cli import calibrate, correlate, graph
+from saeflow.errors import InvalidArgument
+from saeflow.flow import FlowGraph
+from saeflow.matching.atlas import open_atlas
+from saeflow.matching.build import build_atlas
+from saeflow.sources.formats import save_release
+
+from .matching.planted import plant
+from .matching.test_correlation import dictionaries
+from .sources.tiny_models import tiny_hf_model, tiny_tokenizer
+
+
+@pytest.fixture
+def app():
+    made = typer.Typer()
+    for module in (calibrate, correlate, graph):
+        module.add_to(made)
+    return made
+
+
+@pytest.fixture
+def run(app, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return call
+
+
+@pytest.fixture
+def release(tmp_path):
+    made = plant().dictionaries
+    save_release(tmp_path / "release", made, name="planted", model="none", dtype=torch.float32)
+    build_atlas(made, out=tmp_path / "atlas", k=2, release="planted")
+    return tmp_path / "release"
+
+
+def test_an_atlas_is_calibrated_and_graphs_use_it(run, release, tmp_path):
+    told = json.loads(
+        run("calibrate", release, "--atlas", tmp_path / "atlas", "--rows", 500, "--rotations", 2, "--json")
+    )
+    atlas = open_atlas(tmp_path / "atlas")
+    assert len(told["pairs"]) == len(atlas.nulls) == len(atlas)
+    shown = json.loads(run("graph", tmp_path / "atlas", "3/res/1", "--fdr", 0.05, "--json", "--no-files"))
+    assert FlowGraph.from_json(json.dumps(shown)).thresholds.cuts
+    assert shown["thresholds"]["fdr"] == 0.05
+    assert "Thresholds by layer" in run("graph", tmp_path / "atlas", "3/res/1", "--calibrated", "--no-files")
+
+
+def test_an_atlas_without_nulls_says_how_to_calibrate_it(run, release, tmp_path):
+    with pytest.raises(InvalidArgument, match="saeflow atlas calibrate"):
+        run("graph", tmp_path / "atlas", "3/res/1", "--calibrated", "--no-files")
+
+
+def test_thresholds_by_hand_and_calibrated_ones_exclude_each_other(run, release, tmp_path):
+    with pytest.raises(InvalidArgument, match="either those, or --fdr"):
+        run("graph", tmp_path / "atlas", "3/res/1", "--fdr", 0.1, "--t-res", 0.4, "--no-files")
+
+
+def test_the_demo_pack_comes_calibrated(run):
+    shown = json.loads(run("graph", "demo", "4/res/123", "--calibrated", "--json", "--no-files"))
+    cuts = {(row["layer"], row["part"]): row["cut"] for row in shown["thresholds"]["layers"]}
+    assert len(cuts) == 17
+    assert all(0.3 < cuts[layer, "res"] < 0.7 for layer in range(1, 6))
+    assert all(edge["p"] is not None for edge in shown["edges"])
+
+
+def test_a_release_is_correlated_over_the_texts_of_a_file(run, tmp_path):
+    tiny_hf_model("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_release(tmp_path / "saes", dictionaries(), name="tiny", model="none", dtype=torch.float32)
+    lines = [json.dumps({"text": f"w5 w{i} w12 w7 w{i + 1} w8 w19 w3"}) for i in range(3, 45)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    said = run(
+        "correlate", tmp_path / "saes", "--texts", tmp_path / "texts.jsonl", "--model", tmp_path / "model",
+        "--out", tmp_path / "r", "--k", 3, "--n", 20,
+    )  # fmt: skip
+    atlas = open_atlas(tmp_path / "r")
+    assert (atlas.method, atlas.k, atlas.release) == ("pearson", 3, "tiny")
+    assert f"{len(atlas)} tables" in said

@@ -1,0 +1,133 @@
+"""`saeflow origins` and `saeflow deactivate` on the demo pack: folders, tables, resume, refusals."""
+
+import json
+
+import pytest
+import typer
+
+from saeflow.cli import experiments
+from saeflow.errors import SaeflowError
+from saeflow.experiments.results import Results
+from saeflow.matching.atlas import open_atlas
+from saeflow.report.results import write_page
+
+PAGE = write_page
+SMALL = ("--datasets", "demo:stories,demo:maths", "--texts", 2, "--tokens", 2, "--layers", "2-3")
+METHODS = ("--methods", "cosine,cosine-top-5,permutation")
+STRATEGIES = ("--strategies", "top-1,random,exhaustive", "--r", "0,1,2", "--loss", 1)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture
+def drawn():
+    """The folders a page was asked for."""
+    return []
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, work, drawn):
+    """Run the command; returns (exit code, stdout, message of the error)."""
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("SAEFLOW_CACHE", str(work / "cache"))
+    monkeypatch.setattr("saeflow.report.results.write_page", drawn.append)  # figures have their own tests
+    app = typer.Typer()
+    experiments.add_to(app)
+
+    def call(*arguments):
+        try:
+            app([str(argument) for argument in arguments], standalone_mode=False)
+        except SaeflowError as error:
+            return 2, capsys.readouterr().out, str(error)
+        return 0, capsys.readouterr().out, ""
+
+    return call
+
+
+def test_origins_writes_a_folder_with_tables_and_asks_for_its_page(run, work, drawn) -> None:
+    code, out, _ = run("origins", "demo", *SMALL, *METHODS)
+    assert code == 0
+    for words in ("Origin of active features by dataset", "RES & MLP", "permutation", "origins-demo"):
+        assert words in out
+    folder = work / "origins-demo"
+    results = Results.open(folder)
+    assert results.record.finished
+    assert results.record.request.datasets == ("demo:stories", "demo:maths")
+    assert results.record.request.arguments["layers"] == [2, 3]
+    assert set(results.record.request.atlases) == {"cosine", "cosine top-5", "permutation"}
+    assert {row["layer"] for row in results.rows()} == {2, 3}
+    assert [path.name for path in drawn] == ["origins-demo"]
+    assert (folder / "tables" / "shares_by_layer.csv").exists()
+
+
+def test_deactivate_writes_a_folder_with_tables_and_a_page(run, work, monkeypatch) -> None:
+    monkeypatch.setattr("saeflow.report.results.write_page", PAGE)
+    code, out, _ = run("deactivate", "demo", *SMALL, *STRATEGIES, "--features", 3, "--out", "gone")
+    assert code == 0
+    for words in ("Deactivation by strategy", "active control", "exhaustive"):
+        assert words in out
+    results = Results.open(work / "gone")
+    assert {row["strategy"] for row in results.rows()} == {"top-1", "random of top-5", "exhaustive"}
+    assert {row["r"] for row in results.rows()} == {0, 1, 2}
+    assert "<html" in (work / "gone" / "index.html").read_text()
+
+
+def test_a_finished_run_is_not_done_again_and_prints_json(run, work) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (work / "origins-demo" / "rows").iterdir()}
+    code, out, _ = run("origins", "demo", *SMALL, *METHODS, "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["folder"] == "origins-demo"
+    assert told["tables"]["shares_by_layer"]["columns"][:2] == ["method", "dataset"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("--seed", 1), "seed is 0 there and 1 here"),
+        (("--tokens", 3), "tokens is 2 there and 3 here"),
+        (("--methods", "cosine"), "atlas permutation is"),
+    ],
+)
+def test_other_arguments_are_refused_naming_what_differs(run, changes, words) -> None:
+    code, _, err = run("origins", "demo", *SMALL, *METHODS, *changes)
+    assert code == 2
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("origins", "demo", "--datasets", "demo:nothing"), "no dataset 'demo:nothing'"),
+        (("origins", "demo", "--layers", "9"), "no matches of [9]"),
+        (("origins", "demo", "--layers", "two"), "Write layers as"),
+        (("origins", "demo", "--methods", "cosine,luck"), "of cosine, cosine-top-5, permutation, pearson"),
+        (("origins", "nowhere"), "nowhere"),
+        (("deactivate", "demo", "--strategies", "greedy"), "are searches"),
+        (("deactivate", "demo", "--strategies", "top-1", "--r", "x"), "--r 'x' is no number"),
+        (("deactivate", "demo", "--strategies", "top-1", "--loss", "some"), "--loss 'some' is no number"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_what_can(run, arguments, words) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert words in err
+
+
+def test_pearson_tables_are_made_on_held_out_texts_once(run, work) -> None:
+    arguments = ("origins", "demo", "--datasets", "demo:maths", "--texts", 2, "--tokens", 2, "--layers", 3)
+    pearson = ("--methods", "cosine,pearson", "--pearson-datasets", "demo:maths")
+    code, out, _ = run(*arguments, *pearson, "--out", "p", "--json")
+    assert code == 0
+    [made] = (work / "cache" / "matches").glob("pearson-*")
+    assert open_atlas(made).method == "pearson"
+    [row] = [row for row in json.loads(out)["tables"]["agreement"]["rows"] if row[2:4] == ["RES", "all"]]
+    assert 0.2 < row[4] < 1  # two methods that look at different things agree on much and not on all
+    code, again, _ = run(*arguments, *pearson[:2], "--pearson", made, "--out", "q", "--json")
+    assert code == 0
+    assert json.loads(again)["tables"]["agreement"] == json.loads(out)["tables"]["agreement"]
