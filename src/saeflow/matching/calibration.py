@@ -30,9 +30,9 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas, Pair, open_atlas, save_manifest
-from saeflow.matching.cosine import Directions
+from saeflow.matching.cosine import top_k
+from saeflow.matching.methods import Role, Rows, rows_of
 from saeflow.matching.null import FILE, NullDistribution, nulls_to_bytes, read_nulls
-from saeflow.matching.topk import top_k
 from saeflow.paths import write_atomic
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
@@ -159,7 +159,7 @@ class _Draw:
     seed: int
 
     @cached_property
-    def _sides(self) -> dict[Site, Directions]:
+    def _sides(self) -> dict[Site, Rows]:
         return {}
 
     def checked(self, pair: Pair, made_from: tuple[str, str]) -> tuple[str, str]:
@@ -203,11 +203,11 @@ class _Draw:
             rows = self._side(site).rows
             yield rows[torch.randperm(len(rows), generator=generator)[: self.rows].to(rows.device)]
 
-    def _side(self, site: Site) -> Directions:
+    def _side(self, site: Site) -> Rows:
         if site not in self._sides:
             if site not in self.dictionaries:
                 raise UnknownSite(f"there is no dictionary at {site}, which the atlas has. Give them all.")
-            self._sides[site] = Directions.of(self.dictionaries[site], self.projector)
+            self._sides[site] = rows_of(self.dictionaries[site], Role.CHILD, projector=self.projector)
             self.dictionaries[site].unload()
         return self._sides[site]
 

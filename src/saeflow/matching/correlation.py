@@ -22,7 +22,7 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Site
 from saeflow.matching.atlas import MANIFEST, Atlas, Pair, flow_pairs, open_atlas, save_manifest
 from saeflow.matching.coactivation import Ranked, size, top_correlations
-from saeflow.matching.cosine import Directions
+from saeflow.matching.methods import Role, rows_of
 from saeflow.matching.stream import Progress, Stream, cut_into_units, encoder_digest
 from saeflow.matching.table import MatchTable
 from saeflow.paths import write_atomic
@@ -119,7 +119,7 @@ class _Run:
         encoders: dict[str, str] = {}
         for site in sorted({site for pair in pairs for site in pair}):
             dictionary = self.stream.dictionaries[site]
-            writers[site] = Directions.of(dictionary, self.stream.model).fingerprint
+            writers[site] = rows_of(dictionary, Role.CHILD, projector=self.stream.model).fingerprint
             encoders[str(site)] = encoder_digest(dictionary, self.stream.model)
             dictionary.unload()
         stated = {
