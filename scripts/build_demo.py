@@ -45,7 +45,7 @@ def build(corpora: Path, work: Path, out: Path) -> None:
         if len(list((work / "acts").glob("*.f16"))) < 3 * trained.config.num_hidden_layers:
             saes.capture(trained, data, work / "acts", tokens=CAPTURED_TOKENS, seed=SEED)
         saes.train_all(work / "acts", work / "saes_first", work / "saes", seed=SEED)
-    if not (out / "texts" / "maths.json.gz").exists():
+    if not texts.complete(out / "texts"):
         print("4/7 texts", flush=True)
         tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
         dropped = texts.write_texts(trained, tokenizer, corpora, out / "texts", SEED)

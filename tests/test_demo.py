@@ -8,6 +8,7 @@ import pytest
 
 from saeflow import cli, demo, load_dictionaries, load_model, open_atlas, trace
 from saeflow.errors import InvalidArgument
+from saeflow.experiments.sampling import draw, open_dataset
 from saeflow.flow import Thresholds
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels import open_words
@@ -70,6 +71,20 @@ def test_texts_are_different_and_set_by_the_seed(domain):
     assert all(len(text) >= 100 for text in found)
 
 
+@pytest.mark.parametrize("domain", demo.DOMAINS)
+def test_an_experiment_as_large_as_the_papers_finds_its_texts(domain):
+    """Appendix A.1: 250 texts of each dataset, 5 random tokens each; a quarter of the texts is held out."""
+    model = load_model("demo")
+    samples = draw(
+        open_dataset(f"demo:{domain}"),
+        lambda text: model.tokenize([text]).input_ids[0].tolist(),
+        n_texts=250,
+        n_tokens=5,
+        special=(0,),
+    )
+    assert len({sample.content for sample in samples}) == 250
+
+
 def test_texts_are_refused_with_what_there_is():
     with pytest.raises(InvalidArgument, match="stories, novels, textbooks, maths, python"):
         demo.texts("poems", 1)
@@ -114,3 +129,7 @@ def test_the_commands_run_on_the_pack(arguments, monkeypatch, tmp_path, capsys):
     if arguments == ["demo"]:
         assert "Try next" in out
         assert len(list(tmp_path.glob("demo-*.graph.html"))) == 1
+
+
+def test_the_demo_model_is_known_by_its_name_wherever_it_is_installed():
+    assert load_model("demo").name == "demo"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import markdown
+from . import markdown, texts
 from .saes import Recipe
 
 INTRODUCTION = """# The saeflow demo pack
@@ -35,8 +35,9 @@ can be tried in seconds on a laptop, with effects that are real.
 | python | the standard library of Python 3.11 | PSF-2.0 |
 
 One document in fifty was held out; every number below is on held-out text. None of these texts is in the pack.
-The passages in `texts/` were written by the model itself; those that repeat 49 characters of the training text
-were thrown away ({dropped}).
+The passages in `texts/`, {passages} of each domain but python, were written by the model itself; those that repeat
+49 characters of the training text were thrown away ({dropped}).
+The first {first} of a domain were compared with the training text of that domain, the others with that of all five.
 
 ## Training
 
@@ -77,6 +78,8 @@ def write_card(measured: Mapping[str, Any], recipes: Mapping[str, Recipe], out: 
         parameters=measured["model"]["parameters"],
         training_tokens=measured["model"]["training_tokens"],
         dropped=dropped,
+        passages=texts.PASSAGES,
+        first=texts.FIRST,
         trained="\n".join(f"- {part}: {_tokens(recipe)}" for part, recipe in recipes.items()),
     )
     page += _section("The model on held-out text", "domain", measured["model"]["domains"])

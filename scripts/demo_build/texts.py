@@ -1,23 +1,36 @@
 """Passages the demo model writes itself, from prompts of each domain: the text the pack may ship.
 
-The standard library gives the fifth domain at run time. A passage that repeats a run of COPY_RUN
+The standard library gives the fifth domain at run time. A passage that repeats a run of COPY_RUN + 1
 characters of the training texts is thrown away, so no sentence of the corpora enters the pack.
+
+The passages of a domain come from one random sequence, so the first FIRST are those of a build that made only
+them. Sampling differs between processors: this holds on one processor.
 """
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
+from saeflow.demo import DOMAINS
+from saeflow.paths import write_atomic
+
 from .corpus import documents, split
 
-PASSAGES = 160
+PASSAGES = 400
+# The pack was first shipped with so many, and contexts of its words quote them. They stay, in their order, and are
+# compared with the training text of their own domain; the others are compared with that of all domains.
+FIRST = 160
+BATCH = 20
 TOKENS = 200
+SHORTEST = 120
 COPY_RUN = 48
 PROMPTS = {
     "stories": [
@@ -64,47 +77,75 @@ PROMPTS = {
 
 
 def _copied(text: str, runs: set[int]) -> bool:
-    return any(hash(text[i : i + COPY_RUN]) in runs for i in range(len(text) - COPY_RUN))
+    return any(hash(text[i : i + COPY_RUN]) in runs for i in range(len(text) - COPY_RUN + 1))
 
 
 def _runs(corpora: Path, domain: str) -> set[int]:
     """Hashes of the runs that start at even offsets: any copy one character longer than a run holds one."""
     found: set[int] = set()
     for text in split(documents(corpora, domain))[0]:
-        found.update(hash(text[i : i + COPY_RUN]) for i in range(0, len(text) - COPY_RUN, 2))
+        found.update(hash(text[i : i + COPY_RUN]) for i in range(0, len(text) - COPY_RUN + 1, 2))
     return found
 
 
-@torch.no_grad()
+def _written(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: list[str]) -> Iterator[str]:
+    """Passages without end, BATCH from each prompt in turn."""
+    for prompt in itertools.cycle(prompts):
+        ids = torch.tensor([[0, *tokenizer.encode(prompt).ids]]).repeat(BATCH, 1)
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_p=0.9,
+            max_new_tokens=TOKENS, pad_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        for row in made.tolist():
+            body = row[1:]
+            yield tokenizer.decode(body[: body.index(0)] if 0 in body else body).strip()
+
+
+def _chosen(
+    written: Iterator[str], domain: str, runs: Mapping[str, set[int]], seed: int
+) -> tuple[list[str], int]:
+    """PASSAGES different passages, the first FIRST of them first; and how many were thrown away as copies."""
+    kept: list[str] = []
+    dropped = 0
+    while len(kept) < PASSAGES:
+        text = next(written)
+        if len(text) < SHORTEST or text in kept:
+            continue
+        compared = [domain] if len(kept) < FIRST else list(runs)
+        if any(_copied(text, runs[name]) for name in compared):
+            dropped += 1
+            continue
+        kept.append(text)
+        if len(kept) % 40 == 0:
+            print(f"texts {domain}: {len(kept)} kept, {dropped} thrown away as copies", flush=True)
+    parts = kept[:FIRST], kept[FIRST:]
+    return [text for part in parts for text in _shuffled(part, seed)], dropped
+
+
+def _shuffled(texts: list[str], seed: int) -> list[str]:
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))
+    return [texts[i] for i in order.tolist()]
+
+
+def _write(out: Path, domain: str, found: list[str]) -> None:
+    data = json.dumps(found, ensure_ascii=False).encode()
+    write_atomic(out / f"{domain}.json.gz", gzip.compress(data, mtime=0))
+
+
+def complete(out: Path) -> bool:
+    """Whether `write_texts` has written PASSAGES passages of every domain."""
+    files = [out / f"{domain}.json.gz" for domain in PROMPTS]
+    return all(f.exists() and len(json.loads(gzip.decompress(f.read_bytes()))) == PASSAGES for f in files)
+
+
 def write_texts(
     model: LlamaForCausalLM, tokenizer: Tokenizer, corpora: Path, out: Path, seed: int
 ) -> dict[str, int]:
     """Write {domain}.json.gz, PASSAGES passages each; returns how many were thrown away as copies."""
-    out.mkdir(parents=True, exist_ok=True)
+    runs = {domain: _runs(corpora, domain) for domain in DOMAINS}
     dropped: dict[str, int] = {}
     for domain, prompts in PROMPTS.items():
-        runs = _runs(corpora, domain)
-        kept: list[str] = []
-        dropped[domain] = 0
         torch.manual_seed(seed)
-        while len(kept) < PASSAGES:
-            for prompt in prompts:
-                ids = torch.tensor([[0, *tokenizer.encode(prompt).ids]]).repeat(20, 1)
-                made = model.generate(
-                    ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_p=0.9,
-                    max_new_tokens=TOKENS, pad_token_id=0, eos_token_id=0,
-                )  # fmt: skip
-                for row in made.tolist():
-                    body = row[1:]
-                    text = tokenizer.decode(body[: body.index(0)] if 0 in body else body).strip()
-                    if len(text) < 120:
-                        continue
-                    if _copied(text, runs):
-                        dropped[domain] += 1
-                    elif len(kept) < PASSAGES:
-                        kept.append(text)
-            print(f"texts {domain}: {len(kept)} kept, {dropped[domain]} thrown away as copies", flush=True)
-        order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed)).tolist()
-        data = json.dumps([kept[i] for i in order], ensure_ascii=False).encode()
-        (out / f"{domain}.json.gz").write_bytes(gzip.compress(data, mtime=0))
+        found, dropped[domain] = _chosen(_written(model, tokenizer, prompts), domain, runs, seed)
+        _write(out, domain, found)
     return dropped

@@ -64,7 +64,8 @@ class LanguageModel:
     @property
     def name(self) -> str:
         """The name or path the model was loaded by; empty for one built in memory."""
-        return str(self.hf_model.config.name_or_path)
+        told = str(self.hf_model.config.name_or_path)
+        return "demo" if told == str(DEMO_FOLDER) else told
 
     @property
     def n_layers(self) -> int:
