@@ -119,6 +119,29 @@ def test_r_of_1_changes_nothing_and_the_sweep_is_linear_where_the_cause_is(plant
     assert kept
     assert all(t.effect.z_new == t.effect.z_old for t in kept)
     assert all(t.effect.loss_new == t.effect.loss_old for t in kept)
+    assert {t.removal.control for t in kept} == {True, False}
+
+
+def test_a_target_has_the_same_control_for_every_r(trials) -> None:
+    controls = {}
+    for number, trial in enumerate(trials):
+        if trial.removal.control and trial.removal.strategy == "top-1":
+            of = trials[trial.controls]
+            assert trial.removal.r == of.removal.r
+            assert trial.removal.features.keys().isdisjoint(of.removal.features)
+            controls.setdefault((trial.position, trial.target, of.removal.removed), []).append(number)
+    swept = [[trials[n].removal for n in numbers] for numbers in controls.values() if len(numbers) > 1]
+    assert swept
+    for removals in swept:
+        assert sorted(removal.r for removal in removals) == sorted(SWEEP)
+        assert len({(tuple(removal.features), removal.norm) for removal in removals}) == 1
+    # every target that has a control of its removal has one of its sweep, and no other has
+    removed = [
+        t.removal.removed == t.removal.group
+        for t in trials
+        if t.removal.control and t.removal.strategy == "top-1"
+    ]
+    assert sum(removed) == sum(map(len, swept))
 
 
 def test_search_is_never_worse_and_a_set_never_worse_than_one(trials) -> None:
@@ -160,7 +183,11 @@ def test_the_loss_is_there_for_the_targets_drawn_and_is_the_models(planted, tria
     with_loss = [t for t in trials if t.effect.loss_new is not None]
     assert {t.removal.r for t in with_loss} == {*SWEEP, 0.0}
     assert {t.removal.strategy for t in with_loss} == {"top-1"}
-    assert 3 <= len({(t.position, t.target) for t in with_loss}) < 12
+    drawn = {(t.position, t.target) for t in with_loss}
+    assert len(drawn) == 3
+    controlled = {(t.position, t.target) for t in trials if t.removal.control and t.removal.r == 2}
+    assert {(t.position, t.target) for t in with_loss if t.removal.control} == drawn & controlled
+    assert drawn & controlled
     [old] = {t.effect.loss_old for t in with_loss}
     assert old == pytest.approx(planted.model.loss(planted.tokens()).nanmean().item(), abs=1e-5)
 

@@ -7,15 +7,12 @@ import pytest
 from scipy import stats
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments import deactivation_summary as deactivation
 from saeflow.experiments import origins_summary as origins
-from saeflow.experiments.comparison import control_match, paired, remaining, table_1
 from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.outcomes import Trials
 from saeflow.experiments.results import Results
 from saeflow.experiments.summary import Texts, means, summarize
-from saeflow.ids import FeatureId, Part, Site
-from saeflow.records import DeactivationTrial, Effect, Origin, OriginTrial, Removal, RunRequest
+from saeflow.records import Origin, OriginTrial, RunRequest
 
 NOWHERE, RES, MLP, BOTH = Origin.NOWHERE, Origin.RES, Origin.MLP, Origin.RES | Origin.MLP
 
@@ -150,187 +147,6 @@ def test_agreement_is_over_active_features_that_both_match() -> None:
     assert (row["part"], row["share"], row["n"]) == ("RES", pytest.approx(2 / 3, abs=1e-5), 3)
 
 
-# deactivation: three targets in two texts
-
-
-def trial(text, target, strategy, group, removed, z_new, **told):
-    """A target of activation 2; `controls` makes a control."""
-    controls, r, norm = told.get("controls"), told.get("r", 0.0), told.get("norm", 1.0)
-    features = {FeatureId(Site(0, Part.RES), n): 1.0 for n in range(told.get("n", len(removed.parts)))}
-    removal = Removal(strategy, controls is not None, group, removed, features, norm, r)
-    effect = Effect(2.0, z_new, told.get("new", NOWHERE), told.get("old"), told.get("loss"))
-    return DeactivationTrial("a", text, 3, FeatureId(Site(1, Part.RES), target), removal, effect, controls)
-
-
-def rows_of(*texts):
-    return [made.to_row(number) for trials in texts for number, made in enumerate(trials)]
-
-
-DEACTIVATION = rows_of(
-    [
-        # target 0, RES: top-1 silences it, its control halves it; Pearson names nothing
-        trial(0, 0, "top-1", RES, RES, 0.0),
-        trial(0, 0, "top-1", RES, RES, 1.0, controls=0, norm=0.8),
-        trial(0, 0, "pearson top-1", NOWHERE, NOWHERE, 2.0),
-        trial(0, 0, "top-1", RES, RES, 4.0, r=2.0, old=3.0, loss=3.3),
-        # target 1, RES & MLP: RES alone halves it and the MLP stays, both silence it
-        trial(0, 1, "top-1", BOTH, RES, 1.0, new=MLP),
-        trial(0, 1, "top-1", BOTH, MLP, 1.5, new=RES),
-        trial(0, 1, "top-1", BOTH, BOTH, 0.0),
-        trial(0, 1, "pearson top-1", RES, RES, 0.5),
-        *(trial(0, n, "exhaustive", group, RES, z) for n, group, z in ((0, RES, 0.0), (1, BOTH, 1.0))),
-        trial(0, 1, "exhaustive", BOTH, MLP, 0.5),
-        *(trial(0, n, "greedy", group, RES, 0.0, n=n + 1) for n, group in ((0, RES), (1, BOTH))),
-    ],
-    [
-        # target 2 of another text, MLP: top-1 leaves a quarter, Pearson silences it, only a set would
-        trial(1, 2, "top-1", MLP, MLP, 0.5, new=NOWHERE),
-        trial(1, 2, "top-1", MLP, MLP, 2.0, controls=0, norm=1.5),
-        trial(1, 2, "pearson top-1", MLP, MLP, 0.0),
-        trial(1, 2, "exhaustive", MLP, MLP, 0.5),
-        trial(1, 2, "exhaustive", MLP, RES, 1.0),
-        trial(1, 2, "greedy", MLP, BOTH, 0.0, n=3),
-        # target 3, from nowhere
-        trial(1, 3, "top-1", NOWHERE, NOWHERE, 2.0),
-        trial(1, 3, "pearson top-1", NOWHERE, NOWHERE, 2.0),
-        trial(1, 3, "exhaustive", NOWHERE, RES, 0.0),
-        trial(1, 3, "greedy", NOWHERE, NOWHERE, 2.0),
-    ],
-)
-
-
-@pytest.fixture(scope="module")
-def trials():
-    return Trials.of(DEACTIVATION)
-
-
-def test_rates_by_strategy_group_and_what_was_removed(trials) -> None:
-    table = deactivation.by_strategy(trials)
-    row = one(table, strategy="top-1", group="RES", removed="RES")
-    assert (row["deactivated"], row["change"], row["n"]) == (1, 1, 1)
-    assert (row["control_deactivated"], row["control_change"], row["control_n"]) == (0, 0.5, 1)
-    rows = where(table, strategy="top-1", group="RES & MLP")
-    assert [(row["removed"], row["change"]) for row in rows] == [
-        ("RES", 0.5),
-        ("MLP", 0.25),
-        ("RES & MLP", 1),
-    ]
-    assert rows[2]["control_n"] == 0
-    assert rows[2]["control_deactivated"] is None
-    # only a search has trials from nowhere
-    assert {row["strategy"] for row in where(table, group="nowhere")} == {"exhaustive"}
-
-
-def test_rates_by_layer_take_all_that_is_available(trials) -> None:
-    table = deactivation.by_strategy_layer(trials)
-    row = one(table, strategy="top-1", layer="all")
-    assert (row["deactivated"], row["n"]) == (pytest.approx(2 / 3, abs=1e-5), 3)
-    assert row["change"] == pytest.approx((1 + 1 + 0.75) / 3, abs=1e-5)
-    assert (row["control_n"], row["control_change"]) == (2, 0.25)
-    # exhaustive: the best of all sites, on the targets of top-1
-    row = one(table, strategy="exhaustive", layer=1)
-    assert (row["deactivated"], row["n"]) == (pytest.approx(1 / 3, abs=1e-5), 3)
-    assert row["change"] == pytest.approx((1 + 0.75 + 0.75) / 3, abs=1e-5)
-    row = one(table, strategy="greedy", layer=1)
-    assert (row["deactivated"], row["n"], row["features"]) == (1, 3, 2)
-
-
-def test_rescaling_counts_all_available_with_the_relative_loss(trials) -> None:
-    table = deactivation.by_rescale(trials)
-    row = one(table, r=2.0, group="RES")
-    assert (row["change"], row["loss_change"], row["loss_n"]) == (-1, pytest.approx(0.1), 1)
-    row = one(table, r=0.0, group="all")
-    assert (row["n"], row["deactivated"], row["loss_n"]) == (3, pytest.approx(2 / 3, abs=1e-5), 0)
-    assert row["loss_change"] is None
-
-
-def test_one_predecessor_and_its_control(trials) -> None:
-    table = deactivation.one_predecessor(trials)
-    assert [(row["group"], row["removed"]) for row in table.dicts()] == [
-        ("RES", "RES"), ("MLP", "MLP"), ("RES & MLP", "RES"), ("RES & MLP", "MLP"),
-    ]  # fmt: skip
-    row = one(table, group="MLP")
-    assert (row["change"], row["control_change"], row["control_n"]) == (0.75, 0, 1)
-
-
-def test_groups_of_the_targets_under_each_strategy(trials) -> None:
-    table = deactivation.groups_by_strategy(trials)
-    found = {
-        row["group"]: row["features"] for row in where(table, strategy="pearson top-1") if row["features"]
-    }
-    assert found == {"nowhere": 2, "RES": 1, "MLP": 1}
-    assert {row["strategy"] for row in table.dicts()} == {"top-1", "pearson top-1"}
-    for strategy in ("top-1", "pearson top-1"):
-        assert sum(row["share"] for row in where(table, strategy=strategy)) == pytest.approx(1)
-
-
-def test_the_new_group_is_deactivated_or_what_is_left(trials) -> None:
-    table = deactivation.new_group(trials)
-    gone = one(table, strategy="top-1", group="RES & MLP", removed="RES & MLP", new_group="deactivated")
-    assert gone["probability"] == 1
-    assert one(table, strategy="top-1", group="RES & MLP", removed="RES", new_group="MLP")["probability"] == 1
-    sums = {}
-    for row in table.dicts():
-        key = row["strategy"], row["group"], row["removed"]
-        sums[key] = sums.get(key, 0) + row["probability"]
-    assert set(sums.values()) == {1}
-
-
-def test_counts_of_targets_and_edits(trials) -> None:
-    table = deactivation.counts(trials)
-    told = {row["group"]: (row["features"], row["trials"]) for row in table.dicts() if row["features"]}
-    assert told == {"nowhere": (1, 0), "RES": (1, 2), "MLP": (1, 1), "RES & MLP": (1, 3)}
-
-
-def test_table_1_is_over_targets_that_cosine_or_pearson_puts_into_one_part(trials) -> None:
-    table = table_1(trials)
-    # targets 0 and 2 by top-1, 1 and 2 by Pearson: three shared; target 0 counts as kept under Pearson
-    told = {row["strategy"]: (row["n"], row["deactivated"], row["change"]) for row in table.dicts()}
-    third = pytest.approx(1 / 3, abs=1e-5)
-    assert told == {
-        "top-1": (3, pytest.approx(2 / 3, abs=1e-5), pytest.approx(2.75 / 3, abs=1e-5)),
-        "pearson top-1": (3, third, pytest.approx((0 + 0.75 + 1) / 3, abs=1e-5)),
-        "exhaustive": (3, third, pytest.approx(2.5 / 3, abs=1e-5)),
-        "greedy": (3, 1, 1),
-        "active control": (2, 0, 0.25),
-    }
-
-
-def test_paired_differences_are_over_the_same_targets(trials) -> None:
-    table = paired(trials)
-    both = one(table, strategy_a="top-1", strategy_b="pearson top-1", scope="both name")
-    assert (both["n"], both["difference"]) == (2, 0)  # target 1: 1 - 0, target 2: 0 - 1
-    either = one(table, strategy_a="top-1", strategy_b="pearson top-1", scope="either names")
-    assert (either["n"], either["difference"]) == (3, pytest.approx(1 / 3, abs=1e-5))
-    control = one(table, strategy_b="active control")
-    assert (control["n"], control["difference"]) == (2, 0.5)
-    assert one(table, strategy_a="exhaustive", strategy_b="greedy", scope="both name")[
-        "difference"
-    ] == pytest.approx(-2 / 3, abs=1e-5)
-
-
-def test_what_would_have_silenced_a_target(trials) -> None:
-    table = remaining(trials)
-    shares = {row["outcome"]: row["share"] for row in where(table, group="all")}
-    assert list(shares.values()) == pytest.approx([0.5, 0.25, 0.25, 0])
-    assert one(table, group="MLP", outcome="by a set of up to five")["share"] == 1
-    assert one(table, group="nowhere", outcome="by another single feature")["share"] == 1
-
-
-def test_controls_are_compared_in_norm(trials) -> None:
-    table = control_match(trials)
-    row = one(table, removed="RES")
-    assert (row["median"], row["within_2"], row["controls"], row["trials"]) == (0.8, 1, 1, 2)
-    assert one(table, removed="MLP")["median"] == 1.5
-
-
-def test_a_control_belongs_to_a_trial_of_its_own_text(trials) -> None:
-    for control in np.flatnonzero(trials.controlling):
-        of = trials.controls[control]
-        assert trials.target[of] == trials.target[control]
-        assert not trials.controlling[of]
-
-
 def test_means_are_those_of_a_loop_and_leave_nan_out() -> None:
     rng = np.random.default_rng(0)
     texts = Texts.of(["a"] * 60, rng.integers(0, 9, 60).tolist())
@@ -345,15 +161,6 @@ def test_means_are_those_of_a_loop_and_leave_nan_out() -> None:
         ]
         assert found[(key,)]["v"].value == pytest.approx(np.mean(mine))
         assert found[(key,)]["v"].n == len(mine)
-
-
-def test_rows_in_another_order_of_texts_give_the_same_tables() -> None:
-    first = [row for row in DEACTIVATION if row["text"] == 0]
-    second = [row for row in DEACTIVATION if row["text"] == 1]
-    forward, backward = (
-        deactivation.by_strategy_layer(Trials.of(rows)) for rows in (first + second, second + first)
-    )
-    assert sorted(forward.rows, key=str) == sorted(backward.rows, key=str)
 
 
 def test_runs_without_rows_or_summary_are_refused(tmp_path) -> None:

@@ -124,25 +124,32 @@ def deactivation_tables(layers=range(1, 4)):
     yield SummaryTable.of(
         "by_rescale", "Rescaling", "fig. 7", "",
         "strategy, r, group, deactivated, low, high, change, change_low, change_high, "
-        "loss_change, loss_low, loss_high, n, loss_n",
+        "loss_change, loss_low, loss_high, n, loss_n, control_deactivated, control_low, control_high, control_change, "
+        "control_change_low, control_change_high, control_loss_change, control_loss_low, control_loss_high, "
+        "control_n, control_loss_n",
         [["top-1", r, g, *around(max(0, 0.6 - 0.5 * r)), (1 - r) * (0.8 - 0.05 * i), (1 - r) * 0.7, (1 - r) * 0.85,
-          0.002 * (1 - r) ** 2, 0.001, 0.003 + 0.002 * (1 - r) ** 2, 150, 150]
+          0.002 * (1 - r) ** 2, 0.001, 0.003 + 0.002 * (1 - r) ** 2, 150, 150,
+          *around(max(0, 0.05 - 0.05 * r)), (1 - r) * 0.1, (1 - r) * 0.05, (1 - r) * 0.15, 0.0004 * (1 - r) ** 2,
+          0.0001, 0.001 + 0.0004 * (1 - r) ** 2, 140, 140]
          for i, g in enumerate(groups) for r in (-1, -0.5, 0, 0.5, 1, 1.5, 2)],
     )  # fmt: skip
     yield SummaryTable.of(
         "one_predecessor", "One predecessor at a time", "fig. 8", "",
-        "group, removed, change, low, high, deactivated, n, control_change, control_low, control_high",
-        [[g, p, *around(0.8 / (1 + g.count("&"))), 0.5 / (1 + g.count("&")), 120, *around(0.05)] for g, p in parts],
+        "group, removed, change, low, high, deactivated, deactivated_low, deactivated_high, n, control_change, "
+        "control_low, control_high, control_deactivated, control_deactivated_low, control_deactivated_high, control_n",
+        [[g, p, *around(0.8 / (1 + g.count("&"))), *around(0.5 / (1 + g.count("&"))), 120, *around(0.05),
+          *around(0.04), 110] for g, p in parts],
     )  # fmt: skip
     yield SummaryTable.of(
         "groups_by_strategy", "Groups by strategy", "fig. 15a", "", "strategy, group, features, share",
         [[s, g, round(1000 * x), x] for s in STRATEGIES for g, x in shares(s).items()],
     )  # fmt: skip
     yield SummaryTable.of(
-        "new_group", "New group", "fig. 15b", "", "strategy, group, removed, new_group, probability, low, high, n",
-        [["top-1", g, removed, new, *around(x), 90]
+        "new_group", "New group", "fig. 15b", "", "strategy, group, removed, new_group, probability, low, high, n, "
+        "control_probability, control_low, control_high, control_n",
+        [["top-1", g, removed, new, *around(x), 90, *around(c), 80]
          for g in groups for removed in dict.fromkeys([*g.split(" & "), g])
-         for new, x in (("deactivated", 0.5), ("nowhere", 0.3), (g, 0.2)) if new != "nowhere" or x],
+         for new, x, c in (("deactivated", 0.5, 0.04), ("nowhere", 0.3, 0.06), (g, 0.2, 0.9))],
     )  # fmt: skip
     yield SummaryTable.of(
         "counts", "Targets", "fig. 17a", "", "layer, group, features, trials",
@@ -150,14 +157,33 @@ def deactivation_tables(layers=range(1, 4)):
     )  # fmt: skip
     yield SummaryTable.of(
         "table_1", "Methods compared", "table 1", "",
-        "strategy, deactivated, low, high, change, change_low, change_high, n",
-        [[s, *around(RATE[s]), *around(RATE[s] + 0.05), 1894]
-         for s in ("top-1", "pearson top-1", "exhaustive", "random of top-5", "active control")],
+        "strategy, deactivated, low, high, change, change_low, change_high, n, control_deactivated, control_low, "
+        "control_high, control_change, control_change_low, control_change_high, control_n",
+        [[s, *around(RATE[s]), *around(RATE[s] + 0.05), 1894, *control]
+         for s, control in (*((s, (*around(0.07), *around(0.11), 1800))
+                              for s in ("top-1", "pearson top-1", "exhaustive", "random of top-5")),
+                            ("active control", (None,) * 6 + (0,)))],
     )  # fmt: skip
     yield SummaryTable.of(
         "paired", "Paired differences", "", "", "strategy_a, strategy_b, difference, low, high, p, n",
         [["top-1", "pearson top-1", 0.04, 0.01, 0.07, 0.012, 1894],
          ["top-1", "active control", 0.62, 0.6, 0.64, 0.0002, 1894]],
+    )  # fmt: skip
+
+
+def remaining_table():
+    outcomes = (
+        "deactivated by its predecessors",
+        "by another single feature",
+        "by a set of up to five",
+        "by none tried",
+    )
+    return SummaryTable.of(
+        "remaining", "What silences a target", "beyond the paper", "",
+        "group, outcome, share, low, high, n, control_share, control_low, control_high, control_n",
+        [[g, o, *around(x), 300,
+          *((*around(0.06, 0.02), 280) if o is outcomes[0] and g != "nowhere" else (None, None, None, 0))]
+         for g in ("all", *GROUPS) for o, x in zip(outcomes, (0.5, 0.2, 0.2, 0.1), strict=True)],
     )  # fmt: skip
 
 

@@ -221,16 +221,6 @@ def test_trials_carry_rates_changes_controls_and_n():
         assert decimal(row.number("control_change")) in said
 
 
-def test_every_rate_of_a_trial_is_drawn_beside_its_control():
-    told = tips(first(SMALL["by_strategy"]))
-    rows = len(SMALL["by_strategy"].rows)
-    assert sum("control of" in t and "deactivated" in t for t in told) == rows
-    assert sum("control of" not in t and "deactivated" in t for t in told) == rows
-    assert not any(
-        "deactivated" in t for t in texts(first(SMALL["one_predecessor"]))
-    )  # has no control of rates
-
-
 def test_searches_chosen_by_their_outcome_are_not_drawn_by_group():
     table = SMALL["by_strategy"]
     gap = ("exhaustive", "RES", "RES", 0.99, 0.98, 1.0, 50, 0.9, 0.9, 0.9, None, None, None, None, 0)

@@ -1,5 +1,7 @@
 """The parts of the demo pack's build that do not need a training run."""
 
+import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -64,11 +66,80 @@ def test_held_out_documents_are_never_trained_on():
     assert len(train) + len(held_out) == 120
 
 
-def test_a_copied_run_is_found_wherever_it_starts():
-    source = "".join(chr(97 + (7 * i * i) % 26) for i in range(400))
-    runs = {hash(source[i : i + texts.COPY_RUN]) for i in range(0, len(source) - texts.COPY_RUN, 2)}
-    for start in (10, 11):
-        assert texts._copied("A new text. " + source[start : start + texts.COPY_RUN + 1] + " more", runs)
-    assert not texts._copied(
-        "A text of its own that repeats nothing of the source at all, however long it is.", runs
-    )
+def noise(n, seed):
+    """`n` random letters: no run of two of them is the same."""
+    return "".join(chr(97 + int(i)) for i in np.random.default_rng(seed).integers(0, 26, n))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Runs of one training document of 400 letters (the one before it is held out), and the document."""
+    rows = [{"question": noise(200, seed), "answer": noise(200, seed + 10)} for seed in range(2)]
+    (tmp_path / "gsm8k_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return texts._runs(tmp_path, "maths"), corpus.documents(tmp_path, "maths")
+
+
+@pytest.mark.parametrize("before", ["", "A new text. "])
+@pytest.mark.parametrize("after", ["", " more"])
+@pytest.mark.parametrize("start", [0, 1, 10, 11, -2, -1])
+def test_a_copied_run_is_found_wherever_it_lies(runs, start, before, after):
+    found, (_, trained) = runs
+    n = texts.COPY_RUN + 1
+    first = start if start >= 0 else len(trained) - n + 1 + start
+    copied = trained[first : first + n]
+    assert len(copied) == n
+    assert texts._copied(before + copied + after, found)
+    assert not texts._copied(before + copied[: n - 2] + after, found)
+
+
+def test_text_of_its_own_and_held_out_text_are_no_copies(runs):
+    found, (held_out, _) = runs
+    assert not texts._copied(noise(1000, 99), found)
+    assert not texts._copied(held_out[11:150], found)
+
+
+def chosen(monkeypatch, written, passages, runs=None):
+    monkeypatch.setattr(texts, "PASSAGES", passages)
+    monkeypatch.setattr(texts, "FIRST", 30)
+    return texts._chosen(iter(written), "maths", runs or {"maths": set()}, 0)
+
+
+def test_more_passages_leave_the_first_ones_first_and_in_their_order(monkeypatch):
+    written = [noise(200, seed) for seed in range(100)]
+    first, _ = chosen(monkeypatch, written, 30)
+    more, _ = chosen(monkeypatch, written, 80)
+    assert more[:30] == first
+    assert sorted(more) == sorted(written[:80])
+    assert first != written[:30]
+    assert more[30:] != written[30:80]
+
+
+def test_short_passages_and_those_written_twice_are_passed_over_and_are_no_copies(monkeypatch):
+    written = [noise(200, seed) for seed in range(50)]
+    mixed = itertools.chain.from_iterable((text[: texts.SHORTEST - 1], text, text) for text in written)
+    found, dropped = chosen(monkeypatch, mixed, 50)
+    assert sorted(found) == sorted(written)
+    assert dropped == 0
+
+
+def test_copies_of_the_domain_are_dropped_and_after_the_first_those_of_any(monkeypatch):
+    written = [noise(200, seed) for seed in range(80)]
+
+    def of(numbers):
+        return {hash(written[n][7 : 7 + texts.COPY_RUN]) for n in numbers}
+
+    runs = {"maths": of([0, 60]), "novels": of([5, 61, 62])}
+    found, dropped = chosen(monkeypatch, written, 70, runs)
+    assert dropped == 4
+    assert set(written[:74]) - set(found) == {written[n] for n in (0, 60, 61, 62)}
+
+
+def test_texts_are_complete_when_every_domain_has_all_its_passages(tmp_path, monkeypatch):
+    assert not texts.complete(tmp_path)
+    monkeypatch.setattr(texts, "PASSAGES", 2)
+    for domain in texts.PROMPTS:
+        assert not texts.complete(tmp_path)
+        texts._write(tmp_path, domain, ["one", "two"])
+    assert texts.complete(tmp_path)
+    monkeypatch.setattr(texts, "PASSAGES", 3)
+    assert not texts.complete(tmp_path)

@@ -11,17 +11,28 @@ from saeflow.experiments.outcomes import (
     CONTROL,
     EXHAUSTIVE,
     GREEDY,
+    NOWHERE,
     PEARSON,
     PerTarget,
     Trials,
 )
 from saeflow.experiments.results import SummaryTable
+from saeflow.experiments.statistics import Estimate
 from saeflow.experiments.summary import ALL, LABELS, ORDER
 
 BY_FIRST = "deactivated by its predecessors"
 BY_ANOTHER = "by another single feature"
 BY_SET = "by a set of up to five"
 BY_NONE = "by none tried"
+
+CHOSEN = (
+    "A search reports the best of all it tries, and exhaustive tries every active feature: a random choice with as "
+    "many tries would be the same search. So its control is one random feature for each that it removes, and says "
+    "what an edit of that size does, not what choosing adds."
+)
+"""What the controls of searches mean."""
+
+_NONE = Estimate(None, None, None, 0)
 
 
 def table_1(trials: Trials) -> SummaryTable:
@@ -37,22 +48,22 @@ def table_1(trials: Trials) -> SummaryTable:
         result = _result(trials, strategy)
         if result is None:
             continue
-        where = shared & np.isfinite(result.change)
-        if strategy == CONTROL:
-            where &= result.named
-        columns = np.stack([trials.by_text(v, where) for v in (result.deactivated, result.change)], 1)
-        sizes = np.repeat(trials.by_text(np.ones(len(where)), where)[:, None], 2, axis=1)
-        gone, change = trials.texts.resampling.ratios(columns, sizes)
-        rows.append((strategy, *gone.interval, *change.interval, gone.n))
+        own = _pooled(trials, result, shared)
+        beside = None if strategy == CONTROL else _result(trials, strategy, control=True)
+        control = (_NONE, _NONE) if beside is None else _pooled(trials, beside, shared)
+        cells = [[*gone.interval, *change.interval, gone.n] for gone, change in (own, control)]
+        rows.append((strategy, *cells[0], *cells[1]))
     return SummaryTable.of(
         "table_1",
         "Strategies on shared targets",
         "table 1",
         f"Targets that {trials.first} or {PEARSON} puts into From RES, From MLP or From ATT. A strategy removes all it "
         "names; where it names nothing active the target counts as kept, with change 0. exhaustive: the best single "
-        f"active feature of any site, by change. greedy: sets of up to five. {CONTROL}: other active features in "
-        f"place of those of {trials.first}, alike in norm, on the targets where there are some.",
-        "strategy, deactivated, low, high, change, change_low, change_high, n",
+        "active feature of any site, by change. greedy: sets of up to five. Controls remove other active features of "
+        "the same sites, as many and alike in norm, on the targets where there are some; where the strategy names "
+        f"nothing its control removes nothing either. {CONTROL}: the control of {trials.first}. {CHOSEN}",
+        "strategy, deactivated, low, high, change, change_low, change_high, n, control_deactivated, control_low, "
+        "control_high, control_change, control_change_low, control_change_high, control_n",
         rows,
     )
 
@@ -102,15 +113,21 @@ def remaining(trials: Trials) -> SummaryTable:
         groups = trials.groups(trials.first)
         for group in (ALL, *(LABELS[value] for value in ORDER)):
             here = np.full(len(groups), True) if group == ALL else (groups == group).astype(bool)
-            rows += [(group, *row) for row in _shares(trials, outcome, here)]
+            beside = _beside(trials, here) if group != NOWHERE else _NONE
+            for name, share in _shares(trials, outcome, here):
+                control = beside if name == BY_FIRST else _NONE
+                rows.append((group, name, *share.interval, share.n, *control.interval, control.n))
     return SummaryTable.of(
         "remaining",
         "What silences a target",
         "beyond the paper",
         f"Targets by group under {trials.first}: silenced by removing all available predecessors; else by the removal "
         "of another single active feature of the predecessor sites; else by a greedy set of up to five of them; else "
-        "by none tried, which leaves what the dictionaries do not reconstruct, and larger sets.",
-        "group, outcome, share, low, high, n",
+        "by none tried, which leaves what the dictionaries do not reconstruct, and larger sets. control_share: targets "
+        f"silenced by the control of {trials.first}, other active features in place of its predecessors; targets from "
+        "nowhere, of which neither removes anything, count as kept in both. The outcomes after the first are the best "
+        "of many tries by definition, so that no random choice is a control of theirs.",
+        "group, outcome, share, low, high, n, control_share, control_low, control_high, control_n",
         rows,
     )
 
@@ -124,8 +141,9 @@ def control_match(trials: Trials) -> SummaryTable:
     for strategy in trials.names:
         for value in ORDER[1:]:
             here = trials.is_("strategy", strategy) & trials.is_("removed", LABELS[value])
+            here &= trials.numbers["r"] == 0  # a control of the sweep edits what that of r = 0 does
             values = ratio[here & trials.controlling]
-            trying = int((here & trials.removing & ~trials.controlling & (trials.numbers["r"] == 0)).sum())
+            trying = int((here & ~trials.controlling).sum())
             if len(values):
                 cuts = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
                 within = float(((values > 0.5) & (values < 2)).mean())
@@ -141,16 +159,33 @@ def control_match(trials: Trials) -> SummaryTable:
     )
 
 
-def _result(trials: Trials, strategy: str) -> PerTarget | None:
-    if strategy == CONTROL:
-        result = trials.per_target(trials.first, control=True)
-        return result if result.named.any() else None
-    return trials.per_target(strategy) if strategy in trials.names else None
+def _result(trials: Trials, strategy: str, *, control: bool = False) -> PerTarget | None:
+    """What a strategy did to each target, or its control; None where it was not run, or has no control."""
+    name, control = (trials.first, True) if strategy == CONTROL else (strategy, control)
+    if name not in trials.names:
+        return None
+    result = trials.per_target(name, control=control)
+    return result if not control or result.named.any() else None
 
 
-def _shares(trials: Trials, outcome: np.ndarray, here: Bool[np.ndarray, " k"]) -> list[tuple[Any, ...]]:
+def _pooled(trials: Trials, result: PerTarget, among: Bool[np.ndarray, " k"]) -> tuple[Estimate, Estimate]:
+    """Rate and change over those of some targets on which the strategy was tried."""
+    where = among & np.isfinite(result.change)
+    columns = np.stack([trials.by_text(v, where) for v in (result.deactivated, result.change)], 1)
+    sizes = np.repeat(trials.by_text(np.ones(len(where)), where)[:, None], 2, axis=1)
+    gone, change = trials.texts.resampling.ratios(columns, sizes)
+    return gone, change
+
+
+def _beside(trials: Trials, here: Bool[np.ndarray, " k"]) -> Estimate:
+    """The rate of the first strategy's control over some targets."""
+    control = _result(trials, trials.first, control=True)
+    return _NONE if control is None else _pooled(trials, control, here)[0]
+
+
+def _shares(trials: Trials, outcome: np.ndarray, here: Bool[np.ndarray, " k"]) -> list[tuple[str, Estimate]]:
     names = (BY_FIRST, BY_ANOTHER, BY_SET, BY_NONE)
     columns = np.stack([trials.by_text((outcome == name).astype(np.float64), here) for name in names], 1)
     sizes = np.repeat(trials.by_text(np.ones(len(here)), here)[:, None], len(names), axis=1)
     estimates = trials.texts.resampling.ratios(columns, sizes)
-    return [(name, *e.interval, e.n) for name, e in zip(names, estimates, strict=True)]
+    return list(zip(names, estimates, strict=True))

@@ -7,7 +7,7 @@ For one text (appendix A.2):
    part is removed alone, then all together. Each removal has a control: other active features of the same
    sites, as many and alike in norm.
 3. Under the first strategy, all available predecessors are also rescaled by each r of a sweep (figure 7), for
-   some targets with the loss of the text.
+   some targets with the loss of the text. Their controls are rescaled by the same r: the same features for all r.
 4. Exhaustive and greedy search say what the best choice of active features would have done.
 5. All edits of the text go to the causal engine together, each once; the rows are read off.
 """
@@ -45,7 +45,7 @@ class Protocol:
         layers: residual layers of the targets.
         n_targets: the most targets of a token and layer.
         r: factors of the sweep under the first strategy; r = 0 is always done.
-        loss_targets: targets of a text whose sweep has the loss too; None for all.
+        loss_targets: targets of a text whose sweep and its control have the loss too; None for all.
         searches: "exhaustive", "greedy", both or neither.
         max_length: texts are cut to so many tokens, as they were when sampled.
         seed: of targets, controls and loss targets.
@@ -108,6 +108,7 @@ class _TextTrials:
         self.sample, self.strategies, self.protocol = sample, strategies, protocol
         self.asked = Counterfactuals(text)
         self.planned: list[_Planned] = []
+        self.controls: dict[tuple[int, FeatureId, tuple[FeatureId, ...]], tuple[FeatureId, ...] | None] = {}
         self.places = [
             TokenLayer.at(
                 text, layer, position, sample, norms, n_targets=protocol.n_targets, seed=protocol.seed
@@ -116,13 +117,13 @@ class _TextTrials:
             for layer in protocol.layers
         ]
         self.targets = [(here, target) for here in self.places for target in here.targets]
+        self.with_loss = self._loss_targets()
 
     def run(self) -> Iterator[DeactivationTrial]:
-        with_loss = self._loss_targets()
         for here, target in self.targets:
             for strategy in self.strategies:
                 self._plan_strategy(here, target, strategy)
-            self._plan_sweep(here, target, loss=(here.position, target) in with_loss)
+            self._plan_sweep(here, target)
         if self.protocol.searches:
             for here in self.places:
                 ask_singles(self.asked, here)
@@ -144,18 +145,22 @@ class _TextTrials:
             features = tuple(sorted(feature for part in parts for feature in available[part]))
             self._plan_with_control(here, target, strategy.method, available, parts, features, named)
 
-    def _plan_sweep(self, here: TokenLayer, target: FeatureId, *, loss: bool) -> None:
+    def _plan_sweep(self, here: TokenLayer, target: FeatureId) -> None:
+        """Add the other r for all available predecessors and for their control; r = 0 is there already."""
         first = self.strategies[0]
         named = here.named(first, target)
         available = here.available(named)
         features = tuple(sorted(feature for chosen in available.values() for feature in chosen))
         if not features:
             return
-        for r in sorted({*self.protocol.r, 0.0}):
-            if r != 0:
-                self._plan(here, target, first.method, available, tuple(available), features, named, r=r)
-            if loss:
-                self.asked.ask(Cut.of(here.layer, here.position, features, r), (target,), loss=True)
+        for r in sorted(set(self.protocol.r) - {0.0}):
+            self._plan_with_control(
+                here, target, first.method, available, tuple(available), features, named, r=r
+            )
+        if (here.position, target) in self.with_loss:
+            for edited in filter(None, (features, self._control(here, target, features))):
+                for r in {*self.protocol.r, 0.0}:
+                    self.asked.ask(Cut.of(here.layer, here.position, edited, r), (target,), loss=True)
 
     def _plan_with_control(
         self,
@@ -166,12 +171,23 @@ class _TextTrials:
         parts: Iterable[Part],
         features: tuple[FeatureId, ...],
         named: Mapping[Part, Sequence[FeatureId]],
+        *,
+        r: float = 0.0,
     ) -> None:
-        """Add a removal, and its control where there are features for one."""
-        row = self._plan(here, target, strategy, available, parts, features, named)
-        control = here.control(target, features, self.sample, self.protocol.seed) if features else None
+        """Add an edit, and its control where there are features for one: the same ones whatever r is."""
+        row = self._plan(here, target, strategy, available, parts, features, named, r=r)
+        control = self._control(here, target, features) if features else None
         if control:
-            self._plan(here, target, strategy, available, parts, control, named, controls=row)
+            self._plan(here, target, strategy, available, parts, control, named, r=r, controls=row)
+
+    def _control(
+        self, here: TokenLayer, target: FeatureId, features: tuple[FeatureId, ...]
+    ) -> tuple[FeatureId, ...] | None:
+        """The control of an edit, drawn once: every r and every strategy that edits the same has the same."""
+        key = here.position, target, features
+        if key not in self.controls:
+            self.controls[key] = here.control(target, features, self.sample, self.protocol.seed)
+        return self.controls[key]
 
     def _plan(
         self,
@@ -236,9 +252,11 @@ class _TextTrials:
             for part, features in planned.named.items()
             if any(self.asked.after(cut, feature) > 0 for feature in features)
         ]
-        sweep = planned.removal.strategy == self.strategies[0].method and not planned.removal.control
+        swept = (
+            planned.removal.strategy == self.strategies[0].method and (cut.position, target) in self.with_loss
+        )
         whole = planned.removal.removed == planned.removal.group
-        old, new = (self.asked.losses(cut) if sweep and whole else None) or (None, None)
+        old, new = (self.asked.losses(cut) if swept and whole else None) or (None, None)
         z_old = planned.here.targets[target]
         effect = Effect(z_old, self.asked.after(cut, target), Origin.of(still), old, new)
         return DeactivationTrial(

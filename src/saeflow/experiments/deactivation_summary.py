@@ -6,13 +6,13 @@ the targets with an available predecessor, the share that is silent afterwards. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeflow.experiments.comparison import control_match, paired, remaining, table_1
+from saeflow.experiments.comparison import CHOSEN, control_match, paired, remaining, table_1
 from saeflow.experiments.outcomes import NOWHERE, SEARCHES, Trials
 from saeflow.experiments.predecessors import PARTS
 from saeflow.experiments.results import Results, SummaryTable
@@ -94,8 +94,8 @@ def by_strategy(trials: Trials) -> SummaryTable:
         "fig. 6",
         "One trial removes what the strategy names at the parts in removed, where active, at one token: features many "
         "on average. Controls remove other active features of the same sites, as many and alike in norm. exhaustive is "
-        "the best of all active features of one site, greedy a set of up to five; both carry the group of top-1, and "
-        "are the only ones with targets from nowhere.",
+        "the best of all active features of one site, greedy a set of up to five; both carry the group of "
+        f"{trials.first}, and are the only ones with targets from nowhere. {CHOSEN}",
         f"strategy, group, removed, {_RATES}",
         [(*key, *cells) for key, cells in found],
     )
@@ -116,41 +116,49 @@ def by_strategy_layer(trials: Trials) -> SummaryTable:
         "fig. 6",
         "All groups together, all available predecessors removed at once. A strategy is judged on the targets it names "
         "an active predecessor for, so n differs; paired compares on the same targets. exhaustive (the best single "
-        "feature of any site) and greedy are judged on the targets of top-1.",
+        f"feature of any site) and greedy are judged on the targets of {trials.first}. {CHOSEN}",
         f"strategy, layer, {_RATES}",
         [(*key, *cells) for key, cells in found],
     )
 
 
 def by_rescale(trials: Trials) -> SummaryTable:
-    """What rescaling all available predecessors by r does."""
+    """What rescaling all available predecessors by r does, and what it does to others in their place."""
     old, new = trials.numbers["loss_old"], trials.numbers["loss_new"]
     same = trials.words["removed"] == trials.words["group"]
-    where = (
-        same & trials.is_("strategy", trials.first) & ~trials.controlling & ~trials.is_("removed", NOWHERE)
-    )
+    where = same & trials.is_("strategy", trials.first) & ~trials.is_("removed", NOWHERE)
     r, group = trials.numbers["r"].tolist(), trials.labels("group")
-    found: dict[tuple[Any, ...], dict[str, Estimate]] = {}
+    own: dict[tuple[Any, ...], dict[str, Estimate]] = {}
+    controls: dict[tuple[Any, ...], dict[str, Estimate]] = {}
     for column in ([ALL] * len(r), group):
-        found |= _means(trials, [r, column], where, loss_change=(new - old) / old)
-    rows = [
-        (
-            trials.first, key[0], key[1], *e[DEACTIVATED].interval, *e["change"].interval, *e["loss_change"].interval,
-            e[DEACTIVATED].n, e["loss_change"].n,
-        )
-        for key, e in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] != ALL, _place(item[0][1])))
-    ]  # fmt: skip
+        for side, rows_of_it in ((own, ~trials.controlling), (controls, trials.controlling)):
+            side.update(_means(trials, [r, column], where & rows_of_it, loss_change=(new - old) / old))
+    rows: list[tuple[Any, ...]] = []
+    for key in sorted(own, key=lambda key: (key[0], key[1] != ALL, _place(key[1]))):
+        cells = [_swept(side.get(key, {})) for side in (own, controls)]
+        rows.append((trials.first, *key, *cells[0], *cells[1]))
+    names = (
+        "deactivated, low, high, change, change_low, change_high, loss_change, loss_low, loss_high, n, loss_n, "
+        "control_deactivated, control_low, control_high, control_change, control_change_low, control_change_high, "
+        "control_loss_change, control_loss_low, control_loss_high, control_n, control_loss_n"
+    )
     return SummaryTable.of(
         "by_rescale",
         "Rescaling all available predecessors",
         "fig. 7",
         "r = 0 removes, r = 1 keeps, r > 1 amplifies. change is below 0 where the target grew. loss_change: relative "
         "change of the text's mean next-token loss, over loss_n trials; one token of a text is edited, so it "
-        "is small.",
-        "strategy, r, group, deactivated, low, high, change, change_low, change_high, loss_change, loss_low, "
-        "loss_high, n, loss_n",
+        "is small. Controls rescale other active features of the same sites by the same r, as many and alike in norm; "
+        "a target has the same ones for all r.",
+        f"strategy, r, group, {names}",
         rows,
     )
+
+
+def _swept(found: Mapping[str, Estimate]) -> tuple[Any, ...]:
+    """One side of a row of the sweep: rate, change and loss with their intervals, and how many trials."""
+    gone, change, loss = (found.get(name, _NONE) for name in (DEACTIVATED, "change", "loss_change"))
+    return *gone.interval, *change.interval, *loss.interval, gone.n, loss.n
 
 
 def one_predecessor(trials: Trials) -> SummaryTable:
@@ -162,18 +170,20 @@ def one_predecessor(trials: Trials) -> SummaryTable:
     controls = _means(trials, keys, where & single & trials.controlling)
     rows: list[tuple[Any, ...]] = []
     for key in sorted(own, key=lambda key: (group_place(key[0]), group_place(key[1]))):
-        control = controls.get(key, {"change": _NONE})["change"]
-        e = own[key]
-        rows.append(
-            (*key, *e["change"].interval, e[DEACTIVATED].value, e["change"].n, control.n, *control.interval)
-        )
+        cells: list[Any] = []
+        for found in (own[key], controls.get(key, {})):
+            change, gone = found.get("change", _NONE), found.get(DEACTIVATED, _NONE)
+            cells += [*change.interval, *gone.interval, change.n]
+        rows.append((*key, *cells))
     return SummaryTable.of(
         "one_predecessor",
         "Removing one predecessor at a time",
         "fig. 8",
         f"Strategy {trials.first}. A predecessor that matters less in a group with others than alone speaks for "
-        "circuit-like behaviour of the group.",
-        "group, removed, change, low, high, deactivated, n, control_n, control_change, control_low, control_high",
+        "circuit-like behaviour of the group. Controls remove another active feature of the same site, alike in norm. "
+        "low, high and control_low, control_high belong to change.",
+        "group, removed, change, low, high, deactivated, deactivated_low, deactivated_high, n, control_change, "
+        "control_low, control_high, control_deactivated, control_deactivated_low, control_deactivated_high, control_n",
         rows,
     )
 
@@ -191,7 +201,7 @@ def groups_by_strategy(trials: Trials) -> SummaryTable:
         "groups_by_strategy",
         "Groups of the targets under each strategy",
         "fig. 15a",
-        "Every target under every strategy; shares of a strategy sum to 1.",
+        "Every target under every strategy; shares of a strategy sum to 1. Nothing is edited yet, hence no control.",
         "strategy, group, features, share",
         rows,
     )
@@ -204,23 +214,31 @@ def new_group(trials: Trials) -> SummaryTable:
     searched = np.isin(
         trials.words["strategy"], [n for n, name in enumerate(trials.names) if name in SEARCHES]
     )
-    where = trials.removing & ~trials.controlling & ~searched
+    where = trials.removing & ~searched
     keys = [trials.labels(name) for name in ("strategy", "group", "removed")]
     values = {label: (~gone & trials.is_("new_group", label)).astype(np.float64) for label in outcomes[1:]}
     values[DEACTIVATED] = gone.astype(np.float64)
-    found = dict(means(keys, values, trials.cluster, trials.texts.resampling, where))
+    own, controls = (
+        dict(means(keys, values, trials.cluster, trials.texts.resampling, where & side))
+        for side in (~trials.controlling, trials.controlling)
+    )
     names = trials.names
-    order = sorted(found, key=lambda key: (names.index(key[0]), group_place(key[1]), group_place(key[2])))
-    rows = [
-        (*key, label, *found[key][label].interval, found[key][label].n) for key in order for label in outcomes
-    ]
+    order = sorted(own, key=lambda key: (names.index(key[0]), group_place(key[1]), group_place(key[2])))
+    rows: list[tuple[Any, ...]] = []
+    for key in order:
+        for label in outcomes:
+            found, control = own[key][label], controls.get(key, {}).get(label, _NONE)
+            rows.append((*key, label, *found.interval, found.n, *control.interval, control.n))
     return SummaryTable.of(
         "new_group",
         "Group of the target after the edit",
         "fig. 15b",
         "Which of the predecessors the strategy names are active once the layer is computed again; deactivated where "
-        "the target is silent, whatever its predecessors do. Probabilities of one (strategy, group, removed) sum to 1.",
-        "strategy, group, removed, new_group, probability, low, high, n",
+        "the target is silent, whatever its predecessors do. Probabilities of one (strategy, group, removed) sum to 1. "
+        "control_probability is the same after the removal of other active features of the same sites, as many and "
+        "alike in norm: the strategy's own predecessors are then left in place.",
+        "strategy, group, removed, new_group, probability, low, high, n, control_probability, control_low, "
+        "control_high, control_n",
         rows,
     )
 
@@ -238,7 +256,7 @@ def counts(trials: Trials) -> SummaryTable:
     return SummaryTable.of(
         "counts",
         "Targets and trials",
-        "fig. 17a style",
+        "fig. 17a",
         f"features: targets, each a feature at a token, by group under {trials.first}. trials: its edits of them, over "
         "all sets removed and all r, without controls.",
         "layer, group, features, trials",

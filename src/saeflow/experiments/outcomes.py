@@ -152,9 +152,11 @@ class Trials:
     def per_target(self, strategy: str, *, control: bool = False) -> PerTarget:
         """What a strategy, or its controls, did to each target.
 
-        A search is tried on every target; it counts as naming where the first strategy does.
+        A search is tried on every target; it counts as naming where the first strategy does. Where a strategy
+        removes nothing, its control removes nothing either: the target is kept, with change 0, in both.
         """
-        here = self.whole & self.is_("strategy", strategy) & (self.controlling == control)
+        here = self.whole & self.is_("strategy", strategy)
+        here &= (self.controlling == control) | self.is_("removed", NOWHERE)
         n = len(self.target_cluster)
         columns = {name: np.full(n, np.nan) for name in ("deactivated", "change")}
         for name, column in columns.items():

@@ -16,7 +16,7 @@ from saeflow.report.figures.frame import (
     in_order,
     percent,
 )
-from saeflow.report.figures.parts import Box, Tone, boxes, line, reach, strip
+from saeflow.report.figures.parts import Box, Tone, boxes, line, mark, reach, strip
 from saeflow.report.figures.style import (
     ACCENT,
     FAINT,
@@ -35,30 +35,54 @@ from saeflow.report.figures.style import (
     shares_axis,
     tidy,
 )  # fmt: skip
-from saeflow.report.figures.trials import CHANGE, DEACTIVATED, Measure, both, control_key, told
+from saeflow.report.figures.trials import (
+    CHANGE,
+    CONTROL,
+    CONTROL_BRIEFLY,
+    DEACTIVATED,
+    Measure,
+    both,
+    control_key,
+    told,
+)  # fmt: skip
 
 LOSS = Measure("relative loss change", lambda e: percent(e.value, 2), percent, "%")
-_DOSES = (
-    (CHANGE, ("change", "change_low", "change_high", "n")),
-    (DEACTIVATED, ("deactivated", "low", "high", "n")),
-    (LOSS, ("loss_change", "loss_low", "loss_high", "loss_n")),
+_Columns = tuple[str, str, str, str]
+_DOSES: tuple[tuple[Measure, _Columns, _Columns], ...] = (
+    (
+        CHANGE,
+        ("change", "change_low", "change_high", "n"),
+        ("control_change", "control_change_low", "control_change_high", "control_n"),
+    ),
+    (
+        DEACTIVATED,
+        ("deactivated", "low", "high", "n"),
+        ("control_deactivated", "control_low", "control_high", "control_n"),
+    ),
+    (
+        LOSS,
+        ("loss_change", "loss_low", "loss_high", "loss_n"),
+        ("control_loss_change", "control_loss_low", "control_loss_high", "control_loss_n"),
+    ),
 )
 
 
 def by_rescale(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """What rescaling all predecessors by r does: activation, deactivation and loss (fig. 7). r = 1 is no edit."""
+    """What rescaling all predecessors by r does: activation, deactivation and loss (fig. 7). r = 1 is no edit.
+
+    The same edit of other active features is dashed and hollow.
+    """
     groups = tuple(group for group in frame.groups() if group in GROUPS)
     tall = 15.0
     across = len(_DOSES) if medium.wide else 1
     rows = -(-len(_DOSES) // across)
-    keyed = key_height(medium, groups)
+    keyed = key_height(medium, groups) + 1.9
     canvas = Canvas(medium, keyed + 1.8 + rows * (tall + 4.8) - 2.0 + foot(medium, caption))
-    canvas.key(0.2, 0.2, groups)
+    control_key(canvas, "rescaled", dashed=True)
+    canvas.key(0.2, 2.1, groups)
     area = Box(3.6, keyed + 1.8, canvas.width - 4.4, tall)
-    for (measure, columns), box in zip(
-        _DOSES, boxes(len(_DOSES), across, area, gap=4.6, drop=4.8), strict=True
-    ):
-        _dose_panel(canvas, box, frame, groups, measure, columns)
+    for dose, box in zip(_DOSES, boxes(len(_DOSES), across, area, gap=4.6, drop=4.8), strict=True):
+        _dose_panel(canvas, box, frame, groups, *dose)
     canvas.caption(caption)
     return canvas.figure
 
@@ -69,20 +93,25 @@ def _dose_panel(
     frame: Frame,
     groups: Sequence[str],
     measure: Measure,
-    columns: tuple[str, str, str, str],
+    own: _Columns,
+    control: _Columns,
 ) -> None:
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     em = canvas.medium.text
     doses: set[float] = set()
     everything: list[Estimate | None] = []
-    for group in groups:
-        rows = {r: row for row in frame.where(group=group).records if (r := row.number("r")) is not None}
-        at = sorted(rows)
-        found = [rows[r].estimate(*columns) for r in at]
-        doses.update(at)
-        everything += found
-        tips = [told(f"{group}, r = {r:g}", e, measure) if e else "" for r, e in zip(at, found, strict=True)]
-        line(axes, at, found, group, tone=colour(group), em=em, tips=tips)
+    for columns, hollow in ((control, True), (own, False)):  # controls lie under what they control
+        for group in groups:
+            rows = {r: row for row in frame.where(group=group).records if (r := row.number("r")) is not None}
+            at = sorted(rows)
+            found = [rows[r].estimate(*columns) for r in at]
+            doses.update(at)
+            everything += found
+            name = f"control of {group}" if hollow else group
+            tips = [
+                told(f"{name}, r = {r:g}", e, measure) if e else "" for r, e in zip(at, found, strict=True)
+            ]
+            line(axes, at, found, name, tone=colour(group), em=em, hollow=hollow, tips=tips)
     low, high = reach(everything, least=0.001 if measure is LOSS else 0.05)
     _axis(axes, measure, low, high)
     axes.axvline(1, color=MUTED, lw=0.07 * em, ls=(0, (2, 2)), zorder=1)
@@ -183,14 +212,19 @@ def new_group(frame: Frame, medium: Medium, caption: str) -> Figure:
     names = max((advance(word, 0.82) for rows in rows_of.values() for word in rows), default=4.0) + 1.0
     across = 2 if medium.wide else 1
     keyed = key_height(medium, outcomes)
-    tops, height = _panel_tops([len(rows_of[group]) for group in groups], across)
+    controlled = any(row.number("control_probability") is not None for row in frame.records)
+    keyed += 1.9 if controlled else 0.0
+    pitch = 2.4 if controlled else 1.8
+    tops, height = _panel_tops([pitch * len(rows_of[group]) for group in groups], across)
     canvas = Canvas(medium, keyed + height + foot(medium, caption))
-    canvas.key(0.2, 0.2, outcomes)
+    if controlled:
+        _strips_key(canvas)
+    canvas.key(0.2, 2.1 if controlled else 0.2, outcomes)
     wide = canvas.width / across
     found = frame.lookup("group", "removed", "new_group")
     for i, (group, top) in enumerate(zip(groups, tops, strict=True)):
         left = (i % across) * wide
-        box = Box(left + names, keyed + top, wide - names - 5.4, 1.8 * len(rows_of[group]))
+        box = Box(left + names, keyed + top, wide - names - 5.4, pitch * len(rows_of[group]))
         canvas.swatch(left + 0.2, box.top - 0.5, colour(group))
         canvas.write(left + 1.3, box.top - 0.5, f"was {group}", size=0.9, weight="bold")
         _outcome_panel(
@@ -203,32 +237,56 @@ def new_group(frame: Frame, medium: Medium, caption: str) -> Figure:
     return canvas.figure
 
 
-def _panel_tops(lengths: Sequence[int], across: int) -> tuple[list[float], float]:
-    """Where panels of so many lines begin, in rows of `across`, and the height of all."""
+def _strips_key(canvas: Canvas) -> None:
+    """What high and low strips are."""
+    canvas.swatch(0.2, 1.3, MUTED)
+    canvas.write(1.3, 1.3, "predecessors removed" if canvas.medium.wide else "removed", size=0.82)
+    x = 17.2 if canvas.medium.wide else 7.4
+    canvas.bar(x, 1.1, 1.4, 0.28, MUTED)
+    canvas.write(x + 1.8, 1.3, CONTROL if canvas.medium.wide else CONTROL_BRIEFLY, size=0.82)
+
+
+def _panel_tops(heights: Sequence[float], across: int) -> tuple[list[float], float]:
+    """Where panels of these heights begin, in rows of `across`, and the height of all."""
     tops: list[float] = []
     y = 1.6
-    for i in range(0, len(lengths), across):
-        row = lengths[i : i + across]
+    for i in range(0, len(heights), across):
+        row = heights[i : i + across]
         tops += [y] * len(row)
-        y += 1.8 * max(row) + 2.4
+        y += max(row) + 2.4
     return tops, y - 1.8
 
 
 def _outcome_panel(
     canvas: Canvas, box: Box, rows: dict[str, list[Row | None]], outcomes: Sequence[str]
 ) -> None:
+    """A strip for each set removed, and a low one under it for its control."""
     axes = canvas.axes(box.left, box.top, box.width, box.height)
+    em, pitch = canvas.medium.text, box.height / max(1, len(rows))
     for i, (removed, cells) in enumerate(rows.items()):
-        shares = {o: row.number("probability") or 0.0 for o, row in zip(outcomes, cells, strict=True) if row}
-        strip(axes, i, shares, f"{removed} removed", em=canvas.medium.text, room=box.width)
-        n = max((row.number("n") or 0.0 for row in cells if row), default=0.0)
-        y = box.top + 1.8 * i + 1.2
+        known = [(o, row) for o, row in zip(outcomes, cells, strict=True) if row is not None]
+        shares = {o: row.number("probability") or 0.0 for o, row in known}
+        controls = {o: p for o, row in known if (p := row.number("control_probability")) is not None}
+        own = 1.46 / pitch  # in places of the axis, which are `pitch` ems apart
+        at = i - 0.5 + 0.12 / pitch + own / 2 if pitch > 2 else i
+        strip(axes, at, shares, f"{removed} removed", em=em, room=box.width, height=own)
+        if controls:
+            low = 0.28 / pitch
+            strip(
+                axes, at + own / 2 + 0.1 / pitch + low / 2, controls, f"control of {removed} removed",
+                em=em, room=0.0, height=low,
+            )  # fmt: skip
+        n = max((row.number("n") or 0.0 for _, row in known), default=0.0)
+        y = box.top + pitch * (at + 0.5) + 0.3
         canvas.write(box.left + box.width + 0.5, y, f"n = {count(n)}", size=0.74, colour=MUTED)
+        axes.text(
+            -0.5 / box.width, at, f"−{removed}", ha="right", va="center_baseline", fontsize=0.82 * em,
+            color=INK, transform=axes.transData,
+        )  # fmt: skip
     axes.set_xlim(0, 1)
     axes.set_xticks([])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(rows)), [f"−{removed}" for removed in rows])
-    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_yticks([])
 
 
 _OUTCOMES: dict[str, Tone] = {
@@ -244,7 +302,8 @@ def remaining(frame: Frame, medium: Medium, caption: str) -> Figure:
     groups = in_order(frame.distinct("group"), ("all", *GROUPS))
     outcomes = in_order(frame.distinct("outcome"), tuple(_OUTCOMES))
     names = max(advance(group, 0.82) for group in groups) + 1.0
-    top = 1.6 * (1 if medium.wide else len(outcomes)) + 1.6
+    controlled = any(_share_of_control(row) for row in frame.records)
+    top = 1.6 * ((1 if medium.wide else len(outcomes)) + controlled) + 1.6
     canvas = Canvas(medium, top + 1.8 * len(groups) + 0.6 + foot(medium, caption))
     x, y = 0.2, 1.2
     for outcome in outcomes:
@@ -252,6 +311,11 @@ def remaining(frame: Frame, medium: Medium, caption: str) -> Figure:
         canvas.swatch(x, y, face, line=MUTED)
         canvas.write(x + 1.1, y, outcome, size=0.82)
         x, y = (x + advance(outcome, 0.82) + 2.5, y) if medium.wide else (x, y + 1.6)
+    if controlled:
+        y = y + 1.6 if medium.wide else y
+        canvas.marker(0.55, y - 0.3, "o", hollow=True)
+        whole = f"deactivated by the {CONTROL}"
+        canvas.write(1.3, y, whole if medium.wide else f"by the {CONTROL_BRIEFLY}", size=0.82)
     box = Box(names, top, canvas.width - names - 5.6, 1.8 * len(groups))
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     found = frame.lookup("group", "outcome")
@@ -259,6 +323,13 @@ def remaining(frame: Frame, medium: Medium, caption: str) -> Figure:
         rows = {outcome: row for outcome in outcomes if (row := found.get((group, outcome)))}
         shares = {outcome: row.number("share") or 0.0 for outcome, row in rows.items()}
         strip(axes, i, shares, group, em=medium.text, room=box.width, tones=_OUTCOMES)
+        control = next((e for row in rows.values() if (e := _share_of_control(row))), None)
+        if control is not None:
+            name = f"control of {group}"
+            mark(
+                axes, i, control, name, tone=INK, em=0.9 * medium.text, hollow=True,
+                text=told(name, control, DEACTIVATED),
+            )  # fmt: skip
         n = max((row.number("n") or 0.0 for row in rows.values()), default=0.0)
         canvas.write(
             box.left + box.width + 0.5, box.top + 1.8 * i + 1.2, f"n = {count(n)}", size=0.74, colour=MUTED
@@ -270,3 +341,7 @@ def remaining(frame: Frame, medium: Medium, caption: str) -> Figure:
     axes.tick_params(axis="y", labelcolor=INK)
     canvas.caption(caption)
     return canvas.figure
+
+
+def _share_of_control(row: Row) -> Estimate | None:
+    return row.estimate("control_share", "control_low", "control_high", "control_n")

@@ -102,10 +102,8 @@ def _briefly(name: str, row: Row | None) -> str:
     """`top-5 87 % (control 8 %)`; empty for a gap."""
     if row is None:
         return ""
-    value, control = row.number("deactivated"), row.number("control_deactivated")
-    if value is None:
-        return ""
-    return f"{name} {percent(value)}" + ("" if control is None else f" (control {percent(control)})")
+    value = row.number("deactivated")
+    return "" if value is None else f"{name} {percent(value)}{_beside(row)}"
 
 
 def by_rescale(frame: Frame) -> str:
@@ -128,9 +126,15 @@ def by_rescale(frame: Frame) -> str:
 def _dose(r: float, row: Row) -> str:
     change = row.estimate("change", "change_low", "change_high")
     told = f"at r = {r:g}".replace("-", "\u2212")
-    told += f" the activation change is {decimal_interval(change)}" if change else ""
+    told += f" the activation change is {decimal_interval(change)}{_control(row)}" if change else ""
     rate = row.number("deactivated")
-    return told if rate is None else f"{told}, {percent(rate)} deactivated"
+    return told if rate is None else f"{told}, {percent(rate)} deactivated{_beside(row)}"
+
+
+def _beside(row: Row, column: str = "control_deactivated") -> str:
+    """` (control 5 %)`; empty for a gap."""
+    value = row.number(column)
+    return "" if value is None else f" (control {percent(value)})"
 
 
 def one_predecessor(frame: Frame) -> str:
@@ -170,25 +174,30 @@ def new_group(frame: Frame) -> str:
     """How often a target falls silent when everything is removed, and how often it stays without a predecessor."""
     main = _main(frame)
     frame = frame.where(strategy=main) if main else frame
-    silent = {g: p for g in GROUPS if (p := _became(frame, g, "deactivated")) is not None}
+    silent = {g: row for g in GROUPS if (row := _became(frame, g, "deactivated")) is not None}
     if not silent:
         return ""
-    low, high = min(silent, key=silent.__getitem__), max(silent, key=silent.__getitem__)
+
+    def rate(group: str) -> float:
+        return silent[group].number("probability") or 0.0
+
+    def told_of(row: Row) -> str:
+        return f"{percent(row.number('probability'))}{_beside(row, 'control_probability')}"
+
+    low, high = min(silent, key=rate), max(silent, key=rate)
     under = f" under {main}" if main else ""
-    told = f"With all predecessors removed{under}, {percent(silent[high])} of targets from {high} fall silent"
+    told = f"With all predecessors removed{under}, {told_of(silent[high])} of targets from {high} fall silent"
     if low != high:
-        told += f" and {percent(silent[low])} of those from {low}"
+        told += f" and {told_of(silent[low])} of those from {low}"
     stays = _became(frame, low, "nowhere")
-    return told + (
-        f"; {percent(stays)} of the latter stay active with no active predecessor."
-        if stays is not None
-        else "."
-    )
+    if stays is None:
+        return f"{told}."
+    return f"{told}; {told_of(stays)} of the latter stay active with no active predecessor."
 
 
-def _became(frame: Frame, group: str, outcome: str) -> float | None:
+def _became(frame: Frame, group: str, outcome: str) -> Row | None:
     row = only(frame, group=group, removed=group, new_group=outcome)
-    return None if row is None else row.number("probability")
+    return None if row is None or row.number("probability") is None else row
 
 
 def counts(frame: Frame) -> str:
@@ -202,22 +211,23 @@ def counts(frame: Frame) -> str:
 
 
 def table_1(frame: Frame) -> str:
-    """Every strategy on the shared targets, the control last."""
+    """Every strategy on the shared targets with its control; the control of the first alone comes last."""
     rows = {row.words("strategy"): e for row in frame.records if (e := row.estimate("deactivated"))}
     if not rows:
         return ""
+    beside = {row.words("strategy"): _beside(row) for row in frame.records}
     order = in_order(rows, (MAIN,))
     named = [name for name in order if name != "active control"]
     told = [
-        f"{name} deactivates {percent_interval(rows[name])}"
-        if i == 0
-        else f"{name} {percent_interval(rows[name])}"
+        f"{name} {'' if i else 'deactivates '}{percent_interval(rows[name])}{beside[name]}"
         for i, name in enumerate(named)
     ]
     first: Estimate = rows[order[0]]
     of = "" if first.n is None else f"On {count(first.n)} shared targets "
     control = (
-        f"; the active control {percent_interval(rows['active control'])}" if "active control" in rows else ""
+        f"; the active control {percent_interval(rows['active control'])}"
+        if "active control" in rows and not any(beside.values())
+        else ""
     )
     return f"{of}{listed(told)}{control}."
 
@@ -237,7 +247,10 @@ def paired(frame: Frame) -> str:
 def remaining(frame: Frame) -> str:
     """What silences targets of all groups together."""
     rows = [row for row in frame.where(group="all").records if row.number("share") is not None]
-    told = [f"{row.words('outcome')} {percent(row.number('share'))}" for row in rows]
+    told = [
+        f"{row.words('outcome')} {percent(row.number('share'))}{_beside(row, 'control_share')}"
+        for row in rows
+    ]
     n = max((row.number("n") or 0.0 for row in rows), default=0.0)
     return f"Of {count(n)} targets: {listed(told)}." if told else ""
 

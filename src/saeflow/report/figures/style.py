@@ -207,6 +207,18 @@ class Canvas:
         box.set_transform(self.figure.transFigure)
         self.figure.add_artist(box)
 
+    def bar(self, x: float, y: float, width: float, height: float, face: str) -> None:
+        """A small bar without a line around it, its middle at the height `y`, for a key."""
+        box = Rectangle(
+            (x / self.width, 1 - (y + height / 2) / self.height),
+            width / self.width,
+            height / self.height,
+            fc=face,
+            lw=0,
+        )
+        box.set_transform(self.figure.transFigure)
+        self.figure.add_artist(box)
+
     def link(self, x: tuple[float, float], y: tuple[float, float], colour: str) -> None:
         """A thin line between two points, given as shares of the figure from its lower left."""
         line = Line2D(x, y, color=colour, lw=0.12 * self.medium.text, transform=self.figure.transFigure)

@@ -28,6 +28,7 @@ from saeflow.report.figures.frame import (
 from saeflow.report.figures.parts import Box, mark, reach
 from saeflow.report.figures.style import (
     ACCENT,
+    INK,
     MUTED,
     Canvas,
     Medium,
@@ -113,15 +114,21 @@ def _places(lines: Sequence[Line], *, own: bool) -> tuple[list[float], float]:
     return places, y + 0.3
 
 
-def control_key(canvas: Canvas) -> None:
-    """What filled and hollow marks are."""
+CONTROL = "control: random active features of the same sites and norm"
+CONTROL_BRIEFLY = "control: random active"
+
+
+def control_key(canvas: Canvas, edited: str = "removed", *, dashed: bool = False) -> None:
+    """What filled and hollow marks are, and dashed lines where there are some."""
     wide = canvas.medium.wide
     canvas.marker(0.6, 1.0, "o")
-    canvas.write(1.4, 1.3, "predecessors removed" if wide else "removed", size=0.82)
+    canvas.write(1.4, 1.3, f"predecessors {edited}" if wide else edited, size=0.82)
     x = 17.5 if wide else 8.0
+    if dashed:
+        canvas.bar(x - 1.1, 1.03, 0.45, 0.13, INK)
+        canvas.bar(x + 0.65, 1.03, 0.45, 0.13, INK)
     canvas.marker(x, 1.0, "o", hollow=True)
-    control = "control: random active features of the same sites and norm removed"
-    canvas.write(x + 0.8, 1.3, control if wide else "random active feature", size=0.82)
+    canvas.write(x + (1.5 if dashed else 0.8), 1.3, CONTROL if wide else CONTROL_BRIEFLY, size=0.82)
 
 
 def _labels(canvas: Canvas, lines: Sequence[Line], places: Sequence[float], box: Box, *, own: bool) -> None:
@@ -275,18 +282,17 @@ def one_predecessor(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def table_1(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """The deactivation methods on the targets they share (table 1)."""
+    """The deactivation methods on the targets they share, with their controls (table 1).
+
+    Where the table has those, the row of the control alone says nothing more and is not drawn.
+    """
+    controls = any(row.number("control_deactivated") is not None for row in frame.records)
     lines = [
-        Line(
-            row.words("strategy"),
-            ACCENT,
-            tuple((e, None) for e, _ in both(row)),
-            row.number("n"),
-            hollow=is_control(row),
-        )
+        Line(row.words("strategy"), ACCENT, both(row), row.number("n"), hollow=is_control(row))
         for row in frame.records
+        if not (controls and is_control(row))
     ]
-    return forest(lines, (DEACTIVATED, CHANGE), medium, caption, controls=False)
+    return forest(lines, (DEACTIVATED, CHANGE), medium, caption, controls=controls)
 
 
 def paired(frame: Frame, medium: Medium, caption: str) -> Figure:

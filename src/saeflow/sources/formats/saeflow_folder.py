@@ -109,7 +109,7 @@ def save_release(
     """Write dictionaries as a saeflow folder; matrices in `dtype`, biases and thresholds in float32.
 
     Each file is written beside its place and renamed, release.json last; an old release.json is removed
-    first.
+    first. One dictionary is in memory at a time where the mapping reads them when asked.
 
     Raises:
         InvalidArgument: when there is nothing to write, or a matrix does not fit `dtype`: overflow, or a
@@ -122,12 +122,14 @@ def save_release(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     sites: dict[str, dict[str, Any]] = {}
-    for site, dictionary in sorted(dictionaries.items()):
+    for site in sorted(dictionaries):
+        dictionary = dictionaries[site]
         file = f"{site.layer}.{site.part.value}.safetensors"
         tensors = _tensors(site, dictionary, dtype)
         with replacing(folder / file) as part:
             save_file(tensors, part)
         sites[str(site)] = _describe(dictionary, file)
+        dictionary.unload()
     text = json.dumps(
         {"format": FORMAT, "version": VERSION, "name": name, "model": model, "sites": sites}, indent=1
     )
