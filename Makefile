@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMMA := ,
 
-.PHONY: demo test check format bench-matching venv clean
+.PHONY: demo test check format bench bench-matching venv clean
 
 demo: venv
 	$(BIN)/saeflow demo
 
+# One thread a process: small matrices on more threads than cores take many times longer.
 test: venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: venv
 	$(BIN)/ruff format --check .
@@ -22,9 +24,10 @@ format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-matching: venv
+# What the comparisons need is installed first; what is missing is left out. `make bench-matching` leaves out causal trials.
+bench bench-matching: venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[bench]'
-	$(BIN)/python benchmarks/matching.py --out docs/benchmarks.md
+	$(BIN)/python benchmarks/all.py --out docs/benchmarks.md $(if $(filter bench-matching,$@),--only topk$(COMMA)permutation$(COMMA)pearson$(COMMA)chain)
 
 venv: $(STAMP)
 

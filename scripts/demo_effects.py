@@ -16,8 +16,8 @@ from typing import Any
 
 from demo_build.markdown import table
 from saeflow.demo import quality
+from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results
-from saeflow.records import Origin
 
 OUT = Path(__file__).parent.parent / "docs" / "demo-effects.md"
 GROUPS = tuple(origin.label for origin in Origin.groups())
@@ -25,8 +25,8 @@ HEAD = """\
 # The paper's effects in the demo pack
 
 Written by `python scripts/demo_effects.py ORIGINS DEACTIVATION` from the folders that `saeflow origins demo` and
-`saeflow deactivate demo` write; seeds are fixed. The model has 6 layers and 3.4 million parameters: what holds here is a
-check of the method and of this code, not evidence about large models. In brackets are 95 % intervals, bootstrapped
+`saeflow deactivate demo` write; seeds are fixed. The model has 6 layers and 3.4 million parameters: what holds here is
+a check of the method and of this code, not evidence about large models. In brackets are 95 % intervals, bootstrapped
 over texts.
 """
 TESTS = """\

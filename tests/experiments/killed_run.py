@@ -4,9 +4,9 @@ import time
 
 from saeflow.experiments.deactivation import Protocol, run_deactivation
 from saeflow.experiments.predecessors import top_k
+from saeflow.experiments.records import RunRequest
 from saeflow.experiments.sampling import Sample
 from saeflow.experiments.summary import summarize
-from saeflow.records import RunRequest
 
 from .planted import LAYER, TEXT, plant
 from .planted_tables import cosine

@@ -8,11 +8,11 @@ from saeflow.experiments.causal import PreparedText
 from saeflow.experiments.counterfactuals import Counterfactuals, Cut
 from saeflow.experiments.deactivation import SWEEP, Protocol, deactivate
 from saeflow.experiments.predecessors import random_of_top_k, top_k
+from saeflow.experiments.records import Origin
 from saeflow.experiments.sampling import Sample
 from saeflow.experiments.tokens import RowNorms, TokenLayer
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Positions, Rescale
-from saeflow.records import Origin
 
 from .planted import LAYER, TARGETS, TEXT, plant, positions
 from .planted_tables import cosine

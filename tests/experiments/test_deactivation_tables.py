@@ -6,8 +6,8 @@ import pytest
 from saeflow.experiments import deactivation_summary as deactivation
 from saeflow.experiments.comparison import control_match, paired, remaining, table_1
 from saeflow.experiments.outcomes import Trials
+from saeflow.experiments.records import DeactivationTrial, Effect, Origin, Removal
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.records import DeactivationTrial, Effect, Origin, Removal
 
 NOWHERE, RES, MLP, BOTH = Origin.NOWHERE, Origin.RES, Origin.MLP, Origin.RES | Origin.MLP
 

@@ -9,11 +9,11 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.origins import MATCHES, observe_origins, run_origins
 from saeflow.experiments.predecessors import random_of_top_k, top_k
+from saeflow.experiments.records import Origin, RunRequest
 from saeflow.experiments.sampling import Sample
 from saeflow.experiments.summary import summarize
 from saeflow.ids import Part, Site
 from saeflow.matching.table import MatchTable
-from saeflow.records import Origin, RunRequest
 
 from .planted import LAYER, TARGETS, TEXT, plant, positions
 from .planted_tables import cosine

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.experiments.records import RunRecord, RunRequest
 from saeflow.experiments.results import Results, SummaryTable, significant, versions
-from saeflow.records import RunRecord, RunRequest
 
 UNITS = [{"dataset": "a", "text": n, "content": f"text\u2028{n}", "positions": [1, 2]} for n in range(6)]
 

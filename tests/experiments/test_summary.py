@@ -10,9 +10,9 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments import origins_summary as origins
 from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.outcomes import Trials
+from saeflow.experiments.records import Origin, OriginTrial, RunRequest
 from saeflow.experiments.results import Results
 from saeflow.experiments.summary import Texts, means, summarize
-from saeflow.records import Origin, OriginTrial, RunRequest
 
 NOWHERE, RES, MLP, BOTH = Origin.NOWHERE, Origin.RES, Origin.MLP, Origin.RES | Origin.MLP
 

@@ -4,8 +4,8 @@ import json
 import random
 from pathlib import Path
 
+from saeflow.experiments.records import Origin, RunRequest
 from saeflow.experiments.results import Results, SummaryTable
-from saeflow.records import Origin, RunRequest
 
 GROUPS = [origin.label for origin in Origin.groups()]
 METHODS = ["cosine", "pearson"]

@@ -21,9 +21,9 @@ from saeflow.errors import InvalidArgument
 if TYPE_CHECKING:
     from saeflow.experiments.methods import Matchings
     from saeflow.experiments.predecessors import Predecessors
+    from saeflow.experiments.records import RunRequest
     from saeflow.experiments.results import Results, SummaryTable
     from saeflow.experiments.sampling import Sample
-    from saeflow.records import RunRequest
     from saeflow.sources.library import DictionarySet
     from saeflow.sources.model import LanguageModel
 
@@ -237,7 +237,7 @@ class _Lab:
     def request(
         self, experiment: str, methods: Sequence[Predecessors], arguments: dict[str, Any]
     ) -> RunRequest:
-        from saeflow.records import RunRequest
+        from saeflow.experiments.records import RunRequest
 
         atlases = {method.method: method.made_by for method in methods}
         fitted = list(self.fitted) if any("pearson" in name for name in atlases) and not self.pearson else []

@@ -24,12 +24,12 @@ from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.causal import PreparedText
 from saeflow.experiments.counterfactuals import Counterfactuals, Cut
 from saeflow.experiments.predecessors import PARTS, Predecessors
+from saeflow.experiments.records import DeactivationTrial, Effect, Origin, Removal, RunRequest
 from saeflow.experiments.results import Progress, Results, Row, versions
 from saeflow.experiments.sampling import Sample, generator
 from saeflow.experiments.search import ask_singles, best_single, greedy
 from saeflow.experiments.tokens import RowNorms, TokenLayer
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.records import DeactivationTrial, Effect, Origin, Removal, RunRequest
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from saeflow.experiments.comparison import CHOSEN, control_match, paired, remaining, table_1
 from saeflow.experiments.outcomes import NOWHERE, SEARCHES, Trials
 from saeflow.experiments.predecessors import PARTS
+from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import Estimate
 from saeflow.experiments.summary import ALL, LABELS, ORDER, group_place, means
-from saeflow.records import Origin
 
 DEACTIVATED = "deactivated"
 _NONE = Estimate(None, None, None, 0)

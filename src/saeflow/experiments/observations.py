@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results, Row
 from saeflow.experiments.summary import Texts
 from saeflow.ids import Part, Site
-from saeflow.records import Origin
 
 
 @dataclass(frozen=True, slots=True, eq=False)

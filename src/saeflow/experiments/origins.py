@@ -15,11 +15,11 @@ from jaxtyping import Bool, Int
 
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.predecessors import Predecessors, to_bytes
+from saeflow.experiments.records import Origin, OriginTrial, RunRequest
 from saeflow.experiments.results import Progress, Results, Row, significant, versions
 from saeflow.experiments.sampling import Sample
 from saeflow.ids import Part, Site
 from saeflow.paths import write_atomic
-from saeflow.records import Origin, OriginTrial, RunRequest
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel

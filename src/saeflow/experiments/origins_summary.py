@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 
 from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.predecessors import PARTS
+from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import Estimate, by_text, mann_whitney
 from saeflow.experiments.summary import ALL, LABELS, ORDER
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.records import Origin
 
 SCORE_NAMES = {Part.RES: "s(R)", Part.MLP: "s(M)", Part.ATT: "s(A)"}
 BINS = 40

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saeflow.errors import InvalidArgument
+from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Row
 from saeflow.experiments.statistics import by_text
 from saeflow.experiments.summary import LABELS, Texts, codes
-from saeflow.records import Origin
 
 NOWHERE = Origin.NOWHERE.label
 EXHAUSTIVE, GREEDY, TOP_1, PEARSON, CONTROL = (

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.experiments.records import RunRecord, RunRequest
 from saeflow.paths import write_atomic
-from saeflow.records import RunRecord, RunRequest
 from saeflow.version import __version__
 
 MANIFEST = "manifest.json"

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saeflow.errors import InvalidArgument
+from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import Estimate, Resampling, by_text
-from saeflow.records import Origin
 
 ALL = "all"
 ORDER: tuple[int, ...] = tuple(origin.value for origin in Origin.groups())

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from saeflow.errors import InvalidArgument
+from saeflow.experiments.records import RunRecord
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.paths import write_atomic
-from saeflow.records import RunRecord
 from saeflow.report.figures import FIGURES, PAGE, PHONE, Plate, draw, save, svg_text
 from saeflow.report.figures.readings import reading
 from saeflow.report.figures.saving import stylesheet

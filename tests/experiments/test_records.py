@@ -2,8 +2,8 @@
 
 import pytest
 
+from saeflow.experiments.records import Effect, Origin, RunRequest
 from saeflow.ids import Part
-from saeflow.records import Effect, Origin, RunRequest
 
 
 def test_there_are_eight_groups_in_the_order_of_every_table() -> None:

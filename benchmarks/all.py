@@ -1,9 +1,10 @@
-"""Every benchmark of matching, one after the other, as one page.
+"""Every benchmark, one after the other, as one page.
 
-    python benchmarks/matching.py [--json] [--quick] [--only topk,chain] [--out docs/benchmarks.md]
+    python benchmarks/all.py [--json] [--quick] [--only topk,chain] [--out docs/benchmarks.md]
 
-Runs the other files of this folder in processes of their own and merges what they print. At full size this takes
-about half an hour and 25 GB of disk; `--quick` shows in a minute that all of it runs.
+Runs the other files of this folder in processes of their own, keeps what each prints in results/NAME.json, and
+makes the page of all that are kept: a part that is run again replaces its own. At full size this takes about half an
+hour and 15 GB of disk; `--quick` shows in a minute that all of it runs, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 from _timing import Row, arguments, as_markdown
 
 HERE = Path(__file__).parent
+KEPT = HERE / "results"
 PARTS = {
     "topk": ("Cosine top-k, k = 5", []),
     "permutation": ("One-to-one assignment", ["--size", "16384", "--width", "2304", "--repeats", "1"]),
     "pearson": ("Pearson correlation over 100,000 tokens, 100 features active on each", []),
     "chain": ("A release in the shape of Gemma Scope 2B", []),
+    "causal": ("Causal trials", []),
 }
 
 
@@ -31,18 +34,21 @@ def run(name: str, options: list[str]) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def page(found: dict[str, dict[str, Any]], quick: bool) -> str:
+def kept() -> dict[str, dict[str, Any]]:
+    """What was measured last, of each part that was."""
+    files = {name: KEPT / f"{name}.json" for name in PARTS}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
     """The results as Markdown."""
-    first = next(iter(found.values()))
-    command = f"python benchmarks/matching.py{' --quick' if quick else ''}"
     told_first = (
-        f"Written by `make bench-matching` (`{command}`). Medians of interleaved runs in one process; ratios are what "
-        f"lasts, seconds are one machine's: {first['machine']}. Memory is beside the inputs unless a note says "
-        "otherwise.\n"
+        "Written by `make bench` (`python benchmarks/all.py`). Medians of interleaved runs in one process; ratios are "
+        "what lasts, seconds are one machine's. Memory is beside the inputs unless a note says otherwise.\n"
     )
-    parts = ["# Benchmarks of matching\n", told_first]
+    parts = ["# Benchmarks\n", told_first]
     for name, told in found.items():
-        parts += [f"## {PARTS[name][0]}\n", f"`python benchmarks/{name}.py`\n"]
+        parts += [f"## {PARTS[name][0]}\n", f"`python benchmarks/{name}.py` on {told['machine']}.\n"]
         parts.append(as_markdown([Row(**row) for row in told["rows"]]))
         more = {key: value for key, value in told.items() if key not in ("machine", "rows")}
         if more:
@@ -59,8 +65,14 @@ def main() -> None:
     unknown = sorted(set(names) - set(PARTS))
     if unknown:
         parser.error(f"--only names {', '.join(unknown)}. Parts are {', '.join(PARTS)}.")
-    found = {name: run(name, ["--quick"] if told.quick else PARTS[name][1]) for name in names}
-    text = json.dumps(found, indent=1) if told.json else page(found, told.quick)
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        found[name] = run(name, ["--quick"] if told.quick else PARTS[name][1])
+        if not told.quick:
+            KEPT.mkdir(exist_ok=True)
+            (KEPT / f"{name}.json").write_text(json.dumps(found[name], indent=1) + "\n", encoding="utf-8")
+    shown = found if told.quick else kept()
+    text = json.dumps(shown, indent=1) if told.json else page(shown)
     if told.out:
         told.out.write_text(text, encoding="utf-8")
     print(text)
