@@ -20,7 +20,7 @@ from _timing import Row, arguments, as_markdown
 HERE = Path(__file__).parent
 KEPT = HERE / "results"
 PARTS = {
-    "topk": ("Cosine top-k, k = 5", []),
+    "topk": ("Cosine top-k, k = 5", ["--repeats", "3"]),
     "permutation": ("One-to-one assignment", ["--size", "16384", "--width", "2304", "--repeats", "1"]),
     "pearson": ("Pearson correlation over 100,000 tokens, 100 features active on each", []),
     "chain": ("A release in the shape of Gemma Scope 2B", []),
@@ -52,8 +52,13 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         parts.append(as_markdown([Row(**row) for row in told["rows"]]))
         more = {key: value for key, value in told.items() if key not in ("machine", "rows")}
         if more:
-            parts.append("; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in more.items()) + "\n")
+            told_more = (f"{key.replace('_', ' ')}: {_digits(value)}" for key, value in more.items())
+            parts.append("; ".join(told_more) + "\n")
     return "\n".join(parts)
+
+
+def _digits(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
