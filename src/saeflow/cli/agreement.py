@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from saeflow.cli.app import Json, Release, progress, show
+from saeflow.cli.app import Json, Projector, Release, progress, projector, show
 from saeflow.errors import InvalidArgument
 
 
@@ -30,9 +30,7 @@ def agreement(
         typer.Option(help="Folder of an atlas made before, such as one of `saeflow correlate`."),
     ] = None,
     k: Annotated[int, typer.Option(help="Matches kept for each feature.")] = 5,
-    model: Annotated[
-        str, typer.Option(help="Model to project attention features with, where they live in z.")
-    ] = "",
+    model: Projector = "",
     figure: Annotated[Path | None, typer.Option(help="Draw it here (.svg, .png, .pdf).")] = None,
     as_json: Json = False,
 ) -> None:
@@ -47,16 +45,16 @@ def agreement(
     from saeflow.matching.methods import METHODS
     from saeflow.sources.library import load_dictionaries
 
-    loaded = None
-    if model:
-        from saeflow.sources.model import load_model
-
-        loaded = load_model(model)
     asked = [name.strip() for name in methods.split(",") if name.strip()] or list(METHODS)
     with progress("matching") as report:
         tables = dict(
             compare_methods(
-                load_dictionaries(release), asked, k=k, projector=loaded, partial=True, progress=report
+                load_dictionaries(release),
+                asked,
+                k=k,
+                projector=projector(model),
+                partial=True,
+                progress=report,
             )
         )
     opened = [open_atlas(folder) for folder in atlas or ()]

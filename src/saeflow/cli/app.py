@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saeflow.version import __version__
+
+if TYPE_CHECKING:
+    from saeflow.sources.model import LanguageModel
 
 app = typer.Typer(
     help="Trace features of sparse autoencoders through the layers of a language model, from the weights alone.",
@@ -19,6 +22,9 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Projector = Annotated[
+    str, typer.Option(help="Model to project attention features with, where they live in z.")
+]
 Release = Annotated[str, typer.Argument(help='"demo", a folder, or the name of a release.')]
 
 
@@ -59,3 +65,12 @@ def progress(what: str) -> Generator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, description=f"{what} {now}")
 
         yield show
+
+
+def projector(name: str) -> LanguageModel | None:
+    """The model that projects attention features, where one is named."""
+    if not name:
+        return None
+    from saeflow.sources.model import load_model
+
+    return load_model(name)

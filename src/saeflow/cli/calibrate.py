@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saeflow.cli.app import Json, Release, progress, show
+from saeflow.cli.app import Json, Projector, Release, progress, projector, show
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,9 +26,7 @@ def calibrate(
     fdr: Annotated[float, typer.Option(help="False-discovery rate of the thresholds shown.")] = 0.01,
     seed: Annotated[int, typer.Option(help="What the rows are drawn with.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
-    model: Annotated[
-        str, typer.Option(help="Model to project attention features with, where they live in z.")
-    ] = "",
+    model: Projector = "",
     as_json: Json = False,
 ) -> None:
     """Draw what best matches score by chance, keep it with the atlas, and show thresholds by layer."""
@@ -38,15 +36,10 @@ def calibrate(
     from saeflow.sources.library import load_dictionaries
 
     opened = open_atlas(atlas or release)
-    loaded = None
-    if model:
-        from saeflow.sources.model import load_model
-
-        loaded = load_model(model)
     with progress("calibrating") as report:
         made = run(
             load_dictionaries(release, device=device), opened, rows=rows, rotations=rotations, seed=seed, null=null,
-            projector=loaded, progress=report,
+            projector=projector(model), progress=report,
         )  # fmt: skip
     found = calibration_rows(made, fdr)
     summary = {"release": made.release, "null": null, "fdr": fdr, "folder": str(made.folder)}

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from saeflow.cli import calibrate
-from saeflow.cli.app import Json, Release, progress, show
+from saeflow.cli.app import Json, Projector, Release, progress, projector, show
 from saeflow.errors import InvalidArgument
 
-if TYPE_CHECKING:
-    from saeflow.sources.dictionary import AttentionWriter
-
 Method = Annotated[str, typer.Option(help="How rows are compared; `saeflow methods` lists the ways.")]
-Model = Annotated[str, typer.Option(help="Model to project attention features with, where they live in z.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,21 +39,22 @@ def match(
         str, typer.Option(help="Release of the target, where it is another one of the same model.")
     ] = "",
     limit: Annotated[int, typer.Option(help="Features printed, best matched first.")] = 20,
-    model: Model = "",
+    model: Projector = "",
     out: Annotated[Path | None, typer.Option(help="Write the whole table here (.safetensors).")] = None,
     as_json: Json = False,
 ) -> None:
     """Match any two sites, of one release or of two; `saeflow methods` lists the methods."""
     from saeflow.ids import Site
-    from saeflow.matching.methods import match_pair
+    from saeflow.matching.methods import find_method, match_pair
     from saeflow.report.tables import match_rows
     from saeflow.sources.library import load_dictionaries
 
     sites = Site.parse(source), Site.parse(target)
     dictionaries = load_dictionaries(release)
     there = load_dictionaries(other) if other else dictionaries
+    kept = find_method(method).default_k if k is None else k
     table, back = match_pair(
-        dictionaries[sites[0]], there[sites[1]], k=k or _kept(method), method=method, projector=_loaded(model)
+        dictionaries[sites[0]], there[sites[1]], k=kept, method=method, projector=projector(model)
     )
     if out:
         table.save(out)
@@ -84,7 +81,7 @@ def atlas_build(
     method: Method = "cosine",
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
     parts: Annotated[str, typer.Option(help="Parts to match, with commas between.")] = "res,mlp,att",
-    model: Model = "",
+    model: Projector = "",
 ) -> None:
     """Match every pair of sites that a flow graph needs. A killed build goes on where it stopped."""
     from saeflow.ids import Part
@@ -102,7 +99,7 @@ def atlas_build(
     with progress("matching") as report:
         built = build_atlas(
             dictionaries, out=folder, k=k, method=method, release=dictionaries.name, model=dictionaries.model,
-            projector=_loaded(model), progress=report,
+            projector=projector(model), progress=report,
         )  # fmt: skip
     typer.echo(f"{len(built)} tables of {len(built.sites)} sites, k = {built.k}, in {folder}")
 
@@ -114,19 +111,3 @@ def atlas_info(release: Release, as_json: Json = False) -> None:
 
     summary, rows = atlas_rows(open_atlas(release))
     show(as_json, summary | {"tables": rows}, summary, rows)
-
-
-def _loaded(model: str) -> AttentionWriter | None:
-    """The model that projects attention features, if one is named."""
-    if not model:
-        return None
-    from saeflow.sources.model import load_model
-
-    return load_model(model)
-
-
-def _kept(method: str) -> int:
-    """Matches of each feature that are kept when nobody says."""
-    from saeflow.matching.methods import find_method
-
-    return 1 if find_method(method).one_to_one else 5

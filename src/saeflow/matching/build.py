@@ -54,7 +54,7 @@ def build_atlas(
     """
     out = Path(out)
     if k is None:
-        k = 1 if find_method(method).one_to_one else 5
+        k = find_method(method).default_k
     pairs = flow_pairs(list(dictionaries))
     if not pairs:
         found = ", ".join(str(s) for s in sorted(dictionaries)) or "none"

@@ -64,6 +64,11 @@ class Method:
     folded: bool = False
     reads_encoder: bool = False
 
+    @property
+    def default_k(self) -> int:
+        """How many matches of each feature are kept when nobody says: 5, or the one there is."""
+        return 1 if self.one_to_one else 5
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:

@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from saeflow.errors import BadFile, UnknownFeature, UnknownSite
 from saeflow.ids import FeatureId, Site
+from saeflow.matching.rows import AGAIN
 from saeflow.paths import write_atomic
 from saeflow.records import Match
 
@@ -119,27 +120,24 @@ class MatchTable:
                 header = _header(path, (file.metadata() or {}).get(HEADER, "{}"))
                 index, score = file.get_tensor("index"), file.get_tensor("score")
         except (OSError, SafetensorError) as error:
-            raise BadFile(f"{path}: not a readable match table ({error}). {_AGAIN}") from None
+            raise BadFile(f"{path}: not a readable match table ({error}). {AGAIN}") from None
         source, target = Site.parse(header["source"]), Site.parse(header["target"])
         n_target, made_from = int(header["n_target"]), header["made_from"]
         inside = index.shape == score.shape and index.ndim == 2
         if not inside or (index.size and not 0 <= index.min() <= index.max() < n_target):
             raise BadFile(
                 f"{path}: index {index.shape} and score {score.shape} do not form a table into {n_target} features. "
-                f"{_AGAIN}"
+                f"{AGAIN}"
             )
         return MatchTable(
             source, target, header["method"], n_target, index, score, (made_from[0], made_from[1])
         )
 
 
-_AGAIN = "Fetch the atlas again, or build it with `saeflow atlas build`."
-
-
 def _header(path: Path, text: str) -> dict[str, Any]:
     header = cast("dict[str, Any]", json.loads(text))
     if header.get("version") != VERSION:
         raise BadFile(
-            f"{path} is no match table of version {VERSION} (it says {header.get('version')!r}). {_AGAIN}"
+            f"{path} is no match table of version {VERSION} (it says {header.get('version')!r}). {AGAIN}"
         )
     return header
