@@ -26,7 +26,7 @@ format: venv
 
 # What the comparisons need is installed first; what is missing is left out. `make bench-matching` leaves out causal trials.
 bench bench-matching: venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/all.py --out docs/benchmarks.md $(if $(filter bench-matching,$@),--only topk$(COMMA)permutation$(COMMA)pearson$(COMMA)chain)
 
 venv: $(STAMP)
