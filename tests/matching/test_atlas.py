@@ -11,6 +11,7 @@ from saeflow.matching import build
 from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.matching.build import build_atlas
 from saeflow.matching.methods import match
+from saeflow.matching.rows import BLOCK, TableRows
 from saeflow.matching.table import MatchTable
 
 from .planted import N_LAYERS, plant
@@ -96,6 +97,47 @@ def test_a_flipped_byte_is_found_and_named(atlas):
             use()
     assert opened.best(FEATURE, Site(3, Part.MLP)), "another table is read as before"
     assert open_atlas(atlas.folder, verify=False).best(FEATURE, PAIR[1])
+
+
+def test_no_flipped_bit_goes_unseen_by_a_single_row(atlas):
+    victim = next(atlas.folder.glob("3.res-2.res*"))
+    good = victim.read_bytes()
+    blocks = open_atlas(atlas.folder).blocks[PAIR]
+    for place in range(len(good)):
+        victim.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        with pytest.raises((BadFile, CorruptAtlas), match=victim.name):
+            TableRows(victim, *PAIR, blocks=blocks).best(FEATURE)
+
+
+def test_a_damaged_block_of_rows_is_refused_and_the_others_are_read(tmp_path):
+    n = BLOCK + 5
+    table = MatchTable(
+        *PAIR, "cosine", n, np.arange(n, dtype=np.int32)[:, None], np.full((n, 1), 0.5, np.float32)
+    )
+    path = tmp_path / "table.safetensors"
+    table.save(path)
+    sums = TableRows(path, *PAIR).block_sums()
+    assert len(sums) == 2
+    data = bytearray(path.read_bytes())
+    data[data.index(np.int32(BLOCK + 1).tobytes())] ^= 1
+    path.write_bytes(data)
+    rows = TableRows(path, *PAIR, blocks=sums)
+    assert rows.best(FeatureId(PAIR[0], BLOCK - 1))
+    with pytest.raises(CorruptAtlas, match=f"rows {BLOCK} to {n - 1}"):
+        rows.best(FeatureId(PAIR[0], BLOCK))
+
+
+def test_an_atlas_without_checksums_of_blocks_compares_whole_tables(atlas):
+    path = atlas.folder / "atlas.json"
+    told = json.loads(path.read_text())
+    for entry in told["tables"]:
+        assert len(entry.pop("blocks")) == 8
+    path.write_text(json.dumps(told))
+    assert open_atlas(atlas.folder).best(FEATURE, PAIR[1]) == atlas.best(FEATURE, PAIR[1])
+    victim = next(atlas.folder.glob("3.res-2.res*"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    with pytest.raises(CorruptAtlas, match=victim.name):
+        open_atlas(atlas.folder).best(FEATURE, PAIR[1])
 
 
 def test_a_missing_table_is_found_and_named(atlas):

@@ -1,7 +1,8 @@
 """The atlas: every match table a flow graph of a release needs. No torch.
 
-A folder with `atlas.json` (what was matched, how, and a sha256 of every table) and one safetensors file
-per ordered pair of sites. Tens of MB for a release of tens of GB; with it a graph needs no weights.
+A folder with `atlas.json` (what was matched, how, a sha256 of every table and a checksum of every block of its
+rows) and one safetensors file per ordered pair of sites. Tens of MB for a release of tens of GB; with it a graph
+needs no weights.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ else:  # naming the type would import numpy
 
 @dataclass(frozen=True, eq=False)
 class Atlas(_Tables):
-    """Match tables of a release, read from disk at first use, when the checksum of each is compared.
+    """Match tables of a release, read from disk at first use, when its checksum is compared.
 
     `atlas[source, target]` is the table of best matches in `target` for the features of `source`; `best` reads
     single rows, which needs no numpy.
@@ -64,6 +65,7 @@ class Atlas(_Tables):
     method: str = "cosine"
     trusted: bool = False
     calibration: tuple[str, str] | None = None
+    blocks: Mapping[Pair, tuple[int, ...]] = field(default_factory=dict[Pair, tuple[int, ...]], repr=False)
 
     @cached_property
     def _tables(self) -> dict[Pair, MatchTable]:
@@ -128,7 +130,8 @@ class Atlas(_Tables):
         pair = (feature.site, target)
         if pair not in self._rows:
             path, expected = self._file(pair)
-            self._rows[pair] = TableRows(path, *pair, expected)
+            blocks = None if self.trusted else self.blocks.get(pair)
+            self._rows[pair] = TableRows(path, *pair, None if blocks else expected, blocks)
         return self._rows[pair].best(feature, k)
 
     @cached_property
@@ -191,7 +194,13 @@ class Atlas(_Tables):
 def save_manifest(atlas: Atlas) -> None:
     """Write `atlas.json`, which makes the folder an atlas. Called when every table is there."""
     tables = [
-        {"source": str(source), "target": str(target), "file": name, "sha256": digest}
+        {
+            "source": str(source),
+            "target": str(target),
+            "file": name,
+            "sha256": digest,
+            "blocks": _hex(TableRows(atlas.folder / name, source, target).block_sums()),
+        }
         for (source, target), (name, digest) in sorted(atlas.files.items())
     ]
     data: dict[str, Any] = {
@@ -212,7 +221,7 @@ def save_manifest(atlas: Atlas) -> None:
 def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
     """Open an atlas: "demo", a folder, or the name of one built into the cache folder.
 
-    Each table is compared with its checksum when it is first read; `verify` of the atlas compares all.
+    What is read of a table is compared with its checksum when it is first read; `verify` of the atlas compares all.
     `verify=False` trusts the files.
 
     Raises:
@@ -233,17 +242,31 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
             (Site.parse(t["source"]), Site.parse(t["target"])): (_inside(folder, t["file"]), str(t["sha256"]))
             for t in data["tables"]
         }
+        blocks = {
+            pair: _from_hex(t["blocks"])
+            for pair, t in zip(files, data["tables"], strict=True)
+            if "blocks" in t
+        }
         made_by, method = data["made_by"], data.get("method", "cosine")
         nulls = data.get("calibration")
         calibration = None if nulls is None else (_inside(folder, nulls["file"]), str(nulls["sha256"]))
         return Atlas(
             folder, data["release"], data["model"], data["k"], made_by, files, method, trusted=not verify,
-            calibration=calibration,
+            calibration=calibration, blocks=blocks,
         )  # fmt: skip
     except CorruptAtlas:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadFile(f"{path} cannot be read as an atlas ({error!r}). {AGAIN}") from None
+
+
+def _hex(sums: tuple[int, ...]) -> str:
+    """Checksums of blocks in eight digits each."""
+    return "".join(f"{value:08x}" for value in sums)
+
+
+def _from_hex(text: str) -> tuple[int, ...]:
+    return tuple(int(text[i : i + 8], 16) for i in range(0, len(text), 8))
 
 
 def atlas_cache() -> Path:
