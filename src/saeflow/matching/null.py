@@ -13,7 +13,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -148,6 +148,7 @@ def read_nulls(path: Path) -> dict[tuple[Site, Site], NullDistribution]:
         raise BadFile(f"{path} cannot be read as the nulls of an atlas ({error!r}). {_AGAIN}") from None
 
 
+@lru_cache(maxsize=64)  # every null of an atlas is over as many scores
 def _kept_ranks(n: int) -> tuple[int, ...]:
     """1 to 32, then each 1/32 above the last, to n."""
     if n < 1:
