@@ -29,6 +29,20 @@ def test_edits_are_values():
         assert pickle.loads(pickle.dumps(edit)) == copy.deepcopy(edit) == edit  # noqa: S301
 
 
+def test_a_rescale_has_one_factor_for_all_features_or_one_for_each():
+    assert Rescale((A, B), 0.5).factors == (0.5, 0.5)
+    assert Rescale((A, B), (0.5, 2.0)).factors == (0.5, 2.0)
+    assert Rescale((A, B), (0.5, 2.0)) != Rescale((A, B), 0.5)
+    assert len({Rescale((A, B), (0.5, 2.0)), Rescale((A, B), (0.5, 2.0))}) == 1
+
+
+def test_a_causal_trial_takes_one_factor_an_edit():
+    from saeflow.experiments.causal import Trial
+
+    with pytest.raises(InvalidArgument, match="3/res has a factor for each feature"):
+        Trial(4, 0, (Rescale((A, B), (0.0, 0.5)),), (OTHER,))
+
+
 def test_an_edit_keeps_its_strengths_when_the_callers_mapping_changes():
     strengths = {A: 1.0}
     edit = Add(strengths)
@@ -45,6 +59,8 @@ def test_an_edit_keeps_its_strengths_when_the_callers_mapping_changes():
         (lambda: Add({}), "0 features name: none"),
         (lambda: Rescale((A, B, A)), "3/res/7 more than once"),
         (lambda: Rescale((A,), math.nan), "r = nan"),
+        (lambda: Rescale((A, B), (0.0, math.inf)), "inf"),
+        (lambda: Rescale((A, B), (0.0,)), r"2 features at 3/res has 1 factors r = \(0.0,\)"),
         (lambda: Add({A: math.inf}), "3/res/7.*inf"),
         (lambda: Span(-1), "-1 to None"),
         (lambda: Span(4, 3), "4 to 3"),

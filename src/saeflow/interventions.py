@@ -4,7 +4,7 @@ Two edits cover the experiments of arXiv 2502.03032. With h the hidden state at 
 activations of the chosen features on it and V their decoder rows:
 
     Rescale(features, r)      h + (r - 1) a V      section 4.2: r = 0 removes, r = 1 changes nothing
-    Add({feature: strength})  h + s V              section 4.3 and appendix B: steering
+    Add({feature: strength})  h + s V              section 4.2 and appendix B: steering
 
 `LanguageModel.intervening` resolves the vectors and applies them; plans and experiments only build
 these. An edit names features of one site, so a change of several layers is a sequence of edits.
@@ -86,22 +86,34 @@ def _one_site(features: tuple[FeatureId, ...]) -> Site:
 class Rescale:
     """Multiply what `features` of one site write by `r`: h + (r - 1) a V (section 4.2).
 
-    The activations a are read from the hidden state as it stands, so a feature that is silent there
-    is left alone. r = 0 removes the features; r = 1 changes nothing, bit for bit.
+    The activations a are all read from the hidden state as it comes in, so the features of one `Rescale` are
+    changed jointly and a feature that is silent is left alone. r = 0 removes; r = 1 changes nothing, bit for
+    bit. `r` is one factor for all features, or a tuple with one for each, in their order.
 
     Raises:
-        InvalidArgument: features of several sites or of none, one named twice, or an `r` that is no number.
+        InvalidArgument: features of several sites or of none, one named twice, an `r` that is no number, or
+            another number of factors than of features.
     """
 
     features: tuple[FeatureId, ...]
-    r: float = 0.0
+    r: float | tuple[float, ...] = 0.0
     tokens: Where = EVERYWHERE
 
     def __post_init__(self) -> None:
-        """Check the features and the factor."""
+        """Check the features and the factors."""
         _one_site(self.features)
-        if not math.isfinite(self.r):
+        if isinstance(self.r, tuple) and len(self.r) != len(self.features):
+            raise InvalidArgument(
+                f"a Rescale of {len(self.features)} features at {self.site} has {len(self.r)} factors "
+                f"r = {self.r}. Give one factor for all features, or one for each."
+            )
+        if not all(map(math.isfinite, self.factors)):
             raise InvalidArgument(f"the factor r = {self.r} of a Rescale is not finite. 0 removes, 1 keeps.")
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The factor of each feature, in the order of `features`."""
+        return self.r if isinstance(self.r, tuple) else (self.r,) * len(self.features)
 
     @property
     def site(self) -> Site:
@@ -111,7 +123,7 @@ class Rescale:
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Add directions of one site at given strengths, whatever is active: h + s V (section 4.3).
+    """Add directions of one site at given strengths, whatever is active: h + s V (section 4.2).
 
     V is the unit decoder row in the stream, so that |s| is the length of the change; where a release
     has unit rows, as Gemma Scope has up to rounding, this is the row itself.

@@ -15,6 +15,12 @@ from layouts import (
     write_llama_scope,
     write_sae_lens,
 )
+from layouts_more import (
+    write_dictionary_learning,
+    write_gemma_2_transcoder,
+    write_gemma_transcoder,
+    write_sparsify,
+)
 from safetensors.torch import load_file, save_file
 
 from saeflow.ids import Part, Site
@@ -29,6 +35,10 @@ WRITERS: list[Callable[..., Path]] = [
     write_gemma_scope_2,
     write_llama_scope,
     write_sae_lens,
+    write_sparsify,
+    write_dictionary_learning,
+    write_gemma_transcoder,
+    write_gemma_2_transcoder,
 ]
 
 
@@ -82,7 +92,7 @@ def release(dtype: torch.dtype, folder: Path) -> dict[Site, Dictionary]:
 
 
 def tensor_file(path: Path) -> Path:
-    found = [path] if path.suffix == ".npz" else list(path.rglob("*.safetensors"))
+    found = [path] if path.suffix == ".npz" else [*path.rglob("*.safetensors"), *path.rglob("*.pt")]
     assert len(found) == 1
     return found[0]
 
@@ -95,11 +105,15 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".npz":
         with np.load(path) as data:
             return {name: torch.from_numpy(data[name]) for name in data}
+    if path.suffix == ".pt":
+        return torch.load(path, weights_only=True)
     return load_file(path)
 
 
 def write_tensors(path: Path, named: dict[str, torch.Tensor]) -> None:
     if path.suffix == ".npz":
         np.savez(path, **{name: value.numpy() for name, value in named.items()})
+    elif path.suffix == ".pt":
+        torch.save(named, path)
     else:
         save_file({name: value.contiguous() for name, value in named.items()}, path)

@@ -41,6 +41,7 @@ class Counting:
         self.a, self.reads = a, list[str]()
         self.origin = "counting.safetensors"
         self.shape: tuple[int, int] = a.W_dec.shape
+        self.d_out, self.has_skip = a.W_dec.shape[1], False
 
     def read(self, name: str) -> Tensor:
         self.reads.append(name)

@@ -62,11 +62,6 @@ def test_gemma_scope_away_from_its_folders_needs_a_site(tmp_path: Path):
     assert one(moved, Site(2, Part.ATT)).tap is Tap.Z
 
 
-def test_gemma_scope_transcoders_are_refused(tmp_path: Path):
-    with pytest.raises(UnsupportedFormat, match="transcoders have no site"):
-        load(write_gemma_scope(tmp_path, arrays(), part="transcoders"))
-
-
 def test_gemma_scope_2_is_read_by_its_config(tmp_path: Path):
     a = arrays()
     d = one(write_gemma_scope_2(tmp_path, a))
@@ -87,10 +82,16 @@ def test_gemma_scope_2_hooks(tmp_path: Path, hook: str, site: str, tap: Tap):
     assert (str(d.site), d.tap) == (site, tap)
 
 
-def test_gemma_scope_2_transcoders_are_refused(tmp_path: Path):
-    hook = "model.layers.7.post_feedforward_layernorm.output"
-    with pytest.raises(UnsupportedFormat, match="transcoder is no dictionary of one site"):
-        load(write_gemma_scope_2(tmp_path, arrays(), hf_hook_point_out=hook))
+def test_gemma_scope_2_without_a_config_is_told_by_its_path(tmp_path: Path):
+    a = arrays()
+    folder = write_gemma_scope_2(tmp_path, a)
+    (folder / "config.json").unlink()
+    assert (str(one(folder).site), one(folder / "params.safetensors").tap) == ("7/res", Tap.RES)
+    moved = folder.rename(tmp_path / "mine")
+    with pytest.raises(
+        UnsupportedFormat, match=r"mine: there is no config\.json, and the path gives no site"
+    ):
+        load(moved)
 
 
 # Llama Scope
@@ -127,8 +128,8 @@ def test_llama_scope_takes_file_or_folder_and_hooks(tmp_path: Path):
         assert str(one(path).site) == "3/att"
 
 
-def test_llama_scope_transcoders_and_bad_numbers_are_refused(tmp_path: Path):
-    with pytest.raises(UnsupportedFormat, match=r"hyperparams\.json: reads .* writes"):
+def test_llama_scope_from_the_stream_to_the_mlp_and_bad_numbers_are_refused(tmp_path: Path):
+    with pytest.raises(UnsupportedFormat, match=r"hyperparams\.json: reads .* writes .* input of an MLP"):
         load(write_llama_scope(tmp_path / "a", arrays(), hook_point_out="blocks.3.hook_mlp_out"))
     for number, (key, value) in enumerate([("jump_relu_threshold", None), ("d_model", 0), ("d_model", True)]):
         with pytest.raises(BadFile, match=rf"hyperparams\.json: {key} is {value}"):
@@ -232,12 +233,12 @@ def test_a_site_can_be_given_where_the_hook_is_odd(tmp_path: Path):
     [
         (
             {},
-            {"architecture": "gated"},
-            "architecture 'gated' is not supported. Supported: standard, jumprelu",
+            {"architecture": "temporal"},
+            "architecture 'temporal' is not supported. Supported: standard, jumprelu, topk, gated",
         ),
         ({}, {"normalize_activations": "expected_average_only_in"}, "fold_activation_norm_scaling_factor"),
         ({"hook_head_index": 3}, {}, "hook_head_index is 3"),
-        ({"hook_name_out": "blocks.5.hook_mlp_out"}, {}, "transcoder is no dictionary"),
+        ({"hook_name_out": "blocks.5.hook_mlp_out"}, {}, "is no transcoder"),
     ],
 )
 def test_what_a_dictionary_cannot_do_is_refused(

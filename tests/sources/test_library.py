@@ -9,14 +9,14 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from layouts import arrays, write_gemma_scope, write_llama_scope, write_sae_lens
+from layouts import arrays, write_gemma_scope, write_gemma_scope_2, write_llama_scope, write_sae_lens
 
 from saeflow.errors import BadFile, UnknownRelease, UnknownSite, Unreachable, UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources import library
 from saeflow.sources.architectures import Tap
 from saeflow.sources.formats import save_release
-from saeflow.sources.library import DictionarySet, known_releases, load_dictionaries
+from saeflow.sources.library import DictionarySet, load_dictionaries
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_only_the_site_asked_for_is_opened():
 
 
 def test_what_is_no_release_and_no_path_lists_the_releases():
-    with pytest.raises(UnknownRelease, match=r"'nope' is neither .*demo, gemma-scope-2b.*llama-scope"):
+    with pytest.raises(UnknownRelease, match=r"'nope' is neither .*demo, .*gemma-scope-2b.*llama-scope"):
         load_dictionaries("nope")
 
 
@@ -87,15 +87,6 @@ def test_the_demo_pack_is_a_saeflow_folder_in_the_package(
         load_dictionaries("demo")
     save_release(package / "demo" / "pack" / "saes", load_dictionaries(folder), name="demo", model="demo")
     assert load_dictionaries("demo").name == "demo"
-
-
-@pytest.mark.parametrize("name", known_releases())
-def test_every_recipe_gives_whole_layers(name: str):
-    sites = load_dictionaries(name).sites
-    layers = {site.layer for site in sites}
-    assert layers == set(range(len(layers)))
-    assert len(sites) == 3 * len(layers)
-    assert load_dictionaries(name).model.count("/") == 1
 
 
 def test_the_canonical_file_of_a_site_is_fetched_at_first_use(
@@ -147,3 +138,60 @@ def test_a_device_is_kept_for_every_tensor(folder: Path):
     found = load_dictionaries(folder, device="meta")
     d = found[Site(2, Part.RES)]
     assert (d.n_features, d._weights.read("W_dec").device.type) == (7, "meta")
+
+
+def test_parameters_after_the_name_choose_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    def download(repo: str, file: str, *, revision: str) -> str:
+        asked.append(file)
+        return str(write_gemma_scope(tmp_path, arrays(), layer=12))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    found = load_dictionaries("gemma-scope-2b@width=32k,l0=50").only([Part.RES])
+    assert (found.name, found.sites) == ("gemma-scope-2b@width=32k,l0=50", (Site(12, Part.RES),))
+    assert found[Site(12, Part.RES)].n_features == 7
+    assert len(asked) == 1
+    assert asked[0].startswith("layer_12/width_32k/average_l0_")
+
+
+def test_a_file_that_a_repository_lacks_may_be_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Gemma Scope 2: the path says what config.json would."""
+    made = write_gemma_scope_2(tmp_path, arrays())
+    (made / "config.json").unlink()
+    asked: list[str] = []
+
+    def download(repo: str, file: str, *, revision: str) -> str:
+        asked.append(file)
+        if file.endswith("config.json"):
+            raise LocalEntryNotFoundError("no such file")
+        return str(made / Path(file).name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    found = load_dictionaries("gemma-scope-2-1b-pt@depths=four,l0=medium")[Site(7, Part.RES)]
+    assert (str(found.site), found.tap) == ("7/res", Tap.RES)
+    folder = "resid_post/layer_7_width_16k_l0_medium"
+    assert asked == [f"{folder}/config.json", f"{folder}/params.safetensors"]
+
+
+def test_a_release_on_centred_weights_centres_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = write_sae_lens(tmp_path, arrays())
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda repo, file, *, revision: str(made / Path(file).name)
+    )
+    found = load_dictionaries("gpt2-small-res-jb")[Site(4, Part.RES)]
+    assert (found.site, found.preprocessing.center) == (Site(4, Part.RES), True)
+
+
+def test_what_is_in_the_cache_is_known_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cached = "layer_24/width_16k/average_l0_73/params.npz"
+    monkeypatch.setattr(
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda repo, file, *, revision: str(tmp_path) if file == cached else None,
+    )
+    found = load_dictionaries("gemma-scope-2b")
+    assert found.to_fetch(Site(24, Part.RES)) is None
+    assert found.to_fetch(Site(0, Part.RES)) == (
+        "google/gemma-scope-2b-pt-res/layer_0/width_16k/average_l0_105/params.npz"
+    )

@@ -31,6 +31,7 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite, UnsupportedFor
 from saeflow.ids import Part, Site
 from saeflow.sources.formats import discover, load
 from saeflow.sources.formats.tensors import NpzFile, SafetensorsFile
+from saeflow.sources.formats.torch_file import TorchFile
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -38,7 +39,7 @@ def test_opening_reads_no_tensor_and_directions_read_the_decoder_alone(
     tmp_path: Path, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
     reads: list[str] = []
-    for file in (NpzFile, SafetensorsFile):
+    for file in (NpzFile, SafetensorsFile, TorchFile):
         monkeypatch.setattr(
             file, "read", lambda self, name, old=file.read: (reads.append(name), old(self, name))[1]
         )
@@ -68,8 +69,8 @@ def test_a_wrong_shape_is_named_with_expected_and_got(tmp_path: Path, write: Cal
     for name, value in named.items():
         if name.lower() in ("w_dec", "decoder.weight"):
             continue
-        write_tensors(path, {**named, name: value[:-1]})
-        got, want = list(value[:-1].shape), list(value.shape)
+        write_tensors(path, {**named, name: value[..., :-1]})
+        got, want = list(value[..., :-1].shape), list(value.shape)
         with pytest.raises(BadFile) as caught:
             load(path if path.suffix == ".npz" else folder_of(path))
         for part in (path.name, f"tensor {name!r} has shape {got}", f"expected {want}"):
@@ -91,7 +92,7 @@ def test_zero_decoder_rows_and_nan_name_file_tensor_and_rows(tmp_path: Path, wri
     a = arrays()
     a.W_dec[[2, 6]] = 0
     d = one(write(tmp_path / "zero", a))
-    with pytest.raises(BadFile, match=r"(npz|safetensors): tensor 'W_dec' has 2 of 7 rows .*\[2, 6\]"):
+    with pytest.raises(BadFile, match=r"(npz|safetensors|pt): tensor 'W_dec' has 2 of 7 rows .*\[2, 6\]"):
         d.directions()
     a = arrays()
     a.W_dec[3, 1] = np.nan
@@ -119,8 +120,8 @@ def test_a_config_that_is_no_json_object_is_named(tmp_path: Path):
 
 
 def test_an_unknown_folder_lists_what_is_supported(tmp_path: Path):
-    (tmp_path / "ae.pt").write_bytes(b"x")
-    for path in (tmp_path, tmp_path / "ae.pt"):
+    (tmp_path / "sae.bin").write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "sae.bin"):
         with pytest.raises(
             UnsupportedFormat, match=r"sae-lens v6 .*Gemma Scope .*Llama Scope|saeflow folder .*Llama Scope"
         ):
@@ -185,3 +186,43 @@ def test_a_member_whose_bytes_do_not_fill_its_shape_is_refused(tmp_path: Path):
         archive.writestr("W.npy", (tmp_path / "W.npy").read_bytes()[:-8])
     with pytest.raises(BadFile, match=r"x\.npz: .*W\.npy holds"):
         NpzFile(tmp_path / "x.npz")
+
+
+# files that claim more than they hold
+
+
+@pytest.mark.parametrize("claimed", [2**63, 2**40, 10**8 + 1])
+def test_a_safetensors_header_that_claims_more_than_the_file_is_refused(tmp_path: Path, claimed: int):
+    path = tensor_file(write_sae_lens(tmp_path, arrays()))
+    path.write_bytes(claimed.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(BadFile, match=r"sae_weights\.safetensors: cannot be opened as safetensors"):
+        load(folder_of(path))
+
+
+def test_a_safetensors_tensor_that_claims_more_than_the_file_is_refused(tmp_path: Path):
+    path = tensor_file(write_sae_lens(tmp_path, arrays()))
+    header = b'{"W_dec":{"dtype":"F32","shape":[1000000000,1000000],"data_offsets":[0,4000000000000000]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 64)
+    with pytest.raises(BadFile, match=r"sae_weights\.safetensors: cannot be opened as safetensors"):
+        load(folder_of(path))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("shape", [(10**9, 10**6), (2**62, 4)])
+def test_an_npz_member_that_claims_more_than_it_holds_is_refused(
+    tmp_path: Path, method: int, shape: tuple[int, int]
+):
+    """The second shape is 0 where a product of 64 bits wraps."""
+    header = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).ljust(117) + "\n"
+    member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * 64
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.writestr("W_dec.npy", member)
+    with pytest.raises(BadFile, match=r"x\.npz: .*W_dec\.npy holds"):
+        NpzFile(tmp_path / "x.npz")
+
+
+def test_a_config_nested_without_end_is_refused(tmp_path: Path):
+    folder = write_sae_lens(tmp_path, arrays())
+    (folder / "cfg.json").write_text('{"a":' * 100_000)
+    with pytest.raises(BadFile, match=r"cfg\.json: cannot be read as JSON"):
+        load(folder)

@@ -16,6 +16,7 @@ from saeflow.errors import BadFile, InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.flow import FlowGraph, Thresholds
+    from saeflow.flow.compare import Comparison
     from saeflow.labels import Words
 
 
@@ -48,10 +49,17 @@ def graph(
     out: Annotated[Path, typer.Option(help="Folder for the .html, .json and .graphml files.")] = Path(),
     files: Annotated[bool, typer.Option(help="Write the files.")] = True,
     figure: Annotated[Path | None, typer.Option(help="Write the picture alone here (.svg).")] = None,
+    compare_paper: Annotated[
+        bool,
+        typer.Option(
+            "--compare-paper", help="Grow it with the thresholds of the published graph, and compare the two."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Print the flow graph of a feature, and write it as HTML, JSON and GraphML."""
     from saeflow.flow import Thresholds, trace
+    from saeflow.flow.compare import compare, published_graph
     from saeflow.ids import FeatureId
     from saeflow.labels import open_words
     from saeflow.matching.atlas import open_atlas
@@ -63,8 +71,16 @@ def graph(
     seed = FeatureId.parse(feature)
     atlas = open_atlas(release)
     plain = Thresholds(res=t_res, mlp=t_mlp, att=t_att, high=high)
-    if calibrated or fdr is not None:
-        _refuse_plain(plain, Thresholds(mlp=0.15, att=0.15))
+    default = Thresholds(mlp=0.15, att=0.15)
+    published = published_graph(atlas.release or release, seed) if compare_paper else None
+    if published is not None:
+        if calibrated or fdr is not None or k != 1 or direction != "both" or plain != default:
+            raise InvalidArgument(
+                "--compare-paper grows the graph as the publication did. Leave thresholds, --k and --direction out."
+            )
+        thresholds = published.thresholds
+    elif calibrated or fdr is not None:
+        _refuse_plain(plain, default)
         thresholds = Thresholds.calibrated(atlas, 0.01 if fdr is None else fdr)
     else:
         thresholds = plain
@@ -77,13 +93,43 @@ def graph(
         backward=direction != "forward",
         forward=direction != "backward",
     )
-    typer.echo(render(grown, to="json" if as_json else "text", words=words))
+    if published is not None:
+        _show_comparison(compare(grown, published), as_json)
+    else:
+        typer.echo(render(grown, to="json" if as_json else "text", words=words))
     if figure:
         write_atomic(figure, render(grown, to="svg", words=words).encode())
     if files:
         written = write_graph(grown, words, out, Path(release).name)
         if not as_json:
             typer.echo("\nwritten: " + "  ".join(str(path) for path in written))
+
+
+def _show_comparison(comparison: Comparison, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(comparison.to_dict(), indent=1))
+        return
+    typer.echo(comparison.sentence)
+    sites = [
+        {
+            "site": str(site.site),
+            "published": " ".join(str(f.index) for f in site.published) or "-",
+            "found": " ".join(str(f.index) for f in site.found) or "-",
+            "": "" if site.agrees else "differs",
+        }
+        for site in comparison.sites
+    ]
+    print_table("", sites)
+    scores = [
+        {
+            "feature": str(s.published.child), "predecessor": str(s.published.parent),
+            "published": f"{s.published.score:.2f}", "found": "-" if s.found is None else f"{s.found:.3f}",
+            "": "" if s.agrees else "differs",
+        }
+        for s in comparison.scores
+    ]  # fmt: skip
+    if scores:
+        print_table("", scores)
 
 
 def _refuse_plain(asked: Thresholds, default: Thresholds) -> None:

@@ -20,7 +20,6 @@ from saeflow.experiments.results import Progress, Results, Row, significant, ver
 from saeflow.experiments.sampling import Sample
 from saeflow.ids import Part, Site
 from saeflow.paths import write_atomic
-from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Place
@@ -153,4 +152,4 @@ def _digits(groups: Int[np.ndarray, " n"]) -> str:
 
 def _place(dictionary: Dictionary) -> Place:
     """Where the dictionary reads: its site, or the heads' outputs where it was trained on those."""
-    return (dictionary.site.layer, Tap.Z) if dictionary.tap is Tap.Z else dictionary.site
+    return dictionary.place

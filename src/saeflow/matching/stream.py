@@ -27,7 +27,7 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Site
 from saeflow.paths import write_atomic
-from saeflow.sources.architectures import Point, Tap
+from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Place, Tokens
@@ -186,7 +186,7 @@ def _model_digest(model: LanguageModel) -> str:
 
 def _place(dictionary: Dictionary) -> Place:
     """Where the hidden states a dictionary reads are captured."""
-    return (dictionary.site.layer, Tap.Z) if dictionary.tap is Tap.Z else dictionary.site
+    return dictionary.place
 
 
 def _shard_bytes(dictionary: Dictionary, h: Float[Tensor, "n d_in"]) -> bytes:

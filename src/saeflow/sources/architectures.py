@@ -1,16 +1,19 @@
 """Where each family of Hugging Face models keeps the tensors a dictionary reads: the only module paths.
 
-A dictionary reads one of four tensors of a layer: the residual stream after the block, what
+An SAE reads one of four tensors of a layer: the residual stream after the block, what
 attention or the MLP adds to it, or the head outputs `z` before the output projection (section 3.3
-of arXiv 2502.03032 names the first three R_L, A_L and M_L; Gemma Scope trains attention on `z`).
+of arXiv 2502.03032 names the first three R_L, A_L and M_L; Gemma Scope trains attention on `z`). A
+transcoder reads what its MLP reads and writes what the MLP writes.
 
     site          Gemma 2 / 3                  Llama, Mistral, Qwen 2/3   GPT-2              GPT-NeoX
     res           model.layers.L               same                       transformer.h.L    gpt_neox.layers.L
     att           post_attention_layernorm     self_attn [0]              attn [0]           attention [0]
     mlp           post_feedforward_layernorm   mlp                        mlp                mlp
     z (input of)  self_attn.o_proj             self_attn.o_proj           attn.c_proj        attention.dense
+    mlp_in        pre_feedforward_layernorm    post_attention_layernorm   ln_2               post_attention_layernorm
 
-Every site is the output of its module, and `z` the input of one. `[0]`: the module returns a tuple.
+Every site is the output of its module, and `z` the input of one. `mlp_in` is what the norm before the MLP
+returns, its gain included, and `mid` what that norm is given. `[0]`: the module returns a tuple.
 With these taps, pre + att + mlp = post holds for each block up to rounding: Gemma 2 and 3 norm what a
 part wrote before adding it (sandwich norm), so there the site is the norm's output, not the part's.
 GPT-NeoX runs both parts on the block's input, so its MLP does not see what attention wrote.
@@ -20,19 +23,26 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from saeflow.errors import UnknownArchitecture
 from saeflow.ids import Part, Site
 
 
 class Tap(enum.StrEnum):
-    """Which tensor of a layer a dictionary reads; `Z` is the concatenated head outputs before `o_proj`."""
+    """Which tensor of a layer a dictionary reads; `Z` is the concatenated head outputs before `o_proj`.
+
+    `MLP_IN` and `MID` are read by transcoders alone: what the MLP module is called with, and the same before
+    the norm that precedes the MLP (the residual stream after attention; where both parts run in parallel, the
+    block's input).
+    """
 
     RES = "res"
     ATT = "att"
     MLP = "mlp"
     Z = "z"
+    MLP_IN = "mlp_in"
+    MID = "mid"
 
     @staticmethod
     def of(part: Part) -> Tap:
@@ -41,8 +51,24 @@ class Tap(enum.StrEnum):
 
     @property
     def part(self) -> Part:
-        """The part of the site this tap serves: `Z` is read for attention."""
+        """The part of the site this tap serves: `Z` is read for attention, what the MLP reads for the MLP."""
+        if self.is_read_only:
+            return Part.MLP
         return Part.ATT if self is Tap.Z else Part(self.value)
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the tensor is what its module is given, not what it returns."""
+        return self in (Tap.Z, Tap.MID)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether only transcoders read it, which write elsewhere: nothing is reconstructed there."""
+        return self in (Tap.MLP_IN, Tap.MID)
+
+
+SAE_TAPS: Final = (Tap.RES, Tap.ATT, Tap.MLP, Tap.Z)
+"""The taps where a dictionary writes what it reads, and where its features can be edited."""
 
 
 class Point(NamedTuple):
@@ -78,6 +104,7 @@ class Architecture:
         final_norm: the norm between the last block and the head.
         att: the module whose output attention adds to the stream.
         mlp: the module whose output the MLP adds to the stream.
+        mlp_norm: the norm that feeds the MLP.
         o_proj: the projection whose input is `z`.
         att_norm: the norm between `o_proj` and the stream, in sandwich-norm models.
         gain_offset: what the model adds to a norm's weight before multiplying: 1 in Gemma, else 0.
@@ -93,6 +120,7 @@ class Architecture:
     final_norm: str = "norm"
     att: str = "self_attn"
     mlp: str = "mlp"
+    mlp_norm: str = "post_attention_layernorm"
     o_proj: str = "self_attn.o_proj"
     att_norm: str | None = None
     gain_offset: float = 0.0
@@ -101,7 +129,9 @@ class Architecture:
     parallel: bool = False
 
     def module(self, tap: Tap) -> str:
-        """The path within a block of the module whose output (input, for `Z`) is the tensor at `tap`."""
+        """The path within a block of the module that holds `tap`: its output, or its input (`Tap.is_input`)."""
+        if tap.is_read_only:
+            return self.mlp_norm
         return {Tap.RES: "", Tap.ATT: self.att, Tap.MLP: self.mlp, Tap.Z: self.o_proj}[tap]
 
 
@@ -110,6 +140,7 @@ _GEMMA_2 = Architecture(
     "Gemma 2",
     att="post_attention_layernorm",
     mlp="post_feedforward_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
     att_norm="post_attention_layernorm",
     gain_offset=1.0,
 )
@@ -129,6 +160,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         embed="wte",
         final_norm="ln_f",
         att="attn",
+        mlp_norm="ln_2",
         o_proj="attn.c_proj",
         centred=True,
         transposed=True,

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from saeflow.errors import InvalidArgument
-from saeflow.sources.architectures import Tap
+from saeflow.sources.architectures import SAE_TAPS, Tap
 from saeflow.sources.hooks import Change, answered_by, watch_input, watch_output
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
@@ -107,7 +107,7 @@ class CleanPass:
             layer: Stages(
                 kept[layer, "entry"],
                 kept[layer, "attention"],
-                {tap: kept[layer, tap.value] for tap in Tap},
+                {tap: kept[layer, tap.value] for tap in SAE_TAPS},
             )
             for layer in sorted(set(layers))
         }
@@ -143,7 +143,7 @@ class CleanPass:
         kept: dict[Tap, Tensor] = {}
         call = self._call_rows(layer, positions, h) if attend else self._call(layer, None, positions, None)
         with contextlib.ExitStack() as stack, torch.no_grad():
-            for tap in Tap:
+            for tap in SAE_TAPS:
                 module = block.get_submodule(architecture.module(tap))
                 watch = watch_input if tap is Tap.Z else watch_output
                 stack.callback(watch(module, _changer(tap, changes.get(tap), kept)).remove)
@@ -190,7 +190,7 @@ class CleanPass:
         block = self._model.block(layer)
         stack.callback(watch_input(block, _keeper(kept, (layer, "entry"))).remove)
         stack.callback(watch_output(self._attention(layer), _keeper(kept, (layer, "attention"))).remove)
-        for tap in Tap:
+        for tap in SAE_TAPS:
             module = block.get_submodule(self._model.architecture.module(tap))
             watch = watch_input if tap is Tap.Z else watch_output
             stack.callback(watch(module, _keeper(kept, (layer, tap.value))).remove)

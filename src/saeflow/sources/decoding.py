@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from saeflow.errors import InvalidArgument
 
 
-def sampling_config(
-    *, max_new_tokens: int, temperature: float, top_p: float, end: int | list[int] | None, pad: int
-) -> GenerationConfig:
-    """The settings as transformers takes them; a temperature of 0 is greedy.
+def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """Refuse settings outside their range.
 
     Raises:
-        InvalidArgument: for a setting outside its range.
+        InvalidArgument: for the first such setting.
     """
     if max_new_tokens < 1:
         raise InvalidArgument(f"max_new_tokens = {max_new_tokens} asks for no text. Give 1 or more.")
@@ -28,8 +33,19 @@ def sampling_config(
         raise InvalidArgument(f"temperature = {temperature} is not one. Give 0 (greedy) or more.")
     if not 0 < top_p <= 1:
         raise InvalidArgument(f"top_p = {top_p} is no share of probability. Give a number in (0, 1].")
+
+
+def sampling_config(
+    *, max_new_tokens: int, temperature: float, top_p: float, end: Sequence[int], pad: int
+) -> GenerationConfig:
+    """The settings as transformers takes them; a temperature of 0 is greedy.
+
+    Raises:
+        InvalidArgument: for a setting outside its range.
+    """
+    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=pad, do_sample=False
+        max_new_tokens=max_new_tokens, eos_token_id=list(end) or None, pad_token_id=pad, do_sample=False
     )
     if temperature > 0:
         config.update(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
@@ -44,12 +60,43 @@ def seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
         yield
 
 
+@contextlib.contextmanager
+def _without_own_settings(hf_model: PreTrainedModel) -> Generator[None, None, None]:
+    """Hide the settings a model ships with, which `generate` would put where a given setting is not set."""
+    own = cast("GenerationConfig | None", hf_model.generation_config)
+    hf_model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        hf_model.generation_config = cast("GenerationConfig", own)
+
+
 def complete(
     hf_model: PreTrainedModel,
     input_ids: Int[Tensor, "n pos"],
     attention_mask: Int[Tensor, "n pos"],
     config: GenerationConfig,
+    *,
+    processors: Sequence[LogitsProcessor] = (),
+    criteria: Sequence[StoppingCriteria] = (),
 ) -> Int[Tensor, "n new"]:
-    """The tokens that follow, padded on the right after an end-of-text token."""
+    """The tokens that follow, padded on the right after an end-of-text token.
+
+    Args:
+        hf_model: the model; settings it ships with are not used.
+        input_ids: the prompts.
+        attention_mask: 1 on real tokens.
+        config: what `sampling_config` returned.
+        processors: see and change the scores of every step, in this order.
+        criteria: called after every step, and may end the generation.
+    """
     run = cast("Callable[..., Tensor]", hf_model.generate)
-    return run(input_ids, attention_mask=attention_mask, generation_config=config)[:, input_ids.shape[1] :]
+    with _without_own_settings(hf_model):
+        out = run(
+            input_ids,
+            attention_mask=attention_mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList(criteria),
+        )
+    return out[:, input_ids.shape[1] :]

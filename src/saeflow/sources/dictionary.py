@@ -1,9 +1,11 @@
-"""Dictionary: one sparse autoencoder at one site, its tensors read from disk when first used.
+"""Dictionary: one sparse autoencoder or transcoder at one site, its tensors read from disk when first used.
 
-    pre  = prepare(h) @ W_enc^T + b_enc         W_enc [n_features d_in]
+    pre  = prepare(h) @ W_enc^T + b_enc                       W_enc [n_features d_in]
     acts = activation(pre)
-    h'   = acts @ W_dec + b_dec                 W_dec [n_features d_in]
+    h'   = acts @ W_dec + b_dec (+ prepare(h) @ W_skip^T)     W_dec [n_features d_out]
 
+An autoencoder reconstructs what it reads, and d_out = d_in. A transcoder reads what the MLP reads (its `tap`)
+and predicts what the MLP writes (its `site`), some with a linear skip beside the features.
 Rows are features in both matrices, whatever the file says: the readers in `formats` turn them, nothing
 else does. Matching without data (section 3.2 of arXiv 2502.03032) needs `W_dec` alone, so every tensor is
 read by itself, at first use, and checked then: not finite, or a decoder row of zeros, is a BadFile.
@@ -11,9 +13,8 @@ read by itself, at first use, and checked then: not finite, or a decoder row of 
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -25,26 +26,8 @@ from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, TopK
 from saeflow.sources.architectures import Tap
+from saeflow.sources.preprocessing import PLAIN, Norm, Preprocessing
 from saeflow.sources.weights import Held, Moved, RowScaled, Weights, check_values, first_rows, row_peaks
-
-
-class Norm(enum.StrEnum):
-    """How each token's vector is normalised before encoding, and restored after decoding."""
-
-    NONE = "none"
-    LAYER_NORM = "layer_norm"
-    """(h - mean) / (std + 1e-5), std with Bessel's correction, as sae-lens does."""
-    RESCALE = "rescale"
-    """h * sqrt(d_in) / |h|."""
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """What is done to h before `W_enc`: centre over d_in, normalise, subtract `b_dec`, in this order."""
-
-    subtract_b_dec: bool = False
-    center: bool = False
-    norm: Norm = Norm.NONE
 
 
 @runtime_checkable
@@ -63,7 +46,13 @@ class AttentionWriter(Protocol):
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Dictionary:
-    """One sparse autoencoder, rows are features. See the head of the file for the formulas."""
+    """One sparse autoencoder or transcoder, rows are features. See the head of the file for the formulas.
+
+    Attributes:
+        site: what is written: matching compares directions there.
+        tap: what is read, in the layer of `site`; the site's own tensor or its `z`, but for a transcoder.
+        preprocessing: what is done to a hidden state before `W_enc`.
+    """
 
     site: Site
     tap: Tap
@@ -78,19 +67,20 @@ class Dictionary:
         tap: Tap,
         W_enc: Float[Tensor, "n_features d_in"],
         b_enc: Float[Tensor, " n_features"],
-        W_dec: Float[Tensor, "n_features d_in"],
-        b_dec: Float[Tensor, " d_in"],
+        W_dec: Float[Tensor, "n_features d_out"],
+        b_dec: Float[Tensor, " d_out"],
         activation: Activation,
-        preprocessing: Preprocessing = Preprocessing(),
+        preprocessing: Preprocessing = PLAIN,
+        W_skip: Float[Tensor, "d_out d_in"] | None = None,
     ) -> None:
         """Hold tensors that are in memory. For a file, see `saeflow.sources.formats.load`.
 
         Raises:
             InvalidArgument: when two shapes do not go together.
         """
-        held = Held(
-            {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}, f"the dictionary at {site}"
-        )
+        named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        named |= {} if W_skip is None else {"W_skip": W_skip}
+        held = Held(named, f"the dictionary at {site}", transcoder=tap.is_read_only)
         self._fill(site, tap, held, lambda: activation, preprocessing)
 
     def _fill(
@@ -119,7 +109,7 @@ class Dictionary:
         tap: Tap,
         weights: Weights,
         activation: Callable[[], Activation],
-        preprocessing: Preprocessing = Preprocessing(),
+        preprocessing: Preprocessing = PLAIN,
     ) -> Dictionary:
         """A dictionary whose tensors are read at first use; `activation` is called at first use too.
 
@@ -143,8 +133,23 @@ class Dictionary:
 
     @property
     def d_in(self) -> int:
-        """The width of what is read and written; reads no tensor."""
+        """The width of what is read; reads no tensor."""
         return self._weights.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """The width of what is written; `d_in` but for some transcoders. Reads no tensor."""
+        return self._weights.d_out
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it predicts what the MLP writes from what the MLP reads; edits of `h` have no meaning there."""
+        return self.tap.is_read_only
+
+    @property
+    def place(self) -> Site | tuple[int, Tap]:
+        """Where the hidden states that `encode` takes are captured: the site, or a layer and a tap."""
+        return self.site if self.tap is Tap.of(self.site.part) else (self.site.layer, self.tap)
 
     @property
     def origin(self) -> str:
@@ -162,14 +167,19 @@ class Dictionary:
         return self._read("b_enc")
 
     @cached_property
-    def W_dec(self) -> Float[Tensor, "n_features d_in"]:  # noqa: N802
+    def W_dec(self) -> Float[Tensor, "n_features d_out"]:  # noqa: N802
         """The decoder, a row a feature. Raises BadFile where a row is not finite or is all zeros."""
         return self._read("W_dec")
 
     @cached_property
-    def b_dec(self) -> Float[Tensor, " d_in"]:
+    def b_dec(self) -> Float[Tensor, " d_out"]:
         """The bias of the reconstruction. Raises BadFile where it is not finite."""
         return self._read("b_dec")
+
+    @cached_property
+    def W_skip(self) -> Float[Tensor, "d_out d_in"] | None:  # noqa: N802
+        """What is added to the output linearly, beside the features; mostly None. Raises BadFile as W_enc."""
+        return self._read("W_skip") if self._weights.has_skip else None
 
     @cached_property
     def activation(self) -> Activation:
@@ -187,7 +197,7 @@ class Dictionary:
         Raises:
             Nothing.
         """
-        for name in ("W_enc", "b_enc", "W_dec", "b_dec", "activation"):
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "activation"):
             self.__dict__.pop(name, None)
 
     def encode(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_features"]:
@@ -223,7 +233,7 @@ class Dictionary:
         Raises:
             BadFile: when a tensor read at first use is bad.
         """
-        return self._prepare(h.to(self.W_enc.dtype))[1]
+        return 1.0 if self.is_transcoder else self.preprocessing.prepare(h.to(self.W_enc.dtype))[1]
 
     def _read_by(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """What `W_enc` multiplies."""
@@ -233,16 +243,17 @@ class Dictionary:
                 f"states are {h.shape[-1]} wide. Capture {self.tap.value} at layer {self.site.layer} of the "
                 "model the dictionary was trained on."
             )
-        prepared, _, _ = self._prepare(h.to(self.W_enc.dtype))
+        prepared, _, _ = self.preprocessing.prepare(h.to(self.W_enc.dtype))
         return prepared - self.b_dec if self.preprocessing.subtract_b_dec else prepared
 
     def decode(
         self, acts: Float[Tensor, "*batch n_features"], h: Float[Tensor, "*batch d_in"] | None = None
-    ) -> Float[Tensor, "*batch d_in"]:
-        """The reconstruction from activations: acts @ W_dec + b_dec.
+    ) -> Float[Tensor, "*batch d_out"]:
+        """What is written, from activations: acts @ W_dec + b_dec, and prepare(h) @ W_skip^T where there is one.
 
-        `h` is needed only where `preprocessing.norm` is not NONE: there each token was divided by a number of
-        its own, which is taken from `h` again. Where `preprocessing.center` holds, the reconstruction is of
+        `h`, what was encoded, is needed with a skip, and where `preprocessing.norm` is not NONE: there each token
+        was divided by a number of its own, which is taken from `h` again. What a transcoder writes is not scaled
+        back: it is another tensor than it read. Where `preprocessing.center` holds, the reconstruction is of
         centred h.
 
         Raises:
@@ -256,31 +267,23 @@ class Dictionary:
                 "this dictionary's encode returned."
             )
         out = acts.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
-        if self.preprocessing.norm is Norm.NONE:
+        norm = Norm.NONE if self.is_transcoder else self.preprocessing.norm
+        skip = self.W_skip
+        if norm is Norm.NONE and skip is None:
             return out
         if h is None:
-            raise InvalidArgument(
-                f"The dictionary at {self.site} normalises every token ({self.preprocessing.norm.value}), so "
-                "activations alone do not give the size of the reconstruction. Call decode(acts, h) with the "
-                "hidden states that were encoded."
+            why = (
+                "adds a linear skip of what it reads"
+                if skip is not None
+                else f"normalises every token ({norm})"
             )
-        _, scale, shift = self._prepare(h.to(out.dtype))
-        return out * scale + shift
-
-    def _prepare(
-        self, h: Float[Tensor, "*batch d_in"]
-    ) -> tuple[Float[Tensor, "*batch d_in"], Tensor | float, Tensor | float]:
-        """The prepared h, and the scale and shift that undo the normalisation."""
-        if self.preprocessing.center:
-            h = h - h.mean(dim=-1, keepdim=True)
-        if self.preprocessing.norm is Norm.LAYER_NORM:
-            mean = h.mean(dim=-1, keepdim=True)
-            std = (h - mean).std(dim=-1, keepdim=True)
-            return (h - mean) / (std + 1e-5), std, mean
-        if self.preprocessing.norm is Norm.RESCALE:
-            scale = torch.linalg.vector_norm(h, dim=-1, keepdim=True) / self.d_in**0.5
-            return h / scale, scale, 0.0
-        return h, 1.0, 0.0
+            raise InvalidArgument(
+                f"The dictionary at {self.site} {why}, so activations alone do not give the reconstruction. Call "
+                "decode(acts, h) with the hidden states that were encoded."
+            )
+        prepared, scale, shift = self.preprocessing.prepare(h.to(out.dtype))
+        out = out if skip is None else out + prepared @ skip.T
+        return out if norm is Norm.NONE else out * scale + shift
 
     def directions(self, model: AttentionWriter | None = None) -> Float[Tensor, "n_features d_model"]:
         """What each feature writes into the residual stream: unit rows in d_model.
@@ -361,6 +364,22 @@ class Dictionary:
             weights=RowScaled(self._weights, lambda: 1 / t),
             activation=lambda: JumpReLU(torch.ones_like(t)),
             preprocessing=self.preprocessing,
+        )
+
+    def centred(self) -> Dictionary:
+        """The same, on hidden states that are centred over `d_in` first.
+
+        For a dictionary trained on a model with centred writing weights, whose file does not say so.
+
+        Raises:
+            Nothing.
+        """
+        return Dictionary.reading(
+            self.site,
+            tap=self.tap,
+            weights=self._weights,
+            activation=self._activation,
+            preprocessing=replace(self.preprocessing, center=True),
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:

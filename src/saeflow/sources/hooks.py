@@ -2,13 +2,17 @@
 
 `LanguageModel` attaches what this file builds. Each hook gets its own function as an argument, so
 with several layers every layer applies its own vectors.
+
+A decoded token passes every hook, so their functions do little: the vectors of all `Add`s at a point are
+summed beforehand, of an encoder only the chosen columns are computed, and what they need is moved to the
+device of the hidden state once.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import torch
@@ -19,8 +23,9 @@ from torch.utils.hooks import RemovableHandle
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite, WidthMismatch
 from saeflow.ids import FeatureId, Site
 from saeflow.interventions import EVERYWHERE, Add, Edit, Rescale, Where
+from saeflow.sources.activations import Activation, TopK
 from saeflow.sources.architectures import Point, Tap
-from saeflow.sources.dictionary import AttentionWriter, Dictionary, Norm
+from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.sources.values import OutputProjection
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
@@ -87,6 +92,15 @@ class Clock:
         return trunk.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+class Timed(dict[Point, Change]):
+    """Functions by point that follow the same clock, for those that act at some token positions alone."""
+
+    def __init__(self, changes: Mapping[Point, Change], clock: Clock) -> None:
+        """`LanguageModel.intervening` sets the clock before every forward pass."""
+        super().__init__(changes)
+        self.clock = clock
+
+
 def only(tokens: Where, clock: Clock, change: Change) -> Change:
     """`change`, applied at the chosen token positions and nowhere else."""
     if tokens == EVERYWHERE:
@@ -118,68 +132,147 @@ def spliced(point: Point, fn: Change) -> Change:
     return splice
 
 
+@dataclass
+class Placed:
+    """A tensor, and the copy of it on the device and in the dtype it was last asked for."""
+
+    tensor: Tensor
+    _copy: Tensor | None = field(default=None, init=False)
+
+    def like(self, h: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor where `h` is, in the dtype of `h` unless another is asked for."""
+        asked = h.dtype if dtype is None else dtype
+        if self._copy is None or self._copy.dtype != asked or self._copy.device != h.device:
+            self._copy = self.tensor.to(device=h.device, dtype=asked)
+        return self._copy
+
+
+def negative_zeros(change: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+    """`change` with every 0 as -0.0, which added to any number leaves its bits: 0.0 turns a -0.0 into 0.0."""
+    return change.masked_fill(change == 0, -0.0)
+
+
+class Shares:
+    """The part of a reconstruction that some features of a dictionary have: a V, in the space of its tap.
+
+    V are the decoder rows as the dictionary scales them, and activations are those of its own encoder. Only the
+    chosen columns of the encoder are computed, except under TopK, where features compete. Where the
+    dictionary normalises each token, the share is scaled back as its `decode` does.
+    """
+
+    def __init__(self, dictionary: Dictionary, features: Sequence[int]) -> None:
+        """Hold the columns and rows of `features`, indices of the dictionary."""
+        index = torch.tensor(features, device=dictionary.W_dec.device)
+        activation = dictionary.activation
+        if isinstance(activation, TopK):
+            self._encoder, self._columns = dictionary, Placed(index)
+        else:
+            self._encoder, self._columns = _restricted(dictionary, index, activation.of(index)), None
+        self._rows = Placed(dictionary.W_dec[index])
+        self._device = dictionary.W_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: the dtype of the dictionary."""
+        return self._rows.tensor.dtype
+
+    def acts(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch k"]:
+        """The activations of the chosen features on `h`, which is as the dictionary reads it.
+
+        Raises:
+            WidthMismatch: when `h` is not as wide as the dictionary.
+        """
+        if h.device != self._device:
+            self._encoder, self._device = self._encoder.to(h.device), h.device
+        acts = self._encoder.encode(h)
+        return acts if self._columns is None else acts[..., self._columns.like(h, torch.long)]
+
+    def written(
+        self, acts: Float[Tensor, "*batch k"], h: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_in"]:
+        """What activations write: acts @ V, in the dtype of the dictionary."""
+        return acts @ self._rows.like(h, self.dtype) * self._encoder.scale(h)
+
+
+def _restricted(dictionary: Dictionary, index: Tensor, activation: Activation) -> Dictionary:
+    """A dictionary of some of the features: its encoding is those columns of the whole one."""
+    return Dictionary(
+        dictionary.site,
+        tap=dictionary.tap,
+        W_enc=dictionary.W_enc[index],
+        b_enc=dictionary.b_enc[index],
+        W_dec=dictionary.W_dec[index],
+        b_dec=dictionary.b_dec,
+        activation=activation,
+        preprocessing=dictionary.preprocessing,
+    )
+
+
 def rescaling(edit: Rescale, dictionary: Dictionary) -> Change:
     """h + (r - 1) a V, with a from the dictionary's own encoder on the h that comes in.
 
-    V are the decoder rows as the dictionary scales them, so that a V is the share of the
-    reconstruction the features have, in the space of the dictionary's tap. Where the dictionary
-    normalises each token, that share is scaled back as its `decode` does.
+    Features with r = 1 are left out, and so is the whole change where no feature is left or none is active:
+    no bit of h changes then.
 
     Raises:
         UnknownFeature: for an index outside the dictionary.
     """
-    chosen = _indices(edit.features, dictionary)
-    rows = dictionary.W_dec[chosen]
+    moved = [(i, r) for i, r in zip(indices(edit.features, dictionary), edit.factors, strict=True) if r != 1]
+    if not moved:
+        return _unchanged
+    shares = Shares(dictionary, [i for i, _ in moved])
+    factors = Placed(torch.tensor([r - 1.0 for _, r in moved], dtype=torch.float64))
 
     def rescale(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        if edit.r == 1.0:
-            return h
-        x = h.to(rows)
-        acts = dictionary.encode(x)
-        if dictionary.preprocessing.norm is Norm.NONE:
-            share = acts[..., chosen] @ rows
+        x = h.to(shares.dtype)
+        acts = shares.acts(x)
+        if isinstance(edit.r, tuple):
+            change = shares.written(acts * factors.like(h, shares.dtype), x)
         else:
-            silent = torch.zeros_like(acts)
-            alone = silent.clone()
-            alone[..., chosen] = acts[..., chosen]
-            share = dictionary.decode(alone, x) - dictionary.decode(silent, x)
-        return h + ((edit.r - 1.0) * share).to(h)
+            change = (edit.r - 1.0) * shares.written(acts, x)
+        return h + negative_zeros(change).to(h)
 
     return rescale
 
 
-def adding(edit: Add, dictionary: Dictionary, model: AttentionWriter) -> Change:
-    """h + s V in the residual stream, with V the unit rows there; rows of z are projected by the model.
+def _unchanged(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+    return h
+
+
+def added(edit: Add, dictionary: Dictionary, model: AttentionWriter) -> Float[Tensor, " d_model"]:
+    """s V in the residual stream, with V the unit rows there; rows of z are projected by the model.
+
+    In float32 on the CPU. Features of strength 0 are left out.
 
     Raises:
         UnknownFeature: for an index outside the dictionary.
         WidthMismatch: for a dictionary on z that is not this model's.
     """
-    chosen = _indices(edit.features, dictionary)
-    rows = dictionary.W_dec[chosen].float()
+    rows = dictionary.W_dec[indices(edit.features, dictionary)].float()
     if dictionary.tap is Tap.Z:
         rows = OutputProjection(*model.attention_writer(edit.site.layer)).project(rows)
-    strengths = torch.tensor(list(edit.strengths.values()))
-    total = strengths @ torch.nn.functional.normalize(rows.cpu(), dim=-1, eps=0.0)
+    strengths = torch.tensor([float(s) for s in edit.strengths.values()])
+    return strengths @ torch.nn.functional.normalize(rows.cpu(), dim=-1, eps=0.0)
+
+
+def adding(vector: Float[Tensor, " d_model"]) -> Change:
+    """h + the vector; a vector of zeros changes no bit."""
+    if not vector.any():
+        return _unchanged
+    placed = Placed(negative_zeros(vector))
 
     def add(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        return h + total.to(h)
+        return h + placed.like(h)
 
     return add
 
 
-def resolve(
-    edit: Edit, dictionaries: Mapping[Site, Dictionary] | None, model: AttentionWriter, clock: Clock
-) -> tuple[Point, Change]:
-    """Where an edit acts, and the function it is there.
-
-    `Rescale` acts on the tensor its dictionary reads, `Add` on the site's own tensor in the stream.
+def dictionary_of(edit: Edit, dictionaries: Mapping[Site, Dictionary] | None) -> Dictionary:
+    """The dictionary at an edit's site.
 
     Raises:
         InvalidArgument: without dictionaries.
-        UnknownSite: without a dictionary at the edit's site.
-        UnknownFeature: for an index outside the dictionary.
-        WidthMismatch: for a dictionary on z that is not this model's.
+        UnknownSite: without one at that site.
     """
     if dictionaries is None:
         raise InvalidArgument(
@@ -189,14 +282,66 @@ def resolve(
         raise UnknownSite(
             f"an edit names {edit.features[0]}, and there is no dictionary at {edit.site}. Pass one for it."
         )
-    dictionary = dictionaries[edit.site]
-    if isinstance(edit, Rescale):
-        point = Point(edit.site.layer, dictionary.tap)
-        return point, only(edit.tokens, clock, rescaling(edit, dictionary))
-    return Point.at(edit.site), only(edit.tokens, clock, adding(edit, dictionary, model))
+    return dictionaries[edit.site]
 
 
-def _indices(features: tuple[FeatureId, ...], dictionary: Dictionary) -> list[int]:
+def rescaled_at(edit: Rescale, dictionary: Dictionary) -> Point:
+    """Where a `Rescale` acts: on the tensor its dictionary reads.
+
+    Raises:
+        InvalidArgument: for a transcoder, which has no share in the tensor it reads.
+    """
+    if dictionary.is_transcoder:
+        raise InvalidArgument(
+            f"{edit.features[0]} belongs to a transcoder: it reads {dictionary.tap.value} and writes {edit.site}, so "
+            "it has no share in a hidden state that could be rescaled. Use an SAE's features, or Add."
+        )
+    return Point(edit.site.layer, dictionary.tap)
+
+
+def resolve(
+    edits: Iterable[Edit],
+    dictionaries: Mapping[Site, Dictionary] | None,
+    model: AttentionWriter,
+    clock: Clock,
+) -> list[tuple[Point, Change]]:
+    """Where edits act, and the functions they are there, in their order.
+
+    `Rescale` acts on the tensor its dictionary reads, `Add` on the site's own tensor in the stream. `Add`s that
+    follow each other at a point and reach the same tokens become one function of one vector.
+
+    Raises:
+        InvalidArgument: without dictionaries; for a `Rescale` of a transcoder's features.
+        UnknownSite: without a dictionary at an edit's site.
+        UnknownFeature: for an index outside the dictionary.
+        WidthMismatch: for a dictionary on z that is not this model's.
+    """
+    steps: dict[Point, list[tuple[Where, Change | Tensor]]] = {}
+    for edit in edits:
+        dictionary = dictionary_of(edit, dictionaries)
+        if isinstance(edit, Rescale):
+            here = steps.setdefault(rescaled_at(edit, dictionary), [])
+            here.append((edit.tokens, rescaling(edit, dictionary)))
+            continue
+        vector, here = added(edit, dictionary, model), steps.setdefault(Point.at(edit.site), [])
+        last = here[-1] if here else None
+        if last and isinstance(last[1], Tensor) and last[0] == edit.tokens:
+            here[-1] = (edit.tokens, last[1] + vector)
+        else:
+            here.append((edit.tokens, vector))
+    return [
+        (point, only(tokens, clock, adding(step) if isinstance(step, Tensor) else step))
+        for point, here in steps.items()
+        for tokens, step in here
+    ]
+
+
+def indices(features: Sequence[FeatureId], dictionary: Dictionary) -> list[int]:
+    """The rows of a dictionary that features of its site name.
+
+    Raises:
+        UnknownFeature: for an index outside the dictionary.
+    """
     n_features = dictionary.n_features
     outside = [str(feature) for feature in features if feature.index >= n_features]
     if outside:

@@ -1,31 +1,31 @@
 """DictionarySet: the dictionaries of a release or a folder, as a lazy mapping from Site.
 
 What the rest of saeflow is given. Opening a set reads a list of sites; `set[site]` fetches the file if it is
-on a hub and reads its header; a tensor is read when it is used. Releases are data, in `releases/*.toml`.
+on a hub and reads its header; a tensor is read when it is used. Releases are data, in `releases/*.toml` (see
+`saeflow.sources.recipes`).
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from saeflow.errors import BadFile, UnknownRelease, UnknownSite, Unreachable
+from saeflow.errors import BadFile, UnknownRelease, UnknownSite
 from saeflow.ids import Part, Site
 from saeflow.paths import PACK
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import discover, load
 from saeflow.sources.formats.saeflow_folder import MANIFEST, read_manifest
+from saeflow.sources.hub import fetch, is_cached
+from saeflow.sources.recipes import Entry, Recipe, is_recipe, known_releases, read_recipe
 
 DEMO: Final = "demo"
-_RELEASES: Final = Path(__file__).parent / "releases"
+SAE_LENS: Final = "sae-lens:"
+"""What a name begins with that sae-lens's own loader is asked for."""
 
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class DictionarySet(_Sites):
         openers: Mapping[Site, Callable[[], Dictionary]],
         *,
         device: torch.device | str = "cpu",
-        hub: Mapping[Site, _Entry] | None = None,
+        hub: Mapping[Site, Entry] | None = None,
     ) -> None:
         """`openers` makes each dictionary when asked for; `model` is empty where nothing says it.
 
@@ -87,7 +87,7 @@ class DictionarySet(_Sites):
     def to_fetch(self, site: Site) -> str | None:
         """The file on a hub that opening `site` would fetch; None when it is on this machine already."""
         entry = self._hub.get(site)
-        if entry is None or all(entry.is_cached(file) for file in entry.files):
+        if entry is None or is_cached(entry):
             return None
         return f"{entry.repo}/{entry.files[0]}"
 
@@ -127,35 +127,34 @@ def load_dictionaries(release_or_folder: str | Path, *, device: torch.device | s
     """The dictionaries of the demo pack ("demo"), of a folder, or of a named release on a hub.
 
     A folder is saeflow's own, or a tree that holds files of any format `saeflow.sources.formats` reads. A
-    release is one of `known_releases`; its files are fetched with huggingface_hub at first use, and kept in
-    its cache.
+    release is one of `known_releases`, with parameters after an @ (`gemma-scope-2b@width=65k,l0=50`), or a .toml
+    file of one's own; its files are fetched with huggingface_hub at first use, and kept in its cache.
+    "sae-lens:RELEASE" is any release of sae-lens, through its own loader, which is an optional package.
 
     Raises:
         UnknownRelease: when the argument is neither; the message lists the releases.
+        InvalidArgument: for a parameter a release does not have, or a value without files.
+        MissingExtra: for "sae-lens:..." where that package is not installed.
         UnsupportedFormat: when a folder holds nothing of a known format.
         BadFile: when a file is bad, or the demo pack is missing from the installation.
     """
     name = str(release_or_folder)
     if name == DEMO:
         return _from_folder(demo_folder(), device)
-    if Path(release_or_folder).exists():
+    if Path(release_or_folder).exists() and not name.endswith(".toml"):
         return _from_folder(Path(release_or_folder), device)
-    if isinstance(release_or_folder, str) and name in known_releases():
-        return _from_recipe(_read_recipe(name), device)
+    if is_recipe(name):
+        return _from_recipe(read_recipe(name), device)
+    if name.startswith(SAE_LENS):
+        from saeflow.sources.sae_lens_release import sae_lens_openers
+
+        openers, model = sae_lens_openers(name.removeprefix(SAE_LENS))
+        return DictionarySet(name, model, openers, device=device)
     raise UnknownRelease(
         f"{name!r} is neither a release nor a path that exists. Releases: "
         f"{', '.join((DEMO, *known_releases()))}. A path may be a folder of dictionaries in any supported "
-        "format."
+        "format; sae-lens:RELEASE is any release of sae-lens."
     )
-
-
-def known_releases() -> tuple[str, ...]:
-    """The named releases, sorted; "demo" is not among them.
-
-    Raises:
-        Nothing.
-    """
-    return tuple(sorted(path.stem for path in _RELEASES.glob("*.toml")))
 
 
 def demo_folder() -> Path:
@@ -182,70 +181,19 @@ def _from_folder(folder: Path, device: torch.device | str) -> DictionarySet:
     return DictionarySet(name, model, openers, device=device)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """Where a release keeps one site's SAE: the first file is what is read, the others lie beside it."""
-
-    repo: str
-    revision: str
-    files: tuple[str, ...]
-
-    def is_cached(self, file: str) -> bool:
-        """Whether the hub's cache on this machine holds the file."""
-        return isinstance(
-            huggingface_hub.try_to_load_from_cache(self.repo, file, revision=self.revision), str
-        )
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """A release as its TOML file says it."""
-
-    name: str
-    model: str
-    sites: Mapping[Site, _Entry]
-
-
-def _read_recipe(name: str) -> _Recipe:
-    data: dict[str, Any] = tomllib.loads((_RELEASES / f"{name}.toml").read_text(encoding="utf-8"))
-    sites: dict[Site, _Entry] = {}
-    for part, told in data["parts"].items():
-        # {l0} of a pattern stands for the layer's entry of the list
-        for layer, l0 in enumerate(told.get("l0", [None] * int(data["layers"]))):
-            files = tuple(str(pattern).format(layer=layer, l0=l0) for pattern in told["files"])
-            sites[Site(layer, Part(part))] = _Entry(told["repo"], told["revision"], files)
-    return _Recipe(name, data["model"], sites)
-
-
-def _from_recipe(recipe: _Recipe, device: torch.device | str) -> DictionarySet:
+def _from_recipe(recipe: Recipe, device: torch.device | str) -> DictionarySet:
     openers = {site: partial(_open_entry, site, entry) for site, entry in recipe.sites.items()}
     return DictionarySet(recipe.name, recipe.model, openers, device=device, hub=recipe.sites)
 
 
-def _open_entry(site: Site, entry: _Entry) -> Dictionary:
-    paths = [_fetch(entry, file) for file in entry.files]
-    found = load(paths[0], site)
+def _open_entry(site: Site, entry: Entry) -> Dictionary:
+    path = fetch(entry)
+    found = load(path, site)
     if not isinstance(found, Dictionary):
         raise BadFile(
-            f"{paths[0]} holds several dictionaries, expected the one at {site}. Fetch the release again."
+            f"{path} holds several dictionaries, expected the one at {site}. Fetch the release again."
         )
-    return found
-
-
-def _fetch(entry: _Entry, file: str) -> Path:
-    try:
-        return Path(huggingface_hub.hf_hub_download(entry.repo, file, revision=entry.revision))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise Unreachable(
-            f"{file} of {entry.repo} (revision {entry.revision}) cannot be fetched ({_told(error)}). "
-            "Check the network and that your account may read the repository (hf auth login), or pass a folder "
-            "that holds the file already."
-        ) from error
-
-
-def _told(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    return found.centred() if entry.center else found
 
 
 def _layers(sites: tuple[Site, ...]) -> str:

@@ -30,10 +30,11 @@ from saeflow.errors import InvalidArgument, UnknownRelease, UnknownSite, WidthMi
 from saeflow.ids import Site
 from saeflow.interventions import Edit
 from saeflow.paths import PACK
-from saeflow.sources.architectures import Architecture, Point, Tap, architecture_of
+from saeflow.sources.architectures import Architecture, Point, architecture_of
 from saeflow.sources.decoding import complete, sampling_config, seeded
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.hooks import Change, Clock, Watcher, resolve, spliced, watch_input, watch_output
+from saeflow.sources.hooks import Change, Clock, Timed, Watcher, resolve, spliced, watch_input, watch_output
+from saeflow.sources.library import load_dictionaries
 from saeflow.sources.pretrained import fetch
 from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit, Tokens
 
@@ -131,7 +132,7 @@ class LanguageModel:
             if not rows[-1]:
                 raise InvalidArgument(f"the text {text!r} gives no token. Leave it out, or set add_bos.")
         width = max(map(len, rows))
-        pad = self._pad_id
+        pad = self.pad_id
         input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
         return Tokens(input_ids, mask)
@@ -192,13 +193,15 @@ class LanguageModel:
     ) -> Generator[None, None, None]:
         """Apply edits in every forward pass made inside, by this object or by `hf_model` itself.
 
-        Edits apply in the order given, those at one place each to what the one before left; a nested
-        `intervening` comes after the outer one. The hooks are gone afterwards, whatever happened inside.
+        Edits apply in the order given, those at one place each to what the one before left (`Add`s next to
+        each other as one vector); a nested `intervening` comes after the outer one. The hooks are gone
+        afterwards, whatever happened inside.
 
         Args:
-            edits: `Rescale` and `Add`; or functions by place, each taking the hidden state
-                `Float[Tensor, "batch pos d_in"]` and returning its replacement (a reconstruction, say).
+            edits: `Rescale` and `Add`, or a steering plan, which yields them; or functions by place, each taking
+                the hidden state `Float[Tensor, "batch pos d_in"]` and returning its replacement.
             dictionaries: where the vectors of `Rescale` and `Add` come from; only the sites named are read.
+                Without any, those of the release that the edits name, as a plan does.
 
         Raises:
             InvalidArgument: edits that need dictionaries, without any; an `Add` of a zero row.
@@ -206,13 +209,15 @@ class LanguageModel:
             UnknownSite: a layer the model does not have, or a site without a dictionary.
             WidthMismatch: a dictionary, or what a function returns, that does not fit the hidden state.
         """
-        clock = Clock()
+        clock = edits.clock if isinstance(edits, Timed) else Clock()
         with contextlib.ExitStack() as stack:
             if isinstance(edits, Mapping):
                 places = cast("Mapping[Place, Change]", edits)
                 changes = [(Point.at(place), spliced(Point.at(place), fn)) for place, fn in places.items()]
             else:
-                changes = [resolve(edit, dictionaries, self, clock) for edit in edits]
+                if dictionaries is None and (release := str(getattr(edits, "release", ""))):
+                    dictionaries = load_dictionaries(release)
+                changes = resolve(edits, dictionaries, self, clock)
             stack.callback(clock.follow(self._trunk).remove)
             for point, change in changes:
                 stack.callback(self._watch(point, change).remove)
@@ -259,8 +264,8 @@ class LanguageModel:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
-            end=self._end_ids,
-            pad=self._pad_id,
+            end=self.end_ids,
+            pad=self.pad_id,
         )
         completions: list[list[str]] = []
         for prompt in prompts:
@@ -326,13 +331,16 @@ class LanguageModel:
         return OutputProjection(weight.T if self.architecture.transposed else weight, gain)
 
     @property
-    def _end_ids(self) -> int | list[int] | None:
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text, as the model's settings or else the tokenizer's have them."""
         own = cast("GenerationConfig | None", self.hf_model.generation_config)
         ends = None if own is None else cast("int | list[int] | None", own.eos_token_id)
-        return cast("int | None", self.tokenizer.eos_token_id) if ends is None else ends
+        ends = cast("int | None", self.tokenizer.eos_token_id) if ends is None else ends
+        return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
     @property
-    def _pad_id(self) -> int:
+    def pad_id(self) -> int:
+        """The token that fills up rows: the tokenizer's, or the one that ends a text."""
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if isinstance(token, int):
                 return token
@@ -350,7 +358,7 @@ class LanguageModel:
 
     def _watch(self, point: Point, act: Watcher) -> RemovableHandle:
         module = self._block(point.layer).get_submodule(self.architecture.module(point.tap))
-        return watch_input(module, act) if point.tap is Tap.Z else watch_output(module, act)
+        return watch_input(module, act) if point.tap.is_input else watch_output(module, act)
 
     def _run_trunk(self, tokens: Tokens) -> None:
         self._trunk(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)

@@ -30,8 +30,21 @@ class Weights(Protocol):
         """(n_features, d_in), known without reading a tensor."""
         ...
 
+    @property
+    def d_out(self) -> int:
+        """The width of a row of `W_dec`: `d_in`, but for a transcoder between spaces of two widths."""
+        ...
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether there is a `W_skip`, known without reading it."""
+        ...
+
     def read(self, name: str) -> Tensor:
-        """`W_enc` or `W_dec` [n_features d_in], `b_enc` [n_features] or `b_dec` [d_in].
+        """One tensor by its name.
+
+        `W_enc` [n_features d_in], `W_dec` [n_features d_out], `b_enc` [n_features], `b_dec` [d_out], and where
+        there is one `W_skip` [d_out d_in].
 
         Raises:
             BadFile: when the tensor cannot be read.
@@ -55,6 +68,16 @@ class _Over:
         """(n_features, d_in) of the base."""
         return self._base.shape
 
+    @property
+    def d_out(self) -> int:
+        """That of the base."""
+        return self._base.d_out
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether the base has one."""
+        return self._base.has_skip
+
 
 class RowScaled(_Over):
     """Weights with feature i's activation multiplied by factor[i] and its decoder row divided by it."""
@@ -71,12 +94,30 @@ class RowScaled(_Over):
             BadFile: when the base does.
         """
         tensor = self._base.read(name)
-        if name == "b_dec":
+        if name in ("b_dec", "W_skip"):
             return tensor
         factor = self._factor().to(tensor)
         if name == "b_enc":
             return tensor * factor
         return tensor * factor[:, None] if name == "W_enc" else tensor / factor[:, None]
+
+
+class EncoderScaled(_Over):
+    """Weights whose encoder rows are multiplied by factor[i], and nothing else."""
+
+    def __init__(self, base: Weights, factor: Callable[[], Float[Tensor, " n_features"]]) -> None:
+        """`factor` is called only when `W_enc` is read."""
+        super().__init__(base)
+        self._factor = factor
+
+    def read(self, name: str) -> Tensor:
+        """The base's tensor; `W_enc` with its rows multiplied.
+
+        Raises:
+            BadFile: when the base does.
+        """
+        tensor = self._base.read(name)
+        return tensor * self._factor().to(tensor)[:, None] if name == "W_enc" else tensor
 
 
 class Moved(_Over):
@@ -99,8 +140,8 @@ class Moved(_Over):
 class Held:
     """Weights in memory."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Check shapes against `W_dec` and hold.
+    def __init__(self, tensors: Mapping[str, Tensor], origin: str, *, transcoder: bool = False) -> None:
+        """Check shapes against `W_dec` and hold; a transcoder's `d_in` is that of `W_enc`.
 
         Raises:
             InvalidArgument: when two shapes do not go together.
@@ -111,14 +152,18 @@ class Held:
                 f"{origin}: W_dec has shape {list(tensors['W_dec'].shape)}, expected [n_features, d_in]. Rows "
                 "are features in both matrices."
             )
-        n_features, d_in = tensors["W_dec"].shape
-        for name, expected in expected_shapes(n_features, d_in).items():
+        n_features, d_out = tensors["W_dec"].shape
+        d_in = int(tensors["W_enc"].shape[-1]) if transcoder and tensors["W_enc"].ndim else d_out
+        for name, expected in expected_shapes(n_features, d_in, d_out).items():
+            if name not in tensors and name == "W_skip":
+                continue
             got = tuple(tensors[name].shape)
             if got != expected:
                 raise InvalidArgument(
                     f"{origin}: {name} has shape {list(got)}, expected {list(expected)} beside W_dec "
-                    f"{[n_features, d_in]}. Rows are features in both matrices."
+                    f"{[n_features, d_out]}. Rows are features in both matrices."
                 )
+        self._shape = n_features, d_in
 
     @property
     def origin(self) -> str:
@@ -128,8 +173,17 @@ class Held:
     @property
     def shape(self) -> tuple[int, int]:
         """(n_features, d_in)."""
-        n_features, d_in = self._tensors["W_dec"].shape
-        return n_features, d_in
+        return self._shape
+
+    @property
+    def d_out(self) -> int:
+        """The width of a row of `W_dec`."""
+        return int(self._tensors["W_dec"].shape[1])
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether a `W_skip` was given."""
+        return "W_skip" in self._tensors
 
     def read(self, name: str) -> Tensor:
         """The tensor as given.
@@ -140,14 +194,19 @@ class Held:
         return self._tensors[name]
 
 
-def expected_shapes(n_features: int, d_in: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a dictionary, rows being features.
+def expected_shapes(n_features: int, d_in: int, d_out: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor a dictionary may have, rows being features; `W_skip` is not in all of them.
 
     Raises:
         Nothing.
     """
-    matrix = (n_features, d_in)
-    return {"W_enc": matrix, "b_enc": (n_features,), "W_dec": matrix, "b_dec": (d_in,)}
+    return {
+        "W_enc": (n_features, d_in),
+        "b_enc": (n_features,),
+        "W_dec": (n_features, d_out),
+        "b_dec": (d_out,),
+        "W_skip": (d_out, d_in),
+    }
 
 
 def check_values(tensor: Tensor, name: str, origin: str, *, zero_rows: bool) -> None:

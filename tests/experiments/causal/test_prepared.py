@@ -233,7 +233,7 @@ def test_padding_is_cut_off(gemma):
 class Unreadable:
     """Weights whose tensors must not be read."""
 
-    origin, shape = "a file", (24, 24)
+    origin, shape, d_out, has_skip = "a file", (24, 24), 24, False
 
     def read(self, name):
         pytest.fail(f"read {name}")

@@ -49,7 +49,9 @@ def counterfactual(trial: Trial, clean: CleanActivations) -> Counterfactual:
     edits = sorted(
         StageEdit(stage, tuple(sorted(feature.index for feature in edit.features)), edit.r)
         for edit in trial.edits
-        if edit.r != 1.0 and (stage := Stage.of(edit.site, trial.layer)) is not None
+        if not isinstance(edit.r, tuple)
+        and edit.r != 1.0
+        and (stage := Stage.of(edit.site, trial.layer)) is not None
     )
     while edits:
         stage, features, r = edits[0]

@@ -97,6 +97,11 @@ class Trial:
                 f"the edit at {edit.site} is for tokens {edit.tokens}, and the trial for token "
                 f"{self.position}. Leave the tokens of the edit out: the trial says where it acts."
             )
+        if isinstance(edit.r, tuple):
+            raise InvalidArgument(
+                f"the edit at {edit.site} has a factor for each feature, r = {edit.r}. A trial takes one "
+                "factor an edit."
+            )
         return stage
 
     def _sites(self, *, read: bool) -> str:

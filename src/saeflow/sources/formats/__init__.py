@@ -5,9 +5,11 @@
     Gemma Scope      layer_L/width_W/average_l0_N/params.npz          one
     Gemma Scope 2    config.json, params.safetensors                  one
     Llama Scope      hyperparams.json, checkpoints/final.safetensors  one
+    sparsify         cfg.json, sae.safetensors                        one
+    dictionary_learning  config.json, ae.pt                           one
 
 Any other folder is searched for these. Only headers are read; each Dictionary reads a tensor at its first
-use.
+use. Transcoders are dictionaries at the site they write.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from typing import Final
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.formats import gemma_scope, llama_scope, sae_lens, saeflow_folder
+from saeflow.sources.formats import (
+    dictionary_learning,
+    gemma_scope,
+    llama_scope,
+    sae_lens,
+    saeflow_folder,
+    sparsify,
+)
 from saeflow.sources.formats.saeflow_folder import save_release
 
 __all__ = ["discover", "load", "save_release"]
@@ -30,8 +39,9 @@ Reader = Callable[[Path, Site | None], Dictionary]
 _SUPPORTED: Final = (
     f"a saeflow folder ({saeflow_folder.MANIFEST}), sae-lens v6 ({sae_lens.CONFIG} and {sae_lens.WEIGHTS}), "
     f"Gemma Scope ({gemma_scope.PARAMS}), Gemma Scope 2 ({gemma_scope.CONFIG_2} and {gemma_scope.PARAMS_2}), "
-    f"Llama Scope ({llama_scope.CONFIG} and {llama_scope.WEIGHTS.as_posix()}), or a folder that holds some "
-    "of these"
+    f"Llama Scope ({llama_scope.CONFIG} and {llama_scope.WEIGHTS.as_posix()}), EleutherAI sparsify "
+    f"({sparsify.CONFIG} and {sparsify.WEIGHTS}), dictionary_learning ({dictionary_learning.WEIGHTS} and "
+    f"{dictionary_learning.CONFIG}), or a folder that holds some of these"
 )
 
 
@@ -114,7 +124,15 @@ def _single(path: Path) -> tuple[Reader, Path] | None:
         ((sae_lens.CONFIG, sae_lens.WEIGHTS), sae_lens.read_sae_lens, folder),
         ((llama_scope.CONFIG, llama_scope.WEIGHTS), llama_scope.read_llama_scope, folder),
         ((gemma_scope.CONFIG_2, gemma_scope.PARAMS_2), gemma_scope.read_gemma_scope_2, folder),
+        ((gemma_scope.PARAMS_2,), gemma_scope.read_gemma_scope_2, folder),
         ((gemma_scope.PARAMS,), gemma_scope.read_gemma_scope, folder / gemma_scope.PARAMS),
+        ((sparsify.CONFIG, sparsify.WEIGHTS), sparsify.read_sparsify, folder),
+        (
+            (dictionary_learning.CONFIG, dictionary_learning.WEIGHTS),
+            dictionary_learning.read_dictionary_learning,
+            folder,
+        ),
+        ((dictionary_learning.WEIGHTS,), dictionary_learning.read_dictionary_learning, folder),
     )
     for files, reader, place in rules:
         mine = path.is_dir() or path in [folder / file for file in files]

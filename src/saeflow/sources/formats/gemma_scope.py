@@ -5,7 +5,10 @@
 
 `b_dec` is not subtracted from the input. Attention SAEs read z, the heads' outputs before `o_proj`. An .npz
 says nothing of its site, so that is taken from its path:
-`.../gemma-scope-2b-pt-res/.../layer_24/width_16k/average_l0_73/params.npz`.
+`.../gemma-scope-2b-pt-res/.../layer_24/width_16k/average_l0_73/params.npz`. The transcoders of Gemma Scope read
+the MLP's input before the gain of its norm, h / rms(h); those of Gemma Scope 2 read it after the gain, and may
+add `h @ affine_skip_connection` [d_in d_out]. Where a folder of Gemma Scope 2 has no config.json its path
+says what it is: `.../resid_post/layer_7_width_16k_l0_medium/params.safetensors`.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from typing import Any
 from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.activations import JumpReLU
-from saeflow.sources.dictionary import Dictionary, Tap
-from saeflow.sources.formats.hooks import site_of_hook
-from saeflow.sources.formats.sae_lens import read_json
-from saeflow.sources.formats.tensors import FileWeights, NpzFile, SafetensorsFile, Stored, TensorFile
+from saeflow.sources.dictionary import Dictionary, Norm, Tap
+from saeflow.sources.formats.configs import read_json
+from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks
+from saeflow.sources.formats.tensors import NpzFile, SafetensorsFile, TensorFile
+from saeflow.sources.preprocessing import PLAIN, Preprocessing
 
 PARAMS = "params.npz"
 CONFIG_2 = "config.json"
@@ -28,7 +33,19 @@ PARAMS_2 = "params.safetensors"
 _TAPS = {Part.RES: Tap.RES, Part.MLP: Tap.MLP, Part.ATT: Tap.Z}
 _REPO = re.compile(r"gemma-scope-\w+-(?:pt|it)-(res|mlp|att|transcoders)")
 _LAYER = re.compile(r"layer_(\d+)")
-_PART = re.compile(r"res|mlp|att")
+_PART = re.compile(r"res|mlp|att|transcoders")
+_FOLDER_2 = re.compile(r"layer_(\d+)_width_\w+_l0_\w+")
+_HOOKS_2 = {
+    "resid_post": ("model.layers.{}.output", None),
+    "mlp_out": ("model.layers.{}.post_feedforward_layernorm.output", None),
+    "attn_out": ("model.layers.{}.self_attn.o_proj.input", None),
+    "transcoder": (
+        "model.layers.{}.pre_feedforward_layernorm.output",
+        "model.layers.{}.post_feedforward_layernorm.output",
+    ),
+}
+_MODEL_2 = "gemma-3"
+_SKIP = "affine_skip_connection"
 
 
 def read_gemma_scope(file: Path, site: Site | None = None) -> Dictionary:
@@ -36,10 +53,18 @@ def read_gemma_scope(file: Path, site: Site | None = None) -> Dictionary:
 
     Raises:
         BadFile: when the file is not as the format says.
-        UnsupportedFormat: when the path gives no site and `site` is None, or it is a transcoder.
+        UnsupportedFormat: when the path gives no site and `site` is None, or gives a transcoder another site
+            than an MLP's.
     """
-    place = site if site is not None else _site_of_path(file)
-    return _dictionary(place, _TAPS[place.part], NpzFile(file))
+    kind = _kind_of_path(file)
+    place = site if site is not None else _site_of_path(file, kind)
+    if kind != "transcoders":
+        return _dictionary(place, _TAPS[place.part], NpzFile(file))
+    if place.part is not Part.MLP:
+        raise UnsupportedFormat(
+            f"{file}: a transcoder writes what an MLP writes, not {place}. Pass its mlp site."
+        )
+    return _dictionary(place, Tap.MID, NpzFile(file), Preprocessing(norm=Norm.RESCALE))
 
 
 def read_gemma_scope_2(folder: Path, site: Site | None = None) -> Dictionary:
@@ -47,44 +72,69 @@ def read_gemma_scope_2(folder: Path, site: Site | None = None) -> Dictionary:
 
     Raises:
         BadFile: when a file is not as the format says.
-        UnsupportedFormat: when it is a transcoder, has an affine skip, or sits at no site.
+        UnsupportedFormat: when it sits at no site, or leads from one layer to others.
     """
     path = folder / CONFIG_2
-    config: dict[str, Any] = read_json(path)
-    read, written = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+    config = read_json(path) if path.is_file() else _config_of_path(folder)
+    read, written = str(config.get("hf_hook_point_in")), config.get("hf_hook_point_out")
     file = SafetensorsFile(folder / PARAMS_2)
-    if (written is not None and written != read) or "affine_skip_connection" in file.shapes:
-        raise UnsupportedFormat(
-            f"{path}: reads {read!r} and writes {written!r}. A transcoder is no dictionary of one site. Use "
-            "an SAE."
-        )
+    if written is not None and written != read:
+        place, tap, _ = transcoder_of_hooks(read, str(written), _MODEL_2, str(path))
+        return _dictionary(site or place, tap, file)
     if site is not None:
         return _dictionary(site, _TAPS[site.part], file)
-    place, tap = site_of_hook(str(read), str(config.get("model_name") or "gemma-3"), str(path))
+    place, tap = site_of_hook(read, _MODEL_2, str(path))
     return _dictionary(place, tap, file)
 
 
-def _dictionary(site: Site, tap: Tap, file: TensorFile) -> Dictionary:
+def _dictionary(site: Site, tap: Tap, file: TensorFile, preprocessing: Preprocessing = PLAIN) -> Dictionary:
     def name(key: str) -> str:  # some files spell the matrices w_enc and w_dec
         return key.lower() if key.lower() in file.shapes else key
 
     layout = {key: Stored(name(key)) for key in ("b_enc", "W_dec", "b_dec", "threshold")}
-    weights = FileWeights(file, layout | {"W_enc": Stored(name("W_enc"), transposed=True)})
+    layout["W_enc"] = Stored(name("W_enc"), transposed=True)
+    if _SKIP in file.shapes:
+        layout["W_skip"] = Stored(_SKIP, transposed=True)
+    weights = FileWeights(file, layout, transcoder=tap.is_read_only)
     return Dictionary.reading(
-        site, tap=tap, weights=weights, activation=lambda: JumpReLU(weights.threshold())
+        site,
+        tap=tap,
+        weights=weights,
+        activation=lambda: JumpReLU(weights.threshold()),
+        preprocessing=preprocessing,
     )
 
 
-def _site_of_path(file: Path) -> Site:
+def _kind_of_path(file: Path) -> str:
+    """res, mlp, att or transcoders, from the folder of the repository or one named so; empty for neither."""
     parents = file.absolute().parts[:-1]
-    layers = [found[1] for part in parents if (found := _LAYER.fullmatch(part))]
-    # a folder named after the repository, or one that is only the part
-    parts = [found[1] for part in parents if (found := _REPO.search(part))]
-    parts = parts or [part for part in parents if _PART.fullmatch(part)]
-    if not layers or not parts or parts[-1] == "transcoders":
+    kinds = [found[1] for part in parents if (found := _REPO.search(part))]
+    kinds = kinds or [part for part in parents if _PART.fullmatch(part)]
+    return kinds[-1] if kinds else ""
+
+
+def _site_of_path(file: Path, kind: str) -> Site:
+    layers = [found[1] for part in file.absolute().parts[:-1] if (found := _LAYER.fullmatch(part))]
+    if not layers or not kind:
         raise UnsupportedFormat(
             f"{file}: the path gives no site. Keep the folders of the release, such as "
             "gemma-scope-2b-pt-res/layer_24/width_16k/average_l0_73/params.npz, or pass site=... Embedding "
-            "SAEs and transcoders have no site."
+            "SAEs have no site."
         )
-    return Site(int(layers[-1]), Part(parts[-1]))
+    return Site(int(layers[-1]), Part.MLP if kind == "transcoders" else Part(kind))
+
+
+def _config_of_path(folder: Path) -> dict[str, Any]:
+    """What config.json would say, from the names of the folders."""
+    found = _FOLDER_2.fullmatch(folder.absolute().name)
+    kind = folder.absolute().parent.name.removesuffix("_all")
+    if found is None or kind not in _HOOKS_2:
+        raise UnsupportedFormat(
+            f"{folder}: there is no {CONFIG_2}, and the path gives no site. Fetch {CONFIG_2} too, or keep the folders "
+            "of the release, such as resid_post/layer_7_width_16k_l0_medium."
+        )
+    read, written = _HOOKS_2[kind]
+    return {
+        "hf_hook_point_in": read.format(found[1]),
+        "hf_hook_point_out": None if written is None else written.format(found[1]),
+    }

@@ -1,7 +1,8 @@
 """Hook names to sites: `blocks.7.hook_resid_post` and `model.layers.7.mlp` to a Site and a Tap.
 
 SAE files name the tensor they were trained on in the words of TransformerLens or of the module tree of
-Hugging Face models. A name that is no site of saeflow is refused, never guessed.
+Hugging Face models; transcoders name two, one read and one written. A name that is no site of saeflow is
+refused, never guessed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 
 from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Part, Site
-from saeflow.sources.dictionary import Tap
+from saeflow.sources.dictionary import Norm, Tap
 
 # TransformerLens: what follows `blocks.{L}.`. On Gemma these are after the norm, as added to the stream.
 _LENS = {
@@ -20,7 +21,7 @@ _LENS = {
     "attn.hook_z": (Part.ATT, Tap.Z),
 }
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
-_MODULE = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers|layers)\.(\d+)(?:\.(.+))?")
+_MODULE = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers|layers|h)\.(\d+)(?:\.(.+))?")
 _PLAIN = {
     "": (Part.RES, Tap.RES),
     "mlp": (Part.MLP, Tap.MLP),
@@ -35,6 +36,17 @@ _SANDWICH = {
     "post_attention_layernorm": (Part.ATT, Tap.ATT),
 }
 _OUTPUT_PROJECTIONS = ("self_attn.o_proj", "attn.c_proj", "attention.dense")
+
+# What a transcoder reads. TransformerLens: `hook_normalized` lies before the norm's gain, `mlp.hook_in` after it.
+_LENS_READ = {
+    "mlp.hook_in": (Tap.MLP_IN, Norm.NONE),
+    "ln2.hook_normalized": (Tap.MID, Norm.RESCALE),
+    "hook_resid_mid": (Tap.MID, Norm.NONE),
+    "hook_mlp_in": (Tap.MID, Norm.NONE),
+}
+_MLP_NORMS = {True: ("pre_feedforward_layernorm",), False: ("post_attention_layernorm", "ln_2")}
+# Families whose norm before the MLP divides by the root mean square alone, as Norm.RESCALE does.
+_RMS_FAMILIES = ("gemma", "llama", "mistral", "qwen", "smollm")
 
 
 def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
@@ -55,7 +67,7 @@ def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
             return Site(layer, part), tap
     found = _MODULE.fullmatch(hook)
     if found is not None:
-        place = _place(found[2] or "", sandwich="gemma-2" in model.lower() or "gemma-3" in model.lower())
+        place = _place(found[2] or "", sandwich=_is_sandwich(model))
         if place is not None:
             return Site(int(found[1]), place[0]), place[1]
     raise UnsupportedFormat(
@@ -64,6 +76,49 @@ def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
         f"projection: blocks.L.{', blocks.L.'.join(_LENS)}, or the same as modules. Pass site=... if the "
         "file is one of these."
     )
+
+
+def transcoder_of_hooks(read: str, written: str, model: str, where: str) -> tuple[Site, Tap, Norm]:
+    """The site a transcoder writes, the tap it reads, and how that is normalised before it is read.
+
+    Raises:
+        UnsupportedFormat: when it does not lead from what an MLP reads to what the MLP of that layer writes.
+    """
+    site, tap = site_of_hook(written, model, where)
+    layer, name = _split(read)
+    found = _read(name, lens=read.startswith("blocks."), sandwich=_is_sandwich(model))
+    if tap is not Tap.MLP or layer != site.layer or found is None:
+        raise UnsupportedFormat(
+            f"{where}: reads {read!r} and writes {written!r} of model {model!r}. Transcoders are read that lead "
+            "from the input of an MLP to the output of the same MLP, as it is added to the residual stream."
+        )
+    if found[1] is Norm.RESCALE and not any(family in model.lower() for family in _RMS_FAMILIES):
+        raise UnsupportedFormat(
+            f"{where}: reads {read!r} of model {model!r}: the input of the MLP before the gain of its norm, which "
+            f"is known for RMSNorm alone ({', '.join(_RMS_FAMILIES)}). Fold the gain into W_enc, and name the "
+            "MLP's input, blocks.L.mlp.hook_in."
+        )
+    return site, *found
+
+
+def _split(hook: str) -> tuple[int, str]:
+    """The layer of a hook name and what follows it; -1 for a name of neither kind."""
+    found = _BLOCK.fullmatch(hook) or _MODULE.fullmatch(hook)
+    return (-1, "") if found is None else (int(found[1]), found[2] or "")
+
+
+def _read(name: str, *, lens: bool, sandwich: bool) -> tuple[Tap, Norm] | None:
+    if lens:
+        return _LENS_READ.get(name)
+    if name == "mlp.input":
+        return Tap.MLP_IN, Norm.NONE
+    if name.removesuffix(".input").removesuffix(".output") not in _MLP_NORMS[sandwich]:
+        return None
+    return (Tap.MID if name.endswith(".input") else Tap.MLP_IN), Norm.NONE
+
+
+def _is_sandwich(model: str) -> bool:
+    return "gemma-2" in model.lower() or "gemma-3" in model.lower()
 
 
 def _place(name: str, *, sandwich: bool) -> tuple[Part, Tap] | None:

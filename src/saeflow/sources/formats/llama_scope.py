@@ -12,6 +12,10 @@ code runs inference with b_enc / s in place of W_enc * s, so its pre-activations
 compares those with the threshold of the file as it stands; here they are larger by s, and so is the
 threshold. Where `sparsity_include_decoder_norm` is set the comparison is of pre * |decoder row|, rows as
 stored; then feature i has threshold * s / |row i|.
+
+A transcoder (the TC release) reads h / rms(h), what the norm before the MLP gives without its gain, and
+predicts the MLP's output y; it was trained on s_in * (h / rms(h)) and s_out * y. Then W_dec and b_dec are divided
+by s_out, and everything else has s = s_in.
 """
 
 from __future__ import annotations
@@ -26,10 +30,11 @@ from torch import Tensor
 from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.activations import JumpReLU
-from saeflow.sources.dictionary import Dictionary, Preprocessing, Tap
-from saeflow.sources.formats.hooks import site_of_hook
-from saeflow.sources.formats.sae_lens import read_json
-from saeflow.sources.formats.tensors import FileWeights, SafetensorsFile, Stored
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
+from saeflow.sources.formats.configs import positive_number, read_json
+from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks
+from saeflow.sources.formats.tensors import SafetensorsFile
 
 CONFIG = "hyperparams.json"
 WEIGHTS = Path("checkpoints") / "final.safetensors"
@@ -41,36 +46,46 @@ def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
 
     Raises:
         BadFile: when a file is not as the format says.
-        UnsupportedFormat: when it is a transcoder, or does something a Dictionary does not.
+        UnsupportedFormat: when it does something a Dictionary does not, or sits at no site.
     """
     path = folder / CONFIG
     config = read_json(path)
-    read, written = config.get("hook_point_in"), config.get("hook_point_out")
-    if read != written or config.get("use_glu_encoder"):
-        raise UnsupportedFormat(
-            f"{path}: reads {read!r} and writes {written!r}, use_glu_encoder "
-            f"{bool(config.get('use_glu_encoder'))}. Transcoders and gated encoders are no dictionaries of "
-            "one site. Use the R, A or M release."
-        )
-    place, tap = (site, _tap(site)) if site is not None else site_of_hook(str(read), _MODEL, str(path))
-    scale = _scale(config, path)
+    if config.get("use_glu_encoder"):
+        raise UnsupportedFormat(f"{path}: use_glu_encoder is set. No release has one; use another.")
+    place, tap, norm = _place(config, site, str(path))
+    scale = _scale(config, "in", path)
+    after = _scale(config, "out", path) if tap.is_read_only else scale
     layout = {
         "W_enc": Stored("encoder.weight", times=scale),
         "b_enc": Stored("encoder.bias"),
-        "W_dec": Stored("decoder.weight", transposed=True, times=1 / scale),
-        "b_dec": Stored("decoder.bias", times=1 / scale),
+        "W_dec": Stored("decoder.weight", transposed=True, times=1 / after),
+        "b_dec": Stored("decoder.bias", times=1 / after),
     }
-    weights = FileWeights(SafetensorsFile(folder / WEIGHTS), layout)
-    cut = _number(config, "jump_relu_threshold", path) * scale
+    weights = FileWeights(SafetensorsFile(folder / WEIGHTS), layout, transcoder=tap.is_read_only)
+    cut = positive_number(config, "jump_relu_threshold", path) * scale
     by_norm = bool(config.get("sparsity_include_decoder_norm", False))
 
     def activation() -> JumpReLU:
         threshold = torch.full((weights.shape[0],), cut)
-        return JumpReLU(threshold / _stored_norms(weights, scale) if by_norm else threshold)
+        return JumpReLU(threshold / _stored_norms(weights, after) if by_norm else threshold)
 
     subtract = bool(config.get("apply_decoder_bias_to_pre_encoder", False))
-    before = Preprocessing(subtract_b_dec=subtract)
+    if subtract and tap.is_read_only:
+        raise UnsupportedFormat(
+            f"{path}: apply_decoder_bias_to_pre_encoder is set on a transcoder, whose decoder bias is of another "
+            "tensor than it reads. Use an SAE."
+        )
+    before = Preprocessing(subtract_b_dec=subtract, norm=norm)
     return Dictionary.reading(place, tap=tap, weights=weights, activation=activation, preprocessing=before)
+
+
+def _place(config: dict[str, Any], site: Site | None, where: str) -> tuple[Site, Tap, Norm]:
+    read, written = config.get("hook_point_in"), config.get("hook_point_out")
+    if read != written:
+        place, tap, norm = transcoder_of_hooks(str(read), str(written), _MODEL, where)
+        return site or place, tap, norm
+    place, tap = (site, _tap(site)) if site is not None else site_of_hook(str(read), _MODEL, where)
+    return place, tap, Norm.NONE
 
 
 def _tap(site: Site) -> Tap:
@@ -81,16 +96,12 @@ def _stored_norms(weights: FileWeights, scale: float) -> Tensor:
     return torch.linalg.vector_norm(weights.read("W_dec"), dim=1) * scale
 
 
-def _scale(config: dict[str, Any], path: Path) -> float:
+def _scale(config: dict[str, Any], side: str, path: Path) -> float:
+    """sqrt(d_model) / the average norm of what is read (side "in") or written ("out")."""
     norms = config.get("dataset_average_activation_norm")
     if not isinstance(norms, dict):
-        raise BadFile(f"{path}: dataset_average_activation_norm is {norms!r}, expected an object with 'in'.")
-    norm = _number(norms, "in", path)
-    return math.sqrt(_number(config, "d_model", path)) / norm
-
-
-def _number(config: dict[str, Any], key: str, path: Path) -> float:
-    value = config.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0 or math.isinf(value):
-        raise BadFile(f"{path}: {key} is {value!r}, expected a positive number. Fetch the file again.")
-    return float(value)
+        raise BadFile(
+            f"{path}: dataset_average_activation_norm is {norms!r}, expected an object with {side!r}. Fetch the "
+            "file again."
+        )
+    return math.sqrt(positive_number(config, "d_model", path)) / positive_number(norms, side, path)

@@ -1,17 +1,25 @@
-"""sae-lens v6 folders: cfg.json and sae_weights.safetensors.
+"""sae-lens folders: cfg.json and sae_weights.safetensors, of version 6 and before.
 
-    W_enc [d_in n_features]   W_dec [n_features d_in]   b_enc   b_dec   threshold (jumprelu)
+    W_enc [d_in n_features]   W_dec [n_features d_out]   b_enc   b_dec   threshold (jumprelu)
+    W_skip [d_out d_in] (skip transcoders)   b_gate, r_mag, b_mag in place of b_enc (gated)
 
     pre  = (norm(h) - b_dec if apply_b_dec_to_input) @ W_enc + b_enc
 
-A trained BatchTopK is saved by sae-lens as jumprelu. With `rescale_acts_by_decoder_norm` a TopK ranks
-pre * |W_dec row| and decodes with unit rows; multiplying W_enc and b_enc by the norms and dividing W_dec by
-them is the same function, and is what is read.
+A trained BatchTopK is saved by sae-lens as jumprelu; one saved in training has `topk_threshold`. With
+`rescale_acts_by_decoder_norm` a TopK ranks pre * |W_dec row| and decodes with unit rows; multiplying W_enc
+and b_enc by the norms and dividing W_dec by them is the same function, and is what is read.
+
+A gated SAE (Rajamanoharan et al. 2024, arXiv 2404.16014) with x = prepare(h) @ W_enc computes
+
+    acts = (x + b_gate > 0) * relu(exp(r_mag) * x + b_mag)
+
+Its gate is open where exp(r_mag) * x + b_mag > b_mag - exp(r_mag) * b_gate. So it is a JumpReLU with the
+encoder exp(r_mag) * W_enc, the bias b_mag and that threshold (their appendix on the equivalence), and is
+read as one.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +27,24 @@ from typing import Any
 from torch import Tensor
 
 from saeflow.errors import BadFile, UnsupportedFormat
-from saeflow.ids import Part, Site
-from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK
-from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
-from saeflow.sources.formats.hooks import site_of_hook
-from saeflow.sources.formats.tensors import FileWeights, SafetensorsFile, Stored
-from saeflow.sources.weights import RowScaled, Weights
+from saeflow.ids import Site
+from saeflow.sources.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
+from saeflow.sources.formats.configs import count, read_json
+from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.sae_lens_config import (
+    BATCHTOPK,
+    NORMS,
+    TRANSCODERS,
+    modern,
+    place_of,
+    refuse_unsupported,
+)
+from saeflow.sources.formats.tensors import SafetensorsFile, TensorFile
+from saeflow.sources.weights import EncoderScaled, RowScaled, Weights
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
-_ARCHITECTURES = ("standard", "jumprelu", "topk", "batchtopk")
-_NORMS = {"none": Norm.NONE, "layer_norm": Norm.LAYER_NORM, "constant_norm_rescale": Norm.RESCALE}
 
 
 def read_sae_lens(folder: Path, site: Site | None = None) -> Dictionary:
@@ -40,30 +55,73 @@ def read_sae_lens(folder: Path, site: Site | None = None) -> Dictionary:
         UnsupportedFormat: when the SAE does something a Dictionary does not, or sits at no site.
     """
     path = folder / CONFIG
-    config = read_json(path)
-    metadata = config.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else config
-    architecture = config.get("architecture", "standard")
-    _refuse_unsupported(config, metadata, architecture, str(path))
-    place, tap = _place(metadata, site, str(path))
-    jump = architecture in ("jumprelu", "batchtopk")
-    layout = {name: Stored(name) for name in ("b_enc", "W_dec", "b_dec", *(("threshold",) if jump else ()))}
-    weights = FileWeights(
-        SafetensorsFile(folder / WEIGHTS), layout | {"W_enc": Stored("W_enc", transposed=True)}
+    return sae_lens_dictionary(
+        read_json(path), lambda: SafetensorsFile(folder / WEIGHTS), site, where=str(path)
     )
-    rescaled = architecture == "topk" and bool(config.get("rescale_acts_by_decoder_norm", False))
+
+
+def sae_lens_dictionary(
+    config: Mapping[str, Any], open_file: Callable[[], TensorFile], site: Site | None, *, where: str
+) -> Dictionary:
+    """The dictionary of a configuration and the tensors that go with it; `where` is for messages.
+
+    Raises:
+        BadFile: when the two do not go together.
+        UnsupportedFormat: when the SAE does something a Dictionary does not, or sits at no site.
+    """
+    config, metadata = modern(config)
+    refuse_unsupported(config, metadata, where)
+    architecture = str(config.get("architecture", "standard"))
+    transcoder = architecture in TRANSCODERS
+    place = place_of(metadata, site, where, transcoder=transcoder)
+    file = open_file()
+    _refuse_scaling(config, file)
+    weights = FileWeights(file, _layout(architecture, file), transcoder=place.tap.is_read_only)
+    rescaled = architecture in ("topk", *BATCHTOPK) and bool(
+        config.get("rescale_acts_by_decoder_norm", False)
+    )
     told: dict[str, Any] = metadata.get("model_from_pretrained_kwargs") or {}
+    norm = NORMS[config.get("normalize_activations") or "none"]
+    read: Weights = gated_weights(weights) if architecture == "gated" else weights
     return Dictionary.reading(
-        place,
-        tap=tap,
-        weights=_unit_decoder(weights) if rescaled else weights,
-        activation=_activation(architecture, config, weights, str(path)),
+        place.site,
+        tap=place.tap,
+        weights=_unit_decoder(weights) if rescaled else read,
+        activation=_activation(architecture, config, weights, where),
         preprocessing=Preprocessing(
-            subtract_b_dec=bool(config.get("apply_b_dec_to_input", True)),
+            subtract_b_dec=not transcoder and bool(config.get("apply_b_dec_to_input", True)),
             center=bool(told.get("center_writing_weights", False)),
-            norm=_NORMS[config.get("normalize_activations") or "none"],
+            norm=place.norm if norm is Norm.NONE else norm,
         ),
     )
+
+
+def gated_weights(weights: FileWeights) -> Weights:
+    """The encoder of the magnitudes of a gated SAE, whose layout has r_mag, and b_mag as its b_enc."""
+    return EncoderScaled(weights, lambda: weights.vector("r_mag").exp())
+
+
+def gated_activation(weights: FileWeights) -> JumpReLU:
+    """The gate of a gated SAE as thresholds on its magnitudes; see the head of the file.
+
+    Raises:
+        BadFile: when a vector it is made of cannot be read or is not finite.
+    """
+    return JumpReLU(weights.vector("b_enc") - weights.vector("r_mag").exp() * weights.vector("b_gate"))
+
+
+def _layout(architecture: str, file: TensorFile) -> dict[str, Stored]:
+    names = {name: Stored(name) for name in ("b_enc", "W_dec", "b_dec")}
+    names["W_enc"] = Stored("W_enc", transposed=True)
+    if architecture == "gated":
+        names |= {"b_enc": Stored("b_mag"), "b_gate": Stored("b_gate"), "r_mag": Stored("r_mag")}
+    if architecture.startswith("jumprelu") or (
+        architecture in BATCHTOPK and "topk_threshold" not in file.shapes
+    ):
+        names["threshold"] = Stored("threshold")
+    if "skip" in architecture:
+        names["W_skip"] = Stored("W_skip")
+    return names
 
 
 def _unit_decoder(weights: FileWeights) -> Weights:
@@ -77,71 +135,32 @@ def _unit_decoder(weights: FileWeights) -> Weights:
 def _activation(
     architecture: str, config: Mapping[str, Any], weights: FileWeights, where: str
 ) -> Callable[[], Activation]:
-    if architecture == "standard":
+    if architecture in ("standard", "transcoder", "skip_transcoder"):
         return ReLU
-    if architecture != "topk":
+    if architecture == "gated":
+        return lambda: gated_activation(weights)
+    if architecture == "topk":
+        kwargs: dict[str, Any] = config.get("activation_fn_kwargs") or {}
+        k = count({"k": config.get("k", kwargs.get("k"))}, "k", f"{where}: architecture topk")
+        return lambda: TopK(k)
+    if "threshold" in weights.layout:
         return lambda: JumpReLU(weights.threshold())
-    k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
-    if not isinstance(k, int) or k < 1:
-        raise BadFile(f"{where}: architecture topk with k = {k!r}, expected an integer of 1 or more.")
-    return lambda: TopK(k)
+    return lambda: BatchTopK(_topk_threshold(weights.file))
 
 
-def _refuse_unsupported(
-    config: Mapping[str, Any], metadata: Mapping[str, Any], architecture: Any, where: str
-) -> None:
-    if architecture not in _ARCHITECTURES:
-        raise UnsupportedFormat(
-            f"{where}: architecture {architecture!r} is not supported. Supported: "
-            f"{', '.join(_ARCHITECTURES)}."
+def _topk_threshold(file: TensorFile) -> Tensor:
+    threshold = file.read("topk_threshold")
+    if threshold.numel() != 1 or not bool(threshold.isfinite().all()):
+        raise BadFile(
+            f"{file.path}: tensor 'topk_threshold' is {threshold.flatten()[:5].tolist()}, expected one finite number. "
+            "Fetch the file again."
         )
-    norm = config.get("normalize_activations") or "none"
-    if norm not in _NORMS:
+    return threshold.reshape(())
+
+
+def _refuse_scaling(config: Mapping[str, Any], file: TensorFile) -> None:
+    if config.get("finetuning_scaling_factor") and "scaling_factor" in file.shapes:
         raise UnsupportedFormat(
-            f"{where}: normalize_activations is {norm!r}, whose factor is not in the folder. Supported: "
-            f"{', '.join(_NORMS)}. Fold the factor with sae.fold_activation_norm_scaling_factor and save "
-            "again."
+            f"{file.path}: finetuning_scaling_factor is set, and 'scaling_factor' multiplies activations. sae-lens 6 "
+            "no longer applies it. Multiply W_dec by it, and save again without it."
         )
-    if metadata.get("hook_head_index") is not None:
-        raise UnsupportedFormat(
-            f"{where}: hook_head_index is {metadata['hook_head_index']!r}; an SAE on one head is no site of "
-            "saeflow. Use one trained on all heads (attn.hook_z) or on hook_attn_out."
-        )
-    out = metadata.get("hook_name_out")
-    if out is not None and out != metadata.get("hook_name"):
-        raise UnsupportedFormat(
-            f"{where}: reads {metadata.get('hook_name')!r} and writes {out!r}. A transcoder is no dictionary "
-            "of one site. Use an SAE."
-        )
-
-
-def _place(metadata: Mapping[str, Any], site: Site | None, where: str) -> tuple[Site, Tap]:
-    if site is not None:
-        hook = str(metadata.get("hook_name") or metadata.get("hf_hook_name") or "")
-        z = hook.endswith(("hook_z", "o_proj.input", "c_proj.input", "attention.dense.input"))
-        return site, Tap.Z if z and site.part is Part.ATT else Tap(site.part.value)
-    hooks = [metadata[key] for key in ("hook_name", "hf_hook_name") if isinstance(metadata.get(key), str)]
-    if not hooks:
-        raise BadFile(f"{where}: neither hook_name nor hf_hook_name is given. Pass site=...")
-    model = str(metadata.get("model_name") or "")
-    for hook in hooks[:-1]:
-        try:
-            return site_of_hook(hook, model, where)
-        except UnsupportedFormat:
-            continue
-    return site_of_hook(hooks[-1], model, where)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        BadFile: when the file cannot be read or holds something else.
-    """
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadFile(f"{path}: cannot be read as JSON ({error}). Fetch the file again.") from error
-    if not isinstance(data, dict):
-        raise BadFile(f"{path}: holds {type(data).__name__}, expected an object. Fetch the file again.")
-    return data

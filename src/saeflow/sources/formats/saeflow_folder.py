@@ -3,8 +3,8 @@
     release.json    {"format": "saeflow-dictionaries", "version": 1, "name": ..., "model": ...,
                      "sites": {"0/res": {"file": "0.res.safetensors", "tap": "res",
                                          "activation": {"kind": "jumprelu"}}}}
-    0.res.safetensors   W_enc [n_features d_in], W_dec [n_features d_in], b_enc, b_dec, and threshold where
-                        the activation has one
+    0.res.safetensors   W_enc [n_features d_in], W_dec [n_features d_out], b_enc, b_dec, threshold where the
+                        activation has one, W_skip [d_out d_in] where a transcoder has one
 
 `release.json` is written last, by a rename: a folder that has one is whole.
 """
@@ -26,12 +26,13 @@ from saeflow.ids import Site
 from saeflow.paths import replacing, write_atomic
 from saeflow.sources.activations import Activation, ActivationKind, BatchTopK, JumpReLU, ReLU, TopK
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
-from saeflow.sources.formats.tensors import FileWeights, SafetensorsFile, Stored
+from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.tensors import SafetensorsFile
 
 FORMAT = "saeflow-dictionaries"
 VERSION = 1
 MANIFEST = "release.json"
-_MATRICES = ("W_enc", "W_dec")
+_MATRICES = ("W_enc", "W_dec", "W_skip")
 _NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -61,10 +62,13 @@ class Manifest:
         stored = _NAMES + (
             ("threshold",) if kind in (ActivationKind.JUMPRELU, ActivationKind.BATCHTOPK) else ()
         )
-        weights = FileWeights(SafetensorsFile(self.folder / name), {key: Stored(key) for key in stored})
+        tap: Tap = _member(Tap, _entry(entry, "tap", str, where), where)
+        file = SafetensorsFile(self.folder / name)
+        stored += ("W_skip",) if "W_skip" in file.shapes else ()
+        weights = FileWeights(file, {key: Stored(key) for key in stored}, transcoder=tap.is_read_only)
         return Dictionary.reading(
             site,
-            tap=_member(Tap, _entry(entry, "tap", str, where), where),
+            tap=tap,
             weights=weights,
             activation=_activation(kind, entry["activation"], weights, where),
             preprocessing=_preprocessing(entry.get("preprocessing", {}), where),
@@ -138,14 +142,16 @@ def save_release(
 
 def _tensors(site: Site, dictionary: Dictionary, dtype: torch.dtype) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name in _NAMES:
-        tensor: Tensor = getattr(dictionary, name)
+    for name in (*_NAMES, "W_skip"):
+        tensor: Tensor | None = getattr(dictionary, name)
+        if tensor is None:
+            continue
         tensors[name] = tensor.detach().to("cpu", dtype if name in _MATRICES else torch.float32).contiguous()
     activation = dictionary.activation
     if isinstance(activation, JumpReLU | BatchTopK):
         whole = activation.threshold.detach().to("cpu", torch.float32)
         tensors["threshold"] = whole.expand(dictionary.n_features).contiguous()
-    for name in _MATRICES:
+    for name in set(_MATRICES) & set(tensors):
         peak = tensors[name].abs().amax(dim=1)
         if not bool(torch.isfinite(peak).all()) or (name == "W_dec" and bool((peak == 0).any())):
             raise InvalidArgument(

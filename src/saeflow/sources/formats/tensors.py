@@ -7,6 +7,7 @@ Nothing here unpickles. Half-precision values are returned as float32.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saeflow.errors import BadFile
-from saeflow.sources.weights import check_values, expected_shapes
 
-_FETCH_AGAIN = "The file is truncated or damaged: fetch it again."
+FETCH_AGAIN = "The file is truncated or damaged: fetch it again."
 
 
 @runtime_checkable
@@ -62,7 +62,7 @@ class SafetensorsFile:
                 names: list[str] = list(file.keys())
                 self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except (SafetensorError, OSError) as error:
-            raise BadFile(f"{path}: cannot be opened as safetensors ({error}). {_FETCH_AGAIN}") from error
+            raise BadFile(f"{path}: cannot be opened as safetensors ({error}). {FETCH_AGAIN}") from error
 
     @property
     def path(self) -> Path:
@@ -84,11 +84,9 @@ class SafetensorsFile:
             with safe_open(self._path, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise BadFile(
-                f"{self._path}: tensor {name!r} cannot be read ({error}). {_FETCH_AGAIN}"
-            ) from error
+            raise BadFile(f"{self._path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
         if not tensor.is_floating_point():
-            raise BadFile(_not_floating(self._path, name, str(tensor.dtype)))
+            raise BadFile(not_floating(self._path, name, str(tensor.dtype)))
         return tensor.to(torch.float32)
 
 
@@ -117,7 +115,7 @@ class NpzFile:
                 infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
                 self._members = {info.filename[:-4]: _member(archive, info) for info in infos}
         except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-            raise BadFile(f"{path}: cannot be opened as .npz ({error}). {_FETCH_AGAIN}") from error
+            raise BadFile(f"{path}: cannot be opened as .npz ({error}). {FETCH_AGAIN}") from error
 
     @property
     def path(self) -> Path:
@@ -137,13 +135,11 @@ class NpzFile:
         """
         member = self._members[name]
         if member.dtype.kind != "f":
-            raise BadFile(_not_floating(self._path, name, str(member.dtype)))
+            raise BadFile(not_floating(self._path, name, str(member.dtype)))
         try:
             tensor = self._stored(member) if member.start is not None else self._compressed(name)
         except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-            raise BadFile(
-                f"{self._path}: tensor {name!r} cannot be read ({error}). {_FETCH_AGAIN}"
-            ) from error
+            raise BadFile(f"{self._path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
         return tensor.to(torch.float32)
 
     def _stored(self, member: _Member) -> Tensor:
@@ -171,12 +167,13 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     with archive.open(info) as file:
         shape, fortran, dtype = _npy_header(file)
         header = file.tell()
-    if info.compress_type != zipfile.ZIP_STORED:
-        return _Member(shape, fortran, dtype, None)
-    if info.file_size != header + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+    # the product in Python's integers, which do not wrap; objects are refused when they are read
+    if dtype.kind != "O" and info.file_size != header + math.prod(shape) * dtype.itemsize:
         raise ValueError(
             f"{info.filename} holds {info.file_size} bytes, which its shape {list(shape)} does not fill"
         )
+    if info.compress_type != zipfile.ZIP_STORED:
+        return _Member(shape, fortran, dtype, None)
     with Path(str(archive.filename)).open("rb") as raw:
         # the local header repeats name and extra field, of lengths that the directory's copy need not share
         raw.seek(info.header_offset + 26)
@@ -197,91 +194,12 @@ def _npy_header(file: _Reads) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return np.lib.format.read_array_header_2_0(file)
 
 
-def _not_floating(path: Path, name: str, dtype: str) -> str:
+def not_floating(path: Path, name: str, dtype: str) -> str:
+    """What is said of a tensor of integers, or of anything else that is no weight.
+
+    Raises:
+        Nothing.
+    """
     return (
         f"{path}: tensor {name!r} is {dtype}, expected floating-point numbers. Convert the file to float32."
     )
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a file keeps a tensor: its name, whether features are its columns, and what to multiply it by."""
-
-    name: str
-    transposed: bool = False
-    times: float = 1.0
-
-
-@dataclass(frozen=True)
-class FileWeights:
-    """The tensors of one SAE in one file, turned so that rows are features. Meets `Weights`.
-
-    `layout` says for W_enc, b_enc, W_dec, b_dec, and threshold where there is one, how the file stores it.
-    """
-
-    file: TensorFile
-    layout: Mapping[str, Stored]
-
-    def __post_init__(self) -> None:
-        """Check that every tensor is there in the shape that goes with W_dec; reads headers only.
-
-        Raises:
-            BadFile: naming the file, the tensor, and the shape expected and found.
-        """
-        missing = [stored.name for stored in self.layout.values() if stored.name not in self.file.shapes]
-        if missing:
-            raise BadFile(
-                f"{self.origin}: tensor {missing[0]!r} is missing; the file holds "
-                f"{sorted(self.file.shapes)}. Fetch the file again, or check that it is of the format its "
-                "folder says."
-            )
-        if len(self.file.shapes[self.layout["W_dec"].name]) != 2:
-            self._refuse("W_dec", "[n_features, d_in]")
-        for name, expected in (expected_shapes(*self.shape) | {"threshold": self.shape[:1]}).items():
-            if name in self.layout and self._turned_shape(name) != expected:
-                want = expected[::-1] if self.layout[name].transposed else expected
-                self._refuse(name, f"{list(want)} beside W_dec")
-
-    def _refuse(self, name: str, expected: str) -> None:
-        stored = self.layout[name].name
-        raise BadFile(
-            f"{self.origin}: tensor {stored!r} has shape {list(self.file.shapes[stored])}, expected "
-            f"{expected}. Fetch the file again, or check that it is of the format its folder says."
-        )
-
-    def _turned_shape(self, name: str) -> tuple[int, ...]:
-        stored = self.layout[name]
-        shape = self.file.shapes[stored.name]
-        return shape[::-1] if stored.transposed else shape
-
-    @property
-    def origin(self) -> str:
-        """The file."""
-        return str(self.file.path)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n_features, d_in), from the header of W_dec."""
-        n_features, d_in = self._turned_shape("W_dec")
-        return n_features, d_in
-
-    def read(self, name: str) -> Tensor:
-        """One tensor, rows features, float32.
-
-        Raises:
-            BadFile: when it cannot be read.
-        """
-        stored = self.layout[name]
-        tensor = self.file.read(stored.name)
-        tensor = tensor.T if stored.transposed else tensor
-        return tensor if stored.times == 1.0 else tensor * stored.times
-
-    def threshold(self) -> Tensor:
-        """The thresholds, checked to be finite: [n_features].
-
-        Raises:
-            BadFile: when they cannot be read or are not finite.
-        """
-        tensor = self.read("threshold")
-        check_values(tensor, self.layout["threshold"].name, self.origin, zero_rows=True)
-        return tensor

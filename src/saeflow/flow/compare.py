@@ -1,0 +1,210 @@
+"""A grown graph beside a published one: node by node, and the scores the text of a paper gives. No torch.
+
+Published graphs are data, in `NAME.graphs.toml` beside the recipe of a release: the features, the parts that were
+matched, the thresholds the graph was grown with, and any scores. Growing a graph with those thresholds and
+comparing says whether weights and method give what was published.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from typing import Any, Final
+
+from saeflow.errors import BadFile, InvalidArgument, InvalidId
+from saeflow.flow.graph import FlowGraph
+from saeflow.flow.scores import Thresholds
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.sources import recipes
+
+ROUNDING: Final = 0.005
+"""What a score printed with two digits may differ from the score itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedScore:
+    """The cosine of a feature and its predecessor, as printed."""
+
+    child: FeatureId
+    parent: FeatureId
+    score: float
+
+
+@dataclass(frozen=True)
+class PublishedGraph:
+    """A graph of a publication.
+
+    Attributes:
+        source: the publication, and where in it.
+        seed: the feature it was grown from.
+        parts: the parts it shows; features of others are not compared.
+        thresholds: what it was grown with.
+        nodes: its features, in order of computation.
+        scores: the scores the publication gives.
+    """
+
+    source: str
+    seed: FeatureId
+    parts: frozenset[Part]
+    thresholds: Thresholds
+    nodes: tuple[FeatureId, ...]
+    scores: tuple[PublishedScore, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedSite:
+    """What both graphs have at one site; the first of either is the only one in a graph of best matches."""
+
+    site: Site
+    published: tuple[FeatureId, ...]
+    found: tuple[FeatureId, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both have the same features there."""
+        return self.published == self.found
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedScore:
+    """A printed score beside that of the same two features; None where the graph does not join them."""
+
+    published: PublishedScore
+    found: float | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the score rounds to the printed one."""
+        return self.found is not None and abs(self.found - self.published.score) <= ROUNDING + 1e-9
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A graph beside a published one, site by site from the last layer back, as the flow was followed."""
+
+    published: PublishedGraph
+    sites: tuple[ComparedSite, ...]
+    scores: tuple[ComparedScore, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every site and every score agrees."""
+        return all(site.agrees for site in self.sites) and all(score.agrees for score in self.scores)
+
+    @property
+    def n_same(self) -> int:
+        """How many published features the graph has too."""
+        return sum(len(set(site.published) & set(site.found)) for site in self.sites)
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in a sentence."""
+        total, right = len(self.published.nodes), sum(score.agrees for score in self.scores)
+        scores = f", {right} of {len(self.scores)} scores" if self.scores else ""
+        extra = sum(len(set(site.found) - set(site.published)) for site in self.sites)
+        return (
+            f"{self.n_same} of {total} features of {self.published.source} agree{scores}; the graph has {extra} "
+            "that it does not have."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; features are written `24/res/14548`."""
+        return {
+            "source": self.published.source,
+            "seed": str(self.published.seed),
+            "agrees": self.agrees,
+            "n_same": self.n_same,
+            "n_published": len(self.published.nodes),
+            "sites": [
+                {
+                    "site": str(site.site),
+                    "published": [str(feature) for feature in site.published],
+                    "found": [str(feature) for feature in site.found],
+                    "agrees": site.agrees,
+                }
+                for site in self.sites
+            ],
+            "scores": [
+                {
+                    "child": str(score.published.child),
+                    "parent": str(score.published.parent),
+                    "published": score.published.score,
+                    "found": score.found,
+                    "agrees": score.agrees,
+                }
+                for score in self.scores
+            ],
+        }
+
+
+def published_graphs(release: str) -> tuple[PublishedGraph, ...]:
+    """The published graphs of a release; none where there is no such data. Parameters of the name do not count.
+
+    Raises:
+        BadFile: when the data beside the recipe is not as the head of this module says.
+    """
+    path = recipes.RELEASES / f"{release.partition('@')[0]}{recipes.BESIDE}.toml"
+    if "/" in release or not path.is_file():
+        return ()
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tuple(_read(told) for told in data["graphs"])
+    except (OSError, ValueError, KeyError, TypeError, InvalidId) as error:
+        raise BadFile(f"{path}: holds no published graphs ({error!r}). Install saeflow again.") from error
+
+
+def published_graph(release: str, seed: FeatureId) -> PublishedGraph:
+    """The published graph of a release that grows from `seed`.
+
+    Raises:
+        InvalidArgument: when there is none; the message lists the seeds there are.
+        BadFile: when the data is bad.
+    """
+    graphs = published_graphs(release)
+    for graph in graphs:
+        if graph.seed == seed:
+            return graph
+    have = ", ".join(str(graph.seed) for graph in graphs) or "none"
+    raise InvalidArgument(
+        f"no published graph of {release} grows from {seed}. Seeds of published graphs: {have}."
+    )
+
+
+def compare(graph: FlowGraph, published: PublishedGraph) -> Comparison:
+    """A graph beside a published one. Features of parts that the publication does not show are left out.
+
+    Raises:
+        InvalidArgument: when the graph grew from another feature.
+    """
+    if graph.seed != published.seed:
+        raise InvalidArgument(
+            f"the graph grew from {graph.seed}, and that of {published.source} from {published.seed}. Grow it from "
+            "there."
+        )
+    found = [node.feature for node in graph.nodes if node.feature.part in published.parts]
+    sites = sorted({feature.site for feature in (*found, *published.nodes)}, reverse=True)
+    edges = {(edge.child, edge.parent): edge.score for edge in graph.edges}
+    return Comparison(
+        published,
+        tuple(ComparedSite(site, _at(site, published.nodes), _at(site, found)) for site in sites),
+        tuple(ComparedScore(told, edges.get((told.child, told.parent))) for told in published.scores),
+    )
+
+
+def _at(site: Site, features: tuple[FeatureId, ...] | list[FeatureId]) -> tuple[FeatureId, ...]:
+    return tuple(sorted(feature for feature in features if feature.site == site))
+
+
+def _read(told: dict[str, Any]) -> PublishedGraph:
+    parse, cuts = FeatureId.parse, told["thresholds"]
+    return PublishedGraph(
+        source=str(told["source"]),
+        seed=parse(told["seed"]),
+        parts=frozenset(Part(part) for part in told["parts"]),
+        thresholds=Thresholds(res=float(cuts["res"]), mlp=float(cuts["mlp"])),
+        nodes=tuple(sorted(parse(feature) for feature in told["nodes"])),
+        scores=tuple(
+            PublishedScore(parse(s["child"]), parse(s["parent"]), float(s["score"]))
+            for s in told.get("scores", ())
+        ),
+    )

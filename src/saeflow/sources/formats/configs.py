@@ -1,0 +1,52 @@
+"""What the JSON files beside the tensors say: read as an object, and entries of one kind asked of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saeflow.errors import BadFile
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        BadFile: when the file cannot be read or holds something else.
+    """
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadFile(f"{path}: cannot be read as JSON ({error}). Fetch the file again.") from error
+    if not isinstance(data, dict):
+        raise BadFile(f"{path}: holds {type(data).__name__}, expected an object. Fetch the file again.")
+    return data
+
+
+def positive_number(config: Mapping[str, Any], key: str, where: str | Path) -> float:
+    """A number above 0.
+
+    Raises:
+        BadFile: when the entry is missing or something else.
+    """
+    value = config.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise BadFile(f"{where}: {key} is {value!r}, expected a positive number. Fetch the file again.")
+    return float(value)
+
+
+def count(config: Mapping[str, Any], key: str, where: str | Path, *, least: int = 1) -> int:
+    """An integer of `least` or more.
+
+    Raises:
+        BadFile: when the entry is missing or something else.
+    """
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise BadFile(
+            f"{where}: {key} is {value!r}, expected an integer of {least} or more. Fetch the file again."
+        )
+    return value

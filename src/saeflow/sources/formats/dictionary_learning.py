@@ -1,0 +1,185 @@
+"""dictionary_learning folders: ae.pt (a state dict) and config.json, of every dict_class that is one SAE.
+
+    AutoEncoder             bias          encoder.{weight,bias}  decoder.weight   relu, h - bias
+    AutoEncoderNew          decoder.bias  encoder.{weight,bias}  decoder.weight   relu
+    GatedAutoEncoder        decoder_bias  encoder.weight  gate_bias mag_bias r_mag  decoder.weight   gated, h - bias
+    JumpReluAutoEncoder     b_dec  W_enc  b_enc  W_dec  threshold [n_features]     jumprelu
+    AutoEncoderTopK         b_dec  encoder.{weight,bias}  decoder.weight  k        topk, h - b_dec
+    BatchTopKSAE            b_dec  encoder.{weight,bias}  decoder.weight  k  threshold   h - b_dec, pre > threshold
+    MatryoshkaBatchTopKSAE  b_dec  W_enc  b_enc  W_dec  k  threshold               the same
+
+    encoder.weight, W_dec [n_features d_in]      decoder.weight, W_enc [d_in n_features]
+
+Activations are those of the weights as the file has them. The library's own `from_pretrained` can multiply them by
+the norms of the decoder rows (which versions do differs); reconstruction and directions are the same.
+A file without a config.json, or with one that names no class, is told by its tensors where they leave no doubt.
+The site is the layer of config.json and the name of the submodule, or the folder's: `mlp_out_layer3`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from saeflow.errors import UnsupportedFormat
+from saeflow.ids import Part, Site
+from saeflow.sources.activations import Activation, ActivationKind, BatchTopK, JumpReLU, ReLU, TopK
+from saeflow.sources.dictionary import Dictionary, Preprocessing, Tap
+from saeflow.sources.formats.configs import count, read_json
+from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.sae_lens import gated_activation, gated_weights
+from saeflow.sources.formats.torch_file import TorchFile
+
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "ae.pt"
+_LINEAR: Final = {
+    "W_enc": Stored("encoder.weight"),
+    "b_enc": Stored("encoder.bias"),
+    "W_dec": Stored("decoder.weight", transposed=True),
+    "b_dec": Stored("b_dec"),
+}
+_PARAMETERS: Final = {
+    "W_enc": Stored("W_enc", transposed=True),
+    "b_enc": Stored("b_enc"),
+    "W_dec": Stored("W_dec"),
+    "b_dec": Stored("b_dec"),
+}
+
+
+@dataclass(frozen=True)
+class _Class:
+    """How a class keeps its tensors, its activation, and whether its decoder bias is subtracted first."""
+
+    layout: Mapping[str, Stored]
+    activation: ActivationKind
+    subtracts: bool
+    gated: bool = False
+
+
+_CLASSES: Final = {
+    "AutoEncoder": _Class({**_LINEAR, "b_dec": Stored("bias")}, ActivationKind.RELU, subtracts=True),
+    "AutoEncoderNew": _Class(
+        {**_LINEAR, "b_dec": Stored("decoder.bias")}, ActivationKind.RELU, subtracts=False
+    ),
+    "GatedAutoEncoder": _Class(
+        {
+            **_LINEAR,
+            "b_enc": Stored("mag_bias"),
+            "b_dec": Stored("decoder_bias"),
+            "b_gate": Stored("gate_bias"),
+            "r_mag": Stored("r_mag"),
+        },
+        ActivationKind.JUMPRELU,
+        subtracts=True,
+        gated=True,
+    ),
+    "JumpReluAutoEncoder": _Class(
+        {**_PARAMETERS, "threshold": Stored("threshold")}, ActivationKind.JUMPRELU, subtracts=False
+    ),
+    "AutoEncoderTopK": _Class(_LINEAR, ActivationKind.TOPK, subtracts=True),
+    "BatchTopKSAE": _Class(_LINEAR, ActivationKind.BATCHTOPK, subtracts=True),
+    "MatryoshkaBatchTopKSAE": _Class(_PARAMETERS, ActivationKind.BATCHTOPK, subtracts=True),
+}
+_TELLTALES: Final = {
+    "gate_bias": "GatedAutoEncoder",
+    "bias": "AutoEncoder",
+    "decoder.bias": "AutoEncoderNew",
+    "group_sizes": "MatryoshkaBatchTopKSAE",
+}
+_NAMED_PLACE: Final = re.compile(
+    r"(?:.*_)?(?:(res|resid)(?:_post|_out)?|(mlp|attn|att|attention)(?:_out)?)_layer_?([0-9]+)"
+)
+_PARTS: Final = {
+    "resid": Part.RES, "res": Part.RES, "mlp": Part.MLP, "attn": Part.ATT, "attention": Part.ATT, "att": Part.ATT,
+}  # fmt: skip
+
+
+def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictionary:
+    """The dictionary of a folder with an ae.pt; reads names and shapes only. `site` overrides config.json.
+
+    Raises:
+        BadFile: when ae.pt or config.json is not as the format says, or ae.pt would run code.
+        UnsupportedFormat: for another dict_class, or where no site can be told.
+    """
+    path = folder / CONFIG
+    config = read_json(path) if path.is_file() else {}
+    trainer = config.get("trainer")
+    trainer = trainer if isinstance(trainer, dict) else config
+    file = TorchFile(folder / WEIGHTS)
+    place = site if site is not None else _place(folder, config, trainer)
+    made = _CLASSES[_class_name(trainer, file, str(path))]
+    layout = dict(made.layout)
+    if made.activation is ActivationKind.BATCHTOPK and layout["W_enc"].name not in file.shapes:
+        layout = dict(_PARAMETERS if layout["W_enc"].name == "encoder.weight" else _LINEAR)
+    weights = FileWeights(file, layout)
+    return Dictionary.reading(
+        place,
+        tap=Tap.of(place.part),
+        weights=gated_weights(weights) if made.gated else weights,
+        activation=_activation(made, trainer, file, weights, str(path)),
+        preprocessing=Preprocessing(subtract_b_dec=made.subtracts),
+    )
+
+
+def _class_name(trainer: Mapping[str, Any], file: TorchFile, where: str) -> str:
+    told = trainer.get("dict_class")
+    if told is None:
+        told = next((made for name, made in _TELLTALES.items() if name in file.shapes), None)
+    if told not in _CLASSES:
+        raise UnsupportedFormat(
+            f"{where}: dict_class is {told!r}. Supported: {', '.join(_CLASSES)}. Its tensors, "
+            f"{sorted(file.shapes)}, leave more than one possible; add trainer.dict_class to {CONFIG}."
+        )
+    return str(told)
+
+
+def _activation(
+    made: _Class, trainer: Mapping[str, Any], file: TorchFile, weights: FileWeights, where: str
+) -> Callable[[], Activation]:
+    if made.gated:
+        return lambda: gated_activation(weights)
+    if made.activation is ActivationKind.RELU:
+        return ReLU
+    if made.activation is ActivationKind.JUMPRELU:
+        return lambda: JumpReLU(weights.threshold())
+    if made.activation is ActivationKind.TOPK:
+        k = (
+            count({"k": int(file.number("k"))}, "k", file.path)
+            if "k" in file.shapes
+            else count(trainer, "k", where)
+        )
+        return lambda: TopK(k)
+    if "threshold" not in file.shapes:
+        raise UnsupportedFormat(
+            f"{file.path}: there is no tensor 'threshold'. Without one, which features of a BatchTopK are "
+            "active depends on what else is in the batch. Use one trained with a later version."
+        )
+    return lambda: BatchTopK(torch.tensor(file.number("threshold")))
+
+
+def _place(folder: Path, config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Site:
+    """The site from the names of the submodule and of the folders, and the layer of the trainer."""
+    buffer = config.get("buffer")
+    side = buffer.get("io", "out") if isinstance(buffer, dict) else "out"
+    submodule = trainer.get("submodule_name")
+    names = [str(submodule)] if submodule else []
+    found = [_named(name) for name in (*names, *reversed(folder.absolute().parts))]
+    place = next((site for site in found if site is not None), None)
+    layer = trainer.get("layer")
+    if place is None or side != "out" or (isinstance(layer, int) and layer != place.layer):
+        raise UnsupportedFormat(
+            f"{folder}: submodule {submodule!r}, layer {layer!r} and io {side!r} give no site. Sites are outputs of "
+            "blocks, MLPs or attention, named as resid_post_layer_3, mlp_out_layer3 or attn_out_layer3. Pass "
+            "site=... if it is one."
+        )
+    return place
+
+
+def _named(name: str) -> Site | None:
+    found = _NAMED_PLACE.fullmatch(name)
+    return None if found is None else Site(int(found[3]), _PARTS[found[1] or found[2]])

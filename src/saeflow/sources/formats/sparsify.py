@@ -1,0 +1,102 @@
+"""EleutherAI sparsify folders: cfg.json and sae.safetensors, named by their hookpoint (`layers.3.mlp`).
+
+    encoder.weight [n_features d_in]   encoder.bias   W_dec [n_features d_in]   b_dec   W_skip [d_in d_in] or none
+
+    pre  = (h - b_dec) @ encoder.weight^T + encoder.bias;   acts = the k largest of relu(pre), the rest 0
+    h'   = acts @ W_dec + b_dec  (+ h @ W_skip^T)
+
+`num_latents` 0 stands for d_in * expansion_factor. A transcoder reads what the MLP module is called with and
+predicts what it returns. Where cfg.json itself says `transcode`, `b_dec` is not subtracted; older ones say so only
+in the config.json of the run, or by their skip, and subtract it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from saeflow.errors import BadFile, UnsupportedFormat
+from saeflow.ids import Part, Site
+from saeflow.sources.activations import TopK
+from saeflow.sources.dictionary import Dictionary, Preprocessing, Tap
+from saeflow.sources.formats.configs import count, read_json
+from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.hooks import site_of_hook
+from saeflow.sources.formats.tensors import SafetensorsFile
+
+CONFIG: Final = "cfg.json"
+WEIGHTS: Final = "sae.safetensors"
+RUN: Final = "config.json"
+"""Beside the folders of the hookpoints: the model, and in older runs whether they are transcoders."""
+_NOT_READ: Final = ("embed_skip", "gram_lookup", "signed")
+
+
+def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
+    """The dictionary of a sparsify folder; reads headers only. `site` overrides the folder's name.
+
+    Raises:
+        BadFile: when cfg.json or the weights are not as the format says.
+        UnsupportedFormat: when it does something a Dictionary does not, or its hookpoint is no site.
+    """
+    path = folder / CONFIG
+    config = read_json(path)
+    run = read_json(folder.parent / RUN) if (folder.parent / RUN).is_file() else {}
+    _refuse_unsupported(config, str(path))
+    file = SafetensorsFile(folder / WEIGHTS)
+    skip = "W_skip" in file.shapes
+    transcodes = bool(config.get("transcode") or run.get("transcode") or (skip and "transcode" not in config))
+    place, tap = _place(folder, run, site, transcodes=transcodes)
+    layout = {
+        "W_enc": Stored("encoder.weight"),
+        "b_enc": Stored("encoder.bias"),
+        "W_dec": Stored("W_dec"),
+        "b_dec": Stored("b_dec"),
+        **({"W_skip": Stored("W_skip")} if skip else {}),
+    }
+    weights = FileWeights(file, layout)
+    _check_sizes(config, weights, str(path))
+    k = count(config, "k", path)
+    return Dictionary.reading(
+        place,
+        tap=tap,
+        weights=weights,
+        activation=lambda: TopK(k),
+        preprocessing=Preprocessing(subtract_b_dec=not config.get("transcode")),
+    )
+
+
+def _place(folder: Path, run: Mapping[str, Any], site: Site | None, *, transcodes: bool) -> tuple[Site, Tap]:
+    # a repository is named after its model where the run does not say which it was
+    model = str(run.get("model") or folder.absolute())
+    if site is None:
+        place, tap = site_of_hook(folder.absolute().name, model, str(folder))
+    else:
+        place, tap = site, Tap.of(site.part)
+    if not transcodes:
+        return place, tap
+    if place.part is not Part.MLP:
+        raise UnsupportedFormat(
+            f"{folder}: a transcoder at {place}. Transcoders of MLPs are read alone. Use one of an MLP."
+        )
+    return place, Tap.MLP_IN
+
+
+def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
+    activation = config.get("activation", "topk")
+    used = [name for name in _NOT_READ if config.get(name)]
+    if activation != "topk" or used:
+        raise UnsupportedFormat(
+            f"{where}: activation {activation!r}{''.join(f', {name}' for name in used)}. Supported: activation topk "
+            f"without {', '.join(_NOT_READ)}."
+        )
+
+
+def _check_sizes(config: Mapping[str, Any], weights: FileWeights, where: str) -> None:
+    n_features, d_in = weights.shape
+    said = config.get("num_latents") or d_in * count(config, "expansion_factor", where)
+    if (said, config.get("d_in")) != (n_features, d_in):
+        raise BadFile(
+            f"{where}: says {said} latents of width {config.get('d_in')}, and {weights.origin} holds {n_features} of "
+            f"width {d_in}. Fetch both again."
+        )

@@ -1,0 +1,173 @@
+"""Any release of sae-lens, through the loader of that package: `load_dictionaries("sae-lens:RELEASE")`.
+
+The package knows some 170 releases, and converts those whose files are of a format of their own. It is an optional
+extra, imported when a release is asked for and not before. Its list of a release names each SAE; the site is
+told from that name (`blocks.5.hook_resid_post`, `layer_20/width_16k/canonical`, `l3m_8x`) and the release's, so
+that listing needs no network. Several SAEs at one site are told apart by a pattern of their names:
+`sae-lens:gemma-scope-2b-pt-res@layer_*/width_16k/average_l0_7?`.
+
+What its loader returns is read as a sae-lens folder is: a configuration, and tensors by name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from saeflow.errors import (
+    BadFile,
+    InvalidArgument,
+    MissingExtra,
+    UnknownRelease,
+    Unreachable,
+    UnsupportedFormat,
+)
+from saeflow.ids import Part, Site
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.formats.hooks import site_of_hook
+from saeflow.sources.formats.sae_lens import sae_lens_dictionary
+
+_DIRECTORY: Final = "sae_lens.loading.pretrained_saes_directory"
+_LAYER: Final = re.compile(r"(?:^|[/_.-])(?:layer_?|l|L)?(\d+)(?=$|[/_.a-zA-Z-])")
+_PARTS: Final = (
+    (Part.ATT, re.compile(r"(?:^|[/_.-])(?:att|attn|attention|lxa|hook_z)(?=$|[/_.-])|^l\d+a_")),
+    (Part.MLP, re.compile(r"(?:^|[/_.-])(?:mlp|transcoders?|clt|lxm)(?=$|[/_.-])|^l\d+m_")),
+    # the last three name releases whose SAEs are all of the residual stream, which no name of theirs says
+    (
+        Part.RES,
+        re.compile(r"(?:^|[/_.-])(?:res|resid|lxr)(?=$|[/_.-])|^l\d+r_|^qwen-scope|^goodfire|-andyrdt$"),
+    ),
+)
+_HOOK: Final = re.compile(r"blocks\.\d+\.(?:attn\.)?hook_[a-z]+(?:_[a-z]+)?")
+
+
+def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], str]:
+    """What opens each dictionary of a release of sae-lens, and the model's name there; fetches nothing.
+
+    `name` is the release, with a pattern of SAE names after an @ where one is needed.
+
+    Raises:
+        MissingExtra: when sae-lens is not installed.
+        UnknownRelease: when it has no such release.
+        InvalidArgument: when several SAEs are at one site, or the pattern fits none.
+        UnsupportedFormat: when no site can be told from the names of its SAEs.
+    """
+    release, _, pattern = name.partition("@")
+    listed = _listing(release)
+    names = [sae for sae in listed.saes_map if not pattern or fnmatch.fnmatchcase(sae, pattern)]
+    if not names:
+        raise InvalidArgument(
+            f"{pattern!r} fits none of the SAEs of {release}: {_some(list(listed.saes_map))}."
+        )
+    at: dict[Site, list[str]] = {}
+    for sae in names:
+        site = _site(release, sae)
+        if site is not None:
+            at.setdefault(site, []).append(sae)
+    if not at:
+        raise UnsupportedFormat(
+            f"no SAE of {release} says its site by its name: {_some(names)}. Load one with sae-lens, save it with "
+            "save_model, and pass the folder."
+        )
+    several = next(((site, saes) for site, saes in sorted(at.items()) if len(saes) > 1), None)
+    if several:
+        raise InvalidArgument(
+            f"{release} has {len(several[1])} SAEs at {several[0]}: {_some(several[1])}. Choose with a pattern of "
+            f"their names: sae-lens:{release}@{several[1][0].replace(str(several[0].layer), '*', 1)}"
+        )
+    openers: dict[Site, Callable[[], Dictionary]] = {
+        site: partial(_open, release, saes[0], site) for site, saes in sorted(at.items())
+    }
+    return openers, str(listed.model)
+
+
+class _InMemory:
+    """Tensors that the loader returned, as a file of named tensors."""
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        self._path, self._tensors = Path(name), dict(tensors)
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name].detach().float()
+
+
+def _open(release: str, sae_name: str, site: Site) -> Dictionary:
+    where = f"sae-lens:{release}, {sae_name}"
+    try:
+        sae: Any = _module("sae_lens").SAE.from_pretrained(release, sae_name, device="cpu", dtype="float32")
+    except OSError as error:
+        raise Unreachable(
+            f"{where}: cannot be fetched ({type(error).__name__}: {error}). Check the network and that your account "
+            "may read the repository (hf auth login)."
+        ) from error
+    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise BadFile(f"{where}: sae-lens does not load it ({type(error).__name__}: {error}).") from error
+    # before version 6 a tuple of the SAE, its configuration and sparsities
+    sae = sae[0] if isinstance(sae, tuple) else sae
+    tensors: Mapping[str, Tensor] = sae.state_dict()
+    config: dict[str, Any] = sae.cfg.to_dict()
+    transcoder = "transcoder" in str(config.get("architecture"))
+    made = sae_lens_dictionary(
+        config, lambda: _InMemory(where, tensors), None if transcoder else site, where=where
+    )
+    if made.site != site:
+        raise UnsupportedFormat(
+            f"{where}: is at {made.site}, and its name says {site}. Save it, and pass the folder."
+        )
+    return made
+
+
+def _listing(release: str) -> Any:
+    directory: Mapping[str, Any] = _module(_DIRECTORY).get_pretrained_saes_directory()
+    if release not in directory:
+        like = [name for name in directory if name.startswith(release[:6])] or list(directory)
+        raise UnknownRelease(
+            f"sae-lens has no release {release!r} among its {len(directory)}: {_some(like)}."
+        )
+    return directory[release]
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtra(
+            f"releases of sae-lens are read by that package, which cannot be imported ({error}). Install it with "
+            'pip install "saeflow[sae-lens]".'
+        ) from error
+
+
+def _site(release: str, sae: str) -> Site | None:
+    hook = _HOOK.match(sae)  # some are followed by a width or the name of a training run
+    if hook is not None:
+        try:
+            return site_of_hook(
+                hook[0].replace(".hook_z", ".attn.hook_z").replace("attn.attn.", "attn."), "", sae
+            )[0]
+        except UnsupportedFormat:
+            return None
+    if "embed" in sae:
+        return None
+    layers = [found[1] for found in _LAYER.finditer(sae)]
+    part = next((part for part, names in _PARTS if names.search(sae)), None)
+    part = part or next((part for part, names in _PARTS if names.search(release)), None)
+    return Site(int(layers[0]), part) if layers and part else None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
