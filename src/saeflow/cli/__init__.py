@@ -8,7 +8,20 @@ from __future__ import annotations
 
 import sys
 
-from saeflow.cli import agreement, correlate, experiments, graph, info, matching
+from saeflow.cli import (
+    agreement,
+    correlate,
+    experiments,
+    graph,
+    info,
+    labels,
+    matching,
+    plan,
+    releases,
+    steer,
+    sweep,
+    themes,
+)
 from saeflow.cli.app import app
 from saeflow.errors import SaeflowError
 
@@ -17,6 +30,12 @@ matching.add_to(app)
 agreement.add_to(app)
 correlate.add_to(app)
 experiments.add_to(app)
+themes.add_to(app)
+plan.add_to(app)
+steer.add_to(app)
+sweep.add_to(app)
+labels.add_to(app)
+releases.add_to(app)
 info.add_to(app)
 
 

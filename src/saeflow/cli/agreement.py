@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from saeflow.cli.app import Json, Projector, Release, progress, projector, show
+from saeflow.cli.lists import names_of
 from saeflow.errors import InvalidArgument
 
 
@@ -45,7 +46,7 @@ def agreement(
     from saeflow.matching.methods import METHODS
     from saeflow.sources.library import load_dictionaries
 
-    asked = [name.strip() for name in methods.split(",") if name.strip()] or list(METHODS)
+    asked = names_of(methods) or list(METHODS)
     with progress("matching") as report:
         tables = dict(
             compare_methods(

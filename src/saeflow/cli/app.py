@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,3 +74,18 @@ def projector(name: str) -> LanguageModel | None:
     from saeflow.sources.model import load_model
 
     return load_model(name)
+
+
+@contextmanager
+def bars() -> Generator[Callable[[str], Callable[[int, int, str], None]]]:
+    """Bars that appear when they are asked for, one after the other."""
+    with ExitStack() as stack:
+        known: dict[str, Callable[[int, int, str], None]] = {}
+
+        def bar(what: str) -> Callable[[int, int, str], None]:
+            if what not in known:
+                stack.close()  # rich shows one at a time
+                known[what] = stack.enter_context(progress(what))
+            return known[what]
+
+        yield bar

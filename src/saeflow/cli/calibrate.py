@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +28,9 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="What the rows are drawn with.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
     model: Projector = "",
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw thresholds by layer here (.svg, .png, .pdf).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Draw what best matches score by chance, keep it with the atlas, and show thresholds by layer."""
@@ -35,6 +39,10 @@ def calibrate(
     from saeflow.report.tables import calibration_rows
     from saeflow.sources.library import load_dictionaries
 
+    if figure:
+        from saeflow.report.figures.saving import format_of
+
+        format_of(figure)  # a bad ending is told before the work, not after it
     opened = open_atlas(atlas or release)
     with progress("calibrating") as report:
         made = run(
@@ -42,5 +50,22 @@ def calibrate(
             projector=projector(model), progress=report,
         )  # fmt: skip
     found = calibration_rows(made, fdr)
+    if figure:
+        from saeflow.report.figures import calibrated_thresholds, save
+
+        save(calibrated_thresholds(figure_rows(found)), figure)
     summary = {"release": made.release, "null": null, "fdr": fdr, "folder": str(made.folder)}
     show(as_json, summary | {"pairs": found}, summary, found)
+
+
+def figure_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `calibration_rows` as the figure takes them: predecessors only, a gap where nothing is significant."""
+    return [
+        {
+            "layer": row["layer"], "part": row["part"],
+            "threshold": None if row["threshold"] >= 1 else row["threshold"],
+            "null_q50": row["null q50"], "null_q99": row["null q99"],
+            "kept": row["kept"], "kept_fixed": row["kept plain"],
+        }
+        for row in rows if row["direction"] == "backward"
+    ]  # fmt: skip

@@ -6,8 +6,7 @@ Both go on where a killed run stopped, when they are called again with the same 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Json, Release, print_table, progress
+from saeflow.cli.app import Json, Release, bars, print_table, progress
+from saeflow.cli.lists import layers_of, names_of, number_of, numbers_of
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def origins(
     from saeflow.experiments.origins import run_origins
 
     lab = _Lab.open(release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, first=0)
-    with _bars() as bar:
-        matched = origin_methods(_names(methods), lab.matchings(bar))
+    with bars() as bar:
+        matched = origin_methods(names_of(methods), lab.matchings(bar))
     samples = partial(lab.samples, texts, tokens, max_length)
     arguments = {"texts": texts, "tokens": tokens, "layers": lab.layers, "max_length": max_length}
     request = lab.request("origins", matched, arguments)
@@ -125,10 +125,10 @@ def deactivate(
     from saeflow.experiments.methods import deactivation_strategies
 
     lab = _Lab.open(release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, first=1)
-    with _bars() as bar:
-        matched, searches = deactivation_strategies(_names(strategies), lab.matchings(bar))
-    sweep = tuple(_number(factor, "--r") for factor in _names(r))
-    loss_targets = None if loss == "all" else int(_number(loss, "--loss"))
+    with bars() as bar:
+        matched, searches = deactivation_strategies(names_of(strategies), lab.matchings(bar))
+    sweep = numbers_of("--r", r)
+    loss_targets = None if loss == "all" else int(number_of("--loss", loss))
     protocol = Protocol(tuple(lab.layers), features, sweep, loss_targets, searches, max_length, seed)
     samples = partial(lab.samples, texts, tokens, max_length)
     arguments = {
@@ -178,8 +178,8 @@ class _Lab:
         from saeflow.sources.library import load_dictionaries
         from saeflow.sources.model import load_model
 
-        names = expand(_names(datasets))
-        chosen = expand(_names(fitted)) if fitted else tuple(n for n in names if n.startswith("demo:"))
+        names = expand(names_of(datasets))
+        chosen = expand(names_of(fitted)) if fitted else tuple(n for n in names if n.startswith("demo:"))
         if not fitted:
             chosen = tuple(n for n in chosen if n != "demo:python") or names[:1]
         for name in (*names, *chosen):
@@ -188,7 +188,7 @@ class _Lab:
         covered = sorted(
             {source.layer for source, target in matches if source.part is Part.RES and target < source}
         )
-        asked = _layers(layers) or [layer for layer in covered if layer >= first]
+        asked = list(layers_of(layers)) or [layer for layer in covered if layer >= first]
         if missing := sorted(set(asked) - set(covered)):
             raise InvalidArgument(
                 f"--layers {layers}: the atlas has no matches of {missing}. It covers {covered}."
@@ -286,39 +286,3 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
             text = f"{text} ({row['low']:.3f} to {row['high']:.3f})"
         cells[name.replace("control_deactivated", "control").replace("_", " ")] = text
     return cells
-
-
-@contextmanager
-def _bars() -> Generator[Callable[[str], Callable[[int, int, str], None]]]:
-    """Bars that appear when they are asked for, one after the other."""
-    with ExitStack() as stack:
-        known: dict[str, Callable[[int, int, str], None]] = {}
-
-        def bar(what: str) -> Callable[[int, int, str], None]:
-            if what not in known:
-                stack.close()  # rich shows one at a time
-                known[what] = stack.enter_context(progress(what))
-            return known[what]
-
-        yield bar
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _number(text: str, option: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidArgument(f"{option} {text!r} is no number. Give one, such as 0.5.") from None
-
-
-def _layers(text: str) -> list[int]:
-    found: set[int] = set()
-    for piece in _names(text):
-        low, _, high = piece.partition("-")
-        if not (low.isdigit() and (high.isdigit() or not high)):
-            raise InvalidArgument(f"--layers {text!r} holds {piece!r}. Write layers as 6,12,18 or 6-9.")
-        found |= set(range(int(low), int(high or low) + 1))
-    return sorted(found)

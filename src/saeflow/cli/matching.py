@@ -9,7 +9,7 @@ import typer
 
 from saeflow.cli import calibrate
 from saeflow.cli.app import Json, Projector, Release, progress, projector, show
-from saeflow.errors import InvalidArgument
+from saeflow.cli.lists import parts_of
 
 Method = Annotated[str, typer.Option(help="How rows are compared; `saeflow methods` lists the ways.")]
 
@@ -84,16 +84,11 @@ def atlas_build(
     model: Projector = "",
 ) -> None:
     """Match every pair of sites that a flow graph needs. A killed build goes on where it stopped."""
-    from saeflow.ids import Part
     from saeflow.matching.atlas import atlas_cache
     from saeflow.matching.build import build_atlas
     from saeflow.sources.library import load_dictionaries
 
-    asked = [part.strip() for part in parts.split(",")]
-    unknown = sorted(set(asked) - {part.value for part in Part})
-    if unknown:
-        raise InvalidArgument(f"--parts {parts!r} names {', '.join(unknown)}. Parts are res, mlp, att.")
-    dictionaries = load_dictionaries(release, device=device).only([Part(part) for part in asked])
+    dictionaries = load_dictionaries(release, device=device).only(parts_of(parts))
     own = release.replace("/", "--") if method == "cosine" else f"{release.replace('/', '--')}.{method}"
     folder = out or atlas_cache() / own
     with progress("matching") as report:

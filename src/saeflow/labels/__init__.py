@@ -1,5 +1,22 @@
-"""Words for features: what a row of a dictionary stands for, read from files. No torch."""
+"""Words for features: what a row of a dictionary stands for.
 
-from saeflow.labels.words import Context, FeatureWords, Words, WordsFolder, no_words, open_words
+Read from files (`words`), fetched from Neuronpedia (`neuronpedia`, `bulk`), made from a model and text (`local`),
+explained by a language model (`explain`), and searched (`search`). All but `local` work without torch.
+"""
 
-__all__ = ["Context", "FeatureWords", "Words", "WordsFolder", "no_words", "open_words"]
+from saeflow.labels.sources import words_folder, words_folders, words_for
+from saeflow.labels.words import (
+    Context,
+    FeatureWords,
+    Merged,
+    Words,
+    WordsFolder,
+    no_words,
+    open_words,
+    write_words,
+)
+
+__all__ = [
+    "Context", "FeatureWords", "Merged", "Words", "WordsFolder", "no_words", "open_words", "words_folder",
+    "words_folders", "words_for", "write_words",
+]  # fmt: skip

@@ -1,24 +1,34 @@
-"""Words for features, one compressed file per site, read at first use.
+"""Words for features, one compressed file per site, read at first use. No torch.
 
 A folder of words holds `{layer}.{part}.jsonl.gz`, with one line of JSON per row of the dictionary (null where
-nothing is known). A graph asks for one feature of many sites, so that only the lines asked for are parsed:
+nothing is known). A graph asks for one feature of many sites, so that only the lines asked for are read:
 
     {"label": "...", "tokens": ["...", ...], "promotes": ["...", ...], "frequency": 0.01,
-     "contexts": [{"tokens": [...], "values": [...], "source": "python"}, ...]}
+     "contexts": [{"tokens": [...], "values": [...], "source": "python"}, ...], "by": "...", "score": 0.9}
+
+All but the label may be missing. How the lines lie in the file is said in `lines`.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
 from saeflow.errors import BadFile
 from saeflow.ids import FeatureId, Site
+from saeflow.labels.lines import read_line, read_lines, write_lines
+
+BEFORE: Final = 9
+"""Tokens of a context before its strongest one, at most."""
+
+AFTER: Final = 4
+"""Tokens of a context after its strongest one, at most."""
+
+_IN_A_LABEL: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,9 @@ class FeatureWords:
 
     `label` is one line for a table or a node. `tokens` are those it fires on most strongly;
     `promotes` those its row raises most in the logit lens (the row through the final norm's gain and
-    the unembedding); `frequency` is the share of tokens it is active on, None when unknown.
+    the unembedding); `frequency` is the share of tokens it is active on, None when unknown. `by` says what
+    wrote the label: a model that explained it, or "" for one made of the tokens. `score` is how well the label
+    told held-out contexts from others, balanced accuracy from 0 to 1 (`detection`), None when not measured.
     """
 
     label: str
@@ -44,6 +56,17 @@ class FeatureWords:
     promotes: tuple[str, ...] = ()
     contexts: tuple[Context, ...] = ()
     frequency: float | None = None
+    by: str = ""
+    score: float | None = None
+
+    def filled(self, other: FeatureWords) -> FeatureWords:
+        """The same with what is unknown here taken from `other`; a label goes with its `by` and `score`."""
+        told = self if self.label else other
+        frequency = other.frequency if self.frequency is None else self.frequency
+        return FeatureWords(
+            told.label, self.tokens or other.tokens, self.promotes or other.promotes,
+            self.contexts or other.contexts, frequency, told.by, told.score,
+        )  # fmt: skip
 
 
 @runtime_checkable
@@ -61,7 +84,7 @@ class Words(Protocol):
 
 @dataclass(frozen=True)
 class WordsFolder:
-    """Words read from a folder, a site at a time."""
+    """Words read from a folder, a line or a site at a time."""
 
     folder: Path
 
@@ -71,20 +94,134 @@ class WordsFolder:
         Raises:
             BadFile: when the site's file cannot be read.
         """
-        path = _path(self.folder, feature.site)
-        lines = _lines(path)
-        return _words(path, feature.index, lines[feature.index]) if feature.index < len(lines) else None
+        path = words_path(self.folder, feature.site)
+        line = read_line(path, feature.index)
+        return None if line is None else from_json(line, f"{path}: line {feature.index + 1}")
 
     def site(self, site: Site) -> list[FeatureWords | None]:
-        """Words of every row of a site, in order; empty when the folder has none."""
-        path = _path(self.folder, site)
-        return [_words(path, row, line) for row, line in enumerate(_lines(path))]
+        """Words of every row of a site, in order; empty when the folder has none.
+
+        Raises:
+            BadFile: when the site's file cannot be read.
+        """
+        path = words_path(self.folder, site)
+        return [from_json(line, f"{path}: line {row + 1}") for row, line in enumerate(read_lines(path))]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites there are words of, in order of computation."""
+        return words_sites(self.folder)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Words from several places: what the first does not know of a feature is taken from the next."""
+
+    places: tuple[Words, ...]
+
+    def get(self, feature: FeatureId) -> FeatureWords | None:
+        """What the places know of `feature` together.
+
+        Raises:
+            BadFile: when a file of words cannot be read.
+        """
+        return _together([place.get(feature) for place in self.places])
+
+    def site(self, site: Site) -> list[FeatureWords | None]:
+        """Words of every row of a site that a place knows, in order.
+
+        Raises:
+            BadFile: when a file of words cannot be read.
+        """
+        told = [place.site(site) for place in self.places]
+        rows = max(map(len, told), default=0)
+        return [_together([words[row] for words in told if row < len(words)]) for row in range(rows)]
 
 
 def open_words(atlas_folder: Path) -> Words:
     """The words that lie beside an atlas, in its folder `words`; none when there is no such folder."""
     folder = atlas_folder / "words"
     return WordsFolder(folder) if folder.is_dir() else no_words
+
+
+def write_words(folder: Path, site: Site, rows: Iterable[FeatureWords | None]) -> int:
+    """Write the words of a site into a folder, one row a feature; returns how many rows.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    return write_lines(words_path(folder, site), map(to_json, rows))
+
+
+def words_path(folder: Path, site: Site) -> Path:
+    """The file of a site in a folder of words."""
+    return folder / f"{site.layer}.{site.part.value}.jsonl.gz"
+
+
+def words_sites(folder: Path) -> tuple[Site, ...]:
+    """The sites a folder has words of, in order of computation; other files are passed over."""
+    return tuple(sorted(site for site, _ in _files(folder)))
+
+
+def label_of(tokens: Sequence[str], n: int = _IN_A_LABEL) -> str:
+    """A label of one line from a feature's strongest tokens: the first `n` that differ in more than case.
+
+    Whitespace alone is written as an escape; a piece of a character, which cannot be shown, is left out.
+    """
+    kept: dict[str, str] = {}
+    for token in tokens:
+        word = " ".join(token.split()) or repr(token).strip("'")
+        if "\ufffd" not in word:
+            kept.setdefault(word.lower(), word)
+    return ", ".join(list(kept.values())[:n])
+
+
+def to_json(words: FeatureWords | None) -> str:
+    """One line of a file of words. ASCII alone, so that no character of a token can end the line."""
+    if words is None:
+        return "null"
+    told: dict[str, Any] = {
+        "label": words.label,
+        "tokens": words.tokens,
+        "promotes": words.promotes,
+        "frequency": words.frequency,
+        "contexts": [{"tokens": c.tokens, "values": c.values, "source": c.source} for c in words.contexts],
+    }
+    if words.by:
+        told["by"] = words.by
+    if words.score is not None:
+        told["score"] = words.score
+    return json.dumps(told, separators=(",", ":"), allow_nan=False)
+
+
+def from_json(line: str, where: str) -> FeatureWords | None:
+    """The inverse of `to_json`.
+
+    Raises:
+        BadFile: when the line holds no words; begins with `where`.
+    """
+    try:
+        told = cast("dict[str, Any] | None", json.loads(line))
+        if told is None:
+            return None
+        contexts = tuple(
+            Context(_texts(c["tokens"]), tuple(_number(v) for v in c["values"]), str(c.get("source", "")))
+            for c in told.get("contexts", ())
+        )
+        if not isinstance(told["label"], str):
+            raise TypeError(f"the label is {told['label']!r}")
+        frequency, score = told.get("frequency"), told.get("score")
+        return FeatureWords(
+            label=told["label"],
+            tokens=_texts(told.get("tokens", ())),
+            promotes=_texts(told.get("promotes", ())),
+            contexts=contexts,
+            frequency=None if frequency is None else _number(frequency),
+            by=str(told.get("by", "")),
+            score=None if score is None else _number(score),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadFile(f"{where} holds no words ({error!r}). Fetch or build them again.") from None
 
 
 class _NoWords:
@@ -100,38 +237,32 @@ class _NoWords:
 no_words: Words = _NoWords()
 
 
-def _path(folder: Path, site: Site) -> Path:
-    return folder / f"{site.layer}.{site.part.value}.jsonl.gz"
+def _files(folder: Path) -> Iterable[tuple[Site, Path]]:
+    for path in folder.glob("*.jsonl.gz"):
+        try:
+            yield Site.parse(path.name.removesuffix(".jsonl.gz").replace(".", "/")), path
+        except ValueError:
+            continue
 
 
-@lru_cache(maxsize=128)
-def _lines(path: Path) -> tuple[str, ...]:
-    """Lines of a site's file, none when there is no file."""
-    if not path.exists():
-        return ()
-    try:
-        return tuple(gzip.decompress(path.read_bytes()).decode().splitlines())
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise BadFile(f"{path}: these words cannot be read ({error}). Fetch or build them again.") from None
+def _together(told: Sequence[FeatureWords | None]) -> FeatureWords | None:
+    known = [words for words in told if words is not None]
+    if not known:
+        return None
+    out = known[0]
+    for words in known[1:]:
+        out = out.filled(words)
+    return out
 
 
-def _words(path: Path, row: int, line: str) -> FeatureWords | None:
-    try:
-        told = cast("dict[str, Any] | None", json.loads(line))
-        if told is None:
-            return None
-        contexts = tuple(
-            Context(tuple(c["tokens"]), tuple(float(v) for v in c["values"]), c.get("source", ""))
-            for c in told.get("contexts", ())
-        )
-        return FeatureWords(
-            label=told["label"],
-            tokens=tuple(told.get("tokens", ())),
-            promotes=tuple(told.get("promotes", ())),
-            contexts=contexts,
-            frequency=told.get("frequency"),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadFile(
-            f"{path}: line {row + 1} holds no words ({error!r}). Fetch or build them again."
-        ) from None
+def _texts(found: Any) -> tuple[str, ...]:
+    if isinstance(found, str) or not all(isinstance(text, str) for text in found):
+        raise TypeError(f"{found!r} is no list of texts")
+    return tuple(found)
+
+
+def _number(found: Any) -> float:
+    value = float(found)
+    if isinstance(found, bool | str) or not math.isfinite(value):
+        raise TypeError(f"{found!r} is no finite number")
+    return value

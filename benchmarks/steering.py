@@ -1,0 +1,154 @@
+"""Steered generation: what hooks cost a call, and what one batch of many settings saves.
+
+    python benchmarks/steering.py [--quick] [--json] [--settings 64]
+
+`overhead`: `generate` of transformers inside `model.intervening(plan)` against the same call on the model alone. The
+demo model, 16 rows, greedy, 64 tokens; the plan adds a feature at every site the flow graphs of three starts reach
+(attention, MLP and residual stream of all layers), with a schedule. Making the vectors of the plan is counted.
+
+`sweep_speedup`: `saeflow.steering.generate` of many settings in one call, which puts them into batches of up to 256
+rows, against one call a setting, both with the same sampler, prompt and seeds. Rows tell the ratio for 1, 4, 16 and 64
+samples a setting; the key is that of 4. With many samples a setting one call already fills the machine, and there is
+little left to save.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import GenerationConfig
+
+import saeflow
+from _timing import Row, arguments, interleaved, peak_memory, show
+from saeflow import Add, FeatureId, LanguageModel, Part, Site
+from saeflow.sources.library import DictionarySet
+from saeflow.steering.generate import Generation, Request, generate
+from saeflow.steering.growth import activation_plan, grow, targets
+from saeflow.steering.plan import SteeringPlan
+from saeflow.steering.sampling import Sampling
+from saeflow.steering.schedule import Exponential
+
+PROMPT = "I think"
+BATCH = 256
+SAMPLES = (1, 4, 16, 64)
+KEY = 4
+
+
+@dataclass(frozen=True)
+class World:
+    """The demo pack, and a plan that changes every layer."""
+
+    model: LanguageModel
+    dictionaries: DictionarySet
+    plan: SteeringPlan
+
+
+def world() -> World:
+    """Graphs of features of the third layer, one through the whole depth among them."""
+    model, dictionaries = saeflow.load_model("demo"), saeflow.load_dictionaries("demo")
+    starts = [FeatureId(Site(3, Part.RES), index) for index in (541, 5, 17)]
+    found = targets(
+        grow(starts, saeflow.open_atlas("demo"), thresholds=saeflow.Thresholds(res=0.0, mlp=0.0, att=0.0))
+    )
+    return World(model, dictionaries, activation_plan(found, Exponential(1.0), release="demo"))
+
+
+def plainly(world: World, tokens: int, *, rows: int = 16) -> None:
+    """`generate` of transformers, of a fixed length."""
+    prompt = world.model.tokenize([PROMPT] * rows)
+    config = GenerationConfig(
+        max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=world.model.pad_id
+    )
+    world.model.hf_model.generate(
+        prompt.input_ids, attention_mask=prompt.attention_mask, generation_config=config
+    )
+
+
+def steered(world: World, tokens: int) -> None:
+    with world.model.intervening(world.plan, world.dictionaries):
+        plainly(world, tokens)
+
+
+def settings(world: World, n: int) -> list[SteeringPlan]:
+    """Plans of `n` settings: layers 0 to l of the plan, at many strengths."""
+    layers = world.model.n_layers
+    return [world.plan.at_layers(range(1 + i % layers)).scaled(0.5 + 4 * i / n) for i in range(n)]
+
+
+def requests(plans: list[SteeringPlan], samples: int) -> list[Request]:
+    return [Request(PROMPT, seed, plan) for plan in plans for seed in range(samples)]
+
+
+def together(world: World, plans: list[SteeringPlan], samples: int, sampling: Sampling) -> list[Generation]:
+    return generate(world.model, world.dictionaries, requests(plans, samples), sampling, batch=BATCH)
+
+
+def one_by_one(world: World, plans: list[SteeringPlan], samples: int, sampling: Sampling) -> list[Generation]:
+    found: list[Generation] = []
+    for plan in plans:
+        found += generate(world.model, world.dictionaries, requests([plan], samples), sampling)
+    return found
+
+
+def overhead(world: World, tokens: int, repeats: int) -> tuple[list[Row], float]:
+    taken = interleaved(
+        {"unsteered": partial(plainly, world, tokens), "steered": partial(steered, world, tokens)}, repeats
+    )
+    ratio = taken["steered"] / taken["unsteered"]
+    size = f"demo model, 16 rows, {tokens} tokens"
+    sites = sum(isinstance(edit, Add) for edit in world.plan)
+    rows = [
+        Row("generate of transformers", size, taken["unsteered"]),
+        Row("the same, inside intervening(plan)", size, taken["steered"], ratio, "unsteered",
+            note=f"{len(world.plan.features)} features at {sites} sites"),
+    ]  # fmt: skip
+    return rows, ratio
+
+
+def sweep(world: World, n: int, samples: int, sampling: Sampling, repeats: int) -> tuple[list[Row], float]:
+    plans = settings(world, n)
+    batch, single = (partial(way, world, plans, samples, sampling) for way in (together, one_by_one))
+    same = sum(a.ids == b.ids for a, b in zip(batch(), single(), strict=True)) / (n * samples)
+    taken = interleaved({"batch": batch, "single": single}, repeats)
+    ratio = taken["batch"] / taken["single"]
+    size = f"{n} settings x {samples} samples, {sampling.max_new_tokens} tokens"
+    extra = None if samples != KEY else peak_memory(world_, partial(_in_a_batch, n=n, sampling=sampling))
+    rows = [
+        Row("a call a setting", size, taken["single"]),
+        Row("all settings in one call", size, taken["batch"], ratio, "a call a setting", extra,
+            note=f"{1 / ratio:.1f} times faster; {same:.1%} of the texts are the same"),
+    ]  # fmt: skip
+    return rows, 1 / ratio
+
+
+def world_() -> World:
+    """The world with everything that is read once already read."""
+    made = world()
+    together(made, settings(made, 1), 1, Sampling(max_new_tokens=2))
+    return made
+
+
+def _in_a_batch(made: World, n: int, sampling: Sampling) -> None:
+    together(made, settings(made, n), KEY, sampling)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--settings", type=int, default=64)
+    told = parser.parse_args()
+    n, tokens = (8, 8) if told.quick else (told.settings, 64)
+    sampling = Sampling(max_new_tokens=8) if told.quick else Sampling()
+    made = world_()
+    with torch.no_grad():
+        rows, more = overhead(made, tokens, 3 if told.quick else 15)
+    speedups: dict[int, float] = {}
+    for samples in SAMPLES[:2] if told.quick else SAMPLES:
+        found, speedups[samples] = sweep(made, n, samples, sampling, 1 if told.quick else 3)
+        rows += found
+    show(rows, as_json=told.json, overhead=more, sweep_speedup=speedups[KEY])
+
+
+if __name__ == "__main__":
+    main()

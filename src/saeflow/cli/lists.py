@@ -1,0 +1,75 @@
+"""What options hold several of, with commas between: names, numbers, layers, parts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from saeflow.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from saeflow.ids import Part
+
+
+def names_of(text: str) -> list[str]:
+    """The names, without spaces around them; none of an empty text."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers_of(option: str, text: str) -> tuple[float, ...]:
+    """The numbers.
+
+    Raises:
+        InvalidArgument: when one is none, or is not finite.
+    """
+    try:
+        found = tuple(float(piece) for piece in names_of(text))
+    except ValueError:
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise InvalidArgument(f"{option} {text!r} is no list of numbers. Write them as 0.5,1,2.")
+    return found
+
+
+def number_of(option: str, text: str) -> float:
+    """The one number.
+
+    Raises:
+        InvalidArgument: when it is none, or is not finite.
+    """
+    found = numbers_of(option, text)
+    if len(found) != 1:
+        raise InvalidArgument(f"{option} {text!r} is no number. Give one, such as 0.5.")
+    return found[0]
+
+
+def layers_of(text: str) -> tuple[int, ...]:
+    """Layers, ascending, from "6,12,18" or "6-9".
+
+    Raises:
+        InvalidArgument: when a piece is neither.
+    """
+    found: set[int] = set()
+    for piece in names_of(text):
+        low, _, high = piece.partition("-")
+        if not (low.isdigit() and (high.isdigit() or not high)):
+            raise InvalidArgument(f"--layers {text!r} holds {piece!r}. Write layers as 6,12,18 or 6-9.")
+        found |= set(range(int(low), int(high or low) + 1))
+    return tuple(sorted(found))
+
+
+def parts_of(text: str) -> tuple[Part, ...]:
+    """The parts, in the order of computation.
+
+    Raises:
+        InvalidArgument: when one is no part, or there is none.
+    """
+    from saeflow.ids import Part
+
+    names = names_of(text)
+    unknown = sorted(set(names) - {part.value for part in Part})
+    if unknown or not names:
+        raise InvalidArgument(
+            f"--parts {text!r} names {', '.join(unknown) or 'none'}. Parts are res, mlp, att."
+        )
+    return tuple(part for part in Part if part.value in names)

@@ -1,0 +1,156 @@
+"""How well a label tells where a feature fires: detection, after Paulo et al. 2024 (arXiv 2410.13928). No torch.
+
+A model is shown the label and some passages, half of which the feature fires on, and says which. None of them was seen
+by whoever wrote the label. The score is the balanced accuracy, (share of firing passages found + share of silent ones
+left) / 2: 0.5 for a label that says nothing, 1 for one that says all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.ids import FeatureId, Site
+from saeflow.labels.lines import read_lines
+from saeflow.labels.words import Context, FeatureWords
+
+CONTROLS: Final = "controls"
+OTHERS: Final = "other features"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A passage, and whether the feature fires in it."""
+
+    text: str
+    fires: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What came of showing a label and some passages.
+
+    Attributes:
+        found: share of the passages it fires on that were named, 0 to 1.
+        left: share of the silent passages that were not named, 0 to 1.
+        n_firing: passages it fires on.
+        n_silent: silent passages.
+        silent_from: "controls", passages drawn at random in which it was seen to be silent; or "other features",
+            passages of others that hold none of its tokens, where it may fire for all that is known.
+    """
+
+    found: float
+    left: float
+    n_firing: int
+    n_silent: int
+    silent_from: str
+
+    @property
+    def score(self) -> float:
+        """The balanced accuracy, 0 to 1; 0.5 is what guessing gives."""
+        return (self.found + self.left) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The passages of one feature, in the order they are shown."""
+
+    examples: tuple[Example, ...]
+    silent_from: str
+
+    def scored(self, answers: Sequence[bool]) -> Detection:
+        """What the answers are worth.
+
+        Raises:
+            InvalidArgument: when there is not one answer for each passage.
+        """
+        if len(answers) != len(self.examples):
+            raise InvalidArgument(
+                f"{len(answers)} answers for {len(self.examples)} passages. Give one for each."
+            )
+        firing = [said for said, example in zip(answers, self.examples, strict=True) if example.fires]
+        silent = [not said for said, example in zip(answers, self.examples, strict=True) if not example.fires]
+        return Detection(
+            sum(firing) / len(firing), sum(silent) / len(silent), len(firing), len(silent), self.silent_from
+        )
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Where silent passages of a site are taken from.
+
+    Attributes:
+        site: the site.
+        controls: passages drawn at random, each with the features that fire in it.
+        rows: words of every feature, for sites without controls.
+    """
+
+    site: Site
+    controls: tuple[tuple[str, frozenset[int]], ...]
+    rows: Sequence[FeatureWords | None]
+
+    @staticmethod
+    def of(path: Path, site: Site, rows: Sequence[FeatureWords | None]) -> Silence:
+        """Read the controls of a site, none where there is no file of them.
+
+        Raises:
+            BadFile: when the file cannot be read.
+        """
+        found: list[tuple[str, frozenset[int]]] = []
+        for number, line in enumerate(read_lines(path), 1):
+            try:
+                told: dict[str, Any] = json.loads(line)
+                found.append(("".join(told["tokens"]), frozenset(int(one) for one in told["active"])))
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadFile(
+                    f"{path}: line {number} holds no passage ({error!r}). Make the words again."
+                ) from None
+        return Silence(site, tuple(found), rows)
+
+    def passages(self, feature: FeatureId, n: int, rng: np.random.Generator) -> tuple[list[str], str]:
+        """Up to `n` passages in which a feature is silent, drawn at random, and where they are from."""
+        silent = [text for text, active in self.controls if feature.index not in active and text.strip()]
+        if silent:
+            return _drawn(silent, n, rng), CONTROLS
+        own = self.rows[feature.index] if feature.index < len(self.rows) else None
+        tokens = {token.strip().lower() for token in own.tokens} if own is not None else set[str]()
+        texts: list[str] = []
+        for place in rng.permutation(len(self.rows)).tolist():
+            other = self.rows[place]
+            if place == feature.index or other is None or not other.contexts:
+                continue
+            context = other.contexts[0]
+            if not tokens.intersection(token.strip().lower() for token in context.tokens):
+                texts.append(text_of(context))
+            if len(texts) == n:
+                break
+        return texts, OTHERS
+
+
+def make_trial(
+    feature: FeatureId, held_out: Sequence[Context], silence: Silence, n_silent: int, rng: np.random.Generator
+) -> Trial | None:
+    """The passages to show for a feature, shuffled; None when there is none of either kind."""
+    silent, silent_from = silence.passages(feature, n_silent, rng)
+    if not held_out or not silent:
+        return None
+    examples = [Example(text_of(context), True) for context in held_out] + [
+        Example(text, False) for text in silent
+    ]
+    order = rng.permutation(len(examples)).tolist()
+    return Trial(tuple(examples[place] for place in order), silent_from)
+
+
+def text_of(context: Context) -> str:
+    """A passage as running text."""
+    return "".join(context.tokens)
+
+
+def _drawn(texts: Sequence[str], n: int, rng: np.random.Generator) -> list[str]:
+    return [texts[int(place)] for place in rng.permutation(len(texts))[:n].tolist()]

@@ -1,0 +1,223 @@
+"""What is remembered of a site while text streams by: strongest contexts, strongest tokens, how often each fires.
+
+Memory is bounded by the dictionary, not by the text: of each feature a fixed number of passages, and of tokens those
+with the highest mean activation so far. Sums are kept in whole numbers (units of 2^-20), so that they do not depend
+on the order of addition, and a run that was stopped and gone on with ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load, save
+from torch import Tensor
+
+from saeflow.ids import Site
+from saeflow.labels.words import AFTER, BEFORE
+
+SLOTS: Final = 32
+"""Tokens whose sums are kept of each feature; ten of them are shown."""
+
+SPARE: Final = 3
+"""Passages kept for each one shown: some turn out to be the same."""
+
+PRIOR: Final = 10
+"""Silent occurrences every token is given, so that one seen a few times cannot lead."""
+
+WINDOW: Final = BEFORE + 1 + AFTER
+_UNIT: Final = 2.0**20
+
+
+class Seen:
+    """Gathered at one site.
+
+    Attributes:
+        fired: Int[n_features], tokens each feature was active on.
+        peak: Float[n_features, slots], activation at the strongest token of each passage, 0 where a slot is free.
+        ids: Int[n_features, slots, WINDOW], its token ids, -1 beyond its ends.
+        values: Float[n_features, slots, WINDOW], activations.
+        source: Int[n_features, slots], number of where the text came from.
+        pairs: Int[n_pairs], feature * vocabulary + token, ascending.
+        sums: Int[n_pairs], the token's activations summed, in units of 2^-20.
+    """
+
+    def __init__(self, n_features: int, vocabulary: int, contexts: int, device: torch.device | str) -> None:
+        """Nothing seen yet; `contexts` passages are to be shown."""
+        slots = contexts * SPARE
+        self.n_features, self.vocabulary = n_features, vocabulary
+        self.fired = torch.zeros(n_features, dtype=torch.int64, device=device)
+        self.peak = torch.zeros(n_features, slots, device=device)
+        self.ids = torch.full((n_features, slots, WINDOW), -1, dtype=torch.int32, device=device)
+        self.values = torch.zeros(n_features, slots, WINDOW, device=device)
+        self.source = torch.zeros(n_features, slots, dtype=torch.int32, device=device)
+        self.pairs = torch.zeros(0, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(0, dtype=torch.int64, device=device)
+        self._new: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Everything gathered, by name."""
+        names = ("fired", "peak", "ids", "values", "source", "pairs", "sums")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        for name, tensor in state.items():
+            setattr(self, name, tensor.to(self.fired.device))
+
+    def add(
+        self,
+        acts: Float[Tensor, "batch pos n_features"],
+        ids: Int[Tensor, "batch pos"],
+        real: Bool[Tensor, "batch pos"],
+        source: Int[Tensor, " batch"],
+    ) -> None:
+        """Take in some texts; their tokens count once `settle` was called.
+
+        Args:
+            acts: activations; those of tokens that are not real do not count.
+            ids: token ids.
+            real: which tokens are text.
+            source: number of where each text came from.
+        """
+        acts = acts * real[..., None]
+        self.fired += (acts > 0).sum(dim=(0, 1))
+        self._add_contexts(acts, torch.where(real, ids, -1).to(torch.int32), source)
+        text, column, feature = acts.nonzero(as_tuple=True)
+        value = (acts[text, column, feature].double() * _UNIT).round().to(torch.int64)
+        self._new.append((feature * self.vocabulary + ids[text, column], value))
+
+    def _add_contexts(
+        self,
+        acts: Float[Tensor, "batch pos n_features"],
+        ids: Int[Tensor, "batch pos"],
+        source: Int[Tensor, " batch"],
+    ) -> None:
+        """Keep the strongest passages; of equal ones those that came first."""
+        n_texts, n_tokens, n_features = acts.shape
+        peak, top = acts.max(dim=1)
+        columns = top[:, None] + torch.arange(-BEFORE, AFTER + 1, device=acts.device)[None, :, None]
+        inside = (columns >= 0) & (columns < n_tokens)
+        columns = columns.clamp(0, n_tokens - 1)
+        values = acts.gather(1, columns) * inside
+        tokens = ids[torch.arange(n_texts, device=ids.device)[:, None, None], columns].masked_fill(
+            ~inside, -1
+        )
+        both = torch.cat([self.peak, peak.T.to(self.peak)], 1)
+        order = both.sort(dim=1, descending=True, stable=True).indices[:, : self.peak.shape[1]]
+        wide = order[..., None].expand(-1, -1, WINDOW)
+        self.peak = both.gather(1, order)
+        self.values = torch.cat([self.values, values.permute(2, 0, 1).to(self.values)], 1).gather(1, wide)
+        self.ids = torch.cat([self.ids, tokens.permute(2, 0, 1)], 1).gather(1, wide)
+        from_where = source.to(self.source)[None].expand(n_features, -1)
+        self.source = torch.cat([self.source, from_where], 1).gather(1, order)
+
+    def settle(self, occurred: Int[Tensor, " vocab"]) -> None:
+        """Add what was taken in to the sums, and keep of each feature the tokens with the highest means.
+
+        Args:
+            occurred: how often each token was seen so far, all texts that were taken in included.
+        """
+        pairs = torch.cat([self.pairs, *(pairs for pairs, _ in self._new)])
+        value = torch.cat([self.sums, *(value for _, value in self._new)])
+        self._new.clear()
+        all_pairs, order = pairs.sort(stable=True)
+        unique, group = all_pairs.unique_consecutive(return_inverse=True)
+        sums = torch.zeros_like(unique).index_add_(0, group, value[order])
+        rank = ranks(unique // self.vocabulary, means(sums, occurred[unique % self.vocabulary]))
+        kept = rank < SLOTS
+        self.pairs, self.sums = unique[kept], sums[kept]
+
+
+def means(sums: Int[Tensor, " n"], occurred: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Mean activation of a feature on a token over all occurrences of the token, drawn towards 0 by `PRIOR`."""
+    return sums.double() / _UNIT / (occurred + PRIOR)
+
+
+def ranks(group: Int[Tensor, " n"], value: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Place of each value among those of its group, 0 for the highest; of equal ones, the first is before.
+
+    `group` is ascending.
+    """
+    by_value = value.sort(descending=True, stable=True).indices
+    order = by_value[group[by_value].sort(stable=True).indices]
+    first = torch.searchsorted(group, group)
+    out = torch.empty_like(order)
+    out[order] = torch.arange(len(order), device=order.device) - first
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A passage drawn at random: those with the lowest tickets are kept.
+
+    Attributes:
+        ticket: drawn from the seed and the number of the text.
+        ids: token ids, -1 for those that are no text.
+        source: number of where the text came from.
+        active: for each site, the features that fire in the passage, ascending.
+    """
+
+    ticket: int
+    ids: list[int]
+    source: int
+    active: dict[str, list[int]]
+
+
+@dataclass
+class State:
+    """Everything a run over text has seen.
+
+    Attributes:
+        seen: what was gathered at each site.
+        occurred: Int[vocab], how often each token was seen.
+        units: batches of texts taken in.
+        n_texts: texts taken in.
+        n_tokens: tokens that count.
+        digest: sha256 of the texts.
+        sources: where texts came from, by number.
+        controls: passages drawn at random, lowest ticket first.
+    """
+
+    seen: dict[Site, Seen]
+    occurred: Tensor
+    units: int = 0
+    n_texts: int = 0
+    n_tokens: int = 0
+    digest: str = ""
+    sources: list[str] = field(default_factory=list)
+    controls: list[Control] = field(default_factory=list)
+
+    def pack(self) -> bytes:
+        """The state as a safetensors file."""
+        told = {
+            "units": self.units, "n_texts": self.n_texts, "n_tokens": self.n_tokens, "digest": self.digest,
+            "sources": self.sources, "controls": [[c.ticket, c.ids, c.source, c.active] for c in self.controls],
+        }  # fmt: skip
+        tensors = {f"{site}/{name}": t for site, seen in self.seen.items() for name, t in seen.state.items()}
+        tensors["occurred"] = self.occurred
+        tensors["told"] = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
+        return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+
+    def unpack(self, data: bytes) -> State:
+        """The inverse of `pack`, for the sites of this state, whose tensors it takes over.
+
+        Raises:
+            SafetensorError: when the data is no such file.
+            KeyError: when it is of other sites.
+            ValueError: when its description cannot be read.
+        """
+        found = load(data)
+        told = json.loads(bytes(found["told"].tolist()))
+        restored = {
+            site: {name: found[f"{site}/{name}"] for name in seen.state} for site, seen in self.seen.items()
+        }
+        controls = [Control(*one) for one in told.pop("controls")]
+        for site, state in restored.items():
+            self.seen[site].restore(state)
+        return State(self.seen, found["occurred"].to(self.occurred.device), controls=controls, **told)

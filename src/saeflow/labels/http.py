@@ -1,0 +1,273 @@
+"""Fetching over HTTP as a guest should: few requests, patience, and nothing lost when the line is cut. No torch.
+
+    get        a small answer, whole: tried again after 429, 5xx, cut connections and time-outs
+    download   a file: goes on where it was cut, if the server says that it is still the same file
+
+A key goes in a header that is not sent on to another host, and stands in no message.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import os
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+
+from saeflow.errors import BadFile, Unreachable
+from saeflow.paths import write_atomic
+from saeflow.version import __version__
+
+T = TypeVar("T")
+
+Received: TypeAlias = Callable[[int], None]
+"""Told how many bytes of a file are here."""
+
+_AGAIN: Final = {408, 425, 429, 500, 502, 503, 504}
+_CUT: Final = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
+_PIECE: Final = 1 << 18
+_MOST: Final = 64 << 20
+"""Bytes that an answer of `get` may have."""
+_HOUR: Final = 3600.0
+
+
+class Fetcher:
+    """One guest of one service: its key, its share of requests, its patience."""
+
+    def __init__(
+        self,
+        *,
+        headers: Mapping[str, str] | None = None,
+        per_hour: int | None = None,
+        attempts: int = 6,
+        timeout: float = 60.0,
+        patience: float = 900.0,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Set how often is asked, and how long is waited.
+
+        Args:
+            headers: sent with each request to the address itself, and to none it leads on to.
+            per_hour: requests in any 60 minutes at most; those above wait.
+            attempts: how often a request is made in all, when answers say "later" or do not come.
+            timeout: seconds without a byte after which an attempt is given up.
+            patience: the longest time in seconds to wait before another attempt, if the service asks for it.
+            sleep: waits; another one in tests.
+            clock: seconds that only grow.
+        """
+        self._headers = dict(headers or {})
+        self._per_hour = per_hour
+        self._attempts, self._timeout, self._patience = attempts, timeout, patience
+        self._sleep, self._clock = sleep, clock
+        self._asked: deque[float] = deque()
+        self._lock = threading.Lock()
+
+    def get(self, url: str) -> bytes | None:
+        """What the address answers; None when it says that there is no such thing (404).
+
+        Raises:
+            Unreachable: when it refuses, or does not answer after all attempts.
+        """
+        return self._patiently(url, lambda: self._get_once(url))
+
+    def download(
+        self, url: str, path: Path, *, size: int | None = None, received: Received | None = None
+    ) -> None:
+        """Fetch a file to `path`, whole or not at all; a piece that an earlier call left is gone on from.
+
+        Args:
+            url: where the file is.
+            path: where it goes. The piece lies beside it as `{name}.part`, with what it is a piece of.
+            size: bytes the file should have, where that is known.
+            received: told after each piece.
+
+        Raises:
+            Unreachable: when the server refuses or does not answer after all attempts, or there is no such file.
+            BadFile: when what came does not have the size it should.
+        """
+        part = path.with_name(f"{path.name}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = self._patiently(url, lambda: self._download_once(url, part, received))
+        if found is None:
+            raise Unreachable(
+                f"{url} does not exist (404). Check the names, or fetch the list of files again."
+            )
+        here = part.stat().st_size
+        if size is not None and here != size:
+            _forget(part)
+            raise BadFile(f"{url} has {here} bytes, and {size} were announced. Fetch again.")
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+        _forget(part)
+
+    def _patiently(self, url: str, attempt: Callable[[], T]) -> T | None:
+        """Make the attempts; one that brought new bytes is not counted."""
+        failed = 0
+        while True:
+            try:
+                self._take_turn()
+                return attempt()
+            except _Progress:
+                failed = 0
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code == 404:
+                    return None
+                failed += 1
+                if error.code not in _AGAIN or failed == self._attempts:
+                    raise self._refused(url, error.code) from None
+                self._wait(url, failed, error.headers.get("Retry-After"))
+            except _CUT as error:
+                failed += 1
+                if failed == self._attempts:
+                    raise Unreachable(
+                        f"{url} does not answer ({_reason(error)}), {failed} times. Check the network, or work offline "
+                        "with what is here."
+                    ) from None
+                self._wait(url, failed, None)
+
+    def _take_turn(self) -> None:
+        if self._per_hour is None:
+            return
+        with self._lock:
+            now = self._clock()
+            while self._asked and now - self._asked[0] >= _HOUR:
+                self._asked.popleft()
+            if len(self._asked) >= self._per_hour:
+                self._sleep(_HOUR - (now - self._asked.popleft()))
+                now = self._clock()
+            self._asked.append(now)
+
+    def _wait(self, url: str, failed: int, asked: str | None) -> None:
+        """As long as the service asks, else 1, 2, 4… seconds."""
+        wanted = _seconds(asked)
+        if wanted is not None and wanted > self._patience:
+            raise Unreachable(
+                f"{url} asks to come back in {wanted:.0f} seconds. Try again then: what was fetched so far is kept."
+            )
+        self._sleep(min(2.0 ** (failed - 1), 60.0) if wanted is None else wanted)
+
+    def _refused(self, url: str, code: int) -> Unreachable:
+        why = {
+            401: "The key was not accepted: check NEURONPEDIA_API_KEY.",
+            403: "It may not be read from here: check the address, and NEURONPEDIA_API_KEY if it needs one.",
+            429: "Too many requests were made: try again later, what was fetched so far is kept.",
+        }.get(code, "Try again later, or work offline with what is here.")
+        return Unreachable(f"{url} answers {code}. {why}")
+
+    def _request(self, url: str, extra: Mapping[str, str]) -> urllib.request.Request:
+        if not url.startswith(("https://", "http://")):
+            raise Unreachable(f"{url!r} is no web address. Give one that begins with https://.")
+        request = urllib.request.Request(url, headers={"User-Agent": f"saeflow/{__version__}", **extra})  # noqa: S310
+        for name, value in self._headers.items():
+            request.add_unredirected_header(name, value)
+        return request
+
+    def _open(self, request: urllib.request.Request) -> Any:
+        return urllib.request.urlopen(request, timeout=self._timeout)  # noqa: S310 - http and https alone, see _request
+
+    def _get_once(self, url: str) -> bytes:
+        with self._open(self._request(url, {})) as answer:
+            data = answer.read(_MOST + 1)
+            if len(data) > _MOST:
+                raise Unreachable(f"{url} answers with more than {_MOST >> 20} MB. Check the address.")
+            announced = answer.headers.get("Content-Length")
+        if announced is not None and announced.isdecimal() and len(data) < int(announced):
+            raise http.client.IncompleteRead(data, int(announced) - len(data))
+        return data
+
+    def _download_once(self, url: str, part: Path, received: Received | None) -> bool:
+        before, sign = _left(part, url)
+        extra = {"Range": f"bytes={before}-", "If-Range": sign} if before else {}
+        try:
+            answer = self._open(self._request(url, extra))
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and before:  # the piece is no beginning of this file
+                error.close()
+                _forget(part)
+                raise _Progress from None
+            raise
+        with answer:
+            here = before if answer.status == 206 else 0
+            if here and not _continues(answer.headers.get("Content-Range"), before):
+                _forget(part)
+                raise http.client.HTTPException("another piece of the file came than was asked for")
+            length = answer.headers.get("Content-Length", "")
+            expected = here + int(length) if length.isdecimal() else None
+            _remember(part, url, answer.headers)
+            try:
+                with part.open("r+b" if here else "wb") as file:
+                    file.seek(here)
+                    file.truncate()
+                    while piece := answer.read(_PIECE):
+                        file.write(piece)
+                        here += len(piece)
+                        if received is not None:
+                            received(here)
+            except _CUT:
+                if here > before and _left(part, url)[0]:
+                    raise _Progress from None
+                raise
+        if expected is not None and here < expected:  # a cut that urllib did not see
+            if here > before and _left(part, url)[0]:
+                raise _Progress
+            raise http.client.IncompleteRead(b"", expected - here)
+        return True
+
+
+class _Progress(Exception):
+    """The line was cut after new bytes came, and the file can be gone on with."""
+
+
+def _left(part: Path, url: str) -> tuple[int, str]:
+    """How much of the file is here, and what to tell the server it is a piece of; 0 when nothing can be used."""
+    try:
+        told = json.loads(part.with_name(f"{part.name}.json").read_text())
+        if told["url"] == url and told["sign"]:
+            return part.stat().st_size, str(told["sign"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return 0, ""
+
+
+def _remember(part: Path, url: str, headers: Any) -> None:
+    """Keep the entity tag, or the date, without which a piece is never gone on with: the file may be another."""
+    tag = headers.get("ETag", "")
+    sign = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+    write_atomic(part.with_name(f"{part.name}.json"), json.dumps({"url": url, "sign": sign}).encode())
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    part.with_name(f"{part.name}.json").unlink(missing_ok=True)
+
+
+def _continues(content_range: str | None, before: int) -> bool:
+    return (content_range or "").startswith(f"bytes {before}-")
+
+
+def _seconds(asked: str | None) -> float | None:
+    """What `Retry-After` asks: seconds, or a date; None for neither."""
+    if asked is None:
+        return None
+    if asked.strip().isdecimal():
+        return float(asked)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    inner = getattr(error, "reason", None) or error
+    return f"{type(inner).__name__}: {inner}".rstrip(": ")

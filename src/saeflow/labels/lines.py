@@ -1,0 +1,180 @@
+"""Lines of text in one .gz file of which a single one can be read. No torch.
+
+A graph asks for one feature at each of many sites, and a site of 131,072 features is tens of MB unpacked. So the
+file is a chain of gzip members of 256 lines each, and ends with an empty member whose header says where the others
+begin: an extra field (RFC 1952, section 2.3.1.1) that ends in a length and a mark, and is so found from the end. Any
+reader of gzip sees the plain lines; a plain .gz file, without that last member, is read whole.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from saeflow.errors import BadFile
+from saeflow.paths import replacing
+
+BLOCK: Final = 256
+"""Lines of a gzip member."""
+
+_LEVEL: Final = 6
+_HEAD: Final = struct.Struct(
+    "<4sIxBH2sH"
+)  # magic, method, flags; time; flags, system; lengths of the extra field
+_COUNTS: Final = struct.Struct("<IQ")  # lines of a block, lines in all
+_TAIL: Final = struct.Struct("<I4s")  # length of the last member, mark
+_MARK: Final = b"SFL1"
+_EMPTY: Final = b"\x03\x00" + bytes(8)  # an empty deflate stream, its checksum and its length
+_MOST_BLOCKS: Final = (65_535 - 4 - _COUNTS.size - _TAIL.size) // 4
+
+_Stamp: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Where the members begin, with the end of the last, and how many lines there are."""
+
+    block: int
+    n_lines: int
+    starts: tuple[int, ...]
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> int:
+    """Write lines, none of which may hold a line break, whole or not at all; returns how many.
+
+    The same lines give the same bytes.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    lengths: list[int] = []
+    n_lines = 0
+    stream = iter(lines)
+    with replacing(path) as part, part.open("wb") as file:
+        while some := list(islice(stream, BLOCK)):
+            packed = gzip.compress("".join(f"{line}\n" for line in some).encode(), _LEVEL, mtime=0)
+            file.write(packed)
+            lengths.append(len(packed))
+            n_lines += len(some)
+        if len(lengths) <= _MOST_BLOCKS:
+            file.write(_last_member(lengths, n_lines))
+    return n_lines
+
+
+def read_line(path: Path, row: int) -> str | None:
+    """The line of a row, None when there is no such file or row; a few blocks are kept in memory.
+
+    Raises:
+        BadFile: when the file cannot be read.
+    """
+    stamp = _stamp(path)
+    if stamp is None or row < 0:
+        return None
+    index = _index(path, stamp)
+    if index is None:
+        lines = _whole(path, stamp)
+        return lines[row] if row < len(lines) else None
+    if row >= index.n_lines:
+        return None
+    return _block(path, stamp, row // index.block)[row % index.block]
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Every line, in order; none when there is no such file. Keeps one block in memory.
+
+    Raises:
+        BadFile: when the file cannot be read.
+    """
+    if not path.exists():
+        return
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield line.rstrip("\n")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _bad(path, error) from None
+
+
+def _last_member(lengths: list[int], n_lines: int) -> bytes:
+    inner = _COUNTS.size + 4 * len(lengths) + _TAIL.size
+    total = _HEAD.size + inner + len(_EMPTY)
+    head = _HEAD.pack(b"\x1f\x8b\x08\x04", 0, 255, inner + 4, b"SF", inner)
+    starts = struct.pack(f"<{len(lengths)}I", *lengths)
+    return b"".join((head, _COUNTS.pack(BLOCK, n_lines), starts, _TAIL.pack(total, _MARK), _EMPTY))
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """What changes when the file does; None when there is none."""
+    try:
+        told = path.stat()
+    except FileNotFoundError:
+        return None
+    return told.st_mtime_ns, told.st_size
+
+
+@lru_cache(maxsize=1024)
+def _index(path: Path, stamp: _Stamp) -> _Index | None:
+    """The index at the end of the file; None when there is none."""
+    size = stamp[1]
+    if size < _HEAD.size + _COUNTS.size + _TAIL.size + len(_EMPTY):
+        return None
+    try:
+        with path.open("rb") as file:
+            file.seek(-_TAIL.size - len(_EMPTY), os.SEEK_END)
+            length, mark = _TAIL.unpack(file.read(_TAIL.size))
+            if mark != _MARK or length > size:
+                return None
+            file.seek(-length, os.SEEK_END)
+            member = file.read(length)
+    except OSError as error:
+        raise _bad(path, error) from None
+    body = member[_HEAD.size : -_TAIL.size - len(_EMPTY)]
+    block, n_lines = _COUNTS.unpack_from(body)
+    lengths = struct.unpack(f"<{(len(body) - _COUNTS.size) // 4}I", body[_COUNTS.size :])
+    starts = (0, *itertools.accumulate(lengths))
+    if starts[-1] + length != size or block < 1 or len(lengths) != -(-n_lines // block):
+        raise _bad(path, ValueError("its index does not fit its length"))
+    return _Index(block, n_lines, starts)
+
+
+@lru_cache(maxsize=256)
+def _block(path: Path, stamp: _Stamp, number: int) -> tuple[str, ...]:
+    index = _index(path, stamp)
+    assert index is not None  # noqa: S101 - only files with an index are read by blocks
+    start, stop = index.starts[number : number + 2]
+    expected = min(index.block, index.n_lines - number * index.block)
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            lines = _split(gzip.decompress(file.read(stop - start)))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _bad(path, error) from None
+    if len(lines) != expected:
+        raise _bad(path, ValueError(f"block {number} has {len(lines)} lines, not {expected}"))
+    return lines
+
+
+@lru_cache(maxsize=128)
+def _whole(path: Path, stamp: _Stamp) -> tuple[str, ...]:  # noqa: ARG001 - another stamp is another file
+    try:
+        return _split(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _bad(path, error) from None
+
+
+def _split(data: bytes) -> tuple[str, ...]:
+    lines = data.decode().split("\n")
+    return tuple(lines if lines[-1] else lines[:-1])
+
+
+def _bad(path: Path, error: Exception) -> BadFile:
+    return BadFile(f"{path}: these words cannot be read ({error}). Fetch or build them again.")

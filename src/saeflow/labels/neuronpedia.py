@@ -1,0 +1,302 @@
+"""Features of Neuronpedia, one at a time over its API, kept on disk. No torch.
+
+    GET /api/feature/{model}/{source}/{index} -> explanations, activations, pos_str, frac_nonzero, …
+
+Read from its public documentation and code, never run against the service itself: see docs/labels.md. A key is
+taken from the environment (NEURONPEDIA_API_KEY) and is not needed to read. Whole sources: `bulk`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from saeflow.errors import BadFile, Unreachable
+from saeflow.ids import FeatureId, Site
+from saeflow.labels.http import Fetcher
+from saeflow.labels.sources import Source, Sources
+from saeflow.labels.words import AFTER, BEFORE, Context, FeatureWords, label_of
+from saeflow.paths import cache_folder, write_atomic
+
+BASE_URL: Final = "https://www.neuronpedia.org"
+KEY: Final = "NEURONPEDIA_API_KEY"
+PER_HOUR: Final = 25_000
+"""Requests an hour the service allows in all."""
+
+CONTEXTS: Final = 4
+TOKENS: Final = 10
+
+_OFFLINE: Final = ("SAEFLOW_OFFLINE", "HF_HUB_OFFLINE")
+_KEPT: Final = (
+    "modelId", "layer", "index", "explanations", "activations", "pos_str", "pos_values", "frac_nonzero", "maxActApprox"
+)  # fmt: skip
+_SPACES: Final = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n", "↵": "\n"})
+
+
+def is_offline() -> bool:
+    """Whether the environment says to work without a network: SAEFLOW_OFFLINE or HF_HUB_OFFLINE."""
+    return any(os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"} for name in _OFFLINE)
+
+
+class Neuronpedia:
+    """The features the service knows, asked for one at a time and kept.
+
+    What was answered once is answered from disk from then on; a feature that the service does not know is asked
+    for again, because someone may label it.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str = BASE_URL,
+        cache: Path | None = None,
+        key: str | None = None,
+        offline: bool | None = None,
+        explainer: str = "",
+        fetcher: Fetcher | None = None,
+    ) -> None:
+        """Ask nothing yet.
+
+        Args:
+            base_url: where the service is, or what stands in for it.
+            cache: folder of what was answered; in saeflow's cache when None.
+            key: sent as X-Api-Key; from the environment when None.
+            offline: answer from disk alone; as the environment says when None.
+            explainer: prefer explanations whose model's name holds this.
+            fetcher: how requests are made; 25,000 an hour at most when None.
+        """
+        self._base = base_url.rstrip("/")
+        self._cache = cache_folder() / "neuronpedia" / "features" if cache is None else cache
+        self.offline = is_offline() if offline is None else offline
+        self._explainer = explainer
+        found = os.environ.get(KEY, "") if key is None else key
+        self._fetcher = fetcher or Fetcher(headers={"X-Api-Key": found} if found else {}, per_hour=PER_HOUR)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether any answer was kept."""
+        return self._cache.is_dir()
+
+    def raw(self, source: Source, index: int, *, refresh: bool = False) -> dict[str, Any] | None:
+        """What the service says of a feature, in its own fields; None when it knows none of that index.
+
+        Args:
+            source: which set of features.
+            index: the row.
+            refresh: ask again even if the answer was kept.
+
+        Raises:
+            Unreachable: when it must be asked and does not answer, or may not be asked (offline).
+            BadFile: when the answer is none of its kind.
+        """
+        path = self._cache / source.model / source.id / f"{index}.json"
+        if path.is_file() and not refresh:
+            try:
+                return _checked(path.read_bytes(), source, index, str(path))
+            except BadFile:
+                path.unlink()  # asked for again below
+        url = f"{self._base}/api/feature/{source}/{index}"
+        if self.offline:
+            raise Unreachable(
+                f"feature {index} of {source} is not kept on this machine, and saeflow is offline. Unset "
+                f"{' and '.join(_OFFLINE)}, or leave out --offline, to fetch {url}."
+            )
+        data = self._fetcher.get(url)
+        if data is None or data.strip() in (b"", b"null"):
+            return None
+        told = _checked(data, source, index, url)
+        write_atomic(path, json.dumps({name: told[name] for name in _KEPT if name in told}).encode())
+        return told
+
+    def feature(self, source: Source, index: int, *, refresh: bool = False) -> FeatureWords | None:
+        """What the service says of a feature, as words; None when it knows nothing.
+
+        Raises:
+            Unreachable: when it must be asked and does not answer, or may not be asked (offline).
+            BadFile: when the answer is none of its kind.
+        """
+        told = self.raw(source, index, refresh=refresh)
+        return (
+            None
+            if told is None
+            else words_of(told, f"feature {index} of {source}", explainer=self._explainer)
+        )
+
+    def words(self, sources: Sources) -> NeuronpediaWords:
+        """The words of a release, asked for one feature at a time."""
+        return NeuronpediaWords(self, sources)
+
+
+@dataclass(frozen=True)
+class NeuronpediaWords:
+    """Words of a release from the API. Offline, what is not kept is not known."""
+
+    api: Neuronpedia
+    sources: Sources
+
+    def get(self, feature: FeatureId) -> FeatureWords | None:
+        """What is known of `feature`; None when nothing is, or when offline and it was never asked for.
+
+        Raises:
+            Unreachable: when the service must be asked and does not answer.
+            BadFile: when an answer is none of its kind.
+        """
+        source = self.sources.at(feature.site)
+        if source is None:
+            return None
+        try:
+            return self.api.feature(source, feature.index)
+        except Unreachable:
+            if self.api.offline:
+                return None
+            raise
+
+    def site(self, site: Site) -> list[FeatureWords | None]:  # noqa: ARG002 - the protocol's signature
+        """Nothing: a whole site is fetched with `bulk`."""
+        return []
+
+
+def words_of(told: Mapping[str, Any], where: str, *, explainer: str = "") -> FeatureWords:
+    """Words from the fields of Neuronpedia.
+
+    The label is the explanation with the best score where any has one, else the first; with `explainer`, the first
+    whose model's name holds it. Contexts are the strongest different ones.
+
+    Raises:
+        BadFile: when a field has another form than it should; begins with `where`.
+    """
+    try:
+        tokens, contexts = contexts_of(told.get("activations") or ())
+        label, by = explanation_of(told.get("explanations") or (), explainer)
+        return FeatureWords(
+            label=label or label_of(tokens),
+            tokens=tokens,
+            promotes=promotes_of(told),
+            contexts=contexts,
+            frequency=frequency_of(told),
+            by=by,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadFile(f"{where}: these are no fields of Neuronpedia ({error!r}). Fetch it again.") from None
+
+
+def promotes_of(told: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tokens of `pos_str`, those of whitespace alone left out.
+
+    Raises:
+        TypeError: when it is no list of texts.
+    """
+    return tuple(token for token in map(plain, told.get("pos_str") or ()) if token.strip())[:TOKENS]
+
+
+def frequency_of(told: Mapping[str, Any]) -> float | None:
+    """`frac_nonzero`: the share of tokens the feature is active on; None where it is not said.
+
+    Raises:
+        ValueError: when it is no share.
+    """
+    found = told.get("frac_nonzero")
+    if found is None:
+        return None
+    share = float(found)
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"frac_nonzero = {found}")
+    return share
+
+
+def contexts_of(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[Context, ...]]:
+    """The tokens a feature fires on most strongly and the strongest contexts, from rows of activations.
+
+    Raises:
+        KeyError: for a row without tokens or values.
+        TypeError: when they are no lists of texts and numbers.
+        ValueError: when there are more or fewer values than tokens.
+    """
+    passages = sorted(map(passage_of, rows), key=lambda passage: -passage[0])
+    firing = [(top, context) for peak, top, context in passages if peak > 0]
+    distinct: dict[str, Context] = {}
+    for _, context in firing:
+        distinct.setdefault("".join(context.tokens), context)
+    return tuple(dict.fromkeys(top for top, _ in firing))[:TOKENS], tuple(distinct.values())[:CONTEXTS]
+
+
+def passage_of(row: Mapping[str, Any]) -> tuple[float, str, Context]:
+    """The strongest activation of a row, its token, and the passage around it.
+
+    Raises:
+        KeyError: for a row without tokens or values.
+        TypeError: when they are no lists of texts and numbers.
+        ValueError: when there are more or fewer values than tokens, or none.
+    """
+    tokens, values = row["tokens"], row["values"]
+    if len(tokens) != len(values) or not tokens:
+        raise ValueError(f"{len(tokens)} tokens with {len(values)} values")
+    top = max(range(len(values)), key=values.__getitem__)
+    span = slice(max(0, top - BEFORE), top + AFTER + 1)
+    context = Context(
+        tuple(map(plain, tokens[span])),
+        tuple(round(max(float(value), 0.0), 3) for value in values[span]),
+        str(row.get("dataSource") or ""),
+    )
+    return float(values[top]), plain(tokens[top]), context
+
+
+def plain(token: str) -> str:
+    """A token as text: the marks of a space and of a line break in vocabularies become what they stand for.
+
+    Raises:
+        TypeError: for what is no text.
+    """
+    if not isinstance(token, str):  # pyright: ignore[reportUnnecessaryIsInstance] - from a file
+        raise TypeError(f"{token!r} is no token")
+    return token.translate(_SPACES)
+
+
+def explanation_of(rows: Sequence[Mapping[str, Any]], explainer: str = "") -> tuple[str, str]:
+    """The explanation to show, on one line, and the model that wrote it; two empty texts when there is none.
+
+    Raises:
+        KeyError: for a score without a value.
+        TypeError: when a field has another type.
+        ValueError: when a score is no number.
+    """
+    told = [
+        (
+            " ".join(str(row["description"]).split()),
+            str(row.get("explanationModelName") or "a person"),
+            _score(row),
+        )
+        for row in rows
+        if row.get("description")
+    ]
+    preferred = [row for row in told if explainer and explainer in row[1]]
+    best = preferred or sorted(told, key=lambda row: row[2], reverse=True)
+    return best[0][:2] if best else ("", "")
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    """The best score of an explanation that is a share; -1 without one. Scores of all kinds are taken alike."""
+    found = [float(score["value"]) for score in row.get("scores") or () if score.get("value") is not None]
+    return max((value for value in found if 0.0 <= value <= 1.0), default=-1.0)
+
+
+def _checked(data: bytes, source: Source, index: int, where: str) -> dict[str, Any]:
+    """The answer as an object that is about the feature asked for."""
+    try:
+        told: Any = json.loads(data)
+    except ValueError as error:
+        raise BadFile(f"{where} holds no JSON ({error}). Check the address, and fetch it again.") from None
+    about = {"modelId": source.model, "layer": source.id, "index": str(index)}
+    if not isinstance(told, dict) or any(str(told.get(name, said)) != said for name, said in about.items()):
+        raise BadFile(
+            f"{where} is not about feature {index} of {source}. Check the address, and fetch it again."
+        )
+    if not any(name in told for name in ("explanations", "activations", "pos_str", "frac_nonzero")):
+        raise BadFile(
+            f"{where} holds nothing that describes a feature. Check the address, and fetch it again."
+        )
+    return cast("dict[str, Any]", told)

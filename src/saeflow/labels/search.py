@@ -1,0 +1,309 @@
+"""Find features by words, as one types, among millions of labels. No torch.
+
+    search(folder, "physics forc")  ->  features whose label or tokens hold "physics" and a word that begins with "forc"
+
+An index (SQLite, FTS5) is built beside the words at the first search, and again when they change. Features are numbered
+by the length of their labels, so that the first matches of a query are those of the shortest labels, and reading a few
+hundred of them is enough to rank: whole words before beginnings, the label before the tokens, the words in the order
+typed, short labels before long ones. Where no feature has all words, those with most of them are found.
+
+What is typed never reaches SQLite as syntax: it is cut into words of letters and digits first, lower case, without
+accents, and the texts of the index were cut in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import sqlite3
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from saeflow.errors import InvalidArgument
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.labels.words import FeatureWords, WordsFolder, words_path, words_sites
+from saeflow.paths import PACK, cache_folder, replacing
+
+INDEX: Final = "search.sqlite"
+VERSION: Final = 2
+
+CANDIDATES: Final = 250
+"""Matches that are read and ranked."""
+
+MOST_WORDS: Final = 16
+"""Words of a query that count."""
+
+_INDEXED: Final = 3  # beginnings of up to so many letters are in the index as words of their own
+_MOST_ENDINGS: Final = 256
+
+_NONE: Final = "\ue000"
+_WORD: Final = re.compile(r"[^\W_]+")
+_SCHEMA: Final = """
+CREATE TABLE about (version INTEGER, fingerprint TEXT);
+CREATE TABLE features (
+    id INTEGER PRIMARY KEY, layer INTEGER, part TEXT, row INTEGER, label TEXT, tokens TEXT, frequency REAL
+);
+CREATE TABLE vocabulary (word TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE VIRTUAL TABLE texts USING fts5(
+    text, content='', columnsize=0, detail=none, prefix='1 2 3', tokenize="unicode61 categories 'L* M* N* Co'"
+);
+"""
+_MATCHES: Final = "SELECT rowid FROM texts WHERE texts MATCH ? LIMIT ?"
+_FEATURES: Final = "SELECT id, layer, part, row, label, tokens, frequency FROM features WHERE id IN ({})"
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+_Row: TypeAlias = tuple[int, str, int, str, str, float | None]
+"""Layer, part, row, label, tokens as JSON, frequency."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A feature that was found, with what a list of results shows of it."""
+
+    feature: FeatureId
+    label: str
+    tokens: tuple[str, ...]
+    frequency: float | None
+
+
+def search(
+    folder: Path,
+    query: str,
+    limit: int = 20,
+    *,
+    sites: Collection[Site] | None = None,
+    progress: Progress | None = None,
+) -> list[Hit]:
+    """The features of a folder of words that fit a query best, best first.
+
+    Every word of the query must be in the label or the tokens of a feature; of the last one its beginning is enough.
+    Where no feature has them all, features with some are given, those with most first.
+
+    Args:
+        folder: a folder of words.
+        query: anything; signs between words do not matter.
+        limit: how many features at most.
+        sites: only features of these.
+        progress: told (sites done, sites in all, site) while the index is built.
+
+    Raises:
+        InvalidArgument: for a limit below 1.
+        BadFile: when the words cannot be read.
+        OSError: when the index can be written neither beside them nor in saeflow's cache.
+    """
+    if limit < 1:
+        raise InvalidArgument(f"limit = {limit} features. Give 1 or more.")
+    asked = words_in(query)[:MOST_WORDS]
+    if not asked:
+        return []
+    path = build_index(folder, progress=progress)
+    with closing(_open(path)) as database:
+        there = _at(sites)
+        found = _features(database, _all_words(database, asked, there) or _some_words(database, asked, there))
+    ranked = sorted((*_rank(row, asked), place) for place, row in enumerate(found))
+    return [_hit(found[place]) for *_, place in ranked[:limit]]
+
+
+def build_index(folder: Path, *, progress: Progress | None = None) -> Path:
+    """The index of a folder of words, built where it is missing or the words have changed; returns its file.
+
+    It lies beside the words, or in saeflow's cache where that folder cannot be written or came with saeflow.
+
+    Raises:
+        BadFile: when the words cannot be read.
+        OSError: when it cannot be written.
+    """
+    fingerprint = _fingerprint(folder)
+    places = _places(folder)
+    for path in places:
+        if _is_current(path, fingerprint):
+            return path
+    for path in places[:-1]:
+        with suppress(PermissionError):
+            _build(folder, path, fingerprint, progress)
+            return path
+    _build(folder, places[-1], fingerprint, progress)
+    return places[-1]
+
+
+def words_in(text: str) -> list[str]:
+    """The words of a text as the index holds them: letters and digits, lower case, without accents."""
+    if text.isascii():
+        return _WORD.findall(text.lower())
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    return _WORD.findall("".join(char for char in plain if not unicodedata.combining(char)))
+
+
+def _places(folder: Path) -> tuple[Path, ...]:
+    name = hashlib.sha256(str(folder.absolute().resolve()).encode()).hexdigest()[:16]
+    apart = cache_folder() / "search" / f"{name}.sqlite"
+    shipped = folder.absolute().resolve().is_relative_to(PACK.resolve())
+    return (apart,) if shipped else (folder / INDEX, apart)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Changes when a file of words is added, removed or written again."""
+    told = [(str(site), *_stamp(words_path(folder, site))) for site in words_sites(folder)]
+    return hashlib.sha256(json.dumps([VERSION, told]).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """The index to read from; it is never changed in place, only replaced."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+
+
+def _is_current(path: Path, fingerprint: str) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with closing(_open(path)) as database:
+            return database.execute("SELECT version, fingerprint FROM about").fetchone() == (
+                VERSION,
+                fingerprint,
+            )
+    except sqlite3.Error:
+        return False
+
+
+def _build(folder: Path, path: Path, fingerprint: str, progress: Progress | None) -> None:
+    with replacing(path) as part, closing(sqlite3.connect(part)) as database:
+        # nothing reads the file before it is whole, and one that was begun is thrown away
+        database.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;")
+        database.executescript(_SCHEMA)
+        database.execute(
+            "CREATE TEMP TABLE read (length INTEGER, layer, part, row, label, tokens, frequency, text)"
+        )
+        vocabulary: set[str] = set()
+        entries = _read(folder, vocabulary, progress)
+        database.executemany("INSERT INTO read VALUES (?, ?, ?, ?, ?, ?, ?, ?)", entries)
+        database.executemany("INSERT INTO vocabulary VALUES (?)", ((word,) for word in sorted(vocabulary)))
+        # short labels first; those without one, last
+        order = "ORDER BY length, rowid"
+        columns = "layer, part, row, label, tokens, frequency"
+        database.execute(f"INSERT INTO features SELECT NULL, {columns} FROM read {order}")  # noqa: S608 - constants
+        numbered = f"SELECT row_number() OVER ({order}), text FROM read {order}"  # noqa: S608 - constants
+        database.execute(f"INSERT INTO texts (rowid, text) {numbered}")
+        database.execute("INSERT INTO texts (texts) VALUES ('optimize')")
+        database.execute("INSERT INTO about VALUES (?, ?)", (VERSION, fingerprint))
+        database.commit()
+
+
+def _read(folder: Path, vocabulary: set[str], progress: Progress | None) -> Iterator[tuple[object, ...]]:
+    sites = words_sites(folder)
+    for done, site in enumerate(sites):
+        if progress:
+            progress(done, len(sites), str(site))
+        for row, known in enumerate(WordsFolder(folder).site(site)):
+            if known is not None:
+                yield _entry(site, row, known, vocabulary)
+
+
+def _entry(site: Site, row: int, known: FeatureWords, vocabulary: set[str]) -> tuple[object, ...]:
+    label = words_in(known.label)
+    words = dict.fromkeys([*label, *(word for token in known.tokens for word in words_in(token))])
+    vocabulary.update(words)
+    text = " ".join([_mark(site), *words])
+    length = len(label) if label else 1_000_000
+    tokens = json.dumps(known.tokens, ensure_ascii=False)
+    return length, site.layer, site.part.value, row, known.label, tokens, known.frequency, text
+
+
+def _mark(site: Site) -> str:
+    """A word that stands for a site, with a sign of private use that no query holds."""
+    return f"\ue000{site.layer}{site.part.value}"
+
+
+def _at(sites: Collection[Site] | None) -> str:
+    """What keeps a search to some sites; nothing for all."""
+    return (
+        ""
+        if sites is None
+        else f" AND ({' OR '.join(_quoted(_mark(site)) for site in sites) or _quoted(_NONE)})"
+    )
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"'
+
+
+def _beginning(database: sqlite3.Connection, word: str) -> str:
+    """What finds every word that begins with one.
+
+    SQLite collects all features of all such words before it gives the first, unless the beginning is short enough
+    to be in the index itself. Given the words one by one, it walks along them.
+    """
+    if len(word) <= _INDEXED:
+        return f"{_quoted(word)}*"
+    query = "SELECT word FROM vocabulary WHERE word >= ? AND word < ? LIMIT ?"
+    found = [row[0] for row in database.execute(query, (word, f"{word}\U0010ffff", _MOST_ENDINGS + 1))]
+    if len(found) > _MOST_ENDINGS:
+        return f"{_quoted(word)}*"
+    return f"({' OR '.join(map(_quoted, found or [word]))})"
+
+
+def _all_words(database: sqlite3.Connection, asked: Sequence[str], there: str) -> list[int]:
+    """Features with all words: those that have the last one whole, then those that have its beginning."""
+    found = _ids(database, f"{' AND '.join(map(_quoted, asked))}{there}")
+    if len(found) < CANDIDATES:
+        parts = [*map(_quoted, asked[:-1]), _beginning(database, asked[-1])]
+        found = list(dict.fromkeys([*found, *_ids(database, f"{' AND '.join(parts)}{there}")]))
+    return found
+
+
+def _some_words(database: sqlite3.Connection, asked: Sequence[str], there: str) -> list[int]:
+    """Features with some of the words, each word or its beginning; those with most first."""
+    words = dict.fromkeys(asked)
+    counts = Counter(one for word in words for one in _ids(database, f"{_beginning(database, word)}{there}"))
+    return [one for one, _ in sorted(counts.items(), key=lambda row: (-row[1], row[0]))[:CANDIDATES]]
+
+
+def _ids(database: sqlite3.Connection, expression: str) -> list[int]:
+    try:
+        return [row[0] for row in database.execute(_MATCHES, (expression, CANDIDATES))]
+    except sqlite3.OperationalError:
+        # A word of a script that SQLite's tables cut into two; without places of words it cannot look for both.
+        return []
+
+
+def _features(database: sqlite3.Connection, ids: Iterable[int]) -> list[_Row]:
+    numbers = list(ids)
+    query = _FEATURES.format(", ".join("?" * len(numbers)))
+    known = {row[0]: row[1:] for row in database.execute(query, numbers)}
+    return [known[one] for one in numbers]
+
+
+def _hit(row: _Row) -> Hit:
+    layer, part, index, label, tokens, frequency = row
+    return Hit(FeatureId(Site(layer, Part(part)), index), label, tuple(json.loads(tokens)), frequency)
+
+
+def _rank(row: _Row, asked: Sequence[str]) -> tuple[int, int, int, int, int]:
+    """Smaller is better: words that are missing, then beginnings, words of the tokens alone, order, length."""
+    label, tokens = words_in(row[3]), words_in(row[4])
+    missing = beginnings = elsewhere = 0
+    places: list[int] = []
+    for word in asked:
+        if word in label:
+            places.append(label.index(word))
+        elif any(one.startswith(word) for one in label):
+            beginnings += 1
+            places.append(next(place for place, one in enumerate(label) if one.startswith(word)))
+        elif any(one.startswith(word) for one in tokens):
+            elsewhere += 1
+            beginnings += word not in tokens
+        else:
+            missing += 1
+    out_of_order = sum(after != before + 1 for before, after in itertools.pairwise(places))
+    return missing, beginnings, elsewhere, out_of_order, len(label)

@@ -1,0 +1,118 @@
+"""Steering with the features of flow graphs: find where to start, plan, generate, judge (sections 3.5 and 5.3).
+
+A `SteeringPlan` is data: features with a strength or a factor each, in a file that a person reads and edits.
+`grow`, `targets` and `activation_plan` or `suppression_plan` make one from starting features and an atlas, without
+torch; folding, budgets and output scores bring the weights and the model in; `LanguageModel.intervening` applies it
+to any generation, and `saeflow.steering.generate` to many samples at once. Names are imported at first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from saeflow.steering.budget import (
+        Budget,
+        PlanChange,
+        Shares,
+        change_lengths,
+        fit_budget,
+        hidden_norms,
+        norm_sites,
+        plan_change,
+        shares,
+        within,
+    )
+    from saeflow.steering.folding import fold_scales, typical_activations
+    from saeflow.steering.generate import Generation, Request
+    from saeflow.steering.growth import (
+        Reach,
+        Target,
+        activation_plan,
+        grow,
+        pick,
+        suppression_plan,
+        targets,
+    )
+    from saeflow.steering.output_score import output_scores
+    from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step, load_plan
+    from saeflow.steering.planning import PlanRequest, build_plan
+    from saeflow.steering.sampling import Sampling
+    from saeflow.steering.schedule import (
+        Constant,
+        Exponential,
+        Linear,
+        Schedule,
+        ScheduleKind,
+        schedule_from,
+    )
+    from saeflow.steering.starts import Found, find_by_texts, find_by_words
+    from saeflow.steering.theme import Task, Theme, load_theme, themes
+
+_HOME = {
+    "Budget": "budget",
+    "Constant": "schedule",
+    "Direction": "plan",
+    "Dropped": "plan",
+    "Exponential": "schedule",
+    "Found": "starts",
+    "Generation": "generate",
+    "Linear": "schedule",
+    "PlanChange": "budget",
+    "PlanRequest": "planning",
+    "Reach": "growth",
+    "Request": "generate",
+    "Sampling": "sampling",
+    "Schedule": "schedule",
+    "ScheduleKind": "schedule",
+    "Shares": "budget",
+    "SteeringPlan": "plan",
+    "Step": "plan",
+    "Target": "growth",
+    "Task": "theme",
+    "Theme": "theme",
+    "activation_plan": "growth",
+    "build_plan": "planning",
+    "change_lengths": "budget",
+    "find_by_texts": "starts",
+    "find_by_words": "starts",
+    "fit_budget": "budget",
+    "fold_scales": "folding",
+    "grow": "growth",
+    "hidden_norms": "budget",
+    "load_plan": "plan",
+    "load_theme": "theme",
+    "norm_sites": "budget",
+    "output_scores": "output_score",
+    "pick": "growth",
+    "plan_change": "budget",
+    "schedule_from": "schedule",
+    "shares": "budget",
+    "suppression_plan": "growth",
+    "targets": "growth",
+    "themes": "theme",
+    "typical_activations": "folding",
+    "within": "budget",
+}
+
+__all__ = [
+    "Budget", "Constant", "Direction", "Dropped", "Exponential", "Found", "Generation", "Linear", "PlanChange",
+    "PlanRequest", "Reach", "Request", "Sampling", "Schedule", "ScheduleKind", "Shares", "SteeringPlan", "Step",
+    "Target", "Task", "Theme", "activation_plan", "build_plan", "change_lengths", "find_by_texts",
+    "find_by_words", "fit_budget", "fold_scales", "grow", "hidden_norms", "load_plan", "load_theme",
+    "norm_sites", "output_scores", "pick", "plan_change", "schedule_from", "shares", "suppression_plan",
+    "targets", "themes", "typical_activations", "within",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'saeflow.steering' has no attribute {name!r}")
+    return getattr(import_module(f"saeflow.steering.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return list(__all__)

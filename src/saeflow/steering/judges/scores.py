@@ -1,0 +1,79 @@
+"""What a judge is given, what it gives back, and what a judge is. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias, runtime_checkable
+
+from saeflow.errors import InvalidArgument
+from saeflow.steering.plan import Direction
+from saeflow.steering.theme import Theme
+
+HIGHEST: Final = 5
+"""The highest mark of a rubric; the lowest is 0 (appendix B)."""
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Called with (done, total, what is being done)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a text is written, and how much of the theme is in it (section 4.2).
+
+    Attributes:
+        coherence: language quality, 0 (none) to 5.
+        behavior: presence of the theme, 0 (none) to 5, whether it was to be promoted or suppressed.
+
+    Raises:
+        InvalidArgument: for a mark outside 0 to 5, NaN among them.
+    """
+
+    coherence: float
+    behavior: float
+
+    def __post_init__(self) -> None:
+        """Refuse marks outside their range."""
+        for name, mark in (("coherence", self.coherence), ("behavior", self.behavior)):
+            if not 0 <= mark <= HIGHEST:
+                raise InvalidArgument(f"{name} = {mark} is no mark. Give a number from 0 to {HIGHEST}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A generated text, as judges see it.
+
+    Attributes:
+        text: what was generated, without the prompt.
+        prompt: what it continues.
+        loss: mean loss of its tokens in nats under the unsteered model, given the prompt
+            (`saeflow.steering.metrics.losses`). NaN where there is none: a judge that reads texts only never looks.
+        ids: its tokens, where they are known; without them repetition is counted in words.
+    """
+
+    text: str
+    prompt: str
+    loss: float = math.nan
+    ids: tuple[int, ...] = ()
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Marks texts. The scores of a text do not depend on the texts it is judged with."""
+
+    @property
+    def name(self) -> str:
+        """What is said of the judge beside every number that rests on it."""
+        ...
+
+    def score(
+        self,
+        theme: Theme,
+        direction: Direction,
+        texts: Sequence[Judged],
+        *,
+        progress: Progress | None = None,
+    ) -> list[Score]:
+        """A score for each text, in order."""
+        ...

@@ -1,0 +1,231 @@
+"""How far a plan moves the residual stream: lengths of what it adds, at each site, each layer, and up to each layer.
+
+With d_l the sum of all that a plan adds at the sites of layer l: |d_l|, and |d_0 + ... + d_l|, the norm of a sum, in
+which directions that differ partly cancel and like ones add up in full. It follows the change along the stream
+alone: what later layers make of it is not in it.
+
+For suppression d is (r - 1) a V, its length averaged over the tokens of texts, and the activations a can be read in
+two ways. On the unsteered model d is proportional to r - 1, but what one layer has removed is counted again at the
+next: the total of a cumulative plan comes out several times too large. With `steered`, the plan runs, and each site
+finds what the plan has left of its features: that is what is really changed, and `budget.fit_budget` holds it to a
+budget by search. For activation the two agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from saeflow.errors import InvalidArgument
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.sources.architectures import Point
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.hooks import Change
+from saeflow.sources.model import LanguageModel
+from saeflow.sources.values import Place, Tokens
+from saeflow.steering.plan import Direction, SteeringPlan
+from saeflow.steering.written import (
+    MAX_LENGTH,
+    by_site,
+    read_places,
+    stream_rows,
+    token_batches,
+    token_factors,
+    unit_rows,
+)
+
+_Key = TypeVar("_Key", Site, int)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChange:
+    """Lengths of what a plan adds to the stream, in units of the hidden state; for suppression means over tokens.
+
+    Attributes:
+        at_site: of what is added at each site.
+        at_layer: of the sum over the sites of each layer.
+        upto: of the sum over this layer and all before it, at each layer that is changed.
+    """
+
+    at_site: Mapping[Site, float]
+    at_layer: Mapping[int, float]
+    upto: Mapping[int, float]
+
+
+def norm_sites(plan: SteeringPlan) -> tuple[Site, ...]:
+    """The residual sites whose norms a plan's shares are of: one for each layer it changes."""
+    return tuple(Site(layer, Part.RES) for layer in plan.layers)
+
+
+def hidden_norms(
+    model: LanguageModel, sites: Iterable[Site], texts: Sequence[str], *, max_length: int = MAX_LENGTH
+) -> dict[Site, float]:
+    """The mean length of the hidden state at some sites, over the tokens of texts that are not special.
+
+    The begin-of-text token is left out: its state is many times longer than any other.
+
+    Args:
+        model: what the texts run through, unsteered.
+        sites: where.
+        texts: one or more.
+        max_length: tokens a text is cut to.
+
+    Raises:
+        InvalidArgument: when no text has a token that is not special.
+        UnknownSite: for a layer the model does not have.
+    """
+    asked = sorted(set(sites))
+    total = dict.fromkeys(asked, 0.0)
+    n = 0
+    for tokens, real in token_batches(model, texts, max_length=max_length):
+        held = model.capture(tokens, asked)
+        for site in asked:
+            total[site] += float(torch.linalg.vector_norm(held[site][real].double(), dim=-1).sum())
+        n += int(real.sum())
+    return {site: length / n for site, length in total.items()}
+
+
+def plan_change(
+    plan: SteeringPlan,
+    dictionaries: Mapping[Site, Dictionary],
+    model: LanguageModel | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    steered: bool = False,
+    max_length: int = MAX_LENGTH,
+) -> PlanChange:
+    """How much a plan changes at each site, at each layer, and up to each layer.
+
+    Args:
+        plan: to activate or suppress; `tokens` is not looked at: lengths are those of a token that is changed.
+        dictionaries: of the plan's sites.
+        model: needed for suppression, and to activate features of z.
+        texts: what activations are read on; needed for suppression alone.
+        steered: read them while the plan runs, each site as the sites before it leave it.
+        max_length: tokens a text is cut to.
+
+    Raises:
+        InvalidArgument: for a suppression without a model or texts, or `steered` with a transcoder's features.
+        WidthMismatch: on z without a model, or with a model whose z has another width.
+        UnknownSite: for a site without a dictionary.
+        UnknownFeature: for an index outside its dictionary.
+    """
+    groups = list(by_site(plan.features, dictionaries))
+    values = {step.feature: step.value for step in plan.steps}
+    if plan.direction is Direction.ACTIVATE:
+        vectors = {
+            dictionary.site: _weights(values, here) @ unit_rows(dictionary, here, model)
+            for dictionary, here in groups
+        }
+        return _lengths({site: vector[None] for site, vector in vectors.items()})
+    if model is None or not texts:
+        raise InvalidArgument(
+            "what a suppression changes depends on how active its features are. Pass the model and texts in which they "
+            "fire."
+        )
+    edits = (plan, dictionaries) if steered else None
+    return _mean_change(groups, values, model, texts, max_length, edits)
+
+
+def change_lengths(
+    plan: SteeringPlan,
+    dictionaries: Mapping[Site, Dictionary],
+    model: LanguageModel | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+) -> dict[Site, float]:
+    """The length of what a plan adds at each site: |s V| to activate, the mean |(r - 1) a V| to suppress.
+
+    Raises:
+        As `plan_change`, which also tells the lengths of sums over sites.
+    """
+    return dict(plan_change(plan, dictionaries, model, texts=texts).at_site)
+
+
+def _weights(values: Mapping[FeatureId, float], features: Sequence[FeatureId]) -> Float64[Tensor, " n"]:
+    return torch.tensor([values[feature] for feature in features], dtype=torch.float64)
+
+
+def _mean_change(
+    groups: Sequence[tuple[Dictionary, list[FeatureId]]],
+    values: Mapping[FeatureId, float],
+    model: LanguageModel,
+    texts: Sequence[str],
+    max_length: int,
+    edits: tuple[SteeringPlan, Mapping[Site, Dictionary]] | None,
+) -> PlanChange:
+    """Mean lengths of (r - 1) a V over the tokens of texts, unsteered or under the edits."""
+    places = [place for dictionary, _ in groups for place in read_places(dictionary, model)]
+    rows = {dictionary.site: stream_rows(dictionary, here, model) for dictionary, here in groups}
+    found: list[tuple[PlanChange, int]] = []
+    for tokens, real in token_batches(model, texts, max_length=max_length):
+        held = _held(model, tokens, places, edits)
+        vectors: dict[Site, Tensor] = {}
+        for dictionary, here in groups:
+            h, *after = (held[Point.at(place)][real] for place in read_places(dictionary, model))
+            index = torch.tensor([feature.index for feature in here], device=dictionary.W_enc.device)
+            acts = dictionary.encode_only(h.to(dictionary.W_enc), index).double().cpu()
+            change = (acts * (_weights(values, here) - 1)) @ rows[dictionary.site]
+            vectors[dictionary.site] = change * token_factors(dictionary, model, h, *after)
+        if int(real.sum()):
+            found.append((_lengths(vectors), int(real.sum())))
+    return PlanChange(
+        _mean([(change.at_site, n) for change, n in found]),
+        _mean([(change.at_layer, n) for change, n in found]),
+        _mean([(change.upto, n) for change, n in found]),
+    )
+
+
+def _held(
+    model: LanguageModel,
+    tokens: Tokens,
+    places: Sequence[Place],
+    edits: tuple[SteeringPlan, Mapping[Site, Dictionary]] | None,
+) -> dict[Point, Tensor]:
+    """What stands at some places, before the edit of each place and after those of all earlier ones."""
+    points = [Point.at(place) for place in places]
+    if edits is None:
+        captured = model.capture(tokens, places)
+        return {point: captured[point] for point in points}
+    held: dict[Point, Tensor] = {}
+
+    def note(point: Point) -> Change:
+        def keep(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+            held[point] = h.detach()
+            return h
+
+        return keep
+
+    plan, dictionaries = edits
+    # hooks run in the order they are set: what is noted comes in before the plan's edit of the same place
+    with model.intervening({point: note(point) for point in points}), model.intervening(plan, dictionaries):
+        model.capture(tokens, [Site(max(point.layer for point in points), Part.RES)])
+    return held
+
+
+def _mean(parts: Sequence[tuple[Mapping[_Key, float], int]]) -> dict[_Key, float]:
+    """The mean under each key, each part counted as often as it has tokens."""
+    total = sum(n for _, n in parts)
+    return {key: sum(lengths[key] * n for lengths, n in parts) / total for key in parts[0][0]}
+
+
+def _lengths(vectors: Mapping[Site, Float64[Tensor, "n d_model"]]) -> PlanChange:
+    """Mean lengths over rows of the vectors, of their sums over each layer, and of the sums so far."""
+    so_far: Tensor | None = None
+    at_layer: dict[int, float] = {}
+    upto: dict[int, float] = {}
+    for layer, sites in groupby(sorted(vectors), key=lambda site: site.layer):
+        here = torch.stack([vectors[site] for site in sites]).sum(0)
+        so_far = here if so_far is None else so_far + here
+        at_layer[layer], upto[layer] = _mean_length(here), _mean_length(so_far)
+    return PlanChange({site: _mean_length(vectors[site]) for site in sorted(vectors)}, at_layer, upto)
+
+
+def _mean_length(vectors: Float64[Tensor, "n d_model"]) -> float:
+    return float(torch.linalg.vector_norm(vectors, dim=-1).mean())

@@ -1,0 +1,134 @@
+"""Numbers of generated texts that need no judge, and the one number made of a judge's two (section 4.2). No torch.
+
+    losses        how probable a text is to the unsteered model, in nats a token
+    distinct      how little of it repeats (Li et al. 2016, arXiv 1510.03055)
+    combined      Behavioral x Coherence, or (1 - Behavioral) x Coherence for a suppression
+
+Torch is imported inside `losses` alone, so that tables and pages of a finished sweep are made without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from saeflow.errors import InvalidArgument
+from saeflow.steering.judges.scores import HIGHEST, Score
+from saeflow.steering.plan import Direction
+
+if TYPE_CHECKING:
+    from saeflow.sources.model import LanguageModel
+else:  # naming the type would import torch
+    LanguageModel: TypeAlias = object
+
+LOGITS_CPU: Final = 2**28
+"""Bytes that the logits of one forward pass may take, in float32; `LOGITS_GPU` on an accelerator."""
+
+LOGITS_GPU: Final = 2**32
+
+
+def losses(
+    model: LanguageModel,
+    prompt: str,
+    generations: Sequence[Sequence[int]],
+    *,
+    batch: int | None = None,
+) -> list[float]:
+    """Mean loss of each generated text in nats a token, given the prompt: -1/n sum log p(token | what precedes it).
+
+    The model runs as it stands: call this outside of `intervening`, so that steered text is measured by the
+    unsteered model. Texts are padded on the right; a text's loss is that of the whole sequence computed alone, up to
+    the rounding of matrix products. The prompt's own tokens are not counted. `exp` of it is a perplexity.
+
+    Args:
+        model: the unsteered model.
+        prompt: what all texts continue; it begins with the begin-of-text token, where there is one.
+        generations: token ids of each text, without the prompt's; a text without tokens has the loss NaN.
+        batch: texts in one forward pass; None: as many as the logits leave room for.
+
+    Raises:
+        InvalidArgument: for a batch below 1, or a prompt without tokens.
+    """
+    import torch
+
+    from saeflow.sources.values import Tokens
+
+    if batch is not None and batch < 1:
+        raise InvalidArgument(f"batch = {batch} texts in a forward pass. Give 1 or more.")
+    start: list[int] = model.tokenize([prompt]).input_ids[0].tolist()
+    found = [math.nan] * len(generations)
+    for group in _groups(model, len(start), list(map(len, generations)), batch):
+        rows = [[*start, *generations[number]] for number in group]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [model.pad_id] * (width - len(row)) for row in rows], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+        of_tokens = model.loss(Tokens(ids, mask)).double()[:, len(start) - 1 :]
+        for number, mean in zip(group, of_tokens.nanmean(dim=1).tolist(), strict=True):
+            found[number] = mean
+    return found
+
+
+def _groups(
+    model: LanguageModel, prompt: int, lengths: Sequence[int], batch: int | None
+) -> Iterator[list[int]]:
+    """Texts with tokens in groups of one forward pass, longest first, so that little is padding."""
+    order = sorted((number for number, n in enumerate(lengths) if n), key=lambda number: -lengths[number])
+    room = LOGITS_CPU if model.device.type == "cpu" else LOGITS_GPU
+    row = 4 * int(model.hf_model.config.get_text_config().vocab_size)
+    while order:
+        fitting = batch or max(1, room // (row * (prompt + lengths[order[0]])))
+        yield order[:fitting]
+        order = order[fitting:]
+
+
+def perplexity(losses: Sequence[float], n_tokens: Sequence[int] | None = None) -> float:
+    """exp of the mean loss: how many equally likely tokens the model was as unsure between; 1 or more.
+
+    Args:
+        losses: mean losses of texts in nats a token; NaN, that of a text without tokens, is left out.
+        n_tokens: tokens of each text, to count every token alike; None counts every text alike.
+
+    Raises:
+        InvalidArgument: when there are not as many counts as losses.
+    """
+    if n_tokens is not None and len(n_tokens) != len(losses):
+        raise InvalidArgument(
+            f"{len(n_tokens)} counts of tokens for {len(losses)} losses. Give one for each."
+        )
+    weights = [1] * len(losses) if n_tokens is None else n_tokens
+    known = [(loss, n) for loss, n in zip(losses, weights, strict=True) if n and not math.isnan(loss)]
+    if not known:
+        return math.nan
+    mean = math.fsum(loss * n for loss, n in known) / sum(n for _, n in known)
+    return math.exp(mean) if mean < 700 else math.inf  # exp overflows
+
+
+def distinct(units: Sequence[int] | Sequence[str], n: int) -> float:
+    """distinct-n: the share of n-grams that are different from each other, 0 to 1.
+
+    Args:
+        units: token ids, or words.
+        n: length of an n-gram.
+
+    Returns:
+        1 where no n-gram comes twice; near 0 in a loop; 0 for a text too short to have an n-gram. It falls with the
+        length of any text, so compare texts of like length.
+
+    Raises:
+        InvalidArgument: for an `n` below 1.
+    """
+    if n < 1:
+        raise InvalidArgument(f"n = {n} is no length of an n-gram. Give 1 or more.")
+    grams = [tuple(units[at : at + n]) for at in range(len(units) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def combined(score: Score, direction: Direction) -> float:
+    """The final metric of section 4.2, 0 to 1: Behavioral x Coherence, or (1 - Behavioral) x Coherence to suppress.
+
+    Both marks are divided by 5 first: the judge's marks are 0 to 5, and 1 - Behavioral needs shares. Appendix C.3
+    writes "Behavioral x Cumulative" for the same.
+    """
+    behavior, coherence = score.behavior / HIGHEST, score.coherence / HIGHEST
+    return (behavior if direction is Direction.ACTIVATE else 1 - behavior) * coherence

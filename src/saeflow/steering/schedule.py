@@ -1,0 +1,197 @@
+"""How one steering coefficient is spread over the layers of a flow graph (appendix B.2). No torch.
+
+With l the layer of a feature and l_start, l_end the first and last layer of the graph's residual features:
+
+    Constant(s)              s' = s
+    Linear(s, s_end)         s' = s at l_start, s_end at l_end, on the straight line between
+    Exponential(s, alpha)    s' = s e^(alpha l)
+
+Constant is the case s_end = s of the second and alpha = 0 of the third, exactly. The exponent counts the
+absolute layer, as the paper writes it: with alpha < 0 a graph that starts late gets less at its first layer.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, TypeAlias
+
+from saeflow.errors import InvalidArgument
+
+
+class ScheduleKind(enum.StrEnum):
+    """The name of a schedule in files and on the command line."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    EXPONENTIAL = "exponential"
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The same coefficient at every layer: s' = s (appendix B.2).
+
+    Raises:
+        InvalidArgument: when `s` is not finite.
+    """
+
+    kind: ClassVar[ScheduleKind] = ScheduleKind.CONSTANT
+
+    s: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number."""
+        _finite(self, s=self.s)
+
+    def at(self, layer: int, span: tuple[int, int]) -> float:  # noqa: ARG002 - one signature for all
+        """The coefficient of a feature of `layer`.
+
+        Raises:
+            Nothing.
+        """
+        return self.s
+
+    def starting(self, s: float) -> Constant:
+        """The same schedule with another `s`."""
+        return replace(self, s=s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schedule as JSON values, which `schedule_from` reads."""
+        return {"kind": self.kind.value, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """From s at l_start to s_end at l_end in equal steps: s' = k l + b (appendix B.2, which takes s_end = 1).
+
+    A span of one layer gives s. A layer outside the span gets what the nearer end gets: only a feature of a
+    module can lie there, and going on along the line would turn the sign of what is added.
+
+    Raises:
+        InvalidArgument: when `s` or `s_end` is not finite.
+    """
+
+    kind: ClassVar[ScheduleKind] = ScheduleKind.LINEAR
+
+    s: float
+    s_end: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number."""
+        _finite(self, s=self.s, s_end=self.s_end)
+
+    def at(self, layer: int, span: tuple[int, int]) -> float:
+        """The coefficient of a feature of `layer`, in a graph from `span[0]` to `span[1]`.
+
+        Raises:
+            InvalidArgument: when the span ends before it starts.
+        """
+        start, end = span
+        if end < start:
+            raise InvalidArgument(f"the span {start} to {end} ends before it starts. Give (first, last).")
+        if layer <= start or start == end:
+            return self.s
+        if layer >= end:
+            return self.s_end
+        share = (layer - start) / (end - start)
+        return self.s + (self.s_end - self.s) * share
+
+    def starting(self, s: float) -> Linear:
+        """The same schedule with another `s`; `s_end` stays."""
+        return replace(self, s=s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schedule as JSON values, which `schedule_from` reads."""
+        return {"kind": self.kind.value, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """s' = s e^(alpha l), l the absolute layer (appendix B.2, which takes alpha = -0.05; C.3 takes -0.25).
+
+    Raises:
+        InvalidArgument: when `s` or `alpha` is not finite.
+    """
+
+    kind: ClassVar[ScheduleKind] = ScheduleKind.EXPONENTIAL
+
+    s: float
+    alpha: float = -0.05
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number."""
+        _finite(self, s=self.s, alpha=self.alpha)
+
+    def at(self, layer: int, span: tuple[int, int]) -> float:  # noqa: ARG002 - one signature for all
+        """The coefficient of a feature of `layer`.
+
+        Raises:
+            InvalidArgument: when the coefficient is too large for a number.
+        """
+        try:
+            found = self.s * math.exp(self.alpha * layer)
+        except OverflowError:
+            found = math.inf
+        if not math.isfinite(found):
+            raise InvalidArgument(
+                f"s e^(alpha l) with s = {self.s}, alpha = {self.alpha} is too large at layer {layer}. "
+                "Give an alpha of 0 or less, such as -0.05."
+            )
+        return found
+
+    def starting(self, s: float) -> Exponential:
+        """The same schedule with another `s`; `alpha` stays."""
+        return replace(self, s=s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schedule as JSON values, which `schedule_from` reads."""
+        return {"kind": self.kind.value, **asdict(self)}
+
+
+Schedule: TypeAlias = Constant | Linear | Exponential
+"""How a coefficient is spread over layers."""
+
+_KINDS: dict[str, type[Constant | Linear | Exponential]] = {
+    made.kind.value: made for made in (Constant, Linear, Exponential)
+}
+
+
+def schedule_from(data: Mapping[str, Any]) -> Schedule:
+    """Read what `to_dict` wrote: `{"kind": "linear", "s": 8, "s_end": 1}`; what is left out has its default.
+
+    Raises:
+        InvalidArgument: for an unknown kind or key, or a value that is no finite number.
+    """
+    kind = data.get("kind")
+    made = _KINDS.get(kind) if isinstance(kind, str) else None
+    if made is None:
+        raise InvalidArgument(f"there is no schedule of kind {kind!r}. Known: {', '.join(_KINDS)}.")
+    values = {name: value for name, value in data.items() if name != "kind"}
+    known = tuple(field.name for field in fields(made))
+    if strange := sorted(set(values) - set(known)):
+        raise InvalidArgument(
+            f"a {kind} schedule has no {', '.join(map(repr, strange))}. It takes {', '.join(known)}."
+        )
+    if "s" not in values:
+        raise InvalidArgument(f'a {kind} schedule needs its coefficient. Write "s": 8, for instance.')
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidArgument(
+                f"{name} = {value!r} of a {kind} schedule is no number. Write one, such as 8."
+            )
+    try:
+        return made(**{name: float(value) for name, value in values.items()})
+    except OverflowError:
+        raise InvalidArgument(
+            f"{values} of a {kind} schedule are too large. Write numbers, such as 8."
+        ) from None
+
+
+def _finite(schedule: Schedule, **values: float) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise InvalidArgument(
+                f"{name} = {value} of a {schedule.kind.value} schedule is not finite. Give a number."
+            )

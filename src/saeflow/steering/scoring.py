@@ -1,0 +1,173 @@
+"""Judging as a second step over the rows of a sweep: `scores.jsonl.gz` beside them. No torch.
+
+    rows/*.jsonl.gz  ->  a judge  ->  scores.jsonl.gz: row, judge, coherence, behavior
+
+Texts are slow to make and judges change, so the rows hold no score: another judge is asked later without a text
+being generated again. A line names its row by its number among all rows of the folder.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float
+
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.experiments.results import Progress, Results, significant
+from saeflow.paths import write_atomic
+from saeflow.steering.judges import Judge, Judged, Score
+from saeflow.steering.plan import Direction
+from saeflow.steering.settings import NONE
+from saeflow.steering.theme import Theme
+
+SCORES: Final = "scores.jsonl.gz"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """What a judge said of every row of a folder, in their order; both from 0 to 5."""
+
+    judge: str
+    coherence: Float[np.ndarray, " n"]
+    behavior: Float[np.ndarray, " n"]
+
+
+def judged(row: Mapping[str, Any]) -> Judged:
+    """A row as a judge sees it; a text without tokens has the loss NaN."""
+    loss = row["loss"]
+    told = float("nan") if loss is None else loss
+    return Judged(text=row["text"], prompt=row["prompt"], loss=told, ids=tuple(row["ids"]))
+
+
+def unsteered(results: Results) -> dict[tuple[str, Direction], list[Judged]]:
+    """The unsteered texts of each theme and direction of a folder, for a judge to compare with.
+
+    Raises:
+        BadFile: when a shard is damaged.
+    """
+    found: dict[tuple[str, Direction], list[Judged]] = {}
+    for row in results.rows():
+        if row["method"] == NONE:
+            found.setdefault((row["theme"], Direction(row["direction"])), []).append(judged(row))
+    return found
+
+
+def judge_rows(
+    results: Results, judge: Judge, themes: Sequence[Theme], progress: Progress | None = None
+) -> Scores:
+    """Ask the judge about every row, and keep what it says beside what other judges said.
+
+    The texts of a theme and direction go to the judge together. The judge's own lines are replaced and stand
+    last: the last judge asked is the one that tables are made for.
+
+    Raises:
+        InvalidArgument: when a theme of the rows is not among `themes`, or the folder has no rows.
+        BadFile: when a file of the folder is damaged.
+    """
+    rows = list(results.rows())
+    if not rows:
+        raise InvalidArgument(f"{results.folder} has no rows to judge. Run the sweep again to finish it.")
+    known = {theme.name: theme for theme in themes}
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault((row["theme"], row["direction"]), []).append(number)
+    if missing := sorted({theme for theme, _ in groups} - set(known)):
+        raise InvalidArgument(f"{results.folder} has texts of {', '.join(missing)}. Give these themes too.")
+    scores: dict[int, Score] = {}
+    for (theme, direction), numbers in groups.items():
+        texts = [judged(rows[number]) for number in numbers]
+        said = judge.score(
+            known[theme], Direction(direction), texts,
+            progress=_counting(progress, len(scores), len(rows), f"{theme} {direction}"),
+        )  # fmt: skip
+        scores |= dict(zip(numbers, said, strict=True))
+    if progress:
+        progress(len(rows), len(rows), "done")
+    return _keep(results, judge.name, [scores[number] for number in range(len(rows))])
+
+
+def judges_of(results: Results) -> list[str]:
+    """The judges that have scored the rows, the one asked last at the end.
+
+    Raises:
+        BadFile: when the scores are damaged.
+    """
+    return list(dict.fromkeys(line["judge"] for line in _lines(results.folder / SCORES)))
+
+
+def read_scores(results: Results, judge: str = "") -> Scores:
+    """What a judge said of every row; the last one that was asked when not named.
+
+    Raises:
+        InvalidArgument: when that judge, or any, has not scored the rows.
+        BadFile: when the scores are damaged, or are not of all the rows there are.
+    """
+    path = results.folder / SCORES
+    lines = _lines(path)
+    names = list(dict.fromkeys(line["judge"] for line in lines))
+    if not names or (judge and judge not in names):
+        raise InvalidArgument(
+            f"{results.folder} has no scores of {f'the judge {judge!r}' if judge else 'any judge'}; there are scores "
+            f"of {', '.join(names) or 'none'}. Run `saeflow sweep` with --judge on it."
+        )
+    name = judge or names[-1]
+    own = [line for line in lines if line["judge"] == name]
+    numbers = [line["row"] for line in own]
+    n = sum(1 for _ in results.rows())
+    if numbers != list(range(n)):
+        raise BadFile(
+            f"{path} has {len(own)} scores of {name} for {n} rows. Run `saeflow sweep` with --judge on it again."
+        )
+    coherence, behavior = (
+        np.array([line[what] for line in own], float) for what in ("coherence", "behavior")
+    )
+    return Scores(name, coherence, behavior)
+
+
+def _keep(results: Results, name: str, scores: Sequence[Score]) -> Scores:
+    path = results.folder / SCORES
+    lines = [line for line in _lines(path) if line["judge"] != name]
+    lines += [
+        {
+            "row": row,
+            "judge": name,
+            "coherence": significant(score.coherence),
+            "behavior": significant(score.behavior),
+        }
+        for row, score in enumerate(scores)
+    ]
+    text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
+    write_atomic(path, gzip.compress(text.encode(), compresslevel=6, mtime=0))
+    return read_scores(results, name)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Every line there is, none where there is no file."""
+    try:
+        told = gzip.decompress(path.read_bytes()).decode().splitlines()
+        lines = [json.loads(line) for line in told]
+        return [{name: line[name] for name in ("row", "judge", "coherence", "behavior")} for line in lines]
+    except FileNotFoundError:
+        return []
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise BadFile(f"{path} cannot be read ({error!r}). Remove it, and ask the judge again.") from None
+
+
+def _counting(
+    progress: Progress | None, before: int, total: int, name: str
+) -> Callable[[int, int, str], None] | None:
+    """Progress within one theme as progress over all rows."""
+    if progress is None:
+        return None
+
+    def show(done: int, _all: int, _what: str) -> None:
+        progress(before + done, total, name)
+
+    return show

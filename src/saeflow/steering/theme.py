@@ -1,0 +1,279 @@
+"""Themes: what text is steered towards or away from, as data (section 5.3, appendix B). No torch.
+
+A theme is one TOML file, `themes/{release}/{name}.toml`, or a file of the user's own with the same keys:
+
+    subject = "physics: forces, motion and energy"     # a phrase; what the judge is asked about
+    release = "demo"                                   # the dictionaries its features belong to
+    starts = ["3/res/541", "2/res/412"]                # features that flow graphs are grown from
+    subjects = []                                      # all subjects of a rubric with several, this one first
+    note = "where the features come from"
+    examples = ["The force on a body ..."]             # texts about the subject
+
+    [activate]                                         # and [suppress]; either may be missing
+    prompt = "I think"                                 # what a text begins with
+    asked = "Here is a page about physics. I think"    # the prompt that asks for it: the baseline of prompting
+    max_new_tokens = 36
+
+`saeflow find` finds starts by words or by example texts; `examples` also teach the offline judge.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+
+from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnknownRelease
+from saeflow.ids import FeatureId
+
+_SHIPPED: Final = Path(__file__).parent / "themes"
+_LENGTHS: Final = {"activate": 36, "suppress": 96}
+"""Tokens of a generation where a file says none: those of B.2 and B.1."""
+
+_Table: TypeAlias = Mapping[str, Any]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is generated for one direction of a theme.
+
+    Attributes:
+        prompt: what every text begins with.
+        asked: the prompt that asks for the topic, or to keep off it, in a way the model understands: the
+            baseline of prompting. Empty where there is none.
+        max_new_tokens: length of a generation, in tokens.
+    """
+
+    prompt: str
+    asked: str
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse an empty prompt and an empty generation."""
+        if not self.prompt.strip():
+            raise InvalidArgument("the prompt of a task is empty. Give the words a text begins with.")
+        if self.max_new_tokens < 1:
+            raise InvalidArgument(f"max_new_tokens = {self.max_new_tokens} asks for no text. Give 1 or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """A subject, the features it starts from, and how it is tested.
+
+    Attributes:
+        name: what it is called; the stem of its file.
+        subject: a phrase that a judge is asked about.
+        release: the release its features belong to; empty where a file does not say.
+        starts: the features flow graphs are grown from, each once, in the order of the file.
+        examples: texts about the subject, for `find_by_texts` and the offline judge.
+        activate: the task that steers towards the theme, None where there is none.
+        suppress: the task that steers away from it, None where there is none.
+        note: where the features come from and what is known of them.
+        subjects: where a rubric rates several subjects in one answer (B.1), all of them, this theme's first.
+    """
+
+    name: str
+    subject: str
+    release: str
+    starts: tuple[FeatureId, ...]
+    examples: tuple[str, ...] = ()
+    activate: Task | None = None
+    suppress: Task | None = None
+    note: str = ""
+    subjects: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a theme without a subject, and starts named twice."""
+        if not self.subject.strip():
+            raise InvalidArgument(
+                f"the theme {self.name!r} has no subject. Give a phrase a judge understands."
+            )
+        twice = sorted({str(start) for start in self.starts if self.starts.count(start) > 1})
+        if twice:
+            raise InvalidArgument(f"starts names {', '.join(twice)} more than once. Name each feature once.")
+        if self.subjects and self.subject not in self.subjects[0]:
+            raise InvalidArgument(
+                f"the first of subjects is {self.subjects[0]!r}, which does not name the theme's own subject "
+                f"{self.subject!r}. Put it first."
+            )
+
+    def task(self, direction: str) -> Task:
+        """The task of a direction, "activate" or "suppress" (a `Direction` is one).
+
+        Raises:
+            InvalidArgument: for another word, or where the theme has no such task.
+        """
+        if direction not in _LENGTHS:
+            raise InvalidArgument(f"{direction!r} is no direction. Give activate or suppress.")
+        found = self.activate if direction == "activate" else self.suppress
+        if found is None:
+            other = "suppress" if direction == "activate" else "activate"
+            raise InvalidArgument(
+                f"the theme {self.name!r} has no task to {direction} it. Add a table [{direction}] with a prompt "
+                f"to its file, or {other} it."
+            )
+        return found
+
+
+def themes(release: str = "") -> tuple[Theme, ...]:
+    """The themes that come with saeflow, by release and name; of one release where it is named.
+
+    Raises:
+        UnknownRelease: when no theme of that release is shipped; the message lists the releases.
+        BadFile: when a file of the installation is damaged.
+    """
+    shelf = _shelf()
+    if release and release not in shelf:
+        raise UnknownRelease(
+            f"no themes of {release!r} come with saeflow. There are themes of {', '.join(shelf)}. A theme of your "
+            "own is a .toml file: give its path."
+        )
+    wanted = [release] if release else list(shelf)
+    return tuple(_read(path) for folder in wanted for path in shelf[folder].values())
+
+
+def load_theme(name_or_path: str, release: str = "") -> Theme:
+    """A theme that comes with saeflow, by its name, or one of the user's own, by the path of its file.
+
+    Args:
+        name_or_path: "physics", or the path of a .toml file that exists. A shipped name is looked up in the list
+            of shipped names and never becomes part of a path.
+        release: the release the name belongs to; without it the name must belong to one release only.
+
+    Raises:
+        UnknownRelease: when the name is asked of a release of which no themes are shipped.
+        InvalidArgument: when it is neither a name nor a file, or a name of several releases.
+        BadFile: when the file is no theme; the message names the file and the key.
+    """
+    shelf = _shelf()
+    holders = [folder for folder in shelf if name_or_path in shelf[folder]]
+    if release in holders:
+        return _read(shelf[release][name_or_path])
+    if not release and len(holders) == 1:
+        return _read(shelf[holders[0]][name_or_path])
+    if not release and holders:
+        raise InvalidArgument(
+            f"the theme {name_or_path!r} belongs to {' and to '.join(holders)}. Name the release too."
+        )
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return _read(path)
+    if release and release not in shelf:
+        themes(release)  # raises, and lists the releases
+    told = "; ".join(f"{name}: {', '.join(shelf[name])}" for name in ([release] if release else shelf))
+    raise InvalidArgument(
+        f"{name_or_path!r} is neither a theme nor a file that exists. Themes of {told}. A theme of your own is a "
+        ".toml file: give its path."
+    )
+
+
+def _shelf() -> dict[str, dict[str, Path]]:
+    """Release -> name of a theme -> its file, all sorted."""
+    folders = sorted(path for path in _SHIPPED.iterdir() if path.is_dir())
+    found = {folder.name: {path.stem: path for path in sorted(folder.glob("*.toml"))} for folder in folders}
+    return {release: files for release, files in found.items() if files}
+
+
+def _read(path: Path) -> Theme:
+    """A theme from a file; read again only when the file changed."""
+    try:
+        return _read_unchanged(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read ({error.strerror}). Give a theme's .toml file.") from None
+
+
+@lru_cache(maxsize=256)
+def _read_unchanged(path: Path, changed: int) -> Theme:  # noqa: ARG001 - part of the cache's key
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadFile(f"{path} is no TOML file ({error}). Correct it.") from None
+    return _Reader(path).theme(data)
+
+
+_KEYS: Final = {
+    "name",
+    "subject",
+    "release",
+    "starts",
+    "examples",
+    "note",
+    "subjects",
+    "activate",
+    "suppress",
+}
+_TASK_KEYS: Final = {"prompt", "asked", "max_new_tokens"}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the keys of a theme's file; every error names the file and the key."""
+
+    path: Path
+
+    def theme(self, data: _Table) -> Theme:
+        self._known(data, _KEYS, "")
+        texts = {key: self._text(data, key, "") for key in ("name", "subject", "release", "note")}
+        if not texts["subject"]:
+            raise self._bad("subject", "is missing or empty", "Give a phrase a judge understands")
+        about: dict[str, Any] = texts | {
+            "name": texts["name"] or self.path.stem,
+            "note": texts["note"].strip(),
+        }
+        made = self._checked("starts", lambda: Theme(**about, starts=self._starts(data)))
+        made = replace(made, examples=self._texts(data, "examples"))
+        tasks = {key: self._task(data[key], key) for key in _LENGTHS if key in data}
+        made = replace(made, **tasks)
+        return self._checked("subjects", lambda: replace(made, subjects=self._texts(data, "subjects")))
+
+    def _task(self, table: object, key: str) -> Task:
+        if not isinstance(table, dict):
+            raise self._bad(key, f"is {table!r}", "Make it a table with prompt, asked and max_new_tokens")
+        self._known(table, _TASK_KEYS, f"{key}.")
+        length = table.get("max_new_tokens", _LENGTHS[key])
+        if not isinstance(length, int) or isinstance(length, bool):
+            raise self._bad(f"{key}.max_new_tokens", f"is {length!r}", "Give a whole number")
+        prompt = self._text(table, "prompt", f"{key}.")
+        asked = self._text(table, "asked", f"{key}.")
+        return self._checked(key, lambda: Task(prompt, asked, length))
+
+    def _starts(self, data: _Table) -> tuple[FeatureId, ...]:
+        try:
+            return tuple(map(FeatureId.parse, self._texts(data, "starts")))
+        except InvalidId as error:
+            raise BadFile(f"{self.path}: starts: {error}") from None
+
+    def _texts(self, data: _Table, key: str) -> tuple[str, ...]:
+        told = data.get(key, [])
+        if not isinstance(told, list):
+            raise self._bad(key, f"is {told!r}", "Give a list of strings")
+        for number, text in enumerate(told, 1):
+            if not isinstance(text, str) or not text.strip():
+                raise self._bad(key, f"holds {text!r} as number {number}", "Give strings that are not empty")
+        return tuple(text.strip("\n") for text in told)
+
+    def _text(self, data: _Table, key: str, where: str) -> str:
+        told = data.get(key, "")
+        if not isinstance(told, str):
+            raise self._bad(f"{where}{key}", f"is {told!r}", "Give a string")
+        return told
+
+    def _known(self, data: _Table, keys: set[str], where: str) -> None:
+        unknown = sorted(set(data) - keys)
+        if unknown:
+            raise self._bad(
+                f"{where}{unknown[0]}", "is no key of a theme", f"Keys are {', '.join(sorted(keys))}"
+            )
+
+    def _checked(self, key: str, make: Callable[[], _T]) -> _T:
+        try:
+            return make()
+        except InvalidArgument as error:
+            raise BadFile(f"{self.path}: {key}: {error}") from None
+
+    def _bad(self, key: str, what: str, do: str) -> BadFile:
+        return BadFile(f"{self.path}: {key} {what}. {do}.")

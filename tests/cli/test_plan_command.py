@@ -1,0 +1,238 @@
+"""`saeflow plan`: what it prints and writes is the plan the library builds, and a careless option gets one message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from saeflow.cli import plan as command
+from saeflow.errors import InvalidArgument, SaeflowError, UnknownRelease
+from saeflow.flow import Thresholds
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.matching.atlas import open_atlas
+from saeflow.matching.build import build_atlas
+from saeflow.sources.formats import save_release
+from saeflow.sources.library import load_dictionaries
+from saeflow.sources.model import load_model
+from saeflow.steering.growth import Reach
+from saeflow.steering.output_score import output_scores
+from saeflow.steering.plan import Direction, SteeringPlan, load_plan
+from saeflow.steering.planning import PlanRequest, build_plan
+from saeflow.steering.schedule import Constant, Exponential, Linear
+
+from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_hf_model, tiny_tokenizer
+from ..steering.dictionaries import random_dictionary
+
+START = FeatureId.parse("1/res/3")
+CUT = ("--t-res", "0.3", "--t-mlp", "0.35", "--t-att", "0.35", "--k", "2")
+THRESHOLDS = Thresholds(res=0.3, mlp=0.35, att=0.35)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A release, its atlas and its model on disk, with texts and a theme."""
+    root = tmp_path_factory.mktemp("tiny")
+    sites = [Site(layer, part) for layer in range(N_LAYERS) for part in Part]
+    made = {site: random_dictionary(site, n_features=40) for site in sites}
+    save_release(root / "release", made, name="tiny", model=str(root / "model"), dtype=torch.float32)
+    build_atlas(made, out=root / "atlas", k=5, release="tiny")
+    tiny_hf_model("llama").save_pretrained(root / "model")
+    tiny_tokenizer().save_pretrained(root / "model")
+    (root / "texts.txt").write_text("\n\n".join(TEXTS * 5))
+    (root / "tides.toml").write_text(
+        f'subject = "tides"\nstarts = ["{START}"]\nexamples = ["w5 w9 w12 w7"]\n[activate]\nprompt = "w5"\n'
+    )
+    return root
+
+
+@pytest.fixture
+def run(place, monkeypatch, tmp_path):
+    """`saeflow plan RELEASE --atlas ATLAS ...` in an empty folder; raises what the command raises."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    app = typer.Typer()
+    command.add_to(app)
+
+    def call(*arguments, release=None, atlas=("--atlas", str(place / "atlas"))):
+        words = [str(release or place / "release"), *atlas, *(str(a) for a in arguments)]
+        result = CliRunner().invoke(app, words)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return call
+
+
+def request(place, **more):
+    return PlanRequest(
+        **{"release": str(place / "release"), "starts": (START,), "thresholds": THRESHOLDS, "k": 2, **more}
+    )
+
+
+def test_the_printed_json_is_the_plan_and_nothing_else(place, run):
+    said = run("--start", START, *CUT, "-s", 3, "--schedule", "constant", "--no-shares", "--json")
+    expected = build_plan(
+        request(place, schedule=Constant(3.0)),
+        atlas=open_atlas(place / "atlas"), dictionaries=load_dictionaries(place / "release"),
+    )  # fmt: skip
+    read = SteeringPlan.from_json(said)
+    assert read.steps == expected.steps
+    assert read.made_by["schedule"] == {"kind": "constant", "s": 3.0}
+    assert said == read.to_json()
+
+
+def test_options_reach_the_plan(place, run):
+    def made(*options):
+        return SteeringPlan.from_json(
+            run("--start", START, *CUT, *options, "--no-fold", "--no-shares", "--json")
+        )
+
+    def expected(**more):
+        return build_plan(request(place, fold=False, **more), atlas=open_atlas(place / "atlas")).steps
+
+    linear = ("--schedule", "linear", "-s", 8, "--s-end", 0.5)
+    assert made(*linear).steps == expected(schedule=Linear(8.0, 0.5))
+    exponential = ("--schedule", "exponential", "--strength", 2, "--alpha", -0.25)
+    assert made(*exponential).steps == expected(schedule=Exponential(2.0, -0.25))
+    one = ("--direction", "suppress", "--r", -2, "--reach", "single", "--upto", 1)
+    assert made(*one).steps == expected(direction=Direction.SUPPRESS, r=-2.0, reach=Reach.SINGLE, upto=1)
+    upto = ("--reach", "cumulative", "--upto", 1, "--parts", "res,att")
+    assert made(*upto).steps == expected(reach=Reach.CUMULATIVE, upto=1, parts=(Part.RES, Part.ATT))
+    victim = next(f for f in made().features if f != START)
+    fewer = made("--drop", f"{victim}, ", "--min-score", 0.4)
+    assert fewer.steps == expected(drop={victim: "dropped by hand"}, min_score=0.4)
+    assert victim in {gone.feature for gone in fewer.dropped}
+
+
+def test_the_table_tells_steps_drops_shares_and_the_budget(place, run, tmp_path):
+    victim = FeatureId.parse("1/res/3")
+    texts = ("--texts", place / "texts.txt")
+    full = run("--start", START, *CUT, *texts, "--out", "p.json")
+    plan = load_plan(tmp_path / "p.json")
+    for step in plan.steps:
+        assert any(str(step.feature) in line and f"{step.value:.3f}" in line for line in full.splitlines())
+    assert f"{len(plan.steps)} features to activate, at layers 0, 1, 2" in full
+    assert f"all together, at the last of them: {plan.made_by['shares']['total']:.1%}" in full
+    assert "left out" not in full
+    assert "p.json" in full
+    tight = run("--start", START, *CUT, *texts, "--budget-layer", 0.05, "--min-score", 0.5)
+    assert "Weakened to" in tight
+    assert "5.0% for a layer" in tight
+    assert "below 0.5" in tight
+    loose = run("--start", START, *CUT, *texts, "--budget-total", 99)
+    assert "holds without weakening" in loose
+    unmeasured = run("--start", victim, *CUT, "--no-shares")
+    assert "were not measured" in unmeasured
+
+
+def test_a_theme_is_measured_on_its_own_texts(place, run):
+    theme = ("--theme", place / "tides.toml", *CUT, "--json")
+    own = SteeringPlan.from_json(run(*theme))
+    other = SteeringPlan.from_json(run(*theme, "--texts", place / "texts.txt"))
+    assert own.theme == "tides"
+    assert own.steps == other.steps
+    assert own.made_by["shares"] != other.made_by["shares"]
+
+
+def test_output_scores_leave_features_out(place, run):
+    features = SteeringPlan.from_json(
+        run("--start", START, *CUT, "--no-fold", "--no-shares", "--json")
+    ).features
+    scores = output_scores(load_model(place / "model"), load_dictionaries(place / "release"), features)
+    least = sorted(scores.values())[2]
+    said = run("--start", START, *CUT, "--min-output-score", least, "--no-shares", "--no-fold", "--json")
+    read = SteeringPlan.from_json(said)
+    assert {gone.feature for gone in read.dropped} == {f for f, score in scores.items() if score < least}
+    assert len(read.dropped) == 2
+
+
+def test_a_release_without_a_model_says_that_it_needs_one(place, run, tmp_path):
+    made = load_dictionaries(place / "release")
+    save_release(tmp_path / "bare", dict(made), name="bare", model="", dtype=torch.float32)
+    with pytest.raises(InvalidArgument, match=r"which model.*--model"):
+        run("--start", START, *CUT, "--budget-total", 0.1, release=tmp_path / "bare")
+    told = run("--start", START, *CUT, release=tmp_path / "bare")
+    assert "were not measured" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "needs features to start from"),
+        (("--start", "1-res-3"), "--start: '1-res-3' is no feature"),
+        (("--start", "1/res/99"), "0 to 39"),
+        (("--start", START, "--drop", "1/res"), "--drop: '1/res' is no feature"),
+        (("--start", START, "--drop", "0/res/39"), "0/res/39 to drop"),
+        (("--start", START, "--direction", "up"), "--direction 'up' is none of activate, suppress"),
+        (("--start", START, "--reach", "half"), "--reach 'half' is none of single, cumulative, span"),
+        (("--start", START, "--reach", "single"), "reach single needs a layer"),
+        (("--start", START, "--upto", 1), "upto = 1 has no meaning"),
+        (("--start", START, "--reach", "single", "--upto", 9), "There are targets at layers"),
+        (("--start", START, "--schedule", "cubic"), "--schedule 'cubic' is none of constant, linear"),
+        (("--start", START, "--parts", "res,mpl"), "--parts 'mpl' is none of att, mlp, res"),
+        (("--start", START, "--parts", ","), "no part is left"),
+        (("--start", START, "--k", 9), "between 1 and 5"),
+        (("--start", START, "--t-res", 7), "between -1 and 1"),
+        (("--start", START, "--fdr", 0.01), "saeflow atlas calibrate"),
+        (("--start", START, "--fdr", 0.01, "--t-res", 0.4), "either those, or --fdr"),
+        (("--start", START, "--strength", "nan"), "s = nan"),
+        (("--start", START, "--r", "nan", "--direction", "suppress"), "r = nan"),
+        (("--start", START, "--budget-layer", 0), "budget_layer = 0.0"),
+        (("--start", START, "--texts", "nowhere"), "no dataset 'nowhere'"),
+        (("--theme", "nowhere.toml"), "file: give its path"),
+    ],
+)
+def test_a_careless_option_gets_one_message_before_anything_is_loaded(run, monkeypatch, options, said):
+    def never(*_args, **_kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("saeflow.sources.model.load_model", never)
+    with pytest.raises(SaeflowError, match=said):
+        run(*options)
+
+
+def test_an_unknown_release_is_named(run):
+    with pytest.raises(UnknownRelease, match="nowhere"):
+        run("--start", START, release="nowhere", atlas=())
+
+
+def test_a_plan_of_the_demo_pack_is_made_with_and_without_the_model(run):
+    bare = SteeringPlan.from_json(
+        run(
+            "--start",
+            "3/res/541",
+            "--no-fold",
+            "--no-shares",
+            "--fdr",
+            0.01,
+            "--json",
+            release="demo",
+            atlas=(),
+        )
+    )
+    assert bare.release == bare.model == "demo"
+    assert FeatureId.parse("3/res/541") in bare.features
+    assert all(step.label for step in bare.steps)
+    full = SteeringPlan.from_json(
+        run("--start", "3/res/541", "--fdr", 0.01, "--budget-total", 0.2, "--json", release="demo", atlas=())
+    )
+    assert full.features == bare.features
+    assert 0.15 < full.made_by["shares"]["total"] <= 0.2
+
+
+def test_without_folding_and_shares_no_torch_is_loaded(place):
+    code = (
+        "import sys, typer\nfrom saeflow.cli import plan\napp = typer.Typer()\nplan.add_to(app)\n"
+        "sys.argv = ['x', 'demo', '--start', '3/res/541', '--no-fold', '--no-shares', '--json']\n"
+        "try:\n    app()\nexcept SystemExit as stopped:\n    assert not stopped.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["format"] == "saeflow-plan"

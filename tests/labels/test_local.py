@@ -1,0 +1,308 @@
+"""Words made from a model and text, against counts in plain numpy, and bytes that survive a kill."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from saeflow.errors import InvalidArgument, WidthMismatch
+from saeflow.ids import Part, Site
+from saeflow.labels import WordsFolder
+from saeflow.labels.gather import PRIOR, SLOTS, Seen, ranks
+from saeflow.labels.local import CONTROLS, Passage, make_words
+from saeflow.labels.local_rows import controls_path
+from saeflow.labels.words import AFTER, BEFORE
+from saeflow.sources.activations import JumpReLU, ReLU
+from saeflow.sources.architectures import Tap
+from saeflow.sources.dictionary import Dictionary
+
+from ..sources.tiny_models import D_MODEL, VOCAB, tiny_model
+
+N = 40
+RES, MLP, ATT = Site(1, Part.RES), Site(0, Part.MLP), Site(1, Part.ATT)
+
+
+def dictionary(site, seed, *, tap=None, d_in=D_MODEL):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    threshold = torch.full((N,), 0.5)
+    threshold[3] = 1e9  # never fires
+    return Dictionary(
+        site, tap=tap or Tap(site.part.value), W_enc=draw(N, d_in), b_enc=draw(N) - 1, W_dec=draw(N, d_in),
+        b_dec=torch.zeros(d_in), activation=JumpReLU(threshold),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def dictionaries(model):
+    d_z = model.attention_writer(1).W_O.shape[1]
+    return {RES: dictionary(RES, 1), MLP: dictionary(MLP, 2), ATT: dictionary(ATT, 3, tap=Tap.Z, d_in=d_z)}
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(0)
+    made = [" ".join(f"w{i}" for i in rng.integers(3, VOCAB, rng.integers(3, 30))) for _ in range(70)]
+    return [*made, "", "  ", made[0], made[1]]
+
+
+@pytest.fixture(scope="module")
+def folder(model, dictionaries, texts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("words")
+    named = [Passage(t, f"s{i % 3}") for i, t in enumerate(texts)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("saeflow.labels.gather.SLOTS", VOCAB)  # nothing is left out: exact
+        return make_words(model, dictionaries, named, out, texts_at_once=8)
+
+
+def counted(model, dictionaries, texts, site):
+    """Every text alone: tokens and activations, without the begin-of-text token."""
+    place = (site.layer, Tap.Z) if dictionaries[site].tap is Tap.Z else site
+    for text in texts:
+        if text.strip():
+            tokens = model.tokenize([text], max_length=128)
+            acts = dictionaries[site].encode(model.capture(tokens, [place])[place])[0, 1:]
+            yield tokens.input_ids[0, 1:].numpy(), acts.numpy()
+
+
+@pytest.mark.parametrize("site", [RES, MLP, ATT])
+def test_words_are_what_counting_text_by_text_gives(model, dictionaries, texts, folder, site):
+    rows = WordsFolder(folder).site(site)
+    assert len(rows) == N
+    fired, total, occurred, n = np.zeros(N), np.zeros((N, VOCAB)), np.zeros(VOCAB), 0
+    passages = [{} for _ in range(N)]
+    for ids, acts in counted(model, dictionaries, texts, site):
+        fired += (acts > 0).sum(0)
+        n += len(ids)
+        np.add.at(occurred, ids, 1)
+        np.add.at(total.T, ids, acts)
+        for f in np.flatnonzero(acts.max(0) > 0):
+            top = int(acts[:, f].argmax())
+            span = slice(max(0, top - BEFORE), top + AFTER + 1)
+            passages[f].setdefault(tuple(f"w{i}" for i in ids[span]), acts[span, f])
+    mean = total / (occurred + PRIOR)
+    for f, row in enumerate(rows):
+        if fired[f] == 0:
+            assert row is None
+            continue
+        assert row.frequency == pytest.approx(fired[f] / n, rel=1e-3)
+        shown = [int(token[1:]) for token in row.tokens]
+        best = np.sort(mean[f])[::-1][: len(shown)]
+        assert mean[f, shown] == pytest.approx(best, rel=1e-4), (
+            "the tokens with the highest means, best first"
+        )
+        assert len(shown) == min(10, (total[f] > 0).sum())
+        expected = sorted(passages[f].items(), key=lambda item: -item[1].max())[:4]
+        peaks = [max(context.values) for context in row.contexts]
+        assert peaks == pytest.approx([values.max() for _, values in expected], rel=1e-3)
+        for context in row.contexts:
+            assert np.allclose(context.values, passages[f][context.tokens], rtol=1e-3, atol=1e-4)
+            assert context.source in {"s0", "s1", "s2"}
+        assert row.label == ", ".join(row.tokens[:4])
+    assert rows[3] is None
+    assert sum(row is not None for row in rows) > N / 2
+
+
+def test_what_a_feature_promotes_is_the_logit_lens_of_its_row(model, dictionaries, folder):
+    for site in (RES, ATT):
+        lens = model.logit_lens(dictionaries[site].directions(model), 10)
+        for row, expected in zip(WordsFolder(folder).site(site), lens, strict=True):
+            assert row is None or row.promotes == tuple(
+                logit.token for logit in expected if logit.token.strip()
+            )
+
+
+def test_controls_say_what_fires_in_them(model, dictionaries, texts, folder):
+    lines = [
+        json.loads(line)
+        for line in gzip.decompress(controls_path(folder, RES).read_bytes()).decode().splitlines()
+    ]
+    real = [text for text in texts if text.strip()]
+    assert len(lines) == min(CONTROLS, len(real)) == len(real)
+    known = [
+        (" ".join(f"w{i}" for i in ids), ids, acts) for ids, acts in counted(model, dictionaries, texts, RES)
+    ]
+    for line in lines:
+        passage = " ".join(line["tokens"])
+        assert 1 <= len(line["tokens"]) <= BEFORE + 1 + AFTER
+        ids, acts = next((ids, acts) for text, ids, acts in known if f" {passage} " in f" {text} ")
+        words = [f"w{i}" for i in ids]
+        n = len(line["tokens"])
+        starts = [i for i in range(len(words)) if words[i : i + n] == line["tokens"]]
+        assert line["active"] in [np.flatnonzero((acts[i : i + n] > 0).any(0)).tolist() for i in starts]
+
+
+def told_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_second_run_does_nothing_and_other_texts_do_all_again(
+    model, dictionaries, texts, tmp_path, monkeypatch
+):
+    out = make_words(model, {MLP: dictionaries[MLP]}, texts, tmp_path, texts_at_once=8)
+    before, runs = told_of(out), []
+    real = type(model).capture
+    monkeypatch.setattr(type(model), "capture", lambda self, *a, **k: runs.append(1) or real(self, *a, **k))
+    make_words(model, {MLP: dictionaries[MLP]}, texts, tmp_path, texts_at_once=8)
+    assert runs == []
+    make_words(model, {MLP: dictionaries[MLP]}, [*texts, "w5 w6"], tmp_path, texts_at_once=8)
+    assert runs
+    assert told_of(out) != before
+    make_words(model, {MLP: dictionaries[MLP]}, texts, tmp_path, texts_at_once=8)
+    assert told_of(out) == before
+
+
+def test_neither_memory_nor_checkpoints_change_the_words(model, dictionaries, texts, tmp_path, monkeypatch):
+    once = make_words(model, dictionaries, texts, tmp_path / "once", texts_at_once=8)
+    apart = make_words(
+        model, dictionaries, texts, tmp_path / "apart", texts_at_once=8, sites_at_once=1, checkpoint_seconds=0
+    )
+    monkeypatch.setattr("saeflow.labels.local.AT_ONCE", N * 40)
+    some = make_words(model, dictionaries, texts, tmp_path / "some", texts_at_once=8)
+    words = [{k: v for k, v in told_of(out).items() if k != "about.json"} for out in (once, apart, some)]
+    assert len(words[0]) == 6
+    assert words[0] == words[1] == words[2]
+    assert not (tmp_path / "apart" / ".making").exists()
+
+
+def test_reading_stops_after_enough_tokens(model, dictionaries, texts, tmp_path):
+    make_words(model, {MLP: dictionaries[MLP]}, texts, tmp_path, max_tokens=100, texts_at_once=8)
+    about = json.loads((tmp_path / "about.json").read_text())
+    assert about["sites"]["0/mlp"]["n_tokens"] == 100
+    assert about["sites"]["0/mlp"]["n_texts"] < len(texts)
+
+
+def test_progress_counts_texts_over_all_groups(model, dictionaries, texts, tmp_path):
+    told = []
+    make_words(
+        model,
+        dictionaries,
+        texts[:20],
+        tmp_path,
+        texts_at_once=8,
+        sites_at_once=2,
+        progress=lambda *a: told.append(a),
+    )
+    assert [done for done, _, _ in told] == [8, 16, 20, 28, 36, 40]
+    assert {total for _, total, _ in told} == {40}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"contexts": 0},
+        {"max_length": 0},
+        {"texts_at_once": 0},
+        {"texts": iter(["w3"])},
+        {"texts": "w3 w4"},
+        {"texts": []},
+        {"texts": ["", " "]},
+    ],
+)
+def test_what_cannot_be_done_is_refused(model, dictionaries, tmp_path, wrong):
+    arguments = {"texts": ["w3 w4"]} | wrong
+    found = arguments.pop("texts")
+    with pytest.raises(InvalidArgument):
+        make_words(model, {MLP: dictionaries[MLP]}, found, tmp_path, **arguments)
+
+
+def test_a_dictionary_of_another_model_is_said(model, tmp_path):
+    with pytest.raises(WidthMismatch):
+        make_words(model, {MLP: dictionary(MLP, 0, d_in=7)}, ["w3 w4"], tmp_path)
+
+
+def test_kept_tokens_are_exact_while_there_are_few_and_bounded_when_there_are_many():
+    rng = np.random.default_rng(0)
+    vocabulary = 4 * SLOTS
+    seen = Seen(2, vocabulary, 1, "cpu")
+    occurred = torch.zeros(vocabulary, dtype=torch.int64)
+    for _ in range(20):
+        ids = torch.from_numpy(rng.integers(0, vocabulary, (4, 50)))
+        acts = torch.rand(4, 50, 2, generator=torch.Generator().manual_seed(0))
+        acts[..., 0] *= ids == 5
+        acts[..., 1] += 10.0 * (ids == 7)
+        occurred += torch.bincount(ids.flatten(), minlength=vocabulary)
+        seen.add(acts, ids, torch.ones(4, 50, dtype=torch.bool), torch.zeros(4, dtype=torch.int64))
+        seen.settle(occurred)
+    kept = {f: (seen.pairs // vocabulary == f).sum().item() for f in (0, 1)}
+    assert kept == {0: 1, 1: SLOTS}
+    assert 7 in (seen.pairs % vocabulary)[seen.pairs // vocabulary == 1].tolist()
+
+
+def test_ranks_are_places_within_a_group():
+    group = torch.tensor([0, 0, 0, 2, 2, 5])
+    value = torch.tensor([1.0, 3.0, 3.0, 0.0, 9.0, 4.0])
+    assert ranks(group, value).tolist() == [2, 0, 1, 1, 0, 0]
+
+
+def test_relu_features_have_words_too(model, texts, tmp_path):
+    made = dictionary(MLP, 2)
+    plain = Dictionary(
+        MLP,
+        tap=Tap.MLP,
+        W_enc=made.W_enc,
+        b_enc=made.b_enc,
+        W_dec=made.W_dec,
+        b_dec=made.b_dec,
+        activation=ReLU(),
+    )
+    make_words(model, {MLP: plain}, texts[:5], tmp_path)
+    assert all(row is None or row.contexts for row in WordsFolder(tmp_path).site(MLP))
+
+
+SLOWLY = """
+import sys, time
+from pathlib import Path
+from tests.labels.test_local import ATT, MLP, RES, dictionary
+from tests.sources.tiny_models import tiny_model
+from saeflow.labels.local import make_words
+import numpy as np
+
+def progress(done, total, now):
+    print(done, flush=True)
+    time.sleep(0.02)
+
+rng = np.random.default_rng(0)
+texts = [" ".join(f"w{i}" for i in rng.integers(3, 48, 20)) for _ in range(60)]
+dictionaries = {RES: dictionary(RES, 1), MLP: dictionary(MLP, 2)}
+make_words(tiny_model("llama"), dictionaries, texts, Path(sys.argv[1]), texts_at_once=4, sites_at_once=1,
+           checkpoint_seconds=0.05, progress=progress)
+"""
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, pytestconfig):
+    command = [sys.executable, "-c", SLOWLY]
+    root = pytestconfig.rootpath
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, cwd=root)
+    with subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True, cwd=root
+    ) as running:
+        for line in running.stdout:
+            if int(line) == 96:  # in the second group
+                os.kill(running.pid, signal.SIGKILL)
+                break
+    assert running.returncode == -signal.SIGKILL
+    left = {path.name for path in (tmp_path / "killed").rglob("*.gz")}
+    assert left == {"0.mlp.jsonl.gz", "0.mlp.controls.jsonl.gz"}
+    assert list((tmp_path / "killed" / ".making").glob("*.safetensors"))
+    again = subprocess.run(
+        [*command, str(tmp_path / "killed")], check=True, capture_output=True, cwd=root, text=True
+    )
+    assert 60 < int(again.stdout.split()[0]) <= 100, (
+        "neither the first group nor its beginning was done again"
+    )
+    assert told_of(tmp_path / "killed") == told_of(tmp_path / "whole")

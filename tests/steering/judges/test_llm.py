@@ -1,0 +1,524 @@
+"""The judge that asks a language model, against a real server that misbehaves."""
+
+import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from saeflow.errors import InvalidArgument, MissingExtra, Unreachable
+from saeflow.steering.judges import Judge, Judged, LLMJudge, Score
+from saeflow.steering.judges.endpoint import Endpoint, Failure, Secret
+from saeflow.steering.judges.llm import Counts, Estimate
+from saeflow.steering.judges.pacing import Gate, Pacing, retry_after
+from saeflow.steering.judges.rubrics import BadAnswer, rubric_for
+from saeflow.steering.plan import Direction
+from saeflow.steering.theme import Theme, load_theme
+
+from . import killed_run
+from .server import KEY, Asked, Reply, after, marks, says, serving
+
+pytest.importorskip("openai")
+THEME = Theme("numbers", "numbers and counting", "", ())
+FAST = Pacing(concurrency=8, timeout=5.0, retries=3, backoff=0.01)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_this_machine(monkeypatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("OPENAI_", "SAEFLOW_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+def texts(n):
+    return [Judged(f"text {number}", "I think", 3.0) for number in range(n)]
+
+
+def by_number(asked: Asked) -> Reply:
+    """Marks that say which text was judged."""
+    number = int(asked.text.split()[-1])
+    return marks(number % 6, number // 6 % 6)
+
+
+def expected(n):
+    return [Score(number % 6, number // 6 % 6) for number in range(n)]
+
+
+def judge(server, tmp_path, **changes):
+    return LLMJudge(
+        "m", server.url, **({"key": KEY, "cache": tmp_path / "answers", "pacing": FAST} | changes)
+    )
+
+
+def score(of, n=1, **options):
+    return of.score(THEME, Direction.ACTIVATE, texts(n), **options)
+
+
+def test_two_hundred_texts_are_asked_eight_at_a_time_and_never_again(tmp_path) -> None:
+    told = []
+    slow = lambda asked: Reply(by_number(asked).body, delay=0.01)  # noqa: E731
+    with serving(slow) as server:
+        first = judge(server, tmp_path)
+        assert isinstance(first, Judge)
+        assert score(first, 200, progress=lambda *now: told.append(now)) == expected(200)
+        assert first.counts == Counts(asked=200)
+        assert 1 < server.most <= 8
+        again = judge(server, tmp_path)
+        assert score(again, 200) == expected(200)
+        assert again.counts == Counts(cached=200)
+        assert len(server.asked) == 200
+    assert [done for done, _, _ in told] == list(range(201))
+    assert {total for _, total, _ in told} == {200}
+
+
+def test_what_is_sent_is_the_rubric_and_the_text_alone(tmp_path) -> None:
+    with serving(lambda asked: marks(4, 2)) as server:
+        score(judge(server, tmp_path))
+        score(judge(server, tmp_path, with_prompt=True))
+        score(judge(server, tmp_path, temperature=None, json_mode=False))
+    rubric = rubric_for(THEME, Direction.ACTIVATE)
+    sent, prompted, plain = (asked.body for asked in server.asked)
+    assert sent == {
+        "model": "m", "temperature": 0.0, "seed": 0, "response_format": {"type": "json_object"},
+        "messages": [{"role": "system", "content": rubric.system}, {"role": "user", "content": rubric.ask("text 0")}],
+    }  # fmt: skip
+    assert prompted["messages"][1]["content"] == rubric.ask("I thinktext 0")
+    assert set(plain) == {"model", "messages", "seed"}
+    assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_behavior_is_the_mark_of_the_themes_own_subject_and_the_others_are_kept(tmp_path) -> None:
+    theme = load_theme("scientific-concepts", "gemma-scope-2b")
+    with serving(lambda asked: marks(4, [1, 5, 3])) as server:
+        asks = judge(server, tmp_path)
+        assert asks.score(theme, Direction.SUPPRESS, texts(1)) == [Score(4, 5)]
+        assert asks.answers(theme, Direction.SUPPRESS, texts(1))[0].behavioral == (1, 5, 3)
+    assert len(server.asked) == 1
+
+
+TROUBLES = {
+    "busy": Reply("{}", 429),
+    "busy for a time": Reply("{}", 429, {"Retry-After": "0.05"}),
+    "busy for milliseconds": Reply("{}", 429, {"retry-after-ms": "50"}),
+    "broken": Reply("oops", 500),
+    "away": Reply("", 503, {"Retry-After": "0.05"}),
+    "cut": Reply(cut=True),
+    "torn": Reply('{"choices"', torn=True),
+    "a page": Reply("<html>Welcome</html>", headers={"content-type": "text/html"}),
+    "half of it": Reply('{"choices": ['),
+    "another shape": Reply('{"answer": "4"}'),
+    "no choice": Reply('{"choices": []}'),
+    "a list": Reply("[1, 2]"),
+    "an error that says 200": Reply('{"error": {"message": "overloaded"}, "choices": null}'),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_on_the_way_is_waited_out(trouble, tmp_path) -> None:
+    with serving(after(TROUBLES[trouble], TROUBLES[trouble], then=by_number)) as server:
+        asks = judge(server, tmp_path)
+        assert score(asks) == expected(1)
+        assert asks.counts == Counts(asked=3, retried=2)
+        assert [asked.messages for asked in server.asked] == [server.asked[0].messages] * 3
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_without_end_is_an_error_that_keeps_what_was_answered(trouble, tmp_path) -> None:
+    bad = lambda asked: by_number(asked) if asked.text != "text 3" else TROUBLES[trouble]  # noqa: E731
+    with serving(bad) as server:
+        with pytest.raises(
+            Unreachable, match=r"gave no answer in 4 tries.*127\.0\.0\.1|127\.0\.0\.1.*in 4 tries"
+        ):
+            score(judge(server, tmp_path, pacing=Pacing(concurrency=1, retries=3, backoff=0.01)), 6)
+        server.answer = by_number
+        asks = judge(server, tmp_path)
+        assert score(asks, 6) == expected(6)
+        assert asks.counts.cached >= 3
+        assert asks.counts.asked + asks.counts.cached == 6
+
+
+def test_an_answer_that_does_not_come_in_time_is_asked_for_again(tmp_path) -> None:
+    with serving(after(Reply(delay=2.5), then=by_number)) as server:
+        asks = judge(server, tmp_path, pacing=Pacing(timeout=1.0, retries=1, backoff=0.01))
+        assert score(asks) == expected(1)
+        assert asks.counts == Counts(asked=2, retried=1)
+    with serving(lambda asked: Reply(delay=1.0)) as server:
+        asks = judge(server, tmp_path / "other", pacing=Pacing(timeout=0.1, retries=1, backoff=0.01))
+        with pytest.raises(Unreachable, match=r"nothing came within 0\.1 s"):
+            score(asks)
+
+
+def test_nobody_listens(tmp_path) -> None:
+    with serving(by_number) as server:
+        pass
+    with pytest.raises(Unreachable, match="the connection failed"):
+        score(judge(server, tmp_path))
+
+
+def test_retry_after_holds_back_every_request(tmp_path) -> None:
+    busy = Reply("{}", 429, {"Retry-After": "0.5"})
+    with serving(after(busy, then=by_number)) as server:
+        assert score(judge(server, tmp_path, pacing=Pacing(concurrency=2, backoff=0.01)), 12) == expected(12)
+        times = [asked.at for asked in server.asked]
+    late = [at for at in times if at - times[0] >= 0.5]
+    assert len(late) >= 10  # all but those that were under way
+
+
+def test_a_wait_beyond_all_patience_ends_the_run(tmp_path) -> None:
+    with (
+        serving(lambda asked: Reply("{}", 429, {"Retry-After": "86400"})) as server,
+        pytest.raises(Unreachable, match=r"asks to wait 86400 s, more than Pacing\.longest of 120 s"),
+    ):
+        score(judge(server, tmp_path))
+    assert len(server.asked) <= 8
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_refusals_for_being_busy_count_only_while_nobody_is_answered(moves, monkeypatch) -> None:
+    endpoint = Endpoint(
+        "m", base_url="http://127.0.0.1:1", secret=Secret(KEY), temperature=0, json_mode=True,
+        pacing=Pacing(retries=2, backoff=0),
+    )  # fmt: skip
+    replies = [Failure("it is busy", busy=True)] * 10 + ["4"]
+
+    def once(messages, seed):
+        if moves:
+            endpoint.count("answered")  # by another thread, meanwhile
+        return replies.pop(0)
+
+    monkeypatch.setattr(endpoint, "_once", once)
+    with endpoint:
+        if moves:
+            assert endpoint.ask([{"role": "user", "content": "?"}], seed=0) == "4"
+        else:
+            with pytest.raises(Unreachable, match="in 3 tries"):
+                endpoint.ask([{"role": "user", "content": "?"}], seed=0)
+
+
+REFUSALS = {
+    401: (Unreachable, "Give a key"),
+    403: (Unreachable, "Give a key"),
+    404: (InvalidArgument, "Check the model 'm'"),
+    400: (InvalidArgument, "Check the model"),
+}
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_refusal_is_not_repeated_and_says_what_to_do(status, tmp_path) -> None:
+    kind, advice = REFUSALS[status]
+    reply = Reply(json.dumps({"error": {"message": "I refuse."}}), status)
+    with serving(lambda asked: reply) as server:
+        with pytest.raises(kind, match=rf"{status}: I refuse\. {advice}"):
+            score(judge(server, tmp_path))
+        assert len(server.asked) == 1
+
+
+def test_no_quota_left_is_not_waited_for(tmp_path) -> None:
+    reply = Reply('{"error": {"message": "You exceeded.", "code": "insufficient_quota"}}', 429)
+    with serving(lambda asked: reply) as server, pytest.raises(Unreachable, match="no quota left"):
+        score(judge(server, tmp_path))
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("unknown", ["seed", "response_format"])
+def test_a_parameter_the_endpoint_does_not_know_is_left_out(unknown, tmp_path) -> None:
+    def picky(asked: Asked) -> Reply:
+        if unknown in asked.body:
+            return Reply(json.dumps({"error": {"message": f"Unrecognized argument: {unknown}"}}), 400)
+        return by_number(asked)
+
+    with serving(picky) as server:
+        asks = judge(server, tmp_path, pacing=Pacing(concurrency=1))
+        assert score(asks, 4) == expected(4)
+        assert asks.counts == Counts(asked=5)
+
+
+def test_a_temperature_the_endpoint_does_not_allow_is_an_error_that_says_so(tmp_path) -> None:
+    reply = Reply('{"error": {"message": "temperature must be 1"}}', 400)
+    with (
+        serving(lambda asked: reply) as server,
+        pytest.raises(InvalidArgument, match="Set temperature to None"),
+    ):
+        score(judge(server, tmp_path))
+
+
+BAD = [
+    "I like it.",
+    '{"coherence": 4}',
+    '{"coherence": 9, "behavioral": 1}',
+    '{"coherence": 3.5, "behavioral": 1}',
+    None,
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_an_answer_that_comes_right_at_the_third_try(bad, tmp_path) -> None:
+    with serving(after(says(bad), says(bad), then=by_number)) as server:
+        asks = judge(server, tmp_path)
+        assert score(asks) == expected(1)
+        assert asks.counts == Counts(asked=3, reasked=2)
+    first, second, _ = (asked.messages for asked in server.asked)
+    assert second[:2] == first
+    assert second[2] == {"role": "assistant", "content": bad or ""}
+    assert "That cannot be read" in second[3]["content"]
+    assert [asked.body["seed"] for asked in server.asked] == [0, 1, 2]
+
+
+def test_an_answer_that_never_comes_right_stops_no_other(tmp_path) -> None:
+    never = lambda asked: says('{"coherence": 7}') if asked.text == "text 2" else by_number(asked)  # noqa: E731
+    with serving(never) as server:
+        with pytest.raises(
+            BadAnswer, match=r"1 of 20 answers of m could not be read.*3 times.*lacks behavioral"
+        ):
+            score(judge(server, tmp_path), 20)
+        server.answer = by_number
+        asks = judge(server, tmp_path)
+        assert score(asks, 20) == expected(20)
+        assert asks.counts == Counts(asked=1, cached=19)
+
+
+def test_equal_texts_are_asked_once_and_other_questions_again(tmp_path) -> None:
+    other = Theme("letters", "letters and words", "", ())
+    with serving(by_number) as server:
+        asks = judge(server, tmp_path)
+        assert asks.score(THEME, Direction.ACTIVATE, texts(2) * 5) == expected(2) * 5
+        assert asks.counts.asked == 2
+        for theme, direction in [(other, Direction.ACTIVATE), (THEME, Direction.ACTIVATE)]:
+            asks.score(theme, direction, texts(2))
+        assert asks.counts.asked == 4
+        for changes in ({"temperature": 0.5}, {"seed": 1}, {"with_prompt": True}):
+            score(judge(server, tmp_path, **changes))
+        score(LLMJudge("another", server.url, key=KEY, cache=tmp_path / "answers", pacing=FAST))
+    assert len(server.asked) == 8
+
+
+def test_the_estimate_is_what_is_then_asked(tmp_path) -> None:
+    with serving(by_number) as server:
+        asks = judge(server, tmp_path)
+        score(asks, 3)
+        told = asks.estimate(THEME, Direction.ACTIVATE, texts(10) * 2)
+        assert (told.requests, told.cached) == (7, 3)
+        rubric = rubric_for(THEME, Direction.ACTIVATE)
+        assert (
+            told.input_tokens * 4 >= 7 * len(rubric.system + rubric.ask("text 9")) > told.input_tokens * 4 - 4
+        )
+        before = len(server.asked)
+        score(asks, 10)
+        assert len(server.asked) - before == told.requests
+        assert asks.estimate(THEME, Direction.ACTIVATE, texts(10)) == Estimate(0, 10, 0, 0)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path) -> None:
+    cache = tmp_path / "answers"
+    slow = lambda asked: Reply(by_number(asked).body, delay=0.2)  # noqa: E731
+    with serving(slow) as server:
+        command = [sys.executable, "-m", f"{__package__}.killed_run", server.url, str(cache)]
+        root = Path(__file__).parents[len(__package__.split("."))]
+        with subprocess.Popen(command, cwd=root) as process:
+            deadline = time.monotonic() + 60
+            while len(list(cache.rglob("*.json"))) < 5 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+        kept = len(list(cache.glob("??/[!.]*.json")))
+        assert 5 <= kept < 40
+        server.asked.clear()
+        scores, asks = killed_run.run(server.url, cache)
+        assert scores == expected(40)
+        assert asks.counts.cached == kept
+        assert len({asked.text for asked in server.asked}) == asks.counts.asked == 40 - kept
+
+
+def test_an_interrupted_run_keeps_what_is_under_way(tmp_path) -> None:
+    def interrupt(done, total, what):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    slow = lambda asked: Reply(by_number(asked).body, delay=0.2)  # noqa: E731
+    with serving(slow) as server:
+        with pytest.raises(KeyboardInterrupt):
+            score(judge(server, tmp_path, pacing=Pacing(concurrency=4)), 40, progress=interrupt)
+        assert len(server.asked) < 30
+        asks = judge(server, tmp_path)
+        assert score(asks, 40) == expected(40)
+        assert len(server.asked) == 40
+
+
+def test_a_damaged_answer_is_asked_for_again(tmp_path) -> None:
+    with serving(by_number) as server:
+        score(judge(server, tmp_path), 4)
+        files = sorted((tmp_path / "answers").rglob("*.json"))
+        assert len(files) == 4
+        files[0].write_text("")
+        files[1].write_text(files[1].read_text().replace('"coherence": ', '"coherence": 1'))
+        files[2].write_text('{"format": "another"}')
+        asks = judge(server, tmp_path)
+        assert score(asks, 4) == expected(4)
+        assert asks.counts == Counts(asked=3, cached=1)
+
+
+def test_the_key_is_in_no_message_log_file_or_repr(tmp_path, caplog, capfd) -> None:
+    """Not even where the endpoint repeats it."""
+
+    def telling(asked: Asked) -> Reply:
+        echo = f"you sent {asked.headers['authorization']}"
+        return {
+            "text 0": by_number(asked),
+            "text 1": says(echo),
+            "text 2": Reply(json.dumps({"error": {"message": echo}}), 401),
+            "text 3": Reply(echo, 500),
+            "text 4": Reply(echo),
+            "text 5": Reply(json.dumps({"error": echo})),
+            "text 6": says(json.dumps({"coherence": KEY, "behavioral": 1})),
+        }[asked.text]
+
+    caplog.set_level(logging.DEBUG)
+    shown = []
+    with serving(telling) as server:
+        asks = judge(server, tmp_path, pacing=Pacing(retries=1, backoff=0.01))
+        score(asks)
+        for text in texts(7)[1:]:
+            with pytest.raises((Unreachable, BadAnswer)) as caught:
+                asks.score(THEME, Direction.ACTIVATE, [text])
+            shown += [repr(caught.value), *traceback.format_exception(caught.value)]
+            assert caught.value.__cause__ is None
+            assert caught.value.__context__ is None
+        assert len(server.asked) == 1 + 3 + 1 + 2 + 2 + 2 + 3
+    shown += [repr(asks), repr(vars(asks)), asks.name, caplog.text, *capfd.readouterr()]
+    shown += [repr(record.__dict__) for record in caplog.records]
+    shown += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len([text for text in shown if "[key]" in text]) >= 6
+    assert [text for text in shown if KEY in text] == []
+    with pytest.raises(InvalidArgument, match="not written to files"):
+        pickle.dumps(asks)
+
+
+def test_settings_come_from_the_environment_and_arguments_come_first(tmp_path, monkeypatch) -> None:
+    with serving(by_number) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "from-the-environment")
+        monkeypatch.setenv("SAEFLOW_JUDGE_MODEL", "local")
+        monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path))
+        asks = LLMJudge(pacing=FAST)
+        assert score(asks) == expected(1)
+        assert asks.name == "local (rubrics of appendix B)"
+        assert server.asked[0].headers["authorization"] == "Bearer from-the-environment"
+        assert server.asked[0].body["model"] == "local"
+        assert list(tmp_path.glob("judge/??/*.json"))
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+        assert score(LLMJudge("m", server.url, key=KEY, pacing=FAST)) == expected(1)
+        assert server.asked[1].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_a_server_of_ones_own_needs_no_key_and_openai_does(tmp_path) -> None:
+    with serving(by_number) as server:
+        assert score(LLMJudge("m", server.url, cache=tmp_path, pacing=FAST)) == expected(1)
+    with pytest.raises(InvalidArgument, match="OPENAI_API_KEY"):
+        LLMJudge()
+    assert LLMJudge(key="k").model == "gpt-4o-mini"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_url": "localhost:8000"},
+        {"base_url": "ftp://there"},
+        {"base_url": "http://there:port/v1"},
+        {"key": f"{KEY} and more"},
+        {"key": f"{KEY}\nX-Other: 1"},
+        {"key": f"{KEY}é"},
+        {"reasks": -1},
+        {"temperature": float("nan")},
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_without_the_key(options) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        LLMJudge("m", **({"key": KEY} | options))
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"concurrency": 0},
+        {"retries": -1},
+        {"per_minute": 0},
+        {"timeout": 0},
+        {"longest": -1},
+        {"backoff": -1},
+    ],
+)
+def test_pacing_that_never_asks_is_refused(wrong) -> None:
+    with pytest.raises(InvalidArgument):
+        Pacing(**wrong)
+
+
+def test_a_user_in_the_address_is_not_shown(tmp_path) -> None:
+    asks = LLMJudge("m", "http://user:word@127.0.0.1:1/v1?token=abc", key=KEY, cache=tmp_path)
+    assert repr(asks) == "LLMJudge('m' at http://127.0.0.1:1/v1)"
+
+
+def test_without_the_package_the_error_names_the_extra_and_the_cache_still_answers(
+    tmp_path, monkeypatch
+) -> None:
+    with serving(by_number) as server:
+        score(judge(server, tmp_path), 2)
+        monkeypatch.setitem(sys.modules, "openai", None)
+        assert score(judge(server, tmp_path), 2) == expected(2)
+        with pytest.raises(MissingExtra, match=r"saeflow\[judge\]"):
+            score(judge(server, tmp_path), 3)
+
+
+def test_a_rate_spaces_requests_evenly(tmp_path) -> None:
+    with serving(by_number) as server:
+        start = time.monotonic()
+        score(judge(server, tmp_path, pacing=Pacing(per_minute=1200)), 6)
+        assert time.monotonic() - start >= 0.25  # five spaces of 50 ms
+    gate, start, turns = Gate(per_minute=3000), time.monotonic(), []
+    for _ in range(5):
+        assert gate.enter()
+        turns.append(time.monotonic() - start)
+    assert all(turn >= 0.02 * number for number, turn in enumerate(turns))
+
+
+def test_a_stopped_gate_wakes_who_waits() -> None:
+    gate = Gate(per_minute=1)
+    assert gate.enter()
+    gate.stop()
+    start = time.monotonic()
+    assert not gate.enter()
+    assert not gate.sleep(60)
+    assert time.monotonic() - start < 5
+
+
+def test_waits_double_up_to_the_longest_and_are_a_function_of_what_is_asked() -> None:
+    pacing = Pacing(backoff=1.0, longest=10.0)
+    for attempt in range(6):
+        whole = min(10.0, 2.0**attempt)
+        delays = {pacing.delay(attempt, f"text {n}") for n in range(50)}
+        assert all(min(10.0, 2.0**attempt / 2) <= delay <= whole for delay in delays)
+        assert pacing.delay(attempt, "text 7") == pacing.delay(attempt, "text 7")
+        assert attempt >= 4 or len(delays) > 10
+    assert pacing.delay(10_000, "text") == 10.0
+
+
+def test_retry_after_is_read_in_all_its_forms() -> None:
+    assert retry_after({"retry-after": "2.5"}) == 2.5
+    assert retry_after({"retry-after-ms": "2500", "retry-after": "9"}) == 2.5
+    assert retry_after({"retry-after": formatdate(time.time() + 60, usegmt=True)}) == pytest.approx(60, abs=5)
+    assert retry_after({"retry-after": formatdate(time.time() - 60, usegmt=True)}) == 0
+    for told in (
+        {},
+        {"retry-after": ""},
+        {"retry-after": "soon"},
+        {"retry-after": "-1"},
+        {"retry-after": "nan"},
+    ):
+        assert retry_after(told) is None
