@@ -1,6 +1,7 @@
 """`saeflow atlas calibrate`, `saeflow graph --calibrated` and `saeflow correlate` on planted things."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from saeflow.errors import InvalidArgument
 from saeflow.flow import FlowGraph
 from saeflow.matching.atlas import open_atlas
 from saeflow.matching.build import build_atlas
+from saeflow.report.figures import calibrated_thresholds, svg_text
+from saeflow.report.tables import calibration_rows
 from saeflow.sources.formats import save_release
 
 from .matching.planted import plant
@@ -59,6 +62,44 @@ def test_an_atlas_is_calibrated_and_graphs_use_it(run, release, tmp_path):
     assert FlowGraph.from_json(json.dumps(shown)).thresholds.cuts
     assert shown["thresholds"]["fdr"] == 0.05
     assert "Thresholds by layer" in run("graph", tmp_path / "atlas", "3/res/1", "--calibrated", "--no-files")
+
+
+def test_thresholds_are_drawn_where_asked(run, release, tmp_path):
+    run(
+        "calibrate", release, "--atlas", tmp_path / "atlas", "--rows", 500, "--rotations", 2,
+        "--figure", tmp_path / "cuts.svg",
+    )  # fmt: skip
+    drawn = (tmp_path / "cuts.svg").read_text(encoding="utf-8")
+    cuts = {
+        (row["part"], row["layer"]): row["threshold"]
+        for row in calibration_rows(open_atlas(tmp_path / "atlas"))
+        if row["direction"] == "backward" and row["threshold"] < 1
+    }
+    assert cuts
+    for (part, layer), cut in cuts.items():
+        assert f"<title>{part}, layer {layer}: {cut:.3f}</title>" in drawn
+
+
+def test_a_layer_where_nothing_is_significant_is_a_gap_in_the_figure():
+    row = {"layer": 2, "part": "mlp", "direction": "backward", "null q50": 0.2, "null q99": 0.4, "threshold": 1.0,
+           "kept": 0.0, "kept plain": 0.9}  # fmt: skip
+    (made,) = calibrate.figure_rows([row, row | {"direction": "forward"}])
+    assert made["threshold"] is None
+    assert (made["null_q99"], made["kept_fixed"]) == (0.4, 0.9)
+
+
+def test_a_figure_of_an_unknown_kind_is_refused_before_any_work(run, release, tmp_path):
+    with pytest.raises(InvalidArgument, match=r"'\.gif'"):
+        run("calibrate", release, "--atlas", tmp_path / "atlas", "--figure", tmp_path / "cuts.gif")
+    assert not open_atlas(tmp_path / "atlas").nulls
+
+
+def test_the_picture_of_the_docs_is_that_of_the_demo_pack():
+    drawn = svg_text(
+        calibrated_thresholds(calibrate.figure_rows(calibration_rows(open_atlas("demo")))), alone=True
+    )
+    shipped = Path(__file__).parent.parent / "docs" / "images" / "demo-thresholds.svg"
+    assert shipped.read_text(encoding="utf-8") == drawn
 
 
 def test_an_atlas_without_nulls_says_how_to_calibrate_it(run, release, tmp_path):

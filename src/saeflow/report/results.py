@@ -26,9 +26,10 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import RunRecord
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.paths import write_atomic
-from saeflow.report.figures import FIGURES, PAGE, PHONE, Plate, draw, save, svg_text
+from saeflow.report.figures import FIGURES, PAGE, PHONE, Frame, Plate, draw, save, svg_text
 from saeflow.report.figures.readings import reading
 from saeflow.report.figures.saving import stylesheet
+from saeflow.report.samples import samples_html
 from saeflow.report.tokens import one_line
 
 PAPER: Final = "arXiv 2502.03032"
@@ -44,19 +45,39 @@ _EXPECTED: Final[Mapping[str, Sequence[str]]] = {
         "by_strategy_layer", "table_1", "by_strategy", "one_predecessor", "by_rescale", "new_group",
         "groups_by_strategy", "paired", "remaining", "counts", "control_match",
     ),
+    "steering": (
+        "steering_by_layer", "steering_by_value", "steering_features", "steering_best", "steering_paired",
+        "steering_by_share", "steering_sensitivity", "steering_samples", "steering_cells",
+    ),
 }  # fmt: skip
-_TITLES: Final = {"origins": "Where active features come from", "deactivation": "Removing predecessors"}
-_LEADS: Final = ("shares_by_dataset", "table_1", "by_strategy_layer")
+_TITLES: Final = {
+    "origins": "Where active features come from",
+    "deactivation": "Removing predecessors",
+    "steering": "Steering along the flow",
+}
+_LEADS: Final = ("shares_by_dataset", "table_1", "by_strategy_layer", "steering_best")
+_SAMPLES: Final = "steering_samples"
+_PICKED: Final = ("theme", "direction")
+"""What the reader picks once for all figures of the page."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A section of the page: a table with its figures on a window and on a phone, or why it has none."""
+    """A section of the page: a table with its figures on a window and on a phone, or why it has none.
+
+    `block` is what stands in their place where a table is shown as words, as HTML.
+    """
 
     table: SummaryTable
     wide: tuple[Plate, ...] = ()
     narrow: tuple[Plate, ...] = ()
     problem: str = ""
+    block: str = ""
+
+    @property
+    def shown(self) -> bool:
+        """Whether it has a place of its own on the page."""
+        return bool(self.wide or self.block)
 
 
 def write_page(folder: Path) -> Path:
@@ -77,7 +98,7 @@ def write_page(folder: Path) -> Path:
     names += [name for name in tables if name not in names]
     parts: list[_Part] = []
     for name in names:
-        part = _part(tables[name])
+        part = _part(tables[name], tables)
         parts.append(part)
         for plate in part.wide:
             save(plate.figure, folder / "figures" / f"{plate.name}.svg")
@@ -96,7 +117,9 @@ def _names_a_file(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name) is not None
 
 
-def _part(table: SummaryTable) -> _Part:
+def _part(table: SummaryTable, tables: Mapping[str, SummaryTable]) -> _Part:
+    if table.name == _SAMPLES:
+        return _Part(table, block=samples_html(table, tables.get("steering_best")))
     if table.name not in FIGURES:
         return _Part(table)
     try:
@@ -114,8 +137,8 @@ def page_html(record: RunRecord, parts: Sequence[_Part], missing: Sequence[str])
         "base-uri 'none'; form-action 'none'"
     )
     title = _title(record)
-    drawn = [part for part in parts if part.wide]
-    rest = [part for part in parts if not part.wide]
+    drawn = [part for part in parts if part.shown]
+    rest = [part for part in parts if not part.shown]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -141,8 +164,9 @@ def _safe(text: object) -> str:
 
 
 def _sentence(text: str) -> str:
-    """A sentence whose intervals are not broken over lines."""
-    return re.sub(r"\([^()<>]{1,24}\)", r'<span class="whole">\g<0></span>', _safe(text))
+    """A sentence whose intervals and settings are not broken over lines."""
+    whole = r"\([^()<>]{1,24}\)|\b[rs] = \u2212?[0-9.]*[0-9]"
+    return re.sub(whole, r'<span class="whole">\g<0></span>', _safe(text))
 
 
 def _title(record: RunRecord) -> str:
@@ -171,14 +195,19 @@ def _facts(record: RunRecord) -> Iterable[tuple[str, str]]:
     yield "model", asked.model
     yield "release", asked.release
     yield "seed", str(asked.seed)
-    yield "datasets", ", ".join(asked.datasets)
+    steering = asked.experiment == "steering"
+    yield "themes" if steering else "datasets", ", ".join(asked.datasets)
     sizes = [
         f"{asked.arguments[k]} {k}" for k in ("texts", "tokens") if isinstance(asked.arguments.get(k), int)
     ]
+    if steering and isinstance(asked.arguments.get("samples"), int):
+        again = asked.arguments.get("confirm")
+        confirmed = f", {again} to confirm the best" if isinstance(again, int) else ""
+        yield "samples of a setting", f"{asked.arguments['samples']}{confirmed}"
     if sizes:
         yield "sample of each", f"{sizes[0]}, {sizes[1]} a text" if len(sizes) == 2 else sizes[0]
     yield (
-        "texts done",
+        "units done" if steering else "texts done",
         f"{record.done or 0} of {record.total}" if record.finished else f"some of {record.total}",
     )
     yield "started", _moment(record.started)
@@ -250,23 +279,34 @@ def _section(part: _Part) -> str:
         _plate(part, wide, narrow, said) for wide, narrow in zip(part.wide, part.narrow, strict=True)
     )
     label = f' aria-label="{_safe(table.title or table.name)}"'
+    shown = part.block or f'<div class="plates">{plates}</div>'
     return (
         f'<section id="{_id(part)}" class="result"><h2>{_safe(table.title or table.name)}</h2>{sentence}'
-        f'<figure{label}><div class="plates">{plates}</div>'
+        f"<figure{label}>{shown}"
         f"<figcaption>{source}{_safe(table.note)}</figcaption></figure>{_fold(table)}</section>\n"
     )
 
 
 def _plate(part: _Part, wide: Plate, narrow: Plate, said: str) -> str:
-    """A figure twice; of several the page shows one at a time where scripts run."""
-    label = one_line(". ".join(word for word in (part.table.title, wide.of, said) if word))
+    """A figure twice; of several the page shows one at a time where scripts run.
+
+    One of a theme or a direction says what its own rows say, unless the section has said it.
+    """
+    own = reading(Frame.of(part.table).where(**wide.keys)) if _of_steering(wide) else ""
+    label = one_line(". ".join(word for word in (part.table.title, wide.of, own or said) if word))
     forms: list[str] = []
     for kind, plate in (("on-page", wide), ("on-phone", narrow)):
         svg = svg_text(plate.figure, prefix=f"{wide.name}-{kind}-", label=label, captioned=False)
         forms.append(f'<div class="{kind}">{svg}</div>')
     several = len(part.wide) > 1
     name = f'<p class="of">{_safe(wide.of)}</p>' if several else ""
-    return f'<div class="plate" data-of="{_safe(wide.of)}">{name}{"".join(forms)}</div>'
+    sentence = f'<p class="reading">{_sentence(own)}</p>' if own and own not in said else ""
+    keys = "".join(f' data-{key}="{_safe(wide.keys[key])}"' for key in _PICKED if key in wide.keys)
+    return f'<div class="plate" data-of="{_safe(wide.of)}"{keys}>{name}{sentence}{"".join(forms)}</div>'
+
+
+def _of_steering(plate: Plate) -> bool:
+    return any(key in plate.keys for key in _PICKED)
 
 
 def _rest(rest: Sequence[_Part], missing: Sequence[str]) -> str:

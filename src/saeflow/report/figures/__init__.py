@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from matplotlib.figure import Figure
 
 from saeflow.errors import InvalidArgument
-from saeflow.report.figures import doses, matching, scores, shares, trials
+from saeflow.report.figures import (
+    doses,
+    matching,
+    scores,
+    shares,
+    steering,
+    steering_layers,
+    steering_themes,
+    trials,
+)
 from saeflow.report.figures.frame import Cell, Frame, TableLike
 from saeflow.report.figures.saving import save, svg_text
 from saeflow.report.figures.style import COLUMN, MEDIA, PAGE, PHONE, SPREAD, Medium, house, nothing
@@ -24,32 +33,40 @@ Painter = Callable[[Frame, Medium, str], Figure]
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How a table is drawn: by what, one figure for each value of which column, and what it cannot do without."""
+    """How a table is drawn: by what, what it cannot do without, and one figure for each value of which columns."""
 
     paint: Painter
     needs: tuple[str, ...]
-    each: str = ""
+    each: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plate:
-    """A finished figure. `name` is a file name without ending, `of` the value it stands for or empty."""
+    """A finished figure.
+
+    Attributes:
+        name: a file name without ending, its own within a table.
+        of: the values it stands for, in words; empty where the table has one figure.
+        figure: as drawn.
+        keys: those values by column.
+    """
 
     name: str
     of: str
     figure: Figure
+    keys: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 FIGURES: Final[Mapping[str, Drawing]] = {
-    "shares_by_layer": Drawing(shares.shares_by_layer, ("dataset", "layer", "group", "share"), "method"),
-    "shares_by_dataset": Drawing(shares.shares_by_dataset, ("dataset", "group", "share"), "method"),
-    "scores": Drawing(scores.scores, ("layer", "group", "score"), "method"),
-    "separability": Drawing(scores.separability, ("group_a", "group_b", "score", "share"), "method"),
+    "shares_by_layer": Drawing(shares.shares_by_layer, ("dataset", "layer", "group", "share"), ("method",)),
+    "shares_by_dataset": Drawing(shares.shares_by_dataset, ("dataset", "group", "share"), ("method",)),
+    "scores": Drawing(scores.scores, ("layer", "group", "score"), ("method",)),
+    "separability": Drawing(scores.separability, ("group_a", "group_b", "score", "share"), ("method",)),
     "activity_differences": Drawing(
-        scores.activity_differences, ("module", "score", "kind", "share"), "method"
+        scores.activity_differences, ("module", "score", "kind", "share"), ("method",)
     ),
-    "transition": Drawing(scores.transition, ("group_a", "group_b", "probability"), "method"),
-    "most_probable": Drawing(shares.most_probable, ("layer", "group", "features"), "method"),
+    "transition": Drawing(scores.transition, ("group_a", "group_b", "probability"), ("method",)),
+    "most_probable": Drawing(shares.most_probable, ("layer", "group", "features"), ("method",)),
     "methods": Drawing(shares.methods, ("method", "dataset", "group", "share")),
     "agreement": Drawing(matching.agreement, ("method_a", "method_b", "part", "layer")),
     "by_strategy": Drawing(trials.by_strategy, ("strategy", "group", "deactivated")),
@@ -57,7 +74,7 @@ FIGURES: Final[Mapping[str, Drawing]] = {
     "by_rescale": Drawing(doses.by_rescale, ("r", "group", "change")),
     "one_predecessor": Drawing(trials.one_predecessor, ("group", "removed", "change")),
     "groups_by_strategy": Drawing(shares.groups_by_strategy, ("strategy", "group", "share")),
-    "new_group": Drawing(doses.new_group, ("group", "removed", "new_group", "probability"), "strategy"),
+    "new_group": Drawing(doses.new_group, ("group", "removed", "new_group", "probability"), ("strategy",)),
     "counts": Drawing(shares.counts, ("layer", "group", "features")),
     "table_1": Drawing(trials.table_1, ("strategy", "deactivated")),
     "paired": Drawing(trials.paired, ("strategy_a", "strategy_b", "difference")),
@@ -65,12 +82,37 @@ FIGURES: Final[Mapping[str, Drawing]] = {
     "control_match": Drawing(trials.control_match, ("strategy", "removed", "median")),
     "agreement_by_layer": Drawing(matching.agreement, ("method_a", "method_b", "part", "layer")),
     "calibrated_thresholds": Drawing(matching.calibrated_thresholds, ("layer", "part", "threshold")),
+    "steering_by_layer": Drawing(
+        steering.by_layer, ("theme", "direction", "method", "layer", "value", "score"), ("theme", "direction")
+    ),
+    "steering_by_value": Drawing(
+        steering.by_value, ("theme", "direction", "method", "value", "score"), ("theme", "direction")
+    ),
+    "steering_features": Drawing(
+        steering_layers.theme_features, ("theme", "layer", "part", "features", "starts")
+    ),
+    "steering_by_share": Drawing(
+        steering_layers.themes_by_share,
+        ("theme", "direction", "method", "share_limit", "score"),
+        ("direction",),
+    ),
+    "steering_best": Drawing(
+        steering_themes.themes_best, ("theme", "direction", "method", "score"), ("direction",)
+    ),
+    "steering_paired": Drawing(
+        steering_themes.themes_paired,
+        ("theme", "direction", "method_a", "method_b", "difference"),
+        ("direction",),
+    ),
+    "steering_sensitivity": Drawing(
+        steering_themes.themes_sensitivity, ("theme", "direction", "method", "mean_score"), ("direction",)
+    ),
 }
 """Every table that has a figure."""
 
 
 def draw(table: TableLike, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
-    """The figures of a table: one, or one for each method or strategy it holds.
+    """The figures of a table: one, or one for each method, strategy, or theme and direction it holds.
 
     A table without rows gives a figure that says so.
 
@@ -90,19 +132,36 @@ def draw(table: TableLike, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
             f"table {frame.name!r} lacks the column {', '.join(missing)}; it has {', '.join(frame.columns)}. "
             "Write the summary again."
         )
-    values = frame.distinct(drawing.each) if drawing.each in frame.columns else ()
     with house():
-        if len(values) < 2:
-            of = values[0] if values else ""
-            return (Plate(frame.name, of, _painted(drawing, frame, medium, of)),)
-        return tuple(
-            Plate(
-                f"{frame.name}-{_slug(of)}",
-                of,
-                _painted(drawing, frame.where(**{drawing.each: of}), medium, of),
-            )
-            for of in values
-        )
+        parted = _parted(frame, drawing.each)
+        if len(parted) < 2:
+            keys = parted[0][0] if parted else {}
+            of = ", ".join(keys.values())
+            return (Plate(frame.name, of, _painted(drawing, frame, medium, of), keys),)
+        plates: list[Plate] = []
+        names: set[str] = set()
+        for keys, rows in parted:
+            of = ", ".join(keys.values())
+            name = _new_name("-".join((frame.name, *map(_slug, keys.values()))), names)
+            plates.append(Plate(name, of, _painted(drawing, rows, medium, of), keys))
+        return tuple(plates)
+
+
+def _parted(frame: Frame, columns: Sequence[str]) -> list[tuple[dict[str, str], Frame]]:
+    """The rows by the values of these columns, in the order they first appear; columns it lacks are passed over."""
+    known = [column for column in columns if column in frame.columns]
+    found = dict.fromkeys(tuple(row.words(column) for column in known) for row in frame.records)
+    keys = [dict(zip(known, values, strict=True)) for values in found if all(values)] if known else []
+    return [(values, frame.where(**values)) for values in keys]
+
+
+def _new_name(name: str, taken: set[str]) -> str:
+    """`name`, or with a number where another value has the same in letters of a file name; noted as taken."""
+    fresh = next(
+        found for i in range(1, len(taken) + 2) if (found := name if i == 1 else f"{name}-{i}") not in taken
+    )
+    taken.add(fresh)
+    return fresh
 
 
 def agreement_by_layer(rows: Sequence[Mapping[str, Cell]], *, medium: Medium = PAGE) -> Figure:

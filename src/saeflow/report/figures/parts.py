@@ -169,7 +169,7 @@ def mark(
     if below or above:
         ends = (found.value - below, found.value + above)
         axes.plot(ends, (y, y), color=tone, lw=(0.07 if hollow else 0.13) * em, zorder=3)
-    size = {"D": 0.4, "s": 0.44, "^": 0.52}.get(shape, 0.5) * em
+    size = {"D": 0.4, "s": 0.44, "^": 0.52, "v": 0.52}.get(shape, 0.5) * em
     (point,) = axes.plot(
         [found.value], [y], marker=shape, ms=size, color=PAPER if hollow else tone,
         mec=tone, mew=0.09 * em, ls="none", zorder=4, clip_on=False,
@@ -187,22 +187,32 @@ def line(
     em: float,
     hollow: bool = False,
     tips: Sequence[str] | None = None,
+    shape: str = "o",
+    strength: float = 1.0,
 ) -> None:
-    """Values over `at`, joined where neighbours are there, with their intervals as a band."""
+    """Values over `at`, joined where neighbours are there, with their intervals as a band.
+
+    `strength` in (0, 1] fades the whole line, for lines of one colour that have an order.
+    """
+    alpha = None if strength == 1 else strength
+    size = (0.36 if len(at) < 14 else 0.26) * {"D": 0.82, "s": 0.9, "^": 1.08}.get(shape, 1.0)
     for run in _runs(found):
         xs = [at[i] for i in run]
         values = [e for i in run if (e := found[i]) is not None]
         lows = [e.value - e.reach[0] for e in values]
         highs = [e.value + e.reach[1] for e in values]
         if len(run) > 1:
-            axes.fill_between(xs, lows, highs, color=tone, alpha=0.1 if hollow else 0.16, lw=0, zorder=2)
+            faint = (0.1 if hollow else 0.16) * strength
+            axes.fill_between(xs, lows, highs, color=tone, alpha=faint, lw=0, zorder=2)
             style = (0, (1.2, 1.6)) if hollow else "solid"
-            axes.plot(xs, [e.value for e in values], color=tone, lw=0.13 * em, ls=style, zorder=3)
+            axes.plot(
+                xs, [e.value for e in values], color=tone, lw=0.13 * em, ls=style, alpha=alpha, zorder=3
+            )
         elif any(sum(e.reach) for e in values):
-            axes.plot(xs * 2, [lows[0], highs[0]], color=tone, lw=0.1 * em, zorder=3)
+            axes.plot(xs * 2, [lows[0], highs[0]], color=tone, lw=0.1 * em, alpha=alpha, zorder=3)
         for i, x, e in zip(run, xs, values, strict=True):
             (point,) = axes.plot(
-                [x], [e.value], marker="o", ms=(0.36 if len(at) < 14 else 0.26) * em,
+                [x], [e.value], marker=shape, ms=size * em, alpha=alpha,
                 color=PAPER if hollow else tone, mec=tone, mew=0.08 * em, ls="none", zorder=4, clip_on=False,
             )  # fmt: skip
             tip(point, tips[i] if tips is not None else said(name, e))

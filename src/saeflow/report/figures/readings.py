@@ -21,6 +21,7 @@ from saeflow.report.figures.frame import (
     percent,
     percent_interval,
 )  # fmt: skip
+from saeflow.report.figures.readings_steering import STEERING
 from saeflow.report.figures.readings_trials import TRIALS, listed, only
 
 PARTS: Final = (("RES", "s(R)"), ("MLP", "s(M)"), ("ATT", "s(A)"))
@@ -286,5 +287,6 @@ READINGS: Final[Mapping[str, Callable[[Frame], str]]] = {
     "agreement_by_layer": agreement,
     "calibrated_thresholds": calibrated_thresholds,
     **TRIALS,
+    **STEERING,
 }
 """The teller of every table that has a sentence."""

@@ -49,11 +49,7 @@ def save(figure: Figure, path: Path, *, dpi: int | None = None) -> Path:
         InvalidArgument: for another ending.
         OSError: when the folder cannot be written.
     """
-    ending = path.suffix.lower()
-    if ending not in _FORMATS:
-        raise InvalidArgument(
-            f"figures are not written as {ending!r} ({path.name}). End it in .svg, .png or .pdf."
-        )
+    ending = format_of(path)
     if ending == ".svg":
         text = svg_text(figure, alone=True)
         write_atomic(path, text.encode("utf-8", "replace"))
@@ -63,6 +59,20 @@ def save(figure: Figure, path: Path, *, dpi: int | None = None) -> Path:
         unsaid = {"Creator": None, "Producer": None, "CreationDate": None}
         write_atomic(path, _printed(figure, format="pdf", metadata=unsaid))
     return path
+
+
+def format_of(path: Path) -> str:
+    """The ending of `path` in small letters, for commands that draw only after long work.
+
+    Raises:
+        InvalidArgument: when it is none of .svg, .png and .pdf.
+    """
+    ending = path.suffix.lower()
+    if ending not in _FORMATS:
+        raise InvalidArgument(
+            f"figures are not written as {ending!r} ({path.name}). End it in .svg, .png or .pdf."
+        )
+    return ending
 
 
 def svg_text(

@@ -12,9 +12,7 @@ function choosePlate(root, plates, buttons, chosen) {
   });
 }
 
-function addTabs(root) {
-  const plates = Array.from(root.querySelectorAll(".plate"));
-  if (plates.length < 2) return;
+function addTabs(root, plates) {
   const bar = document.createElement("div");
   bar.className = "tabs";
   bar.setAttribute("role", "tablist");
@@ -39,6 +37,83 @@ function addTabs(root) {
   root.before(bar);
   root.classList.add("tabbed");
   choosePlate(root, plates, buttons, 0);
+}
+
+/* Figures of themes and directions: one choice for the whole page, made above any of them. */
+const PICKED = ["theme", "direction"];
+const MOST_BUTTONS = 3;
+const choice = {};
+const pickers = [];
+
+/** The values of each key that differ among these plates, in the order they come. */
+function differing(plates) {
+  const keys = PICKED.map((key) => [key, Array.from(new Set(plates.map((plate) => plate.dataset[key] ?? "")))]);
+  return keys.filter(([, values]) => values.length > 1);
+}
+
+function pick(key, value) {
+  choice[key] = value;
+  for (const show of pickers) show();
+}
+
+/** Buttons for a few values, a list for many; returns the control and how it shows what is chosen. */
+function makeControl(key, values) {
+  if (values.length > MOST_BUTTONS) {
+    const list = document.createElement("select");
+    list.append(...values.map((value) => new Option(value, value)));
+    list.addEventListener("change", () => pick(key, list.value));
+    return [[list], () => { list.value = choice[key]; }];
+  }
+  const buttons = values.map((value) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = value;
+    button.addEventListener("click", () => pick(key, value));
+    return button;
+  });
+  return [buttons, () => { for (const button of buttons) button.setAttribute("aria-pressed", String(button.textContent === choice[key])); }];
+}
+
+/** Show the plate that is chosen, and say so where there is none. */
+function addPicker(root, plates) {
+  const bar = document.createElement("div");
+  bar.className = "picker";
+  const keys = differing(plates);
+  const shows = keys.map(([key, values]) => {
+    choice[key] ??= values[0];
+    const [controls, show] = makeControl(key, values);
+    const group = document.createElement(controls.length > 1 ? "span" : "label");
+    group.className = "of-key";
+    const name = document.createElement("span");
+    name.textContent = key;
+    if (controls.length > 1) { group.setAttribute("role", "group"); group.setAttribute("aria-label", key); }
+    group.append(name, ...controls);
+    bar.append(group);
+    return show;
+  });
+  const none = document.createElement("p");
+  none.className = "none notice";
+  none.setAttribute("role", "status");
+  none.hidden = true;
+  root.before(bar);
+  root.append(none);
+  root.classList.add("tabbed");
+  pickers.push(() => {
+    for (const show of shows) show();
+    const fits = (plate) => keys.every(([key]) => plate.dataset[key] === choice[key]);
+    for (const plate of plates) plate.hidden = !fits(plate);
+    none.hidden = plates.some(fits);
+    none.textContent = none.hidden ? "" : `Nothing was measured for ${keys.map(([key]) => choice[key]).join(", ")}.`;
+  });
+  pickers.at(-1)();
+}
+
+/** A way to choose among the plates of a figure, where it has several. */
+function addChoice(root) {
+  const plates = Array.from(root.querySelectorAll(":scope > .plate"));
+  if (plates.length < 2) return;
+  if (differing(plates).length) addPicker(root, plates);
+  else addTabs(root, plates);
 }
 
 /** What a cell sorts by: its full number, or its words. */
@@ -93,7 +168,7 @@ function followReading() {
   }
 }
 
-for (const root of document.querySelectorAll(".plates")) addTabs(root);
+for (const root of document.querySelectorAll(".plates")) addChoice(root);
 for (const table of document.querySelectorAll("table.sortable")) makeSortable(table);
 followReading();
 document.documentElement.dataset.figures = String(document.querySelectorAll("svg.plot").length);

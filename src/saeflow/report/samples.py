@@ -1,0 +1,169 @@
+"""Texts of a steering sweep side by side by seed: unsteered, the start alone, the best layer, the best of many.
+
+    steering_samples, steering_best  ->  an HTML block for each theme and direction
+
+One row is one seed: the same prompt and the same draws, so that what differs is what steering did. Texts and
+prompts come from a model and from files; every sign of them is escaped, and control characters are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Final
+
+from saeflow.report.figures.frame import Frame, Row, TableLike, decimal, decimal_interval
+from saeflow.report.figures.steering_marks import MULTI, SUPPRESS, best, look, of_methods, setting
+from saeflow.report.tokens import one_line, visible
+
+NEEDS: Final = ("theme", "direction", "method", "sample", "behavior", "coherence", "prompt", "text")
+_HIGHEST: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A method of the block with its texts by sample."""
+
+    role: str
+    row: Row
+    confirmed: Row | None
+    texts: Mapping[str, Row]
+
+
+def samples_html(table: TableLike, chosen: TableLike | None = None) -> str:
+    """The blocks of all themes and directions; empty where the table has no rows or lacks a column.
+
+    `chosen` is `steering_best`: it says which of the multi-layer methods is best and gives confirmed scores. Without
+    it the best is that whose texts here have the highest scores.
+    """
+    frame = Frame.of(table)
+    if not frame.rows or any(column not in frame.columns for column in NEEDS):
+        return ""
+    rivals = Frame.of(chosen) if chosen is not None else None
+    keys = dict.fromkeys((row.words("theme"), row.words("direction")) for row in frame.records)
+    blocks: list[str] = []
+    for theme, direction in keys:
+        where = {"theme": theme, "direction": direction}
+        columns = _columns(frame.where(**where), rivals.where(**where) if rivals else None)
+        blocks.append(_block(theme, direction, columns))
+    return f'<div class="plates">{"".join(blocks)}</div>'
+
+
+def _columns(frame: Frame, rivals: Frame | None) -> list[_Column]:
+    """Unsteered, start alone, best single and best of many layers, as far as there are texts of them."""
+    found: list[_Column] = []
+    for role, names in (
+        ("unsteered", ("none",)),
+        ("start alone", ("start",)),
+        ("best single layer", ("single",)),
+        ("best of many layers", MULTI),
+    ):
+        texts = [row for row in frame.records if row.words("method") in names and not row.words("mirrors")]
+        confirmed = best(of_methods(rivals.records, *names)) if rivals else None
+        kept = _of_setting(texts, confirmed) or _of_setting(texts, _highest(texts))
+        if kept:
+            found.append(_Column(role, kept[0], confirmed, {row.words("sample"): row for row in kept}))
+    return found
+
+
+def _of_setting(rows: Sequence[Row], like: Row | None) -> list[Row]:
+    """The rows of one setting."""
+    if like is None:
+        return []
+    return [row for row in rows if _setting(row) == _setting(like)]
+
+
+def _setting(row: Row) -> tuple[str, float | None, float | None]:
+    return row.words("method"), row.number("layer"), row.number("value")
+
+
+def _highest(rows: Sequence[Row]) -> Row | None:
+    """A row of the setting whose texts score highest in the mean."""
+    groups: dict[tuple[str, float | None, float | None], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_setting(row), []).append(row)
+    kept = [group for group in groups.values() if any(_score(row) is not None for row in group)]
+    top = max(kept, key=_mean_score, default=None) or next(iter(groups.values()), None)
+    return top[0] if top else None
+
+
+def _mean_score(rows: Sequence[Row]) -> float:
+    known = [score for row in rows if (score := _score(row)) is not None]
+    return sum(known) / len(known)
+
+
+def _score(row: Row) -> float | None:
+    """Behavioral x Coherence of a text, or (1 - Behavioral) x Coherence, both divided by 5 (section 4.2)."""
+    behavior, coherence = row.number("behavior"), row.number("coherence")
+    if behavior is None or coherence is None:
+        return None
+    topic = behavior / _HIGHEST
+    return (1 - topic if row.words("direction") == SUPPRESS else topic) * coherence / _HIGHEST
+
+
+def _block(theme: str, direction: str, columns: Sequence[_Column]) -> str:
+    of = ", ".join(word for word in (theme, direction) if word)
+    samples = sorted({sample for column in columns for sample in column.texts}, key=_in_numbers)
+    head = "".join(f'<th scope="col">{_head(column)}</th>' for column in columns)
+    body = "".join(f"<tr>{''.join(_cell(column, sample) for column in columns)}</tr>" for sample in samples)
+    return (
+        f'<div class="plate" data-of="{_safe(of)}" data-theme="{_safe(theme)}" data-direction="{_safe(direction)}">'
+        f'<p class="of">{_safe(of)}</p><table class="samples columns-{len(columns)}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _in_numbers(sample: str) -> tuple[bool, float, str]:
+    return (False, float(sample), "") if sample.isdecimal() else (True, 0.0, sample)
+
+
+def _head(column: _Column) -> str:
+    """`best of many layers` with its method, setting and confirmed score."""
+    method = look(column.row.words("method")).name
+    words = [word for word in (method if method not in column.role else "", setting(column.row)) if word]
+    found = column.confirmed.estimate("score") if column.confirmed else None
+    score = f' <span class="confirmed">score {_safe(decimal_interval(found))}</span>' if found else ""
+    how = f' <span class="how">{_safe(", ".join(words))}</span>' if words else ""
+    return f'<span class="role">{_safe(column.role)}</span>{how}{score}'
+
+
+def _cell(column: _Column, sample: str) -> str:
+    who = f'<p class="who">{_safe(column.role)}</p>'
+    row = column.texts.get(sample)
+    if row is None:
+        return f"<td>{who}–</td>"
+    prompt, text = (passage(row.cells.get(name)) for name in ("prompt", "text"))
+    if prompt and text.startswith(prompt):
+        text = text[len(prompt) :]
+    # The tokenizer of the model may have left the space between them to neither.
+    space = " " if prompt and text and prompt[-1].isalnum() and text[0].isalnum() else ""
+    marks = (
+        ("topic", row.number("behavior"), _HIGHEST, 1),
+        ("coherence", row.number("coherence"), _HIGHEST, 1),
+        ("score", _score(row), 1.0, 2),
+    )
+    return (
+        f'<td>{who}<p class="passage"><span class="prompt">{escape(prompt)}</span>{space}{escape(text)}</p>'
+        f'<p class="marks">{"".join(_gauge(*mark) for mark in marks)}</p></td>'
+    )
+
+
+def _gauge(name: str, value: float | None, top: float, digits: int) -> str:
+    """A mark as a bar out of the highest one, and its number."""
+    full = 40 * min(max((value or 0.0) / top, 0.0), 1.0)
+    return (
+        f'<span>{name}</span><svg class="gauge" viewBox="0 0 40 6" width="40" height="6" aria-hidden="true">'
+        f'<rect class="whole" width="40" height="6"/><rect class="{name}" width="{full:.1f}" height="6"/></svg>'
+        f"<span>{decimal(value, digits)}</span> "
+    )
+
+
+def passage(text: object) -> str:
+    """A text with its line breaks and spaces, and signs for every other control character."""
+    words = "" if text is None else str(text).replace("\r\n", "\n")
+    return "".join(char if char in " \n" else visible(char) for char in words)
+
+
+def _safe(text: object) -> str:
+    return escape(one_line(str(text)))
