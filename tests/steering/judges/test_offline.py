@@ -15,7 +15,7 @@ from saeflow.errors import InvalidArgument, MissingExtra
 from saeflow.steering.judges import Judge, Judged, OfflineJudge
 from saeflow.steering.judges.coherence import Usual
 from saeflow.steering.judges.offline import demo_background
-from saeflow.steering.judges.topic import cut, fit, held_out, windows_of
+from saeflow.steering.judges.topic import cut, fit, held_out, logistic_curve, windows_of
 from saeflow.steering.plan import Direction
 from saeflow.steering.theme import Task
 
@@ -230,6 +230,23 @@ def test_the_number_of_background_texts_moves_no_mark_much() -> None:
     texts = written(SEA, 10, 61) + written(LAND, 10, 62)
     few, many = (fit(windows_of(theme().examples, written(LAND, n, 63))).marks(texts) for n in (20, 200))
     assert np.abs(np.array(few) - np.array(many)).max() < 1
+
+
+@pytest.mark.parametrize(("yes", "no"), [(400, 400), (400, 4000)])
+def test_the_curve_finds_the_probability_when_both_classes_are_equally_likely(yes, no) -> None:
+    """Decisions of two normal laws, 2 apart: log odds are 2 x where both are as likely, however many were drawn."""
+    draw = np.random.default_rng(0)
+    decisions = np.concatenate([draw.normal(1, 1, yes), draw.normal(-1, 1, no)])
+    slope, offset = logistic_curve(decisions, np.arange(yes + no) < yes)
+    assert slope == pytest.approx(2, rel=0.2)
+    assert offset == pytest.approx(0, abs=0.25)
+
+
+def test_the_curve_is_flat_where_decisions_point_the_wrong_way() -> None:
+    assert logistic_curve(np.arange(40.0), np.arange(40) < 12) == (0.0, 0.0)
+    slope, offset = logistic_curve(np.arange(40.0), np.arange(40) >= 28)  # told apart without a fault
+    assert np.isfinite([slope, offset]).all()
+    assert slope > 0
 
 
 class Counting:

@@ -201,7 +201,7 @@ def fit(windows: Windows, *, window: int = WINDOW, embedder: Embedder | None = N
     for train, test in _folds(windows):
         fold = windows.rows(test)
         held[test] = _regression(windows.rows(train), embedder)(fold.texts)
-    slope, offset = _curve(held, windows.topic)
+    slope, offset = logistic_curve(held, windows.topic)
     seen = dict(zip(windows.texts, held.tolist(), strict=True))
     return Topic(_regression(windows, embedder), seen, slope, offset, window)
 
@@ -277,7 +277,7 @@ def _folds(windows: Windows) -> list[tuple[Int[np.ndarray, " n"], Int[np.ndarray
     return [(np.asarray(train), np.asarray(test)) for train, test in split]
 
 
-def _curve(decisions: Float[np.ndarray, " n"], topic: Bool[np.ndarray, " n"]) -> tuple[float, float]:
+def logistic_curve(decisions: Float[np.ndarray, " n"], topic: Bool[np.ndarray, " n"]) -> tuple[float, float]:
     """Slope and offset of the probability over held-out decisions (Platt 1999), both classes weighing the same."""
     linear = _sklearn("linear_model")
     yes, no = int(topic.sum()), int((~topic).sum())

@@ -1,0 +1,193 @@
+"""Does steering by flow graphs work in the demo pack? Themes x methods x scores, as one page.
+
+    saeflow sweep demo --samples 32 --out SWEEP
+    python scripts/demo_steering.py SWEEP [NAME=SWEEP …]          writes docs/demo-steering.md
+
+Every number of the page is a cell of the tables of these folders. Further folders are sweeps with other arguments
+(`--parts res`, say): the page gives their means over themes beside those of the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from demo_build.markdown import table
+from saeflow.experiments.results import Results, SummaryTable
+
+OUT = Path(__file__).parent.parent / "docs" / "demo-steering.md"
+HEAD = """\
+# Steering the demo pack
+
+Written by `python scripts/demo_steering.py` from the folder that `saeflow sweep demo --samples {samples}` writes
+({arguments}). Each method's best setting was chosen on {samples} samples and measured again on {confirm}
+fresh ones, which are what is reported. The score is behaviour x coherence to activate, (1 - behaviour) x coherence
+to suppress, both marks over 5 (section 4.2), by the offline judge ([what it is and is not](offline-judge.md)). In
+brackets are 95 % intervals over samples. The model has 6 layers and 3.4 million parameters: what holds here is a check
+of the method and of this code, not evidence about large models.
+"""
+WHAT = {
+    "activate": "Towards the topic (figures 11, 16)",
+    "suppress": "Away from the topic (figures 9, 10)",
+}
+COLUMNS = {
+    "activate": (
+        "none", "prompt", "start", "single (start layer)", "single", "constant", "linear", "exponential",
+        "random of exponential",
+    ),
+    "suppress": ("none", "prompt", "start", "single (start layer)", "single", "cumulative", "random of cumulative"),
+}  # fmt: skip
+TITLES = {
+    "none": "unsteered",
+    "prompt": "asked in the prompt",
+    "start": "start features alone",
+    "single": "best single layer",
+}
+COST = """\
+What it cost, means over themes. The share is the length of all that was changed, over that of the hidden state at the
+last changed layer.
+"""
+PAIRED = """\
+On the same seeds: in how many themes a method is better or worse, at a false-discovery rate of 5 %.
+"""
+SENSITIVITY = """\
+How much depends on the choice of s or r: the score over the grid of values, each at its best layer (cross-fitted).
+"""
+VALUES = ("behavior", "coherence", "score", "perplexity", "distinct_2", "share_total")
+Row = dict[str, Any]
+
+
+def named(row: Row) -> str:
+    """A row of steering_best as a column of the page."""
+    if row["method"] == "random":
+        return f"random of {row['mirrors']}"
+    return "single (start layer)" if row["choice"] == "start layer" else row["method"]
+
+
+def best(found: SummaryTable, direction: str) -> str:
+    rows = [row for row in found.dicts() if row["direction"] == direction]
+    columns = [name for name in COLUMNS[direction] if any(named(row) == name for row in rows)]
+    lines = [["theme", *(TITLES.get(name, name) for name in columns)]]
+    for theme in dict.fromkeys(row["theme"] for row in rows):
+        of = {named(row): row for row in rows if row["theme"] == theme}
+        # the start layer can be the best single one: then it was measured once
+        of.setdefault("single (start layer)", of.get("single", {}))
+        lines.append([theme, *(cell(of.get(name)) for name in columns)])
+    means = [mean(rows, name) for name in columns]
+    lines.append(["**mean**", *(f"{value:.2f}" for value in means)])
+    return table(lines)
+
+
+def mean(rows: Sequence[Row], name: str, value: str = "score") -> float:
+    """The mean over themes."""
+    themes = dict.fromkeys(row["theme"] for row in rows)
+    found = []
+    for theme in themes:
+        of = {named(row): row for row in rows if row["theme"] == theme}
+        row = of.get(name) or (of.get("single") if name.startswith("single") else None)
+        if row is not None and row[value] is not None:
+            found.append(row[value])
+    return fmean(found) if found else float("nan")
+
+
+def cell(row: Row | None) -> str:
+    if not row:
+        return ""
+    at = f" l={row['layer']}" if row["layer"] >= 0 else ""
+    letter = {"activate": "s", "suppress": "r"}[row["direction"]]
+    where = f"; {letter}={row['value']:g}{at}" if row["value"] or at else ""
+    return f"{row['score']:.2f} ({row['low']:.2f} to {row['high']:.2f}{where})"
+
+
+def cost(found: SummaryTable, direction: str) -> str:
+    rows = [row for row in found.dicts() if row["direction"] == direction]
+    lines = [
+        ["method", "behaviour", "coherence", "score", "perplexity", "distinct-2", "share of the hidden norm"]
+    ]
+    for name in COLUMNS[direction]:
+        if not any(named(row) == name for row in rows):
+            continue
+        values = [
+            mean(rows, name, value)
+            for value in ("behavior", "coherence", "score", "perplexity", "distinct_2", "share_total")
+        ]
+        lines.append(
+            [TITLES.get(name, name), *(f"{v:.0f}" if k == 3 else f"{v:.2f}" for k, v in enumerate(values))]
+        )
+    return table(lines)
+
+
+def paired(found: SummaryTable, direction: str) -> str:
+    """In how many themes one method beats another, and by how much."""
+    rows = [row for row in found.dicts() if row["direction"] == direction]
+    lines = [["method", "against", "themes", "better", "worse", "mean difference"]]
+    for a, b in dict.fromkeys((row["method_a"], row["method_b"]) for row in rows):
+        of = [row for row in rows if (row["method_a"], row["method_b"]) == (a, b)]
+        sure = [row for row in of if row["q"] is not None and row["q"] < 0.05]
+        lines.append([
+            a, b, str(len(of)), str(sum(row["difference"] > 0 for row in sure)),
+            str(sum(row["difference"] < 0 for row in sure)), f"{fmean(row['difference'] for row in of):+.3f}",
+        ])  # fmt: skip
+    return table(lines)
+
+
+def sensitivity(found: SummaryTable, direction: str) -> str:
+    rows = [row for row in found.dicts() if row["direction"] == direction]
+    lines = [["method", "mean over values", "worst", "best", "spread"]]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        of = [row for row in rows if row["method"] == method]
+        keys = ("mean_score", "worst_score", "best_score", "spread")
+        lines.append([method, *(f"{fmean(row[key] for row in of):.2f}" for key in keys)])
+    return table(lines)
+
+
+def variants(folders: dict[str, Results]) -> str:
+    lines = [["sweep", "direction", "start", "single", "constant", "linear", "exponential", "cumulative"]]
+    for name, results in folders.items():
+        rows = results.tables()["steering_best"].dicts()
+        for direction in dict.fromkeys(row["direction"] for row in rows):
+            of = [row for row in rows if row["direction"] == direction]
+            values = [mean(of, column) for column in lines[0][2:]]
+            lines.append([name, direction, *("" if math.isnan(v) else f"{v:.2f}" for v in values)])
+    return table(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sweeps", nargs="+", help="a folder, then NAME=FOLDER of others")
+    told = parser.parse_args().sweeps
+    results = Results.open(told[0])
+    tables, request = results.tables(), results.record.request
+    grid = request.arguments["grid"]
+    made_with = results.record.versions
+    arguments = f"seed {request.seed}, saeflow {made_with['saeflow']}, torch {made_with['torch']}"
+    parts = [HEAD.format(samples=grid["samples"], confirm=grid["confirm"], arguments=arguments)]
+    for direction, title in WHAT.items():
+        parts += [
+            f"## {title}\n", best(tables["steering_best"], direction),
+            COST,
+            cost(tables["steering_best"], direction),
+            PAIRED,
+            paired(tables["steering_paired"], direction),
+            SENSITIVITY,
+            sensitivity(tables["steering_sensitivity"], direction),
+        ]  # fmt: skip
+    others = {"as above": results} | {
+        name: Results.open(folder) for name, folder in (text.split("=", 1) for text in told[1:])
+    }
+    if len(others) > 1:
+        parts += [
+            "## Other ways to make the plans\n",
+            "Mean confirmed score over themes.\n",
+            variants(others),
+        ]
+    OUT.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    print(f"written: {OUT.name}")
+
+
+if __name__ == "__main__":
+    main()
