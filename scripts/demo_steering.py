@@ -99,7 +99,7 @@ def cell(row: Row | None) -> str:
         return ""
     at = f" l={row['layer']}" if row["layer"] >= 0 else ""
     letter = {"activate": "s", "suppress": "r"}[row["direction"]]
-    where = f"; {letter}={row['value']:g}{at}" if row["value"] or at else ""
+    where = "" if row["method"] in ("none", "prompt") else f"; {letter}={row['value']:g}{at}"
     return f"{row['score']:.2f} ({row['low']:.2f} to {row['high']:.2f}{where})"
 
 
@@ -162,7 +162,7 @@ def main() -> None:
     told = parser.parse_args().sweeps
     results = Results.open(told[0])
     tables, request = results.tables(), results.record.request
-    grid = request.arguments["grid"]
+    grid = request.arguments
     made_with = results.record.versions
     arguments = f"seed {request.seed}, saeflow {made_with['saeflow']}, torch {made_with['torch']}"
     parts = [HEAD.format(samples=grid["samples"], confirm=grid["confirm"], arguments=arguments)]
