@@ -1,65 +1,27 @@
 """The judge that asks a language model, against a real server that misbehaves."""
 
 import json
-import logging
-import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
-import traceback
-from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 
-from saeflow.errors import InvalidArgument, MissingExtra, Unreachable
-from saeflow.steering.judges import Judge, Judged, LLMJudge, Score
-from saeflow.steering.judges.endpoint import Endpoint, Failure, Secret
+from saeflow.errors import InvalidArgument, Unreachable
+from saeflow.steering.judges import Judge, LLMJudge, Score
 from saeflow.steering.judges.llm import Counts, Estimate
-from saeflow.steering.judges.pacing import Gate, Pacing, retry_after
+from saeflow.steering.judges.pacing import Pacing
 from saeflow.steering.judges.rubrics import BadAnswer, rubric_for
 from saeflow.steering.plan import Direction
 from saeflow.steering.theme import Theme, load_theme
 
 from . import killed_run
+from .asking import FAST, THEME, by_number, expected, judge, score, texts
 from .server import KEY, Asked, Reply, after, marks, says, serving
 
 pytest.importorskip("openai")
-THEME = Theme("numbers", "numbers and counting", "", ())
-FAST = Pacing(concurrency=8, timeout=5.0, retries=3, backoff=0.01)
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_of_this_machine(monkeypatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("OPENAI_", "SAEFLOW_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-
-
-def texts(n):
-    return [Judged(f"text {number}", "I think", 3.0) for number in range(n)]
-
-
-def by_number(asked: Asked) -> Reply:
-    """Marks that say which text was judged."""
-    number = int(asked.text.split()[-1])
-    return marks(number % 6, number // 6 % 6)
-
-
-def expected(n):
-    return [Score(number % 6, number // 6 % 6) for number in range(n)]
-
-
-def judge(server, tmp_path, **changes):
-    return LLMJudge(
-        "m", server.url, **({"key": KEY, "cache": tmp_path / "answers", "pacing": FAST} | changes)
-    )
-
-
-def score(of, n=1, **options):
-    return of.score(THEME, Direction.ACTIVATE, texts(n), **options)
 
 
 def test_two_hundred_texts_are_asked_eight_at_a_time_and_never_again(tmp_path) -> None:
@@ -179,28 +141,6 @@ def test_a_wait_beyond_all_patience_ends_the_run(tmp_path) -> None:
     ):
         score(judge(server, tmp_path))
     assert len(server.asked) <= 8
-
-
-@pytest.mark.parametrize("moves", [True, False])
-def test_refusals_for_being_busy_count_only_while_nobody_is_answered(moves, monkeypatch) -> None:
-    endpoint = Endpoint(
-        "m", base_url="http://127.0.0.1:1", secret=Secret(KEY), temperature=0, json_mode=True,
-        pacing=Pacing(retries=2, backoff=0),
-    )  # fmt: skip
-    replies = [Failure("it is busy", busy=True)] * 10 + ["4"]
-
-    def once(messages, seed):
-        if moves:
-            endpoint.count("answered")  # by another thread, meanwhile
-        return replies.pop(0)
-
-    monkeypatch.setattr(endpoint, "_once", once)
-    with endpoint:
-        if moves:
-            assert endpoint.ask([{"role": "user", "content": "?"}], seed=0) == "4"
-        else:
-            with pytest.raises(Unreachable, match="in 3 tries"):
-                endpoint.ask([{"role": "user", "content": "?"}], seed=0)
 
 
 REFUSALS = {
@@ -362,163 +302,3 @@ def test_a_damaged_answer_is_asked_for_again(tmp_path) -> None:
         asks = judge(server, tmp_path)
         assert score(asks, 4) == expected(4)
         assert asks.counts == Counts(asked=3, cached=1)
-
-
-def test_the_key_is_in_no_message_log_file_or_repr(tmp_path, caplog, capfd) -> None:
-    """Not even where the endpoint repeats it."""
-
-    def telling(asked: Asked) -> Reply:
-        echo = f"you sent {asked.headers['authorization']}"
-        return {
-            "text 0": by_number(asked),
-            "text 1": says(echo),
-            "text 2": Reply(json.dumps({"error": {"message": echo}}), 401),
-            "text 3": Reply(echo, 500),
-            "text 4": Reply(echo),
-            "text 5": Reply(json.dumps({"error": echo})),
-            "text 6": says(json.dumps({"coherence": KEY, "behavioral": 1})),
-        }[asked.text]
-
-    caplog.set_level(logging.DEBUG)
-    shown = []
-    with serving(telling) as server:
-        asks = judge(server, tmp_path, pacing=Pacing(retries=1, backoff=0.01))
-        score(asks)
-        for text in texts(7)[1:]:
-            with pytest.raises((Unreachable, BadAnswer)) as caught:
-                asks.score(THEME, Direction.ACTIVATE, [text])
-            shown += [repr(caught.value), *traceback.format_exception(caught.value)]
-            assert caught.value.__cause__ is None
-            assert caught.value.__context__ is None
-        assert len(server.asked) == 1 + 3 + 1 + 2 + 2 + 2 + 3
-    shown += [repr(asks), repr(vars(asks)), asks.name, caplog.text, *capfd.readouterr()]
-    shown += [repr(record.__dict__) for record in caplog.records]
-    shown += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-    assert len([text for text in shown if "[key]" in text]) >= 6
-    assert [text for text in shown if KEY in text] == []
-    with pytest.raises(InvalidArgument, match="not written to files"):
-        pickle.dumps(asks)
-
-
-def test_settings_come_from_the_environment_and_arguments_come_first(tmp_path, monkeypatch) -> None:
-    with serving(by_number) as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        monkeypatch.setenv("OPENAI_API_KEY", "from-the-environment")
-        monkeypatch.setenv("SAEFLOW_JUDGE_MODEL", "local")
-        monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path))
-        asks = LLMJudge(pacing=FAST)
-        assert score(asks) == expected(1)
-        assert asks.name == "local (rubrics of appendix B)"
-        assert server.asked[0].headers["authorization"] == "Bearer from-the-environment"
-        assert server.asked[0].body["model"] == "local"
-        assert list(tmp_path.glob("judge/??/*.json"))
-        monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-        assert score(LLMJudge("m", server.url, key=KEY, pacing=FAST)) == expected(1)
-        assert server.asked[1].headers["authorization"] == f"Bearer {KEY}"
-
-
-def test_a_server_of_ones_own_needs_no_key_and_openai_does(tmp_path) -> None:
-    with serving(by_number) as server:
-        assert score(LLMJudge("m", server.url, cache=tmp_path, pacing=FAST)) == expected(1)
-    with pytest.raises(InvalidArgument, match="OPENAI_API_KEY"):
-        LLMJudge()
-    assert LLMJudge(key="k").model == "gpt-4o-mini"
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"base_url": "localhost:8000"},
-        {"base_url": "ftp://there"},
-        {"base_url": "http://there:port/v1"},
-        {"key": f"{KEY} and more"},
-        {"key": f"{KEY}\nX-Other: 1"},
-        {"key": f"{KEY}é"},
-        {"reasks": -1},
-        {"temperature": float("nan")},
-    ],
-)
-def test_settings_that_cannot_be_meant_are_refused_without_the_key(options) -> None:
-    with pytest.raises(InvalidArgument) as caught:
-        LLMJudge("m", **({"key": KEY} | options))
-    assert KEY not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"concurrency": 0},
-        {"retries": -1},
-        {"per_minute": 0},
-        {"timeout": 0},
-        {"longest": -1},
-        {"backoff": -1},
-    ],
-)
-def test_pacing_that_never_asks_is_refused(wrong) -> None:
-    with pytest.raises(InvalidArgument):
-        Pacing(**wrong)
-
-
-def test_a_user_in_the_address_is_not_shown(tmp_path) -> None:
-    asks = LLMJudge("m", "http://user:word@127.0.0.1:1/v1?token=abc", key=KEY, cache=tmp_path)
-    assert repr(asks) == "LLMJudge('m' at http://127.0.0.1:1/v1)"
-
-
-def test_without_the_package_the_error_names_the_extra_and_the_cache_still_answers(
-    tmp_path, monkeypatch
-) -> None:
-    with serving(by_number) as server:
-        score(judge(server, tmp_path), 2)
-        monkeypatch.setitem(sys.modules, "openai", None)
-        assert score(judge(server, tmp_path), 2) == expected(2)
-        with pytest.raises(MissingExtra, match=r"saeflow\[judge\]"):
-            score(judge(server, tmp_path), 3)
-
-
-def test_a_rate_spaces_requests_evenly(tmp_path) -> None:
-    with serving(by_number) as server:
-        start = time.monotonic()
-        score(judge(server, tmp_path, pacing=Pacing(per_minute=1200)), 6)
-        assert time.monotonic() - start >= 0.25  # five spaces of 50 ms
-    gate, start, turns = Gate(per_minute=3000), time.monotonic(), []
-    for _ in range(5):
-        assert gate.enter()
-        turns.append(time.monotonic() - start)
-    assert all(turn >= 0.02 * number for number, turn in enumerate(turns))
-
-
-def test_a_stopped_gate_wakes_who_waits() -> None:
-    gate = Gate(per_minute=1)
-    assert gate.enter()
-    gate.stop()
-    start = time.monotonic()
-    assert not gate.enter()
-    assert not gate.sleep(60)
-    assert time.monotonic() - start < 5
-
-
-def test_waits_double_up_to_the_longest_and_are_a_function_of_what_is_asked() -> None:
-    pacing = Pacing(backoff=1.0, longest=10.0)
-    for attempt in range(6):
-        whole = min(10.0, 2.0**attempt)
-        delays = {pacing.delay(attempt, f"text {n}") for n in range(50)}
-        assert all(min(10.0, 2.0**attempt / 2) <= delay <= whole for delay in delays)
-        assert pacing.delay(attempt, "text 7") == pacing.delay(attempt, "text 7")
-        assert attempt >= 4 or len(delays) > 10
-    assert pacing.delay(10_000, "text") == 10.0
-
-
-def test_retry_after_is_read_in_all_its_forms() -> None:
-    assert retry_after({"retry-after": "2.5"}) == 2.5
-    assert retry_after({"retry-after-ms": "2500", "retry-after": "9"}) == 2.5
-    assert retry_after({"retry-after": formatdate(time.time() + 60, usegmt=True)}) == pytest.approx(60, abs=5)
-    assert retry_after({"retry-after": formatdate(time.time() - 60, usegmt=True)}) == 0
-    for told in (
-        {},
-        {"retry-after": ""},
-        {"retry-after": "soon"},
-        {"retry-after": "-1"},
-        {"retry-after": "nan"},
-    ):
-        assert retry_after(told) is None

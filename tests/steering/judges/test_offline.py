@@ -242,6 +242,16 @@ def test_the_curve_finds_the_probability_when_both_classes_are_equally_likely(ye
     assert offset == pytest.approx(0, abs=0.25)
 
 
+def test_a_probability_is_the_curve_through_windows_that_were_held_out() -> None:
+    windows = windows_of(theme().examples, background())
+    topic = fit(windows)
+    held = np.array([topic.held[text] for text in windows.texts])
+    assert (topic.slope, topic.offset) == logistic_curve(held, windows.topic)
+    new = [*written(SEA, 3, 95), *written(LAND, 3, 96)]
+    expected = 1 / (1 + np.exp(-(topic.slope * topic.decide(new) + topic.offset)))
+    assert topic.probabilities(new) == pytest.approx(expected)
+
+
 def test_the_curve_is_flat_where_decisions_point_the_wrong_way() -> None:
     assert logistic_curve(np.arange(40.0), np.arange(40) < 12) == (0.0, 0.0)
     slope, offset = logistic_curve(np.arange(40.0), np.arange(40) >= 28)  # told apart without a fault
