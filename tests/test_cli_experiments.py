@@ -109,7 +109,7 @@ def test_other_arguments_are_refused_naming_what_differs(run, changes, words) ->
         (("origins", "demo", "--methods", "cosine,luck"), "of cosine, cosine-top-5, permutation, pearson"),
         (("origins", "nowhere"), "nowhere"),
         (("deactivate", "demo", "--strategies", "greedy"), "are searches"),
-        (("deactivate", "demo", "--strategies", "top-1", "--r", "x"), "--r 'x' is no number"),
+        (("deactivate", "demo", "--strategies", "top-1", "--r", "x"), "--r 'x' is no list of numbers"),
         (("deactivate", "demo", "--strategies", "top-1", "--loss", "some"), "--loss 'some' is no number"),
     ],
 )

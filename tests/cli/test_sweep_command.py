@@ -182,7 +182,7 @@ def test_variants_are_recorded_and_a_theme_of_ones_own_is_read_from_its_file(run
         (("demo", "--r", "nan"), "--r 'nan' is no list of numbers"),
         (("demo", "--layers", "two"), "Write layers as"),
         (("demo", "--methods", "luck"), "no steering method luck"),
-        (("demo", "--parts", "res,head"), "--parts holds head"),
+        (("demo", "--parts", "res,head"), "--parts 'res,head' names head"),
         (("demo", "--fdr", 0.01, "--t-res", 0.4), "Give either those, or --fdr"),
         (("demo", "--samples", 0), "samples = 0"),
         (("demo", "--budget-layer", -1), "no share of the hidden norm"),

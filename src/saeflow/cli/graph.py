@@ -61,7 +61,7 @@ def graph(
     from saeflow.flow import Thresholds, trace
     from saeflow.flow.compare import compare, published_graph
     from saeflow.ids import FeatureId
-    from saeflow.labels import open_words
+    from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
     from saeflow.paths import write_atomic
     from saeflow.report import render
@@ -84,7 +84,7 @@ def graph(
         thresholds = Thresholds.calibrated(atlas, 0.01 if fdr is None else fdr)
     else:
         thresholds = plain
-    words = open_words(atlas.folder)
+    words = words_for(atlas.release, beside=atlas.folder)
     grown = trace(
         seed,
         atlas,
@@ -163,13 +163,13 @@ def demo(
 ) -> None:
     """The main job on the embedded pack: pick a feature, grow its graph, draw it."""
     from saeflow.demo.pick import worth_a_look
-    from saeflow.labels import open_words
+    from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
     from saeflow.report import render
     from saeflow.report.tables import pick_rows
 
     atlas = open_atlas("demo")
-    words = open_words(atlas.folder)
+    words = words_for(atlas.release, beside=atlas.folder)
     picks = worth_a_look(atlas, words, 8)
     if not picks:
         raise BadFile(

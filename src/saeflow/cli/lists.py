@@ -37,10 +37,13 @@ def number_of(option: str, text: str) -> float:
     Raises:
         InvalidArgument: when it is none, or is not finite.
     """
-    found = numbers_of(option, text)
-    if len(found) != 1:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
         raise InvalidArgument(f"{option} {text!r} is no number. Give one, such as 0.5.")
-    return found[0]
+    return found
 
 
 def layers_of(text: str) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Plan what to steer: features of flow graphs, each with a strength or a factor, as a file to edit."""
-    from saeflow.labels import open_words
+    from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
     from saeflow.steering.planning import PlanRequest, build_plan
 
@@ -124,8 +124,8 @@ def plan(
     weights, loaded, measured = weights_model_and_texts(request, release, model, device, texts)
     with progress("output scores") if min_output_score is not None else _silent() as bar:
         made = build_plan(
-            request, atlas=opened, dictionaries=weights, model=loaded, words=open_words(opened.folder),
-            texts=measured, progress=bar,
+            request, atlas=opened, dictionaries=weights, model=loaded,
+            words=words_for(opened.release, beside=opened.folder), texts=measured, progress=bar,
         )  # fmt: skip
     if out:
         made.save(out)

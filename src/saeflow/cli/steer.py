@@ -179,7 +179,7 @@ class _Lab:
 
     @staticmethod
     def of_request(request: PlanRequest, atlas: str, model: str, device: str) -> _Lab:
-        from saeflow.labels import open_words
+        from saeflow.labels import words_for
         from saeflow.matching.atlas import open_atlas
         from saeflow.steering.planning import build_plan
 
@@ -189,7 +189,7 @@ class _Lab:
         weights, loaded, texts = weights_model_and_texts(request, release, model, device, "")
         if weights is None or loaded is None:
             raise _no_model(release)
-        words = open_words(opened.folder)
+        words = words_for(opened.release, beside=opened.folder)
         plan = build_plan(request, atlas=opened, dictionaries=weights, model=loaded, words=words, texts=texts)
         return _Lab(release, plan, loaded, weights)
 

@@ -284,11 +284,13 @@ def _sites(text: str) -> list[Site]:
 def _words(atlas: str) -> tuple[Words, list[Site]]:
     """The words beside an atlas, and the residual sites it covers."""
     from saeflow.ids import Part
-    from saeflow.labels import open_words
+    from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
 
     opened = open_atlas(atlas)
-    return open_words(opened.folder), [site for site in opened.sites if site.part is Part.RES]
+    return words_for(opened.release, beside=opened.folder), [
+        site for site in opened.sites if site.part is Part.RES
+    ]
 
 
 def _read(sources: Sequence[str], n: int, seed: int) -> list[str]:
