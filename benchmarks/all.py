@@ -25,7 +25,7 @@ PARTS = {
     "pearson": ("Pearson correlation over 100,000 tokens, 100 features active on each", []),
     "chain": ("A release in the shape of Gemma Scope 2B", []),
     "causal": ("Causal trials", []),
-    "steering": ("Steered generation", []),
+    "steering": ("Steered generation", ["--settings", "16"]),
 }
 
 
