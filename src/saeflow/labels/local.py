@@ -45,8 +45,7 @@ from saeflow.labels.local_rows import (
 from saeflow.labels.neuronpedia import CONTEXTS
 from saeflow.labels.sources import LOCAL
 from saeflow.labels.words import AFTER, BEFORE, words_path, write_words
-from saeflow.matching.stream import _model_digest as model_digest  # pyright: ignore[reportPrivateUsage]
-from saeflow.matching.stream import encoder_digest, special_tokens
+from saeflow.matching.stream import encoder_digest, model_digest, special_tokens
 from saeflow.paths import write_atomic
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary

@@ -30,7 +30,7 @@ from saeflow.paths import write_atomic
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Place, Tokens
+from saeflow.sources.values import Tokens
 
 ENCODED_AT_ONCE: Final = 1024
 """Tokens whose dense activations are in memory at a time: 64 MiB at 16,384 features."""
@@ -110,7 +110,7 @@ class Stream:
     @cached_property
     def key(self) -> str:
         """A digest of the model, of the tokens and of which of them count."""
-        digest = hashlib.sha256(_model_digest(self.model).encode())
+        digest = hashlib.sha256(model_digest(self.model).encode())
         for tensor in (t for unit in self.units for t in (unit.tokens.input_ids, unit.real)):
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -147,7 +147,7 @@ class Stream:
         return sp.csc_array(sp.vstack(parts, format="csc"))
 
     def _encoded(self, sites: Sequence[Site], unit: Unit) -> Iterator[tuple[Site, bytes]]:
-        places = {site: _place(self.dictionaries[site]) for site in sites}
+        places = {site: self.dictionaries[site].place for site in sites}
         held = self.model.capture(unit.tokens, places.values())
         for site, place in places.items():
             yield site, _shard_bytes(self.dictionaries[site], held[place][unit.real])
@@ -163,7 +163,7 @@ def encoder_digest(dictionary: Dictionary, model: LanguageModel) -> str:
         BadFile: when a tensor read at first use is bad.
     """
     activation = dictionary.activation
-    said = f"{Point.at(_place(dictionary))} {dictionary.preprocessing} {activation.kind} {model.device.type}"
+    said = f"{Point.at(dictionary.place)} {dictionary.preprocessing} {activation.kind} {model.device.type}"
     digest = hashlib.sha256(said.encode())
     numbers: list[Tensor] = [dictionary.W_enc, dictionary.b_enc]
     if dictionary.preprocessing.subtract_b_dec:
@@ -175,18 +175,13 @@ def encoder_digest(dictionary: Dictionary, model: LanguageModel) -> str:
     return digest.hexdigest()
 
 
-def _model_digest(model: LanguageModel) -> str:
+def model_digest(model: LanguageModel) -> str:
     """Tells models apart: of every parameter its name, shape, dtype and first values."""
     digest = hashlib.sha256()
     for name, tensor in model.hf_model.named_parameters():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().reshape(-1)[:4096].float().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _place(dictionary: Dictionary) -> Place:
-    """Where the hidden states a dictionary reads are captured."""
-    return dictionary.place
 
 
 def _shard_bytes(dictionary: Dictionary, h: Float[Tensor, "n d_in"]) -> bytes:

@@ -16,9 +16,9 @@ from typing import Final
 from saeflow.report.figures.frame import Frame, Row, TableLike, decimal, decimal_interval
 from saeflow.report.figures.steering_marks import MULTI, SUPPRESS, best, look, of_methods, setting
 from saeflow.report.tokens import one_line, visible
+from saeflow.steering.judges.scores import HIGHEST, final_score
 
 NEEDS: Final = ("theme", "direction", "method", "sample", "behavior", "coherence", "prompt", "text")
-_HIGHEST: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +94,11 @@ def _mean_score(rows: Sequence[Row]) -> float:
 
 
 def _score(row: Row) -> float | None:
-    """Behavioral x Coherence of a text, or (1 - Behavioral) x Coherence, both divided by 5 (section 4.2)."""
+    """The final score of a text, where it was judged."""
     behavior, coherence = row.number("behavior"), row.number("coherence")
     if behavior is None or coherence is None:
         return None
-    topic = behavior / _HIGHEST
-    return (1 - topic if row.words("direction") == SUPPRESS else topic) * coherence / _HIGHEST
+    return final_score(behavior, coherence, suppress=row.words("direction") == SUPPRESS)
 
 
 def _block(theme: str, direction: str, columns: Sequence[_Column]) -> str:
@@ -139,8 +138,8 @@ def _cell(column: _Column, sample: str) -> str:
     # The tokenizer of the model may have left the space between them to neither.
     space = " " if prompt and text and prompt[-1].isalnum() and text[0].isalnum() else ""
     marks = (
-        ("topic", row.number("behavior"), _HIGHEST, 1),
-        ("coherence", row.number("coherence"), _HIGHEST, 1),
+        ("topic", row.number("behavior"), HIGHEST, 1),
+        ("coherence", row.number("coherence"), HIGHEST, 1),
         ("score", _score(row), 1.0, 2),
     )
     return (

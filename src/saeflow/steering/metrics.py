@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from saeflow.errors import InvalidArgument
-from saeflow.steering.judges.scores import HIGHEST, Score
+from saeflow.steering.judges.scores import Score, final_score
 from saeflow.steering.plan import Direction
 
 if TYPE_CHECKING:
@@ -130,5 +130,4 @@ def combined(score: Score, direction: Direction) -> float:
     Both marks are divided by 5 first: the judge's marks are 0 to 5, and 1 - Behavioral needs shares. Appendix C.3
     writes "Behavioral x Cumulative" for the same.
     """
-    behavior, coherence = score.behavior / HIGHEST, score.coherence / HIGHEST
-    return (behavior if direction is Direction.ACTIVATE else 1 - behavior) * coherence
+    return final_score(score.behavior, score.coherence, suppress=direction is Direction.SUPPRESS)

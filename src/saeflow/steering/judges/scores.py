@@ -18,6 +18,16 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with (done, total, what is being done)."""
 
 
+def final_score(behavior: float, coherence: float, *, suppress: bool) -> float:
+    """Behavioral x Coherence, or (1 - Behavioral) x Coherence to suppress, of marks 0 to 5: 0 to 1 (section 4.2).
+
+    Raises:
+        Nothing.
+    """
+    topic = behavior / HIGHEST
+    return (1 - topic if suppress else topic) * (coherence / HIGHEST)
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """How well a text is written, and how much of the theme is in it (section 4.2).
