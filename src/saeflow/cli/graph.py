@@ -6,18 +6,23 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from saeflow.cli.app import Json, Release, print_table
+from saeflow.cli.lists import names_of
 from saeflow.errors import BadFile, InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.flow import FlowGraph, Thresholds
     from saeflow.flow.compare import Comparison
     from saeflow.labels import Words
+
+
+FORMATS = "html,json,graphml"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,6 +52,12 @@ def graph(
     k: Annotated[int, typer.Option(help="Matches considered at each site.")] = 1,
     direction: Annotated[str, typer.Option(help="both, backward or forward.")] = "both",
     out: Annotated[Path, typer.Option(help="Folder for the .html, .json and .graphml files.")] = Path(),
+    formats: Annotated[
+        str,
+        typer.Option(
+            help="Files to write, with commas between: html, json, graphml, svg, png, dot, mermaid, circuit-tracer."
+        ),
+    ] = FORMATS,
     files: Annotated[bool, typer.Option(help="Write the files.")] = True,
     figure: Annotated[Path | None, typer.Option(help="Write the picture alone here (.svg).")] = None,
     compare_paper: Annotated[
@@ -57,7 +68,7 @@ def graph(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the flow graph of a feature, and write it as HTML, JSON and GraphML."""
+    """Print the flow graph of a feature, and write it as HTML, JSON and GraphML, or in other --formats."""
     from saeflow.flow import Thresholds, trace
     from saeflow.flow.compare import compare, published_graph
     from saeflow.ids import FeatureId
@@ -65,9 +76,13 @@ def graph(
     from saeflow.matching.atlas import open_atlas
     from saeflow.paths import write_atomic
     from saeflow.report import render
+    from saeflow.report.exports import format_named
 
     if direction not in ("both", "backward", "forward"):
         raise InvalidArgument(f"--direction {direction!r} is none of both, backward, forward.")
+    chosen = names_of(formats)
+    for name in chosen:
+        format_named(name)  # refuses an unknown one before anything is grown
     seed = FeatureId.parse(feature)
     atlas = open_atlas(release)
     plain = Thresholds(res=t_res, mlp=t_mlp, att=t_att, high=high)
@@ -100,7 +115,7 @@ def graph(
     if figure:
         write_atomic(figure, render(grown, to="svg", words=words).encode())
     if files:
-        written = write_graph(grown, words, out, Path(release).name)
+        written = write_graph(grown, words, out, Path(release).name, chosen)
         if not as_json:
             typer.echo("\nwritten: " + "  ".join(str(path) for path in written))
 
@@ -139,17 +154,19 @@ def _refuse_plain(asked: Thresholds, default: Thresholds) -> None:
         )
 
 
-def write_graph(grown: FlowGraph, words: Words, folder: Path, release: str) -> list[Path]:
-    """The graph as {release}-{seed}.graph.html, .json and .graphml."""
+def write_graph(
+    grown: FlowGraph, words: Words, folder: Path, release: str, formats: Sequence[str] = ()
+) -> list[Path]:
+    """The graph as {release}-{seed} with the ending of each format, by default those of `saeflow graph`."""
     from saeflow.paths import write_atomic
-    from saeflow.report import render
+    from saeflow.report.exports import export, format_named
 
-    stem = f"{release}-{str(grown.seed).replace('/', '-')}.graph"
-    paths = [folder / f"{stem}.{suffix}" for suffix in ("html", "json", "graphml")]
+    stem = f"{release}-{str(grown.seed).replace('/', '-')}"
+    named = formats or names_of(FORMATS)
+    paths = [folder / f"{stem}{format_named(name).suffix}" for name in named]
     try:
-        write_atomic(paths[0], render(grown, to="html", words=words).encode())
-        write_atomic(paths[1], render(grown, to="json", words=words).encode())
-        write_atomic(paths[2], grown.to_graphml().encode())
+        for name, path in zip(named, paths, strict=True):
+            write_atomic(path, export(grown, name, words))
     except OSError as error:
         raise InvalidArgument(
             f"cannot write into {folder} ({error.strerror}). Give a folder you may write to with --out, or --no-files."

@@ -188,6 +188,22 @@ class FlowGraph:
                 f"no flow graph can be read from this JSON: {error!r}. Write it with `saeflow graph`."
             ) from None
 
+    def to_html(self) -> str:
+        """The graph as one page that opens offline, with the words of its release that are on this machine.
+
+        `saeflow.render(graph, "html", words)` takes other words; `saeflow.report.exports` has other formats.
+        """
+        # Upwards, at call time only: what draws a graph lies above it, but people look for it here.
+        from saeflow.report.notebook import graph_html
+
+        return graph_html(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page in a frame."""
+        from saeflow.report.notebook import framed
+
+        return framed(self.to_html(), title=f"Feature flow of {self.seed}")
+
     def to_graphml(self) -> str:
         """The graph as GraphML, which networkx, Gephi and yEd open."""
         import networkx as nx
