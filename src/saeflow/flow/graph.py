@@ -102,7 +102,7 @@ class End:
         return f"The best {what} of {name} scores {_below(self.score, self.threshold)} {cut} = {self.threshold:.2f}."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowGraph:
     """A feature's flow through the model.
 
@@ -118,6 +118,12 @@ class FlowGraph:
     span: tuple[int, int] | None
     release: str = ""
     p_floor: float | None = None
+
+    def __repr__(self) -> str:
+        """One line: nodes and edges of a deep graph fill pages."""
+        layers = "" if self.span is None else f", layers {self.span[0]} to {self.span[1]}"
+        of = f" of {self.release}" if self.release else ""
+        return f"<FlowGraph {self.seed}{of}: {len(self.nodes)} features, {len(self.edges)} edges{layers}>"
 
     @cached_property
     def by_feature(self) -> dict[FeatureId, Node]:
