@@ -122,8 +122,11 @@ class RunRecord:
         Raises:
             ValueError: for text that is no JSON.
             KeyError: for a manifest without one of the fields.
+            TypeError: for counts that are no whole numbers.
         """
         told = json.loads(text)
+        if not all(type(told[name]) is int for name in ("done", "total")):
+            raise TypeError(f"{told['done']!r} of {told['total']!r} texts are no counts")
         asked = {field.name: told[field.name] for field in fields(RunRequest)}
         asked["datasets"] = tuple(asked["datasets"])
         run = {field.name: told[field.name] for field in fields(RunRecord) if field.name != "request"}

@@ -112,7 +112,7 @@ class Results:
         path = Path(folder) / MANIFEST
         try:
             return Results(Path(folder), RunRecord.from_json(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadFile(
                 f"{path} cannot be read as the manifest of results ({error!r}). Give the folder a command such as "
                 "`saeflow origins` wrote."

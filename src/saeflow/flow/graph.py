@@ -187,7 +187,7 @@ class FlowGraph:
                     "Write the graph again with `saeflow graph`."
                 )
             return _read(data)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, SaeflowError):
                 raise
             raise BadFile(
@@ -278,10 +278,10 @@ def _thresholds_out(thresholds: Thresholds) -> dict[str, Any]:
 
 
 def _thresholds_in(data: dict[str, Any]) -> Thresholds:
-    plain = {name: value for name, value in data.items() if name != "layers"}
+    plain: dict[str, Any] = {name: _known(value) for name, value in data.items() if name != "layers"}
     found: dict[str, dict[tuple[int, Part], float]] = {
         name: {
-            (row["layer"], Part(row["part"])): row[name]
+            (_count(row["layer"]), Part(row["part"])): _number(row[name])
             for row in data.get("layers", ())
             if row[name] is not None
         }
@@ -306,22 +306,50 @@ def _read(data: dict[str, Any]) -> FlowGraph:
     nodes = tuple(
         Node(
             parse(n["feature"]),
-            None if n["scores"] is None else Scores(**n["scores"]),
+            _scores(n["scores"]),
             None if n["evolution"] is None else Evolution(n["evolution"]),
             tuple(Part(p) for p in n["joins"]),
-            None if n.get("p") is None else Scores(**n["p"]),
+            _scores(n.get("p")),
         )
         for n in data["nodes"]
     )
     edges = tuple(
-        Edge(parse(e["parent"]), parse(e["child"]), e["score"], e["rank"], e.get("p"), e.get("mutual"))
+        Edge(parse(e["parent"]), parse(e["child"]), _number(e["score"]), _count(e["rank"]), _known(e.get("p")),
+             _truth(e.get("mutual")))
         for e in data["edges"]
-    )
+    )  # fmt: skip
     ends = tuple(
-        End(parse(e["feature"]), Direction(e["direction"]), Reason(e["reason"]), e["score"], e["threshold"])
+        End(parse(e["feature"]), Direction(e["direction"]), Reason(e["reason"]), _known(e["score"]),
+            _known(e["threshold"]))
         for e in data["ends"]
-    )
-    span = None if data["span"] is None else (data["span"][0], data["span"][1])
+    )  # fmt: skip
+    span = None if data["span"] is None else (_count(data["span"][0]), _count(data["span"][1]))
     thresholds = _thresholds_in(data["thresholds"])
-    seed, floor = parse(data["seed"]), data.get("p_floor")
-    return FlowGraph(seed, nodes, edges, ends, thresholds, span, data["release"], floor)
+    seed, floor, release = parse(data["seed"]), _known(data.get("p_floor")), str(data["release"])
+    return FlowGraph(seed, nodes, edges, ends, thresholds, span, release, floor)
+
+
+def _scores(told: dict[str, Any] | None) -> Scores | None:
+    return None if told is None else Scores(**{name: _known(value) for name, value in told.items()})
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _truth(value: Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
