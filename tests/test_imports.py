@@ -1,0 +1,53 @@
+"""What is imported when: counted, since counts do not depend on the machine and seconds do."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "networkx",
+    "safetensors",
+    "huggingface_hub",
+    "fastapi",
+    "rich",
+}
+COUNT = """
+import sys
+before = set(sys.modules)
+{use}
+new = set(sys.modules) - before
+print(len(new), *sorted({{name.partition(".")[0] for name in new}}))
+"""
+HELP = """
+import contextlib, io
+from saeflow.cli import main
+sys.argv = ["saeflow", "--help"]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main()
+"""
+
+
+def imported(use):
+    """(how many modules `use` imports, the packages they are of) in a fresh interpreter."""
+    ran = subprocess.run(
+        [sys.executable, "-c", COUNT.format(use=use)], check=True, capture_output=True, text=True
+    )
+    count, *packages = ran.stdout.split()
+    return int(count), set(packages)
+
+
+@pytest.mark.parametrize(("use", "most"), [("import saeflow", 45), (HELP, 180)], ids=["import", "help"])
+def test_what_people_do_all_day_imports_little_and_nothing_heavy(use, most):
+    count, packages = imported(use)
+    assert count <= most
+    assert not packages & HEAVY
+
+
+def test_the_help_does_import_the_command_line():
+    assert "typer" in imported(HELP)[1]
