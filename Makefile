@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMMA := ,
 
-.PHONY: demo test check format bench bench-matching venv clean
+.PHONY: demo test check faults format bench bench-matching venv clean
 
 demo: venv
 	$(BIN)/saeflow demo
@@ -19,6 +19,11 @@ check: venv
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# What must not lose anything: long jobs killed at random moments and taken up again, files spoiled and read.
+faults: venv
+	OMP_NUM_THREADS=1 $(BIN)/python faults/fuzz.py --files 10000
+	OMP_NUM_THREADS=1 $(BIN)/python faults/kill.py --kills 100
 
 format: venv
 	$(BIN)/ruff format .
