@@ -289,8 +289,11 @@ def _hit(row: _Row) -> Hit:
     return Hit(FeatureId(Site(layer, Part(part)), index), label, tuple(json.loads(tokens)), frequency)
 
 
-def _rank(row: _Row, asked: Sequence[str]) -> tuple[int, int, int, int, int]:
-    """Smaller is better: words that are missing, then beginnings, words of the tokens alone, order, length."""
+def _rank(row: _Row, asked: Sequence[str]) -> tuple[int, int, int, int, int, int]:
+    """Smaller is better: words missing, then beginnings, words of the tokens alone, order, place in the label, length.
+
+    A label made of tokens begins with the strongest, one in words with what matters most.
+    """
     label, tokens = words_in(row[3]), words_in(row[4])
     missing = beginnings = elsewhere = 0
     places: list[int] = []
@@ -306,4 +309,4 @@ def _rank(row: _Row, asked: Sequence[str]) -> tuple[int, int, int, int, int]:
         else:
             missing += 1
     out_of_order = sum(after != before + 1 for before, after in itertools.pairwise(places))
-    return missing, beginnings, elsewhere, out_of_order, len(label)
+    return missing, beginnings, elsewhere, out_of_order, min(places, default=len(label)), len(label)
