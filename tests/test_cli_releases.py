@@ -13,8 +13,9 @@ from saeflow import cli
 from saeflow.flow import Thresholds, trace
 from saeflow.ids import Part
 from saeflow.matching.build import build_atlas
-from saeflow.sources import recipes
-from saeflow.sources.recipes import known_releases
+from saeflow.sources import hub, recipes
+from saeflow.sources.hub import Here
+from saeflow.sources.recipes import Entry, known_releases, read_recipe
 
 from .matching.planted import plant
 
@@ -79,6 +80,25 @@ def test_one_release_is_listed_site_by_site(run, cached):
     assert "width ([16k], 32k, 65k" in told["parameters"]
     _, text, _ = run("releases", "gemma-scope-2b@width=65k,l0=20")
     assert "width (16k, 32k, [65k]" in text
+
+
+def test_what_of_a_release_is_here_is_told_apart(run, cached, monkeypatch: pytest.MonkeyPatch):
+    """W_dec alone, headers alone; tests/sources/test_remote.py fetches them."""
+    held = {"0/res": Here.DECODER, "1/res": Here.DECODER, "2/res": Here.HEADERS, "24/res": Here.YES}
+    files = {entry.files[0]: str(site) for site, entry in read_recipe("gemma-scope-2b").sites.items()
+             if entry.repo.endswith("res")}  # fmt: skip
+
+    def look(entry: Entry) -> Here:
+        return held.get(files.get(entry.files[0], ""), Here.NO) if entry.repo.endswith("res") else Here.NO
+
+    monkeypatch.setattr(hub, "here", look)
+    _, out, _ = run("releases", "gemma-scope-2b", "--json")
+    told = json.loads(out)
+    assert (told["in cache"], told["W_dec only"]) == ("1 of 78", 2)
+    sites = {row["site"]: row["in cache"] for row in told["sites"]}
+    assert [sites[name] for name in (*held, "3/res")] == ["W_dec only", "W_dec only", "headers", "yes", "no"]
+    _, text, _ = run("releases", "gemma-scope-2b")
+    assert "W_dec only" in text
 
 
 def test_a_release_or_a_value_there_is_not_is_refused(run):

@@ -12,6 +12,7 @@
     ├── InvalidArgument (ValueError)      a value outside its range
     ├── UnknownArchitecture (ValueError)  a model whose sites are not mapped
     ├── Unreachable (OSError)             a hub could not be reached, or has no such file
+    ├── NoSpace (OSError)                 what is to be fetched does not fit the disk
     └── MissingExtra (ImportError)        an optional package that this needs is not installed
 
 A message says what failed, with the values, and what to do. Expected outcomes, such as a flow that
@@ -69,6 +70,10 @@ class UnknownArchitecture(SaeflowError, ValueError):
 
 class Unreachable(SaeflowError, OSError):
     """A hub could not be reached, or has no such file."""
+
+
+class NoSpace(SaeflowError, OSError):
+    """What is to be fetched does not fit the disk."""
 
 
 class MissingExtra(SaeflowError, ImportError):

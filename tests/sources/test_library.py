@@ -89,6 +89,12 @@ def test_the_demo_pack_is_a_saeflow_folder_in_the_package(
     assert load_dictionaries("demo").name == "demo"
 
 
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch: pytest.MonkeyPatch):
+    """The hub of these tests is a function in place of hf_hub_download; byte ranges have a server in test_remote."""
+    monkeypatch.setenv("SAEFLOW_WHOLE_FILES", "1")
+
+
 def test_the_canonical_file_of_a_site_is_fetched_at_first_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -11,6 +11,7 @@ import sys
 from saeflow.cli import (
     agreement,
     correlate,
+    doctor,
     experiments,
     graph,
     info,
@@ -36,6 +37,7 @@ steer.add_to(app)
 sweep.add_to(app)
 labels.add_to(app)
 releases.add_to(app)
+doctor.add_to(app)
 info.add_to(app)
 
 

@@ -23,7 +23,10 @@ def releases(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """List releases: model, sites, size, and how much is in the hub's cache. Asks no network."""
+    """List releases: model, sites, size, and how much is in the hub's cache. Asks no network.
+
+    Of a site all may be here ("yes"), or what matching reads ("W_dec only"), or its sizes ("headers").
+    """
     from saeflow.sources.recipes import known_releases, read_recipe
 
     if name:
@@ -43,12 +46,13 @@ def releases(
 
 def _recipe_row(recipe: Recipe) -> dict[str, Any]:
     from saeflow.ids import Part
-    from saeflow.sources.hub import is_cached
+    from saeflow.sources.hub import Here, here
 
     sites = list(recipe.sites)
     layers = sorted({site.layer for site in sites})
     sizes = [entry.size for entry in recipe.sites.values() if entry.size is not None]
     whole = layers == list(range(layers[0], layers[-1] + 1))
+    held = [here(entry) for entry in recipe.sites.values()]
     # what is known of some sites alone would be taken for the size of all
     known = len(sizes) == len(sites)
     return {
@@ -58,12 +62,13 @@ def _recipe_row(recipe: Recipe) -> dict[str, Any]:
         "layers": f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else " ".join(map(str, layers)),
         "features": max((size.n_features for size in sizes), default=None) if known else None,
         "GB": round(sum(size.n_bytes for size in sizes) / 1e9, 1) if known else None,
-        "in cache": f"{sum(map(is_cached, recipe.sites.values()))} of {len(sites)}",
+        "in cache": f"{held.count(Here.YES)} of {len(sites)}",
+        "W_dec only": held.count(Here.DECODER),
     }
 
 
 def _site_row(site: str, entry: Entry) -> dict[str, Any]:
-    from saeflow.sources.hub import is_cached
+    from saeflow.sources.hub import here
 
     size = entry.size
     return {
@@ -71,7 +76,7 @@ def _site_row(site: str, entry: Entry) -> dict[str, Any]:
         "features": None if size is None else size.n_features,
         "width": None if size is None else size.d_in,
         "MB": None if size is None else round(size.n_bytes / 1e6),
-        "in cache": "yes" if is_cached(entry) else "no",
+        "in cache": here(entry).value,
         "file": f"{entry.repo}/{entry.files[0]}",
         "labels": entry.labels or None,
     }

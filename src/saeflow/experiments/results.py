@@ -247,7 +247,7 @@ class Results:
                 )
                 for name, told in data["tables"].items()
             }  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadFile(
                 f"{path} cannot be read as a summary ({error!r}). Run the experiment's command again."
             ) from None
@@ -291,7 +291,7 @@ def _unpacked(path: Path) -> list[Row]:
         lines = gzip.decompress(data).decode().split("\n")[:-1]
         # one call for the file: many times as fast as one a line
         return cast("list[Row]", json.loads("[" + ",".join(lines) + "]"))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise BadFile(
             f"{path} cannot be read ({error}). Remove it and run the command again to make it anew."
         ) from None

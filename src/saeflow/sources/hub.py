@@ -1,18 +1,75 @@
-"""Files of a release on the Hugging Face hub: fetched into its cache, or looked up there without a network."""
+"""Files of a release on the Hugging Face hub: opened piece by piece or fetched whole, or looked up without a network.
+
+`open_entry` gives the path that a format's reader takes. Where the hub's cache holds the files, or the format is not
+one whose tensors lie apart (.pt), or SAEFLOW_WHOLE_FILES is set, that is in the hub's cache, and whole files are
+fetched. Otherwise it is a pointer (`formats.remote_tensors`), and each tensor is fetched when it is read.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import enum
+import os
+import shutil
+from pathlib import Path, PurePosixPath
 
 import huggingface_hub
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 
-from saeflow.errors import Unreachable
+from saeflow.errors import BadFile, NoSpace, Unreachable
+from saeflow.paths import write_atomic
+from saeflow.sources.formats.remote_tensors import (
+    ENDINGS,
+    read_pointer,
+    tensors_here,
+    unlink_pointer,
+    write_pointer,
+)
 from saeflow.sources.recipes import Entry
+from saeflow.sources.remote.hub_file import REFUSALS, HubFile, is_offline, refused, resolve
+from saeflow.sources.remote.transport import RangesIgnored
+
+WHOLE_FILES = "SAEFLOW_WHOLE_FILES"
+"""Set to anything but 0, it has files fetched whole."""
+_DECODERS = ("W_dec", "w_dec", "decoder.weight")
+
+
+class Here(enum.StrEnum):
+    """How much of a dictionary's files is on this machine."""
+
+    NO = "no"
+    HEADERS = "headers"
+    """Its sizes are known, and no tensor is here."""
+    DECODER = "W_dec only"
+    """What matching reads is here: the decoder, perhaps with more, and not all."""
+    YES = "yes"
+
+
+def here(entry: Entry) -> Here:
+    """How much of an entry is on this machine; asks no network.
+
+    Raises:
+        Nothing.
+    """
+    if is_cached(entry):
+        return Here.YES
+    tree = _tree(entry)
+    if tree is None or not all((tree / file).is_file() for file in entry.files):
+        return Here.NO
+    held: list[bool] = []
+    decoder = False
+    for file in (file for file in entry.files if file.endswith(ENDINGS)):
+        found = tensors_here(tree / file)
+        if found is None:
+            return Here.NO
+        held.append(all(found.values()))
+        decoder = decoder or any(found.get(name, False) for name in _DECODERS)
+    return Here.YES if held and all(held) else Here.DECODER if decoder else Here.HEADERS
 
 
 def is_cached(entry: Entry) -> bool:
-    """Whether the hub's cache on this machine holds every file of an entry; asks no network.
+    """Whether the hub's cache on this machine holds every file of an entry, whole; asks no network.
 
     Raises:
         Nothing.
@@ -23,38 +80,138 @@ def is_cached(entry: Entry) -> bool:
     )
 
 
-def fetch(entry: Entry) -> Path:
-    """The first file of an entry, with the others beside it; fetched where the cache lacks them.
+def open_entry(entry: Entry) -> Path:
+    """The first file of an entry, or a pointer to it, with the others beside it; see the head of the file.
 
     Raises:
         Unreachable: when a file cannot be fetched, naming it.
+        NoSpace: when a whole file does not fit the disk.
+        BadFile: when the headers of a file are not as its format says.
     """
+    apart = any(file.endswith(ENDINGS) for file in entry.files)
+    if not apart or os.environ.get(WHOLE_FILES, "0") != "0" or is_cached(entry):
+        return fetch(entry)
+    try:
+        commit = _pointers(entry)
+    except REFUSALS as error:
+        if isinstance(error, Unreachable | NoSpace):
+            raise
+        code = getattr(getattr(error, "response", None), "status_code", None)
+        if code in (401, 403, 404):
+            raise refused(entry.files[0], entry.repo, error, revision=entry.revision) from error
+        tree = _tree(entry)
+        if tree is None or not all((tree / file).is_file() for file in entry.files):
+            return fetch(entry)  # it says what is wrong, or has what is needed
+        return tree / entry.files[0]
+    except RangesIgnored:
+        return fetch(entry)
+    return fetch(entry) if commit is None else _root(entry) / commit / entry.files[0]
+
+
+def fetch(entry: Entry) -> Path:
+    """The first file of an entry, with the others beside it; fetched whole where the hub's cache lacks them.
+
+    Raises:
+        Unreachable: when a file cannot be fetched, naming it.
+        NoSpace: when it is larger than what is free on the disk.
+    """
+    _check_space(entry)
     for file in entry.optional:
         try:
             _download(entry, file)
         except EntryNotFoundError:  # the repository has none, or this machine has no network
             continue
-        except (OSError, HfHubHTTPError, HFValidationError):
+        except REFUSALS:
             break  # the files that are needed will say why
     paths = [_fetched(entry, file) for file in entry.files]
     return paths[0]
 
 
+def _pointers(entry: Entry) -> str | None:
+    """Leave pointers to the large files of an entry and copies of the small ones; the commit they are of.
+
+    None where the hub does not say enough to pin a file to a commit.
+
+    Raises:
+        RangesIgnored: when the server sends whole files only.
+        Unreachable, BadFile, and what `resolve` raises.
+    """
+    if is_offline():
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    large = [file for file in entry.files if file.endswith(ENDINGS)]
+    found = [resolve(entry.repo, file, entry.revision) for file in large]
+    commit = "" if found[0] is None else found[0].commit
+    for file in found:
+        if file is None or file.commit != commit:
+            return None
+        _point(_root(entry) / commit / file.file, file)
+    tree = _root(entry) / commit
+    for name in (*entry.optional, *(name for name in entry.files if name not in large)):
+        if not (tree / name).is_file():
+            try:
+                whole = huggingface_hub.hf_hub_download(entry.repo, name, revision=commit)
+            except EntryNotFoundError:
+                if name in entry.optional:
+                    continue
+                raise
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(tree / name, Path(whole).read_bytes())
+    # without it, `hf cache` takes the repository's folder for a damaged one, and would not remove it
+    (_root(entry).parent / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+    if entry.revision != commit:
+        write_atomic(_root(entry) / "refs" / entry.revision, commit.encode())
+    return commit
+
+
+def _point(path: Path, file: HubFile) -> None:
+    """See that the pointer at a path is to this very file."""
+    try:
+        pointer = read_pointer(path)
+    except BadFile:
+        path.unlink()
+        pointer = None
+    if pointer is not None and pointer.file == file:
+        return
+    unlink_pointer(path)
+    write_pointer(path, file)
+
+
+def _root(entry: Entry) -> Path:
+    """saeflow's folder in the repository's folder of the hub's cache: it is removed together with that."""
+    name = repo_folder_name(repo_id=entry.repo, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / name / "saeflow"
+
+
+def _tree(entry: Entry) -> Path | None:
+    """The folder of the commit that the revision meant when the hub was last asked; None if it never was."""
+    root = _root(entry)
+    try:
+        return root / (root / "refs" / entry.revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        tree = root / PurePosixPath(entry.revision)
+        return tree if tree.is_dir() else None
+
+
+def _check_space(entry: Entry) -> None:
+    if entry.size is None or is_cached(entry):
+        return
+    folder = next(
+        path for path in (_root(entry), *_root(entry).parents) if path.is_dir() or path == path.parent
+    )
+    free = shutil.disk_usage(folder).free
+    if free < entry.size.n_bytes:
+        raise NoSpace(
+            f"{entry.files[0]} of {entry.repo} is about {entry.size.n_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB "
+            f"are free on the disk of {folder}. Free some, or set HF_HUB_CACHE to a folder on a larger disk."
+        )
+
+
 def _fetched(entry: Entry, file: str) -> Path:
     try:
         return _download(entry, file)
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise Unreachable(
-            f"{file} of {entry.repo} (revision {entry.revision}) cannot be fetched ({_told(error)}). "
-            "Check the network and that your account may read the repository (hf auth login), or pass a folder "
-            "that holds the file already."
-        ) from error
+    except REFUSALS as error:
+        raise refused(file, entry.repo, error, revision=entry.revision) from error
 
 
 def _download(entry: Entry, file: str) -> Path:
     return Path(huggingface_hub.hf_hub_download(entry.repo, file, revision=entry.revision))
-
-
-def _told(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

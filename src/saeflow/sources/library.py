@@ -20,7 +20,7 @@ from saeflow.paths import PACK
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import discover, load
 from saeflow.sources.formats.saeflow_folder import MANIFEST, read_manifest
-from saeflow.sources.hub import fetch, is_cached
+from saeflow.sources.hub import Here, here, open_entry
 from saeflow.sources.recipes import Entry, Recipe, is_recipe, known_releases, read_recipe
 
 DEMO: Final = "demo"
@@ -85,9 +85,9 @@ class DictionarySet(_Sites):
         return DictionarySet(self._name, self._model, openers, device=self._device, hub=self._hub)
 
     def to_fetch(self, site: Site) -> str | None:
-        """The file on a hub that opening `site` would fetch; None when it is on this machine already."""
+        """The file on a hub that opening `site` would ask for; None when it, or its header, is on this machine."""
         entry = self._hub.get(site)
-        if entry is None or is_cached(entry):
+        if entry is None or here(entry) is not Here.NO:
             return None
         return f"{entry.repo}/{entry.files[0]}"
 
@@ -128,7 +128,9 @@ def load_dictionaries(release_or_folder: str | Path, *, device: torch.device | s
 
     A folder is saeflow's own, or a tree that holds files of any format `saeflow.sources.formats` reads. A
     release is one of `known_releases`, with parameters after an @ (`gemma-scope-2b@width=65k,l0=50`), or a .toml
-    file of one's own; its files are fetched with huggingface_hub at first use, and kept in its cache.
+    file of one's own. Of a file on a hub each tensor is fetched when it is first read, so that matching fetches
+    `W_dec` alone; what was fetched is kept in the cache of huggingface_hub. Files that do not allow it, and all where
+    SAEFLOW_WHOLE_FILES is set in the environment, are fetched whole. HF_HUB_OFFLINE=1 fetches nothing.
     "sae-lens:RELEASE" is any release of sae-lens, through its own loader, which is an optional package.
 
     Raises:
@@ -187,7 +189,7 @@ def _from_recipe(recipe: Recipe, device: torch.device | str) -> DictionarySet:
 
 
 def _open_entry(site: Site, entry: Entry) -> Dictionary:
-    path = fetch(entry)
+    path = open_entry(entry)
     found = load(path, site)
     if not isinstance(found, Dictionary):
         raise BadFile(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from saeflow.errors import BadFile
+
+_MOST: Final = 1e18
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -27,13 +28,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def positive_number(config: Mapping[str, Any], key: str, where: str | Path) -> float:
-    """A number above 0.
+    """A number above 0, of a size that products of two such numbers fit into float32.
 
     Raises:
         BadFile: when the entry is missing or something else.
     """
     value = config.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 / _MOST < value < _MOST:
         raise BadFile(f"{where}: {key} is {value!r}, expected a positive number. Fetch the file again.")
     return float(value)
 

@@ -130,7 +130,7 @@ def _class_name(trainer: Mapping[str, Any], file: TorchFile, where: str) -> str:
     told = trainer.get("dict_class")
     if told is None:
         told = next((made for name, made in _TELLTALES.items() if name in file.shapes), None)
-    if told not in _CLASSES:
+    if not isinstance(told, str) or told not in _CLASSES:
         raise UnsupportedFormat(
             f"{where}: dict_class is {told!r}. Supported: {', '.join(_CLASSES)}. Its tensors, "
             f"{sorted(file.shapes)}, leave more than one possible; add trainer.dict_class to {CONFIG}."

@@ -24,7 +24,8 @@ from saeflow.sources.dictionary import Dictionary, Norm, Tap
 from saeflow.sources.formats.configs import read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored
 from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks
-from saeflow.sources.formats.tensors import NpzFile, SafetensorsFile, TensorFile
+from saeflow.sources.formats.remote_tensors import open_tensors
+from saeflow.sources.formats.tensors import TensorFile
 from saeflow.sources.preprocessing import PLAIN, Preprocessing
 
 PARAMS = "params.npz"
@@ -59,12 +60,12 @@ def read_gemma_scope(file: Path, site: Site | None = None) -> Dictionary:
     kind = _kind_of_path(file)
     place = site if site is not None else _site_of_path(file, kind)
     if kind != "transcoders":
-        return _dictionary(place, _TAPS[place.part], NpzFile(file))
+        return _dictionary(place, _TAPS[place.part], open_tensors(file))
     if place.part is not Part.MLP:
         raise UnsupportedFormat(
             f"{file}: a transcoder writes what an MLP writes, not {place}. Pass its mlp site."
         )
-    return _dictionary(place, Tap.MID, NpzFile(file), Preprocessing(norm=Norm.RESCALE))
+    return _dictionary(place, Tap.MID, open_tensors(file), Preprocessing(norm=Norm.RESCALE))
 
 
 def read_gemma_scope_2(folder: Path, site: Site | None = None) -> Dictionary:
@@ -77,7 +78,7 @@ def read_gemma_scope_2(folder: Path, site: Site | None = None) -> Dictionary:
     path = folder / CONFIG_2
     config = read_json(path) if path.is_file() else _config_of_path(folder)
     read, written = str(config.get("hf_hook_point_in")), config.get("hf_hook_point_out")
-    file = SafetensorsFile(folder / PARAMS_2)
+    file = open_tensors(folder / PARAMS_2)
     if written is not None and written != read:
         place, tap, _ = transcoder_of_hooks(read, str(written), _MODEL_2, str(path))
         return _dictionary(site or place, tap, file)

@@ -34,7 +34,7 @@ from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
 from saeflow.sources.formats.configs import positive_number, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored
 from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks
-from saeflow.sources.formats.tensors import SafetensorsFile
+from saeflow.sources.formats.remote_tensors import open_tensors
 
 CONFIG = "hyperparams.json"
 WEIGHTS = Path("checkpoints") / "final.safetensors"
@@ -61,7 +61,7 @@ def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
         "W_dec": Stored("decoder.weight", transposed=True, times=1 / after),
         "b_dec": Stored("decoder.bias", times=1 / after),
     }
-    weights = FileWeights(SafetensorsFile(folder / WEIGHTS), layout, transcoder=tap.is_read_only)
+    weights = FileWeights(open_tensors(folder / WEIGHTS), layout, transcoder=tap.is_read_only)
     cut = positive_number(config, "jump_relu_threshold", path) * scale
     by_norm = bool(config.get("sparsity_include_decoder_norm", False))
 

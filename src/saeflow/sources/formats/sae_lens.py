@@ -32,6 +32,7 @@ from saeflow.sources.activations import Activation, BatchTopK, JumpReLU, ReLU, T
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
 from saeflow.sources.formats.configs import count, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.remote_tensors import open_tensors
 from saeflow.sources.formats.sae_lens_config import (
     BATCHTOPK,
     NORMS,
@@ -40,7 +41,7 @@ from saeflow.sources.formats.sae_lens_config import (
     place_of,
     refuse_unsupported,
 )
-from saeflow.sources.formats.tensors import SafetensorsFile, TensorFile
+from saeflow.sources.formats.tensors import TensorFile
 from saeflow.sources.weights import EncoderScaled, RowScaled, Weights
 
 CONFIG = "cfg.json"
@@ -55,9 +56,7 @@ def read_sae_lens(folder: Path, site: Site | None = None) -> Dictionary:
         UnsupportedFormat: when the SAE does something a Dictionary does not, or sits at no site.
     """
     path = folder / CONFIG
-    return sae_lens_dictionary(
-        read_json(path), lambda: SafetensorsFile(folder / WEIGHTS), site, where=str(path)
-    )
+    return sae_lens_dictionary(read_json(path), lambda: open_tensors(folder / WEIGHTS), site, where=str(path))
 
 
 def sae_lens_dictionary(

@@ -23,7 +23,7 @@ from saeflow.sources.dictionary import Dictionary, Preprocessing, Tap
 from saeflow.sources.formats.configs import count, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored
 from saeflow.sources.formats.hooks import site_of_hook
-from saeflow.sources.formats.tensors import SafetensorsFile
+from saeflow.sources.formats.remote_tensors import open_tensors
 
 CONFIG: Final = "cfg.json"
 WEIGHTS: Final = "sae.safetensors"
@@ -43,7 +43,7 @@ def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
     config = read_json(path)
     run = read_json(folder.parent / RUN) if (folder.parent / RUN).is_file() else {}
     _refuse_unsupported(config, str(path))
-    file = SafetensorsFile(folder / WEIGHTS)
+    file = open_tensors(folder / WEIGHTS)
     skip = "W_skip" in file.shapes
     transcodes = bool(config.get("transcode") or run.get("transcode") or (skip and "transcode" not in config))
     place, tap = _place(folder, run, site, transcodes=transcodes)

@@ -8,11 +8,13 @@ Nothing here unpickles. Half-precision values are returned as float32.
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -90,6 +92,11 @@ class SafetensorsFile:
         return tensor.to(torch.float32)
 
 
+SPOILED: Final = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, OSError, ValueError, EOFError)
+"""What `zipfile` and numpy raise of a damaged archive; RuntimeError of one that claims to be encrypted or of another
+way to pack."""
+
+
 @dataclass(frozen=True)
 class _Member:
     """One array inside an .npz: its header, and where its values start if they are not compressed."""
@@ -114,7 +121,7 @@ class NpzFile:
             with zipfile.ZipFile(path) as archive:
                 infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
                 self._members = {info.filename[:-4]: _member(archive, info) for info in infos}
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        except SPOILED as error:
             raise BadFile(f"{path}: cannot be opened as .npz ({error}). {FETCH_AGAIN}") from error
 
     @property
@@ -138,7 +145,7 @@ class NpzFile:
             raise BadFile(not_floating(self._path, name, str(member.dtype)))
         try:
             tensor = self._stored(member) if member.start is not None else self._compressed(name)
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        except SPOILED as error:
             raise BadFile(f"{self._path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
         return tensor.to(torch.float32)
 
@@ -165,7 +172,7 @@ class _Reads(Protocol):
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     with archive.open(info) as file:
-        shape, fortran, dtype = _npy_header(file)
+        shape, fortran, dtype = npy_header(file)
         header = file.tell()
     # the product in Python's integers, which do not wrap; objects are refused when they are read
     if dtype.kind != "O" and info.file_size != header + math.prod(shape) * dtype.itemsize:
@@ -187,7 +194,12 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     return _Member(shape, fortran, dtype, start + header)
 
 
-def _npy_header(file: _Reads) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def npy_header(file: _Reads) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the first axis varies fastest, and type of an .npy, read up to its first value.
+
+    Raises:
+        ValueError: when it is no .npy.
+    """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(file)

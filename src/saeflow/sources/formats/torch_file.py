@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from saeflow.errors import BadFile
-from saeflow.sources.formats.tensors import FETCH_AGAIN, not_floating
+from saeflow.sources.formats.tensors import FETCH_AGAIN, SPOILED, not_floating
 
 _COMPILED: Final = "_orig_mod."
 """What `torch.compile` puts before every name."""
@@ -89,7 +89,7 @@ class TorchFile:
                 f"{self._path}: holds more than tensors, and loading that could run code, so it was not loaded "
                 f"({reason}). Use a file that holds a state_dict alone, from a source you trust."
             ) from error
-        except (RuntimeError, OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # torch's unpickler of damaged bytes raises whatever its stack gives
             raise BadFile(
                 f"{self._path}: cannot be read as tensors ({_first_line(error)}). {FETCH_AGAIN}"
             ) from error
@@ -124,7 +124,7 @@ def _check_archive(path: Path) -> None:
             packed = [
                 info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED
             ]
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+    except SPOILED as error:
         raise BadFile(
             f"{path}: cannot be opened as a .pt archive ({error}). {FETCH_AGAIN} A file of PyTorch before 1.6 has "
             "to be loaded and saved again."

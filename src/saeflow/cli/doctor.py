@@ -1,0 +1,113 @@
+"""`saeflow doctor`: is a release what it says it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saeflow.cli.app import Json, Release, progress, show
+
+if TYPE_CHECKING:
+    from saeflow.doctor import Examination
+    from saeflow.ids import Site
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(doctor)
+
+
+def doctor(
+    release: Release,
+    model: Annotated[
+        str, typer.Option(help="Model to run; weights alone are looked at when not given.")
+    ] = "",
+    site: Annotated[
+        list[str] | None, typer.Option(help="A site such as 24/res, once or more; all when not given.")
+    ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Where texts come from: a .txt, .jsonl or .parquet file, "demo", or a dataset on the hub.'
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens looked at, special ones not counted.")] = 2_000,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Sets which texts are taken.")] = 0,
+    everything: Annotated[bool, typer.Option("--all", help="Show also what is as it should be.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a release: its weights, and with a model whether each dictionary reads the tensor it says.
+
+    Finds a wrong tap, a transposed matrix, a missing factor, thresholds in other units, NaN, duplicates, dead features.
+    Exits with 1 when something is wrong.
+    """
+    from saeflow.doctor import Severity
+    from saeflow.doctor.examine import examine
+    from saeflow.ids import Site
+    from saeflow.sources.library import load_dictionaries
+
+    dictionaries = load_dictionaries(release, device=device)
+    chosen = [Site.parse(name) for name in site] if site else None
+    with progress("examining") as report:
+        found = examine(
+            dictionaries, release=dictionaries.name, sites=chosen, tokens=tokens, stated_l0=_stated(release),
+            progress=report, **_run(model, texts, tokens, device, seed),
+        )  # fmt: skip
+    rows = [
+        {
+            "site": f.site or "release",
+            "": f.severity.value,
+            "check": f.check.value,
+            "found": _told(f.said, f.advice),
+        }
+        for f in found.findings
+        if everything or f.severity is not Severity.OK
+    ]
+    show(as_json, found.to_json(), _summary(found), rows)
+    if found.worst is Severity.WRONG:
+        raise typer.Exit(1)
+
+
+def _told(said: str, advice: str) -> str:
+    said = said[0].upper() + said[1:] if said[0] not in "'\"" else said
+    return f"{said}. {advice}".strip() if not said.endswith(".") else f"{said} {advice}".strip()
+
+
+def _summary(found: Examination) -> dict[str, Any]:
+    from saeflow.doctor import Severity
+
+    counts = [f"{len(found.of(severity))} {severity.value}" for severity in reversed(Severity)]
+    read = f"{found.n_tokens:,} tokens of {found.model or 'the model'}" if found.n_tokens else "weights alone"
+    return {"release": found.release, "looked at": read, "findings": ", ".join(counts)}
+
+
+def _run(model: str, texts: list[str] | None, tokens: int, device: str, seed: int) -> dict[str, Any]:
+    """The model and its texts, where one is named."""
+    from saeflow.errors import InvalidArgument
+
+    if not model:
+        if texts:
+            raise InvalidArgument("--texts are for a model to read, and none is named. Add --model.")
+        return {}
+    if not texts and model != "demo":
+        raise InvalidArgument("--model needs --texts: a file, or a dataset on the hub, that it reads.")
+    from saeflow.experiments.sampling import expand, held_out, open_dataset
+    from saeflow.sources.model import load_model
+
+    # texts of unknown length: enough of them even where each is short
+    found = held_out(
+        [open_dataset(source) for source in expand(texts or ["demo"])], max(20, tokens // 50), seed
+    )
+    return {"model": load_model(model, device=device), "texts": found}
+
+
+def _stated(release: str) -> dict[Site, float]:
+    """What the demo pack states; the paths of Gemma Scope say theirs themselves."""
+    from saeflow.demo import quality
+    from saeflow.ids import Site
+
+    if release != "demo":
+        return {}
+    return {Site.parse(name): float(row["l0"]) for name, row in quality()["saes"].items()}

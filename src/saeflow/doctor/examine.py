@@ -1,0 +1,200 @@
+"""The examination of a release: the list of its sites, each dictionary's weights, and what a model shows.
+
+    examination = examine(load_dictionaries("demo"), model=load_model("demo"), texts=texts)
+
+Site by site, one dictionary in memory at a time. The weights of one with 16,384 features of width 2,304 take some 1e12
+multiplications, nearly all for its duplicates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+from saeflow.doctor.findings import Check, Examination, Finding, Number, Severity
+from saeflow.doctor.measured import Case, examine_measured
+from saeflow.doctor.places import n_seen, own_spot, see, spots_around, written_spot
+from saeflow.doctor.weights import examine_weights
+from saeflow.errors import BadFile, InvalidArgument, UnknownSite
+from saeflow.ids import Part, Site
+from saeflow.matching.stream import Unit, cut_into_units
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.model import LanguageModel
+
+Progress = Callable[[int, int, str], None]
+_STATED = re.compile(r"average_l0_(\d+)")
+_LEAST_TOKENS = 200
+
+
+def examine(
+    dictionaries: Mapping[Site, Dictionary],
+    *,
+    release: str = "",
+    model: LanguageModel | None = None,
+    texts: Sequence[str] = (),
+    tokens: int = 2_000,
+    sites: Collection[Site] | None = None,
+    stated_l0: Mapping[Site, float] | None = None,
+    progress: Progress | None = None,
+) -> Examination:
+    """Look at a release; with a model also at what it makes of hidden states.
+
+    Args:
+        dictionaries: the release, or any mapping.
+        release: its name, for the report.
+        model: what it was trained on; weights alone are looked at without.
+        texts: what the model reads; needed with a model.
+        tokens: tokens looked at, special ones not counted, at most.
+        sites: those to look at; all when None.
+        stated_l0: the average L0 a release states, by site; those in the paths of Gemma Scope are read anyway.
+        progress: called with (done, of how many, where).
+
+    Raises:
+        InvalidArgument: for a model without texts, or texts with fewer than 200 tokens.
+        UnknownSite: for a site there is no dictionary at.
+        Unreachable, NoSpace: when a file must be fetched and cannot be.
+    """
+    chosen = _chosen(dictionaries, sites)
+    units = _units(model, texts, tokens)
+    findings = [] if sites is not None else [_sites(tuple(dictionaries))]
+    widths: dict[Site, int] = {}
+    for done, layer in enumerate(layers := sorted({site.layer for site in chosen})):
+        here = [site for site in chosen if site.layer == layer]
+        if progress:
+            progress(done, len(layers), f"layer {layer}")
+        for site, dictionary, found in _opened(dictionaries, here):
+            findings += found
+            if dictionary is None:
+                continue
+            widths[site] = dictionary.d_in
+            weights = examine_weights(dictionary)
+            findings += weights
+            sound = not any(f.check in (Check.FINITE, Check.ZERO_ROWS, Check.FILE) and f.severity is not Severity.OK
+                            for f in weights)  # fmt: skip
+            if model is not None and sound:
+                stated = (stated_l0 or {}).get(site, _stated(dictionary))
+                explained = any(finding.severity is Severity.WRONG for finding in weights)
+                findings += _measured(dictionary, model, units, stated, explained=explained)
+            dictionary.unload()
+    if progress:
+        progress(len(layers), len(layers), "done")
+    if sites is None:
+        findings.insert(1, _widths(widths))
+    name = "" if model is None else model.name
+    return Examination(release, name, n_seen(units) if units else 0, tuple(findings))
+
+
+def _chosen(dictionaries: Mapping[Site, Dictionary], sites: Collection[Site] | None) -> list[Site]:
+    chosen = sorted(dictionaries if sites is None else sites)
+    missing = [str(site) for site in chosen if site not in dictionaries]
+    if missing or not chosen:
+        have = ", ".join(map(str, sorted(dictionaries))) or "none"
+        raise UnknownSite(f"There is no dictionary at {', '.join(missing) or 'any site'}. There are: {have}.")
+    return chosen
+
+
+def _units(model: LanguageModel | None, texts: Sequence[str], tokens: int) -> list[Unit]:
+    if model is None:
+        return []
+    if not texts:
+        raise InvalidArgument("A model is given and no text for it to read. Give texts.")
+    units = cut_into_units(model, texts, max_length=256, max_tokens=tokens)
+    if n_seen(units) < _LEAST_TOKENS:
+        raise InvalidArgument(
+            f"{len(texts)} texts hold {n_seen(units)} tokens that count, and {_LEAST_TOKENS} are needed. Give longer "
+            "texts, or more."
+        )
+    return units
+
+
+def _opened(
+    dictionaries: Mapping[Site, Dictionary], sites: Sequence[Site]
+) -> Iterator[tuple[Site, Dictionary | None, list[Finding]]]:
+    """Each dictionary, or the finding that it cannot be opened."""
+    for site in sites:
+        try:
+            yield site, dictionaries[site], []
+        except BadFile as error:
+            said, _, advice = str(error).partition(". ")
+            yield site, None, [Finding(Check.FILE, str(site), Severity.WRONG, said, {}, advice)]
+
+
+def _measured(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    units: Sequence[Unit],
+    stated: float | None,
+    *,
+    explained: bool,
+) -> list[Finding]:
+    own, written, site = own_spot(dictionary), written_spot(dictionary), str(dictionary.site)
+    if own.layer >= model.n_layers:
+        return [
+            Finding(
+                Check.WIDTHS, site, Severity.WRONG,
+                f"the model has {model.n_layers} layers, and this dictionary reads layer {own.layer}",
+                {"layers": model.n_layers}, "Load the model the release was trained on.",
+            )
+        ]  # fmt: skip
+    tried = spots_around(dictionary, model)
+    seen = see(model, units, tuple(dict.fromkeys((*tried, written))))
+    width = int(seen.rest[own].shape[1])
+    if width != dictionary.d_in:
+        fitting = [str(spot) for spot, h in seen.rest.items() if h.shape[1] == dictionary.d_in]
+        return [
+            Finding(
+                Check.WIDTHS, site, Severity.WRONG,
+                f"reads width {dictionary.d_in}, and {own} of the model is {width} wide",
+                {"reads": dictionary.d_in, "model": width},
+                f"Of that width here: {', '.join(fitting) or 'none'}. Correct the tap, or load the right model.",
+            )
+        ]  # fmt: skip
+    return examine_measured(Case(dictionary, seen, own, written, tried, stated, explained))
+
+
+def _sites(sites: Sequence[Site]) -> Finding:
+    """Layers that one part has and another lacks."""
+    layers = sorted({site.layer for site in sites})
+    parts = [part for part in Part if any(site.part is part for site in sites)]
+    missing = [str(Site(layer, part)) for layer in layers for part in parts if Site(layer, part) not in sites]
+    gaps = sorted(set(range(layers[0], layers[-1] + 1)) - set(layers))
+    absent = [part.value for part in Part if part not in parts]
+    numbers: dict[str, Number] = {
+        "sites": len(sites),
+        "missing": ", ".join(missing),
+        "parts absent": " ".join(absent),
+    }
+    said = f"{len(sites)} sites of {', '.join(part.value for part in parts)} at {len(layers)} layers"
+    told = [f"{', '.join(missing[:6])}{'...' if len(missing) > 6 else ''} missing" if missing else ""]
+    told += [
+        f"no layer {', '.join(map(str, gaps))}" if gaps else "",
+        f"no {' and no '.join(absent)}" if absent else "",
+    ]
+    said = "; ".join([said, *filter(None, told)])
+    if not (missing or gaps or absent):
+        return Finding(Check.SITES, "", Severity.OK, said, numbers)
+    return Finding(
+        Check.SITES, "", Severity.LOOK, said, numbers,
+        "A flow ends where a layer is missing, and s(P) of a part that is missing is not known, which is not 0.",
+    )  # fmt: skip
+
+
+def _widths(widths: Mapping[Site, int]) -> Finding:
+    """All dictionaries of a part read one width."""
+    by_part = {part: {w for site, w in widths.items() if site.part is part} for part in Part}
+    numbers: dict[str, Number] = {
+        part.value: ", ".join(map(str, sorted(found))) for part, found in by_part.items() if found
+    }
+    told = "; ".join(f"{part} {text}" for part, text in numbers.items())
+    if all(len(found) <= 1 for found in by_part.values()):
+        return Finding(Check.WIDTHS, "", Severity.OK, f"widths read: {told}", numbers)
+    return Finding(
+        Check.WIDTHS, "", Severity.WRONG, f"dictionaries of one part read several widths: {told}", numbers,
+        "They are of several models, or of several taps: check the files of the sites that differ.",
+    )  # fmt: skip
+
+
+def _stated(dictionary: Dictionary) -> float | None:
+    """The L0 in a path of Gemma Scope."""
+    found = _STATED.search(dictionary.origin)
+    return float(found[1]) if found and int(found[1]) else None

@@ -1,0 +1,144 @@
+"""Which file of the hub is meant, pinned to a commit, and what is said when the hub refuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import huggingface_hub
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers
+
+from saeflow.errors import Unreachable
+from saeflow.version import __version__
+
+TRANSPORT_ERRORS: Final[tuple[type[BaseException], ...]] = tuple(
+    base for base in HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException")
+)
+"""The bases of what the HTTP library under huggingface_hub raises: httpx since 1.0, requests before."""
+REFUSALS: Final = (OSError, HFValidationError, *TRANSPORT_ERRORS)
+"""What asking the hub can raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file at a commit: it cannot become another.
+
+    Attributes:
+        repo: the repository.
+        file: its path in the repository.
+        commit: the commit, 40 hexadecimal digits.
+        etag: what the hub identifies its content by; the sha256 of a large file.
+        size: in bytes.
+    """
+
+    repo: str
+    file: str
+    commit: str
+    etag: str
+    size: int
+
+    def __str__(self) -> str:
+        """`layer_24/.../params.npz of google/gemma-scope-2b-pt-res`."""
+        return f"{self.file} of {self.repo}"
+
+    @property
+    def url(self) -> str:
+        """Where it is, at the commit, on the hub that HF_ENDPOINT names."""
+        return hf_hub_url(self.repo, self.file, revision=self.commit, endpoint=constants.ENDPOINT)
+
+
+def resolve(repo: str, file: str, revision: str) -> HubFile | None:
+    """Ask the hub which file a revision means; None where it does not say enough to pin it.
+
+    Raises:
+        Nothing of its own: one of REFUSALS, which `refused` puts into words.
+    """
+    url = hf_hub_url(repo, file, revision=revision, endpoint=constants.ENDPOINT)
+    told = get_hf_file_metadata(
+        url, timeout=constants.HF_HUB_ETAG_TIMEOUT, library_name="saeflow", library_version=__version__
+    )
+    if not told.commit_hash or not told.etag or not told.size:
+        return None
+    return HubFile(repo, file, told.commit_hash, told.etag, told.size)
+
+
+def request_headers() -> dict[str, str]:
+    """What huggingface_hub itself sends: who asks, and the token of this machine where there is one.
+
+    Raises:
+        Nothing.
+    """
+    return build_hf_headers(library_name="saeflow", library_version=__version__)
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids all requests.
+
+    Raises:
+        Nothing.
+    """
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def refused(file: str, repo: str, error: BaseException, *, revision: str = "") -> Unreachable:
+    """The error to raise for what the hub or the way to it answered, with the way in where there is one.
+
+    Raises:
+        Nothing; it returns the error.
+    """
+    at = f" (revision {revision})" if revision else ""
+    return Unreachable(f"{file} of {repo}{at} cannot be fetched ({_told(error)}). {_advice(repo, error)}")
+
+
+def _advice(repo: str, error: BaseException) -> str:
+    page = f"{constants.ENDPOINT}/{repo}"
+    has_token = huggingface_hub.get_token() is not None
+    token = (
+        "the token of this machine is not of an account that may"
+        if has_token
+        else "this machine has no token"
+    )
+    login = "log in (hf auth login, or set HF_TOKEN)"
+    code = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, GatedRepoError) or code == 403:
+        return f"The repository is gated, and {token}. Accept its conditions at {page}, then {login} and try again."
+    if isinstance(error, RevisionNotFoundError | EntryNotFoundError) and not isinstance(
+        error, FileNotFoundError
+    ):
+        return f"There is no such file at this revision: see {page}, and correct the recipe."
+    if isinstance(error, RepositoryNotFoundError) or code == 401:
+        return f"The repository does not exist, or it is private and {token}: {login} with one that may read {page}."
+    if isinstance(error, OfflineModeIsEnabled) or is_offline():
+        return (
+            "HF_HUB_OFFLINE is set: unset it once to fetch the file, or pass a folder that holds it already."
+        )
+    return (
+        "Check the network and that your account may read the repository (hf auth login), or pass a folder "
+        "that holds the file already."
+    )
+
+
+def _told(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def strong_tag(headers: Mapping[str, str]) -> str:
+    """The entity tag of an answer, where it promises the same bytes; empty otherwise.
+
+    Raises:
+        Nothing.
+    """
+    tag = headers.get("ETag") or headers.get("etag") or ""
+    return tag if tag.startswith('"') else ""

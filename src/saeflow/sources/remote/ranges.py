@@ -1,0 +1,261 @@
+"""Ranges of a remote file on disk, one file a range, named by where they begin and end.
+
+    ranges/{etag}/{start}-{stop}            the bytes
+    ranges/{etag}/{start}-{stop}.sha256     what they hash to, as they came: checked once a process before use
+    ranges/{etag}/{start}-{stop}.part       a beginning, gone on with by Range and If-Range
+    ranges/{etag}/{start}-{stop}.part.tag   the entity tag it is a beginning of
+
+A range is moved to its name when it is whole and what its format has to check it by agrees; until then what
+came stays, also when the process is killed. The folder is named by content, so that a new commit with the
+same file uses the same ranges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from huggingface_hub.utils import WeakFileLock, tqdm
+
+from saeflow.errors import BadFile, NoSpace, Unreachable
+from saeflow.paths import write_atomic
+from saeflow.sources.remote.hub_file import HubFile, resolve
+from saeflow.sources.remote.transport import Cut, Patience, RangesIgnored, opened
+
+Report: TypeAlias = Callable[[str, int, int], None]
+"""Told what is fetched, how many of its bytes are here, and how many there will be."""
+Check: TypeAlias = Callable[[Path], bool]
+"""Whether the bytes in a file are what their format says."""
+
+_RESERVE: Final = 1 << 20
+_REPORT: ContextVar[Report | None] = ContextVar("saeflow_remote_report", default=None)
+_CHECKED: Final[set[tuple[str, int, int]]] = set()
+"""Path, size and time of change of ranges whose sha256 this process has seen to be right."""
+
+
+@contextmanager
+def reporting(report: Report) -> Generator[None]:
+    """Call `report(what, bytes here, bytes in all)` for what is fetched inside, in place of the hub's own bars."""
+    before = _REPORT.set(report)
+    try:
+        yield
+    finally:
+        _REPORT.reset(before)
+
+
+class Ranges:
+    """The ranges of one file that are on this machine, and the way to the others."""
+
+    def __init__(self, root: Path, file: HubFile, *, patience: Patience | None = None) -> None:
+        """`root` is the folder of saeflow in the repository's cache."""
+        self.file = file
+        self.folder = root / "ranges" / re.sub(r"[^\w.-]", "_", file.etag)
+        self._patience = patience or Patience()
+        self._tag = ""
+
+    def has(self, start: int, stop: int) -> bool:
+        """Whether a range is here whole; asks no network and reads no bytes.
+
+        Raises:
+            Nothing.
+        """
+        path = self._path(start, stop)
+        return path.is_file() and path.stat().st_size == stop - start
+
+    def bytes_at(self, start: int, stop: int) -> bytes:
+        """A small range, held in memory and not kept: headers.
+
+        Raises:
+            RangesIgnored, Unreachable: as `path`.
+        """
+        failed = 0
+        while True:
+            try:
+                with opened(self.file, start, stop) as answer:
+                    data = b"".join(answer.pieces)
+                    self._same(answer.tag)
+                if len(data) == stop - start:
+                    return data
+                raise Cut(f"{len(data)} of {stop - start} bytes came")
+            except Cut as cut:
+                failed += 1
+                self._patience.wait(self.file, failed, cut)
+
+    def path(self, start: int, stop: int, what: str, *, check: Check | None = None) -> Path:
+        """The file that holds a range; fetched, or what is missing of it, where it is not here.
+
+        Args:
+            start: its first byte.
+            stop: the byte after its last.
+            what: what it holds, for messages and bars.
+            check: asked once, when it is whole.
+
+        Raises:
+            RangesIgnored: when the server does not answer with ranges.
+            Unreachable: when it does not answer, refuses, or the file is another by now.
+            NoSpace: when the disk cannot hold it.
+            BadFile: when what came is not what `check` says it must be, twice.
+        """
+        path = self._path(start, stop)
+        if self.has(start, stop) and self._is_sound(path):
+            return path
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(path.with_name(f"{path.name}.lock")):
+            for _ in range(2):
+                if self.has(start, stop) and self._is_sound(path):  # another process was faster
+                    return path
+                part = self._fill(start, stop, what)
+                if check is None or check(part):
+                    self._keep(part, path)
+                    return path
+                _forget(part)
+        raise BadFile(
+            f"{self.file}: {what} does not have the checksum that its own file gives, twice. The file on the hub is "
+            "damaged, or what lies between changes it: fetch it another way and pass its folder."
+        )
+
+    def _path(self, start: int, stop: int) -> Path:
+        return self.folder / f"{start}-{stop}"
+
+    def _is_sound(self, path: Path) -> bool:
+        """Whether the bytes are those that came; what is not is removed."""
+        at = path.stat()
+        key = (str(path), at.st_size, at.st_mtime_ns)
+        if key in _CHECKED:
+            return True
+        try:
+            expected = path.with_name(f"{path.name}.sha256").read_text().strip()
+        except OSError:
+            expected = ""
+        if sha256(path) != expected:
+            path.unlink(missing_ok=True)
+            return False
+        _CHECKED.add(key)
+        return True
+
+    def _keep(self, part: Path, path: Path) -> None:
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        write_atomic(path.with_name(f"{path.name}.sha256"), sha256(part).encode())
+        part.replace(path)
+        _forget(part)
+        at = path.stat()
+        _CHECKED.add((str(path), at.st_size, at.st_mtime_ns))
+
+    def _fill(self, start: int, stop: int, what: str) -> Path:
+        """Append to the part until it is whole."""
+        part, failed, size = self.folder / f"{start}-{stop}.part", 0, stop - start
+        here = _here(part, size)
+        self._check_space(size - here)
+        told = f"{what} of {Path(self.file.file).name}"
+        with _progress(told, here, size) as report:
+            while here < size:
+                try:
+                    got = self._append(part, start, stop, here, report)
+                    if got <= here:
+                        raise Cut("the answer was empty")
+                    here, failed = got, 0
+                except Cut as cut:
+                    now = _here(part, size)
+                    failed = 1 if now > here else failed + 1
+                    here = now
+                    self._patience.wait(self.file, failed, cut)
+                except RangesIgnored:
+                    if here == 0:
+                        raise
+                    _forget(part)  # the tag is no longer that of the file: what is here may be of another
+                    here = 0
+                    report(0, size)
+        return part
+
+    def _append(
+        self, part: Path, start: int, stop: int, here: int, report: Callable[[int, int], None]
+    ) -> int:
+        tag_file = part.with_name(f"{part.name}.tag")
+        tag = tag_file.read_text() if here and tag_file.is_file() else ""
+        with opened(self.file, start + here, stop, tag=tag) as answer:
+            self._same(answer.tag)
+            if not here:
+                write_atomic(tag_file, answer.tag.encode())
+            with part.open("r+b" if here else "wb") as file:
+                file.seek(here)
+                file.truncate()
+                for piece in answer.pieces:
+                    file.write(piece[: stop - start - here])
+                    file.flush()  # with the system now: it outlives a kill
+                    here = min(here + len(piece), stop - start)
+                    report(here, stop - start)
+        return here
+
+    def _same(self, tag: str) -> None:
+        """Ask the hub again where an answer bears another tag than those before it.
+
+        Raises:
+            Unreachable: when the file is another by now.
+        """
+        if tag and self._tag and tag != self._tag:
+            now = resolve(self.file.repo, self.file.file, self.file.commit)
+            if now is None or now.etag != self.file.etag:
+                raise Unreachable(
+                    f"{self.file} changed while it was fetched: it was {self.file.etag}, and is "
+                    f"{'unknown' if now is None else now.etag}. Load the release again."
+                )
+        self._tag = tag or self._tag
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < needed + _RESERVE:
+            raise NoSpace(
+                f"{self.file}: {needed / 1e6:,.1f} MB are to be fetched, and {free / 1e6:,.1f} MB are free on the disk "
+                f"of {self.folder}. Free some, or set HF_HUB_CACHE to a folder on a larger disk."
+            )
+
+
+def _here(part: Path, size: int) -> int:
+    """How much of a range there is; a part longer than the range is of something else."""
+    here = part.stat().st_size if part.is_file() else 0
+    return here if here <= size else 0
+
+
+def _forget(part: Path) -> None:
+    for path in (part, part.with_name(f"{part.name}.tag")):
+        path.unlink(missing_ok=True)
+
+
+def sha256(*paths: Path) -> str:
+    """The sha256 of files, one after the other.
+
+    Raises:
+        OSError: when one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _progress(what: str, here: int, size: int) -> Generator[Callable[[int, int], None]]:
+    """To whoever asked, else a bar as huggingface_hub shows for its own downloads (HF_HUB_DISABLE_PROGRESS_BARS)."""
+    asked = _REPORT.get()
+    if asked is not None:
+        asked(what, here, size)
+        yield lambda done, total: asked(what, done, total)
+        return
+    with tqdm(
+        desc=what, total=size, initial=here, unit="B", unit_scale=True, name="huggingface_hub.http_get"
+    ) as bar:
+
+        def moved(done: int, total: int) -> None:  # noqa: ARG001
+            bar.update(done - int(bar.n))
+
+        yield moved
