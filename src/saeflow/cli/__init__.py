@@ -19,6 +19,7 @@ from saeflow.cli import (
     matching,
     plan,
     releases,
+    serve,
     steer,
     sweep,
     themes,
@@ -39,6 +40,7 @@ labels.add_to(app)
 releases.add_to(app)
 doctor.add_to(app)
 info.add_to(app)
+serve.add_to(app)
 
 
 def main() -> None:

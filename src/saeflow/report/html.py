@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from html import escape
 
@@ -19,17 +20,18 @@ from saeflow.flow.scores import Evolution
 from saeflow.labels.words import Words
 from saeflow.report.blocks import Block, Heading, KeyValues, Notes, Page, Paragraph, Role, Table
 from saeflow.report.data import graph_data
-from saeflow.report.layout import lay_out
-from saeflow.report.svg import draw, static, wire_opacity, wire_width
+from saeflow.report.svg import figure_svg, static, wire_opacity, wire_width
 
-_STYLES = ("page.css", "figure.css")
-_SCRIPTS = ("card.js", "figure.js", "page.js")
+_STYLES = ("palette.css", "page.css", "graph.css", "figure.css")
+_SCRIPTS = ("card.js", "figure.js", "keys.js", "page.js")
+_MODULE = re.compile(r"^(import .*\n|export )", re.MULTILINE)
 
 
 def page_html(page: Page) -> str:
     """The page as one HTML document."""
     style = "".join(static(name) for name in _STYLES)
-    script = '"use strict";\n' + "".join(static(name) for name in _SCRIPTS)
+    # The explorer loads the same files as modules; here they stand in one another's scope.
+    script = '"use strict";\n' + "".join(_MODULE.sub("", static(name)) for name in _SCRIPTS)
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -110,18 +112,11 @@ def _cell(text: str, role: Role, tone: str) -> str:
 
 
 def _figure(graph: FlowGraph, words: Words) -> str:
-    layout = lay_out(graph, words)
-    label = escape(f"Feature flow of {graph.seed}, {len(graph.nodes)} features")
-    svg = (
-        f'<svg class="flow" role="group" aria-label="{label}" '
-        f'width="{layout.width:.0f}" height="{layout.height:.0f}" '
-        f'viewBox="0 0 {layout.width:.1f} {layout.height:.1f}">{draw(graph, words, layout)}</svg>'
-    )
     return (
         '<figure id="flow" class="graph"><div class="bar">'
         f'<div class="legend">{"".join(_legend(graph))}</div>'
         '<div class="tools" role="toolbar" aria-label="Zoom" hidden></div></div>'
-        f'<div class="frame">{svg}</div><div class="overview" hidden></div>'
+        f'<div class="frame">{figure_svg(graph, words)}</div><div class="overview" hidden></div>'
         "<figcaption>Layers run from left to right; the wider an edge, the higher its cosine. "
         '<span class="hint" hidden>Point at a feature to read it, click to follow its path, '
         "<kbd>Esc</kbd> to let go. Arrow keys move along edges; "

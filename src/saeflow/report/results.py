@@ -49,13 +49,23 @@ _EXPECTED: Final[Mapping[str, Sequence[str]]] = {
         "steering_by_layer", "steering_by_value", "steering_features", "steering_best", "steering_paired",
         "steering_by_share", "steering_sensitivity", "steering_samples", "steering_cells",
     ),
+    "transition": (
+        "transition_permutations", "transition_top_k", "transition_loss", "transition_paired", "transition_fits",
+    ),
 }  # fmt: skip
 _TITLES: Final = {
     "origins": "Where active features come from",
     "deactivation": "Removing predecessors",
     "steering": "Steering along the flow",
+    "transition": "A match as a transcoder",
 }
-_LEADS: Final = ("shares_by_dataset", "table_1", "by_strategy_layer", "steering_best")
+_LEADS: Final = (
+    "shares_by_dataset",
+    "table_1",
+    "by_strategy_layer",
+    "steering_best",
+    "transition_permutations",
+)
 _SAMPLES: Final = "steering_samples"
 _PICKED: Final = ("theme", "direction")
 """What the reader picks once for all figures of the page."""
@@ -130,7 +140,7 @@ def _part(table: SummaryTable, tables: Mapping[str, SummaryTable]) -> _Part:
 
 def page_html(record: RunRecord, parts: Sequence[_Part], missing: Sequence[str]) -> str:
     """The page as one HTML document. `missing` are tables of the experiment that there are none of."""
-    style = "".join(_static(name) for name in ("page.css", "results.css")) + stylesheet()
+    style = "".join(_static(name) for name in ("palette.css", "page.css", "results.css")) + stylesheet()
     script = '"use strict";\n' + _static("results.js")
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "

@@ -60,6 +60,21 @@ def graph_svg(graph: FlowGraph, words: Words = no_words) -> str:
     )
 
 
+def figure_svg(graph: FlowGraph, words: Words = no_words) -> str:
+    """`graph` as an element for a page that brings figure.css and says what the colours mean beside it.
+
+    Raises:
+        Nothing.
+    """
+    layout = lay_out(graph, words)
+    label = escape(f"Feature flow of {graph.seed}, {len(graph.nodes)} features")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="flow" role="group" aria-label="{label}" '
+        f'width="{layout.width:.0f}" height="{layout.height:.0f}" '
+        f'viewBox="0 0 {layout.width:.1f} {layout.height:.1f}">{draw(graph, words, layout)}</svg>'
+    )
+
+
 def draw(graph: FlowGraph, words: Words, layout: Layout) -> str:
     """The figure's groups: lanes, edges, nodes and lane names, in the order they are painted."""
     empty = [lane for lane in layout.lanes if lane.empty and lane.part is not Part.RES]
@@ -71,7 +86,7 @@ def draw(graph: FlowGraph, words: Words, layout: Layout) -> str:
         *(_stub(stub) for stub in layout.stubs),
         *(_place(graph, words, place) for place in layout.places),
         *(_score(wire) for wire in layout.wires),
-        *(_text(x, top, f"layer {n}", "muted", text_anchor="middle") for n, x in layout.columns),
+        *(_layer_name(n, x, top) for n, x in layout.columns),
         *(_empty_lane(graph, lane) for lane in empty),
         _tag("g", *(_gutter(lane) for lane in layout.lanes), class_="lane-names"),
         font_family=FACE,
@@ -130,6 +145,10 @@ def _gutter(lane: Lane) -> str:
     x, y = GUTTER / 2 - 2, lane.y + lane.height / 2 + 4
     name = _text(x, y, lane.part.value, "muted lane-name", text_anchor="middle", font_size=12)
     return _ground(lane, GUTTER - 4) + name
+
+
+def _layer_name(layer: int, x: float, y: float) -> str:
+    return _text(x, y, f"layer {layer}", "muted layer-name", text_anchor="middle", data_layer=str(layer))
 
 
 def _empty_lane(graph: FlowGraph, lane: Lane) -> str:
@@ -239,9 +258,15 @@ def _inscription(place: Place) -> Iterable[str]:
     yield _text(x, y, str(place.node.feature), "muted id", font_family="Menlo, Consolas, monospace")
     if place.node.evolution is not None:
         letter: dict[str, Any] = {"text_anchor": "end", "font_weight": "700", "fill": "currentColor"}
-        yield _tag("text", text=place.node.evolution.case, x=place.right - 8, y=y, font_size=11, **letter)
+        case = place.node.evolution.case
+        yield _tag("text", text=case, class_="letter", x=place.right - 8, y=y, font_size=11, **letter)
     for i, line in enumerate(place.lines):
         yield _text(x, y + (i + 1) * LINE, line, "ink words", font_size=TEXT_SIZE)
+    # From afar a page shows this in the place of all other words: lane and column say the rest of the id.
+    middle: dict[str, Any] = {"text_anchor": "middle", "font_size": 27, "display": "none"}
+    yield _text(
+        place.x + BOX_WIDTH / 2 + 3, place.middle + 10, str(place.node.feature.index), "ink brief", **middle
+    )
 
 
 def _joint(x: float, y: float) -> str:

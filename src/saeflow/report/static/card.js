@@ -4,7 +4,7 @@ const SIGNS = { " ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "�
 const PLACES = { res: "residual stream after layer", mlp: "MLP output of layer", att: "attention output of layer" };
 
 /** A new element with a class and text. */
-function make(tag, kind = "", text = "") {
+export function make(tag, kind = "", text = "") {
   const element = document.createElement(tag);
   if (kind) element.className = kind;
   if (text) element.textContent = text;
@@ -12,23 +12,23 @@ function make(tag, kind = "", text = "") {
 }
 
 /** A character that shows: signs for whitespace, code points for what cannot be seen. */
-function sign(char) {
+export function sign(char) {
   if (SIGNS[char]) return SIGNS[char];
   return /[\p{Cc}\p{Cf}\p{Cs}]/u.test(char) ? `⟨${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩` : char;
 }
 
 /** A token alone: all of its whitespace shows. */
-function visible(token) {
+export function visible(token) {
   return Array.from(token, sign).join("");
 }
 
 /** A token within a passage: blanks stay blanks, line breaks show and stay where they fire. */
-function inPassage(token, fires) {
+export function inPassage(token, fires) {
   if (fires && token.trim() === "") return visible(token);
   return Array.from(token, (char) => (char === " " ? char : sign(char))).join("");
 }
 
-function tokenList(title, tokens) {
+export function tokenList(title, tokens) {
   const part = document.createDocumentFragment();
   if (!tokens || !tokens.length) return part;
   part.append(make("h4", "", title));
@@ -38,18 +38,18 @@ function tokenList(title, tokens) {
   return part;
 }
 
-function contextList(contexts) {
+export function contextList(contexts, most = 5) {
   const part = document.createDocumentFragment();
   if (!contexts || !contexts.length) return part;
   part.append(make("h4", "", "In context, shaded by activation"));
-  const most = Math.max(...contexts.flatMap((context) => context.values), 1e-9);
-  for (const context of contexts.slice(0, 5)) {
+  const strongest = Math.max(...contexts.flatMap((context) => context.values), 1e-9);
+  for (const context of contexts.slice(0, most)) {
     const line = make("p", "context");
     context.tokens.forEach((token, i) => {
       const value = context.values[i] || 0;
       const span = make("span", "", inPassage(token, value > 0));
       if (value > 0) {
-        span.style.setProperty("--heat-share", Math.min(1, value / most).toFixed(3));
+        span.style.setProperty("--heat-share", Math.min(1, value / strongest).toFixed(3));
         span.title = value.toPrecision(3);
       }
       line.append(span);
@@ -61,7 +61,7 @@ function contextList(contexts) {
 }
 
 /** One score as a bar, with the cut of the graph dashed across it. */
-function scoreBar(name, score, cut, tone) {
+export function scoreBar(name, score, cut, tone) {
   const row = make("div", `score ${tone}`);
   const track = make("span", "track");
   const fill = make("span", "fill");
@@ -74,17 +74,17 @@ function scoreBar(name, score, cut, tone) {
   return row;
 }
 
-function digits(score) {
+export function digits(score) {
   return score === null || score === undefined ? "–" : score.toFixed(2).replace("-0.00", "0.00");
 }
 
 /** The cut for predecessors at `part`: the calibrated one of the layer where there is one. */
-function cutOf(cuts, layer, part) {
+export function cutOf(cuts, layer, part) {
   const own = (cuts.layers || []).find((row) => row.layer === layer && row.part === part);
   return own?.cut ?? (part === "res" ? cuts.res : cuts[part] ?? cuts.module);
 }
 
-function scoreBars(node, cuts) {
+export function scoreBars(node, cuts) {
   const part = document.createDocumentFragment();
   if (!node.scores) return part;
   const layer = Number(node.feature.split("/")[0]);
@@ -99,7 +99,7 @@ function scoreBars(node, cuts) {
   return part;
 }
 
-function caseLine(node) {
+export function caseLine(node) {
   const line = make("p", "case");
   if (!node.case) return line;
   const name = make("b", `case-${node.evolution}`, `${node.case} ${node.evolution}. `);
@@ -116,7 +116,7 @@ function neighbours(title, edges, end) {
 }
 
 /** Fill `card` with what the figure knows of `node`. */
-function fillCard(card, figure, node) {
+export function fillCard(card, figure, node) {
   const [layer, part] = node.feature.split("/");
   const words = node.words || {};
   const top = make("div", "top");
@@ -135,6 +135,6 @@ function fillCard(card, figure, node) {
   card.append(contextList(words.contexts));
 }
 
-function percent(share) {
+export function percent(share) {
   return `${(100 * share).toPrecision(2)}%`;
 }

@@ -1,22 +1,55 @@
-/* A figure: zoom and pan, the overview, paths through the graph, keys. The picture is already drawn. */
+/* A figure: zoom and pan, the overview, paths through the graph. The picture is already drawn. */
+import { fillCard, make } from "./card.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const GENTLE = matchMedia("(prefers-reduced-motion: reduce)");
+export const GENTLE = matchMedia("(prefers-reduced-motion: reduce)");
+const FAR = 0.6; // below, only the number of a feature is written into its box
+const TINY = 0.28; // below, that number is larger than its box's height allows, and boxes are full of colour
+const MOST_STRETCH = 4.5;
 
-/** Everything one figure knows: its data, its elements and what is chosen. */
-function readFigure(root, card) {
-  const svg = root.querySelector("svg.flow");
-  const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
-  const size = svg.viewBox.baseVal;
+/**
+ * A figure without a picture yet: its frame listens. `options` change what pointing and choosing do:
+ *   fill(card, figure, node)  what the card says; the whole of it by default
+ *   pins                      whether the chosen node keeps its card; `letsGo`: choosing it again lets go
+ *   followsPointer            whether a path lights up under the pointer, and not only when chosen
+ *   roving                    whether Tab stops once in the figure
+ *   tall()                    the height that a fitted picture may take; as high as it is without
+ *   onChoose(id), onScale()   told of what the reader does
+ */
+export function createFigure(root, card, options = {}) {
   const figure = {
-    root, card, svg, data, scale: 1, width: size.width, height: size.height, chosen: null,
-    frame: root.querySelector(".frame"),
+    root, card, frame: root.querySelector(".frame"), scale: 1, stretch: 1, chosen: null, shown: null, fill: fillCard,
+    pins: true, letsGo: true, followsPointer: false, roving: false, onChoose: null, onScale: null, ...options,
+  };
+  figure.head = make("div", "layer-head");
+  figure.head.setAttribute("aria-hidden", "true");
+  figure.frame.before(figure.head);
+  addTools(figure);
+  goByOverview(figure);
+  dragToPan(figure);
+  wheelToZoom(figure);
+  const { frame } = figure;
+  frame.addEventListener("scroll", () => moved(figure), { passive: true });
+  frame.addEventListener("click", (event) => { if (figure.letsGo && !figure.dragged && !event.target.closest(".node")) choose(figure, null); });
+  addEventListener("scroll", () => { if (figure.shown) placeCard(figure, figure.shown); }, { passive: true });
+  addEventListener("resize", () => { if (figure.svg) moved(figure); });
+  return figure;
+}
+
+/** Give a figure its picture, and the data that was drawn; its nodes still have to be wired. */
+export function setPicture(figure, svg, data) {
+  const size = svg.viewBox.baseVal;
+  Object.assign(figure, {
+    svg, data, width: size.width, height: size.height, chosen: null, shown: null,
     nodes: new Map(data.nodes.map((node) => [node.feature, node])),
     drawn: new Map(Array.from(svg.querySelectorAll(".node"), (g) => [g.dataset.id, g])),
     into: groupBy(data.edges, "child"),
     outOf: groupBy(data.edges, "parent"),
-  };
-  return figure;
+  });
+  figure.card.hidden = true;
+  svg.classList.add("headed");
+  drawHead(figure);
+  drawOverview(figure);
 }
 
 function groupBy(edges, end) {
@@ -28,18 +61,29 @@ function groupBy(edges, end) {
 
 /* Zoom and pan: the frame scrolls, the picture grows. */
 
-function setScale(figure, scale, at = figure.frame.clientWidth / 2) {
+export function setScale(figure, scale, at = figure.frame.clientWidth / 2) {
   const { frame, svg } = figure;
-  const next = Math.max(0.12, Math.min(3, scale));
+  const next = Math.max(0.1, Math.min(3, scale));
   const held = (frame.scrollLeft + at) / figure.scale;
-  const heldDown = (frame.scrollTop + frame.clientHeight / 2) / figure.scale;
+  const heldDown = (frame.scrollTop + frame.clientHeight / 2) / (figure.scale * figure.stretch);
   figure.scale = next;
+  figure.stretch = stretchAt(figure, next);
   svg.setAttribute("width", Math.round(figure.width * next));
-  svg.setAttribute("height", Math.round(figure.height * next));
-  svg.classList.toggle("far", next < 0.55);
+  svg.setAttribute("height", Math.round(figure.height * next * figure.stretch));
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.style.setProperty("--flat", 1 / figure.stretch);
+  svg.classList.toggle("far", next < FAR);
+  svg.classList.toggle("tiny", next < TINY);
   frame.scrollLeft = held * next - at;
-  frame.scrollTop = heldDown * next - frame.clientHeight / 2;
+  frame.scrollTop = heldDown * next * figure.stretch - frame.clientHeight / 2;
   moved(figure);
+  figure.onScale?.();
+}
+
+/** A long graph seen from afar is a thin line: where there is height to spare, it is drawn taller. */
+function stretchAt(figure, scale) {
+  if (!figure.tall || scale >= FAR) return 1;
+  return Math.max(1, Math.min(MOST_STRETCH, 0.75 / scale, figure.tall() / (figure.height * scale)));
 }
 
 /** Keep lane names and the overview in step with the frame. */
@@ -54,27 +98,54 @@ function moved(figure) {
   overview.hidden = !wide;
   const view = overview.querySelector(".view");
   if (view) for (const [key, value] of [["x", left], ["width", Math.min(seen, figure.width)]]) view.setAttribute(key, value);
+  placeHead(figure);
   if (figure.shown) placeCard(figure, figure.shown);
 }
 
-function fit(figure) {
-  setScale(figure, Math.min(1.15, figure.frame.clientWidth / figure.width));
+/* The names of layers above the frame, which stay while it scrolls. */
+
+function drawHead(figure) {
+  const names = Array.from(figure.svg.querySelectorAll(".layer-name"), (text) => {
+    const name = make("span", "", text.textContent);
+    return [name, text.x.baseVal[0].value, text.dataset.layer];
+  });
+  figure.layers = names;
+  figure.head.replaceChildren(...names.map(([name]) => name));
+}
+
+function placeHead(figure) {
+  const { frame, scale, svg } = figure;
+  const start = frame.scrollLeft - Math.max(0, (frame.clientWidth - figure.width * scale) / 2);
+  const narrow = figure.layers.length > 1 && (figure.layers[1][1] - figure.layers[0][1]) * scale < 62;
+  for (const [name, x, layer] of figure.layers) {
+    const at = x * scale - start;
+    name.style.transform = `translateX(calc(${at.toFixed(1)}px - 50%))`;
+    name.classList.toggle("out", at < 44 || at > frame.clientWidth - 8);
+    const text = narrow ? layer : `layer ${layer}`;
+    if (name.textContent !== text) name.textContent = text;
+  }
+}
+
+export function fit(figure) {
+  const room = figure.tall ? figure.tall() / figure.height : Infinity;
+  setScale(figure, Math.min(1.15, figure.frame.clientWidth / figure.width, room));
 }
 
 /** Open at a size that can be read: all of it where it fits, else around the seed. */
-function open(figure) {
+export function open(figure) {
   const share = figure.frame.clientWidth / figure.width;
   setScale(figure, share >= 0.8 ? Math.min(1.15, share) : 1);
   bringIntoView(figure, figure.data.seed, 0.5, false);
 }
 
 /** Scroll the frame so that a node stands where it can be seen. */
-function bringIntoView(figure, id, share = null, smooth = !GENTLE.matches) {
+export function bringIntoView(figure, id, share = null, smooth = !GENTLE.matches) {
   const { frame, scale } = figure;
   const g = figure.drawn.get(id);
   if (!g) return;
   const box = g.querySelector(".box");
-  const [x, y, w, h] = ["x", "y", "width", "height"].map((key) => box[key].baseVal.value * scale);
+  const [x, w] = ["x", "width"].map((key) => box[key].baseVal.value * scale);
+  const [y, h] = ["y", "height"].map((key) => box[key].baseVal.value * scale * figure.stretch);
   let left = frame.scrollLeft;
   if (share !== null) left = x + w / 2 - frame.clientWidth * share;
   else if (x - 60 - 40 * scale < left) left = x - 60 - 40 * scale;
@@ -123,7 +194,7 @@ function addTools(figure) {
     ["−", "Zoom out", () => setScale(figure, figure.scale / 1.25)],
     ["+", "Zoom in", () => setScale(figure, figure.scale * 1.25)],
     ["Fit", "Fit the whole graph", () => fit(figure)],
-    ["Seed", "Go to the seed", () => { setScale(figure, Math.max(1, figure.scale)); focusNode(figure, figure.data.seed, 0.5); }],
+    ["Seed", "Go to the seed", () => { setScale(figure, Math.max(1, figure.scale)); bringIntoView(figure, figure.data.seed, 0.5); figure.drawn.get(figure.data.seed)?.focus({ preventScroll: true }); }],
   ];
   for (const [text, name, act] of tools) {
     const button = make("button", "", text);
@@ -136,8 +207,7 @@ function addTools(figure) {
 }
 
 /** The whole graph in small below the frame, to see where one is and to go elsewhere. */
-function addOverview(figure) {
-  const overview = figure.root.querySelector(".overview");
+function drawOverview(figure) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${figure.width} ${figure.height}`);
   svg.setAttribute("preserveAspectRatio", "none");
@@ -153,7 +223,11 @@ function addOverview(figure) {
   view.setAttribute("class", "view");
   view.setAttribute("height", figure.height);
   svg.append(view);
-  overview.append(svg);
+  figure.root.querySelector(".overview").replaceChildren(svg);
+}
+
+function goByOverview(figure) {
+  const overview = figure.root.querySelector(".overview");
   const go = (event) => {
     const box = overview.getBoundingClientRect();
     const middle = ((event.clientX - box.left) / box.width) * figure.width * figure.scale;
@@ -171,33 +245,40 @@ function reach(edges, end, id) {
   return found;
 }
 
-/** Choose a node and follow its path; null lets go. */
-function choose(figure, id) {
+/** Light up everything before and after a node; null lets go. */
+export function follow(figure, id) {
   const { svg } = figure;
-  figure.chosen = id;
   svg.classList.toggle("following", id !== null);
   const before = id === null ? new Set() : reach(figure.into, "parent", id);
   const after = id === null ? new Set() : reach(figure.outOf, "child", id);
-  for (const [name, g] of figure.drawn) {
-    g.classList.toggle("on", before.has(name) || after.has(name));
-    g.classList.toggle("chosen", name === id);
-    g.setAttribute("aria-pressed", String(name === id));
-  }
+  for (const [name, g] of figure.drawn) g.classList.toggle("on", before.has(name) || after.has(name));
   for (const wire of svg.querySelectorAll("[data-parent]")) {
     const { parent, child } = wire.dataset;
     wire.classList.toggle("on", (before.has(parent) && before.has(child)) || (after.has(parent) && after.has(child)));
   }
   for (const stub of svg.querySelectorAll(".stub")) stub.classList.toggle("on", before.has(stub.dataset.id) || after.has(stub.dataset.id));
-  id === null ? hideCard(figure) : showCard(figure, id);
+}
+
+/** Choose a node; where paths do not follow the pointer, follow its path. Null lets go. */
+export function choose(figure, id) {
+  figure.chosen = id;
+  for (const [name, g] of figure.drawn) {
+    g.classList.toggle("chosen", name === id);
+    g.setAttribute("aria-pressed", String(name === id));
+  }
+  if (!figure.followsPointer) follow(figure, id);
+  if (!figure.pins || id === null) hideCard(figure);
+  else showCard(figure, id);
+  figure.onChoose?.(id);
 }
 
 /* Cards */
 
-function showCard(figure, id) {
+export function showCard(figure, id) {
   const node = figure.nodes.get(id);
-  if (!node) return;
-  fillCard(figure.card, figure, node);
-  figure.card.classList.toggle("pinned", figure.chosen === id);
+  if (!node || (!figure.pins && id === figure.chosen)) return;
+  figure.fill(figure.card, figure, node);
+  figure.card.classList.toggle("pinned", figure.pins && figure.chosen === id);
   figure.card.hidden = false;
   figure.shown = id;
   figure.card.scrollTop = 0;
@@ -226,8 +307,8 @@ function placeCard(figure, id) {
 }
 
 /** Back to the chosen node's card, or to none. */
-function hideCard(figure) {
+export function hideCard(figure) {
   figure.shown = null;
-  if (figure.chosen !== null) showCard(figure, figure.chosen);
+  if (figure.pins && figure.chosen !== null) showCard(figure, figure.chosen);
   else figure.card.hidden = true;
 }

@@ -1,0 +1,119 @@
+"""The pictures of docs/explorer.md: a browser looks at a running explorer, and what it sees is written as PNG.
+
+    saeflow serve demo --no-browser --port 8765          (prints an address with a token)
+    python scripts/explorer_images.py 'http://127.0.0.1:8765/?token=…'
+    python scripts/explorer_images.py ADDRESS --only long --hash '#flow?feature=25/res/100&t_res=0'
+
+Needs playwright, pillow (comes with matplotlib) and a Chromium or Chrome on the PATH. A palette of 128 colours
+keeps each picture below 100 kB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+FEATURE = "3/res/541"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+
+
+@dataclass(frozen=True)
+class View:
+    """What is looked at, and what is done there first."""
+
+    where: str
+    act: Callable[[Page], Any]
+    width: int = 1280
+    height: int = 800
+    scheme: str = "light"
+
+
+def seen(page: Page) -> None:
+    """The panel has its feature."""
+    page.locator("#panel h2").wait_for()
+
+
+def hovered(page: Page) -> None:
+    """A path lights up under the pointer."""
+    seen(page)
+    page.locator('.node[data-id="4/res/285"]').hover()
+
+
+def steered(page: Page) -> None:
+    """Two samples were written and scored."""
+    page.locator("table.plan").wait_for(timeout=60_000)
+    page.locator("#run").click()
+    page.locator("#run-status", has_text="Done in").wait_for(timeout=120_000)
+
+
+def read(page: Page) -> None:
+    """A text was read, and a cell chosen."""
+    page.get_by_role("button", name="Read").click()
+    page.locator("table.cells").wait_for(timeout=60_000)
+    page.locator('button.cell[data-row="2"][data-column="3"]').click()
+
+
+def fitted(page: Page) -> None:
+    """The whole graph is in sight."""
+    seen(page)
+    page.get_by_label("Fit the whole graph").click()
+
+
+GRAPH = f"feature={FEATURE}&node={FEATURE}"
+VIEWS = {
+    "flow": View(f"#flow?{GRAPH}", hovered),
+    "compare": View(f"#flow?{GRAPH}&b=3/res/450&t_res=0.35", seen),
+    "steer": View(
+        f"#steer?{GRAPH}&theme=physics&p_grow=yes&plan=2/res/412,{FEATURE}&prompt=I+think&tokens=36", steered
+    ),
+    "text": View("#text?text=The+force+on+the+object+is+equal+to+its+mass+times+its+acceleration.", read),
+    "narrow": View(f"#flow?{GRAPH}", seen, 420, 860, "dark"),
+    "long": View(f"#flow?{GRAPH}", fitted),
+}
+
+
+def main() -> None:
+    """Write the pictures that are asked for, all but `long` by default."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("address", help="what `saeflow serve` printed")
+    parser.add_argument(
+        "--only", choices=VIEWS, nargs="+", default=[name for name in VIEWS if name != "long"]
+    )
+    parser.add_argument("--hash", default="", help="the part after # in place of the picture's own")
+    parser.add_argument("--out", type=Path, default=IMAGES)
+    asked = parser.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as starter:
+        names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+        browser = starter.chromium.launch(
+            executable_path=next(filter(None, map(shutil.which, names))), args=["--no-sandbox"]
+        )
+        for name in asked.only:
+            view = VIEWS[name]
+            size: Any = {"width": view.width, "height": view.height}
+            page = browser.new_page(viewport=size, color_scheme=view.scheme)  # pyright: ignore[reportArgumentType]
+            page.goto(asked.address + (asked.hash or view.where))
+            view.act(page)
+            page.wait_for_timeout(800)
+            path = asked.out / f"explorer-{name}.png"
+            with Image.open(io.BytesIO(page.screenshot())) as image:
+                image.convert("RGB").quantize(128).save(path, optimize=True)
+            print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

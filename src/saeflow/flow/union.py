@@ -1,0 +1,181 @@
+"""Several graphs as one, more of the neighbours of a node, and fewer layers. No torch.
+
+`trace` follows what reaches the thresholds. Someone who reads a graph wants two more things of it: two graphs side
+by side in one picture (`union`), and what was left out around one node (`expand`). Scores, cases and p-values of a
+feature do not depend on the graph it stands in, so that joining graphs of the same thresholds loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from saeflow.errors import InvalidArgument
+from saeflow.flow.graph import Direction, Edge, End, FlowGraph, Node, Reason
+from saeflow.flow.trace import Matches, WithNulls, trace
+from saeflow.ids import FeatureId, Part, Site
+
+MORE = 2
+"""Matches that an expanded node shows beyond those its graph follows."""
+
+
+def union(graphs: Sequence[FlowGraph]) -> FlowGraph:
+    """The graphs as one: every node and edge once, with the seed of the first.
+
+    Of an edge that several graphs hold the better rank stays. An end stays only where no graph goes on: what stopped
+    one graph at a feature is no end of the whole when another follows it further.
+
+    Raises:
+        InvalidArgument: for no graph, or graphs of different releases or thresholds, whose cases cannot stand in one
+            picture.
+    """
+    if not graphs:
+        raise InvalidArgument("no graph was given to join. Give one or more.")
+    first = graphs[0]
+    for other in graphs[1:]:
+        if (other.release, other.thresholds) != (first.release, first.thresholds):
+            raise InvalidArgument(
+                f"the graphs of {first.seed} and {other.seed} are of different releases or thresholds. Grow both in "
+                "one atlas with the same thresholds."
+            )
+    nodes: dict[FeatureId, Node] = {}
+    edges: dict[tuple[FeatureId, FeatureId], Edge] = {}
+    ends: dict[tuple[FeatureId, Direction], End] = {}
+    for graph in graphs:
+        nodes |= {node.feature: node for node in graph.nodes if node.feature not in nodes}
+        for edge in graph.edges:
+            known = edges.get((edge.parent, edge.child))
+            if known is None or edge.rank < known.rank:
+                edges[edge.parent, edge.child] = edge
+        ends |= {(end.feature, end.direction): end for end in graph.ends}
+    floors = [graph.p_floor for graph in graphs if graph.p_floor is not None]
+    return _whole(first, nodes.values(), edges.values(), ends.values(), max(floors, default=None))
+
+
+def expand(
+    graph: FlowGraph, features: Iterable[FeatureId], matches: Matches, *, k: int, modules: int = 1
+) -> FlowGraph:
+    """The graph with the best `k` matches of some of its features at every neighbouring site.
+
+    These are shown whatever they score, so that what a threshold cut off can be read. A residual feature that is
+    added so brings the modules that reach t(M) and t(A), the best `modules` of each, as in the rest of the graph.
+
+    Args:
+        graph: a graph that `trace` or `union` made.
+        features: nodes of it.
+        matches: what it was grown in.
+        k: matches of each site.
+        modules: matches of each module of what is added; the `k` of the graph.
+
+    Raises:
+        InvalidArgument: when a feature is no node of the graph, or `k` is below 1 or more than `matches` keeps.
+    """
+    chosen = tuple(dict.fromkeys(features))
+    if strange := [str(feature) for feature in chosen if feature not in graph.by_feature]:
+        raise InvalidArgument(
+            f"{', '.join(strange)} cannot be expanded: the graph of {graph.seed} does not hold it. Expand its nodes."
+        )
+    if k < 1:
+        raise InvalidArgument(f"k={k} matches were asked for. Give k of at least 1.")
+    known = dict(graph.by_feature)
+    edges = {(edge.parent, edge.child): edge for edge in graph.edges}
+    for feature in chosen:
+        near = _near(feature, matches, k)
+        found = {side for edge in near for side in (edge.parent, edge.child)} - known.keys()
+        for new in sorted(found):
+            if new.part is Part.RES:
+                near += [
+                    edge
+                    for edge in _of_modules(new, matches, modules)
+                    if edge.score >= graph.thresholds.of(edge.parent.part, new.layer)
+                ]
+        for edge in near:
+            edges.setdefault((edge.parent, edge.child), edge)
+            for side in (edge.parent, edge.child):
+                if side not in known:
+                    known[side] = _node(side, matches, graph)
+    return _whole(graph, known.values(), edges.values(), graph.ends, graph.p_floor)
+
+
+def within(graph: FlowGraph, first: int | None, last: int | None) -> FlowGraph:
+    """The part of a graph from layer `first` to layer `last`, both included; None for as far as it goes.
+
+    Raises:
+        InvalidArgument: when the seed lies outside, or `last` comes before `first`.
+    """
+    if first is None and last is None:
+        return graph
+    low = first or 0
+    high = max(node.feature.layer for node in graph.nodes) if last is None else last
+    if not low <= graph.seed.layer <= high:
+        raise InvalidArgument(
+            f"layers {low} to {high} leave out the seed {graph.seed}. Give layers with {graph.seed.layer} among them."
+        )
+    nodes = [node for node in graph.nodes if low <= node.feature.layer <= high]
+    there = {node.feature for node in nodes}
+    edges = [edge for edge in graph.edges if edge.parent in there and edge.child in there]
+    ends = [end for end in graph.ends if end.feature in there]
+    return _whole(graph, nodes, edges, ends, graph.p_floor)
+
+
+def _whole(
+    graph: FlowGraph, nodes: Iterable[Node], edges: Iterable[Edge], ends: Iterable[End], floor: float | None
+) -> FlowGraph:
+    """A graph like `graph` of other parts, everything in the order of computation, without ends that are none."""
+    edges = tuple(sorted(edges, key=lambda e: (e.child, e.parent)))
+    ordered = tuple(sorted(nodes, key=lambda node: node.feature))
+    into = {edge.child for edge in edges if edge.parent.part is Part.RES}
+    out_of = {edge.parent for edge in edges}
+    kept = [
+        end
+        for end in ends
+        if end.reason is Reason.MODULE_OUTPUT
+        or end.feature not in (into if end.direction is Direction.BACKWARD else out_of)
+    ]
+    layers = [node.feature.layer for node in ordered if node.feature.part is Part.RES]
+    return replace(
+        graph,
+        nodes=ordered,
+        edges=edges,
+        ends=tuple(sorted(kept, key=lambda e: (e.feature, e.direction))),
+        span=(min(layers), max(layers)) if layers else None,
+        p_floor=floor,
+    )
+
+
+def _near(feature: FeatureId, matches: Matches, k: int) -> list[Edge]:
+    """Edges to the best matches of a feature before and after it."""
+    before = [edge for site in feature.site.predecessors for edge in _edges(feature, site, matches, k)]
+    return before + _edges(feature, feature.site.successor, matches, k)
+
+
+def _of_modules(feature: FeatureId, matches: Matches, k: int) -> list[Edge]:
+    sites = (site for site in feature.site.predecessors if site.part is not Part.RES)
+    return [edge for site in sites for edge in _edges(feature, site, matches, k)]
+
+
+def _edges(feature: FeatureId, target: Site, matches: Matches, k: int) -> list[Edge]:
+    if not matches.has(feature.site, target):
+        return []
+    null = matches.null(feature.site, target) if isinstance(matches, WithNulls) else None
+    back = target in feature.site.predecessors
+    found: list[Edge] = []
+    for rank, match in enumerate(matches.best(feature, target, k)):
+        parent, child = (match.feature, feature) if back else (feature, match.feature)
+        mutual = _is_best(parent, child, matches) and _is_best(child, parent, matches)
+        p = None if null is None else null.p_value(match.score)
+        found.append(Edge(parent, child, match.score, rank, p, mutual))
+    return found
+
+
+def _is_best(feature: FeatureId, other: FeatureId, matches: Matches) -> bool | None:
+    """Whether `other` is the best match of `feature`; None where nobody looked."""
+    if not matches.has(feature.site, other.site):
+        return None
+    best = matches.best(feature, other.site, 1)
+    return bool(best) and best[0].feature == other
+
+
+def _node(feature: FeatureId, matches: Matches, graph: FlowGraph) -> Node:
+    """A feature with its scores and its case, as a graph of its own would have it."""
+    return trace(feature, matches, thresholds=graph.thresholds, backward=False, forward=False).nodes[0]

@@ -1,0 +1,286 @@
+"""Who may ask, and how much at once: an ASGI middleware before everything else. No torch, no framework.
+
+The server listens on the loopback interface alone, which other users of the machine and any page in a browser reach
+too. So every request needs the token of the address that was printed (as a cookie, or as a bearer token), a Host
+that is this server's (against DNS rebinding), no foreign Origin, and a body of bounded size, which is read here before
+a route sees it. A bounded number of requests is at work at a time; a few more wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qs
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+
+HEADERS: Final = {
+    "content-security-policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+"""Headers of every answer that does not set its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one server takes.
+
+    Attributes:
+        body: bytes of a request's body.
+        query: bytes of an address after its `?`.
+        at_work: requests answered at a time.
+        waiting: requests that wait for their turn; more are refused with 503.
+        seconds: how long a request waits for its turn, and how long its body may take to come.
+    """
+
+    body: int = 256_000
+    query: int = 8_000
+    at_work: int = 32
+    waiting: int = 64
+    seconds: float = 10.0
+
+
+class Refused(Exception):
+    """A request that is answered here, with a status, what is wrong and what to do."""
+
+    def __init__(self, status: int, error: str, what_to_do: str, **headers: str) -> None:
+        """`headers` are more headers of the answer, with `_` for `-`."""
+        super().__init__(error)
+        self.status, self.error, self.what_to_do = status, error, what_to_do
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class Access:
+    """The middleware; see the head of the file."""
+
+    def __init__(self, app: App, *, token: str, port: int, limits: Limits | None = None) -> None:
+        """Guard `app`, which is served at `port` of 127.0.0.1."""
+        self._app = app
+        self._token = token.encode()
+        self._hosts = frozenset(f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost"))
+        self._origins = frozenset(b"http://" + host for host in self._hosts)
+        self._cookie = cookie_name(port)
+        self._limits = limits or Limits()
+        self._turns = asyncio.Semaphore(self._limits.at_work)
+        self._waiting = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer, or pass on."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        guarded = _with_headers(send)
+        try:
+            if self._is_entrance(scope):
+                await self._enter(scope, guarded)
+                return
+            self._check(scope)
+            receive = await self._whole_body(scope, receive)
+            await self._take_turn()
+        except Refused as refused:
+            await answer(guarded, refused)
+            return
+        try:
+            await self._app(scope, receive, guarded)
+        finally:
+            self._turns.release()
+
+    def _check(self, scope: Message) -> None:
+        headers = _headers(scope)
+        self._check_place(headers)
+        if not self._knows_token(headers):
+            raise Refused(
+                401,
+                "this request has no token of this server, or another one's.",
+                "Open the address that `saeflow serve` printed, or send the header `Authorization: Bearer TOKEN`.",
+                www_authenticate="Bearer",
+            )
+        if len(scope["query_string"]) > self._limits.query:
+            raise Refused(
+                414,
+                f"the query of {len(scope['query_string'])} bytes is longer than {self._limits.query}.",
+                "Ask for less at once.",
+            )
+        if scope["method"] == "POST":
+            kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+            if kind != b"application/json":
+                raise Refused(
+                    415,
+                    f"the content type is {kind.decode('latin-1')[:60]!r}.",
+                    "Send JSON, with the header `Content-Type: application/json`.",
+                )
+
+    def _check_place(self, headers: dict[bytes, bytes]) -> None:
+        """Refuse another host's name, and pages of other places."""
+        host = headers.get(b"host", b"").lower()
+        if host not in self._hosts:
+            raise Refused(
+                421,
+                f"the host {host.decode('latin-1')[:60]!r} is not this server.",
+                "Open the address that `saeflow serve` printed.",
+            )
+        origin = headers.get(b"origin")
+        if origin is not None and origin.lower() not in self._origins:
+            raise Refused(
+                403,
+                f"a page of {origin.decode('latin-1')[:60]!r} may not ask this server.",
+                "Open the address that `saeflow serve` printed, and ask from there.",
+            )
+        # A page of another port of this machine counts as the same site, and its requests carry the cookie.
+        foreign = headers.get(b"sec-fetch-site", b"none").lower() not in (b"none", b"same-origin")
+        if foreign and headers.get(b"sec-fetch-mode", b"").lower() != b"navigate":
+            raise Refused(
+                403,
+                "a page of another place may not ask this server.",
+                "Open the address that `saeflow serve` printed, and ask from there.",
+            )
+
+    def _knows_token(self, headers: dict[bytes, bytes]) -> bool:
+        told = [_cookie(headers.get(b"cookie", b""), self._cookie.encode())]
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        told.append(bearer.strip() if scheme.lower() == b"bearer" else b"")
+        return any(hmac.compare_digest(one, self._token) for one in told)
+
+    def _is_entrance(self, scope: Message) -> bool:
+        return scope["path"] == "/" and scope["method"] == "GET" and b"token=" in scope["query_string"]
+
+    async def _enter(self, scope: Message, send: Send) -> None:
+        """Trade the token of the address for a cookie, so that the address bar does not show it."""
+        self._check_place(_headers(scope))
+        told = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
+        if not hmac.compare_digest(told.encode(), self._token):
+            raise Refused(
+                401,
+                "the token of this address is not that of this server: each start makes a new one.",
+                "Open the address that `saeflow serve` printed last.",
+            )
+        cookie = f"{self._cookie}={self._token.decode()}; HttpOnly; SameSite=Strict; Path=/"
+        headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 303, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _whole_body(self, scope: Message, receive: Receive) -> Receive:
+        """The body of a POST, read within the limits; gives it once, then what comes after it."""
+        told = _headers(scope).get(b"content-length", b"0")
+        if not told.isdigit() or int(told) > self._limits.body:
+            raise self._too_large()
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            return receive
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                body = await self._read(receive)
+        except TimeoutError:
+            raise Refused(
+                408, f"the body did not come within {self._limits.seconds:g} s.", "Send it at once."
+            ) from None
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return replay
+
+    async def _read(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return b"".join(parts)  # the client has left: nobody reads the answer
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._limits.body:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _too_large(self) -> Refused:
+        return Refused(
+            413,
+            f"the body is larger than {self._limits.body} bytes.",
+            "Send a smaller one: no plan is that long.",
+        )
+
+    async def _take_turn(self) -> None:
+        """Wait for a place among the requests at work."""
+        busy = Refused(
+            503,
+            f"{self._limits.at_work} requests are at work and {self._limits.waiting} wait.",
+            "Ask again in a second.",
+            retry_after="1",
+        )
+        if self._turns.locked() and self._waiting >= self._limits.waiting:
+            raise busy
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise busy from None
+        finally:
+            self._waiting -= 1
+
+
+def cookie_name(port: int) -> str:
+    """The name of the cookie; browsers keep cookies by host without the port, so that the name has it."""
+    return f"saeflow-{port}"
+
+
+async def answer(send: Send, refused: Refused) -> None:
+    """Send a refusal as JSON."""
+    body = json.dumps({"error": refused.error, "what_to_do": refused.what_to_do}).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
+    start = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refused.status, "headers": start})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _headers(scope: Message) -> dict[bytes, bytes]:
+    """The headers by name; of one that comes twice, the values with a comma between."""
+    found: dict[bytes, bytes] = {}
+    pairs: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    for name, value in pairs:
+        found[name] = found[name] + b", " + value if name in found else value
+    return found
+
+
+def _cookie(header: bytes, name: bytes) -> bytes:
+    for pair in header.replace(b",", b";").split(b";"):
+        key, _, value = pair.strip().partition(b"=")
+        if key == name:
+            return value
+    return b""
+
+
+def _with_headers(send: Send) -> Send:
+    """`send` that adds what `HEADERS` says to every answer."""
+
+    async def guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            told: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
+            there = {name.lower() for name, _ in told}
+            more = ((name.encode(), value.encode()) for name, value in HEADERS.items())
+            message["headers"] = [*told, *((name, value) for name, value in more if name not in there)]
+        await send(message)
+
+    return guarded

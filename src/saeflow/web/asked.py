@@ -1,0 +1,194 @@
+"""What requests hold, checked before anything is done with it: the parameters and bodies of the OpenAPI schema."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+FEATURE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})$"
+SITE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)$"
+FEATURES: Final = FEATURE[:-1] + r"(,(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})){0,63}$"
+
+MOST_TEXT: Final = 4_000
+"""Characters of a pasted text."""
+MOST_PROMPT: Final = 2_000
+MOST_SAMPLES: Final = 8
+MOST_NEW_TOKENS: Final = 200
+MOST_FEATURES: Final = 500
+"""Features of a plan."""
+
+FeatureText: TypeAlias = Annotated[str, StringConstraints(pattern=FEATURE)]
+SiteText: TypeAlias = Annotated[str, StringConstraints(pattern=SITE)]
+Cosine: TypeAlias = Annotated[float, Field(ge=-1.0, le=1.0)]
+Layer: TypeAlias = Annotated[int, Field(ge=0, le=9999)]
+PartText: TypeAlias = Literal["res", "mlp", "att"]
+Prompt: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=MOST_PROMPT)]
+Strength: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+class Parameters(BaseModel):
+    """Parameters of an address; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Body(BaseModel):
+    """A body; unknown keys are refused, and a text is no number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class Nothing(Parameters):
+    """An address without parameters."""
+
+
+class SearchAsked(Parameters):
+    """What is searched for."""
+
+    q: Annotated[str, Field(max_length=200, description="Words, the beginning of one, or an id.")]
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    site: Annotated[SiteText | None, Field(description="Only features of this site.")] = None
+
+
+class GrowthAsked(Parameters):
+    """How a graph is grown."""
+
+    t_res: Annotated[Cosine, Field(description="t(R): the flow stops below it.")] = 0.5
+    t_mlp: Annotated[Cosine, Field(description="t(M): MLP features below it are dropped.")] = 0.15
+    t_att: Annotated[Cosine, Field(description="t(A): attention features below it are dropped.")] = 0.15
+    high: Annotated[Cosine, Field(description="The line between high and low, for the cases A to D.")] = 0.5
+    k: Annotated[int, Field(ge=1, le=100, description="Matches followed at each site.")] = 1
+    fdr: Annotated[
+        float | None,
+        Field(
+            gt=0.0, lt=1.0, description="Calibrated thresholds at this false-discovery rate, in place of t_*."
+        ),
+    ] = None
+    direction: Literal["both", "backward", "forward"] = "both"
+    from_layer: Annotated[Layer | None, Field(description="Leave out earlier layers.")] = None
+    to_layer: Annotated[Layer | None, Field(description="Leave out later layers.")] = None
+
+
+class GraphAsked(GrowthAsked):
+    """The graph of a feature."""
+
+    feature: FeatureText
+    expand: Annotated[
+        str,
+        Field(pattern=f"^$|{FEATURES}", description="Features whose own matches are added, commas between."),
+    ] = ""
+
+
+class CompareAsked(GrowthAsked):
+    """The graphs of two features."""
+
+    a: FeatureText
+    b: FeatureText
+
+
+class FeatureAsked(Parameters):
+    """The card of a feature."""
+
+    id: FeatureText
+    high: Annotated[Cosine, Field(description="The line between high and low, for the case A to D.")] = 0.5
+    fdr: Annotated[float | None, Field(gt=0.0, lt=1.0, description="The calibrated line instead.")] = None
+
+
+FormatName: TypeAlias = Literal["html", "json", "graphml", "svg", "png", "dot", "mermaid", "circuit-tracer"]
+
+
+class ExportAsked(GraphAsked):
+    """The graph of a feature as a file."""
+
+    format: FormatName = "json"
+
+
+class ScheduleAsked(Body):
+    """How a strength is spread over layers (appendix B.2)."""
+
+    kind: Literal["constant", "linear", "exponential"] = "exponential"
+    s: Strength = 1.5
+    s_end: Annotated[
+        Strength | None, Field(description="Of a linear schedule: the strength at the last layer.")
+    ] = None
+    alpha: Annotated[
+        float | None, Field(ge=-10.0, le=1.0, description="Of an exponential schedule: the decay a layer.")
+    ] = None
+
+
+class ThresholdsAsked(Body):
+    """Where the graphs of a plan's starts are cut."""
+
+    t_res: Cosine = 0.5
+    t_mlp: Cosine = 0.15
+    t_att: Cosine = 0.15
+    fdr: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
+    k: Annotated[int, Field(ge=1, le=100)] = 1
+
+
+class PlanAsked(Body):
+    """A plan of exactly some features, or of the graphs that grow from some."""
+
+    features: Annotated[
+        list[FeatureText], Field(max_length=MOST_FEATURES, description="Exactly these are changed.")
+    ] = []
+    starts: Annotated[
+        list[FeatureText],
+        Field(max_length=64, description="Graphs grow from these, and all of them is changed."),
+    ] = []
+    theme: Annotated[
+        str, Field(max_length=100, description="Name of a theme of /api/info, noted in the plan.")
+    ] = ""
+    direction: Literal["activate", "suppress"] = "activate"
+    schedule: Annotated[ScheduleAsked, Field(description="To activate.")] = ScheduleAsked()
+    r: Annotated[Strength, Field(description="To suppress: 0 removes, 1 changes nothing.")] = 0.0
+    reach: Literal["single", "cumulative", "span"] = "span"
+    upto: Annotated[Layer | None, Field(description="The layer of the reaches single and cumulative.")] = None
+    thresholds: ThresholdsAsked = ThresholdsAsked()
+    parts: Annotated[list[PartText], Field(min_length=1, max_length=3)] = ["res", "mlp", "att"]
+    fold: Annotated[
+        bool | None,
+        Field(
+            description="Count s in units of each feature's threshold; null: where the weights can be read."
+        ),
+    ] = None
+    budget_layer: Annotated[float | None, Field(gt=0.0, le=100.0, description="Most a layer may change.")] = (
+        None
+    )
+    budget_total: Annotated[
+        float | None, Field(gt=0.0, le=100.0, description="Most all layers may change.")
+    ] = None
+
+
+class CheckAsked(Body):
+    """A plan's file."""
+
+    plan: Annotated[dict[str, Any], Field(description="As `saeflow plan` writes it.")]
+
+
+class SteerAsked(Body):
+    """What is written with and without a plan."""
+
+    plan: Annotated[dict[str, Any], Field(description="As /api/plan gives it, or `saeflow plan`.")]
+    prompt: Prompt
+    samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = 1
+    new_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] = 36
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 0.8
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    seed: Annotated[int, Field(ge=0, lt=2**53, description="Of the first sample; the others follow.")] = 0
+    theme: Annotated[
+        str | None, Field(max_length=100, description="Name of a theme of /api/info, to score the texts by.")
+    ] = None
+
+
+class TextAsked(Body):
+    """A text whose active features are asked for."""
+
+    text: Annotated[str, StringConstraints(min_length=1, max_length=MOST_TEXT)]
+    sites: Annotated[list[SiteText], Field(max_length=200, description="All sites when empty.")] = []
+    top: Annotated[int, Field(ge=1, le=20, description="Features of a token and site, the strongest.")] = 5
+
+
+class ModelAsked(Body):
+    """A wish that the model be loaded; an empty object."""

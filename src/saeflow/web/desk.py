@@ -1,0 +1,141 @@
+"""The desk where the model works: one thread, which loads it at the first need and takes one job at a time.
+
+No torch by itself: what loads the model is given. Hooks of a plan are on the model while it writes, so that two jobs
+must never run together; and a second text would only slow the first.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+from saeflow.errors import SaeflowError
+from saeflow.ids import FeatureId, Site
+from saeflow.steering.plan import SteeringPlan
+from saeflow.steering.theme import Theme
+from saeflow.web.answers import ModelInfo, ModelState
+from saeflow.web.answers_bench import TextAnswer
+from saeflow.web.asked import SteerAsked, TextAsked
+from saeflow.web.problems import Busy
+
+_T = TypeVar("_T")
+
+Line: TypeAlias = Mapping[str, Any]
+"""A line of a stream, as JSON values."""
+
+MOST_WAITING: Final = 3
+"""Jobs that wait; more are refused."""
+
+
+@runtime_checkable
+class Worker(Protocol):
+    """A loaded model with its dictionaries; `saeflow.web.live` has the one there is."""
+
+    def lend(self, use: Callable[[Any, Any], _T]) -> _T:
+        """What `use` makes of (dictionaries, model)."""
+        ...
+
+    def text(self, asked: TextAsked, sites: Sequence[Site], label: Callable[[FeatureId], str]) -> TextAnswer:
+        """The strongest features of each token of a text, at some sites."""
+        ...
+
+    def steer(
+        self,
+        asked: SteerAsked,
+        plan: SteeringPlan,
+        theme: Theme | None,
+        others: Sequence[Theme],
+        put: Callable[[Line], None],
+    ) -> None:
+        """Write with and without a plan; every line goes to `put`, which may raise to stop it."""
+        ...
+
+
+class Desk:
+    """A thread that owns a model."""
+
+    def __init__(self, load: Callable[[], Worker]) -> None:
+        """`load` is called in the thread, at the first job."""
+        self._load = load
+        self._worker: Worker | None = None
+        self._state: ModelState = "idle"
+        self._error: str | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._pending = 0
+        self._thread: threading.Thread | None = None
+        self.closed = threading.Event()
+        """Set when the server stops: jobs look at it between two tokens."""
+
+    def told(self) -> ModelInfo:
+        """The state of the model."""
+        return ModelInfo(model_state=self._state, model_error=self._error)
+
+    @property
+    def state(self) -> ModelState:
+        """Whether the model is loaded."""
+        return self._state
+
+    @property
+    def pending(self) -> int:
+        """Jobs that run or wait."""
+        return self._pending
+
+    def submit(self, job: Callable[[Worker], _T]) -> Future[_T]:
+        """Do `job` with the model when its turn comes; the future has its result, or why the model did not load.
+
+        Raises:
+            Busy: when as many jobs wait as may.
+        """
+        found: Future[_T] = Future()
+
+        def work() -> None:
+            if self.closed.is_set():
+                found.cancel()
+            if found.set_running_or_notify_cancel():
+                try:
+                    found.set_result(job(self._loaded()))
+                except BaseException as error:
+                    found.set_exception(error)
+
+        with self._lock:
+            if self._pending > MOST_WAITING or self.closed.is_set():
+                raise Busy(self._pending)
+            self._pending += 1
+            if self._worker is None:
+                self._state, self._error = "loading", None
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="saeflow-model", daemon=True)
+                self._thread.start()
+        self._jobs.put(work)
+        return found
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Tell the running job to stop, and wait for it a while."""
+        self.closed.set()
+        self._jobs.put(None)
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            try:
+                work()
+            finally:
+                with self._lock:
+                    self._pending -= 1
+
+    def _loaded(self) -> Worker:
+        """The model; loaded now if it was not, and tried again after a failure."""
+        if self._worker is None:
+            try:
+                self._worker = self._load()
+            except BaseException as error:
+                self._error = str(error) if isinstance(error, SaeflowError | OSError) else repr(error)
+                self._state = "failed"
+                raise
+            self._state = "ready"
+        return self._worker

@@ -1,0 +1,180 @@
+"""What is explored: an atlas with its words and results, as every route sees it. No torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
+from saeflow.flow.scores import Thresholds
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.labels.sources import Sources
+from saeflow.labels.words import Words
+from saeflow.matching.atlas import Atlas
+from saeflow.matching.rows import TableRows
+from saeflow.steering.plan import SteeringPlan
+from saeflow.steering.theme import Theme
+from saeflow.web.asked import PlanAsked
+from saeflow.web.desk import Desk
+from saeflow.web.finding import Finder
+from saeflow.web.origins import Origins
+from saeflow.web.pages import ResultsFolder
+from saeflow.web.picks import Picks
+
+HEAD_START = 2.0
+"""Seconds that the work in the background waits for the first graph or search, which come first."""
+
+MOST_CUTS = 64
+"""Sets of calibrated thresholds that are kept."""
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """What makes a plan of what was asked; `saeflow.web.plans` has the one there is."""
+
+    def __call__(self, explorer: Explorer, asked: PlanAsked) -> SteeringPlan:
+        """The plan.
+
+        Raises:
+            SaeflowError: when it cannot be made.
+        """
+        ...
+
+
+@dataclass(eq=False)
+class Explorer:
+    """An atlas, and what is known beside it.
+
+    Attributes:
+        atlas: where graphs grow.
+        release: the name of its dictionaries, as plans name them.
+        words: labels and contexts of features.
+        finder: searches them.
+        themes: those that come with saeflow for the release.
+        sources: what Neuronpedia calls the features; None where it has no page of them.
+        results: the results folders given at the start.
+        origins: shares of origin groups of features, from those of the results that have them.
+        picks: features worth a look.
+        desk: where the model works; None when there is no model.
+        planner: what makes plans.
+    """
+
+    atlas: Atlas
+    release: str
+    words: Words
+    finder: Finder
+    themes: Sequence[Theme]
+    sources: Sources | None
+    results: Sequence[ResultsFolder]
+    origins: Origins | None
+    picks: Picks
+    desk: Desk | None
+    planner: Planner
+    _cuts: dict[float, Thresholds] = field(default_factory=dict[float, Thresholds])
+    asked: threading.Event = field(default_factory=threading.Event)
+    """Set when the first graph is drawn, or something is searched for."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @cached_property
+    def sizes(self) -> Mapping[Site, int]:
+        """How many features each site of the atlas has, in order of computation."""
+        return sizes_of(self.atlas)
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """The layers of the atlas."""
+        return tuple(sorted({site.layer for site in self.sizes}))
+
+    def feature(self, text: str) -> FeatureId:
+        """The feature of the atlas that `text` names.
+
+        Raises:
+            InvalidId: when it names none.
+            UnknownSite: when the atlas has nothing at its site.
+            UnknownFeature: when its index lies outside the dictionary.
+        """
+        found = FeatureId.parse(text)
+        size = self.site(found.site)
+        if found.index >= size:
+            raise UnknownFeature(
+                f"{found} does not exist: the dictionary at {found.site} has {size} features, 0 to {size - 1}. Search "
+                "for one that does."
+            )
+        return found
+
+    def site(self, site: Site) -> int:
+        """How many features a site has.
+
+        Raises:
+            UnknownSite: when the atlas has nothing there.
+        """
+        size = self.sizes.get(site)
+        if size is None:
+            parts = ", ".join(sorted({known.part.value for known in self.sizes}))
+            raise UnknownSite(
+                f"{self.atlas.release} has no dictionary at {site}. Layers {self.layers[0]} to {self.layers[-1]} of "
+                f"{parts} are there."
+            )
+        return size
+
+    def label(self, feature: FeatureId) -> str:
+        """The label of a feature, empty where none is known."""
+        known = self.words.get(feature)
+        return known.label if known else ""
+
+    def thresholds(
+        self, *, res: float, mlp: float, att: float, high: float = 0.5, fdr: float | None = None
+    ) -> Thresholds:
+        """Plain thresholds, or those calibrated for a false-discovery rate, which are kept.
+
+        Raises:
+            InvalidArgument: when the atlas has no nulls.
+        """
+        if fdr is None:
+            return Thresholds(res=res, mlp=mlp, att=att, high=high)
+        with self._lock:
+            if fdr not in self._cuts:
+                if len(self._cuts) >= MOST_CUTS:
+                    self._cuts.clear()
+                self._cuts[fdr] = Thresholds.calibrated(self.atlas, fdr)
+            return self._cuts[fdr]
+
+    def begin(self) -> None:
+        """Begin what works in the background: the index of words, picks, origins; one after the other, in a thread."""
+        threading.Thread(target=self._begin, name="saeflow-begin", daemon=True).start()
+
+    def _begin(self) -> None:
+        self.asked.wait(HEAD_START)
+        self.finder.build()
+        self.picks.look()
+        if self.origins is not None:
+            self.origins.read()
+
+    def theme(self, name: str) -> Theme:
+        """The theme of a name, from those that come with saeflow: never a file.
+
+        Raises:
+            InvalidArgument: when there is none of that name.
+        """
+        for theme in self.themes:
+            if theme.name == name:
+                return theme
+        known = ", ".join(theme.name for theme in self.themes) or "none"
+        raise InvalidArgument(f"there is no theme {name!r} of {self.atlas.release}. Themes: {known}.")
+
+
+def sizes_of(atlas: Atlas) -> dict[Site, int]:
+    """How many features each site has: the rows of a table that starts there."""
+    found: dict[Site, int] = {}
+    for (source, target), (name, _) in sorted(atlas.files.items()):
+        if source not in found:
+            found[source] = TableRows(Path(atlas.folder) / name, source, target).n_source
+    return dict(sorted(found.items()))
+
+
+PARTS = (Part.RES, Part.MLP, Part.ATT)
+"""The order of parts on the page."""

@@ -1,0 +1,88 @@
+"""Matches and words as a server lends them: so many rows a request, and text that can be sent. No torch.
+
+With a threshold of -1 and k = 5 the graph of a feature of a large release is all of the release, and growing it takes
+minutes. What is drawn has some hundred nodes, and asks for some thousand rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from saeflow.errors import InvalidArgument
+from saeflow.ids import FeatureId, Site
+from saeflow.labels.words import Context, FeatureWords, Words
+from saeflow.matching.atlas import Atlas
+from saeflow.matching.null import NullDistribution
+from saeflow.records import Match
+
+MOST_LOOKUPS: Final = 40_000
+"""Rows of match tables that one request may read: about half a second."""
+
+
+class Bounded:
+    """An atlas for one request."""
+
+    def __init__(self, atlas: Atlas, most: int | None = None) -> None:
+        """`most` rows may be asked for, `MOST_LOOKUPS` when None."""
+        self._atlas = atlas
+        self._left = self._most = MOST_LOOKUPS if most is None else most
+        self.release, self.sites, self.model = atlas.release, atlas.sites, atlas.model
+
+    def has(self, source: Site, target: Site) -> bool:
+        """Whether there is a table from `source` to `target`."""
+        return self._atlas.has(source, target)
+
+    def best(self, feature: FeatureId, target: Site, k: int | None = None) -> tuple[Match, ...]:
+        """The best `k` matches of `feature` at `target`, best first.
+
+        Raises:
+            InvalidArgument: when the request has asked for too many, or for too large a `k`.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise InvalidArgument(
+                f"this graph needs more than {self._most} rows of match tables. Raise the thresholds, lower k, or "
+                "grow it with `saeflow graph`."
+            )
+        return self._atlas.best(feature, target, k)
+
+    def null(self, source: Site, target: Site) -> NullDistribution | None:
+        """What a best match scores by chance, where it was drawn."""
+        return self._atlas.null(source, target)
+
+
+@dataclass(frozen=True)
+class Printable:
+    """Words whose every text has UTF-8: a tokenizer can leave half a character in a token."""
+
+    words: Words
+
+    def get(self, feature: FeatureId) -> FeatureWords | None:
+        """What is known of `feature`, None when nothing is."""
+        return _printable(self.words.get(feature))
+
+    def site(self, site: Site) -> list[FeatureWords | None]:
+        """Words of every row of a site, in order."""
+        return [_printable(known) for known in self.words.site(site)]
+
+
+def printable(text: str) -> str:
+    """The text with a question mark for what has no UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _printable(known: FeatureWords | None) -> FeatureWords | None:
+    if known is None:
+        return None
+    contexts = tuple(
+        Context(tuple(map(printable, c.tokens)), c.values, printable(c.source)) for c in known.contexts
+    )
+    return replace(
+        known,
+        label=printable(known.label),
+        tokens=tuple(map(printable, known.tokens)),
+        promotes=tuple(map(printable, known.promotes)),
+        contexts=contexts,
+        by=printable(known.by),
+    )

@@ -1,0 +1,94 @@
+"""Errors as answers: a status, what is wrong, what to do. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from saeflow.errors import (
+    CorruptAtlas,
+    MissingExtra,
+    SaeflowError,
+    UnknownFeature,
+    UnknownRelease,
+    UnknownSite,
+    Unreachable,
+)  # fmt: skip
+from saeflow.web.answers import Problem
+
+_SENTENCE: Final = re.compile(r"(?<=[.?!]) (?=[A-Z`])")
+_DO: Final = {
+    404: "Search for a feature that exists (/api/search).",
+    422: "Correct the request; /api/openapi.json says what it may hold.",
+}
+
+
+class NoModel(SaeflowError):
+    """Something was asked for that needs a model, and there is none."""
+
+    def __init__(self, what: str) -> None:
+        """`what` needs the model."""
+        super().__init__(
+            f"{what} needs the model, and none was named at the start. Start `saeflow serve` with --model MODEL."
+        )
+
+
+class Busy(SaeflowError):
+    """Too many jobs wait for the model."""
+
+    def __init__(self, jobs: int) -> None:
+        """`jobs` run or wait."""
+        super().__init__(
+            f"the model has {jobs} jobs to do already. Wait for one to end, or leave it, and ask again."
+        )
+
+
+_STATUS: Final[tuple[tuple[type[SaeflowError], int], ...]] = (
+    (UnknownSite, 404),
+    (UnknownFeature, 404),
+    (UnknownRelease, 404),
+    (NoModel, 409),
+    (Busy, 429),
+    (MissingExtra, 501),
+    (CorruptAtlas, 503),
+    (Unreachable, 503),
+)
+
+
+def problem_of(error: SaeflowError) -> tuple[int, Problem]:
+    """The status of an error, and its message in two: what is wrong, and what to do."""
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 422)
+    return status, split(str(error), status)
+
+
+def headers_of(status: int) -> dict[str, str]:
+    """Headers that go with a status: when to ask again."""
+    return {"retry-after": "2"} if status in (429, 503) else {}
+
+
+def split(message: str, status: int) -> Problem:
+    """A message in the style of `saeflow.errors` in its two parts; the last sentence is what to do."""
+    *before, last = _SENTENCE.split(message)
+    if not before:
+        return Problem(error=last, what_to_do=_DO.get(status, "Look at what the server printed."))
+    return Problem(error=" ".join(before), what_to_do=last)
+
+
+def unread(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """What pydantic found wrong with a request, in a sentence for each place, at most three."""
+    told = [f"{_place(error['loc'])}: {error['msg']}{_value(error)}" for error in errors[:3]]
+    more = f" ({len(errors) - 3} more)" if len(errors) > 3 else ""
+    return Problem(error="; ".join(told) + more + ".", what_to_do=_DO[422])
+
+
+def _place(where: Sequence[object]) -> str:
+    return ".".join(str(step) for step in where[1:]) or str(where[0])
+
+
+def _value(error: Mapping[str, Any]) -> str:
+    """The value that was refused, where it is short."""
+    if error["type"] in ("missing", "json_invalid"):
+        return ""
+    text = repr(error.get("input"))
+    return f", not {text if len(text) <= 60 else text[:57] + '...'}"

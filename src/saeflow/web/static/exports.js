@@ -1,0 +1,34 @@
+/* The menu of exports: links to the graph that is shown, in every form the server writes. */
+import { query } from "./api.js";
+import { $, h } from "./dom.js";
+import { asked } from "./controls.js";
+import * as state from "./state.js";
+
+const FORMATS = {
+  html: "one file, opens offline", svg: "for papers and pages", png: "for slides", json: "read again by saeflow",
+  graphml: "networkx, Gephi, yEd", dot: "Graphviz", mermaid: "Markdown", "circuit-tracer": "Neuronpedia's graph viewer",
+};
+
+/** A button that opens the list of exports. */
+export function exportMenu(info) {
+  const links = info.formats.map((format) => {
+    const link = h("a", { download: "", "data-format": format }, h("b", {}, format), h("span", {}, FORMATS[format] ?? ""));
+    return [format, link];
+  });
+  const menu = h("details", { class: "menu" }, h("summary", {}, "Export"), h("ul", {}, ...links.map(([, link]) => h("li", {}, link))));
+  const refresh = () => {
+    for (const [format, link] of links) link.href = `/api/export?${query({ feature: state.value("feature"), ...asked(info), format })}`;
+  };
+  state.subscribe(refresh);
+  refresh();
+  menu.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !menu.open) return;
+    event.stopPropagation();
+    menu.open = false;
+    $("summary", menu).focus();
+  });
+  menu.addEventListener("click", (event) => { if (event.target.closest("a")) menu.open = false; });
+  addEventListener("pointerdown", (event) => { if (!menu.contains(event.target)) menu.open = false; });
+  menu.addEventListener("focusout", (event) => { if (event.relatedTarget && !menu.contains(event.relatedTarget)) menu.open = false; });
+  return menu;
+}

@@ -1,0 +1,115 @@
+"""A real server on a free port, in a thread, with a model that is made up or none."""
+
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from tempfile import TemporaryDirectory
+
+import httpx
+
+from saeflow.matching.atlas import open_atlas
+from saeflow.web.answers_bench import Active, TextAnswer, TokenInfo
+from saeflow.web.app import create_app
+from saeflow.web.desk import Desk
+from saeflow.web.finding import Finder
+from saeflow.web.server import bound, exploring, server_of
+
+TOKEN = "test-token-of-a-server"  # noqa: S105 - of a server that lives for a test
+
+
+@dataclass
+class Served:
+    """A running server."""
+
+    base: str
+    explorer: object
+    server: object
+
+    def client(self, **headers):
+        headers = {"authorization": f"Bearer {TOKEN}"} | headers
+        return httpx.Client(base_url=self.base, headers=headers, timeout=20)
+
+    @property
+    def port(self):
+        return int(self.base.rpartition(":")[2])
+
+
+class Typist:
+    """A worker that writes a word at a time, as a model would.
+
+    `words` and `stopped` tell what it did, `gate` holds it.
+    """
+
+    def __init__(self, pause=0.0):
+        self.pause = pause
+        self.gate = threading.Event()
+        self.gate.set()
+        self.words = 0
+        self.stopped = 0
+        self.asked = []
+
+    def lend(self, use):
+        return use({}, None)
+
+    def text(self, asked, sites, label):
+        tokens = [TokenInfo(text=word, id=n) for n, word in enumerate(asked.text.split())]
+        active = {str(site): [[Active(index=0, value=1.0, label="")] for _ in tokens] for site in sites}
+        return TextAnswer(tokens=tokens, active=active, took_ms=0.0)
+
+    def steer(self, asked, plan, theme, others, put):
+        self.asked.append(asked)
+        try:
+            put({"type": "state", "model": "ready"})
+            for _ in range(asked.new_tokens):
+                assert self.gate.wait(20)
+                for side in ("steered", "plain"):
+                    put({"type": "token", "sample": 0, "side": side, "text": " word"})
+                self.words += 1
+                time.sleep(self.pause)
+            put({"type": "done", "took_s": 0.0})
+        except BaseException:
+            self.stopped += 1
+            raise
+
+
+@contextmanager
+def serving(atlas="demo", *, worker=None, limits=None, results=(), searching=False):
+    """A server over an atlas; `worker` is what its desk loads, None for no model; words are indexed where asked."""
+    with exploring(open_atlas(atlas), results=results) as explorer, TemporaryDirectory() as some:
+        # words of two sites: the index of all takes seconds under the checks of a test
+        for name in ("3.res.jsonl.gz", "3.att.jsonl.gz"):
+            shutil.copy(explorer.atlas.folder / "words" / name, some)
+        explorer.finder = Finder(Path(some) if searching else None, explorer.words, explorer.sizes)
+        if explorer.desk is not None:
+            explorer.desk.close()
+        explorer.picks.look = lambda: None  # a thousand graphs, slow under the checks of a test
+        explorer.desk = None if worker is None else Desk(lambda: worker)
+        with running(explorer, limits) as served:
+            yield served
+
+
+@contextmanager
+def running(explorer, limits=None):
+    with bound(0) as own:
+        addresses = Queue()
+        server = server_of(explorer, create_app(explorer), own, TOKEN, addresses.put, limits)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [own]}, daemon=True)
+        thread.start()
+        base, _, token = addresses.get(timeout=20).partition("/?token=")
+        assert token == TOKEN
+        yield Served(base, explorer, server)
+        server.should_exit = True
+        thread.join(15)
+        assert not thread.is_alive()
+
+
+def until(check, seconds=10.0):
+    """Wait for something that happens in another thread."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)

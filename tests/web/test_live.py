@@ -1,0 +1,161 @@
+"""The model at the desk: the demo model reads texts and writes with and without a plan, as the library does."""
+
+import json
+
+import pytest
+import torch
+
+from saeflow.errors import UnknownSite
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.matching.atlas import open_atlas
+from saeflow.steering.generate import Request, generate
+from saeflow.steering.plan import Direction, SteeringPlan, Step
+from saeflow.steering.planning import PlanRequest, build_plan
+from saeflow.steering.sampling import Sampling
+from saeflow.steering.schedule import Constant
+from saeflow.steering.theme import load_theme, themes
+from saeflow.web.asked import SteerAsked, TextAsked
+from saeflow.web.desk import Desk
+from saeflow.web.live import Live
+from saeflow.web.streams import Left
+
+from .serving import serving
+
+STARTS = (FeatureId.parse("3/res/541"), FeatureId.parse("2/res/412"))
+
+
+@pytest.fixture(scope="module")
+def live():
+    return Live.load("demo", "demo", "cpu")
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return SteeringPlan(Direction.ACTIVATE, tuple(Step(start, 6.0) for start in STARTS), release="demo")
+
+
+def asked(**more):
+    return SteerAsked(**{"plan": {}, "prompt": "I think", "samples": 2, "new_tokens": 8, "seed": 3} | more)
+
+
+def steered(live, plan, theme=None, **more):
+    told = []
+    live.steer(asked(**more), plan, theme, themes("demo"), told.append)
+    json.dumps(told, allow_nan=False)
+    return told
+
+
+def test_both_sides_are_those_of_the_library_in_one_batch(live, plan):
+    told = steered(live, plan)
+    requests = [Request("I think", seed, which) for seed in (3, 4) for which in (plan, None)]
+    expected = generate(live.model, live.dictionaries, requests, Sampling(8, 0.8, 0.9))
+    samples = [line for line in told if line["type"] == "sample"]
+    assert [(s["sample"], s["side"], s["seed"]) for s in samples] == [
+        (0, "steered", 3), (0, "plain", 3), (1, "steered", 4), (1, "plain", 4),
+    ]  # fmt: skip
+    assert [s["text"] for s in samples] == [one.text for one in expected]
+    assert [s["share_total"] for s in samples] == pytest.approx([one.share_total for one in expected])
+    assert samples[0]["share_total"] > 0 == samples[1]["share_total"]
+    assert told[-1]["type"] == "done"
+
+
+def test_pieces_joined_are_the_text(live, plan):
+    told = steered(live, plan, new_tokens=12)
+    for sample in (line for line in told if line["type"] == "sample"):
+        text = ""
+        for line in told:
+            if line["type"] == "token" and (line["sample"], line["side"]) == (
+                sample["sample"],
+                sample["side"],
+            ):
+                text = line["text"] if line.get("replace") else text + line["text"]
+        assert text == sample["text"].rstrip("\ufffd")
+
+
+def test_writing_stops_at_the_token_at_which_nobody_listens_and_leaves_no_hook(live, plan):
+    tokens = live.model.tokenize(["I think"])
+    before = live.model.capture(tokens, [Site(5, Part.RES)], logits=True).logits
+    heard = []
+
+    def put(line):
+        heard.append(line)
+        if len(heard) == 6:
+            raise Left
+
+    with pytest.raises(Left):
+        live.steer(asked(new_tokens=200), plan, None, (), put)
+    assert len(heard) == 6
+    after = live.model.capture(tokens, [Site(5, Part.RES)], logits=True).logits
+    assert torch.equal(before, after)
+
+
+def test_scores_follow_where_the_theme_is_known(live, plan):
+    pytest.importorskip("sklearn")
+    told = steered(live, plan, load_theme("physics", "demo"), new_tokens=16)
+    scores = [line for line in told if line["type"] == "scores"]
+    assert [(s["sample"], s["side"]) for s in scores] == [
+        (0, "steered"),
+        (0, "plain"),
+        (1, "steered"),
+        (1, "plain"),
+    ]
+    for s in scores:
+        assert 0 <= s["behavior"] <= 5
+        assert 0 <= s["coherence"] <= 5
+        assert s["final"] == pytest.approx(s["behavior"] * s["coherence"] / 25)
+    again = steered(live, plan, load_theme("physics", "demo"), new_tokens=16)
+    assert [line for line in again if line["type"] == "scores"] == scores
+    assert not [line for line in again if line["type"] == "progress"]
+
+
+def test_a_theme_without_examples_gives_a_note_and_no_scores(live, plan):
+    from dataclasses import replace
+
+    pytest.importorskip("sklearn")
+    told = steered(live, plan, replace(load_theme("physics", "demo"), examples=()))
+    assert [line["type"] for line in told[-2:]] == ["note", "done"]
+    assert "No scores" in told[-2]["text"]
+
+
+def test_a_text_shows_what_fires_as_the_dictionaries_encode_it(live):
+    site = Site(4, Part.RES)
+    told = live.text(TextAsked(text="The force on a body", top=3), [site], lambda f: f"label of {f}")
+    tokens = live.model.tokenize(["The force on a body"])
+    assert [token.id for token in told.tokens] == tokens.input_ids[0].tolist()
+    active = live.dictionaries[site].encode(live.model.capture(tokens, [site])[site])[0]
+    for row, values in zip(told.active["4/res"], active, strict=True):
+        best = values.topk(3)
+        assert [one.index for one in row] == [i for i, v in zip(*map(list, best[::-1]), strict=True) if v > 0]
+        assert [one.value for one in row] == pytest.approx([float(v) for v in best.values if v > 0])
+        assert all(one.label == f"label of 4/res/{one.index}" for one in row)
+
+
+def test_a_text_at_a_site_that_is_not_there_is_refused(live):
+    with pytest.raises(UnknownSite):
+        live.text(TextAsked(text="x"), [Site(9, Part.RES)], str)
+
+
+def test_a_plan_is_folded_and_held_within_its_budget_at_the_desk(own_cache, live):
+    with serving() as served, served.client() as client:
+        served.explorer.desk = Desk(lambda: live)
+        body = {"features": [str(start) for start in STARTS], "schedule": {"kind": "constant", "s": 2.0}}
+        told = client.post("/api/plan", json=body).json()
+        request = PlanRequest("demo", starts=STARTS, keep=STARTS, schedule=Constant(2.0), shares=False)
+        expected = build_plan(
+            request, atlas=open_atlas("demo"), dictionaries=live.dictionaries, model=live.model
+        )
+        assert [row["value"] for row in told["table"]] == pytest.approx(
+            [step.value for step in expected.steps]
+        )
+        assert told["folded"] is True
+        held = client.post("/api/plan", json=body | {"budget_total": 0.05}).json()
+        assert any("to hold the budget" in note for note in held["notes"])
+        assert held["plan"]["made_by"]["shares"]["total"] == pytest.approx(0.05, rel=0.05)
+        ratios = {h["value"] / t["value"] for h, t in zip(held["table"], told["table"], strict=True)}
+        assert max(ratios) == pytest.approx(min(ratios)) and max(ratios) < 1  # noqa: PT018
+        with client.stream(
+            "POST", "/api/steer", json={"plan": told["plan"], "prompt": "I think", "new_tokens": 3}
+        ) as answer:
+            kinds = [json.loads(line)["type"] for line in answer.iter_lines()]
+        assert kinds[0] == "state"
+        assert kinds[-3:] == ["sample", "sample", "done"]
