@@ -218,7 +218,9 @@ def test_a_server_without_entity_tags_is_read_from_the_start(exports, bucket, tm
 
 
 @pytest.mark.parametrize(
-    "body", [b"not gzip", gzip.compress(b"{]\n"), gzip.compress(b"[1]\n"), gzip.compress(b'{"index": "x"}\n')]
+    "body",
+    [b"not gzip", *(gzip.compress(line, mtime=0) for line in (b"{]\n", b"[1]\n", b'{"index": "x"}\n'))],
+    ids=["not gzip", "no JSON", "no object", "no number"],
 )
 def test_a_bad_file_is_fetched_once_more_and_then_said(exports, bucket, tmp_path, body):
     key = "v1/gpt2-small/0-res/features/batch-0.jsonl.gz"

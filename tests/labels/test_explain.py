@@ -10,7 +10,7 @@ from saeflow.errors import BadFile, InvalidArgument, Unreachable
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import Context, FeatureWords, WordsFolder, write_words
 from saeflow.labels.detection import CONTROLS, OTHERS, Detection, Example, Silence, Trial, make_trial
-from saeflow.labels.explain import TRIES, Chat, explain, marked, write_explanations
+from saeflow.labels.explain import TRIES, Chat, Estimate, estimate, explain, marked, write_explanations
 from saeflow.labels.lines import write_lines
 
 SITE = Site.parse("4/res")
@@ -244,3 +244,22 @@ def test_bad_controls_are_said(folder):
     write_lines(folder / "4.res.controls.jsonl.gz", ['{"tokens": ["a"]}'])
     with pytest.raises(BadFile, match=r"controls\.jsonl\.gz: line 1"):
         list(explain(folder, Reader(), [KING]))
+
+
+def test_requests_are_counted_before_they_are_made(folder, tmp_path):
+    kept = tmp_path / "kept"
+    missing = FeatureId(SITE, 3)
+    asked = [KING, FRUIT, ALONE, missing]
+    before = estimate(folder, Reader.name, asked, cache=kept)
+    assert before == Estimate(requests=5, cached=0, silent=1), (
+        "three labels; two scores, for ALONE has no held-out passage"
+    )
+    assert not kept.exists()
+    chat = Reader()
+    list(explain(folder, chat, asked, cache=kept))
+    assert len(chat.asked) == before.requests
+    assert estimate(folder, Reader.name, asked, cache=kept) == Estimate(0, 5, 1)
+    assert estimate(folder, "another", asked, cache=kept) == before
+    assert estimate(folder, Reader.name, [KING], cache=kept, seed=1) == Estimate(1, 1, 0), (
+        "other passages, same label"
+    )

@@ -23,6 +23,7 @@ from saeflow.cli import (
     steer,
     sweep,
     themes,
+    transition,
 )
 from saeflow.cli.app import app
 from saeflow.errors import SaeflowError
@@ -32,6 +33,7 @@ matching.add_to(app)
 agreement.add_to(app)
 correlate.add_to(app)
 experiments.add_to(app)
+transition.add_to(app)
 themes.add_to(app)
 plan.add_to(app)
 steer.add_to(app)

@@ -1,4 +1,4 @@
-"""`saeflow labels`: fetch, make, show and search what is known of features."""
+"""`saeflow labels`: fetch, make, show, search and explain what is known of features."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saeflow.cli.app import Json, Release, print_table, progress
+from saeflow.cli.explain import explain
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -33,11 +34,14 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the words; in the cach
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    labels = typer.Typer(help="What is known of features: fetch, make, show, search.", no_args_is_help=True)
+    labels = typer.Typer(
+        help="What is known of features: fetch, make, show, search, explain.", no_args_is_help=True
+    )
     labels.command()(fetch)
     labels.command()(make)
     labels.command("show")(show_feature)
     labels.command()(search)
+    labels.command()(explain)
     app.add_typer(labels, name="labels")
 
 

@@ -40,7 +40,8 @@ def observe_origins(
 
     Args:
         model: the model the dictionaries were trained on.
-        dictionaries: at the residual sites of `layers` and at what the methods name.
+        dictionaries: at the residual sites of `layers` and at what the methods name. A transcoder counts as active
+            by what it reads, and stands for the site it writes.
         methods: matching methods, each with a name of its own.
         sample: the text and its tokens.
         layers: residual layers, each L by itself.

@@ -47,7 +47,6 @@ from saeflow.labels.sources import LOCAL
 from saeflow.labels.words import AFTER, BEFORE, words_path, write_words
 from saeflow.matching.stream import encoder_digest, model_digest, special_tokens
 from saeflow.paths import write_atomic
-from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Place, Tokens
@@ -352,7 +351,7 @@ def _number_of(source: str, sources: list[str]) -> int:
 
 
 def _place(dictionary: Dictionary) -> Place:
-    return (dictionary.site.layer, Tap.Z) if dictionary.tap is Tap.Z else dictionary.site
+    return dictionary.place
 
 
 def _read_about(out: Path) -> dict[str, Any]:

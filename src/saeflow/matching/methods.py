@@ -223,13 +223,13 @@ def check(dictionary: Dictionary, method: str, role: Role) -> None:
 
     Raises:
         InvalidArgument: for an unknown method, or folding without thresholds above 0.
-        WidthMismatch: when the method reads the encoder of a dictionary on z.
+        WidthMismatch: when the method reads the encoder of a dictionary on z, or of a transcoder behind a norm.
     """
     how = find_method(method)
     if how.folded:
         dictionary.fold()
     virtual_parent = how.rows is _virtual and role is Role.PARENT
-    if how.reads_encoder and dictionary.tap is Tap.Z and not virtual_parent:
+    if how.reads_encoder and dictionary.tap in (Tap.Z, Tap.MLP_IN) and not virtual_parent:
         reading_rows(dictionary)
 
 

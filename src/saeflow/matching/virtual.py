@@ -8,6 +8,11 @@ the computation: its feature i, active with z_i, adds z_i w_ij to the pre-activa
 sentence below it in the paper calls features of B the ancestors; the product says descendants, and we follow
 the product. For a child in the residual stream this is the direct path. For a child at a module's output
 the parent's share first passes through the module, and the product is a similarity and no path.
+
+A transcoder (Dunefsky et al.) writes at its site like any dictionary, and as a parent is no exception. What it reads
+decides about the child: one that reads the stream after attention (`mid`) has its encoder rows in the residual stream,
+and the product is the direct path, as for a child there. One that reads what the MLP is called with (`mlp_in`) has them
+behind a norm, whose gain the weights of the dictionary do not hold: it is refused.
 """
 
 from __future__ import annotations
@@ -33,9 +38,16 @@ def reading_rows(dictionary: Dictionary) -> Float[Tensor, "n_features d_model"]:
     alike on a token.
 
     Raises:
-        WidthMismatch: when the dictionary reads z, which is not the residual stream.
+        WidthMismatch: when the dictionary reads z, or as a transcoder what a norm makes of the stream: neither is the
+            residual stream.
         BadFile: when a row is not finite.
     """
+    if dictionary.tap is Tap.MLP_IN:
+        raise WidthMismatch(
+            f"The transcoder at {dictionary.site} reads mlp_in, the stream after the norm before the MLP: its encoder "
+            "rows lack the gain of that norm and do not lie in the residual stream. Match by what it writes: method "
+            '"cosine", "permutation" or "decoder-product".'
+        )
     if dictionary.tap is Tap.Z:
         raise WidthMismatch(
             f"The dictionary at {dictionary.site} reads z, the outputs of the heads, of width {dictionary.d_in}: "

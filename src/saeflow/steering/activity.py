@@ -19,7 +19,6 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
 from saeflow.matching.stream import ENCODED_AT_ONCE, special_tokens
-from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Place
@@ -144,4 +143,4 @@ def _means(
 
 def _place(dictionary: Dictionary) -> Place:
     """Where the hidden states a dictionary reads are captured."""
-    return (dictionary.site.layer, Tap.Z) if dictionary.tap is Tap.Z else dictionary.site
+    return dictionary.place

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.errors import UnknownFeature, UnknownSite
+from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.ids import Site
 from saeflow.sources.architectures import Tap
 from saeflow.sources.blocks import CleanPass
@@ -44,10 +44,18 @@ class CleanActivations:
 
         Raises:
             UnknownSite: when there is none, or the site is at none of the layers prepared.
+            InvalidArgument: for a transcoder, which has no share in a hidden state that a trial could edit or read.
         """
         if site not in self._dictionaries:
             raise UnknownSite(f"there is no dictionary at {site}. Pass one to PreparedText.")
-        return self._dictionaries[site]
+        found = self._dictionaries[site]
+        if found.is_transcoder:
+            raise InvalidArgument(
+                f"the dictionary at {site} is a transcoder: it reads {found.tap.value} and predicts what is written at "
+                f"{site}, so that its activations are no shares of that hidden state, which a trial edits and reads. "
+                f"Leave {site} out, or give a sparse autoencoder there."
+            )
+        return found
 
     def at(self, site: Site, position: int) -> Active:
         """The active features of a site at a token.

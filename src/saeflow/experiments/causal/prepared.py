@@ -56,6 +56,7 @@ class PreparedText:
         Args:
             model: any mapped architecture, with attention of kind `sdpa` or `eager`.
             dictionaries: those at res L-1, att L, mlp L and res L of the layers that are used; only these are read.
+                Sparse autoencoders: a transcoder has no share in the tensor of its site, and is refused when used.
             tokens: one text; padding on the right is cut off.
             layers: every L that trials will name.
             positions: tokens that will be asked about. A hint: a dictionary is read from memory once for
@@ -115,6 +116,7 @@ class PreparedText:
             InvalidArgument: for a token outside the text; for the loss of a text of one token.
             UnknownFeature: for an index outside its dictionary.
             UnknownSite: for a layer not prepared, or a site without a dictionary.
+            InvalidArgument: for a transcoder.
         """
         if loss and self.n_tokens < 2:
             raise InvalidArgument(

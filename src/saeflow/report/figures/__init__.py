@@ -22,6 +22,7 @@ from saeflow.report.figures import (
     steering,
     steering_layers,
     steering_themes,
+    transition,
     trials,
 )
 from saeflow.report.figures.frame import Cell, Frame, TableLike
@@ -107,6 +108,14 @@ FIGURES: Final[Mapping[str, Drawing]] = {
     "steering_sensitivity": Drawing(
         steering_themes.themes_sensitivity, ("theme", "direction", "method", "mean_score"), ("direction",)
     ),
+    "transition_permutations": Drawing(
+        transition.permutations, ("pair", "kind", "method", "matched", "applied", "ev"), ("pair",)
+    ),
+    "transition_top_k": Drawing(
+        transition.top_k, ("pair", "kind", "weights", "k", "entries", "applied", "ev"), ("pair",)
+    ),
+    "transition_loss": Drawing(transition.losses, ("pair", "kind", "map", "change"), ("pair",)),
+    "transition_paired": Drawing(transition.differences, ("pair", "a", "b", "difference"), ("pair",)),
 }
 """Every table that has a figure."""
 

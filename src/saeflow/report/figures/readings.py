@@ -22,6 +22,7 @@ from saeflow.report.figures.frame import (
     percent_interval,
 )  # fmt: skip
 from saeflow.report.figures.readings_steering import STEERING
+from saeflow.report.figures.readings_transition import TRANSITION
 from saeflow.report.figures.readings_trials import TRIALS, listed, only
 
 PARTS: Final = (("RES", "s(R)"), ("MLP", "s(M)"), ("ATT", "s(A)"))
@@ -288,5 +289,6 @@ READINGS: Final[Mapping[str, Callable[[Frame], str]]] = {
     "calibrated_thresholds": calibrated_thresholds,
     **TRIALS,
     **STEERING,
+    **TRANSITION,
 }
 """The teller of every table that has a sentence."""

@@ -1,0 +1,204 @@
+"""`saeflow transition`: how well a match works as a transcoder (appendix F, figures 23 and 24).
+
+It goes on where a killed run stopped when it is called again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saeflow.cli.app import Json, Release, bars, print_table
+from saeflow.cli.lists import layers_of, names_of
+from saeflow.errors import InvalidArgument, InvalidId
+
+if TYPE_CHECKING:
+    from saeflow.experiments.results import SummaryTable
+    from saeflow.ids import Site
+    from saeflow.sources.library import DictionarySet
+
+_SHOWN = ("transition_permutations", "transition_top_k", "transition_loss", "transition_paired")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(transition)
+
+
+def transition(
+    release: Release,
+    model: Annotated[
+        str, typer.Option(help="Language model; the one the release names when not given.")
+    ] = "",
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Layers t of the pairs t to t + 1, commas between, 6-9 for a range; empty for all."
+        ),
+    ] = "",
+    part: Annotated[str, typer.Option(help="Part whose dictionaries are paired: res, mlp or att.")] = "res",
+    pairs: Annotated[
+        str, typer.Option(help="Pairs of sites in place of --layers and --part: 0/res>2/res,1/mlp>2/mlp.")
+    ] = "",
+    k: Annotated[str, typer.Option("--k", help="Entries of a row of T that are kept.")] = "1,2,5,10,50,all",
+    datasets: Annotated[
+        str, typer.Option(help='Datasets, with commas between: "demo", "demo:stories", fineweb, a file.')
+    ] = "demo",
+    tokens: Annotated[int, typer.Option(help="Tokens to measure on, in all.")] = 20_000,
+    fit_tokens: Annotated[int, typer.Option(help="Tokens to fit on, of other texts, at most.")] = 100_000,
+    loss: Annotated[
+        int, typer.Option(help="Texts of each dataset on which a layer is skipped; 0 for none.")
+    ] = 20,
+    max_length: Annotated[int, typer.Option(help="Tokens a text is cut to.")] = 128,
+    memory: Annotated[float, typer.Option(help="GiB that sums and maps of a group of pairs may take.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder; transition-RELEASE when not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict each layer from the features of the one before through matches, and skip layers so (appendix F)."""
+    from saeflow.experiments.records import RunRequest
+    from saeflow.experiments.sampling import expand, open_dataset
+    from saeflow.experiments.transition import (
+        EXPERIMENT,
+        Protocol,
+        run_transition,
+        take_texts,
+        weights_digest,
+    )
+    from saeflow.sources.library import load_dictionaries
+    from saeflow.sources.model import load_model
+
+    names = expand(names_of(datasets))
+    opened = [open_dataset(name) for name in names]
+    dictionaries = load_dictionaries(release, device=device)
+    asked = _pairs(dictionaries, pairs, layers, part)
+    protocol = Protocol(asked, _ks(k), loss, max_length, int(memory * (1 << 30)))
+    named = model or ("demo" if release == "demo" else dictionaries.model)
+    if not named:
+        raise InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
+    loaded = load_model(named, device=device)
+    special = set(loaded.tokenizer.all_special_ids)
+
+    def count(text: str) -> int:
+        if not text.strip():
+            return 0
+        ids = loaded.tokenize([text], max_length=max_length).input_ids[0].tolist()
+        return sum(one not in special for one in ids)
+
+    arguments: dict[str, Any] = {
+        "pairs": [f"{a} > {b}" for a, b in asked], "k": list(protocol.ks), "tokens": tokens, "fit_tokens": fit_tokens,
+        "loss_texts": loss, "max_length": max_length, "memory": memory,
+        "weights": weights_digest(loaded, dictionaries, asked),
+    }  # fmt: skip
+    request = RunRequest(EXPERIMENT, release, loaded.name or release, seed, names, {}, arguments)
+    with bars() as bar:
+        results = run_transition(
+            loaded, dictionaries, protocol,
+            partial(take_texts, opened, count, tokens=tokens, fit_tokens=fit_tokens, seed=seed),
+            request=request, out=out or Path(f"transition-{Path(release).name}"), progress=bar,
+        )  # fmt: skip
+    _finish(results.folder, as_json=as_json)
+
+
+def _pairs(dictionaries: DictionarySet, pairs: str, layers: str, part: str) -> tuple[tuple[Site, Site], ...]:
+    """The pairs that were named, or those of neighbouring layers."""
+    from saeflow.ids import Part, Site
+
+    if pairs:
+        return tuple(_named_pair(one) for one in names_of(pairs))
+    if part not in set(Part):
+        raise InvalidArgument(f"--part {part!r} is none of res, mlp, att.")
+    known = [site.layer for site in dictionaries.sites if site.part is Part(part)]
+    there = [layer for layer in known if layer + 1 in known]
+    asked = list(layers_of(layers)) or there
+    if missing := [layer for layer in asked if layer not in there]:
+        raise InvalidArgument(
+            f"--layers {layers}: {dictionaries.name} has not both {part} dictionaries of layers {missing} and those "
+            f"after. It has them for {there}."
+        )
+    if not asked:
+        raise InvalidArgument(f"{dictionaries.name} has no two {part} dictionaries of neighbouring layers.")
+    return tuple((Site(layer, Part(part)), Site(layer + 1, Part(part))) for layer in asked)
+
+
+def _named_pair(text: str) -> tuple[Site, Site]:
+    from saeflow.ids import Site
+
+    ends = [one.strip() for one in text.split(">")]
+    try:
+        if len(ends) == 2:
+            return Site.parse(ends[0]), Site.parse(ends[1])
+    except InvalidId:
+        pass
+    raise InvalidArgument(f"--pairs holds {text!r}. Write a pair as 0/res>1/res.")
+
+
+def _ks(text: str) -> tuple[int | None, ...]:
+    names = names_of(text)
+    if not names or not all(name == "all" or (name.isdecimal() and int(name) > 0) for name in names):
+        raise InvalidArgument(f"--k {text!r} is no list of numbers above 0. Write them as 1,2,5,all.")
+    return tuple(None if name == "all" else int(name) for name in dict.fromkeys(names))
+
+
+def _finish(folder: Path, *, as_json: bool) -> None:
+    """Make the tables, the page and the figures, and print the rows of all pairs together."""
+    from saeflow.experiments.results import Results
+    from saeflow.experiments.transition_summary import summarize_transition
+    from saeflow.report.results import write_page
+
+    tables = summarize_transition(folder)
+    page = write_page(folder)
+    save_plates([tables[name] for name in _SHOWN if name in tables], folder / "figures")
+    if as_json:
+        told = {name: {"columns": table.columns, "rows": table.rows} for name, table in tables.items()}
+        typer.echo(json.dumps({"folder": str(folder), "tables": told}))
+        return
+    for name in _SHOWN:
+        if name in tables and tables[name].rows:
+            print_table(tables[name].title, _rows(tables[name]))
+            typer.echo(f"{tables[name].note}\n")
+    typer.echo(f"{Results.open(folder).record.total} texts, {len(tables)} tables, in {folder}; open {page}")
+
+
+def save_plates(tables: Sequence[SummaryTable], folder: Path) -> list[Path]:
+    """The first figure of each table, of all pairs where there are several, as SVG and PNG, wide and narrow."""
+    from saeflow.report.figures import PAGE, PHONE, draw, save
+
+    written: list[Path] = []
+    for table in tables:
+        for ending, medium in (("", PAGE), ("-narrow", PHONE)):
+            plate = draw(table, medium=medium)[0]
+            written += [
+                save(plate.figure, folder / f"{plate.name}{ending}{kind}") for kind in (".svg", ".png")
+            ]
+    return written
+
+
+def _rows(table: SummaryTable) -> list[dict[str, Any]]:
+    """The rows of all pairs together, or of the only one, that explain anything; baselines last."""
+    rows = table.dicts()
+    first = rows[0]["pair"]
+    kept = [row for row in rows if row["pair"] == first and (row.get("ev") or 0.0) >= 0]
+    return [_readable(row) for row in sorted(kept, key=lambda row: row.get("kind") == "baseline")]
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """The cells as text, values with their intervals."""
+    told: dict[str, Any] = {}
+    for name, value in row.items():
+        if name in ("pair", "kind", "low", "high", "scaled_low", "scaled_high", "n", "scale", "clean"):
+            continue
+        text = "" if value is None else f"{value:.3f}" if isinstance(value, float) else value
+        ends = ("scaled_low", "scaled_high") if name == "scaled" else ("low", "high")
+        if name in ("ev", "scaled", "change", "difference") and row.get(ends[0]) is not None:
+            text = f"{text} ({row[ends[0]]:.3f} to {row[ends[1]]:.3f})"
+        told[{"ev": "explained variance", "scaled": "with a factor"}.get(name, name)] = text
+    return told

@@ -1,0 +1,248 @@
+"""What is learned on texts before a transition is measured: regressions, sizes of features, factors (appendix F)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import scipy.linalg as la
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.experiments.results import Progress, significant
+from saeflow.experiments.transition_facts import KEY, fit_path
+from saeflow.experiments.transition_maps import (
+    TransitionMap,
+    Units,
+    in_memory,
+    means_as_scale,
+    transition_maps,
+)
+from saeflow.experiments.transition_measure import Ends, Fitted, PairOf, squared, sums
+from saeflow.experiments.transition_moments import STRENGTHS, Moments
+from saeflow.matching.stream import Unit, cut_into_units
+from saeflow.paths import write_atomic
+from saeflow.sources.model import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every measurement of a run shares.
+
+    Attributes:
+        model: the language model.
+        max_length: tokens a text is cut to.
+        ks: entries of a row of T that are kept.
+        memory: bytes that the sums of a group of pairs may take, and its maps.
+    """
+
+    model: LanguageModel
+    max_length: int
+    ks: tuple[int | None, ...]
+    memory: int
+
+    def groups(self, pairs: Sequence[PairOf]) -> list[list[PairOf]]:
+        """The pairs in order, as many together as fit into memory, one at least."""
+        groups: list[list[PairOf]] = []
+        left = 0
+        for pair in pairs:
+            n, d = pair.source.n_features, pair.source.d_in
+            # two matrices of sums in float64 while one is solved, or the maps: k entries a row, and whole ones
+            needed = max(16 * n * n + 16 * n * d, 8 * n * sum(k or 2 * d for k in self.ks) * 12)
+            if not groups or needed > left:
+                groups.append([])
+                left = self.memory
+            groups[-1].append(pair)
+            left -= needed
+        return groups
+
+
+@dataclass(frozen=True, eq=False)
+class Fits:
+    """The fits of a results folder: made once for each pair, read afterwards."""
+
+    folder: Path
+    bench: Bench
+    texts: Callable[[], tuple[list[str], list[str], list[str]]]
+    """Texts for fitting, for validation, and those that will be measured, of which the mean alone is taken."""
+
+    def path(self, pair: PairOf) -> Path:
+        """Where the fit of a pair is."""
+        return fit_path(self.folder, pair.sites)
+
+    def are_done(self, group: Sequence[PairOf]) -> bool:
+        """Whether every pair has its fit."""
+        return all(self.path(pair).is_file() for pair in group)
+
+    def make(self, group: Sequence[PairOf], progress: Progress | None = None) -> None:
+        """Read the texts for fitting, for validation and for the mean, once each for all pairs, and write the fits."""
+        fitting, validation, measured = (self._cut(texts) for texts in self.texts())
+        steps = len(fitting) + len(validation) + len(measured)
+        moments = [
+            Moments(pair.source.n_features, pair.target.n_features, pair.source.d_in, pair.target.d_in)
+            for pair in group
+        ]
+        for done, unit in enumerate(fitting):
+            if progress:
+                progress(done, steps, "texts")
+            for pair, sums_, ends, y in self._each(group, moments, unit, encode=True):
+                sums_.add(ends.h, ends.z, y, ends.truth, pair.target.b_dec)
+        trials = [_Trial.of(pair, found, self.bench) for pair, found in zip(group, moments, strict=True)]
+        for done, unit in enumerate(validation):
+            if progress:
+                progress(len(fitting) + done, steps, "validation")
+            for _, trial, ends, _ in self._each(group, trials, unit, encode=False):
+                trial.add(ends)
+        for done, unit in enumerate(measured):
+            if progress:
+                progress(len(fitting) + len(validation) + done, steps, "means")
+            captured = self.bench.model.capture(unit.tokens, [pair.target.place for pair in group])
+            for trial in trials:
+                trial.add_truth(trial.pair.centred(captured[trial.pair.target.place][unit.real]))
+        for pair, trial in zip(group, trials, strict=True):
+            write_atomic(self.path(pair), trial.to_bytes())
+        if progress:
+            progress(steps, steps, "done")
+
+    def read(self, pair: PairOf) -> Fitted:
+        """The fit of a pair.
+
+        Raises:
+            BadFile: when it is missing or cannot be read.
+        """
+        return self._read(pair)[0]
+
+    def maps(self, pair: PairOf) -> dict[str, TransitionMap]:
+        """The maps of a pair by name, in units of the sizes that were measured."""
+        return _maps(pair, self._read(pair)[1], self.bench)
+
+    def _read(self, pair: PairOf) -> tuple[Fitted, Units | None]:
+        path = self.path(pair)
+        try:
+            with safe_open(path, framework="pt") as file:
+                told: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
+                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            fitted = Fitted(
+                held["mean"],
+                held["centre"],
+                held["least_squares"],
+                held["affine"],
+                told["scales"],
+                told["facts"],
+            )
+            units = Units(held["source_size"], held["target_size"]) if "source_size" in held else None
+            return fitted, units
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise BadFile(
+                f"{path} cannot be read ({error!r}). Remove it and run the command again."
+            ) from None
+
+    def _cut(self, texts: Sequence[str]) -> list[Unit]:
+        return cut_into_units(self.bench.model, texts, max_length=self.bench.max_length)
+
+    def _each(
+        self, group: Sequence[PairOf], beside: Sequence[Any], unit: Unit, *, encode: bool
+    ) -> list[tuple[PairOf, Any, Ends, Tensor]]:
+        """Every pair with what goes with it, what stands at its ends, and, if asked for, the activations at B."""
+        places = [end.place for pair in group for end in (pair.source, pair.target)]
+        captured = self.bench.model.capture(unit.tokens, places)
+        found: list[tuple[PairOf, Any, Ends, Tensor]] = []
+        for pair, one in zip(group, beside, strict=True):
+            ends = pair.ends(captured, unit.real)
+            with torch.no_grad():
+                y = pair.target.encode(ends.truth).float() if encode else ends.z[:0]
+            found.append((pair, one, ends, y))
+        return found
+
+
+def _maps(pair: PairOf, units: Units | None, bench: Bench) -> dict[str, TransitionMap]:
+    found = transition_maps(pair.source, pair.target, ks=bench.ks, means=units)
+    device = pair.target.W_dec.device
+    held = in_memory(found, pair.source.n_features, pair.target.d_in, bench.memory // 4, device)
+    return {variant.name: one for variant, one in held.items()}
+
+
+class _Trial:
+    """A pair on its way from sums to a fit: candidates of the regressions, and what they miss on validation texts."""
+
+    def __init__(self, pair: PairOf, moments: Moments, units: Units | None, bench: Bench) -> None:
+        self.pair, self.moments, self.units = pair, moments, units
+        self.maps = _maps(pair, units, bench)
+        self.least = _solved(lambda s: moments.least_squares(s, pair.target.W_dec))
+        self.affine = _solved(moments.affine)
+        self.missed = {"least": dict.fromkeys(self.least, 0.0), "affine": dict.fromkeys(self.affine, 0.0)}
+        self.along = dict.fromkeys(self.maps, 0.0)
+        self.square = dict.fromkeys(self.maps, 0.0)
+        self.n = self.n_measured = 0
+        self.truth = torch.zeros(pair.target.d_in, dtype=torch.float64)
+
+    @staticmethod
+    def of(pair: PairOf, moments: Moments, bench: Bench) -> _Trial:
+        """From the sums over the texts for fitting."""
+        sizes = [means_as_scale(t, n) for t, n in zip(moments.total, moments.active, strict=True)]
+        units = None if sizes[0] is None or sizes[1] is None else Units(sizes[0], sizes[1])
+        return _Trial(pair, moments, units, bench)
+
+    def add(self, ends: Ends) -> None:
+        """Take in some tokens for validation."""
+        rest = ends.truth - self.pair.target.b_dec.float()
+        self.n += len(rest)
+        for name, found in sums(ends, rest, self.maps).items():
+            self.along[name] += found.along
+            self.square[name] += found.square
+        for strength, rows in self.least.items():
+            self.missed["least"][strength] += squared(ends.z @ rows.to(rest), rest)
+        for strength, rows in self.affine.items():
+            said = ends.h @ rows[:-1].to(rest) + rows[-1].to(rest)
+            self.missed["affine"][strength] += squared(said, ends.truth)
+
+    def add_truth(self, truth: Float[Tensor, "n d_out"]) -> None:
+        """Take in some tokens that will be measured, for their mean."""
+        self.n_measured += len(truth)
+        self.truth += truth.sum(dim=0, dtype=torch.float64).cpu()
+
+    def to_bytes(self) -> bytes:
+        """The fit: the candidates that miss least, the factor of each map, and the sizes."""
+        least = min(self.least, key=self.missed["least"].__getitem__)
+        affine = min(self.affine, key=self.missed["affine"].__getitem__)
+        scales = {
+            name: significant(self.along[name] / square, 9) if square > 0 else 0.0
+            for name, square in self.square.items()
+        }
+        tensors = {
+            "mean": self.moments.mean,
+            "centre": (self.truth / max(self.n_measured, 1)).float(),
+            "least_squares": self.least[least],
+            "affine": self.affine[affine],
+        }
+        if self.units is not None:
+            tensors |= {"source_size": self.units.source, "target_size": self.units.target}
+        facts = {
+            "least_squares_strength": least, "affine_strength": affine, "fit_tokens": self.moments.n,
+            "validation_tokens": self.n,
+        }  # fmt: skip
+        # one entry alone, so that the same fit is always the same bytes
+        said = {KEY: json.dumps({"facts": facts, "scales": scales})}
+        return save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=said)
+
+
+def _solved(solve: Callable[[float], Float[Tensor, "n k"]]) -> dict[float, Float[Tensor, "n k"]]:
+    """The regression for every strength that has a solution."""
+    found: dict[float, Tensor] = {}
+    for strength in STRENGTHS:
+        try:
+            found[strength] = solve(strength)
+        except la.LinAlgError:
+            continue  # features that are copies of each other: a larger strength parts them
+    if not found:
+        raise InvalidArgument(
+            "no ridge strength gives a solution: activations are not finite, or there are none."
+        )
+    return found

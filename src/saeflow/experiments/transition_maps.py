@@ -1,0 +1,377 @@
+"""Transition matrices T between two dictionaries, every way that appendix F compares, as maps to apply.
+
+    z = encode_A(h_A)          features of A                              [n_source]
+    y = z T                    features of B that are predicted           [n_target]
+    h_B ~ y W_dec(B) + b_dec(B)
+
+Rows are features here, so that the paper's W_dec(A)^T W_dec(B) is W_dec(A) @ W_dec(B).T, and its P, T [n_source
+n_target] are applied from the right. A map keeps what matters of T: the row of T W_dec(B) of each source feature, which
+is what one unit of its activation adds to the prediction.
+
+**Where T is from.** A permutation (Balagansky et al. 2024, arXiv 2410.07656): 1 at the partner, 0 elsewhere. Or the k
+largest entries of each row of W_dec(A) W_dec(B)^T or of W_dec(A) W_enc(B)^T, as they are ("values"), or as 1 where
+they are above 0 ("binary", the paper's I_{x>0}; of unit rows for the decoders, so that top-1 is the best cosine).
+
+**Scales.** To work in units of each feature's size s, z is divided by s(A) and the rows of W_dec(B) are multiplied by
+s(B): T becomes diag(1 / s(A)) T diag(s(B)). `FOLDED` takes s from the thresholds, as folding does; `MEAN` takes the
+mean activation where active, which every kind of dictionary has, and which needs texts. What T was *matched* on, rows
+as they are or folded ones, is another choice than how it is *applied*. A threshold that is not above 0 says nothing of
+size (the feature fires at any): the median of the others stands in.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saeflow.errors import InvalidArgument
+from saeflow.matching.methods import Role, match, rows_of
+from saeflow.sources.activations import JumpReLU
+from saeflow.sources.dictionary import Dictionary, Norm
+
+KS: Final[tuple[int | None, ...]] = (1, 2, 5, 10, 50, None)
+"""How many entries of each row are kept by default; None for all."""
+
+_BLOCK: Final = 1024
+
+
+class Weights(enum.StrEnum):
+    """What T is read from."""
+
+    PERMUTATION = "permutation"
+    PERMUTATION_ENCODER = "permutation-encoder"
+    PERMUTATION_BIAS = "permutation-encoder-bias"
+    DECODERS = "decoders"
+    """W_dec(A) W_dec(B)^T."""
+    READS = "reads"
+    """W_dec(A) W_enc(B)^T: what A writes times what B reads (equation 1)."""
+
+    @property
+    def one_to_one(self) -> bool:
+        """Whether it is a permutation."""
+        return self.value.startswith("permutation")
+
+
+class Scaling(enum.StrEnum):
+    """In what units activations and rows are taken."""
+
+    RAW = "raw"
+    FOLDED = "folded"
+    MEAN = "mean activation"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to make and apply T.
+
+    Attributes:
+        weights: what T is read from.
+        k: entries kept in a row, None for all; 1 for a permutation.
+        binary: entries above 0 become 1, the others 0.
+        matched: the rows T was found on, `RAW` or `FOLDED`.
+        applied: the units T is applied in.
+    """
+
+    weights: Weights
+    k: int | None = 1
+    binary: bool = True
+    matched: Scaling = Scaling.RAW
+    applied: Scaling = Scaling.RAW
+
+    @property
+    def name(self) -> str:
+        """The variant in one word, as rows of results have it."""
+        entries = "binary" if self.binary else "values"
+        return "/".join((self.weights, str(self.k or "all"), entries, self.matched.name, self.applied.name))
+
+    @staticmethod
+    def named(name: str) -> Variant:
+        """The inverse of `name`.
+
+        Raises:
+            InvalidArgument: for a name that is none.
+        """
+        try:
+            weights, k, entries, matched, applied = name.split("/")
+            binary = {"binary": True, "values": False}[entries]
+            number = None if k == "all" else int(k)
+            return Variant(Weights(weights), number, binary, Scaling[matched], Scaling[applied])
+        except (ValueError, KeyError):
+            raise InvalidArgument(f"{name!r} names no variant of a transition matrix.") from None
+
+
+@runtime_checkable
+class TransitionMap(Protocol):
+    """T W_dec(B), a row for each source feature, made when asked for."""
+
+    def rows(self, features: Int[Tensor, " k"]) -> Float[Tensor, "k d_out"]:
+        """What one unit of the activation of each of some source features adds to the prediction."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """T W_dec(B) in memory."""
+
+    matrix: Float[Tensor, "n_source d_out"]
+
+    def rows(self, features: Int[Tensor, " k"]) -> Float[Tensor, "k d_out"]:
+        """Rows of the matrix."""
+        return self.matrix[features]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """A T of k entries a row, beside the decoder rows that it points to."""
+
+    index: Int[Tensor, "n_source k"]
+    value: Float[Tensor, "n_source k"]
+    W_dec: Float[Tensor, "n_target d_out"]
+
+    def rows(self, features: Int[Tensor, " k"]) -> Float[Tensor, "k d_out"]:
+        """Weighted sums of the decoder rows that T points to."""
+        bag = torch.nn.functional.embedding_bag
+        return bag(self.index[features], self.W_dec, mode="sum", per_sample_weights=self.value[features])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """A whole product of weights as T: (a b^T) W_dec(B) = a (b^T W_dec(B)), never made n_source by n_target."""
+
+    left: Float[Tensor, "n_source width"]
+    scale: Float[Tensor, " n_source"]
+    core: Float[Tensor, "width d_out"]
+
+    def rows(self, features: Int[Tensor, " k"]) -> Float[Tensor, "k d_out"]:
+        """Rows of the product."""
+        return (self.left[features] * self.scale[features, None]) @ self.core
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Units:
+    """The size s of every feature of both sides in one kind of units."""
+
+    source: Float[Tensor, " n_source"]
+    target: Float[Tensor, " n_target"]
+
+
+def thresholds_as_scale(dictionary: Dictionary) -> Float[Tensor, " n_features"] | None:
+    """What folding divides by, with the median for thresholds that are not above 0; None where there are none.
+
+    None too where more than half are not above 0: such a dictionary has no scale of that kind.
+
+    Raises:
+        BadFile: when a threshold is not finite.
+    """
+    activation = dictionary.activation
+    if not isinstance(activation, JumpReLU):
+        return None
+    t = activation.threshold.float()
+    good = t > 0
+    if int(good.sum()) * 2 <= len(t):
+        return None
+    return torch.where(good, t, t[good].median())
+
+
+def means_as_scale(
+    total: Float[Tensor, " n_features"], active: Float[Tensor, " n_features"]
+) -> Float[Tensor, " n_features"] | None:
+    """The mean activation of each feature where it was active; the median of the others for one that never was.
+
+    None where none was ever active.
+    """
+    fired = active > 0
+    if not bool(fired.any()):
+        return None
+    mean = total / active.clamp_min(1)
+    return torch.where(fired, mean, mean[fired].median()).float()
+
+
+def check_pair(source: Dictionary, target: Dictionary) -> None:
+    """Refuse two dictionaries between which no transcoder can be made.
+
+    Raises:
+        InvalidArgument: for a transcoder, a dictionary on z, a target that normalises each token, or a target that
+            does not come after the source.
+        WidthMismatch: from what uses them, where the two differ in width.
+    """
+    for dictionary in (source, target):
+        if dictionary.is_transcoder:
+            raise InvalidArgument(
+                f"the dictionary at {dictionary.site} is a transcoder: it reads {dictionary.tap.value} and predicts "
+                "what the MLP writes, so that its activations do not stand for the hidden state of its site. Give "
+                "sparse autoencoders."
+            )
+        if dictionary.place != dictionary.site:
+            raise InvalidArgument(
+                f"the dictionary at {dictionary.site} reads {dictionary.tap.value}, which is not the tensor of its "
+                "site. Transitions are measured between tensors of the residual stream: give parts res or mlp."
+            )
+    if target.preprocessing.norm is not Norm.NONE:
+        raise InvalidArgument(
+            f"the dictionary at {target.site} divides every token by its own size ({target.preprocessing.norm}), which "
+            "a prediction does not know. Give a release without normalisation."
+        )
+    if not source.site < target.site:
+        raise InvalidArgument(
+            f"{source.site} does not come before {target.site} in the order of computation, and a transcoder leads "
+            "forward. Give the earlier site first."
+        )
+
+
+def transition_maps(
+    source: Dictionary,
+    target: Dictionary,
+    *,
+    ks: Sequence[int | None] = KS,
+    means: Units | None = None,
+) -> dict[Variant, TransitionMap]:
+    """Every variant for a pair of dictionaries; on the device of the target's weights.
+
+    Folded variants are left out where a dictionary has no thresholds to fold by, those in units of mean
+    activations where `means` is None, and a k larger than the target.
+
+    Args:
+        source: A, which is encoded.
+        target: B, which decodes.
+        ks: entries kept in a row, None for all.
+        means: mean activations of both sides, measured on texts.
+
+    Raises:
+        InvalidArgument: as `check_pair` does; for a k below 1.
+        WidthMismatch: when the two differ in width.
+        BadFile: when a tensor read at first use is bad.
+    """
+    check_pair(source, target)
+    kept = list(dict.fromkeys(k for k in ks if k is None or k <= target.n_features))
+    if any(k is not None and k < 1 for k in kept):
+        raise InvalidArgument(f"k = {ks} holds a number below 1. Give 1 or more, or all.")
+    units = _units(source, target, means)
+    sides = {Scaling.RAW: (source, target)}
+    if (fold := units.get(Scaling.FOLDED)) is not None:
+        sides[Scaling.FOLDED] = (_scaled(source, fold.source), _scaled(target, fold.target))
+    made: dict[Variant, TransitionMap] = {}
+    for matched, (a, b) in sides.items():
+        applied = units if matched is Scaling.RAW else {Scaling.FOLDED: units[Scaling.FOLDED]}
+        made.update(_permutations(a, b, matched, units, target))
+        for weights in (Weights.DECODERS, Weights.READS):
+            made.update(_top_k(a, b, weights, kept, matched, applied, target))
+            if None in kept:
+                made.update(_all(a, b, weights, matched, applied, target))
+    return made
+
+
+def in_memory(
+    maps: Mapping[Variant, TransitionMap], n_source: int, d_out: int, most_bytes: int, device: torch.device
+) -> dict[Variant, TransitionMap]:
+    """The same maps, each as a matrix where all of them together take no more than `most_bytes`: faster to apply."""
+    if 4 * len(maps) * n_source * d_out > most_bytes:
+        return dict(maps)
+    every = torch.arange(n_source, device=device)
+    return {variant: one if isinstance(one, Held) else Held(one.rows(every)) for variant, one in maps.items()}
+
+
+def _units(source: Dictionary, target: Dictionary, means: Units | None) -> dict[Scaling, Units]:
+    ones = Units(torch.ones(source.n_features), torch.ones(target.n_features))
+    found = {Scaling.RAW: ones}
+    folded = thresholds_as_scale(source), thresholds_as_scale(target)
+    if folded[0] is not None and folded[1] is not None:
+        found[Scaling.FOLDED] = Units(folded[0], folded[1])
+    if means is not None:
+        found[Scaling.MEAN] = means
+    device = target.W_dec.device
+    return {how: Units(one.source.to(device), one.target.to(device)) for how, one in found.items()}
+
+
+def _scaled(dictionary: Dictionary, size: Tensor) -> Dictionary:
+    """The dictionary folded by `size`: the same function, with activations in units of it."""
+    rows = size.to(dictionary.W_dec)[:, None]
+    activation = dictionary.activation
+    return Dictionary(
+        dictionary.site,
+        tap=dictionary.tap,
+        W_enc=dictionary.W_enc / rows,
+        b_enc=dictionary.b_enc / rows[:, 0],
+        W_dec=dictionary.W_dec * rows,
+        b_dec=dictionary.b_dec,
+        activation=JumpReLU(activation.threshold / rows[:, 0])
+        if isinstance(activation, JumpReLU)
+        else activation,
+        preprocessing=dictionary.preprocessing,
+    )
+
+
+def _permutations(
+    a: Dictionary, b: Dictionary, matched: Scaling, units: Mapping[Scaling, Units], target: Dictionary
+) -> Iterator[tuple[Variant, TransitionMap]]:
+    for weights in filter(lambda one: one.one_to_one, Weights):
+        table = match(a, b, method=weights.value)
+        paired = np.isfinite(table.score).astype(np.float32)
+        for how, one in units.items():
+            made = _sparse(table.index, paired, one, target)
+            yield Variant(weights, matched=matched, applied=how), made
+
+
+def _top_k(
+    a: Dictionary,
+    b: Dictionary,
+    weights: Weights,
+    ks: Sequence[int | None],
+    matched: Scaling,
+    units: Mapping[Scaling, Units],
+    target: Dictionary,
+) -> Iterator[tuple[Variant, TransitionMap]]:
+    """The k largest entries of each row. Of raw decoders the binary form takes those of unit rows."""
+    numbers = [k for k in ks if k is not None]
+    if not numbers:
+        return
+    for binary in (False, True):
+        cosine = binary and weights is Weights.DECODERS and matched is Scaling.RAW
+        method = "cosine" if cosine else _method(weights)
+        table = match(a, b, k=max(numbers), method=method)
+        value = (table.score > 0).astype(np.float32) if binary else table.score
+        for k in numbers:
+            for how, one in units.items():
+                made = _sparse(table.index[:, :k], value[:, :k], one, target)
+                yield Variant(weights, k, binary, matched, how), made
+
+
+def _all(
+    a: Dictionary,
+    b: Dictionary,
+    weights: Weights,
+    matched: Scaling,
+    units: Mapping[Scaling, Units],
+    target: Dictionary,
+) -> Iterator[tuple[Variant, TransitionMap]]:
+    """Every entry. What is above 0 does not depend on scales, so folded rows add no binary form."""
+    left = rows_of(a, Role.PARENT, _method(weights)).rows
+    right = rows_of(b, Role.CHILD, _method(weights)).rows
+    W_dec = target.W_dec.float()
+    for how, one in units.items():
+        scaled = W_dec * one.target[:, None]
+        yield Variant(weights, None, False, matched, how), Product(left, 1 / one.source, right.T @ scaled)
+        if matched is Scaling.RAW:
+            blocks = [(block @ right.T > 0).float() @ scaled for block in left.split(_BLOCK)]
+            yield (
+                Variant(weights, None, True, matched, how),
+                Held(torch.cat(blocks) / one.source[:, None]),
+            )
+
+
+def _method(weights: Weights) -> str:
+    """The matching method whose scores are this product."""
+    return "virtual" if weights is Weights.READS else "decoder-product"
+
+
+def _sparse(index: np.ndarray, value: np.ndarray, units: Units, target: Dictionary) -> Sparse:
+    at = torch.from_numpy(index.astype(np.int64)).to(units.source.device)
+    entries = torch.from_numpy(np.where(np.isfinite(value), value, 0).astype(np.float32)).to(at.device)
+    return Sparse(at, entries * units.target[at] / units.source[:, None], target.W_dec.float())

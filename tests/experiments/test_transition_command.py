@@ -1,0 +1,98 @@
+"""`saeflow transition` on the demo pack: a folder, its figures, a run that is taken up, refusals."""
+
+import json
+
+import pytest
+import typer
+
+from saeflow.cli import transition
+from saeflow.errors import SaeflowError
+from saeflow.experiments.results import Results
+
+SMALL = (
+    "--datasets", "demo:stories,demo:maths", "--part", "att", "--layers", "1", "--tokens", 200, "--fit-tokens", 1500,
+    "--k", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, work):
+    """Run the command; returns (exit code, stdout, message of the error)."""
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("COLUMNS", "160")
+    app = typer.Typer()
+    transition.add_to(app)
+    app.command("other")(lambda: None)
+
+    def call(*arguments):
+        try:
+            app(["transition", *map(str, arguments)], standalone_mode=False)
+        except SaeflowError as error:
+            return 2, capsys.readouterr().out, str(error)
+        return 0, capsys.readouterr().out, ""
+
+    return call
+
+
+def test_it_writes_a_folder_with_tables_and_figures_wide_and_narrow_and_asks_for_its_page(
+    run, work, monkeypatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr("saeflow.report.results.write_page", drawn.append)  # pages have their own tests
+    code, out, _ = run("demo", *SMALL, "--loss", 1)
+    assert code == 0
+    for words in ("cosine top-1", "permutation", "least squares", "Skipping a layer", "transition-demo"):
+        assert words in out
+    folder = work / "transition-demo"
+    results = Results.open(folder)
+    assert results.record.finished
+    assert results.record.request.arguments["pairs"] == ["1/att > 2/att"]
+    for table in ("transition_permutations", "transition_top_k", "transition_loss"):
+        for ending in (".svg", ".png", "-narrow.svg", "-narrow.png"):
+            assert (folder / "figures" / f"{table}{ending}").stat().st_size > 1000
+    assert [path.name for path in drawn] == ["transition-demo"]
+    [row] = [
+        row
+        for row in results.tables()["transition_permutations"].dicts()
+        if row["method"] == "reconstruction"
+    ]
+    assert 0.3 < row["ev"] < 1
+
+
+def test_a_finished_run_is_not_done_again_and_prints_json(run, work, monkeypatch) -> None:
+    monkeypatch.setattr("saeflow.report.results.write_page", lambda folder: folder)  # drawn once, above
+    monkeypatch.setattr("saeflow.cli.transition.save_plates", lambda tables, folder: [])
+    before = {path: path.stat().st_mtime_ns for path in (work / "transition-demo").glob("*s/*.*z*")}
+    code, out, _ = run("demo", *SMALL, "--loss", 1, "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["folder"] == "transition-demo"
+    assert "transition_fits" in told["tables"]
+    assert before
+    assert {path: path.stat().st_mtime_ns for path in before if "rows" in str(path)} == {
+        path: time for path, time in before.items() if "rows" in str(path)
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("demo", *SMALL, "--loss", 2), "loss_texts is 1 there and 2 here"),
+        (("demo", "--layers", "5"), "has not both res dictionaries of layers [5]"),
+        (("demo", "--part", "mpl"), "none of res, mlp, att"),
+        (("demo", "--pairs", "0/res-1/res"), "Write a pair as 0/res>1/res"),
+        (("demo", "--pairs", "2/res>1/res"), "does not come before"),
+        (("demo", "--k", "0,1"), "no list of numbers above 0"),
+        (("demo", "--datasets", "demo:nothing"), "no dataset 'demo:nothing'"),
+        (("nowhere",), "nowhere"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused_with_what_can(run, arguments, words) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert words in err
