@@ -4,8 +4,7 @@
 
 CORPORA is a folder with the files that docs/reproduce.md lists. Needs the extra `build-demo`. About two
 hours on two cores. Seeds are fixed, progress is printed, and a killed build goes on: each stage is skipped
-when its result lies in the work folder, the model resumes from its last checkpoint, the SAEs at the first
-site that is missing.
+when its result lies in the work folder, the model and the SAEs resume from their last checkpoints.
 """
 
 from __future__ import annotations
@@ -23,12 +22,11 @@ from demo_build import card, corpus, model, pack, quality, saes, texts, words
 
 PACK = Path(__file__).parent.parent / "src" / "saeflow" / "demo" / "pack"
 STEPS = 1400
-CAPTURED_TOKENS = 1_500_000
 SEED = 0
 
 
 def build(corpora: Path, work: Path, out: Path) -> None:
-    for folder in ("data", "model", "acts", "saes_first", "saes"):
+    for folder in ("data", "model", "saes_first", "saes"):
         (work / folder).mkdir(parents=True, exist_ok=True)
     data = work / "data"
     if not (data / "sizes.json").exists():
@@ -40,19 +38,17 @@ def build(corpora: Path, work: Path, out: Path) -> None:
     # What is shipped is what is measured: from here on the model is the half-precision one.
     pack.write_model(work / "model" / "final", data / "tokenizer.json", out / "model")
     trained = LlamaForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval()
-    if len(list((work / "saes").glob("*.safetensors"))) < 3 * trained.config.num_hidden_layers:
-        print("3/7 SAEs", flush=True)
-        if len(list((work / "acts").glob("*.f16"))) < 3 * trained.config.num_hidden_layers:
-            saes.capture(trained, data, work / "acts", tokens=CAPTURED_TOKENS, seed=SEED)
-        saes.train_all(work / "acts", work / "saes_first", work / "saes", seed=SEED)
+    print("3/7 SAEs", flush=True)  # what is finished is only read
+    saes.train_all(out / "model", data, work / "saes_first", work / "saes", seed=SEED)
     if not texts.complete(out / "texts"):
         print("4/7 texts", flush=True)
         tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
         dropped = texts.write_texts(trained, tokenizer, corpora, out / "texts", SEED)
         (work / "dropped.json").write_text(json.dumps(dropped))
     print("5/7 dictionaries and atlas", flush=True)
-    dictionaries, atlas = pack.write_dictionaries(work / "saes", work / "acts", out)
     loaded = pack.open_model(out / "model")
+    found = saes.collect(loaded, data, work / "saes", seed=SEED)
+    dictionaries, atlas = pack.write_dictionaries(found, out)
     print("6/7 words", flush=True)
     words.write_words(loaded, dictionaries, data, out / "atlas" / "words", SEED)
     print("7/7 measurement", flush=True)

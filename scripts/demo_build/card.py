@@ -44,14 +44,15 @@ The first {first} of a domain were compared with the training text of that domai
 Model: Llama-style, d_model 192, 6 heads, MLP 512, context 256, byte-level BPE of 4,096 pieces, tied embeddings;
 {training_tokens:,} tokens, AdamW at 3e-3 with a cosine schedule, batches of 8,192 tokens, float32.
 
-SAEs: JumpReLU with a quadratic penalty around a target L0 (Gemma Scope 2), trained by sae-lens 6.54.12 from a
-seed of their own each, on 1.5 million cached tokens seen several times:
+SAEs: JumpReLU with a quadratic penalty around a target L0 (Gemma Scope 2), trained by `saeflow.training` with the
+losses of sae-lens from a seed of their own each, on streamed activations of the training windows, in an order shared by
+the sites of a part:
 
 {trained}
 
 Batches of 2,048, 3e-3 with decay over the last 30 % (refining: 50 %). Refining goes on from the trained weights
-with a lower target L0, in an order of tokens shared by all sites. MLP and attention dictionaries are shipped
-without the features that fire on fewer than 1 in 100,000 of the cached tokens.
+with a lower target L0. MLP and attention dictionaries are shipped without the features that fire on fewer than 1 in
+100,000 of 1.5 million training tokens.
 
 The weights are float16; everything was measured on what is shipped.
 """

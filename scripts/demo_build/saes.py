@@ -1,19 +1,21 @@
-"""Train one JumpReLU SAE at every layer x {res, mlp, att} of the demo model.
+"""Train one JumpReLU SAE at every layer x {res, mlp, att} of the demo model, with `saeflow.training`.
 
-Activations are captured once in half precision; each site then trains alone, from its own seed, on one
-thread, two sites at a time. The losses and the trainer are sae-lens's: JumpReLU with a quadratic
-penalty around a target L0 (Gemma Scope 2). A killed build starts again at the first site without a file.
+One run for each part: activations of its six sites are streamed from the training windows through one buffer, so that
+all of them see the same tokens in the same order; each starts from its own seed. Parts whose recipe says so are then
+refined: trained on from their weights with a lower target L0. A killed build goes on from the last checkpoint of the
+run it was in, to the same weights. The losses are sae-lens's: JumpReLU with a quadratic penalty around a target L0
+(Gemma Scope 2).
 
-The target L0 is 3-4 % of d_model. At 12 % nearly any dictionary reconstructs, its rows stay near their
-random start, and there is no flow to trace.
+The target L0 is 3-4 % of d_model. At 12 % nearly any dictionary reconstructs, its rows stay near their random start,
+and there is no flow to trace.
+
+The pack that is shipped was trained before this stage was written, by sae-lens's trainer on 1.5 million cached tokens,
+each site in an order of its own (decision 0005).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -21,15 +23,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from torch import Tensor
+
+from saeflow.ids import Site
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.library import load_dictionaries
+from saeflow.sources.model import LanguageModel, load_model
+from saeflow.sources.values import Tokens
+from saeflow.training import (
+    Optimiser,
+    Settings,
+    Stream,
+    Trained,
+    WindowBatches,
+    sparsity,
+    targets_of,
+    train,
+)
+from saeflow.training.settings import seed_of
 
 from .corpus import DOMAINS, load_windows
-from .model import CONTEXT, D_MODEL, MIXTURE
+from .model import CONTEXT, MIXTURE
 
 BATCH = 2048
 LEARNING_RATE = 3e-3
-SHARED_ORDER = 99
+AT_ONCE = 32
+RAREST = 1e-5
+MEASURED_WINDOWS = 8
+COUNTED = 6000
 
 
 @dataclass(frozen=True)
@@ -52,173 +73,129 @@ RECIPES = {
 }
 
 
-def capture(model: LlamaForCausalLM, data: Path, out: Path, *, tokens: int, seed: int) -> None:
-    """Write {layer}.{part}.f16 for every site: activations of `tokens` training tokens, BOS left out."""
+def settings_of(recipe: Recipe, seed: int, *, refine: bool) -> Settings:
+    """The settings of one run: the pack's penalty and schedule."""
+    tokens = recipe.refine_tokens if refine else recipe.tokens
+    steps = max(1, tokens // BATCH)
+    loss = sparsity(
+        "jumprelu-l0", l0=recipe.refine_l0 if refine else recipe.target_l0, bandwidth=0.5, threshold=0.1,
+        unit_decoder=False, warm_up=0.0 if refine else min(1.0, 300 / steps),
+    )  # fmt: skip
+    optimiser = Optimiser(
+        tokens, BATCH, LEARNING_RATE, warm_up=min(0.1, 100 / steps), decay=0.5 if refine else 0.3
+    )
+    return Settings(
+        loss,
+        optimiser,
+        Stream(CONTEXT, AT_ONCE),
+        seed=seed,
+        checkpoint_every=500_000,
+        metrics_every=max(1, tokens // 10),
+    )
+
+
+def training_windows(data: Path, seed: int) -> np.ndarray:
+    """Training windows, each domain in its share of what the model was trained on: [n, CONTEXT]."""
     rng = np.random.default_rng(seed)
-    rows = []
-    for domain in DOMAINS:
-        found = load_windows(data, domain, "train", CONTEXT)
-        rows.append(rng.permutation(found)[: round(tokens * MIXTURE[domain] / (CONTEXT - 1))])
-    ids = torch.from_numpy(rng.permutation(np.concatenate(rows)))
-    taps = {
-        f"{layer}.{part}": module
-        for layer, block in enumerate(model.model.layers)
-        for part, module in (("res", block), ("mlp", block.mlp), ("att", block.self_attn))
-    }
-    files = {name: (out / f"{name}.tmp").open("wb") for name in taps}
-    keep = torch.empty(0)
-
-    def writer(name: str):
-        def hook(_module, _inputs, output):
-            h = output[0] if isinstance(output, tuple) else output
-            files[name].write(h[keep].to(torch.float16).numpy().tobytes())
-
-        return hook
-
-    handles = [module.register_forward_hook(writer(name)) for name, module in taps.items()]
-    began = time.time()
-    with torch.no_grad():
-        for start in range(0, len(ids), 32):
-            batch = ids[start : start + 32]
-            keep = batch != 0
-            model.model(input_ids=batch, use_cache=False)
-            if start % 3200 == 0:
-                print(f"capture {start}/{len(ids)} windows, {time.time() - began:.0f} s", flush=True)
-    for handle in handles:
-        handle.remove()
-    for name, file in files.items():
-        file.close()
-        (out / f"{name}.tmp").replace(out / f"{name}.f16")
+    found = {domain: load_windows(data, domain, "train", CONTEXT) for domain in DOMAINS}
+    whole = min(len(rows) / MIXTURE[domain] for domain, rows in found.items())
+    return np.concatenate([rng.permutation(rows)[: round(whole * MIXTURE[d])] for d, rows in found.items()])
 
 
-def _provider(acts: np.ndarray, mean: torch.Tensor, scale: float, seed: int) -> Iterator[torch.Tensor]:
-    """Shuffled batches, centred and scaled to a mean norm of sqrt(d_model)."""
-    rng = np.random.default_rng(seed)
-    while True:
-        order = rng.permutation(len(acts))
-        for start in range(0, len(order) - BATCH + 1, BATCH):
-            rows = np.sort(order[start : start + BATCH])
-            yield (torch.from_numpy(acts[rows]).float() - mean) * scale
+def measured_windows(data: Path) -> list[Tokens]:
+    """Held-out windows of every domain, a batch each."""
+    found = [torch.from_numpy(load_windows(data, d, "held_out", CONTEXT)[:MEASURED_WINDOWS]) for d in DOMAINS]
+    return [Tokens(ids, torch.ones_like(ids)) for ids in found if len(ids)]
 
 
-def normalisation(acts: np.ndarray) -> tuple[torch.Tensor, float]:
-    """(mean [d_in], scale): (x - mean) * scale has a mean norm of sqrt(d_in)."""
-    sample = torch.from_numpy(acts[:100_000]).float()
-    mean = sample.mean(0)
-    return mean, float(sample.shape[1] ** 0.5 / (sample - mean).norm(dim=1).mean())
+def train_part(
+    model: LanguageModel, data: Path, first: Path, out: Path, part: str, recipe: Recipe, seed: int
+) -> Trained:
+    """Train the SAEs of a part at all layers into `first`, then refine them into `out`; or into `out` at once."""
+    windows, evaluation = training_windows(data, seed), measured_windows(data)
+    targets = targets_of([part], range(model.n_layers), [recipe.width])
+    shared = {"evaluation": evaluation, "texts": "demo corpora", "model_name": "saeflow-demo"}
+
+    def run(folder: Path, *, refine: bool, start: Mapping[Site, Dictionary] | None) -> Trained:
+        told = settings_of(recipe, seed + refine, refine=refine)
+
+        def report(done: int, total: int, now: str) -> None:
+            if done % (200 * BATCH) == 0 or done == total:
+                print(
+                    f"sae {part}{' (refining)' if refine else ''} {done:,}/{total:,} tokens: {now}",
+                    flush=True,
+                )
+
+        batches = WindowBatches(windows, at_once=AT_ONCE, seed=told.seed)
+        return train(model, batches, targets, told, out=folder, start=start, progress=report, **shared)
+
+    done = run((first if recipe.refine_tokens else out) / part, refine=False, start=None)
+    if not recipe.refine_tokens:
+        return done
+    return run(out / part, refine=True, start=load_dictionaries(done.folder))
 
 
-def fold_in(state: dict[str, torch.Tensor], mean: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
-    """Undo the normalisation inside the weights and give decoder rows unit norm.
-
-    Trained on x' = (x - mean) scale. With n the norms of the decoder rows, an activation in the units of x
-    is a = a' n / scale, so that W_enc <- n W_enc, b_enc <- n (b_enc / scale - mean W_enc),
-    threshold <- n threshold / scale, W_dec <- W_dec / n and b_dec <- b_dec / scale + mean.
-    """
-    W_enc, W_dec = state["W_enc"], state["W_dec"]  # [d_in, n_features], [n_features, d_in]
-    norm = W_dec.norm(dim=1)
-    return {
-        "W_enc": (W_enc * norm).T.contiguous(),
-        "b_enc": norm * (state["b_enc"] / scale - mean @ W_enc),
-        "threshold": norm * state["threshold"] / scale,
-        "W_dec": (W_dec / norm[:, None]).contiguous(),
-        "b_dec": state["b_dec"] / scale + mean,
-    }
-
-
-def unfold(state: dict[str, torch.Tensor], mean: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
-    """The inverse of `fold_in`, with decoder rows left at unit norm."""
-    W_enc = state["W_enc"].T.contiguous()
-    return {
-        "W_enc": W_enc,
-        "b_enc": scale * (state["b_enc"] + mean @ W_enc),
-        "threshold": scale * state["threshold"],
-        "W_dec": state["W_dec"],
-        "b_dec": (state["b_dec"] - mean) * scale,
-    }
-
-
-def train_site(acts_file: Path, out: Path, name: str, seed: int, start: Path | None = None) -> None:
-    """Train the SAE of one site and write {name}.safetensors and {name}.json.
-
-    From scratch, with its own seed for weights and order; or from the weights in `start`, to refine them:
-    then every site sees the same tokens in the same order, which is what several SAEs trained at once see.
-    """
-    os.environ.setdefault("WANDB_MODE", "disabled")
+def _train_part(
+    folder: Path, data: Path, first: Path, out: Path, part: str, recipe: Recipe, seed: int
+) -> str:
     torch.set_num_threads(1)
-    from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    recipe = RECIPES[name.split(".")[1]]
-    acts = np.fromfile(acts_file, dtype=np.float16).reshape(-1, D_MODEL)
-    mean, scale = normalisation(acts)
-    torch.manual_seed(seed)
-    sae = JumpReLUTrainingSAE(
-        JumpReLUTrainingSAEConfig(
-            d_in=D_MODEL, d_sae=recipe.width, device="cpu", dtype="float32", normalize_activations="none",
-            apply_b_dec_to_input=False, jumprelu_sparsity_loss_mode="quadratic",
-            target_l0=recipe.refine_l0 if start else recipe.target_l0,
-            l0_coefficient=1.0, l0_warm_up_steps=0 if start else 300, jumprelu_init_threshold=0.1,
-            jumprelu_bandwidth=0.5,
-        )
-    )  # fmt: skip
-    if start:
-        sae.load_state_dict(unfold(load_file(start), mean, scale))
-    steps = (recipe.refine_tokens if start else recipe.tokens) // BATCH
-    trainer = SAETrainer(
-        SAETrainerConfig(
-            total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, lr=LEARNING_RATE,
-            lr_end=LEARNING_RATE / 100, lr_warm_up_steps=100, lr_decay_steps=int(steps * (0.5 if start else 0.3)),
-            device="cpu", dead_feature_window=200, feature_sampling_window=500,
-            logger=LoggingConfig(log_to_wandb=False),
-        ),
-        sae, _provider(acts, mean, scale, SHARED_ORDER if start else seed),
-    )  # fmt: skip
-    began = time.time()
-    trainer.fit()
-    state = fold_in({k: v.detach().float() for k, v in sae.state_dict().items()}, mean, scale)
-    measured = measure(state, torch.from_numpy(acts[-50_000:]).float())
-    measured |= {"seconds": time.time() - began, "tokens": steps * BATCH, "seed": seed}
-    save_file(state, out / f"{name}.tmp")
-    (out / f"{name}.json").write_text(json.dumps(measured))
-    (out / f"{name}.tmp").replace(out / f"{name}.safetensors")
-    print(f"\nsae {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in measured.items()), flush=True)
+    train_part(load_model(str(folder)), data, first, out, part, recipe, seed)
+    return part
 
 
-def measure(state: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, float]:
-    """FVE, L0 and share of features silent on `x`: [n_tokens, d_in]."""
-    pre = x @ state["W_enc"].T + state["b_enc"]
-    acts = torch.relu(pre) * (pre > state["threshold"])
-    error = x - (acts @ state["W_dec"] + state["b_dec"])
-    fve = 1 - float(error.pow(2).sum() / (x - x.mean(0)).pow(2).sum())
-    return {
-        "fve": fve,
-        "l0": float((acts > 0).sum(1).float().mean()),
-        "dead": float((acts == 0).all(0).float().mean()),
-    }
+def train_all(
+    folder: Path, data: Path, first: Path, out: Path, *, seed: int, recipes: Mapping[str, Recipe] = RECIPES,
+    workers: int = 2,
+) -> None:  # fmt: skip
+    """Train every part, `workers` at a time, each on one thread; what is finished is left as it is.
 
-
-def train_all(acts: Path, first: Path, out: Path, *, seed: int, workers: int = 2) -> None:
-    """Train every site that has no file yet, `workers` at a time, then refine those whose recipe says so.
-
-    `first` keeps the SAEs before refining; `out` gets every site's last one.
+    `folder` is the model's. `first` keeps the SAEs before refining; `out` gets every part's last ones.
     """
-    names = sorted((p.stem for p in acts.glob("*.f16")), key=lambda n: (n.split(".")[1] != "res", n))
-    numbered = list(enumerate(names))
-    refined = [n for n in names if RECIPES[n.split(".")[1]].refine_tokens]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = []
-        for i, name in numbered:
-            folder = first if name in refined else out
-            if not (folder / f"{name}.safetensors").exists():
-                jobs.append(pool.submit(train_site, acts / f"{name}.f16", folder, name, seed + 1000 + i))
-        for job in jobs:
-            job.result()
         jobs = [
-            pool.submit(train_site, acts / f"{n}.f16", out, n, seed + 1000 + i, first / f"{n}.safetensors")
-            for i, n in numbered
-            if n in refined and not (out / f"{n}.safetensors").exists()
+            pool.submit(_train_part, folder, data, first, out, part, recipe, seed_of(seed, part) % 2**31)
+            for part, recipe in recipes.items()
         ]
         for job in jobs:
             job.result()
+
+
+def fired(
+    model: LanguageModel, dictionaries: Mapping[Site, Dictionary], windows: np.ndarray
+) -> dict[Site, Tensor]:
+    """The share of tokens of some windows, BOS left out, on which each feature fires, at every site."""
+    sites = sorted(dictionaries)
+    counts = {site: torch.zeros(dictionaries[site].n_features) for site in sites}
+    for start in range(0, len(windows), AT_ONCE):
+        ids = torch.from_numpy(windows[start : start + AT_ONCE])
+        captured = model.capture(Tokens(ids, torch.ones_like(ids)), sites)
+        for site in sites:
+            counts[site] += (dictionaries[site].encode(captured[site][ids != 0]) > 0).sum(0)
+    return {site: count / int((windows != 0).sum()) for site, count in counts.items()}
+
+
+def collect(model: LanguageModel, data: Path, trained: Path, *, seed: int) -> dict[Site, Dictionary]:
+    """The SAEs of all parts. Those of modules keep the features that fire: a small model's have few directions.
+
+    Residual ones keep their full width. Firing is counted on COUNTED of the training windows.
+    """
+    found: dict[Site, Dictionary] = {}
+    windows = np.random.default_rng(seed).permutation(training_windows(data, seed))[:COUNTED]
+    for part in sorted(path.name for path in trained.iterdir() if path.is_dir()):
+        dictionaries = load_dictionaries(trained / part)
+        shares = {} if part == "res" else fired(model, dictionaries, windows)
+        for site in dictionaries:
+            found[site] = without_silent(dictionaries[site], shares[site]) if shares else dictionaries[site]
+    return found
+
+
+def without_silent(dictionary: Dictionary, share: Tensor) -> Dictionary:
+    """The features that fire on at least RAREST of the tokens: a silent row is no feature to trace.
+
+    Nothing else changes: features left out contribute to no reconstruction on those tokens, or to next to none.
+    """
+    keep = torch.nonzero(share >= RAREST).flatten()
+    return Dictionary(
+        dictionary.site, tap=dictionary.tap, W_enc=dictionary.W_enc[keep], b_enc=dictionary.b_enc[keep],
+        W_dec=dictionary.W_dec[keep], b_dec=dictionary.b_dec, activation=dictionary.activation.of(keep),
+    )  # fmt: skip

@@ -10,47 +10,95 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
-from demo_build import corpus, saes, texts
+from demo_build import corpus, pack, saes, texts
+from saeflow.ids import Site
+from saeflow.sources.library import load_dictionaries
+from saeflow.sources.model import load_model
+from saeflow.sources.values import Tokens
 
-
-def reconstruct(state, x):
-    pre = x @ state["W_enc"].T + state["b_enc"]
-    acts = torch.relu(pre) * (pre > state["threshold"])
-    return acts, acts @ state["W_dec"] + state["b_dec"]
+SMALL = {
+    "res": saes.Recipe(
+        width=24, target_l0=4, tokens=3 * saes.BATCH, refine_l0=3, refine_tokens=2 * saes.BATCH
+    ),
+    "att": saes.Recipe(width=16, target_l0=4, tokens=2 * saes.BATCH),
+}
 
 
 @pytest.fixture
-def trained():
-    """Weights as the trainer leaves them: W_enc [d_in, n_features], rows of any norm."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    return {
-        "W_enc": draw(8, 20), "b_enc": draw(20), "W_dec": draw(20, 8), "b_dec": draw(8), "threshold": draw(20).abs(),
-    }  # fmt: skip
+def data(tmp_path):
+    """Tokens of the five domains as `tokenize` writes them, of the shipped model's vocabulary."""
+    rng = np.random.default_rng(0)
+    for domain in corpus.DOMAINS:
+        for part, n in (("train", 20_000), ("held_out", 700)):
+            np.save(tmp_path / f"{domain}.{part}.npy", rng.integers(1, 4096, n).astype(np.uint16))
+    return tmp_path
 
 
-MEAN, SCALE = torch.arange(8, dtype=torch.float64), 0.3
+def test_training_windows_hold_each_domain_in_its_share(data):
+    rows = saes.training_windows(data, 0)
+    assert rows.shape[1] == saes.CONTEXT
+    assert (rows[:, 0] == 0).all()
+    # the domain with the largest share is used whole, the others as its share says
+    assert len(rows) == pytest.approx(78 / max(saes.MIXTURE.values()), abs=3)
 
 
-def test_folding_in_the_normalisation_changes_no_reconstruction(trained):
-    x = 5 * torch.randn(50, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + MEAN
-    normalised = trained | {"W_enc": trained["W_enc"].T}
-    acts, out = reconstruct(normalised, (x - MEAN) * SCALE)
-    folded = saes.fold_in(trained, MEAN, SCALE)
-    folded_acts, folded_out = reconstruct(folded, x)
-    assert torch.equal(acts > 0, folded_acts > 0)
-    assert torch.allclose(out / SCALE + MEAN, folded_out)
-    assert torch.allclose(folded["W_dec"].norm(dim=1), torch.ones(20, dtype=torch.float64))
+@pytest.mark.parametrize("part", list(saes.RECIPES))
+def test_recipes_are_the_packs_and_refining_goes_on_at_full_penalty(part):
+    recipe = saes.RECIPES[part]
+    first = saes.settings_of(recipe, 0, refine=False)
+    assert (first.optimiser.steps, first.sparsity.l0) == (recipe.tokens // 2048, recipe.target_l0)
+    assert round(first.sparsity.warm_up * first.optimiser.steps) == 300
+    assert round(first.optimiser.warm_up * first.optimiser.steps) == 100
+    if recipe.refine_tokens:
+        more = saes.settings_of(recipe, 1, refine=True)
+        assert (more.sparsity.l0, more.sparsity.warm_up, more.optimiser.decay) == (recipe.refine_l0, 0, 0.5)
 
 
-def test_unfolding_is_the_inverse(trained):
-    folded = saes.fold_in(trained, MEAN, SCALE)
-    again = saes.fold_in(saes.unfold(folded, MEAN, SCALE), MEAN, SCALE)
-    for name, tensor in folded.items():
-        assert torch.allclose(again[name], tensor), name
+@pytest.mark.filterwarnings("ignore")
+def test_the_sae_stage_runs_on_small_input(data, tmp_path):
+    pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install 'saeflow[train]'")
+    model = load_model("demo")
+    for part, recipe in SMALL.items():
+        saes.train_part(model, data, tmp_path / "first", tmp_path / "saes", part, recipe, 0)
+    found = saes.collect(model, data, tmp_path / "saes", seed=0)
+    assert sorted(map(str, found)) == sorted(f"{layer}/{part}" for layer in range(6) for part in SMALL)
+    assert found[Site.parse("3/res")].n_features == 24
+    assert (
+        load_dictionaries(tmp_path / "first" / "res").sites
+        == load_dictionaries(tmp_path / "saes" / "res").sites
+    )
+    refined, first = (
+        load_dictionaries(tmp_path / name / "res")[Site.parse("3/res")] for name in ("saes", "first")
+    )
+    cosines = (refined.directions() * first.directions()).sum(1)
+    assert float(cosines.min()) > 0.5  # it went on from there
+    assert not torch.equal(refined.W_dec, first.W_dec)
+    dictionaries, atlas = pack.write_dictionaries(found, tmp_path / "pack")
+    assert len(dictionaries) == 12
+    assert len(atlas.sites) == 12
+
+
+def test_module_features_that_never_fire_are_left_out_and_change_nothing():
+    site = Site.parse("2/att")
+    made = load_dictionaries("demo")[site]
+    share = torch.ones(made.n_features)
+    share[[3, 7]] = 0
+    kept = saes.without_silent(made, share)
+    x = torch.randn(50, made.d_in, generator=torch.Generator().manual_seed(0))
+    rows = [i for i in range(made.n_features) if i not in (3, 7)]
+    assert torch.allclose(kept.encode(x), made.encode(x)[:, rows], atol=1e-5)
+    assert torch.equal(kept.W_dec, made.W_dec[rows])
+
+
+def test_firing_is_counted_on_all_tokens_but_the_first():
+    model, site = load_model("demo"), Site.parse("2/res")
+    dictionaries = {site: load_dictionaries("demo")[site]}
+    ids = np.random.default_rng(0).integers(1, 4096, (40, 20))
+    ids[:, 0] = 0
+    share = saes.fired(model, dictionaries, ids)[site]
+    tokens = Tokens(torch.from_numpy(ids), torch.ones(40, 20, dtype=torch.long))
+    acts = dictionaries[site].encode(model.capture(tokens, [site])[site][:, 1:].flatten(0, 1))
+    assert torch.allclose(share, (acts > 0).float().mean(0), atol=2e-3)
 
 
 def test_windows_open_with_bos_and_lose_only_the_rest():

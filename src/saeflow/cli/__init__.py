@@ -23,6 +23,7 @@ from saeflow.cli import (
     steer,
     sweep,
     themes,
+    train,
     transition,
 )
 from saeflow.cli.app import app
@@ -41,6 +42,7 @@ sweep.add_to(app)
 labels.add_to(app)
 releases.add_to(app)
 doctor.add_to(app)
+train.add_to(app)
 info.add_to(app)
 serve.add_to(app)
 

@@ -1,7 +1,8 @@
 """Training SAEs and transcoders at chosen sites: streamed activations, sae-lens's losses, exact resume.
 
-The paper trains JumpReLU SAEs on attention outputs because none existed (section 4.1 of arXiv 2502.03032); `train` does it
-for any sites of any mapped model. Needs the extra `train` when a run begins; settings, streams and metrics do not.
+The paper trains JumpReLU SAEs on attention outputs because none existed (section 4.1 of arXiv 2502.03032);
+`train` does it for any sites of any mapped model. Needs the extra `train` when a run begins; settings, streams and
+metrics do not.
 """
 
 from saeflow.training.learners import Job, Learners

@@ -1,0 +1,213 @@
+"""Activations of many places, captured once, and a buffer that shuffles them with their rows kept together.
+
+    batches of tokens -> one forward pass -> rows of every place -> buffer -> batches of rows in a random order
+
+The buffer holds `rows` rows of every place. When half of them have been served, new ones take their slots and all are
+mixed again, so that a batch holds rows of many texts, of now and of before. One order serves all places: row i of every
+tensor of a batch is the same token. Nothing is written to disk but the buffer itself, in a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeflow.errors import InvalidArgument, WidthMismatch
+from saeflow.matching.stream import special_tokens
+from saeflow.sources.architectures import Point, Tap
+from saeflow.sources.model import LanguageModel
+from saeflow.training.texts import TokenBatches
+
+Rows = dict[Point, Tensor]
+"""`Float[Tensor, "n d_in"]` for each place, n the same for all: row i is the same token everywhere."""
+
+
+class ActivationRows:
+    """Rows of activations at some places, one forward pass for all; special tokens and padding left out."""
+
+    def __init__(
+        self, model: LanguageModel, batches: TokenBatches, points: Sequence[Point], *, half: bool = False
+    ) -> None:
+        """Run nothing yet. `half` keeps rows in bfloat16."""
+        self._model, self._batches, self._points = model, batches, tuple(points)
+        self._dtype = torch.bfloat16 if half else None
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Itself."""
+        return self
+
+    def __next__(self) -> Rows:
+        """The rows of the next batch of tokens.
+
+        Raises:
+            StopIteration: when the tokens end.
+            InvalidArgument: when an activation is not finite.
+        """
+        tokens = next(self._batches)
+        kept = ~special_tokens(self._model, tokens)
+        captured = self._model.capture(tokens, self._points)
+        return {point: self._rows(captured[point][kept], point) for point in self._points}
+
+    def _rows(self, h: Float[Tensor, "n d_in"], point: Point) -> Float[Tensor, "n d_in"]:
+        # the sum is finite unless a value is not, or the values overflow float32: one pass, no mask
+        if not bool(torch.isfinite(h.sum(dtype=torch.float32))):
+            raise InvalidArgument(
+                f"an activation at {point} is not finite ({str(h.dtype).removeprefix('torch.')}), and would spoil "
+                "every weight. Load the model in float32 (or bfloat16 in place of float16)."
+            )
+        return h if self._dtype is None else h.to(self._dtype)
+
+
+class ShuffledBuffer:
+    """Batches of rows in a random order, from rows in the order of the texts. See the head of the file."""
+
+    def __init__(self, source: Iterator[Rows], *, rows: int, batch: int, seed: int) -> None:
+        """Draw nothing yet.
+
+        Args:
+            source: rows by place, as many of each.
+            rows: how many the buffer holds.
+            batch: how many a batch has.
+            seed: the order is a function of it and of the rows.
+
+        Raises:
+            InvalidArgument: when `rows` is less than two batches.
+        """
+        if batch < 1 or rows < 2 * batch:
+            raise InvalidArgument(
+                f"a buffer of {rows} rows for batches of {batch}. Give a buffer of two batches or more."
+            )
+        self._source, self._capacity, self._batch = source, rows, batch
+        self._generator = torch.Generator().manual_seed(seed)
+        self._held: Rows = {}
+        self._spilled: Rows = {}
+        self._order = torch.empty(0, dtype=torch.long)
+        self._served = 0
+        self._ended = False
+
+    @property
+    def left(self) -> int:
+        """How many rows are in the buffer and not served."""
+        return len(self._order) - self._served
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Itself."""
+        return self
+
+    def __next__(self) -> Rows:
+        """The next batch, a copy.
+
+        Raises:
+            StopIteration: when the source has ended and less than a batch is left.
+            WidthMismatch: when the source changes its places or widths, or gives a place more rows than another.
+        """
+        self.fill()
+        if self.left < self._batch:
+            raise StopIteration
+        slots = self._order[self._served : self._served + self._batch]
+        self._served += self._batch
+        return {point: held[slots.to(held.device)] for point, held in self._held.items()}
+
+    def fill(self) -> None:
+        """Refill and mix, if half of the rows or more have been served.
+
+        Raises:
+            WidthMismatch: as the next batch would.
+        """
+        if self._ended or self.left > self._capacity // 2:
+            return
+        live = self._order[self._served :]
+        taken = torch.zeros(self._capacity, dtype=torch.bool)
+        taken[live] = True
+        free = torch.nonzero(~taken).flatten()
+        filled = 0
+        while filled < len(free):
+            rows = self._spilled or self._draw()
+            if not rows:
+                break
+            n = min(len(free) - filled, len(next(iter(rows.values()))))
+            for point, new in rows.items():
+                self._held[point][free[filled : filled + n].to(new.device)] = new[:n]
+            self._spilled = {point: new[n:] for point, new in rows.items()} if n < _count(rows) else {}
+            filled += n
+        both = torch.cat([live, free[:filled]])
+        self._order = both[torch.randperm(len(both), generator=self._generator)]
+        self._served = 0
+
+    def moments(self, *, centre: bool) -> Mapping[Point, tuple[Float[Tensor, " d_in"], Float[Tensor, ""]]]:
+        """For each place the mean of the rows that are held, and their mean norm around it; in float64.
+
+        Without `centre`, zeros, and their mean norm.
+
+        Raises:
+            InvalidArgument: when the buffer is empty.
+        """
+        if not self.left:
+            raise InvalidArgument("the texts gave no row of activations. Give texts with more tokens.")
+        live = self._order[self._served :]
+        found: dict[Point, tuple[Tensor, Tensor]] = {}
+        for point, held in self._held.items():
+            pieces = [held[slots.to(held.device)].double() for slots in live.split(8192)]
+            total = torch.stack([piece.sum(0) for piece in pieces]).sum(0)
+            mean = total / len(live) if centre else torch.zeros_like(total)
+            norm = torch.stack([(piece - mean).norm(dim=1).sum() for piece in pieces]).sum() / len(live)
+            found[point] = mean, norm
+        return found
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The rows that are left in the order they will be served, and the rest as plain values.
+
+        Which slot a row lies in does not matter for what is served, so slots are not kept.
+        """
+        live = self._order[self._served :]
+        tensors = {f"left.{p}": held[live.to(held.device)] for p, held in self._held.items()}
+        tensors |= {f"spilled.{p}": rows.contiguous() for p, rows in self._spilled.items()}
+        tensors["generator"] = self._generator.get_state()
+        return tensors, {"ended": self._ended, "points": [list(p) for p in self._held]}
+
+    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; the source must be at that place too.
+
+        Raises:
+            KeyError: when a tensor is missing.
+        """
+        points = [Point(int(layer), Tap(tap)) for layer, tap in told["points"]]
+        self._ended = bool(told["ended"])
+        self._generator.set_state(tensors["generator"])
+        self._held, self._spilled = {}, {}
+        n = 0
+        for point in points:
+            rows = tensors[f"left.{point}"]
+            n = len(rows)
+            self._held[point] = rows.new_empty(self._capacity, rows.shape[1])
+            self._held[point][:n] = rows
+            if f"spilled.{point}" in tensors:
+                self._spilled[point] = tensors[f"spilled.{point}"]
+        self._order, self._served = torch.arange(n), 0
+
+    def _draw(self) -> Rows:
+        rows = next(self._source, None)
+        while rows is not None and not _count(rows):
+            rows = next(self._source, None)
+        if rows is None:
+            self._ended = True
+            return {}
+        if not self._held:
+            self._held = {p: new.new_empty(self._capacity, new.shape[1]) for p, new in rows.items()}
+        widths = {str(p): tuple(new.shape) for p, new in rows.items()}
+        fits = rows.keys() == self._held.keys() and len({len(new) for new in rows.values()}) == 1
+        if not fits or any(new.shape[1] != self._held[p].shape[1] for p, new in rows.items()):
+            held = {str(p): int(h.shape[1]) for p, h in self._held.items()}
+            raise WidthMismatch(
+                f"rows of shapes {widths} do not fit a buffer of widths {held}. Every place gives as many rows, of the "
+                "width it began with."
+            )
+        return rows
+
+
+def _count(rows: Rows) -> int:
+    return len(next(iter(rows.values()))) if rows else 0

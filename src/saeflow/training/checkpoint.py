@@ -1,0 +1,135 @@
+"""Checkpoints: everything the next step depends on, whole or not at all, without pickle.
+
+    OUT/checkpoint.json           which folder is the last whole one, and plain values
+    OUT/checkpoint-STEP/          learners.safetensors, buffer.safetensors
+
+`checkpoint.json` is replaced last, by a rename; the folder before is removed after that. A run that is killed at any
+moment goes on from the last whole one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saeflow.errors import BadFile
+from saeflow.paths import replacing, write_atomic
+
+POINTER: Final = "checkpoint.json"
+VERSION: Final = 1
+_PARTS: Final = ("learners", "buffer")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state of a run after `step` steps: tensors of the learners and of the buffer, and plain values."""
+
+    step: int
+    learners: Mapping[str, Tensor]
+    buffer: Mapping[str, Tensor]
+    told: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes on disk, about."""
+        return sum(t.nbytes for part in (self.learners, self.buffer) for t in part.values())
+
+
+def save(out: Path, state: Checkpoint) -> None:
+    """Write a checkpoint, and remove the one before.
+
+    Raises:
+        OSError: when the disk has no room for it, or cannot be written.
+    """
+    require_space(out, state.nbytes, "a checkpoint")
+    folder = out / f"checkpoint-{state.step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensors in zip(_PARTS, (state.learners, state.buffer), strict=True):
+        save_tensors(folder / f"{name}.safetensors", tensors)
+    told = {"version": VERSION, "folder": folder.name, "step": state.step, "state": dict(state.told)}
+    write_atomic(out / POINTER, f"{json.dumps(told)}\n".encode())
+    for other in out.glob("checkpoint-*"):
+        if other != folder and other.is_dir():
+            shutil.rmtree(other)
+
+
+def load(out: Path) -> Checkpoint | None:
+    """The last whole checkpoint of a folder, or None.
+
+    Raises:
+        BadFile: when it is damaged, or of another version.
+    """
+    path = out / POINTER
+    if not path.is_file():
+        return None
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["version"] != VERSION:
+            raise BadFile(
+                f"{path} is of version {told['version']}, and this saeflow writes {VERSION}. Finish the run with the "
+                "saeflow that began it, or remove the folder."
+            )
+        folder = out / str(told["folder"])
+        learners, buffer = (_read(folder / f"{name}.safetensors") for name in _PARTS)
+        return Checkpoint(int(told["step"]), learners, buffer, told["state"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile(
+            f"{path} cannot be read ({type(error).__name__}: {error}). Remove the folder to begin again."
+        ) from error
+
+
+def remove(out: Path) -> None:
+    """Remove the checkpoint of a run that has ended; no error where there is none."""
+    (out / POINTER).unlink(missing_ok=True)
+    for folder in out.glob("checkpoint-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_space(folder: Path, nbytes: int, what: str) -> None:
+    """Refuse to begin writing what does not fit.
+
+    Raises:
+        OSError: with ENOSPC, naming both sizes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{what} takes {nbytes / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left. Free some, give a smaller "
+            "--buffer, or another --out",
+            str(folder),
+        )
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        try:
+            save_file(ready, part)
+        except SafetensorError as error:
+            # it reports a full disk as a text
+            number = errno.ENOSPC if "StorageFull" in str(error) or "os error 28" in str(error) else errno.EIO
+            raise OSError(number, f"{os.strerror(number)}: {error}", str(path)) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

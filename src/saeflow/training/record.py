@@ -1,0 +1,149 @@
+"""What a run leaves beside its dictionaries: training.json, which says what it was, and metrics.jsonl.
+
+    training.json   model, texts, targets and settings, "finished", and at the end the quality of every site
+    metrics.jsonl   a row a site and measurement: FVE, L0, silent, dead, loss recovered, the terms of the loss
+
+A folder is bound to its run by training.json: another run does not go on in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from saeflow.errors import BadFile
+from saeflow.ids import Site
+from saeflow.paths import write_atomic
+from saeflow.training import checkpoint
+from saeflow.training.metrics import Quality
+
+METRICS: Final = "metrics.jsonl"
+MANIFEST: Final = "training.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a run left: the folder, and the last measurement of each site.
+
+    Attributes:
+        folder: sae-lens folders, which `load_dictionaries` opens.
+        quality: FVE, L0, silent features and loss recovered, on the texts kept for measuring.
+        dead: share of features that fired in none of the last steps.
+    """
+
+    folder: Path
+    quality: Mapping[Site, Quality]
+    dead: Mapping[Site, float]
+
+
+def begun(out: Path, told: Mapping[str, Any]) -> None:
+    """Write training.json of a run that begins, and remove the metrics of another.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    (out / METRICS).unlink(missing_ok=True)
+    _write(out, {**told, "finished": False})
+
+
+def ended(out: Path, told: Mapping[str, Any], done: Trained, seconds: float) -> None:
+    """Write training.json of a run that has ended.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    quality = {str(site): asdict(found) | {"dead": done.dead[site]} for site, found in done.quality.items()}
+    _write(out, {**told, "finished": True, "seconds": round(seconds, 1), "quality": quality})
+
+
+def _write(out: Path, told: Mapping[str, Any]) -> None:
+    write_atomic(out / MANIFEST, f"{json.dumps(told, indent=1)}\n".encode())
+
+
+def add_metrics(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to metrics.jsonl.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    with (out / METRICS).open("a", encoding="utf-8") as file:
+        file.write("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def cut_metrics(out: Path, step: int) -> None:
+    """Leave out what was measured after `step`: a run that goes on measures it again.
+
+    Raises:
+        BadFile: when the file is damaged.
+        OSError: when it cannot be written.
+    """
+    if (out / METRICS).is_file():
+        kept = [row for row in read_metrics(out) if row["step"] <= step]
+        write_atomic(out / METRICS, "".join(f"{json.dumps(row)}\n" for row in kept).encode())
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, in the order they were measured.
+
+    Raises:
+        BadFile: when the file cannot be read.
+    """
+    path = folder / METRICS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read ({error}). Give the folder of a training run.") from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except ValueError as error:
+            if number == len(lines):  # a kill cuts the last line; it is measured again
+                break
+            raise BadFile(
+                f"{path}: line {number} is no JSON ({error}). Remove the folder to begin again."
+            ) from error
+    return rows
+
+
+def told_shortly(quality: Mapping[Site, Quality], dead: Sequence[float]) -> str:
+    """The means over the sites, for a bar: `fve 0.82, L0 5.3, dead 1 %`."""
+    n = len(quality)
+    fve, l0 = (sum(getattr(q, name) for q in quality.values()) / n for name in ("fve", "l0"))
+    return f"fve {fve:.3f}, L0 {l0:.1f}, dead {100 * sum(dead) / n:.0f} %"
+
+
+def finished(out: Path, told: Mapping[str, Any]) -> Trained | None:
+    """What a finished run in `out` left, bound to what it was told; None where there is no such run.
+
+    Raises:
+        BadFile: when it was another run.
+    """
+    path = out / MANIFEST
+    if not path.is_file():
+        if (out / checkpoint.POINTER).exists():
+            raise BadFile(f"{out} has a checkpoint and no {MANIFEST}. Remove the folder to begin again.")
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{path} cannot be read ({error}). Remove the folder to begin again.") from error
+    other = [key for key in told if key != "saeflow" and found.get(key) != json.loads(json.dumps(told[key]))]
+    if other:
+        pairs = "; ".join(f"{key} {_short(found.get(key))} there, {_short(told[key])} now" for key in other)
+        raise BadFile(f"{out} holds another run: {pairs}. Give another --out, or the same options to go on.")
+    if not found.get("finished"):
+        return None
+    quality = {
+        Site.parse(name): Quality(**{key: row[key] for key in Quality.__dataclass_fields__})
+        for name, row in found["quality"].items()
+    }
+    return Trained(out, quality, {Site.parse(name): row["dead"] for name, row in found["quality"].items()})
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."

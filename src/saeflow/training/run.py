@@ -1,0 +1,266 @@
+"""A training run: texts in, a folder of sae-lens SAEs out; killed anywhere, it goes on to the same weights.
+
+1. Windows of tokens pass through the model once, and every place that is asked for is captured.
+2. A buffer shuffles the rows of all places together; its first filling gives each place its normalisation.
+3. Each batch is normalised and takes one step at every target.
+4. At intervals the weights are folded back to raw activations and measured on texts that are kept for it, and
+   everything the next step depends on is written down.
+5. At the end the folded dictionaries are measured, and written side by side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saeflow.ids import Site
+from saeflow.matching.stream import model_digest
+from saeflow.sources.architectures import Point
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.formats.sae_lens_writer import VERSION as LENS_VERSION
+from saeflow.sources.formats.sae_lens_writer import write_sae_lens_release
+from saeflow.sources.model import LanguageModel
+from saeflow.sources.values import Tokens
+from saeflow.training import checkpoint, record
+from saeflow.training.buffer import ActivationRows, ShuffledBuffer
+from saeflow.training.folding import Normalisation, TrainedWeights, fold, unfold
+from saeflow.training.learners import Job, Learners, MakeLearners
+from saeflow.training.lens import sae_lens_learners
+from saeflow.training.metrics import Evaluation, Quality
+from saeflow.training.record import Trained
+from saeflow.training.settings import Settings, Target, check_targets, needs
+from saeflow.training.texts import TokenBatches
+from saeflow.version import __version__
+
+Progress = Callable[[int, int, str], None]
+
+
+def train(
+    model: LanguageModel,
+    batches: TokenBatches,
+    targets: Sequence[Target],
+    settings: Settings,
+    *,
+    out: Path,
+    evaluation: Sequence[Tokens],
+    start: Mapping[Site, Dictionary] | None = None,
+    texts: str = "",
+    model_name: str = "",
+    progress: Progress | None = None,
+    learners: MakeLearners = sae_lens_learners,
+) -> Trained:
+    """Train a dictionary at every target and write them to `out` as sae-lens folders.
+
+    A folder with a checkpoint is gone on with, to the weights the whole run would have given, bit for bit on the same
+    machine with as many threads; a finished one is left as it is, and only told.
+
+    Args:
+        model: the model whose activations are read.
+        batches: tokens to train on; see `TextBatches` and `WindowBatches`.
+        targets: what to train, one a site.
+        settings: how.
+        out: a folder of this run alone.
+        evaluation: tokens to measure on, which `batches` must not give.
+        start: dictionaries to go on from, by site; sites without one begin at random.
+        texts: where the tokens come from, for the metadata.
+        model_name: the model's name, for the metadata; its own where empty.
+        progress: told (tokens done, of, a line of the last measurement).
+        learners: what moves the weights.
+
+    Raises:
+        InvalidArgument: when two targets share a site, activations are not finite, or training diverges.
+        UnknownSite: for a layer the model does not have.
+        BadFile: when `out` holds another run, or a damaged one.
+        MissingExtra: when sae-lens is not installed.
+        OSError: when the disk is full or cannot be written.
+    """
+    check_targets(targets, settings)
+    told = {
+        "saeflow": __version__,
+        "model": model_name or model.name,
+        "model_digest": model_digest(model),
+        "texts": texts,
+        "targets": [[str(t.site), t.reads.value, t.width] for t in targets],
+        "starts": sorted(str(site) for site in start or {}),
+        "settings": settings.bound(),
+    }
+    done = record.finished(out, told)
+    if done is not None:
+        return done
+    run = _Run(model, batches, tuple(targets), settings, out, told)
+    run.evaluation = Evaluation(model, evaluation, targets)
+    run.begin(start or {}, learners)
+    return run.to_the_end(progress or (lambda _done, _total, _now: None))
+
+
+class _Run:
+    """The parts of one run, and where it is."""
+
+    evaluation: Evaluation
+    learners: Learners
+    norms: dict[Point, Normalisation]
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        batches: TokenBatches,
+        targets: tuple[Target, ...],
+        settings: Settings,
+        out: Path,
+        told: dict[str, Any],
+    ) -> None:
+        self.model, self.batches, self.targets, self.settings = model, batches, targets, settings
+        self.out, self.told, self.step, self.seconds = out, told, 0, 0.0
+        self.dtype = next(model.hf_model.parameters()).dtype
+        self.points = tuple(dict.fromkeys(point for target in targets for point in target.points))
+        self.buffer = ShuffledBuffer(
+            ActivationRows(model, batches, self.points, half=settings.stream.half),
+            rows=settings.stream.buffer,
+            batch=settings.optimiser.batch,
+            seed=settings.seed,
+        )
+
+    def begin(self, start: Mapping[Site, Dictionary], make: MakeLearners) -> None:
+        """From the checkpoint, or with a first filling of the buffer, from which the normalisations come."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        found = checkpoint.load(self.out)
+        if found is None:
+            record.begun(self.out, self.told)
+            self.buffer.fill()
+            moments = self.buffer.moments(centre=self.settings.centre)
+            self.norms = {p: Normalisation.of(*found_there, str(p)) for p, found_there in moments.items()}
+        else:
+            self.step, self.seconds = found.step, float(found.told["seconds"])
+            self.batches.restore(dict(found.told["batches"]))
+            tensors = dict(found.buffer)
+            self.norms = {
+                p: Normalisation(tensors.pop(f"mean.{p}").clone(), found.told["scales"][str(p)])
+                for p in self.points
+            }
+            self.buffer.restore(tensors, found.told["buffer"])
+            record.cut_metrics(self.out, self.step)
+        widths = {t.name: (self._width(t.read), self._width(t.written)) for t in self.targets}
+        given: dict[str, TrainedWeights] = {
+            t.name: unfold(start[t.site], self.norms[t.read], self.norms[t.written])
+            for t in self.targets
+            if t.site in start and found is None
+        }
+        if found is None and self.settings.checkpoint_every:
+            wanted = needs(
+                self.targets, {p: self._width(p) for p in self.points}, self.settings, self.dtype.itemsize
+            )
+            checkpoint.require_space(self.out, wanted.checkpoint, "two checkpoints, one replacing the other,")
+        self.learners = make(Job(self.targets, widths, self.settings, self.model.device, given))
+        if found is not None:
+            self.learners.restore(found.learners, found.told["learners"])
+
+    def to_the_end(self, progress: Progress) -> Trained:
+        """Every step that is left, then the end."""
+        optimiser, settings = self.settings.optimiser, self.settings
+        now, quality = "", dict[Site, Quality]()
+        began = time.monotonic() - self.seconds
+        while self.step < optimiser.steps:
+            self.learners.step(self._batch())
+            self.step += 1
+            self.seconds = time.monotonic() - began
+            last = self.step == optimiser.steps
+            if last or _due(self.step, optimiser.batch, settings.metrics_every):
+                quality = self._measure(last=last)
+                now = record.told_shortly(quality, [self.learners.dead(t.name) for t in self.targets])
+            if not last and _due(self.step, optimiser.batch, settings.checkpoint_every):
+                self._checkpoint()
+            progress(self.step * optimiser.batch, optimiser.steps * optimiser.batch, now)
+        return self._end(quality)
+
+    def _batch(self) -> dict[str, Tensor]:
+        rows = next(self.buffer)
+        ready = {p: self.norms[p](h.to(self.model.device)) for p, h in rows.items()}
+        return {
+            t.name: torch.cat([ready[t.read], ready[t.written]], dim=1) if t.is_transcoder else ready[t.read]
+            for t in self.targets
+        }
+
+    def _width(self, point: Point) -> int:
+        return len(self.norms[point].mean)
+
+    def _dictionaries(self) -> dict[Site, Dictionary]:
+        return {
+            t.site: fold(self.learners.weights(t.name), t, self.norms[t.read], self.norms[t.written])
+            for t in self.targets
+        }
+
+    def _measure(self, *, last: bool) -> dict[Site, Quality]:
+        """Measure what would be written now, and add a row a site to metrics.jsonl."""
+        quality = self.evaluation.measure(self._dictionaries())
+        rows: list[dict[str, Any]] = []
+        for target in self.targets:
+            found = asdict(quality[target.site])
+            rows.append(
+                {
+                    "site": str(target.site),
+                    "step": self.step,
+                    "tokens": self.step * self.settings.optimiser.batch,
+                    "seconds": round(self.seconds, 3),
+                    "last": last,
+                    "measured_on": found.pop("tokens"),
+                    **found,
+                    "dead": self.learners.dead(target.name),
+                    "losses": dict(self.learners.losses(target.name)),
+                }
+            )
+        record.add_metrics(self.out, rows)
+        return quality
+
+    def _checkpoint(self) -> None:
+        learners, learned = self.learners.state()
+        buffer, buffered = self.buffer.state()
+        means = {f"mean.{p}": norm.mean for p, norm in self.norms.items()}
+        told = {
+            "learners": learned,
+            "buffer": buffered,
+            "batches": self.batches.state(),
+            "scales": {str(p): norm.scale for p, norm in self.norms.items()},
+            "seconds": self.seconds,
+        }
+        checkpoint.save(self.out, checkpoint.Checkpoint(self.step, learners, buffer | means, told))
+
+    def _end(self, quality: dict[Site, Quality]) -> Trained:
+        dead = {t.site: self.learners.dead(t.name) for t in self.targets}
+        write_sae_lens_release(
+            self.out,
+            self._dictionaries(),
+            model_name=str(self.told["model"]),
+            architecture=self.model.architecture,
+            metadata={t.site: self._metadata(t, quality[t.site], dead[t.site]) for t in self.targets},
+        )
+        done = Trained(self.out, quality, dead)
+        record.ended(self.out, self.told, done, self.seconds)
+        checkpoint.remove(self.out)
+        return done
+
+    def _metadata(self, target: Target, quality: Quality, dead: float) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "context_size": settings.stream.context,
+            "exclude_special_tokens": True,
+            "dataset_path": str(self.told["texts"]),
+            "sae_lens_training_version": LENS_VERSION,
+            "saeflow_version": __version__,
+            "training_architecture": settings.sparsity.objective.value,
+            "training_tokens": settings.optimiser.steps * settings.optimiser.batch,
+            "training_settings": settings.bound(),
+            "l0": quality.l0,
+            "explained_variance": quality.fve,
+            "num_dead_features": round(dead * target.width),
+        }
+
+
+def _due(step: int, batch: int, every: int) -> bool:
+    """Whether the tokens of this step cross a multiple of `every`."""
+    return bool(every) and (step * batch) // every > ((step - 1) * batch) // every

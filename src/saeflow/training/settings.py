@@ -1,0 +1,403 @@
+"""What a training run is told: the loss, the optimiser, the stream of activations, and what is trained where.
+
+Everything in sparsity is in the units of the *normalised* activations: centred, and scaled so that their mean norm is
+sqrt(d_in), about 1 a coordinate. Gemma Scope (Lieberum et al. 2024, arXiv 2408.05147) scales to a mean squared norm
+of 1 instead, so that a number of theirs that is a length is multiplied by sqrt(d_in) here, and one that weighs L0
+against squared error by d_in: their bandwidth and first threshold of 0.001 are 0.048 for Gemma 2 2B (d_in = 2,304),
+and their sparsity coefficient of 6e-4 is 1.4.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import NormalDist
+from typing import Any, Final, NamedTuple
+
+from saeflow.errors import InvalidArgument
+from saeflow.ids import Part, Site
+from saeflow.sources.architectures import Point, Tap
+
+
+class Objective(enum.StrEnum):
+    """How activations are kept few.
+
+    JUMPRELU: a threshold a feature and a penalty on L0 (Rajamanoharan et al. 2024, arXiv 2407.14435; Gemma Scope).
+    JUMPRELU_L0: the same with the penalty 2 / target * (L0 - target)^2 of each token (Gemma Scope 2).
+    TOPK: the k largest of each token (Gao et al. 2025, arXiv 2406.04093).
+    BATCHTOPK: the k a token largest of each batch (Bussmann et al. 2024, arXiv 2412.06410); a JumpReLU when trained.
+    """
+
+    JUMPRELU = "jumprelu"
+    JUMPRELU_L0 = "jumprelu-l0"
+    TOPK = "topk"
+    BATCHTOPK = "batchtopk"
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether thresholds are parameters, moved by straight-through gradients."""
+        return self in (Objective.JUMPRELU, Objective.JUMPRELU_L0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsity:
+    """The loss beside the squared error.
+
+    Attributes:
+        objective: which one.
+        l0: active features a token: the target, or k. JUMPRELU has none: its coefficient decides.
+        coefficient: of the penalty on L0; of the auxiliary loss that revives dead features for the two TopKs.
+        warm_up: share of the steps over which the coefficient of a penalty grows from 0, linearly.
+        bandwidth: width of the rectangle through which gradients reach a threshold.
+        threshold: where every threshold starts; None for `first_threshold`, which needs `l0`.
+        unit_decoder: keep decoder rows at norm 1 in every step, as Gemma Scope does.
+    """
+
+    objective: Objective
+    l0: float = 0.0
+    coefficient: float = 1.0
+    warm_up: float = 0.1
+    bandwidth: float = 0.05
+    threshold: float | None = 0.05
+    unit_decoder: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        needs = self.objective is not Objective.JUMPRELU
+        if needs and not (self.l0 > 0 and math.isfinite(self.l0)):
+            raise InvalidArgument(
+                f"{self.objective.value} with L0 = {self.l0}: it needs the active features a token to aim at. Give "
+                "--l0, about 3 to 4 % of the width of the stream."
+            )
+        if self.objective is Objective.TOPK and self.l0 != int(self.l0):
+            raise InvalidArgument(f"topk with k = {self.l0}. Give a whole number, or use batchtopk.")
+        for name in ("coefficient", "bandwidth", "threshold"):
+            value = getattr(self, name)
+            if value is None and name == "threshold" and self.l0:
+                continue
+            least = "0 or more" if name != "bandwidth" else "more than 0"
+            if value is None or not (
+                math.isfinite(value) and (value > 0 or (value == 0 and name != "bandwidth"))
+            ):
+                raise InvalidArgument(f"{name} = {value} of the sparsity loss. Give {least}.")
+        _share("warm-up of the L0 penalty", self.warm_up)
+
+
+DEFAULTS: Final[dict[Objective, dict[str, Any]]] = {
+    Objective.JUMPRELU: {},
+    Objective.JUMPRELU_L0: {"bandwidth": 0.5, "threshold": None},
+    Objective.TOPK: {"unit_decoder": False},
+    Objective.BATCHTOPK: {"unit_decoder": False},
+}
+"""What an objective is trained with where nothing else is said.
+
+JUMPRELU is Gemma Scope's recipe. JUMPRELU_L0 has a wide rectangle and first thresholds near the target, which find it
+in few steps (docs/training.md). The two TopKs rank activations times the norms of decoder rows, which so need no
+constraint.
+"""
+
+
+def first_threshold(l0: float, width: int) -> float:
+    """Where thresholds start that none are given for: where 8 times the target would be active, and at 1 or more.
+
+    Unit rows give normalised activations pre-activations of about unit variance, and they are taken as normal. From a
+    start below this, hundreds of active features take thousands of steps to come down; one at the target itself would
+    leave features without gradient.
+    """
+    return max(1.0, NormalDist().inv_cdf(1 - min(0.5, 8 * l0 / width)))
+
+
+def sparsity(objective: Objective | str, **told: float | bool | None) -> Sparsity:
+    """An objective with its defaults; what is told and not None replaces them.
+
+    Raises:
+        InvalidArgument: for an unknown objective, or a value outside its range.
+    """
+    known = [member.value for member in Objective]
+    if objective not in known:
+        raise InvalidArgument(f"there is no architecture {objective!r}. Known: {', '.join(known)}.")
+    objective = Objective(objective)
+    given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    return Sparsity(objective, **(DEFAULTS[objective] | given))
+
+
+@dataclass(frozen=True, slots=True)
+class Optimiser:
+    """Adam, its learning rate up from 0, constant, and down to 0.
+
+    Attributes:
+        tokens: rows of activations to train on at each site; the last batch is left out where it is not whole.
+        batch: rows a step.
+        lr: the learning rate at its highest.
+        warm_up: share of the steps over which it rises.
+        decay: share of the steps at the end over which it falls.
+        beta1: Adam's first decay; Gemma Scope has 0.
+    """
+
+    tokens: int
+    batch: int = 4096
+    lr: float = 3e-4
+    warm_up: float = 0.02
+    decay: float = 0.2
+    beta1: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        if self.batch < 1 or self.tokens < self.batch:
+            raise InvalidArgument(
+                f"{self.tokens} tokens in batches of {self.batch} give no step. Give more tokens, or a smaller batch."
+            )
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InvalidArgument(f"learning rate {self.lr}. Give a number above 0, such as 3e-4.")
+        if not 0 <= self.beta1 < 1:
+            raise InvalidArgument(f"beta1 = {self.beta1} of Adam. Give 0 or more, and less than 1.")
+        _share("warm-up of the learning rate", self.warm_up)
+        _share("decay of the learning rate", self.decay)
+        if self.warm_up + self.decay > 1:
+            raise InvalidArgument(
+                f"the learning rate rises over {self.warm_up:g} and falls over {self.decay:g} of the steps, which is "
+                "more than all of them. Give shares that sum to 1 or less."
+            )
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are."""
+        return self.tokens // self.batch
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """How texts become rows of activations.
+
+    Attributes:
+        context: tokens of a window at most, the begin-of-text token included.
+        windows: windows in one forward pass.
+        buffer: rows that are shuffled at a time.
+        half: keep them in bfloat16, where memory is short; else in the dtype of the model.
+    """
+
+    context: int = 256
+    windows: int = 32
+    buffer: int = 65_536
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        if self.context < 2 or self.windows < 1:
+            raise InvalidArgument(
+                f"{self.windows} windows of {self.context} tokens hold no text beside the begin-of-text token. Give "
+                "windows of 2 tokens or more, and one window or more."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One dictionary to train.
+
+    Attributes:
+        site: what is written, and where it is found again.
+        reads: the tap that is read, in the layer of `site`: the site's own tensor, `z`, or what an MLP reads.
+        width: how many features.
+    """
+
+    site: Site
+    reads: Tap
+    width: int
+
+    def __post_init__(self) -> None:
+        """Refuse a tap of another part, and a width without features."""
+        if self.reads.part is not self.site.part:
+            raise InvalidArgument(
+                f"a dictionary at {self.site} cannot read {self.reads.value}, which serves {self.reads.part.value}. "
+                "Sites are read at their own tensor; att also at z; mlp also at mlp_in or mid, as a transcoder."
+            )
+        if self.width < 1:
+            raise InvalidArgument(f"a dictionary of {self.width} features at {self.site}. Give 1 or more.")
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it predicts the site from another tensor."""
+        return self.reads.is_read_only
+
+    @property
+    def read(self) -> Point:
+        """The tensor that is read."""
+        return Point(self.site.layer, self.reads)
+
+    @property
+    def written(self) -> Point:
+        """The tensor that is reconstructed or predicted."""
+        return Point.at(self.site) if self.is_transcoder else self.read
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """What must be captured: one tensor, or two for a transcoder."""
+        return tuple(dict.fromkeys((self.read, self.written)))
+
+    @property
+    def name(self) -> str:
+        """`3.res`: how its folder and its tensors in a checkpoint are named."""
+        return f"{self.site.layer}.{self.site.part.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A whole run; the result is a function of it, of the model, of the texts and of the machine's arithmetic.
+
+    Attributes:
+        sparsity: the loss beside the squared error.
+        optimiser: steps and learning rate.
+        stream: windows and buffer.
+        seed: of the first weights (with the site), and of the shuffling.
+        centre: subtract the mean of the activations before training; it is folded in at the end.
+        checkpoint_every: tokens between checkpoints; 0 for none.
+        metrics_every: tokens between measurements; 0 for the end alone.
+    """
+
+    sparsity: Sparsity
+    optimiser: Optimiser
+    stream: Stream = field(default_factory=Stream)
+    seed: int = 0
+    centre: bool = True
+    checkpoint_every: int = 0
+    metrics_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.stream.buffer < 2 * self.optimiser.batch:
+            raise InvalidArgument(
+                f"a buffer of {self.stream.buffer} rows for batches of {self.optimiser.batch}: half of it is served "
+                f"between refills. Give a buffer of {2 * self.optimiser.batch} or more."
+            )
+        if self.checkpoint_every < 0 or self.metrics_every < 0:
+            raise InvalidArgument(
+                f"checkpoints every {self.checkpoint_every} and metrics every {self.metrics_every} tokens. Give 0 or "
+                "more; 0 for none."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def of_json(told: dict[str, Any]) -> Settings:
+        """The inverse of `to_json`.
+
+        Raises:
+            InvalidArgument: when a value is outside its range.
+        """
+        values = dict(told)
+        loss = dict(values.pop("sparsity"))
+        return Settings(
+            Sparsity(Objective(loss.pop("objective")), **loss),
+            Optimiser(**values.pop("optimiser")),
+            Stream(**values.pop("stream")),
+            **values,
+        )
+
+    def bound(self) -> dict[str, Any]:
+        """What a run that goes on must share with the one that was killed: all but how often it reports."""
+        return replace(self, checkpoint_every=0, metrics_every=0).to_json()
+
+
+class Needs(NamedTuple):
+    """Bytes a run takes beside the model: in memory for the dictionaries, for the buffer, and on disk."""
+
+    dictionaries: int
+    buffer: int
+    checkpoint: int
+
+
+def needs(
+    targets: Sequence[Target], widths: dict[Point, int], settings: Settings, bytes_a_value: int
+) -> Needs:
+    """What a run needs, from the widths of its points. See `Needs`.
+
+    Each dictionary is held with its gradients and Adam's two moments in float32, and a step adds about ten arrays of
+    [batch, width] at one dictionary at a time. Two checkpoints are on disk while one replaces the other.
+
+    Raises:
+        KeyError: when a point has no width.
+    """
+    values = sum((t.width + 1) * (widths[t.read] + widths[t.written]) + 3 * t.width for t in targets)
+    step = 10 * settings.optimiser.batch * max((t.width for t in targets), default=0)
+    row = sum(widths[point] for point in {p for t in targets for p in t.points})
+    buffer = settings.stream.buffer * row * (2 if settings.stream.half else bytes_a_value)
+    kept = 3 * 4 * values + buffer
+    return Needs(4 * (4 * values + step), buffer, 2 * kept if settings.checkpoint_every else 0)
+
+
+def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int]) -> list[Target]:
+    """Targets at every layer for each of `parts`: a part, `z`, `mlp_in` or `mid` (transcoders); in order of sites.
+
+    Args:
+        parts: names of taps; `z` trains on the outputs of the heads, at the site att.
+        layers: layers.
+        widths: features: one number for all, or one a part.
+
+    Raises:
+        InvalidArgument: for a name that is no tap, two at one site, or another number of widths.
+    """
+    known = [tap.value for tap in Tap]
+    unknown = sorted(set(parts) - set(known))
+    if unknown or not parts or not layers:
+        raise InvalidArgument(
+            f"sites {', '.join(parts) or 'none'} at {len(layers)} layers. Give one or more of {', '.join(known)}, and "
+            "one or more layers."
+        )
+    if len(widths) not in (1, len(parts)):
+        raise InvalidArgument(
+            f"{len(widths)} widths for {len(parts)} sites. Give one for all, or one for each in the same order."
+        )
+    each = list(widths) * (len(parts) if len(widths) == 1 else 1)
+    found: dict[Site, Target] = {}
+    for name, width in zip(parts, each, strict=True):
+        tap = Tap(name)
+        for layer in layers:
+            site = Site(layer, Part(tap.part))
+            if site in found:
+                raise InvalidArgument(
+                    f"{found[site].reads.value} and {name} would both be the dictionary at {site}. Train them into two "
+                    "folders."
+                )
+            found[site] = Target(site, tap, width)
+    return [found[site] for site in sorted(found)]
+
+
+def check_targets(targets: Sequence[Target], settings: Settings) -> None:
+    """Refuse what could be trained and not be written, before it is trained.
+
+    Raises:
+        InvalidArgument: for no target, two at one site, a transcoder with TopK, or more active features than there are.
+    """
+    if not targets or len({target.site for target in targets}) < len(targets):
+        raise InvalidArgument(
+            f"targets at {', '.join(str(t.site) for t in targets) or 'no site'}. Give one a site, and one or more."
+        )
+    loss = settings.sparsity
+    for target in targets:
+        if target.is_transcoder and loss.objective is Objective.TOPK:
+            raise InvalidArgument(
+                f"a transcoder with topk at {target.site} has no architecture in sae-lens. Use batchtopk, which is "
+                "written as a JumpReLU, or jumprelu-l0."
+            )
+        if loss.l0 > target.width:
+            raise InvalidArgument(
+                f"L0 {loss.l0:g} of a dictionary of {target.width} features at {target.site}. Give a wider one, or a "
+                "lower --l0."
+            )
+
+
+def seed_of(seed: int, *what: str) -> int:
+    """A seed for one draw: a function of the run's seed and of what is drawn, and of nothing else."""
+    digest = hashlib.sha256(json.dumps([seed, *what]).encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def _share(what: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InvalidArgument(f"{what} over {value} of the steps. Give a share from 0 to 1.")

@@ -1,0 +1,115 @@
+"""What is measured: against the formulas of the file's head written out, on sites, z and transcoders."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saeflow.errors import InvalidArgument
+from saeflow.ids import Site
+from saeflow.sources.activations import JumpReLU
+from saeflow.sources.architectures import Tap
+from saeflow.sources.dictionary import Dictionary
+from saeflow.training import Evaluation, Target
+
+from ..sources.tiny_models import D_MODEL, hooks_on, tiny_model
+from .learning import tokens, windows
+
+MODEL = tiny_model("gemma2")
+BATCHES = [tokens(windows(5, seed=1)), tokens(windows(3, 8, seed=2))]
+
+
+def random_dictionary(target, d_in, d_out):
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    return Dictionary(
+        target.site, tap=target.reads, W_enc=draw(target.width, d_in) / d_in**0.5, b_enc=draw(target.width) - 1,
+        W_dec=draw(target.width, d_out) / 6, b_dec=draw(d_out) / 4, activation=JumpReLU(draw(target.width).abs()),
+    )  # fmt: skip
+
+
+def identity(target, d):
+    """Reconstructs exactly: x = relu(x) - relu(-x)."""
+    eye = torch.eye(d)
+    return Dictionary(
+        target.site, tap=target.reads, W_enc=torch.cat([eye, -eye]), b_enc=torch.zeros(2 * d),
+        W_dec=torch.cat([eye, -eye]), b_dec=torch.zeros(d), activation=JumpReLU(torch.zeros(2 * d)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reads", "site"),
+    [(Tap.RES, "1/res"), (Tap.Z, "1/att"), (Tap.ATT, "0/att"), (Tap.MLP_IN, "1/mlp"), (Tap.MID, "1/mlp")],
+)
+def test_quality_is_what_the_formulas_say(reads, site):
+    target = Target(Site.parse(site), reads, 60)
+    captured = [MODEL.capture(batch, target.points) for batch in BATCHES]
+    read, written = (
+        torch.cat([c[point][:, 1:].flatten(0, 1) for c in captured])
+        for point in (target.read, target.written)
+    )
+    dictionary = random_dictionary(target, read.shape[1], written.shape[1])
+    found = Evaluation(MODEL, BATCHES, [target]).measure({target.site: dictionary})[target.site]
+    acts = dictionary.encode(read)
+    error = (dictionary.decode(acts) - written).square().sum()
+    assert found.fve == pytest.approx(float(1 - error / (written - written.mean(0)).square().sum()), rel=1e-4)
+    assert found.l0 == pytest.approx(float((acts > 0).sum() / len(read)))
+    assert found.silent == pytest.approx(float((acts == 0).all(0).float().mean()))
+    assert found.tokens == len(read) == 5 * 11 + 3 * 7
+    clean, zero, spliced = (
+        torch.cat([run(batch, c).flatten() for batch, c in zip(BATCHES, captured, strict=True)]).mean().item()
+        for run in (
+            lambda batch, _: MODEL.loss(batch),
+            lambda batch, c: loss_with(target, batch, torch.zeros_like(c[target.written])),
+            lambda batch, c: loss_with(target, batch, dictionary.decode(dictionary.encode(c[target.read]))),
+        )
+    )
+    assert abs(zero - clean) > 3e-4
+    # differences of losses near 4 nats in float32
+    assert found.loss_added == pytest.approx(spliced - clean, abs=3e-6)
+    assert found.loss_recovered == pytest.approx((zero - spliced) / (zero - clean), rel=1e-2)
+    assert hooks_on(MODEL) == 0
+
+
+def loss_with(target, batch, put):
+    """The loss with a tensor put in at all tokens but the first, written out with a plain hook."""
+    module = MODEL.block(target.site.layer).get_submodule(MODEL.architecture.module(target.written.tap))
+
+    def change(h):
+        return torch.cat([h[:, :1], put[:, 1:]], dim=1)
+
+    if target.written.tap.is_input:
+        hook = module.register_forward_pre_hook(lambda _m, args: (change(args[0]), *args[1:]))
+    else:
+        hook = module.register_forward_hook(lambda _m, _a, out: change(out))
+    try:
+        return MODEL.loss(batch)
+    finally:
+        hook.remove()
+
+
+def test_an_exact_reconstruction_recovers_everything():
+    target = Target(Site.parse("1/res"), Tap.RES, 2 * D_MODEL)
+    found = Evaluation(MODEL, BATCHES, [target]).measure({target.site: identity(target, D_MODEL)})[
+        target.site
+    ]
+    assert found.fve == pytest.approx(1)
+    assert found.loss_recovered == pytest.approx(1, abs=1e-4)
+    assert found.loss_added == pytest.approx(0, abs=1e-5)
+    assert found.l0 == pytest.approx(D_MODEL)
+
+
+def test_many_targets_are_measured_as_each_alone():
+    targets = [Target(Site.parse("0/res"), Tap.RES, 60), Target(Site.parse("1/mlp"), Tap.MLP_IN, 60)]
+    made = {t.site: random_dictionary(t, D_MODEL, D_MODEL) for t in targets}
+    together = Evaluation(MODEL, BATCHES, targets).measure(made)
+    for target in targets:
+        assert Evaluation(MODEL, BATCHES, [target]).measure(made)[target.site] == together[target.site]
+
+
+def test_nothing_to_measure_on_is_refused():
+    with pytest.raises(InvalidArgument, match="0 tokens are kept for measuring"):
+        Evaluation(MODEL, [tokens(windows(1, 1))], [])
