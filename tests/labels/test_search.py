@@ -46,7 +46,10 @@ def found(folder, query, limit=20, **more):
     ("query", "features"),
     [
         ("physics force", ["4/res/4", "4/res/3"]),  # as typed first; the last word is a beginning
-        ("force", ["4/res/1", "4/res/3", "4/res/4", "0/mlp/0", "4/res/10"]),  # whole words, then how soon it comes
+        (
+            "force",
+            ["4/res/1", "4/res/3", "4/res/4", "0/mlp/0", "4/res/10"],
+        ),  # whole words, then how soon it comes
         ("forcef", ["4/res/10"]),
         ("PHYSICS", ["4/res/2", "4/res/4", "4/res/3", "4/res/0", "0/mlp/1"]),  # those in tokens alone last
         ("gravity", ["0/mlp/0"]),

@@ -147,3 +147,17 @@ def test_nothing_to_write_and_odd_metadata_are_refused(tmp_path):
     for odd in (float("nan"), object()):
         with pytest.raises(InvalidArgument, match="metadata of 3/res cannot be written as JSON"):
             write_sae_lens(tmp_path, dictionary(), metadata={"odd": odd})
+
+
+def test_a_folder_of_training_says_its_model_and_one_of_others_does_not(tmp_path):
+    site = Site.parse("3/res")
+    made = Dictionary(
+        site, tap=Tap.RES, W_enc=torch.randn(7, 4), b_enc=torch.zeros(7), W_dec=torch.randn(7, 4), b_dec=torch.zeros(4),
+        activation=ReLU(),
+    )  # fmt: skip
+    for name, metadata in (("ours", {"saeflow_version": "0"}), ("theirs", {})):
+        write_sae_lens_release(
+            tmp_path / name, {site: made}, model_name="demo", architecture=None, metadata={site: metadata}
+        )
+    assert load_dictionaries(tmp_path / "ours").model == "demo"
+    assert load_dictionaries(tmp_path / "theirs").model == ""

@@ -19,6 +19,7 @@ from saeflow.ids import Part, Site
 from saeflow.paths import PACK
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import discover, load
+from saeflow.sources.formats.sae_lens_writer import trained_on
 from saeflow.sources.formats.saeflow_folder import MANIFEST, read_manifest
 from saeflow.sources.hub import Here, here, open_entry
 from saeflow.sources.recipes import Entry, Recipe, is_recipe, known_releases, read_recipe
@@ -180,6 +181,8 @@ def _from_folder(folder: Path, device: torch.device | str) -> DictionarySet:
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         name, model = manifest.name, manifest.model
+    else:
+        model = trained_on(folder)
     return DictionarySet(name, model, openers, device=device)
 
 

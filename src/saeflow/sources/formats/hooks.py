@@ -21,7 +21,10 @@ _LENS = {
     "attn.hook_z": (Part.ATT, Tap.Z),
 }
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
-_MODULE = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers|layers|h)\.(\d+)(?:\.(.+))?")
+_MODULE = re.compile(
+    r"(?:model\.layers|model\.language_model\.layers|language_model\.model\.layers|transformer\.h|gpt_neox\.layers|layers|h)"
+    r"\.(\d+)(?:\.(.+))?"
+)
 _PLAIN = {
     "": (Part.RES, Tap.RES),
     "mlp": (Part.MLP, Tap.MLP),

@@ -24,6 +24,7 @@ from saeflow.paths import replacing, write_atomic
 from saeflow.sources.activations import BatchTopK, JumpReLU, ReLU, TopK
 from saeflow.sources.architectures import Architecture, Point, Tap
 from saeflow.sources.dictionary import Dictionary, Norm
+from saeflow.sources.formats.configs import read_json
 from saeflow.sources.formats.sae_lens import CONFIG, WEIGHTS
 
 VERSION: Final = "6.54.12"
@@ -196,3 +197,16 @@ def _metadata(dictionary: Dictionary, model_name: str, architecture: Architectur
     if dictionary.preprocessing.center:
         told["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
     return told
+
+
+def trained_on(folder: Path) -> str:
+    """The model that folders written here name; empty where they name none, or several.
+
+    Those of others name models as TransformerLens does ("gpt2-small"), which no hub knows.
+    """
+    named: set[str] = set()
+    for path in sorted(folder.rglob(CONFIG)):
+        told: Any = read_json(path).get("metadata")
+        if isinstance(told, dict) and "saeflow_version" in told:
+            named.add(str(told.get("model_name", "")))
+    return named.pop() if len(named) == 1 else ""
