@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
-from saeflow import cli
 from saeflow.flow import Thresholds, trace
 from saeflow.ids import Part
 from saeflow.matching.build import build_atlas
@@ -18,22 +16,6 @@ from saeflow.sources.hub import Here
 from saeflow.sources.recipes import Entry, known_releases, read_recipe
 
 from .matching.planted import plant
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Run `saeflow ...` in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*arguments: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["saeflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture
@@ -52,8 +34,8 @@ def cached(monkeypatch: pytest.MonkeyPatch) -> str:
     return there
 
 
-def test_every_release_is_listed_with_what_is_in_the_cache(run, cached):
-    code, out, err = run("releases", "--json")
+def test_every_release_is_listed_with_what_is_in_the_cache(saeflow, cached):
+    code, out, err = saeflow("releases", "--json")
     assert (code, err) == (0, "")
     rows = {row["release"]: row for row in json.loads(out)["releases"]}
     assert tuple(rows) == known_releases()
@@ -64,12 +46,12 @@ def test_every_release_is_listed_with_what_is_in_the_cache(run, cached):
     assert row["GB"] == pytest.approx(matrices / 1e9, rel=0.01)
     assert rows["gemma-scope-27b"]["layers"] == "10 22 34"
     assert rows["gemma-scope-9b"]["in cache"] == "0 of 126"
-    _, text, _ = run("releases")
+    _, text, _ = saeflow("releases")
     assert all(name in text for name in known_releases())
 
 
-def test_one_release_is_listed_site_by_site(run, cached):
-    code, out, _ = run("releases", "gemma-scope-2b", "--json")
+def test_one_release_is_listed_site_by_site(saeflow, cached):
+    code, out, _ = saeflow("releases", "gemma-scope-2b", "--json")
     told = json.loads(out)
     sites = {row["site"]: row for row in told["sites"]}
     assert (code, len(sites)) == (0, 78)
@@ -78,11 +60,11 @@ def test_one_release_is_listed_site_by_site(run, cached):
     assert sites["24/res"]["labels"] == "gemma-2-2b/24-gemmascope-res-16k"
     assert sites["3/att"]["width"] == 2048
     assert "width ([16k], 32k, 65k" in told["parameters"]
-    _, text, _ = run("releases", "gemma-scope-2b@width=65k,l0=20")
+    _, text, _ = saeflow("releases", "gemma-scope-2b@width=65k,l0=20")
     assert "width (16k, 32k, [65k]" in text
 
 
-def test_what_of_a_release_is_here_is_told_apart(run, cached, monkeypatch: pytest.MonkeyPatch):
+def test_what_of_a_release_is_here_is_told_apart(saeflow, cached, monkeypatch: pytest.MonkeyPatch):
     """W_dec alone, headers alone; tests/sources/test_remote.py fetches them."""
     held = {"0/res": Here.DECODER, "1/res": Here.DECODER, "2/res": Here.HEADERS, "24/res": Here.YES}
     files = {entry.files[0]: str(site) for site, entry in read_recipe("gemma-scope-2b").sites.items()
@@ -92,19 +74,19 @@ def test_what_of_a_release_is_here_is_told_apart(run, cached, monkeypatch: pytes
         return held.get(files.get(entry.files[0], ""), Here.NO) if entry.repo.endswith("res") else Here.NO
 
     monkeypatch.setattr(hub, "here", look)
-    _, out, _ = run("releases", "gemma-scope-2b", "--json")
+    _, out, _ = saeflow("releases", "gemma-scope-2b", "--json")
     told = json.loads(out)
     assert (told["in cache"], told["W_dec only"]) == ("1 of 78", 2)
     sites = {row["site"]: row["in cache"] for row in told["sites"]}
     assert [sites[name] for name in (*held, "3/res")] == ["W_dec only", "W_dec only", "headers", "yes", "no"]
-    _, text, _ = run("releases", "gemma-scope-2b")
+    _, text, _ = saeflow("releases", "gemma-scope-2b")
     assert "W_dec only" in text
 
 
-def test_a_release_or_a_value_there_is_not_is_refused(run):
-    code, _, err = run("releases", "gemma")
+def test_a_release_or_a_value_there_is_not_is_refused(saeflow):
+    code, _, err = saeflow("releases", "gemma")
     assert (code, "no named release" in err) == (2, True)
-    code, _, err = run("releases", "gemma-scope-2b@width=3k")
+    code, _, err = saeflow("releases", "gemma-scope-2b@width=3k")
     assert (code, "no files with width '3k'" in err) == (2, True)
 
 
@@ -135,26 +117,26 @@ def publish(folder: Path, atlas, *, change: bool) -> str:
 
 @pytest.mark.parametrize("change", [False, True])
 def test_a_graph_is_compared_with_the_published_one(
-    run, atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: bool
+    saeflow, atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: bool
 ):
     monkeypatch.setattr(recipes, "RELEASES", tmp_path)
     seed = publish(tmp_path, atlas, change=change)
-    code, out, err = run("graph", atlas.folder, seed, "--compare-paper", "--no-files", "--json")
+    code, out, err = saeflow("graph", atlas.folder, seed, "--compare-paper", "--no-files", "--json")
     told = json.loads(out)
     assert (code, err, told["agrees"], told["seed"]) == (0, "", not change, seed)
     assert told["n_published"] - told["n_same"] == int(change)
-    _, text, _ = run("graph", atlas.folder, seed, "--compare-paper", "--no-files")
+    _, text, _ = saeflow("graph", atlas.folder, seed, "--compare-paper", "--no-files")
     assert f"{told['n_same']} of {told['n_published']} features of a paper agree, 1 of 1 scores" in text
     assert ("differs" in text) == change
 
 
 def test_comparing_goes_with_no_threshold_of_ones_own_and_a_published_seed(
-    run, atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saeflow, atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(recipes, "RELEASES", tmp_path)
     seed = publish(tmp_path, atlas, change=False)
     for option in (("--t-res", "0.1"), ("--k", "2"), ("--direction", "forward"), ("--fdr", "0.05")):
-        code, _, err = run("graph", atlas.folder, seed, "--compare-paper", *option)
+        code, _, err = saeflow("graph", atlas.folder, seed, "--compare-paper", *option)
         assert (code, "as the publication did" in err) == (2, True)
-    code, _, err = run("graph", atlas.folder, "0/res/0", "--compare-paper")
+    code, _, err = saeflow("graph", atlas.folder, "0/res/0", "--compare-paper")
     assert (code, f"Seeds of published graphs: {seed}" in err) == (2, True)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from saeflow import cli
 from saeflow.doctor import Examination, Finding, Severity
 from saeflow.doctor.examine import examine
 from saeflow.doctor.findings import Check
@@ -298,47 +297,35 @@ def test_findings_are_read_without_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*arguments: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["saeflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
-
-
-def test_the_command_exits_with_one_when_something_is_wrong(run, world: World, tmp_path: Path):
+def test_the_command_exits_with_one_when_something_is_wrong(saeflow, world: World, tmp_path: Path):
     save_release(
         tmp_path / "planted", {RES: FAULTS["duplicated rows"].plant(world)}, name="planted", model="demo",
         dtype=torch.float32,
     )  # fmt: skip
-    code, out, _ = run("doctor", tmp_path / "planted", "--site", "3/res")
+    code, out, _ = saeflow("doctor", tmp_path / "planted", "--site", "3/res")
     assert code == 1
     assert "200 of 768 decoder rows have a twin" in " ".join(out.split())
     assert "looked at: weights alone" in out
     assert "findings: 1 wrong, 0 look" in out
     assert "decoder norms" not in out
-    code, out, _ = run("doctor", tmp_path / "planted", "--all", "--site", "3/res")
+    code, out, _ = saeflow("doctor", tmp_path / "planted", "--all", "--site", "3/res")
     assert (code, "decoder norms" in out) == (1, True)
 
 
-def test_the_command_reads_a_model_where_one_is_named(run):
-    code, out, _ = run("doctor", "demo", "--model", "demo", "--site", "3/res", "--tokens", "500", "--json")
+def test_the_command_reads_a_model_where_one_is_named(saeflow):
+    code, out, _ = saeflow(
+        "doctor", "demo", "--model", "demo", "--site", "3/res", "--tokens", "500", "--json"
+    )
     found = Examination.from_json(json.loads(out))
     assert (code, found.worst, found.release, found.model) == (0, Severity.OK, "demo", "demo")
     assert of(found, Check.L0).numbers["stated"] == pytest.approx(6.4008)
     assert of(found, Check.RECONSTRUCTION).numbers["FVE"] > 0.8
 
 
-def test_texts_and_models_go_together(run):
-    code, _, err = run("doctor", "demo", "--texts", "demo")
+def test_texts_and_models_go_together(saeflow):
+    code, _, err = saeflow("doctor", "demo", "--texts", "demo")
     assert (code, "--texts are for a model to read" in err) == (2, True)
-    code, _, err = run("doctor", "demo", "--model", "google/gemma-2-2b")
+    code, _, err = saeflow("doctor", "demo", "--model", "google/gemma-2-2b")
     assert (code, "--model needs --texts" in err) == (2, True)
 
 

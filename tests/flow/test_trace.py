@@ -7,19 +7,8 @@ import pytest
 from saeflow.errors import BadFile, InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.flow import Direction, End, Evolution, FlowGraph, Reason, Thresholds, trace
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.matching.build import build_atlas
 
-from ..matching.planted import N_LAYERS, plant
-
-
-@pytest.fixture(scope="module")
-def planted():
-    return plant()
-
-
-@pytest.fixture(scope="module")
-def atlas(planted, tmp_path_factory):
-    return build_atlas(planted.dictionaries, out=tmp_path_factory.mktemp("atlas"), k=5, release="planted")
+from ..matching.planted import N_LAYERS
 
 
 def residual(graph):

@@ -6,20 +6,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.flow import Direction, FlowGraph, Reason, Thresholds, trace
 from saeflow.flow.union import expand, union, within
 from saeflow.ids import Part, Site
-from saeflow.matching.build import build_atlas
 from saeflow.report import render
-
-from ..matching.planted import plant
-
-
-@pytest.fixture(scope="module")
-def planted():
-    return plant()
-
-
-@pytest.fixture(scope="module")
-def atlas(planted, tmp_path_factory):
-    return build_atlas(planted.dictionaries, out=tmp_path_factory.mktemp("atlas"), k=5, release="planted")
 
 
 def pairs(graph):

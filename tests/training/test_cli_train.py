@@ -5,32 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-from saeflow import cli
 from saeflow.sources.library import load_dictionaries
 from saeflow.training import run as running
 
 from .learning import PlainLearners
-
-
-@pytest.fixture
-def saeflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Run `saeflow ...` in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*arguments: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["saeflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
-
 
 SMALL = (
     "--texts", "demo:stories", "--layers", "1-2", "--site", "att,res", "--width", "20,40", "--tokens", 1280,

@@ -113,3 +113,17 @@ def until(check, seconds=10.0):
     while not check():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+def get(client, path, **parameters):
+    """The answer as JSON; a status other than 200 fails the test."""
+    found = client.get(path, params=parameters)
+    assert found.status_code == 200, found.text
+    return found.json()
+
+
+def refused(client, path, **parameters):
+    """What is said of a request that is not understood."""
+    found = client.get(path, params=parameters)
+    assert found.status_code == 422, found.text
+    return found.json()["error"] + " " + found.json()["what_to_do"]

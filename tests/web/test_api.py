@@ -1,14 +1,11 @@
 """What the API answers: the same as the library, in the shape the page is built on."""
 
-import csv
-import io
 import json
 import xml.etree.ElementTree as ET
 
 import networkx
 import pytest
 
-from saeflow.errors import BadFile
 from saeflow.flow import FlowGraph, Thresholds, trace
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels import words_for
@@ -20,11 +17,9 @@ from saeflow.report.exports import FORMATS, export
 from saeflow.web import lookups
 from saeflow.web.finding import Finder
 from saeflow.web.lookups import Bounded, Printable
-from saeflow.web.pages import open_results
 from saeflow.web.picks import Picks
 
-from .made_results import write_origins
-from .serving import serving, until
+from .serving import get, refused, serving, until
 
 SEED = FeatureId.parse("4/res/360")
 FEW = {"t_res": 0.75, "t_mlp": 0.5, "t_att": 0.5}
@@ -46,27 +41,6 @@ def served(own_cache):
     """With an index of words."""
     with serving(searching=True) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def with_results(own_cache, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results")
-    write_origins(folder)
-    with serving(results=[folder]) as server, server.client() as client:
-        client.folder = folder
-        yield client
-
-
-def get(client, path, **parameters):
-    found = client.get(path, params=parameters)
-    assert found.status_code == 200, found.text
-    return found.json()
-
-
-def refused(client, path, **parameters):
-    found = client.get(path, params=parameters)
-    assert found.status_code == 422, found.text
-    return found.json()["error"] + " " + found.json()["what_to_do"]
 
 
 def ids(graph):
@@ -324,84 +298,6 @@ def test_exports_are_the_files_of_the_library(client, atlas, words, name):
 
 def test_an_unknown_format_is_refused(client):
     refused(client, "/api/export", feature=str(SEED), format="pickle")
-
-
-def test_results_are_listed_with_their_tables(with_results):
-    [told] = get(with_results, "/api/results")["results"]
-    assert (told["id"], told["kind"], told["finished"], told["problem"]) == ("1", "origins", True, None)
-    assert told["title"] == "Where active features come from: demo"
-    assert [file["name"] for file in told["files"]] == ["made_table.csv", "------escaped.csv"]
-    for file in told["files"]:
-        found = with_results.get(f"/results/1/files/{file['n']}")
-        assert len(found.content) == file["bytes"]
-        assert found.headers["content-disposition"] == f'attachment; filename="{file["name"]}"'
-        assert found.headers["content-type"].startswith("text/csv")
-    rows = list(csv.reader(io.StringIO(with_results.get("/results/1/files/0").text)))
-    assert rows[1][:5] == ["cosine", "made", "4", "RES", "0.5"]
-    assert get(with_results, "/api/info")["results"][0]["id"] == "1"
-
-
-def test_the_page_of_results_is_drawn_anew_and_nothing_of_the_folder_is_sent(with_results):
-    (with_results.folder / "index.html").write_text("<script>steal()</script>")
-    found = with_results.get("/results/1")
-    assert found.status_code == 200
-    assert "steal" not in found.text
-    assert "Origin of &lt;b&gt;active&lt;/b&gt; features" in found.text
-    assert 'href="/results/1/files/0"' in found.text
-    assert 'href="tables/' not in found.text
-    policy = found.headers["content-security-policy"]
-    assert "frame-ancestors 'self'" in policy
-    assert "'sha256-" in policy
-    assert "unsafe-inline" not in policy
-    assert not (with_results.folder / "figures").exists()
-
-
-def test_results_that_are_not_there_are_not_found(with_results, client):
-    for path in ("/results/2", "/results/0", "/results/01", "/results/1/files/9", "/results/2/files/0"):
-        assert with_results.get(path).status_code == 404
-    assert client.get("/results/1").status_code == 404
-    assert get(client, "/api/results") == {"results": []}
-
-
-def test_a_run_without_tables_says_so(own_cache, tmp_path):
-    write_origins(tmp_path)
-    (tmp_path / "summary.json").unlink()
-    [folder] = open_results([tmp_path], tmp_path / "scratch")
-    assert "no tables yet" in folder.listed().problem
-    with pytest.raises(BadFile, match="no tables yet"):
-        folder.page()
-    with pytest.raises(BadFile, match="manifest"):
-        open_results([tmp_path / "nothing"], tmp_path)
-
-
-def test_groups_are_the_shares_of_the_rows_with_intervals_over_texts(with_results):
-    told = get(with_results, "/api/feature", id=str(SEED))["groups"]
-    assert (told["n"], told["texts"], told["method"], told["result"]) == (4, 4, "cosine", "1")
-    assert {label: one["share"] for label, one in told["shares"].items()} == {
-        "RES": 0.5, "RES & MLP": 0.25, "nowhere": 0.25,
-    }  # fmt: skip
-    for one in told["shares"].values():
-        assert 0 <= one["low"] <= one["share"] <= one["high"] <= 1
-    once = get(with_results, "/api/feature", id="4/res/7")["groups"]
-    assert (once["n"], once["texts"]) == (1, 1)
-    assert once["shares"] == {"MLP & ATT": {"share": 1.0, "low": None, "high": None}}
-    assert get(with_results, "/api/feature", id="4/res/8")["groups"] is None
-    assert get(with_results, "/api/feature", id="4/mlp/7")["groups"] is None
-
-
-def test_a_graph_knows_the_groups_of_its_nodes(with_results):
-    told = get(with_results, "/api/graph", feature=str(SEED))["groups"]
-    assert told == {str(SEED): {"n": 4, "shares": {"nowhere": 0.25, "RES": 0.5, "RES & MLP": 0.25}}}
-    assert get(with_results, "/api/info")["origins"] is True
-
-
-def test_damaged_rows_cost_the_groups_and_nothing_else(own_cache, tmp_path):
-    write_origins(tmp_path)
-    (tmp_path / "rows" / "00001.jsonl.gz").write_bytes(b"no gzip")
-    with serving(results=[tmp_path]) as server, server.client() as client:
-        assert get(client, "/api/feature", id=str(SEED))["groups"] is None
-        assert server.explorer.origins.problem
-        assert client.get("/results/1").status_code == 200
 
 
 def test_text_without_utf_8_is_sent_with_a_mark_in_its_place():

@@ -79,10 +79,9 @@ class Sparsity:
             value = getattr(self, name)
             if value is None and name == "threshold" and self.l0:
                 continue
-            least = "0 or more" if name != "bandwidth" else "more than 0"
-            if value is None or not (
-                math.isfinite(value) and (value > 0 or (value == 0 and name != "bandwidth"))
-            ):
+            above = name == "bandwidth"
+            if value is None or not math.isfinite(value) or value < 0 or (above and not value):
+                least = "more than 0" if above else "0 or more"
                 raise InvalidArgument(f"{name} = {value} of the sparsity loss. Give {least}.")
         _share("warm-up of the L0 penalty", self.warm_up)
 
@@ -353,9 +352,8 @@ def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int
         raise InvalidArgument(
             f"{len(widths)} widths for {len(parts)} sites. Give one for all, or one for each in the same order."
         )
-    each = list(widths) * (len(parts) if len(widths) == 1 else 1)
     found: dict[Site, Target] = {}
-    for name, width in zip(parts, each, strict=True):
+    for name, width in zip(parts, list(widths) * (len(parts) // len(widths)), strict=True):
         tap = Tap(name)
         for layer in layers:
             site = Site(layer, Part(tap.part))
@@ -394,8 +392,7 @@ def check_targets(targets: Sequence[Target], settings: Settings) -> None:
 
 def seed_of(seed: int, *what: str) -> int:
     """A seed for one draw: a function of the run's seed and of what is drawn, and of nothing else."""
-    digest = hashlib.sha256(json.dumps([seed, *what]).encode()).digest()
-    return int.from_bytes(digest[:7], "big")
+    return int.from_bytes(hashlib.sha256(json.dumps([seed, *what]).encode()).digest()[:7], "big")
 
 
 def _share(what: str, value: float) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from saeflow.errors import BadFile
-from saeflow.sources.formats.tensors import FETCH_AGAIN, npy_header
+from saeflow.sources.formats.tensors import FETCH_AGAIN, member_header, member_start
 
 BytesAt: TypeAlias = Callable[[int, int], bytes]
 """The bytes of the file from one place to another."""
@@ -138,20 +138,11 @@ def _npz_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
 
 
 def _member(archive: zipfile.ZipFile, raw: _Fetched, info: zipfile.ZipInfo) -> Segment:
-    with archive.open(info) as file:
-        shape, fortran, dtype = npy_header(file)
-        offset = file.tell()
-    if dtype.kind != "O" and info.file_size != offset + math.prod(shape) * dtype.itemsize:
-        raise ValueError(
-            f"{info.filename} holds {info.file_size} bytes, which its shape {list(shape)} does not fill"
-        )
+    shape, fortran, dtype, offset = member_header(archive, info)
     packed = info.compress_type != zipfile.ZIP_STORED
     if packed and info.compress_type != zipfile.ZIP_DEFLATED:
         raise ValueError(f"{info.filename} is packed by method {info.compress_type}, and numpy deflates")
-    # the local header repeats name and extra field, of lengths that the directory's copy need not share
-    raw.seek(info.header_offset + 26)
-    lengths = raw.read(4)
-    start = info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
+    start = member_start(raw, info)
     return Segment(
         start, start + info.compress_size, offset, shape, np.dtype(dtype).str, fortran, packed, info.CRC
     )

@@ -7,6 +7,7 @@ Nothing here unpickles. Half-precision values are returned as float32.
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zipfile
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import IO, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -171,6 +172,21 @@ class _Reads(Protocol):
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    shape, fortran, dtype, header = member_header(archive, info)
+    if info.compress_type != zipfile.ZIP_STORED:
+        return _Member(shape, fortran, dtype, None)
+    with Path(str(archive.filename)).open("rb") as raw:
+        return _Member(shape, fortran, dtype, member_start(raw, info) + header)
+
+
+def member_header(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo
+) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """What `npy_header` says of a member of an archive, and how many bytes that is.
+
+    Raises:
+        ValueError: when the member is no .npy, or its values do not fill it.
+    """
     with archive.open(info) as file:
         shape, fortran, dtype = npy_header(file)
         header = file.tell()
@@ -179,19 +195,15 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
         raise ValueError(
             f"{info.filename} holds {info.file_size} bytes, which its shape {list(shape)} does not fill"
         )
-    if info.compress_type != zipfile.ZIP_STORED:
-        return _Member(shape, fortran, dtype, None)
-    with Path(str(archive.filename)).open("rb") as raw:
-        # the local header repeats name and extra field, of lengths that the directory's copy need not share
-        raw.seek(info.header_offset + 26)
-        lengths = raw.read(4)
-    start = (
-        info.header_offset
-        + 30
-        + int.from_bytes(lengths[:2], "little")
-        + int.from_bytes(lengths[2:], "little")
-    )
-    return _Member(shape, fortran, dtype, start + header)
+    return shape, fortran, dtype, header
+
+
+def member_start(raw: IO[bytes] | io.RawIOBase, info: zipfile.ZipInfo) -> int:
+    """Where in the file the bytes of a member begin."""
+    # the local header repeats name and extra field, of lengths that the directory's copy need not share
+    raw.seek(info.header_offset + 26)
+    lengths = raw.read(4) or b""
+    return info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
 
 
 def npy_header(file: _Reads) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
