@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
 from importlib.resources import files
@@ -26,9 +26,9 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import RunRecord
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.paths import write_atomic
-from saeflow.report.figures import FIGURES, PAGE, PHONE, Frame, Plate, draw, save, svg_text
+from saeflow.report.figures import FIGURES, PAGE, PHONE, Frame, Plate, draw, svg_text
 from saeflow.report.figures.readings import reading
-from saeflow.report.figures.saving import stylesheet
+from saeflow.report.figures.saving import printed_svg, stylesheet
 from saeflow.report.samples import samples_html
 from saeflow.report.tokens import one_line
 
@@ -75,12 +75,14 @@ _PICKED: Final = ("theme", "direction")
 class _Part:
     """A section of the page: a table with its figures on a window and on a phone, or why it has none.
 
-    `block` is what stands in their place where a table is shown as words, as HTML.
+    `printed` holds the wide figures as SVG by name: for the page, and for files of their own. `block` is what stands
+    in their place where a table is shown as words, as HTML.
     """
 
     table: SummaryTable
     wide: tuple[Plate, ...] = ()
     narrow: tuple[Plate, ...] = ()
+    printed: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     problem: str = ""
     block: str = ""
 
@@ -111,7 +113,8 @@ def write_page(folder: Path) -> Path:
         part = _part(tables[name], tables)
         parts.append(part)
         for plate in part.wide:
-            save(plate.figure, folder / "figures" / f"{plate.name}.svg")
+            text = svg_text(part.printed[plate.name], alone=True)
+            write_atomic(folder / "figures" / f"{plate.name}.svg", text.encode("utf-8", "replace"))
         csv = folder / "tables" / f"{name}.csv"
         if _names_a_file(name) and not csv.is_file():
             write_atomic(csv, tables[name].to_csv().encode("utf-8", "replace"))
@@ -133,7 +136,9 @@ def _part(table: SummaryTable, tables: Mapping[str, SummaryTable]) -> _Part:
     if table.name not in FIGURES:
         return _Part(table)
     try:
-        return _Part(table, draw(table, medium=PAGE), draw(table, medium=PHONE))
+        wide = draw(table, medium=PAGE)
+        printed = {plate.name: printed_svg(plate.figure) for plate in wide}
+        return _Part(table, wide, draw(table, medium=PHONE), printed)
     except InvalidArgument as error:
         return _Part(table, problem=str(error))
 
@@ -305,8 +310,8 @@ def _plate(part: _Part, wide: Plate, narrow: Plate, said: str) -> str:
     own = reading(Frame.of(part.table).where(**wide.keys)) if _of_steering(wide) else ""
     label = one_line(". ".join(word for word in (part.table.title, wide.of, own or said) if word))
     forms: list[str] = []
-    for kind, plate in (("on-page", wide), ("on-phone", narrow)):
-        svg = svg_text(plate.figure, prefix=f"{wide.name}-{kind}-", label=label, captioned=False)
+    for kind, figure in (("on-page", part.printed[wide.name]), ("on-phone", narrow.figure)):
+        svg = svg_text(figure, prefix=f"{wide.name}-{kind}-", label=label, captioned=False)
         forms.append(f'<div class="{kind}">{svg}</div>')
     several = len(part.wide) > 1
     name = f'<p class="of">{_safe(wide.of)}</p>' if several else ""

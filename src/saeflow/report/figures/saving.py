@@ -75,15 +75,21 @@ def format_of(path: Path) -> str:
     return ending
 
 
+def printed_svg(figure: Figure) -> bytes:
+    """The SVG that matplotlib writes, from which `svg_text` makes several: printing is what takes the time."""
+    return _printed(figure, format="svg", metadata={"Date": None, "Creator": None})
+
+
 def svg_text(
-    figure: Figure, *, alone: bool = False, prefix: str = "", label: str = "", captioned: bool = True
+    figure: Figure | bytes, *, alone: bool = False, prefix: str = "", label: str = "", captioned: bool = True
 ) -> str:
     """`figure` as an SVG element, or as a document of its own that turns dark with its reader.
 
+    It may be what `printed_svg` gave.
     `prefix` begins every id, so that several figures can share a page; `label` is what a screen reader
     says of it. Without `captioned` the lines at the foot are cut off, for a page that says the same.
     """
-    root = ET.fromstring(_printed(figure, format="svg", metadata={"Date": None, "Creator": None}))  # noqa: S314 drawn here
+    root = ET.fromstring(figure if isinstance(figure, bytes) else printed_svg(figure))  # noqa: S314 drawn here
     for child in list(root):
         if child.tag.endswith("metadata"):
             root.remove(child)
