@@ -35,7 +35,12 @@ def doctor(
     tokens: Annotated[int, typer.Option(help="Tokens looked at, special ones not counted.")] = 2_000,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Sets which texts are taken.")] = 0,
-    everything: Annotated[bool, typer.Option("--all", help="Show also what is as it should be.")] = False,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Show everything that is as it should be, not only how well sites reconstruct."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check a release: its weights, and with a model whether each dictionary reads the tensor it says.
@@ -45,6 +50,7 @@ def doctor(
     """
     from saeflow.doctor import Severity
     from saeflow.doctor.examine import examine
+    from saeflow.doctor.findings import Check
     from saeflow.ids import Site
     from saeflow.sources.library import load_dictionaries
 
@@ -63,7 +69,7 @@ def doctor(
             "found": _told(f.said, f.advice),
         }
         for f in found.findings
-        if everything or f.severity is not Severity.OK
+        if everything or f.severity is not Severity.OK or f.check is Check.RECONSTRUCTION
     ]
     show(as_json, found.to_json(), _summary(found), rows)
     if found.worst is Severity.WRONG:
