@@ -111,3 +111,9 @@ def test_without_the_extra_it_names_it(tmp_path, name):
     assert "saeflow[web]" in err
     assert name in err
     assert "Traceback" not in err
+
+
+def test_answers_do_not_wait_for_nagle():
+    """asyncio turns the delay off only for sockets that name their protocol; with it every answer takes 40 ms more."""
+    with bound(0) as own:
+        assert own.proto == socket.IPPROTO_TCP

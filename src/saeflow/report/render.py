@@ -12,7 +12,6 @@ from saeflow.report.blocks import Page
 from saeflow.report.data import graph_data
 from saeflow.report.html import page_html
 from saeflow.report.svg import graph_svg
-from saeflow.report.text import page_text
 from saeflow.report.views import graph_page
 
 Target = Literal["text", "html", "json", "svg"]
@@ -36,7 +35,11 @@ def render(
     """
     if to in {"text", "html"}:
         page = graph_page(thing, words) if isinstance(thing, FlowGraph) else thing
-        return page_html(page) if to == "html" else page_text(page, width=width, colour=colour)
+        if to == "html":
+            return page_html(page)
+        from saeflow.report.text import page_text  # the terminal alone needs rich
+
+        return page_text(page, width=width, colour=colour)
     if to not in {"json", "svg"} or not isinstance(thing, FlowGraph):
         has = "'text', 'html', 'json' or 'svg'" if isinstance(thing, FlowGraph) else "'text' or 'html'"
         raise InvalidArgument(f"a {type(thing).__name__} cannot be rendered to {to!r}. Choose {has}.")
