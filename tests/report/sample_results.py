@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 from saeflow.experiments.records import Origin, RunRequest
@@ -215,3 +217,10 @@ def results_folder(folder: Path, experiment="origins", model="demo", tables=None
         tables = origins_tables() if experiment == "origins" else deactivation_tables()
     results.write_tables(tables)
     return folder
+
+
+def drawn(folder):
+    """The page of a folder, drawn in a process of its own: the checks of types make drawing take twice as long."""
+    code = "import pathlib, sys; from saeflow.report.results import write_page; write_page(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True)
+    return Path(folder) / "index.html"

@@ -14,7 +14,7 @@ from saeflow.experiments.results import SummaryTable
 from saeflow.report.figures.readings import reading
 from saeflow.report.results import MOST_ROWS, write_page
 
-from .sample_results import deactivation_tables, every_table, origins_tables, results_folder
+from .sample_results import deactivation_tables, drawn, every_table, origins_tables, results_folder
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
@@ -77,7 +77,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
             folder / "d", "deactivation", tables=list(every("deactivation").values())
         ),
     }
-    return {name: write_page(place) for name, place in made.items()}
+    return {name: drawn(place) for name, place in made.items()}
 
 
 EVERY_PAGE = pytest.mark.parametrize("name", ["origins", "deactivation"])
@@ -147,7 +147,7 @@ def test_the_head_says_what_was_run(pages):
 
 def test_the_same_folder_gives_the_same_page(pages):
     before = pages["deactivation"].read_bytes()
-    assert write_page(pages["deactivation"].parent).read_bytes() == before
+    assert drawn(pages["deactivation"].parent).read_bytes() == before
 
 
 def test_names_from_files_become_text(tmp_path):

@@ -12,7 +12,7 @@ from saeflow.experiments.results import SummaryTable
 from saeflow.report.results import write_page
 from saeflow.report.samples import passage, samples_html
 
-from .sample_results import results_folder
+from .sample_results import drawn, results_folder
 from .sample_steering import THEMES, steering_tables
 from .test_results_page import CHROMIUM, HOSTILE, NEEDS_BROWSER, Outline
 
@@ -25,7 +25,7 @@ COLUMNS = BY_NAME["steering_samples"].columns
 def page(tmp_path_factory):
     """A page in which the last theme was activated only."""
     kept = [replace(t, rows=tuple(r for r in t.rows if r[:2] != (THEMES[3], "suppress"))) for t in TABLES]
-    return write_page(results_folder(tmp_path_factory.mktemp("sweep") / "s", "steering", tables=kept))
+    return drawn(results_folder(tmp_path_factory.mktemp("sweep") / "s", "steering", tables=kept))
 
 
 def text(
