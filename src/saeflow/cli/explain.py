@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
-from urllib.parse import urlsplit
 
 import typer
 
@@ -194,12 +193,9 @@ def _address(url: str) -> str | None:
     """A base URL that can be asked; None for that of OpenAI."""
     if not url:
         return None
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
+    from saeflow.steering.judges.endpoint import is_address
+
+    if not is_address(url):
         raise InvalidArgument(
             "the address of the endpoint is no http(s) address. Give one such as http://localhost:8000/v1, with "
             "--endpoint or in OPENAI_BASE_URL."

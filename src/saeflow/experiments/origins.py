@@ -22,7 +22,6 @@ from saeflow.ids import Part, Site
 from saeflow.paths import write_atomic
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Place
 
 MATCHES = "matches.safetensors"
 
@@ -62,7 +61,7 @@ def observe_origins(
             f"token {max(sample.positions)} of text {sample.text} of {sample.dataset} lies beyond its "
             f"{tokens.input_ids.shape[1]} tokens. Sample with the same max_length."
         )
-    places = {site: _place(dictionaries[site]) for site in needed}
+    places = {site: dictionaries[site].place for site in needed}
     captured = model.capture(tokens, places.values())
     found: list[OriginTrial] = []
     columns = list(sample.positions)
@@ -149,8 +148,3 @@ def _groups(
 
 def _digits(groups: Int[np.ndarray, " n"]) -> str:
     return (groups + ord("0")).astype(np.uint8).tobytes().decode("ascii")
-
-
-def _place(dictionary: Dictionary) -> Place:
-    """Where the dictionary reads: its site, or the heads' outputs where it was trained on those."""
-    return dictionary.place

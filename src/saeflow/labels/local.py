@@ -49,7 +49,7 @@ from saeflow.matching.stream import encoder_digest, model_digest, special_tokens
 from saeflow.paths import write_atomic
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Place, Tokens
+from saeflow.sources.values import Tokens
 
 CONTROLS: Final = 128
 """Passages drawn at random, at most one of a text."""
@@ -244,13 +244,13 @@ class _Run:
         source = torch.tensor([_number_of(one.source, state.sources) for one in unit], device=ids.device)
         drawn = self._draw(state, ids, real, source)
         captured = self.model.capture(
-            tokens, {site: _place(self.dictionaries[site]) for site in self.group}.values()
+            tokens, {site: self.dictionaries[site].place for site in self.group}.values()
         )
         for site in self.group:
             self._take_site(
                 state,
                 site,
-                captured[_place(self.dictionaries[site])],
+                captured[self.dictionaries[site].place],
                 Tokens(ids, real.long()),
                 source,
                 drawn,
@@ -348,10 +348,6 @@ def _number_of(source: str, sources: list[str]) -> int:
     if source not in sources:
         sources.append(source)
     return sources.index(source)
-
-
-def _place(dictionary: Dictionary) -> Place:
-    return dictionary.place
 
 
 def _read_about(out: Path) -> dict[str, Any]:

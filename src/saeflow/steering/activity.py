@@ -21,7 +21,6 @@ from saeflow.ids import Part, Site
 from saeflow.matching.stream import ENCODED_AT_ONCE, special_tokens
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Place
 
 TEXTS_AT_ONCE: Final = 16
 Progress = Callable[[int, int, str], None]
@@ -118,7 +117,7 @@ def _unit(
             f"the text {texts[empty[0]]!r} has no token that is not special. Leave it out, or raise max_length."
         )
     text_of_token = real.nonzero()[:, 0]
-    places = {site: _place(dictionary) for site, dictionary in dictionaries.items()}
+    places = {site: dictionary.place for site, dictionary in dictionaries.items()}
     held = model.capture(tokens, places.values())
     rows = {
         site: _means(dictionaries[site], held[place][real], text_of_token, counted)
@@ -139,8 +138,3 @@ def _means(
         for some, of_text in zip(h.split(ENCODED_AT_ONCE), text_of_token.split(ENCODED_AT_ONCE), strict=True):
             sums.index_add_(0, of_text, dictionary.encode(some).float())
     return sp.csr_array((sums / counted[:, None]).cpu().numpy())
-
-
-def _place(dictionary: Dictionary) -> Place:
-    """Where the hidden states a dictionary reads are captured."""
-    return dictionary.place

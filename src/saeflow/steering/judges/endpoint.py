@@ -256,3 +256,12 @@ def _message(body: str) -> str:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return body or "nothing"
+
+
+def is_address(url: str) -> bool:
+    """Whether a base URL can be asked: http or https, with a host and no impossible port."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

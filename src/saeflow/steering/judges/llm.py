@@ -15,12 +15,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from saeflow.errors import InvalidArgument
 from saeflow.paths import cache_folder
 from saeflow.steering.judges.cache import AnswerCache
-from saeflow.steering.judges.endpoint import Endpoint, Messages, Secret, place_of
+from saeflow.steering.judges.endpoint import Endpoint, Messages, Secret, is_address, place_of
 from saeflow.steering.judges.pacing import Pacing
 from saeflow.steering.judges.rubrics import Answer, BadAnswer, Rubric, rubric_for
 from saeflow.steering.judges.scores import Judged, Progress, Score
@@ -272,12 +271,7 @@ def _address(base_url: str | None) -> str | None:
     """A base URL that can be asked."""
     if base_url is None:
         return None
-    try:
-        parts = urlsplit(base_url)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
+    if not is_address(base_url):
         raise InvalidArgument(
             "the base URL of the judge is no http(s) address. Give one such as http://localhost:8000/v1, in "
             "OPENAI_BASE_URL or as base_url."
