@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from formats_more import more_formats
 from fuzz import ROOT, Format
 
 sys.path[:0] = [str(ROOT / "tests" / "sources")]
@@ -40,6 +41,7 @@ def formats(scratch: Path) -> list[Format]:
         Format("theme", _theme, _read_theme),
         Format("words", _words, _read_words),
         Format("results", _results, _read_results),
+        *more_formats(scratch),
     ]
 
 
@@ -82,16 +84,19 @@ def _atlas(place: Path, scratch: Path) -> None:
     shutil.copytree(built, place, dirs_exist_ok=True)
 
 
-def _read_atlas(place: Path) -> None:
+def _read_atlas(place: Path) -> object:
     import saeflow as sf
 
     atlas = sf.open_atlas(place)
     for pair in atlas:
         atlas[pair]
     seed = sf.FeatureId.parse("1/res/2")
-    sf.trace(seed, atlas, k=2)
-    sf.trace(seed, sf.open_atlas(place), thresholds=sf.Thresholds.calibrated(atlas, 0.1))
+    graphs = [
+        sf.trace(seed, atlas, k=2),
+        sf.trace(seed, sf.open_atlas(place), thresholds=sf.Thresholds.calibrated(atlas, 0.1)),
+    ]
     sf.open_atlas(place).verify()
+    return [graph.to_json() for graph in graphs]
 
 
 def _graph(place: Path) -> None:

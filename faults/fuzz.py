@@ -3,8 +3,9 @@
     python faults/fuzz.py [--files 10000] [--seed 0] [--format NAME] [--json]
 
 For each spoiled file one of these must hold: it is read as before, or a SaeflowError says what is wrong. Anything
-else is a finding: another exception, a Python object made from a pickle, a program started, a file written, more
-than a gigabyte of memory taken, more than ten seconds. A finding is printed with what repeats it.
+else is a finding: another answer where the format has a checksum, another exception, a Python object made from a
+pickle, a program started, a file written, more than a gigabyte of memory taken, more than ten seconds. A finding is
+printed with what repeats it.
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ FORBIDDEN = (
 
 @dataclass
 class Format:
-    """Files as their writer leaves them, and everything that reads them."""
+    """Files as their writer leaves them, and everything that reads them.
+
+    What `read` returns for files as they were written is the one answer it may give; None is no answer.
+    """
 
     name: str
     write: Callable[[Path], object]
     read: Callable[[Path], object]
     files: dict[Path, bytes] = field(default_factory=dict)
+    answer: object = None
 
 
 @dataclass
@@ -68,6 +73,7 @@ def main() -> None:
     parser.add_argument("--format", default="", help="one format alone")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     asked = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"  # bars of transformers, one a file
     from formats import formats  # after the arguments: it imports torch
 
     with tempfile.TemporaryDirectory(prefix="saeflow-fuzz-") as folder:
@@ -98,7 +104,7 @@ def fuzz(known: list[Format], folder: Path, n: int, seed: int) -> tuple[dict, li
         form.files = {
             path.relative_to(place): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()
         }
-        form.read(place)  # as it was written, it is read
+        form.answer = form.read(place)  # as it was written, it is read
     limit_memory()
     counts: dict = collections.defaultdict(collections.Counter)
     findings: list[Finding] = []
@@ -133,7 +139,9 @@ def one(form: Format, place: Path, seed: int, watch: Watch) -> tuple[str, Findin
     before, began, outcome, wrong = listing(place), time.perf_counter(), "read", ""
     watch.begin()
     try:
-        form.read(place)
+        answer = form.read(place)
+        if form.answer is not None and answer != form.answer:
+            outcome, wrong = "failed", f"another answer: {str(answer)[:500]}"
     except SaeflowError as error:
         outcome = "refused"
         if not str(error).strip() or "Traceback" in str(error):

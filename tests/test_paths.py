@@ -1,8 +1,18 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all; what disks refuse is said in a sentence; what has changed is not believed."""
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 
 import pytest
 
-from saeflow.paths import replacing, write_atomic
+from saeflow import paths
+from saeflow.errors import NoSpace, NotWritable
+from saeflow.paths import alone_at, is_as_written, replacing, sealed, unsealed, with_check, write_atomic
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -26,3 +36,125 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
         fail()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_dead_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path, monkeypatch):
+    code = (
+        "import os, pathlib, sys\n"
+        "from saeflow.paths import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1]) / 'shard.gz') as part:\n"
+        "    part.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".shard.gz.")
+    another_machine = tmp_path / left.name.replace(paths._here(), "0" * 8)
+    another_machine.touch()
+    (tmp_path / ".own.txt").touch()
+    with replacing(tmp_path / "other") as live:
+        monkeypatch.setattr(paths, "_SWEPT", set())
+        write_atomic(tmp_path / "file", b"x")
+        assert live.exists()
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == sorted([another_machine.name, ".own.txt", "file", "other"])
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "says"),
+    [
+        (errno.ENOSPC, NoSpace, "no space left on device. Nothing that was there is lost. Free some space"),
+        (errno.EDQUOT, NoSpace, "quota exceeded"),
+        (errno.EROFS, NotWritable, "read-only file system. Give a folder that you may write to"),
+        (errno.EACCES, NotWritable, "permission denied"),
+    ],
+)
+def test_what_the_disk_refuses_is_said_in_a_sentence(tmp_path, monkeypatch, number, error, says):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def refused(**told):
+        raise OSError(number, os.strerror(number), f"{told['dir']}/.file.1")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    with pytest.raises(error, match=f"file cannot be written: .*{says}") as raised:
+        write_atomic(path, b"new")
+    assert raised.value.errno == number
+    assert path.read_bytes() == b"old"
+
+
+def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(NoSpace, match="file too large"):
+            write_atomic(path, b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_an_error_of_another_file_is_left_as_it_is(tmp_path):
+    def reads():
+        with replacing(tmp_path / "out" / "file"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "in" / "file"))
+
+    with pytest.raises(PermissionError) as raised:
+        reads()
+    assert not isinstance(raised.value, NotWritable)
+
+
+def test_libraries_that_tell_of_the_disk_in_a_text_are_understood(tmp_path):
+    def writes(text):
+        with replacing(tmp_path / "file"):
+            raise RuntimeError(text)
+
+    with pytest.raises(NoSpace, match="no space left"):
+        writes('Error while serializing: IoError(Os { code: 28, message: "No space left on device" })')
+    with pytest.raises(NoSpace, match="no space left"):
+        writes("database or disk is full")
+    with pytest.raises(RuntimeError, match="another"):
+        writes("another")
+
+
+def test_every_change_of_sealed_bytes_is_found_or_left_to_their_reader():
+    data = json.dumps({"answer": 5}).encode()
+    whole = sealed(data)
+    assert unsealed(whole) == data
+    assert unsealed(data) == data  # never sealed
+    for at in range(len(whole)):
+        changed = bytearray(whole)
+        changed[at] ^= 1
+        try:
+            found = unsealed(bytes(changed))
+        except ValueError:
+            continue
+        with pytest.raises(ValueError, match="Extra data"):
+            json.loads(found)
+
+
+def test_values_with_a_checksum():
+    told = with_check({"k": 3, "name": "ä", "check": "of before"})
+    assert is_as_written(json.loads(json.dumps(told, indent=1)))
+    assert not is_as_written({**told, "k": 4})
+    assert is_as_written({"k": 4})
+
+
+def test_only_one_process_is_inside_at_a_time(tmp_path):
+    code = """
+import pathlib, sys, time
+from saeflow.paths import alone_at
+path = pathlib.Path(sys.argv[1]) / "file"
+for _ in range(20):
+    with alone_at(path):
+        (path.parent / "inside").mkdir()  # fails where another is
+        time.sleep(0.001)
+        (path.parent / "inside").rmdir()
+"""
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    with alone_at(tmp_path / "file") as waited:
+        assert not waited
+    assert list(tmp_path.iterdir()) == []

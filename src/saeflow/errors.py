@@ -12,7 +12,8 @@
     ├── InvalidArgument (ValueError)      a value outside its range
     ├── UnknownArchitecture (ValueError)  a model whose sites are not mapped
     ├── Unreachable (OSError)             a hub could not be reached, or has no such file
-    ├── NoSpace (OSError)                 what is to be fetched does not fit the disk
+    ├── NoSpace (OSError)                 what is to be fetched or written does not fit the disk
+    ├── NotWritable (PermissionError)     a folder that may not be written, or is mounted read-only
     └── MissingExtra (ImportError)        an optional package that this needs is not installed
 
 A message says what failed, with the values, and what to do. Expected outcomes, such as a flow that
@@ -73,7 +74,15 @@ class Unreachable(SaeflowError, OSError):
 
 
 class NoSpace(SaeflowError, OSError):
-    """What is to be fetched does not fit the disk."""
+    """What is to be fetched or written does not fit the disk."""
+
+
+class NotWritable(SaeflowError, PermissionError):
+    """A folder that may not be written, or lies on a disk that is mounted read-only."""
+
+
+class WorkerLost(SaeflowError, RuntimeError):
+    """Worker processes, or machines, were lost at one unit of work, again and again."""
 
 
 class MissingExtra(SaeflowError, ImportError):

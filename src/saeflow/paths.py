@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from saeflow.errors import NoSpace, NotWritable, SaeflowError
 
 PACK: Final = Path(__file__).parent / "demo" / "pack"
 """The demo pack: `model/`, `saes/`, `atlas/` with its words, `texts/`, `quality.json`, `CARD.md`."""
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_CLOSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_SAID: Final = {
+    "No space left on device": errno.ENOSPC,
+    "StorageFull": errno.ENOSPC,
+    "database or disk is full": errno.ENOSPC,
+    "FileTooLarge": errno.EFBIG,
+    "attempt to write a readonly database": errno.EROFS,
+}
+"""How libraries that do not raise OSError say the same: safetensors and SQLite."""
+_PART: Final = re.compile(r"\..+\.(?P<here>[0-9a-f]{8})-(?P<pid>\d+)-\w+")
+_SEAL: Final = b"\n#sha256 "
+_SWEPT: Final[set[Path]] = set()
 
 
 def cache_folder() -> Path:
@@ -21,30 +40,211 @@ def cache_folder() -> Path:
 def replacing(path: Path) -> Generator[Path]:
     """A new file beside `path` to write to, moved into its place at the end, or removed after an error.
 
-    Raises:
-        OSError: when the folder cannot be written.
-    """
-    import tempfile
+    What is at `path` stays until then. A kill leaves the new file behind: it is named after its process, and the next
+    process that writes to the folder removes it.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    part = Path(name)
+    Raises:
+        NoSpace: when the disk is full.
+        NotWritable: when the folder may not be written.
+        OSError: when it cannot be written for another reason.
+    """
     try:
-        yield part
-        part.chmod(0o644)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        part = _begun(path)
+        try:
+            yield part
+            part.chmod(0o644)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except Exception as error:
+        clear = unwritten(error, path)
+        if clear is None:
+            raise
+        raise clear from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all.
 
     Raises:
-        OSError: when the folder cannot be written.
+        NoSpace, NotWritable, OSError: as `replacing`.
     """
     with replacing(path) as part:
         part.write_bytes(data)
+
+
+@contextmanager
+def alone_at(path: Path) -> Generator[bool]:
+    """Wait until no other process is inside with the same `path`; yields whether it had to wait.
+
+    Where files cannot be locked, it does not wait.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    if os.name != "posix":
+        yield False
+        return
+    lock, waited = path.with_name(f".{path.name}.lock"), False
+    while True:
+        with lock.open("a") as file:
+            waited = _locked(file.fileno()) or waited
+            # whoever was inside has removed the file that was waited for: then it is waited for anew
+            if _is_at(file.fileno(), lock):
+                try:
+                    yield waited
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
+
+
+def _locked(file: int) -> bool:
+    """Lock an open file until it is closed; whether that took waiting for another process."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return True
+    except OSError:  # a disk without locks
+        pass
+    return False
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def sealed(data: bytes) -> bytes:
+    """`data` with a line at its end that tells a later reader whether it is still the same."""
+    import hashlib
+
+    return data + _SEAL + hashlib.sha256(data).hexdigest().encode()
+
+
+def unsealed(data: bytes) -> bytes:
+    """What was sealed; what never was is given back as it is, for its own reader to judge.
+
+    Raises:
+        ValueError: when it is no longer what was sealed.
+    """
+    import hashlib
+
+    at = len(data) - len(_SEAL) - 64
+    if at < 0 or data[at : at + len(_SEAL)] != _SEAL:
+        return data
+    if hashlib.sha256(data[:at]).hexdigest().encode() != data[at + len(_SEAL) :]:
+        raise ValueError("it has changed since it was written")
+    return data[:at]
+
+
+def with_check(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for a JSON file with a checksum of them in "check"; one that is there is left out."""
+    plain = {name: value for name, value in told.items() if name != "check"}
+    return {**plain, "check": _check(plain)}
+
+
+def is_as_written(told: Mapping[str, Any]) -> bool:
+    """Whether what was read from a JSON file agrees with its checksum; what has none is not doubted."""
+    plain = {name: value for name, value in told.items() if name != "check"}
+    return told.get("check") in (None, _check(plain))
+
+
+def _check(plain: Mapping[str, Any]) -> str:
+    import json
+    import zlib
+
+    return f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
+
+
+def unwritten(error: BaseException, path: Path | str) -> NoSpace | NotWritable | None:
+    """What to raise in place of an error that says `path` could not be written; None for any other error."""
+    if isinstance(error, SaeflowError) or (isinstance(error, OSError) and _is_elsewhere(error, Path(path))):
+        return None
+    said = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        number = next((known for text, known in _SAID.items() if text in said), None)
+    if number in _FULL:
+        clear = NoSpace(
+            f"{path} cannot be written: {_reason(number)}. Nothing that was there is lost. Free some space, or give a "
+            "folder on a larger disk, and run the same again."
+        )
+    elif number in _CLOSED:
+        clear = NotWritable(
+            f"{path} cannot be written: {_reason(number)}. Give a folder that you may write to, or make this one "
+            "writable."
+        )
+    else:
+        return None
+    clear.errno = number
+    return clear
+
+
+def _is_elsewhere(error: OSError, path: Path) -> bool:
+    """Whether an error is about another file, such as one that was read meanwhile."""
+    if not isinstance(error.filename, str):
+        return False
+    told = Path(error.filename)
+    return path.parent != told.parent and told not in path.parents
+
+
+def _reason(number: int) -> str:
+    said = os.strerror(number)
+    return f"{said[0].lower()}{said[1:]}"
+
+
+def _begun(path: Path) -> Path:
+    """An empty file beside `path`, named after this process."""
+    import tempfile
+
+    _sweep(path.parent)
+    for _ in range(10):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # another process may remove a folder it sees empty, in this very moment
+        with suppress(FileNotFoundError):
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{_here()}-{os.getpid()}-")
+            os.close(handle)
+            return Path(name)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+
+
+def _sweep(folder: Path) -> None:
+    """Once a process and folder: remove what processes of this machine were writing there when they were killed."""
+    if os.name != "posix" or folder in _SWEPT:
+        return
+    _SWEPT.add(folder)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            told = _PART.fullmatch(entry.name) if entry.name.startswith(".") else None
+            if told and told["here"] == _here() and not _is_alive(int(told["pid"])):
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
+@cache
+def _here() -> str:
+    """Where process numbers mean what they mean here: this machine, and in it this container."""
+    import platform
+    import zlib
+
+    space = ""
+    with suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")
+    return f"{zlib.crc32(f'{platform.node()} {space}'.encode()):08x}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -96,3 +96,27 @@ def test_a_writing_that_fails_leaves_what_was_there(tmp_path):
         write_lines(path, broken())
     assert read_line(path, 0) == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["x.gz"]
+
+
+def test_a_file_is_whole_only_with_every_byte_that_was_written(tmp_path):
+    path = tmp_path / "4.res.jsonl.gz"
+    assert not module.is_whole(path)
+    write_lines(path, texts(3 * BLOCK))
+    assert module.is_whole(path)
+    good = path.read_bytes()
+    for spoiled in (good[: len(good) // 2], good[:-60], good[:-1], b"", _flipped(good, len(good) // 2)):
+        path.write_bytes(spoiled)
+        assert not module.is_whole(path)
+
+
+def test_a_file_of_no_bytes_was_cut_and_holds_no_lines(tmp_path):
+    path = tmp_path / "4.res.jsonl.gz"
+    path.touch()
+    with pytest.raises(BadFile, match="the file is empty"):
+        list(read_lines(path))
+    with pytest.raises(BadFile, match="the file is empty"):
+        read_line(path, 0)
+
+
+def _flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]

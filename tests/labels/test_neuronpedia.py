@@ -12,6 +12,7 @@ from saeflow.labels import no_words, words_for
 from saeflow.labels.http import Fetcher
 from saeflow.labels.neuronpedia import Neuronpedia, words_of
 from saeflow.labels.sources import Source, sources_of
+from saeflow.paths import unsealed
 from saeflow.sources.recipes import known_releases, read_recipe
 
 from .service import Fault
@@ -297,4 +298,4 @@ def test_names_cannot_leave_the_cache(name):
 def test_kept_answers_leave_out_what_is_large(api, tmp_path):
     api.feature(SOURCE, 7)
     (kept,) = (tmp_path / "cache" / "neuronpedia").rglob("7.json")
-    assert "vector" not in json.loads(kept.read_bytes())
+    assert "vector" not in json.loads(unsealed(kept.read_bytes()))

@@ -1,8 +1,10 @@
 """Search as one types: what comes first, what the index holds, and nothing typed is ever syntax."""
 
+import errno
 import os
 import sqlite3
 import sys
+import tempfile
 import time
 
 import pytest
@@ -221,3 +223,33 @@ def test_the_time_does_not_grow_with_the_matches(tmp_path):
         assert len(search(tmp_path, "common la")) == 20
         taken.append(time.process_time() - start)
     assert min(taken) < 0.05, "reading 30,000 labels takes several times longer"
+
+
+def test_an_index_with_a_changed_byte_is_built_again(folder, monkeypatch):
+    queries = ("physics", "force", "gravity", "42")
+    before = [search(folder, query) for query in queries]
+    path = folder / INDEX
+    good, told = path.read_bytes(), path.stat()
+    for at in range(40, len(good), len(good) // 23):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 16]) + good[at + 1 :])
+        os.utime(path, ns=(told.st_atime_ns, told.st_mtime_ns))
+        monkeypatch.setattr(module, "_CHECKED", set())
+        assert [search(folder, query) for query in queries] == before
+    path.write_bytes(good[:-100])
+    monkeypatch.setattr(module, "_CHECKED", set())
+    assert [search(folder, query) for query in queries] == before
+
+
+def test_a_folder_that_is_mounted_read_only_has_its_index_in_the_cache(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
+    real = tempfile.mkstemp
+
+    def mounted(**told):
+        if told["dir"] == folder:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+        return real(**told)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mounted)
+    assert found(folder, "gravity") == ["0/mlp/0"]
+    assert not (folder / INDEX).exists()
+    assert len(list((tmp_path / "cache").rglob("*.sqlite"))) == 1

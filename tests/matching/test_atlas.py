@@ -7,7 +7,7 @@ import pytest
 
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownFeature, UnknownRelease, UnknownSite
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.matching import build
+from saeflow.matching import pairs
 from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.matching.build import build_atlas
 from saeflow.matching.methods import match
@@ -76,7 +76,7 @@ def test_tables_that_are_there_are_not_matched_again(planted, atlas, monkeypatch
     def never(*_args, **_kwargs):
         raise AssertionError("matched again")
 
-    monkeypatch.setattr(build, "match_rows", never)
+    monkeypatch.setattr(pairs, "match_rows", never)
     build_atlas(planted.dictionaries, out=atlas.folder, k=3)
 
 
@@ -130,6 +130,7 @@ def test_a_damaged_block_of_rows_is_refused_and_the_others_are_read(tmp_path):
 def test_an_atlas_without_checksums_of_blocks_compares_whole_tables(atlas):
     path = atlas.folder / "atlas.json"
     told = json.loads(path.read_text())
+    del told["check"]  # nor had it one of its own
     for entry in told["tables"]:
         assert len(entry.pop("blocks")) == 8
     path.write_text(json.dumps(told))
@@ -172,6 +173,13 @@ def test_a_broken_manifest_is_a_clear_error(atlas, text):
         open_atlas(atlas.folder)
 
 
+def test_a_changed_manifest_is_found_by_its_own_checksum(atlas):
+    path = atlas.folder / "atlas.json"
+    path.write_text(path.read_text().replace('"k": 3', '"k": 2'))
+    with pytest.raises(CorruptAtlas, match=r"atlas\.json has changed since it was written"):
+        open_atlas(atlas.folder)
+
+
 def test_another_version_says_so(atlas):
     path = atlas.folder / "atlas.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
@@ -183,6 +191,7 @@ def test_a_manifest_cannot_name_files_outside_the_atlas(atlas):
     path = atlas.folder / "atlas.json"
     data = json.loads(path.read_text())
     data["tables"][0]["file"] = "../secret.safetensors"
+    del data["check"]
     path.write_text(json.dumps(data))
     with pytest.raises(CorruptAtlas, match="outside the atlas"):
         open_atlas(atlas.folder)
@@ -211,3 +220,17 @@ def test_a_release_without_neighbours_has_no_atlas(planted, tmp_path):
 def test_pairs_leave_out_what_is_missing():
     sites = [Site(2, Part.RES), Site(2, Part.MLP), Site(0, Part.RES)]
     assert flow_pairs(sites) == [(Site(2, Part.RES), Site(2, Part.MLP))]
+
+
+def test_a_build_that_goes_on_does_not_believe_a_changed_table(planted, tmp_path):
+    """Without `atlas.json` a table has no checksum but its own."""
+    built = build_atlas(planted.dictionaries, out=tmp_path / "again", k=3)
+    (built.folder / "atlas.json").unlink()
+    victim = next(built.folder.glob("3.res-2.res*"))
+    good = victim.read_bytes()
+    for at in (len(good) - 1, len(good) // 2):
+        victim.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(BadFile):
+            MatchTable.load(victim)
+        build_atlas(planted.dictionaries, out=built.folder, k=3)
+        assert victim.read_bytes() == good

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,9 @@ class Fits:
             with safe_open(path, framework="pt") as file:
                 told: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
                 held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # fits of before had no checksum
+            if told.pop("check", None) not in (None, _check(told, held)):
+                raise ValueError("it has changed since it was written")
             fitted = Fitted(
                 held["mean"],
                 held["centre"],
@@ -229,8 +233,17 @@ class _Trial:
             "validation_tokens": self.n,
         }  # fmt: skip
         # one entry alone, so that the same fit is always the same bytes
-        said = {KEY: json.dumps({"facts": facts, "scales": scales})}
+        told = {"facts": facts, "scales": scales}
+        said = {KEY: json.dumps({**told, "check": _check(told, tensors)})}
         return save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=said)
+
+
+def _check(told: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """A checksum of all that a fit holds."""
+    found = zlib.crc32(json.dumps(told).encode())
+    for name, tensor in sorted(tensors.items()):
+        found = zlib.crc32(tensor.contiguous().numpy().tobytes(), zlib.crc32(name.encode(), found))
+    return f"{found:08x}"
 
 
 def _solved(solve: Callable[[float], Float[Tensor, "n k"]]) -> dict[float, Float[Tensor, "n k"]]:

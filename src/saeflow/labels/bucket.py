@@ -21,7 +21,7 @@ from typing import Final
 from saeflow.errors import BadFile, Unreachable
 from saeflow.labels.http import Fetcher, Received
 from saeflow.labels.sources import Source
-from saeflow.paths import write_atomic
+from saeflow.paths import sealed, unsealed, write_atomic
 
 BUCKET: Final = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"
 """Where Neuronpedia keeps its exports."""
@@ -91,7 +91,7 @@ class Bucket:
         else:
             listed = list(self._listed(prefix))
             kept = json.dumps([[key, size] for key, size in listed]).encode()
-            write_atomic(self._list_path(source), kept)
+            write_atomic(self._list_path(source), sealed(kept))
         found: list[tuple[Kind, str, int, Export]] = []
         for key, size in listed:
             told = _FILE.fullmatch(key.removeprefix(prefix)) if key.startswith(prefix) else None
@@ -145,7 +145,7 @@ class Bucket:
     def _kept_list(self, source: Source) -> list[tuple[str, int]]:
         path = self._list_path(source)
         try:
-            return [(str(key), int(size)) for key, size in json.loads(path.read_bytes())]
+            return [(str(key), int(size)) for key, size in json.loads(unsealed(path.read_bytes()))]
         except FileNotFoundError:
             raise Unreachable(
                 f"what files {source} has was never asked from this machine, and saeflow is offline. Fetch it "

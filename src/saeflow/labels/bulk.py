@@ -23,10 +23,11 @@ from typing import Any, Final, TypeAlias, cast
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Site
 from saeflow.labels.bucket import Bucket, Export, Kind
+from saeflow.labels.lines import is_whole
 from saeflow.labels.neuronpedia import CONTEXTS, TOKENS, frequency_of, passage_of, promotes_of
 from saeflow.labels.sources import NEURONPEDIA, Source, Sources
 from saeflow.labels.words import Context, FeatureWords, label_of, words_path, write_words
-from saeflow.paths import write_atomic
+from saeflow.paths import is_as_written, with_check, write_atomic
 
 ABOUT: Final = "about.json"
 """What a folder of words says of itself."""
@@ -157,7 +158,7 @@ def fetch_words(
         size = sum(export.size for export in site_plan.exports)
         asked = _request(site_plan, contexts, explainer)
         known = about["sites"].get(str(site_plan.site), {})
-        if known.get("request") != asked or not words_path(out, site_plan.site).is_file():
+        if known.get("request") != asked or not is_whole(words_path(out, site_plan.site)):
             told = _tell(progress, done, plan.size, site_plan.site)
             found = _gather_again(site_plan, bucket, _Gathered(contexts, explainer), told)
             rows = found.rows()
@@ -166,7 +167,7 @@ def fetch_words(
                 "source": str(site_plan.source), "request": asked, "features": len(rows),
                 "labelled": sum(row is not None and bool(row.by) for row in rows), "skipped": found.skipped,
             }  # fmt: skip
-            write_atomic(out / ABOUT, json.dumps(about, indent=1).encode())
+            write_atomic(out / ABOUT, json.dumps(with_check(about), indent=1).encode())
         if not keep:
             for export in site_plan.exports:
                 bucket.forget(export)
@@ -328,6 +329,7 @@ def _read_about(out: Path, plan: FetchPlan) -> dict[str, Any]:
     try:
         told = json.loads((out / ABOUT).read_bytes())
         same = all(told[name] == fresh[name] for name in ("format", "version", "release", "origin", "model"))
+        same = same and is_as_written(told)
         return cast("dict[str, Any]", told) if same and isinstance(told["sites"], dict) else fresh
     except (OSError, ValueError, KeyError, TypeError):
         return fresh

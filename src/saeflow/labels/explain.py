@@ -26,7 +26,7 @@ from saeflow.ids import FeatureId, Site
 from saeflow.labels.detection import Detection, Silence, Trial, make_trial
 from saeflow.labels.questions import Messages, ask_fires, ask_label, marked, read_fires, read_label
 from saeflow.labels.words import Context, FeatureWords, WordsFolder, write_words
-from saeflow.paths import cache_folder, write_atomic
+from saeflow.paths import cache_folder, sealed, unsealed, write_atomic
 
 TRIES: Final = 3
 """How often an answer is asked for that is not what it should be."""
@@ -332,14 +332,14 @@ class _Asker:
 
     def _kept(self, conversation: Messages) -> str | None:
         try:
-            return str(json.loads(self._path(conversation).read_bytes())["answer"])
+            return str(json.loads(unsealed(self._path(conversation).read_bytes()))["answer"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _keep(self, conversation: Messages, answer: str) -> None:
         path = self._path(conversation)
-        if not path.exists():
-            write_atomic(path, json.dumps({"model": self.chat.name, "answer": answer}).encode())
+        if self._kept(conversation) is None:
+            write_atomic(path, sealed(json.dumps({"model": self.chat.name, "answer": answer}).encode()))
 
 
 __all__ = [

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 from saeflow.errors import BadFile, Unreachable
-from saeflow.paths import write_atomic
+from saeflow.paths import alone_at, write_atomic
 from saeflow.version import __version__
 
 T = TypeVar("T")
@@ -96,6 +96,13 @@ class Fetcher:
         """
         part = path.with_name(f"{path.name}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
+        with alone_at(path) as waited:
+            if not (waited and path.is_file() and size in (None, path.stat().st_size)):
+                self._download(url, path, part, size, received)
+
+    def _download(
+        self, url: str, path: Path, part: Path, size: int | None, received: Received | None
+    ) -> None:
         found = self._patiently(url, lambda: self._download_once(url, part, received))
         if found is None:
             raise Unreachable(

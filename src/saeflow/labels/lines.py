@@ -34,6 +34,7 @@ _COUNTS: Final = struct.Struct("<IQ")  # lines of a block, lines in all
 _TAIL: Final = struct.Struct("<I4s")  # length of the last member, mark
 _MARK: Final = b"SFL1"
 _EMPTY: Final = b"\x03\x00" + bytes(8)  # an empty deflate stream, its checksum and its length
+_LEAST: Final = 20  # bytes of a gzip member
 _MOST_BLOCKS: Final = (65_535 - 4 - _COUNTS.size - _TAIL.size) // 4
 
 _Stamp: TypeAlias = tuple[int, int]
@@ -94,14 +95,37 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
         BadFile: when the file cannot be read.
     """
-    if not path.exists():
+    stamp = _stamp(path)
+    if stamp is None:
         return
     try:
+        _require_some(stamp)
         with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
             for line in file:
                 yield line.rstrip("\n")
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _bad(path, error) from None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is such a file and every byte of it is as it was written; reads all of it.
+
+    Raises:
+        Nothing.
+    """
+    stamp = _stamp(path)
+    if stamp is None:
+        return False
+    try:
+        # only one of very many blocks has no index
+        if _index(path, stamp) is None and stamp[1] < _MOST_BLOCKS * _LEAST:
+            return False
+        with gzip.open(path, "rb") as file:
+            while file.read(1 << 20):
+                pass
+    except (OSError, EOFError, ValueError, zlib.error, BadFile):
+        return False
+    return True
 
 
 def _last_member(lengths: list[int], n_lines: int) -> bytes:
@@ -164,11 +188,18 @@ def _block(path: Path, stamp: _Stamp, number: int) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=128)
-def _whole(path: Path, stamp: _Stamp) -> tuple[str, ...]:  # noqa: ARG001 - another stamp is another file
+def _whole(path: Path, stamp: _Stamp) -> tuple[str, ...]:
     try:
+        _require_some(stamp)
         return _split(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _bad(path, error) from None
+
+
+def _require_some(stamp: _Stamp) -> None:
+    """Even a file of no lines has a gzip header; one of no bytes was cut."""
+    if stamp[1] == 0:
+        raise EOFError("the file is empty")
 
 
 def _split(data: bytes) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
 from saeflow.labels.bulk import ABOUT, FORMAT, VERSION
 from saeflow.labels.gather import Control, Seen, State
-from saeflow.labels.lines import write_lines
+from saeflow.labels.lines import is_whole, write_lines
 from saeflow.labels.local_rows import (
     AT_ONCE,
     Spelling,
@@ -46,7 +46,7 @@ from saeflow.labels.neuronpedia import CONTEXTS
 from saeflow.labels.sources import LOCAL
 from saeflow.labels.words import AFTER, BEFORE, words_path, write_words
 from saeflow.matching.stream import encoder_digest, model_digest, special_tokens
-from saeflow.paths import write_atomic
+from saeflow.paths import is_as_written, sealed, unsealed, with_check, write_atomic
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
@@ -151,7 +151,8 @@ class _Run:
         """Whether the folder holds these very words, of these texts."""
         sites = _read_about(self.out)["sites"]
         told = [sites.get(str(site), {}) for site in self.group]
-        written = all(words_path(self.out, site).is_file() for site in self.group)
+        paths = [path(self.out, site) for site in self.group for path in (words_path, controls_path)]
+        written = all(is_whole(path) for path in paths)
         if not written or any(one.get("key") != self.key for one in told):
             return False
         full = self.max_tokens is not None and told[0].get("n_tokens", 0) >= self.max_tokens
@@ -178,7 +179,7 @@ class _Run:
             if full:
                 break
             if time.monotonic() - saved >= checkpoint_seconds:
-                write_atomic(self._checkpoint, state.pack())
+                write_atomic(self._checkpoint, sealed(state.pack()))
                 saved = time.monotonic()
         if state.n_tokens == 0:
             raise InvalidArgument(
@@ -200,7 +201,7 @@ class _Run:
                 "n_tokens": state.n_tokens,
             }  # fmt: skip
         about["sites"] = dict(sorted(about["sites"].items()))
-        write_atomic(self.out / ABOUT, json.dumps(about, indent=1).encode())
+        write_atomic(self.out / ABOUT, json.dumps(with_check(about), indent=1).encode())
         self._checkpoint.unlink(missing_ok=True)
 
     def _units(self) -> Iterator[list[Passage]]:
@@ -219,7 +220,7 @@ class _Run:
         """The state of the last checkpoint, if it is of these texts; else nothing seen."""
         fresh = self._fresh()
         try:
-            found = fresh.unpack(self._checkpoint.read_bytes())
+            found = fresh.unpack(unsealed(self._checkpoint.read_bytes()))
         except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError):
             return self._fresh()
         return found if found.digest == self._digest(found.units) else self._fresh()
@@ -356,6 +357,7 @@ def _read_about(out: Path) -> dict[str, Any]:
     try:
         told = json.loads((out / ABOUT).read_bytes())
         same = all(told[name] == fresh[name] for name in ("format", "version", "origin"))
+        same = same and is_as_written(told)
         return cast("dict[str, Any]", told) if same and isinstance(told["sites"], dict) else fresh
     except (OSError, ValueError, KeyError, TypeError):
         return fresh

@@ -20,7 +20,7 @@ from saeflow.ids import FeatureId, Site
 from saeflow.labels.http import Fetcher
 from saeflow.labels.sources import Source, Sources
 from saeflow.labels.words import AFTER, BEFORE, Context, FeatureWords, label_of
-from saeflow.paths import cache_folder, write_atomic
+from saeflow.paths import cache_folder, sealed, unsealed, write_atomic
 
 BASE_URL: Final = "https://www.neuronpedia.org"
 KEY: Final = "NEURONPEDIA_API_KEY"
@@ -96,8 +96,8 @@ class Neuronpedia:
         path = self._cache / source.model / source.id / f"{index}.json"
         if path.is_file() and not refresh:
             try:
-                return _checked(path.read_bytes(), source, index, str(path))
-            except BadFile:
+                return _checked(unsealed(path.read_bytes()), source, index, str(path))
+            except (BadFile, ValueError):
                 path.unlink()  # asked for again below
         url = f"{self._base}/api/feature/{source}/{index}"
         if self.offline:
@@ -109,7 +109,8 @@ class Neuronpedia:
         if data is None or data.strip() in (b"", b"null"):
             return None
         told = _checked(data, source, index, url)
-        write_atomic(path, json.dumps({name: told[name] for name in _KEPT if name in told}).encode())
+        kept = json.dumps({name: told[name] for name in _KEPT if name in told})
+        write_atomic(path, sealed(kept.encode()))
         return told
 
     def feature(self, source: Source, index: int, *, refresh: bool = False) -> FeatureWords | None:

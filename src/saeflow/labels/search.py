@@ -13,12 +13,15 @@ accents, and the texts of the index were cut in the same way.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import re
 import sqlite3
+import struct
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -26,13 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, NoSpace
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords, WordsFolder, words_path, words_sites
-from saeflow.paths import PACK, cache_folder, replacing
+from saeflow.paths import PACK, cache_folder, replacing, unwritten
 
 INDEX: Final = "search.sqlite"
-VERSION: Final = 2
+VERSION: Final = 3
 
 CANDIDATES: Final = 250
 """Matches that are read and ranked."""
@@ -42,6 +45,10 @@ MOST_WORDS: Final = 16
 
 _INDEXED: Final = 3  # beginnings of up to so many letters are in the index as words of their own
 _MOST_ENDINGS: Final = 256
+
+_SUM_AT: Final = 68  # the application's own number in the head of an SQLite file holds the sum of the rest
+_SUM: Final = struct.Struct(">I")
+_CHECKED: Final[set[tuple[str, int, int]]] = set()
 
 _NONE: Final = "\ue000"
 _WORD: Final = re.compile(r"[^\W_]+")
@@ -126,7 +133,7 @@ def build_index(folder: Path, *, progress: Progress | None = None) -> Path:
         if _is_current(path, fingerprint):
             return path
     for path in places[:-1]:
-        with suppress(PermissionError):
+        with suppress(PermissionError, NoSpace):
             _build(folder, path, fingerprint, progress)
             return path
     _build(folder, places[-1], fingerprint, progress)
@@ -165,7 +172,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _is_current(path: Path, fingerprint: str) -> bool:
-    if not path.is_file():
+    if not path.is_file() or not _is_sound(path):
         return False
     try:
         with closing(_open(path)) as database:
@@ -177,8 +184,48 @@ def _is_current(path: Path, fingerprint: str) -> bool:
         return False
 
 
+def _is_sound(path: Path) -> bool:
+    """Whether the file has the checksum it was written with; compared once a process."""
+    told = path.stat()
+    key = (str(path), told.st_size, told.st_mtime_ns)
+    if key not in _CHECKED:
+        with path.open("rb") as file:
+            file.seek(_SUM_AT)
+            if file.read(_SUM.size) != _SUM.pack(_file_sum(path)):
+                return False
+        _CHECKED.add(key)
+    return True
+
+
+def _file_sum(path: Path) -> int:
+    """A CRC-32 of all of the file but the place that holds it."""
+    with path.open("rb") as file:
+        found = zlib.crc32(file.read(_SUM_AT))
+        file.seek(_SUM_AT + _SUM.size)
+        while piece := file.read(1 << 20):
+            found = zlib.crc32(piece, found)
+    return found
+
+
 def _build(folder: Path, path: Path, fingerprint: str, progress: Progress | None) -> None:
-    with replacing(path) as part, closing(sqlite3.connect(part)) as database:
+    with replacing(path) as part:
+        _fill(part, folder, fingerprint, progress)
+        told = _SUM.pack(_file_sum(part))
+        with part.open("r+b") as file:
+            file.seek(_SUM_AT)
+            file.write(told)
+
+
+def _fill(part: Path, folder: Path, fingerprint: str, progress: Progress | None) -> None:
+    try:
+        _write(part, folder, fingerprint, progress)
+    except sqlite3.OperationalError as error:
+        # a full disk has its own text; SQLite tells of no other reason
+        raise unwritten(error, part) or OSError(errno.EIO, f"SQLite: {error}", str(part)) from error
+
+
+def _write(part: Path, folder: Path, fingerprint: str, progress: Progress | None) -> None:
+    with closing(sqlite3.connect(part)) as database:
         # nothing reads the file before it is whole, and one that was begun is thrown away
         database.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;")
         database.executescript(_SCHEMA)

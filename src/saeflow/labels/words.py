@@ -235,6 +235,7 @@ class _NoWords:
 
 
 no_words: Words = _NoWords()
+"""Words of which nothing is known, for what may be shown without any."""
 
 
 def _files(folder: Path) -> Iterable[tuple[Site, Path]]:

@@ -18,7 +18,7 @@ from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownReleas
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
 from saeflow.matching.rows import AGAIN, TableRows, checked
-from saeflow.paths import PACK, cache_folder, write_atomic
+from saeflow.paths import PACK, cache_folder, is_as_written, with_check, write_atomic
 from saeflow.records import Match
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def save_manifest(atlas: Atlas) -> None:
     }
     if atlas.calibration is not None:
         data["calibration"] = {"file": atlas.calibration[0], "sha256": atlas.calibration[1]}
-    write_atomic(atlas.folder / MANIFEST, (json.dumps(data, indent=1) + "\n").encode())
+    write_atomic(atlas.folder / MANIFEST, (json.dumps(with_check(data), indent=1) + "\n").encode())
 
 
 def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
@@ -238,10 +238,14 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
             raise CorruptAtlas(
                 f"{path} is {kind!r} version {version}, not {FORMAT!r} version {VERSION}. {AGAIN}"
             )
+        if verify and not is_as_written(data):
+            raise CorruptAtlas(f"{path} has changed since it was written: its checksum differs. {AGAIN}")
         files = {
             (Site.parse(t["source"]), Site.parse(t["target"])): (_inside(folder, t["file"]), str(t["sha256"]))
             for t in data["tables"]
         }
+        if not files:
+            raise ValueError("it lists no table")
         blocks = {
             pair: _from_hex(t["blocks"])
             for pair, t in zip(files, data["tables"], strict=True)

@@ -19,8 +19,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Final, Literal
 
 import torch
@@ -33,7 +35,7 @@ from saeflow.matching.atlas import Atlas, Pair, open_atlas, save_manifest
 from saeflow.matching.cosine import top_k
 from saeflow.matching.methods import Role, Rows, rows_of
 from saeflow.matching.null import FILE, NullDistribution, nulls_to_bytes, read_nulls
-from saeflow.paths import write_atomic
+from saeflow.paths import sealed, write_atomic
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
 Kind = Literal["rotation", "moments", "far"]
@@ -122,6 +124,7 @@ def calibrate(
     draw = _Draw(dictionaries, projector, sorted(dictionaries), kind, rows, rotations, seed)
     work = atlas.folder / "calibration.work"
     found: dict[Pair, NullDistribution] = {}
+    done_here: list[Path] = []
     pairs = list(atlas)
     for done, pair in enumerate(pairs):
         if progress:
@@ -133,16 +136,18 @@ def calibrate(
             found[pair] = read_nulls(path)[pair]
         except (BadFile, KeyError):
             found[pair] = draw.null(*pair)
-            write_atomic(path, nulls_to_bytes({pair: found[pair]}))
+            write_atomic(path, sealed(nulls_to_bytes({pair: found[pair]})))
+        done_here.append(path)
         draw.keep({site for later in pairs[done + 1 :] for site in later})
     if progress:
         progress(len(pairs), len(pairs), "done")
     data = nulls_to_bytes(found)
     write_atomic(atlas.folder / FILE, data)
     save_manifest(replace(atlas, calibration=(FILE, hashlib.sha256(data).hexdigest())))
-    for part in work.iterdir():
-        part.unlink()
-    work.rmdir()
+    for part in done_here:
+        part.unlink(missing_ok=True)
+    with suppress(OSError):  # another process may be at work in it
+        work.rmdir()
     return open_atlas(atlas.folder)
 
 

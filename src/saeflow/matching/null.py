@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Site
+from saeflow.paths import unsealed
 
 FILE: Final = "calibration.json"
 _FORMAT: Final = "saeflow-nulls"
@@ -129,7 +130,7 @@ def read_nulls(path: Path) -> dict[tuple[Site, Site], NullDistribution]:
         BadFile: when the file is missing, cut off or of another kind.
     """
     try:
-        data = cast("dict[str, Any]", json.loads(path.read_bytes()))
+        data = cast("dict[str, Any]", json.loads(unsealed(path.read_bytes())))
         if (data["format"], data["version"]) != (_FORMAT, _VERSION):
             raise BadFile(f"{path} holds no nulls of version {_VERSION}. {_AGAIN}")
         return {

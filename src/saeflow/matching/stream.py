@@ -20,13 +20,13 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Site
-from saeflow.paths import write_atomic
+from saeflow.paths import sealed, unsealed, write_atomic
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
@@ -131,7 +131,7 @@ class Stream:
                 if progress:
                     progress(done, len(steps), f"texts at {group[0]} to {group[-1]}")
                 for site, data in self._encoded(missing, self.units[number]):
-                    write_atomic(self._shard(site, number), data)
+                    write_atomic(self._shard(site, number), sealed(data))
             if number == len(self.units) - 1:
                 for site in group:
                     self.dictionaries[site].unload()
@@ -202,9 +202,10 @@ def _shard_bytes(dictionary: Dictionary, h: Float[Tensor, "n d_in"]) -> bytes:
 
 def _read_shard(path: Path, width: int) -> sp.csr_array:
     try:
-        with safe_open(path, framework="numpy") as file:
-            index, value = file.get_tensor("index"), file.get_tensor("value")
-            indptr = file.get_tensor("indptr")
-    except (OSError, SafetensorError) as error:
-        raise BadFile(f"{path} is no readable shard of activations ({error}). Run the same again.") from None
+        held = load(unsealed(path.read_bytes()))
+        index, value, indptr = held["index"], held["value"], held["indptr"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BadFile(
+            f"{path} is no readable shard of activations ({error}). Remove it and run the same again."
+        ) from None
     return sp.csr_array((value, index, indptr), shape=(len(indptr) - 1, width))

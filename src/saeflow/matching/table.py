@@ -8,6 +8,7 @@ header, so that a table on its own says what it is.
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -92,7 +93,7 @@ class MatchTable:
 
     def to_bytes(self) -> bytes:
         """The table as the bytes of its file."""
-        header = {
+        header: dict[str, Any] = {
             "version": VERSION,
             "source": str(self.source),
             "target": str(self.target),
@@ -101,6 +102,7 @@ class MatchTable:
             "made_from": self.made_from,
         }
         arrays = {"index": np.ascontiguousarray(self.index), "score": np.ascontiguousarray(self.score)}
+        header["check"] = _check(header, arrays["index"], arrays["score"])
         # One entry alone, so that the same table is always the same bytes.
         return save(arrays, metadata={HEADER: json.dumps(header)})
 
@@ -113,7 +115,7 @@ class MatchTable:
         """Read a table that `save` wrote.
 
         Raises:
-            BadFile: when the file is missing, cut off, of another kind or points outside its target.
+            BadFile: when the file is missing, cut off, changed, of another kind or points outside its target.
         """
         try:
             with safe_open(path, framework="numpy") as file:
@@ -121,6 +123,10 @@ class MatchTable:
                 index, score = file.get_tensor("index"), file.get_tensor("score")
         except (OSError, SafetensorError) as error:
             raise BadFile(f"{path}: not a readable match table ({error}). {AGAIN}") from None
+        # tables of before had no checksum of their own
+        check = header.pop("check", None)
+        if check is not None and check != _check(header, index, score):
+            raise BadFile(f"{path} has changed since it was written: its checksum differs. {AGAIN}")
         source, target = Site.parse(header["source"]), Site.parse(header["target"])
         n_target, made_from = int(header["n_target"]), header["made_from"]
         inside = index.shape == score.shape and index.ndim == 2
@@ -132,6 +138,12 @@ class MatchTable:
         return MatchTable(
             source, target, header["method"], n_target, index, score, (made_from[0], made_from[1])
         )
+
+
+def _check(header: dict[str, Any], index: np.ndarray, score: np.ndarray) -> str:
+    """A checksum of all that a table holds, in its own file: a build that goes on has no other yet."""
+    told = zlib.crc32(json.dumps({**header, "made_from": list(header["made_from"])}).encode())
+    return f"{zlib.crc32(score.tobytes(), zlib.crc32(index.tobytes(), told)):08x}"
 
 
 def _header(path: Path, text: str) -> dict[str, Any]:

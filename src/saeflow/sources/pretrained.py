@@ -38,13 +38,18 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
     try:
         architecture_of(str(AutoConfig.from_pretrained(place).model_type))
         hf_model = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(place, dtype=dtype))
-        return hf_model, AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer("a")  # what is wrong with some settings shows here first
+        return hf_model, tokenizer
     except UnknownArchitecture:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if folder:
+            # of spoiled files the libraries raise KeyError, TypeError, RuntimeError and, tokenizers, Exception itself
             raise _damaged(place, reason) from error
+        if not isinstance(error, OSError | ValueError | SafetensorError):
+            raise
         causes = (error.__cause__, error.__context__)
         gated = any(isinstance(cause, GatedRepoError) for cause in causes)
         if not gated and any(isinstance(c, RepositoryNotFoundError | HFValidationError) for c in causes):

@@ -273,11 +273,14 @@ class _Reader:
             )
         for key, kind in (("repo", str), ("paths", list)):
             self._entry(told, key, kind)
+        for key, kind in (("layers", list), ("l0", dict), ("canonical", dict), ("when", dict)):
+            if key in told:
+                self._entry(told, key, kind)
         numbers = told.get("layers", []), *told.get("l0", {}).values()
         layers = told.get("l0", {}), told.get("canonical", {})
-        if not all(isinstance(n, int) for row in numbers for n in row) or not all(
-            key.isdigit() for table in layers for key in table
-        ):
+        if not all(
+            isinstance(row, list) and all(isinstance(n, int) for n in row) for row in numbers
+        ) or not all(key.isdigit() for table in layers for key in table):
             raise BadFile(f"{self.path}: layers and L0s of {told['repo']} are not all numbers.")
         strangers = sorted(set(told.get("when", {})) - set(self.defaults))
         if strangers or ("l0" in told and "l0" not in self.defaults) or not told["paths"]:

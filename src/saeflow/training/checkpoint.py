@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from saeflow.errors import BadFile
-from saeflow.paths import replacing, write_atomic
+from saeflow.paths import is_as_written, replacing, unwritten, with_check, write_atomic
 
 POINTER: Final = "checkpoint.json"
 VERSION: Final = 1
@@ -57,7 +58,8 @@ def save(out: Path, state: Checkpoint) -> None:
     for name, tensors in zip(_PARTS, (state.learners, state.buffer), strict=True):
         save_tensors(folder / f"{name}.safetensors", tensors)
     told = {"version": VERSION, "folder": folder.name, "step": state.step, "state": dict(state.told)}
-    write_atomic(out / POINTER, f"{json.dumps(told)}\n".encode())
+    sums = {"learners": _sum(state.learners), "buffer": _sum(state.buffer)}
+    write_atomic(out / POINTER, f"{json.dumps(with_check({**told, 'sums': sums}))}\n".encode())
     for other in out.glob("checkpoint-*"):
         if other != folder and other.is_dir():
             shutil.rmtree(other)
@@ -73,14 +75,17 @@ def load(out: Path) -> Checkpoint | None:
     if not path.is_file():
         return None
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if told["version"] != VERSION:
             raise BadFile(
                 f"{path} is of version {told['version']}, and this saeflow writes {VERSION}. Finish the run with the "
                 "saeflow that began it, or remove the folder."
             )
         folder = out / str(told["folder"])
-        learners, buffer = (_read(folder / f"{name}.safetensors") for name in _PARTS)
+        if not is_as_written(told):
+            raise ValueError("it has changed since it was written")
+        sums = told.get("sums", {})  # checkpoints of before had none
+        learners, buffer = (_read(folder / f"{name}.safetensors", sums.get(name)) for name in _PARTS)
         return Checkpoint(int(told["step"]), learners, buffer, told["state"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, BadFile):
@@ -125,11 +130,22 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         try:
             save_file(ready, part)
         except SafetensorError as error:
-            # it reports a full disk as a text
-            number = errno.ENOSPC if "StorageFull" in str(error) or "os error 28" in str(error) else errno.EIO
-            raise OSError(number, f"{os.strerror(number)}: {error}", str(path)) from error
+            # it tells of the disk in a text alone
+            raise unwritten(error, path) or OSError(errno.EIO, str(error), str(path)) from error
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, expected: str | None) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    if expected not in (None, _sum(held)):
+        raise ValueError(f"{path.name} has changed since it was written")
+    return held
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of tensors and of their names."""
+    found = 0
+    for name, tensor in sorted(tensors.items()):
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found = zlib.crc32(data.data, zlib.crc32(name.encode(), found))
+    return f"{found:08x}"

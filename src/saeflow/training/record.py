@@ -93,14 +93,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / METRICS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # a byte that is no text spoils its own line, which then is no JSON
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise BadFile(f"{path} cannot be read ({error}). Give the folder of a training run.") from error
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(dict(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             if number == len(lines):  # a kill cuts the last line; it is measured again
                 break
             raise BadFile(
@@ -128,8 +129,8 @@ def finished(out: Path, told: Mapping[str, Any]) -> Trained | None:
             raise BadFile(f"{out} has a checkpoint and no {MANIFEST}. Remove the folder to begin again.")
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = dict[str, Any](json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadFile(f"{path} cannot be read ({error}). Remove the folder to begin again.") from error
     other = [key for key in told if key != "saeflow" and found.get(key) != json.loads(json.dumps(told[key]))]
     if other:
@@ -137,11 +138,17 @@ def finished(out: Path, told: Mapping[str, Any]) -> Trained | None:
         raise BadFile(f"{out} holds another run: {pairs}. Give another --out, or the same options to go on.")
     if not found.get("finished"):
         return None
-    quality = {
-        Site.parse(name): Quality(**{key: row[key] for key in Quality.__dataclass_fields__})
-        for name, row in found["quality"].items()
-    }
-    return Trained(out, quality, {Site.parse(name): row["dead"] for name, row in found["quality"].items()})
+    try:
+        quality = {
+            Site.parse(name): Quality(**{key: row[key] for key in Quality.__dataclass_fields__})
+            for name, row in found["quality"].items()
+        }
+        dead = {Site.parse(name): float(row["dead"]) for name, row in found["quality"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadFile(
+            f"{path} does not say how good its dictionaries are ({error!r}). Remove the folder to begin again."
+        ) from error
+    return Trained(out, quality, dead)
 
 
 def _short(value: object) -> str:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from saeflow.errors import BadFile
-from saeflow.paths import write_atomic
+from saeflow.paths import sealed, unsealed, write_atomic
 from saeflow.sources.formats.remote_index import Segment, read_index
 from saeflow.sources.formats.tensors import FETCH_AGAIN, NpzFile, SafetensorsFile, TensorFile, not_floating
 from saeflow.sources.remote.hub_file import REFUSALS, HubFile, refused
@@ -82,7 +82,7 @@ def read_pointer(path: Path) -> Pointer | None:
     except OSError:
         return None
     try:
-        told: Any = json.loads(path.read_text(encoding="utf-8"))
+        told: Any = json.loads(unsealed(path.read_bytes()))
         if told[_MARK] != _VERSION:
             raise ValueError(f"version {told[_MARK]}")
         index = {name: Segment(**(at | {"shape": tuple(at["shape"])})) for name, at in told["index"].items()}
@@ -109,7 +109,7 @@ def write_pointer(path: Path, file: HubFile) -> Pointer:
         "file": asdict(file),
         "index": {name: asdict(at) for name, at in pointer.index.items()},
     }
-    write_atomic(path, json.dumps(told).encode())
+    write_atomic(path, sealed(json.dumps(told).encode()))
     return pointer
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from saeflow.paths import write_atomic
+from saeflow.paths import sealed, unsealed, write_atomic
 from saeflow.steering.judges.rubrics import Answer, BadAnswer, Rubric
 
 FORMAT: Final = "saeflow-answer"
@@ -34,7 +34,7 @@ class AnswerCache:
     def get(self, key: str, rubric: Rubric) -> Answer | None:
         """The answer of a key, None where there is none that can be read."""
         try:
-            told = json.loads(self._path(key).read_text(encoding="utf-8"))
+            told = json.loads(unsealed(self._path(key).read_bytes()))
             if (told["format"], told["version"]) != (FORMAT, VERSION):
                 return None
             return rubric.read(json.dumps({name: told[name] for name in ("coherence", "behavioral")}))
@@ -57,7 +57,7 @@ class AnswerCache:
             "coherence": answer.coherence,
             "behavioral": marks[0] if rubric.name == "B.2" else marks,
         }
-        write_atomic(self._path(key), json.dumps(told).encode())
+        write_atomic(self._path(key), sealed(json.dumps(told).encode()))
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"

@@ -1,0 +1,272 @@
+"""Every command that takes long and must go on after a kill, each small enough to take a few seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from services import EXPORTS, Services, use_hub
+
+MOMENTS = re.compile(
+    rb'"(started|finished|made|seconds)": ?("[^"]*"|[\d.]+|null)|<dt>(started|took)</dt><dd>[^<]*</dd>'
+)
+WARM = (
+    "cli", "experiments.summary", "labels.bulk", "labels.explain", "labels.local", "labels.search", "matching.build",
+    "matching.calibration", "matching.correlation", "sources.hub", "sources.model", "steering.sweep", "training.run",
+)  # fmt: skip
+
+
+RECIPE = """
+title = "Very small"
+release = "demo"
+model = "demo"
+datasets = ["demo:stories", "demo:python"]
+seed = 0
+
+[transition]
+layers = [2]
+k = [1]
+tokens = 600
+fit_tokens = 3000
+loss_texts = 2
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A long job.
+
+    Attributes:
+        name: for the table.
+        command: its command line for an output folder.
+        before: what must lie in the folder before it begins.
+        elsewhere: files that go to the cache where the folder cannot be written.
+        unequal: files that tell how long it took and how much memory.
+        ready: called in its process before the command: what stands in for a network or for a missing extra.
+    """
+
+    name: str
+    command: Callable[[Path], list[str]]
+    before: Callable[[Path], None] = lambda out: None
+    ready: Callable[[], None] = lambda: None
+    elsewhere: tuple[str, ...] = ()
+    unequal: tuple[str, ...] = ()
+
+
+def run(job: Job, out: Path, moment: float | None = None, *, said: Path | None = None, limit: int = 0) -> int:
+    """Run a job in a process of its own; its exit code, or -9 when it was killed at `moment` seconds.
+
+    What it prints as errors goes to `said`; a file it writes may not grow beyond `limit` bytes.
+    """
+    process = begin(job, out, said=said, limit=limit)
+    process.join(moment)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return int(process.exitcode or 0)
+
+
+def begin(
+    job: Job, out: Path, *, said: Path | None = None, limit: int = 0
+) -> multiprocessing.process.BaseProcess:
+    """Begin a job, as `run` does."""
+    process = multiprocessing.get_context("fork").Process(target=_as_command, args=(job, out, said, limit))
+    process.start()
+    return process
+
+
+def fingerprint(folder: Path, job: Job) -> dict[str, str]:
+    """sha256 of every file of a job by name, moments in time left out."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(MOMENTS.sub(b"", path.read_bytes())).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and str(path.relative_to(folder)) not in job.unequal
+        and not path.name.startswith(".")
+    }
+
+
+def differing(expected: dict[str, str], found: dict[str, str]) -> list[str]:
+    """The files that one has and the other has not, or that differ."""
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+def fresh(out: Path, job: Job) -> None:
+    """The folder as the job finds it, and an empty cache."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(os.environ["SAEFLOW_CACHE"], ignore_errors=True)
+    job.before(out)
+
+
+HUB = "atlas build from a hub"
+
+
+def warm(job: str) -> None:
+    """Import once, before the processes are made, so that what happens to them falls into the work.
+
+    For one job alone its own process imports what it needs.
+    """
+    for name in () if job else WARM:
+        importlib.import_module(f"saeflow.{name}")
+
+
+def _as_command(job: Job, out: Path, said: Path | None, limit: int) -> None:
+    """What a process of a job does: the command, as it is run in a shell."""
+    from saeflow.cli import main
+
+    with open(os.devnull, "w") as nowhere, open(said or os.devnull, "w") as errors:
+        os.dup2(nowhere.fileno(), 1)
+        if said is not None or "SHOW" not in os.environ:
+            os.dup2(errors.fileno(), 2)
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        job.ready()
+        sys.argv = ["saeflow", *job.command(out)]
+        main()
+
+
+def jobs(folder: Path, there: Services, alone: Callable[[Job, Path], object]) -> list[Job]:
+    """All of them; `alone` runs one to its end, for what another needs, which is kept in `folder`."""
+    texts = _texts(folder / "texts.txt")
+    recipe = folder / "small.toml"
+    recipe.write_text(RECIPE)
+    few = ["--datasets", "demo:stories,demo:python", "--max-length", "64"]
+    made = Job(
+        "labels make",
+        lambda out: ["labels", "make", "demo", "--texts", str(texts), "--tokens", "1500", "--out", str(out)],
+        ready=_checkpoints_often,
+    )
+    atlas = Job("atlas build", lambda out: ["atlas", "build", "demo", "--out", str(out)])
+
+    def from_run(job: Job) -> Callable[[Path], None]:
+        def before(out: Path) -> None:
+            kept = folder / job.name.replace(" ", "-")
+            if not kept.exists():
+                alone(job, kept)
+            shutil.copytree(kept, out)
+
+        return before
+
+    return [
+        atlas,
+        Job(
+            "atlas calibrate",
+            lambda out: ["atlas", "calibrate", "demo", "--atlas", str(out), "--rows", "256"],
+            from_run(atlas),
+        ),
+        Job(
+            "atlas build, permutation",
+            lambda out: ["atlas", "build", "demo", "--method", "permutation", "--parts", "res", "--out", str(out)],
+        ),
+        Job(
+            HUB,
+            lambda out: ["atlas", "build", there.recipe, "--out", str(out)],
+            ready=lambda: use_hub(there.hub),
+        ),
+        Job(
+            "correlate",
+            lambda out: ["correlate", "demo", "--texts", str(texts), "--tokens", "3000", "--out", str(out)],
+        ),
+        made,
+        Job(
+            "labels fetch",
+            lambda out: [
+                "labels", "fetch", "mine", "--sites", "0/res,1/res,2/res", "--source",
+                f"{EXPORTS}/{{layer}}-{{part}}", "--bucket", there.exports, "--out", str(out),
+            ],
+        ),
+        Job(
+            "labels search",
+            lambda out: ["labels", "search", str(out), "the"],
+            from_run(made),
+            elsewhere=("search.sqlite",),
+        ),
+        Job(
+            "labels explain",
+            lambda out: [
+                "labels", "explain", "demo", "--sites", "1/res", "--limit", "30", "--words", str(out),
+                "--endpoint", there.chat, "--model-name", "reader",
+            ],
+            from_run(made),
+            ready=lambda: os.environ.update(OPENAI_API_KEY="none"),
+        ),
+        Job(
+            "origins",
+            lambda out: [
+                "origins", "demo", *few, "--texts", "30", "--methods", "cosine,cosine-top-5", "--out", str(out),
+            ],
+        ),
+        Job(
+            "deactivate",
+            lambda out: [
+                "deactivate", "demo", *few, "--texts", "4", "--tokens", "2", "--features", "8",
+                "--strategies", "top-1,top-5,exhaustive", "--r", "0,1,2", "--loss", "1", "--out", str(out),
+            ],
+        ),
+        Job(
+            "transition",
+            lambda out: [
+                "transition", "demo", *few, "--layers", "1,2", "--k", "1,2", "--tokens", "3000", "--fit-tokens", "3000",
+                "--loss", "2", "--out", str(out),
+            ],
+        ),
+        Job(
+            "sweep",
+            lambda out: [
+                "sweep", "demo", "--themes", "physics", "--direction", "activate", "--samples", "4", "--confirm", "4",
+                "--s", "1,2", "--layers", "2,3", "--methods", "start,single,constant", "--out", str(out),
+            ],
+        ),
+        Job(
+            "train",
+            lambda out: [
+                "train", "demo", "--texts", "demo:stories", "--layers", "1-2", "--site", "att,res", "--width", "20,40",
+                "--tokens", "5120", "--batch", "128", "--buffer", "400", "--windows", "4", "--context", "64",
+                "--eval-texts", "2", "--metrics-every", "512", "--checkpoint-every", "384", "--out", str(out),
+            ],
+            ready=_learner,
+        ),
+        Job(
+            "reproduce",
+            lambda out: ["reproduce", str(recipe), "--only", "fig23", "--out", str(out)],
+            unequal=("index.html", "reproduction.json"),
+        ),
+    ]  # fmt: skip
+
+
+def _learner() -> None:
+    """Without sae-lens, the plain learner of the tests moves the weights."""
+    if importlib.util.find_spec("sae_lens") is not None:
+        return
+    from tests.training.learning import PlainLearners
+
+    from saeflow.training import lens, run
+
+    lens.extra = lambda module="sae_lens": None
+    lens.SaeLensLearners = run.sae_lens_learners = PlainLearners
+
+
+def _checkpoints_often() -> None:
+    """A checkpoint after each batch of texts, not each minute."""
+    from saeflow.labels import local
+
+    local.make_words.__kwdefaults__["checkpoint_seconds"] = 0.0
+
+
+def _texts(path: Path) -> Path:
+    from saeflow.demo.texts import texts
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "\n\n".join(text.replace("\n\n", "\n") for text in texts("stories", 60)), encoding="utf-8"
+    )
+    return path
