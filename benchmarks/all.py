@@ -26,6 +26,7 @@ PARTS = {
     "chain": ("A release in the shape of Gemma Scope 2B", []),
     "causal": ("Causal trials", []),
     "steering": ("Steered generation", ["--settings", "16"]),
+    "engines": ("Engines: a unit of work here, in a pool, on Ray", []),
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.results import Results
 from saeflow.ids import Part
-from saeflow.steering import sweep as sweeping
+from saeflow.steering import making
 from saeflow.steering.budget import Budget, change_lengths
 from saeflow.steering.generate import Generation
 from saeflow.steering.plan import Direction, load_plan
@@ -160,7 +160,7 @@ def test_random_rows_of_the_sweep_are_as_long_as_what_they_mirror_and_differ_by_
 def test_a_finished_sweep_is_only_judged_again_and_keeps_what_it_chose(done, tmp_path, monkeypatch) -> None:
     run(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("rows/*")}
-    monkeypatch.setattr(sweeping, "generate", lambda *a, **k: pytest.fail("generated again"))
+    monkeypatch.setattr(making, "generate", lambda *a, **k: pytest.fail("generated again"))
     run(tmp_path, judge=NoiseJudge())
     assert {p: p.read_bytes() for p in tmp_path.rglob("rows/*")} == before
     grid = Results.open(tmp_path)
@@ -304,8 +304,8 @@ def test_choosing_the_best_of_noise_flatters_the_grid_and_not_the_confirmed_scor
             for n, r in enumerate(requests)
         ]
 
-    monkeypatch.setattr(sweeping, "generate", unique)
-    monkeypatch.setattr(sweeping, "losses", lambda model, prompt, ids: [1.0] * len(ids))
+    monkeypatch.setattr(making, "generate", unique)
+    monkeypatch.setattr(making, "losses", lambda model, prompt, ids: [1.0] * len(ids))
     values = tuple(float(v) for v in range(1, 11))
     grid = Grid(values, tuple(-v for v in values), samples=16, confirm=100)
     chosen = run(tmp_path, judge=NoiseJudge(), grid=grid)[1]

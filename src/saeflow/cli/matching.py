@@ -9,6 +9,7 @@ import typer
 
 from saeflow.cli import calibrate
 from saeflow.cli.app import Json, Projector, Release, progress, projector, show
+from saeflow.cli.engine import PANEL, Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import parts_of
 
 Method = Annotated[str, typer.Option(help="How rows are compared; `saeflow methods` lists the ways.")]
@@ -82,19 +83,32 @@ def atlas_build(
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
     parts: Annotated[str, typer.Option(help="Parts to match, with commas between.")] = "res,mlp,att",
     model: Projector = "",
+    shard_rows: Annotated[
+        int,
+        typer.Option(
+            help="Match by shards of about so many features, for dictionaries that do not fit one machine; 0 for none.",
+            rich_help_panel=PANEL,
+        ),
+    ] = 0,
+    engine: Engine = "here",
+    workers: Workers = 0,
+    address: Address = "",
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
 ) -> None:
     """Match every pair of sites that a flow graph needs. A killed build goes on where it stopped."""
     from saeflow.matching.atlas import atlas_cache
     from saeflow.matching.build import build_atlas
     from saeflow.sources.library import load_dictionaries
 
+    where = opened(engine, workers, address, cpus, gpus)
     dictionaries = load_dictionaries(release, device=device).only(parts_of(parts))
     own = release.replace("/", "--") if method == "cosine" else f"{release.replace('/', '--')}.{method}"
     folder = out or atlas_cache() / own
-    with progress("matching") as report:
+    with progress("matching") as report, where:
         built = build_atlas(
             dictionaries, out=folder, k=k, method=method, release=dictionaries.name, model=dictionaries.model,
-            projector=projector(model), progress=report,
+            projector=projector(model), progress=report, engine=where, shard_rows=shard_rows or None,
         )  # fmt: skip
     typer.echo(f"{len(built)} tables of {len(built.sites)} sites, k = {built.k}, in {folder}")
 

@@ -6,16 +6,14 @@ judges: with another --judge no text is generated again.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saeflow.cli.app import Json, Release, bars, print_table
+from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of, numbers_of, parts_of
 from saeflow.errors import InvalidArgument
 
@@ -25,13 +23,7 @@ if TYPE_CHECKING:
     from saeflow.matching.atlas import Atlas
     from saeflow.steering.budget import Budget
     from saeflow.steering.plan import Direction
-    from saeflow.steering.recipe import Lab
     from saeflow.steering.settings import Grid
-    from saeflow.steering.sweep import MakeJudge, References
-    from saeflow.steering.theme import Theme
-
-BACKGROUND_TEXTS = 300
-"""Background texts taken of each source, at most."""
 
 _VARIANT = "Variants, each recorded with the results"
 
@@ -114,19 +106,26 @@ def sweep(
     batch: Annotated[int, typer.Option(help="Texts generated at a time.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    engine: Engine = "here",
+    workers: Workers = 0,
+    address: Address = "",
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
     out: Annotated[Path | None, typer.Option(help="Results folder; sweep-RELEASE when not given.")] = None,
     as_json: Json = False,
 ) -> None:
     """Steer by flow graphs with every method, layer and strength; measure the best again (section 5.3)."""
     from saeflow.matching.atlas import open_atlas
+    from saeflow.steering.lab import background_texts, find_themes, judge_maker, open_lab
     from saeflow.steering.schedule import Constant, Exponential, Linear
     from saeflow.steering.settings import Variant
     from saeflow.steering.sweep import Design, run_sweep
     from saeflow.steering.sweep_summary import summarize_sweep
 
-    chosen = _themes(themes, release)
-    texts = _background(background, release, seed)
-    make = _judge(judge, judge_model, judge_url, texts)
+    where = opened(engine, workers, address, cpus, gpus)
+    chosen = find_themes(names_of(themes), release)
+    texts = background_texts(names_of(background), release, seed)
+    make = judge_maker(judge, judge_model, judge_url, texts)
     matches = open_atlas(atlas or release)
     variant = Variant(
         _thresholds(matches, t_res, t_mlp, t_att, fdr), k, parts_of(parts), output_score, fold,
@@ -134,80 +133,11 @@ def sweep(
     )  # fmt: skip
     grid = _grid(s, r, layers, methods, samples, confirm)
     design = Design(tuple(chosen), _directions(direction), grid, variant, seed)
-    lab = _lab(release, model, matches, texts, device, batch)
-    with bars() as bar:
-        results, _ = run_sweep(
-            lab, design, make, out=out or Path(f"sweep-{Path(release).name}"), progress=bar
-        )
+    lab = open_lab(release, matches, texts, model=model, device=device, batch=batch)
+    folder = out or Path(f"sweep-{Path(release).name}")
+    with bars() as bar, where:
+        results, _ = run_sweep(lab, design, make, out=folder, progress=bar, engine=where)
     _finish(results, summarize_sweep(results.folder), as_json=as_json)
-
-
-def _themes(names: str, release: str) -> list[Theme]:
-    """The themes named, or all that come with saeflow for the release."""
-    from saeflow.steering.theme import load_theme
-    from saeflow.steering.theme import themes as known
-
-    shipped = {theme.release for theme in known()}
-    under = release if release in shipped else ""
-    if asked := names_of(names):
-        return [load_theme(name, under) for name in asked]
-    if not under:
-        raise InvalidArgument(
-            f"no themes of {release!r} come with saeflow. Name the .toml file of one with --themes."
-        )
-    return list(known(release))
-
-
-def _background(names: str, release: str, seed: int) -> list[str]:
-    from saeflow.experiments.sampling import expand, open_dataset
-    from saeflow.steering.judges.offline import demo_background
-
-    if not names:
-        return demo_background() if release == "demo" else []
-    return [
-        text
-        for name in expand(names_of(names))
-        for text in itertools.islice(filter(str.strip, open_dataset(name).read(seed)), BACKGROUND_TEXTS)
-    ]
-
-
-def _judge(kind: str, model: str, url: str, background: Sequence[str]) -> MakeJudge:
-    """What makes the judge from the unsteered texts; refused early where it cannot be had."""
-    from saeflow.steering.judges import LLMJudge, OfflineJudge
-
-    if kind == "llm":
-        asked = LLMJudge(model, url or None)
-        return lambda _: asked
-    if kind != "offline":
-        raise InvalidArgument(f"--judge {kind!r} is none of offline, llm.")
-    if not background:
-        raise InvalidArgument(
-            "the offline judge tells a theme from other texts, and there are none for this release. Give some with "
-            "--background: a .txt, .jsonl or .parquet file, or a dataset such as fineweb."
-        )
-
-    def offline(references: References) -> OfflineJudge:
-        # themes that share a prompt share its samples: each counts once
-        samples = dict.fromkeys(itertools.chain.from_iterable(references.values()))
-        return OfflineJudge(background, list(samples))
-
-    return offline
-
-
-def _lab(release: str, model: str, matches: Atlas, background: Sequence[str], device: str, batch: int) -> Lab:
-    from saeflow.sources.library import load_dictionaries
-    from saeflow.sources.model import load_model
-    from saeflow.steering.recipe import Lab
-
-    dictionaries = load_dictionaries(release, device=device)
-    named = model or ("demo" if release == "demo" else dictionaries.model)
-    if not named:
-        raise InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
-    tables = sorted((str(source), str(target), sha) for (source, target), (_, sha) in matches.files.items())
-    digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()[:12]
-    loaded = load_model(named, device=device)
-    told = f"{matches.method}, tables {digest}"
-    return Lab(loaded, dictionaries, matches, background, release, told, batch)
 
 
 def _thresholds(atlas: Atlas, t_res: float, t_mlp: float, t_att: float, fdr: float | None) -> Thresholds:

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saeflow.cli.app import Json, Release, bars, print_table
+from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of
 from saeflow.errors import InvalidArgument, InvalidId
 
 if TYPE_CHECKING:
     from saeflow.experiments.results import SummaryTable
     from saeflow.ids import Site
-    from saeflow.sources.library import DictionarySet
 
 _SHOWN = ("transition_permutations", "transition_top_k", "transition_loss", "transition_paired")
 
@@ -58,75 +57,34 @@ def transition(
     memory: Annotated[float, typer.Option(help="GiB that sums and maps of a group of pairs may take.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    engine: Engine = "here",
+    workers: Workers = 0,
+    address: Address = "",
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
     out: Annotated[
         Path | None, typer.Option(help="Results folder; transition-RELEASE when not given.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict each layer from the features of the one before through matches, and skip layers so (appendix F)."""
-    from saeflow.experiments.records import RunRequest
-    from saeflow.experiments.sampling import expand, open_dataset
-    from saeflow.experiments.transition import (
-        EXPERIMENT,
-        Protocol,
-        run_transition,
-        take_texts,
-        weights_digest,
-    )
-    from saeflow.sources.library import load_dictionaries
-    from saeflow.sources.model import load_model
+    from saeflow.experiments.lab import Opening
+    from saeflow.experiments.transition_lab import TransitionSize
+    from saeflow.experiments.transition_lab import transition as run
+    from saeflow.ids import Part
 
-    names = expand(names_of(datasets))
-    opened = [open_dataset(name) for name in names]
-    dictionaries = load_dictionaries(release, device=device)
-    asked = _pairs(dictionaries, pairs, layers, part)
-    protocol = Protocol(asked, _ks(k), loss, max_length, int(memory * (1 << 30)))
-    named = model or ("demo" if release == "demo" else dictionaries.model)
-    if not named:
-        raise InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
-    loaded = load_model(named, device=device)
-    special = set(loaded.tokenizer.all_special_ids)
-
-    def count(text: str) -> int:
-        if not text.strip():
-            return 0
-        ids = loaded.tokenize([text], max_length=max_length).input_ids[0].tolist()
-        return sum(one not in special for one in ids)
-
-    arguments: dict[str, Any] = {
-        "pairs": [f"{a} > {b}" for a, b in asked], "k": list(protocol.ks), "tokens": tokens, "fit_tokens": fit_tokens,
-        "loss_texts": loss, "max_length": max_length, "memory": memory,
-        "weights": weights_digest(loaded, dictionaries, asked),
-    }  # fmt: skip
-    request = RunRequest(EXPERIMENT, release, loaded.name or release, seed, names, {}, arguments)
-    with bars() as bar:
-        results = run_transition(
-            loaded, dictionaries, protocol,
-            partial(take_texts, opened, count, tokens=tokens, fit_tokens=fit_tokens, seed=seed),
-            request=request, out=out or Path(f"transition-{Path(release).name}"), progress=bar,
-        )  # fmt: skip
-    _finish(results.folder, as_json=as_json)
-
-
-def _pairs(dictionaries: DictionarySet, pairs: str, layers: str, part: str) -> tuple[tuple[Site, Site], ...]:
-    """The pairs that were named, or those of neighbouring layers."""
-    from saeflow.ids import Part, Site
-
-    if pairs:
-        return tuple(_named_pair(one) for one in names_of(pairs))
+    where = opened(engine, workers, address, cpus, gpus)
     if part not in set(Part):
         raise InvalidArgument(f"--part {part!r} is none of res, mlp, att.")
-    known = [site.layer for site in dictionaries.sites if site.part is Part(part)]
-    there = [layer for layer in known if layer + 1 in known]
-    asked = list(layers_of(layers)) or there
-    if missing := [layer for layer in asked if layer not in there]:
-        raise InvalidArgument(
-            f"--layers {layers}: {dictionaries.name} has not both {part} dictionaries of layers {missing} and those "
-            f"after. It has them for {there}."
-        )
-    if not asked:
-        raise InvalidArgument(f"{dictionaries.name} has no two {part} dictionaries of neighbouring layers.")
-    return tuple((Site(layer, Part(part)), Site(layer + 1, Part(part))) for layer in asked)
+    named = tuple(_named_pair(one) for one in names_of(pairs))
+    size = TransitionSize(named, Part(part), _ks(k), tokens, fit_tokens, loss, max_length, memory)
+    asked = Opening(
+        release, model, device=device, layers=layers_of(layers), datasets=tuple(names_of(datasets)), seed=seed
+    )
+    folder = out or Path(f"transition-{Path(release).name}")
+    with bars() as bar, where:
+        results = run(asked, size, out=folder, bars=bar, engine=where)
+    _finish(results.folder, as_json=as_json)
 
 
 def _named_pair(text: str) -> tuple[Site, Site]:

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.causal import PreparedText
 from saeflow.experiments.counterfactuals import Counterfactuals, Cut
@@ -317,10 +319,12 @@ def run_deactivation(
     request: RunRequest,
     out: Path | str,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Results:
     """All trials of all samples into a results folder; one that was killed goes on where it stopped.
 
-    `samples` is called for a new folder only: one that is taken up reads its samples back.
+    `samples` is called for a new folder only: one that is taken up reads its samples back. `engine` is where texts are
+    done; this process when None.
 
     Raises:
         InvalidArgument: when the folder holds a run with other arguments; without samples or strategies.
@@ -328,13 +332,27 @@ def run_deactivation(
     """
     _check(dictionaries, strategies, protocol)
     results = Results.start(out, request, lambda: [sample.to_row() for sample in samples()], versions())
-    norms = RowNorms(dictionaries, {})
+    return results.run(_Deactivate(model, dictionaries, strategies, protocol), progress, engine)
 
-    def work(unit: Row) -> list[Row]:
-        trials = deactivate(model, dictionaries, strategies, Sample.of(unit), protocol, norms)
+
+@dataclass(frozen=True, eq=False)
+class _Deactivate:
+    """The rows of one text."""
+
+    model: LanguageModel
+    dictionaries: Mapping[Site, Dictionary]
+    strategies: Sequence[Predecessors]
+    protocol: Protocol
+
+    @cached_property
+    def norms(self) -> RowNorms:
+        return RowNorms(self.dictionaries, {})
+
+    def __call__(self, unit: Row) -> list[Row]:
+        trials = deactivate(
+            self.model, self.dictionaries, self.strategies, Sample.of(unit), self.protocol, self.norms
+        )
         return [trial.to_row(number) for number, trial in enumerate(trials)]
-
-    return results.run(work, progress)
 
 
 def _check(

@@ -8,11 +8,13 @@ same tokens. One forward pass a text; each dictionary encodes the sampled tokens
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.predecessors import Predecessors, to_bytes
 from saeflow.experiments.records import Origin, OriginTrial, RunRequest
@@ -96,11 +98,13 @@ def run_origins(
     request: RunRequest,
     out: Path | str,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Results:
     """Observe all samples into a results folder; one that was killed goes on where it stopped.
 
     `request.arguments` must hold `layers` and `max_length`. `samples` is called for a new folder only: one that
-    is taken up reads its samples back, and needs no dataset.
+    is taken up reads its samples back, and needs no dataset. `engine` is where texts
+    are observed; this process when None.
 
     Raises:
         InvalidArgument: when the folder holds a run with other arguments, or there is no sample.
@@ -108,14 +112,25 @@ def run_origins(
     results = Results.start(out, request, lambda: [sample.to_row() for sample in samples()], versions())
     write_atomic(results.folder / MATCHES, to_bytes(methods))
     layers, max_length = request.arguments["layers"], request.arguments["max_length"]
+    return results.run(_Observe(model, dictionaries, methods, layers, max_length), progress, engine)
 
-    def work(unit: Row) -> list[Row]:
+
+@dataclass(frozen=True, eq=False)
+class _Observe:
+    """The rows of one text."""
+
+    model: LanguageModel
+    dictionaries: Mapping[Site, Dictionary]
+    methods: Sequence[Predecessors]
+    layers: Sequence[int]
+    max_length: int
+
+    def __call__(self, unit: Row) -> list[Row]:
         trials = observe_origins(
-            model, dictionaries, methods, Sample.of(unit), layers=layers, max_length=max_length
-        )
+            self.model, self.dictionaries, self.methods, Sample.of(unit), layers=self.layers,
+            max_length=self.max_length,
+        )  # fmt: skip
         return [trial.to_row() for trial in trials]
-
-    return results.run(work, progress)
 
 
 def _sites(sites: Sequence[Site], methods: Sequence[Predecessors]) -> list[Site]:

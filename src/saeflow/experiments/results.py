@@ -27,6 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+from saeflow.engines import Engine, Here
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.records import RunRecord, RunRequest
 from saeflow.paths import write_atomic
@@ -93,6 +94,38 @@ class SummaryTable:
         writer.writerow(self.columns)
         writer.writerows(self.rows)
         return text.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a unit of work gives: its rows, and files of the results folder by their names in it."""
+
+    rows: Iterable[Row]
+    files: Mapping[str, bytes]
+
+
+Work = Callable[[Row], Iterable[Row] | Made]
+"""The rows of a unit, which depend on the unit and the request alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """`Made` as bytes."""
+
+    rows: bytes
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """A work that gives bytes: rows are packed where they are made."""
+
+    work: Work
+
+    def __call__(self, unit: Row) -> _Shard:
+        found = self.work(unit)
+        made = found if isinstance(found, Made) else Made(found, {})
+        return _Shard(_packed(made.rows), made.files)
 
 
 @dataclass(frozen=True)
@@ -177,20 +210,51 @@ class Results:
         """How many units have their rows."""
         return sum(self.shard(unit).is_file() for unit in range(self.record.total))
 
-    def run(self, work: Callable[[Row], Iterable[Row]], progress: Progress | None = None) -> Results:
-        """Do every unit that is not done, in order, and write its rows; then note when it ended.
+    def run(self, work: Work, progress: Progress | None = None, engine: Engine | None = None) -> Results:
+        """Do every unit that is not done and write its rows; then note when it ended.
 
-        `progress` gets (units done, units in all, the name of the current one).
+        Args:
+            work: the rows of a unit, or `Made` where files come with them. Other engines than `Here` send it to worker
+                processes, so that it must pickle.
+            progress: gets (units done, units in all, the name of the one begun last).
+            engine: where units run; this process, in order, when None. The bytes do not depend on it, as long as
+                units are computed with as many threads.
+
+        Raises:
+            InvalidArgument: when the work cannot be sent to the engine's workers.
+            WorkerLost: when several workers were lost under one unit.
+            Whatever `work` raises.
         """
-        for number, unit in enumerate(self.units()):
+        engine = engine or Here()
+        done, now = 0, ""
+
+        def tell() -> None:
             if progress:
-                progress(number, self.record.total, f"{unit['dataset']} {unit['text']}")
-            if not self.shard(number).is_file():
-                write_atomic(self.shard(number), _packed(work(unit)))
+                progress(done, self.record.total, now)
+
+        def missing() -> Iterator[tuple[int, Row]]:
+            nonlocal done, now
+            for number, unit in enumerate(self.units()):
+                now = f"{unit['dataset']} {unit['text']}"
+                tell()
+                if self.shard(number).is_file():
+                    done += 1
+                else:
+                    yield number, unit
+
+        for number, made in engine.run(_Packing(work), missing(), name=self.record.request.experiment):
+            for name, data in made.files.items():
+                write_atomic(self.folder / name, data)
+            write_atomic(self.shard(number), made.rows)
+            done += 1
+            if not isinstance(engine, Here):
+                tell()
         if progress:
             progress(self.record.total, self.record.total, "done")
-        for left in (self.folder / "rows").glob(".*"):
-            left.unlink(missing_ok=True)  # what a killed run was writing
+        return self._ended()
+
+    def _ended(self) -> Results:
+        """Note when the first whole run ended."""
         if self.record.finished is not None:
             return self
         finished = replace(self.record, finished=_now(), done=self.record.total)

@@ -27,14 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from saeflow.engines import Engine
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Progress, Results, Row, significant, versions
 from saeflow.experiments.sampling import Dataset, is_held_out
 from saeflow.experiments.transition_fit import Bench, Fits
 from saeflow.experiments.transition_loss import is_run, loss_through
-from saeflow.experiments.transition_maps import KS, Variant, check_pair
-from saeflow.experiments.transition_measure import PairOf, baselines, squared, sums
+from saeflow.experiments.transition_maps import KS, TransitionMap, Variant, check_pair
+from saeflow.experiments.transition_measure import Fitted, PairOf, baselines, squared, sums
 from saeflow.ids import Site
 from saeflow.matching.stream import cut_into_units, encoder_digest, model_digest
 from saeflow.paths import write_atomic
@@ -140,6 +141,7 @@ def run_transition(
     request: RunRequest,
     out: Path | str,
     progress: Callable[[str], Progress] | None = None,
+    engine: Engine | None = None,
 ) -> Results:
     """Fit and measure all pairs into a results folder; one that was killed goes on where it stopped.
 
@@ -151,6 +153,8 @@ def run_transition(
         request: what is asked; `weights_digest` belongs into its arguments.
         out: the folder.
         progress: makes a callback for each stage, named for people.
+        engine: where texts are measured; this process when None. Workers read the fits from `out`: on several machines
+            it lies on storage that all of them see. Fits are made by this process.
 
     Raises:
         InvalidArgument: when the folder holds a run with other arguments, or a pair cannot be measured.
@@ -167,8 +171,8 @@ def run_transition(
     missing = [group for group in groups if not fits.are_done(group)]
     for number, group in enumerate(missing):
         fits.make(group, progress and progress(_named("fitting", number, missing)))
-    lab = _Lab(bench, fits, groups)
-    return results.run(lab.rows, progress and progress("measuring"))
+    lab = _Lab(bench, dictionaries, [[pair.sites for pair in group] for group in groups], results.folder)
+    return results.run(lab, progress and progress("measuring"), engine)
 
 
 def weights_digest(
@@ -192,18 +196,27 @@ def weights_digest(
 
 @dataclass(eq=False)
 class _Lab:
-    """Measures texts, with the maps of the group of pairs in hand."""
+    """Measures texts, with the maps of the group of pairs in hand. A worker reads the fits from the results folder."""
 
     bench: Bench
-    fits: Fits
-    groups: list[list[PairOf]]
+    dictionaries: Mapping[Site, Dictionary]
+    groups: list[list[Pair]]
+    folder: Path
     at: int = -1
 
-    def rows(self, unit: Row) -> Iterator[Row]:
+    def __post_init__(self) -> None:
+        self.held: list[tuple[PairOf, Fitted, dict[str, TransitionMap]]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"at": -1, "held": [], "folder": self.folder.absolute()}
+
+    def __call__(self, unit: Row) -> Iterator[Row]:
         """A row for each pair of the unit's group."""
         if unit["group"] != self.at:
+            fits = Fits(self.folder, self.bench, lambda: ([], [], []))
+            pairs = [PairOf(*ends) for ends in _opened(self.dictionaries, self.groups[unit["group"]])]
+            self.held = [(pair, fits.read(pair), fits.maps(pair)) for pair in pairs]
             self.at = unit["group"]
-            self.held = [(pair, self.fits.read(pair), self.fits.maps(pair)) for pair in self.groups[self.at]]
         model = self.bench.model
         [one] = cut_into_units(model, [unit["content"]], max_length=self.bench.max_length)
         places = [end.place for pair, _, _ in self.held for end in (pair.source, pair.target)]

@@ -2,20 +2,23 @@
 
 Each pair is matched in one pass for both directions and written at once, so a killed build goes on with
 the pairs that are missing. A table that is there is kept when it was made from the same two dictionaries
-(by fingerprint) with the same k.
+(by fingerprint) with the same k. Where pairs are matched is an engine's business (`saeflow.engines`); dictionaries that
+are too large for one machine are matched by shards (`saeflow.matching.shards`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from saeflow.errors import BadFile, UnknownSite
+from saeflow.engines import Engine, Here
+from saeflow.errors import UnknownSite
 from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas, Pair, flow_pairs, open_atlas, save_manifest
-from saeflow.matching.methods import Role, Rows, check, find_method, match_rows, roles, rows_of
-from saeflow.matching.table import MatchTable
+from saeflow.matching.methods import check, find_method, roles
+from saeflow.matching.pairs import MatchPair, PairUnit, file_name, there
+from saeflow.paths import write_atomic
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.version import __version__
 
@@ -32,10 +35,12 @@ def build_atlas(
     model: str = "",
     projector: AttentionWriter | None = None,
     progress: Progress | None = None,
+    engine: Engine | None = None,
+    shard_rows: int | None = None,
 ) -> Atlas:
     """Match all pairs of the flow, both directions, into the folder `out`.
 
-    At most four dictionaries are in memory at a time.
+    At most four dictionaries are in the memory of a process at a time; with `shard_rows` three shards.
 
     Args:
         dictionaries: What to match; each is read when its turn comes, and forgotten after.
@@ -45,7 +50,9 @@ def build_atlas(
         release: Name of the dictionaries, for the manifest.
         model: Name of the model, for the manifest.
         projector: The model, needed where attention dictionaries live in z.
-        progress: Called with (pairs done, pairs in all, the pair at hand).
+        progress: Called with (pairs done, pairs in all, the pair begun last); with shards for each of these.
+        engine: Where pairs are matched; this process when None. The tables do not depend on it.
+        shard_rows: Match by shards of about so many rows, read by range: the same tables from less memory.
 
     Raises:
         UnknownSite: when no two sites of the release are neighbours in the flow.
@@ -64,53 +71,43 @@ def build_atlas(
     for pair in pairs:
         for site, role in zip(pair, roles(*pair), strict=True):
             check(dictionaries[site], method, role)
-    files: dict[Pair, tuple[str, str]] = {}
-    sides: dict[tuple[Site, Role], Rows] = {}
-    for done, pair in enumerate(pairs):
-        if progress:
-            progress(done, len(pairs), f"{pair[0]} and {pair[1]}")
-        ends = _ends(pair)
-        for site, role in ends:
-            if (site, role) not in sides:
-                sides[site, role] = rows_of(dictionaries[site], role, method, projector)
-                dictionaries[site].unload()
-        files |= _pair(sides[ends[0]], sides[ends[1]], out, k, method)
-        needed = {end for later in pairs[done + 1 :] for end in _ends(later)}
-        sides = {end: side for end, side in sides.items() if end in needed}
+    if shard_rows is None:
+        work = MatchPair(dictionaries, method, k, projector)
+        _whole(work, pairs, out, engine or Here(), progress)
+    else:
+        from saeflow.matching.shards import ShardedBuild
+
+        by_shards = ShardedBuild(dictionaries, out, method, k, shard_rows, projector)
+        for told in by_shards.run(pairs, engine or Here()):
+            if progress:
+                progress(*told)
+        by_shards.tidy()
     if progress:
         progress(len(pairs), len(pairs), "done")
+    files = {way: _checksum(out, *way) for pair in pairs for way in (pair, (pair[1], pair[0]))}
     save_manifest(Atlas(out, release, model, k, f"saeflow {__version__}", files, method))
     return open_atlas(out)
 
 
-def _ends(pair: Pair) -> tuple[tuple[Site, Role], tuple[Site, Role]]:
-    first, second = roles(*pair)
-    return (pair[0], first), (pair[1], second)
+def _whole(work: MatchPair, pairs: list[Pair], out: Path, engine: Engine, progress: Progress | None) -> None:
+    """Match what is not there, pair by pair."""
+    done = 0
+
+    def units() -> Iterator[tuple[int, PairUnit]]:
+        for number, (source, target) in enumerate(pairs):
+            if progress:
+                progress(done, len(pairs), f"{source} and {target}")
+            ways = (out / file_name(source, target), out / file_name(target, source))
+            yield number, PairUnit(source, target, (there(ways[0]), there(ways[1])))
+
+    for number, tables in engine.run(work, units(), name="pairs of sites"):
+        source, target = pairs[number]
+        if tables is not None:
+            write_atomic(out / file_name(source, target), tables[0])
+            write_atomic(out / file_name(target, source), tables[1])
+        done += 1
 
 
-def _pair(source: Rows, target: Rows, out: Path, k: int, method: str) -> dict[Pair, tuple[str, str]]:
-    """Both tables of a pair, matched or found on disk, with their checksums."""
-    pairs = [(source, target), (target, source)]
-    paths = [out / _name(a.site, b.site) for a, b in pairs]
-    if not all(_is_current(path, a, b, k, method) for path, (a, b) in zip(paths, pairs, strict=True)):
-        for path, table in zip(paths, match_rows(source, target, k=k, method=method), strict=True):
-            table.save(path)
-    return {
-        (a.site, b.site): (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path, (a, b) in zip(paths, pairs, strict=True)
-    }
-
-
-def _is_current(path: Path, source: Rows, target: Rows, k: int, method: str) -> bool:
-    if not path.exists():
-        return False
-    try:
-        table = MatchTable.load(path)
-    except BadFile:
-        return False
-    made = (table.method, table.k, *table.made_from)
-    return made == (method, k, source.fingerprint, target.fingerprint)
-
-
-def _name(source: Site, target: Site) -> str:
-    return f"{source.layer}.{source.part.value}-{target.layer}.{target.part.value}.safetensors"
+def _checksum(out: Path, source: Site, target: Site) -> tuple[str, str]:
+    name = file_name(source, target)
+    return name, hashlib.sha256((out / name).read_bytes()).hexdigest()

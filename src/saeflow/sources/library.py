@@ -8,13 +8,14 @@ on a hub and reads its header; a tensor is read when it is used. Releases are da
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
 
-from saeflow.errors import BadFile, UnknownRelease, UnknownSite
+from saeflow.engines import device_of_worker
+from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite
 from saeflow.ids import Part, Site
 from saeflow.paths import PACK
 from saeflow.sources.dictionary import Dictionary
@@ -47,15 +48,18 @@ class DictionarySet(_Sites):
         *,
         device: torch.device | str = "cpu",
         hub: Mapping[Site, Entry] | None = None,
+        asked: str = "",
     ) -> None:
         """`openers` makes each dictionary when asked for; `model` is empty where nothing says it.
 
-        `hub` says where the file of a site is fetched from, for those that are fetched.
+        `hub` says where the file of a site is fetched from, for those that are fetched. `asked` is what
+        `load_dictionaries` opens the same by; a set without it stays in its process.
         """
         self._name, self._model = name, model
         self._openers = dict(sorted(openers.items()))
         self._device = torch.device(device)
         self._hub = dict(hub or {})
+        self._asked = asked
         self._open: dict[Site, Dictionary] = {}
 
     @property
@@ -73,17 +77,24 @@ class DictionarySet(_Sites):
         """Every site there is a dictionary at, in order of computation."""
         return tuple(self._openers)
 
+    def only_sites(self, sites: Collection[Site]) -> DictionarySet:
+        """The dictionaries at some sites alone; opens nothing. Sites that are not there are left out."""
+        openers = {site: opener for site, opener in self._openers.items() if site in sites}
+        return DictionarySet(
+            self._name, self._model, openers, device=self._device, hub=self._hub, asked=self._asked
+        )
+
     def only(self, parts: Collection[Part]) -> DictionarySet:
         """The dictionaries of some parts alone; opens nothing.
 
         Raises:
             UnknownSite: when there is none at any of these parts.
         """
-        openers = {site: opener for site, opener in self._openers.items() if site.part in parts}
-        if not openers:
+        kept = self.only_sites([site for site in self._openers if site.part in parts])
+        if not kept.sites:
             asked = ", ".join(part.value for part in parts) or "no part"
             raise UnknownSite(f"{self._name} has no dictionary of {asked}. It has {_layers(self.sites)}.")
-        return DictionarySet(self._name, self._model, openers, device=self._device, hub=self._hub)
+        return kept
 
     def to_fetch(self, site: Site) -> str | None:
         """The file on a hub that opening `site` would ask for; None when it, or its header, is on this machine."""
@@ -119,6 +130,20 @@ class DictionarySet(_Sites):
         """How many sites there are."""
         return len(self._openers)
 
+    def __reduce__(self) -> tuple[Callable[..., DictionarySet], tuple[object, ...]]:
+        """For another process: the name it is opened by, never its tensors.
+
+        Raises:
+            InvalidArgument: when no name opens it.
+        """
+        if not self._asked:
+            raise InvalidArgument(
+                f"the dictionaries {self._name!r} were put together in memory, and another process cannot open them by "
+                "name. Save them with save_release and open the folder with load_dictionaries, or take the engine "
+                "here."
+            )
+        return _again, (self._asked, str(self._device), self.sites)
+
     def __repr__(self) -> str:
         """Name, model and sites; opens nothing."""
         return f"DictionarySet({self._name!r}, model {self._model!r}, {_layers(self.sites)})"
@@ -143,16 +168,19 @@ def load_dictionaries(release_or_folder: str | Path, *, device: torch.device | s
     """
     name = str(release_or_folder)
     if name == DEMO:
-        return _from_folder(demo_folder(), device)
+        return _from_folder(demo_folder(), device, name)
     if Path(release_or_folder).exists() and not name.endswith(".toml"):
-        return _from_folder(Path(release_or_folder), device)
+        return _from_folder(Path(release_or_folder), device, str(Path(release_or_folder).absolute()))
     if is_recipe(name):
-        return _from_recipe(read_recipe(name), device)
+        # its path where it is a file: another process may run in another folder
+        return _from_recipe(
+            read_recipe(name), device, str(Path(name).absolute()) if Path(name).is_file() else name
+        )
     if name.startswith(SAE_LENS):
         from saeflow.sources.sae_lens_release import sae_lens_openers
 
         openers, model = sae_lens_openers(name.removeprefix(SAE_LENS))
-        return DictionarySet(name, model, openers, device=device)
+        return DictionarySet(name, model, openers, device=device, asked=name)
     raise UnknownRelease(
         f"{name!r} is neither a release nor a path that exists. Releases: "
         f"{', '.join((DEMO, *known_releases()))}. A path may be a folder of dictionaries in any supported "
@@ -175,7 +203,7 @@ def demo_folder() -> Path:
     return folder
 
 
-def _from_folder(folder: Path, device: torch.device | str) -> DictionarySet:
+def _from_folder(folder: Path, device: torch.device | str, asked: str) -> DictionarySet:
     openers = discover(folder)
     name, model = folder.absolute().name, ""
     if (folder / MANIFEST).is_file():
@@ -183,12 +211,25 @@ def _from_folder(folder: Path, device: torch.device | str) -> DictionarySet:
         name, model = manifest.name, manifest.model
     else:
         model = trained_on(folder)
-    return DictionarySet(name, model, openers, device=device)
+    return DictionarySet(name, model, openers, device=device, asked=asked)
 
 
-def _from_recipe(recipe: Recipe, device: torch.device | str) -> DictionarySet:
+def _from_recipe(recipe: Recipe, device: torch.device | str, asked: str) -> DictionarySet:
     openers = {site: partial(_open_entry, site, entry) for site, entry in recipe.sites.items()}
-    return DictionarySet(recipe.name, recipe.model, openers, device=device, hub=recipe.sites)
+    return DictionarySet(recipe.name, recipe.model, openers, device=device, hub=recipe.sites, asked=asked)
+
+
+@lru_cache(maxsize=2)
+def _again(asked: str, device: str, sites: tuple[Site, ...]) -> DictionarySet:
+    """In a worker: the same dictionaries, opened once for all works of the process."""
+    whole = load_dictionaries(asked, device=device_of_worker(device))
+    missing = [site for site in sites if site not in whole]
+    if missing:
+        raise UnknownSite(
+            f"{asked} has no dictionary at {missing[0]} here, and has it where the run was started. Every machine "
+            "needs the same files."
+        )
+    return whole.only_sites(sites)
 
 
 def _open_entry(site: Site, entry: Entry) -> Dictionary:

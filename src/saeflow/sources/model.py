@@ -20,16 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from saeflow.errors import InvalidArgument, UnknownRelease, UnknownSite, WidthMismatch
 from saeflow.ids import Site
 from saeflow.interventions import Edit
 from saeflow.paths import PACK
+from saeflow.sources.again import Asked, Reduced, asked_for, reduced
 from saeflow.sources.architectures import Architecture, Point, architecture_of
 from saeflow.sources.decoding import complete, sampling_config, seeded
 from saeflow.sources.dictionary import Dictionary
@@ -54,11 +51,14 @@ class LanguageModel:
         UnknownArchitecture: when the sites of its `config.model_type` are not mapped.
     """
 
-    def __init__(self, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Wrap a model that is already loaded."""
+    def __init__(
+        self, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Asked | None = None
+    ) -> None:
+        """Wrap a model that is already loaded; `asked` is what `load_model` loads the same by."""
         self.hf_model = hf_model.eval()
         self.tokenizer = tokenizer
         self.architecture: Architecture = architecture_of(str(hf_model.config.model_type))
+        self._asked = asked
         self._trunk = hf_model.get_submodule(self.architecture.trunk)
         self._blocks = cast("nn.ModuleList", self._trunk.get_submodule(self.architecture.blocks))
 
@@ -67,6 +67,10 @@ class LanguageModel:
         """The name or path the model was loaded by; empty for one built in memory."""
         told = str(self.hf_model.config.name_or_path)
         return "demo" if told == str(DEMO_FOLDER) else told
+
+    def __reduce__(self) -> Reduced:
+        """For another process: what it was loaded by. Raises InvalidArgument for one built in memory."""
+        return reduced(self._asked)
 
     @property
     def n_layers(self) -> int:
@@ -391,4 +395,5 @@ def load_model(
             "with scripts/build_demo.py."
         )
     hf_model, tokenizer = fetch(place, dtype)
-    return LanguageModel(cast("PreTrainedModel", nn.Module.to(hf_model, device)), tokenizer)
+    placed = cast("PreTrainedModel", nn.Module.to(hf_model, device))
+    return LanguageModel(placed, tokenizer, asked_for(name_or_path, device, dtype))

@@ -52,6 +52,30 @@ class Weights(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsRows(Protocol):
+    """Weights that read some rows of a matrix without the others."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries `start` to `stop` - 1 along the axis of features: of `W_enc`, `W_dec` or a vector of n_features.
+
+        Raises:
+            BadFile: when they cannot be read.
+        """
+        ...
+
+
+def read_rows(weights: Weights, name: str, start: int, stop: int) -> Tensor:
+    """Some features of a tensor, by range where the weights can.
+
+    Raises:
+        BadFile: when they cannot be read.
+    """
+    if isinstance(weights, ReadsRows):
+        return weights.read_rows(name, start, stop)
+    return weights.read(name)[start:stop]
+
+
 class _Over:
     """Weights made from others: the same file, the same shape."""
 
@@ -135,6 +159,43 @@ class Moved(_Over):
             BadFile: when the base does.
         """
         return self._base.read(name).to(device=self._device, dtype=self._dtype)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some features of the base's tensor, moved.
+
+        Raises:
+            BadFile: when the base does.
+        """
+        return read_rows(self._base, name, start, stop).to(device=self._device, dtype=self._dtype)
+
+
+class RowRange(_Over):
+    """Some features of other weights."""
+
+    def __init__(self, base: Weights, start: int, stop: int) -> None:
+        """Features `start` to `stop` - 1."""
+        super().__init__(base)
+        self._start, self._stop = start, stop
+
+    @property
+    def origin(self) -> str:
+        """The file of the base, and which rows of it."""
+        return f"{self._base.origin}, rows {self._start} to {self._stop - 1}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(features of the range, d_in)."""
+        return self._stop - self._start, self._base.shape[1]
+
+    def read(self, name: str) -> Tensor:
+        """The base's tensor; of those with a row or an entry for each feature, the range.
+
+        Raises:
+            BadFile: when the base does.
+        """
+        if name in ("b_dec", "W_skip"):
+            return self._base.read(name)
+        return read_rows(self._base, name, self._start, self._stop)
 
 
 class Held:

@@ -15,41 +15,33 @@ Judging is a step of its own, over rows that are there: `judge_sweep` with anoth
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import RunRequest
-from saeflow.experiments.results import MANIFEST, Progress, Results, Row, significant, versions
-from saeflow.paths import write_atomic
-from saeflow.steering.baselines import random_mirrors, written_on
+from saeflow.experiments.results import MANIFEST, Progress, Results, Row, versions
 from saeflow.steering.cells import Cells
 from saeflow.steering.confirm import FOLDER, Choice, choose
-from saeflow.steering.generate import Generation, Request, generate
 from saeflow.steering.judges import Judge, Judged
-from saeflow.steering.metrics import distinct, losses
-from saeflow.steering.plan import Direction, SteeringPlan
+from saeflow.steering.making import SteerUnit
+from saeflow.steering.plan import Direction
 from saeflow.steering.recipe import Lab, Recipe
-from saeflow.steering.sampling import Sampling
 from saeflow.steering.scoring import Scores, judge_rows, unsteered
 from saeflow.steering.settings import (
     CONFIRMED,
     GRID,
-    NONE,
     ORDER,
     PROMPT,
-    RANDOM,
     Grid,
     Setting,
     Variant,
-    seed_of,
 )
 from saeflow.steering.theme import Task, Theme
 
@@ -106,9 +98,9 @@ class Design:
 class Sweep:
     """A sweep into a folder, which goes on where a killed one stopped."""
 
-    def __init__(self, lab: Lab, design: Design, out: Path | str) -> None:
-        """Nothing is computed or written yet."""
-        self.lab, self.design, self.out = lab, design, Path(out)
+    def __init__(self, lab: Lab, design: Design, out: Path | str, engine: Engine | None = None) -> None:
+        """Nothing is computed or written yet. `engine` is where texts are generated; this process when None."""
+        self.lab, self.design, self.out, self.engine = lab, design, Path(out), engine
 
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
@@ -199,67 +191,9 @@ class Sweep:
             if progress:
                 progress(now[0], now[1], f"{now[2]}, {done} of {total} texts")
 
-        return results.run(lambda unit: self._rows(results, unit, stage, n, grid, of_texts), of_units)
-
-    def _rows(
-        self, results: Results, unit: Row, stage: str, n: int, grid: Results | None, progress: Progress
-    ) -> list[Row]:
-        """The rows of a unit: its settings one after the other, each with the same samples."""
-        recipe, direction = self.recipes[unit["theme"]], Direction(unit["direction"])
-        task = recipe.theme.task(direction)
-        settings = [Setting.of(told) for told in unit["settings"]]
-        seeds = [seed_of(self.design.seed, stage, sample) for sample in range(n)]
-        prompt = task.asked if unit["method"] == PROMPT else task.prompt
-        requests: list[Request] = []
-        for setting in settings:
-            plans = self._plans(results.folder / "plans", recipe, direction, setting, seeds, grid)
-            requests += [Request(prompt, seed, plan) for seed, plan in zip(seeds, plans, strict=True)]
-        sampling = Sampling(max_new_tokens=task.max_new_tokens)
-        made = generate(
-            self.lab.model, self.lab.dictionaries, requests, sampling, batch=self.lab.batch, progress=progress
-        )
-        nats = losses(self.lab.model, prompt, [generation.ids for generation in made])
-        return [
-            _row(unit, settings[number // n], number % n, generation, loss)
-            for number, (generation, loss) in enumerate(zip(made, nats, strict=True))
-        ]
-
-    def _plans(
-        self,
-        folder: Path,
-        recipe: Recipe,
-        direction: Direction,
-        setting: Setting,
-        seeds: Sequence[int],
-        grid: Results | None,
-    ) -> Sequence[SteeringPlan | None]:
-        """The plan of each sample of a setting, saved; random ones are drawn anew for each sample."""
-        if setting.method in (NONE, PROMPT):
-            return [None] * len(seeds)
-        stem = f"{recipe.theme.name}-{setting.name(direction)}"
-        if setting.method != RANDOM:
-            plan = recipe.plan(direction, setting)
-            plan.save(folder / f"{stem}.json")
-            return [plan] * len(seeds)
-        copied = Setting(setting.mirrors, setting.layer, setting.schedule, setting.value)
-        plan = recipe.plan(direction, copied)
-        active = None
-        if direction is Direction.SUPPRESS and grid is not None:
-            texts = self._whole(unsteered(grid)[recipe.theme.name, direction])
-            active = written_on(self.lab.model, self.lab.dictionaries, plan.sites, texts)
-        drawn = random_mirrors(
-            plan, self.lab.dictionaries, self.lab.model, avoid=recipe.avoided, seeds=seeds, active=active
-        )
-        _save_draws(folder / f"{stem}.jsonl.gz", drawn)
-        return drawn
-
-    def _whole(self, texts: Sequence[Judged]) -> list[str]:
-        """Texts with their prompts, decoded together: decoding a text alone may lose the space it begins with."""
-        model = self.lab.model
-        prompts = {text.prompt for text in texts}
-        begin = {prompt: model.tokenize([prompt], add_bos=False).input_ids[0].tolist() for prompt in prompts}
-        ids = [[*begin[text.prompt], *text.ids] for text in texts]
-        return [str(model.tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
+        texts = None if grid is None else unsteered(grid)
+        work = SteerUnit(self.recipes, self.design.seed, stage, n, texts, of_texts)
+        return results.run(work, of_units, self.engine)
 
 
 def judge_sweep(
@@ -285,6 +219,7 @@ def run_sweep(
     *,
     out: Path | str,
     progress: Callable[[str], Progress] | None = None,
+    engine: Engine | None = None,
 ) -> tuple[Results, Results]:
     """Both stages of a sweep, judged: the grid and the confirmed settings. What is there is not done again.
 
@@ -294,6 +229,7 @@ def run_sweep(
         make: makes the judge from the unsteered texts of the grid.
         out: the results folder.
         progress: gives a progress for each step by its name.
+        engine: where texts are generated; this process when None. Judges are asked by this process.
 
     Raises:
         InvalidArgument: when the folder holds a sweep with other arguments; for themes without features.
@@ -303,7 +239,7 @@ def run_sweep(
     def step(name: str) -> Progress | None:
         return progress(name) if progress else None
 
-    sweep = Sweep(lab, design, out)
+    sweep = Sweep(lab, design, out, engine)
     grid = sweep.run_grid(step("grid:"))
     judge, scores = judge_sweep(grid, make, design.themes, step("judging:"))
     confirmed = sweep.run_confirmed(grid, scores, step("confirming:"))
@@ -317,28 +253,6 @@ def _unit(theme: Theme, direction: Direction, method: str, settings: Iterable[Se
         "dataset": theme.name, "text": f"{direction.value} {method}", "theme": theme.name,
         "direction": direction.value, "method": method, "settings": [s.to_list() for s in settings],
     }  # fmt: skip
-
-
-def _row(unit: Row, setting: Setting, sample: int, made: Generation, loss: float) -> Row:
-    asked = made.request
-    return {
-        "theme": unit["theme"], "direction": unit["direction"], "method": setting.method,
-        "layer": setting.layer, "schedule": setting.schedule, "value": setting.value, "sample": sample,
-        "seed": asked.seed, "prompt": asked.prompt, "text": made.text, "ids": list(made.ids), "n_tokens": len(made.ids),
-        "loss": significant(loss) if math.isfinite(loss) else None,
-        "distinct_1": significant(distinct(made.ids, 1)), "distinct_2": significant(distinct(made.ids, 2)),
-        "share_layer": significant(made.share_layer), "share_total": significant(made.share_total),
-        "n_features": len(asked.plan.steps) if asked.plan else 0, "mirrors": setting.mirrors,
-    }  # fmt: skip
-
-
-def _save_draws(path: Path, drawn: Sequence[SteeringPlan]) -> None:
-    """The random features of each sample and their values, one sample a line."""
-    lines = [
-        json.dumps({"sample": sample, "steps": {str(step.feature): step.value for step in plan.steps}}) + "\n"
-        for sample, plan in enumerate(drawn)
-    ]
-    write_atomic(path, gzip.compress("".join(lines).encode(), mtime=0))
 
 
 def _digest(theme: Theme) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from saeflow.errors import BadFile
-from saeflow.sources.formats.tensors import TensorFile
+from saeflow.sources.formats.tensors import ReadsRange, TensorFile
 from saeflow.sources.weights import check_values, expected_shapes
 
 
@@ -107,6 +107,21 @@ class FileWeights:
         """
         stored = self.layout[name]
         tensor = self.file.read(stored.name)
+        tensor = tensor.T if stored.transposed else tensor
+        return tensor if stored.times == 1.0 else tensor * stored.times
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Features `start` to `stop` - 1 of a tensor, as `read` gives them.
+
+        Raises:
+            BadFile: when they cannot be read.
+        """
+        stored = self.layout[name]
+        axis = 1 if stored.transposed else 0
+        if isinstance(self.file, ReadsRange):
+            tensor = self.file.read_range(stored.name, axis, start, stop)
+        else:
+            tensor = self.file.read(stored.name).narrow(axis, start, stop - start)
         tensor = tensor.T if stored.transposed else tensor
         return tensor if stored.times == 1.0 else tensor * stored.times
 

@@ -50,6 +50,19 @@ class TensorFile(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsRange(Protocol):
+    """A file that reads part of a tensor without the rest."""
+
+    def read_range(self, name: str, axis: int, start: int, stop: int) -> Tensor:
+        """Entries `start` to `stop` - 1 along an axis of a matrix, or of a vector, as float32.
+
+        Raises:
+            BadFile: when they cannot be read or are no floating-point numbers.
+        """
+        ...
+
+
 class SafetensorsFile:
     """A .safetensors file, memory-mapped."""
 
@@ -83,9 +96,20 @@ class SafetensorsFile:
         Raises:
             BadFile: when the file changed since it was opened, or the tensor is of another type.
         """
+        return self._read(name, ())
+
+    def read_range(self, name: str, axis: int, start: int, stop: int) -> Tensor:
+        """Part of a tensor as float32; the rest is not read.
+
+        Raises:
+            BadFile: as `read`.
+        """
+        return self._read(name, (slice(None),) * axis + (slice(start, stop),))
+
+    def _read(self, name: str, part: tuple[slice, ...]) -> Tensor:
         try:
             with safe_open(self._path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
+                tensor: Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise BadFile(f"{self._path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
         if not tensor.is_floating_point():

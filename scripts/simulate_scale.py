@@ -1,0 +1,453 @@
+"""docs/scale.md: how atlas builds would scale, simulated from unit costs that were measured on one machine.
+
+    python scripts/simulate_scale.py --measure     # unit costs of this machine into benchmarks/results/scale.json
+    python scripts/simulate_scale.py               # simulate, and write the tables and the figure of docs/scale.md
+
+A discrete-event simulation, and no measurement of any cluster. It has four resources:
+
+    driver     one process: sends a unit, takes its result and writes it, one after the other (costs: measured)
+    slots      16 to a node, one thread each; a unit takes what its matrix product, the rows of its two sides where the
+               worker does not hold them, and nothing else take (costs: measured)
+    storage    shared, of so many GB/s for all nodes together, and a link of so many to each node (assumed)
+    memory     of each node: what was read stays in the page cache, the least used goes first (assumed)
+
+Units are sent in order, two for each slot in flight, and begin at the first slot that is free, wherever their weights
+are: as `saeflow.engines` has it on Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import heapq
+import json
+import os
+import tempfile
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+COSTS = ROOT / "benchmarks" / "results" / "scale.json"
+ENGINES = ROOT / "benchmarks" / "results" / "engines.json"
+PAGE = ROOT / "docs" / "scale.md"
+FIGURE = ROOT / "docs" / "images" / "scale.svg"
+
+NODES = (1, 3, 10, 30, 100, 300, 1000)
+SLOTS, GB = 16, 1e9
+SHARD = 16_384
+K = 5
+STYLES = (("#0072b2", "--"), ("#0072b2", "-"), ("#d55e00", "--"), ("#d55e00", "-"), ("#d55e00", ":"))
+OWN_DISK = 3.0
+"""GB/s of a node's own disk, where the weights lie there."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is assumed of the cluster: bytes a second of shared storage and of a node's link, bytes of page cache."""
+
+    storage: float = 10 * GB
+    link: float = 1.25 * GB
+    memory: float = 64 * GB
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured: seconds of a FLOP of a match, a byte of rows or fingerprint, a unit, a written byte."""
+
+    flop: float
+    row_byte: float
+    hash_byte: float
+    send: float
+    write: float
+    write_byte: float
+
+    @staticmethod
+    def read() -> Costs:
+        told = json.loads(COSTS.read_text())["costs"]
+        rows = json.loads(ENGINES.read_text())["rows"]
+        sent = [
+            row["seconds"] for row in rows if row["method"].startswith("ray, 2") and "empty" in row["size"]
+        ]
+        return Costs(send=sent[0], **told)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a dictionary: what a unit reads, bytes in its file and once they are float32 rows."""
+
+    name: str
+    stored: float
+    rows: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Two pieces, or one to be fingerprinted; bytes that come back; seconds without its rows."""
+
+    pieces: tuple[Piece, ...]
+    seconds: float
+    result: float
+
+
+@dataclass
+class Node:
+    """A node: its page cache, by piece with the time from which it is there, and when its link is free."""
+
+    memory: float
+    cache: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
+    link: float = 0.0
+
+
+class Simulation:
+    """One phase after the other: all units of a phase are done before the next begins."""
+
+    def __init__(self, costs: Costs, machine: Machine, nodes: int) -> None:
+        self.costs, self.machine = costs, machine
+        self.nodes = [Node(machine.memory) for _ in range(nodes)]
+        self.slots: list[OrderedDict[str, None]] = [OrderedDict() for _ in range(nodes * SLOTS)]
+        self.now = self.storage = self.driver_busy = self.storage_busy = self.working = 0.0
+
+    def run(self, units: list[Unit]) -> None:
+        """Do all units of a phase."""
+        free = deque(sorted(range(len(self.slots)), key=lambda slot: (slot // len(self.nodes), slot)))
+        jobs, ready = deque[tuple[str, Unit]](), deque[Unit]()
+        events: list[tuple[float, int, str, Any]] = []
+        waiting, flying, number, busy = iter(units), 0, 0, False
+
+        def put(at: float, kind: str, what: Any) -> None:
+            nonlocal number
+            number += 1
+            heapq.heappush(events, (at, number, kind, what))
+
+        def fill() -> None:
+            nonlocal flying, busy
+            while flying < 2 * len(self.slots) and (unit := next(waiting, None)) is not None:
+                flying += 1
+                jobs.append(("send", unit))
+            if jobs and not busy:
+                busy, (kind, unit) = True, jobs.popleft()
+                taken = self.costs.send / 2
+                if kind == "take":
+                    taken += self.costs.write + unit.result * self.costs.write_byte
+                self.driver_busy += taken
+                put(self.now + taken, kind, unit)
+
+        fill()
+        while events:
+            self.now, _, kind, what = heapq.heappop(events)
+            if kind == "done":
+                slot, unit = what
+                free.append(slot)
+                jobs.append(("take", unit))
+            else:
+                busy = False
+                flying -= kind == "take"
+                if kind == "send":
+                    ready.append(what)
+            while ready and free:
+                slot, unit = free.popleft(), ready.popleft()
+                put(self._end(slot, unit), "done", (slot, unit))
+            fill()
+
+    def _end(self, slot: int, unit: Unit) -> float:
+        """When a slot has done a unit that it begins now."""
+        node, held = self.nodes[slot % len(self.nodes)], self.slots[slot]
+        arrived, computing = self.now, unit.seconds
+        for piece in unit.pieces:
+            if piece.name not in held:
+                arrived = max(arrived, self._arrival(node, piece))
+                computing += piece.rows * self.costs.row_byte
+            held[piece.name] = None
+            held.move_to_end(piece.name)
+            while len(held) > 3:
+                held.popitem(last=False)
+        self.working += computing
+        return arrived + computing
+
+    def _arrival(self, node: Node, piece: Piece) -> float:
+        if piece.name in node.cache:
+            node.cache.move_to_end(piece.name)
+            return node.cache[piece.name][0]
+        self.storage = max(self.storage, self.now) + piece.stored / self.machine.storage
+        self.storage_busy += piece.stored / self.machine.storage
+        node.link = max(node.link, self.now) + piece.stored / self.machine.link
+        at = max(self.storage, node.link)
+        node.cache[piece.name] = (at, piece.stored)
+        while sum(size for _, size in node.cache.values()) > node.memory and len(node.cache) > 1:
+            node.cache.popitem(last=False)
+        return at
+
+
+Sides = dict[Any, tuple[int, int, float]]
+"""Site -> features, width of the file, bytes of a value in it."""
+
+
+def sides_of(releases: list[str]) -> dict[str, tuple[Sides, int]]:
+    """What each release holds, from the recipes that come with saeflow."""
+    from saeflow.sources.recipes import read_recipe
+
+    found: dict[str, tuple[Sides, int]] = {}
+    for name in releases:
+        recipe = read_recipe(name)
+        sizes = {site: entry.size for site, entry in recipe.sites.items() if entry.size is not None}
+        width = max(size.d_in for site, size in sizes.items() if site.part.value == "res")
+        sides = {site: (size.n_features, size.d_in, float(size.value_bytes)) for site, size in sizes.items()}
+        found[name] = sides, width
+    return found
+
+
+def pieces_of(
+    name: str, site: Any, side: tuple[int, int, float], width: int, shard: int | None
+) -> list[Piece]:
+    n, d_in, value = side
+    step = shard or n
+    return [
+        Piece(f"{name} {site} {start}", min(step, n - start) * d_in * value, min(step, n - start) * width * 4)
+        for start in range(0, n, step)
+    ]
+
+
+def phases(releases: list[str], costs: Costs, shard: int | None) -> list[list[Unit]]:
+    """The units of an atlas of each release, in the order in which they are sent."""
+    from saeflow.matching.atlas import flow_pairs
+
+    prints: list[Unit] = []
+    matches: list[Unit] = []
+    for name, (sides, width) in sides_of(releases).items():
+        cut = {site: pieces_of(name, site, side, width, shard) for site, side in sides.items()}
+        if shard:
+            for pieces in cut.values():
+                rows = sum(piece.rows for piece in pieces)
+                whole = Piece(f"{pieces[0].name} whole", sum(p.stored for p in pieces), 0.0)
+                prints.append(Unit((whole,), rows * (costs.row_byte + 2 * costs.hash_byte), 2000.0))
+        for a, b in flow_pairs(list(sides)):
+            matches += list(_grid(cut[a], cut[b], width, costs, hashed=not shard))
+    return [phase for phase in (prints, matches) if phase]
+
+
+def _grid(one: list[Piece], other: list[Piece], width: int, costs: Costs, *, hashed: bool) -> Iterator[Unit]:
+    for number, a in enumerate(one):
+        for b in other if number % 2 == 0 else other[::-1]:
+            n, m = a.rows / 4 / width, b.rows / 4 / width
+            seconds = 2 * n * m * width * costs.flop + (hashed * (a.rows + b.rows)) * costs.hash_byte
+            yield Unit((a, b), seconds, (n + m) * K * (8 if hashed else 12))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A simulated run."""
+
+    nodes: int
+    seconds: float
+    busy: float
+    driver: float
+    storage: float
+
+
+def simulate(work: list[list[Unit]], costs: Costs, machine: Machine, nodes: int) -> Outcome:
+    run = Simulation(costs, machine, nodes)
+    for units in work:
+        run.run(units)
+    slots = nodes * SLOTS
+    return Outcome(
+        nodes, run.now, run.working / (run.now * slots), run.driver_busy / run.now, run.storage_busy / run.now
+    )
+
+
+# ---------------------------------------------------------------------------------------------- costs
+
+
+def measured() -> dict[str, float]:
+    """Unit costs of this machine, one thread; medians of five."""
+    import torch
+
+    from saeflow.matching.cosine import top_k_both
+    from saeflow.paths import write_atomic
+
+    torch.set_num_threads(1)
+    n, d = 4096, 2304
+    make = torch.Generator().manual_seed(0)
+    a, b = torch.nn.functional.normalize(torch.randn(2, n, d, generator=make), dim=2)
+
+    def rows() -> None:
+        peak = a.abs().amax(dim=1)
+        scaled = a / peak[:, None]
+        _ = scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+        _ = bool(torch.isfinite(scaled).all())
+
+    data = a.numpy().data
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = b"1" * 1000, b"1" * 20_000_000
+        wrote = _median(lambda: write_atomic(Path(folder) / "small", small))
+        wrote_large = _median(lambda: write_atomic(Path(folder) / "large", large))
+    return {
+        "flop": _median(lambda: top_k_both(a, b, K)) / (2 * n * n * d),
+        "row_byte": _median(rows) / a.nbytes,
+        "hash_byte": _median(lambda: hashlib.sha256(data).digest()) / a.nbytes,
+        "write": wrote,
+        "write_byte": max(0.0, wrote_large - wrote) / len(large),
+    }
+
+
+def _median(act: Callable[[], object], repeats: int = 5) -> float:
+    taken: list[float] = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        act()
+        taken.append(time.perf_counter() - begun)
+    return sorted(taken)[repeats // 2]
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+def jobs(shared: Machine) -> dict[str, tuple[list[str], int | None, Machine]]:
+    """What is simulated: name -> (releases, rows of a shard, the cluster)."""
+    from saeflow.errors import InvalidArgument
+    from saeflow.sources.recipes import read_recipe
+
+    widths: list[str] = []
+    for width in ("16k", "32k", "65k", "131k", "262k", "524k", "1m"):
+        try:
+            read_recipe(f"gemma-scope-2b@width={width}")
+        except InvalidArgument:
+            continue
+        widths.append(f"gemma-scope-2b@width={width}")
+    large = ["gemma-scope-2-27b-it@width=262k"]
+    # a copy of the weights on every node's own disk: no storage is shared, and the link is the disk
+    own = Machine(1e6 * GB, OWN_DISK * GB, shared.memory)
+    return {
+        "Gemma Scope 2B, all widths, whole pairs": (widths, None, shared),
+        "Gemma Scope 2B, all widths, shards": (widths, SHARD, shared),
+        "Gemma Scope 2 27B, 262k, whole pairs": (large, None, shared),
+        "Gemma Scope 2 27B, 262k, shards": (large, SHARD, shared),
+        "Gemma Scope 2 27B, 262k, shards, weights on each node": (large, SHARD, own),
+    }
+
+
+def table(outcomes: list[Outcome], one: float) -> list[str]:
+    lines = []
+    for found in outcomes:
+        speed = one / found.seconds
+        lines.append(
+            f"| {found.nodes:,} | {_time(found.seconds)} | {speed:,.0f} | {found.busy:.0%} | {found.driver:.0%} | "
+            f"{found.storage:.0%} |"
+        )
+    return lines
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def draw(found: dict[str, list[Outcome]], ones: dict[str, float]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "scale", "svg.fonttype": "none", "font.size": 10})
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+    axes.plot(
+        NODES, [n * SLOTS for n in NODES], color="0.6", linewidth=1, linestyle=":", label="every slot busy"
+    )
+    for (name, outcomes), (color, style) in zip(found.items(), STYLES, strict=True):
+        speeds = [ones[name] / outcome.seconds for outcome in outcomes]
+        axes.plot(NODES, speeds, color=color, linestyle=style, marker="o", markersize=4, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="nodes of 16 slots", ylabel="times as fast as one slot")
+    axes.set_title("Simulated, from unit costs of one machine", loc="left", fontsize=10)
+    axes.grid(visible=True, which="major", linewidth=0.4, color="0.85")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, metadata={"Date": None})
+
+
+def write_page(found: dict[str, list[Outcome]], ones: dict[str, float], units: dict[str, list[int]]) -> None:
+    """Replace what stands between the marks of docs/scale.md."""
+    parts: list[str] = []
+    for name, outcomes in found.items():
+        sent = " and ".join(f"{n:,}" for n in units[name])
+        parts += [
+            f"**{name}** ({sent} units; one slot alone: {_time(ones[name])})", "",
+            "| nodes | time | times one slot | slots busy | driver busy | storage busy |",
+            "|---:|---:|---:|---:|---:|---:|",
+            *table(outcomes, ones[name]), "",
+        ]  # fmt: skip
+    text = _between(PAGE.read_text(encoding="utf-8"), "simulated", parts)
+    PAGE.write_text(_between(text, "measured", unit_costs()), encoding="utf-8")
+
+
+def _between(text: str, mark: str, lines: list[str]) -> str:
+    begin, end = f"<!-- {mark}: begin -->\n", f"<!-- {mark}: end -->"
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n" + "\n".join(lines) + f"{end}{tail}"
+
+
+def unit_costs() -> list[str]:
+    """The measured costs as tables, with the machine."""
+    told, kept = json.loads(ENGINES.read_text()), json.loads(COSTS.read_text())
+    costs = kept["costs"]
+    lines = [
+        f"On {told['machine']}; {kept['load']}.", "",
+        "| engine | unit | a unit takes, ms | against one process |", "|---|---|---:|---:|",
+    ]  # fmt: skip
+    for row in told["rows"]:
+        empty = row["size"].startswith("empty")
+        against = "" if empty else f"{row['ratio']:.2f}"
+        lines.append(
+            f"| {row['method']} | {row['size'].partition(',')[0]} | {1000 * row['seconds']:.3g} | {against} |"
+        )
+    pair = 2 * 16_384**2 * 2304 * costs["flop"]
+    lines += [
+        "", "| part of a unit, one thread | |", "|---|---:|",
+        f"| cosine top-5 both ways, 16,384 x 16,384 x 2,304 | {pair:.0f} s ({1e-9 / costs['flop']:.0f} GFLOP/s) |",
+        f"| rows of a dictionary: unit norm, checks | {1e-9 / costs['row_byte']:.2g} GB/s |",
+        f"| fingerprint | {1e-9 / costs['hash_byte']:.2g} GB/s |",
+        f"| a file, whole or not at all | {1000 * costs['write']:.1f} ms, {1e-9 / costs['write_byte']:.2g} GB/s |",
+        "",
+    ]  # fmt: skip
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", action="store_true", help="measure unit costs, and simulate nothing")
+    parser.add_argument("--storage", type=float, default=10.0, help="GB/s of shared storage")
+    parser.add_argument("--link", type=float, default=1.25, help="GB/s of a node's link")
+    parser.add_argument("--memory", type=float, default=64.0, help="GB of a node's page cache")
+    parser.add_argument("--print", action="store_true", help="print the tables, and write nothing")
+    told = parser.parse_args()
+    if told.measure:
+        load = f"load of the machine when measuring began: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        COSTS.write_text(json.dumps({"load": load, "costs": measured()}, indent=1) + "\n", encoding="utf-8")
+        print(COSTS.read_text())
+        return
+    costs, machine = Costs.read(), Machine(told.storage * GB, told.link * GB, told.memory * GB)
+    found: dict[str, list[Outcome]] = {}
+    ones: dict[str, float] = {}
+    units: dict[str, list[int]] = {}
+    for name, (releases, shard, cluster) in jobs(machine).items():
+        work = phases(releases, costs, shard)
+        units[name] = [len(phase) for phase in work]
+        rows = {piece.name: piece.rows for phase in work for unit in phase for piece in unit.pieces}
+        ones[name] = sum(u.seconds for phase in work for u in phase) + sum(rows.values()) * costs.row_byte
+        found[name] = [simulate(work, costs, cluster, nodes) for nodes in NODES]
+        print(name, units[name], _time(ones[name]))
+        print("\n".join(table(found[name], ones[name])))
+    if not told.print:
+        draw(found, ones)
+        write_page(found, ones, units)
+
+
+if __name__ == "__main__":
+    main()

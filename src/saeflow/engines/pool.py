@@ -1,0 +1,216 @@
+"""Pool: processes of this machine, each with one unit at a time.
+
+Processes are spawned, not forked: torch's threads do not survive a fork. Each has a pipe of its own, so that the loss
+of one is noticed at once and costs one unit, and so that a worker whose driver is gone ends: a pool of
+`concurrent.futures` counts as broken as a whole, and leaves processes behind when its driver is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import util
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Final
+
+from saeflow.engines.engine import TRIES, Engine, Result, Unit, lost
+from saeflow.engines.worker import Answer, Packed, Place, answer, pack
+from saeflow.errors import WorkerLost
+
+_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_PATIENCE: Final = 3.0
+"""Seconds a worker gets to end by itself, so that what it shares with the driver is cleaned up."""
+
+_SPAWN: Final = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class _Task:
+    """A unit on its way."""
+
+    number: int
+    unit: Any
+    tries: int = 0
+
+
+class _Process:
+    """A worker process and this end of its pipe."""
+
+    def __init__(self, place: Place) -> None:
+        self.connection, theirs = _SPAWN.Pipe()
+        self.process: SpawnProcess = _SPAWN.Process(
+            target=_serve, args=(theirs, place), daemon=True, name="saeflow worker"
+        )
+        with _threads(place.cpus):
+            self.process.start()
+        theirs.close()  # so that the pipe ends with the process
+        self.holds = ""
+        self.task: _Task | None = None
+
+    def send(self, packed: Packed, task: _Task) -> None:
+        """Begin a unit. A process that is gone is noticed when its answer is waited for."""
+        self.task, task.tries = task, task.tries + 1
+        sent = None if self.holds == packed.key else packed
+        self.holds = packed.key
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send((packed.key, sent, task.unit))
+
+    def stop(self) -> None:
+        """Ask it to end: one without a unit ends with its pipe, another is interrupted."""
+        self.connection.close()
+        if self.task is not None:
+            self.process.terminate()
+
+    def join(self) -> None:
+        """Wait until it has ended, and not for long."""
+        self.process.join(_PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.process.close()
+
+
+class Pool(Engine):
+    """Processes of this machine; see the head of the file."""
+
+    def __init__(self, workers: int | None = None, *, cpus: int = 1) -> None:
+        """As many processes as there are cores for when `workers` is None; each begins with its first unit."""
+        self._workers = workers or max(1, _cores() // cpus)
+        self._place = Place(cpus)
+        self._processes: list[_Process] = []
+
+    @property
+    def workers(self) -> int:
+        """How many processes there are at most."""
+        return self._workers
+
+    def run(
+        self, work: Callable[[Unit], Result], units: Iterable[tuple[int, Unit]], *, name: str
+    ) -> Iterator[tuple[int, Result]]:
+        """As `Engine.run` says; as many units are in flight as there are processes."""
+        packed, drawn, again = pack(work, name), iter(units), deque[_Task]()
+        try:
+            while True:
+                self._hand_out(packed, drawn, again)
+                busy = {process.connection: process for process in self._processes if process.task}
+                if not busy:
+                    return
+                for connection in wait(list(busy)):
+                    process = busy[connection]  # type: ignore[index]
+                    task = process.task
+                    assert task is not None  # noqa: S101  (it is busy)
+                    found = _received(process.connection)
+                    if found is None:
+                        again.append(self._lost(process, task, name))
+                        continue
+                    process.task = None
+                    yield task.number, found.result()
+        finally:
+            self._end([process for process in self._processes if process.task])
+
+    def close(self) -> None:
+        """End all processes."""
+        self._end(self._processes)
+
+    def _hand_out(self, packed: Packed, drawn: Iterator[tuple[int, Any]], again: deque[_Task]) -> None:
+        """Begin a unit in every process that has none, while there are units."""
+        ready: list[tuple[_Process, _Task]] = []
+        free = deque(process for process in self._processes if process.task is None)
+        while free or len(self._processes) < self._workers:
+            task = again.popleft() if again else _next(drawn)
+            if task is None:
+                break
+            if not free:  # all are started before the first is sent to, so that they start together
+                self._processes.append(_Process(self._place))
+                free.append(self._processes[-1])
+            ready.append((free.popleft(), task))
+        for process, task in ready:
+            process.send(packed, task)
+
+    def _lost(self, process: _Process, task: _Task, name: str) -> _Task:
+        """Give up a process that is gone; its unit is to be done again.
+
+        Raises:
+            WorkerLost: when that happened too often.
+        """
+        process.process.join()
+        code = process.process.exitcode
+        self._end([process])
+        if task.tries >= TRIES:
+            raise WorkerLost(lost(name, task.unit, task.tries, f"exit code {code}"))
+        return task
+
+    def _end(self, processes: Sequence[_Process]) -> None:
+        self._processes = [process for process in self._processes if process not in processes]
+        for process in processes:
+            process.stop()
+        for process in processes:
+            process.join()
+
+
+def _cores() -> int:
+    """Cores this process may use, where the system says so."""
+    allowed: Any = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _next(drawn: Iterator[tuple[int, Any]]) -> _Task | None:
+    found = next(drawn, None)
+    return None if found is None else _Task(*found)
+
+
+def _received(connection: Connection) -> Answer | None:
+    """An answer; None from a process that is gone."""
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionResetError):
+        return None
+
+
+@contextlib.contextmanager
+def _threads(cpus: int) -> Generator[None]:
+    """What a process that is started inside computes with, told before it imports anything."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, str(cpus)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(connection: Connection, place: Place) -> None:
+    """A worker: answer until the pipe or the driver ends."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the driver ends the workers
+    signal.signal(signal.SIGTERM, _leave)
+    os.environ["TQDM_DISABLE"] = "1"  # the driver shows progress
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    # what is shared is given back by others of these; taking torch apart after that would only take seconds
+    util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            key, packed, unit = connection.recv()
+            connection.send(answer(key, lambda packed=packed: packed, unit, place))
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(1)
+
+
+def _end_with_driver() -> None:
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        wait([driver.sentinel])
+        os._exit(1)

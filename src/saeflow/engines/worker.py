@@ -1,0 +1,149 @@
+"""The far end of an engine: what a worker process does with a unit, and how the work gets there.
+
+The work is pickled once for a run and unpickled once in each worker, which keeps it with everything it has loaded.
+Pickle stays between processes of one run, of one user and one version; no file holds any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from saeflow.errors import InvalidArgument
+from saeflow.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A work as bytes, and a name for them."""
+
+    data: bytes
+    key: str
+    version: str = __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a unit may use: cores, and GPUs of its own."""
+
+    cpus: int = 1
+    gpus: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a unit: a value, or the error it ended with and where that was raised."""
+
+    value: Any = None
+    error: BaseException | None = None
+    trace: str = ""
+
+    def result(self) -> Any:
+        """The value.
+
+        Raises:
+            What the unit raised, with the worker's traceback as a note.
+        """
+        if self.error is None:
+            return self.value
+        if self.trace:
+            self.error.add_note(self.trace)
+        raise self.error
+
+
+class _Pickler(pickle.Pickler):
+    """Refuses tensors: weights are opened by every worker, never sent."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        torch: Any = sys.modules.get("torch")
+        if torch is not None and isinstance(obj, torch.Tensor):
+            raise InvalidArgument(
+                f"a tensor of shape {list(obj.shape)} would be sent to every worker. Weights are opened by the "
+                "workers themselves: give models and dictionaries that were opened by name, with load_model and "
+                "load_dictionaries, or take the engine here."
+            )
+        return NotImplemented
+
+
+def pack(work: Callable[[Any], Any], name: str) -> Packed:
+    """The work as bytes.
+
+    Raises:
+        InvalidArgument: when it holds what cannot be sent.
+    """
+    out = io.BytesIO()
+    try:
+        _Pickler(out, protocol=5).dump(work)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise InvalidArgument(
+            f"{name}: the work cannot be sent to other processes ({error}). Give models and dictionaries that were "
+            "opened by name, with load_model and load_dictionaries, or take the engine here."
+        ) from error
+    data = out.getvalue()
+    return Packed(data, hashlib.sha256(data).hexdigest())
+
+
+_held: Final[dict[str, Callable[[Any], Any]]] = {}
+"""The work this process keeps, by its key; one at a time, since each may hold a model."""
+
+_place = Place()
+
+
+def device_of_worker(asked: str) -> str:
+    """Where something that was opened for `asked` is opened here: on the GPU of a worker that was given one."""
+    return "cuda" if _place.gpus else asked
+
+
+def holds(key: str) -> bool:
+    """Whether this process keeps the work of that key."""
+    return key in _held
+
+
+def take(packed: Packed, place: Place) -> None:
+    """Unpack a work and keep it in the place of the last one.
+
+    Raises:
+        InvalidArgument: when another version of saeflow sent it.
+        What opening its model and dictionaries raises.
+    """
+    global _place  # noqa: PLW0603  (one worker process is one place)
+    if packed.version != __version__:
+        raise InvalidArgument(
+            f"the worker on {socket.gethostname()} has saeflow {__version__}, and saeflow {packed.version} sent it "
+            "work. Install one version on all machines."
+        )
+    _held.clear()
+    _place = place
+    work: Any = pickle.loads(packed.data)  # noqa: S301  (made by `pack` of the same run)
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != place.cpus:
+        torch.set_num_threads(place.cpus)
+    _held[packed.key] = work
+
+
+def answer(key: str, packed: Callable[[], Packed], unit: Any, place: Place) -> Answer:
+    """Do one unit; `packed` is called when this process does not keep the work yet."""
+    try:
+        if not holds(key):
+            take(packed(), place)
+        return Answer(_held[key](unit))
+    except Exception as error:  # raised again on the other side
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        return Answer(error=_sendable(error), trace=f"in a worker on {socket.gethostname()}:\n{trace}")
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one that says the same, where it would not come through."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301
+    except Exception:  # an error of any class may have a constructor of its own
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

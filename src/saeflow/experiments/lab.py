@@ -1,0 +1,273 @@
+"""What the experiments run on, opened from names: model, dictionaries, atlas, datasets (sections 5.1 and 5.2).
+
+The commands and `saeflow.reproduce` open the same thing and ask for the same records, so that either goes on
+with a results folder the other began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from saeflow.engines import Engine
+from saeflow.errors import InvalidArgument
+from saeflow.experiments.methods import Matchings, deactivation_strategies, origin_methods
+from saeflow.experiments.predecessors import Predecessors
+from saeflow.experiments.records import RunRequest
+from saeflow.experiments.results import Progress, Results
+from saeflow.experiments.sampling import Sample, draw, expand, open_dataset
+from saeflow.ids import Part
+from saeflow.matching.atlas import Atlas, open_atlas
+from saeflow.paths import cache_folder
+from saeflow.sources.library import DictionarySet, load_dictionaries
+from saeflow.sources.model import LanguageModel, load_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Bars = Callable[[str], Progress]
+"""Makes the callback of one kind of progress, named for people."""
+
+Note = Callable[[str], None]
+"""Takes a remark for people, such as that a dataset is short."""
+
+
+def model_name(release: str, dictionaries: DictionarySet, given: str = "") -> str:
+    """The language model of a release: the one given, else the one its dictionaries name.
+
+    Raises:
+        InvalidArgument: when neither says it.
+    """
+    named = given or ("demo" if release == "demo" else dictionaries.model)
+    if not named:
+        raise InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
+    return named
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What to open, by name.
+
+    Attributes:
+        release: "demo", a folder, or the name of a release.
+        model: the language model; "" for the one the release names.
+        atlas: cosine matches; "" for those of the release.
+        device: where to compute.
+        layers: residual layers; none for all from the first that the experiment can use.
+        datasets: what is sampled from; "demo" stands for its five domains.
+        pearson: an atlas of Pearson correlations; "" for one that is made on held-out texts when it is needed.
+        fitted: datasets it is made on; none for the first one, and of the demo pack all but Python.
+        seed: of everything that is drawn.
+    """
+
+    release: str
+    model: str = ""
+    atlas: str = ""
+    device: str = "cpu"
+    layers: Sequence[int] = ()
+    datasets: Sequence[str] = ("demo",)
+    pearson: str = ""
+    fitted: Sequence[str] = ()
+    seed: int = 0
+
+    @property
+    def sampled(self) -> tuple[str, ...]:
+        """Names of single datasets that texts are sampled from."""
+        return expand(self.datasets)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of single datasets whose held-out texts Pearson tables are made on."""
+        if self.fitted:
+            return expand(self.fitted)
+        own = tuple(name for name in self.sampled if name.startswith("demo:") and name != "demo:python")
+        return own or self.sampled[:1]
+
+
+@dataclass(frozen=True)
+class TrialLab:
+    """What origins and deactivation run on.
+
+    Attributes:
+        asked: the names it was opened from.
+        model: the language model.
+        dictionaries: of its sites.
+        atlas: cosine tables.
+        layers: residual layers that are looked at, ascending.
+    """
+
+    asked: Opening
+    model: LanguageModel
+    dictionaries: DictionarySet
+    atlas: Atlas
+    layers: list[int]
+
+    @staticmethod
+    def open(asked: Opening, *, first: int) -> TrialLab:
+        """Open everything; what is wrong with a name shows before anything large is loaded.
+
+        Args:
+            asked: the names.
+            first: the first layer taken when none is asked for.
+
+        Raises:
+            InvalidArgument: for an unknown dataset, a layer without matches, or a release without a model.
+            UnknownRelease, BadFile, Unreachable: where something cannot be opened.
+        """
+        for name in (*asked.sampled, *asked.held):
+            open_dataset(name)
+        atlas = open_atlas(asked.atlas or asked.release)
+        covered = sorted(
+            {source.layer for source, target in atlas if source.part is Part.RES and target < source}
+        )
+        layers = list(asked.layers) or [layer for layer in covered if layer >= first]
+        if missing := sorted(set(layers) - set(covered)):
+            raise InvalidArgument(
+                f"--layers {','.join(map(str, layers))}: the atlas has no matches of {missing}. It covers {covered}."
+            )
+        dictionaries = load_dictionaries(asked.release, device=asked.device)
+        named = model_name(asked.release, dictionaries, asked.model)
+        return TrialLab(asked, load_model(named, device=asked.device), dictionaries, atlas, layers)
+
+    def matchings(self, bars: Bars | None = None) -> Matchings:
+        """The tables of every matching method, each made or opened when first asked for."""
+        asked = self.asked
+        return Matchings(
+            self.model, self.dictionaries, self.atlas, self.layers, cache_folder() / "matches",
+            [open_dataset(name) for name in asked.held],
+            open_atlas(asked.pearson) if asked.pearson else None, asked.release, asked.seed, bars,
+        )  # fmt: skip
+
+    def samples(self, texts: int, tokens: int, max_length: int, note: Note | None = None) -> list[Sample]:
+        """Up to `texts` texts of each dataset with `tokens` random tokens each; `note` hears of those that are short.
+
+        Raises:
+            InvalidArgument, MissingExtra, BadFile, Unreachable: as `sampling.draw` does.
+        """
+
+        def encode(text: str) -> Sequence[int]:
+            return self.model.tokenize([text], max_length=max_length).input_ids[0].tolist()
+
+        special = self.model.tokenizer.all_special_ids
+        found: list[Sample] = []
+        for name in self.asked.sampled:
+            drawn = draw(
+                open_dataset(name), encode, n_texts=texts, n_tokens=tokens, seed=self.asked.seed, special=special
+            )  # fmt: skip
+            if len(drawn) < texts and note:
+                note(f"{name}: {len(drawn)} texts, as many as there are to sample")
+            found += drawn
+        return found
+
+    def request(
+        self, experiment: str, methods: Sequence[Predecessors], arguments: Mapping[str, Any]
+    ) -> RunRequest:
+        """The record of what is asked, by which a results folder is known again."""
+        asked = self.asked
+        atlases = {method.method: method.made_by for method in methods}
+        made_here = any("pearson" in name for name in atlases) and not asked.pearson
+        fitted = list(asked.held) if made_here else []
+        return RunRequest(
+            experiment, asked.release, self.model.name or asked.release, asked.seed, asked.sampled, atlases,
+            {**arguments, "pearson_datasets": fitted},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class OriginsSize:
+    """How much of section 5.1 is done: methods, texts of each dataset, tokens of each, tokens a text is cut to."""
+
+    methods: tuple[str, ...] = ("cosine", "cosine-top-5", "permutation", "pearson")
+    texts: int = 250
+    tokens: int = 5
+    max_length: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class DeactivationSize:
+    """How much of section 5.2 is done.
+
+    Attributes:
+        strategies: of `methods.STRATEGIES`; the first is swept over r.
+        texts: of each dataset.
+        tokens: of each text.
+        features: targets of a token and layer, at most.
+        r: factors of the sweep.
+        loss: targets of a text whose sweep has the loss; None for all.
+        max_length: tokens a text is cut to.
+    """
+
+    strategies: tuple[str, ...] = (
+        "top-1", "top-5", "random", "permutation", "pearson", "exhaustive", "greedy"
+    )  # fmt: skip
+    texts: int = 35
+    tokens: int = 5
+    features: int = 25
+    r: tuple[float, ...] = (-2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
+    loss: int | None = 4
+    max_length: int = 128
+
+
+def origins(
+    lab: TrialLab,
+    size: OriginsSize,
+    *,
+    out: Path | str,
+    bars: Bars | None = None,
+    note: Note | None = None,
+    engine: Engine | None = None,
+) -> Results:
+    """The experiment of section 5.1 into a results folder; one that was begun is gone on with. `engine` is where
+    texts are done; this process when None.
+
+    Raises:
+        InvalidArgument: for an unknown method, no text, or a folder of another request.
+        BadFile: when the folder is damaged.
+    """
+    from saeflow.experiments.origins import run_origins
+
+    matched = origin_methods(size.methods, lab.matchings(bars))
+    arguments = {
+        "texts": size.texts, "tokens": size.tokens, "layers": lab.layers, "max_length": size.max_length
+    }  # fmt: skip
+    return run_origins(
+        lab.model, lab.dictionaries, matched,
+        partial(lab.samples, size.texts, size.tokens, size.max_length, note),
+        request=lab.request("origins", matched, arguments), out=out, progress=bars and bars("origins"), engine=engine,
+    )  # fmt: skip
+
+
+def deactivation(
+    lab: TrialLab,
+    size: DeactivationSize,
+    *,
+    out: Path | str,
+    bars: Bars | None = None,
+    note: Note | None = None,
+    engine: Engine | None = None,
+) -> Results:
+    """The experiment of section 5.2 into a results folder; one that was begun is gone on with. `engine` is where
+    texts are done; this process when None.
+
+    Raises:
+        InvalidArgument: for an unknown strategy, no text, or a folder of another request.
+        BadFile: when the folder is damaged.
+    """
+    from saeflow.experiments.deactivation import Protocol, run_deactivation
+
+    matched, searches = deactivation_strategies(size.strategies, lab.matchings(bars))
+    protocol = Protocol(
+        tuple(lab.layers), size.features, size.r, size.loss, searches, size.max_length, lab.asked.seed
+    )
+    arguments = {
+        "texts": size.texts, "tokens": size.tokens, "features": size.features, "layers": lab.layers, "r": size.r,
+        "loss": "all" if size.loss is None else str(size.loss), "searches": searches, "max_length": size.max_length,
+    }  # fmt: skip
+    return run_deactivation(
+        lab.model, lab.dictionaries, matched,
+        partial(lab.samples, size.texts, size.tokens, size.max_length, note), protocol,
+        request=lab.request("deactivation", matched, arguments), out=out, progress=bars and bars("deactivation"),
+        engine=engine,
+    )  # fmt: skip

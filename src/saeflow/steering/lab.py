@@ -1,0 +1,120 @@
+"""What a sweep runs on, opened from names: themes, background texts, the judge, the lab (section 5.3, appendix B)."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from saeflow.errors import InvalidArgument
+from saeflow.experiments.lab import model_name
+from saeflow.experiments.sampling import expand, open_dataset
+from saeflow.flow.scores import Thresholds
+from saeflow.matching.atlas import Atlas
+from saeflow.sources.library import load_dictionaries
+from saeflow.sources.model import load_model
+from saeflow.steering.recipe import Lab
+from saeflow.steering.sweep import MakeJudge, References
+from saeflow.steering.theme import Theme, load_theme
+from saeflow.steering.theme import themes as known_themes
+
+BACKGROUND_TEXTS: Final = 300
+"""Background texts taken of each source, at most."""
+
+PLAIN: Final = Thresholds(mlp=0.15, att=0.15)
+"""Thresholds of appendix B.2."""
+
+
+def find_themes(names: Sequence[str], release: str) -> list[Theme]:
+    """The themes named, by name or file, or all that come with saeflow for the release.
+
+    Raises:
+        InvalidArgument: when none is named and none comes with saeflow; for an unknown name.
+        BadFile: when a theme's file cannot be read.
+    """
+    shipped = {theme.release for theme in known_themes()}
+    under = release if release in shipped else ""
+    if names:
+        return [load_theme(name, under) for name in names]
+    if not under:
+        raise InvalidArgument(
+            f"no themes of {release!r} come with saeflow. Name the .toml file of one with --themes."
+        )
+    return list(known_themes(release))
+
+
+def background_texts(names: Sequence[str], release: str, seed: int = 0) -> list[str]:
+    """Texts about nothing in particular: of the datasets named, or the demo's own; none for another release.
+
+    Raises:
+        InvalidArgument, MissingExtra, BadFile, Unreachable: when a dataset cannot be read.
+    """
+    from saeflow.steering.judges.offline import demo_background
+
+    if not names:
+        return demo_background() if release == "demo" else []
+    return [
+        text
+        for name in expand(names)
+        for text in itertools.islice(filter(str.strip, open_dataset(name).read(seed)), BACKGROUND_TEXTS)
+    ]
+
+
+def judge_maker(kind: str, model: str, url: str, background: Sequence[str]) -> MakeJudge:
+    """What makes the judge from the unsteered texts; refused early where it cannot be had.
+
+    Args:
+        kind: "offline" or "llm".
+        model: of the llm; "" for the default.
+        url: where it answers; "" for OpenAI.
+        background: texts the offline judge tells themes from.
+
+    Raises:
+        InvalidArgument: for another kind, or an offline judge without background.
+        MissingExtra: when the judge's packages are not installed.
+    """
+    from saeflow.steering.judges import LLMJudge, OfflineJudge
+
+    if kind == "llm":
+        asked = LLMJudge(model, url or None)
+        return lambda _: asked
+    if kind != "offline":
+        raise InvalidArgument(f"--judge {kind!r} is none of offline, llm.")
+    if not background:
+        raise InvalidArgument(
+            "the offline judge tells a theme from other texts, and there are none for this release. Give some with "
+            "--background: a .txt, .jsonl or .parquet file, or a dataset such as fineweb."
+        )
+
+    def offline(references: References) -> OfflineJudge:
+        # themes that share a prompt share its samples: each counts once
+        samples = dict.fromkeys(itertools.chain.from_iterable(references.values()))
+        return OfflineJudge(background, list(samples))
+
+    return offline
+
+
+def open_lab(
+    release: str,
+    matches: Atlas,
+    background: Sequence[str],
+    *,
+    model: str = "",
+    device: str = "cpu",
+    batch: int = 256,
+) -> Lab:
+    """Model and dictionaries beside an atlas, with a checksum of its tables for the record.
+
+    Raises:
+        InvalidArgument: when it is not known which model the release is of.
+        UnknownRelease, BadFile, Unreachable: where something cannot be opened.
+    """
+    dictionaries = load_dictionaries(release, device=device)
+    named = model_name(release, dictionaries, model)
+    tables = sorted((str(source), str(target), sha) for (source, target), (_, sha) in matches.files.items())
+    digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()[:12]
+    loaded = load_model(named, device=device)
+    told = f"{matches.method}, tables {digest}"
+    return Lab(loaded, dictionaries, matches, background, release, told, batch)
