@@ -19,6 +19,7 @@ from saeflow.cli import (
     matching,
     plan,
     releases,
+    reproduce,
     serve,
     steer,
     sweep,
@@ -27,7 +28,8 @@ from saeflow.cli import (
     transition,
 )
 from saeflow.cli.app import app
-from saeflow.errors import SaeflowError
+from saeflow.errors import NotWritable, SaeflowError
+from saeflow.paths import unwritten
 
 graph.add_to(app)
 matching.add_to(app)
@@ -45,6 +47,7 @@ doctor.add_to(app)
 train.add_to(app)
 info.add_to(app)
 serve.add_to(app)
+reproduce.add_to(app)
 
 
 def main() -> None:
@@ -55,6 +58,16 @@ def main() -> None:
         print(f"saeflow: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        print(f"saeflow: cannot read or write{where} ({error.strerror}).", file=sys.stderr)  # noqa: T201
+        print(f"saeflow: {_sentence(error)}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+
+
+def _sentence(error: OSError) -> str:
+    """What a system error means, and what to do."""
+    what = str(error.filename or "a file")
+    clear = unwritten(error, what)
+    if isinstance(clear, NotWritable):
+        return f"{what} may not be read or written ({error.strerror}). Change its permissions, or give another path."
+    return (
+        str(clear) if clear else f"cannot read or write {what} ({error.strerror or error}). Check the path."
+    )

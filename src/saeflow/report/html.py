@@ -114,7 +114,7 @@ def _cell(text: str, role: Role, tone: str) -> str:
 def _figure(graph: FlowGraph, words: Words) -> str:
     return (
         '<figure id="flow" class="graph"><div class="bar">'
-        f'<div class="legend">{"".join(_legend(graph))}</div>'
+        f'<div class="legend">{"".join(legend_html(graph))}</div>'
         '<div class="tools" role="toolbar" aria-label="Zoom" hidden></div></div>'
         f'<div class="frame">{figure_svg(graph, words)}</div><div class="overview" hidden></div>'
         "<figcaption>Layers run from left to right; the wider an edge, the higher its cosine. "
@@ -133,7 +133,8 @@ def _embedded(graph: FlowGraph, words: Words) -> str:
     return text
 
 
-def _legend(graph: FlowGraph) -> Iterable[str]:
+def legend_html(graph: FlowGraph) -> Iterable[str]:
+    """What colours, marks and widths of a figure mean, as elements of a `.legend`."""
     for case in Evolution:
         yield (
             f'<span class="key" title="{escape(case.sentence)}"><i class="swatch case-{case.value}">'

@@ -9,16 +9,12 @@ Content-Security-Policy lets only the two inlined blocks run, by their hashes.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +22,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import RunRecord
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.paths import write_atomic
+from saeflow.report.document import document, safe, sentence
 from saeflow.report.figures import FIGURES, PAGE, PHONE, Frame, Plate, draw, svg_text
 from saeflow.report.figures.readings import reading
 from saeflow.report.figures.saving import printed_svg, stylesheet
@@ -145,43 +142,17 @@ def _part(table: SummaryTable, tables: Mapping[str, SummaryTable]) -> _Part:
 
 def page_html(record: RunRecord, parts: Sequence[_Part], missing: Sequence[str]) -> str:
     """The page as one HTML document. `missing` are tables of the experiment that there are none of."""
-    style = "".join(_static(name) for name in ("palette.css", "page.css", "results.css")) + stylesheet()
-    script = '"use strict";\n' + _static("results.js")
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     title = _title(record)
     drawn = [part for part in parts if part.shown]
     rest = [part for part in parts if not part.shown]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="generator" content="saeflow">\n'
-        f'<title>{_safe(title)}</title>\n<style>{style}</style>\n</head>\n<body class="results">\n'
+    body = (
         f"{_header(record, title, parts)}\n{_navigation(drawn, rest)}\n<main>\n"
-        f"{''.join(_section(part) for part in drawn)}{_rest(rest, missing)}\n</main>\n"
-        f"<script>{script}</script>\n</body>\n</html>\n"
+        f"{''.join(_section(part) for part in drawn)}{_rest(rest, missing)}\n</main>"
     )
-
-
-def _static(name: str) -> str:
-    return (files("saeflow.report") / "static" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _safe(text: object) -> str:
-    return escape(one_line(str(text)))
-
-
-def _sentence(text: str) -> str:
-    """A sentence whose intervals and settings are not broken over lines."""
-    whole = r"\([^()<>]{1,24}\)|\b[rs] = \u2212?[0-9.]*[0-9]"
-    return re.sub(whole, r'<span class="whole">\g<0></span>', _safe(text))
+    return document(
+        title, styles=("palette.css", "page.css", "results.css"), more_style=stylesheet(), scripts=("results.js",),
+        body=body, kind="results",
+    )  # fmt: skip
 
 
 def _title(record: RunRecord) -> str:
@@ -197,10 +168,10 @@ def _header(record: RunRecord, title: str, parts: Sequence[_Part]) -> str:
     notice = ""
     if record.finished is None:
         notice = '<p class="notice">The run is not finished: these are the tables of what there was.</p>'
-    subtitle = f'<p class="subtitle">{_sentence(lead)}</p>' if lead else ""
-    pairs = "".join(f"<div><dt>{_safe(k)}</dt><dd>{_safe(v)}</dd></div>" for k, v in _facts(record))
+    subtitle = f'<p class="subtitle">{sentence(lead)}</p>' if lead else ""
+    pairs = "".join(f"<div><dt>{safe(k)}</dt><dd>{safe(v)}</dd></div>" for k, v in _facts(record))
     return (
-        f"<header><h1>{_safe(title)}</h1>{subtitle}{notice}<dl>{pairs}</dl>"
+        f"<header><h1>{safe(title)}</h1>{subtitle}{notice}<dl>{pairs}</dl>"
         f'<details class="record"><summary>The run in full</summary>{_record(record)}</details></header>'
     )
 
@@ -255,7 +226,7 @@ def _record(record: RunRecord) -> str:
         ("Arguments", asked.arguments), ("Matches", asked.atlases), ("Versions", record.versions)
     ]  # fmt: skip
     told = [
-        f'<tr><th scope="row">{_safe(key)}</th><td>{_safe(_plain(value))}</td></tr>'
+        f'<tr><th scope="row">{safe(key)}</th><td>{safe(_plain(value))}</td></tr>'
         for name, group in groups
         for key, value in [(name, ""), *group.items()]
     ]
@@ -267,7 +238,7 @@ def _plain(value: Any) -> str:
 
 
 def _navigation(drawn: Sequence[_Part], rest: Sequence[_Part]) -> str:
-    links = [f'<li><a href="#{_id(p)}">{_safe(_short(p.table))}</a></li>' for p in drawn]
+    links = [f'<li><a href="#{_id(p)}">{safe(_short(p.table))}</a></li>' for p in drawn]
     if rest:
         links.append('<li><a href="#more">More tables</a></li>')
     return f'<nav aria-label="Figures"><ul>{"".join(links)}</ul></nav>'
@@ -288,17 +259,17 @@ def _section(part: _Part) -> str:
     cited = ""
     if table.paper:
         cited = "Beyond the paper" if "beyond" in table.paper else f"Cf. {table.paper} of {PAPER}"
-    sentence = f'<p class="reading">{_sentence(said)}</p>' if said else ""
-    source = f'<span class="cited">{_safe(cited)}.</span> ' if cited else ""
+    told = f'<p class="reading">{sentence(said)}</p>' if said else ""
+    source = f'<span class="cited">{safe(cited)}.</span> ' if cited else ""
     plates = "".join(
         _plate(part, wide, narrow, said) for wide, narrow in zip(part.wide, part.narrow, strict=True)
     )
-    label = f' aria-label="{_safe(table.title or table.name)}"'
+    label = f' aria-label="{safe(table.title or table.name)}"'
     shown = part.block or f'<div class="plates">{plates}</div>'
     return (
-        f'<section id="{_id(part)}" class="result"><h2>{_safe(table.title or table.name)}</h2>{sentence}'
+        f'<section id="{_id(part)}" class="result"><h2>{safe(table.title or table.name)}</h2>{told}'
         f"<figure{label}>{shown}"
-        f"<figcaption>{source}{_safe(table.note)}</figcaption></figure>{_fold(table)}</section>\n"
+        f"<figcaption>{source}{safe(table.note)}</figcaption></figure>{_fold(table)}</section>\n"
     )
 
 
@@ -314,10 +285,10 @@ def _plate(part: _Part, wide: Plate, narrow: Plate, said: str) -> str:
         svg = svg_text(figure, prefix=f"{wide.name}-{kind}-", label=label, captioned=False)
         forms.append(f'<div class="{kind}">{svg}</div>')
     several = len(part.wide) > 1
-    name = f'<p class="of">{_safe(wide.of)}</p>' if several else ""
-    sentence = f'<p class="reading">{_sentence(own)}</p>' if own and own not in said else ""
-    keys = "".join(f' data-{key}="{_safe(wide.keys[key])}"' for key in _PICKED if key in wide.keys)
-    return f'<div class="plate" data-of="{_safe(wide.of)}"{keys}>{name}{sentence}{"".join(forms)}</div>'
+    name = f'<p class="of">{safe(wide.of)}</p>' if several else ""
+    told = f'<p class="reading">{sentence(own)}</p>' if own and own not in said else ""
+    keys = "".join(f' data-{key}="{safe(wide.keys[key])}"' for key in _PICKED if key in wide.keys)
+    return f'<div class="plate" data-of="{safe(wide.of)}"{keys}>{name}{told}{"".join(forms)}</div>'
 
 
 def _of_steering(plate: Plate) -> bool:
@@ -327,14 +298,14 @@ def _of_steering(plate: Plate) -> bool:
 def _rest(rest: Sequence[_Part], missing: Sequence[str]) -> str:
     """Tables without a figure, and the names of those that the summary lacks."""
     told = "".join(
-        f'<section id="{_id(part)}"><h3>{_safe(part.table.title or part.table.name)}</h3>'
-        f"{f'<p class={chr(34)}notice{chr(34)}>{_safe(part.problem)}</p>' if part.problem else ''}"
-        f'<p class="note">{_safe(part.table.note)}</p>{_fold(part.table)}</section>'
+        f'<section id="{_id(part)}"><h3>{safe(part.table.title or part.table.name)}</h3>'
+        f"{f'<p class={chr(34)}notice{chr(34)}>{safe(part.problem)}</p>' if part.problem else ''}"
+        f'<p class="note">{safe(part.table.note)}</p>{_fold(part.table)}</section>'
         for part in rest
     )
     more = f'<section id="more"><h2>More tables</h2>{told}</section>' if rest else ""
     if missing:
-        more += f'<p class="missing">Not in this summary: {_safe(", ".join(missing))}.</p>'
+        more += f'<p class="missing">Not in this summary: {safe(", ".join(missing))}.</p>'
     return more
 
 
@@ -347,9 +318,9 @@ def _fold(table: SummaryTable) -> str:
         link = f'<p class="download"><a href="tables/{table.name}.csv" download>{table.name}.csv</a></p>'
     # Lists of numbers are for machines: the CSV file has them.
     columns = [i for i, name in enumerate(table.columns) if name != "histogram"]
-    head = "".join(f'<th scope="col">{_safe(table.columns[i])}</th>' for i in columns)
+    head = "".join(f'<th scope="col">{safe(table.columns[i])}</th>' for i in columns)
     body = "".join(f"<tr>{''.join(_cell(row[i]) for i in columns)}</tr>" for row in table.rows[:MOST_ROWS])
-    label = _safe(table.title or table.name)
+    label = safe(table.title or table.name)
     return (
         f'<details class="rows"><summary>Table: {n:,} {"row" if n == 1 else "rows"}{shown}</summary>'
         f'{link}<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
@@ -365,4 +336,4 @@ def _cell(cell: Any) -> str:
     if isinstance(cell, float):
         shown = f"{cell:.4g}" if math.isfinite(cell) else ""
         return f'<td class="number" data-value="{cell!r}">{shown}</td>'
-    return f"<td>{_safe('' if cell is None else cell)}</td>"
+    return f"<td>{safe('' if cell is None else cell)}</td>"

@@ -65,6 +65,7 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
         ),
     }
 )
+"""What a graph can be written as, by the name that `--formats` takes."""
 
 
 def export(graph: FlowGraph, to: str, words: Words = no_words) -> bytes:

@@ -1,0 +1,137 @@
+"""Sets of causal trials and their means, trials and controls side by side: what claims of 5.2 are made from. No torch.
+
+A rate is over the targets that a strategy names an active predecessor for. The control is the same number with other
+active features of the same sites, as many and alike in norm, in place of the predecessors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from saeflow.experiments.outcomes import CONTROL, Trials
+from saeflow.experiments.statistics import Estimate, by_text
+from saeflow.reproduce.tally import Tally
+from saeflow.reproduce.verdicts import ABOVE_0, UNKNOWN, Contrast, NotMeasured, Rule, Unit
+
+
+def percent(value: float) -> str:
+    """A share in words."""
+    return f"{100 * value:.1f} %"
+
+
+def named(trials: Trials, strategy: str) -> np.ndarray:
+    """Where a strategy was used.
+
+    Raises:
+        NotMeasured: when it was not run.
+    """
+    if strategy not in trials.names:
+        raise NotMeasured(f"The strategy {strategy} was not run.")
+    return trials.is_("strategy", strategy)
+
+
+class Cases:
+    """Trials of one strategy."""
+
+    def __init__(self, trials: Trials, strategy: str | None = None) -> None:
+        """Those of a strategy; of the first one when not named.
+
+        Raises:
+            NotMeasured: when it was not run.
+        """
+        self.trials = trials
+        self.of = named(trials, trials.first if strategy is None else strategy)
+        self.group, self.removed = trials.words["group"], trials.words["removed"]
+        self.whole = self.group == self.removed
+
+    def removing(self, groups: Sequence[int], removed: Sequence[int] | None = None) -> np.ndarray:
+        """Trials with r = 0 of targets of some groups; all that is named removed, or the parts of `removed`."""
+        where = self.of & (self.trials.numbers["r"] == 0) & np.isin(self.group, groups)
+        return where & (self.whole if removed is None else np.isin(self.removed, removed))
+
+    def swept(self, low: float, high: float) -> np.ndarray:
+        """Trials that rescale all that is named by an r between two values, both left out.
+
+        Raises:
+            NotMeasured: when there is none.
+        """
+        r = self.trials.numbers["r"]
+        where = self.of & self.whole & (r > low) & (r < high)
+        if not where.any():
+            raise NotMeasured(f"No r between {low:g} and {high:g} was tried.")
+        return where
+
+    def between(
+        self, values: np.ndarray, a: np.ndarray, b: np.ndarray, words: str, *, rule: Rule = ABOVE_0,
+        unit: Unit = Unit.POINTS,
+    ) -> Contrast:  # fmt: skip
+        """Mean of `values` over the trials of `a` less that over those of `b`, and the same of their controls."""
+        return self.contrast(values, [a, b], lambda m: m[:, 0] - m[:, 1], words, rule=rule, unit=unit)
+
+    def mean(
+        self, values: np.ndarray, a: np.ndarray, words: str, *, rule: Rule, unit: Unit = Unit.SHARE
+    ) -> Contrast:
+        """Mean of `values` over the trials of `a`, and over their controls."""
+        return self.contrast(values, [a], lambda m: m[:, 0], words, rule=rule, unit=unit)
+
+    def contrast(
+        self, values: np.ndarray, sets: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray], words: str, *,
+        rule: Rule = ABOVE_0, unit: Unit = Unit.POINTS, sides: str = "{} against {}",
+    ) -> Contrast:  # fmt: skip
+        """`of` the means over several sets of trials (draws by sets), and of those over their controls."""
+        own = self.tally(values, sets)
+        control = self._told(self.tally(values, sets, control=True), of)
+        means = own.sums.sum(0)
+        written = [
+            _written(float(top / n), unit) if n else "nothing" for top, n in means.tolist()
+        ]  # one mean is the number itself
+        beside = sides.format(*written) if len(sets) > 1 else ""
+        return Contrast(words, self._told(own, of), rule, unit, control, beside)
+
+    def tally(self, values: np.ndarray, sets: Sequence[np.ndarray], *, control: bool = False) -> Tally:
+        """Sum of `values` and number of trials of each set, by text."""
+        trials = self.trials
+        side = (trials.controlling == control) & np.isfinite(values)
+        shape = (len(trials.texts.number), 1)
+        columns: list[np.ndarray] = []
+        for where in (kept & side for kept in sets):
+            clusters = trials.cluster[where]
+            code = np.zeros_like(clusters)
+            pair = [by_text(clusters, code, v, shape)[:, 0] for v in (values[where], np.ones(len(clusters)))]
+            columns.append(np.stack(pair, -1))
+        return Tally(np.stack(columns, 1), trials.texts.resampling.weights)
+
+    def _told(self, tally: Tally, of: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+        n = float(tally.sums[..., 1].sum())
+        return tally.told(lambda x: of(x[..., 0] / x[..., 1]), n=n)
+
+
+def _written(value: float, unit: Unit) -> str:
+    if unit is not Unit.NUMBER:
+        return percent(value)
+    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.5f}"
+
+
+def paired(trials: Trials, a: str, b: str, scope: np.ndarray | None = None, rule: Rule = ABOVE_0) -> Contrast:
+    """Rate of strategy a less that of strategy b on the same targets.
+
+    `scope`: the targets; those that both name something for when not given. b may be "active control": that of a.
+    """
+    for name in (a, b):
+        if name != CONTROL:
+            named(trials, name)
+    one = trials.per_target(a)
+    two = trials.per_target(a, control=True) if b == CONTROL else trials.per_target(b)
+    where = np.isfinite(one.deactivated) & np.isfinite(two.deactivated)
+    where &= one.named & two.named if scope is None else scope
+    columns = [trials.by_text(v, where) for v in (one.deactivated, two.deactivated, np.ones(len(where)))]
+    tally = Tally(np.stack(columns, -1), trials.texts.resampling.weights)
+    n = float(tally.sums[:, 2].sum())
+    words = f"rate of {a} less that of {b} on the same targets"
+    if not n:
+        return Contrast(words, UNKNOWN, rule)
+    found = tally.told(lambda x: (x[:, 0] - x[:, 1]) / x[:, 2], n=n)
+    rates = (tally.sums.sum(0)[:2] / n).tolist()
+    return Contrast(words, found, rule, beside=" against ".join(map(percent, rates)))

@@ -1,0 +1,292 @@
+"""What each stage of a recipe costs: seconds, memory, disk and judge requests, from its sizes and measured speeds.
+
+Seconds are those of one process. Two kinds of work are told apart: products, which go with the size of model and
+dictionaries, and small operations, of which there are as many in a small model. The constants are what runs on the demo
+pack and the benchmarks (docs/benchmarks.md) took; they are right within a factor of about two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from saeflow.errors import SaeflowError
+from saeflow.experiments.lab import DeactivationSize, OriginsSize
+from saeflow.experiments.methods import PEARSON_TOKENS
+from saeflow.experiments.sampling import expand
+from saeflow.experiments.transition_lab import TransitionSize
+from saeflow.ids import Part, Site
+from saeflow.matching.atlas import flow_pairs, open_atlas
+from saeflow.reproduce.measure import Speeds
+from saeflow.reproduce.recipe import Recipe, Shape
+from saeflow.reproduce.stages import Stage
+from saeflow.steering.growth import grow, targets
+from saeflow.steering.lab import PLAIN, find_themes
+from saeflow.steering.plan import Direction
+from saeflow.steering.settings import NONE, ORDER, PROMPT, Grid
+
+BOTH_WAYS: Final = 1.2
+"""Matching a pair in both directions, in products of its rows."""
+ASSIGNMENT: Final = 7.0
+"""One-to-one assignment of a pair, in products of its rows."""
+PEARSON_PAIR: Final = 9.5 / 1e5
+"""Seconds a token of correlating a pair of sites with 100 features active on each."""
+OPEN: Final = 3.0
+"""Seconds until model and dictionaries are open."""
+PAGE: Final = 12.0
+"""Seconds of tables, figures and page of a results folder."""
+ORIGIN: Final = 0.03
+"""Seconds of a text of origins beside products, for six layers."""
+TARGET: Final = 0.012
+"""Seconds of a target of deactivation with seven strategies and nine r, beside products."""
+TRIALS: Final = 13.0
+"""Different edits a target, with seven strategies and nine r."""
+WRITTEN: Final = 4.2e-4
+"""Seconds of a generated token of a large batch, beside products."""
+CHOSEN: Final = 10.0
+"""Settings of a theme and direction that are measured again, random ones among them."""
+MAPS: Final = 30
+"""Kinds of T of a pair."""
+BETWEEN: Final = 1.6
+"""Generating, and the loss of what was written, in forward passes of its tokens."""
+
+READ: Final = 9.3e-9
+"""Seconds a value of decoder rows that are read for one graph."""
+BASE: Final = 7e8
+"""Bytes of the process beside model and dictionaries: libraries, rows, drawing."""
+MANY_FIGURES: Final = 9e8
+"""What the page of a sweep takes besides: figures of every theme."""
+MB: Final = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of one dictionary."""
+
+    n_features: int
+    d_in: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one stage: seconds of one process, bytes of memory and of disk, and requests to a judge."""
+
+    seconds: float
+    memory: float
+    disk: float
+    requests: int = 0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a recipe's stages cost here.
+
+    Attributes:
+        recipe: the recipe.
+        shape: of its model.
+        sizes: of every dictionary there is.
+        speeds: of this machine.
+        judge: of steered texts, as it is asked for; "" for the recipe's.
+    """
+
+    recipe: Recipe
+    shape: Shape
+    sizes: Mapping[Site, Size]
+    speeds: Speeds
+    judge: str = ""
+
+    def of(self, stage: Stage) -> Cost:
+        """What a stage costs when nothing of it is there."""
+        table = self.recipe.sizes[stage]
+        if stage is Stage.ATLAS:
+            return self._atlas(bool(table.get("null")))
+        if stage is Stage.GRAPHS:
+            return self._graphs()
+        if stage is Stage.ORIGINS:
+            return self._origins(table)
+        if stage is Stage.DEACTIVATION:
+            return self._deactivation(table)
+        if stage is Stage.STEERING:
+            return self._steering(table)
+        return self._transition(table)
+
+    def _atlas(self, calibrated: bool) -> Cost:
+        pairs = flow_pairs(list(self.sizes))
+        largest = sorted((4.0 * s.n_features * s.d_in for s in self.sizes.values()), reverse=True)
+        disk = sum(16.0 * 5 * self.sizes[site].n_features for pair in pairs for site in pair)
+        seconds = 0.0 if self._has_atlas else self._products(pairs) * BOTH_WAYS
+        nulls = self._products(pairs) * 2 if calibrated else 0.0
+        return Cost(
+            seconds + nulls, BASE + sum(largest[:4]) + self._projecting, 0.0 if self._has_atlas else disk
+        )
+
+    def _graphs(self) -> Cost:
+        rows = 4.0 * max(s.n_features * s.d_in for s in self.sizes.values())
+        read = READ * sum(s.n_features * s.d_in for s in self.sizes.values())
+        return Cost(self._small(1.5) + (0.0 if self._has_atlas else read), BASE + 3 * rows, MB)
+
+    def _origins(self, table: Any) -> Cost:
+        size = OriginsSize()
+        texts = table.get("texts", size.texts) * self._n_datasets(Stage.ORIGINS)
+        tokens = table.get("tokens", size.tokens)
+        layers = self._layers(table, 0)
+        encode = self._encoding([site for layer in layers for site in self._around(layer)])
+        each = self._pass(table.get("max_length", size.max_length)) + tokens * encode
+        each += self._small(ORIGIN) * len(layers) / 6
+        methods = table.get("methods", size.methods)
+        seconds = texts * each + self._matching(layers, methods) + OPEN + self._small(PAGE)
+        return Cost(seconds, self._memory(layers), texts * len(layers) * 2e3)
+
+    def _deactivation(self, table: Any) -> Cost:
+        size = DeactivationSize()
+        texts = table.get("texts", size.texts) * self._n_datasets(Stage.DEACTIVATION)
+        layers = self._layers(table, 1)
+        # in dictionaries with few active features a token has fewer targets than are asked for
+        a_token = min(table.get("features", size.features), self._active)
+        found = texts * table.get("tokens", size.tokens) * len(layers) * a_token
+        length = table.get("max_length", size.max_length)
+        # an edit recomputes one block at one token
+        edits = found * TRIALS * self.shape.flops / self.shape.layers / self.speeds.products
+        with_loss = table.get("loss", size.loss or 0) * 2 * len(table.get("r", size.r))
+        # the blocks that follow, on average half of them, for the tokens that follow
+        losses = texts * with_loss * self._pass(length) / 4
+        seconds = edits + losses + found * self._small(TARGET) + texts * self._pass(length)
+        seconds += self._matching(layers, table.get("strategies", size.strategies)) + OPEN + self._small(PAGE)
+        return Cost(seconds, self._memory(layers), found * 1.5e3)
+
+    def _steering(self, table: Any) -> Cost:
+        plain = Grid()
+        grid = Grid(
+            tuple(table.get("s", plain.activate)), tuple(table.get("r", plain.suppress)),
+            tuple(table["layers"]) if "layers" in table else None, tuple(table.get("methods", ())),
+            table.get("samples", plain.samples), table.get("confirm", plain.confirm),
+        )  # fmt: skip
+        written, texts = 0.0, 0
+        wanted = {Direction(one) for one in table.get("directions", tuple(Direction))}
+        for theme in find_themes(table.get("themes", ()), self.recipe.release):
+            layers = self._steered(theme.starts, table)
+            for direction in Direction:
+                task = theme.activate if direction is Direction.ACTIVATE else theme.suppress
+                if task is None or direction not in wanted:
+                    continue
+                settings = sum(
+                    len(grid.of_method(direction, method, layers))
+                    for method in ORDER
+                    if method in (NONE, PROMPT) or layers
+                )
+                samples = settings * grid.samples + CHOSEN * grid.confirm
+                texts += round(samples)
+                written += samples * task.max_new_tokens
+        own = self.shape.flops / self.speeds.products if self.speeds.passes is None else 0.0
+        seconds = written * (own * BETWEEN + self._small(WRITTEN)) + OPEN + self._small(2.5 * PAGE)
+        judged = texts if (self.judge or table.get("judge", "offline")) == "llm" else 0
+        return Cost(seconds, self._memory([]) + MANY_FIGURES, texts * 1e3, judged)
+
+    def _transition(self, table: Any) -> Cost:
+        size = TransitionSize()
+        layers = table.get("layers") or [
+            layer for layer in self._layers({}, 0) if layer + 1 in self._layers({}, 0)
+        ]
+        tokens = table.get("tokens", size.tokens) + table.get("fit_tokens", size.fit_tokens)
+        seconds, most = tokens * self._pass(1) * (1 + 0.5 * len(layers)), 0.0
+        for layer in layers:
+            n, d = self._rows(Site(layer, Part.RES))
+            # two regressions of n features on d_model, T of every kind, and what each predicts
+            seconds += (
+                2 * n**3 / 3 + tokens * 2.0 * n * self._active + MAPS * 2.0 * n * n * d
+            ) / self.speeds.products
+            most = max(most, 12.0 * n * n)
+        lost = table.get("loss_texts", size.loss_texts) * self._n_datasets(Stage.TRANSITION) * len(layers)
+        seconds += lost * MAPS * self._pass(table.get("max_length", size.max_length)) / 2
+        memory = self._memory(list(layers)) + min(most, table.get("memory", size.memory) * 2**30)
+        return Cost(seconds + OPEN + self._small(2 * PAGE), memory, len(layers) * 4e6)
+
+    # --- what several stages need
+
+    @property
+    def _has_atlas(self) -> bool:
+        try:
+            open_atlas(self.recipe.release)
+        except SaeflowError:
+            return False
+        return True
+
+    @property
+    def _active(self) -> float:
+        """Features active on a token, roughly: a release is canonical near 100, the demo's dictionaries have 6."""
+        return 6.0 if self.recipe.release == "demo" else 100.0
+
+    @property
+    def _projecting(self) -> float:
+        return 4.0 * self.shape.parameters if self.recipe.projects else 0.0
+
+    def _small(self, seconds: float) -> float:
+        return seconds * self.speeds.small
+
+    def _pass(self, tokens: float) -> float:
+        return tokens * self.speeds.forward(self.shape.flops)
+
+    def _n_datasets(self, stage: Stage) -> int:
+        return len(expand(self.recipe.datasets(stage)))
+
+    def _layers(self, table: Any, first: int) -> list[int]:
+        there = sorted({site.layer for site in self.sizes if site.part is Part.RES and site.layer >= first})
+        return list(table.get("layers", there))
+
+    def _around(self, layer: int) -> list[Site]:
+        """The sites of a layer's targets and their predecessors."""
+        site = Site(layer, Part.RES)
+        return [one for one in (site, *site.predecessors) if one in self.sizes]
+
+    def _rows(self, site: Site) -> tuple[int, int]:
+        return self.sizes[site].n_features, self.sizes[site].d_in
+
+    def _products(self, pairs: Sequence[tuple[Site, Site]]) -> float:
+        """Seconds of the bare products of all pairs."""
+        flops = sum(
+            2.0
+            * self.sizes[a].n_features
+            * self.sizes[b].n_features
+            * max(self.sizes[a].d_in, self.shape.d_model)
+            for a, b in pairs
+        )
+        return flops / self.speeds.products
+
+    def _encoding(self, sites: Sequence[Site]) -> float:
+        """Seconds of encoding one token at each of some sites."""
+        return sum(2.0 * math.prod(self._rows(site)) for site in set(sites)) / self.speeds.products
+
+    def _matching(self, layers: Sequence[int], methods: Sequence[str]) -> float:
+        """Seconds of the tables beside cosine's, where no run has made them yet."""
+        pairs = [
+            (Site(layer, Part.RES), site)
+            for layer in layers
+            for site in Site(layer, Part.RES).predecessors
+            if site in self.sizes and Site(layer, Part.RES) in self.sizes
+        ]
+        seconds = 0.0
+        if "permutation" in methods:
+            seconds += ASSIGNMENT * self._products(pairs)
+        if "pearson" in methods:
+            sites = {site for pair in pairs for site in pair}
+            a_token = self._pass(1) + self._encoding(tuple(sites))
+            a_token += len(pairs) * self._small(PEARSON_PAIR) * (self._active / 100) ** 2
+            seconds += PEARSON_TOKENS * a_token
+        return seconds
+
+    def _memory(self, layers: Sequence[int]) -> float:
+        """The model, and every dictionary that is read, in float32."""
+        sites = {site for layer in layers for site in self._around(layer)}
+        held = sum(8.0 * math.prod(self._rows(site)) for site in sites)
+        return BASE + 4.0 * self.shape.parameters + held
+
+    def _steered(self, starts: Any, table: Any) -> list[int]:
+        """Layers with a feature to change; without an atlas every layer."""
+        if not self._has_atlas:
+            return self._layers({}, 0)
+        parts = tuple(Part(part) for part in table.get("parts", tuple(part.value for part in Part)))
+        graphs = grow(starts, open_atlas(self.recipe.release), thresholds=PLAIN, k=1)
+        return sorted({target.feature.layer for target in targets(graphs, parts=parts)})

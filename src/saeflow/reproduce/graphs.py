@@ -1,0 +1,151 @@
+"""The graphs of a reproduction: those of the paper's features, or features worth a look; and table 5 node by node.
+
+OUT/graphs/NAME.json         a flow graph; NAME is its seed, as 24.res.14548
+OUT/graphs/NAME.html         the same as a page
+OUT/graphs/acceptance.json   a grown graph beside a published one
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saeflow.demo.pick import worth_a_look
+from saeflow.errors import BadFile, UnknownRelease
+from saeflow.flow.compare import Comparison, PublishedGraph, compare, published_graph
+from saeflow.flow.graph import FlowGraph
+from saeflow.flow.scores import Thresholds
+from saeflow.flow.trace import Matches, trace
+from saeflow.ids import FeatureId
+from saeflow.labels import Words, words_for
+from saeflow.matching.atlas import Atlas, open_atlas
+from saeflow.matching.direct import DirectMatches
+from saeflow.paths import write_atomic
+from saeflow.report import render
+from saeflow.reproduce.recipe import Recipe, Table
+from saeflow.reproduce.stages import FROM_WEIGHTS, Stage
+from saeflow.sources.library import load_dictionaries
+
+ACCEPTANCE = "acceptance.json"
+WHOLE = Thresholds(res=0.0, mlp=0.25, att=0.25)
+"""Of the graphs of appendix E: through the whole depth, modules from 0.25 on."""
+
+
+def make_graphs(
+    recipe: Recipe, out: Path, *, device: str = "cpu", only: frozenset[str] = frozenset()
+) -> Path:
+    """Grow the graphs of a recipe, compare those that were published, and write both.
+
+    Args:
+        recipe: has seeds or picks under `graphs`.
+        out: the folder.
+        device: where rows are multiplied, when there is no atlas.
+        only: the items asked for, all when empty; table 5 alone is grown from the weights where there is no atlas,
+            from the parts it shows: no more of the release is read.
+
+    Raises:
+        UnknownRelease: when there is no atlas, and more than table 5 is asked for.
+        InvalidArgument: when no published graph grows from a feature the recipe names.
+        UnknownFeature, UnknownSite: for a feature that the matches do not know.
+        BadFile: when an atlas without words is asked for features worth a look.
+    """
+    size = recipe.sizes[Stage.GRAPHS]
+    if told := size.get("published", ""):
+        published = published_graph(recipe.release, FeatureId.parse(told))
+        grown = trace(
+            published.seed, _matches(recipe, published, only, device), thresholds=published.thresholds
+        )
+        accepted = acceptance(compare(grown, published), grown)
+        write_atomic(out / ACCEPTANCE, (json.dumps(accepted, indent=1) + "\n").encode())
+        _save(grown, words_for(recipe.release), out)
+    if not only or only - FROM_WEIGHTS:
+        atlas = open_atlas(recipe.release)
+        words = words_for(recipe.release, beside=atlas.folder)
+        for grown in _asked(size, atlas, words, only):
+            _save(grown, words, out)
+    return out
+
+
+def acceptance(compared: Comparison, grown: FlowGraph) -> dict[str, Any]:
+    """The comparison as the report reads it: a row for each site, and the pairs whose scores the text gives.
+
+    `rows` hold layer, part, the index published and found (None where there is no feature; several are a list),
+    the cosine by which the one found was reached, and whether both are the same. `agree` of `of` counts published
+    features.
+    """
+    told = compared.published
+    rows = [
+        {
+            "layer": site.site.layer, "part": site.site.part.value,
+            "paper": _index(site.published), "found": _index(site.found),
+            "score": _reached(grown, site.found[0]) if site.found else None,
+            "same": site.agrees,
+        }
+        for site in compared.sites
+    ]  # fmt: skip
+    pairs = [
+        {
+            "feature": str(score.published.child), "parent": str(score.published.parent),
+            "part": score.published.parent.part.value, "paper": score.published.score, "found": score.found,
+            "same": score.agrees,
+        }
+        for score in compared.scores
+    ]  # fmt: skip
+    return {
+        "seed": str(told.seed), "source": told.source, "sentence": compared.sentence, "rows": rows, "pairs": pairs,
+        "agree": compared.n_same, "of": len(told.nodes),
+    }  # fmt: skip
+
+
+def _matches(recipe: Recipe, published: PublishedGraph, only: frozenset[str], device: str) -> Matches:
+    """The atlas; where there is none and none was asked for, the weights of the parts that are compared."""
+    try:
+        return open_atlas(recipe.release)
+    except UnknownRelease:
+        if not only or only - FROM_WEIGHTS:
+            raise
+    dictionaries = load_dictionaries(recipe.release, device=device).only(published.parts)
+    return DirectMatches(dictionaries, release=recipe.release)
+
+
+def _asked(size: Table, atlas: Atlas, words: Words, only: frozenset[str]) -> list[FlowGraph]:
+    """The graphs of the features that the recipe names, or of some worth a look."""
+    if n := size.get("picks", 0):
+        picks = worth_a_look(atlas, words, n)
+        if not picks:
+            raise BadFile(
+                f"{atlas.folder} has no words to pick features by. Name some as seeds in the recipe."
+            )
+        return [pick.graph for pick in picks]
+    cuts: Mapping[str, float] = size.get("thresholds", {})
+    thresholds = Thresholds(
+        res=cuts.get("res", WHOLE.res), mlp=cuts.get("mlp", WHOLE.mlp), att=cuts.get("att", WHOLE.att)
+    )
+    seeds = dict(zip(size.get("figures", ()), size.get("seeds", ()), strict=True))
+    return [
+        trace(FeatureId.parse(seed), atlas, thresholds=thresholds)
+        for item, seed in seeds.items()
+        if not only or item in only
+    ]
+
+
+def _save(grown: FlowGraph, words: Words, out: Path) -> None:
+    name = str(grown.seed).replace("/", ".")
+    write_atomic(out / f"{name}.json", (grown.to_json() + "\n").encode())
+    write_atomic(out / f"{name}.html", render(grown, to="html", words=words).encode("utf-8", "replace"))
+
+
+def _reached(grown: FlowGraph, feature: FeatureId) -> float | None:
+    """The cosine of a feature with the one it was found from; None of the seed."""
+    if feature == grown.seed:
+        return None
+    back = feature.layer <= grown.seed.layer
+    return next((e.score for e in grown.edges if (e.parent if back else e.child) == feature), None)
+
+
+def _index(features: tuple[FeatureId, ...]) -> int | list[int] | None:
+    if len(features) > 1:
+        return [feature.index for feature in features]
+    return features[0].index if features else None

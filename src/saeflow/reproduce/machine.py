@@ -1,0 +1,71 @@
+"""The machine a reproduction runs on: what it is, and the most memory the process held. No torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """Processor, cores this process may use, memory, GPU ("" on a CPU) and system.
+
+    Raises:
+        Nothing.
+    """
+    return {
+        "cpu": _processor(), "cores": cores(), "memory_gb": round(memory() / 1e9, 1), "gpu": _gpu(device),
+        "system": platform.platform(),
+    }  # fmt: skip
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Of the machine, in bytes; 0 where the system does not say. A container's own limit, where that is lower."""
+    found = 0
+    with suppress(ValueError, OSError, AttributeError):
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):
+        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return found
+
+
+def reset_peak() -> None:
+    """Begin to count the most memory anew, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """The most that this process held since `reset_peak`, in megabytes; since its start where there is no reset."""
+    with suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1e3 * 1.024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3 * 1.024
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu(device: str) -> str:
+    if not device.startswith("cuda"):
+        return "" if device == "cpu" else device
+    import torch
+
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device

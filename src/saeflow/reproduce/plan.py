@@ -1,0 +1,314 @@
+"""What a reproduction will cost on this machine, before it is run: downloads, memory, disk, time, judge requests.
+
+Downloads come from the sizes that the release's recipe gives and from what the hub's cache holds; nothing is asked of a
+network. Time comes from a short measurement (`measure`) and the sizes of each stage (`costs`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from saeflow.errors import InvalidArgument
+from saeflow.experiments.sampling import recipes as known_datasets
+from saeflow.ids import Part, Site
+from saeflow.reproduce.costs import Cost, Costs, Size
+from saeflow.reproduce.machine import cores, memory
+from saeflow.reproduce.measure import Speeds, measure
+from saeflow.reproduce.recipe import Recipe, Shape
+from saeflow.reproduce.revisions import is_held
+from saeflow.reproduce.run import RECORD, Reproduction
+from saeflow.reproduce.stages import FROM_WEIGHTS, Stage, items_of, short, stages_for
+from saeflow.sources.hub import Here, here
+from saeflow.sources.library import load_dictionaries
+from saeflow.sources.model import load_model
+from saeflow.sources.recipes import Entry, is_recipe, read_recipe
+
+GB: Final = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """What one stage will cost.
+
+    Attributes:
+        stage: which one.
+        items: the figures and tables it answers.
+        download: bytes it fetches that no stage before it did; datasets are streamed and not counted.
+        cost: time, memory, disk and requests.
+        done: whether the folder has it already: then nothing is done.
+    """
+
+    stage: Stage
+    items: tuple[str, ...]
+    download: float
+    cost: Cost
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost.
+
+    Attributes:
+        recipe: what is run.
+        folder: where.
+        speeds: what was measured.
+        stages: those that will be run, in order.
+        remarks: what a reader should know before starting.
+    """
+
+    recipe: Recipe
+    folder: Path
+    speeds: Speeds
+    stages: tuple[PlannedStage, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def to_run(self) -> list[PlannedStage]:
+        """Stages that are not done."""
+        return [one for one in self.stages if not one.done]
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages together."""
+        return sum(one.cost.seconds for one in self.to_run)
+
+    @property
+    def download(self) -> float:
+        """Bytes in all."""
+        return sum(one.download for one in self.to_run)
+
+    @property
+    def memory(self) -> float:
+        """Bytes at the largest stage."""
+        return max((one.cost.memory for one in self.to_run), default=0.0)
+
+    @property
+    def disk(self) -> float:
+        """Bytes that are written, downloads among them."""
+        return self.download + sum(one.cost.disk for one in self.to_run)
+
+    @property
+    def requests(self) -> int:
+        """To the judge."""
+        return sum(one.cost.requests for one in self.to_run)
+
+    def lines(self) -> list[str]:
+        """The head, for a terminal."""
+        speeds = self.speeds
+        own = f"{speeds.passes:,.0f} tokens a second" if speeds.passes else "it is not on this machine"
+        measured = f"{speeds.products / 1e9:,.0f} GFLOP/s in products; a pass of the model: {own}"
+        space = f"{self.memory / GB:.1f} GB of memory, {self.disk / GB:.1f} GB of disk"
+        whole = f"{told_time(self.seconds)}, {self.download / GB:.1f} GB to fetch, {space}"
+        return [
+            f"{self.recipe.title}, into {self.folder}",
+            f"measured on {speeds.device}, {speeds.threads} threads: {measured}",
+            f"in all: {whole}, {self.requests:,} judge requests",
+            "",
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each stage, for a terminal."""
+        return [
+            {
+                "stage": one.stage.value, "time": "done" if one.done else told_time(one.cost.seconds),
+                "fetch GB": f"{one.download / GB:.1f}", "memory GB": f"{one.cost.memory / GB:.1f}",
+                "disk GB": f"{(one.download + one.cost.disk) / GB:.2f}", "judge": f"{one.cost.requests:,}",
+                "answers": short(one.items),
+            }
+            for one in self.stages
+        ]  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: bytes and seconds."""
+        return {
+            "recipe": self.recipe.name, "folder": str(self.folder), "seconds": round(self.seconds, 1),
+            "download": round(self.download), "memory": round(self.memory), "disk": round(self.disk),
+            "judge_requests": self.requests,
+            "measured": {
+                "products": self.speeds.products, "tokens_a_second": self.speeds.passes, "small": self.speeds.small,
+                "threads": self.speeds.threads, "device": self.speeds.device,
+            },
+            "stages": [
+                {
+                    "name": one.stage.value, "items": list(one.items), "done": one.done,
+                    "seconds": round(one.cost.seconds, 1), "download": round(one.download),
+                    "memory": round(one.cost.memory), "disk": round(one.cost.disk), "judge_requests": one.cost.requests,
+                }
+                for one in self.stages
+            ],
+            "remarks": list(self.remarks),
+        }  # fmt: skip
+
+
+def make_plan(
+    recipe: Recipe, out: Path | str, *, only: Sequence[str] = (), device: str = "cpu", judge: str = ""
+) -> Plan:
+    """What a run of a recipe into a folder will cost here; runs and fetches nothing.
+
+    Args:
+        recipe: from `open_recipe`.
+        out: the folder; stages that it has are not counted.
+        only: figures and tables from `parse_only`; all when empty.
+        device: where it would be computed.
+        judge: "offline" or "llm"; "" for the recipe's.
+
+    Raises:
+        InvalidArgument: when the recipe gives no shape of a model that is not here.
+        BadFile: when the folder's record cannot be read.
+    """
+    folder = Path(out)
+    shape, sizes = _shape(recipe), _sizes(recipe)
+    speeds = measure(model_of(recipe), shape.d_model, device=device)
+    costs = Costs(recipe, shape, sizes, speeds, judge)
+    there = Reproduction.open(folder).stages if (folder / RECORD).is_file() else {}
+    fetched = _Fetching(recipe, shape)
+    planned: list[PlannedStage] = []
+    for stage in stages_for(recipe, only):
+        done = stage in there and there[stage].covers(only) and stage is not Stage.ATLAS
+        download = 0.0 if done else fetched.of(stage, frozenset(only))
+        items = tuple(item for item in items_of(recipe, stage) if not only or item in only)
+        planned.append(PlannedStage(stage, items, download, costs.of(stage), done))
+    made = Plan(recipe, folder, speeds, tuple(planned))
+    return Plan(recipe, folder, speeds, tuple(planned), tuple(_remarks(made)))
+
+
+def told_time(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def model_of(recipe: Recipe) -> str:
+    """The model a recipe names, or that of its dictionaries."""
+    if recipe.model:
+        return recipe.model
+    return "demo" if recipe.release == "demo" else load_dictionaries(recipe.release).model
+
+
+class _Fetching:
+    """What is fetched, stage by stage: a tensor that one stage fetched is there for the next."""
+
+    def __init__(self, recipe: Recipe, shape: Shape) -> None:
+        self.recipe, self.shape = recipe, shape
+        self.entries = read_recipe(recipe.release).sites if is_recipe(recipe.release) else {}
+        self.decoders: set[Site] = set()
+        self.whole: set[Site] = set()
+        self.model = is_held(model_of(recipe))
+
+    def of(self, stage: Stage, only: frozenset[str]) -> float:
+        """Bytes that a stage fetches and none before it did."""
+        decoder, whole = self._sites(stage, only)
+        found = sum(self._part(site, whole=False) for site in decoder - self.decoders - self.whole)
+        self.decoders |= decoder
+        found += sum(
+            self._part(site, whole=True) - (self._part(site, whole=False) if site in self.decoders else 0.0)
+            for site in whole - self.whole
+        )
+        self.whole |= whole
+        runs = stage not in (Stage.ATLAS, Stage.GRAPHS) or (stage is Stage.ATLAS and self.recipe.projects)
+        if runs and not self.model:
+            self.model = True
+            found += self.shape.n_bytes
+        return found
+
+    def _sites(self, stage: Stage, only: frozenset[str]) -> tuple[set[Site], set[Site]]:
+        """The sites whose decoders are read, and those that are read whole."""
+        layers = set(self.recipe.sizes[stage].get("layers", ()))
+        if stage is Stage.ATLAS:
+            return set(self.entries), set()
+        if stage is Stage.GRAPHS:
+            direct = only and not only - FROM_WEIGHTS
+            return ({site for site in self.entries if site.part is not Part.ATT} if direct else set()), set()
+        if stage is Stage.STEERING:
+            return set(self.entries), set()
+        if stage is Stage.TRANSITION:
+            wanted = layers | {layer + 1 for layer in layers}
+            return set(), {
+                s for s in self.entries if s.part is Part.RES and (not layers or s.layer in wanted)
+            }
+        around = {
+            one for layer in layers for one in (Site(layer, Part.RES), *Site(layer, Part.RES).predecessors)
+        }
+        return set(), {site for site in self.entries if not layers or site in around}
+
+    def _part(self, site: Site, *, whole: bool) -> float:
+        """Bytes of a dictionary, or of its decoder alone, that are not on this machine."""
+        entry = self.entries[site]
+        if entry.size is None:
+            return 0.0
+        held = here(entry)
+        if held is Here.YES or (held is Here.DECODER and not whole):
+            return 0.0
+        half = entry.size.n_bytes / 2
+        if held is Here.DECODER:
+            return half
+        return 2 * half if whole or not _apart(entry) else half
+
+
+def _apart(entry: Entry) -> bool:
+    """Whether a decoder can be fetched without the rest of its file."""
+    return any(file.endswith((".npz", ".safetensors")) for file in entry.files)
+
+
+def _shape(recipe: Recipe) -> Shape:
+    if recipe.shape is not None:
+        return recipe.shape
+    named = model_of(recipe)
+    if not is_held(named):
+        raise InvalidArgument(
+            f"the recipe {recipe.name} gives no [shape] of {named}, which is not on this machine. Add one to plan with."
+        )
+    model = load_model(named)
+    weights = sum(p.numel() for p in model.trunk.parameters())
+    return Shape(float(weights), model.n_layers, model.d_model, len(model.tokenizer))
+
+
+def _sizes(recipe: Recipe) -> dict[Site, Size]:
+    """Of every dictionary: from the release's data, or from the dictionaries that are here."""
+    if is_recipe(recipe.release):
+        entries = read_recipe(recipe.release).sites
+        known = {site: e.size for site, e in entries.items() if e.size is not None}
+        return {site: Size(size.n_features, size.d_in, size.n_bytes) for site, size in known.items()}
+    found: dict[Site, Size] = {}
+    for site, dictionary in load_dictionaries(recipe.release).items():
+        n, d = dictionary.n_features, dictionary.d_in
+        found[site] = Size(n, d, 8 * n * d)
+    return found
+
+
+def _remarks(plan: Plan) -> list[str]:
+    recipe, found = plan.recipe, list[str]()
+    found.append("Times are of one process and right within a factor of about two.")
+    streamed = {
+        name for one in plan.to_run if one.stage is not Stage.ATLAS for name in _streamed(recipe, one.stage)
+    }
+    if streamed:
+        found.append(f"Texts are streamed besides, some megabytes each: {', '.join(sorted(streamed))}.")
+    if memory() and plan.memory > memory():
+        found.append(
+            f"It needs about {plan.memory / GB:.0f} GB of memory, and this machine has {memory() / GB:.0f} GB: it will "
+            "not run here."
+        )
+    near = next(path for path in (plan.folder.resolve(), *plan.folder.resolve().parents) if path.exists())
+    if plan.disk > shutil.disk_usage(near).free:
+        found.append(f"It needs more disk than is free beside {plan.folder}.")
+    if plan.requests:
+        found.append(f"The judge is asked {plan.requests:,} times; --judge offline asks nobody.")
+    if plan.speeds.threads < cores():
+        found.append(f"It was measured with {plan.speeds.threads} of {cores()} cores.")
+    if recipe.note:
+        found.append(recipe.note)
+    return found
+
+
+def _streamed(recipe: Recipe, stage: Stage) -> list[str]:
+    used = [] if stage is Stage.GRAPHS else list(recipe.datasets(stage))
+    used += recipe.sizes[stage].get("background", ())
+    return [name for name in used if name in known_datasets() or name.count("/") == 1]

@@ -1,0 +1,167 @@
+"""Rules, verdicts and their words; and that claims and items are whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from saeflow.errors import InvalidArgument
+from saeflow.experiments.statistics import Estimate, Resampling
+from saeflow.reproduce.claims import Claim, claims
+from saeflow.reproduce.evidence import STAGES, Evidence
+from saeflow.reproduce.items import by_id
+from saeflow.reproduce.tally import Tally
+from saeflow.reproduce.verdicts import (
+    ABOVE_0,
+    BELOW_0,
+    Contrast,
+    Kind,
+    NotMeasured,
+    Outcome,
+    Rule,
+    Unit,
+    verdict_of,
+)  # fmt: skip
+from saeflow.reproduce.wording import interval, sentence
+
+H, F, O = Outcome.HOLDS, Outcome.FAILS, Outcome.OPEN  # noqa: E741
+
+
+def made(low: float | None, high: float | None, rule: Rule = ABOVE_0, words: str = "a less b") -> Contrast:
+    value = None if low is None or high is None else (low + high) / 2
+    return Contrast(words, Estimate(value, low, high, 10), rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high", "outcome"),
+    [
+        (ABOVE_0, 0.1, 0.3, H), (ABOVE_0, -0.3, -0.1, F), (ABOVE_0, -0.1, 0.3, O), (ABOVE_0, 0.0, 0.3, O),
+        (BELOW_0, -0.3, -0.1, H), (BELOW_0, 0.1, 0.3, F), (BELOW_0, -0.1, 0.1, O),
+        (Rule(Kind.ABOVE, 0.5), 0.6, 0.7, H), (Rule(Kind.ABOVE, 0.5), 0.1, 0.3, F),
+        (Rule(Kind.WITHIN, 0.1), -0.05, 0.1, H), (Rule(Kind.WITHIN, 0.1), 0.11, 0.3, F),
+        (Rule(Kind.WITHIN, 0.1), -0.4, -0.2, F), (Rule(Kind.WITHIN, 0.1), 0.05, 0.2, O),
+        (Rule(Kind.APART, 0.1), 0.2, 0.3, H), (Rule(Kind.APART, 0.1), -0.05, 0.05, F),
+        (Rule(Kind.APART, 0.1), 0.0, 0.2, O), (ABOVE_0, None, None, O),
+    ],
+)  # fmt: skip
+def test_a_rule_reads_the_whole_interval(
+    rule: Rule, low: float | None, high: float | None, outcome: Outcome
+) -> None:
+    assert made(low, high, rule).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("parts", "all_of", "any_of"),
+    [("HH", H, H), ("HF", F, H), ("HO", O, H), ("FO", F, O), ("FF", F, F), ("OO", O, O)],
+)
+def test_a_claim_of_several_parts(parts: str, all_of: Outcome, any_of: Outcome) -> None:
+    intervals = {"H": (0.1, 0.2), "F": (-0.2, -0.1), "O": (-0.1, 0.1)}
+    contrasts = [made(*intervals[part]) for part in parts]
+    assert verdict_of(contrasts).outcome is all_of
+    assert verdict_of(contrasts, any_of=True).outcome is any_of
+
+
+def test_the_weakest_part_decides_where_all_hold_and_the_clearest_where_one_does_not() -> None:
+    weak, strong = made(0.01, 0.2, words="weak"), made(0.5, 0.6, words="strong")
+    assert verdict_of([strong, weak]).deciding is weak
+    against, little = made(-0.6, -0.5), made(-0.2, -0.01)
+    assert verdict_of([strong, little, against]).deciding is against
+    assert verdict_of([]).outcome is O
+
+
+def test_numbers_are_written_with_as_many_digits_as_their_intervals_bear() -> None:
+    assert interval(Estimate(0.04912, 0.0431, 0.0552, 9), Unit.POINTS) == "+4.9\u00a0pp (4.3 to 5.5)"
+    assert interval(Estimate(0.2191, 0.2157, 0.2225, 9), Unit.NUMBER) == "+0.219 (0.216 to 0.223)"
+    assert interval(Estimate(-1.12, -1.3, -0.9, 9), Unit.NUMBER) == "\u22121.12 (\u22121.30 to \u22120.90)"
+    assert interval(Estimate(0.7154, 0.7, 0.73, 9), Unit.LEVEL) == "0.72 (0.70 to 0.73)"
+    close = Estimate(-0.017, -0.0342, -0.0003, 9)
+    assert interval(close, Unit.NUMBER) == "\u22120.02 (\u22120.03 to 0.00)"
+    assert interval(close, Unit.NUMBER, ABOVE_0) == "\u22120.0170 (\u22120.0342 to \u22120.0003)"
+    assert interval(Estimate(0.5, None, None, 9), Unit.SHARE) == "50.0\u00a0%"
+    assert interval(Estimate(2.0, 2.0, 2.0, 9), Unit.COUNT) == "2"
+    assert interval(Estimate(None, None, None, 0), Unit.POINTS) == "\u2013"
+
+
+def test_a_sentence_says_the_number_the_side_the_control_and_the_other_parts() -> None:
+    found = Estimate(0.2, 0.1, 0.3, 9)
+    one = Contrast(
+        "rate of a less that of b",
+        found,
+        ABOVE_0,
+        control=Estimate(0.01, 0.0, 0.02, 9),
+        beside="60 % against 40 %",
+    )
+    assert sentence(verdict_of([one])) == (
+        "Rate of a less that of b: +20.0\u00a0pp (10.0 to 30.0), above 0, as claimed; 60 % against 40 %; its control "
+        "+1.0\u00a0pp (0.0 to 2.0)."
+    )
+    several = sentence(verdict_of([one, made(-0.2, -0.1), made(-0.1, 0.1)]))
+    assert several.endswith("1 of its 3 parts holds, 1 does not, 1 cannot be said.")
+    assert "below 0" in several
+
+
+# --- tallies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tally_of_a_ratio_is_the_bootstrap_of_the_summary_tables() -> None:
+    rng = np.random.default_rng(0)
+    sums = np.stack([rng.random(30), np.ones(30)], -1)
+    resampling = Resampling.of([0] * 30, seed=0)
+    expected = resampling.ratios(sums[:, :1], sums[:, 1:])[0]
+    found = Tally(sums, resampling.weights).told(lambda x: x[:, 0] / x[:, 1], n=30)
+    assert found.interval == pytest.approx(expected.interval)
+    assert found.n == 30
+
+
+def test_a_tally_needs_two_texts_and_numbers() -> None:
+    weights = Resampling.of([0, 0]).weights
+    alone = Tally(np.array([[1.0, 2.0], [0.0, 0.0]]), weights).told(lambda x: x[:, 0] / x[:, 1])
+    assert (alone.value, alone.low) == (0.5, None)
+    nothing = Tally(np.zeros((2, 2)), weights).told(lambda x: x[:, 0] / x[:, 1])
+    assert nothing.value is None
+    with pytest.raises(InvalidArgument, match="3 texts"):
+        Tally(np.zeros((3, 1)), weights)
+
+
+def test_large_tallies_are_drawn_in_pieces_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = np.random.default_rng(1).random((5, 3))
+    tally = Tally(sums, Resampling.of([0] * 5).weights)
+    whole = tally.told(lambda x: x[:, 0] - x[:, 2])
+    monkeypatch.setattr("saeflow.reproduce.tally._AT_ONCE", 100)
+    assert tally.told(lambda x: x[:, 0] - x[:, 2]).interval == pytest.approx(whole.interval)
+
+
+# --- the claims as data -----------------------------------------------------------------------------------------------
+
+
+def test_claims_are_whole() -> None:
+    ids = [claim.id for claim in claims()]
+    assert len(ids) == len(set(ids)) >= 50
+    order = list(by_id())
+    places = [order.index(claim.item) for claim in claims()]
+    assert places == sorted(places)
+    for claim in claims():
+        assert claim.stage in (*STAGES, "graphs"), claim.id
+        assert claim.section, claim.id
+        assert claim.statement.endswith("."), claim.id
+        assert by_id()[claim.item].stage == claim.stage, claim.id
+
+
+def test_what_a_run_lacks_is_told_by_every_claim_that_needs_it() -> None:
+    evidence = Evidence(why={"origins": "The stage origins was left out: no network."})
+    for claim in claims():
+        found = claim.check(evidence)
+        assert (found.outcome, found.measured) == (O, False), claim.id
+        assert found.why, claim.id
+        if claim.stage == "origins":
+            assert found.why == "The stage origins was left out: no network."
+
+
+def test_an_error_of_a_measure_is_told_and_not_raised() -> None:
+    def broken(run: object) -> list[Contrast]:
+        raise InvalidArgument("a group is missing")
+
+    claim = Claim("x", "fig5", "5.1", "X.", "graphs", broken)
+    assert claim.check(Evidence()).why == "It cannot be measured: a group is missing"
+    with pytest.raises(NotMeasured, match="was not run"):
+        _ = Evidence().origins

@@ -1,0 +1,163 @@
+"""Recipes as data: each of those shipped is consistent with the releases, themes and data sets it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.experiments.sampling import open_dataset
+from saeflow.flow.compare import published_graph
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.reproduce.items import items as items_of_the_paper
+from saeflow.reproduce.recipe import Recipe, known_recipes, open_recipe
+from saeflow.reproduce.stages import ITEMS, Stage, answered, items_of, order, parse_only, short, stages_for
+from saeflow.sources.library import load_dictionaries
+from saeflow.sources.recipes import read_recipe
+from saeflow.steering.settings import Grid
+from saeflow.steering.theme import load_theme
+
+PAPER = {*(f"fig{n}" for n in range(1, 25)), *(f"table{n}" for n in range(1, 6))}
+
+
+@pytest.fixture(params=known_recipes())
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return open_recipe(request.param)
+
+
+def sites(recipe: Recipe) -> set[Site]:
+    if recipe.release == "demo":
+        return set(load_dictionaries("demo").sites)
+    return set(read_recipe(recipe.release).sites)
+
+
+def test_every_figure_and_table_is_answered_or_there_is_a_reason(recipe: Recipe):
+    assert set(answered(recipe)) | set(recipe.unanswered) == PAPER
+    assert not set(answered(recipe)) & set(recipe.unanswered)
+    assert len(answered(recipe)) == len(set(answered(recipe)))
+    assert all(len(why) > 10 for why in recipe.unanswered.values())
+
+
+def test_the_stages_are_those_that_the_paper_s_items_name():
+    named = {item.id: item.stage for item in items_of_the_paper()}
+    assert set(named) == PAPER
+    for stage, items in ITEMS.items():
+        assert all(named[item] == stage.value for item in items)
+
+
+def test_what_a_recipe_names_is_there(recipe: Recipe):
+    there = sites(recipe)
+    if recipe.release != "demo":
+        assert recipe.model == read_recipe(recipe.release).model
+        assert recipe.shape is not None
+        assert {site.layer for site in there} == set(range(recipe.shape.layers))
+    for stage, size in recipe.sizes.items():
+        for layer in size.get("layers", ()):
+            assert Site(layer, Part.RES) in there
+        for name in (*recipe.datasets(stage), *size.get("fitted", ()), *size.get("background", ())):
+            assert name == "demo" or open_dataset(name).name == name
+    for layer in recipe.sizes.get(Stage.TRANSITION, {}).get("layers", ()):
+        assert Site(layer + 1, Part.RES) in there
+
+
+def test_seeds_themes_and_grids_are_those_the_experiments_take(recipe: Recipe):
+    graphs = recipe.sizes.get(Stage.GRAPHS, {})
+    assert len(graphs.get("seeds", ())) == len(graphs.get("figures", ()))
+    assert all(FeatureId.parse(seed).site in sites(recipe) for seed in graphs.get("seeds", ()))
+    if published := graphs.get("published"):
+        assert published_graph(recipe.release, FeatureId.parse(published)).nodes
+    steering = recipe.sizes.get(Stage.STEERING, {})
+    for name in steering.get("themes", ()):
+        assert load_theme(name, recipe.release).starts
+    if steering:
+        assert Grid(tuple(steering["s"]), tuple(steering["r"]), samples=steering["samples"]).methods == ()
+
+
+def test_the_sizes_of_gemma_are_the_paper_s():
+    sizes = open_recipe("gemma-2-2b").sizes
+    origins, deactivation = sizes[Stage.ORIGINS], sizes[Stage.DEACTIVATION]
+    assert (origins["texts"], origins["tokens"]) == (250, 5)
+    assert [deactivation[key] for key in ("texts", "tokens", "features")] == [35, 5, 25]
+    assert (deactivation["layers"], deactivation["datasets"]) == ([6, 12, 18], ["fineweb"])
+    assert (sizes[Stage.TRANSITION]["layers"], sizes[Stage.STEERING]["judge_model"]) == ([14], "gpt-4o-mini")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("title = 'x'", "no release"),
+        ("title = 'x'\nrelease = 3", "release of the head is 3, which is no text"),
+        ("title = 'x'\nrelease = 'demo'\ntexts = 3", "the unknown key 'texts'"),
+        ("title = 'x'\nrelease = 'demo'\n[origins]\ntexts = true", "texts of .origins. is True"),
+        (
+            "title = 'x'\nrelease = 'demo'\n[origins]\nlayers = [1, 'two']",
+            "layers of .origins. is .* no list of whole",
+        ),
+        ("title = 'x'\nrelease = 'demo'\n[originss]\ntexts = 3", "tables it should not: originss"),
+        ("title = 'x'\nrelease = 'demo'\n[shape]\nlayers = 2", "has no 'parameters'"),
+        ("title = ", "cannot be read as a recipe"),
+    ],
+)
+def test_a_recipe_that_is_wrong_is_refused_by_the_key(tmp_path: Path, text: str, named: str):
+    (tmp_path / "own.toml").write_text(text)
+    with pytest.raises(BadFile, match=named):
+        open_recipe(str(tmp_path / "own.toml"))
+
+
+@pytest.mark.parametrize("name", ["gemma", "../recipes/demo", "missing.toml", ""])
+def test_a_recipe_there_is_not_is_refused_with_those_there_are(name: str):
+    with pytest.raises(InvalidArgument, match=r"there is no recipe .* demo, gemma-2-2b"):
+        open_recipe(name)
+
+
+def test_a_changed_recipe_has_another_digest(tmp_path: Path):
+    path = tmp_path / "own.toml"
+    path.write_text("title = 'x'\nrelease = 'demo'\n[origins]\ntexts = 3\n")
+    before = open_recipe(str(path)).digest
+    path.write_text("# a remark\ntitle = 'x'\nrelease = 'demo'\n\n[origins]\ntexts = 3\n")
+    assert open_recipe(str(path)).digest == before
+    path.write_text("title = 'x'\nrelease = 'demo'\n[origins]\ntexts = 4\n")
+    assert open_recipe(str(path)).digest != before
+
+
+def test_items_are_named_as_people_write_them():
+    recipe = open_recipe("gemma-2-2b")
+    assert parse_only(recipe, ["Table 1", "figure 10", "fig5", "fig5"]) == ("fig5", "fig10", "table1")
+    assert parse_only(recipe, []) == ()
+    for wrong in ("5", "fig25", "table", "figure", "fig05x"):
+        with pytest.raises(InvalidArgument, match="no figure or table of the paper"):
+            parse_only(recipe, [wrong])
+
+
+def test_an_item_that_cannot_be_answered_is_refused_with_the_reason():
+    with pytest.raises(InvalidArgument, match="does not answer fig19: about Llama Scope"):
+        parse_only(open_recipe("demo"), ["fig19"])
+    with pytest.raises(InvalidArgument, match="does not answer fig1: a drawing"):
+        parse_only(open_recipe("gemma-2-2b"), ["fig1"])
+
+
+@pytest.mark.parametrize(
+    ("only", "stages"),
+    [
+        ("", ["atlas", "graphs", "origins", "deactivation", "steering", "transition"]),
+        ("fig5", ["atlas", "origins"]),
+        ("fig5,table1", ["atlas", "origins", "deactivation"]),
+        ("table5", ["graphs"]),
+        ("table5,fig2", ["atlas", "graphs"]),
+        ("table5,fig23", ["graphs", "transition"]),
+        ("fig24", ["transition"]),
+    ],
+)
+def test_only_the_stages_that_are_needed_are_run(only: str, stages: list[str]):
+    recipe = open_recipe("gemma-2-2b")
+    items = parse_only(recipe, only.split(",") if only else [])
+    assert [stage.value for stage in stages_for(recipe, items)] == stages
+
+
+def test_items_are_told_shortly():
+    recipe = open_recipe("demo")
+    assert short(items_of(recipe, Stage.ORIGINS)) == "fig 3-5 12-14 18"
+    assert short(items_of(recipe, Stage.DEACTIVATION)) == "fig 6-8 15, table 1"
+    assert short(()) == ""
+    assert sorted(["table1", "fig10", "fig2"], key=order) == ["fig2", "fig10", "table1"]
