@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMMA := ,
 
-.PHONY: demo test check faults format bench bench-matching venv clean
+.PHONY: demo test check docs docs-look faults format bench bench-matching venv clean
 
 demo: venv
 	$(BIN)/saeflow demo
@@ -20,10 +20,20 @@ check: venv
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# What must not lose anything: long jobs killed at random moments and taken up again, files spoiled and read.
+# The site, into build/site; every block of code in it is run by `make test`, long ones by scripts/docs_blocks.py --long.
+docs: venv
+	$(BIN)/python scripts/docs_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Every page in a browser, wide, narrow and dark: nothing may be missing, overflow or come from elsewhere.
+docs-look: docs
+	$(BIN)/python scripts/docs_look.py
+
+# What must not lose anything: spoiled files read, long jobs killed and taken up again, disks full and read-only, two at once.
 faults: venv
 	OMP_NUM_THREADS=1 $(BIN)/python faults/fuzz.py --files 10000
 	OMP_NUM_THREADS=1 $(BIN)/python faults/kill.py --kills 100
+	OMP_NUM_THREADS=1 $(BIN)/python faults/disk.py
 
 format: venv
 	$(BIN)/ruff format .
@@ -38,7 +48,7 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,check]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,check,docs]'
 	touch $(STAMP)
 
 clean:

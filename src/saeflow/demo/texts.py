@@ -17,6 +17,7 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.paths import PACK
 
 DOMAINS = ("stories", "novels", "textbooks", "maths", "python")
+"""The domains the demo model was trained on. Texts of python come from the interpreter's own library."""
 _SKIPPED = {
     "test",
     "tests",

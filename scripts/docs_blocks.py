@@ -1,0 +1,379 @@
+"""The fenced blocks of the documentation: which there are, and that they do what they say.
+
+    python scripts/docs_blocks.py                     run the quick blocks of every page, print each page's seconds
+    python scripts/docs_blocks.py --long              run the long ones and record them in docs/executed.json
+    python scripts/docs_blocks.py --long docs/experiments.md --matching origins
+    python scripts/docs_blocks.py --list              every block and what becomes of it
+
+What becomes of a block is told by its language and by the line in italics below it:
+
+    python, sh                           run, all blocks of a page in one folder and one namespace, in order
+    output                               must be what the block above it printed; a line "..." stands for any lines
+    *Takes ...*                          long: run by this script alone, recorded by the hash of its text
+    *Not run here: ...*                  its command lines are parsed by the real command line, its Python compiled
+    json, toml                           parsed
+    text, css, html, mermaid             nothing: they may hold no command
+
+In `sh`, each command is one of saeflow's, run in this process. Anything else (make, pip, python scripts/...) stands in
+blocks that are not run here or are long, and what it names must exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+RECORD: Final = ROOT / "docs" / "executed.json"
+RUN: Final = frozenset({"python", "sh"})
+DATA: Final = frozenset({"json", "toml"})
+PROSE: Final = frozenset({"text", "output"})
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```\s*?$", re.M | re.S
+)
+_NOTE = re.compile(r"\s*\*(?P<kind>Takes|Not run here:) (?P<words>[^*]+)\*\s*?$", re.M)
+_COMMAND = re.compile(
+    r"^\s*(\$ |>>> |saeflow [a-z<\[A-Z]|python3? \S|pip3? |make [a-z]|git |import \w|from \w+ import)"
+)
+_ENVIRONMENT = re.compile(r"^[A-Z][A-Z0-9_]*=")
+
+
+class Untrue(AssertionError):
+    """A block does not do what the page says. The message names page and line."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Attributes:
+        page: where it stands, from the root of the repository.
+        line: of its fence, from 1.
+        language: as the fence names it.
+        code: its text, without the fence.
+        note: "" or what the line in italics below it begins with: "Takes" or "Not run here:".
+        words: the rest of that line.
+    """
+
+    page: str
+    line: int
+    language: str
+    code: str
+    note: str = ""
+    words: str = ""
+
+    @property
+    def fate(self) -> str:
+        """What becomes of it: quick, long, checked, compared, parsed or read."""
+        if self.note:
+            return "long" if self.note == "Takes" else "checked"
+        if self.language in RUN:
+            return "quick"
+        return {"output": "compared", "text": "read"}.get(self.language, "parsed")
+
+    @property
+    def hash(self) -> str:
+        """Of its language and text: another text is another block."""
+        return hashlib.sha256(f"{self.language}\n{self.code}".encode()).hexdigest()[:16]
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of each command line of a block of the shell, assignments before it left out."""
+        lines = self.code.replace("\\\n", " ").splitlines()
+        found = [shlex.split(line, comments=True) for line in lines]
+        return [list(_without_assignments(words)) for words in found if words]
+
+    def wrong(self, what: str) -> Untrue:
+        """The error that names the place."""
+        return Untrue(f"{self.page}:{self.line}: {what}")
+
+
+def _without_assignments(words: list[str]) -> Iterator[str]:
+    """Words after `NAME=value` pairs, up to a pipe, a redirection or `&&`."""
+    started = False
+    for word in words:
+        started = started or not _ENVIRONMENT.match(word)
+        if started:
+            yield word
+
+
+def pages() -> list[Path]:
+    """Every page of the documentation, the README among them."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    text, name = page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix()
+    found: list[Block] = []
+    for match in _FENCE.finditer(text):
+        indent = match["indent"]
+        code = "".join(line.removeprefix(indent) for line in match["code"].splitlines(keepends=True))
+        note = _NOTE.match(text, match.end())
+        line = text.count("\n", 0, match.start()) + 1
+        kind, words = (note["kind"], note["words"]) if note else ("", "")
+        found.append(Block(name, line, match["language"], code, kind, words))
+    return found
+
+
+def outside_fences(page: Path) -> str:
+    """The page's text with its fenced blocks left out, for a look at commands that stand in none."""
+    return _FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+# Checked without being run
+
+
+def check(block: Block) -> None:
+    """A block that is not run: its commands exist, its Python compiles, its data can be read.
+
+    Raises:
+        Untrue: when not.
+    """
+    if block.language == "sh":
+        for words in block.commands:
+            check_command(block, words)
+    elif block.language == "python":
+        compile(block.code, f"{block.page}:{block.line}", "exec")
+    elif block.language in DATA:
+        try:
+            json.loads(block.code) if block.language == "json" else tomllib.loads(block.code)
+        except ValueError as error:
+            raise block.wrong(f"this is no {block.language}: {error}") from None
+    elif block.language in PROSE:
+        escaped = [
+            line for line in block.code.splitlines() if block.language == "text" and _COMMAND.match(line)
+        ]
+        if escaped:
+            raise block.wrong(f"{escaped[0]!r} looks like a command. Put it into a block of sh or python.")
+    else:
+        raise block.wrong(
+            f"a block of {block.language or 'no language'}. Languages are in {Path(__file__).name}."
+        )
+
+
+def check_command(block: Block, words: list[str]) -> None:
+    """One command line: a command of saeflow with options it has, or a file, target or extra that exists.
+
+    Raises:
+        Untrue: when not.
+    """
+    program, rest = words[0], words[1:]
+    if program == "saeflow":
+        reason = refused(rest)
+        if reason:
+            raise block.wrong(f"saeflow {shlex.join(rest)}: {reason}")
+    elif program in {"python", "python3"} and rest and rest[0].endswith(".py"):
+        if not (ROOT / rest[0]).is_file():
+            raise block.wrong(f"there is no {rest[0]}")
+    elif program == "make":
+        targets = set(re.findall(r"^([\w-]+(?: [\w-]+)*):", (ROOT / "Makefile").read_text(), re.M))
+        known = {name for line in targets for name in line.split()}
+        if not {word for word in rest if "=" not in word} <= known:
+            raise block.wrong(f"the Makefile has no {shlex.join(rest)}")
+    elif program == "pip":
+        declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for extra in re.findall(r"(?:saeflow|\.)\[([\w,-]+)\]", " ".join(rest)):
+            if missing := set(extra.split(",")) - set(declared):
+                raise block.wrong(f"there is no extra {', '.join(missing)}")
+    elif program not in {"mkdir", "cd", "cp", "git", "python", "ray", "ssh", "curl", "jupyter"}:
+        raise block.wrong(f"{program!r} is no command these pages use")
+
+
+@cache
+def real_command() -> Any:
+    """The command line as it is parsed."""
+    from typer.main import get_command
+
+    from saeflow.cli import app
+
+    return get_command(app)
+
+
+def refused(arguments: list[str]) -> str:
+    """Why saeflow's command line would not take `arguments`; "" where it would. Nothing is run."""
+    command, context, rest = real_command(), None, list(arguments)
+    name = "saeflow"
+    try:
+        while True:
+            context = command.make_context(name, rest, parent=context)
+            if not hasattr(command, "resolve_command"):
+                return ""
+            rest = [*context._protected_args, *context.args]
+            if not rest:
+                return ""
+            name, command, rest = command.resolve_command(context, rest)  # pyright: ignore
+    except SystemExit:  # --help and --version
+        return ""
+    except Exception as error:  # typer carries its own copy of click's errors
+        if type(error).__name__ in {"Exit", "NoArgsIsHelpError"}:
+            return ""
+        return getattr(error, "message", "") or str(error) or type(error).__name__
+
+
+# Run
+
+
+def run_page(page: Path, folder: Path) -> int:
+    """Run the quick blocks of a page in `folder`, check all others; returns how many were run.
+
+    Raises:
+        Untrue: when a block fails or prints something else than the page says.
+    """
+    namespace: dict[str, Any] = {"__name__": "__docs__"}
+    printed, ran = "", 0
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for block in blocks(page):
+            if block.fate == "quick":
+                printed, ran = run_block(block, namespace), ran + 1
+            else:
+                check(block)
+                if block.fate == "compared":
+                    compare(block, printed)
+    finally:
+        os.chdir(before)
+    return ran
+
+
+def run_block(block: Block, namespace: dict[str, Any]) -> str:
+    """Run one block in this process; returns what it printed.
+
+    Raises:
+        Untrue: when it fails.
+    """
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            if block.language == "python":
+                exec(compile(block.code, f"{block.page}:{block.line}", "exec"), namespace)  # noqa: S102
+            else:
+                for words in block.commands:
+                    saeflow(block, words, errors)
+        except Untrue:
+            raise
+        except Exception as error:
+            raise block.wrong(f"{type(error).__name__}: {error}") from error
+    return out.getvalue()
+
+
+def saeflow(block: Block, words: list[str], errors: io.StringIO) -> None:
+    """Run one command line of saeflow in this process.
+
+    Raises:
+        Untrue: when it is none, or ends with an error.
+    """
+    from saeflow import cli
+
+    if words[0] != "saeflow":
+        raise block.wrong(f"{words[0]!r} is not run here. Mark the block, or leave it to saeflow.")
+    before, sys.argv = sys.argv, words
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        if stopped.code not in {0, None}:
+            said = errors.getvalue().strip().splitlines()[-8:]
+            raise block.wrong(f"{shlex.join(words)} ended with {stopped.code}: {' / '.join(said)}") from None
+    finally:
+        sys.argv = before
+
+
+def compare(block: Block, printed: str) -> None:
+    """What a page shows as output against what was printed.
+
+    Raises:
+        Untrue: when they differ.
+    """
+    shown = [line.rstrip() for line in block.code.strip("\n").splitlines()]
+    pattern = "\n".join(r"(?:.*\n)*?.*" if line == "..." else re.escape(line) for line in shown)
+    found = "\n".join(line.rstrip() for line in printed.strip("\n").splitlines())
+    if not re.fullmatch(pattern, found):
+        raise block.wrong(f"this is shown:\n{block.code}\nand this was printed:\n{found}")
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """What blocks run under: no network, a cache of their own, tables of one width."""
+    return {
+        "COLUMNS": "100",
+        "HF_HUB_OFFLINE": "1",
+        "SAEFLOW_OFFLINE": "1",
+        "SAEFLOW_CACHE": str(cache),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "NO_COLOR": "1",
+    }
+
+
+# Long blocks
+
+
+def read_record() -> dict[str, dict[str, Any]]:
+    """Long blocks by hash: {page, date, seconds, processor_seconds, version}, or {page, not_run} with the reason."""
+    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+
+
+def said_of(block: Block, record: Mapping[str, Mapping[str, Any]]) -> str:
+    """When a long block was last run, as a sentence."""
+    entry = record.get(block.hash)
+    if entry is None or "not_run" in entry:
+        return f"Not run for this version{': ' + entry['not_run'] if entry else ''}."
+    used = f", {clock(entry['processor_seconds'])} of processor time" if "processor_seconds" in entry else ""
+    return f"Last run on {entry['date']} with saeflow {entry['version']}: {clock(entry['seconds'])} by the clock{used}."
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people say them."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("pages", nargs="*", type=Path, help="these pages only")
+    parser.add_argument("--long", action="store_true", help="run the long blocks and record them")
+    parser.add_argument("--list", action="store_true", help="list all blocks")
+    parser.add_argument(
+        "--matching", default="", help="with --long: only blocks in which this expression is found"
+    )
+    asked = parser.parse_args()
+    chosen = [page.resolve() for page in asked.pages] or pages()
+    if asked.long:
+        from docs_long import record_long
+
+        record_long(asked.pages, asked.matching)
+        return
+    for page in chosen:
+        if asked.list:
+            for block in blocks(page):
+                print(f"{block.page}:{block.line}: {block.language or '(none)'}, {block.fate} {block.words}")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ.update(environment(Path(folder) / "cache"))
+            before = time.process_time()
+            try:
+                ran = run_page(page, Path(folder))
+            except Untrue as error:
+                print(f"FAILED {error}")
+                continue
+            print(
+                f"{page.relative_to(ROOT)}: {ran} run, {time.process_time() - before:.1f} s of processor time",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,392 @@
+"""Writes docs/reference: the command line from the real one, and pages that name every public object.
+
+    python scripts/docs_reference.py              write the pages
+    python scripts/docs_reference.py --check      say which are not up to date; exit code 1 if one is not
+
+The pages read as plain Markdown: a table of names with one sentence each. On the site each name is followed by its
+documentation, from its docstrings (scripts/docs_hooks.py). Public is what a package's `__all__` names, and what the
+pages of the documentation import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+OUT: Final = ROOT / "docs" / "reference"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the reference.
+
+    Attributes:
+        name: of its file, without ending.
+        title: its heading.
+        about: a sentence or two under it.
+        packages: packages of which every name in `__all__` is documented, less those of earlier pages.
+        modules: modules of which everything public is.
+    """
+
+    name: str
+    title: str
+    about: str
+    packages: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+
+PAGES: Final = (
+    Page(
+        "saeflow", "saeflow", "What `import saeflow` gives. Each name is imported at first use.", ("saeflow",)
+    ),
+    Page(
+        "errors",
+        "saeflow.errors",
+        "Every error that saeflow raises on purpose: what failed, with the values, and what to do.",
+        modules=("saeflow.errors",),
+    ),
+    Page(
+        "sources",
+        "saeflow.sources",
+        "Where features come from: dictionaries on disk or on a hub, and the model they were trained on.",
+        modules=(
+            "sources.dictionary",
+            "sources.library",
+            "sources.model",
+            "sources.recipes",
+            "sources.remote",
+        ),
+    ),
+    Page(
+        "matching",
+        "saeflow.matching",
+        "Which feature of one site is which of another, and how sure that is.",
+        modules=(
+            "matching.cosine",
+            "matching.permutation",
+            "matching.virtual",
+            "matching.correlation",
+            "matching.calibration",
+            "matching.null",
+            "matching.significance",
+            "matching.strategies",
+            "matching.agreement",
+            "matching.methods",
+            "matching.rows",
+        ),
+    ),
+    Page(
+        "flow",
+        "saeflow.flow",
+        "Matches composed over layers.",
+        ("saeflow.flow",),
+        ("flow.compare", "flow.union"),
+    ),
+    Page(
+        "labels",
+        "saeflow.labels",
+        "What features stand for.",
+        ("saeflow.labels",),
+        ("labels.local", "labels.neuronpedia", "labels.bulk", "labels.explain", "labels.search"),
+    ),
+    Page(
+        "experiments",
+        "saeflow.experiments",
+        "Origins, deactivation and transitions on a running model, and their results folders.",
+        modules=(
+            "experiments.results",
+            "experiments.origins",
+            "experiments.deactivation",
+            "experiments.transition",
+            "experiments.records",
+            "experiments.sampling",
+            "experiments.statistics",
+        ),
+    ),
+    Page(
+        "steering",
+        "saeflow.steering",
+        "From a topic to features, to a plan, to text, to marks.",
+        ("saeflow.steering",),
+        ("steering.generate", "steering.sweep", "steering.judges.offline", "steering.judges.llm"),
+    ),
+    Page(
+        "training",
+        "saeflow.training",
+        "SAEs and transcoders from streamed activations.",
+        ("saeflow.training",),
+    ),
+    Page(
+        "doctor",
+        "saeflow.doctor",
+        "Is a release what it says it is?",
+        ("saeflow.doctor",),
+        ("doctor.examine",),
+    ),
+    Page(
+        "report",
+        "saeflow.report",
+        "What people see: pages, figures and files of other tools.",
+        ("saeflow.report",),
+        ("report.exports", "report.figures"),
+    ),
+    Page("demo", "saeflow.demo", "The embedded pack: its texts and how good it is.", ("saeflow.demo",)),
+    Page(
+        "engines",
+        "saeflow.engines",
+        "Where units of work run: here, in a pool, on Ray.",
+        ("saeflow.engines",),
+    ),
+    Page(
+        "reproduce",
+        "saeflow.reproduce",
+        "The whole paper for a recipe: what it runs, what it costs, and the verdict on each claim.",
+        modules=(
+            "reproduce.recipe",
+            "reproduce.run",
+            "reproduce.plan",
+            "reproduce.items",
+            "reproduce.claims",
+            "reproduce.verdicts",
+            "reproduce.report",
+        ),
+    ),
+)
+
+
+# What modules say, read without importing them
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a module or package of saeflow."""
+    base = ROOT / "src" / module.replace(".", "/")
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    """A module's syntax tree."""
+    path = source_of(module)
+    if path is None:
+        raise SystemExit(f"there is no module {module}; scripts/docs_reference.py names it")
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def first_sentence(node: Any) -> str:
+    """The first paragraph of a docstring on one line; "" without one."""
+    said = ast.get_docstring(node) or ""
+    return " ".join(said.split("\n\n")[0].split()).replace("|", "\\|")
+
+
+def public_names(package: str) -> list[str]:
+    """What `__all__` of a package lists, its version left out; nothing where there is none."""
+    for node in tree_of(package).body:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets
+        ):
+            try:
+                return [name for name in ast.literal_eval(node.value) if name != "__version__"]
+            except ValueError:  # sorted([*_HOME]) and the like
+                return list(importlib.import_module(package).__all__)
+    return []
+
+
+@cache
+def home_of(package: str, name: str) -> str:
+    """The module in which a name that a package hands on is defined."""
+    for node in ast.walk(tree_of(package)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    if (
+                        alias.name == name
+                        and source_of(f"{node.module}.{name}")
+                        and not defines(node.module, name)
+                    ):
+                        return f"{node.module}.{name}"
+                    return node.module if defines(node.module, name) else home_of(node.module, name)
+    return package
+
+
+def defines(module: str, name: str) -> bool:
+    """Whether a module itself defines a name."""
+    return name in sentences(module)
+
+
+@cache
+def sentences(module: str) -> dict[str, str]:
+    """`defined` by name."""
+    return dict(defined(module))
+
+
+def defined(module: str) -> Iterator[tuple[str, str]]:
+    """The public classes, functions and constants of a module, each with its first sentence."""
+    body = tree_of(module).body
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            if not node.name.startswith("_"):
+                yield node.name, first_sentence(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and not target.id.startswith("_"):
+                told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                yield target.id, " ".join(str(after.value.value).split()) if told else ""  # pyright: ignore
+
+
+def objects(page: Page, seen: set[str]) -> list[tuple[str, str, str]]:
+    """(where it is defined, what to call it, first sentence) of all a page documents; `seen` grows."""
+    found: list[tuple[str, str, str]] = []
+    for package in page.packages:
+        for name in public_names(package):
+            home = home_of(package, name)
+            said = sentences(home).get(name, "")
+            found.append((f"{home}.{name}", f"{package}.{name}", said))
+    for module in page.modules:
+        whole = module if module.startswith("saeflow") else f"saeflow.{module}"
+        names = public_names(whole) or [name for name, _ in defined(whole)]
+        homes = {name: home_of(whole, name) for name in names}
+        said = {name: sentences(home).get(name, "") for name, home in homes.items()}
+        found += [(f"{homes[n]}.{n}", f"{whole}.{n}", said[n]) for n in names if said[n]]
+    new = [entry for entry in {entry[0]: entry for entry in found}.values() if entry[0] not in seen]
+    seen |= {where for where, _, _ in new}
+    return new
+
+
+def page_text(page: Page, seen: set[str]) -> str:
+    """A page of the reference as Markdown."""
+    rows = objects(page, seen)
+    lines = [f"# {page.title}", "", page.about, "", "| name | |", "|---|---|"]
+    lines += [f"| `{called.removeprefix(page.title + '.')}` | {said} |" for _, called, said in rows]
+    for where, _, _ in rows:
+        lines += ["", f"<!-- api: {where} -->"]
+    return "\n".join(lines) + "\n"
+
+
+# The command line
+
+
+def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands that do something, with the words that call them."""
+    if hasattr(command, "commands"):
+        for name, below in command.commands.items():
+            yield from commands(below, (*words, name))
+    else:
+        yield words, command
+
+
+def option_row(option: Any) -> str:
+    """An option as a row: its names, its default, what it does."""
+    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+    default = option.default
+    if default is None or default == "" or default is False or default == [] or callable(default):
+        shown = ""
+    elif default is True:
+        shown = "on"
+    else:
+        shown = f"`{default}`"
+    return f"| {names} | {shown} | {said_of(option.help)} |"
+
+
+def cli_text() -> str:
+    """The page of the command line."""
+    from typer.main import get_command
+
+    from saeflow.cli import app
+
+    lines = [
+        "# Command line",
+        "",
+        "Every command that prints a table takes `--json`. Errors that saeflow knows end with exit",
+    ]
+    lines += [
+        "code 2 and one message. This page is made from the commands themselves by `python scripts/docs_reference.py`.",
+        "",
+    ]
+    found = list(commands(get_command(app)))
+    lines += ["| command | |", "|---|---|"]
+    for words, command in found:
+        name = " ".join(words)
+        said = said_of((command.help or "").split("\n\n")[0])
+        lines.append(f"| [`saeflow {name}`](#saeflow-{name.replace(' ', '-')}) | {said} |")
+    for words, command in found:
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts]
+        usage = " ".join([*words, *[_argument(a) for a in arguments], *(["[OPTIONS]"] if options else [])])
+        paragraphs = [said_of(part) for part in (command.help or "").split("\n\n")]
+        lines += ["", f"## saeflow {' '.join(words)}", "", "\n\n".join(paragraphs)]
+        lines += ["", f"`saeflow {usage}`", ""]
+        if arguments:
+            lines += ["| argument | |", "|---|---|"]
+            lines += [f"| {_argument(a)} | {said_of(a.help)} |" for a in arguments] + [""]
+        if options:
+            lines += ["| option | default | |", "|---|---|---|", *map(option_row, options)]
+    return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
+
+
+def said_of(help_: str | None) -> str:
+    """Help as Markdown on one line: options in the face of code, bars that end no cell."""
+    line = " ".join((help_ or "").split()).replace("|", "\\|")
+    return re.sub(r"(?<![\w`-])(--[a-z][a-z0-9-]*)", r"`\1`", line)
+
+
+def _argument(argument: Any) -> str:
+    """An argument as usage shows it."""
+    name = argument.name.upper()
+    return name if argument.required else f"[{name}]"
+
+
+def index_text(found: dict[str, str]) -> str:
+    """The first page of the reference."""
+    lines = [
+        "# Reference",
+        "",
+        "| | |",
+        "|---|---|",
+        "| [Command line](cli.md) | every command with its options |",
+    ]
+    lines += [f"| [{page.title}]({page.name}.md) | {page.about} |" for page in PAGES if page.name in found]
+    lines += ["", "Names that are on no page may change without notice."]
+    return "\n".join(lines) + "\n"
+
+
+def written() -> dict[str, str]:
+    """All pages by file name."""
+    seen: set[str] = set()
+    pages = {page.name: page_text(page, seen) for page in PAGES if all(map(source_of, page.packages))}
+    texts = {f"{name}.md": text for name, text in pages.items()}
+    return {"index.md": index_text(pages), "cli.md": cli_text(), **texts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 when a page is out of date"
+    )
+    asked = parser.parse_args()
+    stale = []
+    for name, text in written().items():
+        path = OUT / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if not asked.check:
+                OUT.mkdir(exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+    print(
+        f"out of date: {', '.join(stale)}"
+        if asked.check and stale
+        else f"written: {', '.join(stale) or 'nothing'}"
+    )
+    sys.exit(1 if asked.check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
