@@ -25,7 +25,10 @@ export function searchBox(root, { label, placeholder, picks = [], hint = "", cho
   };
   box.drop = h("div", { class: "drop", hidden: true }, box.list, box.foot);
   root.append(box.input, ...(hint ? [h("kbd", { class: "hint", "aria-hidden": "true" }, hint)] : []), box.drop);
-  const look = debounce(() => search(box), WAIT);
+  const look = debounce(() => {
+    const said = box.input.value.trim();
+    if (!said || said !== box.shown) search(box); // else an arrow key was faster, and its answer is there
+  }, WAIT);
   box.input.addEventListener("input", look);
   box.input.addEventListener("focus", () => search(box));
   box.input.addEventListener("keydown", (event) => onKey(box, event));
@@ -45,12 +48,14 @@ async function search(box) {
   try {
     const found = await get("/api/search", { q: said, limit: 20 }, box.asked.next());
     if (document.activeElement !== box.input) return;
+    const marked = box.shown === said ? box.hits[box.at]?.feature : undefined; // asked again while words are indexed
     box.shown = said;
     const took = `${found.took_ms < 10 ? found.took_ms.toFixed(1) : Math.round(found.took_ms)} ms`;
     const none = `Nothing is called “${said}”. Try fewer letters, another word, or an id such as 4/res/100.`;
     if (found.indexing) setTimeout(() => { if (box.shown === said && document.activeElement === box.input) search(box); }, 700);
     const waits = found.indexing ? ` Words are being indexed: ${found.indexing.done} of ${found.indexing.total} sites.` : "";
     show(box, found.hits, found.hits.length ? `${found.hits.length} ${found.hits.length === 1 ? "feature" : "features"}, ${took}.${waits}` : waits || none);
+    if (marked) mark(box, found.hits.findIndex((hit) => hit.feature === marked), false);
   } catch (error) {
     if (!gaveUp(error)) show(box, [], `${error.message} ${error.todo ?? ""}`);
   }
@@ -99,7 +104,7 @@ function mark(box, i, scroll = true) {
   box.list.children[box.at]?.setAttribute("aria-selected", "false");
   box.at = i;
   const item = box.list.children[i];
-  if (!item) return;
+  if (!item) return; // also for -1: what was marked is no longer found
   item.setAttribute("aria-selected", "true");
   box.input.setAttribute("aria-activedescendant", item.id);
   if (scroll) item.scrollIntoView({ block: "nearest" });
