@@ -1,5 +1,6 @@
 """The command line on planted atlases and folders: what it prints, what it writes, how it refuses."""
 
+import errno
 import json
 import sys
 
@@ -228,3 +229,35 @@ def test_a_folder_that_cannot_be_written_is_one_message(folder, run):
 
 def test_the_version_is_printed(run):
     assert run("--version")[1].startswith("saeflow 0.")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "x", "/data/out"), "/data/out cannot be written: no space left on device."),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/data"),
+            "/data may not be read or written (Read-only",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/root"),
+            "/root may not be read or written (Perm",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error", "/data"),
+            "cannot read or write /data (Input/output error).",
+        ),
+        (OSError("odd"), "cannot read or write a file (odd)."),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, error, says):
+    def refused():
+        raise error
+
+    monkeypatch.setattr(cli, "app", refused)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"saeflow: {says}")
+    assert said.count("\n") == 1

@@ -12,11 +12,12 @@ import pytest
 from saeflow.experiments.results import SummaryTable
 from saeflow.report.figures import COLUMN, FIGURES, PAGE, PHONE, draw, svg_text
 from saeflow.report.figures.frame import Frame, decimal, decimal_interval
+from saeflow.report.figures.saving import printed_svg
 from saeflow.report.figures.steering_marks import LOOKS, look
 from saeflow.report.figures.style import CLASSES, DARK_OF
 
 from .sample_steering import DOSES, THEMES, steering_tables
-from .test_figures import SVG, VISION, first, oklab, texts, tips
+from .test_figures import SVG, VISION, first, first_printed, oklab, printed, texts, tips
 
 SMALL = {table.name: table for table in steering_tables(THEMES[:2], depth=4)}
 ONE = {table.name: table for table in steering_tables(THEMES[:1], depth=3)}
@@ -32,7 +33,7 @@ def cached(themes, depth):
 
 
 def plate(name, medium=PAGE, **keys):
-    return next(p for p in draw(SMALL[name], medium=medium) if p.keys == keys).figure
+    return next(plate.figure for plate, _ in printed(SMALL[name], medium) if plate.keys == keys)
 
 
 def test_every_table_of_a_sweep_but_the_cells_and_texts_has_a_figure():
@@ -42,14 +43,13 @@ def test_every_table_of_a_sweep_but_the_cells_and_texts_has_a_figure():
 @EVERY_TABLE
 @BOTH
 def test_the_same_rows_are_the_same_bytes(name, medium):
-    once, again = (svg_text(first(SMALL[name], medium), alone=True) for _ in range(2))
-    assert once == again
+    assert first_printed(SMALL[name], medium) == printed_svg(first(SMALL[name], medium))
 
 
 @EVERY_TABLE
 def test_every_colour_has_a_class_and_turns_dark(name):
-    for drawn in draw(ONE[name]):
-        for element in ET.fromstring(svg_text(drawn.figure, alone=True)).iter():  # noqa: S314
+    for _, drawn in printed(ONE[name]):
+        for element in ET.fromstring(svg_text(drawn, alone=True)).iter():  # noqa: S314
             for attribute in ("fill", "stroke"):
                 value = element.get(attribute, "none")
                 if value != "none":
@@ -59,8 +59,8 @@ def test_every_colour_has_a_class_and_turns_dark(name):
 
 @EVERY_TABLE
 def test_an_svg_has_no_styles_of_its_own_and_names_no_place(name):
-    for drawn in draw(ONE[name]):
-        text = svg_text(drawn.figure, prefix="x-")
+    for _, drawn in printed(ONE[name]):
+        text = svg_text(drawn, prefix="x-")
         assert "style" not in text
         assert "http" not in text
 
@@ -76,8 +76,8 @@ def test_all_text_stands_within_the_figure(name, medium, themes):
     column = table.columns.index("theme")
     if len(FIGURES[name].each) == 2:
         table = replace(table, rows=tuple(row for row in table.rows if row[column] == themes[-1]))
-    for drawn in draw(table, medium=medium):
-        root = ET.fromstring(svg_text(drawn.figure, alone=True))  # noqa: S314
+    for _, drawn in printed(table, medium):
+        root = ET.fromstring(svg_text(drawn, alone=True))  # noqa: S314
         width, height = (float(v) for v in root.attrib["viewBox"].split()[2:])
         assert width == medium.width
         for text in root.iter(f"{SVG}text"):
