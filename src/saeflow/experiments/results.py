@@ -235,8 +235,9 @@ class Results:
         def missing() -> Iterator[tuple[int, Row]]:
             nonlocal done, now
             for number, unit in enumerate(self.units()):
-                now = f"{unit['dataset']} {unit['text']}"
-                tell()
+                if progress:
+                    now = f"{unit['dataset']} {unit['text']}"
+                    tell()
                 if self.shard(number).is_file():
                     done += 1
                 else:
