@@ -13,11 +13,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def scale():
     path = ROOT / "scripts" / "simulate_scale.py"
+    sys.path.insert(0, str(path.parent))  # as where the script is run
     spec = importlib.util.spec_from_file_location("simulate_scale", path)
     module = sys.modules["simulate_scale"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["simulate_scale"]
+    sys.path.remove(str(path.parent))
+    del sys.modules["simulate_scale"], sys.modules["cluster"]
 
 
 def costs(scale, **changes):
