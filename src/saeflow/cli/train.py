@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saeflow.cli.app import Json, print_table, progress, show
+from saeflow.cli.engine import PANEL, Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of
 from saeflow.errors import InvalidArgument
 
@@ -78,20 +80,36 @@ def train(
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of first weights, of texts and of shuffling.")] = 0,
+    shards: Annotated[
+        int,
+        typer.Option(
+            help="Train the sites in so many groups, each by itself; 0 for one here, and one a worker elsewhere.",
+            rich_help_panel=PANEL,
+        ),
+    ] = 0,
+    engine: Engine = "here",
+    workers: Workers = 0,
+    address: Address = "",
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it needs, and train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train SAEs or transcoders at sites of a model; activations are streamed once for all of them.
 
     Writes sae-lens folders that every other command opens, and metrics.jsonl. A killed run goes on from its last
-    checkpoint to the same weights. Needs the extra train.
+    checkpoint to the same weights. With --shards or an engine groups of sites are trained by themselves, to the same
+    weights; all workers must see --out. Needs the extra train.
     """
     from saeflow.experiments.sampling import expand, open_dataset
+    from saeflow.sources.library import load_dictionaries
     from saeflow.sources.model import load_model
-    from saeflow.training import Optimiser, Settings, Stream, needs, sparsity, targets_of
+    from saeflow.training import Optimiser, Settings, Stream, TextRun, sparsity, targets_of, train_in_shards
     from saeflow.training.lens import extra
     from saeflow.training.settings import check_targets
 
+    where = opened(engine, workers, address, cpus, gpus)
+    whole = engine == "here" and shards in (0, 1)
     if not dry_run:
         extra()  # before a model is loaded
     lm = load_model(model, device=device, dtype=_dtype(dtype))
@@ -109,45 +127,31 @@ def train(
     )  # fmt: skip
     check_targets(targets, settings)
     if dry_run:
-        needed = needs(targets, _point_widths(lm, targets), settings, lm.hf_model.dtype.itemsize)
-        _show_needs(needed._asdict(), len(targets), settings.optimiser.steps, as_json=as_json)
+        _show_needs(lm, targets, settings, max(1, shards), as_json=as_json)
         return
-    read = _reader([open_dataset(name) for name in expand(texts)], seed)
-    _show(
-        _run(lm, read, targets, settings, out, start, eval_texts, ", ".join(texts)), settings, as_json=as_json
-    )
+    run = TextRun(
+        lm, _Texts(tuple(open_dataset(name) for name in expand(texts)), seed), targets, settings, eval_texts,
+        load_dictionaries(start) if start else None, ", ".join(texts),
+    )  # fmt: skip
+    with where, progress("training") as report:
+        done = (
+            run.train(out, progress=report)
+            if whole
+            else train_in_shards(run, out, shards=shards or None, engine=where, progress=report)
+        )
+    _show(done, settings, as_json=as_json)
 
 
-def _run(
-    lm: LanguageModel, read: Callable[[int], Iterable[str]], targets: Sequence[Target], settings: Settings, out: Path,
-    start: str, n_evaluated: int, texts: str,
-) -> Trained:  # fmt: skip
-    from saeflow.sources.library import load_dictionaries
-    from saeflow.training import TextBatches, evaluation_texts
-    from saeflow.training import train as run
-
-    stream = settings.stream
-    measured = evaluation_texts(read, n_evaluated)
-    with progress("training") as report:
-        return run(
-            lm,
-            TextBatches(lm, read, context=stream.context, windows=stream.windows),
-            targets, settings, out=out,
-            evaluation=[
-                lm.tokenize(measured[i : i + 8], max_length=stream.context) for i in range(0, len(measured), 8)
-            ],
-            start=load_dictionaries(start) if start else None, texts=texts, progress=report,
-        )  # fmt: skip
-
-
-def _reader(datasets: Sequence[Dataset], seed: int) -> Callable[[int], Iterable[str]]:
+@dataclass(frozen=True)
+class _Texts:
     """Texts of a pass: one of each dataset in turn, in an order of the seed and the pass."""
 
-    def read(number: int) -> Iterable[str]:
-        for turn in zip_longest(*(dataset.read(seed + number) for dataset in datasets)):
-            yield from (text for text in turn if text is not None)
+    datasets: tuple[Dataset, ...]
+    seed: int
 
-    return read
+    def __call__(self, number: int) -> Iterable[str]:
+        for turn in zip_longest(*(dataset.read(self.seed + number) for dataset in self.datasets)):
+            yield from (text for text in turn if text is not None)
 
 
 def _point_widths(lm: LanguageModel, targets: Sequence[Target]) -> dict[Any, int]:
@@ -174,15 +178,31 @@ def _dtype(name: str) -> Any:
     return known[name]
 
 
-def _show_needs(needed: dict[str, int], n: int, steps: int, *, as_json: bool) -> None:
-    data = {"dictionaries": n, "steps": steps, "bytes": needed}
+def _show_needs(
+    lm: LanguageModel, targets: Sequence[Target], settings: Settings, shards: int, *, as_json: bool
+) -> None:
+    from saeflow.training import needs
+    from saeflow.training.shards import grouped
+
+    widths, itemsize = _point_widths(lm, targets), lm.hf_model.dtype.itemsize
+    each = [needs(group, widths, settings, itemsize)._asdict() for group in grouped(targets, shards)]
+    needed = {key: max(one[key] for one in each) for key in each[0]}
+    told = {"dictionaries": len(targets), "steps": settings.optimiser.steps}
     about = {
         "dictionaries": "memory: weights, gradients, Adam's moments",
         "buffer": "memory: rows of every place",
         "checkpoint": "disk: two checkpoints, one replacing the other",
     }
     rows = [{"what": key, "GB": round(value / 1e9, 3), "": about[key]} for key, value in needed.items()]
-    show(as_json, data, {"dictionaries": n, "steps": steps}, rows)
+    if len(each) > 1:
+        told["shards, of which the largest takes"] = len(each)
+    data = {
+        "dictionaries": len(targets),
+        "steps": settings.optimiser.steps,
+        "shards": len(each),
+        "bytes": needed,
+    }
+    show(as_json, data, told, rows)
 
 
 def _show(done: Trained, settings: Settings, *, as_json: bool) -> None:

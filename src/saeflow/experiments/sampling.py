@@ -119,7 +119,8 @@ def open_dataset(name: str) -> Dataset:
             raise InvalidArgument(
                 f"there is no file {path}. Give a .txt, .jsonl or .parquet file that exists."
             )
-        return Dataset(name, partial(_shuffled, name, partial(_READERS[path.suffix], path)))
+        # its whole path: another process may run in another folder
+        return Dataset(name, partial(_shuffled, name, partial(_READERS[path.suffix], path.absolute())))
     known = recipes()
     if name in known:
         return Dataset(name, partial(_streamed, known[name]))

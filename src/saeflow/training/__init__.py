@@ -20,10 +20,12 @@ from saeflow.training.settings import (
     sparsity,
     targets_of,
 )
+from saeflow.training.shards import train_in_shards
+from saeflow.training.text_run import TextRun
 from saeflow.training.texts import TextBatches, WindowBatches, evaluation_texts
 
 __all__ = [
     "Evaluation", "Job", "Learners", "Objective", "Optimiser", "Quality", "Settings", "Sparsity", "Stream", "Target",
-    "TextBatches", "Trained", "WindowBatches", "evaluation_texts", "needs", "read_metrics", "sparsity", "targets_of",
-    "train",
+    "TextBatches", "TextRun", "Trained", "WindowBatches", "evaluation_texts", "needs", "read_metrics", "sparsity",
+    "targets_of", "train", "train_in_shards",
 ]  # fmt: skip

@@ -22,6 +22,8 @@ from saeflow.training.metrics import Quality
 
 METRICS: Final = "metrics.jsonl"
 MANIFEST: Final = "training.json"
+SHARDS: Final = "shards"
+"""The folder in which the shards of a run are trained; see `shards`."""
 
 
 @dataclass(frozen=True, eq=False)

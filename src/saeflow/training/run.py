@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saeflow.errors import BadFile
 from saeflow.ids import Site
 from saeflow.matching.stream import model_digest
 from saeflow.sources.architectures import Point
@@ -81,7 +82,31 @@ def train(
         OSError: when the disk is full or cannot be written.
     """
     check_targets(targets, settings)
-    told = {
+    told = identity(model, targets, settings, start, texts, model_name)
+    done = record.finished(out, told)
+    if done is not None:
+        return done
+    if (out / record.SHARDS).is_dir():
+        raise BadFile(
+            f"{out} holds this run in shards, and they are not finished. Go on with --shards or an --engine, or give "
+            "another --out."
+        )
+    run = _Run(model, batches, tuple(targets), settings, out, told)
+    run.evaluation = Evaluation(model, evaluation, targets)
+    run.begin(start or {}, learners)
+    return run.to_the_end(progress or (lambda _done, _total, _now: None))
+
+
+def identity(
+    model: LanguageModel,
+    targets: Sequence[Target],
+    settings: Settings,
+    start: Mapping[Site, Dictionary] | None,
+    texts: str,
+    model_name: str,
+) -> dict[str, Any]:
+    """What training.json says of a run, and what one that goes on in its folder must share with it."""
+    return {
         "saeflow": __version__,
         "model": model_name or model.name,
         "model_digest": model_digest(model),
@@ -90,13 +115,6 @@ def train(
         "starts": sorted(str(site) for site in start or {}),
         "settings": settings.bound(),
     }
-    done = record.finished(out, told)
-    if done is not None:
-        return done
-    run = _Run(model, batches, tuple(targets), settings, out, told)
-    run.evaluation = Evaluation(model, evaluation, targets)
-    run.begin(start or {}, learners)
-    return run.to_the_end(progress or (lambda _done, _total, _now: None))
 
 
 class _Run:

@@ -1,0 +1,200 @@
+"""Training in shards: groups of targets, each trained by itself as a unit of an engine, then joined into one folder.
+
+    OUT/training.json          of the whole run; binds the folder to it
+    OUT/shards/shards.json     the sites of each shard, decided when the run begins
+    OUT/shards/00/             what `train` writes: a checkpoint, metrics, at the end the dictionaries
+
+What a dictionary is trained on does not depend on the other sites, so that weights are those of one run, bit for bit,
+on like machines with as many threads. The model reads all tokens once a shard. A killed shard goes on from its
+checkpoint on any worker: all must see the folder, the texts and the weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from saeflow.engines import Engine, Here
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.paths import write_atomic
+from saeflow.sources.formats.sae_lens import CONFIG
+from saeflow.training import checkpoint, record
+from saeflow.training.record import SHARDS, Trained
+from saeflow.training.run import Progress, identity
+from saeflow.training.settings import Target, check_targets
+from saeflow.training.text_run import TextRun
+
+PLAN: Final = "shards.json"
+_Told = Mapping[str, Any]
+_Plan = dict[str, list[str]]
+"""The sites of each shard, by the name of its folder."""
+
+
+def train_in_shards(
+    run: TextRun,
+    out: Path,
+    *,
+    shards: int | None = None,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a run in shards, each a unit of an engine, and join them; what is left in `out` is what one run leaves.
+
+    All but the seconds is the same. A killed run goes on, with the shards it began with: those that are done stay,
+    others go on from their checkpoints. One that was killed while it was joined is joined to its end.
+
+    Args:
+        run: what to train.
+        out: a folder of this run alone, on storage that all workers see.
+        shards: how many at most; as many as the engine has workers when None.
+        engine: where they run; this process, one after the other, when None.
+        progress: told (shards done, of, a line about the last one).
+
+    Raises:
+        BadFile: when `out` holds another run, this one in one piece, or a damaged one.
+        InvalidArgument: for fewer than 1 shard, a run that cannot be sent, or a worker that does not see `out`.
+        Whatever `train` and `Engine.run` raise.
+    """
+    if shards is not None and shards < 1:
+        raise InvalidArgument(f"{shards} shards of a training run. Give 1 or more.")
+    check_targets(run.targets, run.settings)
+    # another process may know the model by another path
+    run = replace(run, model_name=run.model_name or run.model.name)
+    told = identity(run.model, run.targets, run.settings, run.start, run.texts, run.model_name)
+    done = record.finished(out, told)
+    if done is None:
+        engine = engine or Here()
+        plan = _planned(run, out, told, shards, engine)
+        done = _join(run, out, told, plan, _trained(run, out, told, plan, engine, progress))
+    shutil.rmtree(out / SHARDS, ignore_errors=True)
+    return done
+
+
+def grouped(targets: Sequence[Target], n: int) -> list[list[Target]]:
+    """At most `n` groups of neighbouring layers, of about as many features each, in order of sites."""
+    ordered = sorted(targets, key=lambda target: target.site)
+    total, before = sum(target.width for target in ordered), 0
+    groups: dict[int, list[Target]] = {}
+    for target in ordered:
+        # the group in which the middle of its features lies
+        groups.setdefault((2 * before + target.width) * n // (2 * total), []).append(target)
+        before += target.width
+    return list(groups.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _TrainShard:
+    """The work: one shard of a run, in its folder."""
+
+    run: TextRun
+    folder: Path
+
+    def __call__(self, unit: Mapping[str, Any]) -> Trained:
+        if not (self.folder / PLAN).is_file():
+            raise InvalidArgument(
+                f"the worker on {socket.gethostname()} does not see {self.folder / PLAN}. Give an --out on storage "
+                "that all workers share."
+            )
+        mine = [target for target in self.run.targets if str(target.site) in unit["sites"]]
+        return self.run.train(self.folder / unit["shard"], targets=mine)
+
+
+def _planned(run: TextRun, out: Path, told: _Told, shards: int | None, engine: Engine) -> _Plan:
+    """The sites of each shard: as they were when the run began, or as they are to be."""
+    if (out / checkpoint.POINTER).exists():
+        raise BadFile(
+            f"{out} holds this run in one piece, and it is not finished. Go on without --shards and with the engine "
+            "here, or give another --out."
+        )
+    path = out / SHARDS / PLAN
+    if not path.is_file():
+        groups = grouped(run.targets, shards or _places(engine))
+        record.begun(out, told)
+        plan = {f"{n:02d}": [str(target.site) for target in group] for n, group in enumerate(groups)}
+        write_atomic(path, f"{json.dumps(plan)}\n".encode())
+        return plan
+    try:
+        plan = {str(name): list[str](sites) for name, sites in json.loads(path.read_text("utf-8")).items()}
+        same = sorted(itertools.chain(*plan.values())) == sorted(str(target.site) for target in run.targets)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BadFile(f"{path} cannot be read ({error}). Remove {out} to begin again.") from error
+    if not same:
+        raise BadFile(f"{path} does not have the sites of the run. Remove {out} to begin again.")
+    return plan
+
+
+def _places(engine: Engine) -> int:
+    """How many units run at a time. A cluster knows when it is joined, which its first unit does."""
+    if not engine.workers:
+        for _ in engine.run(len, [(0, "")], name="workers"):
+            pass
+    return max(1, engine.workers)
+
+
+def _trained(
+    run: TextRun, out: Path, told: _Told, plan: _Plan, engine: Engine, progress: Progress | None
+) -> dict[str, Trained]:
+    """What each shard has come to; those that are not finished are trained."""
+    done: dict[str, Trained] = {}
+    for name, sites in plan.items():
+        own = {**told, "targets": [row for row in told["targets"] if row[0] in sites]}
+        if there := record.finished(out / SHARDS / name, own):
+            done[name] = there
+    names = [name for name in plan if name not in done]
+    tell: Progress = progress or (lambda _done, _total, _now: None)
+    tell(len(done), len(plan), "")
+    work = _TrainShard(run, (out / SHARDS).absolute())
+    units = enumerate({"shard": name, "sites": plan[name]} for name in names)
+    for number, found in engine.run(work, units, name="shards") if names else ():
+        done[names[number]] = found
+        tell(len(done), len(plan), record.told_shortly(found.quality, list(found.dead.values())))
+    return done
+
+
+def _join(run: TextRun, out: Path, told: _Told, plan: _Plan, shards: Mapping[str, Trained]) -> Trained:
+    """One folder of all shards. Each step may be repeated, and training.json, which says finished, comes last."""
+    shard_of = {site: name for name, sites in plan.items() for site in sites}
+    for target in run.targets:
+        _move(out / SHARDS / shard_of[str(target.site)] / target.name, out / target.name)
+    rows, seconds = _measured([out / SHARDS / name for name in plan], run.targets)
+    write_atomic(out / record.METRICS, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+    sites = {target.site: shards[shard_of[str(target.site)]] for target in run.targets}
+    quality = {site: found.quality[site] for site, found in sites.items()}
+    done = Trained(out, quality, {site: found.dead[site] for site, found in sites.items()})
+    record.ended(out, told, done, seconds)
+    return done
+
+
+def _move(source: Path, target: Path) -> None:
+    """Put the folder of a dictionary in its place, where that was not done before."""
+    if source.is_dir():
+        if target.is_dir():  # of a run that training.json no longer tells of
+            shutil.rmtree(target)
+        source.rename(target)
+    if not (target / CONFIG).is_file():
+        raise BadFile(
+            f"{target} is missing from a shard that was finished. Remove {target.parent} to begin again."
+        )
+
+
+def _measured(folders: Sequence[Path], targets: Sequence[Target]) -> tuple[list[dict[str, Any]], float]:
+    """The rows of all shards in the order of one run, and the seconds of all together."""
+    order = {str(target.site): place for place, target in enumerate(targets)}
+    rows, seconds = list[dict[str, Any]](), 0.0
+    for folder in folders:
+        own = record.read_metrics(folder)
+        try:
+            own.sort(key=lambda row: (int(row["step"]), order[row["site"]]))
+            seconds += float(own[-1]["seconds"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise BadFile(
+                f"{folder / record.METRICS} is not as it was written ({error!r}). Remove {folder} to train it again."
+            ) from error
+        rows += own
+    return sorted(rows, key=lambda row: (row["step"], order[row["site"]])), seconds
