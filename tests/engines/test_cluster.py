@@ -1,5 +1,6 @@
 """On a cluster of several nodes the results are those of one process, also when a node is killed in the middle."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -125,7 +126,19 @@ def an_atlas_survives_the_loss_of_a_node(engine, cluster, node, folder):
     assert len(list(begun.glob("unit.*"))) > pairs, "what the node was at was begun again"
 
 
-def test_an_address_where_nothing_answers_is_said(monkeypatch):
+def test_an_address_where_nothing_listens_is_said_at_once(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            with pytest.raises(Unreachable, match=rf"at '{given}' cannot be joined .*refused"):
+                list(open_engine("ray", address=given).run(square, enumerate(UNITS), name="squares"))
+
+
+def test_a_cluster_that_does_not_take_us_is_said(monkeypatch):
     import ray
 
     def unreachable(**_):
@@ -133,5 +146,5 @@ def test_an_address_where_nothing_answers_is_said(monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", unreachable)
-    with pytest.raises(Unreachable, match=r"at 'head:1' cannot be joined \(no answer\)"):
-        list(open_engine("ray", address="head:1").run(square, enumerate(UNITS), name="squares"))
+    with pytest.raises(Unreachable, match=r"at 'auto' cannot be joined \(no answer\)"):
+        list(open_engine("ray", address="auto").run(square, enumerate(UNITS), name="squares"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, cast
@@ -21,7 +22,7 @@ AHEAD: Final = 2
 """Units in flight for each place: one that runs, and one that waits beside it."""
 
 _LOOK: Final = 5.0
-"""Seconds between looks at how many places the cluster has."""
+"""Seconds between looks at how many places the cluster has, and to wait for an address to answer."""
 
 
 class Cluster(Engine):
@@ -50,6 +51,7 @@ class Cluster(Engine):
             return
         told: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address:
+            _knock(self._address)
             told["address"] = self._address
         else:
             cores = None if self._asked is None else self._asked * self._place.cpus
@@ -57,12 +59,7 @@ class Cluster(Engine):
         try:
             self._ray.init(**told)
         except (OSError, ConnectionError, RuntimeError, ValueError) as error:
-            where = (
-                f"the Ray cluster at {self._address!r}" if self._address else "a Ray cluster on this machine"
-            )
-            raise Unreachable(
-                f"{where} cannot be joined ({error}). Start it with `ray start --head`."
-            ) from error
+            raise _unjoined(self._address, error) from error
         self._started, self._looked = True, 0.0
         if not self._address and not self.workers:
             self.close()
@@ -134,6 +131,26 @@ class Cluster(Engine):
         except self._ray.exceptions.RayError as error:
             raise WorkerLost(lost(name, unit, TRIES, f"Ray says {error}")) from error
         return found.result()
+
+
+def _knock(address: str) -> None:
+    """Try the port of HOST:PORT or ray://HOST:PORT: Ray itself asks an address where nothing is for minutes.
+
+    Raises:
+        Unreachable: when nothing listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_LOOK).close()
+    except (OSError, OverflowError) as error:
+        raise _unjoined(address, error) from error
+
+
+def _unjoined(address: str, error: Exception) -> Unreachable:
+    where = f"the Ray cluster at {address!r}" if address else "a Ray cluster on this machine"
+    return Unreachable(f"{where} cannot be joined ({error}). Start it with `ray start --head`.")
 
 
 def _unit(held: list[Any], key: str, unit: Any, place: Place) -> Answer:
