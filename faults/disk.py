@@ -95,7 +95,7 @@ class Trial:
         code = self.run(**how)
         if code == 0:
             self.compare(what)
-        if code == 2 and not any(word in self.said.lower() for word in words):
+        if code == 2 and not any(word.lower() in self.said.lower() for word in words):
             self.wrong(f"{what}: says {self.said!r}")
 
     def expect_whole(self, what: str) -> None:
