@@ -80,9 +80,10 @@ def has_bf16_units() -> bool:
 def machine() -> str:
     """What the numbers were measured on."""
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    threads = torch.get_num_threads()
     units = "bf16 matrix units" if has_bf16_units() else "no bf16 matrix units"
     return (
-        f"{torch.get_num_threads()} threads of {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}, "
+        f"{threads} thread{'s' * (threads != 1)} of {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}, "
         f"{units}){device}, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}"
     )
 

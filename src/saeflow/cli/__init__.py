@@ -68,6 +68,6 @@ def _sentence(error: OSError) -> str:
     clear = unwritten(error, what)
     if isinstance(clear, NotWritable):
         return f"{what} may not be read or written ({error.strerror}). Change its permissions, or give another path."
-    return (
-        str(clear) if clear else f"cannot read or write {what} ({error.strerror or error}). Check the path, and that its disk has room."
-    )
+    if clear:
+        return str(clear)
+    return f"cannot read or write {what} ({error.strerror or error}). Check the path, and that its disk has room."
