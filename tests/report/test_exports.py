@@ -16,11 +16,11 @@ from matplotlib import image
 from saeflow.errors import InvalidArgument
 from saeflow.flow.graph import Edge, FlowGraph, Node
 from saeflow.flow.scores import Thresholds
-from saeflow.ids import FeatureId
+from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords
 from saeflow.report import render
 from saeflow.report.exports import FORMATS, export
-from saeflow.report.exports.circuit_tracer import cantor_pair
+from saeflow.report.exports.circuit_tracer import LANES, feature_number
 from saeflow.report.exports.picture import png
 
 NASTY = 'say "yes" \\ no\n<script>alert(1)</script> ]--> #35; end\u202e'
@@ -153,12 +153,22 @@ def test_the_seed_is_clicked_and_pinned_first(circuit):
     assert set(circuit["qParams"]["pinnedIds"]) <= {n["node_id"] for n in circuit["nodes"]}
 
 
-@pytest.mark.parametrize(("layer", "index"), [(0, 0), (3, 7), (25, 16383), (0, 1_048_575)])
-def test_layer_and_row_can_be_read_back_from_the_number(layer, index):
-    pair = cantor_pair(layer, index)
-    w = (math.isqrt(8 * pair + 1) - 1) // 2
-    found = pair - w * (w + 1) // 2
-    assert (w - found, found) == (layer, index)
+def test_no_two_features_share_a_number_and_each_can_be_read_back():
+    """Labels edited in the viewer are kept by the number: 3/res/7 and 3/mlp/7 must not be one."""
+    ids = [
+        FeatureId(Site(layer, part), index)
+        for layer in (0, 1, 3, 25) for part in Part for index in (0, 1, 2, 7, 1_048_575)
+    ]  # fmt: skip
+    numbers = {feature_number(i): i for i in ids}
+    assert len(numbers) == len(ids)
+    for number, i in numbers.items():
+        w = (math.isqrt(8 * number + 1) - 1) // 2
+        paired = number - w * (w + 1) // 2
+        assert (w - paired, *divmod(paired, 3)) == (i.layer, i.index, LANES[i.part])
+
+
+def test_the_output_shares_no_number_with_a_feature(circuit):
+    assert len({n["feature"] for n in circuit["nodes"]}) == len(circuit["nodes"])
 
 
 def test_circuit_tracer_itself_reads_it(circuit):

@@ -5,7 +5,8 @@ the three parts stand where tokens would, left to right: attention, MLP, residua
 is the cosine, and labels are in `clerp`. What their viewer asks for, read in circuit-tracer 0.5:
 
 - a feature in more than two thirds of the tokens is thrown away: with one token, every node;
-- nodes are told apart by layer, number and token: 3/res/7 and 3/mlp/7 need tokens of their own;
+- nodes are told apart by layer, number and token, and labels edited there are kept by the number alone: 3/res/7
+  and 3/mlp/7 need tokens and numbers of their own;
 - without an output node the axis has 26 layers, and the label of one must hold its probability: there is one
   output, linked to nothing, that says there is none.
 """
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from saeflow.errors import InvalidArgument, UnknownRelease
 from saeflow.flow.graph import FlowGraph, Node
-from saeflow.ids import FeatureId, Part
+from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.sources import sources_of
 from saeflow.labels.words import Words, no_words
 from saeflow.report.tokens import headline, one_line
@@ -33,7 +34,7 @@ _PINNED: Final = 18
 def circuit_tracer_json(graph: FlowGraph, words: Words = no_words) -> bytes:
     """`graph` as the JSON of an attribution graph (schema version 1).
 
-    `feature` is the Cantor pair of layer and row, as in circuit-tracer, so that (layer, row) can be read back.
+    `feature` is `feature_number`: another for every feature, and layer, part and row can be read back from it.
     """
     data = {
         "metadata": _metadata(graph),
@@ -53,9 +54,13 @@ def circuit_tracer_json(graph: FlowGraph, words: Words = no_words) -> bytes:
     return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
-def cantor_pair(layer: int, index: int) -> int:
-    """One number for a layer and a row: (l + i)(l + i + 1) / 2 + i."""
-    return (layer + index) * (layer + index + 1) // 2 + index
+def feature_number(feature: FeatureId) -> int:
+    """One number for a layer l, a part and a row: (l + i)(l + i + 1) / 2 + i with i = 3 row + place of the part.
+
+    The Cantor pair of circuit-tracer, which has one kind of feature and i = row. The places are those of `LANES`.
+    """
+    index = len(LANES) * feature.index + LANES[feature.part]
+    return (feature.layer + index) * (feature.layer + index + 1) // 2 + index
 
 
 def _metadata(graph: FlowGraph) -> dict[str, Any]:
@@ -95,7 +100,7 @@ def _node(feature: FeatureId, label: str) -> dict[str, Any]:
     lane = LANES[feature.part]
     return {
         "node_id": _node_id(feature),
-        "feature": cantor_pair(feature.layer, feature.index),
+        "feature": feature_number(feature),
         "layer": str(feature.layer),
         "ctx_idx": lane,
         "feature_type": "cross layer transcoder",
@@ -117,14 +122,8 @@ def _label(node: Node, words: Words) -> str:
 
 def _no_output(graph: FlowGraph) -> dict[str, Any]:
     last = max(node.feature.layer for node in graph.nodes) + 1
-    lane = LANES[Part.RES]
-    return _node(graph.seed, "") | {
-        "node_id": f"{last}_0_{lane}",
-        "feature": 0,
-        "layer": str(last),
-        "ctx_idx": lane,
+    return _node(FeatureId(Site(last, Part.RES), 0), "") | {
         "feature_type": "logit",
-        "reverse_ctx_idx": 0,
         "jsNodeId": "L_0-0",
         "clerp": 'Output "none" (p=0.000)',
     }
