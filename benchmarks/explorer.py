@@ -6,11 +6,13 @@ On the demo pack, and on a synthetic atlas of 26 layers with 16,384 features at 
 label for every feature (1.3 million; made in minutes and kept in the temporary folder, weights are not made). `saeflow
 serve` is started as a user starts it, and asked over HTTP as the page asks. The first graph counts from the start of
 the process, with the interpreter and all imports; other graphs are of random residual features, asked one after the
-other once the index of words is there. Memory is the resident set of the server, which has not imported torch.
+other once the index of words is there. Then 200 graphs and 200 searches are asked one after the other, and all at once,
+a connection each. Memory is the resident set of the server, which has not imported torch.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import random
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +39,7 @@ from saeflow.web.assets import assets
 from search import made, vocabulary
 
 LAYERS, WIDTH, K = 26, 16_384, 5
+WORDS = ["t", "th", "the", "b", "ban", "forc"]
 START = "import sys; from saeflow.cli import main; sys.argv[0] = 'saeflow'; main()"
 TIMEOUT = 1200
 
@@ -129,6 +133,48 @@ def timed(
     return statistics.median(taken), found
 
 
+def together(
+    name: str, process: subprocess.Popen[str], client: httpx.Client, seeds: list[str], n: int
+) -> list[Row]:
+    """`n` graphs and `n` searches one after the other, and all at once: seconds, of the processor, and answers."""
+    paths: list[str] = []
+    for i in range(n):
+        paths += [f"/api/graph?feature={seeds[i % len(seeds)]}", f"/api/search?q={WORDS[i % len(WORDS)]}"]
+    rows: list[Row] = []
+    for what in ("one by one", "at once"):
+        worked, start = processor(process), time.perf_counter()
+        answers = (
+            [client.get(path).status_code for path in paths]
+            if what == "one by one"
+            else asyncio.run(_all_at_once(client, paths))
+        )
+        seconds, worked = time.perf_counter() - start, processor(process) - worked
+        counts = ", ".join(f"{times} x {status}" for status, times in sorted(Counter(answers).items()))
+        note = f"{counts}, {worked:.2f} s of processor"
+        rows.append(Row(f"{n} graphs and {n} searches {what}", name, seconds, note=note))
+    return rows
+
+
+async def _all_at_once(client: httpx.Client, paths: list[str]) -> list[int]:
+    """The statuses of requests that are sent before the first is answered, a bare connection each."""
+    place, token = client.base_url, client.headers["authorization"]
+
+    async def one(path: str) -> int:
+        reader, writer = await asyncio.open_connection(place.host, place.port)
+        lines = (
+            f"GET {path} HTTP/1.1",
+            f"Host: {place.host}:{place.port}",
+            f"Authorization: {token}",
+            "Connection: close",
+        )
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        answer = await reader.read()
+        writer.close()
+        return int(answer.split(b" ", 2)[1])
+
+    return await asyncio.gather(*map(one, paths))
+
+
 def measured(
     name: str, atlas: str, seed: str, width: int, layers: int, n: int, cache: Path, repeats: int
 ) -> list[Row]:
@@ -162,12 +208,13 @@ def measured(
         seconds, _ = timed(client, "/api/feature", [{"id": f} for f in seeds])
         each = 1000 * (processor(process) - worked) / n
         rows.append(Row("a card", name, seconds, note=f"{each:.0f} ms of processor"))
-        words = ["t", "th", "the", "b", "ban", "forc"] * 5
+        words = WORDS * 5
         worked = processor(process)
         seconds, _ = timed(client, "/api/search", [{"q": word} for word in words])
         each = 1000 * (processor(process) - worked) / len(words)
         rows.append(Row("a search", name, seconds, note=f"{each:.0f} ms of processor"))
         after = resident(process)
+        rows += together(name, process, client, seeds, 10 if n < 10 else 200)
     rows.append(Row("memory after the first graph", name, 0.0, extra_mb=before, note="seconds do not apply"))
     rows.append(
         Row(f"memory after {3 * n + 30} requests", name, 0.0, extra_mb=after, note="seconds do not apply")

@@ -5,6 +5,8 @@ import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -242,40 +244,70 @@ def test_a_long_query_is_refused(client):
     problem(found)
 
 
-def test_200_requests_at_once_get_their_answers(served):
-    with served.client() as client, ThreadPoolExecutor(50) as many:
-        paths = ["/api/search?q=4/res", "/api/results", "/api/model", "/static/icon.svg"]
-        found = list(many.map(lambda n: client.get(paths[n % 4]), range(200)))
-        assert {one.status_code for one in found} <= {200, 503}
-        assert sum(one.status_code == 200 for one in found) >= 96
-        for one in found:
-            if one.status_code == 503:
-                assert one.headers["retry-after"] == "1"
-                problem(one)
-        assert client.get(GRAPH).json()["data"]["seed"] == "4/res/360"
+def test_200_graphs_at_once_are_all_answered(served):
+    """A connection each, all sent before the first is read."""
+    lines = (f"Authorization: Bearer {TOKEN}", "Connection: close")
+    with ExitStack() as stack:
+        asked = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=60))
+            for _ in range(200)
+        ]
+        for n, line in enumerate(asked):
+            path = f"/api/graph?feature=4/res/{n}" if n % 2 else "/api/search?q=4/res"
+            line.sendall(request(path, *lines, port=served.port))
+        assert {status(line.makefile("rb").readline()) for line in asked} == {200}
 
 
-def test_beyond_its_limits_the_server_says_when_to_ask_again(own_cache, monkeypatch):
-    began, go_on = threading.Semaphore(0), threading.Event()
+@pytest.fixture
+def held(own_cache, monkeypatch):
+    """A server of two requests at work and one that waits, whose searches wait until they are let go."""
+    with serving(limits=Limits(at_work=2, waiting=1, turn=0.5)) as served, ThreadPoolExecutor(3) as many:
+        served.began, served.go_on = threading.Semaphore(0), threading.Event()
+        served.access = served.server.config.app
 
-    def find(*_):
-        began.release()
-        assert go_on.wait(10)
-        return []
+        def find(*_):
+            served.began.release()
+            assert served.go_on.wait(10)
+            return []
 
-    with serving(limits=Limits(at_work=2, waiting=1, seconds=20)) as served, ThreadPoolExecutor(3) as many:
         monkeypatch.setattr(served.explorer.finder, "find", find)
         with served.client() as client:
-            at_work = [many.submit(client.get, "/api/search?q=force") for _ in range(2)]
-            assert all(began.acquire(timeout=10) for _ in at_work)
-            waits = many.submit(client.get, "/api/search?q=force")
-            until(lambda: served.server.config.app._waiting == 1)
-            refused = client.get("/api/info")
-            assert refused.headers["retry-after"] == "1"
-            assert "2 requests are at work and 1 wait" in problem(refused)["error"]
-            go_on.set()
-            assert [one.result().status_code for one in (*at_work, waits)] == [200, 200, 200]
+            served.at_work = [many.submit(client.get, "/api/search?q=force") for _ in range(2)]
+            assert all(served.began.acquire(timeout=10) for _ in served.at_work)
+            yield served
+            served.go_on.set()
+            assert [one.result().status_code for one in served.at_work] == [200, 200]
             assert client.get("/api/info").status_code == 200
+
+
+def test_beyond_its_limits_the_server_says_when_to_ask_again(held):
+    held.access._limits = replace(held.access._limits, turn=20)
+    with held.client() as client, ThreadPoolExecutor(1) as other:
+        waits = other.submit(client.get, "/api/search?q=force")
+        until(lambda: held.access._waiting == 1)
+        refused = client.get("/api/info")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert "2 requests are at work and 1 wait" in problem(refused)["error"]
+        held.go_on.set()
+        assert waits.result().status_code == 200
+
+
+def test_a_request_does_not_wait_for_ever(held):
+    with held.client() as client:
+        refused = client.get("/api/info")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert held.access._waiting == 0
+
+
+def test_a_client_that_leaves_while_it_waits_gives_up_its_place(held):
+    held.access._limits = replace(held.access._limits, turn=20)
+    ask = request("/api/search?q=force", f"Authorization: Bearer {TOKEN}", port=held.port)
+    with socket.create_connection(("127.0.0.1", held.port), timeout=10) as line:
+        line.sendall(ask)
+        until(lambda: held.access._waiting == 1)
+    until(lambda: held.access._waiting == 0)
+    held.go_on.set()
+    assert not held.began.acquire(timeout=0.3), "it was worked for nobody"
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(own_cache):

@@ -3,7 +3,8 @@
 The server listens on the loopback interface alone, which other users of the machine and any page in a browser reach
 too. So every request needs the token of the address that was printed (as a cookie, or as a bearer token), a Host
 that is this server's (against DNS rebinding), no foreign Origin, and a body of bounded size, which is read here before
-a route sees it. A bounded number of requests is at work at a time; a few more wait.
+a route sees it. A bounded number of requests is at work at a time; more wait in a queue, in the order they came, until
+their client leaves.
 """
 
 from __future__ import annotations
@@ -43,14 +44,16 @@ class Limits:
         query: bytes of an address after its `?`.
         at_work: requests answered at a time.
         waiting: requests that wait for their turn; more are refused with 503.
-        seconds: how long a request waits for its turn, and how long its body may take to come.
+        seconds: how long a request's body may take to come.
+        turn: how many seconds a request waits for its turn; then it is refused with 503.
     """
 
     body: int = 256_000
     query: int = 8_000
     at_work: int = 32
-    waiting: int = 64
+    waiting: int = 500
     seconds: float = 10.0
+    turn: float = 120.0
 
 
 class Refused(Exception):
@@ -91,13 +94,14 @@ class Access:
                 await self._enter(scope, guarded)
                 return
             self._check(scope)
-            receive = await self._whole_body(scope, receive)
-            await self._take_turn()
+            body = await self._whole_body(scope, receive)
+            if not await self._take_turn(receive):
+                return
         except Refused as refused:
             await answer(guarded, refused)
             return
         try:
-            await self._app(scope, receive, guarded)
+            await self._app(scope, _replayed(body, receive), guarded)
         finally:
             self._turns.release()
 
@@ -175,30 +179,18 @@ class Access:
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _whole_body(self, scope: Message, receive: Receive) -> Receive:
-        """The body of a POST, read within the limits; gives it once, then what comes after it."""
+    async def _whole_body(self, scope: Message, receive: Receive) -> bytes:
+        """The body, read within the limits."""
         told = _headers(scope).get(b"content-length", b"0")
         if not told.isdigit() or int(told) > self._limits.body:
             raise self._too_large()
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
-            return receive
         try:
             async with asyncio.timeout(self._limits.seconds):
-                body = await self._read(receive)
+                return await self._read(receive)
         except TimeoutError:
             raise Refused(
                 408, f"the body did not come within {self._limits.seconds:g} s.", "Send it at once."
             ) from None
-        given = False
-
-        async def replay() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        return replay
 
     async def _read(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
@@ -221,24 +213,50 @@ class Access:
             "Send a smaller one: no plan is that long.",
         )
 
-    async def _take_turn(self) -> None:
-        """Wait for a place among the requests at work."""
+    async def _take_turn(self, receive: Receive) -> bool:
+        """Wait for a place among the requests at work; False when the client has left meanwhile."""
+        if not self._turns.locked():
+            return await self._turns.acquire()
         busy = Refused(
             503,
-            f"{self._limits.at_work} requests are at work and {self._limits.waiting} wait.",
+            f"{self._limits.at_work} requests are at work and {self._waiting} wait.",
             "Ask again in a second.",
             retry_after="1",
         )
-        if self._turns.locked() and self._waiting >= self._limits.waiting:
+        if self._waiting >= self._limits.waiting:
             raise busy
         self._waiting += 1
+        turn = asyncio.ensure_future(self._turns.acquire())
+        left = asyncio.ensure_future(_left(receive))
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise busy from None
+            await asyncio.wait((turn, left), timeout=self._limits.turn, return_when=asyncio.FIRST_COMPLETED)
+            if not (turn.done() or left.done()):
+                raise busy
+            return turn.done()
         finally:
             self._waiting -= 1
+            for task in (turn, left):
+                task.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    """Wait until the client has left, after its body came."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Gives a body that was read once, then what comes after it."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
 
 
 def cookie_name(port: int) -> str:
