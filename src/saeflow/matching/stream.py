@@ -30,6 +30,7 @@ from saeflow.paths import sealed, unsealed, write_atomic
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
+from saeflow.sources.modules import parameters_of
 from saeflow.sources.values import Tokens
 
 ENCODED_AT_ONCE: Final = 1024
@@ -178,7 +179,7 @@ def encoder_digest(dictionary: Dictionary, model: LanguageModel) -> str:
 def model_digest(model: LanguageModel) -> str:
     """Tells models apart: of every parameter its name, shape, dtype and first values."""
     digest = hashlib.sha256()
-    for name, tensor in model.hf_model.named_parameters():
+    for name, tensor in parameters_of(model.hf_model):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().reshape(-1)[:4096].float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -107,9 +107,7 @@ class Architecture:
         mlp_norm: the norm that feeds the MLP.
         o_proj: the projection whose input is `z`.
         att_norm: the norm between `o_proj` and the stream, in sandwich-norm models.
-        gain_offset: what the model adds to a norm's weight before multiplying: 1 in Gemma, else 0.
         centred: whether the final norm subtracts the mean (LayerNorm) or not (RMSNorm).
-        transposed: whether `o_proj.weight` is stored as [d_in, d_model] (GPT-2's Conv1D).
         parallel: whether the MLP reads the block's input instead of the stream after attention.
     """
 
@@ -123,9 +121,7 @@ class Architecture:
     mlp_norm: str = "post_attention_layernorm"
     o_proj: str = "self_attn.o_proj"
     att_norm: str | None = None
-    gain_offset: float = 0.0
     centred: bool = False
-    transposed: bool = False
     parallel: bool = False
 
     def module(self, tap: Tap) -> str:
@@ -142,7 +138,6 @@ _GEMMA_2 = Architecture(
     mlp="post_feedforward_layernorm",
     mlp_norm="pre_feedforward_layernorm",
     att_norm="post_attention_layernorm",
-    gain_offset=1.0,
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -163,7 +158,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         mlp_norm="ln_2",
         o_proj="attn.c_proj",
         centred=True,
-        transposed=True,
     ),
     "gpt_neox": Architecture(
         "GPT-NeoX",

@@ -32,6 +32,7 @@ from saeflow.sources.decoding import complete, sampling_config, seeded
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import Change, Clock, Timed, Watcher, resolve, spliced, watch_input, watch_output
 from saeflow.sources.library import load_dictionaries
+from saeflow.sources.modules import LinearMaps, applied, device_of, gain_of
 from saeflow.sources.pretrained import fetch
 from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit, Tokens
 
@@ -59,6 +60,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.architecture: Architecture = architecture_of(str(hf_model.config.model_type))
         self._asked = asked
+        self._maps = LinearMaps()
         self._trunk = hf_model.get_submodule(self.architecture.trunk)
         self._blocks = cast("nn.ModuleList", self._trunk.get_submodule(self.architecture.blocks))
 
@@ -84,8 +86,12 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.hf_model.device
+        """Where the model computes: where its weights are, or where accelerate takes offloaded ones to.
+
+        Raises:
+            InvalidArgument: for weights that are placeholders without values.
+        """
+        return device_of(self.hf_model) or self.hf_model.device
 
     @property
     def parallel(self) -> bool:
@@ -295,11 +301,13 @@ class LanguageModel:
                 f"directions of width {directions.shape[1]} are not in the residual stream, which has width "
                 f"{self.d_model}. Project directions of z with attention_writer(layer).project first."
             )
-        weight = cast("nn.Linear", self.hf_model.get_output_embeddings()).weight.detach()
-        h = directions.to(weight)
+        norm = self._trunk.get_submodule(self.architecture.final_norm)
+        gain = gain_of(norm, self.d_model, self.hf_model.dtype, centred=self.architecture.centred)
+        h = directions.to(gain)
         if self.architecture.centred:
             h = h - h.mean(dim=-1, keepdim=True)
-        return h * self._gain(self._trunk.get_submodule(self.architecture.final_norm)) @ weight.T
+        head = cast("nn.Module", self.hf_model.get_output_embeddings())
+        return applied(head, h * gain, self.hf_model.dtype)
 
     def logit_lens(self, directions: Float[Tensor, "n d_model"], k: int = 10) -> list[list[TokenLogit]]:
         """The `k` tokens each direction promotes most, best first.
@@ -325,14 +333,19 @@ class LanguageModel:
     def attention_writer(self, layer: int) -> OutputProjection:
         """How the attention of a layer turns `z` into the stream: its output projection and norm gain.
 
+        As the modules themselves do it, in whatever form their weights are held: 8 or 4 bits, adapted, offloaded.
+
         Raises:
             UnknownSite: for a layer the model does not have.
+            InvalidArgument: when a module cannot be run on its own.
         """
-        block = self._block(layer)
-        weight = cast("Tensor", block.get_submodule(self.architecture.o_proj).weight).detach()
+        block, dtype = self._block(layer), self.hf_model.dtype
         norm = self.architecture.att_norm
-        gain = None if norm is None else self._gain(block.get_submodule(norm))
-        return OutputProjection(weight.T if self.architecture.transposed else weight, gain)
+        gain = (
+            None if norm is None else gain_of(block.get_submodule(norm), self.d_model, dtype, centred=False)
+        )
+        W_O = self._maps.of(block.get_submodule(self.architecture.o_proj), self._z_width, dtype)
+        return OutputProjection(W_O, gain)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -350,8 +363,11 @@ class LanguageModel:
                 return token
         return 0
 
-    def _gain(self, norm: nn.Module) -> Float[Tensor, " d_model"]:
-        return cast("Tensor", norm.weight).detach() + self.architecture.gain_offset
+    @property
+    def _z_width(self) -> int:
+        config = self.hf_model.config.get_text_config()
+        per_head = cast("int | None", getattr(config, "head_dim", None))
+        return config.num_attention_heads * (per_head or config.hidden_size // config.num_attention_heads)
 
     def _block(self, layer: int) -> nn.Module:
         if not 0 <= layer < self.n_layers:
