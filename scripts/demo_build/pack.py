@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def write_model(final: Path, tokenizer: Path, out: Path) -> None:
         clean_up_tokenization_spaces=False,
     )  # fmt: skip
     fast.save_pretrained(out)
+    # transformers 5 names the class as version 4 does not know it, and knows it by both names itself
+    told = out / "tokenizer_config.json"
+    settings = json.loads(told.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.pop("backend", None)
+    told.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     for path in out.iterdir():
         path.chmod(0o644)
 

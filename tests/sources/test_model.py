@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -28,6 +29,7 @@ from saeflow.errors import (
     UnknownRelease,
     UnknownSite,
     Unreachable,
+    UnsupportedFormat,
     WidthMismatch,
 )
 from saeflow.ids import Part, Site
@@ -384,3 +386,48 @@ def test_a_model_of_an_unknown_kind_is_refused_before_its_weights_are_read(tmp_p
 def test_wrapping_a_model_leaves_it_in_evaluation_mode():
     hf_model = tiny_hf_model("gpt2").train()
     assert not LanguageModel(hf_model, tiny_tokenizer()).hf_model.training
+
+
+class _Former:
+    """A configuration of transformers 4: whatever it does not know becomes an attribute that nothing reads."""
+
+    def __init__(self, **told):
+        self.__dict__.update(
+            {"rope_theta": 10000.0, "rope_scaling": None, "rope_local_base_freq": 10000.0} | told
+        )
+
+
+def test_rotary_settings_that_the_installed_transformers_would_drop_are_named():
+    own = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
+    other = {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0}}
+    by_kind = {"sliding_attention": own["rope_parameters"], "full_attention": other["rope_parameters"]}
+    assert pretrained.lost_rope(own, _Former(**own)) == ""
+    lost = pretrained.lost_rope(other, _Former(**other))
+    assert lost.startswith("rope_theta 500000.0 (rope_parameters, 10000.0 here), rope_type 'llama3'")
+    assert "factor 8.0 (rope_parameters, None here)" in lost
+    nested = pretrained.lost_rope(
+        {"text_config": {"rope_parameters": by_kind}}, _Former(text_config=_Former(rope_parameters=by_kind))
+    )
+    assert nested.startswith("rope_theta 500000.0 (rope_parameters full_attention, 10000.0 here)")
+    assert "sliding" not in nested
+    assert pretrained.lost_rope(other, CONFIGS["llama"]()) == ""  # this version reads them
+
+
+def test_a_folder_whose_rotary_settings_would_be_dropped_is_refused(tmp_path, monkeypatch):
+    _save(tmp_path, torch.float32)
+    monkeypatch.setattr(pretrained, "lost_rope", lambda *_: "rope_theta 500000.0")
+    with pytest.raises(UnsupportedFormat, match=r"would run it without rope_theta 500000\.0\. Install"):
+        load_model(tmp_path)
+
+
+def test_a_tokenizer_saved_under_the_name_of_a_later_transformers_loads(tmp_path, monkeypatch):
+    _save(tmp_path, torch.float32)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "TokenizersBackend"}))
+
+    def unknown(*_):
+        raise ValueError("Tokenizer class TokenizersBackend does not exist or is not currently imported.")
+
+    monkeypatch.setattr(pretrained, "transformers", object())
+    monkeypatch.setattr(pretrained.AutoTokenizer, "from_pretrained", unknown)
+    assert load_model(tmp_path).tokenizer("w5 w9")["input_ids"] == [5, 9]

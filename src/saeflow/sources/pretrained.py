@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, Final, cast
 
 import torch
+import transformers
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
@@ -14,10 +17,22 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from saeflow.errors import BadFile, UnknownArchitecture, UnknownRelease, Unreachable
+from saeflow.errors import BadFile, UnknownArchitecture, UnknownRelease, Unreachable, UnsupportedFormat
 from saeflow.sources.architectures import architecture_of
+
+_FAST: Final = "TokenizersBackend"
+"""What transformers 5 calls the class that transformers 4 calls PreTrainedTokenizerFast, in what it saves."""
+_FORMER: Final = {
+    "rope_theta": ("rope_theta", "rotary_emb_base"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
+}
+"""An entry of `rope_parameters` -> what configurations of transformers 4 call it."""
+_LOCAL: Final = "rope_local_base_freq"
+"""There the theta of layers with a sliding window."""
 
 
 def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -28,6 +43,7 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
         Unreachable: when the hub cannot be reached or refuses the files.
         UnknownArchitecture: when the sites of this kind of model are not mapped.
         BadFile: when a folder is there and lacks a file or holds one that cannot be read.
+        UnsupportedFormat: when the transformers installed would drop the rotary settings of the file.
     """
     folder = Path(place).is_dir()
     if not folder and (Path(place).is_absolute() or str(place).startswith(".")):
@@ -36,12 +52,19 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
         # transformers would make an empty tokenizer of the family, without a word
         raise _damaged(place, "it holds no tokenizer.")
     try:
-        architecture_of(str(AutoConfig.from_pretrained(place).model_type))
+        config = AutoConfig.from_pretrained(place)
+        architecture_of(str(config.model_type))
+        if lost := lost_rope(type(config).get_config_dict(place)[0], config):
+            raise UnsupportedFormat(
+                f"the model {str(place)!r} was saved by transformers 5, and transformers {transformers.__version__} "
+                f"would run it without {lost}. Install transformers 5 or later, or save the model with the version "
+                "installed."
+            )
         hf_model = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(place, dtype=dtype))
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = _tokenizer(place)
         tokenizer("a")  # what is wrong with some settings shows here first
         return hf_model, tokenizer
-    except UnknownArchitecture:
+    except (UnknownArchitecture, UnsupportedFormat):
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -59,6 +82,48 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
             "behind a licence, accept it on the hub and run `hf auth login`; or give a folder that holds the "
             "files."
         ) from error
+
+
+def lost_rope(stored: Mapping[str, Any], config: object) -> str:
+    """What a configuration that was read lost of `rope_parameters` in its file; empty where nothing is lost.
+
+    transformers 5 writes the rotary settings there. Earlier versions look elsewhere, and take their defaults.
+    """
+    kind = type(config)
+    if hasattr(kind, "rope_parameters") or "rope_parameters" in inspect.signature(kind.__init__).parameters:
+        return ""
+    lost = [
+        f"{key} {value!r} ({name}, {found!r} here)"
+        for name, key, value, found in _rotary(stored, config)
+        if value != found
+    ]
+    inner = stored.get("text_config")
+    text = getattr(config, "text_config", None)
+    lost += [lost_rope(inner, text)] if isinstance(inner, Mapping) and text is not None else []
+    return ", ".join(filter(None, lost))
+
+
+def _rotary(stored: Mapping[str, Any], config: object) -> Iterator[tuple[str, str, object, object]]:
+    """Where an entry lies in the file, its key, its value, and what the configuration has for it."""
+    told = stored.get("rope_parameters")
+    told = told if isinstance(told, Mapping) else {}
+    kinds = {name: entry for name, entry in told.items() if isinstance(entry, Mapping)}
+    for name, entries in (kinds or {"": told}).items():
+        where = f"rope_parameters {name}".strip()
+        scaling = getattr(config, "rope_scaling", None) or {}
+        scaling = {} if name.startswith("sliding") else scaling
+        for key, value in entries.items():
+            names = (_LOCAL,) if name.startswith("sliding") and key == "rope_theta" else _FORMER.get(key, ())
+            found = next((getattr(config, one) for one in names if hasattr(config, one)), scaling.get(key))
+            default = key == "rope_type" and found is None
+            yield where, key, value, scaling.get("type", "default") if default else found
+
+
+def _tokenizer(place: str | Path) -> PreTrainedTokenizerBase:
+    named = get_tokenizer_config(place).get("tokenizer_class")
+    if named == _FAST and not hasattr(transformers, _FAST):
+        return PreTrainedTokenizerFast.from_pretrained(place)
+    return AutoTokenizer.from_pretrained(place)
 
 
 def _damaged(place: str | Path, reason: str) -> BadFile:
