@@ -25,7 +25,7 @@ from saeflow.ids import FeatureId, Site
 class Span:
     """Token positions from `start` up to and without `stop`; without a `stop`, all later ones.
 
-    Positions count the columns of the input from 0, the decoded tokens following the prompt's.
+    Positions count the tokens of each text from 0, the decoded ones following the prompt's; padding has none.
     """
 
     start: int = 0

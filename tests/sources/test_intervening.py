@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 from tiny_models import CONFIGS, D_MODEL, N_LAYERS, TEXTS, hooks_on, tiny_model
+from transformers.cache_utils import DynamicCache
 
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite, WidthMismatch
 from saeflow.ids import FeatureId, Part, Site
@@ -14,6 +15,7 @@ from saeflow.interventions import Add, Positions, Rescale, Span
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
+from saeflow.sources.hooks import token_positions
 
 F = 10
 EVERY_SITE = [Site(layer, part) for layer in range(N_LAYERS) for part in Part]
@@ -242,6 +244,25 @@ def test_edits_reach_the_prompt_and_each_decoded_token_through_the_cache(model_t
     if selector == Span():
         assert not torch.equal(plain, expected)
     assert hooks_on(model) == 0
+
+
+def test_token_positions_come_from_what_is_passed_and_never_from_the_name_of_the_cache():
+    one, two = torch.zeros(1, 2, dtype=torch.long), torch.zeros(2, 2, dtype=torch.long)
+    cache = DynamicCache()
+    cache.update(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), 0)
+    padded = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
+    for call, expected in (
+        ({"input_ids": one}, [[0, 1]]),
+        ({"inputs_embeds": torch.zeros(1, 2, 4), "a_name_of_the_future": cache}, [[3, 4]]),
+        ({"input_ids": two, "attention_mask": padded}, [[3, 4], [-1, 0]]),
+        ({"input_ids": two, "attention_mask": padded[:, 2:4], "cache": DynamicCache()}, [[0, 1], [-1, -1]]),
+        ({"input_ids": two, "attention_mask": torch.tensor([[0, 1], [1, 1]])}, [[-1, 0], [0, 1]]),
+        ({"input_ids": two, "attention_mask": padded, "position_ids": one + 7}, [[7, 7], [-1, 7]]),
+        ({"input_ids": one, "position_ids": torch.tensor([[4, 5]]), "cache": cache}, [[4, 5]]),
+        ({"input_ids": one, "position_ids": torch.zeros(3, 1, 2), "past_key_values": cache}, [[3, 4]]),
+        ({"input_ids": one, "attention_mask": torch.zeros(1, 1, 2, 5), "cache": cache}, [[3, 4]]),
+    ):
+        assert token_positions(call).tolist() == expected, list(call)
 
 
 @families

@@ -22,7 +22,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -59,7 +59,7 @@ def _gemma3_with_vision() -> Gemma3Config:
     return Gemma3Config(text_config=dict(GEMMA), vision_config=vision, mm_tokens_per_image=4, **IDS)
 
 
-CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**HEADS),
     "mistral": lambda: MistralConfig(**HEADS, sliding_window=None),
     "qwen2": lambda: Qwen2Config(**GROUPED),

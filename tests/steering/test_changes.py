@@ -277,6 +277,45 @@ def test_a_plan_works_inside_plain_sampling_with_return_sequences_and_left_paddi
     assert not torch.allclose(plain, logits[0], atol=1e-2)
 
 
+@families
+@pytest.mark.parametrize("where", [Span(1), Span(2, 6), Positions((0, 3, 7))])
+def test_token_positions_on_a_left_padded_batch_are_those_each_text_has_alone(model_type, where):
+    model, made = endless(model_type), dictionaries()
+    alone = [model.tokenize([text]).input_ids for text in TEXTS]
+    width = max(ids.shape[1] for ids in alone)
+    ids = torch.cat([torch.nn.functional.pad(text, (width - text.shape[1], 0)) for text in alone])
+    mask = torch.cat([(torch.arange(width) >= width - text.shape[1]).long()[None] for text in alone])
+    plans = [
+        activation({"0/mlp/1": 3.0, "2/res/1": 2.0}, where),
+        suppression({"1/res/2": -1.0, "1/res/6": 0.0, "2/att/3": 2.0}, where),
+        activation({"0/res/7": -4.0}, where),
+    ]
+    alike = [
+        Rescale((FeatureId.parse("1/res/2"),), 3.0, where),
+        Add({FeatureId.parse("0/res/1"): 5.0}, where),
+    ]
+
+    def decoded(ids, mask, edits, effort):
+        with model.intervening(edits(effort), made):
+            out = model.hf_model.generate(
+                ids, attention_mask=mask, max_new_tokens=5, do_sample=False, output_logits=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+        return torch.stack(out.logits, dim=1)
+
+    together = Effort(skip=1)
+    rows = decoded(ids, mask, lambda effort: changes(plans, made, model, effort=effort), together)
+    shared = decoded(ids, mask, lambda _: alike, None)
+    for row, (text, plan) in enumerate(zip(alone, plans, strict=True)):
+        own, ones = Effort(skip=1), torch.ones_like(text)
+        expected = decoded(text, ones, lambda effort, p=plan: changes([p], made, model, effort=effort), own)
+        torch.testing.assert_close(rows[row : row + 1], expected, atol=2e-3, rtol=2e-3)
+        assert together.total(3)[row] == pytest.approx(own.total(1)[0], rel=1e-3)
+        assert own.total(1)[0] > 0
+        expected = decoded(text, ones, lambda _: alike, None)
+        torch.testing.assert_close(shared[row : row + 1], expected, atol=2e-3, rtol=2e-3)
+
+
 def test_plans_for_another_number_of_rows_are_refused_with_both_numbers():
     model, made = tiny_model("llama"), dictionaries()
     edits = changes([PLANS[0], None], made, model)
@@ -339,8 +378,9 @@ def test_adds_at_one_point_are_one_hook_and_one_vector():
     with model.intervening([one, Rescale((FeatureId(site, 0),), 1.0), two, late], made):
         assert hooks_on(model) == 5  # what stands between them, and other tokens, keep them apart
         moved = model.capture(tokens, [site])[site] - h
-    torch.testing.assert_close(moved[:, 2:], whole.expand_as(h[:, 2:]), atol=1e-5, rtol=1e-5)
     early = torch.tensor([1.0, 2.0]) @ rows[:2]
+    real = (tokens.attention_mask == 1)[..., None]  # a span counts tokens: padding has no position
+    torch.testing.assert_close(moved[:, 2:], torch.where(real, whole, early)[:, 2:], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(moved[:, :2], early.expand_as(h[:, :2]), atol=1e-5, rtol=1e-5)
 
 

@@ -98,7 +98,7 @@ class Architecture:
 
     Attributes:
         family: what people call it.
-        trunk: the model without its head; it takes token ids and `past_key_values`.
+        trunk: the model without its head; it takes token ids and a cache.
         blocks: the list of layers.
         embed: the token embedding.
         final_norm: the norm between the last block and the head.

@@ -96,8 +96,8 @@ class CleanPass:
             out = model.trunk(
                 input_ids=tokens.input_ids,
                 attention_mask=tokens.attention_mask,
-                past_key_values=cache,
                 use_cache=True,
+                **{_cache_argument(model.trunk): cache},
             )
         self._output_type = cast("Callable[..., object]", type(out))
         self._keys_values = [_kept(entry) for entry in cache.layers]
@@ -282,6 +282,12 @@ def _check(model: LanguageModel, tokens: Tokens) -> None:
             f"attention of kind {kind!r} takes no mask of single tokens. Load the model with "
             "attn_implementation='sdpa' or 'eager'."
         )
+
+
+def _cache_argument(trunk: nn.Module) -> str:
+    """What a trunk calls its cache: releases of transformers differ."""
+    parameters = inspect.signature(trunk.forward).parameters.values()
+    return next(one.name for one in parameters if "Cache" in str(one.annotation))
 
 
 def _kept(entry: object) -> tuple[Tensor, Tensor]:

@@ -11,18 +11,19 @@ device of the hidden state once.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite, WidthMismatch
 from saeflow.ids import FeatureId, Site
-from saeflow.interventions import EVERYWHERE, Add, Edit, Rescale, Where
+from saeflow.interventions import EVERYWHERE, Add, Edit, Positions, Rescale, Where
 from saeflow.sources.activations import Activation, TopK
 from saeflow.sources.architectures import Point, Tap
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
@@ -78,18 +79,56 @@ def answered_by(module: nn.Module, forward: Callable[..., object]) -> Generator[
 
 @dataclass
 class Clock:
-    """How many tokens the cache held when the running forward began: 0 in a prompt, more while decoding."""
+    """Which tokens of their texts the columns of the running forward pass hold.
 
-    seen: int = 0
+    Attributes:
+        positions: counted from the first real token of each text, so that padding on the left moves none, with one
+            row where all texts have the same; -1 at padding, which no `Where` reaches.
+    """
+
+    positions: Int[Tensor, "#batch pos"] = field(default_factory=lambda: torch.zeros(1, 0, dtype=torch.long))
 
     def follow(self, trunk: nn.Module) -> RemovableHandle:
         """Read the time before every forward of `trunk`, the model without its head."""
+        names = list(inspect.signature(trunk.forward).parameters)
 
-        def hook(_module: nn.Module, _args: object, kwargs: dict[str, object]) -> None:
-            cache = kwargs.get("past_key_values")
-            self.seen = 0 if cache is None else int(cache.get_seq_length())  # pyright: ignore[reportAttributeAccessIssue]
+        def hook(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            self.positions = token_positions(dict(zip(names, args, strict=False)) | kwargs)
 
         return trunk.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def inside(self, tokens: Where) -> Bool[Tensor, "#batch pos"]:
+        """Which columns hold a token that `tokens` reaches."""
+        at = self.positions
+        if isinstance(tokens, Positions):
+            return torch.isin(at, torch.tensor(tokens.at, dtype=at.dtype, device=at.device))
+        inside = at >= tokens.start
+        return inside if tokens.stop is None else inside & (at < tokens.stop)
+
+
+def token_positions(call: Mapping[str, object]) -> Int[Tensor, "#batch pos"]:
+    """The positions of a forward pass, as in `Clock`, from what a trunk was called with.
+
+    `position_ids` and the attention mask say it where they are given; else the cache, an argument that tells how many
+    tokens it holds, whatever its name (transformers 5.24 calls it `cache`, before it was `past_key_values`).
+    """
+    ids = call.get("input_ids")
+    given = cast("Tensor", call.get("inputs_embeds") if ids is None else ids)
+    width = given.shape[1]
+    mask, at = call.get("attention_mask"), call.get("position_ids")
+    real = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if isinstance(at, Tensor) and at.ndim == 2 and real is None:
+        return at
+    counts = (getattr(value, "get_seq_length", None) for value in call.values())
+    counted = next((int(cast("int", count())) for count in counts if callable(count)), None)
+    if real is None:
+        seen = counted or 0
+        return torch.arange(seen, seen + width, device=given.device)[None]
+    seen = real.shape[1] - width if counted is None else counted
+    if not (isinstance(at, Tensor) and at.ndim == 2):
+        at = (real.long().cumsum(dim=1) - 1)[:, seen : seen + width]
+    at = at.expand(len(real), -1)
+    return at.masked_fill(real[:, seen : seen + width] == 0, -1)
 
 
 class Timed(dict[Point, Change]):
@@ -107,11 +146,11 @@ def only(tokens: Where, clock: Clock, change: Change) -> Change:
         return change
 
     def at_positions(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        columns = [column for column in range(h.shape[1]) if clock.seen + column in tokens]
-        if not columns:
+        inside = clock.inside(tokens).to(h.device).expand(h.shape[:2])
+        if not inside.any():
             return h
         out = h.clone()
-        out[:, columns] = change(h[:, columns])
+        out[inside] = change(h[inside][None])[0]
         return out
 
     return at_positions

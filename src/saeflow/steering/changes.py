@@ -212,8 +212,11 @@ class _Inside:
 
     def mask(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "n pos 1"]:
         """Where changes apply."""
-        columns = [[self.clock.seen + c in where for c in range(h.shape[1])] for where in self.distinct]
-        return torch.tensor(columns, device=h.device)[self.row.like(h, torch.long)][..., None]
+        masks = torch.stack([self.clock.inside(where) for where in self.distinct]).to(h.device)
+        row = self.row.like(h, torch.long)
+        rows = max(len(row), masks.shape[1])
+        masks = masks.expand(-1, rows, -1)
+        return masks[row.expand(rows), torch.arange(rows, device=h.device)][..., None]
 
 
 class RowChange:

@@ -32,13 +32,14 @@ class Effort:
     """
 
     def __init__(self, *, skip: int = 0) -> None:
-        """`skip` columns at the start of the input do not count: 1 leaves out a begin-of-text token."""
+        """The first `skip` tokens of a text do not count: 1 leaves out a begin-of-text token; nor does padding."""
         self.live: Bool[Tensor, " batch"] | None = None
         self._skip = skip
         self._clock = Clock()
         self._first: Point | None = None
         self._last: Mapping[int, Float[Tensor, " n"]] = {}
         self._tokens = torch.zeros(())
+        self._weights = torch.zeros(0, 0)
         self._layers: dict[int, Tensor] = {}
         self._total: Tensor | None = None
         self._in_layer: Tensor | None = None
@@ -50,7 +51,7 @@ class Effort:
         Args:
             points: every point that will be, in order of computation; a layer's residual point is always there.
             last: by layer, 1 for the rows whose plans change it last and 0 for others.
-            clock: tells how many tokens came before the running forward pass.
+            clock: tells which tokens the running forward pass holds.
         """
         self._first = points[0] if points else None
         self._last, self._clock = last, clock
@@ -62,16 +63,16 @@ class Effort:
         change: Float[Tensor, "#batch #pos d_model"] | None,
     ) -> None:
         """At `point` the hidden state `h` came in, and the stream is changed by `change`; None for no change."""
-        skipped = max(0, self._skip - self._clock.seen)
         if point == self._first:
             self._in_layer = self._carried = None
-            self._tokens = self._tokens + max(0, h.shape[1] - skipped) * self._weights(h)
+            self._weights = self._counted(h)
+            self._tokens = self._tokens + self._weights.sum(dim=1)
         if change is not None:
             # a change that is the same at every token has one column
-            step = (change[:, skipped:] if change.shape[1] > 1 else change).float()
+            step = change.float()
             self._in_layer = step if self._in_layer is None else self._in_layer + step
-        if point.tap is Tap.RES and h.shape[1] > skipped and self._in_layer is not None:
-            self._end_of_layer(point.layer, h[:, skipped:], self._in_layer)
+        if point.tap is Tap.RES and self._in_layer is not None:
+            self._end_of_layer(point.layer, h, self._in_layer)
             self._in_layer = None
 
     def _end_of_layer(
@@ -80,12 +81,12 @@ class Effort:
         h: Float[Tensor, "batch pos d_model"],
         change: Float[Tensor, "#batch #pos d_model"],
     ) -> None:
-        size, weights = _length(h).clamp_min_(torch.finfo(torch.float32).tiny), self._weights(h)
+        size = _length(h).clamp_min_(torch.finfo(torch.float32).tiny)
         self._carried = change if self._carried is None else self._carried + change
-        share = (_length(change) / size).sum(dim=1) * weights
+        share = self._sum(_length(change) / size)
         self._layers[layer] = self._layers[layer] + share if layer in self._layers else share
         if layer in self._last:
-            share = (_length(self._carried) / size).sum(dim=1) * weights * self._last[layer].to(share)
+            share = self._sum(_length(self._carried) / size) * self._last[layer].to(share)
             self._total = share if self._total is None else self._total + share
 
     def by_layer(self) -> dict[int, list[float]]:
@@ -101,8 +102,14 @@ class Effort:
         """For each of `rows` rows, the share of the sum of all changes."""
         return [0.0] * rows if self._total is None else self._mean(self._total)
 
-    def _weights(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, " batch"]:
-        return h.new_ones(len(h), dtype=torch.float32) if self.live is None else self.live.float()
+    def _counted(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos"]:
+        """1 at the tokens that count."""
+        counted = (self._clock.positions >= self._skip).to(h.device, torch.float32).expand(h.shape[:2])
+        return counted if self.live is None else counted * self.live.float()[:, None]
+
+    def _sum(self, shares: Float[Tensor, "batch pos"]) -> Float[Tensor, " batch"]:
+        """Over the tokens that count; hidden states at padding may be anything."""
+        return shares.masked_fill(self._weights == 0, 0.0).sum(dim=1)
 
     def _mean(self, sums: Float[Tensor, " batch"]) -> list[float]:
         return (sums / self._tokens.clamp_min(1)).tolist()
