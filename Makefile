@@ -1,18 +1,35 @@
 # `make demo` and `make test` set up what they need and run; both start from python3 (3.11+), git, make.
+# What they install is locked: exact versions with hashes, in requirements/ (`make lock` renews them).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 COMMA := ,
+LOCK := requirements/torch.txt requirements/cuda.txt pyproject.toml
 
-.PHONY: demo test check docs docs-look faults format bench bench-matching venv clean
+.PHONY: demo test test-newest test-oldest check docs docs-look faults format bench bench-matching venv lock clean
 
-demo: venv
+demo: $(VENV)/.demo
 	$(BIN)/saeflow demo
 
 # One thread a process: small matrices on more threads than cores take many times longer.
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# The same tests on the newest release of everything that pyproject.toml allows, and on the oldest of what the library
+# itself needs; each in an environment of its own.
+test-newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	.venv-newest/bin/python -m pip list
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n auto
+
+test-oldest:
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet uv
+	.venv-oldest/bin/uv pip compile --quiet pyproject.toml --resolution lowest-direct --output-file build/oldest.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint build/oldest.txt --editable '.[test]'
+	.venv-oldest/bin/python -m pip list
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto
 
 check: venv
 	$(BIN)/ruff format --check .
@@ -41,15 +58,27 @@ format: venv
 
 # What the comparisons need is installed first; what is missing is left out. `make bench-matching` leaves out causal trials.
 bench bench-matching: venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/all.py --out docs/benchmarks.md $(if $(filter bench-matching,$@),--only topk$(COMMA)permutation$(COMMA)pearson$(COMMA)chain)
 
-venv: $(STAMP)
+# The newest versions that pyproject.toml allows, for all Pythons and platforms at once.
+lock: venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python scripts/lock.py
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,check,docs]'
-	touch $(STAMP)
+venv: $(VENV)/.test
+
+# From the lock alone. Of torch, the build that pip finds first, with CUDA's libraries where it wants them: see scripts/lock.py.
+install = $(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement
+$(VENV)/.%: requirements/%.txt $(LOCK)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(install) $<
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/torch "$$(grep -o '^torch==[^ ]*' requirements/torch.txt)"
+	$(install) requirements/torch.txt --no-index --find-links $(VENV)/torch
+	rm -r $(VENV)/torch
+	if $(BIN)/python -m pip show torch | grep -q '^Requires:.*nvidia'; then $(install) requirements/cuda.txt; fi
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist .pytest_cache .ruff_cache
