@@ -107,6 +107,37 @@ def test_info_lists_every_site(folder, run):
     assert run("info", folder / "release")[0] == 0
 
 
+def test_info_names_what_is_left_out_or_ambiguous_and_a_pattern_chooses_in_every_command(run, tmp_path):
+    for layer in (0, 1):
+        for trainer in (0, 1):
+            write_sae_bench(
+                tmp_path / "bench" / f"resid_post_layer_{layer}" / f"trainer_{trainer}", seed=trainer
+            )
+    write_sae_bench(tmp_path / "bench" / "embed", seed=3)
+    code, out, _ = run("info", tmp_path / "bench", "--json")
+    told = json.loads(out)
+    assert (code, [row["left out"] for row in told["left_out"]]) == (0, ["embed"])
+    assert all("Choose with a pattern" in row["file"] for row in told["sites"])
+    code, out, _ = run("info", tmp_path / "bench")
+    assert (code, "no site" in out, "embed" in out) == (0, True, True)
+    code, _, err = run("match", tmp_path / "bench", "0/res", "1/res")
+    assert (code, "resid_post_layer_*/trainer_0" in err) == (2, True)
+    code, out, _ = run("info", f"{tmp_path / 'bench'}@trainer_1", "--json")
+    assert [row["features"] for row in json.loads(out)["sites"]] == [12, 12]
+    assert run("match", f"{tmp_path / 'bench'}@trainer_1", "0/res", "1/res", "--json")[0] == 0
+    assert run("atlas", "build", f"{tmp_path / 'bench'}@trainer_1", "--out", "built")[0] == 0
+    code, _, err = run("info", f"{tmp_path / 'bench'}@trainer_7")
+    assert (code, "fits none of the 5 dictionaries" in err) == (2, True)
+
+
+def write_sae_bench(folder, *, seed):
+    """One SAE as SAEBench keeps it: ae.pt of dictionary_learning in a folder for each trainer."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"bias": (8,), "encoder.weight": (12, 8), "encoder.bias": (12,), "decoder.weight": (8, 12)}
+    folder.mkdir(parents=True)
+    torch.save({name: torch.randn(*shape, generator=g) for name, shape in shapes.items()}, folder / "ae.pt")
+
+
 def test_info_of_a_named_release_lists_its_files_and_fetches_none(run, monkeypatch):
     def never(*_args, **_kwargs):
         raise AssertionError("fetched")

@@ -36,6 +36,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SAEFLOW_CACHE", "~/.cache/saeflow")).expanduser()
 
 
+def folder_and_pattern(name: str) -> tuple[str, str]:
+    """`saes@*/trainer_1` is the folder `saes` and a pattern for the SAEs in it; a path that exists has no pattern."""
+    folder, at, pattern = name.rpartition("@")
+    return (folder, pattern) if at and not Path(name).exists() and Path(folder).is_dir() else (name, "")
+
+
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """A new file beside `path` to write to, moved into its place at the end, or removed after an error.

@@ -13,9 +13,11 @@ import torch
 from layouts import (
     arrays,
     write_gemma_scope,
+    write_gemma_scope_2,
     write_llama_scope,
     write_sae_lens,
 )
+from layouts_more import write_dictionary_learning, write_sparsify
 from reading import (
     WRITERS,
     H,
@@ -32,6 +34,7 @@ from saeflow.ids import Part, Site
 from saeflow.sources.formats import discover, load
 from saeflow.sources.formats.tensors import NpzFile, SafetensorsFile
 from saeflow.sources.formats.torch_file import TorchFile
+from saeflow.sources.library import load_dictionaries
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -134,17 +137,67 @@ def test_a_tree_of_several_formats_is_searched(tmp_path: Path):
     write_gemma_scope(tmp_path / "a", arrays(), part="mlp", layer=2)
     write_llama_scope(tmp_path / "b", arrays())
     write_sae_lens(tmp_path / "c" / "d", arrays())
-    assert [str(site) for site in discover(tmp_path)] == ["2/mlp", "3/res", "5/res"]
+    assert [str(site) for site in discover(tmp_path).openers] == ["2/mlp", "3/res", "5/res"]
     assert one(tmp_path, Site(3, Part.RES)).n_features == 7
     with pytest.raises(UnknownSite, match=r"no dictionary at 9/res. It has 2/mlp, 3/res, 5/res"):
         load(tmp_path, Site(9, Part.RES))
 
 
-def test_two_files_for_one_site_are_refused_naming_both(tmp_path: Path):
-    write_gemma_scope(tmp_path, arrays(), l0=73)
-    write_gemma_scope(tmp_path, arrays(), l0=158)
-    with pytest.raises(BadFile, match=r"average_l0_158.* and .*average_l0_73.* at 24/res"):
-        load(tmp_path)
+def test_of_two_saes_at_one_site_a_pattern_chooses_and_the_refusal_names_both(tmp_path: Path):
+    write_gemma_scope(tmp_path, arrays(1), l0=73)
+    write_gemma_scope(tmp_path, arrays(2), l0=158)
+    write_gemma_scope(tmp_path, arrays(3), layer=3)
+    site = Site(24, Part.RES)
+    assert one(tmp_path, Site(3, Part.RES)).n_features == 7
+    with pytest.raises(
+        InvalidArgument, match=r"2 .* at 24/res: .*l0_158, .*l0_73.*pattern='.*layer_\*/width"
+    ):
+        load(tmp_path, site)
+    for pattern in ("average_l0_158", "*l0_158", "gemma-scope-2b-pt-res/layer_24/*_158"):
+        found = load(tmp_path, site, pattern=pattern)
+        np.testing.assert_array_equal(found.W_dec.numpy(), arrays(2).W_dec)
+    with pytest.raises(InvalidArgument, match=r"pattern 'l0_9\*' fits none of the 3 dictionaries"):
+        load(tmp_path, pattern="l0_9*")
+
+
+# each writes an SAE that has no place: of every format one at no site, or one that cannot be read
+ALIENS: dict[str, Callable[[Path], object]] = {
+    "gpt2's first stream": lambda root: write_sae_lens(
+        root, arrays(), metadata={"hook_name": "blocks.0.hook_resid_pre"}
+    ),
+    "one head": lambda root: write_sae_lens(root, arrays(), metadata={"hook_head_index": 3}),
+    "gemma's embedding": lambda root: (
+        write_gemma_scope(root, arrays()).parents[2].rename(root / "gemma-scope-2b-pt-res" / "embedding")
+    ),
+    "gemma 2's middle": lambda root: write_gemma_scope_2(root, arrays(), hook="model.embed_tokens.output"),
+    "llama's middle": lambda root: write_llama_scope(root, arrays(), hook="blocks.3.hook_resid_mid"),
+    "sparsify's embed_tokens": lambda root: write_sparsify(root, arrays(), hookpoint="embed_tokens"),
+    "pythia's embed": lambda root: write_dictionary_learning(
+        root, arrays(), submodule="embed", config={}
+    ).rename(root / "embed"),
+    "a crosscoder": lambda root: write_dictionary_learning(
+        root, arrays(), config={"trainer": {"dict_class": "CrossCoder"}}
+    ),
+    "a truncated file": lambda root: tensor_file(write_sae_lens(root, arrays())).write_bytes(b"12345678"),
+    "a broken cfg.json": lambda root: (write_sae_lens(root, arrays()) / "cfg.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("alien", ALIENS.values(), ids=ALIENS.keys())
+def test_an_sae_without_a_place_is_left_out_by_name_and_the_others_open(
+    tmp_path: Path, alien: Callable[[Path], object]
+):
+    alien(tmp_path / "alien")
+    with pytest.raises(BadFile) as alone:
+        discover(tmp_path)
+    write_gemma_scope(tmp_path / "good", arrays(), part="mlp", layer=2)
+    found = load_dictionaries(tmp_path)
+    assert found[Site(2, Part.MLP)].n_features == 7
+    [(name, why)] = found.left_out.items()
+    assert (name.split("/")[0], why) == ("alien", str(alone.value))
+    assert "1 left out" in repr(found)
+    with pytest.raises(UnknownSite, match=rf"no dictionary at 0/res.*Left out: {name} \("):
+        found[Site(0, Part.RES)]
 
 
 # .npz members

@@ -131,8 +131,10 @@ def test_what_the_loader_returns_is_read_as_a_folder_of_sae_lens_is(package: Any
 
 
 def test_several_saes_at_one_site_need_a_pattern_and_are_listed(package: Any):
+    found = load_dictionaries("sae-lens:gemma-scope-2b-pt-att")
     with pytest.raises(InvalidArgument, match=r"2 SAEs at 3/att: .*l0_50, .*l0_117\. Choose with a pattern"):
-        load_dictionaries("sae-lens:gemma-scope-2b-pt-att")
+        found[Site.parse("3/att")]
+    assert load_dictionaries("sae-lens:pythia-70m-deduped-res-sm").left_out.keys() == {"e-res-sm"}
     with pytest.raises(
         InvalidArgument, match=r"'x\*' fits none of the SAEs of gemma-scope-2b-pt-att: layer_3"
     ):

@@ -20,6 +20,7 @@ from saeflow.errors import BadFile, InvalidArgument, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.sources.activations import TopK
 from saeflow.sources.formats import load, save_release
+from saeflow.sources.library import load_dictionaries
 
 
 def test_a_saved_release_in_float32_is_read_back_exactly(tmp_path: Path):
@@ -91,7 +92,7 @@ def _edited(folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     [
         (lambda r: r.update(version=2), UnsupportedFormat, r"release\.json: format and version"),
         (lambda r: r.pop("model"), BadFile, r"release\.json: entry 'model' is None"),
-        (lambda r: r["sites"].update({"0/foo": {}}), BadFile, r"release\.json: '0/foo' is no site"),
+        (lambda r: r.update(sites={"0/foo": {}}), BadFile, r"release\.json: '0/foo' is no site"),
         (
             lambda r: r["sites"]["0/res"].update(file="../x"),
             BadFile,
@@ -113,3 +114,13 @@ def test_a_release_json_that_is_wrong_is_refused_by_entry(
 ):
     with pytest.raises(error, match=message):
         load(_edited(tmp_path, edit))
+
+
+def test_an_entry_that_is_no_site_is_left_out_and_a_pattern_picks_sites(tmp_path: Path):
+    folder = _edited(tmp_path, lambda r: r["sites"].update({"embed": {}, "2/res": "odd"}))
+    found = load_dictionaries(folder)
+    assert ([*map(str, found)], {*found.left_out}) == (
+        ["0/att", "0/res", "1/mlp", "1/res"],
+        {"embed", "2/res"},
+    )
+    assert [*map(str, load_dictionaries(folder, pattern="*/res"))] == ["0/res", "1/res"]

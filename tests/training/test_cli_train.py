@@ -73,6 +73,24 @@ def test_a_run_from_texts_to_folders(saeflow, monkeypatch, tmp_path, real):
     assert [opened[site].n_features for site in opened.sites] == [20, 40, 20, 40]
     assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) == 4 * 10
     assert json.loads((tmp_path / "r" / "training.json").read_text())["texts"] == "demo:stories"
+    # what was measured is shown where the dictionaries are
+    code, out, _ = saeflow("info", "r", "--json")
+    shown = json.loads(out)
+    assert (code, shown["training"]) == (0, "finished")
+    measured = json.loads((tmp_path / "r" / "training.json").read_text())["quality"]
+    for row in shown["sites"]:
+        for key in ("fve", "l0", "silent", "dead", "loss_recovered"):
+            assert row[key] == pytest.approx(measured[row["site"]][key], abs=1e-4)
+    # of a run that was stopped, the last that was measured
+    whole = (tmp_path / "r" / "training.json").read_text()
+    (tmp_path / "r" / "training.json").write_text(
+        json.dumps(json.loads(whole) | {"finished": False, "quality": {}})
+    )
+    stopped = json.loads(saeflow("info", "r", "--json")[1])
+    assert ("not finished" in stopped["training"], stopped["sites"]) == (True, shown["sites"])
+    (tmp_path / "r" / "training.json").write_text("{")
+    assert "damaged" in json.loads(saeflow("info", "r", "--json")[1])["training"]
+    (tmp_path / "r" / "training.json").write_text(whole)
     # again: it is told, not trained
     code, out, _ = saeflow("train", "demo", "--out", "r", *SMALL)
     assert code == 0

@@ -26,7 +26,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Projector = Annotated[
     str, typer.Option(help="Model to project attention features with, where they live in z.")
 ]
-Release = Annotated[str, typer.Argument(help='"demo", a folder, or the name of a release.')]
+Release = Annotated[
+    str,
+    typer.Argument(help='"demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.'),
+]
 
 
 @app.callback(invoke_without_command=True)

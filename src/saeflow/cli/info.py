@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import typer
 
 from saeflow.cli.app import Json, Release, print_table, show
+from saeflow.paths import folder_and_pattern
 
 
 def add_to(app: typer.Typer) -> None:
@@ -15,7 +17,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def info(release: Release, as_json: Json = False) -> None:
-    """What a release holds; for the demo pack, its measured quality too."""
+    """What a release holds, and what was left out; for the demo pack and a folder of train, its quality too.
+
+    A site that does not open says why in its row.
+    """
     from saeflow.demo import quality
     from saeflow.report.tables import quality_rows, release_rows
 
@@ -29,6 +34,11 @@ def info(release: Release, as_json: Json = False) -> None:
             print_table(title, rows)
         return
     from saeflow.sources.library import load_dictionaries
+    from saeflow.training.record import last_measured
 
-    summary, rows = release_rows(load_dictionaries(release))
-    show(as_json, summary | {"sites": rows}, summary, rows)
+    trained, quality_of = last_measured(Path(folder_and_pattern(release)[0]))
+    summary, rows, left_out = release_rows(load_dictionaries(release), quality_of)
+    summary |= trained
+    show(as_json, summary | {"sites": rows, "left_out": left_out}, summary, rows)
+    if left_out and not as_json:
+        print_table("", left_out)

@@ -17,7 +17,7 @@ from typing import Final
 from saeflow.errors import InvalidArgument, UnknownRelease
 from saeflow.ids import Part, Site
 from saeflow.labels.words import Merged, Words, WordsFolder, no_words, words_sites
-from saeflow.paths import PACK, cache_folder
+from saeflow.paths import PACK, cache_folder, folder_and_pattern
 from saeflow.sources.recipes import CANONICAL, is_recipe, read_recipe
 
 NEURONPEDIA: Final = "neuronpedia"
@@ -110,10 +110,11 @@ def words_folder(release: str | Path, origin: str) -> Path:
 
     A path gets a name of its own, of its last part and a digest, so that two folders of one name stay apart.
     """
-    name = str(release)
-    if Path(release).exists():
-        path = Path(release).absolute().resolve()
-        name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name, pattern = folder_and_pattern(str(release))
+    if Path(name).exists():
+        path = Path(name).absolute().resolve()
+        told = f"{path}@{pattern}" if pattern else str(path)
+        name = f"{path.name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     return cache_folder() / "words" / name.replace("/", "--").lstrip(".") / origin
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from saeflow.errors import SaeflowError
 from saeflow.flow import FlowGraph, Thresholds
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.atlas import Atlas
@@ -132,25 +133,37 @@ class _Release(Protocol):
     def model(self) -> str: ...
     @property
     def sites(self) -> tuple[Site, ...]: ...
+    @property
+    def left_out(self) -> Mapping[str, str]: ...
     def to_fetch(self, site: Site) -> str | None: ...
     def __getitem__(self, site: Site) -> _Described: ...
 
 
-def release_rows(dictionaries: _Release) -> tuple[Row, list[Row]]:
-    """(summary, one row for each site of a release). Fetches nothing from a hub."""
+def release_rows(
+    dictionaries: _Release, quality: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Row, list[Row], list[Row]]:
+    """(summary, one row for each site of a release, one for each part without a place). Fetches nothing from a hub.
+
+    A site that does not open says why in its row. `quality` adds columns, by site.
+    """
     rows: list[Row] = []
     for site in dictionaries.sites:
         missing = dictionaries.to_fetch(site)
+        row: Row = {"site": str(site), "features": None, "width": None}
         if missing is not None:
-            rows.append(
-                {"site": str(site), "features": None, "width": None, "file": f"{missing} (not fetched)"}
-            )
+            row["file"] = f"{missing} (not fetched)"
         else:
-            found = dictionaries[site]
-            rows.append(
-                {"site": str(site), "features": found.n_features, "width": found.d_in, "file": found.origin}
-            )
-    return {"release": dictionaries.name, "model": dictionaries.model, "sites": len(rows)}, rows
+            try:
+                found = dictionaries[site]
+            except SaeflowError as error:
+                row["file"] = str(error)
+            else:
+                row |= {"features": found.n_features, "width": found.d_in, "file": found.origin}
+        told = (quality or {}).get(str(site), {})
+        # the file last: it may be long
+        rows.append({**{key: row[key] for key in ("site", "features", "width")}, **told, "file": row["file"]})
+    left_out = [{"left out": name, "why": why} for name, why in dictionaries.left_out.items()]
+    return {"release": dictionaries.name, "model": dictionaries.model, "sites": len(rows)}, rows, left_out
 
 
 def pick_rows(picks: Sequence[Any]) -> list[Row]:

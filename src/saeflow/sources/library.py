@@ -17,9 +17,9 @@ import torch
 from saeflow.engines import device_of_worker
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite
 from saeflow.ids import Part, Site
-from saeflow.paths import PACK
+from saeflow.paths import PACK, folder_and_pattern
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.formats import discover, load
+from saeflow.sources.formats import discover, left_out_sentence, load
 from saeflow.sources.formats.sae_lens_writer import trained_on
 from saeflow.sources.formats.saeflow_folder import MANIFEST, read_manifest
 from saeflow.sources.hub import Here, here, open_entry
@@ -49,17 +49,20 @@ class DictionarySet(_Sites):
         device: torch.device | str = "cpu",
         hub: Mapping[Site, Entry] | None = None,
         asked: str = "",
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
         """`openers` makes each dictionary when asked for; `model` is empty where nothing says it.
 
         `hub` says where the file of a site is fetched from, for those that are fetched. `asked` is what
-        `load_dictionaries` opens the same by; a set without it stays in its process.
+        `load_dictionaries` opens the same by; a set without it stays in its process. `left_out` says what else is
+        there, and why it is not among the sites.
         """
         self._name, self._model = name, model
         self._openers = dict(sorted(openers.items()))
         self._device = torch.device(device)
         self._hub = dict(hub or {})
         self._asked = asked
+        self._left_out = dict(left_out or {})
         self._open: dict[Site, Dictionary] = {}
 
     @property
@@ -77,12 +80,18 @@ class DictionarySet(_Sites):
         """Every site there is a dictionary at, in order of computation."""
         return tuple(self._openers)
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Folders that hold an SAE which is not among the sites, relative to what was opened, each with why."""
+        return self._left_out
+
     def only_sites(self, sites: Collection[Site]) -> DictionarySet:
         """The dictionaries at some sites alone; opens nothing. Sites that are not there are left out."""
         openers = {site: opener for site, opener in self._openers.items() if site in sites}
         return DictionarySet(
-            self._name, self._model, openers, device=self._device, hub=self._hub, asked=self._asked
-        )
+            self._name, self._model, openers,
+            device=self._device, hub=self._hub, asked=self._asked, left_out=self._left_out,
+        )  # fmt: skip
 
     def only(self, parts: Collection[Part]) -> DictionarySet:
         """The dictionaries of some parts alone; opens nothing.
@@ -93,7 +102,10 @@ class DictionarySet(_Sites):
         kept = self.only_sites([site for site in self._openers if site.part in parts])
         if not kept.sites:
             asked = ", ".join(part.value for part in parts) or "no part"
-            raise UnknownSite(f"{self._name} has no dictionary of {asked}. It has {_layers(self.sites)}.")
+            raise UnknownSite(
+                f"{self._name} has no dictionary of {asked}. It has {_layers(self.sites)}."
+                f"{left_out_sentence(self._left_out)}"
+            )
         return kept
 
     def to_fetch(self, site: Site) -> str | None:
@@ -107,12 +119,16 @@ class DictionarySet(_Sites):
         """The dictionary at `site`, the same object each time.
 
         Raises:
-            UnknownSite: when there is none; the message lists what there is.
+            UnknownSite: when there is none; the message lists what there is, and what was left out.
+            InvalidArgument: when several SAEs of the folder are at it; the message says how to choose.
             Unreachable: when its file must be fetched and cannot be.
             BadFile: when its file is bad.
         """
         if site not in self._openers:
-            raise UnknownSite(f"{self._name} has no dictionary at {site}. It has {_layers(self.sites)}.")
+            raise UnknownSite(
+                f"{self._name} has no dictionary at {site}. It has {_layers(self.sites)}."
+                f"{left_out_sentence(self._left_out)}"
+            )
         if site not in self._open:
             made = self._openers[site]()
             self._open[site] = made if self._device.type == "cpu" else made.to(self._device)
@@ -145,15 +161,22 @@ class DictionarySet(_Sites):
         return _again, (self._asked, str(self._device), self.sites)
 
     def __repr__(self) -> str:
-        """Name, model and sites; opens nothing."""
-        return f"DictionarySet({self._name!r}, model {self._model!r}, {_layers(self.sites)})"
+        """Name, model, sites and how much was left out; opens nothing."""
+        more = f", {len(self._left_out)} left out" if self._left_out else ""
+        return f"DictionarySet({self._name!r}, model {self._model!r}, {_layers(self.sites)}{more})"
 
 
-def load_dictionaries(release_or_folder: str | Path, *, device: torch.device | str = "cpu") -> DictionarySet:
+def load_dictionaries(
+    release_or_folder: str | Path, *, pattern: str = "", device: torch.device | str = "cpu"
+) -> DictionarySet:
     """The dictionaries of the demo pack ("demo"), of a folder, or of a named release on a hub.
 
-    A folder is saeflow's own, or a tree that holds files of any format `saeflow.sources.formats` reads. A
-    release is one of `known_releases`, with parameters after an @ (`gemma-scope-2b@width=65k,l0=50`), or a .toml
+    A folder is saeflow's own, or a tree that holds files of any format `saeflow.sources.formats` reads. What is no
+    site of saeflow there, or damaged, is left out (`DictionarySet.left_out`). Where several SAEs are at one site,
+    `pattern` chooses by the names of their folders, as a shell would, whole or from the end:
+    `load_dictionaries("saes", pattern="trainer_1")`; in one word, as on the command line, "saes@trainer_1".
+
+    A release is one of `known_releases`, with parameters after an @ (`gemma-scope-2b@width=65k,l0=50`), or a .toml
     file of one's own. Of a file on a hub each tensor is fetched when it is first read, so that matching fetches
     `W_dec` alone; what was fetched is kept in the cache of huggingface_hub. Files that do not allow it, and all where
     SAEFLOW_WHOLE_FILES is set in the environment, are fetched whole. HF_HUB_OFFLINE=1 fetches nothing.
@@ -161,16 +184,19 @@ def load_dictionaries(release_or_folder: str | Path, *, device: torch.device | s
 
     Raises:
         UnknownRelease: when the argument is neither; the message lists the releases.
-        InvalidArgument: for a parameter a release does not have, or a value without files.
+        InvalidArgument: for a parameter a release does not have, a value without files, or a pattern that fits
+            nothing.
         MissingExtra: for "sae-lens:..." where that package is not installed.
         UnsupportedFormat: when a folder holds nothing of a known format.
         BadFile: when a file is bad, or the demo pack is missing from the installation.
     """
-    name = str(release_or_folder)
+    name = f"{release_or_folder}@{pattern}" if pattern else str(release_or_folder)
     if name == DEMO:
         return _from_folder(demo_folder(), device, name)
-    if Path(release_or_folder).exists() and not name.endswith(".toml"):
-        return _from_folder(Path(release_or_folder), device, str(Path(release_or_folder).absolute()))
+    folder, chosen = (str(release_or_folder), pattern) if pattern else folder_and_pattern(name)
+    if Path(folder).exists() and not folder.endswith(".toml"):
+        asked = f"{Path(folder).absolute()}{'@' * bool(chosen)}{chosen}"
+        return _from_folder(Path(folder), device, asked, chosen)
     if is_recipe(name):
         # its path where it is a file: another process may run in another folder
         return _from_recipe(
@@ -179,8 +205,8 @@ def load_dictionaries(release_or_folder: str | Path, *, device: torch.device | s
     if name.startswith(SAE_LENS):
         from saeflow.sources.sae_lens_release import sae_lens_openers
 
-        openers, model = sae_lens_openers(name.removeprefix(SAE_LENS))
-        return DictionarySet(name, model, openers, device=device, asked=name)
+        openers, model, left_out = sae_lens_openers(name.removeprefix(SAE_LENS))
+        return DictionarySet(name, model, openers, device=device, asked=name, left_out=left_out)
     raise UnknownRelease(
         f"{name!r} is neither a release nor a path that exists. Releases: "
         f"{', '.join((DEMO, *known_releases()))}. A path may be a folder of dictionaries in any supported "
@@ -203,15 +229,16 @@ def demo_folder() -> Path:
     return folder
 
 
-def _from_folder(folder: Path, device: torch.device | str, asked: str) -> DictionarySet:
-    openers = discover(folder)
+def _from_folder(folder: Path, device: torch.device | str, asked: str, pattern: str = "") -> DictionarySet:
+    found = discover(folder, pattern)
     name, model = folder.absolute().name, ""
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         name, model = manifest.name, manifest.model
     else:
         model = trained_on(folder)
-    return DictionarySet(name, model, openers, device=device, asked=asked)
+    name = f"{name}@{pattern}" if pattern else name
+    return DictionarySet(name, model, found.openers, device=device, asked=asked, left_out=found.left_out)
 
 
 def _from_recipe(recipe: Recipe, device: torch.device | str, asked: str) -> DictionarySet:

@@ -48,15 +48,16 @@ _PARTS: Final = (
 _HOOK: Final = re.compile(r"blocks\.\d+\.(?:attn\.)?hook_[a-z]+(?:_[a-z]+)?")
 
 
-def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], str]:
-    """What opens each dictionary of a release of sae-lens, and the model's name there; fetches nothing.
+def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], str, dict[str, str]]:
+    """What opens each dictionary of a release of sae-lens, the model's name there, and what has no site.
 
-    `name` is the release, with a pattern of SAE names after an @ where one is needed.
+    Fetches nothing. Where several SAEs are at one site, what opens it refuses, naming them. `name` is the release,
+    with a pattern of SAE names after an @ where one is needed.
 
     Raises:
         MissingExtra: when sae-lens is not installed.
         UnknownRelease: when it has no such release.
-        InvalidArgument: when several SAEs are at one site, or the pattern fits none.
+        InvalidArgument: when the pattern fits none.
         UnsupportedFormat: when no site can be told from the names of its SAEs.
     """
     release, _, pattern = name.partition("@")
@@ -67,25 +68,22 @@ def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], s
             f"{pattern!r} fits none of the SAEs of {release}: {_some(list(listed.saes_map))}."
         )
     at: dict[Site, list[str]] = {}
+    left_out: dict[str, str] = {}
     for sae in names:
         site = _site(release, sae)
-        if site is not None:
+        if site is None:
+            left_out[sae] = "its name gives no site of saeflow"
+        else:
             at.setdefault(site, []).append(sae)
     if not at:
         raise UnsupportedFormat(
             f"no SAE of {release} says its site by its name: {_some(names)}. Load one with sae-lens, save it with "
             "save_model, and pass the folder."
         )
-    several = next(((site, saes) for site, saes in sorted(at.items()) if len(saes) > 1), None)
-    if several:
-        raise InvalidArgument(
-            f"{release} has {len(several[1])} SAEs at {several[0]}: {_some(several[1])}. Choose with a pattern of "
-            f"their names: sae-lens:{release}@{several[1][0].replace(str(several[0].layer), '*', 1)}"
-        )
     openers: dict[Site, Callable[[], Dictionary]] = {
-        site: partial(_open, release, saes[0], site) for site, saes in sorted(at.items())
+        site: partial(_open, release, saes, site) for site, saes in sorted(at.items())
     }
-    return openers, str(listed.model)
+    return openers, str(listed.model), left_out
 
 
 class _InMemory:
@@ -106,7 +104,13 @@ class _InMemory:
         return self._tensors[name].detach().float()
 
 
-def _open(release: str, sae_name: str, site: Site) -> Dictionary:
+def _open(release: str, names: list[str], site: Site) -> Dictionary:
+    sae_name = names[0]
+    if len(names) > 1:
+        raise InvalidArgument(
+            f"{release} has {len(names)} SAEs at {site}: {_some(names)}. Choose with a pattern of "
+            f"their names: sae-lens:{release}@{sae_name.replace(str(site.layer), '*', 1)}"
+        )
     where = f"sae-lens:{release}, {sae_name}"
     try:
         sae: Any = _module("sae_lens").SAE.from_pretrained(release, sae_name, device="cpu", dtype="float32")

@@ -9,6 +9,7 @@ A folder is bound to its run by training.json: another run does not go on in it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Final
 from saeflow.errors import BadFile
 from saeflow.ids import Site
 from saeflow.paths import write_atomic
+from saeflow.sources.formats.configs import read_json
 from saeflow.training import checkpoint
 from saeflow.training.metrics import Quality
 
@@ -110,6 +112,35 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
                 f"{path}: line {number} is no JSON ({error}). Remove the folder to begin again."
             ) from error
     return rows
+
+
+_SHOWN: Final = ("fve", "l0", "silent", "dead", "loss_recovered")
+
+
+def last_measured(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, float | None]]]:
+    """(about the run, the last measurement of each site) of a folder that a run wrote to; both empty for any other.
+
+    What is damaged is told in the first, and spoils nothing.
+    """
+    if not (folder / MANIFEST).is_file():
+        return {}, {}
+    try:
+        told = read_json(folder / MANIFEST)
+        state = "finished" if told.get("finished") else "not finished; the last measurement is shown"
+        rows = dict[str, Any](told["quality"]) if told.get("finished") else {}
+        # later rows of a site take the place of earlier ones
+        rows = rows or {str(row["site"]): row for row in read_metrics(folder)}
+        return {"training": state}, {
+            site: {key: _finite(row.get(key)) for key in _SHOWN} for site, row in rows.items()
+        }
+    except (BadFile, KeyError, TypeError, ValueError, AttributeError) as error:
+        return {"training": f"{MANIFEST} or {METRICS} is damaged ({error})"}, {}
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return round(float(value), 4)
 
 
 def told_shortly(quality: Mapping[Site, Quality], dead: Sequence[float]) -> str:

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +35,7 @@ from saeflow.sources.formats import (
 )
 from saeflow.sources.formats.saeflow_folder import save_release
 
-__all__ = ["discover", "load", "save_release"]
+__all__ = ["Found", "discover", "first_sentence", "left_out_sentence", "load", "save_release"]
 
 Reader = Callable[[Path, Site | None], Dictionary]
 
@@ -45,56 +48,142 @@ _SUPPORTED: Final = (
 )
 
 
-def load(path: Path | str, site: Site | None = None) -> Dictionary | Mapping[Site, Dictionary]:
+@dataclass(frozen=True)
+class Found:
+    """What lies under a folder.
+
+    Attributes:
+        openers: by site, in order of computation, what opens its dictionary. Where several SAEs lie at one site,
+            what refuses with InvalidArgument, naming them.
+        left_out: by folder, relative to the one searched, why the SAE in it has no place among them.
+    """
+
+    openers: Mapping[Site, Callable[[], Dictionary]]
+    left_out: Mapping[str, str]
+
+
+def load(
+    path: Path | str, site: Site | None = None, *, pattern: str = ""
+) -> Dictionary | Mapping[Site, Dictionary]:
     """Read what lies at `path`: one Dictionary from the files of one SAE, a mapping from a folder of several.
 
-    `site` says where a single SAE belongs when its files do not; for a folder of several it picks one.
+    `site` says where a single SAE belongs when its files do not; for a folder of several it picks one, and
+    `pattern` picks by the names of folders, as `discover` does.
 
     Raises:
         UnsupportedFormat: when no reader knows what is there, or no site can be told; the message lists
-        formats. BadFile: when a file is truncated, lacks a tensor or has one of the wrong shape, or two SAEs
-        claim one site. UnknownSite: when `site` is given and a folder of several lacks it.
-        InvalidArgument: when `path` does not exist.
+        formats. BadFile: when a file is truncated, lacks a tensor or has one of the wrong shape.
+        UnknownSite: when `site` is given and a folder of several lacks it.
+        InvalidArgument: when `path` does not exist, the pattern fits nothing, or several SAEs are at one site.
     """
     path = Path(path)
     single = _single(path)
     if single is not None:
         reader, place = single
         return reader(place, site)
-    found = discover(path)
+    found = discover(path, pattern)
     if site is None:
-        return {place: make() for place, make in found.items()}
-    if site not in found:
-        raise UnknownSite(f"{path} has no dictionary at {site}. It has {', '.join(map(str, found))}.")
-    return found[site]()
+        return {place: make() for place, make in found.openers.items()}
+    if site not in found.openers:
+        raise UnknownSite(
+            f"{path} has no dictionary at {site}. It has {', '.join(map(str, found.openers))}."
+            f"{left_out_sentence(found.left_out)}"
+        )
+    return found.openers[site]()
 
 
-def discover(path: Path | str) -> dict[Site, Callable[[], Dictionary]]:
-    """Every site under a folder, in order, each with what opens its dictionary. Reads headers only.
+def discover(path: Path | str, pattern: str = "") -> Found:
+    """Every site under a folder, each with what opens its dictionary. Reads headers only.
+
+    An SAE at no site of saeflow, or with a bad file, is left out and spoils nothing else.
+
+    Args:
+        path: a folder, or a file of one SAE.
+        pattern: keeps the SAEs whose folder it fits, as a shell would: `*/trainer_1`, or the end of the path alone.
+            A saeflow folder has no folders; there it fits sites, `*/res`.
 
     Raises:
-        UnsupportedFormat: when nothing under the folder is of a known format.
-        BadFile: when a file is bad, or two SAEs claim one site.
-        InvalidArgument: when `path` does not exist.
+        UnsupportedFormat: when nothing under the folder is of a known format, or none is at a site.
+        BadFile: when there is one SAE alone and its file is bad.
+        InvalidArgument: when `path` does not exist, or the pattern fits nothing.
     """
     path = Path(path)
     if not path.exists():
         raise InvalidArgument(f"{path} does not exist. Check the path, or name a release.")
     if (path / saeflow_folder.MANIFEST).is_file():
         manifest = saeflow_folder.read_manifest(path)
-        return {site: lambda site=site: manifest.open(site) for site in manifest.sites}
-    found: dict[Site, tuple[Path, Dictionary]] = {}
-    for reader, place in _singles(path):
-        dictionary = reader(place, None)
-        if dictionary.site in found:
-            raise BadFile(
-                f"{found[dictionary.site][0]} and {place} are both dictionaries at {dictionary.site}. Pass a "
-                "folder with one a site."
-            )
-        found[dictionary.site] = (place, dictionary)
-    if not found:
+        _check_pattern(path, pattern, [str(site) for site in manifest.sites])
+        chosen = [site for site in manifest.sites if _fits(str(site), pattern)]
+        return Found({site: partial(manifest.open, site) for site in chosen}, manifest.left_out)
+    singles = {_name(path, place): (reader, place) for reader, place in _singles(path)}
+    if not singles:
         raise UnsupportedFormat(f"{path} is of no known format. Supported: {_SUPPORTED}.")
-    return {site: lambda made=found[site][1]: made for site in sorted(found)}
+    _check_pattern(path, pattern, list(singles))
+    at: dict[Site, dict[str, Dictionary]] = {}
+    refused: dict[str, BadFile] = {}
+    for name, (reader, place) in singles.items():
+        if not _fits(name, pattern):
+            continue
+        try:
+            dictionary = reader(place, None)
+        except BadFile as error:
+            refused[name] = error
+        else:
+            at.setdefault(dictionary.site, {})[name] = dictionary
+    left_out = {name: str(error) for name, error in refused.items()}
+    if not at:
+        first = next(iter(refused.values()))
+        raise (
+            first
+            if len(refused) == 1
+            else UnsupportedFormat(
+                f"{path} has no dictionary that can be opened.{left_out_sentence(left_out)} The first in full: {first}"
+            )
+        )
+    return Found({site: partial(_only, path, site, at[site]) for site in sorted(at)}, left_out)
+
+
+def left_out_sentence(left_out: Mapping[str, str], most: int = 3) -> str:
+    """` Left out: embed (...).`, with the first sentence of each reason; empty where nothing was."""
+    if not left_out:
+        return ""
+    told = [f"{name} ({first_sentence(why)})" for name, why in list(left_out.items())[:most]]
+    more = f"; and {len(left_out) - most} more, which saeflow info lists" if len(left_out) > most else ""
+    return f" Left out: {'; '.join(told)}{more}."
+
+
+def first_sentence(why: str) -> str:
+    """The first sentence of a refusal, without the path it begins with."""
+    return why.split(": ", 1)[-1].split(". ", maxsplit=1)[0].rstrip(".")
+
+
+def _only(path: Path, site: Site, there: Mapping[str, Dictionary]) -> Dictionary:
+    names = list(there)
+    if len(names) > 1:
+        like = names[0].replace(str(site.layer), "*", 1)
+        raise InvalidArgument(
+            f"{path} has {len(names)} dictionaries at {site}: {', '.join(names[:6])}{', ...' * (len(names) > 6)}. "
+            f"Choose with a pattern of their folders: pattern={like!r} in Python, '{path}@{like}' on the command line."
+        )
+    return there[names[0]]
+
+
+def _name(path: Path, place: Path) -> str:
+    """What a pattern is held against: the folder of an SAE, relative to the one that is searched."""
+    folder = place if place.is_dir() else place.parent
+    return (folder.relative_to(path) if folder.is_relative_to(path) else Path()).as_posix()
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return not pattern or fnmatchcase(name, pattern) or fnmatchcase(name, f"*/{pattern}")
+
+
+def _check_pattern(path: Path, pattern: str, names: list[str]) -> None:
+    if not any(_fits(name, pattern) for name in names):
+        raise InvalidArgument(
+            f"the pattern {pattern!r} fits none of the {len(names)} dictionaries of {path}: "
+            f"{', '.join(names[:6])}{', ...' * (len(names) > 6)}. Give one that does."
+        )
 
 
 def _singles(path: Path) -> list[tuple[Reader, Path]]:

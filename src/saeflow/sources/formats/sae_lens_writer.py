@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saeflow.errors import InvalidArgument, UnsupportedFormat
+from saeflow.errors import BadFile, InvalidArgument, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.paths import replacing, write_atomic
 from saeflow.sources.activations import BatchTopK, JumpReLU, ReLU, TopK
@@ -206,7 +206,10 @@ def trained_on(folder: Path) -> str:
     """
     named: set[str] = set()
     for path in sorted(folder.rglob(CONFIG)):
-        told: Any = read_json(path).get("metadata")
+        try:
+            told: Any = read_json(path).get("metadata")
+        except BadFile:  # its dictionary is left out
+            continue
         if isinstance(told, dict) and "saeflow_version" in told:
             named.add(str(told.get("model_name", "")))
     return named.pop() if len(named) == 1 else ""

@@ -38,12 +38,13 @@ _NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What release.json says: which file holds which site."""
+    """What release.json says: which file holds which site, and why an entry is not among them."""
 
     folder: Path
     name: str
     model: str
     sites: Mapping[Site, Mapping[str, Any]]
+    left_out: Mapping[str, str]
 
     def open(self, site: Site) -> Dictionary:
         """The dictionary at a site; reads headers only.
@@ -94,12 +95,17 @@ def read_manifest(folder: Path) -> Manifest:
             "version is newer."
         )
     entries = _entry(data, "sites", dict, str(path))
-    try:
-        sites = {Site.parse(text): _entry(entries, text, dict, str(path)) for text in entries}
-    except InvalidId as error:
-        raise BadFile(f"{path}: {error}") from error
+    sites: dict[Site, Mapping[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    for text in entries:
+        try:
+            sites[Site.parse(text)] = _entry(entries, text, dict, str(path))
+        except (InvalidId, BadFile) as error:
+            left_out[text] = str(error)
+    if left_out and not sites:
+        raise BadFile(f"{path}: {next(iter(left_out.values()))}")
     name, model = (_entry(data, key, str, str(path)) for key in ("name", "model"))
-    return Manifest(folder, name, model, dict(sorted(sites.items())))
+    return Manifest(folder, name, model, dict(sorted(sites.items())), left_out)
 
 
 def save_release(
