@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tiny_models import (
     tiny_hf_model,
     tiny_model,
     tiny_tokenizer,
+    write_gguf,
 )
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, OPTConfig
@@ -25,6 +27,7 @@ from transformers import AutoModelForCausalLM, OPTConfig
 from saeflow.errors import (
     BadFile,
     InvalidArgument,
+    MissingExtra,
     UnknownArchitecture,
     UnknownRelease,
     UnknownSite,
@@ -431,3 +434,53 @@ def test_a_tokenizer_saved_under_the_name_of_a_later_transformers_loads(tmp_path
     monkeypatch.setattr(pretrained, "transformers", object())
     monkeypatch.setattr(pretrained.AutoTokenizer, "from_pretrained", unknown)
     assert load_model(tmp_path).tokenizer("w5 w9")["input_ids"] == [5, 9]
+
+
+# GGUF
+
+
+@pytest.mark.filterwarnings("ignore")  # gguf's of numpy are its own
+def test_a_gguf_file_is_the_model_it_was_made_of(tmp_path):
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install 'saeflow[gguf]'")
+    pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'saeflow[gguf]'")
+    made = tiny_hf_model("qwen2")
+    write_gguf(made, tmp_path / "tiny.F32.gguf")
+    model = load_model(tmp_path)  # the only one of its folder
+    loaded = model.hf_model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in made.state_dict().items())
+    assert model.name == str(tmp_path / "tiny.F32.gguf")
+    tokens = model.tokenize(["abc"])
+    assert tokens.input_ids[0, -2:].tolist() == [VOCAB - 1, 5]  # "ab", "c"
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301  (as a worker gets it: by the path)
+    assert again.name == model.name
+    assert torch.equal(again.loss(tokens), model.loss(tokens))
+    model.hf_model.save_pretrained(tmp_path / "saved")  # no longer refused as quantised
+    model.tokenizer.save_pretrained(tmp_path / "saved")
+    assert torch.equal(load_model(tmp_path / "saved").loss(tokens), model.loss(tokens))
+
+
+def test_of_several_gguf_files_one_must_be_named(tmp_path):
+    for name in ("model.Q4_K_M.gguf", "model.Q8_0.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(UnknownRelease, match=r"holds 2 GGUF files: model.Q4_K_M.gguf, model.Q8_0.gguf"):
+        load_model(tmp_path)
+
+
+def test_a_gguf_file_needs_the_packages_that_convert_it(tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None if name == "gguf" else name)
+    with pytest.raises(MissingExtra, match=r"gguf not installed\. Run pip install \"saeflow\[gguf\]\""):
+        load_model(tmp_path / "model.gguf")
+
+
+def test_a_gguf_file_that_transformers_does_not_convert_is_a_bad_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "find_spec", str)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(BadFile, match=r"does not load as a model through transformers .*Give the model that"):
+        load_model(tmp_path / "model.gguf")
+
+
+def test_a_file_that_is_no_model_is_not_said_to_be_missing(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(UnknownRelease, match=r"it is a file, and no \.gguf\..*a \.gguf file"):
+        load_model(tmp_path / "model.bin")

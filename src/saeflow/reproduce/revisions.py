@@ -41,12 +41,12 @@ def _commit(repo: str, file: str, revision: str) -> str:
 
 
 def is_held(model: str) -> bool:
-    """Whether a language model is on this machine: the demo's, a folder, or one whose weights the hub's cache has.
+    """Whether a language model is on this machine: the demo's, a folder or file, or weights in the hub's cache.
 
     Raises:
         Nothing.
     """
-    if model == "demo" or Path(model).expanduser().is_dir():
+    if model == "demo" or Path(model).expanduser().exists():
         return True
     if model.count("/") != 1:
         return False

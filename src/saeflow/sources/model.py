@@ -394,7 +394,8 @@ def load_model(
     """A model and its tokenizer, from a folder, from the hub, or the one that comes with saeflow.
 
     Args:
-        name_or_path: a folder in the format of Hugging Face, a name on its hub, or "demo".
+        name_or_path: a folder in the format of Hugging Face, a GGUF file or a folder of one, a name on the hub
+            of Hugging Face, or "demo".
         device: where to put the weights.
         dtype: what to compute in, whatever the file holds.
 
@@ -402,7 +403,8 @@ def load_model(
         UnknownRelease: when there is no folder or repository of that name, or the demo model is missing.
         Unreachable: when the hub cannot be reached or refuses the files.
         UnknownArchitecture: when the sites of this kind of model are not mapped.
-        BadFile: when a folder is there and does not load as a model.
+        BadFile: when a folder or a GGUF file is there and does not load as a model.
+        MissingExtra: for a GGUF file, without the packages that the extra gguf installs.
     """
     place = DEMO_FOLDER if name_or_path == "demo" else name_or_path
     if name_or_path == "demo" and not (DEMO_FOLDER / "config.json").is_file():

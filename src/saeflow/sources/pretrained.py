@@ -1,9 +1,14 @@
-"""A Hugging Face model and tokenizer, from a folder or the hub; failures become saeflow errors."""
+"""A Hugging Face model and tokenizer, from a folder, a .gguf file or the hub; failures become saeflow errors.
+
+A GGUF file holds configuration, tokenizer and weights, mostly quantised. transformers converts the families it
+knows, with the packages gguf and accelerate; the weights are unpacked to `dtype`, and modules are like any other's.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -21,7 +26,14 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from saeflow.errors import BadFile, UnknownArchitecture, UnknownRelease, Unreachable, UnsupportedFormat
+from saeflow.errors import (
+    BadFile,
+    MissingExtra,
+    UnknownArchitecture,
+    UnknownRelease,
+    Unreachable,
+    UnsupportedFormat,
+)
 from saeflow.sources.architectures import architecture_of
 
 _FAST: Final = "TokenizersBackend"
@@ -42,10 +54,17 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
         UnknownRelease: when there is no folder or repository of that name.
         Unreachable: when the hub cannot be reached or refuses the files.
         UnknownArchitecture: when the sites of this kind of model are not mapped.
-        BadFile: when a folder is there and lacks a file or holds one that cannot be read.
+        BadFile: when a folder is there and lacks a file or holds one that cannot be read, or transformers does not
+            convert a GGUF file.
+        MissingExtra: for a GGUF file, when gguf or accelerate is not installed.
         UnsupportedFormat: when the transformers installed would drop the rotary settings of the file.
     """
+    gguf = _gguf(Path(place))
+    if gguf is not None:
+        return _from_gguf(gguf, dtype)
     folder = Path(place).is_dir()
+    if Path(place).is_file():
+        raise _unknown(place, "it is a file, and no .gguf.")
     if not folder and (Path(place).is_absolute() or str(place).startswith(".")):
         raise _unknown(place, "the folder does not exist.")
     if folder and not any(path for kind in ("tokenizer.*", "vocab.*") for path in Path(place).glob(kind)):
@@ -126,6 +145,54 @@ def _tokenizer(place: str | Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(place)
 
 
+def _gguf(place: Path) -> Path | None:
+    """The GGUF file that is meant: the file itself, or the only one of a folder that holds no model otherwise."""
+    if place.is_file():
+        return place if place.suffix.lower() == ".gguf" else None
+    if not place.is_dir() or (place / "config.json").is_file():
+        return None
+    found = sorted(path for path in place.iterdir() if path.suffix.lower() == ".gguf")
+    if len(found) > 1:
+        raise UnknownRelease(
+            f"the folder {str(place)!r} holds {len(found)} GGUF files: {', '.join(path.name for path in found[:6])}. "
+            "Give the path of one."
+        )
+    return found[0] if found else None
+
+
+def _from_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"{file} is a GGUF file, which transformers converts with gguf and accelerate; {' and '.join(missing)} not "
+            'installed. Run pip install "saeflow[gguf]", or give the folder of the model as safetensors.'
+        )
+    # later versions keep weights packed in modules of their own unless told otherwise; earlier ones never do
+    config: Any = getattr(transformers, "GgufConfig", None)
+    unpacked = {} if config is None else {"quantization_config": config(dequantize=True)}
+    try:
+        named = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        architecture_of(str(AutoConfig.from_pretrained(**named).model_type))
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(**named, dtype=dtype, **unpacked)
+        tokenizer = AutoTokenizer.from_pretrained(**named)
+        tokenizer("a")
+    except UnknownArchitecture:
+        raise
+    except Exception as error:  # of bytes that are no GGUF, gguf and numpy raise whatever they stumble on
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadFile(
+            f"the GGUF file {str(file)!r} does not load as a model through transformers {transformers.__version__}: "
+            f"{reason} Give the model that it was converted from, as a folder of safetensors or a name on the hub."
+        ) from error
+    quantizer = getattr(hf_model, "hf_quantizer", None)
+    if (
+        quantizer is not None
+    ):  # the weights are plain now; with it, save_pretrained would refuse them as quantised
+        quantizer.remove_quantization_config(hf_model)
+    hf_model.config.name_or_path = str(file)
+    return cast("PreTrainedModel", hf_model), tokenizer
+
+
 def _damaged(place: str | Path, reason: str) -> BadFile:
     return BadFile(
         f"the folder {str(place)!r} does not load as a model: {reason} It needs config.json, the weights as "
@@ -136,5 +203,5 @@ def _damaged(place: str | Path, reason: str) -> BadFile:
 def _unknown(place: str | Path, reason: str) -> UnknownRelease:
     return UnknownRelease(
         f"there is no model {str(place)!r}: {reason} "
-        "Give a folder that holds config.json, a name on the hub, or 'demo'."
+        "Give a folder that holds config.json, a .gguf file, a name on the hub, or 'demo'."
     )
