@@ -39,6 +39,12 @@ class Span:
                 "Count from 0, with start not after stop; leave stop out to reach every later token."
             )
 
+    def __str__(self) -> str:
+        """In words, for messages."""
+        if self.stop is None:
+            return f"tokens from position {self.start} on"
+        return f"tokens at positions {self.start} to {self.stop - 1}"
+
     def __contains__(self, position: int) -> bool:
         """Whether a position lies in the span."""
         return position >= self.start and (self.stop is None or position < self.stop)
@@ -56,6 +62,10 @@ class Positions:
             raise InvalidArgument(
                 f"positions {self.at} hold a negative one. Count from 0 at the first token."
             )
+
+    def __str__(self) -> str:
+        """In words, for messages."""
+        return f"tokens at positions {', '.join(map(str, self.at))}"
 
     def __contains__(self, position: int) -> bool:
         """Whether a position is one of these."""

@@ -133,6 +133,15 @@ def test_an_edited_plan_does_what_it_says(run, tmp_path):
     assert sample["steered"] == {**sample["unsteered"], "share_layer": 0.0, "share_total": 0.0}
 
 
+def test_a_plan_that_reaches_no_token_is_said_to_change_nothing(run, tmp_path):
+    run("demo", "I think", *START, *SHORT, "--save", "p.json")
+    text = json.loads((tmp_path / "p.json").read_text())
+    (tmp_path / "p.json").write_text(json.dumps({**text, "tokens": {"start": 40, "stop": 50}}))
+    _, out, _ = run("demo", "I think", "--plan", "p.json", *SHORT)
+    assert "Only tokens at positions 40 to 49 are changed" in out
+    assert "changed while writing: nothing" in out
+
+
 def test_a_terminal_shows_two_columns_that_grow(run, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -154,6 +154,7 @@ def features_of(option: str, text: str) -> tuple[FeatureId, ...]:
 
 def show_plan(made: SteeringPlan) -> None:
     """Print a plan: its steps, what was left out and why, and its shares of the hidden norm where they are known."""
+    from saeflow.interventions import EVERYWHERE
     from saeflow.steering.plan import Direction
 
     name = "strength" if made.direction is Direction.ACTIVATE else "r"
@@ -171,6 +172,8 @@ def show_plan(made: SteeringPlan) -> None:
         rows = [{"feature": str(gone.feature), "why": gone.why} for gone in made.dropped]
         print_table(f"\n{len(made.dropped)} left out", rows)
     typer.echo(f"\n{_shares_told(shares)}")
+    if made.tokens != EVERYWHERE:
+        typer.echo(f"Only {made.tokens} are changed: the shares are those of a token that is.")
     if budget := made.made_by.get("budget"):
         typer.echo(_budget_told(budget))
 

@@ -224,10 +224,20 @@ def _write(lab: _Lab, prompt: str, seeds: Sequence[int], sampling: Sampling, *, 
             steered, unsteered = lab.pair(prompt, seed, sampling, None)
             for name, one in (("steered", steered), ("unsteered", unsteered)):
                 typer.echo(f"{name}: {_line(prompt + one.text)}")
-        typer.echo(
-            f"changed while writing: {steered.share_total:.1%} of the hidden norm in all, {steered.share_layer:.1%} at "
-            "the strongest layer"
+        typer.echo(_changed(steered))
+
+
+def _changed(steered: Generation) -> str:
+    """How far the plan moved the stream, or that it never did."""
+    if steered.share_layer == 0:
+        return (
+            "changed while writing: nothing. None of the plan's features was changed at any token after the "
+            "begin-of-text token: look at the token positions, strengths and factors of the plan."
         )
+    return (
+        f"changed while writing: {steered.share_total:.1%} of the hidden norm in all, {steered.share_layer:.1%} at the "
+        "strongest layer"
+    )
 
 
 def _line(text: str) -> str:

@@ -10,6 +10,7 @@ from fastapi.responses import Response
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Site
+from saeflow.interventions import EVERYWHERE
 from saeflow.steering.plan import SteeringPlan
 from saeflow.web.answers import ModelInfo
 from saeflow.web.answers_bench import PlanAnswer, PlanRow, TextAnswer
@@ -148,6 +149,8 @@ def _notes(explorer: Explorer, made: SteeringPlan) -> list[str]:
         told.append("Strengths are lengths along unit rows: they are not folded (appendix B.2).")
     if share := _percent(made, "shares", "total"):
         told.append(f"All together change {share} of the hidden norm at the last layer changed.")
+    if made.tokens != EVERYWHERE:
+        told.append(f"Only {made.tokens} are changed.")
     if scale := _percent(made, "budget", "scale"):
         told.append(f"Weakened to {scale} to hold the budget.")
     if made.dropped:

@@ -179,6 +179,8 @@ function progress(rows, status, asked) {
 }
 
 function shares(side, event) {
+  if (event.side === "steered" && event.share_layer === 0)
+    side.marks.append(h("p", { class: "shares" }, "the plan changed nothing here: none of its features was changed at any token"));
   if (!event.share_total) return;
   side.marks.append(h("p", { class: "shares", title: "what the plan changed, over the norm of the hidden state: at the strongest layer, and in all" },
     `changes ${percent(event.share_layer)} at its strongest layer, ${percent(event.share_total)} in all`));
