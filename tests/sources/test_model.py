@@ -40,6 +40,7 @@ from saeflow.sources import model as model_module
 from saeflow.sources import pretrained
 from saeflow.sources.architectures import Tap
 from saeflow.sources.model import LanguageModel, load_model
+from saeflow.sources.values import Tokens
 
 EVERY_SITE = [Site(layer, part) for layer in range(N_LAYERS) for part in Part]
 EVERY_PLACE = [*EVERY_SITE, *((layer, Tap.Z) for layer in range(N_LAYERS))]
@@ -224,6 +225,16 @@ def test_loss_is_the_negative_log_probability_of_the_next_token(model_type):
             assert loss[row, t].item() == pytest.approx(expected.item(), abs=1e-4)
     held = model.capture(tokens, [], logits=True)
     assert torch.equal(tokens.loss(held.logits).nan_to_num(), loss.nan_to_num())
+
+
+@pytest.mark.parametrize("vocabulary", [49_152, 262_144])
+def test_loss_is_that_of_float64_however_large_the_vocabulary(vocabulary):
+    draw = torch.Generator().manual_seed(0)
+    logits = 30 + 3 * torch.randn(2, 6, vocabulary, generator=draw)
+    ids = torch.randint(vocabulary, (2, 6), generator=draw)
+    loss = Tokens(ids, torch.ones_like(ids)).loss(logits)
+    exact = -logits.double().log_softmax(dim=-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    assert (loss.double() - exact).abs().max() < 1e-5
 
 
 def test_logits_of_another_batch_give_no_loss():

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from saeflow.experiments.causal.counterfactual import Counterfactual
 from saeflow.sources.architectures import Tap
 from saeflow.sources.blocks import CleanPass
-from saeflow.sources.values import Tokens
+from saeflow.sources.values import Tokens, nats
 
 _LOGITS_AT_ONCE = 2**24
 """Logits computed in one product: 64 MiB in float32."""
@@ -95,7 +95,7 @@ class Losses:
     def _loss(self, h: Float[Tensor, "n d_model"], following: Tensor) -> Float[Tensor, " n"]:
         n = max(1, _LOGITS_AT_ONCE // self._clean.n_vocabulary)
         parts = [
-            nn.functional.cross_entropy(self._clean.logits(some).float(), tokens, reduction="none")
+            nats(self._clean.logits(some), tokens)
             for some, tokens in zip(h.split(n), following.split(n), strict=True)
         ]
         return torch.cat(parts).double()
