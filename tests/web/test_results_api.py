@@ -2,14 +2,17 @@
 
 import csv
 import io
+import shutil
+from contextlib import closing, contextmanager
 
 import pytest
 
 from saeflow.errors import BadFile
+from saeflow.web import pages
 from saeflow.web.pages import open_results
 
 from .made_results import write_origins
-from .serving import get, serving
+from .serving import get, serving, until
 
 SEED = "4/res/360"
 
@@ -40,8 +43,7 @@ def test_results_are_listed_with_their_tables(with_results):
 
 def test_the_page_of_results_is_drawn_anew_and_nothing_of_the_folder_is_sent(with_results):
     (with_results.folder / "index.html").write_text("<script>steal()</script>")
-    found = with_results.get("/results/1")
-    assert found.status_code == 200
+    found = drawn(with_results)
     assert "steal" not in found.text
     assert "Origin of &lt;b&gt;active&lt;/b&gt; features" in found.text
     assert 'href="/results/1/files/0"' in found.text
@@ -51,6 +53,83 @@ def test_the_page_of_results_is_drawn_anew_and_nothing_of_the_folder_is_sent(wit
     assert "'sha256-" in policy
     assert "unsafe-inline" not in policy
     assert not (with_results.folder / "figures").exists()
+
+
+def drawn(client, path="/results/1"):
+    """The page, once it is drawn."""
+    until(lambda: client.get(path).status_code != 202, 60)
+    found = client.get(path)
+    assert found.status_code == 200
+    return found
+
+
+@pytest.fixture
+def painting(monkeypatch, tmp_path):
+    """What is drawn, without drawing: a list of sources, a process that writes the name of what it draws."""
+    monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        pages,
+        "_DRAW",
+        "import sys, time, pathlib as p; f = p.Path(sys.argv[1]); began = time.monotonic(); time.sleep(0.3);"
+        "(f / 'index.html').write_text(f'{began} {time.monotonic()} ' + (f / 'summary.json').read_text())",
+    )
+
+
+def test_while_a_page_is_drawn_its_answer_says_so_and_others_do_not_wait(own_cache, painting, tmp_path):
+    write_origins(tmp_path / "a")
+    with serving(results=[tmp_path / "a"]) as server, server.client() as client:
+        waits = client.get("/results/1")
+        assert (waits.status_code, waits.headers["retry-after"]) == (202, "2")
+        assert "being drawn" in waits.text
+        assert 'http-equiv="refresh"' in waits.text
+        assert "style-src 'self'" in waits.headers["content-security-policy"]
+        assert get(client, "/api/results")["results"][0]["files"]  # meanwhile
+        drawn(client)
+
+
+def test_pages_are_drawn_once_for_their_content_and_one_at_a_time(painting, tmp_path):
+    write_origins(tmp_path / "a")
+    write_origins(tmp_path / "b", title="Another")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    with painter_of(tmp_path / "a", tmp_path / "b") as (a, b):
+        assert a.page() is b.page() is pages.WAITING
+        until(lambda: b.page() is not pages.WAITING, 30)
+        (began, ended), (began_b, _) = (map(float, one.page().html.split(" ")[:2]) for one in (a, b))
+        assert began < ended <= began_b
+        first = a.page().html
+    with painter_of(tmp_path / "copy") as [copy]:
+        # another start, another folder of the same content: nothing is drawn
+        assert copy.page().html == first
+        summary = tmp_path / "copy" / "summary.json"
+        summary.write_text(summary.read_text().replace("Origin of", "Changed"))
+        assert copy.page() is pages.WAITING
+        until(lambda: copy.page() is not pages.WAITING, 30)
+        assert "Changed" in copy.page().html
+
+
+def test_a_page_that_cannot_be_drawn_is_told_in_a_sentence(painting, monkeypatch, tmp_path):
+    write_origins(tmp_path / "a")
+    monkeypatch.setattr(pages, "_DRAW", "raise OSError('no paint')")
+    with painter_of(tmp_path / "a") as [folder]:
+        folder.page()
+        until(folder._drawing.done, 30)
+        with pytest.raises(BadFile, match=r"cannot be drawn \(OSError: no paint\)"):
+            folder.page()
+
+
+def test_what_is_drawn_ends_with_the_server(painting, monkeypatch, tmp_path):
+    write_origins(tmp_path / "a")
+    monkeypatch.setattr(pages, "_DRAW", "import time; time.sleep(600)")
+    with painter_of(tmp_path / "a") as [folder]:
+        folder.page()
+        until(lambda: folder._painter._process is not None)
+    assert folder._painter._process.returncode
+
+
+@contextmanager
+def painter_of(*folders):
+    with closing(pages.Painter()) as painter:
+        yield open_results(folders, painter)
 
 
 def test_results_that_are_not_there_are_not_found(with_results, client):
@@ -63,12 +142,12 @@ def test_results_that_are_not_there_are_not_found(with_results, client):
 def test_a_run_without_tables_says_so(own_cache, tmp_path):
     write_origins(tmp_path)
     (tmp_path / "summary.json").unlink()
-    [folder] = open_results([tmp_path], tmp_path / "scratch")
-    assert "no tables yet" in folder.listed().problem
-    with pytest.raises(BadFile, match="no tables yet"):
-        folder.page()
-    with pytest.raises(BadFile, match="manifest"):
-        open_results([tmp_path / "nothing"], tmp_path)
+    with painter_of(tmp_path) as [folder]:
+        assert "no tables yet" in folder.listed().problem
+        with pytest.raises(BadFile, match="no tables yet"):
+            folder.page()
+        with pytest.raises(BadFile, match="manifest"):
+            open_results([tmp_path / "nothing"], folder._painter)
 
 
 def test_groups_are_the_shares_of_the_rows_with_intervals_over_texts(with_results):
@@ -98,4 +177,4 @@ def test_damaged_rows_cost_the_groups_and_nothing_else(own_cache, tmp_path):
     with serving(results=[tmp_path]) as server, server.client() as client:
         assert get(client, "/api/feature", id=SEED)["groups"] is None
         assert server.explorer.origins.problem
-        assert client.get("/results/1").status_code == 200
+        drawn(client)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
+from saeflow.errors import InvalidArgument, SaeflowError, UnknownFeature, UnknownSite
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.sources import Sources
@@ -144,7 +145,7 @@ class Explorer:
             return self._cuts[fdr]
 
     def begin(self) -> None:
-        """Begin what works in the background: the index of words, picks, origins; one after the other, in a thread."""
+        """Begin what works in the background: the index of words, picks, origins, pages of results; one by one."""
         threading.Thread(target=self._begin, name="saeflow-begin", daemon=True).start()
 
     def _begin(self) -> None:
@@ -153,6 +154,9 @@ class Explorer:
         self.picks.look()
         if self.origins is not None:
             self.origins.read()
+        for folder in self.results:
+            with suppress(SaeflowError):  # a run without tables; whoever asks for its page is told
+                folder.page()
 
     def theme(self, name: str) -> Theme:
         """The theme of a name, from those that come with saeflow: never a file.

@@ -23,7 +23,7 @@ from saeflow.web.explorer import Explorer
 from saeflow.web.features import feature_answer
 from saeflow.web.graphs import compare_answer, graph_answer, grown
 from saeflow.web.info import info_of, search_answer
-from saeflow.web.pages import ResultsFolder
+from saeflow.web.pages import WAITING, ResultsFolder
 
 router: Final = APIRouter()
 
@@ -44,7 +44,11 @@ _FILES: Final[dict[int | str, dict[str, Any]]] = {
     }
 }
 _HTML: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}}
+    200: {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}},
+    202: {
+        "description": "The page is being drawn; this one asks for it again.",
+        "content": {"text/html": {"schema": {"type": "string"}}},
+    },
 }
 _FILE: Final[dict[int | str, dict[str, Any]]] = {
     200: {
@@ -109,7 +113,10 @@ def page(explorer: Explored, id: str, _: Annotated[Nothing, Query()]) -> Respons
     """The page of a results folder."""
     drawn = _folder(explorer, id).page()
     headers = {"content-security-policy": drawn.policy}
-    return Response(drawn.html.encode("utf-8", "replace"), media_type="text/html", headers=headers)
+    status = 200
+    if drawn is WAITING:
+        status, headers["retry-after"] = 202, "2"
+    return Response(drawn.html.encode("utf-8", "replace"), status, headers, "text/html")
 
 
 @router.get("/results/{id}/files/{number}", response_class=Response, responses=_FILE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from saeflow.web.extra import need_the_extra
 from saeflow.web.finding import Finder
 from saeflow.web.lookups import Printable
 from saeflow.web.origins import EXPERIMENT, Origins
-from saeflow.web.pages import open_results
+from saeflow.web.pages import Painter, open_results
 from saeflow.web.picks import Picks
 from saeflow.web.plans import make_plan
 
@@ -60,27 +59,28 @@ def exploring(
     words = Printable(words_for(release, beside=atlas.folder))
     sizes = sizes_of(atlas)
     folders = words_folders(release, beside=atlas.folder)
-    with tempfile.TemporaryDirectory(prefix="saeflow-serve-") as scratch:
-        pages = open_results(results, Path(scratch))
-        seen = next((page for page in pages if page.kind == EXPERIMENT), None)
-        explorer = Explorer(
-            atlas=atlas,
-            release=release,
-            words=words,
-            finder=Finder(folders[0] if folders else None, words, sizes),
-            themes=_themes(release),
-            sources=_sources(release),
-            results=pages,
-            origins=None if seen is None else Origins(seen.folder, seen.id),
-            picks=Picks(atlas, words, sizes),
-            desk=_desk(release, model, device),
-            planner=make_plan,
-        )
-        try:
-            yield explorer
-        finally:
-            if explorer.desk is not None:
-                explorer.desk.close()
+    painter = Painter()
+    pages = open_results(results, painter)
+    seen = next((page for page in pages if page.kind == EXPERIMENT), None)
+    explorer = Explorer(
+        atlas=atlas,
+        release=release,
+        words=words,
+        finder=Finder(folders[0] if folders else None, words, sizes),
+        themes=_themes(release),
+        sources=_sources(release),
+        results=pages,
+        origins=None if seen is None else Origins(seen.folder, seen.id),
+        picks=Picks(atlas, words, sizes),
+        desk=_desk(release, model, device),
+        planner=make_plan,
+    )
+    try:
+        yield explorer
+    finally:
+        painter.close()
+        if explorer.desk is not None:
+            explorer.desk.close()
 
 
 def _desk(release: str, model: str, device: str) -> Desk | None:

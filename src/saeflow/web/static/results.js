@@ -18,7 +18,13 @@ export async function startResults(info) {
   const list = h("ul", { class: "folders" }, ...info.results.map(folder));
   const frame = h("iframe", { id: "results-frame", title: "Results", hidden: true });
   const nothing = h("p", { class: "none", role: "status" }, "Choose results to see their figures here.");
-  frame.addEventListener("load", () => { if (frame.getAttribute("src")) nothing.hidden = true; });
+  frame.addEventListener("load", () => {
+    if (!frame.getAttribute("src")) return;
+    nothing.hidden = true;
+    // while the figures are being drawn, the page in the frame asks for itself again
+    const waits = frame.contentDocument?.querySelector('meta[http-equiv="refresh"]');
+    if (!waits) $(`[data-page="${CSS.escape(frame.dataset.of)}"]`, list).hidden = false;
+  });
   root.append(list, h("div", { class: "sheet" }, nothing, frame));
   const show = () => {
     const id = state.value("result") || (info.results.length === 1 ? info.results[0].id : "");
@@ -34,7 +40,8 @@ export async function startResults(info) {
     const address = `/results/${encodeURIComponent(found.id)}`;
     if (frame.getAttribute("src") === address) return;
     nothing.hidden = false;
-    nothing.textContent = "Drawing the figures: a moment the first time.";
+    nothing.textContent = "A moment.";
+    frame.dataset.of = found.id;
     frame.setAttribute("src", address);
   };
   state.subscribe(show);
@@ -45,11 +52,12 @@ function folder(found) {
   const page = `/results/${encodeURIComponent(found.id)}`;
   const open = h("a", { href: state.address("results", { result: found.id }), "data-id": found.id, class: "title" }, found.title);
   return h("li", {}, open, h("p", { class: "muted small" }, KINDS[found.kind] ?? found.kind, found.finished ? "" : " · not finished"),
-    h("p", { class: "small" }, h("a", { href: page, target: "_blank", rel: "noopener" }, "new tab ↗"), " · ", h("a", { href: page, download: `${found.kind}.html` }, "download the page")),
+    h("p", { class: "small" }, h("a", { href: page, target: "_blank", rel: "noopener" }, "new tab ↗"),
+      h("span", { "data-page": found.id, hidden: true }, " · ", h("a", { href: page, download: `${found.kind}.html` }, "download the page"))),
     h("div", { class: "files", "data-of": found.id }));
 }
 
-/** The tables of each folder: the server draws the page to know them, so they are asked for late. */
+/** The tables of each folder: the server reads them to know them, so they are asked for late. */
 async function listFiles(list) {
   list.dataset.listed = "yes";
   try {
