@@ -186,7 +186,23 @@ def truncated(_tensors, path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-@pytest.mark.parametrize("damage", [nan, zero, short, lost, truncated])
+@pytest.mark.parametrize("damage", [nan, zero])
+def test_a_feature_without_a_direction_is_counted_and_spoils_nothing(folder, run, tmp_path, damage):
+    release = damaged(folder, tmp_path, damage)
+    code, out, _ = run("match", release, "3/res", "2/res", "--k", "2", "--json")
+    assert (code, json.loads(out)["no match"]) == (0, 1)
+    assert run("atlas", "build", release, "--out", "built")[0] == 0
+    tables = json.loads(run("atlas", "info", "built", "--json")[1])["tables"]
+    assert {row["source"] for row in tables if row["no match"]} == {"3/res"}
+    [dead] = np.flatnonzero(
+        np.isneginf(MatchTable.load(run.work / "built/3.res-2.res.safetensors").score[:, 0])
+    )
+    code, out, _ = run("graph", "built", f"3/res/{dead}", "--no-files")
+    assert code == 0
+    assert "no direction and matches nothing" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("damage", [short, lost, truncated])
 @pytest.mark.parametrize("command", ["match", "atlas"])
 def test_a_bad_dictionary_is_refused_and_leaves_nothing_half_written(folder, run, tmp_path, damage, command):
     release = damaged(folder, tmp_path, damage)

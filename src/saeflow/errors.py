@@ -46,7 +46,7 @@ class UnknownFeature(SaeflowError, KeyError):
 
 
 class BadFile(SaeflowError, ValueError):
-    """A file that is truncated, of the wrong shape, or holds NaN or zero rows."""
+    """A file that is truncated, of the wrong shape, or holds NaN or infinity."""
 
 
 class UnsupportedFormat(BadFile):

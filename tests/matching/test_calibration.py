@@ -24,9 +24,9 @@ from saeflow.matching.build import build_atlas
 from saeflow.matching.calibration import calibrate, far_sites, like_moments, rotated
 from saeflow.matching.null import NullDistribution, nulls_to_bytes, read_nulls
 from saeflow.matching.significance import cut, p_values
-from saeflow.report.tables import calibration_rows
+from saeflow.report.tables import atlas_rows, calibration_rows
 
-from .planted import N_FEATURES, plant
+from .planted import N_FEATURES, dictionary, plant
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 import calibration_on_planted as planted_edges
@@ -229,6 +229,31 @@ def test_every_table_gets_a_null_that_opens_again(null, planted, atlas):
         assert null_found.n == 120 or null == "far"
         assert -1 <= null_found.quantile(0.5) <= null_found.quantile(0.99) <= 1 + 1e-6
     assert sorted(p.name for p in atlas.folder.iterdir() if "calib" in p.name) == ["calibration.json"]
+
+
+@pytest.mark.parametrize("null", calibration.KINDS)
+def test_features_without_a_direction_change_no_null_and_no_cut(null, planted, tmp_path):
+    """The null of a dictionary with rows of zeros at its end is the null without them."""
+
+    def calibrated(name, dead):
+        more = {
+            site: dictionary(site, torch.cat([d.W_dec, torch.zeros(dead, d.d_out)]))
+            for site, d in planted.dictionaries.items()
+        }
+        return calibrate(
+            more, build_atlas(more, out=tmp_path / name, k=2), rows=N_FEATURES, rotations=1, null=null
+        )
+
+    plain, with_dead = calibrated("plain", 0), calibrated("dead", 7)
+    for pair, made in plain.nulls.items():
+        found = with_dead.nulls[pair]
+        assert found.n == made.n
+        if null != "far":  # which rows are drawn does not change what a row of zeros could add
+            assert found.scores == pytest.approx(made.scores, abs=2e-6)
+    if null != "far":
+        assert with_dead.cuts(0.05) == pytest.approx(plain.cuts(0.05), abs=2e-6)
+    _, rows = atlas_rows(with_dead)
+    assert {row["no match"] for row in rows} == {7}
 
 
 def test_a_null_is_the_best_cosine_of_the_rows_that_were_drawn(planted, atlas, monkeypatch):

@@ -26,7 +26,7 @@ from saeflow.matching.methods import (
 from saeflow.report.tables import match_rows as report_rows
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
-from saeflow.sources.dictionary import Norm, Preprocessing
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
 
 from .parts import Writer, random_dictionary
 
@@ -221,22 +221,55 @@ def test_folding_without_thresholds_is_refused(name):
             refuse()
 
 
+def without(dictionary, row):
+    """The same dictionary as if the feature had never been there."""
+    left = [i for i in range(dictionary.n_features) if i != row]
+    return Dictionary(
+        dictionary.site, tap=dictionary.tap, W_enc=dictionary.W_enc[left], b_enc=dictionary.b_enc[left],
+        W_dec=dictionary.W_dec[left], b_dec=dictionary.b_dec,
+        activation=JumpReLU(dictionary.activation.threshold[left]),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("tensor", ["W_enc", "b_enc", "W_dec"])
-def test_bad_values_are_refused_where_they_are_read(name, tensor):
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_row_without_a_direction_matches_nothing_and_changes_no_other_match(name, value):
+    source, target = pair(8, 9)
+    k = METHODS[name].default_k
+    alone = match_pair(without(source, 2), without(target, 5), k=k, method=name)
+    # under "virtual" the later site brings what it reads
+    (source.W_enc if name.startswith("virtual") else source.W_dec)[2] = value
+    target.W_dec[5] = value
+    both = match_pair(*(d.to() for d in (source, target)), k=k, method=name)
+    live = np.delete(np.arange(8), 2), np.delete(np.arange(9), 5)
+    for table, expected, own, other in ((both[0], alone[0], *live), (both[1], alone[1], *live[::-1])):
+        there = ~np.isneginf(expected.score)
+        assert np.array_equal(~np.isneginf(table.score[own]), there)
+        assert table.score[own][there] == pytest.approx(expected.score[there], abs=1e-5)
+        assert np.array_equal(table.index[own][there], other[expected.index][there])
+        dead = FeatureId(table.source, int(np.setdiff1d(np.arange(table.n_source), own)[0]))
+        assert table.best(dead) == ()
+    assert np.array_equal(match(source.to(), target.to(), k=k, method=name).index, both[0].index)
+
+
+def test_where_fewer_than_k_rows_have_a_direction_the_places_left_over_hold_no_match():
     source, target = pair(6, 6)
-    getattr(source, tensor)[(2,) if tensor == "b_enc" else (2, 1)] = float("nan")
-    source.unload()
-    reads = {"W_dec"} if not METHODS[name].reads_encoder else {"W_enc", "W_dec"}
-    if name.startswith("virtual"):
-        reads = {"W_enc"}
-    if "bias" in name:
-        reads = {"W_enc", "W_dec", "b_enc"}
-    if tensor in reads:
-        with pytest.raises(BadFile, match=f"{tensor}.*NaN"):
-            match(source, target, method=name)
-    else:
-        match(source, target, method=name)
+    target.W_dec[[0, 2, 3, 5]] = 0
+    forward, backward = match_pair(source, target, k=5)
+    assert set(forward.index[:, :2].ravel()) == {1, 4}
+    assert np.isneginf(forward.score[:, 2:]).all()
+    assert np.isfinite(forward.score[:, :2]).all()
+    assert np.isfinite(backward.score[[1, 4]]).all()
+    graph = trace(FeatureId(target.site, 2), forward if forward.source == target.site else backward)
+    assert {end.reason for end in graph.ends} == {Reason.NO_DIRECTION, Reason.NO_TABLE}
+    assert "no direction" in str([end.sentence for end in graph.ends])
+
+
+def test_a_file_without_one_finite_row_is_refused():
+    source, target = pair(6, 6)
+    source.W_dec[:] = float("nan")
+    with pytest.raises(BadFile, match="NaN or infinite values in 6 of 6 rows"):
+        match(source.to(), target)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -278,8 +311,9 @@ def test_rows_made_once_give_the_tables_of_the_pair(name):
 def test_equal_scores_come_in_the_order_of_their_rows(name):
     source, target = pair(4, 1)
     for tensor in ("W_dec", "W_enc"):
-        repeated = getattr(target, tensor).repeat(6, 1)
-        setattr_frozen(target, tensor, repeated)
+        # whole numbers: products of equal rows are equal to the bit, whatever the order of summation
+        setattr_frozen(source, tensor, (4 * getattr(source, tensor)).round())
+        setattr_frozen(target, tensor, (4 * getattr(target, tensor)).round().repeat(6, 1))
     wide = random_dictionary("2/res", 6, activation=JumpReLU(torch.full((6,), 0.5)))
     setattr_frozen(wide, "W_dec", target.W_dec)
     setattr_frozen(wide, "W_enc", target.W_enc)

@@ -11,7 +11,7 @@ from saeflow.engines import Engine, Here
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Part, Site
 from saeflow.matching import shards
-from saeflow.matching.atlas import flow_pairs
+from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.matching.build import build_atlas
 from saeflow.matching.cosine import COLUMNS
 from saeflow.matching.shards import Best, cut
@@ -46,16 +46,29 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def assert_same(one, other):
+    """The same tables up to the last bits of scores, which another shape of a product may round otherwise."""
+    one, other = open_atlas(one), open_atlas(other)
+    assert one.files.keys() == other.files.keys()
+    for pair, table in one.items():
+        assert np.array_equal(table.index, other[pair].index)
+        assert table.made_from == other[pair].made_from
+        assert table.score == pytest.approx(other[pair].score, rel=1e-6, abs=1e-6)
+
+
 @pytest.fixture
 def dictionaries():
-    return {site: made(site, n) for site, n in zip(SITES, (260, 70, 200), strict=True)}
+    found = {site: made(site, n) for site, n in zip(SITES, (260, 70, 200), strict=True)}
+    for dictionary in found.values():  # features without a direction are in every release
+        dictionary.W_dec[[3, 66]] = 0
+    return found
 
 
 @pytest.mark.parametrize("rows", [64, 100, 256, 5000])
 def test_the_atlas_is_that_of_the_whole_match(dictionaries, tmp_path, rows):
     build_atlas(dictionaries, out=tmp_path / "whole", k=3)
     build_atlas(dictionaries, out=tmp_path / "shards", k=3, shard_rows=rows)
-    assert files(tmp_path / "shards") == files(tmp_path / "whole")
+    assert_same(tmp_path / "shards", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("method", ["decoder-product", "decoder-product-folded", "virtual", "virtual-folded"])
@@ -63,7 +76,7 @@ def test_so_it_is_with_every_method_that_keeps_the_best(tmp_path, method):
     some = {site: made(site, n) for site, n in zip(SITES, (90, 50, 80), strict=True)}
     build_atlas(some, out=tmp_path / "whole", k=2, method=method)
     build_atlas(some, out=tmp_path / "shards", k=2, method=method, shard_rows=32)
-    assert files(tmp_path / "shards") == files(tmp_path / "whole")
+    assert_same(tmp_path / "shards", tmp_path / "whole")
 
 
 def test_where_many_scores_are_equal_they_are_the_best_and_the_lower_row_comes_first(tmp_path):
@@ -153,8 +166,8 @@ def test_a_build_that_stops_keeps_the_parts_that_are_done_and_ends_with_the_same
     with pytest.raises(KeyboardInterrupt):
         build_atlas(dictionaries, out=out, k=3, shard_rows=64, engine=Stops(7))
     assert len(list((out / "parts").iterdir())) == 7
-    match = shards.top_k_both
-    monkeypatch.setattr(shards, "top_k_both", lambda *told: done.append(told) or match(*told))
+    match = shards.best_rows_both
+    monkeypatch.setattr(shards, "best_rows_both", lambda *told: done.append(told) or match(*told))
     build_atlas(dictionaries, out=out, k=3, shard_rows=64)
     grid = {SITES[0]: 5, SITES[1]: 2, SITES[2]: 4}
     units = sum(grid[a] * grid[b] for a, b in flow_pairs(SITES))
@@ -162,8 +175,9 @@ def test_a_build_that_stops_keeps_the_parts_that_are_done_and_ends_with_the_same
     done.clear()
     build_atlas(dictionaries, out=out, k=3, shard_rows=64)
     assert not done, "current tables are kept"
-    build_atlas(dictionaries, out=tmp_path / "whole", k=3)
-    assert files(out) == files(tmp_path / "whole")
+    monkeypatch.undo()
+    build_atlas(dictionaries, out=tmp_path / "again", k=3, shard_rows=64)
+    assert files(out) == files(tmp_path / "again")
 
 
 def test_a_damaged_part_is_named(dictionaries, tmp_path):
@@ -221,4 +235,4 @@ def test_on_the_command_line(saeflow, tmp_path):
     for name, more in (("whole", ()), ("shards", ("--shard-rows", 16))):
         code, _, err = saeflow("atlas", "build", tmp_path / "saes", "--out", tmp_path / name, "--k", 2, *more)
         assert code == 0, err
-    assert files(tmp_path / "whole") == files(tmp_path / "shards")
+    assert_same(tmp_path / "whole", tmp_path / "shards")

@@ -255,13 +255,26 @@ def test_values_that_are_not_finite_name_file_tensor_and_rows(name: str, value: 
         getattr(lazy(Counting(a)), name)
 
 
-def test_decoder_rows_of_zeros_are_counted_and_the_first_named():
+def test_a_decoder_row_of_zeros_has_no_direction_and_leaves_all_else_as_it_is():
     a = arrays()
+    whole = lazy(Counting(a)).directions()
     a.W_dec[[1, 4]] = 0
-    weights = Counting(a)
-    for use in (lambda d: d.directions(), lambda d: d.W_dec, lambda d: d.decode(torch.zeros(1, 7))):
-        with pytest.raises(BadFile, match=r"safetensors: tensor 'W_dec' has 2 of 7 rows .* \[1, 4\].*Remove"):
-            use(lazy(weights))
+    d = lazy(Counting(a))
+    others = [0, 2, 3, 5, 6]
+    assert torch.equal(d.directions()[others], whole[others])
+    assert not d.directions()[[1, 4]].any()
+    assert torch.isfinite(d.decode(torch.ones(1, 7))).all()
+
+
+def test_a_decoder_row_that_is_not_finite_has_no_direction_and_cannot_be_decoded():
+    a = arrays()
+    whole = lazy(Counting(a)).directions()
+    a.W_dec[3, 1] = np.inf
+    d = lazy(Counting(a))
+    assert torch.equal(d.directions()[[0, 1, 2, 4, 5, 6]], whole[[0, 1, 2, 4, 5, 6]])
+    assert not d.directions()[3].any()
+    with pytest.raises(BadFile, match=r"tensor 'W_dec' has NaN or infinite values in 1 of 7 rows .*\[3\]"):
+        d.decode(torch.ones(1, 7))
 
 
 def test_an_encoder_row_of_zeros_is_a_dead_feature_and_no_error():
@@ -273,5 +286,5 @@ def test_an_encoder_row_of_zeros_is_a_dead_feature_and_no_error():
 def test_a_z_feature_that_the_model_does_not_write_is_refused():
     a, model = arrays(), Writer()
     model.W_O[:] = 0
-    with pytest.raises(BadFile, match="projected by W_O"):
+    with pytest.raises(BadFile, match="takes every row of 'W_dec' to zeros"):
         lazy(Counting(a), Tap.Z).directions(model)

@@ -15,7 +15,7 @@ from saeflow.interventions import Add, Positions, Rescale, Span
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
-from saeflow.sources.hooks import token_positions
+from saeflow.sources.hooks import added, token_positions
 
 F = 10
 EVERY_SITE = [Site(layer, part) for layer in range(N_LAYERS) for part in Part]
@@ -343,6 +343,22 @@ def test_an_edit_that_cannot_be_resolved_says_which(edit, dictionaries, error, m
     with pytest.raises(error, match=message), model.intervening([edit], have):
         pass
     assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_row_without_a_direction_is_refused_where_it_is_added_and_leaves_the_others_alone(value):
+    model, site = tiny_model("llama"), Site(1, Part.RES)
+    have = dictionaries_at(site)
+    expected = unit_row(have[site], 3)
+    have[site].W_dec[4] = value
+    have = {site: have[site].to()}
+    assert added(Add({FeatureId(site, 3): 1.0}), have[site], model) == pytest.approx(expected)
+    dead = Add({FeatureId(site, 3): 1.0, FeatureId(site, 4): 1.0})
+    with (
+        pytest.raises(InvalidArgument, match=r"1 of 2 features .*\(1/res/4\).*no direction"),
+        model.intervening([dead], have),
+    ):
+        pass
 
 
 def test_edits_work_in_half_precision():

@@ -21,6 +21,7 @@ from saeflow.doctor.findings import Check, Finding, Severity
 from saeflow.errors import BadFile
 from saeflow.sources.activations import BatchTopK, JumpReLU
 from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.weights import first_rows, row_peaks
 
 ALIKE = 0.999
 """Cosine above which two decoder rows are one."""
@@ -41,7 +42,8 @@ def examine_weights(dictionary: Dictionary) -> list[Finding]:
         return bad
     site = str(dictionary.site)
     found = [
-        Finding(Check.FINITE, site, Severity.OK, "all values are finite, and no decoder row is zero", {}),
+        Finding(Check.FINITE, site, Severity.OK, "all values are finite", {}),
+        _zero_rows(dictionary),
         _norms(dictionary),
     ]
     if isinstance(dictionary.activation, JumpReLU | BatchTopK):
@@ -57,20 +59,29 @@ def _readable(dictionary: Dictionary, name: str) -> Finding | None:
         getattr(dictionary, name)
     except BadFile as error:
         told = str(error)
-        check = (
-            Check.ZERO_ROWS
-            if "all zeros" in told
-            else Check.FINITE
-            if "infinite values" in told
-            else Check.FILE
-        )
+        check = Check.FINITE if "infinite values" in told else Check.FILE
         said, _, advice = told.partition(". ")
         return Finding(check, str(dictionary.site), Severity.WRONG, said, {"tensor": name}, advice)
     return None
 
 
+def _zero_rows(dictionary: Dictionary) -> Finding:
+    zero, n = torch.nonzero(row_peaks(dictionary.W_dec) == 0).flatten(), dictionary.n_features
+    site, numbers = str(dictionary.site), {"zero rows": len(zero)}
+    if not len(zero):
+        return Finding(Check.ZERO_ROWS, site, Severity.OK, "every decoder row has a direction", numbers)
+    return Finding(
+        Check.ZERO_ROWS, site, Severity.WRONG if len(zero) == n else Severity.LOOK,
+        f"{len(zero)} of {n} decoder rows are zeros (first rows {first_rows(zero)})", numbers,
+        "These features have no direction: they match nothing and cannot steer. All others are as they would be alone.",
+    )  # fmt: skip
+
+
 def _norms(dictionary: Dictionary) -> Finding:
     norms = torch.linalg.vector_norm(dictionary.W_dec.float(), dim=1)
+    norms = norms[norms > 0]
+    if not len(norms):
+        return Finding(Check.NORMS, str(dictionary.site), Severity.WRONG, "every decoder row is zeros", {})
     low, middle, high = (float(q) for q in torch.quantile(norms, norms.new_tensor([0.01, 0.5, 0.99])))
     unit = float((norms - 1).abs().lt(1e-3).float().mean())
     numbers = {"1 %": low, "median": middle, "99 %": high, "unit": unit}

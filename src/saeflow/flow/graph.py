@@ -37,6 +37,7 @@ class Reason(enum.StrEnum):
     MODULE_OUTPUT = "module output"
     NO_TABLE = "no table"
     NO_PARTNER = "no partner"
+    NO_DIRECTION = "no direction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,12 @@ class End:
             side = "before" if back else "after"
             return f"The atlas has no table for the site {side} {name}."
         what = "predecessor" if back else "successor"
-        if self.reason is Reason.NO_PARTNER:
-            return f"One-to-one matching left {name} without a {what}: all features there are taken."
+        if self.reason in (Reason.NO_PARTNER, Reason.NO_DIRECTION):
+            return {
+                Reason.NO_PARTNER: f"One-to-one matching left {name} without a {what}: all features there are taken.",
+                Reason.NO_DIRECTION: f"{name} has no {what}: a decoder row of zeros, or one that is not finite, has no "
+                "direction and matches nothing.",
+            }[self.reason]
         cut = {Part.RES: "t(R)", Part.MLP: "t(M)", Part.ATT: "t(A)"}[name.part]
         return f"The best {what} of {name} scores {_below(self.score, self.threshold)} {cut} = {self.threshold:.2f}."
 

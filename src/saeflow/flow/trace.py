@@ -169,7 +169,9 @@ class _Growth:
             ends = (match.feature, feature) if back else (feature, match.feature)
             self._keep(self._edge(*ends, feature.site, match, rank))
         if not found:
-            self._end(feature, direction, Reason.NO_PARTNER)
+            method = str(getattr(self.matches, "method", ""))
+            paired = method.startswith("permutation")
+            self._end(feature, direction, Reason.NO_PARTNER if paired else Reason.NO_DIRECTION)
         elif not kept:
             self._end(feature, direction, Reason.BELOW_THRESHOLD, found[0].score, cut)
         return [match.feature for match in kept]

@@ -83,13 +83,14 @@ def _strongest_tokens(seen: Seen, occurred: Int[Tensor, " vocab"]) -> dict[int, 
 
 
 def _promotes(model: LanguageModel, dictionary: Dictionary) -> Iterator[tuple[str, ...]]:
-    """The tokens each row raises most in the logit lens; whitespace alone is left out."""
+    """The tokens each row raises most in the logit lens; whitespace alone is left out. A row of zeros raises none."""
     rows = dictionary.directions(model).to(model.device)
     vocabulary = vocabulary_of(model)
     k = min(TOKENS, vocabulary)
     for some in rows.split(max(1, AT_ONCE // vocabulary)):
-        for logits in model.logit_lens(some, k):
-            yield tuple(logit.token for logit in logits if logit.token.strip())
+        has = some.any(dim=1).tolist()
+        for directed, logits in zip(has, model.logit_lens(some, k), strict=True):
+            yield tuple(logit.token for logit in logits if directed and logit.token.strip())
 
 
 def _contexts(seen: Seen, row: int, sources: Sequence[str], spell: Spelling) -> tuple[Context, ...]:

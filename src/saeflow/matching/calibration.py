@@ -132,6 +132,8 @@ def calibrate(
         made_from = draw.checked(pair, atlas[pair].made_from)
         key = json.dumps([null, rows, rotations, seed, *map(str, pair), *made_from])
         path = work / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        if not draw.has_rows(pair):
+            continue
         try:
             found[pair] = read_nulls(path)[pair]
         except (BadFile, KeyError):
@@ -177,12 +179,16 @@ class _Draw:
                 )
         return self._side(pair[0]).fingerprint, self._side(pair[1]).fingerprint
 
+    def has_rows(self, pair: Pair) -> bool:
+        """Whether both sites have a row with a direction; without one there is no null."""
+        return all(len(self._side(site).matched) for site in pair)
+
     def null(self, source: Site, target: Site) -> NullDistribution:
         """The best scores at `target` of rows drawn after those of `source`."""
         name = json.dumps([self.seed, self.kind, str(source), str(target)])
         digest = hashlib.sha256(name.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
-        rows, scores = self._side(target).rows, list[float]()
+        rows, scores = self._side(target).matched, list[float]()
         for drawn in self._drawn(source, target, generator):
             scores += top_k(drawn, rows, 1).score[:, 0].tolist()
         return NullDistribution.of(source, target, self.kind, scores, self.seed)
@@ -193,7 +199,7 @@ class _Draw:
             return
         draw = rotated if self.kind == "rotation" else like_moments
         for _ in range(self.rotations):
-            yield draw(self._side(source).rows, self.rows, generator)
+            yield draw(self._side(source).matched, self.rows, generator)
 
     def _far(self, source: Site, target: Site, generator: torch.Generator) -> Iterator[Tensor]:
         """Up to `rows` rows of each far site, taken without repetition, `rotations` sites at most."""
@@ -205,7 +211,7 @@ class _Draw:
             )
         sites.sort(key=lambda site: (-abs(site.layer - target.layer), site))
         for site in sites[: self.rotations]:
-            rows = self._side(site).rows
+            rows = self._side(site).matched
             yield rows[torch.randperm(len(rows), generator=generator)[: self.rows].to(rows.device)]
 
     def _side(self, site: Site) -> Rows:

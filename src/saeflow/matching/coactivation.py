@@ -7,7 +7,7 @@ it fires on; a block of sources is correlated, ranked along both axes and forgot
 pairs is never whole in memory, and a pair that never fires together has its exact, slightly negative r.
 
 A feature that never fires, or fires alike on every token, has no correlation with anything. Such a
-feature is no match of any other, and its own matches all score 0.0.
+feature matches nothing: it is no match of any other, and has none itself.
 """
 
 from __future__ import annotations
@@ -79,9 +79,8 @@ def top_correlations(
     """The `k` columns of `y` that correlate best with each column of `x`, and the other way round.
 
     Scores are r in [-1, 1]. Where two are equal to the bit the lower index comes first, except at place
-    `k`, where either may be kept. A constant column of `x` gets the lowest indices with score 0.0; where
-    fewer than `k` columns of `y` vary, places left over hold constant ones and score no more than the
-    last real match, and 0.0 at most. No score is NaN or infinite.
+    `k`, where either may be kept. Index 0 with score -inf stands where there is no match: for a constant column,
+    and where fewer than `k` columns of the other side vary. No score is NaN.
 
     Args:
         x: activations, tokens by source features, each at most once a token.
@@ -195,15 +194,8 @@ def _inverse(spread: Float64[np.ndarray, " n_features"]) -> Float64[np.ndarray, 
 
 
 def _filled(found: Ranked) -> Ranked:
-    """The same with the places that no correlation fills given as `top_correlations` says."""
-    index, score = found.index.copy(), found.score.copy()
-    for i in np.flatnonzero(~np.isfinite(score[:, -1])).tolist():
-        real = int(np.isfinite(score[i]).sum())
-        k = index.shape[1]
-        free = np.setdiff1d(np.arange(k), index[i, :real])
-        index[i, real:] = free[: k - real]
-        score[i, real:] = min(0.0, float(score[i, real - 1])) if real else 0.0
-    return Ranked(index, score)
+    """The same with index 0 where there is no correlation."""
+    return Ranked(np.where(np.isneginf(found.score), 0, found.index).astype(np.int32), found.score)
 
 
 def size(acts: sp.csc_array | sp.csr_array) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,6 +59,8 @@ class DirectMatches:
     def best(self, feature: FeatureId, target: Site, k: int | None = None) -> tuple[Match, ...]:
         """The best `k` matches of `feature` at `target`, best first; 1 when `k` is None.
 
+        None where the feature has no direction: a row of zeros, or one that is not finite.
+
         Raises:
             UnknownSite: when there is no dictionary at one of the sites.
             UnknownFeature: when the index lies outside its dictionary.
@@ -82,10 +85,14 @@ class DirectMatches:
             raise InvalidArgument(
                 f"k={k} matches were asked of {len(rows)} rows at {target}. Give k between 1 and {len(rows)}."
             )
-        top = (rows @ direction).topk(k)
+        if not direction.any():
+            return ()
+        scores = (rows @ direction).masked_fill(~rows.any(dim=1), -torch.inf)
+        top = scores.topk(k)
         return tuple(
             Match(FeatureId(target, index), score)
             for index, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            if score != -torch.inf
         )
 
     def _direction(self, feature: FeatureId) -> Float[Tensor, " d_model"]:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
@@ -32,6 +32,7 @@ from saeflow.matching.table import MatchTable
 from saeflow.matching.virtual import reading_bias, reading_rows
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
+from saeflow.sources.weights import row_peaks
 
 _MakeRows = Callable[[Dictionary, "Role", AttentionWriter | None], Tensor]
 
@@ -82,6 +83,17 @@ class Rows:
         """sha256 of the rows in float32: they hold every tensor the method reads, thresholds as scales."""
         return hashlib.sha256(self.rows.cpu().contiguous().numpy().data).hexdigest()
 
+    @cached_property
+    def live(self) -> Int[Tensor, " n_live"] | None:
+        """The rows that have a direction, ascending; None where all have. A row of zeros matches nothing."""
+        has = row_peaks(self.rows) > 0
+        return None if bool(has.all()) else torch.nonzero(has).flatten()
+
+    @cached_property
+    def matched(self) -> Float[Tensor, "n_live width"]:
+        """The rows that have a direction."""
+        return self.rows if self.live is None else self.rows[self.live]
+
 
 def match(
     source: Dictionary,
@@ -101,8 +113,9 @@ def match(
         projector: The model, needed where a dictionary lives in z.
 
     Returns:
-        The table, with scores in the method's own units. A one-to-one method leaves features without a partner
-        where `source` is the larger side: index 0 with score -inf, which `MatchTable.best` leaves out.
+        The table, with scores in the method's own units. A feature without a direction, a row of zeros or one that
+        is not finite, matches nothing; a one-to-one method leaves features without a partner where `source` is the
+        larger side: index 0 with score -inf, which `MatchTable.best` leaves out.
 
     Raises:
         InvalidArgument: for an unknown method, `k` out of range, or folding without thresholds above 0.
@@ -114,7 +127,7 @@ def match(
     a, b = sides(source, target, method=method, projector=projector)
     if how.one_to_one:
         return match_rows(a, b, k=k, method=method)[0]
-    return _table(how, a, b, top_k(a.rows, b.rows, k))
+    return _table(how, a, b, best_rows(a, b, k, method))
 
 
 def match_pair(
@@ -143,14 +156,93 @@ def match_rows(a: Rows, b: Rows, *, k: int = 1, method: str = "cosine") -> tuple
     """
     how = find_method(method)
     if not how.one_to_one:
-        forward, backward = top_k_both(a.rows, b.rows, k)
+        forward, backward = best_rows_both(a, b, k, method)
         return _table(how, a, b, forward), _table(how, b, a, backward)
     if k != 1:
         raise InvalidArgument(
             f"k={k} matches were asked of method {how.name!r}, which gives each feature one partner. Give k=1."
         )
-    found = assign(a.rows, b.rows)
+    found = _assigned(a, b)
     return _paired(how, a, b, found), _paired(how, b, a, found.inverse(len(b.rows)))
+
+
+def best_rows(a: Rows, b: Rows, k: int, method: str) -> TopK:
+    """`top_k` among the rows that have a direction: index 0 and score -inf where there is no match.
+
+    Raises:
+        InvalidArgument: when `k` is out of range, or a product goes beyond float32.
+        WidthMismatch: when the two differ in width.
+    """
+    if a.live is None and b.live is None:
+        found = top_k(a.rows, b.rows, k)
+    else:
+        _check_k(k, len(b.rows))
+        kept = min(k, len(b.matched))
+        found = _spread(top_k(a.matched, b.matched, kept) if kept else None, a, b, k)
+    _check_products(found, a, b, method)
+    return found
+
+
+def best_rows_both(a: Rows, b: Rows, k: int, method: str) -> tuple[TopK, TopK]:
+    """`top_k_both` among the rows that have a direction: index 0 and score -inf where there is no match.
+
+    Raises:
+        InvalidArgument: when `k` is out of range, or a product goes beyond float32.
+        WidthMismatch: when the two differ in width.
+    """
+    if a.live is None and b.live is None:
+        both = top_k_both(a.rows, b.rows, k)
+    else:
+        smaller = min(len(a.matched), len(b.matched))
+        if smaller >= k:
+            found = top_k_both(a.matched, b.matched, k)
+            both = _spread(found[0], a, b, k), _spread(found[1], b, a, k)
+        else:  # fewer than k are left on a side
+            both = best_rows(a, b, k, method), best_rows(b, a, k, method)
+    for found, one, other in ((both[0], a, b), (both[1], b, a)):
+        _check_products(found, one, other, method)
+    return both
+
+
+def _spread(found: TopK | None, a: Rows, b: Rows, k: int) -> TopK:
+    """What was found among the rows that have a direction, in the numbering of all rows."""
+    index = torch.zeros((len(a.rows), k), dtype=torch.int64, device=a.rows.device)
+    score = a.rows.new_full((len(a.rows), k), -torch.inf)
+    if found is not None:
+        kept = found.index.shape[1]
+        own = slice(None) if a.live is None else a.live
+        index[own, :kept] = found.index if b.live is None else b.live[found.index]
+        score[own, :kept] = found.score
+    return TopK(index, score)
+
+
+def _check_products(found: TopK, a: Rows, b: Rows, method: str) -> None:
+    whole = found.score if a.live is None else found.score[a.live]
+    if not bool(torch.isfinite(whole[:, : len(b.matched)]).all()):
+        raise InvalidArgument(
+            f"dot products of {a.site} and {b.site} go beyond float32 under method {method!r}. Use one that "
+            'takes unit rows: "cosine".'
+        )
+
+
+def _check_k(k: int, most: int) -> None:
+    if not 1 <= k <= most:
+        raise InvalidArgument(f"k={k} matches were asked of {most} rows. Give k between 1 and {most}.")
+
+
+def _assigned(a: Rows, b: Rows) -> Assignment:
+    """`assign` among the rows that have a direction, in the numbering of all rows."""
+    if a.live is None and b.live is None:
+        return assign(a.rows, b.rows)
+    index, score = np.full(len(a.rows), NO_PARTNER, dtype=np.int64), np.full(len(a.rows), -np.inf)
+    if not len(a.matched) or not len(b.matched):
+        return Assignment(index, score, 0.0, 0.0, 0.0, exact=True, how="nothing to pair")
+    found = assign(a.matched, b.matched)
+    own = np.arange(len(a.rows)) if a.live is None else a.live.cpu().numpy()
+    other = np.arange(len(b.rows)) if b.live is None else b.live.cpu().numpy()
+    index[own] = np.where(found.index == NO_PARTNER, NO_PARTNER, other[found.index])
+    score[own] = found.score
+    return replace(found, index=index, score=score)
 
 
 def permutation(
@@ -170,7 +262,7 @@ def permutation(
         known = ", ".join(name for name, how in METHODS.items() if how.one_to_one)
         raise InvalidArgument(f"method {method!r} is no one-to-one matching. Those are: {known}.")
     a, b = sides(source, target, method=method, projector=projector)
-    return assign(a.rows, b.rows)
+    return _assigned(a, b)
 
 
 def sides(
@@ -202,6 +294,9 @@ def rows_of(
     dictionary: Dictionary, role: Role, method: str = "cosine", projector: AttentionWriter | None = None
 ) -> Rows:
     """The rows a dictionary brings to a method, in float32. Reads only the tensors that the method needs.
+
+    A row of zeros stands for a feature without a direction: what it writes (or reads, where only that is compared)
+    is zeros or not finite.
 
     `role` matters to the virtual methods alone: a parent brings what it writes, a child what it reads.
 
@@ -253,12 +348,16 @@ def _decoder(dictionary: Dictionary, _: Role, projector: AttentionWriter | None)
 
 
 def _encoder_too(dictionary: Dictionary, _: Role, projector: AttentionWriter | None) -> Tensor:
-    reads = reading_rows(dictionary)
-    return torch.cat([dictionary.written(projector), reads], dim=1)
+    return _beside(dictionary.written(projector), reading_rows(dictionary))
 
 
 def _bias_too(dictionary: Dictionary, role: Role, projector: AttentionWriter | None) -> Tensor:
-    return torch.cat([_encoder_too(dictionary, role, projector), reading_bias(dictionary)[:, None]], dim=1)
+    return _beside(_encoder_too(dictionary, role, projector), reading_bias(dictionary)[:, None])
+
+
+def _beside(written: Tensor, more: Tensor) -> Tensor:
+    """Rows side by side; a feature that writes nothing stays a row of zeros."""
+    return torch.cat([written, torch.where(row_peaks(written)[:, None] > 0, more, 0)], dim=1)
 
 
 def _virtual(dictionary: Dictionary, role: Role, projector: AttentionWriter | None) -> Tensor:
@@ -318,11 +417,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 
 def _table(how: Method, a: Rows, b: Rows, top: TopK) -> MatchTable:
-    if not bool(torch.isfinite(top.score).all()):
-        raise InvalidArgument(
-            f"dot products of {a.site} and {b.site} go beyond float32 under method {how.name!r}. Use one that "
-            'takes unit rows: "cosine".'
-        )
     index, score = top.index.to(torch.int32).cpu().numpy(), top.score.float().cpu().numpy()
     return MatchTable(
         a.site, b.site, how.name, len(b.rows), index, score, (a.fingerprint, b.fingerprint)

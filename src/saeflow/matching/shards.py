@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int32, Int64
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -32,8 +32,8 @@ from saeflow.engines import Engine
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Site
 from saeflow.matching.atlas import Pair
-from saeflow.matching.cosine import COLUMNS, top_k_both
-from saeflow.matching.methods import Role, Rows, find_method, roles, rows_of
+from saeflow.matching.cosine import COLUMNS
+from saeflow.matching.methods import Role, Rows, best_rows_both, find_method, roles, rows_of
 from saeflow.matching.pairs import file_name, there
 from saeflow.matching.table import MatchTable
 from saeflow.paths import write_atomic
@@ -84,6 +84,11 @@ class Best:
         score = np.concatenate([self.score, other.score], axis=1)
         order = np.lexsort((index, -score), axis=1)[:, :k]
         return Best(np.take_along_axis(index, order, 1), np.take_along_axis(score, order, 1))
+
+    @property
+    def rows(self) -> Int32[np.ndarray, "n k"]:
+        """`index` as a table has it: 0 where there is no match."""
+        return np.where(np.isneginf(self.score), 0, self.index).astype(np.int32)
 
 
 def cut(n: int, rows: int, k: int) -> Bounds:
@@ -147,12 +152,7 @@ class MatchShards:
     def __call__(self, unit: ShardUnit) -> bytes:
         """See the class."""
         a, b = self._shard(unit.source), self._shard(unit.target)
-        forward, backward = top_k_both(a.rows, b.rows, self.k)
-        if not bool(forward.score.isfinite().all() and backward.score.isfinite().all()):
-            raise InvalidArgument(
-                f"dot products of {a.site} and {b.site} go beyond float32 under method {self.method!r}. Use one that "
-                'takes unit rows: "cosine".'
-            )
+        forward, backward = best_rows_both(a, b, self.k, self.method)
         return save(
             {
                 "forward.index": forward.index.cpu().numpy() + unit.target[2],
@@ -295,7 +295,7 @@ class ShardedBuild:
         ways = ((pair, both[0], sizes[1], a, b), ((pair[1], pair[0]), both[1], sizes[0], b, a))
         for (source, target), best, n_target, one, other in ways:
             table = MatchTable(
-                source, target, self.method, n_target, best.index.astype(np.int32), best.score,
+                source, target, self.method, n_target, best.rows, best.score,
                 (one.whole, other.whole),
             )  # fmt: skip
             table.save(self.out / file_name(source, target))

@@ -36,7 +36,8 @@ def cut(null: NullDistribution, best: Float[np.ndarray, " n"], fdr: float) -> fl
         raise InvalidArgument(
             f"fdr={fdr} is no false-discovery rate. Give a share between 0 and 1, such as 0.01."
         )
-    ordered = np.sort(best)[::-1]
+    # a feature without a direction has no match, and is no test
+    ordered = np.sort(best[~np.isneginf(best)])[::-1]
     passed = p_values(null, ordered) <= fdr * np.arange(1, len(ordered) + 1) / max(len(ordered), 1)
     kept = np.flatnonzero(passed)
     return min(float(ordered[kept[-1]]), 1.0) if len(kept) else 1.0

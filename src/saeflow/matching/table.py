@@ -38,8 +38,9 @@ class MatchTable:
         method: How it was matched, such as "cosine".
         n_target: Number of features of the target dictionary.
         index: Rows of the target dictionary, best first.
-        score: Their scores; for "cosine" the cosine of the two decoder rows, in [-1, 1]. -inf where a one-to-one
-            method left the feature without a partner; `index` is 0 there and means nothing.
+        score: Their scores; for "cosine" the cosine of the two decoder rows, in [-1, 1]. -inf where there is
+            no match: the feature has no direction, or a one-to-one method left it without a partner; `index` is 0
+            there and means nothing.
         made_from: Fingerprints of the source and the target dictionary, "" when unknown.
     """
 
@@ -68,7 +69,7 @@ class MatchTable:
     def best(self, feature: FeatureId, target: Site | None = None, k: int | None = None) -> tuple[Match, ...]:
         """The best `k` matches of `feature`, best first (all that are kept when `k` is None).
 
-        None where a one-to-one method left the feature without a partner.
+        None where the feature has no direction, or a one-to-one method left it without a partner.
 
         Raises:
             UnknownSite: when the feature or `target` belongs to another table.

@@ -54,7 +54,7 @@ def reading_rows(dictionary: Dictionary) -> Float[Tensor, "n_features d_model"]:
             "its encoder rows do not lie in the residual stream, and those of two layers not in one space. "
             'Match by what it writes: method "cosine", "permutation" or "decoder-product".'
         )
-    rows = dictionary.W_enc
+    rows = dictionary.finite_rows("W_enc")
     if dictionary.preprocessing.center or dictionary.preprocessing.norm is Norm.LAYER_NORM:
         return rows - rows.mean(dim=1, keepdim=True)
     return rows
@@ -67,8 +67,8 @@ def reading_bias(dictionary: Dictionary) -> Float[Tensor, " n_features"]:
         BadFile: when a tensor is not finite.
     """
     if dictionary.preprocessing.subtract_b_dec:
-        return dictionary.b_enc - dictionary.W_enc @ dictionary.b_dec
-    return dictionary.b_enc
+        return dictionary.finite_rows("b_enc") - dictionary.finite_rows("W_enc") @ dictionary.b_dec
+    return dictionary.finite_rows("b_enc")
 
 
 def weighted_virtual(

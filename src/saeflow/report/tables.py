@@ -30,10 +30,16 @@ def best_summary(table: MatchTable) -> Row:
 
 
 def score_summary(best: Float32[np.ndarray, " n_source"]) -> Row:
-    """Mean of the best scores, and the shares above 0.5 and 0.7; features without a match are left out."""
+    """How many features have no match, and of the others the mean best score and the shares above 0.5 and 0.7.
+
+    A feature has none when it has no direction (a decoder row of zeros), or no partner under a one-to-one method.
+    """
+    none = int(np.isneginf(best).sum())
     best = best[~np.isneginf(best)]
+    if not len(best):
+        return {"no match": none, "mean best": None} | {f"above {line}": None for line in ABOVE}
     shares = {f"above {line}": round(float(np.mean(best > line)), 4) for line in ABOVE}
-    return {"mean best": round(float(best.mean()), 4)} | shares
+    return {"no match": none, "mean best": round(float(best.mean()), 4)} | shares
 
 
 def match_rows(table: MatchTable, limit: int, back: MatchTable | None = None) -> tuple[Row, list[Row]]:

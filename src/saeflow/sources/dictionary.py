@@ -8,7 +8,9 @@ An autoencoder reconstructs what it reads, and d_out = d_in. A transcoder reads 
 and predicts what the MLP writes (its `site`), some with a linear skip beside the features.
 Rows are features in both matrices, whatever the file says: the readers in `formats` turn them, nothing
 else does. Matching without data (section 3.2 of arXiv 2502.03032) needs `W_dec` alone, so every tensor is
-read by itself, at first use, and checked then: not finite, or a decoder row of zeros, is a BadFile.
+read by itself, at first use, and checked then: values that are not finite are a BadFile. A decoder row of zeros
+is a feature that writes nothing. Matching needs single rows: a feature whose row is zeros or not finite has no
+direction and matches nothing, and all others match as if it were not there.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.errors import InvalidArgument, WidthMismatch
+from saeflow.errors import BadFile, InvalidArgument, WidthMismatch
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, TopK
 from saeflow.sources.architectures import Tap
@@ -168,7 +170,7 @@ class Dictionary:
 
     @cached_property
     def W_dec(self) -> Float[Tensor, "n_features d_out"]:  # noqa: N802
-        """The decoder, a row a feature. Raises BadFile where a row is not finite or is all zeros."""
+        """The decoder, a row a feature. Raises BadFile where a row is not finite."""
         return self._read("W_dec")
 
     @cached_property
@@ -188,8 +190,23 @@ class Dictionary:
 
     def _read(self, name: str) -> Tensor:
         tensor = self._weights.read(name)
-        check_values(tensor, name, self._weights.origin, zero_rows=name != "W_dec")
+        check_values(tensor, name, self._weights.origin)
         return tensor
+
+    def finite_rows(self, name: str) -> Tensor:
+        """`W_enc`, `b_enc` or `W_dec` for those who use rows one by one: rows that are not finite are zeros.
+
+        Raises:
+            BadFile: when the tensor cannot be read, or no row of it is finite.
+        """
+        try:
+            return getattr(self, name)
+        except BadFile:
+            tensor = self._weights.read(name)
+            finite = torch.isfinite(row_peaks(tensor))
+            if not finite.any():
+                raise
+            return torch.where(finite if tensor.ndim < 2 else finite[:, None], tensor, 0)
 
     def unload(self) -> None:
         """Forget the tensors that were read; the next use reads them again. Values do not change.
@@ -290,31 +307,39 @@ class Dictionary:
 
         The decoder rows, at unit norm; no release promises that they are. A row v of a dictionary on z is
         written as `(W_O v) * gain`: a norm after attention also divides by a positive number a token, which a
-        direction does not see. Reads `W_dec` and nothing else.
+        direction does not see. A row of zeros, or one that is not finite, has no direction and is given as zeros.
+        Reads `W_dec` and nothing else.
 
         Raises:
             WidthMismatch: on z without a model, or with a model whose z has another width.
-            BadFile: when a row is zero or not finite.
+            BadFile: when the tensor cannot be read.
         """
         rows = self.written(model)
         # a row is scaled by its largest entry first, so that no square under- or overflows
-        rows = rows / row_peaks(rows)[:, None]
-        return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        peaks = row_peaks(rows)[:, None]
+        rows = rows / torch.where(peaks > 0, peaks, 1)
+        # at least 1 but for a row of zeros
+        return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=0.5)
 
     def written(self, model: AttentionWriter | None = None) -> Float[Tensor, "n_features d_model"]:
         """What an activation of 1 of each feature writes into the residual stream, in the units of the weights.
 
-        The decoder rows; on z the rows as the model projects them, up to the positive number by which a norm
-        after attention divides each token.
+        The decoder rows, zeros where a row is not finite; on z the rows as the model projects them, up to the
+        positive number by which a norm after attention divides each token.
 
         Raises:
             WidthMismatch: on z without a model, or with a model whose z has another width.
-            BadFile: when a row is zero or not finite.
+            BadFile: when the tensor cannot be read, or the model projects rows to what is not finite.
         """
         if self.tap is not Tap.Z:
-            return self.W_dec
-        rows = self._written(self.W_dec, model)
-        check_values(rows, "W_dec projected by W_O", self.origin, zero_rows=False)
+            return self.finite_rows("W_dec")
+        rows = self._written(self.finite_rows("W_dec"), model)
+        check_values(rows, "W_dec projected by W_O", self.origin)
+        if not rows.any() and self.finite_rows("W_dec").any():
+            raise BadFile(
+                f"{self.origin}: the output projection of the model at layer {self.site.layer} takes every row of "
+                "'W_dec' to zeros, so that no feature has a direction. Load the model the dictionary was trained on."
+            )
         return rows
 
     def _written(self, rows: Tensor, model: AttentionWriter | None) -> Float[Tensor, "n_features d_model"]:

@@ -28,6 +28,7 @@ from saeflow.sources.activations import Activation, TopK
 from saeflow.sources.architectures import Point, Tap
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.sources.values import OutputProjection
+from saeflow.sources.weights import unit_rows
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
 """A function of the hidden state `Float[Tensor, "batch pos d_in"]` that returns one of the same shape."""
@@ -286,12 +287,13 @@ def added(edit: Add, dictionary: Dictionary, model: AttentionWriter) -> Float[Te
     Raises:
         UnknownFeature: for an index outside the dictionary.
         WidthMismatch: for a dictionary on z that is not this model's.
+        InvalidArgument: for a feature whose decoder row has no direction.
     """
-    rows = dictionary.W_dec[indices(edit.features, dictionary)].float()
+    rows = dictionary.finite_rows("W_dec")[indices(edit.features, dictionary)].float()
     if dictionary.tap is Tap.Z:
         rows = OutputProjection(*model.attention_writer(edit.site.layer)).project(rows)
     strengths = torch.tensor([float(s) for s in edit.strengths.values()])
-    return strengths @ torch.nn.functional.normalize(rows.cpu(), dim=-1, eps=0.0)
+    return strengths @ unit_rows(rows.cpu(), edit.features)
 
 
 def adding(vector: Float[Tensor, " d_model"]) -> Change:

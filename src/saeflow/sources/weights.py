@@ -6,7 +6,7 @@ time; wrappers change what is read without reading anything else: other device o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.ids import FeatureId
 
 
 @runtime_checkable
@@ -270,8 +271,8 @@ def expected_shapes(n_features: int, d_in: int, d_out: int) -> dict[str, tuple[i
     }
 
 
-def check_values(tensor: Tensor, name: str, origin: str, *, zero_rows: bool) -> None:
-    """Refuse values that are not finite and, unless `zero_rows`, rows that are all zeros.
+def check_values(tensor: Tensor, name: str, origin: str) -> None:
+    """Refuse values that are not finite.
 
     Raises:
         BadFile: naming `origin`, the tensor, how many rows and which come first.
@@ -283,13 +284,23 @@ def check_values(tensor: Tensor, name: str, origin: str, *, zero_rows: bool) -> 
             f"{origin}: tensor {name!r} has NaN or infinite values in {len(bad)} of {len(peak)} rows (first "
             f"rows {first_rows(bad)}). Fetch the file again; if it was trained here, training diverged."
         )
-    zero = torch.nonzero(peak == 0).flatten() if not zero_rows else bad
-    if len(zero):
-        raise BadFile(
-            f"{origin}: tensor {name!r} has {len(zero)} of {len(peak)} rows that are all zeros (first rows "
-            f"{first_rows(zero)}), and a row of zeros has no direction to match. Remove these features from "
-            "the file, with their entries in the other tensors, or fetch it again if it should not have any."
+
+
+def unit_rows(rows: Float[Tensor, "n width"], features: Sequence[FeatureId]) -> Float[Tensor, "n width"]:
+    """The decoder rows of some features at unit length, for those who add them to hidden states.
+
+    Raises:
+        InvalidArgument: for a row without a direction: adding it would change nothing, or everything to NaN.
+    """
+    peak = row_peaks(rows)
+    bad = [str(f) for f, one in zip(features, peak.tolist(), strict=True) if not 0 < one < float("inf")]
+    if bad:
+        named = ", ".join(bad[:5]) + (" and others" if len(bad) > 5 else "")
+        raise InvalidArgument(
+            f"{len(bad)} of {len(peak)} features have a decoder row of zeros, or one that is not finite ({named}): "
+            "there is no direction to add to a hidden state. Leave these features out."
         )
+    return torch.nn.functional.normalize(rows, dim=-1, eps=0.0)
 
 
 def row_peaks(tensor: Float[Tensor, "*rows columns"]) -> Float[Tensor, " n_rows"]:

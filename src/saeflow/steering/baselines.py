@@ -24,6 +24,7 @@ from saeflow.experiments.sampling import generator
 from saeflow.ids import FeatureId, Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
+from saeflow.sources.weights import row_peaks
 from saeflow.steering.activity import activity
 from saeflow.steering.plan import Direction, SteeringPlan, Step
 from saeflow.steering.written import unit_rows
@@ -98,7 +99,7 @@ def random_mirrors(
     for site in plan.sites:
         steps = [step for step in plan.steps if step.feature.site == site]
         taken = [feature.index for feature in left_out if feature.site == site]
-        free = np.ones(dictionaries[site].n_features, dtype=np.bool_)
+        free = (row_peaks(dictionaries[site].finite_rows("W_dec")) > 0).cpu().numpy()
         free[taken] = False
         if int(free.sum()) < len(steps):
             raise InvalidArgument(

@@ -112,7 +112,7 @@ def _turned_up(
     model: LanguageModel, dictionary: Dictionary, features: Sequence[FeatureId], tokens: Tokens, amount: float
 ) -> Float[Tensor, "n vocab"]:
     """The next token's distribution, one row for each feature, with that feature turned up on the last token."""
-    rows = dictionary.W_dec[[feature.index for feature in features]]
+    rows = dictionary.finite_rows("W_dec")[[feature.index for feature in features]]
 
     def turn_up(h: Float[Tensor, "n pos d_in"]) -> Float[Tensor, "n pos d_in"]:
         out = h.clone()

@@ -20,6 +20,7 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.stream import special_tokens
+from saeflow.sources import weights
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary, Norm
 from saeflow.sources.model import LanguageModel
@@ -60,7 +61,7 @@ def stream_rows(
     Raises:
         WidthMismatch: on z without a model, or with a model whose z has another width.
     """
-    rows = dictionary.W_dec[[feature.index for feature in features]]
+    rows = dictionary.finite_rows("W_dec")[[feature.index for feature in features]]
     if dictionary.tap is Tap.Z:
         if model is None:
             return dictionary.written(None).double()  # raises, and says what to do
@@ -75,8 +76,9 @@ def unit_rows(
 
     Raises:
         WidthMismatch: on z without a model, or with a model whose z has another width.
+        InvalidArgument: for a feature whose decoder row has no direction.
     """
-    return torch.nn.functional.normalize(stream_rows(dictionary, features, model), dim=-1, eps=0.0)
+    return weights.unit_rows(stream_rows(dictionary, features, model), features)
 
 
 def depends_on_token(dictionary: Dictionary, model: LanguageModel | None) -> bool:

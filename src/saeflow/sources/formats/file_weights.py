@@ -132,7 +132,7 @@ class FileWeights:
             BadFile: when it cannot be read or is not finite.
         """
         tensor = self.read(name)
-        check_values(tensor, self.layout[name].name, self.origin, zero_rows=True)
+        check_values(tensor, self.layout[name].name, self.origin)
         return tensor
 
     def threshold(self) -> Tensor:
