@@ -45,6 +45,7 @@ NAMES = {
 class Listed:
     saes_map: dict[str, str]
     model: str = "some-model"
+    conversion_func: str | None = None
 
 
 class Config:
@@ -83,6 +84,13 @@ def package(monkeypatch: pytest.MonkeyPatch):
     directory = types.ModuleType("sae_lens.loading.pretrained_saes_directory")
     listed = {name: Listed(dict.fromkeys(saes, "")) for name, saes in NAMES.items()}
     directory.get_pretrained_saes_directory = lambda: listed
+    layers = {f"layer_{layer}": str(layer) for layer in range(2)}
+    listed["mntss-gemma-2-2b-2.5m-clt-as-per-layer"] = Listed(
+        layers, conversion_func="mntss_clt_layer_transcoder"
+    )
+    listed["gemma-scope-2-1b-pt-mixed"] = Listed(
+        {"layer_3_res": "resid_post/layer_3", "layer_3_transcoder": "clt/width_262k/params_layer_3"}
+    )
     top = types.ModuleType("sae_lens")
     top.SAE = types.SimpleNamespace(from_pretrained=from_pretrained)
     for name, module in {
@@ -144,7 +152,7 @@ def test_several_saes_at_one_site_need_a_pattern_and_are_listed(package: Any):
 def test_releases_without_sites_and_unknown_ones_are_refused(package: Any):
     with pytest.raises(UnsupportedFormat, match="no SAE of gpt2-small-resid-mid-v5-32k says its site"):
         load_dictionaries("sae-lens:gpt2-small-resid-mid-v5-32k")
-    with pytest.raises(UnknownRelease, match="no release 'gpt2-x' among its 10: gpt2-small-mlp"):
+    with pytest.raises(UnknownRelease, match="no release 'gpt2-x' among its 12: gpt2-small-mlp"):
         load_dictionaries("sae-lens:gpt2-x")
 
 
@@ -174,3 +182,16 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "sae_lens.loading.pretrained_saes_directory", None)
     with pytest.raises(MissingExtra, match=r'pip install "saeflow\[sae-lens\]"'):
         load_dictionaries("sae-lens:gpt2-small-res-jb")
+
+
+def test_cross_layer_transcoders_whose_decoders_the_loader_sums_are_refused_before_anything_is_fetched(
+    package: Any,
+):
+    with pytest.raises(
+        UnsupportedFormat, match=r"2\.5m-clt-as-per-layer: a cross-layer .* sae-lens sums them"
+    ):
+        load_dictionaries("sae-lens:mntss-gemma-2-2b-2.5m-clt-as-per-layer")
+    found = load_dictionaries("sae-lens:gemma-scope-2-1b-pt-mixed")
+    assert [str(site) for site in found.sites] == ["3/res"]
+    assert "sums them" in found.left_out["layer_3_transcoder"]
+    assert package.asked == []

@@ -38,12 +38,17 @@ _DIRECTORY: Final = "sae_lens.loading.pretrained_saes_directory"
 _LAYER: Final = re.compile(r"(?:^|[/_.-])(?:layer_?|l|L)?(\d+)(?=$|[/_.a-zA-Z-])")
 _PARTS: Final = (
     (Part.ATT, re.compile(r"(?:^|[/_.-])(?:att|attn|attention|lxa|hook_z)(?=$|[/_.-])|^l\d+a_")),
-    (Part.MLP, re.compile(r"(?:^|[/_.-])(?:mlp|transcoders?|clt|lxm)(?=$|[/_.-])|^l\d+m_")),
+    (Part.MLP, re.compile(r"(?:^|[/_.-])(?:mlp|transcoders?|lxm)(?=$|[/_.-])|^l\d+m_")),
     # the last three name releases whose SAEs are all of the residual stream, which no name of theirs says
     (
         Part.RES,
         re.compile(r"(?:^|[/_.-])(?:res|resid|lxr)(?=$|[/_.-])|^l\d+r_|^qwen-scope|^goodfire|-andyrdt$"),
     ),
+)
+_CLT: Final = re.compile(r"(?:^|[/_])clt(?=$|[/_])")
+_CROSS_LAYER: Final = (
+    "a cross-layer transcoder has a decoder for every layer that it writes, and sae-lens sums them, which is what no "
+    "layer receives"
 )
 _HOOK: Final = re.compile(r"blocks\.\d+\.(?:attn\.)?hook_[a-z]+(?:_[a-z]+)?")
 
@@ -58,7 +63,7 @@ def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], s
         MissingExtra: when sae-lens is not installed.
         UnknownRelease: when it has no such release.
         InvalidArgument: when the pattern fits none.
-        UnsupportedFormat: when no site can be told from the names of its SAEs.
+        UnsupportedFormat: when no site can be told from the names of its SAEs, or they are cross-layer transcoders.
     """
     release, _, pattern = name.partition("@")
     listed = _listing(release)
@@ -71,11 +76,17 @@ def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], s
     left_out: dict[str, str] = {}
     for sae in names:
         site = _site(release, sae)
-        if site is None:
+        if _is_cross_layer(listed, sae):
+            left_out[sae] = _CROSS_LAYER
+        elif site is None:
             left_out[sae] = "its name gives no site of saeflow"
         else:
             at.setdefault(site, []).append(sae)
     if not at:
+        if _CROSS_LAYER in left_out.values():
+            raise UnsupportedFormat(
+                f"sae-lens:{release}: {_CROSS_LAYER}. Take transcoders of one layer each; circuit-tracer reads these."
+            )
         raise UnsupportedFormat(
             f"no SAE of {release} says its site by its name: {_some(names)}. Load one with sae-lens, save it with "
             "save_model, and pass the folder."
@@ -134,6 +145,12 @@ def _open(release: str, names: list[str], site: Site) -> Dictionary:
             f"{where}: is at {made.site}, and its name says {site}. Save it, and pass the folder."
         )
     return made
+
+
+def _is_cross_layer(listed: Any, sae: str) -> bool:
+    """Whether the loader sums decoders: told by which of its functions it is and, of Gemma Scope 2, by the file."""
+    function = str(getattr(listed, "conversion_func", None) or "")
+    return bool(_CLT.search(function) or _CLT.search(listed.saes_map[sae]))
 
 
 def _listing(release: str) -> Any:
