@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from layouts import (
     Arrays,
@@ -23,6 +24,7 @@ from layouts_more import (
 )
 from safetensors.torch import load_file, save_file
 
+from saeflow.errors import BadFile
 from saeflow.ids import Part, Site
 from saeflow.sources.activations import BatchTopK, JumpReLU, ReLU, TopK
 from saeflow.sources.architectures import Tap
@@ -57,6 +59,16 @@ def agree(d: Dictionary, acts: np.ndarray, out: np.ndarray) -> None:
     assert 0 < (acts > 0).mean() < 1, "the case must have features on and off"
     np.testing.assert_allclose(d.encode(h).numpy(), acts, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(d.decode(d.encode(h), h).numpy(), out, rtol=1e-4, atol=1e-4)
+
+
+def only_directions(d: Dictionary, W_dec: np.ndarray, message: str) -> None:
+    """Its directions are those of `W_dec`, and whatever encodes is refused with `message`."""
+    unit = W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True)
+    np.testing.assert_allclose(d.directions().numpy(), unit, atol=1e-6)
+    with pytest.raises(BadFile, match=message):
+        d.encode(torch.from_numpy(H))
+    with pytest.raises(BadFile, match=message):
+        d.encode_only(torch.from_numpy(H), torch.tensor([0]))
 
 
 def bfloat16(a: Arrays) -> Arrays:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from layouts import (
     arrays,
     write_gemma_scope,
@@ -20,13 +22,15 @@ from reading import (
     bfloat16,
     jump,
     one,
+    only_directions,
 )
+from safetensors.torch import load_file, save_file
 
-from saeflow.errors import BadFile, UnsupportedFormat
+from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Norm, Preprocessing
-from saeflow.sources.formats import load
+from saeflow.sources.formats import load, save_release
 
 # Gemma Scope
 
@@ -131,12 +135,89 @@ def test_llama_scope_takes_file_or_folder_and_hooks(tmp_path: Path):
 def test_llama_scope_from_the_stream_to_the_mlp_and_bad_numbers_are_refused(tmp_path: Path):
     with pytest.raises(UnsupportedFormat, match=r"hyperparams\.json: reads .* writes .* input of an MLP"):
         load(write_llama_scope(tmp_path / "a", arrays(), hook_point_out="blocks.3.hook_mlp_out"))
-    for number, (key, value) in enumerate([("jump_relu_threshold", None), ("d_model", 0), ("d_model", True)]):
-        with pytest.raises(BadFile, match=rf"hyperparams\.json: {key} is {value}"):
-            load(write_llama_scope(tmp_path / str(number), arrays(), **{key: value}))
+    wrong: list[tuple[str, Any]] = [
+        ("jump_relu_threshold", None), ("d_model", 0), ("d_model", True), ("dataset_average_activation_norm", None),
+    ]  # fmt: skip
+    a = bfloat16(arrays())
+    for number, (key, value) in enumerate(wrong):
+        d = one(write_llama_scope(tmp_path / str(number), a, **{key: value}))
+        only_directions(d, a.W_dec, rf"hyperparams\.json: {key} is {value}")
 
 
 # sae-lens
+
+
+AVERAGE = {"normalize_activations": "expected_average_only_in"}
+
+
+@pytest.mark.parametrize("subtract", [False, True])
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "topk"])
+def test_a_checkpoint_of_sae_lens_is_read_with_the_factor_beside_it(
+    tmp_path: Path, architecture: str, subtract: bool
+):
+    a, c = arrays(), np.float32(0.37)
+    folder = write_sae_lens(
+        tmp_path, a, architecture=architecture, k=3, apply_b_dec_to_input=subtract, **AVERAGE
+    )
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.37}))
+    pre = (c * H - a.b_dec * subtract) @ a.W_enc.T + a.b_enc
+    acts = jump(pre, a.threshold) if architecture == "jumprelu" else np.maximum(pre, 0)
+    if architecture == "topk":
+        acts = np.where(pre >= np.sort(pre, axis=1)[:, -3][:, None], acts, 0)
+    agree(one(folder), acts, (acts @ a.W_dec + a.b_dec) / c)
+
+
+def test_a_batch_topk_checkpoint_ranked_by_decoder_norm_scales_its_threshold_with_the_rows(tmp_path: Path):
+    a, c = arrays(), np.float32(0.37)
+    folder = write_sae_lens(
+        tmp_path, a, architecture="batchtopk", rescale_acts_by_decoder_norm=True, **AVERAGE
+    )
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.37}))
+    path = folder / "sae_weights.safetensors"
+    tensors = {name: value for name, value in load_file(path).items() if name != "threshold"}
+    save_file(tensors | {"topk_threshold": torch.tensor(0.8)}, path)
+    norms = np.linalg.norm(a.W_dec, axis=1)
+    acts = jump((c * H @ a.W_enc.T + a.b_enc) * norms, 0.8)
+    agree(one(folder), acts / c, (acts @ (a.W_dec / norms[:, None]) + a.b_dec) / c)
+
+
+@pytest.mark.parametrize("scaler", [None, '{"scaling_factor": null}', "{"])
+def test_without_the_factor_of_its_normalisation_directions_are_known_and_sizes_are_not(
+    tmp_path: Path, scaler: str | None
+):
+    a = arrays()
+    folder = write_sae_lens(tmp_path / "saes", a, **AVERAGE)
+    if scaler is not None:
+        (folder / "activation_scaler.json").write_text(scaler)
+    d = one(folder)
+    only_directions(d, a.W_dec, r"cfg\.json: .*activation_scaler\.json.*fold_activation_norm_scaling_factor")
+    for use in (lambda: d.decode(torch.ones(1, 7)), d.fold, lambda: d.W_enc):
+        with pytest.raises(UnsupportedFormat, match="fold_activation_norm_scaling_factor"):
+            use()
+    with pytest.raises(UnsupportedFormat, match="fold_activation_norm_scaling_factor"):
+        save_release(tmp_path / "own", {d.site: d}, name="x", model="")
+
+
+def test_the_logarithm_of_thresholds_that_older_sae_lens_kept_is_read(tmp_path: Path):
+    a = arrays()
+    folder = write_sae_lens(tmp_path, a)
+    path = folder / "sae_weights.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"log_threshold": tensors.pop("threshold").log()}, path)
+    acts = jump(H @ a.W_enc.T + a.b_enc, a.threshold)
+    agree(one(folder), acts, acts @ a.W_dec + a.b_dec)
+
+
+def test_factors_of_finetuning_are_read_where_they_are_ones_and_refused_at_encoding_otherwise(tmp_path: Path):
+    a = arrays()
+    folder = write_sae_lens(tmp_path, a, architecture="standard", finetuning_scaling_factor=True)
+    path = folder / "sae_weights.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"scaling_factor": torch.ones(7)}, path)
+    acts = np.maximum(H @ a.W_enc.T + a.b_enc, 0)
+    agree(one(folder), acts, acts @ a.W_dec + a.b_dec)
+    save_file(tensors | {"scaling_factor": torch.full((7,), 1.1)}, path)
+    only_directions(one(folder), a.W_dec, "finetuning_scaling_factor is set")
 
 
 @pytest.mark.parametrize("subtract", [False, True])
@@ -236,7 +317,7 @@ def test_a_site_can_be_given_where_the_hook_is_odd(tmp_path: Path):
             {"architecture": "temporal"},
             "architecture 'temporal' is not supported. Supported: standard, jumprelu, topk, gated",
         ),
-        ({}, {"normalize_activations": "expected_average_only_in"}, "fold_activation_norm_scaling_factor"),
+        ({}, {"normalize_activations": "covariance_whitening"}, r"fold_activation_whitening\(mean, "),
         ({"hook_head_index": 3}, {}, "hook_head_index is 3"),
         ({"hook_name_out": "blocks.5.hook_mlp_out"}, {}, "is no transcoder"),
     ],

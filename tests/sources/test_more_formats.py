@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -22,15 +23,16 @@ from layouts_more import (
     write_sae_lens_more,
     write_sparsify,
 )
-from reading import H, agree, jump, one
+from reading import H, agree, jump, one, only_directions
 
 from saeflow.errors import BadFile, UnsupportedFormat
-from saeflow.ids import Site
-from saeflow.sources.activations import BatchTopK, TopK
+from saeflow.ids import Part, Site
+from saeflow.sources.activations import TopK
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Norm, Preprocessing
 from saeflow.sources.formats import discover, load
 from saeflow.sources.formats.torch_file import TorchFile
+from saeflow.sources.library import load_dictionaries
 
 
 def topk(pre: np.ndarray, k: int) -> np.ndarray:
@@ -95,12 +97,6 @@ def test_sparsify_skip_transcoders_read_the_mlps_input(
 @pytest.mark.parametrize(
     ("hookpoint", "config", "message"),
     [
-        (
-            "layers.3",
-            {"activation": "groupmax"},
-            r"cfg\.json: activation 'groupmax'\. Supported: activation topk",
-        ),
-        ("layers.3", {"embed_skip": True}, "activation 'topk', embed_skip"),
         ("layers.3", {"transcode": True}, "a transcoder at 3/res"),
         ("embed_tokens", {}, "hook 'embed_tokens' .* is no site"),
         ("layers.3.mlp.act", {}, r"hook 'layers\.3\.mlp\.act' .* is no site"),
@@ -111,6 +107,36 @@ def test_sparsify_that_a_dictionary_cannot_follow_is_refused(
 ):
     with pytest.raises(UnsupportedFormat, match=message):
         load(write_sparsify(tmp_path, arrays(), hookpoint=hookpoint, **config))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"activation": "groupmax"},
+            r"cfg\.json: activation 'groupmax'\..*Supported for them: activation topk",
+        ),
+        ({"embed_skip": True}, "activation 'topk', embed_skip"),
+        ({"k": 0}, r"cfg\.json: k is 0"),
+    ],
+)
+def test_sparsify_with_another_encoder_has_directions(tmp_path: Path, config: dict[str, Any], message: str):
+    a = arrays()
+    only_directions(one(write_sparsify(tmp_path, a, **config)), a.W_dec, message)
+
+
+def test_sparsify_of_several_seeds_is_at_the_hookpoint_and_a_pattern_chooses(tmp_path: Path):
+    for seed in (1, 2):
+        write_sparsify(tmp_path, arrays(seed), hookpoint=f"layers.3.mlp/seed{seed}")
+    run = {"model": "google/gemma-2-2b"}
+    assert str(one(write_sparsify(tmp_path, arrays(), hookpoint="layers.0/seed7")).site) == "0/res"
+    assert load_dictionaries(tmp_path, pattern="*/seed2").sites == (Site(3, Part.MLP),)
+    np.testing.assert_array_equal(
+        load(tmp_path, Site(3, Part.MLP), pattern="*/seed2").W_dec.numpy(), arrays(2).W_dec
+    )
+    (tmp_path / "sae-tiny-32k" / "config.json").write_text(json.dumps(run))
+    with pytest.raises(UnsupportedFormat, match=r"hook 'layers\.3\.mlp' of model 'google/gemma-2-2b'"):
+        load(tmp_path / "sae-tiny-32k" / "layers.3.mlp" / "seed1")
 
 
 def test_sparsify_on_gemma_2_is_refused_at_modules_before_the_second_norm(tmp_path: Path):
@@ -125,7 +151,7 @@ def test_sparsify_on_gemma_2_is_refused_at_modules_before_the_second_norm(tmp_pa
 def test_a_release_of_sparsify_is_a_tree_of_hookpoints(tmp_path: Path):
     for hookpoint in ("layers.0", "layers.0.mlp", "layers.1"):
         write_sparsify(tmp_path, arrays(), hookpoint=hookpoint)
-    assert [str(site) for site in discover(tmp_path)] == ["0/mlp", "0/res", "1/res"]
+    assert [str(site) for site in discover(tmp_path).openers] == ["0/mlp", "0/res", "1/res"]
 
 
 # dictionary_learning
@@ -150,13 +176,15 @@ def test_dictionary_learning_classes(tmp_path: Path, dict_class: str):
     assert (str(d.site), d.tap) == ("3/res", Tap.RES)
 
 
-def test_a_batch_topk_whose_threshold_was_never_set_keeps_what_is_positive(tmp_path: Path):
+@pytest.mark.parametrize("never", [-1.0, 0.0])
+@pytest.mark.parametrize("dict_class", ["BatchTopKSAE", "MatryoshkaBatchTopKSAE"])
+def test_a_batch_topk_whose_threshold_was_never_set_has_directions_and_no_activations(
+    tmp_path: Path, dict_class: str, never: float
+):
     a = arrays()
-    state = dictionary_learning_state(a, "BatchTopKSAE", gate()) | {"threshold": torch.tensor(-1.0)}
-    d = one(write_dictionary_learning(tmp_path, a, dict_class="BatchTopKSAE", state=state))
-    acts = np.maximum((H - a.b_dec) @ a.W_enc.T + a.b_enc, 0)
-    agree(d, acts, acts @ a.W_dec + a.b_dec)
-    assert isinstance(d.activation, BatchTopK)
+    state = dictionary_learning_state(a, dict_class, gate()) | {"threshold": torch.tensor(never)}
+    d = one(write_dictionary_learning(tmp_path, a, dict_class=dict_class, state=state))
+    only_directions(d, a.W_dec, r"ae\.pt: the threshold of this BatchTopK is .*, so training never set it")
 
 
 @pytest.mark.parametrize(
@@ -217,13 +245,14 @@ def test_classes_that_are_not_one_sae_or_leave_doubt_are_refused(tmp_path: Path)
         load(write_dictionary_learning(tmp_path / "a", arrays(), config=config))
     config = {"trainer": {"submodule_name": "resid_post_layer_3"}}
     folder = write_dictionary_learning(tmp_path / "b", arrays(), dict_class="BatchTopKSAE", config=config)
-    with pytest.raises(UnsupportedFormat, match=r"leave more than one possible; add trainer\.dict_class"):
-        load(folder)
+    a = arrays()
+    only_directions(
+        one(folder), a.W_dec, r"of an AutoEncoderTopK and of a BatchTopKSAE alike.*trainer\.dict_class"
+    )
     state = dictionary_learning_state(arrays(), "BatchTopKSAE", gate())
     del state["threshold"]
     folder = write_dictionary_learning(tmp_path / "c", arrays(), dict_class="BatchTopKSAE", state=state)
-    with pytest.raises(UnsupportedFormat, match="no tensor 'threshold'"):
-        load(folder)
+    only_directions(one(folder), a.W_dec, "no tensor 'threshold'")
 
 
 def test_names_of_a_compiled_module_are_read(tmp_path: Path):
@@ -346,11 +375,15 @@ def test_sae_lens_before_version_6_is_read_as_sae_lens_reads_it(tmp_path: Path):
     [
         ({"normalize_activations": True}, "expected_average_only_in"),
         ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu'"),
-        ({"hook_point_head_index": 3}, "hook_head_index is 3"),
     ],
 )
-def test_older_configurations_that_need_more_are_refused(
+def test_older_configurations_that_need_more_have_directions(
     tmp_path: Path, config: dict[str, Any], message: str
 ):
-    with pytest.raises(UnsupportedFormat, match=rf"cfg\.json: .*{message}"):
-        load(write_old_sae_lens(tmp_path, arrays(), **config))
+    a = arrays()
+    only_directions(one(write_old_sae_lens(tmp_path, a, **config)), a.W_dec, rf"cfg\.json: .*{message}")
+
+
+def test_an_older_sae_on_one_head_is_refused(tmp_path: Path):
+    with pytest.raises(UnsupportedFormat, match=r"cfg\.json: hook_head_index is 3"):
+        load(write_old_sae_lens(tmp_path, arrays(), hook_point_head_index=3))

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite, UnsupportedFormat
 from saeflow.ids import Part, Site
+from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import discover, load
 from saeflow.sources.formats.tensors import NpzFile, SafetensorsFile
 from saeflow.sources.formats.torch_file import TorchFile
@@ -56,13 +57,23 @@ def test_opening_reads_no_tensor_and_directions_read_the_decoder_alone(
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_a_missing_tensor_is_named_with_its_file(tmp_path: Path, write: Callable[..., Path]):
+def test_a_missing_tensor_is_named_where_it_is_needed_and_directions_need_the_decoder_alone(
+    tmp_path: Path, write: Callable[..., Path]
+):
     path = tensor_file(write(tmp_path, arrays()))
+    folder = path if path.suffix == ".npz" else folder_of(path)
     named = read_tensors(path)
+    directions = one(folder).directions()
     for name in sorted(named):
         write_tensors(path, {key: value for key, value in named.items() if key != name})
         with pytest.raises(BadFile, match=rf"{path.name}: tensor '(?i:{name})' is missing"):
-            load(path if path.suffix == ".npz" else folder_of(path))
+            _use(one(folder), directions)
+
+
+def _use(d: Dictionary, directions: torch.Tensor) -> None:
+    torch.testing.assert_close(d.directions(), directions, rtol=0, atol=0)
+    h = torch.from_numpy(H)
+    d.decode(d.encode(h), h)
 
 
 @pytest.mark.parametrize("write", WRITERS)

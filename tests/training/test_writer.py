@@ -14,7 +14,7 @@ from saeflow.ids import Site
 from saeflow.sources.activations import BatchTopK, JumpReLU, ReLU, TopK
 from saeflow.sources.architectures import ARCHITECTURES, Point, Tap
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
-from saeflow.sources.formats import load
+from saeflow.sources.formats import load, save_release
 from saeflow.sources.formats.hooks import site_of_hook
 from saeflow.sources.formats.sae_lens_writer import hf_hook, lens_hook, write_sae_lens, write_sae_lens_release
 from saeflow.sources.library import load_dictionaries
@@ -94,6 +94,17 @@ def test_sae_lens_opens_it_and_encodes_the_same(tmp_path, name):
     torch.testing.assert_close(out, d.decode(d.encode(X), X), rtol=0, atol=1e-5)
     assert sae.cfg.metadata.hook_name == lens_hook(Point(d.site.layer, d.tap))
     assert sae.cfg.metadata.model_name == "some/llama"
+
+
+def test_the_skip_of_an_autoencoder_has_no_place_there_and_is_never_dropped(tmp_path):
+    for activation in (TopK(3), ReLU(), JumpReLU(draw(N).abs())):
+        made = dictionary("2/mlp", Tap.MLP, activation, skip=True)
+        with pytest.raises(UnsupportedFormat, match=r"at 2/mlp adds a linear skip .*save_release"):
+            write_sae_lens(tmp_path, made)
+    assert not list(tmp_path.iterdir())
+    save_release(tmp_path, {made.site: made}, name="x", model="", dtype=torch.float32)
+    back = load_dictionaries(tmp_path)[made.site]
+    torch.testing.assert_close(back.decode(back.encode(X), X), made.decode(made.encode(X), X), rtol=0, atol=0)
 
 
 def test_a_topk_transcoder_has_no_architecture_there(tmp_path):

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.errors import InvalidArgument
+from saeflow.errors import BadFile, InvalidArgument
 
 
 class ActivationKind(enum.StrEnum):
@@ -187,6 +187,24 @@ class BatchTopK:
             RuntimeError: from torch, when the device does not exist.
         """
         return BatchTopK(self.threshold.to(device=device, dtype=dtype))
+
+
+def kept_threshold(threshold: Float[Tensor, "*shape"], origin: str) -> BatchTopK:
+    """A BatchTopK with the threshold a file keeps.
+
+    Raises:
+        BadFile: when it is not above 0, as a threshold is before training sets it (-1 in dictionary_learning, 0 in
+            sae-lens): every positive feature would be on.
+    """
+    low = threshold.min()
+    if not bool(low > 0):
+        raise BadFile(
+            f"{origin}: the threshold of this BatchTopK is {float(low):.3g}, so training never set it, and every "
+            "feature with a positive pre-activation would be on. Directions are known, activations are not. Take a "
+            "later checkpoint, or write the mean of the smallest kept activation of a batch into the file as its "
+            "threshold."
+        )
+    return BatchTopK(threshold)
 
 
 Activation: TypeAlias = ReLU | JumpReLU | TopK | BatchTopK

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeflow.errors import BadFile, InvalidArgument
+from saeflow.errors import BadFile, InvalidArgument, UnsupportedFormat
 from saeflow.ids import FeatureId
 
 
@@ -143,6 +143,41 @@ class EncoderScaled(_Over):
         """
         tensor = self._base.read(name)
         return tensor * self._factor().to(tensor)[:, None] if name == "W_enc" else tensor
+
+
+class DirectionsOnly(_Over):
+    """Weights of which the directions of the decoder's rows are known, and nothing else.
+
+    A number that all of them are to be multiplied by is missing: `W_dec` is read up to it, and all else refused.
+    """
+
+    def __init__(self, base: Weights, why: str) -> None:
+        """`why` is what is said where more is asked for: what is missing, and what to do."""
+        super().__init__(base)
+        self._why = why
+
+    def read(self, name: str) -> Tensor:
+        """The base's `W_dec`.
+
+        Raises:
+            UnsupportedFormat: for any other tensor.
+            BadFile: when the base does.
+        """
+        return self._base.read(self._known(name))
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some features of the base's `W_dec`.
+
+        Raises:
+            UnsupportedFormat: for any other tensor.
+            BadFile: when the base does.
+        """
+        return read_rows(self._base, self._known(name), start, stop)
+
+    def _known(self, name: str) -> str:
+        if name != "W_dec":
+            raise UnsupportedFormat(self._why)
+        return name
 
 
 class Moved(_Over):

@@ -28,10 +28,10 @@ import torch
 
 from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Part, Site
-from saeflow.sources.activations import Activation, ActivationKind, BatchTopK, JumpReLU, ReLU, TopK
+from saeflow.sources.activations import Activation, ActivationKind, JumpReLU, ReLU, TopK, kept_threshold
 from saeflow.sources.dictionary import Dictionary, Preprocessing, Tap
 from saeflow.sources.formats.configs import count, read_json
-from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
 from saeflow.sources.formats.sae_lens import gated_activation, gated_weights
 from saeflow.sources.formats.torch_file import TorchFile
 
@@ -112,7 +112,8 @@ def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictiona
     trainer = trainer if isinstance(trainer, dict) else config
     file = TorchFile(folder / WEIGHTS)
     place = site if site is not None else _place(folder, config, trainer)
-    made = _CLASSES[_class_name(trainer, file, str(path))]
+    told = _class_name(trainer, file, str(path))
+    made = _CLASSES[told or "AutoEncoderTopK"]
     layout = dict(made.layout)
     if made.activation is ActivationKind.BATCHTOPK and layout["W_enc"].name not in file.shapes:
         layout = dict(_PARAMETERS if layout["W_enc"].name == "encoder.weight" else _LINEAR)
@@ -121,21 +122,34 @@ def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictiona
         place,
         tap=Tap.of(place.part),
         weights=gated_weights(weights) if made.gated else weights,
-        activation=_activation(made, trainer, file, weights, str(path)),
+        activation=_activation(made, trainer, file, weights, str(path))
+        if told
+        else refused(_untold(path, file)),
         preprocessing=Preprocessing(subtract_b_dec=made.subtracts),
     )
 
 
-def _class_name(trainer: Mapping[str, Any], file: TorchFile, where: str) -> str:
+def _class_name(trainer: Mapping[str, Any], file: TorchFile, where: str) -> str | None:
+    """None for one of two classes that differ in their activation alone."""
     told = trainer.get("dict_class")
     if told is None:
         told = next((made for name, made in _TELLTALES.items() if name in file.shapes), None)
+        if told is None and {stored.name for stored in _LINEAR.values()} <= set(file.shapes):
+            return None
     if not isinstance(told, str) or told not in _CLASSES:
         raise UnsupportedFormat(
             f"{where}: dict_class is {told!r}. Supported: {', '.join(_CLASSES)}. Its tensors, "
             f"{sorted(file.shapes)}, leave more than one possible; add trainer.dict_class to {CONFIG}."
         )
     return str(told)
+
+
+def _untold(path: Path, file: TorchFile) -> str:
+    return (
+        f"{path}: there is no dict_class, and the tensors of {file.path} are those of an AutoEncoderTopK and of a "
+        "BatchTopKSAE alike, whose activations differ. Directions are known, activations are not. Add "
+        f"trainer.dict_class to {CONFIG}."
+    )
 
 
 def _activation(
@@ -148,18 +162,18 @@ def _activation(
     if made.activation is ActivationKind.JUMPRELU:
         return lambda: JumpReLU(weights.threshold())
     if made.activation is ActivationKind.TOPK:
-        k = (
+        return lambda: TopK(
             count({"k": int(file.number("k"))}, "k", file.path)
             if "k" in file.shapes
             else count(trainer, "k", where)
         )
-        return lambda: TopK(k)
     if "threshold" not in file.shapes:
-        raise UnsupportedFormat(
+        return refused(
             f"{file.path}: there is no tensor 'threshold'. Without one, which features of a BatchTopK are "
-            "active depends on what else is in the batch. Use one trained with a later version."
+            "active depends on what else is in the batch. Directions are known, activations are not. Use one trained "
+            "with a later version."
         )
-    return lambda: BatchTopK(torch.tensor(file.number("threshold")))
+    return lambda: kept_threshold(torch.tensor(file.number("threshold")), str(file.path))
 
 
 def _place(folder: Path, config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Site:

@@ -7,12 +7,13 @@ dictionary is opened, values when they are used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from saeflow.errors import BadFile
+from saeflow.errors import BadFile, UnsupportedFormat
+from saeflow.sources.activations import Activation
 from saeflow.sources.formats.tensors import ReadsRange, TensorFile
 from saeflow.sources.weights import check_values, expected_shapes
 
@@ -44,27 +45,33 @@ class FileWeights:
     transcoder: bool = False
 
     def __post_init__(self) -> None:
-        """Check that every tensor is there in the shape that goes with W_dec; reads headers only.
+        """Check that W_dec is there, and every other tensor that is has a shape that goes with it; reads headers only.
+
+        Of a transcoder W_enc must be there too, which tells its width. Any other that is missing is named when it is
+        read: directions need W_dec alone.
 
         Raises:
             BadFile: naming the file, the tensor, and the shape expected and found.
         """
-        missing = [stored.name for stored in self.layout.values() if stored.name not in self.file.shapes]
-        if missing:
-            raise BadFile(
-                f"{self.origin}: tensor {missing[0]!r} is missing; the file holds "
-                f"{sorted(self.file.shapes)}. Fetch the file again, or check that it is of the format its "
-                "folder says."
-            )
         for name in ("W_dec", *(("W_enc",) if self.transcoder else ())):
-            if len(self.file.shapes[self.layout[name].name]) != 2:
+            if len(self.file.shapes[self._there(name).name]) != 2:
                 self._refuse(name, "two axes: features and what they read or write")
         expected = expected_shapes(*self.shape, self.d_out)
-        for name in self.layout:
+        for name in (name for name in self.layout if self.layout[name].name in self.file.shapes):
             wanted = expected.get(name, self.shape[:1])
             if self._turned_shape(name) != wanted:
                 want = wanted[::-1] if self.layout[name].transposed else wanted
                 self._refuse(name, f"{list(want)} beside W_dec")
+
+    def _there(self, name: str) -> Stored:
+        stored = self.layout[name]
+        if stored.name not in self.file.shapes:
+            raise BadFile(
+                f"{self.origin}: tensor {stored.name!r} is missing; the file holds "
+                f"{sorted(self.file.shapes)}. Fetch the file again, or check that it is of the format its "
+                "folder says."
+            )
+        return stored
 
     def _refuse(self, name: str, expected: str) -> None:
         stored = self.layout[name].name
@@ -103,9 +110,9 @@ class FileWeights:
         """One tensor, rows features, float32.
 
         Raises:
-            BadFile: when it cannot be read.
+            BadFile: when it is missing or cannot be read.
         """
-        stored = self.layout[name]
+        stored = self._there(name)
         tensor = self.file.read(stored.name)
         tensor = tensor.T if stored.transposed else tensor
         return tensor if stored.times == 1.0 else tensor * stored.times
@@ -116,7 +123,7 @@ class FileWeights:
         Raises:
             BadFile: when they cannot be read.
         """
-        stored = self.layout[name]
+        stored = self._there(name)
         axis = 1 if stored.transposed else 0
         if isinstance(self.file, ReadsRange):
             tensor = self.file.read_range(stored.name, axis, start, stop)
@@ -142,3 +149,12 @@ class FileWeights:
             BadFile: when they cannot be read or are not finite.
         """
         return self.vector("threshold")
+
+
+def refused(why: str) -> Callable[[], Activation]:
+    """An activation that is not known: what encodes is refused with `why`, directions and their matches are not."""
+
+    def activation() -> Activation:
+        raise UnsupportedFormat(why)
+
+    return activation

@@ -27,14 +27,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saeflow.errors import BadFile, UnsupportedFormat
+from saeflow.errors import BadFile
 from saeflow.ids import Part, Site
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
 from saeflow.sources.formats.configs import positive_number, read_json
-from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
 from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks
 from saeflow.sources.formats.remote_tensors import open_tensors
+from saeflow.sources.weights import DirectionsOnly
 
 CONFIG = "hyperparams.json"
 WEIGHTS = Path("checkpoints") / "final.safetensors"
@@ -50,11 +51,13 @@ def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
     """
     path = folder / CONFIG
     config = read_json(path)
-    if config.get("use_glu_encoder"):
-        raise UnsupportedFormat(f"{path}: use_glu_encoder is set. No release has one; use another.")
     place, tap, norm = _place(config, site, str(path))
-    scale = _scale(config, "in", path)
-    after = _scale(config, "out", path) if tap.is_read_only else scale
+    unsized = ""
+    try:
+        scale = _scale(config, "in", path)
+        after = _scale(config, "out", path) if tap.is_read_only else scale
+    except BadFile as error:
+        unsized, scale, after = f"{error} Directions are known, activations are not.", 1.0, 1.0
     layout = {
         "W_enc": Stored("encoder.weight", times=scale),
         "b_enc": Stored("encoder.bias"),
@@ -62,21 +65,29 @@ def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
         "b_dec": Stored("decoder.bias", times=1 / after),
     }
     weights = FileWeights(open_tensors(folder / WEIGHTS), layout, transcoder=tap.is_read_only)
-    cut = positive_number(config, "jump_relu_threshold", path) * scale
     by_norm = bool(config.get("sparsity_include_decoder_norm", False))
 
     def activation() -> JumpReLU:
+        cut = positive_number(config, "jump_relu_threshold", path) * scale
         threshold = torch.full((weights.shape[0],), cut)
         return JumpReLU(threshold / _stored_norms(weights, after) if by_norm else threshold)
 
     subtract = bool(config.get("apply_decoder_bias_to_pre_encoder", False))
-    if subtract and tap.is_read_only:
-        raise UnsupportedFormat(
+    why = unsized
+    if config.get("use_glu_encoder"):
+        why = f"{path}: use_glu_encoder is set. Directions are known, activations are not. Use another."
+    elif subtract and tap.is_read_only:
+        why = (
             f"{path}: apply_decoder_bias_to_pre_encoder is set on a transcoder, whose decoder bias is of another "
-            "tensor than it reads. Use an SAE."
+            "tensor than it reads. Directions are known, activations are not. Use an SAE."
         )
-    before = Preprocessing(subtract_b_dec=subtract, norm=norm)
-    return Dictionary.reading(place, tap=tap, weights=weights, activation=activation, preprocessing=before)
+    return Dictionary.reading(
+        place,
+        tap=tap,
+        weights=DirectionsOnly(weights, unsized) if unsized else weights,
+        activation=refused(why) if why else activation,
+        preprocessing=Preprocessing(subtract_b_dec=subtract, norm=norm),
+    )
 
 
 def _place(config: dict[str, Any], site: Site | None, where: str) -> tuple[Site, Tap, Norm]:

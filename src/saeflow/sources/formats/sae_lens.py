@@ -24,28 +24,34 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Site
-from saeflow.sources.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK, kept_threshold
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
-from saeflow.sources.formats.configs import count, read_json
-from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.configs import count, positive_number, read_json
+from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
 from saeflow.sources.formats.remote_tensors import open_tensors
 from saeflow.sources.formats.sae_lens_config import (
+    AVERAGE,
     BATCHTOPK,
     NORMS,
     TRANSCODERS,
     modern,
     place_of,
     refuse_unsupported,
+    undone,
 )
 from saeflow.sources.formats.tensors import TensorFile
-from saeflow.sources.weights import EncoderScaled, RowScaled, Weights
+from saeflow.sources.weights import DirectionsOnly, EncoderScaled, RowScaled, Weights
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
+SCALER = "activation_scaler.json"
+"""Beside the weights in a checkpoint of training, before the factor is folded into them."""
+_LOG = "log_threshold"
 
 
 def read_sae_lens(folder: Path, site: Site | None = None) -> Dictionary:
@@ -56,13 +62,25 @@ def read_sae_lens(folder: Path, site: Site | None = None) -> Dictionary:
         UnsupportedFormat: when the SAE does something a Dictionary does not, or sits at no site.
     """
     path = folder / CONFIG
-    return sae_lens_dictionary(read_json(path), lambda: open_tensors(folder / WEIGHTS), site, where=str(path))
+    factor: Callable[[], float] | None = None
+    if (folder / SCALER).is_file():
+        factor = lambda: positive_number(read_json(folder / SCALER), "scaling_factor", folder / SCALER)  # noqa: E731
+    return sae_lens_dictionary(
+        read_json(path), lambda: open_tensors(folder / WEIGHTS), site, where=str(path), factor=factor
+    )
 
 
 def sae_lens_dictionary(
-    config: Mapping[str, Any], open_file: Callable[[], TensorFile], site: Site | None, *, where: str
+    config: Mapping[str, Any],
+    open_file: Callable[[], TensorFile],
+    site: Site | None,
+    *,
+    where: str,
+    factor: Callable[[], float] | None = None,
 ) -> Dictionary:
     """The dictionary of a configuration and the tensors that go with it; `where` is for messages.
+
+    `factor` reads the number that h is multiplied by where the configuration says that it is by one.
 
     Raises:
         BadFile: when the two do not go together.
@@ -74,19 +92,24 @@ def sae_lens_dictionary(
     transcoder = architecture in TRANSCODERS
     place = place_of(metadata, site, where, transcoder=transcoder)
     file = open_file()
-    _refuse_scaling(config, file)
-    weights = FileWeights(file, _layout(architecture, file), transcoder=place.tap.is_read_only)
+    scale, unsized = _scale(config, factor, where)
+    weights = FileWeights(file, _layout(architecture, file, scale), transcoder=place.tap.is_read_only)
     rescaled = architecture in ("topk", *BATCHTOPK) and bool(
         config.get("rescale_acts_by_decoder_norm", False)
     )
     told: dict[str, Any] = metadata.get("model_from_pretrained_kwargs") or {}
     norm = NORMS[config.get("normalize_activations") or "none"]
     read: Weights = gated_weights(weights) if architecture == "gated" else weights
+    read = _unit_decoder(weights) if rescaled else read
+    why = unsized or undone(config, where)
     return Dictionary.reading(
         place.site,
         tap=place.tap,
-        weights=_unit_decoder(weights) if rescaled else read,
-        activation=_activation(architecture, config, weights, where),
+        weights=DirectionsOnly(read, unsized) if unsized else read,
+        # thresholds of pre * |W_dec row| go with the rows, which are divided by the factor
+        activation=refused(why)
+        if why
+        else _activation(architecture, config, weights, where, 1 / scale if rescaled else 1.0),
         preprocessing=Preprocessing(
             subtract_b_dec=not transcoder and bool(config.get("apply_b_dec_to_input", True)),
             center=bool(told.get("center_writing_weights", False)),
@@ -109,15 +132,34 @@ def gated_activation(weights: FileWeights) -> JumpReLU:
     return JumpReLU(weights.vector("b_enc") - weights.vector("r_mag").exp() * weights.vector("b_gate"))
 
 
-def _layout(architecture: str, file: TensorFile) -> dict[str, Stored]:
-    names = {name: Stored(name) for name in ("b_enc", "W_dec", "b_dec")}
-    names["W_enc"] = Stored("W_enc", transposed=True)
+def _scale(config: Mapping[str, Any], factor: Callable[[], float] | None, where: str) -> tuple[float, str]:
+    """(what h is multiplied by, why that is not known). 1 where it is by nothing."""
+    if config.get("normalize_activations") != AVERAGE:
+        return 1.0, ""
+    try:
+        if factor is not None:
+            return factor(), ""
+        missing = (
+            f"{where}: normalize_activations is {AVERAGE!r}, whose factor is not in the folder ({SCALER})."
+        )
+    except BadFile as error:
+        missing = f"{where}: normalize_activations is {AVERAGE!r}, and {error}"
+    return 1.0, (
+        f"{missing} Directions are known, activations are not. Put {SCALER} of the checkpoint beside it, or fold the "
+        "factor with sae.fold_activation_norm_scaling_factor and save again."
+    )
+
+
+def _layout(architecture: str, file: TensorFile, scale: float) -> dict[str, Stored]:
+    names = {name: Stored(name, times=1 / scale) for name in ("W_dec", "b_dec")}
+    names |= {"b_enc": Stored("b_enc"), "W_enc": Stored("W_enc", transposed=True, times=scale)}
     if architecture == "gated":
         names |= {"b_enc": Stored("b_mag"), "b_gate": Stored("b_gate"), "r_mag": Stored("r_mag")}
     if architecture.startswith("jumprelu") or (
         architecture in BATCHTOPK and "topk_threshold" not in file.shapes
     ):
-        names["threshold"] = Stored("threshold")
+        # before July 2026 sae-lens kept its logarithm
+        names["threshold"] = Stored(_LOG if _LOG in file.shapes else "threshold")
     if "skip" in architecture:
         names["W_skip"] = Stored("W_skip")
     return names
@@ -132,19 +174,27 @@ def _unit_decoder(weights: FileWeights) -> Weights:
 
 
 def _activation(
-    architecture: str, config: Mapping[str, Any], weights: FileWeights, where: str
+    architecture: str, config: Mapping[str, Any], weights: FileWeights, where: str, times: float
 ) -> Callable[[], Activation]:
+    if config.get("finetuning_scaling_factor") and "scaling_factor" in weights.file.shapes:
+        # multiplied into the activations before version 6; most are ones
+        found = _activation(
+            architecture, dict(config) | {"finetuning_scaling_factor": False}, weights, where, times
+        )
+        return lambda: _unless_finetuned(found, weights.file)
     if architecture in ("standard", "transcoder", "skip_transcoder"):
         return ReLU
     if architecture == "gated":
         return lambda: gated_activation(weights)
     if architecture == "topk":
         kwargs: dict[str, Any] = config.get("activation_fn_kwargs") or {}
-        k = count({"k": config.get("k", kwargs.get("k"))}, "k", f"{where}: architecture topk")
-        return lambda: TopK(k)
+        return lambda: TopK(
+            count({"k": config.get("k", kwargs.get("k"))}, "k", f"{where}: architecture topk")
+        )
     if "threshold" in weights.layout:
-        return lambda: JumpReLU(weights.threshold())
-    return lambda: BatchTopK(_topk_threshold(weights.file))
+        log = weights.layout["threshold"].name == _LOG
+        return lambda: JumpReLU((weights.threshold().exp() if log else weights.threshold()) * times)
+    return lambda: kept_threshold(_topk_threshold(weights.file) * times, str(weights.file.path))
 
 
 def _topk_threshold(file: TensorFile) -> Tensor:
@@ -157,9 +207,12 @@ def _topk_threshold(file: TensorFile) -> Tensor:
     return threshold.reshape(())
 
 
-def _refuse_scaling(config: Mapping[str, Any], file: TensorFile) -> None:
-    if config.get("finetuning_scaling_factor") and "scaling_factor" in file.shapes:
+def _unless_finetuned(activation: Callable[[], Activation], file: TensorFile) -> Activation:
+    factors = file.read("scaling_factor")
+    if not torch.allclose(factors, torch.ones_like(factors)):
         raise UnsupportedFormat(
             f"{file.path}: finetuning_scaling_factor is set, and 'scaling_factor' multiplies activations. sae-lens 6 "
-            "no longer applies it. Multiply W_dec by it, and save again without it."
+            "no longer applies it. Directions are known, activations are not. Multiply W_enc and b_enc by it, and save "
+            "again without it."
         )
+    return activation()

@@ -19,7 +19,11 @@ BATCHTOPK: Final = ("batchtopk", "matryoshka_batchtopk", "matryoshka")
 """Saved as they are trained: a trained one is otherwise saved as jumprelu."""
 TRANSCODERS: Final = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 ARCHITECTURES: Final = ("standard", "jumprelu", "topk", "gated", *BATCHTOPK, *TRANSCODERS)
-NORMS: Final = {"none": Norm.NONE, "layer_norm": Norm.LAYER_NORM, "constant_norm_rescale": Norm.RESCALE}
+AVERAGE: Final = "expected_average_only_in"
+"""Every h multiplied by one number, which training estimates."""
+NORMS: Final = {
+    "none": Norm.NONE, "layer_norm": Norm.LAYER_NORM, "constant_norm_rescale": Norm.RESCALE, AVERAGE: Norm.NONE,
+}  # fmt: skip
 _OLD_NAMES: Final = {
     "hook_point": "hook_name",
     "hook_point_head_index": "hook_head_index",
@@ -70,14 +74,10 @@ def refuse_unsupported(config: Mapping[str, Any], metadata: Mapping[str, Any], w
     norm = config.get("normalize_activations") or "none"
     if norm not in NORMS:
         raise UnsupportedFormat(
-            f"{where}: normalize_activations is {norm!r}, whose factor is not in the folder. Supported: "
-            f"{', '.join(NORMS)}. Fold the factor with sae.fold_activation_norm_scaling_factor and save "
+            f"{where}: normalize_activations is {norm!r}, which is not read. Supported: "
+            f"{', '.join(NORMS)}; covariance_whitening after sae.fold_activation_whitening(mean, "
+            "whitening_matrix, unwhitening_matrix), with the three of activation_whitening.safetensors, and saving "
             "again."
-        )
-    function = config.get("activation_fn") or "relu"
-    if function not in ("relu", "topk"):
-        raise UnsupportedFormat(
-            f"{where}: activation_fn is {function!r}. Supported: relu, topk. Use an SAE with one of these."
         )
     head = metadata.get("hook_head_index")
     if head is not None:
@@ -92,11 +92,24 @@ def refuse_unsupported(config: Mapping[str, Any], metadata: Mapping[str, Any], w
             f"{where}: reads {metadata.get('hook_name')!r} and writes {out!r}, and architecture {architecture!r} "
             f"is no transcoder. Supported for that: {', '.join(TRANSCODERS)}."
         )
-    if architecture in TRANSCODERS and (norm != "none" or config.get("apply_b_dec_to_input")):
-        raise UnsupportedFormat(
-            f"{where}: a transcoder with normalize_activations {norm!r} and apply_b_dec_to_input "
-            f"{bool(config.get('apply_b_dec_to_input'))}. sae-lens trains none like it; check the file."
+
+
+def undone(config: Mapping[str, Any], where: str) -> str:
+    """Why activations are not known, and what to do; empty where they are. Directions do not depend on it."""
+    function = config.get("activation_fn") or "relu"
+    if function not in ("relu", "topk"):
+        return (
+            f"{where}: activation_fn is {function!r}. Directions are known, activations are not. Supported for them: "
+            "relu, topk."
         )
+    norm = config.get("normalize_activations") or "none"
+    if config.get("architecture") in TRANSCODERS and (norm != "none" or config.get("apply_b_dec_to_input")):
+        return (
+            f"{where}: a transcoder with normalize_activations {norm!r} and apply_b_dec_to_input "
+            f"{bool(config.get('apply_b_dec_to_input'))}, which sae-lens trains none of. Directions are known, "
+            "activations are not. Check the file."
+        )
+    return ""
 
 
 def place_of(metadata: Mapping[str, Any], site: Site | None, where: str, *, transcoder: bool) -> Place:

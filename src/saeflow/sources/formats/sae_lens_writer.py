@@ -170,6 +170,11 @@ def _architecture(dictionary: Dictionary) -> str:
             )
         kind = "skip_transcoder" if skip else "transcoder"
         return kind if isinstance(activation, ReLU) else f"jumprelu_{kind}"
+    if skip:
+        raise UnsupportedFormat(
+            f"the autoencoder at {dictionary.site} adds a linear skip (W_skip), and no autoencoder of sae-lens 6.54 "
+            "does. Keep it with save_release, which writes the skip too."
+        )
     if isinstance(activation, ReLU):
         return "standard"
     return "topk" if isinstance(activation, TopK) else "jumprelu"

@@ -24,7 +24,15 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.paths import replacing, write_atomic
-from saeflow.sources.activations import Activation, ActivationKind, BatchTopK, JumpReLU, ReLU, TopK
+from saeflow.sources.activations import (
+    Activation,
+    ActivationKind,
+    BatchTopK,
+    JumpReLU,
+    ReLU,
+    TopK,
+    kept_threshold,
+)
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
 from saeflow.sources.formats.file_weights import FileWeights, Stored
 from saeflow.sources.formats.tensors import SafetensorsFile
@@ -191,7 +199,7 @@ def _activation(
     if kind is ActivationKind.JUMPRELU:
         return lambda: JumpReLU(weights.threshold())
     if kind is ActivationKind.BATCHTOPK:
-        return lambda: BatchTopK(weights.threshold())
+        return lambda: kept_threshold(weights.threshold(), where)
     return ReLU
 
 

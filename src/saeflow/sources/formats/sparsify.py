@@ -12,16 +12,17 @@ in the config.json of the run, or by their skip, and subtract it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Part, Site
-from saeflow.sources.activations import TopK
+from saeflow.sources.activations import Activation, TopK
 from saeflow.sources.dictionary import Dictionary, Preprocessing, Tap
 from saeflow.sources.formats.configs import count, read_json
-from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
 from saeflow.sources.formats.hooks import site_of_hook
 from saeflow.sources.formats.remote_tensors import open_tensors
 
@@ -29,6 +30,7 @@ CONFIG: Final = "cfg.json"
 WEIGHTS: Final = "sae.safetensors"
 RUN: Final = "config.json"
 """Beside the folders of the hookpoints: the model, and in older runs whether they are transcoders."""
+_SEED: Final = re.compile(r"seed\d+")
 _NOT_READ: Final = ("embed_skip", "gram_lookup", "signed")
 
 
@@ -41,12 +43,14 @@ def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
     """
     path = folder / CONFIG
     config = read_json(path)
-    run = read_json(folder.parent / RUN) if (folder.parent / RUN).is_file() else {}
-    _refuse_unsupported(config, str(path))
+    # a run of several seeds has a folder for each below that of the hookpoint
+    hookpoint = folder.absolute()
+    hookpoint = hookpoint.parent if _SEED.fullmatch(hookpoint.name) else hookpoint
+    run = read_json(hookpoint.parent / RUN) if (hookpoint.parent / RUN).is_file() else {}
     file = open_tensors(folder / WEIGHTS)
     skip = "W_skip" in file.shapes
     transcodes = bool(config.get("transcode") or run.get("transcode") or (skip and "transcode" not in config))
-    place, tap = _place(folder, run, site, transcodes=transcodes)
+    place, tap = _place(hookpoint, run, site, transcodes=transcodes)
     layout = {
         "W_enc": Stored("encoder.weight"),
         "b_enc": Stored("encoder.bias"),
@@ -56,12 +60,11 @@ def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
     }
     weights = FileWeights(file, layout)
     _check_sizes(config, weights, str(path))
-    k = count(config, "k", path)
     return Dictionary.reading(
         place,
         tap=tap,
         weights=weights,
-        activation=lambda: TopK(k),
+        activation=_activation(config, str(path)),
         preprocessing=Preprocessing(subtract_b_dec=not config.get("transcode")),
     )
 
@@ -82,14 +85,15 @@ def _place(folder: Path, run: Mapping[str, Any], site: Site | None, *, transcode
     return place, Tap.MLP_IN
 
 
-def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
+def _activation(config: Mapping[str, Any], where: str) -> Callable[[], Activation]:
     activation = config.get("activation", "topk")
     used = [name for name in _NOT_READ if config.get(name)]
     if activation != "topk" or used:
-        raise UnsupportedFormat(
-            f"{where}: activation {activation!r}{''.join(f', {name}' for name in used)}. Supported: activation topk "
-            f"without {', '.join(_NOT_READ)}."
+        return refused(
+            f"{where}: activation {activation!r}{''.join(f', {name}' for name in used)}. Directions are known, "
+            f"activations are not. Supported for them: activation topk without {', '.join(_NOT_READ)}."
         )
+    return lambda: TopK(count(config, "k", where))
 
 
 def _check_sizes(config: Mapping[str, Any], weights: FileWeights, where: str) -> None:
