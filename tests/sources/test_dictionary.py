@@ -88,6 +88,21 @@ def test_encode_applies_the_activation_to_the_affine_map(activation: Activation)
     np.testing.assert_allclose(acts.numpy(), activation(torch.from_numpy(pre)).numpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_states_that_are_no_numbers_or_none_in_the_dtype_of_the_weights_are_not_encoded():
+    d, h = make(arrays()), torch.ones(3, arrays().W_enc.shape[1])
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(InvalidArgument, match=r"dictionary at 3/res reads hold NaN .* at 1 of 3 tokens"):
+            d.encode(h.index_fill(0, torch.tensor([1]), bad))
+    with pytest.raises(InvalidArgument, match=r"at 3 of 3 tokens[.] float16 overflows"):
+        d.to(dtype=torch.float16).encode(1e5 * h)
+
+
+def test_a_state_of_zeros_stays_one_where_tokens_are_scaled_to_one_length():
+    prepared, scale, _ = Preprocessing(norm=Norm.RESCALE).prepare(torch.zeros(2, 8))
+    assert not prepared.any()
+    assert not scale.any()
+
+
 def test_half_precision_hidden_states_are_encoded_in_the_dtype_of_the_weights():
     assert make(arrays()).encode(hidden(3, 4).bfloat16()).dtype is torch.float32
 

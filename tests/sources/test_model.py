@@ -39,6 +39,7 @@ from saeflow.ids import Part, Site
 from saeflow.sources import model as model_module
 from saeflow.sources import pretrained
 from saeflow.sources.architectures import Tap
+from saeflow.sources.blocks import CleanPass
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.sources.values import Tokens
 
@@ -235,6 +236,35 @@ def test_loss_is_that_of_float64_however_large_the_vocabulary(vocabulary):
     loss = Tokens(ids, torch.ones_like(ids)).loss(logits)
     exact = -logits.double().log_softmax(dim=-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
     assert (loss.double() - exact).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_states_that_are_no_numbers_are_refused_where_they_begin_and_never_give_zero_features(bad):
+    model = tiny_model("llama")
+    tokens = model.tokenize(TEXTS)
+    with torch.no_grad():
+        model.block(1).get_submodule("mlp.down_proj").weight[3, 5] = bad
+    assert torch.isfinite(model.capture(tokens, [Site(0, Part.RES)])[Site(0, Part.RES)]).all()
+    with pytest.raises(
+        InvalidArgument, match=r"hidden states at 1/mlp hold NaN or infinite values, at \d+ of 23 tok"
+    ):
+        model.capture(tokens, [Site(2, Part.RES), Site(1, Part.MLP), Site(0, Part.RES)])
+    with pytest.raises(InvalidArgument, match="hidden states that layer 2 reads"):
+        model.capture(tokens, [], inputs=[2])
+    with pytest.raises(InvalidArgument, match="the logits hold NaN or infinite values, at 20 of 20 tokens"):
+        model.loss(tokens)
+    with pytest.raises(InvalidArgument, match=r"hidden states of layer 1 \(mlp\) hold NaN"):
+        CleanPass(model, model.tokenize(TEXTS[:1]), [1])
+
+
+def test_padding_may_hold_anything():
+    model = tiny_model("llama")
+    tokens = model.tokenize(TEXTS)
+    padding = (tokens.attention_mask == 0)[..., None]
+    with model.intervening({Site(2, Part.RES): lambda h: h.masked_fill(padding, float("nan"))}):
+        held = model.capture(tokens, [Site(2, Part.RES)], logits=True)
+        assert held[Site(2, Part.RES)].isnan().any()
+        assert torch.equal(model.loss(tokens).isnan(), padding[:, 1:, 0])
 
 
 def test_logits_of_another_batch_give_no_loss():

@@ -31,7 +31,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.sources.architectures import SAE_TAPS, Tap
 from saeflow.sources.hooks import Change, answered_by, watch_input, watch_output
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.values import Tokens, refuse_infinite
 
 _MASKED_ATTENTION = ("sdpa", "eager")
 
@@ -76,7 +76,8 @@ class CleanPass:
         """Run the text once, without the head.
 
         Raises:
-            InvalidArgument: for other than one text, for padding, or a model whose attention takes no mask.
+            InvalidArgument: for other than one text, for padding, a model whose attention takes no mask, or hidden
+                states that are NaN or infinite.
             UnknownSite: for a layer the model does not have.
         """
         _check(model, tokens)
@@ -98,6 +99,10 @@ class CleanPass:
                 attention_mask=tokens.attention_mask,
                 use_cache=True,
                 **{_cache_argument(model.trunk): cache},
+            )
+        for (layer, what), h in kept.items():
+            refuse_infinite(
+                f"hidden states of layer {layer} ({what})" if layer >= 0 else "the last hidden states", h
             )
         self._output_type = cast("Callable[..., object]", type(out))
         self._keys_values = [_kept(entry) for entry in cache.layers]

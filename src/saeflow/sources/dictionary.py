@@ -29,6 +29,7 @@ from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, TopK
 from saeflow.sources.architectures import Tap
 from saeflow.sources.preprocessing import PLAIN, Norm, Preprocessing
+from saeflow.sources.values import refuse_infinite
 from saeflow.sources.weights import Held, Moved, RowScaled, Weights, check_values, first_rows, row_peaks
 
 
@@ -222,6 +223,17 @@ class Dictionary:
 
         Raises:
             WidthMismatch: when `h` is not `d_in` wide.
+            InvalidArgument: when `h` holds NaN or infinite values, or does so in the dtype of the weights.
+            BadFile: when a tensor read at first use is bad.
+        """
+        refuse_infinite(f"hidden states that the dictionary at {self.site} reads", h.to(self.W_enc.dtype))
+        return self.unchecked(h)
+
+    def unchecked(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_features"]:
+        """As `encode`, without the look at `h`, which waits for the device: for hooks, where padding may be anything.
+
+        Raises:
+            WidthMismatch: when `h` is not `d_in` wide.
             BadFile: when a tensor read at first use is bad.
         """
         return self.activation(torch.nn.functional.linear(self._read_by(h), self.W_enc, self.b_enc))
@@ -240,7 +252,7 @@ class Dictionary:
         """
         activation = self.activation
         if isinstance(activation, TopK):
-            return self.encode(h)[..., features]
+            return self.unchecked(h)[..., features]
         pre = torch.nn.functional.linear(self._read_by(h), self.W_enc[features], self.b_enc[features])
         return activation.of(features)(pre)
 

@@ -224,7 +224,7 @@ class Shares:
         """
         if h.device != self._device:
             self._encoder, self._device = self._encoder.to(h.device), h.device
-        acts = self._encoder.encode(h)
+        acts = self._encoder.unchecked(h)
         return acts if self._columns is None else acts[..., self._columns.like(h, torch.long)]
 
     def written(

@@ -34,7 +34,7 @@ from saeflow.sources.hooks import Change, Clock, Timed, Watcher, resolve, splice
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.modules import LinearMaps, applied, device_of, gain_of
 from saeflow.sources.pretrained import fetch
-from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit, Tokens
+from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit, Tokens, refuse_infinite
 
 DEMO_FOLDER = PACK / "model"
 
@@ -170,6 +170,7 @@ class LanguageModel:
 
         Raises:
             UnknownSite: for a layer the model does not have.
+            InvalidArgument: when what is kept holds NaN or infinite values at a token; the first place is named.
         """
         asked = tuple(dict.fromkeys(place if isinstance(place, Site) else Point.at(place) for place in sites))
         wanted: set[Point | int] = {*map(Point.at, asked), *inputs}
@@ -192,6 +193,9 @@ class LanguageModel:
                 stack.callback(hook.remove)
             with contextlib.suppress(_Stop):
                 out = self._logits(tokens) if logits else self._run_trunk(tokens)
+        for key, h in kept.items():  # in the order of computation
+            what = f"at {key}" if isinstance(key, Point) else f"that layer {key} reads"
+            refuse_infinite(f"hidden states {what}", h, tokens.attention_mask)
         points = {key: h for key, h in kept.items() if isinstance(key, Point)}
         return Captured(points, asked, {key: h for key, h in kept.items() if isinstance(key, int)}, out)
 

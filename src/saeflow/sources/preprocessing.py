@@ -50,7 +50,7 @@ class Preprocessing:
             return (h - mean) / (std + 1e-5), std, mean
         if self.norm is Norm.RESCALE:
             scale = torch.linalg.vector_norm(h, dim=-1, keepdim=True) / h.shape[-1] ** 0.5
-            return h / scale, scale, 0.0
+            return h / scale.clamp_min(torch.finfo(h.dtype).tiny), scale, 0.0  # 0 stays 0
         return h, 1.0, 0.0
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.errors import UnknownSite, WidthMismatch
+from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.ids import Site
 from saeflow.sources.architectures import Point, Tap
 
@@ -37,6 +37,7 @@ class Tokens:
 
         Raises:
             WidthMismatch: when the logits are not of this batch.
+            InvalidArgument: when logits are NaN or infinite, so that a token has no loss.
         """
         if logits.shape[:2] != self.input_ids.shape:
             raise WidthMismatch(
@@ -45,7 +46,36 @@ class Tokens:
             )
         following = self.input_ids[:, 1:]
         rows = [nats(text[:-1], ids) for text, ids in zip(logits, following, strict=True)]
-        return torch.stack(rows).masked_fill(self.attention_mask[:, 1:] == 0, float("nan"))
+        loss, real = torch.stack(rows), self.attention_mask[:, 1:] != 0
+        if bool((loss.isnan() & real).any()):
+            raise InvalidArgument(_not_finite("the logits", loss.isfinite() | ~real, real))
+        return loss.masked_fill(~real, float("nan"))
+
+
+def refuse_infinite(what: str, h: Float[Tensor, "*tokens width"], real: Tensor | None = None) -> None:
+    """Refuse hidden states that hold NaN or infinite values; no feature is active on them, silently.
+
+    Args:
+        what: what they are, in the plural, for the message: "hidden states at 3/res".
+        h: in any dtype; adding up a token keeps NaN and makes infinity of infinity, and nothing else does in float32.
+        real: `Int[Tensor, "*tokens"]`, not 0 where the value counts; None for everywhere.
+
+    Raises:
+        InvalidArgument: with how many tokens are concerned.
+    """
+    fine = h.sum(dim=-1, dtype=torch.promote_types(h.dtype, torch.float32)).isfinite()
+    if real is not None:
+        fine = fine | (real == 0)
+    if not bool(fine.all()):
+        raise InvalidArgument(_not_finite(what, fine, torch.ones_like(fine) if real is None else real))
+
+
+def _not_finite(what: str, fine: Tensor, real: Tensor) -> str:
+    return (
+        f"{what} hold NaN or infinite values, at {int((~fine).sum())} of {int((real != 0).sum())} tokens. float16 "
+        "overflows above 65,504: load the model and its dictionaries in bfloat16 or float32; else look at the weights, "
+        "and at what edits them."
+    )
 
 
 def nats(logits: Float[Tensor, "n vocab"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -50,16 +50,7 @@ class ActivationRows:
         tokens = next(self._batches)
         kept = ~special_tokens(self._model, tokens)
         captured = self._model.capture(tokens, self._points)
-        return {point: self._rows(captured[point][kept], point) for point in self._points}
-
-    def _rows(self, h: Float[Tensor, "n d_in"], point: Point) -> Float[Tensor, "n d_in"]:
-        # the sum is finite unless a value is not, or the values overflow float32: one pass, no mask
-        if not bool(torch.isfinite(h.sum(dtype=torch.float32))):
-            raise InvalidArgument(
-                f"an activation at {point} is not finite ({str(h.dtype).removeprefix('torch.')}), and would spoil "
-                "every weight. Load the model in float32 (or bfloat16 in place of float16)."
-            )
-        return h if self._dtype is None else h.to(self._dtype)
+        return {point: captured[point][kept].to(dtype=self._dtype) for point in self._points}
 
 
 class ShuffledBuffer:
