@@ -7,15 +7,19 @@ import sys
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from saeflow import cli
+from saeflow.errors import InvalidArgument
 from saeflow.flow import FlowGraph
 from saeflow.matching.build import build_atlas
 from saeflow.matching.table import MatchTable
 from saeflow.sources.formats import save_release
+from saeflow.sources.library import load_dictionaries
+from saeflow.sources.model import load_model
 
 from .matching.planted import plant
 
@@ -265,6 +269,39 @@ def test_a_careless_command_gets_one_message_and_exit_code_2(folder, run, unknow
     assert said in err
     assert "Traceback" not in out + err
     assert list(run.work.iterdir()) == []
+
+
+def _with_a_device(group, path=()):
+    """Every command that takes --device, and how many arguments it needs."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _with_a_device(command, (*path, name))
+        elif any(one.name == "device" for one in command.params):
+            needed = sum(one.required for one in command.params if one.param_type_name == "argument")
+            yield (*path, name), needed
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("cuda:77", "torch finds no device cuda:77"), ("gqu", "called 'gqu'")]
+)
+def test_a_device_that_is_not_there_is_refused_by_every_command_before_anything_is_opened(run, device, said):
+    commands = list(_with_a_device(typer.main.get_command(cli.app)))
+    assert len(commands) >= 14
+    for path, needed in commands:
+        code, out, err = run(*path, *["nowhere"] * needed, "--device", device)
+        assert (code, out) == (2, ""), path
+        assert len(err.splitlines()) == 1, path
+        assert said in err
+        assert "Give one of: cpu" in err
+        assert "nowhere" not in err
+    assert list(run.work.iterdir()) == []
+
+
+def test_a_device_that_is_not_there_is_refused_by_the_library_too():
+    with pytest.raises(InvalidArgument, match="torch finds no device meta here"):
+        load_model("nowhere", device="meta")
+    with pytest.raises(InvalidArgument, match="no device is called 'cudda'"):
+        load_dictionaries("demo", device="cudda")
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(folder, run):

@@ -22,6 +22,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _there(device: str) -> str:
+    """Refuse a device that is not here, before anything is loaded; torch is asked where it is not the CPU."""
+    if device != "cpu":
+        from saeflow.sources.devices import known_device
+
+        known_device(device)
+    return device
+
+
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", callback=_there)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Projector = Annotated[
     str, typer.Option(help="Model to project attention features with, where they live in z.")

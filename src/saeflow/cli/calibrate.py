@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Json, Projector, Release, progress, projector, show
+from saeflow.cli.app import Device, Json, Projector, Release, progress, projector, show
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def calibrate(
     rotations: Annotated[int, typer.Option(help="How many times.")] = 8,
     fdr: Annotated[float, typer.Option(help="False-discovery rate of the thresholds shown.")] = 0.01,
     seed: Annotated[int, typer.Option(help="What the rows are drawn with.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     model: Projector = "",
     figure: Annotated[
         Path | None, typer.Option(help="Draw thresholds by layer here (.svg, .png, .pdf).")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saeflow.cli.app import Release, progress
+from saeflow.cli.app import Device, Release, progress
 from saeflow.errors import InvalidArgument
 
 
@@ -36,7 +36,7 @@ def correlate(
     sites_at_once: Annotated[
         int, typer.Option(help="Dictionaries in memory at a time; 0 for all. Fewer read the texts again.")
     ] = 0,
-    device: Annotated[str, typer.Option(help="Where to run the model: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     seed: Annotated[int, typer.Option(help="Sets the order in which texts are taken.")] = 0,
     keep: Annotated[bool, typer.Option(help="Keep the activations, for another k.")] = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Json, Release, progress, show
+from saeflow.cli.app import Device, Json, Release, progress, show
 
 if TYPE_CHECKING:
     from saeflow.doctor import Examination
@@ -33,7 +33,7 @@ def doctor(
         ),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens looked at, special ones not counted.")] = 2_000,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     seed: Annotated[int, typer.Option(help="Sets which texts are taken.")] = 0,
     everything: Annotated[
         bool,

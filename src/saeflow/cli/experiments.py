@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Json, Release, bars, print_table
+from saeflow.cli.app import Device, Json, Release, bars, print_table
 from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of, number_of, numbers_of
 
@@ -32,7 +32,6 @@ Layers = Annotated[
 ]
 MaxLength = Annotated[int, typer.Option(help="Tokens a text is cut to.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Pearson = Annotated[
     str, typer.Option(help="Atlas of Pearson correlations; made on held-out texts when not given.")
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Json, Release, print_table, progress
+from saeflow.cli.app import Device, Json, Release, print_table, progress
 from saeflow.cli.explain import explain
 from saeflow.errors import InvalidArgument
 
@@ -128,7 +128,7 @@ def make(
     sites_at_once: Annotated[
         int, typer.Option(help="Dictionaries in memory at a time; 0 for all. Fewer read the texts again.")
     ] = 0,
-    device: Annotated[str, typer.Option(help="Where to run the model: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     seed: Annotated[int, typer.Option(help="Sets the order in which texts are taken.")] = 0,
     out: Out = None,
     as_json: Json = False,

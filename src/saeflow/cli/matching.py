@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from saeflow.cli import calibrate
-from saeflow.cli.app import Json, Projector, Release, progress, projector, show
+from saeflow.cli.app import Device, Json, Projector, Release, progress, projector, show
 from saeflow.cli.engine import PANEL, Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import parts_of
 
@@ -80,7 +80,7 @@ def atlas_build(
         int | None, typer.Option(help="Matches kept for each feature; 5, or 1 for one-to-one methods.")
     ] = None,
     method: Method = "cosine",
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     parts: Annotated[str, typer.Option(help="Parts to match, with commas between.")] = "res,mlp,att",
     model: Projector = "",
     shard_rows: Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from saeflow.cli.app import Json, Release, print_table, progress
+from saeflow.cli.app import Device, Json, Release, print_table, progress
 from saeflow.cli.lists import names_of, parts_of
 from saeflow.errors import InvalidArgument
 
@@ -89,7 +89,7 @@ def plan(
         str, typer.Option(help="Atlas to grow graphs from; that of the release when not given.")
     ] = "",
     model: Annotated[str, typer.Option(help="Model; the one the release names when not given.")] = "",
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write the plan here (.json).")] = None,
     as_json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Json, bars, print_table, show
+from saeflow.cli.app import Device, Json, bars, print_table, show
 from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers
 from saeflow.cli.engine import opened as opened_engine
 from saeflow.cli.lists import names_of
@@ -39,7 +39,7 @@ def reproduce(
     ] = "",
     judge_model: Annotated[str, typer.Option(help="Name of the llm; the recipe's when empty.")] = "",
     judge_url: Annotated[str, typer.Option(help="Its address; that of OpenAI when empty.")] = "",
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     engine: Engine = "here",
     workers: Workers = 0,
     address: Address = "",

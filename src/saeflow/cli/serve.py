@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from saeflow.cli.app import Release
+from saeflow.cli.app import Device, Release
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def serve(
     ] = None,
     port: Annotated[int, typer.Option(help="Port of 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
-    device: Annotated[str, typer.Option(help="Where the model computes: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as a line of JSON.")] = False,
 ) -> None:
     """Explore an atlas in the browser: search features, see their flow, steer. Stop it with Ctrl-C."""

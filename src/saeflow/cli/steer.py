@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
-from saeflow.cli.app import Json, Release
+from saeflow.cli.app import Device, Json, Release
 from saeflow.cli.lists import parts_of
 from saeflow.cli.plan import (
     Reached,
@@ -95,7 +95,7 @@ def steer(
     atlas: Annotated[
         str, typer.Option(help="Atlas graphs grow in; that of the release when not given.")
     ] = "",
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     save: Annotated[
         Path | None, typer.Option(help="Write the plan here (.json), to edit and repeat.")
     ] = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Json, Release, bars, print_table
+from saeflow.cli.app import Device, Json, Release, bars, print_table
 from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of, numbers_of, parts_of
 from saeflow.errors import InvalidArgument
@@ -105,7 +105,7 @@ def sweep(
     ] = -0.05,
     batch: Annotated[int, typer.Option(help="Texts generated at a time.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     engine: Engine = "here",
     workers: Workers = 0,
     address: Address = "",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Json, Release, print_table, progress, show
+from saeflow.cli.app import Device, Json, Release, print_table, progress, show
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def find(
     atlas: Annotated[
         str, typer.Option(help="Atlas whose words are used; the release's when not given.")
     ] = "",
-    device: Annotated[str, typer.Option(help="Where to run the model: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     seed: Annotated[int, typer.Option(help="Sets which texts are taken and how they are split.")] = 0,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Json, print_table, progress, show
+from saeflow.cli.app import Device, Json, print_table, progress, show
 from saeflow.cli.engine import PANEL, Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of
 from saeflow.errors import InvalidArgument
@@ -77,7 +77,7 @@ def train(
     eval_texts: Annotated[int, typer.Option(help="Texts kept for measuring.")] = 32,
     metrics_every: Annotated[int, typer.Option(help="Tokens between measurements; 0: a tenth of all.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Tokens between checkpoints; 0: none.")] = 10_000_000,
-    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of first weights, of texts and of shuffling.")] = 0,
     shards: Annotated[

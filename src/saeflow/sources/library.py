@@ -18,6 +18,7 @@ from saeflow.engines import device_of_worker
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite
 from saeflow.ids import Part, Site
 from saeflow.paths import PACK, folder_and_pattern
+from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import discover, left_out_sentence, load
 from saeflow.sources.formats.sae_lens_writer import trained_on
@@ -59,7 +60,8 @@ class DictionarySet(_Sites):
         """
         self._name, self._model = name, model
         self._openers = dict(sorted(openers.items()))
-        self._device = torch.device(device)
+        # shapes alone are read onto meta, and nothing is computed there
+        self._device = torch.device("meta") if str(device) == "meta" else known_device(device)
         self._hub = dict(hub or {})
         self._asked = asked
         self._left_out = dict(left_out or {})
@@ -184,8 +186,8 @@ def load_dictionaries(
 
     Raises:
         UnknownRelease: when the argument is neither; the message lists the releases.
-        InvalidArgument: for a parameter a release does not have, a value without files, or a pattern that fits
-            nothing.
+        InvalidArgument: for a parameter a release does not have, a value without files, a pattern that fits
+            nothing, or a device that is not here.
         MissingExtra: for "sae-lens:..." where that package is not installed.
         UnsupportedFormat: when a folder holds nothing of a known format.
         BadFile: when a file is bad, or the demo pack is missing from the installation.

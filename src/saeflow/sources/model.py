@@ -29,6 +29,7 @@ from saeflow.paths import PACK
 from saeflow.sources.again import Asked, Reduced, asked_for, reduced
 from saeflow.sources.architectures import Architecture, Point, architecture_of
 from saeflow.sources.decoding import complete, sampling_config, seeded
+from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import Change, Clock, Timed, Watcher, resolve, spliced, watch_input, watch_output
 from saeflow.sources.library import load_dictionaries
@@ -410,6 +411,7 @@ def load_model(
         BadFile: when a folder or a GGUF file is there and does not load as a model.
         MissingExtra: for a GGUF file, without the packages that the extra gguf installs.
     """
+    device = known_device(device)
     place = DEMO_FOLDER if name_or_path == "demo" else name_or_path
     if name_or_path == "demo" and not (DEMO_FOLDER / "config.json").is_file():
         raise UnknownRelease(

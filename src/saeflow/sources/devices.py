@@ -1,0 +1,41 @@
+"""Which devices torch can compute on here."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+from saeflow.errors import InvalidArgument
+
+_KINDS: Final = ("cuda", "mps", "xpu")
+
+
+def known_device(asked: torch.device | str) -> torch.device:
+    """A device that is there, before anything is loaded onto it.
+
+    Devices are counted, not started, so that a process that only asks can still be forked.
+
+    Raises:
+        InvalidArgument: for a name that is no device's, or a device that is not here; those that are are listed.
+    """
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        device = None
+    if device is not None and (device.index or 0) < _count(device.type):
+        return device
+    here = ["cpu", *(f"{kind}:{index}" for kind in _KINDS for index in range(_count(kind)))]
+    what = f"no device is called {str(asked)!r}" if device is None else f"torch finds no device {device} here"
+    hint = (
+        " It is built without CUDA."
+        if device and device.type == "cuda" and torch.version.cuda is None
+        else ""
+    )
+    raise InvalidArgument(f"{what} (torch {torch.__version__}).{hint} Give one of: {', '.join(here)}.")
+
+
+def _count(kind: str) -> int:
+    """How many devices of a kind there are; 0 for what computes nothing, such as meta."""
+    count: Any = getattr(getattr(torch, kind, None), "device_count", None)
+    return int(count()) if count else 0
