@@ -40,6 +40,7 @@ from saeflow.sources import model as model_module
 from saeflow.sources import pretrained
 from saeflow.sources.architectures import Tap
 from saeflow.sources.blocks import CleanPass
+from saeflow.sources.decoding import check_context
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.sources.values import Tokens
 
@@ -255,6 +256,46 @@ def test_states_that_are_no_numbers_are_refused_where_they_begin_and_never_give_
         model.loss(tokens)
     with pytest.raises(InvalidArgument, match=r"hidden states of layer 1 \(mlp\) hold NaN"):
         CleanPass(model, model.tokenize(TEXTS[:1]), [1])
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma3"])
+def test_a_text_beyond_the_context_is_refused_with_both_numbers(model_type):
+    model = tiny_model(model_type)
+    fits, long = (model.tokenize([" ".join(["w5"] * n)]) for n in (63, 64))
+    model.capture(fits, [Site(0, Part.RES)])
+    said = "a text of 65 tokens does not fit the model's context of 64"
+    for run in (
+        lambda: model.capture(long, [Site(0, Part.RES)]),
+        lambda: model.loss(long),
+        lambda: CleanPass(model, long, [0]),
+    ):
+        with pytest.raises(InvalidArgument, match=said):
+            run()
+    with pytest.raises(InvalidArgument, match=r"a prompt of 2 tokens and 63 new ones .* context of 64"):
+        model.generate(["w5"], max_new_tokens=63)
+
+
+def test_the_context_grows_with_the_factor_of_scaled_rotary_angles():
+    model = tiny_model("llama")
+    model.hf_model.config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    check_context(model.hf_model, 128)
+    with pytest.raises(InvalidArgument, match="context of 128"):
+        check_context(model.hf_model, 129)
+
+
+def test_a_wrapper_is_no_model_and_what_it_wraps_is_named():
+    model = tiny_model("llama")
+
+    class PeftModel(torch.nn.Module):
+        config = model.hf_model.config
+
+        def get_base_model(self):
+            return model.hf_model
+
+    with pytest.raises(InvalidArgument, match=r"a PeftModel is no model .* Pass model.get_base_model\(\)"):
+        LanguageModel(PeftModel(), model.tokenizer)
+    with pytest.raises(InvalidArgument, match="a Linear is no model of transformers"):
+        LanguageModel(torch.nn.Linear(2, 2), model.tokenizer)
 
 
 def test_padding_may_hold_anything():

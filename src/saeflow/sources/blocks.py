@@ -29,6 +29,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from saeflow.errors import InvalidArgument
 from saeflow.sources.architectures import SAE_TAPS, Tap
+from saeflow.sources.decoding import check_context
 from saeflow.sources.hooks import Change, answered_by, watch_input, watch_output
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens, refuse_infinite
@@ -81,6 +82,7 @@ class CleanPass:
             UnknownSite: for a layer the model does not have.
         """
         _check(model, tokens)
+        check_context(model.hf_model, tokens.input_ids.shape[1])
         self._model, self._tokens = model, tokens
         self.n_tokens = tokens.input_ids.shape[1]
         self._calls: list[dict[str, object]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -33,6 +33,32 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float) -> 
         raise InvalidArgument(f"temperature = {temperature} is not one. Give 0 (greedy) or more.")
     if not 0 < top_p <= 1:
         raise InvalidArgument(f"top_p = {top_p} is no share of probability. Give a number in (0, 1].")
+
+
+def check_context(hf_model: PreTrainedModel, n_tokens: int, new_tokens: int = 0) -> None:
+    """Refuse more tokens than the model has positions for: learned ones end, rotary ones are nonsense beyond.
+
+    The limit is the config's `max_position_embeddings`, times the factor by which it scales rotary angles, if any.
+
+    Raises:
+        InvalidArgument: with the numbers.
+    """
+    config: Any = hf_model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    if not isinstance(most, int) or n_tokens + new_tokens <= most:
+        return
+    # `rope_parameters` since transformers 5; in some models one for each kind of layer
+    rope: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    most = int(most * max([1.0, *(float(one.get("factor") or 1.0) for one in kinds)]))
+    if n_tokens + new_tokens <= most:
+        return
+    raise InvalidArgument(
+        f"a prompt of {n_tokens} tokens and {new_tokens} new ones do not fit the model's context of {most}. Give a "
+        "shorter prompt, or ask for fewer tokens (max_new_tokens)."
+        if new_tokens
+        else f"a text of {n_tokens} tokens does not fit the model's context of {most}. Cut it (max_length)."
+    )
 
 
 def sampling_config(
@@ -89,7 +115,11 @@ def complete(
         config: what `sampling_config` returned.
         processors: see and change the scores of every step, in this order.
         criteria: called after every step, and may end the generation.
+
+    Raises:
+        InvalidArgument: when prompts and new tokens do not fit the model's context.
     """
+    check_context(hf_model, input_ids.shape[1], cast("int", config.max_new_tokens))
     run = cast("Callable[..., Tensor]", hf_model.generate)
     with _without_own_settings(hf_model):
         out = run(

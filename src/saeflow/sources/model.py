@@ -28,7 +28,7 @@ from saeflow.interventions import Edit
 from saeflow.paths import PACK
 from saeflow.sources.again import Asked, Reduced, asked_for, reduced
 from saeflow.sources.architectures import Architecture, Point, architecture_of
-from saeflow.sources.decoding import complete, sampling_config, seeded
+from saeflow.sources.decoding import check_context, complete, sampling_config, seeded
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import Change, Clock, Timed, Watcher, resolve, spliced, watch_input, watch_output
@@ -51,13 +51,24 @@ class LanguageModel:
 
     Raises:
         UnknownArchitecture: when the sites of its `config.model_type` are not mapped.
+        InvalidArgument: for what is no model of transformers, such as a wrapper of one.
     """
 
     def __init__(
-        self, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Asked | None = None
+        self, hf_model: nn.Module, tokenizer: PreTrainedTokenizerBase, asked: Asked | None = None
     ) -> None:
         """Wrap a model that is already loaded; `asked` is what `load_model` loads the same by."""
-        self.hf_model = hf_model.eval()
+        if not isinstance(hf_model, PreTrainedModel):
+            inside = " Pass model.get_base_model(), in which the adapters act, or model.merge_and_unload()."
+            raise InvalidArgument(
+                f"a {type(hf_model).__name__} is no model of transformers, whose modules saeflow could name."
+                + (
+                    inside
+                    if hasattr(hf_model, "get_base_model")
+                    else " Pass the model itself, or use load_model."
+                )
+            )
+        self.hf_model: PreTrainedModel = hf_model.eval()
         self.tokenizer = tokenizer
         self.architecture: Architecture = architecture_of(str(hf_model.config.model_type))
         self._asked = asked
@@ -171,7 +182,8 @@ class LanguageModel:
 
         Raises:
             UnknownSite: for a layer the model does not have.
-            InvalidArgument: when what is kept holds NaN or infinite values at a token; the first place is named.
+            InvalidArgument: for a text beyond the model's context, or when what is kept holds NaN or infinite values
+                at a token; the first place is named.
         """
         asked = tuple(dict.fromkeys(place if isinstance(place, Site) else Point.at(place) for place in sites))
         wanted: set[Point | int] = {*map(Point.at, asked), *inputs}
@@ -386,9 +398,11 @@ class LanguageModel:
         return watch_input(module, act) if point.tap.is_input else watch_output(module, act)
 
     def _run_trunk(self, tokens: Tokens) -> None:
+        check_context(self.hf_model, tokens.input_ids.shape[1])
         self._trunk(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
 
     def _logits(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
+        check_context(self.hf_model, tokens.input_ids.shape[1])
         out = self.hf_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
         return cast("Tensor", out.logits)
 
