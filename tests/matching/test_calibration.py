@@ -311,7 +311,7 @@ def test_the_directions_of_two_sites_at_most_stay_in_memory(planted, atlas, monk
 
 
 def test_dictionaries_the_atlas_was_not_built_from_are_refused(atlas):
-    with pytest.raises(InvalidArgument, match="was not built from this dictionary at 0/att"):
+    with pytest.raises(InvalidArgument, match="decoders differ at 0/att"):
         calibrate(plant(seed=9).dictionaries, atlas, rows=10, rotations=1)
     assert open_atlas(atlas.folder).calibration is None
 

@@ -44,13 +44,15 @@ def agreement(
     from saeflow.matching.atlas import open_atlas
     from saeflow.matching.compare import compare_methods
     from saeflow.matching.methods import METHODS
+    from saeflow.matching.same_weights import refuse_other_weights
     from saeflow.sources.library import load_dictionaries
 
     asked = names_of(methods) or list(METHODS)
+    dictionaries, opened = load_dictionaries(release), [open_atlas(folder) for folder in atlas or ()]
     with progress("matching") as report:
         tables = dict(
             compare_methods(
-                load_dictionaries(release),
+                dictionaries,
                 asked,
                 k=k,
                 projector=projector(model),
@@ -58,7 +60,8 @@ def agreement(
                 progress=report,
             )
         )
-    opened = [open_atlas(folder) for folder in atlas or ()]
+    for made in opened:
+        refuse_other_weights(made, dictionaries)
     found = compare({**tables, **{made.method: made for made in opened}})
     if against not in found.methods:
         raise InvalidArgument(f"--against {against!r} is none of those compared: {', '.join(found.methods)}.")

@@ -46,7 +46,7 @@ def correlate(
     tested with.
     """
     from saeflow.experiments.sampling import expand, held_out, open_dataset
-    from saeflow.matching.atlas import atlas_cache
+    from saeflow.matching.atlas import atlas_folder
     from saeflow.matching.correlation import METHOD
     from saeflow.matching.correlation import correlate as run
     from saeflow.sources.library import load_dictionaries
@@ -57,7 +57,7 @@ def correlate(
     if not name:
         raise InvalidArgument(f"{release} does not say which model it was trained on. Name it with --model.")
     found = held_out([open_dataset(source) for source in expand(texts)], n, seed)
-    folder = out or atlas_cache() / f"{release.replace('/', '--')}-{METHOD}"
+    folder = out or atlas_folder(release, METHOD)
     with progress("correlating") as report:
         built = run(
             load_model(name, device=device), dictionaries, found, out=folder, k=k, max_length=max_length,

@@ -11,6 +11,7 @@ from saeflow.cli.app import Device, Json, Release, progress, show
 if TYPE_CHECKING:
     from saeflow.doctor import Examination
     from saeflow.ids import Site
+    from saeflow.matching.atlas import Atlas
 
 
 def add_to(app: typer.Typer) -> None:
@@ -59,7 +60,7 @@ def doctor(
     with progress("examining") as report:
         found = examine(
             dictionaries, release=dictionaries.name, sites=chosen, tokens=tokens, stated_l0=_stated(release),
-            progress=report, **_run(model, texts, tokens, device, seed),
+            atlas=_atlas_of(release), progress=report, **_run(model, texts, tokens, device, seed),
         )  # fmt: skip
     rows = [
         {
@@ -107,6 +108,17 @@ def _run(model: str, texts: list[str] | None, tokens: int, device: str, seed: in
         [open_dataset(source) for source in expand(texts or ["demo"])], max(20, tokens // 50), seed
     )
     return {"model": load_model(model, device=device), "texts": found}
+
+
+def _atlas_of(release: str) -> Atlas | None:
+    """The atlas of the release, where there is one that opens."""
+    from saeflow.errors import BadFile, CorruptAtlas, UnknownRelease
+    from saeflow.matching.atlas import open_atlas
+
+    try:
+        return open_atlas(release)
+    except (UnknownRelease, BadFile, CorruptAtlas):
+        return None
 
 
 def _stated(release: str) -> dict[Site, float]:

@@ -97,14 +97,13 @@ def atlas_build(
     gpus: Gpus = 0,
 ) -> None:
     """Match every pair of sites that a flow graph needs. A killed build goes on where it stopped."""
-    from saeflow.matching.atlas import atlas_cache
+    from saeflow.matching.atlas import atlas_folder
     from saeflow.matching.build import build_atlas
     from saeflow.sources.library import load_dictionaries
 
     where = opened(engine, workers, address, cpus, gpus)
     dictionaries = load_dictionaries(release, device=device).only(parts_of(parts))
-    own = release.replace("/", "--") if method == "cosine" else f"{release.replace('/', '--')}.{method}"
-    folder = out or atlas_cache() / own
+    folder = out or atlas_folder(release, method)
     with progress("matching") as report, where:
         built = build_atlas(
             dictionaries, out=folder, k=k, method=method, release=dictionaries.name, model=dictionaries.model,

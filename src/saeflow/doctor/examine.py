@@ -17,6 +17,8 @@ from saeflow.doctor.places import n_seen, own_spot, see, spots_around, written_s
 from saeflow.doctor.weights import examine_weights
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Part, Site
+from saeflow.matching.atlas import Atlas
+from saeflow.matching.same_weights import other_weights
 from saeflow.matching.stream import Unit, cut_into_units
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
@@ -35,6 +37,7 @@ def examine(
     tokens: int = 2_000,
     sites: Collection[Site] | None = None,
     stated_l0: Mapping[Site, float] | None = None,
+    atlas: Atlas | None = None,
     progress: Progress | None = None,
 ) -> Examination:
     """Look at a release; with a model also at what it makes of hidden states.
@@ -47,6 +50,7 @@ def examine(
         tokens: tokens looked at, special ones not counted, at most.
         sites: those to look at; all when None.
         stated_l0: the average L0 a release states, by site; those in the paths of Gemma Scope are read anyway.
+        atlas: that of the release, where there is one: it must be of these weights.
         progress: called with (done, of how many, where).
 
     Raises:
@@ -69,7 +73,7 @@ def examine(
             widths[site] = dictionary.d_in
             weights = examine_weights(dictionary)
             findings += weights
-            sound = not any(f.check in (Check.FINITE, Check.ZERO_ROWS, Check.FILE) and f.severity is not Severity.OK
+            sound = not any(f.check in (Check.FINITE, Check.ZERO_ROWS, Check.FILE) and f.severity is Severity.WRONG
                             for f in weights)  # fmt: skip
             if model is not None and sound:
                 stated = (stated_l0 or {}).get(site, _stated(dictionary))
@@ -80,6 +84,8 @@ def examine(
         progress(len(layers), len(layers), "done")
     if sites is None:
         findings.insert(1, _widths(widths))
+    if atlas is not None:
+        findings.append(_atlas(atlas, dictionaries, list(widths), model))
     name = "" if model is None else model.name
     return Examination(release, name, n_seen(units) if units else 0, tuple(findings))
 
@@ -91,6 +97,27 @@ def _chosen(dictionaries: Mapping[Site, Dictionary], sites: Collection[Site] | N
         have = ", ".join(map(str, sorted(dictionaries))) or "none"
         raise UnknownSite(f"There is no dictionary at {', '.join(missing) or 'any site'}. There are: {have}.")
     return chosen
+
+
+def _atlas(
+    atlas: Atlas,
+    dictionaries: Mapping[Site, Dictionary],
+    sites: Collection[Site],
+    model: LanguageModel | None,
+) -> Finding:
+    """Whether an atlas was made from these dictionaries."""
+    try:
+        other = other_weights(atlas, dictionaries, sites, projector=model)
+    except BadFile as error:
+        said, _, advice = str(error).partition(". ")
+        return Finding(Check.ATLAS, "", Severity.WRONG, said, {}, advice)
+    told = f"the atlas at {atlas.folder}"
+    if not other:
+        return Finding(Check.ATLAS, "", Severity.OK, f"{told} is of these weights", {"sites that differ": 0})
+    return Finding(
+        Check.ATLAS, "", Severity.WRONG, f"{told} is of other weights at {', '.join(map(str, other))}",
+        {"sites that differ": len(other)}, "Build it again with `saeflow atlas build`.",
+    )  # fmt: skip
 
 
 def _units(model: LanguageModel | None, texts: Sequence[str], tokens: int) -> list[Unit]:

@@ -32,6 +32,7 @@ class Check(enum.StrEnum):
     """What was looked at."""
 
     SITES = "sites"
+    ATLAS = "atlas"
     WIDTHS = "widths"
     FILE = "file"
     FINITE = "finite values"

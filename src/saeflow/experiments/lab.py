@@ -20,6 +20,7 @@ from saeflow.experiments.results import Progress, Results
 from saeflow.experiments.sampling import Sample, draw, expand, open_dataset
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, open_atlas
+from saeflow.matching.same_weights import refuse_other_weights
 from saeflow.paths import cache_folder
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
@@ -113,7 +114,8 @@ class TrialLab:
             first: the first layer taken when none is asked for.
 
         Raises:
-            InvalidArgument: for an unknown dataset, a layer without matches, or a release without a model.
+            InvalidArgument: for an unknown dataset, a layer without matches, a release without a model, or an atlas
+                of other weights.
             UnknownRelease, BadFile, Unreachable: where something cannot be opened.
         """
         for name in (*asked.sampled, *asked.held):
@@ -129,6 +131,8 @@ class TrialLab:
             )
         dictionaries = load_dictionaries(asked.release, device=asked.device)
         named = model_name(asked.release, dictionaries, asked.model)
+        sites = {site for pair in atlas if pair[0].layer in layers and pair[1] < pair[0] for site in pair}
+        refuse_other_weights(atlas, dictionaries, sites)
         return TrialLab(asked, load_model(named, device=asked.device), dictionaries, atlas, layers)
 
     def matchings(self, bars: Bars | None = None) -> Matchings:
@@ -137,8 +141,16 @@ class TrialLab:
         return Matchings(
             self.model, self.dictionaries, self.atlas, self.layers, cache_folder() / "matches",
             [open_dataset(name) for name in asked.held],
-            open_atlas(asked.pearson) if asked.pearson else None, asked.release, asked.seed, bars,
+            self._pearson(), asked.release, asked.seed, bars,
         )  # fmt: skip
+
+    def _pearson(self) -> Atlas | None:
+        """The Pearson tables that were named, which must be of the same dictionaries."""
+        if not self.asked.pearson:
+            return None
+        opened = open_atlas(self.asked.pearson)
+        refuse_other_weights(opened, self.dictionaries, {site for pair in self.atlas for site in pair})
+        return opened
 
     def samples(self, texts: int, tokens: int, max_length: int, note: Note | None = None) -> list[Sample]:
         """Up to `texts` texts of each dataset with `tokens` random tokens each; `note` hears of those that are short.

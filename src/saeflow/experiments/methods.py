@@ -22,6 +22,7 @@ from saeflow.experiments.sampling import Dataset, held_out
 from saeflow.ids import Part, Site
 from saeflow.matching.build import build_atlas
 from saeflow.matching.correlation import correlate
+from saeflow.matching.same_weights import weights_of
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
@@ -98,8 +99,9 @@ class Matchings:
         )  # fmt: skip
 
     def _key(self, *texts: str) -> str:
-        """A name for tables of these pairs, made on these texts."""
-        told = [self.release, [[str(site) for site in pair] for pair in self.pairs], texts]
+        """A name for tables of these pairs, made from these weights on these texts."""
+        made_from = weights_of(self.dictionaries, {site for pair in self.pairs for site in pair})
+        told = [sorted(made_from.values()), [[str(site) for site in pair] for pair in self.pairs], texts]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def _progress(self, what: str) -> Progress | None:

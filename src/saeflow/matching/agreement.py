@@ -86,6 +86,12 @@ def agreement(tables: Mapping[str, Mapping[Pair, MatchTable]]) -> Agreement:
     """
     rows: list[AgreementRow] = []
     for (name_a, of_a), (name_b, of_b) in permutations(tables.items(), 2):
+        one, other = (getattr(made, "weights", {}) for made in (of_a, of_b))
+        if differ := [str(site) for site in one if other.get(site, one[site]) != one[site]]:
+            raise InvalidArgument(
+                f"{name_a!r} and {name_b!r} were matched from other weights at {', '.join(differ)}. Compare methods on "
+                "the same dictionaries."
+            )
         shared = [pair for pair in of_a if pair in of_b and pair[1] in pair[0].predecessors]
         rows += [_compare(name_a, name_b, of_a[pair], of_b[pair]) for pair in sorted(shared)]
     if not rows:

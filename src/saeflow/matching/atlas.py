@@ -7,18 +7,19 @@ needs no weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease, UnknownSite
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
 from saeflow.matching.rows import AGAIN, TableRows, checked
-from saeflow.paths import PACK, cache_folder, is_as_written, with_check, write_atomic
+from saeflow.paths import PACK, cache_folder, folder_and_pattern, is_as_written, with_check, write_atomic
 from saeflow.records import Match
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 FORMAT = "saeflow-atlas"
 VERSION = 1
 MANIFEST = "atlas.json"
+_TENSORS: Final = frozenset({".safetensors", ".npz", ".pt", ".pth", ".bin"})
+_SAMPLE: Final = 1 << 16
+"""Bytes read at either end of a file of tensors: training it again changes both."""
 Pair = tuple[Site, Site]
 
 
@@ -53,7 +57,8 @@ class Atlas(_Tables):
     """Match tables of a release, read from disk at first use, when its checksum is compared.
 
     `atlas[source, target]` is the table of best matches in `target` for the features of `source`; `best` reads
-    single rows, which needs no numpy.
+    single rows, which needs no numpy. `weights` holds a digest of the decoder of each site that was matched, empty in
+    atlases of before.
     """
 
     folder: Path
@@ -66,6 +71,7 @@ class Atlas(_Tables):
     trusted: bool = False
     calibration: tuple[str, str] | None = None
     blocks: Mapping[Pair, tuple[int, ...]] = field(default_factory=dict[Pair, tuple[int, ...]], repr=False)
+    weights: Mapping[Site, str] = field(default_factory=dict[Site, str], repr=False)
 
     @cached_property
     def _tables(self) -> dict[Pair, MatchTable]:
@@ -213,6 +219,8 @@ def save_manifest(atlas: Atlas) -> None:
         "made_by": atlas.made_by,
         "tables": tables,
     }
+    if atlas.weights:
+        data["weights"] = {str(site): digest for site, digest in sorted(atlas.weights.items())}
     if atlas.calibration is not None:
         data["calibration"] = {"file": atlas.calibration[0], "sha256": atlas.calibration[1]}
     write_atomic(atlas.folder / MANIFEST, (json.dumps(with_check(data), indent=1) + "\n").encode())
@@ -257,10 +265,11 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
         return Atlas(
             folder, data["release"], data["model"], data["k"], made_by, files, method, trusted=not verify,
             calibration=calibration, blocks=blocks,
+            weights={Site.parse(site): str(digest) for site, digest in data.get("weights", {}).items()},
         )  # fmt: skip
     except CorruptAtlas:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"{path} cannot be read as an atlas ({error!r}). {AGAIN}") from None
 
 
@@ -278,6 +287,37 @@ def atlas_cache() -> Path:
     return cache_folder() / "atlases"
 
 
+def atlas_folder(release: str | Path, method: str = "cosine") -> Path:
+    """Where the atlas of a release is kept in the cache: under its name, and that of a folder under its content.
+
+    Two folders that a path names at different times, or from different places, stay apart; a folder that moves keeps
+    its atlas. Reads a little of every file of tensors in it.
+    """
+    name, pattern = folder_and_pattern(str(release))
+    folder = Path(name).expanduser()
+    if content := _content(folder):
+        digest = hashlib.sha256(f"{content}{pattern}".encode()).hexdigest()[:16]
+        name = f"{folder.resolve().name}-{digest}"
+    return atlas_cache() / (name.replace("/", "--") + ("" if method == "cosine" else f".{method}"))
+
+
+def _content(folder: Path) -> str:
+    """A digest of the files of tensors in a folder: their names, sizes, beginnings and ends; "" where there is none."""
+    if not folder.is_dir():
+        return ""
+    told: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in _TENSORS or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest = hashlib.sha256(file.read(_SAMPLE))
+            file.seek(max(size - _SAMPLE, 0))
+            digest.update(file.read(_SAMPLE))
+        told.append(f"{path.relative_to(folder)} {size} {digest.hexdigest()}")
+    return hashlib.sha256("\n".join(told).encode()).hexdigest() if told else ""
+
+
 def _inside(folder: Path, name: str) -> str:
     """A file name from a manifest, refused when it leaves the folder."""
     if Path(name).name != name:
@@ -288,11 +328,7 @@ def _inside(folder: Path, name: str) -> str:
 
 
 def _locate(name: str) -> Path:
-    places = (
-        [PACK / "atlas"]
-        if name == "demo"
-        else [Path(name).expanduser(), atlas_cache() / name.replace("/", "--")]
-    )
+    places = [PACK / "atlas"] if name == "demo" else [Path(name).expanduser(), atlas_folder(name)]
     for place in places:
         if (place / MANIFEST).is_file():
             return place

@@ -18,6 +18,7 @@ from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas, Pair, flow_pairs, open_atlas, save_manifest
 from saeflow.matching.methods import check, find_method, roles
 from saeflow.matching.pairs import MatchPair, PairUnit, file_name, there
+from saeflow.matching.same_weights import weights_of
 from saeflow.paths import write_atomic
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.version import __version__
@@ -85,7 +86,8 @@ def build_atlas(
     if progress:
         progress(len(pairs), len(pairs), "done")
     files = {way: _checksum(out, *way) for pair in pairs for way in (pair, (pair[1], pair[0]))}
-    save_manifest(Atlas(out, release, model, k, f"saeflow {__version__}", files, method))
+    weights = weights_of(dictionaries, {site for pair in pairs for site in pair})
+    save_manifest(Atlas(out, release, model, k, f"saeflow {__version__}", files, method, weights=weights))
     return open_atlas(out)
 
 

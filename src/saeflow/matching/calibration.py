@@ -35,6 +35,7 @@ from saeflow.matching.atlas import Atlas, Pair, open_atlas, save_manifest
 from saeflow.matching.cosine import top_k
 from saeflow.matching.methods import Role, Rows, rows_of
 from saeflow.matching.null import FILE, NullDistribution, nulls_to_bytes, read_nulls
+from saeflow.matching.same_weights import refuse_other_weights
 from saeflow.paths import sealed, write_atomic
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
@@ -121,6 +122,7 @@ def calibrate(
         UnknownSite: when a site of the atlas has no dictionary, or "far" finds no site far enough.
     """
     kind = _check(atlas, rows, rotations, null)
+    refuse_other_weights(atlas, dictionaries, projector=projector)
     draw = _Draw(dictionaries, projector, sorted(dictionaries), kind, rows, rotations, seed)
     work = atlas.folder / "calibration.work"
     found: dict[Pair, NullDistribution] = {}
@@ -129,7 +131,7 @@ def calibrate(
     for done, pair in enumerate(pairs):
         if progress:
             progress(done, len(pairs), f"{pair[0]} to {pair[1]}")
-        made_from = draw.checked(pair, atlas[pair].made_from)
+        made_from = draw.made_from(pair)
         key = json.dumps([null, rows, rotations, seed, *map(str, pair), *made_from])
         path = work / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         if not draw.has_rows(pair):
@@ -169,14 +171,8 @@ class _Draw:
     def _sides(self) -> dict[Site, Rows]:
         return {}
 
-    def checked(self, pair: Pair, made_from: tuple[str, str]) -> tuple[str, str]:
-        """The fingerprints of a pair's dictionaries, which must be those of its table."""
-        for site, expected in zip(pair, made_from, strict=True):
-            if expected and self._side(site).fingerprint != expected:
-                raise InvalidArgument(
-                    f"the atlas was not built from this dictionary at {site}: its rows differ. Give the dictionaries "
-                    "of the atlas, or build it again with `saeflow atlas build`."
-                )
+    def made_from(self, pair: Pair) -> tuple[str, str]:
+        """The fingerprints of a pair's dictionaries."""
         return self._side(pair[0]).fingerprint, self._side(pair[1]).fingerprint
 
     def has_rows(self, pair: Pair) -> bool:

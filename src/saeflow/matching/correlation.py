@@ -23,6 +23,7 @@ from saeflow.ids import Site
 from saeflow.matching.atlas import MANIFEST, Atlas, Pair, flow_pairs, open_atlas, save_manifest
 from saeflow.matching.coactivation import Ranked, size, top_correlations
 from saeflow.matching.methods import Role, rows_of
+from saeflow.matching.same_weights import weights_of
 from saeflow.matching.stream import Progress, Stream, cut_into_units, encoder_digest
 from saeflow.matching.table import MatchTable
 from saeflow.paths import write_atomic
@@ -99,7 +100,10 @@ def correlate(
     if progress:
         progress(len(missing), len(missing), "done")
     files = {pair: run.checksum(pair) for ab in wanted for pair in (ab, (ab[1], ab[0]))}
-    save_manifest(Atlas(out, release, model.name, k, f"saeflow {__version__}", files, METHOD))
+    weights = weights_of(dictionaries, writers)
+    save_manifest(
+        Atlas(out, release, model.name, k, f"saeflow {__version__}", files, METHOD, weights=weights)
+    )
     if not keep_activations:
         shutil.rmtree(out / _SHARDS, ignore_errors=True)
     return open_atlas(out)

@@ -26,7 +26,7 @@ from saeflow.experiments.summary import summarize
 from saeflow.experiments.transition_lab import TransitionSize, transition
 from saeflow.experiments.transition_summary import summarize_transition
 from saeflow.ids import Part
-from saeflow.matching.atlas import Atlas, atlas_cache, open_atlas
+from saeflow.matching.atlas import Atlas, atlas_folder, open_atlas
 from saeflow.matching.build import build_atlas
 from saeflow.matching.calibration import calibrate
 from saeflow.report.results import write_page
@@ -144,7 +144,7 @@ def _atlas(place: Place) -> None:
 def _built(place: Place, release: str) -> Atlas:
     dictionaries = place.dictionaries()
     return build_atlas(
-        dictionaries, out=atlas_cache() / release.replace("/", "--"), release=dictionaries.name,
+        dictionaries, out=atlas_folder(release), release=dictionaries.name,
         model=dictionaries.model, projector=place.projector(dictionaries), engine=place.settings.engine,
         progress=place.bars and place.bars("matching"),
     )  # fmt: skip

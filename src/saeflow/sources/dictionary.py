@@ -30,7 +30,16 @@ from saeflow.sources.activations import Activation, JumpReLU, TopK
 from saeflow.sources.architectures import Tap
 from saeflow.sources.preprocessing import PLAIN, Norm, Preprocessing
 from saeflow.sources.values import refuse_infinite
-from saeflow.sources.weights import Held, Moved, RowScaled, Weights, check_values, first_rows, row_peaks
+from saeflow.sources.weights import (
+    Held,
+    Moved,
+    RowScaled,
+    Weights,
+    check_values,
+    digest,
+    first_rows,
+    row_peaks,
+)
 
 
 @runtime_checkable
@@ -208,6 +217,19 @@ class Dictionary:
             if not finite.any():
                 raise
             return torch.where(finite if tensor.ndim < 2 else finite[:, None], tensor, 0)
+
+    @property
+    def projects(self) -> bool:
+        """Whether its directions need the model: it lives in z."""
+        return self.tap is Tap.Z
+
+    def digest(self) -> str:
+        """sha256 of the decoder in float32: whether two dictionaries are the same. See `weights.digest`.
+
+        Raises:
+            BadFile: when the decoder cannot be read.
+        """
+        return digest(self._weights)
 
     def unload(self) -> None:
         """Forget the tensors that were read; the next use reads them again. Values do not change.

@@ -6,15 +6,22 @@ time; wrappers change what is read without reading anything else: other device o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from contextlib import suppress
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeflow.errors import BadFile, InvalidArgument, UnsupportedFormat
+from saeflow.errors import BadFile, InvalidArgument, SaeflowError, UnsupportedFormat
 from saeflow.ids import FeatureId
+from saeflow.paths import cache_folder, write_atomic
+
+_AT_ONCE: Final = 1 << 28
+"""Numbers read at a time for a digest: 1 GiB."""
+_HEX: Final = 64
 
 
 @runtime_checkable
@@ -64,6 +71,44 @@ class ReadsRows(Protocol):
             BadFile: when they cannot be read.
         """
         ...
+
+
+@runtime_checkable
+class Stamped(Protocol):
+    """Weights that can say, without reading a tensor, which state of which file they are."""
+
+    @property
+    def stamp(self) -> str:
+        """The file with its size and time of change, and what of it is read; "" when it is not known."""
+        ...
+
+
+def digest(weights: Weights) -> str:
+    """sha256 of `W_dec` in float32, rows being features: the same from any format, on any device or processor.
+
+    Read by parts. Kept in the cache folder for each state of a file (path, size, time of change), so that only the
+    first call reads it.
+
+    Raises:
+        BadFile: when the tensor cannot be read.
+    """
+    stamp = weights.stamp if isinstance(weights, Stamped) else ""
+    kept = cache_folder() / "digests" / hashlib.sha256(stamp.encode()).hexdigest()[:32]
+    if stamp:
+        with suppress(OSError, UnicodeDecodeError):
+            if len(known := kept.read_text()) == _HEX:
+                return known
+    found, n = hashlib.sha256(), weights.shape[0]
+    step = max(1, _AT_ONCE // weights.d_out)
+    for start in range(0, n, step):
+        part = (
+            weights.read("W_dec") if step >= n else read_rows(weights, "W_dec", start, min(start + step, n))
+        )
+        found.update(part.detach().float().cpu().contiguous().numpy().data)
+    if stamp:
+        with suppress(SaeflowError, OSError):  # a cache that cannot be written costs time alone
+            write_atomic(kept, found.hexdigest().encode())
+    return found.hexdigest()
 
 
 def read_rows(weights: Weights, name: str, start: int, stop: int) -> Tensor:
@@ -203,6 +248,12 @@ class Moved(_Over):
             BadFile: when the base does.
         """
         return read_rows(self._base, name, start, stop).to(device=self._device, dtype=self._dtype)
+
+    @property
+    def stamp(self) -> str:
+        """That of the base, unless values change with the dtype."""
+        base = self._base
+        return base.stamp if isinstance(base, Stamped) and self._dtype in (None, torch.float32) else ""
 
 
 class RowRange(_Over):

@@ -13,6 +13,7 @@ from saeflow.experiments.lab import model_name
 from saeflow.experiments.sampling import expand, open_dataset
 from saeflow.flow.scores import Thresholds
 from saeflow.matching.atlas import Atlas
+from saeflow.matching.same_weights import refuse_other_weights
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
 from saeflow.steering.recipe import Lab
@@ -108,11 +109,12 @@ def open_lab(
     """Model and dictionaries beside an atlas, with a checksum of its tables for the record.
 
     Raises:
-        InvalidArgument: when it is not known which model the release is of.
+        InvalidArgument: when it is not known which model the release is of, or the atlas is of other weights.
         UnknownRelease, BadFile, Unreachable: where something cannot be opened.
     """
     dictionaries = load_dictionaries(release, device=device)
     named = model_name(release, dictionaries, model)
+    refuse_other_weights(matches, dictionaries)
     tables = sorted((str(source), str(target), sha) for (source, target), (_, sha) in matches.files.items())
     digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()[:12]
     loaded = load_model(named, device=device)

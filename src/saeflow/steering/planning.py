@@ -18,6 +18,7 @@ from saeflow.flow.scores import Thresholds
 from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels import Words, no_words
+from saeflow.matching.atlas import Atlas
 from saeflow.steering.growth import (
     Reach,
     Target,
@@ -156,8 +157,8 @@ def build_plan(
         progress: is told (done, all, what) while output scores are computed.
 
     Raises:
-        InvalidArgument: when nothing is left to steer, something is dropped that was not found, or the
-            weights, the model or texts are needed and missing.
+        InvalidArgument: when nothing is left to steer, something is dropped that was not found, the weights, the
+            model or texts are needed and missing, or the atlas was made from other weights.
         UnknownSite: when there is no dictionary, or there are no matches, at a start's site.
         UnknownFeature: when a start's index lies outside its dictionary.
         BadFile: when the theme's file is bad.
@@ -168,6 +169,11 @@ def build_plan(
     found = targets(graphs, parts=request.parts)
     _check_named(request, found)
     kept, dropped = pick(found, drop=request.drop, keep=request.keep, min_score=request.min_score)
+    if dictionaries is not None and isinstance(atlas, Atlas):
+        from saeflow.matching.same_weights import refuse_other_weights
+
+        used = {target.feature.site for target in targets_within(kept, request.reach, request.upto)}
+        refuse_other_weights(atlas, dictionaries, used, projector=model)
     measured = tuple(texts) or (theme.examples if theme else ())
     if request.min_output_score is not None:
         kept, more = _that_drive_output(request, kept, dictionaries, model, progress)

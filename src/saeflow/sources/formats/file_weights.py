@@ -91,6 +91,16 @@ class FileWeights:
         return str(self.file.path)
 
     @property
+    def stamp(self) -> str:
+        """The file with its size and time of change, and how `W_dec` is stored in it."""
+        path = self.file.path.resolve()
+        try:
+            state = path.stat()
+        except OSError:
+            return ""
+        return f"{path} {state.st_size} {state.st_mtime_ns} {self.layout['W_dec']}"
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(n_features, d_in), from the header of W_dec; a transcoder's d_in from that of W_enc."""
         n_features, d_out = self._turned_shape("W_dec")
