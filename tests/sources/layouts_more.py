@@ -226,3 +226,100 @@ def write_old_sae_lens(root: Path, a: Arrays, **config: Any) -> Path:
     named = {"W_enc": a.W_enc.T, "b_enc": a.b_enc, "W_dec": a.W_dec, "b_dec": a.b_dec}
     save_file({name: tensor(array) for name, array in named.items()}, folder / "sae_weights.safetensors")
     return folder
+
+
+def write_circuit_tracer(
+    root: Path,
+    layers: list[Arrays],
+    *,
+    read: str = "mlp.hook_in",
+    written: str = "hook_mlp_out",
+    model: str = "Qwen/Qwen3-0.6B",
+    skip: np.ndarray | None = None,
+    threshold: bool = False,
+    **config: Any,
+) -> Path:
+    """mwhanna/qwen3-0.6b-transcoders-lowl0: config.yaml and a layer_L.safetensors for each layer."""
+    folder = root / "qwen3-0.6b-transcoders"
+    folder.mkdir(parents=True)
+    told = {
+        "model_name": model,
+        "model_kind": "transcoder_set",
+        "feature_input_hook": read,
+        "feature_output_hook": written,
+        **config,
+    }
+    (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in told.items()))
+    for layer, a in enumerate(layers):
+        named = {"W_enc": a.W_enc, "W_dec": a.W_dec, "b_enc": a.b_enc, "b_dec": a.b_dec}
+        named |= {"activation_function.threshold": a.threshold} if threshold else {}
+        named |= {} if skip is None else {"W_skip": skip}
+        save_file(
+            {name: tensor(array) for name, array in named.items()}, folder / f"layer_{layer}.safetensors"
+        )
+    return folder
+
+
+def write_openmoss(
+    root: Path,
+    a: Arrays,
+    *,
+    hooks: tuple[str, str] = ("blocks.7.hook_resid_post", "blocks.7.hook_resid_post"),
+    norms: tuple[float, float] | None = (7.0, 7.0),
+    former: bool = False,
+    **config: Any,
+) -> Path:
+    """A folder of Llamascopium: config.json, sae_weights.safetensors; `former` as Llama Scope R1 Distill is."""
+    folder = root / "L7R"
+    folder.mkdir(parents=True)
+    told = {
+        "sae_type": "sae",
+        "hook_point_in": hooks[0],
+        "hook_point_out": hooks[1],
+        "d_model": a.W_dec.shape[1],
+        "expansion_factor": a.W_dec.shape[0] / a.W_dec.shape[1],
+        "act_fn": "jumprelu",
+        "norm_activation": "dataset-wise",
+        "sparsity_include_decoder_norm": True,
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(told))
+    now = {"W_E": a.W_enc.T, "b_E": a.b_enc, "W_D": a.W_dec, "b_D": a.b_dec}
+    old = {
+        "encoder.weight": a.W_enc,
+        "encoder.bias": a.b_enc,
+        "decoder.weight": a.W_dec.T,
+        "decoder.bias": a.b_dec,
+    }
+    named = dict(old if former else now)
+    named[("" if former else "activation_function.") + "log_jumprelu_threshold"] = np.log(a.threshold)
+    if told.get("use_decoder_bias") is False:
+        del named["b_D"]
+    for hook, norm in zip(hooks, norms or (), strict=False):
+        named[f"dataset_average_activation_norm.{hook}"] = np.array(norm, np.float32)
+    save_file({name: tensor(array) for name, array in named.items()}, folder / "sae_weights.safetensors")
+    return folder
+
+
+def write_qwen_scope(
+    root: Path, layers: list[Arrays], *, repo: str = "SAE-Res-Qwen3-8B-Base-W64K-L0_3"
+) -> Path:
+    """Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50: a layer{L}.sae.pt for each layer."""
+    folder = root / repo
+    folder.mkdir(parents=True)
+    for layer, a in enumerate(layers):
+        named = {"W_enc": a.W_enc, "b_enc": a.b_enc, "W_dec": a.W_dec.T, "b_dec": a.b_dec}
+        torch.save({name: tensor(array) for name, array in named.items()}, folder / f"layer{layer}.sae.pt")
+    return folder
+
+
+def write_goodfire(
+    root: Path, a: Arrays, *, name: str = "Llama-3.1-8B-Instruct-SAE-l19.pth", linear: str = "_linear"
+) -> Path:
+    """Goodfire/Llama-3.1-8B-Instruct-SAE-l19: one .pth; without `linear` as qresearch's of DeepSeek R1."""
+    folder = root / name.partition(".p")[0]
+    folder.mkdir(parents=True)
+    named = {f"encoder{linear}.weight": a.W_enc, f"encoder{linear}.bias": a.b_enc}
+    named |= {f"decoder{linear}.weight": a.W_dec.T, f"decoder{linear}.bias": a.b_dec}
+    torch.save({name: tensor(array) for name, array in named.items()}, folder / name)
+    return folder

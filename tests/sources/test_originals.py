@@ -21,7 +21,10 @@ from layouts_more import (
     write_dictionary_learning,
     write_gemma_2_transcoder,
     write_gemma_transcoder,
+    write_goodfire,
     write_old_sae_lens,
+    write_openmoss,
+    write_qwen_scope,
 )
 from reading import H, one
 from safetensors import safe_open
@@ -37,6 +40,10 @@ needs_sae_lens = pytest.mark.skipif(
 needs_sparsify = pytest.mark.skipif(
     importlib.util.find_spec("sparsify") is None,
     reason="eai-sparsify is not installed: pip install eai-sparsify",
+)
+needs_llamascopium = pytest.mark.skipif(
+    importlib.util.find_spec("llamascopium") is None,
+    reason="llamascopium is not installed: pip install llamascopium",
 )
 # what the other libraries warn of is theirs
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -265,6 +272,73 @@ def test_dictionary_learning_as_sae_lens_converts_it(
     loader = "dictionary_learning_sae_huggingface_loader_1"
     sae = converted(monkeypatch, loader, "canrager/lm_sae", path.name, tmp_path)
     differ(one(path), sae.encode(X), sae(X))
+
+
+@needs_sae_lens
+@pytest.mark.parametrize("name", ["Llama-3.1-8B-Instruct-SAE-l19.pth", "Llama-3.3-70B-Instruct-SAE-l50.pt"])
+def test_goodfires_as_sae_lens_converts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    path = write_goodfire(tmp_path, arrays(), name=name)
+    repo = f"Goodfire/{path.name}"
+    sae = converted(monkeypatch, "get_goodfire_huggingface_loader", repo, name, path)
+    differ(one(path / name), sae.encode(X), sae(X))
+
+
+@needs_sae_lens
+def test_qwen_scope_as_sae_lens_converts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_qwen_scope(tmp_path, [arrays()])
+    loader = "qwen_scope_sae_huggingface_loader"
+    sae = converted(monkeypatch, loader, f"Qwen/{path.name}", "layer0.sae.pt", path)
+    differ(one(path / "layer0.sae.pt"), sae.encode(X), sae(X))
+
+
+@needs_sae_lens
+def test_llama_scope_r1_distill_as_sae_lens_converts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    a = arrays()
+    a.W_dec /= np.linalg.norm(a.W_dec, axis=1, keepdims=True)  # which sae-lens takes for granted
+    path = write_openmoss(tmp_path, a, former=True, norms=(5.0, 5.0))
+    loader = "llama_scope_r1_distill_sae_huggingface_loader"
+    sae = converted(monkeypatch, loader, "fnlp/Llama-Scope-R1-Distill", path.name, tmp_path)
+    s = 2 / 5.0
+    differ(one(path), sae.encode(s * X), sae(s * X) / s)
+
+
+# Llamascopium writes, saeflow reads
+
+
+@needs_llamascopium
+@pytest.mark.parametrize("by_norm", [False, True])
+@pytest.mark.parametrize("function", ["relu", "jumprelu", "topk"])
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        ("blocks.7.hook_resid_post", "blocks.7.hook_resid_post"),
+        ("blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out"),
+    ],
+)
+def test_what_llamascopium_saves_encodes_and_decodes_as_there(
+    tmp_path: Path, hooks: tuple[str, str], function: str, by_norm: bool
+):
+    from llamascopium.models.sae import SAEConfig, SparseAutoEncoder
+    from llamascopium.models.sparse_dictionary import SparseDictionary
+
+    config = SAEConfig(
+        hook_point_in=hooks[0],
+        hook_point_out=hooks[1],
+        d_model=4,
+        expansion_factor=2,
+        act_fn=function,
+        sparsity_include_decoder_norm=by_norm,
+        top_k=3,
+    )
+    made = SparseAutoEncoder(config)
+    fill(made)
+    made.set_dataset_average_activation_norm(dict(zip(hooks, (7.0, 11.0), strict=True)))
+    made.save_pretrained(tmp_path)
+    config.save_hyperparameters(tmp_path)
+    back = SparseDictionary.from_pretrained(str(tmp_path))
+    acts = back.encode(back.normalize_activations({hooks[0]: X})[hooks[0]])
+    ranked = back.decoder_norm() if function == "topk" and by_norm else 1
+    differ(one(tmp_path), acts * ranked, back.decode(acts) / back.compute_norm_factor(X, hooks[1]))
 
 
 # sparsify writes, saeflow reads

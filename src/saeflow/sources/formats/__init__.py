@@ -7,6 +7,12 @@
     Llama Scope      hyperparams.json, checkpoints/final.safetensors  one
     sparsify         cfg.json, sae.safetensors                        one
     dictionary_learning  config.json, ae.pt                           one
+    OpenMOSS         config.json, sae_weights.safetensors             one
+    circuit-tracer   config.yaml, layer_L.safetensors                 one a file
+    Qwen Scope       layerL.sae.pt                                    one a file
+    Goodfire         ...-SAE-lL.pth                                   one a file
+
+A .safetensors file may lie in parts, `sae_weights-00001-of-00002.safetensors`.
 
 Any other folder is searched for these. Only headers are read; each Dictionary reads a tensor at its first
 use. Transcoders are dictionaries at the site they write.
@@ -15,6 +21,7 @@ use. Transcoders are dictionaries at the site they write.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,14 +33,18 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite, UnsupportedFor
 from saeflow.ids import Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import (
+    circuit_tracer,
     dictionary_learning,
     gemma_scope,
     llama_scope,
+    named_pt,
+    openmoss,
     sae_lens,
     saeflow_folder,
     sparsify,
 )
 from saeflow.sources.formats.saeflow_folder import save_release
+from saeflow.sources.formats.tensors import shards_of
 
 __all__ = ["Found", "discover", "first_sentence", "left_out_sentence", "load", "save_release"]
 
@@ -44,8 +55,17 @@ _SUPPORTED: Final = (
     f"Gemma Scope ({gemma_scope.PARAMS}), Gemma Scope 2 ({gemma_scope.CONFIG_2} and {gemma_scope.PARAMS_2}), "
     f"Llama Scope ({llama_scope.CONFIG} and {llama_scope.WEIGHTS.as_posix()}), EleutherAI sparsify "
     f"({sparsify.CONFIG} and {sparsify.WEIGHTS}), dictionary_learning ({dictionary_learning.WEIGHTS} and "
-    f"{dictionary_learning.CONFIG}), or a folder that holds some of these"
+    f"{dictionary_learning.CONFIG}), OpenMOSS ({openmoss.CONFIG} and {openmoss.WEIGHTS}), circuit-tracer "
+    f"({circuit_tracer.CONFIG} and layer_0.safetensors), Qwen Scope (layer0.sae.pt), Goodfire (...-SAE-l19.pth), or a "
+    "folder that holds some of these. sae-lens:RELEASE is any release of sae-lens, through its own loader"
 )
+_FILES: Final[tuple[tuple[re.Pattern[str], Reader], ...]] = (
+    (circuit_tracer.FILE, circuit_tracer.read_circuit_tracer),
+    (circuit_tracer.CROSS_LAYER, circuit_tracer.refuse_cross_layer),
+    (named_pt.QWEN_SCOPE, named_pt.read_qwen_scope),
+    (named_pt.SAE_L, named_pt.read_sae_l),
+)
+"""Formats of which a folder holds several, one a file."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +189,8 @@ def _only(path: Path, site: Site, there: Mapping[str, Dictionary]) -> Dictionary
 
 
 def _name(path: Path, place: Path) -> str:
-    """What a pattern is held against: the folder of an SAE, relative to the one that is searched."""
-    folder = place if place.is_dir() else place.parent
+    """What a pattern is held against: the folder of an SAE, or its file where it is one of several there."""
+    folder = place.parent if place.name == gemma_scope.PARAMS else place
     return (folder.relative_to(path) if folder.is_relative_to(path) else Path()).as_posix()
 
 
@@ -191,12 +211,16 @@ def _singles(path: Path) -> list[tuple[Reader, Path]]:
         single = _single(path)
         return [] if single is None else [single]
     singles: list[tuple[Reader, Path]] = []
-    for folder, below, _ in os.walk(path, followlinks=True):
+    for folder, below, files in os.walk(path, followlinks=True):
         below.sort()
         single = _single(Path(folder))
         if single is not None:
             singles.append(single)
             below.clear()
+        else:
+            singles += [
+                found for name in sorted(files) if (found := _of_name(Path(folder, name))) is not None
+            ]
     return singles
 
 
@@ -222,11 +246,24 @@ def _single(path: Path) -> tuple[Reader, Path] | None:
             folder,
         ),
         ((dictionary_learning.WEIGHTS,), dictionary_learning.read_dictionary_learning, folder),
+        ((openmoss.CONFIG, openmoss.WEIGHTS), openmoss.read_openmoss, folder),
     )
     for files, reader, place in rules:
         mine = path.is_dir() or path in [folder / file for file in files]
-        if mine and all((folder / file).is_file() for file in files):
+        if mine and all(_is_there(folder / file) for file in files):
             return reader, place
+    if path.is_file() and (named := _of_name(path)) is not None:
+        return named
     if path.is_file() and path.suffix == ".npz":
         return gemma_scope.read_gemma_scope, path
     return None
+
+
+def _of_name(file: Path) -> tuple[Reader, Path] | None:
+    """The reader of a file that is an SAE of its own."""
+    return next(((reader, file) for names, reader in _FILES if names.fullmatch(file.name)), None)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether there is a file, or the parts of one."""
+    return file.is_file() or (file.suffix == ".safetensors" and bool(shards_of(file)))

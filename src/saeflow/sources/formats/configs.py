@@ -1,4 +1,4 @@
-"""What the JSON files beside the tensors say: read as an object, and entries of one kind asked of it."""
+"""What the JSON and YAML files beside the tensors say: read as an object, and entries of one kind asked of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Final
 from saeflow.errors import BadFile
 
 _MOST: Final = 1e18
+_LONGEST: Final = 1 << 20
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -25,6 +26,26 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BadFile(f"{path}: holds {type(data).__name__}, expected an object. Fetch the file again.")
     return data
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The entries of a YAML object that are one value each; lists and objects in it are left out.
+
+    Raises:
+        BadFile: when the file cannot be read, is larger than a configuration, or holds something else.
+    """
+    import yaml
+
+    try:
+        size = path.stat().st_size
+        if size > _LONGEST:
+            raise ValueError(f"{size} bytes, and a configuration has {_LONGEST} at most")
+        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise BadFile(f"{path}: cannot be read as YAML ({error}). Fetch the file again.") from error
+    if not isinstance(data, dict):
+        raise BadFile(f"{path}: holds {type(data).__name__}, expected an object. Fetch the file again.")
+    return {str(key): value for key, value in data.items() if isinstance(value, str | int | float | None)}
 
 
 def positive_number(config: Mapping[str, Any], key: str, where: str | Path) -> float:

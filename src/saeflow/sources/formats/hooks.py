@@ -65,6 +65,8 @@ def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
         layer, name = int(found[1]), found[2]
         if name == "hook_resid_pre" and layer > 0:
             return Site(layer - 1, Part.RES), Tap.RES
+        if name == "mlp.hook_out" and not _is_sandwich(model):
+            return Site(layer, Part.MLP), Tap.MLP
         if name in _LENS:
             part, tap = _LENS[name]
             return Site(layer, part), tap

@@ -29,7 +29,15 @@ from torch import Tensor
 from saeflow.errors import BadFile
 from saeflow.paths import sealed, unsealed, write_atomic
 from saeflow.sources.formats.remote_index import Segment, read_index
-from saeflow.sources.formats.tensors import FETCH_AGAIN, NpzFile, SafetensorsFile, TensorFile, not_floating
+from saeflow.sources.formats.tensors import (
+    FETCH_AGAIN,
+    NpzFile,
+    SafetensorsFile,
+    ShardedFile,
+    TensorFile,
+    not_floating,
+    shards_of,
+)
 from saeflow.sources.remote.hub_file import REFUSALS, HubFile, refused
 from saeflow.sources.remote.ranges import Ranges, sha256
 from saeflow.sources.remote.transport import RangesIgnored
@@ -42,7 +50,7 @@ ENDINGS: Final = (".npz", ".safetensors")
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """The tensors of an .npz or .safetensors file that is here, or of the file that a pointer stands for.
+    """The tensors of an .npz or .safetensors file that is here, whole or in parts, or that a pointer stands for.
 
     Raises:
         BadFile: when there is no such file, or it is damaged.
@@ -54,7 +62,10 @@ def open_tensors(path: Path) -> TensorFile:
 
 
 def _open_whole(path: Path) -> TensorFile:
-    return NpzFile(path) if path.suffix == ".npz" else SafetensorsFile(path)
+    if path.suffix == ".npz":
+        return NpzFile(path)
+    parts = [] if path.is_file() else shards_of(path)
+    return ShardedFile(path, parts) if parts else SafetensorsFile(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ Nothing here unpickles. Half-precision values are returned as float32.
 
 from __future__ import annotations
 
+import glob
 import io
 import math
 import struct
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from saeflow.errors import BadFile
 
+_PARTS: Final = 100_000
 FETCH_AGAIN = "The file is truncated or damaged: fetch it again."
 
 
@@ -115,6 +117,73 @@ class SafetensorsFile:
         if not tensor.is_floating_point():
             raise BadFile(not_floating(self._path, name, str(tensor.dtype)))
         return tensor.to(torch.float32)
+
+
+def shards_of(path: Path) -> list[Path]:
+    """The parts that stand for a .safetensors file: `model-00001-of-00002.safetensors` and so on; empty where none do.
+
+    Raises:
+        BadFile: when some are missing.
+    """
+    parts = sorted(path.parent.glob(f"{glob.escape(path.stem)}-[0-9]*-of-[0-9]*{path.suffix}"))
+    if not parts:
+        return []
+    many = parts[0].stem.rpartition("-")[2]
+    wanted = [
+        f"{path.stem}-{i + 1:0{len(many)}}-of-{many}{path.suffix}" for i in range(min(int(many), _PARTS))
+    ]
+    missing = sorted(set(wanted) - {part.name for part in parts})
+    if missing or len(parts) != int(many):
+        lacks = f", {missing[0]} not" if missing else ""
+        raise BadFile(f"{path}: is in {int(many)} parts; {len(parts)} are here{lacks}. Fetch all of them.")
+    return parts
+
+
+class ShardedFile:
+    """A .safetensors file in several parts, each tensor whole in one of them. Meets `TensorFile`."""
+
+    def __init__(self, path: Path, parts: list[Path]) -> None:
+        """Read the header of every part; `path` is the file they stand for.
+
+        Raises:
+            BadFile: when one is truncated, or a tensor is in two.
+        """
+        self._path = path
+        self._holder: dict[str, SafetensorsFile] = {}
+        for file in map(SafetensorsFile, parts):
+            for name in file.shapes:
+                if name in self._holder:
+                    raise BadFile(
+                        f"{path}: tensor {name!r} is in {self._holder[name].path.name} and in {file.path.name}. "
+                        "Fetch both again."
+                    )
+                self._holder[name] = file
+
+    @property
+    def path(self) -> Path:
+        """The file that the parts stand for."""
+        return self._path
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        return {name: file.shapes[name] for name, file in self._holder.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as float32.
+
+        Raises:
+            BadFile: as `SafetensorsFile.read`.
+        """
+        return self._holder[name].read(name)
+
+    def read_range(self, name: str, axis: int, start: int, stop: int) -> Tensor:
+        """Part of a tensor as float32; the rest is not read.
+
+        Raises:
+            BadFile: as `read`.
+        """
+        return self._holder[name].read_range(name, axis, start, stop)
 
 
 SPOILED: Final = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, OSError, ValueError, EOFError)

@@ -1,0 +1,90 @@
+"""Transcoder sets of circuit-tracer: config.yaml, and a layer_L.safetensors for each layer.
+
+    W_enc [n_features d_in]   b_enc   W_dec [n_features d_out]   b_dec   W_skip [d_out d_in] or none
+    activation_function.threshold [n_features] (JumpReLU)
+
+    pre = h @ W_enc^T + b_enc;   h' = acts @ W_dec + b_dec (+ h @ W_skip^T)
+
+config.yaml names what is read and written by what follows `blocks.L.` in TransformerLens (`feature_input_hook`,
+`feature_output_hook`) and the model, and may name the activation: `topk` with `k`, or `relu`. Otherwise it is JumpReLU
+where there are thresholds, and ReLU where there are none. Under topk, circuit-tracer keeps the k largest even where
+they are negative; those are 0 here. Read in circuit-tracer 0.5.0 (`single_layer_transcoder.py`, `hf_utils.py`).
+
+Cross-layer transcoders (W_enc_L.safetensors and W_dec_L.safetensors; params_layer_L.safetensors of Gemma Scope 2)
+have for each feature a row in every layer that it writes, W_dec [n_features layers d_out], not one direction at a site.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from saeflow.errors import UnsupportedFormat
+from saeflow.ids import Site
+from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK
+from saeflow.sources.dictionary import Dictionary, Preprocessing
+from saeflow.sources.formats.configs import count, read_yaml
+from saeflow.sources.formats.file_weights import FileWeights, Stored
+from saeflow.sources.formats.hooks import transcoder_of_hooks
+from saeflow.sources.formats.remote_tensors import open_tensors
+
+CONFIG: Final = "config.yaml"
+FILE: Final = re.compile(r"layer_(\d+)\.safetensors")
+CROSS_LAYER: Final = re.compile(r"(?:W_enc|W_dec|params_layer)_\d+\.safetensors")
+_THRESHOLD: Final = "activation_function.threshold"
+
+
+def read_circuit_tracer(file: Path, site: Site | None = None) -> Dictionary:
+    """The transcoder of one layer; reads headers only. `site` overrides the layer of the file's name.
+
+    Raises:
+        BadFile: when config.yaml or the tensors are not as the format says.
+        UnsupportedFormat: when there is no config.yaml, or it leads from elsewhere than an MLP's input to its output.
+    """
+    path = file.parent / CONFIG
+    if not path.is_file():
+        raise UnsupportedFormat(
+            f"{file}: no {CONFIG} lies beside it to say what is read and written. Write one with model_name, "
+            "model_kind: transcoder_set, feature_input_hook and feature_output_hook."
+        )
+    config = read_yaml(path)
+    found = FILE.fullmatch(file.name)
+    layer = int(found[1]) if found else -1
+    read, written = (f"blocks.{layer}.{config.get(f'feature_{way}_hook')}" for way in ("input", "output"))
+    place, tap, norm = transcoder_of_hooks(read, written, str(config.get("model_name")), str(path))
+    tensors = open_tensors(file)
+    optional = {"W_skip": "W_skip", "threshold": _THRESHOLD}
+    names = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    names |= {name: stored for name, stored in optional.items() if stored in tensors.shapes}
+    layout = {name: Stored(stored) for name, stored in names.items()}
+    weights = FileWeights(tensors, layout, transcoder=True)
+    return Dictionary.reading(
+        site or place,
+        tap=tap,
+        weights=weights,
+        activation=_activation(config, weights, path),
+        preprocessing=Preprocessing(norm=norm),
+    )
+
+
+def refuse_cross_layer(file: Path, site: Site | None = None) -> Dictionary:  # noqa: ARG001  (a reader)
+    """Say why a cross-layer transcoder is not read.
+
+    Raises:
+        UnsupportedFormat: always.
+    """
+    raise UnsupportedFormat(
+        f"{file}: of a cross-layer transcoder, whose features write to several layers with a row of their own in each, "
+        "so that none has one direction at one site. Use transcoders of one layer each; circuit-tracer reads these."
+    )
+
+
+def _activation(config: Mapping[str, Any], weights: FileWeights, path: Path) -> Callable[[], Activation]:
+    named = config.get("activation")
+    if named == "topk":
+        return lambda: TopK(count(config, "k", path))
+    if named == "relu" or "threshold" not in weights.layout:
+        return ReLU
+    return lambda: JumpReLU(weights.threshold())

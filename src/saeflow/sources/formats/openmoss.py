@@ -1,0 +1,182 @@
+"""Folders of OpenMOSS's library (Llamascopium, before it lm-saes): config.json and sae_weights.safetensors.
+
+    W_E [d_in n_features]   b_E   W_D [n_features d_out]   b_D   activation_function.log_jumprelu_threshold [n_features]
+    encoder.weight [n_features d_in]   encoder.bias   decoder.weight [d_out n_features]   decoder.bias
+    log_jumprelu_threshold [n_features]                        (as Llama Scope R1 Distill was saved)
+
+What was read was brought to the norm sqrt(d_model) first, and so was what is written: with `norm_activation`
+"dataset-wise" by s = sqrt(d_model) / (average norm), one number for each hook, `dataset_average_activation_norm.HOOK`
+in the file; with "token-wise" each token by its own; with "inference" not at all, the numbers being in the weights. So
+
+    pre = s_in * h @ W_E + b_E;   h' = (acts @ W_D + b_D) / s_out
+
+Where `sparsity_include_decoder_norm` is set the activation function sees pre * |W_D row| and what it returns is divided
+by that again. A JumpReLU then has the threshold exp(log threshold) / |row|. A TopK ranks by the product, and is read
+with unit rows, activations multiplied by the norms: the same function. Read in llamascopium 2.0.0b34 (`models/sae.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from saeflow.errors import BadFile, UnsupportedFormat
+from saeflow.ids import Site
+from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
+from saeflow.sources.formats.configs import count, positive_number, read_json
+from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
+from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks
+from saeflow.sources.formats.remote_tensors import open_tensors
+from saeflow.sources.formats.tensors import TensorFile
+from saeflow.sources.weights import DirectionsOnly, RowScaled
+
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "sae_weights.safetensors"
+_NORM: Final = "dataset_average_activation_norm"
+
+
+def read_openmoss(folder: Path, site: Site | None = None) -> Dictionary:
+    """The dictionary of such a folder; reads headers and the numbers of the norms. `site` overrides config.json.
+
+    Raises:
+        BadFile: when a file is not as the format says.
+        UnsupportedFormat: for another `sae_type`, or where its hooks are no site.
+    """
+    path = folder / CONFIG
+    config = read_json(path)
+    kind = config.get("sae_type")
+    if kind != "sae":
+        raise UnsupportedFormat(
+            f"{path}: sae_type is {kind!r}. Supported: sae, which transcoders are too. Of clt and crosscoder a feature "
+            "has several decoder rows, lorsa and molt write by other means; llamascopium reads them."
+        )
+    read, written = str(config.get("hook_point_in")), str(config.get("hook_point_out"))
+    model = str(config.get("model_name") or folder.absolute())
+    norm = Norm.NONE
+    if read != written:
+        place, tap, norm = transcoder_of_hooks(read, written, model, str(path))
+        place = site or place
+    else:
+        place, tap = (site, Tap.of(site.part)) if site else site_of_hook(read, model, str(path))
+    file = open_tensors(folder / WEIGHTS)
+    if config.get("use_decoder_bias") is False:
+        file = _ZeroBias(file, count(config, "d_model", path))
+    s_in, s_out, unknown = 1.0, 1.0, ""
+    try:
+        s_in, s_out, norm = _scales(config, file, (read, written), norm, path)
+    except BadFile as error:
+        unknown = f"{error} Directions are known, activations are not."
+    weights = FileWeights(file, _layout(file, s_in, s_out), transcoder=tap.is_read_only)
+    by_norm = bool(config.get("sparsity_include_decoder_norm", True))
+
+    def norms() -> Tensor:
+        return (
+            torch.linalg.vector_norm(weights.read("W_dec"), dim=1).clamp(min=1e-8) * s_out if by_norm else one
+        )
+
+    one = torch.ones(weights.shape[0])
+    ranked = by_norm and config.get("act_fn") == "topk"
+    read_by = RowScaled(weights, norms) if ranked else weights
+    return Dictionary.reading(
+        place,
+        tap=tap,
+        weights=DirectionsOnly(weights, unknown) if unknown else read_by,
+        activation=refused(unknown) if unknown else _activation(config, weights, norms, path),
+        preprocessing=Preprocessing(norm=norm),
+    )
+
+
+def _layout(file: TensorFile, s_in: float, s_out: float) -> dict[str, Stored]:
+    former = "encoder.weight" in file.shapes
+    threshold = ("" if former else "activation_function.") + "log_jumprelu_threshold"
+    return {
+        "W_enc": Stored("encoder.weight", times=s_in)
+        if former
+        else Stored("W_E", transposed=True, times=s_in),
+        "b_enc": Stored("encoder.bias" if former else "b_E"),
+        "W_dec": Stored("decoder.weight", transposed=True, times=1 / s_out)
+        if former
+        else Stored("W_D", times=1 / s_out),
+        "b_dec": Stored("decoder.bias" if former else "b_D", times=1 / s_out),
+        "threshold": Stored(threshold),
+    }
+
+
+def _scales(
+    config: Mapping[str, Any], file: TensorFile, hooks: tuple[str, str], norm: Norm, path: Path
+) -> tuple[float, float, Norm]:
+    """What is read and written was multiplied by, and what is done to each token.
+
+    Raises:
+        UnsupportedFormat: where a Dictionary could not do it, or the file does not say.
+    """
+    told = config.get("norm_activation", "dataset-wise")
+    if told == "inference":
+        return 1.0, 1.0, norm
+    if told == "token-wise" and hooks[0] == hooks[1]:
+        return 1.0, 1.0, Norm.RESCALE
+    if told != "dataset-wise":
+        raise UnsupportedFormat(
+            f"{path}: norm_activation {told!r} of {' to '.join(dict.fromkeys(hooks))} scales by what else is in the "
+            "batch, or writes in units of each token. Use one trained with dataset-wise."
+        )
+    names = [f"{_NORM}.{hook}" for hook in hooks]
+    if not set(names) <= set(file.shapes):
+        raise UnsupportedFormat(
+            f"{path}: norm_activation is 'dataset-wise', and {file.path} lacks {names[0]!r}. Save it with "
+            "fold_activation_scale, or fetch the file again."
+        )
+    root = math.sqrt(positive_number(config, "d_model", path))
+    s_in, s_out = (
+        root / positive_number({name: float(file.read(name).reshape(-1)[0])}, name, file.path)
+        for name in names
+    )
+    return s_in, s_out, norm
+
+
+def _activation(
+    config: Mapping[str, Any], weights: FileWeights, norms: Callable[[], Tensor], path: Path
+) -> Callable[[], Activation]:
+    learned = weights.layout["threshold"].name in weights.file.shapes
+    function = config.get("act_fn", "jumprelu" if learned else "relu")
+    if config.get("use_glu_encoder") or function not in ("relu", "jumprelu", "topk"):
+        glu = ", with use_glu_encoder" if config.get("use_glu_encoder") else ""
+        return refused(
+            f"{path}: act_fn is {function!r}{glu}. Directions are known, activations are not: supported are relu, "
+            "jumprelu and topk without use_glu_encoder. llamascopium turns a batchtopk into a jumprelu."
+        )
+    if function == "relu":
+        return ReLU
+    if function == "topk":
+        return lambda: TopK(count(config, "top_k", path))
+    return lambda: JumpReLU(weights.threshold().exp() / norms())
+
+
+@dataclass(frozen=True)
+class _ZeroBias:
+    """A file without the decoder bias, read as one with a bias of zeros. Meets `TensorFile`."""
+
+    file: TensorFile
+    width: int
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    @property
+    def _name(self) -> str:
+        return "decoder.bias" if "encoder.weight" in self.file.shapes else "b_D"
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {**self.file.shapes, self._name: (self.width,)}
+
+    def read(self, name: str) -> Tensor:
+        return torch.zeros(self.width) if name == self._name else self.file.read(name)
