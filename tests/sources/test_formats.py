@@ -277,6 +277,13 @@ def test_sae_lens_on_centred_writing_weights_centres_its_input(tmp_path: Path):
         ({"hook_name": "blocks.0.hook_mlp_out"}, "0/mlp", Tap.MLP),
         ({"hook_name": "blocks.11.hook_attn_out"}, "11/att", Tap.ATT),
         ({"hook_name": "blocks.11.attn.hook_z"}, "11/att", Tap.Z),
+        # as TransformerLens 3 and 4 give them
+        ({"hook_name": "blocks.5.hook_out"}, "5/res", Tap.RES),
+        ({"hook_name": "blocks.5.hook_in"}, "4/res", Tap.RES),
+        ({"hook_name": "blocks.5.mlp.hook_out"}, "5/mlp", Tap.MLP),
+        ({"hook_name": "blocks.5.attn.hook_out"}, "5/att", Tap.ATT),
+        ({"hook_name": "blocks.5.attn.o.hook_in"}, "5/att", Tap.Z),
+        ({"hook_name": "blocks.5.ln2_post.hook_out", "model_name": "gemma-2-2b"}, "5/mlp", Tap.MLP),
         ({"hook_name": None, "hf_hook_name": "transformer.h.2"}, "2/res", Tap.RES),
         ({"hook_name": "odd", "hf_hook_name": "transformer.h.2.mlp.output"}, "2/mlp", Tap.MLP),
         ({"hook_name": "gpt_neox.layers.2.attention.dense.input"}, "2/att", Tap.Z),
@@ -292,7 +299,10 @@ def test_hook_names(tmp_path: Path, metadata: dict[str, Any], site: str, tap: Ta
     "metadata",
     [
         {"hook_name": "blocks.0.hook_resid_pre"},
+        {"hook_name": "blocks.0.hook_in"},
         {"hook_name": "blocks.3.hook_resid_mid"},
+        {"hook_name": "blocks.3.attn.q.hook_out"},
+        {"hook_name": "blocks.3.mlp.out.hook_in"},
         # on Gemma a norm stands between these modules and the stream
         {"hook_name": "model.layers.2.mlp", "model_name": "google/gemma-2-2b"},
         # on Llama this norm precedes the MLP

@@ -19,6 +19,17 @@ _LENS = {
     "hook_mlp_out": (Part.MLP, Tap.MLP),
     "hook_attn_out": (Part.ATT, Tap.ATT),
     "attn.hook_z": (Part.ATT, Tap.Z),
+    "ln1_post.hook_out": (Part.ATT, Tap.ATT),
+    "ln2_post.hook_out": (Part.MLP, Tap.MLP),
+}
+# Its versions 3 and 4 name what a module is given or returns, as the names of modules do: on Gemma `mlp.hook_out` is
+# before the norm that `hook_mlp_out` is after. Checked against 3.9.0 and 4.3.0.
+_LENS_MODULES = {
+    "hook_out": "",
+    "mlp.hook_out": ".mlp",
+    "attn.hook_out": ".self_attn",
+    "attn.o.hook_out": ".self_attn",
+    "attn.o.hook_in": ".self_attn.o_proj.input",
 }
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _MODULE = re.compile(
@@ -46,6 +57,8 @@ _LENS_READ = {
     "ln2.hook_normalized": (Tap.MID, Norm.RESCALE),
     "hook_resid_mid": (Tap.MID, Norm.NONE),
     "hook_mlp_in": (Tap.MID, Norm.NONE),
+    "ln2.hook_in": (Tap.MID, Norm.NONE),
+    "ln2.hook_out": (Tap.MLP_IN, Norm.NONE),
 }
 _MLP_NORMS = {True: ("pre_feedforward_layernorm",), False: ("post_attention_layernorm", "ln_2")}
 # Families whose norm before the MLP divides by the root mean square alone, as Norm.RESCALE does.
@@ -63,14 +76,14 @@ def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
     found = _BLOCK.fullmatch(hook)
     if found is not None:
         layer, name = int(found[1]), found[2]
-        if name == "hook_resid_pre" and layer > 0:
+        if name in ("hook_resid_pre", "hook_in") and layer > 0:
             return Site(layer - 1, Part.RES), Tap.RES
         if name == "mlp.hook_out" and not _is_sandwich(model):
             return Site(layer, Part.MLP), Tap.MLP
         if name in _LENS:
             part, tap = _LENS[name]
             return Site(layer, part), tap
-    found = _MODULE.fullmatch(hook)
+    found = _MODULE.fullmatch(_as_module(hook))
     if found is not None:
         place = _place(found[2] or "", sandwich=_is_sandwich(model))
         if place is not None:
@@ -104,6 +117,13 @@ def transcoder_of_hooks(read: str, written: str, model: str, where: str) -> tupl
             "MLP's input, blocks.L.mlp.hook_in."
         )
     return site, *found
+
+
+def _as_module(hook: str) -> str:
+    """A native name of TransformerLens 3 as that of the module; any other as it is."""
+    found = _BLOCK.fullmatch(hook)
+    module = None if found is None else _LENS_MODULES.get(found[2])
+    return hook if found is None or module is None else f"layers.{found[1]}{module}"
 
 
 def _split(hook: str) -> tuple[int, str]:

@@ -29,7 +29,7 @@ _OLD_NAMES: Final = {
     "hook_point_head_index": "hook_head_index",
     "activation_fn_str": "activation_fn",
 }
-_ENDS_ON_Z: Final = ("hook_z", "o_proj.input", "c_proj.input", "attention.dense.input")
+_ENDS_ON_Z: Final = ("hook_z", "attn.o.hook_in", "o_proj.input", "c_proj.input", "attention.dense.input")
 
 
 @dataclass(frozen=True)
