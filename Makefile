@@ -26,8 +26,11 @@ test-newest:
 test-oldest:
 	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet uv
+	mkdir -p build
 	.venv-oldest/bin/uv pip compile --quiet pyproject.toml --resolution lowest-direct --output-file build/oldest.txt
-	.venv-oldest/bin/python -m pip install --quiet --constraint build/oldest.txt --editable '.[test]'
+	.venv-oldest/bin/uv pip compile --quiet pyproject.toml --extra test --constraint build/oldest.txt --output-file build/oldest-test.txt
+	.venv-oldest/bin/python -m pip install --quiet --requirement build/oldest-test.txt
+	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
 	.venv-oldest/bin/python -m pip list
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto
 
