@@ -196,18 +196,29 @@ def serving() -> Generator[Hub]:
 
 def point_at(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have huggingface_hub use this hub and a cache of its own, without a token."""
-    import huggingface_hub  # not at the head: it reads HF_ENDPOINT when it is imported, and benchmarks set that
-    from huggingface_hub import constants
+    # not at the head: HF_ENDPOINT is read at import, and benchmarks set it first
+    from huggingface_hub import constants, file_download
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.hub_url)
     template = hub.hub_url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (constants, file_download):  # before 1.0 the second holds a copy
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SAEFLOW_WHOLE_FILES"):
         monkeypatch.delenv(name, raising=False)
-    huggingface_hub.close_session()
+    forget_session()
+
+
+def forget_session() -> None:
+    """Have huggingface_hub make its HTTP session anew: `close_session` since 1.0, `reset_sessions` before."""
+    import huggingface_hub
+
+    if "close_session" in dir(huggingface_hub):
+        huggingface_hub.close_session()
+    else:
+        huggingface_hub.utils.reset_sessions()
 
 
 def recipe(path: Path, lines: str, *, layers: int = 3, model: str = "me/model") -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
-from hub_server import Hub, point_at, recipe, serving
+from hub_server import Hub, forget_session, point_at, recipe, serving
 from layouts import Arrays, arrays, write_gemma_scope
 
 from saeflow.errors import Unreachable
@@ -38,7 +37,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Hub]:
     with serving() as served:
         point_at(served, tmp_path / "cache", monkeypatch)
         yield served
-    huggingface_hub.close_session()
+    forget_session()
 
 
 def _no_waiting(self: Patience, file: object, failed: int, cut: transport.Cut) -> None:

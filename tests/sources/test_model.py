@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import RepositoryNotFoundError
 from tiny_models import (
     CONFIGS,
@@ -495,7 +496,8 @@ def test_rotary_settings_that_the_installed_transformers_would_drop_are_named():
     )
     assert nested.startswith("rope_theta 500000.0 (rope_parameters full_attention, 10000.0 here)")
     assert "sliding" not in nested
-    assert pretrained.lost_rope(other, CONFIGS["llama"]()) == ""  # this version reads them
+    reads_them = int(transformers.__version__.partition(".")[0]) >= 5
+    assert (pretrained.lost_rope(other, CONFIGS["llama"]()) == "") is reads_them
 
 
 def test_a_folder_whose_rotary_settings_would_be_dropped_is_refused(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import httpx
 import huggingface_hub
 import numpy as np
 import pytest
-from hub_server import COMMIT, TOKEN, Hub, recipe
+from hub_server import COMMIT, TOKEN, Hub, forget_session, recipe
 from huggingface_hub import constants
 from huggingface_hub.utils import scan_cache_dir
 from layouts import Arrays, arrays, write_gemma_scope
@@ -271,7 +271,7 @@ def test_damage_on_the_disk_is_seen_and_mended(
 def test_offline_only_what_is_here_is_read(hub: Hub, release, planted: Arrays, monkeypatch):
     _ = release()[SITE].W_dec
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    huggingface_hub.close_session()
+    forget_session()
     hub.forget()
     found = release()[SITE]
     np.testing.assert_array_equal(found.W_dec.numpy(), planted.W_dec)
@@ -282,7 +282,7 @@ def test_offline_only_what_is_here_is_read(hub: Hub, release, planted: Arrays, m
 
 def test_offline_with_nothing_here_says_so(hub: Hub, release, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    huggingface_hub.close_session()
+    forget_session()
     with pytest.raises(
         Unreachable, match=r"average_l0_73/params\.npz of google.* HF_HUB_OFFLINE is set: unset it"
     ):
