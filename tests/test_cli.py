@@ -72,6 +72,25 @@ def test_graph_as_json_is_the_graph_and_nothing_else(folder, run):
     assert list(run.work.iterdir()) == []
 
 
+def test_a_figure_is_what_its_ending_says_and_another_ending_is_refused_before_the_work(folder, run):
+    graph = ("graph", folder / "atlas", "4/res/7", "--no-files", "--figure")
+    for name, begins in (("a.svg", b"<svg"), ("a.png", b"\x89PNG")):
+        assert run(*graph, name)[0] == 0
+        assert (run.work / name).read_bytes().startswith(begins)
+    for name, args in {
+        "a.gif": graph,
+        "a.pdf": graph,
+        "plain": graph,
+        "m.csv": ("match", folder / "release", "3/res", "1/res", "--out"),
+        "b.jpg": ("agreement", folder / "release", "--figure"),
+        "c.jpg": ("atlas", "calibrate", folder / "release", "--figure"),
+    }.items():
+        code, out, err = run(*args, name)
+        assert (code, out) == (2, "")
+        assert f"{name} cannot be written: end its name in ." in err
+        assert not (run.work / name).exists()
+
+
 def test_match_prints_the_best_and_writes_the_table(folder, run):
     sites = (folder / "release", "3/res", "1/res")
     code, out, _ = run("match", *sites, "--k", "2", "--limit", "3", "--out", "t.safetensors")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from saeflow.cli.app import Json, Projector, Release, progress, projector, show
-from saeflow.cli.lists import names_of
+from saeflow.cli.lists import check_ending, names_of
 from saeflow.errors import InvalidArgument
 
 
@@ -47,6 +47,7 @@ def agreement(
     from saeflow.matching.same_weights import refuse_other_weights
     from saeflow.sources.library import load_dictionaries
 
+    check_ending("--figure", figure, ".svg", ".png", ".pdf")
     asked = names_of(methods) or list(METHODS)
     dictionaries, opened = load_dictionaries(release), [open_atlas(folder) for folder in atlas or ()]
     with progress("matching") as report:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from saeflow.cli.app import Device, Json, Projector, Release, progress, projector, show
+from saeflow.cli.lists import check_ending
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,10 +40,7 @@ def calibrate(
     from saeflow.report.tables import calibration_rows
     from saeflow.sources.library import load_dictionaries
 
-    if figure:
-        from saeflow.report.figures.saving import format_of
-
-        format_of(figure)  # a bad ending is told before the work, not after it
+    check_ending("--figure", figure, ".svg", ".png", ".pdf")
     opened = open_atlas(atlas or release)
     with progress("calibrating") as report:
         made = run(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saeflow.cli.app import Json, Release, print_table
-from saeflow.cli.lists import names_of
+from saeflow.cli.lists import check_ending, names_of
 from saeflow.errors import BadFile, InvalidArgument
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def graph(
         ),
     ] = FORMATS,
     files: Annotated[bool, typer.Option(help="Write the files.")] = True,
-    figure: Annotated[Path | None, typer.Option(help="Write the picture alone here (.svg).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write the picture alone here (.svg, .png).")] = None,
     compare_paper: Annotated[
         bool,
         typer.Option(
@@ -76,8 +76,9 @@ def graph(
     from saeflow.matching.atlas import open_atlas
     from saeflow.paths import write_atomic
     from saeflow.report import render
-    from saeflow.report.exports import format_named
+    from saeflow.report.exports import export, format_named
 
+    check_ending("--figure", figure, ".svg", ".png")
     if direction not in ("both", "backward", "forward"):
         raise InvalidArgument(f"--direction {direction!r} is none of both, backward, forward.")
     chosen = names_of(formats)
@@ -113,7 +114,7 @@ def graph(
     else:
         typer.echo(render(grown, to="json" if as_json else "text", words=words))
     if figure:
-        write_atomic(figure, render(grown, to="svg", words=words).encode())
+        write_atomic(figure, export(grown, figure.suffix.lower()[1:], words))
     if files:
         written = write_graph(grown, words, out, Path(release).name, chosen)
         if not as_json:

@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from saeflow.ids import Part
 
 
 def names_of(text: str) -> list[str]:
     """The names, without spaces around them; none of an empty text."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def check_ending(option: str, path: Path | None, *endings: str) -> None:
+    """Refuse a file whose name ends otherwise than what would be written into it; before the work, not after it.
+
+    Raises:
+        InvalidArgument: for another ending.
+    """
+    if path is not None and path.suffix.lower() not in endings:
+        raise InvalidArgument(f"{option} {path} cannot be written: end its name in {' or '.join(endings)}.")
 
 
 def numbers_of(option: str, text: str) -> tuple[float, ...]:

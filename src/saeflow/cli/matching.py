@@ -10,7 +10,7 @@ import typer
 from saeflow.cli import calibrate
 from saeflow.cli.app import Device, Json, Projector, Release, progress, projector, show
 from saeflow.cli.engine import PANEL, Address, Cpus, Engine, Gpus, Workers, opened
-from saeflow.cli.lists import parts_of
+from saeflow.cli.lists import check_ending, parts_of
 
 Method = Annotated[str, typer.Option(help="How rows are compared; `saeflow methods` lists the ways.")]
 
@@ -50,6 +50,7 @@ def match(
     from saeflow.report.tables import match_rows
     from saeflow.sources.library import load_dictionaries
 
+    check_ending("--out", out, ".safetensors")
     sites = Site.parse(source), Site.parse(target)
     dictionaries = load_dictionaries(release)
     there = load_dictionaries(other) if other else dictionaries

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from saeflow.cli.app import Device, Json, Release, print_table, progress
-from saeflow.cli.lists import names_of, parts_of
+from saeflow.cli.lists import check_ending, names_of, parts_of
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def plan(
     from saeflow.matching.atlas import open_atlas
     from saeflow.steering.planning import PlanRequest, build_plan
 
+    check_ending("--out", out, ".json")
     opened = open_atlas(atlas or release)
     request = PlanRequest(
         release=release,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 import typer
 
 from saeflow.cli.app import Device, Json, Release
-from saeflow.cli.lists import parts_of
+from saeflow.cli.lists import check_ending, parts_of
 from saeflow.cli.plan import (
     Reached,
     Spread,
@@ -105,6 +105,7 @@ def steer(
     from saeflow.steering.plan import Direction
     from saeflow.steering.sampling import Sampling
 
+    check_ending("--save", save, ".json")
     if n < 1:
         raise InvalidArgument(f"--n {n} asks for no sample. Give 1 or more.")
     sampling = Sampling(LENGTHS["activate"] if max_new_tokens is None else max_new_tokens, temperature, top_p)

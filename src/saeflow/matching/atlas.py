@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -161,17 +162,29 @@ class Atlas(_Tables):
     def cuts(self, fdr: float) -> dict[Pair, float]:
         """The lowest best score of each ordered pair that is significant at a false-discovery rate.
 
+        1.0 where none is; a warning says so where the null has too few scores to tell, and how many it needs.
+
         Raises:
             InvalidArgument: when the atlas has no nulls, or `fdr` is not between 0 and 1.
         """
-        from saeflow.matching.significance import cut
+        from saeflow.matching.significance import cut, rows_needed
 
         if not self.nulls:
             raise InvalidArgument(
                 f"the atlas of {self.release or self.folder} has no nulls to set thresholds by. Draw them with "
                 "`saeflow atlas calibrate`."
             )
-        return {pair: cut(null, self[pair].score[:, 0], fdr) for pair, null in self.nulls.items()}
+        best = {pair: self[pair].score[:, 0] for pair in self.nulls}
+        needed = {pair: rows_needed(null, best[pair], fdr) for pair, null in self.nulls.items()}
+        if short := {pair: n for pair, n in needed.items() if n is not None}:
+            pair, most = max(short.items(), key=lambda item: item[1])
+            warnings.warn(
+                f"{len(short)} of {len(best)} pairs of sites keep no match at fdr={fdr:g} for want of null rows: some "
+                f"matches of {pair[0]} to {pair[1]} are above all {self.nulls[pair].n:,}, and {most:,} would tell. "
+                f"Draw more with `saeflow atlas calibrate --rotations {max(8, -(-most // 2048))}`.",
+                stacklevel=2,
+            )
+        return {pair: cut(null, best[pair], fdr) for pair, null in self.nulls.items()}
 
     def verify(self) -> None:
         """Read every table's bytes and compare their checksums.
