@@ -85,10 +85,12 @@ def test_a_cut_is_gone_on_from_where_it_was(hub: Hub, release, planted: Arrays):
     hub.cut_after = [100_000, 150_000]
     np.testing.assert_array_equal(found.W_dec.numpy(), planted.W_dec)
     first, second, third = hub.asked()
-    start = int(first.range.removeprefix("bytes=").partition("-")[0])
+    starts = [int(one.range.removeprefix("bytes=").partition("-")[0]) for one in (first, second, third)]
+    # requests, which huggingface_hub used before 1.0, hands on whole pieces only
+    piece = 1 if hasattr(huggingface_hub, "close_session") else transport._SMALL
     assert first.if_range == ""
-    assert second.range.startswith(f"bytes={start + 100_000}-")
-    assert third.range.startswith(f"bytes={start + 250_000}-")
+    assert 0 <= 100_000 - (starts[1] - starts[0]) < piece
+    assert 0 <= 150_000 - (starts[2] - starts[1]) < piece
     assert second.if_range == third.if_range != ""
     assert hub.served < DECODER + 256
 
