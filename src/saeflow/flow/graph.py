@@ -9,7 +9,7 @@ import enum
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from saeflow.errors import BadFile, SaeflowError
 from saeflow.flow.scores import Evolution, Scores, Thresholds
@@ -19,6 +19,10 @@ FORMAT = "saeflow-graph"
 VERSION = 2
 READS = (1, 2)
 """Version 1 has no p-values and no calibrated thresholds."""
+
+
+CHANCE: Final = 0.05
+"""An edge whose p is above this is no better than chance."""
 
 
 class Direction(enum.StrEnum):
@@ -71,6 +75,11 @@ class Edge:
     rank: int = 0
     p: float | None = None
     mutual: bool | None = None
+
+    @property
+    def by_chance(self) -> bool | None:
+        """Whether a feature without a counterpart has a best match that good in more than 1 of 20; None without p."""
+        return None if self.p is None else self.p > CHANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +180,7 @@ class FlowGraph:
                     "rank": e.rank,
                     "p": e.p,
                     "mutual": e.mutual,
+                    "by_chance": e.by_chance,
                 }
                 for e in self.edges
             ],
@@ -242,7 +252,7 @@ class FlowGraph:
                 **scores,
             )
         for edge in self.edges:
-            known = {"p": edge.p, "mutual": edge.mutual}
+            known = {"p": edge.p, "mutual": edge.mutual, "by_chance": edge.by_chance}
             more = {name: value for name, value in known.items() if value is not None}
             graph.add_edge(str(edge.parent), str(edge.child), score=edge.score, rank=edge.rank, **more)
         return graph

@@ -138,6 +138,26 @@ class Merged:
         return [_together([words[row] for words in told if row < len(words)]) for row in range(rows)]
 
 
+_PROBED: Final = 32
+
+
+def silent(words: Words, feature: FeatureId) -> bool | None:
+    """Whether a feature is dead: it fired on none of the texts its words were made from. None when nobody looked.
+
+    A site whose words say how often they fire (its first rows are asked) has looked at every row, and a row without
+    words never fired.
+
+    Raises:
+        BadFile: when a file of words cannot be read.
+    """
+    known = words.get(feature)
+    if known is not None:
+        return None if known.frequency is None else known.frequency == 0
+    first = (words.get(FeatureId(feature.site, row)) for row in range(_PROBED))
+    counted = [row.frequency is not None for row in first if row is not None]
+    return True if counted and all(counted) else None
+
+
 def open_words(atlas_folder: Path) -> Words:
     """The words that lie beside an atlas, in its folder `words`; none when there is no such folder."""
     folder = atlas_folder / "words"

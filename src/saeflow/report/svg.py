@@ -15,7 +15,7 @@ from typing import Any
 from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Evolution
 from saeflow.ids import Part
-from saeflow.labels.words import Words, no_words
+from saeflow.labels.words import Words, no_words, silent
 from saeflow.report.layout import (
     BOX_WIDTH,
     GUTTER,
@@ -32,7 +32,7 @@ from saeflow.report.layout import (
     wrap,
 )  # fmt: skip
 from saeflow.report.tokens import headline, one_line
-from saeflow.report.views import facts, p_text, score_text
+from saeflow.report.views import SILENT, facts, p_text, score_text
 
 INK, MUTED, PAPER, LANE, WIRE = "#22201c", "#6a655b", "#fffefb", "#f4f1e9", "#5c574d"
 # Blue, amber, vermilion and grey stay apart for readers who see few colours; letters A-D say it again.
@@ -56,7 +56,7 @@ def graph_svg(graph: FlowGraph, words: Words = no_words) -> str:
         f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.1f} {height:.1f}">'
         f"<style>{style}</style>"
         f'<rect class="paper" width="100%" height="100%" fill="{PAPER}"/>'
-        f"{draw(graph, words, layout)}{_legend(graph, layout)}</svg>\n"
+        f"{draw(graph, words, layout)}{_legend(graph, words, layout)}</svg>\n"
     )
 
 
@@ -165,10 +165,12 @@ def _wire(wire: Wire) -> str:
     title = f"{edge.parent} to {edge.child}: {score_text(edge.score)}, match {edge.rank + 1}"
     title += "" if edge.p is None else f", p = {p_text(edge.p)}"
     title += ", mutual best match" if edge.mutual else ""
+    title += ", no better than chance" if edge.by_chance else ""
+    dashes = {"stroke_dasharray": "2 4"} if edge.by_chance else {}
     return _tag(
         "path",
         _tag("title", text=title),
-        class_="wire module" if module else "wire",
+        class_=("wire module" if module else "wire") + (" chance" if edge.by_chance else ""),
         data_parent=str(edge.parent),
         data_child=str(edge.child),
         d=wire.path,
@@ -177,6 +179,7 @@ def _wire(wire: Wire) -> str:
         stroke="currentColor",
         stroke_width=wire_width(edge.score),
         stroke_opacity=wire_opacity(edge.score),
+        **dashes,
     )
 
 
@@ -211,13 +214,15 @@ def _stub(stub: Stub) -> str:
 def _place(graph: FlowGraph, words: Words, place: Place) -> str:
     node = place.node
     kind, colour = tone_of(place)
-    name = _spoken(graph, place, headline(words.get(node.feature)))
+    dead = bool(silent(words, node.feature))
+    name = _spoken(graph, place, headline(words.get(node.feature)), dead=dead)
+    kind += " silent" if dead else ""
     return _tag(
         "g",
         _tag("title", text=name),
         *(_ring(place) if node.feature == graph.seed else ()),
         *_box(place),
-        *_inscription(place),
+        *_inscription(place, dead=dead),
         *(_joint(place.x, place.middle + port(part) * place.height) for part in node.joins),
         class_=f"node {kind} seed" if node.feature == graph.seed else f"node {kind}",
         data_id=str(node.feature),
@@ -228,12 +233,13 @@ def _place(graph: FlowGraph, words: Words, place: Place) -> str:
     )
 
 
-def _spoken(graph: FlowGraph, place: Place, text: str) -> str:
+def _spoken(graph: FlowGraph, place: Place, text: str, *, dead: bool) -> str:
     node = place.node
     said = [str(node.feature), text, "the seed" if node.feature == graph.seed else ""]
     if node.evolution is not None:
         said.append(f"case {node.evolution.case}, {node.evolution.value}")
     said += [f"linear circuit with {part}" for part in node.joins]
+    said += ["silent: it fired on none of the texts its words were made from"] if dead else []
     return one_line(". ".join(part for part in said if part))
 
 
@@ -253,9 +259,15 @@ def _box(place: Place) -> Iterable[str]:
     yield _tag("path", d=band, fill="currentColor")
 
 
-def _inscription(place: Place) -> Iterable[str]:
+def _inscription(place: Place, *, dead: bool) -> Iterable[str]:
     x, y = place.x + 13, place.y + ID_LINE - 4
-    yield _text(x, y, str(place.node.feature), "muted id", font_family="Menlo, Consolas, monospace")
+    yield _text(
+        x,
+        y,
+        f"{place.node.feature} {SILENT}" if dead else str(place.node.feature),
+        "muted id",
+        font_family="Menlo, Consolas, monospace",
+    )
     if place.node.evolution is not None:
         letter: dict[str, Any] = {"text_anchor": "end", "font_weight": "700", "fill": "currentColor"}
         case = place.node.evolution.case
@@ -277,7 +289,7 @@ def _joint(x: float, y: float) -> str:
     return _tag("g", disc, plus, class_="circuit module", color=MODULE)
 
 
-def _legend(graph: FlowGraph, layout: Layout) -> str:
+def _legend(graph: FlowGraph, words: Words, layout: Layout) -> str:
     """Lines under the figure: what the colours and marks mean, and what was asked."""
     y, x = layout.height + 22.0, 12.0
     parts: list[str] = []
@@ -293,6 +305,16 @@ def _legend(graph: FlowGraph, layout: Layout) -> str:
             parts.append(_tag("rect", class_=kind, x=x, y=y - 9, color=colour, **size))
         parts.append(_text(x + 15, y, text, "ink"))
         x += width
+    for mark, there in (
+        (f"{SILENT} silent", any(silent(words, node.feature) for node in graph.nodes)),
+        ("dashed line: no better than chance", any(edge.by_chance for edge in graph.edges)),
+    ):
+        if there:
+            width = 15 + 6.2 * len(mark)
+            if x + width > layout.width:
+                x, y = 12.0, y + 16
+            parts.append(_text(x, y, mark, "ink"))
+            x += width
     said = [f"{key} {value}" for key, value in facts(graph).pairs if key not in {"features", "edges"}]
     for i, line in enumerate(wrap("; ".join(said), lines=4, width=layout.width - 24)):
         parts.append(_text(12, y + 26 + 15 * i, line, "muted"))

@@ -13,11 +13,12 @@ from itertools import zip_longest
 from saeflow.flow.graph import Edge, End, FlowGraph, Node, Reason
 from saeflow.flow.scores import Evolution, Thresholds
 from saeflow.ids import FeatureId, Part
-from saeflow.labels.words import Words, no_words
+from saeflow.labels.words import Words, no_words, silent
 from saeflow.report.blocks import Block, Column, GraphFigure, KeyValues, Notes, Page, Role, Row, Table
 from saeflow.report.tokens import headline
 
 SEED, CIRCUIT, MUTUAL, NONE = "▶", "⊕", "⇄", "–"
+SILENT, CHANCE = "†", "≈"
 MODULES = (Part.MLP, Part.ATT)
 _CAPTION = "Every feature of the graph, by layer"
 
@@ -31,7 +32,7 @@ def graph_page(graph: FlowGraph, words: Words = no_words) -> Page:
         blocks.append(threshold_table(graph.thresholds))
     if graph.ends:
         blocks.append(Notes("Where the flow ends", tuple(_end_sentences(graph.ends))))
-    blocks.append(Notes("Marks", tuple(_marks(graph))))
+    blocks.append(Notes("Marks", tuple(_marks(graph, words))))
     return Page(f"Feature flow of {graph.seed}", headline(words.get(graph.seed)), facts(graph), tuple(blocks))
 
 
@@ -142,7 +143,7 @@ def edge_table(graph: FlowGraph) -> Table:
             str(e.parent),
             str(e.child),
             score_text(e.score),
-            f"{MUTUAL if e.mutual else ''} {e.rank + 1}".strip(),
+            f"{CHANCE if e.by_chance else ''}{MUTUAL if e.mutual else ''} {e.rank + 1}".strip(),
         )
         for e in ordered
     ]
@@ -192,7 +193,12 @@ def _wide_row(
     if node is None:
         cells += [""] * 7
     else:
-        cells += [_mark(graph, node), str(node.feature), *_scores(node), _case(node.evolution, long=True)]
+        cells += [
+            _mark(graph, words, node),
+            str(node.feature),
+            *_scores(node),
+            _case(node.evolution, long=True),
+        ]
         cells.append(headline(words.get(node.feature)))
     for edge in edges:
         if isinstance(edge, Edge):
@@ -202,7 +208,7 @@ def _wide_row(
         else:
             cells += [""] * 4
             continue
-        cells += [_seed_mark(graph, feature), str(feature), score, headline(words.get(feature))]
+        cells += [_module_mark(graph, words, edge), str(feature), score, headline(words.get(feature))]
     return Row(tuple(cells), opens, node is not None and node.feature == graph.seed, _tone(node))
 
 
@@ -211,7 +217,12 @@ def _narrow_rows(graph: FlowGraph, words: Words) -> Iterable[Row]:
         opens = True
         for res, *edges in _entries(graph, layer, MODULES):
             if isinstance(res, Node):
-                cells = (_mark(graph, res), str(res.feature), *_scores(res), _case(res.evolution, long=False))
+                cells = (
+                    _mark(graph, words, res),
+                    str(res.feature),
+                    *_scores(res),
+                    _case(res.evolution, long=False),
+                )
                 text = headline(words.get(res.feature))
                 strong = res.feature == graph.seed
                 yield Row((*cells, text), opens, strong, _tone(res))
@@ -226,7 +237,7 @@ def _module_row(graph: FlowGraph, words: Words, edge: Edge | FeatureId, *, opens
     feature = edge.parent if isinstance(edge, Edge) else edge
     score = score_text(edge.score) if isinstance(edge, Edge) else NONE
     scores = ("", score, "") if feature.part is Part.MLP else ("", "", score)
-    mark, text = _seed_mark(graph, feature), headline(words.get(feature))
+    mark, text = _module_mark(graph, words, edge), headline(words.get(feature))
     return Row((mark, str(feature), *scores, "", text), opens, feature == graph.seed)
 
 
@@ -260,10 +271,17 @@ def _end_sentences(ends: Sequence[End]) -> Iterable[str]:
     yield from (end.sentence for end in ends if end.reason not in _SHARED_ENDS)
 
 
-def _marks(graph: FlowGraph) -> Iterable[str]:
+def _marks(graph: FlowGraph, words: Words) -> Iterable[str]:
     yield f"{SEED} the seed."
     if graph.circuits:
         yield f"{CIRCUIT} a linear circuit: a module joins the residual stream with a high score."
+    if any(silent(words, node.feature) for node in graph.nodes):
+        yield f"{SILENT} silent: it fired on none of the texts its words were made from, and explains no activation."
+    if any(edge.by_chance for edge in graph.edges):
+        yield (
+            f"{CHANCE} no better than chance: a feature without a counterpart has a best match that good in more than "
+            "1 of 20."
+        )
     if _shows_edges(graph) and any(edge.mutual for edge in graph.edges):
         yield f"{MUTUAL} each of the two is the other's best match."
     if _shows_edges(graph) and graph.p_floor is not None:
@@ -320,5 +338,12 @@ def _seed_mark(graph: FlowGraph, feature: FeatureId) -> str:
     return SEED if feature == graph.seed else ""
 
 
-def _mark(graph: FlowGraph, node: Node) -> str:
-    return _seed_mark(graph, node.feature) + (CIRCUIT if node.joins else "")
+def _mark(graph: FlowGraph, words: Words, node: Node) -> str:
+    dead = SILENT if silent(words, node.feature) else ""
+    return _seed_mark(graph, node.feature) + (CIRCUIT if node.joins else "") + dead
+
+
+def _module_mark(graph: FlowGraph, words: Words, edge: Edge | FeatureId) -> str:
+    feature, by_chance = (edge.parent, edge.by_chance) if isinstance(edge, Edge) else (edge, False)
+    dead = SILENT if silent(words, feature) else ""
+    return _seed_mark(graph, feature) + dead + (CHANCE if by_chance else "")

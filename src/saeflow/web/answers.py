@@ -182,6 +182,7 @@ class NodeData(Answer):
     joins: list[PartText]
     p: ScoresData | None
     words: WordsData | None
+    silent: bool | None
     case: Literal["A", "B", "C", "D"] | None
     sentence: str | None
 
@@ -195,6 +196,7 @@ class EdgeData(Answer):
     rank: int
     p: float | None
     mutual: bool | None
+    by_chance: bool | None
 
 
 class EndData(Answer):

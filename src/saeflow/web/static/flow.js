@@ -199,6 +199,7 @@ function fillTip(card, its, node) {
   card.replaceChildren(top);
   const said = words.label || (words.tokens ?? []).slice(0, 6).join(" ");
   card.append(make("p", "said", said || "no words known"));
+  if (node.silent) card.append(make("p", "near", "† silent on the texts of its words"));
   if (node.scores) {
     const scores = ["res", "mlp", "att"].filter((part) => node.scores[part] !== null).map((part) => `s(${part[0].toUpperCase()}) ${digits(node.scores[part])}`);
     card.append(make("p", "near", scores.join("   ")));
