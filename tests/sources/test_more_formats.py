@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import zipfile
@@ -128,24 +127,11 @@ def test_sparsify_with_another_encoder_has_directions(tmp_path: Path, config: di
 def test_sparsify_of_several_seeds_is_at_the_hookpoint_and_a_pattern_chooses(tmp_path: Path):
     for seed in (1, 2):
         write_sparsify(tmp_path, arrays(seed), hookpoint=f"layers.3.mlp/seed{seed}")
-    run = {"model": "google/gemma-2-2b"}
     assert str(one(write_sparsify(tmp_path, arrays(), hookpoint="layers.0/seed7")).site) == "0/res"
     assert load_dictionaries(tmp_path, pattern="*/seed2").sites == (Site(3, Part.MLP),)
     np.testing.assert_array_equal(
         load(tmp_path, Site(3, Part.MLP), pattern="*/seed2").W_dec.numpy(), arrays(2).W_dec
     )
-    (tmp_path / "sae-tiny-32k" / "config.json").write_text(json.dumps(run))
-    with pytest.raises(UnsupportedFormat, match=r"hook 'layers\.3\.mlp' of model 'google/gemma-2-2b'"):
-        load(tmp_path / "sae-tiny-32k" / "layers.3.mlp" / "seed1")
-
-
-def test_sparsify_on_gemma_2_is_refused_at_modules_before_the_second_norm(tmp_path: Path):
-    run = {"model": "google/gemma-2-2b"}
-    assert str(one(write_sparsify(tmp_path / "a", arrays(), run=run)).site) == "3/res"
-    with pytest.raises(
-        UnsupportedFormat, match=r"hook 'layers\.3\.mlp' of model 'google/gemma-2-2b' is no site"
-    ):
-        load(write_sparsify(tmp_path / "b", arrays(), hookpoint="layers.3.mlp", run=run))
 
 
 def test_a_release_of_sparsify_is_a_tree_of_hookpoints(tmp_path: Path):

@@ -154,6 +154,8 @@ def _measured(
     *,
     explained: bool,
 ) -> list[Finding]:
+    if own_spot(dictionary).layer < model.n_layers:
+        dictionary = dictionary.on(model)
     own, written, site = own_spot(dictionary), written_spot(dictionary), str(dictionary.site)
     if own.layer >= model.n_layers:
         return [

@@ -15,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeflow.matching.stream import Unit
-from saeflow.sources.architectures import Point, Tap
+from saeflow.sources.architectures import Point, Tap, View
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import watch_output
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
 
-_RAW = {Tap.ATT: "self_attn", Tap.MLP: "mlp"}
+_RAW = (Tap.ATT, Tap.MLP)
 """What a sandwich norm follows."""
 
 
@@ -53,12 +53,15 @@ class Seen:
 
 def own_spot(dictionary: Dictionary) -> Spot:
     """Where the release says the dictionary reads."""
-    return Spot(*Point.at(dictionary.place))
+    point = Point.at(dictionary.place)
+    return Spot(point.layer, point.tap, raw=point.view is View.MODULE)
 
 
 def written_spot(dictionary: Dictionary) -> Spot:
     """What it reconstructs: what it reads, but for a transcoder."""
-    return Spot(*Point.at(dictionary.site)) if dictionary.is_transcoder else own_spot(dictionary)
+    raw = dictionary.told.view is View.MODULE
+    site = dictionary.site
+    return Spot(site.layer, Tap.of(site.part), raw=raw) if dictionary.is_transcoder else own_spot(dictionary)
 
 
 def spots_around(dictionary: Dictionary, model: LanguageModel) -> tuple[Spot, ...]:
@@ -112,7 +115,9 @@ def _held(model: LanguageModel, tokens: Tokens, spots: Sequence[Spot]) -> dict[S
     with ExitStack() as stack:
         for spot in spots:
             if spot.raw:
-                module = model.block(spot.layer).get_submodule(_RAW[spot.tap])
+                module = model.block(spot.layer).get_submodule(
+                    model.architecture.module(spot.tap, View.MODULE)
+                )
 
                 def keep(h: Tensor, spot: Spot = spot) -> None:
                     kept[spot] = h.detach()

@@ -123,6 +123,7 @@ def variant(
         W_skip=dictionary.W_skip,
         activation=activation or dictionary.activation,
         preprocessing=replace(dictionary.preprocessing, **preprocessing),  # pyright: ignore[reportArgumentType]
+        told=dictionary.told,
     )
 
 

@@ -161,7 +161,7 @@ def run_transition(
         UnknownSite: for a pair without a dictionary.
         WidthMismatch: when dictionaries or model do not fit together.
     """
-    pairs = _opened(dictionaries, protocol.pairs)
+    pairs = _opened(model, dictionaries, protocol.pairs)
     bench = Bench(model, protocol.max_length, protocol.ks, protocol.memory)
     groups = bench.groups([PairOf(*ends) for ends in pairs])
     results = Results.start(out, request, lambda: _units(groups, texts(), protocol), versions())
@@ -214,7 +214,10 @@ class _Lab:
         """A row for each pair of the unit's group."""
         if unit["group"] != self.at:
             fits = Fits(self.folder, self.bench, lambda: ([], [], []))
-            pairs = [PairOf(*ends) for ends in _opened(self.dictionaries, self.groups[unit["group"]])]
+            pairs = [
+                PairOf(*ends)
+                for ends in _opened(self.bench.model, self.dictionaries, self.groups[unit["group"]])
+            ]
             self.held = [(pair, fits.read(pair), fits.maps(pair)) for pair in pairs]
             self.at = unit["group"]
         model = self.bench.model
@@ -250,10 +253,10 @@ def _check_sites(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair])
 
 
 def _opened(
-    dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair]
+    model: LanguageModel, dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair]
 ) -> list[tuple[Dictionary, Dictionary]]:
     _check_sites(dictionaries, pairs)
-    found = [(dictionaries[a], dictionaries[b]) for a, b in pairs]
+    found = [(dictionaries[a].on(model), dictionaries[b].on(model)) for a, b in pairs]
     for source, target in found:
         check_pair(source, target)
     return found

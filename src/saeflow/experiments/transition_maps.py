@@ -305,6 +305,7 @@ def _scaled(dictionary: Dictionary, size: Tensor) -> Dictionary:
         if isinstance(activation, JumpReLU)
         else activation,
         preprocessing=dictionary.preprocessing,
+        told=dictionary.told,
     )
 
 

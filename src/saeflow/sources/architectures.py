@@ -67,6 +67,24 @@ class Tap(enum.StrEnum):
         return self in (Tap.MLP_IN, Tap.MID)
 
 
+class View(enum.StrEnum):
+    """How a dictionary's file names its tensor, where only the model says what that means.
+
+    `LanguageModel.settled` says it: in many models the last four are the tensor at the tap itself.
+    """
+
+    OWN = ""
+    """The tensor at the tap, as it stands in the model."""
+    MODULE = "module"
+    """What the module of the part returns; a norm may follow before it is added to the stream."""
+    NORM = "norm"
+    """What the norm after the part returns, in models that have one."""
+    RMS = "rms"
+    """What an RMSNorm before the MLP divides; of a LayerNorm it would be another vector."""
+    PROCESSED = "processed"
+    """As TransformerLens holds it by default: centred where the model has LayerNorms, z less the value bias."""
+
+
 SAE_TAPS: Final = (Tap.RES, Tap.ATT, Tap.MLP, Tap.Z)
 """The taps where a dictionary writes what it reads, and where its features can be edited."""
 
@@ -76,17 +94,28 @@ class Point(NamedTuple):
 
     layer: int
     tap: Tap
+    view: View = View.OWN
 
     @staticmethod
-    def at(where: Site | tuple[int, Tap]) -> Point:
+    def at(where: Site | tuple[int, Tap] | Point) -> Point:
         """The point a site names, or the point itself."""
+        if isinstance(where, Point):
+            return where
         if isinstance(where, Site):
             return Point(where.layer, Tap.of(where.part))
         return Point(where[0], Tap(where[1]))
 
+    def __eq__(self, other: object) -> bool:
+        """A plain `(layer, tap)` is the tensor as it stands in the model."""
+        return isinstance(other, tuple) and tuple(self) == (*other, View.OWN)[:3]
+
+    def __hash__(self) -> int:
+        """As the plain tuple has it."""
+        return hash((self.layer, self.tap))
+
     def __str__(self) -> str:
-        """`24/z`."""
-        return f"{self.layer}/{self.tap.value}"
+        """`24/z`, `24/mlp (module)`."""
+        return f"{self.layer}/{self.tap.value}{f' ({self.view.value})' if self.view else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +137,9 @@ class Architecture:
         o_proj: the projection whose input is `z`.
         att_norm: the norm between `o_proj` and the stream, in sandwich-norm models.
         centred: whether the final norm subtracts the mean (LayerNorm) or not (RMSNorm).
+        v_proj: the projection that makes the values.
+        fused: how `v_proj` holds queries, keys and values together: "" not at all, "columns" one after the
+            other, "heads" a head's three side by side.
         parallel: whether the MLP reads the block's input instead of the stream after attention.
     """
 
@@ -122,10 +154,19 @@ class Architecture:
     o_proj: str = "self_attn.o_proj"
     att_norm: str | None = None
     centred: bool = False
+    v_proj: str = "self_attn.v_proj"
+    fused: str = ""
     parallel: bool = False
 
-    def module(self, tap: Tap) -> str:
+    @property
+    def attention(self) -> str:
+        """The attention module, which a norm may follow."""
+        return self.o_proj.rpartition(".")[0]
+
+    def module(self, tap: Tap, view: View = View.OWN) -> str:
         """The path within a block of the module that holds `tap`: its output, or its input (`Tap.is_input`)."""
+        if view is View.MODULE and tap in (Tap.ATT, Tap.MLP):
+            return self.attention if tap is Tap.ATT else "mlp"
         if tap.is_read_only:
             return self.mlp_norm
         return {Tap.RES: "", Tap.ATT: self.att, Tap.MLP: self.mlp, Tap.Z: self.o_proj}[tap]
@@ -158,6 +199,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         mlp_norm="ln_2",
         o_proj="attn.c_proj",
         centred=True,
+        v_proj="attn.c_attn",
+        fused="columns",
     ),
     "gpt_neox": Architecture(
         "GPT-NeoX",
@@ -167,6 +210,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         att="attention",
         o_proj="attention.dense",
         centred=True,
+        v_proj="attention.query_key_value",
+        fused="heads",
         parallel=True,
     ),
 }

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -27,19 +27,38 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument, WidthMismatch
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, TopK
-from saeflow.sources.architectures import Tap
+from saeflow.sources.architectures import Point, Tap, View
 from saeflow.sources.preprocessing import PLAIN, Norm, Preprocessing
 from saeflow.sources.values import refuse_infinite
 from saeflow.sources.weights import (
     Held,
     Moved,
     RowScaled,
+    Shifted,
     Weights,
     check_values,
     digest,
     first_rows,
     row_peaks,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a dictionary's file tells of how it was trained, beside its tensors.
+
+    Attributes:
+        view: how the file names the tensor it was trained on.
+        prepend_bos: whether its texts began with the begin-of-text token; None where the file does not say.
+        context_size: how many tokens its texts had at most; None where the file does not say.
+    """
+
+    view: View = View.OWN
+    prepend_bos: bool | None = None
+    context_size: int | None = None
+
+
+NOTHING_TOLD: Final = Told()
 
 
 @runtime_checkable
@@ -56,6 +75,23 @@ class AttentionWriter(Protocol):
         ...
 
 
+@runtime_checkable
+class Settles(AttentionWriter, Protocol):
+    """A model that can say what the name of a tensor means in it; see `LanguageModel`."""
+
+    def settled(self, point: Point) -> Point:
+        """The same tensor, as the tensor at the tap itself wherever it is."""
+        ...
+
+    def part_gain(self, site: Site) -> Float[Tensor, " d_model"] | None:
+        """The gain of the norm after a part."""
+        ...
+
+    def value_bias(self, layer: int) -> Float[Tensor, " d_in"]:
+        """What the bias of the values adds to z."""
+        ...
+
+
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Dictionary:
     """One sparse autoencoder or transcoder, rows are features. See the head of the file for the formulas.
@@ -64,11 +100,13 @@ class Dictionary:
         site: what is written: matching compares directions there.
         tap: what is read, in the layer of `site`; the site's own tensor or its `z`, but for a transcoder.
         preprocessing: what is done to a hidden state before `W_enc`.
+        told: what its file tells of its training.
     """
 
     site: Site
     tap: Tap
     preprocessing: Preprocessing
+    told: Told
     _weights: Weights
     _activation: Callable[[], Activation]
 
@@ -84,6 +122,7 @@ class Dictionary:
         activation: Activation,
         preprocessing: Preprocessing = PLAIN,
         W_skip: Float[Tensor, "d_out d_in"] | None = None,
+        told: Told = NOTHING_TOLD,
     ) -> None:
         """Hold tensors that are in memory. For a file, see `saeflow.sources.formats.load`.
 
@@ -93,7 +132,7 @@ class Dictionary:
         named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
         named |= {} if W_skip is None else {"W_skip": W_skip}
         held = Held(named, f"the dictionary at {site}", transcoder=tap.is_read_only)
-        self._fill(site, tap, held, lambda: activation, preprocessing)
+        self._fill(site, tap, held, lambda: activation, preprocessing, told)
 
     def _fill(
         self,
@@ -102,6 +141,7 @@ class Dictionary:
         weights: Weights,
         activation: Callable[[], Activation],
         preprocessing: Preprocessing,
+        told: Told,
     ) -> None:
         if "_weights" in self.__dict__:
             raise FrozenInstanceError(f"the dictionary at {site} is made already")
@@ -109,6 +149,7 @@ class Dictionary:
             "site": site,
             "tap": tap,
             "preprocessing": preprocessing,
+            "told": told,
             "_weights": weights,
             "_activation": activation,
         }
@@ -122,6 +163,7 @@ class Dictionary:
         weights: Weights,
         activation: Callable[[], Activation],
         preprocessing: Preprocessing = PLAIN,
+        told: Told = NOTHING_TOLD,
     ) -> Dictionary:
         """A dictionary whose tensors are read at first use; `activation` is called at first use too.
 
@@ -129,7 +171,7 @@ class Dictionary:
             Nothing; what is wrong in a file shows when it is read.
         """
         made = object.__new__(Dictionary)
-        made._fill(site, tap, weights, activation, preprocessing)
+        made._fill(site, tap, weights, activation, preprocessing, told)
         return made
 
     def __repr__(self) -> str:
@@ -159,8 +201,10 @@ class Dictionary:
         return self.tap.is_read_only
 
     @property
-    def place(self) -> Site | tuple[int, Tap]:
-        """Where the hidden states that `encode` takes are captured: the site, or a layer and a tap."""
+    def place(self) -> Site | tuple[int, Tap] | Point:
+        """Where the hidden states that `encode` takes are captured: the site, a layer and a tap, or a `Point`."""
+        if self.told.view is not View.OWN:
+            return Point(self.site.layer, self.tap, self.told.view)
         return self.site if self.tap is Tap.of(self.site.part) else (self.site.layer, self.tap)
 
     @property
@@ -365,9 +409,9 @@ class Dictionary:
             WidthMismatch: on z without a model, or with a model whose z has another width.
             BadFile: when the tensor cannot be read, or the model projects rows to what is not finite.
         """
-        if self.tap is not Tap.Z:
+        if self.tap is not Tap.Z and self.told.view is not View.MODULE:
             return self.finite_rows("W_dec")
-        rows = self._written(self.finite_rows("W_dec"), model)
+        rows = self.project(self.finite_rows("W_dec"), model)
         check_values(rows, "W_dec projected by W_O", self.origin)
         if not rows.any() and self.finite_rows("W_dec").any():
             raise BadFile(
@@ -376,7 +420,20 @@ class Dictionary:
             )
         return rows
 
-    def _written(self, rows: Tensor, model: AttentionWriter | None) -> Float[Tensor, "n_features d_model"]:
+    def project(
+        self, rows: Float[Tensor, "n d_out"], model: AttentionWriter | None
+    ) -> Float[Tensor, "n d_model"]:
+        """Rows of `W_dec` as the model writes them into the stream: on z through W_O, and times a norm's gain.
+
+        Raises:
+            WidthMismatch: on z without a model, or with a model whose z has another width.
+            InvalidArgument: without a model, where only the model says whether a norm follows.
+        """
+        if self.tap is not Tap.Z and self.told.view is not View.MODULE:
+            return rows
+        if self.tap is not Tap.Z:
+            gain = _settling(model, self).part_gain(self.site)
+            return rows if gain is None else rows * gain.to(rows)
         if model is None:
             raise WidthMismatch(
                 f"The dictionary at {self.site} was trained on z, the outputs of the heads, of width "
@@ -393,6 +450,55 @@ class Dictionary:
             )
         out = rows @ W_O.to(rows).T
         return out if gain is None else out * gain.to(rows)
+
+    def on(self, model: AttentionWriter) -> Dictionary:
+        """The same for one model, whose tensors it then reads as they stand wherever that can be.
+
+        What TransformerLens did to the weights it was trained on is folded in: hidden states are centred first
+        where the model has LayerNorms, and z is taken less the value bias.
+
+        Raises:
+            InvalidArgument: when the model has no tensor as the file names it.
+        """
+        if self.told.view is View.OWN:
+            return self
+        known = _settling(model, self)
+        told = replace(self.told, view=known.settled(Point.at(self.place)).view)
+        if told.view is not View.PROCESSED:
+            return self._with(told=told)
+        told = replace(told, view=View.OWN)
+        if self.tap is not Tap.Z:
+            return self._with(told=told, preprocessing=replace(self.preprocessing, center=True))
+        if self.preprocessing.center or self.preprocessing.norm is not Norm.NONE:
+            return self
+        shift = known.value_bias(self.site.layer)
+        return self._with(
+            told=told, weights=Shifted(self._weights, shift, by_b_dec=self.preprocessing.subtract_b_dec)
+        )
+
+    def added(self) -> Dictionary:
+        """The same, for a model in which what the part's module returns is added to the stream as it is.
+
+        Raises:
+            Nothing.
+        """
+        return self._with(told=replace(self.told, view=View.OWN))
+
+    def _with(
+        self,
+        *,
+        told: Told,
+        weights: Weights | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> Dictionary:
+        return Dictionary.reading(
+            self.site,
+            tap=self.tap,
+            weights=weights or self._weights,
+            activation=self._activation,
+            preprocessing=preprocessing or self.preprocessing,
+            told=told,
+        )
 
     def fold(self) -> Dictionary:
         """The same function with every threshold at 1: W_enc / t, b_enc / t, W_dec * t, t -> 1.
@@ -423,6 +529,7 @@ class Dictionary:
             weights=RowScaled(self._weights, lambda: 1 / t),
             activation=lambda: JumpReLU(torch.ones_like(t)),
             preprocessing=self.preprocessing,
+            told=self.told,
         )
 
     def centred(self) -> Dictionary:
@@ -433,13 +540,7 @@ class Dictionary:
         Raises:
             Nothing.
         """
-        return Dictionary.reading(
-            self.site,
-            tap=self.tap,
-            weights=self._weights,
-            activation=self._activation,
-            preprocessing=replace(self.preprocessing, center=True),
-        )
+        return self._with(told=self.told, preprocessing=replace(self.preprocessing, center=True))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
         """The same on `device` in `dtype`; still reads at first use.
@@ -453,4 +554,15 @@ class Dictionary:
             weights=Moved(self._weights, device, dtype),
             activation=lambda: self.activation.to(device, dtype),
             preprocessing=self.preprocessing,
+            told=self.told,
         )
+
+
+def _settling(model: AttentionWriter | None, dictionary: Dictionary) -> Settles:
+    if isinstance(model, Settles):
+        return model
+    raise InvalidArgument(
+        f"The dictionary at {dictionary.site} is named by its module, and only the model says whether a norm follows "
+        "before the stream, whose gain its directions need. Load the model and call directions(model); on the command "
+        "line give --model, or leave the part out with --parts."
+    )

@@ -25,9 +25,8 @@ from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite, WidthMi
 from saeflow.ids import FeatureId, Site
 from saeflow.interventions import EVERYWHERE, Add, Edit, Positions, Rescale, Where
 from saeflow.sources.activations import Activation, TopK
-from saeflow.sources.architectures import Point, Tap
+from saeflow.sources.architectures import Point, View
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
-from saeflow.sources.values import OutputProjection
 from saeflow.sources.weights import unit_rows
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
@@ -62,6 +61,18 @@ def watch_input(module: nn.Module, act: Watcher) -> RemovableHandle:
         return None if changed is None else (args, {**kwargs, "hidden_states": changed})
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def less(shift: Float[Tensor, " d_in"] | None, act: Watcher) -> Watcher:
+    """`act` on the hidden state less `shift`, or less its own mean, which is put back on its answer."""
+
+    def shifted(h: Float[Tensor, "batch pos d_in"]) -> Tensor | None:
+        away = h.mean(dim=-1, keepdim=True) if shift is None else shift.to(h)
+        seen = h - away
+        changed = act(seen)
+        return None if changed is None or changed is seen else changed + away
+
+    return shifted
 
 
 @contextlib.contextmanager
@@ -245,6 +256,7 @@ def _restricted(dictionary: Dictionary, index: Tensor, activation: Activation) -
         b_dec=dictionary.b_dec,
         activation=activation,
         preprocessing=dictionary.preprocessing,
+        told=dictionary.told,
     )
 
 
@@ -290,8 +302,7 @@ def added(edit: Add, dictionary: Dictionary, model: AttentionWriter) -> Float[Te
         InvalidArgument: for a feature whose decoder row has no direction.
     """
     rows = dictionary.finite_rows("W_dec")[indices(edit.features, dictionary)].float()
-    if dictionary.tap is Tap.Z:
-        rows = OutputProjection(*model.attention_writer(edit.site.layer)).project(rows)
+    rows = dictionary.project(rows, model)
     strengths = torch.tensor([float(s) for s in edit.strengths.values()])
     return strengths @ unit_rows(rows.cpu(), edit.features)
 
@@ -337,7 +348,13 @@ def rescaled_at(edit: Rescale, dictionary: Dictionary) -> Point:
             f"{edit.features[0]} belongs to a transcoder: it reads {dictionary.tap.value} and writes {edit.site}, so "
             "it has no share in a hidden state that could be rescaled. Use an SAE's features, or Add."
         )
-    return Point(edit.site.layer, dictionary.tap)
+    point = Point.at(dictionary.place)
+    if point.view is not View.OWN:
+        raise InvalidArgument(
+            f"{edit.features[0]} is read at {point}, before a norm, where no edit acts. Use Add, which acts on "
+            "the stream."
+        )
+    return point
 
 
 def resolve(
@@ -359,7 +376,7 @@ def resolve(
     """
     steps: dict[Point, list[tuple[Where, Change | Tensor]]] = {}
     for edit in edits:
-        dictionary = dictionary_of(edit, dictionaries)
+        dictionary = dictionary_of(edit, dictionaries).on(model)
         if isinstance(edit, Rescale):
             here = steps.setdefault(rescaled_at(edit, dictionary), [])
             here.append((edit.tokens, rescaling(edit, dictionary)))

@@ -18,6 +18,7 @@ from saeflow.engines import device_of_worker
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite
 from saeflow.ids import Part, Site
 from saeflow.paths import PACK, folder_and_pattern
+from saeflow.sources.architectures import View
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import discover, left_out_sentence, load
@@ -268,6 +269,8 @@ def _open_entry(site: Site, entry: Entry) -> Dictionary:
         raise BadFile(
             f"{path} holds several dictionaries, expected the one at {site}. Fetch the release again."
         )
+    if entry.added or found.told.view is View.PROCESSED:  # the recipe says whether it is centred
+        found = found.added()
     return found.centred() if entry.center else found
 
 

@@ -23,17 +23,27 @@ from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from saeflow.errors import InvalidArgument, UnknownRelease, UnknownSite, WidthMismatch
-from saeflow.ids import Site
+from saeflow.ids import Part, Site
 from saeflow.interventions import Edit
 from saeflow.paths import PACK
 from saeflow.sources.again import Asked, Reduced, asked_for, reduced
-from saeflow.sources.architectures import Architecture, Point, architecture_of
+from saeflow.sources.architectures import Architecture, Point, Tap, View, architecture_of
 from saeflow.sources.decoding import check_context, complete, sampling_config, seeded
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.hooks import Change, Clock, Timed, Watcher, resolve, spliced, watch_input, watch_output
+from saeflow.sources.hooks import (
+    Change,
+    Clock,
+    Timed,
+    Watcher,
+    less,
+    resolve,
+    spliced,
+    watch_input,
+    watch_output,
+)
 from saeflow.sources.library import load_dictionaries
-from saeflow.sources.modules import LinearMaps, applied, device_of, gain_of
+from saeflow.sources.modules import LinearMaps, applied, bias_of, device_of, gain_of
 from saeflow.sources.pretrained import fetch
 from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit, Tokens, refuse_infinite
 
@@ -175,7 +185,7 @@ class LanguageModel:
 
         Args:
             tokens: what `tokenize` returned.
-            sites: sites, or `(layer, Tap.Z)`.
+            sites: sites, or `(layer, Tap.Z)`, or the `place` of a dictionary.
             inputs: layers whose block input is wanted too.
             logits: keep the logits, which needs the whole pass.
             stop_after_last: without logits, end the pass once everything is read.
@@ -364,6 +374,58 @@ class LanguageModel:
         W_O = self._maps.of(block.get_submodule(self.architecture.o_proj), self._z_width, dtype)
         return OutputProjection(W_O, gain)
 
+    def part_gain(self, site: Site) -> Float[Tensor, " d_model"] | None:
+        """The gain of the norm between what a part's module returns and the stream; None where there is no norm.
+
+        Raises:
+            UnknownSite: for a layer the model does not have.
+        """
+        block = self._block(site.layer)
+        if self.architecture.att_norm is None or site.part is Part.RES:
+            return None
+        norm = block.get_submodule(self.architecture.module(Tap.of(site.part)))
+        return gain_of(norm, self.d_model, self.hf_model.dtype, centred=False)
+
+    def value_bias(self, layer: int) -> Float[Tensor, " d_in"]:
+        """What the bias of the values adds to `z`, whatever attention attends to; zeros without a bias.
+
+        Raises:
+            UnknownSite: for a layer the model does not have.
+        """
+        config, fused = self.hf_model.config.get_text_config(), self.architecture.fused
+        module, d = self._block(layer).get_submodule(self.architecture.v_proj), self._z_width
+        bias = bias_of(module, self.d_model, self.hf_model.dtype)
+        heads = config.num_attention_heads
+        if fused == "heads":
+            return bias.view(heads, 3, -1)[:, 2].reshape(-1)
+        if fused == "columns":
+            return bias[-d:]
+        # several heads of queries share one of values
+        return bias.view(-1, d // heads).repeat_interleave(d // len(bias), dim=0).reshape(-1)
+
+    def settled(self, point: Point) -> Point:
+        """The same tensor, its view the tensor at the tap itself wherever in this model that is the same.
+
+        Raises:
+            UnknownSite: for a layer the model does not have.
+            InvalidArgument: when this model has no such tensor.
+        """
+        own, family = point._replace(view=View.OWN), self.architecture
+        sandwich = family.att_norm is not None
+        if point.view is View.PROCESSED and point.tap is not Tap.MLP_IN:
+            moved = bool(self.value_bias(point.layer).any()) if point.tap is Tap.Z else family.centred
+            return point if moved else own
+        if (point.view is View.NORM and sandwich) or (point.view is View.RMS and not family.centred):
+            return own
+        if point.view is View.MODULE:
+            return point if sandwich and point.tap in (Tap.ATT, Tap.MLP) else own
+        if point.view is View.OWN:
+            return point
+        raise InvalidArgument(
+            f"a {family.family} model has nothing at {point}: the dictionary was trained on another kind of model. "
+            "Load the model it was trained on, or pass site=... to say what it reads."
+        )
+
     @property
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that end a text, as the model's settings or else the tokenizer's have them."""
@@ -394,7 +456,10 @@ class LanguageModel:
         return self._blocks[layer]
 
     def _watch(self, point: Point, act: Watcher) -> RemovableHandle:
-        module = self._block(point.layer).get_submodule(self.architecture.module(point.tap))
+        point = self.settled(point)
+        module = self._block(point.layer).get_submodule(self.architecture.module(point.tap, point.view))
+        if point.view is View.PROCESSED:
+            act = less(self.value_bias(point.layer) if point.tap is Tap.Z else None, act)
         return watch_input(module, act) if point.tap.is_input else watch_output(module, act)
 
     def _run_trunk(self, tokens: Tokens) -> None:

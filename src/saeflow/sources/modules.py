@@ -94,6 +94,17 @@ class LinearMaps:
         return known[1]
 
 
+def bias_of(module: nn.Module, d_in: int, dtype: torch.dtype) -> Float[Tensor, " d_out"]:
+    """What a linear module returns for a row of zeros.
+
+    Raises:
+        InvalidArgument: when the module cannot be run.
+    """
+    floats = (p.dtype for p in module.parameters() if p.dtype.is_floating_point)
+    with torch.no_grad():
+        return _run(module, torch.zeros(1, d_in, device=device_of(module), dtype=next(floats, dtype)))[0]
+
+
 def gain_of(norm: nn.Module, d: int, dtype: torch.dtype, *, centred: bool) -> Float[Tensor, " d"]:
     """What a norm multiplies each channel of a normalised row by: its weight, plus 1 in Gemma.
 

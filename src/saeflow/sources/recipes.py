@@ -22,6 +22,7 @@
     labels = "gemma-2-2b/{layer}-gemmascope-res-16k"                       the source on Neuronpedia
     n_features = 16384                    with d_in and the bytes of a value (4), the size of a file; where it is
                                           left out, what the parameter `width` stands for
+    added = true                          what the part's module returns is added to the stream as it is, without a norm
     center = true                         hidden states are centred over d_model first
 
 Written `NAME@width=65k,l0=50`. An L0 that is asked for by number is the closest there is in each layer, of two as
@@ -48,7 +49,7 @@ _CLOSE_TO: Final = 100
 _WIDTHS: Final = {f"{k}k": round(k / 16.384) * 2**14 for k in (16, 32, 65, 131, 262, 524)} | {"1m": 2**20}
 _KEYS: Final = {
     "part", "repo", "revision", "paths", "optional", "when", "layers", "l0", "canonical", "labels", "n_features",
-    "d_in", "values", "center",
+    "d_in", "values", "center", "added",
 }  # fmt: skip
 
 
@@ -77,6 +78,7 @@ class Entry:
         labels: the source of its labels on Neuronpedia, empty where there is none.
         size: how large its dictionary is, None where it is not known.
         center: whether hidden states are centred over d_model before all else.
+        added: whether what the part's module returns is added to the stream as it is.
     """
 
     repo: str
@@ -86,6 +88,7 @@ class Entry:
     labels: str = ""
     size: Size | None = None
     center: bool = False
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,7 @@ class _Reader:
             labels="".join(self._filled([told["labels"]], values)) if "labels" in told else "",
             size=Size(n_features, d_in, told.get("values", 4)) if n_features and d_in else None,
             center=bool(told.get("center", False)),
+            added=bool(told.get("added", False)),
         )
 
     def _filled(self, patterns: Iterable[str], values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -35,4 +35,5 @@ def rows_from(dictionary: Dictionary, start: int, stop: int) -> Dictionary:
         weights=RowRange(weights, start, stop),
         activation=activation,
         preprocessing=dictionary.preprocessing,
+        told=dictionary.told,
     )

@@ -14,8 +14,8 @@ from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.ids import Site
 from saeflow.sources.architectures import Point, Tap
 
-Place: TypeAlias = Site | tuple[int, Tap]
-"""A site, or `(layer, Tap.Z)` for the head outputs before the output projection, which are no site."""
+Place: TypeAlias = Site | tuple[int, Tap] | Point
+"""A site, `(layer, Tap.Z)` for the head outputs before the output projection, which are no site, or a `Point`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

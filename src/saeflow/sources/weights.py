@@ -225,6 +225,29 @@ class DirectionsOnly(_Over):
         return name
 
 
+class Shifted(_Over):
+    """Weights for `h` where the base is for `h - shift`: the same activations, and `h` is reconstructed."""
+
+    def __init__(self, base: Weights, shift: Float[Tensor, " d_in"], *, by_b_dec: bool) -> None:
+        """`by_b_dec`: `b_dec` is subtracted from what is read, and so takes the shift along."""
+        super().__init__(base)
+        self._shift, self._by_b_dec = shift, by_b_dec
+
+    def read(self, name: str) -> Tensor:
+        """The base's tensor; the biases moved.
+
+        Raises:
+            BadFile: when the base does.
+        """
+        tensor = self._base.read(name)
+        if name == "b_dec":
+            return tensor + self._shift.to(tensor)
+        if name == "b_enc" and not self._by_b_dec:
+            W_enc = self._base.read("W_enc")
+            return tensor - W_enc @ self._shift.to(W_enc)
+        return tensor
+
+
 class Moved(_Over):
     """Weights on another device or in another dtype."""
 

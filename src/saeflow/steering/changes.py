@@ -123,7 +123,7 @@ def _drafts(
         dictionaries = _released(tuple(distinct.values()))
     for key, plan in distinct.items():
         for edit in plan.edits:
-            dictionary = dictionary_of(edit, dictionaries)
+            dictionary = dictionary_of(edit, dictionaries).on(model)
             if isinstance(edit, Add):
                 vector = added(edit, dictionary, model)
                 if vector.any():

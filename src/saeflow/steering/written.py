@@ -18,13 +18,13 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
-from saeflow.ids import FeatureId, Part, Site
+from saeflow.ids import FeatureId, Site
 from saeflow.matching.stream import special_tokens
 from saeflow.sources import weights
-from saeflow.sources.architectures import Tap
+from saeflow.sources.architectures import Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import OutputProjection, Place, Tokens
+from saeflow.sources.values import Place, Tokens
 
 TEXTS_AT_ONCE: Final = 8
 MAX_LENGTH: Final = 128
@@ -62,10 +62,7 @@ def stream_rows(
         WidthMismatch: on z without a model, or with a model whose z has another width.
     """
     rows = dictionary.finite_rows("W_dec")[[feature.index for feature in features]]
-    if dictionary.tap is Tap.Z:
-        if model is None:
-            return dictionary.written(None).double()  # raises, and says what to do
-        rows = OutputProjection(*model.attention_writer(dictionary.site.layer)).project(rows)
+    rows = dictionary.project(rows, model)
     return rows.detach().double().cpu()
 
 
@@ -90,7 +87,7 @@ def depends_on_token(dictionary: Dictionary, model: LanguageModel | None) -> boo
 def read_places(dictionary: Dictionary, model: LanguageModel) -> tuple[Place, ...]:
     """What has to be captured to know activations and factors at a dictionary's site."""
     if _behind_norm(dictionary, model):
-        return (dictionary.place, Site(dictionary.site.layer, Part.ATT))
+        return (dictionary.place, dictionary.site)
     return (dictionary.place,)
 
 
@@ -113,10 +110,10 @@ def token_factors(
         return factor
     if after is None:
         raise InvalidArgument(
-            f"the factor at {dictionary.site} needs what attention adds to the stream. Capture all of read_places."
+            f"the factor at {dictionary.site} needs what the part adds to the stream. Capture all of read_places."
         )
     # the norm's output is gain * (W_O z) / rms: its length over that of gain * (W_O z) is 1 / rms
-    before = OutputProjection(*model.attention_writer(dictionary.site.layer)).project(h)
+    before = dictionary.project(h, model)
     return factor * (_length(after) / _length(before).clamp_min(1e-30))
 
 
@@ -141,7 +138,8 @@ def token_batches(
 
 
 def _behind_norm(dictionary: Dictionary, model: LanguageModel | None) -> bool:
-    return dictionary.tap is Tap.Z and model is not None and model.architecture.att_norm is not None
+    before = dictionary.tap is Tap.Z or dictionary.told.view is View.MODULE
+    return before and model is not None and model.architecture.att_norm is not None
 
 
 def _length(h: Float[Tensor, "n d_model"]) -> Float64[Tensor, "n 1"]:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.ids import Site
-from saeflow.sources.architectures import Tap
+from saeflow.sources.architectures import Point, Tap, View
 from saeflow.sources.blocks import CleanPass
 from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.model import LanguageModel
 
 _ENCODED_AT_ONCE = 64
 """Tokens encoded in one product, so that the dense activations stay small beside the dictionary."""
@@ -32,12 +33,17 @@ class CleanActivations:
     """The clean activations at the sites around some layers, encoded when first asked for."""
 
     def __init__(
-        self, clean: CleanPass, dictionaries: Mapping[Site, Dictionary], positions: Iterable[int]
+        self,
+        model: LanguageModel,
+        clean: CleanPass,
+        dictionaries: Mapping[Site, Dictionary],
+        positions: Iterable[int],
     ) -> None:
         """`positions` are tokens to encode together when the first of them is asked for."""
-        self._clean, self._dictionaries = clean, dictionaries
+        self._model, self._clean, self._dictionaries = model, clean, dictionaries
         self._together = sorted(set(positions))
         self._made: dict[Site, dict[int, Active]] = {}
+        self._bound: dict[Site, Dictionary] = {}
 
     def dictionary(self, site: Site) -> Dictionary:
         """The dictionary at a site.
@@ -48,7 +54,14 @@ class CleanActivations:
         """
         if site not in self._dictionaries:
             raise UnknownSite(f"there is no dictionary at {site}. Pass one to PreparedText.")
-        found = self._dictionaries[site]
+        if site not in self._bound:
+            self._bound[site] = self._dictionaries[site].on(self._model)
+        found = self._bound[site]
+        if found.told.view is not View.OWN:
+            raise InvalidArgument(
+                f"the dictionary at {site} reads {Point.at(found.place)}, which a trial does not edit. Leave "
+                f"{site} out, or give one of the tensor that is added to the stream."
+            )
         if found.is_transcoder:
             raise InvalidArgument(
                 f"the dictionary at {site} is a transcoder: it reads {found.tap.value} and predicts what is written at "

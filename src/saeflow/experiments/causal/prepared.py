@@ -75,7 +75,7 @@ class PreparedText:
         self._batch_tokens = batch_tokens
         self._parallel = model.parallel
         self._clean = CleanPass(model, self.tokens, layers)
-        self._activations = CleanActivations(self._clean, dictionaries, map(self._inside, positions))
+        self._activations = CleanActivations(model, self._clean, dictionaries, map(self._inside, positions))
         self._losses = Losses(self._clean, self.tokens, model.n_layers)
 
     def active(self, site: Site, position: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:

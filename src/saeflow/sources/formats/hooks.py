@@ -11,7 +11,8 @@ import re
 
 from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Part, Site
-from saeflow.sources.dictionary import Norm, Tap
+from saeflow.sources.architectures import Tap, View
+from saeflow.sources.preprocessing import Norm
 
 # TransformerLens: what follows `blocks.{L}.`. On Gemma these are after the norm, as added to the stream.
 _LENS = {
@@ -36,19 +37,19 @@ _MODULE = re.compile(
     r"(?:model\.layers|model\.language_model\.layers|language_model\.model\.layers|transformer\.h|gpt_neox\.layers|layers|h)"
     r"\.(\d+)(?:\.(.+))?"
 )
-_PLAIN = {
-    "": (Part.RES, Tap.RES),
-    "mlp": (Part.MLP, Tap.MLP),
-    "self_attn": (Part.ATT, Tap.ATT),
-    "attn": (Part.ATT, Tap.ATT),
-    "attention": (Part.ATT, Tap.ATT),
+# A module as files name it: its part, and what its output is. In some families (Gemma 2 and 3, OLMo 2, GLM 4) a
+# norm follows `mlp` and `self_attn`; `post_attention_layernorm` is that norm there, elsewhere the one before the MLP.
+_PARTS = {
+    "": (Part.RES, View.OWN),
+    "mlp": (Part.MLP, View.MODULE),
+    "self_attn": (Part.ATT, View.MODULE),
+    "attn": (Part.ATT, View.OWN),
+    "attention": (Part.ATT, View.OWN),
+    "post_feedforward_layernorm": (Part.MLP, View.OWN),
+    "post_attention_layernorm": (Part.ATT, View.NORM),
 }
-# Gemma 2 and 3 have a norm between the module and the stream: the module's own output is no site.
-_SANDWICH = {
-    "": (Part.RES, Tap.RES),
-    "post_feedforward_layernorm": (Part.MLP, Tap.MLP),
-    "post_attention_layernorm": (Part.ATT, Tap.ATT),
-}
+_NO_NORM_AFTER = ("transformer.h.", "gpt_neox.layers.", "h.")
+"""Trunks of GPT-2 and GPT-NeoX, where what a part returns is added as it is."""
 _OUTPUT_PROJECTIONS = ("self_attn.o_proj", "attn.c_proj", "attention.dense")
 
 # What a transcoder reads. TransformerLens: `hook_normalized` lies before the norm's gain, `mlp.hook_in` after it.
@@ -60,13 +61,11 @@ _LENS_READ = {
     "ln2.hook_in": (Tap.MID, Norm.NONE),
     "ln2.hook_out": (Tap.MLP_IN, Norm.NONE),
 }
-_MLP_NORMS = {True: ("pre_feedforward_layernorm",), False: ("post_attention_layernorm", "ln_2")}
-# Families whose norm before the MLP divides by the root mean square alone, as Norm.RESCALE does.
-_RMS_FAMILIES = ("gemma", "llama", "mistral", "qwen", "smollm")
+_MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2")
 
 
 def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
-    """The site and tap a hook name means in `model`; `where` is the file, for the message.
+    """The site and tap a hook name means; `where` is the file and `model` its model, for the message.
 
     `hook_resid_pre` of layer L is the residual stream after layer L - 1, and read as that.
 
@@ -78,22 +77,33 @@ def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
         layer, name = int(found[1]), found[2]
         if name in ("hook_resid_pre", "hook_in") and layer > 0:
             return Site(layer - 1, Part.RES), Tap.RES
-        if name == "mlp.hook_out" and not _is_sandwich(model):
-            return Site(layer, Part.MLP), Tap.MLP
         if name in _LENS:
             part, tap = _LENS[name]
             return Site(layer, part), tap
     found = _MODULE.fullmatch(_as_module(hook))
     if found is not None:
-        place = _place(found[2] or "", sandwich=_is_sandwich(model))
-        if place is not None:
-            return Site(int(found[1]), place[0]), place[1]
+        seat = _seat(int(found[1]), found[2] or "")
+        if seat is not None:
+            return seat[:2]
     raise UnsupportedFormat(
         f"{where}: hook {hook!r} of model {model!r} is no site of saeflow. Sites are the residual stream "
         "after a block, what attention and the MLP add to it, and the input of attention's output "
         f"projection: blocks.L.{', blocks.L.'.join(_LENS)}, or the same as modules. Pass site=... if the "
         "file is one of these."
     )
+
+
+def view_of_hook(hook: str, norm: Norm = Norm.NONE) -> View:
+    """Whether only the model says which tensor a hook name means; `norm`: what a transcoder does to what it reads.
+
+    Raises:
+        Nothing; a name that is no site says nothing.
+    """
+    if norm is Norm.RESCALE:
+        return View.RMS
+    found = _MODULE.fullmatch(_as_module(hook))
+    seat = None if found is None else _seat(int(found[1]), found[2] or "")
+    return View.OWN if seat is None or hook.startswith(_NO_NORM_AFTER) else seat[2]
 
 
 def transcoder_of_hooks(read: str, written: str, model: str, where: str) -> tuple[Site, Tap, Norm]:
@@ -104,17 +114,11 @@ def transcoder_of_hooks(read: str, written: str, model: str, where: str) -> tupl
     """
     site, tap = site_of_hook(written, model, where)
     layer, name = _split(read)
-    found = _read(name, lens=read.startswith("blocks."), sandwich=_is_sandwich(model))
+    found = _read(name, lens=read.startswith("blocks."))
     if tap is not Tap.MLP or layer != site.layer or found is None:
         raise UnsupportedFormat(
             f"{where}: reads {read!r} and writes {written!r} of model {model!r}. Transcoders are read that lead "
             "from the input of an MLP to the output of the same MLP, as it is added to the residual stream."
-        )
-    if found[1] is Norm.RESCALE and not any(family in model.lower() for family in _RMS_FAMILIES):
-        raise UnsupportedFormat(
-            f"{where}: reads {read!r} of model {model!r}: the input of the MLP before the gain of its norm, which "
-            f"is known for RMSNorm alone ({', '.join(_RMS_FAMILIES)}). Fold the gain into W_enc, and name the "
-            "MLP's input, blocks.L.mlp.hook_in."
         )
     return site, *found
 
@@ -132,22 +136,18 @@ def _split(hook: str) -> tuple[int, str]:
     return (-1, "") if found is None else (int(found[1]), found[2] or "")
 
 
-def _read(name: str, *, lens: bool, sandwich: bool) -> tuple[Tap, Norm] | None:
+def _read(name: str, *, lens: bool) -> tuple[Tap, Norm] | None:
     if lens:
         return _LENS_READ.get(name)
     if name == "mlp.input":
         return Tap.MLP_IN, Norm.NONE
-    if name.removesuffix(".input").removesuffix(".output") not in _MLP_NORMS[sandwich]:
+    if name.removesuffix(".input").removesuffix(".output") not in _MLP_NORMS:
         return None
     return (Tap.MID if name.endswith(".input") else Tap.MLP_IN), Norm.NONE
 
 
-def _is_sandwich(model: str) -> bool:
-    return "gemma-2" in model.lower() or "gemma-3" in model.lower()
-
-
-def _place(name: str, *, sandwich: bool) -> tuple[Part, Tap] | None:
+def _seat(layer: int, name: str) -> tuple[Site, Tap, View] | None:
     if name.removesuffix(".input") in _OUTPUT_PROJECTIONS and name.endswith(".input"):
-        return Part.ATT, Tap.Z
-    name = "" if name == "output" else name.removesuffix(".output")
-    return (_SANDWICH if sandwich else _PLAIN).get(name)
+        return Site(layer, Part.ATT), Tap.Z, View.OWN
+    found = _PARTS.get("" if name == "output" else name.removesuffix(".output"))
+    return None if found is None else (Site(layer, found[0]), Tap.of(found[0]), found[1])

@@ -30,7 +30,8 @@ from torch import Tensor
 from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK, kept_threshold
-from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
+from saeflow.sources.architectures import View
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Told
 from saeflow.sources.formats.configs import count, positive_number, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
 from saeflow.sources.formats.remote_tensors import open_tensors
@@ -39,6 +40,7 @@ from saeflow.sources.formats.sae_lens_config import (
     BATCHTOPK,
     NORMS,
     TRANSCODERS,
+    Place,
     modern,
     place_of,
     refuse_unsupported,
@@ -115,6 +117,33 @@ def sae_lens_dictionary(
             center=bool(told.get("center_writing_weights", False)),
             norm=place.norm if norm is Norm.NONE else norm,
         ),
+        told=_told(config, metadata, place),
+    )
+
+
+def _told(config: Mapping[str, Any], metadata: Mapping[str, Any], place: Place) -> Told:
+    begins, context = metadata.get("prepend_bos"), metadata.get("context_size")
+    return Told(
+        View.PROCESSED if place.view is View.OWN and _processed(config, metadata) else place.view,
+        begins if isinstance(begins, bool) else None,
+        context if isinstance(context, int) and context > 0 else None,
+    )
+
+
+def _processed(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    """Whether it was trained on weights that TransformerLens had processed.
+
+    Until September 2024 sae-lens trained on `HookedTransformer.from_pretrained`, and said neither that nor otherwise
+    (its pull request 279); since, `model_from_pretrained_kwargs` says what is done, by default nothing.
+    """
+    kwargs = metadata.get("model_from_pretrained_kwargs")
+    if isinstance(kwargs, dict):
+        return bool(kwargs.get("fold_value_biases", False))
+    if metadata is not config or not str(metadata.get("hook_name") or "").startswith("blocks."):
+        return False  # of version 6, or of a model of another library
+    # files older than the entry hold the settings of the training, which converted ones do not
+    return (
+        metadata.get("model_class_name", "HookedTransformer" if "lr" in config else "") == "HookedTransformer"
     )
 
 

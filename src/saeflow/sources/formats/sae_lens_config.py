@@ -7,13 +7,14 @@ such a file (`handle_pre_6_0_config` of its 6.54.12).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Part, Site
-from saeflow.sources.dictionary import Norm, Tap
-from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks
+from saeflow.sources.architectures import Tap, View
+from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks, view_of_hook
+from saeflow.sources.preprocessing import Norm
 
 BATCHTOPK: Final = ("batchtopk", "matryoshka_batchtopk", "matryoshka")
 """Saved as they are trained: a trained one is otherwise saved as jumprelu."""
@@ -39,6 +40,7 @@ class Place:
     site: Site
     tap: Tap
     norm: Norm = Norm.NONE
+    view: View = View.OWN
 
 
 def modern(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -124,12 +126,17 @@ def place_of(metadata: Mapping[str, Any], site: Site | None, where: str, *, tran
     if site is not None:
         hook = str(metadata.get("hook_name") or metadata.get("hf_hook_name") or "")
         z = hook.endswith(_ENDS_ON_Z) and site.part is Part.ATT
-        return Place(site, Tap.Z if z else Tap(site.part.value))
+        return Place(site, Tap.Z if z else Tap(site.part.value), view=view_of_hook(hook))
     model = str(metadata.get("model_name") or "")
     hooks = [metadata[key] for key in ("hook_name", "hf_hook_name") if isinstance(metadata.get(key), str)]
     if not hooks:
         raise BadFile(f"{where}: neither hook_name nor hf_hook_name is given. Pass site=...")
-    return _first([lambda hook=hook: Place(*site_of_hook(hook, model, where)) for hook in hooks])
+    return _first(
+        [
+            lambda hook=hook: Place(*site_of_hook(hook, model, where), view=view_of_hook(hook))
+            for hook in hooks
+        ]
+    )
 
 
 def _transcoder(metadata: Mapping[str, Any], site: Site | None, where: str) -> Place:
@@ -140,8 +147,15 @@ def _transcoder(metadata: Mapping[str, Any], site: Site | None, where: str) -> P
     named = [(read, written) for read, written in pairs if isinstance(read, str) and isinstance(written, str)]
     if not named:
         raise BadFile(f"{where}: a transcoder without hook_name and hook_name_out. Add them to its metadata.")
-    found = _first([lambda pair=pair: Place(*transcoder_of_hooks(*pair, model, where)) for pair in named])
-    return found if site is None else Place(site, found.tap, found.norm)
+    found = _first(
+        [
+            lambda pair=pair: Place(*transcoder_of_hooks(*pair, model, where), view=view_of_hook(pair[1]))
+            for pair in named
+        ]
+    )
+    if found.norm is Norm.RESCALE:
+        found = replace(found, view=View.RMS)
+    return found if site is None else replace(found, site=site)
 
 
 def _first(ways: list[Callable[[], Place]]) -> Place:

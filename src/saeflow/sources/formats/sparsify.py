@@ -20,10 +20,11 @@ from typing import Any, Final
 from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.activations import Activation, TopK
-from saeflow.sources.dictionary import Dictionary, Preprocessing, Tap
+from saeflow.sources.architectures import Tap
+from saeflow.sources.dictionary import Dictionary, Preprocessing, Told
 from saeflow.sources.formats.configs import count, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
-from saeflow.sources.formats.hooks import site_of_hook
+from saeflow.sources.formats.hooks import site_of_hook, view_of_hook
 from saeflow.sources.formats.remote_tensors import open_tensors
 
 CONFIG: Final = "cfg.json"
@@ -66,14 +67,14 @@ def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
         weights=weights,
         activation=_activation(config, str(path)),
         preprocessing=Preprocessing(subtract_b_dec=not config.get("transcode")),
+        told=Told(view_of_hook(hookpoint.name)),
     )
 
 
 def _place(folder: Path, run: Mapping[str, Any], site: Site | None, *, transcodes: bool) -> tuple[Site, Tap]:
-    # a repository is named after its model where the run does not say which it was
-    model = str(run.get("model") or folder.absolute())
+    name, model = folder.absolute().name, str(run.get("model") or "")
     if site is None:
-        place, tap = site_of_hook(folder.absolute().name, model, str(folder))
+        place, tap = site_of_hook(name, model, str(folder))
     else:
         place, tap = site, Tap.of(site.part)
     if not transcodes:
