@@ -108,8 +108,13 @@ def _graph(place: Path) -> None:
 
 def _read_graph(place: Path) -> None:
     import saeflow as sf
+    from saeflow.errors import BadFile
+    from saeflow.reading import read_text
 
-    graph = sf.FlowGraph.from_json((place / "graph.json").read_bytes().decode("utf-8", "replace"))
+    try:
+        graph = sf.FlowGraph.from_json(read_text(place / "graph.json"))
+    except (OSError, ValueError) as error:
+        raise BadFile(str(error)) from None
     for to in ("text", "json", "svg", "html"):
         sf.render(graph, to=to)
 

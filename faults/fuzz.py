@@ -17,6 +17,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mutations import MUTATIONS
+from mutations import MUTATIONS, PLACED
 
 ROOT = Path(__file__).parent.parent
 MEMORY = 1 << 30
@@ -106,6 +107,7 @@ def fuzz(known: list[Format], folder: Path, n: int, seed: int) -> tuple[dict, li
         }
         form.answer = form.read(place)  # as it was written, it is read
     limit_memory()
+    signal.signal(signal.SIGALRM, too_long)
     counts: dict = collections.defaultdict(collections.Counter)
     findings: list[Finding] = []
     began = time.perf_counter()
@@ -131,13 +133,16 @@ def one(form: Format, place: Path, seed: int, watch: Watch) -> tuple[str, Findin
     rng = random.Random(f"{form.name} {seed}")
     shutil.rmtree(place, ignore_errors=True)
     target = rng.choice(sorted(form.files))
-    mutation = rng.choice(MUTATIONS)
-    spoiled = mutation(form.files[target], rng)
+    mutation = rng.choice((*MUTATIONS, *PLACED))
     for path, data in form.files.items():
         (place / path).parent.mkdir(parents=True, exist_ok=True)
-        (place / path).write_bytes(spoiled if path == target else data)
+        if path == target and mutation in PLACED:
+            mutation(place / path, data, rng)
+        else:
+            (place / path).write_bytes(mutation(data, rng) if path == target else data)
     before, began, outcome, wrong = listing(place), time.perf_counter(), "read", ""
     watch.begin()
+    signal.setitimer(signal.ITIMER_REAL, 2 * SECONDS)
     try:
         answer = form.read(place)
         if form.answer is not None and answer != form.answer:
@@ -148,6 +153,8 @@ def one(form: Format, place: Path, seed: int, watch: Watch) -> tuple[str, Findin
             wrong = f"an error that says nothing: {error!r}"
     except BaseException:
         outcome, wrong = "failed", traceback.format_exc(limit=-6)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     seen = watch.end()
     if seen:
         outcome, wrong = "failed", f"did {', '.join(sorted(set(seen)))}"
@@ -158,6 +165,10 @@ def one(form: Format, place: Path, seed: int, watch: Watch) -> tuple[str, Findin
     if not wrong:
         return outcome, None
     return outcome, Finding(form.name, seed, str(target), mutation.__name__, wrong)
+
+
+def too_long(*_: object) -> None:
+    raise TimeoutError("it hangs")
 
 
 class Watch:

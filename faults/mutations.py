@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import gzip
+import io
 import json
+import os
 import random
 import re
 import struct
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 Mutation = Callable[[bytes, random.Random], bytes]
+Placed = Callable[[Path, bytes, random.Random], object]
+"""Puts something else than bytes at a path: a file with holes, or what is no file."""
 
 NUMBERS = (
     "0",
@@ -129,10 +137,122 @@ def length_claimed(data: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", rng.choice((1 << 40, 1 << 63, (1 << 64) - 1, len(data), 0))) + data[8:]
 
 
+def nested_otherwise(data: bytes, rng: random.Random) -> bytes:
+    """Deep JSON, a line of it, or TOML alone in the file: as lists, as tables, as a key of many parts."""
+    depth = rng.choice((200, 900, 50_000))
+    deep = {
+        "lists": b"[" * depth + b"]" * depth,
+        "objects": b'{"a":' * depth + b"1" + b"}" * depth,
+        "line": b'{"text": ' + b"[" * depth + b"]" * depth + b"}\n",
+        "toml lists": b"a = " + b"[" * depth + b"]" * depth,
+        "toml tables": b"a = " + b"{a = " * depth + b"1" + b"}" * depth,
+        "toml key": b".".join([b"a"] * depth) + b" = 1",
+    }
+    made = deep[rng.choice(sorted(deep))]
+    return gzip.compress(made, mtime=0) if data[:2] == b"\x1f\x8b" else made
+
+
+def dated(data: bytes, rng: random.Random) -> bytes:
+    """A value of a TOML file becomes a date, which JSON has not."""
+    lines = list(re.finditer(rb"^([\w.-]+ *= *)([^\n\[{]+)$", data, re.MULTILINE))
+    if not lines:
+        return data
+    found = rng.choice(lines)
+    when = rng.choice((b"1979-05-27T07:32:00Z", b"1979-05-27", b"07:32:00"))
+    return data[: found.end(1)] + when + data[found.end() :]
+
+
+def packed_large(data: bytes, rng: random.Random) -> bytes:
+    """A small gzip, 3 GB unpacked: one line without an end, or very many short ones; alone, or after what was there."""
+    head = data if data[:2] == b"\x1f\x8b" and rng.random() < 0.5 else b""
+    return head + _bomb(rng.choice((b"[" + b" " * (1 << 20), b"null\n" * (1 << 18), b"\0" * (1 << 20))))
+
+
+def many_members(data: bytes, rng: random.Random) -> bytes:
+    """An archive of very many members."""
+    return _archive(rng.choice((5_000, 60_000)))
+
+
+def long_doubles(data: bytes, rng: random.Random) -> bytes:
+    """An archive of arrays of a type that PyTorch has not."""
+    if data[:2] != b"PK":
+        return bits_flipped(data, rng)
+    import numpy as np
+
+    with np.load(io.BytesIO(data), allow_pickle=False) as held:
+        try:
+            arrays = {name: held[name] for name in held.files}
+        except ValueError:  # no archive of numpy's
+            return bits_flipped(data, rng)
+    kind = rng.choice((np.longdouble, np.clongdouble, np.dtype("V8"), np.dtype("S4"), np.dtype("M8[s]")))
+    target = rng.choice(sorted(arrays) or [""])
+    arrays = {n: np.zeros(a.shape, kind) if n == target else a for n, a in arrays.items()}
+    made = io.BytesIO()
+    np.savez(made, **arrays)
+    return made.getvalue()
+
+
+def sparse(path: Path, data: bytes, rng: random.Random) -> None:
+    """6 GB, almost all of it holes: zeros after what was there, or spaces before them."""
+    path.write_bytes(data if rng.random() < 0.5 else b" " * 4096)
+    os.truncate(path, 6 << 30)
+
+
+def header_of_gigabytes(path: Path, data: bytes, rng: random.Random) -> None:
+    """A safetensors header, or a zip's directory, that is as long as it says."""
+    size = rng.choice((90 << 20, 4 << 30))
+    if data[:2] == b"PK":
+        path.write_bytes(b"")
+        os.truncate(path, size)
+        with path.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            n = min(size, 0xFFFFFFFE)
+            file.write(struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFE, 0xFFFE, n, 0, 0))
+        return
+    path.write_bytes(struct.pack("<Q", size) + b'{"__metadata__":{}')
+    os.truncate(path, size + 4096)
+
+
+def pipe(path: Path, data: bytes, rng: random.Random) -> None:
+    """A FIFO that nobody writes to."""
+    os.mkfifo(path)
+
+
+def device(path: Path, data: bytes, rng: random.Random) -> None:
+    """A device that never ends, behind a link."""
+    path.symlink_to(rng.choice(("/dev/zero", "/dev/urandom", "/dev/full")))
+
+
+def folder(path: Path, data: bytes, rng: random.Random) -> None:
+    """A folder where a file should be."""
+    path.mkdir()
+
+
 MUTATIONS: tuple[Mutation, ...] = (
     truncated, bits_flipped, head_flipped, tail_flipped, inserted, removed, zeroed, twice, appended, emptied,
     random_bytes, number_changed, number_changed, value_changed, value_changed, nested, length_claimed,
+    nested_otherwise, dated, packed_large, many_members, long_doubles,
 )  # fmt: skip
+PLACED: tuple[Placed, ...] = (sparse, header_of_gigabytes, pipe, device, folder)
+
+
+@functools.cache
+def _bomb(piece: bytes) -> bytes:
+    """3 GB of a piece, again and again, in 3 MB."""
+    made = io.BytesIO()
+    with gzip.GzipFile(fileobj=made, mode="wb", compresslevel=1, mtime=0) as file:
+        for _ in range((96 << 20) // len(piece)):
+            file.write(piece)
+    return made.getvalue() * 32  # a chain of members is one text
+
+
+@functools.cache
+def _archive(n: int) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for number in range(n):
+            archive.writestr(f"{number}.npy", b"")
+    return made.getvalue()
 
 
 def _text_of(data: bytes) -> tuple[bool, bytes, bytes]:

@@ -20,13 +20,17 @@ A message says what failed, with the values, and what to do. Expected outcomes, 
 ends, are values and never errors. The command line prints the message and exits with 2.
 """
 
+_LONGEST = 4000
+"""Characters of a message: it may repeat what a file holds."""
+
 
 class SaeflowError(Exception):
     """Base of every error saeflow raises on purpose."""
 
     def __str__(self) -> str:
-        """The message alone: KeyError would print its repr, and a message is for reading."""
-        return str(self.args[0]) if self.args else ""
+        """The message alone, without the middle of a long one: KeyError would print its repr, and it is for reading."""
+        told = str(self.args[0]) if self.args else ""
+        return told if len(told) <= _LONGEST else f"{told[: _LONGEST - 500]} … {told[-497:]}"
 
 
 class InvalidId(SaeflowError, ValueError):

@@ -17,7 +17,7 @@ PACK: Final = Path(__file__).parent / "demo" / "pack"
 """The demo pack: `model/`, `saes/`, `atlas/` with its words, `texts/`, `quality.json`, `CARD.md`."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_CLOSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_CLOSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR})
 _SAID: Final = {
     "No space left on device": errno.ENOSPC,
     "StorageFull": errno.ENOSPC,

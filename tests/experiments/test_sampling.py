@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -138,13 +139,17 @@ def test_a_parquet_file_is_read_or_the_extra_is_named(tmp_path, monkeypatch) -> 
     path = tmp_path / "texts.parquet"
     path.write_bytes(b"")
     parquet = ModuleType("pyarrow.parquet")
-    rows = {"text": SimpleNamespace(to_pylist=lambda: ["a", "b"])}
-    parquet.read_table = lambda file, columns: rows if (file, columns) == (path, ["text"]) else None
+    batches = [{"text": [SimpleNamespace(as_py=lambda text=text: text)]} for text in "ab"]
+    read = SimpleNamespace(iter_batches=lambda n, columns: batches if columns == ["text"] else None)
+    parquet.ParquetFile = lambda file: nullcontext(read if file == path else None)
     package = ModuleType("pyarrow")
     package.parquet = parquet
     monkeypatch.setitem(sys.modules, "pyarrow", package)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
     assert set(open_dataset(str(path)).read(0)) == {"a", "b"}
+    monkeypatch.setattr("saeflow.experiments.sampling.TEXTS", 1)
+    with pytest.raises(BadFile, match="its texts have more than 1 characters"):
+        list(open_dataset(str(path)).read(0))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(MissingExtra, match=r"saeflow\[data\]"):

@@ -35,8 +35,8 @@ def test_one_line_unpacks_one_block(tmp_path, monkeypatch):
     path = tmp_path / "many.gz"
     write_lines(path, texts(4 * BLOCK))
     unpacked = []
-    real = gzip.decompress
-    monkeypatch.setattr(module.gzip, "decompress", lambda data: unpacked.append(len(data)) or real(data))
+    real = module.unpacked
+    monkeypatch.setattr(module, "unpacked", lambda data: unpacked.append(len(data)) or real(data))
     assert read_line(path, 3 * BLOCK + 1) == texts(4 * BLOCK)[3 * BLOCK + 1]
     assert read_line(path, 3 * BLOCK + 2) == texts(4 * BLOCK)[3 * BLOCK + 2]
     assert len(unpacked) == 1, "the second line was in memory"

@@ -12,6 +12,7 @@ import typer
 from saeflow.cli.app import Device, Json, Release, print_table, progress
 from saeflow.cli.explain import explain
 from saeflow.errors import InvalidArgument
+from saeflow.reading import read_json
 
 if TYPE_CHECKING:
     from saeflow.ids import Site
@@ -340,7 +341,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """What a folder of words says of its sites."""
     from saeflow.labels.bulk import ABOUT
 
-    told: dict[str, dict[str, Any]] = json.loads((folder / ABOUT).read_bytes())
+    told: dict[str, dict[str, Any]] = read_json(folder / ABOUT)
     return told["sites"]
 
 

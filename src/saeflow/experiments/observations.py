@@ -16,6 +16,7 @@ from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results, Row
 from saeflow.experiments.summary import Texts
 from saeflow.ids import Part, Site
+from saeflow.reading import safetensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,8 +89,8 @@ class Matched:
             BadFile: when it is missing or damaged.
         """
         try:
-            return Matched(load_file(path))
-        except (OSError, SafetensorError) as error:
+            return Matched(load_file(safetensors(path)))
+        except (OSError, ValueError, SafetensorError) as error:
             raise BadFile(f"{path} cannot be read ({error}). Run the experiment's command again.") from None
 
     @staticmethod

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from saeflow.ids import FeatureId, Part
+from saeflow.reading import parse_json
 
 
 class Origin(enum.Flag):
@@ -124,7 +125,7 @@ class RunRecord:
             KeyError: for a manifest without one of the fields.
             TypeError: for counts that are no whole numbers.
         """
-        told = json.loads(text)
+        told = parse_json(text)
         if not all(type(told[name]) is int for name in ("done", "total")):
             raise TypeError(f"{told['done']!r} of {told['total']!r} texts are no counts")
         asked = {field.name: told[field.name] for field in fields(RunRequest)}

@@ -19,7 +19,6 @@ import io
 import json
 import math
 import platform
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from saeflow.engines import Engine, Here
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.records import RunRecord, RunRequest
 from saeflow.paths import write_atomic
+from saeflow.reading import PACKED_WRONG, gzip_lines, read_json, read_text
 from saeflow.version import __version__
 
 MANIFEST = "manifest.json"
@@ -144,7 +144,7 @@ class Results:
         """
         path = Path(folder) / MANIFEST
         try:
-            return Results(Path(folder), RunRecord.from_json(path.read_text(encoding="utf-8")))
+            return Results(Path(folder), RunRecord.from_json(read_text(path)))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadFile(
                 f"{path} cannot be read as the manifest of results ({error!r}). Give the folder a command such as "
@@ -304,7 +304,7 @@ class Results:
         """
         path = self.folder / SUMMARY
         try:
-            data = cast("Row", json.loads(path.read_bytes()))
+            data = cast("Row", read_json(path))
             return {
                 name: SummaryTable(
                     name, told["title"], told["paper"], told["note"], tuple(told["columns"]),
@@ -350,13 +350,12 @@ def _packed(rows: Iterable[Row]) -> bytes:
 
 def _unpacked(path: Path) -> list[Row]:
     try:
-        data = path.read_bytes()
-        if not data:
+        lines = list(gzip_lines(path))
+        if path.stat().st_size == 0:
             raise EOFError("the file is empty")
-        lines = gzip.decompress(data).decode().split("\n")[:-1]
         # one call for the file: many times as fast as one a line
         return cast("list[Row]", json.loads("[" + ",".join(lines) + "]"))
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+    except (*PACKED_WRONG, RecursionError) as error:
         raise BadFile(
             f"{path} cannot be read ({error}). Remove it and run the command again to make it anew."
         ) from None

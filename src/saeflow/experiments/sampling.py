@@ -13,23 +13,26 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
 from saeflow.demo.texts import DOMAINS, all_texts
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra, Unreachable
+from saeflow.reading import TEXTS, parse_json, read_text, read_toml, regular
 
 HELD_OUT: Final = 4
 """One text in this many is held out of sampling."""
 
 BUFFER: Final = 10_000
 """Texts of a stream that are shuffled at a time."""
+
+_ROWS: Final = 256
+"""Texts of a Parquet file that are read at a time."""
 
 MAX_TRIED: Final = 1000
 """Texts in a row without enough tokens after which a dataset is given up."""
@@ -134,7 +137,7 @@ def open_dataset(name: str) -> Dataset:
 
 def recipes() -> dict[str, dict[str, str]]:
     """The named datasets of the hub: name -> repo, config, split, column, about."""
-    return tomllib.loads(_RECIPES.read_text(encoding="utf-8"))
+    return read_toml(_RECIPES)
 
 
 def is_held_out(text: str) -> bool:
@@ -238,7 +241,7 @@ def _text_file(path: Path) -> list[str]:
 
 def _json_lines(path: Path) -> list[str]:
     try:
-        rows = [json.loads(line) for line in _read_text(path).split("\n") if line.strip()]
+        rows = [parse_json(line) for line in _read_text(path).split("\n") if line.strip()]
         return [str(row["text"]) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise BadFile(f"{path} is not a JSON object with a field text on each line ({error!r}).") from None
@@ -253,15 +256,24 @@ def _parquet(path: Path) -> list[str]:
             "`pip install 'saeflow[data]'`, or give a .jsonl file."
         ) from None
     try:
-        return cast("list[str]", pq.read_table(path, columns=["text"])["text"].to_pylist())
-    except (OSError, ValueError, KeyError) as error:
+        regular(path)
+        texts, left = list[str](), TEXTS
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS, columns=["text"]):
+                for value in batch["text"]:  # one by one: many may be kept as one
+                    texts.append(value.as_py())
+                    left -= len(texts[-1])
+                    if left < 0:
+                        raise ValueError(f"its texts have more than {TEXTS:,} characters")
+        return texts
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadFile(f"{path} is no Parquet file with a column text ({error}).") from None
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path, TEXTS)
+    except (OSError, ValueError) as error:
         raise BadFile(f"{path} cannot be read as UTF-8 text ({error}).") from None
 
 

@@ -39,6 +39,7 @@ from saeflow.experiments.transition_measure import Fitted, PairOf, baselines, sq
 from saeflow.ids import Site
 from saeflow.matching.stream import cut_into_units, encoder_digest, model_digest
 from saeflow.paths import write_atomic
+from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
@@ -322,8 +323,7 @@ def _packed(texts: Texts) -> bytes:
 def _read_fitting(path: Path) -> tuple[list[str], list[str]]:
     """The texts for fitting and those for validation."""
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8", "surrogatepass").split("\n")[:-1]
-        told: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        told: list[dict[str, Any]] = [parse_json(line) for line in gzip_lines(path, "surrogatepass")]
         return tuple([one["text"] for one in told if one["for"] == use] for use in ("fitting", "validation"))  # pyright: ignore[reportReturnType]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (*PACKED_WRONG, KeyError, TypeError) as error:
         raise BadFile(f"{path} cannot be read ({error!r}). Remove it and run the command again.") from None

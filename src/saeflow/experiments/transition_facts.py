@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from saeflow.errors import BadFile
 from saeflow.ids import Site
+from saeflow.reading import parse_json, safetensors
 
 KEY: Final = "fit"
 """The one entry of a fit's header."""
@@ -35,8 +35,8 @@ def read_facts(folder: Path, pair: str) -> dict[str, Any]:
     """
     path = fit_path(folder, pair_of(pair))
     try:
-        with safe_open(path, framework="numpy") as file:
-            told: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
+        with safe_open(safetensors(path), framework="numpy") as file:
+            told: dict[str, Any] = parse_json((file.metadata() or {})[KEY])
             return {"facts": told["facts"], "scales": told["scales"]}
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise BadFile(f"{path} cannot be read ({error!r}). Remove it and run the command again.") from None

@@ -30,6 +30,7 @@ from saeflow.experiments.transition_measure import Ends, Fitted, PairOf, squared
 from saeflow.experiments.transition_moments import STRENGTHS, Moments
 from saeflow.matching.stream import Unit, cut_into_units
 from saeflow.paths import write_atomic
+from saeflow.reading import parse_json, safetensors
 from saeflow.sources.model import LanguageModel
 
 
@@ -127,8 +128,8 @@ class Fits:
     def _read(self, pair: PairOf) -> tuple[Fitted, Units | None]:
         path = self.path(pair)
         try:
-            with safe_open(path, framework="pt") as file:
-                told: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
+            with safe_open(safetensors(path), framework="pt") as file:
+                told: dict[str, Any] = parse_json((file.metadata() or {})[KEY])
                 held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             # fits of before had no checksum
             if told.pop("check", None) not in (None, _check(told, held)):

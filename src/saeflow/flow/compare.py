@@ -7,7 +7,6 @@ comparing says whether weights and method give what was published.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from saeflow.errors import BadFile, InvalidArgument, InvalidId
 from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId, Part, Site
+from saeflow.reading import read_toml
 from saeflow.sources import recipes
 
 ROUNDING: Final = 0.005
@@ -147,7 +147,7 @@ def published_graphs(release: str) -> tuple[PublishedGraph, ...]:
     if "/" in release or not path.is_file():
         return ()
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = read_toml(path)
         return tuple(_read(told) for told in data["graphs"])
     except (OSError, ValueError, KeyError, TypeError, InvalidId) as error:
         raise BadFile(f"{path}: holds no published graphs ({error!r}). Install saeflow again.") from error

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from saeflow.errors import BadFile, SaeflowError
 from saeflow.flow.scores import Evolution, Scores, Thresholds
 from saeflow.ids import FeatureId, Part
+from saeflow.reading import parse_json
 
 FORMAT = "saeflow-graph"
 VERSION = 2
@@ -195,7 +196,7 @@ class FlowGraph:
             BadFile: when the text is no saeflow graph of this version.
         """
         try:
-            data = cast("dict[str, Any]", json.loads(text))
+            data = cast("dict[str, Any]", parse_json(text))
             if data["format"] != FORMAT or data["version"] not in READS:
                 raise BadFile(
                     f"this is {data['format']!r} version {data['version']}, not {FORMAT!r} version {VERSION}. "

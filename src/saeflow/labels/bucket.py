@@ -22,6 +22,7 @@ from saeflow.errors import BadFile, Unreachable
 from saeflow.labels.http import Fetcher, Received
 from saeflow.labels.sources import Source
 from saeflow.paths import sealed, unsealed, write_atomic
+from saeflow.reading import parse_json, read_bytes
 
 BUCKET: Final = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"
 """Where Neuronpedia keeps its exports."""
@@ -145,7 +146,7 @@ class Bucket:
     def _kept_list(self, source: Source) -> list[tuple[str, int]]:
         path = self._list_path(source)
         try:
-            return [(str(key), int(size)) for key, size in json.loads(unsealed(path.read_bytes()))]
+            return [(str(key), int(size)) for key, size in parse_json(unsealed(read_bytes(path)))]
         except FileNotFoundError:
             raise Unreachable(
                 f"what files {source} has was never asked from this machine, and saeflow is offline. Fetch it "

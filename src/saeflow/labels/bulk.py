@@ -10,10 +10,8 @@ as text, "10" before "9", so that all of a source are needed for any feature.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from saeflow.labels.neuronpedia import CONTEXTS, TOKENS, frequency_of, passage_o
 from saeflow.labels.sources import NEURONPEDIA, Source, Sources
 from saeflow.labels.words import Context, FeatureWords, label_of, words_path, write_words
 from saeflow.paths import is_as_written, with_check, write_atomic
+from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json, read_json
 
 ABOUT: Final = "about.json"
 """What a folder of words says of itself."""
@@ -288,16 +287,15 @@ def _read_into(found: _Gathered, export: Export, path: Path) -> None:
     number = 0
     try:
         for number, line in enumerate(_lines(path), 1):  # noqa: B007 - told in the message
-            found.add(export.kind, cast("Mapping[str, Any]", json.loads(line)))
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            found.add(export.kind, cast("Mapping[str, Any]", parse_json(line)))
+    except (*PACKED_WRONG, KeyError, TypeError, AttributeError) as error:
         raise _BadExport(
             export, f"{path}: row {number} is no row of {export.kind.value} ({error!r}). Fetch it again."
         ) from None
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-        yield from (line for line in file if line.strip())
+    yield from (line for line in gzip_lines(path) if line.strip())
 
 
 def _tell(progress: Progress | None, done: int, total: int, site: Site) -> Progress:
@@ -327,7 +325,7 @@ def _read_about(out: Path, plan: FetchPlan) -> dict[str, Any]:
         "model": plan.sources.model, "sites": {},
     }  # fmt: skip
     try:
-        told = json.loads((out / ABOUT).read_bytes())
+        told = read_json(out / ABOUT)
         same = all(told[name] == fresh[name] for name in ("format", "version", "release", "origin", "model"))
         same = same and is_as_written(told)
         return cast("dict[str, Any]", told) if same and isinstance(told["sites"], dict) else fresh

@@ -7,7 +7,6 @@ left) / 2: 0.5 for a label that says nothing, 1 for one that says all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import FeatureId, Site
 from saeflow.labels.lines import read_lines
 from saeflow.labels.words import Context, FeatureWords
+from saeflow.reading import parse_json
 
 CONTROLS: Final = "controls"
 OTHERS: Final = "other features"
@@ -105,7 +105,7 @@ class Silence:
         found: list[tuple[str, frozenset[int]]] = []
         for number, line in enumerate(read_lines(path), 1):
             try:
-                told: dict[str, Any] = json.loads(line)
+                told: dict[str, Any] = parse_json(line)
                 found.append(("".join(told["tokens"]), frozenset(int(one) for one in told["active"])))
             except (ValueError, KeyError, TypeError) as error:
                 raise BadFile(

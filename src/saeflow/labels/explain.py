@@ -27,6 +27,7 @@ from saeflow.labels.detection import Detection, Silence, Trial, make_trial
 from saeflow.labels.questions import Messages, ask_fires, ask_label, marked, read_fires, read_label
 from saeflow.labels.words import Context, FeatureWords, WordsFolder, write_words
 from saeflow.paths import cache_folder, sealed, unsealed, write_atomic
+from saeflow.reading import parse_json, read_bytes
 
 TRIES: Final = 3
 """How often an answer is asked for that is not what it should be."""
@@ -332,7 +333,7 @@ class _Asker:
 
     def _kept(self, conversation: Messages) -> str | None:
         try:
-            return str(json.loads(unsealed(self._path(conversation).read_bytes()))["answer"])
+            return str(parse_json(unsealed(read_bytes(self._path(conversation))))["answer"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from saeflow.ids import Site
 from saeflow.labels.words import AFTER, BEFORE
+from saeflow.reading import parse_json
 
 SLOTS: Final = 32
 """Tokens whose sums are kept of each feature; ten of them are shown."""
@@ -213,7 +214,7 @@ class State:
             ValueError: when its description cannot be read.
         """
         found = load(data)
-        told = json.loads(bytes(found["told"].tolist()))
+        told = parse_json(bytes(found["told"].tolist()))
         restored = {
             site: {name: found[f"{site}/{name}"] for name in seen.state} for site, seen in self.seen.items()
         }

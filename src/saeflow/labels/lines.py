@@ -12,7 +12,6 @@ import gzip
 import itertools
 import os
 import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +21,7 @@ from typing import Final, TypeAlias
 
 from saeflow.errors import BadFile
 from saeflow.paths import replacing
+from saeflow.reading import LINE, PACKED_WRONG, gzip_lines, regular, unpacked
 
 BLOCK: Final = 256
 """Lines of a gzip member."""
@@ -35,6 +35,7 @@ _TAIL: Final = struct.Struct("<I4s")  # length of the last member, mark
 _MARK: Final = b"SFL1"
 _EMPTY: Final = b"\x03\x00" + bytes(8)  # an empty deflate stream, its checksum and its length
 _LEAST: Final = 20  # bytes of a gzip member
+_LONGEST: Final = 1 << 17  # bytes of the last member, whose extra field has 65,535 at most
 _MOST_BLOCKS: Final = (65_535 - 4 - _COUNTS.size - _TAIL.size) // 4
 
 _Stamp: TypeAlias = tuple[int, int]
@@ -100,10 +101,8 @@ def read_lines(path: Path) -> Iterator[str]:
         return
     try:
         _require_some(stamp)
-        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-            for line in file:
-                yield line.rstrip("\n")
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        yield from gzip_lines(path)
+    except PACKED_WRONG as error:
         raise _bad(path, error) from None
 
 
@@ -113,17 +112,16 @@ def is_whole(path: Path) -> bool:
     Raises:
         Nothing.
     """
-    stamp = _stamp(path)
-    if stamp is None:
-        return False
     try:
+        stamp = _stamp(path)
+        if stamp is None:
+            return False
         # only one of very many blocks has no index
         if _index(path, stamp) is None and stamp[1] < _MOST_BLOCKS * _LEAST:
             return False
-        with gzip.open(path, "rb") as file:
-            while file.read(1 << 20):
-                pass
-    except (OSError, EOFError, ValueError, zlib.error, BadFile):
+        for _ in gzip_lines(path):
+            pass
+    except PACKED_WRONG:
         return False
     return True
 
@@ -139,10 +137,12 @@ def _last_member(lengths: list[int], n_lines: int) -> bytes:
 def _stamp(path: Path) -> _Stamp | None:
     """What changes when the file does; None when there is none."""
     try:
-        told = path.stat()
+        size = regular(path)
+        return path.stat().st_mtime_ns, size
     except FileNotFoundError:
         return None
-    return told.st_mtime_ns, told.st_size
+    except (OSError, ValueError) as error:
+        raise _bad(path, error) from None
 
 
 @lru_cache(maxsize=1024)
@@ -155,7 +155,7 @@ def _index(path: Path, stamp: _Stamp) -> _Index | None:
         with path.open("rb") as file:
             file.seek(-_TAIL.size - len(_EMPTY), os.SEEK_END)
             length, mark = _TAIL.unpack(file.read(_TAIL.size))
-            if mark != _MARK or length > size:
+            if mark != _MARK or length > min(size, _LONGEST):
                 return None
             file.seek(-length, os.SEEK_END)
             member = file.read(length)
@@ -179,8 +179,8 @@ def _block(path: Path, stamp: _Stamp, number: int) -> tuple[str, ...]:
     try:
         with path.open("rb") as file:
             file.seek(start)
-            lines = _split(gzip.decompress(file.read(stop - start)))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+            lines = _split(unpacked(file.read(min(stop - start, LINE))))
+    except PACKED_WRONG as error:
         raise _bad(path, error) from None
     if len(lines) != expected:
         raise _bad(path, ValueError(f"block {number} has {len(lines)} lines, not {expected}"))
@@ -191,8 +191,8 @@ def _block(path: Path, stamp: _Stamp, number: int) -> tuple[str, ...]:
 def _whole(path: Path, stamp: _Stamp) -> tuple[str, ...]:
     try:
         _require_some(stamp)
-        return _split(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        return tuple(gzip_lines(path))
+    except PACKED_WRONG as error:
         raise _bad(path, error) from None
 
 

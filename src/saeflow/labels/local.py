@@ -47,6 +47,7 @@ from saeflow.labels.sources import LOCAL
 from saeflow.labels.words import AFTER, BEFORE, words_path, write_words
 from saeflow.matching.stream import encoder_digest, model_digest, special_tokens
 from saeflow.paths import is_as_written, sealed, unsealed, with_check, write_atomic
+from saeflow.reading import SHARD, read_bytes, read_json
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
@@ -220,7 +221,7 @@ class _Run:
         """The state of the last checkpoint, if it is of these texts; else nothing seen."""
         fresh = self._fresh()
         try:
-            found = fresh.unpack(unsealed(self._checkpoint.read_bytes()))
+            found = fresh.unpack(unsealed(read_bytes(self._checkpoint, SHARD)))
         except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError):
             return self._fresh()
         return found if found.digest == self._digest(found.units) else self._fresh()
@@ -355,7 +356,7 @@ def _read_about(out: Path) -> dict[str, Any]:
     """What the folder says of itself; anew where it says nothing of this kind."""
     fresh: dict[str, Any] = {"format": FORMAT, "version": VERSION, "origin": LOCAL, "sites": {}}
     try:
-        told = json.loads((out / ABOUT).read_bytes())
+        told = read_json(out / ABOUT)
         same = all(told[name] == fresh[name] for name in ("format", "version", "origin"))
         same = same and is_as_written(told)
         return cast("dict[str, Any]", told) if same and isinstance(told["sites"], dict) else fresh

@@ -21,6 +21,7 @@ from saeflow.labels.http import Fetcher
 from saeflow.labels.sources import Source, Sources
 from saeflow.labels.words import AFTER, BEFORE, Context, FeatureWords, label_of
 from saeflow.paths import cache_folder, sealed, unsealed, write_atomic
+from saeflow.reading import parse_json, read_bytes
 
 BASE_URL: Final = "https://www.neuronpedia.org"
 KEY: Final = "NEURONPEDIA_API_KEY"
@@ -96,7 +97,7 @@ class Neuronpedia:
         path = self._cache / source.model / source.id / f"{index}.json"
         if path.is_file() and not refresh:
             try:
-                return _checked(unsealed(path.read_bytes()), source, index, str(path))
+                return _checked(unsealed(read_bytes(path)), source, index, str(path))
             except (BadFile, ValueError):
                 path.unlink()  # asked for again below
         url = f"{self._base}/api/feature/{source}/{index}"
@@ -288,7 +289,7 @@ def _score(row: Mapping[str, Any]) -> float:
 def _checked(data: bytes, source: Source, index: int, where: str) -> dict[str, Any]:
     """The answer as an object that is about the feature asked for."""
     try:
-        told: Any = json.loads(data)
+        told: Any = parse_json(data)
     except ValueError as error:
         raise BadFile(f"{where} holds no JSON ({error}). Check the address, and fetch it again.") from None
     about = {"modelId": source.model, "layer": source.id, "index": str(index)}

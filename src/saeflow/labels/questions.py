@@ -5,13 +5,13 @@ No torch. What passages say is material and may hold anything, so that nothing b
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from saeflow.labels.detection import Trial
 from saeflow.labels.words import Context
+from saeflow.reading import parse_json
 
 LONGEST: Final = 160
 """Characters of a label."""
@@ -68,7 +68,7 @@ def _read(answer: str, field: str) -> Any:
     """The one field of the answer's object; a code fence around the whole is taken off."""
     text = answer.strip()
     fenced = _FENCED.fullmatch(text)
-    told = json.loads(fenced[1] if fenced else text)
+    told = parse_json(fenced[1] if fenced else text)
     if not isinstance(told, dict) or set(told) != {field}:
         raise ValueError(f"it is no object with the field {field!r} alone")
     return told[field]

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, cast, runtime_checkable
 from saeflow.errors import BadFile
 from saeflow.ids import FeatureId, Site
 from saeflow.labels.lines import read_line, read_lines, write_lines
+from saeflow.reading import parse_json
 
 BEFORE: Final = 9
 """Tokens of a context before its strongest one, at most."""
@@ -221,7 +222,7 @@ def from_json(line: str, where: str) -> FeatureWords | None:
         BadFile: when the line holds no words; begins with `where`.
     """
     try:
-        told = cast("dict[str, Any] | None", json.loads(line))
+        told = cast("dict[str, Any] | None", parse_json(line))
         if told is None:
             return None
         contexts = tuple(

@@ -21,6 +21,7 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
 from saeflow.matching.rows import AGAIN, TableRows, checked
 from saeflow.paths import PACK, cache_folder, folder_and_pattern, is_as_written, with_check, write_atomic
+from saeflow.reading import read_json
 from saeflow.records import Match
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
     folder = _locate(str(name))
     path = folder / MANIFEST
     try:
-        data = cast("dict[str, Any]", json.loads(path.read_bytes()))
+        data = cast("dict[str, Any]", read_json(path))
         kind, version = data["format"], data["version"]
         if (kind, version) != (FORMAT, VERSION):
             raise CorruptAtlas(

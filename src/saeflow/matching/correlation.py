@@ -27,6 +27,7 @@ from saeflow.matching.same_weights import weights_of
 from saeflow.matching.stream import Progress, Stream, cut_into_units, encoder_digest
 from saeflow.matching.table import MatchTable
 from saeflow.paths import write_atomic
+from saeflow.reading import read_json
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.version import __version__
@@ -215,6 +216,6 @@ def _refuse_other_files(out: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return cast("dict[str, Any]", json.loads(path.read_bytes()))
+        return cast("dict[str, Any]", read_json(path))
     except (OSError, ValueError):
         return None

@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Site
 from saeflow.paths import unsealed
+from saeflow.reading import parse_json, read_bytes
 
 FILE: Final = "calibration.json"
 _FORMAT: Final = "saeflow-nulls"
@@ -130,7 +131,7 @@ def read_nulls(path: Path) -> dict[tuple[Site, Site], NullDistribution]:
         BadFile: when the file is missing, cut off or of another kind.
     """
     try:
-        data = cast("dict[str, Any]", json.loads(unsealed(path.read_bytes())))
+        data = cast("dict[str, Any]", parse_json(unsealed(read_bytes(path))))
         if (data["format"], data["version"]) != (_FORMAT, _VERSION):
             raise BadFile(f"{path} holds no nulls of version {_VERSION}. {_AGAIN}")
         return {

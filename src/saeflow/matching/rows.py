@@ -10,7 +10,6 @@ asked for, and the whole file by `Atlas.verify` alone: of a release in the shape
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import mmap
 import struct
@@ -21,6 +20,7 @@ from typing import Any, Final, cast
 
 from saeflow.errors import BadFile, CorruptAtlas, UnknownFeature
 from saeflow.ids import FeatureId, Site
+from saeflow.reading import HEADER, parse_json, regular
 from saeflow.records import Match
 
 AGAIN = "Fetch the atlas again, or build it with `saeflow atlas build`."
@@ -57,7 +57,7 @@ class TableRows:
         self._blocks, self._seen = blocks, set[int]()
         try:
             length = struct.unpack_from("<Q", self._data)[0]
-            header = cast("dict[str, Any]", json.loads(self._data[8 : 8 + length]))
+            header = cast("dict[str, Any]", parse_json(self._data[8 : 8 + min(length, HEADER)]))
             self.n_source, self.k = (int(n) for n in header["index"]["shape"])
             index, score = (header[name]["data_offsets"] for name in ("index", "score"))
             kinds = header["index"]["dtype"], header["score"]["dtype"]
@@ -130,6 +130,7 @@ def checked(path: Path, sha256: str | None) -> mmap.mmap:
         CorruptAtlas: when it cannot be read, is empty, or differs.
     """
     try:
+        regular(path)
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:

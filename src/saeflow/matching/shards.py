@@ -37,6 +37,7 @@ from saeflow.matching.methods import Role, Rows, best_rows_both, find_method, ro
 from saeflow.matching.pairs import file_name, there
 from saeflow.matching.table import MatchTable
 from saeflow.paths import write_atomic
+from saeflow.reading import SHARD, read_bytes
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.sources.row_ranges import rows_from
 
@@ -317,6 +318,6 @@ def _ends(pair: Pair) -> tuple[End, End]:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+        return load(read_bytes(path, SHARD))
+    except (OSError, ValueError, SafetensorError) as error:
         raise BadFile(f"{path} cannot be read ({error}). Remove it and build the atlas again.") from None

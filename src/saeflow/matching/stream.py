@@ -27,6 +27,7 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Site
 from saeflow.paths import sealed, unsealed, write_atomic
+from saeflow.reading import SHARD, read_bytes
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
@@ -203,7 +204,7 @@ def _shard_bytes(dictionary: Dictionary, h: Float[Tensor, "n d_in"]) -> bytes:
 
 def _read_shard(path: Path, width: int) -> sp.csr_array:
     try:
-        held = load(unsealed(path.read_bytes()))
+        held = load(unsealed(read_bytes(path, SHARD)))
         index, value, indptr = held["index"], held["value"], held["indptr"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise BadFile(

@@ -22,6 +22,7 @@ from saeflow.errors import BadFile, UnknownFeature, UnknownSite
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.rows import AGAIN
 from saeflow.paths import write_atomic
+from saeflow.reading import parse_json, safetensors
 from saeflow.records import Match
 
 VERSION = 1
@@ -119,10 +120,12 @@ class MatchTable:
             BadFile: when the file is missing, cut off, changed, of another kind or points outside its target.
         """
         try:
-            with safe_open(path, framework="numpy") as file:
+            with safe_open(safetensors(path), framework="numpy") as file:
                 header = _header(path, (file.metadata() or {}).get(HEADER, "{}"))
                 index, score = file.get_tensor("index"), file.get_tensor("score")
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
+            if isinstance(error, BadFile):
+                raise
             raise BadFile(f"{path}: not a readable match table ({error}). {AGAIN}") from None
         # tables of before had no checksum of their own
         check = header.pop("check", None)
@@ -148,7 +151,7 @@ def _check(header: dict[str, Any], index: np.ndarray, score: np.ndarray) -> str:
 
 
 def _header(path: Path, text: str) -> dict[str, Any]:
-    header = cast("dict[str, Any]", json.loads(text))
+    header = cast("dict[str, Any]", parse_json(text))
     if header.get("version") != VERSION:
         raise BadFile(
             f"{path} is no match table of version {VERSION} (it says {header.get('version')!r}). {AGAIN}"

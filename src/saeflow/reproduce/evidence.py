@@ -8,7 +8,6 @@ need it go without a verdict.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ from saeflow.experiments.outcomes import Trials
 from saeflow.experiments.results import MANIFEST, Results
 from saeflow.experiments.summary import Texts
 from saeflow.flow.graph import FlowGraph
+from saeflow.reading import read_json, read_text
 from saeflow.reproduce.verdicts import NotMeasured
 from saeflow.steering.cells import Cell, Cells
 from saeflow.steering.confirm import FOLDER
@@ -231,7 +231,7 @@ def read_graphs(folder: Path) -> GraphsRun:
         if path.name == ACCEPTANCE:
             continue
         try:
-            graph = FlowGraph.from_json(path.read_text(encoding="utf-8"))
+            graph = FlowGraph.from_json(read_text(path))
         except (OSError, ValueError, BadFile):
             continue
         graphs.setdefault(str(graph.seed), graph)
@@ -239,7 +239,7 @@ def read_graphs(folder: Path) -> GraphsRun:
     if not path.is_file():
         return GraphsRun(graphs)
     try:
-        told = json.loads(path.read_bytes())
+        told = read_json(path)
     except (OSError, ValueError) as error:
         raise NotMeasured(f"{path.name} cannot be read ({error}).") from None
     return GraphsRun(graphs, cast("dict[str, Any]", told) if isinstance(told, dict) else None)

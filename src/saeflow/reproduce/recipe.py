@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.reading import read_toml
 from saeflow.reproduce.stages import SCHEMAS, Stage
 
 RECIPES: Final = Path(__file__).parent / "recipes"
@@ -163,7 +163,7 @@ def open_recipe(name: str) -> Recipe:
             f"there is no recipe {name!r}. Recipes: {', '.join(known_recipes())}; or give the path of a .toml file."
         )
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = read_toml(path)
     except (OSError, ValueError) as error:
         raise BadFile(f"{path} cannot be read as a recipe ({error}). See docs/reproduce.md.") from None
     return _made(name, path, data)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from saeflow.errors import BadFile
+from saeflow.reading import read_json
 
 FILE: Final = "reproduction.json"
 
@@ -41,7 +42,7 @@ class Record:
         """
         path = out / FILE
         try:
-            told = json.loads(path.read_bytes())
+            told = read_json(path)
             if not isinstance(told, dict):
                 raise TypeError("not an object")
         except (OSError, ValueError, TypeError, RecursionError) as error:

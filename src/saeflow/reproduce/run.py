@@ -22,6 +22,7 @@ from saeflow.errors import BadFile, InvalidArgument, NoSpace, NotWritable, Saefl
 from saeflow.experiments.lab import Bars, Note
 from saeflow.experiments.results import versions
 from saeflow.paths import write_atomic
+from saeflow.reading import read_json
 from saeflow.reproduce.machine import hardware, peak_memory, reset_peak
 from saeflow.reproduce.recipe import Recipe
 from saeflow.reproduce.revisions import revisions
@@ -108,7 +109,7 @@ class Reproduction:
         """
         path = Path(folder) / RECORD
         try:
-            told = json.loads(path.read_bytes())
+            told = read_json(path)
             stages = [StageRecord.of(one) for one in told.pop("stages")]
             if not isinstance(told["arguments"], dict) or not isinstance(told["digest"], str):
                 raise TypeError("arguments or digest are of another kind")

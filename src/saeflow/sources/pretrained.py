@@ -34,6 +34,7 @@ from saeflow.errors import (
     Unreachable,
     UnsupportedFormat,
 )
+from saeflow.reading import regular, safetensors
 from saeflow.sources.architectures import architecture_of
 
 _FAST: Final = "TokenizersBackend"
@@ -45,6 +46,9 @@ _FORMER: Final = {
 """An entry of `rope_parameters` -> what configurations of transformers 4 call it."""
 _LOCAL: Final = "rope_local_base_freq"
 """There the theta of layers with a sliding window."""
+TEXTS: Final = 128 << 20
+"""Bytes that a configuration, a vocabulary or a tokenizer may have; the largest published have about 35 MB."""
+_BESIDE: Final = (".json", ".txt", ".model", ".jinja")
 
 
 def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -70,6 +74,8 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
     if folder and not any(path for kind in ("tokenizer.*", "vocab.*") for path in Path(place).glob(kind)):
         # transformers would make an empty tokenizer of the family, without a word
         raise _damaged(place, "it holds no tokenizer.")
+    if folder:
+        _check_files(place)
     try:
         config = AutoConfig.from_pretrained(place)
         architecture_of(str(config.model_type))
@@ -101,6 +107,22 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
             "behind a licence, accept it on the hub and run `hf auth login`; or give a folder that holds the "
             "files."
         ) from error
+
+
+def _check_files(folder: str | Path) -> None:
+    """Before transformers reads them whole: files beside the weights of a size that they have, and no pipes.
+
+    Raises:
+        BadFile: otherwise.
+    """
+    for path in sorted(Path(folder).iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                safetensors(path)
+            elif not path.is_dir() and regular(path) > TEXTS and path.suffix in _BESIDE:
+                raise ValueError(f"it has more than {TEXTS:,} bytes")
+        except (OSError, ValueError) as error:
+            raise _damaged(folder, f"{path.name}: {error}.") from None
 
 
 def lost_rope(stored: Mapping[str, Any], config: object) -> str:

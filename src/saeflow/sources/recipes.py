@@ -32,7 +32,6 @@ close the smaller; `canonical` is the closest to 100, as the field uses the word
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +39,7 @@ from typing import Any, Final, NamedTuple
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease
 from saeflow.ids import Part, Site
+from saeflow.reading import read_toml
 
 RELEASES: Final = Path(__file__).parent / "releases"
 BESIDE: Final = ".graphs"
@@ -172,7 +172,7 @@ def _split(name: str) -> tuple[str, dict[str, str]]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except (OSError, ValueError) as error:
         raise BadFile(
             f"{path}: cannot be read as TOML ({error}). See docs/releases.md for the form."

@@ -25,6 +25,7 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import FeatureId, Site
 from saeflow.interventions import EVERYWHERE, Add, Edit, Rescale, Where
 from saeflow.paths import write_atomic
+from saeflow.reading import read_text
 
 
 class Direction(enum.StrEnum):
@@ -238,9 +239,10 @@ def load_plan(path: Path | str) -> SteeringPlan:
         BadFile: when the file cannot be read or is no plan; the message names the file, the step and the field.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        told = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        text = read_text(Path(path).expanduser())
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        told = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else told
         raise BadFile(
             f"{path}: no plan can be read here ({told}). Write one with `saeflow plan --out {path}`."
         ) from None

@@ -29,12 +29,14 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypeGuard
 
 from saeflow.errors import BadFile, InvalidArgument, InvalidId
 from saeflow.ids import FeatureId
 from saeflow.interventions import EVERYWHERE, Positions, Span, Where
+from saeflow.reading import parse_json
 from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step
 
 FORMAT: Final = "saeflow-plan"
@@ -116,19 +118,19 @@ def _parse(text: str) -> Mapping[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = ", ".join(sorted({f'"{key}"' for key in keys if keys.count(key) > 1}))
+            times = Counter(key for key, _ in pairs)
+            twice = ", ".join(sorted(f'"{key}"' for key, n in times.items() if n > 1))
             raise BadFile(f"{twice} stands more than once in {_shown(found)}. Write each key once.")
         return found
 
     try:
-        data = json.loads(text, object_pairs_hook=once)
+        data = parse_json(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise BadFile(
             f"this is no JSON: {error.msg} in line {error.lineno}, column {error.colno}. Steps stand between [ and ], "
             "with a comma after each but the last."
         ) from None
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         if isinstance(error, BadFile):
             raise
         raise BadFile(f"this JSON cannot be read ({error}). Write the plan with `saeflow plan`.") from None

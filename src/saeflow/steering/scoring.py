@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from jaxtyping import Float
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.results import Progress, Results, significant
 from saeflow.paths import write_atomic
+from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
 from saeflow.steering.judges import Judge, Judged, Score
 from saeflow.steering.plan import Direction
 from saeflow.steering.settings import NONE
@@ -151,12 +151,11 @@ def _keep(results: Results, name: str, scores: Sequence[Score]) -> Scores:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Every line there is, none where there is no file."""
     try:
-        told = gzip.decompress(path.read_bytes()).decode().splitlines()
-        lines = [json.loads(line) for line in told]
+        lines = [parse_json(line) for line in gzip_lines(path)]
         return [{name: line[name] for name in ("row", "judge", "coherence", "behavior")} for line in lines]
     except FileNotFoundError:
         return []
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+    except (*PACKED_WRONG, KeyError, TypeError) as error:
         raise BadFile(f"{path} cannot be read ({error!r}). Remove it, and ask the judge again.") from None
 
 

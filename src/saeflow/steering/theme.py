@@ -19,7 +19,6 @@ A theme is one TOML file, `themes/{release}/{name}.toml`, or a file of the user'
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,6 +27,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnknownRelease
 from saeflow.ids import FeatureId
+from saeflow.reading import read_toml
 
 _SHIPPED: Final = Path(__file__).parent / "themes"
 _LENGTHS: Final = {"activate": 36, "suppress": 96}
@@ -189,8 +189,8 @@ def _read(path: Path) -> Theme:
 @lru_cache(maxsize=256)
 def _read_unchanged(path: Path, changed: int) -> Theme:  # noqa: ARG001 - part of the cache's key
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = read_toml(path)
+    except ValueError as error:
         raise BadFile(f"{path} is no TOML file ({error}). Correct it.") from None
     return _Reader(path).theme(data)
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from saeflow.errors import BadFile
 from saeflow.paths import is_as_written, replacing, unwritten, with_check, write_atomic
+from saeflow.reading import read_json, safetensors
 
 POINTER: Final = "checkpoint.json"
 VERSION: Final = 1
@@ -72,10 +73,10 @@ def load(out: Path) -> Checkpoint | None:
         BadFile: when it is damaged, or of another version.
     """
     path = out / POINTER
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        told: dict[str, Any] = read_json(path)
         if told["version"] != VERSION:
             raise BadFile(
                 f"{path} is of version {told['version']}, and this saeflow writes {VERSION}. Finish the run with the "
@@ -135,7 +136,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _read(path: Path, expected: str | None) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
+    with safe_open(safetensors(path), framework="pt") as file:
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     if expected not in (None, _sum(held)):
         raise ValueError(f"{path.name} has changed since it was written")

@@ -18,6 +18,7 @@ from typing import Any, Final
 from saeflow.errors import BadFile
 from saeflow.ids import Site
 from saeflow.paths import write_atomic
+from saeflow.reading import TEXTS, parse_json, read_bytes
 from saeflow.sources.formats.configs import read_json
 from saeflow.training import checkpoint
 from saeflow.training.metrics import Quality
@@ -98,13 +99,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS
     try:
         # a byte that is no text spoils its own line, which then is no JSON
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
+        lines = read_bytes(path, TEXTS).decode("utf-8", "replace").splitlines()
+    except (OSError, ValueError) as error:
         raise BadFile(f"{path} cannot be read ({error}). Give the folder of a training run.") from error
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(dict(json.loads(line)))
+            rows.append(dict(parse_json(line)))
         except (ValueError, TypeError, RecursionError) as error:
             if number == len(lines):  # a kill cuts the last line; it is measured again
                 break
@@ -162,7 +163,7 @@ def finished(out: Path, told: Mapping[str, Any]) -> Trained | None:
             raise BadFile(f"{out} has a checkpoint and no {MANIFEST}. Remove the folder to begin again.")
         return None
     try:
-        found = dict[str, Any](json.loads(path.read_text(encoding="utf-8")))
+        found = dict[str, Any](parse_json(read_bytes(path)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadFile(f"{path} cannot be read ({error}). Remove the folder to begin again.") from error
     other = [key for key in told if key != "saeflow" and found.get(key) != json.loads(json.dumps(told[key]))]

@@ -23,6 +23,7 @@ from typing import Any, Final
 from saeflow.engines import Engine, Here
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.paths import write_atomic
+from saeflow.reading import read_json
 from saeflow.sources.formats.sae_lens import CONFIG
 from saeflow.training import checkpoint, record
 from saeflow.training.record import SHARDS, Trained
@@ -120,7 +121,7 @@ def _planned(run: TextRun, out: Path, told: _Told, shards: int | None, engine: E
         write_atomic(path, f"{json.dumps(plan)}\n".encode())
         return plan
     try:
-        plan = {str(name): list[str](sites) for name, sites in json.loads(path.read_text("utf-8")).items()}
+        plan = {str(name): list[str](sites) for name, sites in read_json(path).items()}
         same = sorted(itertools.chain(*plan.values())) == sorted(str(target.site) for target in run.targets)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BadFile(f"{path} cannot be read ({error}). Remove {out} to begin again.") from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from saeflow import reading
 from saeflow.errors import BadFile
 
 _MOST: Final = 1e18
@@ -20,8 +20,8 @@ def read_json(path: Path) -> dict[str, Any]:
         BadFile: when the file cannot be read or holds something else.
     """
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data: Any = reading.read_json(path)
+    except (OSError, ValueError) as error:
         raise BadFile(f"{path}: cannot be read as JSON ({error}). Fetch the file again.") from error
     if not isinstance(data, dict):
         raise BadFile(f"{path}: holds {type(data).__name__}, expected an object. Fetch the file again.")

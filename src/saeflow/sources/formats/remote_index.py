@@ -10,7 +10,6 @@ The zip is read by Python's zipfile over a file object that fetches what is read
 from __future__ import annotations
 
 import io
-import json
 import math
 import zipfile
 import zlib
@@ -23,14 +22,13 @@ import numpy as np
 import torch
 
 from saeflow.errors import BadFile
+from saeflow.reading import HEADER, few, parse_json, piece
 from saeflow.sources.formats.tensors import FETCH_AGAIN, member_header, member_start
 
 BytesAt: TypeAlias = Callable[[int, int], bytes]
 """The bytes of the file from one place to another."""
 
 _BLOCK: Final = 1 << 14
-_LONGEST_HEADER: Final = 100_000_000
-"""What the safetensors library itself allows."""
 _TORCH: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -110,10 +108,10 @@ def read_index(name: str, size: int, bytes_at: BytesAt, *, where: str = "") -> d
 def _safetensors_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
     first = bytes_at(0, min(size, _BLOCK))
     length = int.from_bytes(first[:8], "little")
-    if len(first) < 8 or not 0 < length <= min(size - 8, _LONGEST_HEADER):
+    if len(first) < 8 or not 0 < length <= min(size - 8, HEADER):
         raise ValueError(f"a header of {length} bytes in a file of {size}")
     start = 8 + length
-    header: Any = json.loads(first[8:start] if len(first) >= start else bytes_at(8, start))
+    header: Any = parse_json(first[8:start] if len(first) >= start else bytes_at(8, start))
     found: dict[str, Segment] = {}
     for name, told in header.items():
         if name == "__metadata__":
@@ -133,7 +131,7 @@ def _safetensors_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
 def _npz_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
     raw = _Fetched(size, bytes_at)
     with zipfile.ZipFile(raw) as archive:
-        infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        infos = [info for info in few(archive).infolist() if info.filename.endswith(".npy")]
         return {info.filename[:-4]: _member(archive, raw, info) for info in infos}
 
 
@@ -170,6 +168,9 @@ class _Fetched(io.RawIOBase):
             raise ValueError(f"place {at} lies before the file")
         self._at = at
         return at
+
+    def read(self, size: int = -1, /) -> bytes:
+        return super().read(piece(self._size - self._at if size < 0 else size)) or b""
 
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from saeflow.errors import BadFile
 from saeflow.paths import sealed, unsealed, write_atomic
+from saeflow.reading import parse_json, read_bytes, regular
 from saeflow.sources.formats.remote_index import Segment, read_index
 from saeflow.sources.formats.tensors import (
     FETCH_AGAIN,
@@ -35,6 +36,7 @@ from saeflow.sources.formats.tensors import (
     SafetensorsFile,
     ShardedFile,
     TensorFile,
+    is_floating,
     not_floating,
     shards_of,
 )
@@ -87,13 +89,14 @@ def read_pointer(path: Path) -> Pointer | None:
         BadFile: when it is a pointer of another version, or damaged.
     """
     try:
+        regular(path)
         with path.open("rb") as file:
             if file.read(len(_BEGINS)) != _BEGINS:
                 return None
-    except OSError:
+    except (OSError, ValueError):
         return None
     try:
-        told: Any = json.loads(unsealed(path.read_bytes()))
+        told: Any = parse_json(unsealed(read_bytes(path)))
         if told[_MARK] != _VERSION:
             raise ValueError(f"version {told[_MARK]}")
         index = {name: Segment(**(at | {"shape": tuple(at["shape"])})) for name, at in told["index"].items()}
@@ -150,7 +153,7 @@ class RemoteTensors:
             Unreachable: when it must be fetched and cannot be; NoSpace when the disk is too small.
         """
         segment = self._pointer.index[name]
-        if segment.torch_dtype is None and np.dtype(_numpy(segment.dtype)).kind != "f":
+        if segment.torch_dtype is None and not is_floating(np.dtype(_numpy(segment.dtype))):
             raise BadFile(not_floating(self._path, name, segment.dtype))
         if not self._ranges.has(segment.start, segment.stop):
             whole = self._whole()

@@ -24,6 +24,7 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.paths import replacing, write_atomic
+from saeflow.reading import read_json
 from saeflow.sources.activations import (
     Activation,
     ActivationKind,
@@ -93,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = read_json(path)
     except (OSError, ValueError) as error:
         raise BadFile(f"{path}: cannot be read as JSON ({error}). Fetch the folder again.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saeflow.errors import BadFile
+from saeflow.reading import RATIO, UNPACKED, opened_zip, safetensors
 
 _PARTS: Final = 100_000
 FETCH_AGAIN = "The file is truncated or damaged: fetch it again."
@@ -76,10 +77,10 @@ class SafetensorsFile:
         """
         self._path = path
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(safetensors(path), framework="pt") as file:
                 names: list[str] = list(file.keys())
                 self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise BadFile(f"{path}: cannot be opened as safetensors ({error}). {FETCH_AGAIN}") from error
 
     @property
@@ -212,7 +213,7 @@ class NpzFile:
         """
         self._path = path
         try:
-            with zipfile.ZipFile(path) as archive:
+            with opened_zip(path) as archive:
                 infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
                 self._members = {info.filename[:-4]: _member(archive, info) for info in infos}
         except SPOILED as error:
@@ -235,7 +236,7 @@ class NpzFile:
             BadFile: when the member is damaged or of another type.
         """
         member = self._members[name]
-        if member.dtype.kind != "f":
+        if not is_floating(member.dtype):
             raise BadFile(not_floating(self._path, name, str(member.dtype)))
         try:
             tensor = self._stored(member) if member.start is not None else self._compressed(name)
@@ -254,9 +255,14 @@ class NpzFile:
         return torch.from_numpy(flat.reshape(member.shape, order=order).astype(native, copy=False))
 
     def _compressed(self, name: str) -> Tensor:
-        with zipfile.ZipFile(self._path) as archive, archive.open(f"{name}.npy") as file:
+        with opened_zip(self._path) as archive, archive.open(f"{name}.npy") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether values are floating-point numbers that PyTorch has too: long doubles are none."""
+    return dtype.kind == "f" and dtype.itemsize <= 8
 
 
 @runtime_checkable
@@ -280,6 +286,10 @@ def member_header(
     Raises:
         ValueError: when the member is no .npy, or its values do not fill it.
     """
+    if info.file_size > max(UNPACKED, RATIO * info.compress_size):
+        raise ValueError(
+            f"{info.filename} unpacks from {info.compress_size} bytes to {info.file_size}, more than {RATIO} times that"
+        )
     with archive.open(info) as file:
         shape, fortran, dtype = npy_header(file)
         header = file.tell()

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from saeflow.errors import BadFile
+from saeflow.reading import opened_zip
 from saeflow.sources.formats.tensors import FETCH_AGAIN, SPOILED, not_floating
 
+_PICKLE: Final = 4 << 20
 _COMPILED: Final = "_orig_mod."
 """What `torch.compile` puts before every name."""
 
@@ -120,7 +122,12 @@ class TorchFile:
 
 def _check_archive(path: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened_zip(path) as archive:
+            large = [
+                info
+                for info in archive.infolist()
+                if info.filename.endswith(".pkl") and info.file_size > _PICKLE
+            ]
             packed = [
                 info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED
             ]
@@ -129,6 +136,11 @@ def _check_archive(path: Path) -> None:
             f"{path}: cannot be opened as a .pt archive ({error}). {FETCH_AGAIN} A file of PyTorch before 1.6 has "
             "to be loaded and saved again."
         ) from error
+    if large:
+        raise BadFile(
+            f"{path}: {large[0].filename!r}, which lists the tensors, has {large[0].file_size} bytes, and at most "
+            f"{_PICKLE} are read. Save sae.state_dict() alone."
+        )
     if packed:
         raise BadFile(
             f"{path}: member {packed[0]!r} is compressed, as torch.save never writes it. {FETCH_AGAIN}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from saeflow.paths import sealed, unsealed, write_atomic
+from saeflow.reading import parse_json, read_bytes
 from saeflow.steering.judges.rubrics import Answer, BadAnswer, Rubric
 
 FORMAT: Final = "saeflow-answer"
@@ -34,7 +35,7 @@ class AnswerCache:
     def get(self, key: str, rubric: Rubric) -> Answer | None:
         """The answer of a key, None where there is none that can be read."""
         try:
-            told = json.loads(unsealed(self._path(key).read_bytes()))
+            told = parse_json(unsealed(read_bytes(self._path(key))))
             if (told["format"], told["version"]) != (FORMAT, VERSION):
                 return None
             return rubric.read(json.dumps({name: told[name] for name in ("coherence", "behavioral")}))
