@@ -59,8 +59,8 @@ def test_shares_of_groups_over_active_features(seen) -> None:
     )  # fmt: skip
     assert one(table, dataset="a", layer=1, group="RES")["share"] == 0.5
     assert one(table, dataset="b", layer=1, group="RES & MLP")["n"] == 2
-    # a has two texts, each half RES, in whatever draw; b has one text with features
-    assert one(table, dataset="a", layer=1, group="RES")["low"] == 0.5
+    # a has two texts, each half RES: of a third kind there may still be 1 - 0.025^(1/2); b has one text with features
+    assert one(table, dataset="a", layer=1, group="RES")["low"] == pytest.approx(0.5 * 0.025**0.5, abs=1e-5)
     assert one(table, dataset="b", layer=1, group="RES")["low"] is None
 
 
@@ -154,7 +154,7 @@ def test_means_are_those_of_a_loop_and_leave_nan_out() -> None:
     keys, values = rng.integers(0, 3, 60).tolist(), rng.normal(size=60)
     values[::7] = np.nan
     kept = np.arange(60) < 50
-    found = dict(iter(means([keys], {"v": values}, clusters, texts.resampling, kept)))
+    found = dict(iter(means([keys], {"v": values}, clusters, texts, kept, {"v": None})))
     for key in set(keys):
         mine = [
             v for v, k, keep in zip(values, keys, kept, strict=True) if k == key and keep and np.isfinite(v)

@@ -1,7 +1,7 @@
 """Planted runs: worlds in which a claim is true or false, text by text.
 
-A run of texts of one world gives the verdict; one of two texts of either world has draws of only the one and of only
-the other among its bootstrap draws, so that its interval reaches from the one number to the other.
+A run of texts that are mostly of one world gives its verdict (`mostly`); of one with as many of either nothing can be
+said.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.outcomes import Trials
 from saeflow.experiments.records import Origin
-from saeflow.experiments.statistics import Resampling
 from saeflow.experiments.summary import Texts
 from saeflow.ids import Part, Site
 from saeflow.reproduce.evidence import OriginsRun, SteeringRun, TransitionRun
@@ -33,6 +32,14 @@ EVEN = dict.fromkeys(
 def value(label: str) -> int:
     """The number of a group."""
     return Origin.named(label).value
+
+
+World = TypeVar("World")
+
+
+def mostly(world: World, other: World, n: int = 150) -> list[World]:
+    """n texts, all but one of a world: where all are alike to the last digit, nothing says how much texts differ."""
+    return [world] * (n - 1) + [other]
 
 
 # --- origins ----------------------------------------------------------------------------------------------------------
@@ -195,4 +202,4 @@ def transition(worlds: Sequence[Mapping[str, float]]) -> TransitionRun:
     names = tuple(worlds[0])
     missed = np.array([[[100 * (1 - world[name]) for name in names]] for world in worlds])
     ones = np.full((len(worlds), 1), 100.0)
-    return TransitionRun(names, missed, ones, ones, Resampling.of([0] * len(worlds)).weights)
+    return TransitionRun(names, missed, ones, ones, np.zeros(len(worlds), dtype=int))

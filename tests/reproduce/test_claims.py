@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.statistics import Estimate, Resampling
+from saeflow.experiments.statistics import Estimate
 from saeflow.reproduce.claims import Claim, claims
 from saeflow.reproduce.evidence import STAGES, Evidence
 from saeflow.reproduce.items import by_id
-from saeflow.reproduce.tally import Tally
 from saeflow.reproduce.verdicts import (
     ABOVE_0,
     BELOW_0,
@@ -98,37 +96,6 @@ def test_a_sentence_says_the_number_the_side_the_control_and_the_other_parts() -
     several = sentence(verdict_of([one, made(-0.2, -0.1), made(-0.1, 0.1)]))
     assert several.endswith("1 of its 3 parts holds, 1 does not, 1 cannot be said.")
     assert "below 0" in several
-
-
-# --- tallies ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_tally_of_a_ratio_is_the_bootstrap_of_the_summary_tables() -> None:
-    rng = np.random.default_rng(0)
-    sums = np.stack([rng.random(30), np.ones(30)], -1)
-    resampling = Resampling.of([0] * 30, seed=0)
-    expected = resampling.ratios(sums[:, :1], sums[:, 1:])[0]
-    found = Tally(sums, resampling.weights).told(lambda x: x[:, 0] / x[:, 1], n=30)
-    assert found.interval == pytest.approx(expected.interval)
-    assert found.n == 30
-
-
-def test_a_tally_needs_two_texts_and_numbers() -> None:
-    weights = Resampling.of([0, 0]).weights
-    alone = Tally(np.array([[1.0, 2.0], [0.0, 0.0]]), weights).told(lambda x: x[:, 0] / x[:, 1])
-    assert (alone.value, alone.low) == (0.5, None)
-    nothing = Tally(np.zeros((2, 2)), weights).told(lambda x: x[:, 0] / x[:, 1])
-    assert nothing.value is None
-    with pytest.raises(InvalidArgument, match="3 texts"):
-        Tally(np.zeros((3, 1)), weights)
-
-
-def test_large_tallies_are_drawn_in_pieces_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    sums = np.random.default_rng(1).random((5, 3))
-    tally = Tally(sums, Resampling.of([0] * 5).weights)
-    whole = tally.told(lambda x: x[:, 0] - x[:, 2])
-    monkeypatch.setattr("saeflow.reproduce.tally._AT_ONCE", 100)
-    assert tally.told(lambda x: x[:, 0] - x[:, 2]).interval == pytest.approx(whole.interval)
 
 
 # --- the claims as data -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from saeflow.reproduce.claims import claims
 from saeflow.reproduce.evidence import Evidence
 from saeflow.reproduce.verdicts import Outcome, Verdict
-from tests.reproduce.claim_worlds import Cut, trials
+from tests.reproduce.claim_worlds import Cut, mostly, trials
 
 CLAIMS = {claim.id: claim for claim in claims()}
 Text = Sequence[Sequence[Cut]]
@@ -139,9 +139,9 @@ def verdict(name: str, texts: Sequence[Text]) -> Verdict:
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_claim_holds_fails_or_is_open_as_its_texts_are(name: str) -> None:
     true, false = WORLDS[name]
-    assert verdict(name, [true] * 3).outcome is Outcome.HOLDS
-    assert verdict(name, [false] * 3).outcome is Outcome.FAILS
-    found = verdict(name, [true, false, true, false])
+    assert verdict(name, mostly(true, false)).outcome is Outcome.HOLDS
+    assert verdict(name, mostly(false, true)).outcome is Outcome.FAILS
+    found = verdict(name, [true, false] * 3)
     assert found.outcome is Outcome.OPEN
     assert found.measured
 

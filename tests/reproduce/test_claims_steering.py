@@ -12,7 +12,7 @@ from saeflow.reproduce.evidence import Evidence
 from saeflow.reproduce.verdicts import Outcome, Verdict
 from saeflow.steering.plan import Direction
 from saeflow.steering.settings import Setting
-from tests.reproduce.claim_worlds import Marks, steering
+from tests.reproduce.claim_worlds import Marks, mostly, steering
 
 CLAIMS = {claim.id: claim for claim in claims()}
 ON, OFF = Direction.ACTIVATE, Direction.SUPPRESS
@@ -109,9 +109,9 @@ def verdict(name: str, worlds: Sequence[Marks], **how: Any) -> Verdict:
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_claim_holds_fails_or_is_open_as_its_samples_are(name: str) -> None:
     true, false = WORLDS[name]
-    assert verdict(name, [true] * 4).outcome is Outcome.HOLDS
-    assert verdict(name, [false] * 4).outcome is Outcome.FAILS
-    found = verdict(name, [true, true, false, false])
+    assert verdict(name, mostly(true, false)).outcome is Outcome.HOLDS
+    assert verdict(name, mostly(false, true)).outcome is Outcome.FAILS
+    found = verdict(name, [true, true, false, false] * 2)
     assert found.outcome is Outcome.OPEN
     assert found.measured
 
@@ -124,7 +124,7 @@ def test_one_theme_is_enough_where_the_claim_says_some() -> None:
     def somewhere(theme: str, direction: Direction, setting: Setting) -> Mapping[str, float]:
         return (layer(2) if theme == "two" else layer(1))(theme, direction, setting)
 
-    found = verdict("fig16-elsewhere", [somewhere] * 4)
+    found = verdict("fig16-elsewhere", mostly(somewhere, layer(1)))
     assert found.outcome is Outcome.HOLDS
     assert found.deciding is not None
     assert found.deciding.words.endswith("two")
@@ -144,7 +144,7 @@ def test_the_best_layer_is_compared_under_a_limit_on_the_change() -> None:
         lambda s: {"score": 0.9, "share_total": 0.6} if s.method == "cumulative" and s.value < 0 else
         {"score": 0.2} if s.method == "cumulative" else {}
     )  # fmt: skip
-    assert verdict("fig10-small", [greedy] * 4).outcome is Outcome.FAILS
+    assert verdict("fig10-small", mostly(greedy, marks(lambda s: {}))).outcome is Outcome.FAILS
 
 
 def test_a_sweep_without_a_direction_or_fresh_samples_says_so() -> None:

@@ -17,7 +17,7 @@ from saeflow.experiments.outcomes import (
     Trials,
 )
 from saeflow.experiments.results import SummaryTable
-from saeflow.experiments.statistics import Estimate
+from saeflow.experiments.statistics import CHANGE, GAP, RATE, Estimate, Tally, mean_estimates
 from saeflow.experiments.summary import ALL, LABELS, ORDER
 
 BY_FIRST = "deactivated by its predecessors"
@@ -86,17 +86,19 @@ def paired(trials: Trials) -> SummaryTable:
             scopes["either names"] = one.named | two.named
         for scope, chosen in scopes.items():
             where = tried & chosen
-            sums = [trials.by_text(result.deactivated, where) for result in (one, two)]
-            n = trials.by_text(np.ones(len(where)), where)
-            difference, p = trials.texts.resampling.difference(sums[0], sums[1], n)
+            sums = [
+                trials.by_text(v, where) for v in (one.deactivated - two.deactivated, np.ones(len(where)))
+            ]
+            tally = Tally(np.stack(sums, -1), trials.texts.datasets)
+            difference, p = tally.difference(n=int(where.sum()), span=GAP)
             rows.append((a, b, scope, *difference.interval, p, difference.n))
     return SummaryTable.of(
         "paired",
         "Difference in deactivation on the same targets",
         "beyond the paper",
         "Rate of strategy_a less that of strategy_b, all named predecessors removed. scope: targets where both name an "
-        "active predecessor, or where either does, the other counting as a failure. p: two-sided, from the bootstrap "
-        "over texts that gives the interval; no less than 2 / (draws + 1) or 2 / 2^texts.",
+        "active predecessor, or where either does, the other counting as a failure. p: two-sided, of the t that "
+        "gives the interval; no less than 2 / 2^texts.",
         "strategy_a, strategy_b, scope, difference, low, high, p, n",
         rows,
     )
@@ -171,9 +173,11 @@ def _result(trials: Trials, strategy: str, *, control: bool = False) -> PerTarge
 def _pooled(trials: Trials, result: PerTarget, among: Bool[np.ndarray, " k"]) -> tuple[Estimate, Estimate]:
     """Rate and change over those of some targets on which the strategy was tried."""
     where = among & np.isfinite(result.change)
-    columns = np.stack([trials.by_text(v, where) for v in (result.deactivated, result.change)], 1)
-    sizes = np.repeat(trials.by_text(np.ones(len(where)), where)[:, None], 2, axis=1)
-    gone, change = trials.texts.resampling.ratios(columns, sizes)
+    sizes = trials.by_text(np.ones(len(where)), where)[:, None]
+    [gone], [change] = (
+        mean_estimates(trials.by_text(v, where)[:, None], sizes, trials.texts.datasets, span=span)
+        for v, span in ((result.deactivated, RATE), (result.change, CHANGE))
+    )
     return gone, change
 
 
@@ -187,5 +191,5 @@ def _shares(trials: Trials, outcome: np.ndarray, here: Bool[np.ndarray, " k"]) -
     names = (BY_FIRST, BY_ANOTHER, BY_SET, BY_NONE)
     columns = np.stack([trials.by_text((outcome == name).astype(np.float64), here) for name in names], 1)
     sizes = np.repeat(trials.by_text(np.ones(len(here)), here)[:, None], len(names), axis=1)
-    estimates = trials.texts.resampling.ratios(columns, sizes)
+    estimates = mean_estimates(columns, sizes, trials.texts.datasets, span=RATE)
     return list(zip(names, estimates, strict=True))

@@ -1,6 +1,6 @@
 """The tables of the deactivation experiment: sections 5.2, A.2, C.2 and table 1. No torch.
 
-Rates are over trials, intervals from resampled texts. "deactivated" is the paper's successful deactivations: of
+Rates are over trials, intervals of texts. "deactivated" is the paper's successful deactivations: of
 the targets with an available predecessor, the share that is silent afterwards. "change" is 1 - z_new / z_old.
 """
 
@@ -17,7 +17,7 @@ from saeflow.experiments.outcomes import NOWHERE, SEARCHES, Trials
 from saeflow.experiments.predecessors import PARTS
 from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results, SummaryTable
-from saeflow.experiments.statistics import Estimate
+from saeflow.experiments.statistics import CHANGE, Estimate
 from saeflow.experiments.summary import ALL, LABELS, ORDER, group_place, means
 
 DEACTIVATED = "deactivated"
@@ -54,7 +54,8 @@ def _means(
     **more: Float[np.ndarray, " n"],
 ) -> dict[tuple[Any, ...], dict[str, Estimate]]:
     values = {name: trials.numbers[name] for name in (DEACTIVATED, "change")} | more
-    return dict(means(keys, values, trials.cluster, trials.texts.resampling, where))
+    spans = {"change": CHANGE, **dict.fromkeys(more)}
+    return dict(means(keys, values, trials.cluster, trials.texts, where, spans))
 
 
 def _with_controls(
@@ -219,7 +220,7 @@ def new_group(trials: Trials) -> SummaryTable:
     values = {label: (~gone & trials.is_("new_group", label)).astype(np.float64) for label in outcomes[1:]}
     values[DEACTIVATED] = gone.astype(np.float64)
     own, controls = (
-        dict(means(keys, values, trials.cluster, trials.texts.resampling, where & side))
+        dict(means(keys, values, trials.cluster, trials.texts, where & side))
         for side in (~trials.controlling, trials.controlling)
     )
     names = trials.names

@@ -1,6 +1,6 @@
 """The tables of the origins experiment: sections 5.1, C.1 and C.4. No torch.
 
-Every share is counted over (token, active feature) pairs; its interval resamples texts. Scores are those of the
+Every share is counted over (token, active feature) pairs; its interval is of texts. Scores are those of the
 feature's best match under the method, so that a score counts as often as its feature is active.
 """
 
@@ -18,7 +18,7 @@ from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.predecessors import PARTS
 from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results, SummaryTable
-from saeflow.experiments.statistics import Estimate, by_text, mann_whitney
+from saeflow.experiments.statistics import RATE, Estimate, by_text, mann_whitney, mean_estimates
 from saeflow.experiments.summary import ALL, LABELS, ORDER
 from saeflow.ids import FeatureId, Part, Site
 
@@ -119,7 +119,7 @@ def _shares(seen: Observations, method: str, *, by_layer: bool) -> Iterator[tupl
         cells = place[here] * 8 + seen.groups[method][here]
         counts = by_text(seen.cluster[here], cells, np.ones(len(cells)), shape)
         totals = counts.reshape(shape[0], -1, 8).sum(-1).repeat(8, axis=1)
-        estimates = seen.texts.resampling.ratios(counts, totals)
+        estimates = mean_estimates(counts, totals, seen.texts.datasets, span=RATE)
         for column, layer in enumerate(layers):
             for value in ORDER:
                 yield ALL if code < 0 else seen.datasets[code], layer, value, estimates[column * 8 + value]

@@ -1,15 +1,28 @@
 """Intervals and tests for experiments whose rows are not independent. No torch.
 
-Features of one token, and tokens of one text, share a context: their rows say much the same thing. So the
-unit that is resampled is the text (the cluster bootstrap of Field and Welsh 2007, doi
-10.1111/j.1467-9868.2007.00593.x), each dataset by itself, since the datasets are chosen and not drawn. All
-draws of all rates are one product of matrices.
+Features of one token, and tokens of one text, share a context: their rows say much the same thing. So what counts is
+texts, each dataset by itself, since the datasets are chosen and not drawn. One method serves all numbers:
+
+    sums a text  ->  the number without each text in turn  ->  its spread  ->  an interval
+
+    spread      delete-one-text jackknife in each dataset, the best of the cluster-robust ones for few clusters
+                (MacKinnon, Nielsen and Webb 2023, doi 10.1016/j.jeconom.2022.04.001)
+    a rate      the exact binomial interval of as many independent rows as the spread is worth, fewer for few texts
+                (Korn and Graubard 1998, Survey Methodology 24:193)
+    any other   the number and t times its spread
+    no spread   where all texts agree, a kind of text that none of n showed may still be 1 - 0.025^(1/n) of all (Clopper
+                and Pearson 1934): that share at the bounds of the number. Without bounds there is no interval.
+
+Texts count by their rows: n texts of which one has most of the rows are worth little more than one (Kish 1965).
+scripts/coverage_of_intervals.py measures how often the intervals hold what they should.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,21 +30,46 @@ from scipy import stats
 
 from saeflow.errors import InvalidArgument
 
-DRAWS = 2000
-LEVEL = 0.95
+LEVEL: Final = 0.95
+Span: TypeAlias = tuple[float, float]
+"""The least and the largest value that a number can have."""
+
+RATE: Final[Span] = (0.0, 1.0)
+"""Of a share of rows."""
+
+GAP: Final[Span] = (-1.0, 1.0)
+"""Of a difference of two shares."""
+
+CHANGE: Final[Span] = (-math.inf, 1.0)
+"""Of 1 - z_new / z_old: what grows has no bound."""
+
+_HALVES: Final = 400
+"""Random halves of the texts for a number that is chosen."""
+
+_AT_ONCE: Final = 8_000_000
+"""Numbers of replicated totals held at once: 64 MB."""
+
+_ROUNDING: Final = 1e-11
+"""Relative; a smaller spread is that of sums of floats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A rate or a mean with its 95 % interval; None where the rows do not give one.
+    """A rate, a mean or any other number with its 95 % interval; None where the rows do not give one.
 
-    The interval needs rows of two texts. `n` counts rows.
+    Attributes:
+        value: the number.
+        low: the lower end of its interval.
+        high: the upper end.
+        n: rows it comes from.
+        texts: texts (or samples, features: whatever is drawn) with such rows; None where nothing is drawn.
     """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
+    texts: int | None = None
 
     @property
     def interval(self) -> tuple[float | None, float | None, float | None]:
@@ -39,98 +77,223 @@ class Estimate:
         return self.value, self.low, self.high
 
 
+def known_mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """The mean of what is a number; not a number where nothing is."""
+    there = np.isfinite(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(there, values, 0.0).sum(axis) / there.sum(axis)
+
+
+def ratio(x: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n"]:
+    """Sums over counts: the mean of which both are totals."""
+    return x[..., 0] / x[..., 1]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Resampling:
-    """How often each text is drawn in each bootstrap draw; made once, used for every rate of a summary.
+class Tally:
+    """Sums for each text (or feature, or seed: whatever is drawn).
 
     Attributes:
-        weights: draws by texts; within a dataset, the row of a draw sums to the number of its texts.
+        sums: texts first, any shape after.
+        datasets: the dataset of each text, as any integer; all of one when not given.
+
+    Raises:
+        InvalidArgument: when the datasets are not those of the texts.
     """
 
-    weights: Float[np.ndarray, "k n"]
+    sums: np.ndarray
+    datasets: Sequence[int] | Int[np.ndarray, " n"] | None = None
 
-    @staticmethod
-    def of(datasets: Sequence[int], *, seed: int = 0, draws: int = DRAWS) -> Resampling:
-        """Draw texts with replacement, as many as there are, within each dataset.
+    def __post_init__(self) -> None:
+        """Check that both are of the same texts."""
+        if self.datasets is not None and len(self.sums) != len(self.datasets):
+            raise InvalidArgument(
+                f"{len(self.sums)} texts came with the datasets of {len(self.datasets)}. Give the dataset of each."
+            )
+
+    def told(
+        self, of: Callable[[np.ndarray], np.ndarray] = ratio, *, n: float = 0, span: Span | None = None,
+        sizes: np.ndarray | None = None, chosen: bool = False, level: float = LEVEL,
+    ) -> Estimate:  # fmt: skip
+        """`of(totals)` with its interval.
 
         Args:
-            datasets: the dataset of each text, as any integer.
-            seed: the draws are a function of it and of `datasets`.
-            draws: how many bootstrap draws.
+            of: from totals with one more axis in front, a case each, to one number a case; the same for totals that
+                are all twice as large.
+            n: how many rows stand behind it.
+            span: the least and the largest value it can have; `RATE` for a share of rows. One that starts at 0 has
+                an interval of binomial shape.
+            sizes: rows of each text, or of each text on each side of a comparison, of which the scarcer one counts;
+                the sums of each text when not given.
+            chosen: whether `of` jumps, as the place of the largest does: halves of the texts then take the place of all
+                but one (Shao and Wu 1989, doi 10.1214/aos/1176347263).
+            level: of the interval.
 
-        Raises:
-            InvalidArgument: for no draws.
+        An interval needs two texts with anything in them on every side, and a number without any one of them.
         """
-        if draws < 1:
-            raise InvalidArgument(
-                f"{draws} bootstrap draws give no interval. Give 1 or more, such as {DRAWS}."
-            )
-        of_text = np.asarray(datasets, dtype=np.int64)
-        weights = np.zeros((draws, len(of_text)))
-        rng = np.random.default_rng(seed)
-        for dataset in np.unique(of_text):
-            here = np.flatnonzero(of_text == dataset)
-            weights[:, here] = rng.multinomial(len(here), np.full(len(here), 1 / len(here)), size=draws)
-        return Resampling(weights)
+        return self._found(of, n, span, sizes, chosen, level)[0]
 
-    def ratios(
-        self,
-        numerator: Float[np.ndarray, "n k"],
-        denominator: Float[np.ndarray, "n k"],
-    ) -> list[Estimate]:
-        """Sum over texts of each column of `numerator` over that of `denominator`, with percentile intervals.
+    def now(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """`of(totals)` of the data themselves, of any shape; not a number where a cell is empty."""
+        return np.asarray(self._apply(of, self.sums.sum(0)[None])[0])
 
-        Args:
-            numerator: for each text, what is summed: successes, or values.
-            denominator: for each text, how many rows they come from; their sum is `n` of the estimate.
+    def difference(self, *, n: float = 0, span: Span | None = None) -> tuple[Estimate, float | None]:
+        """The mean of a difference, whose sums are (difference, pairs), and the two-sided p that it is 0.
 
-        Raises:
-            InvalidArgument: when the texts are not those of the draws.
+        p is that of the t of the interval, and no less than all texts agreeing in sign would give by chance,
+        2 / 2^texts. None where nothing can be said.
         """
-        if len(numerator) != self.weights.shape[1]:
-            raise InvalidArgument(
-                f"{len(numerator)} texts were given to draws of {self.weights.shape[1]}. Make the draws from "
-                "these texts."
-            )
-        top, bottom = numerator.sum(0), denominator.sum(0)
-        counts = np.rint(bottom).astype(np.int64)
-        texts = np.count_nonzero(denominator, axis=0)
+        found, spread, df = self._found(ratio, n, span, self.sums[:, 1], chosen=False, level=LEVEL)
+        if found.value is None or found.texts is None or found.texts < 2 or not np.isfinite(spread):
+            return found, None
+        if not found.value:
+            return found, 1.0
+        p = 2 * float(stats.t.sf(abs(found.value) / spread, df)) if spread else 0.0
+        return found, max(p, 2.0 ** (1 - found.texts))
+
+    def _found(
+        self, of: Callable[[np.ndarray], np.ndarray], n: float, span: Span | None, sizes: np.ndarray | None,
+        chosen: bool, level: float,
+    ) -> tuple[Estimate, float, float]:  # fmt: skip
+        """The estimate, its standard error (not a number where there is none), and degrees of freedom."""
+        flat = self.sums.reshape(len(self.sums), -1).astype(np.float64)
+        value, rows = float(self.now(of)), round(n)
+        sides = np.abs(flat).sum(1) if sizes is None else np.asarray(sizes, dtype=np.float64)
+        sides = sides.reshape(len(flat), -1)
+        texts = int(np.count_nonzero(sides, axis=0).min())
+        if not np.isfinite(value):
+            return Estimate(None, None, None, rows, texts), np.nan, 0.0
+        there = np.flatnonzero(sides.any(1))
+        nothing = Estimate(value, None, None, rows, texts), np.nan, 0.0
+        if texts < 2:
+            return nothing
+        datasets = np.zeros(len(flat), np.int64) if self.datasets is None else np.asarray(self.datasets)
+        strata = _strata(datasets[there])
+        replicated, factors = (_halves if chosen else _all_but_one)(flat.sum(0), flat[there], strata)
+        step = max(1, _AT_ONCE // max(1, flat.shape[1]))
+        moved = np.concatenate([
+            self._apply(of, replicated(slice(at, at + step))) for at in range(0, len(factors), step)
+        ]) - value  # fmt: skip
+        if not np.isfinite(moved).all():
+            return nothing
+        moved[np.abs(moved) < _ROUNDING * max(1.0, abs(value))] = 0.0
+        spread = float((factors @ moved**2) ** 0.5)
+        worth = float((sides.sum(0) ** 2 / (sides**2).sum(0)).min())
+        df = max(1.0, worth - 1 - int(strata.max()))
+        if (span is None or span[0] < 0) and not chosen:
+            df = min(df, _carriers(moved))
+        low, high = _interval(value, spread, df, worth, span, 1 - level)
+        return Estimate(value, low, high, rows, texts), spread, df
+
+    def _apply(self, of: Callable[[np.ndarray], np.ndarray], totals: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
-            values = top / bottom
-            drawn = (self.weights @ numerator) / (self.weights @ denominator)
-        found: list[Estimate] = []
-        for column, value in enumerate(values.tolist()):
-            if not bottom[column]:
-                found.append(Estimate(None, None, None, int(counts[column])))
-                continue
-            low = high = None
-            if texts[column] > 1:
-                kept = drawn[:, column]
-                low, high = np.quantile(kept[np.isfinite(kept)], ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
-            found.append(Estimate(value, low, high, int(counts[column])))
-        return found
+            return np.asarray(of(totals.reshape(len(totals), *self.sums.shape[1:])), dtype=np.float64)
 
-    def difference(
-        self, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], denominator: Float[np.ndarray, " n"]
-    ) -> tuple[Estimate, float | None]:
-        """Mean of a - b over pairs, and the two-sided p that it is 0.
 
-        Args:
-            a: for each text, the sum of one side of its pairs.
-            b: the same of the other side.
-            denominator: for each text, how many pairs.
+def mean_estimates(
+    sums: Float[np.ndarray, "n k"],
+    counts: Float[np.ndarray, "n k"],
+    datasets: Sequence[int] | Int[np.ndarray, " n"],
+    *,
+    span: Span | None,
+) -> list[Estimate]:
+    """Sum over texts of each column of `sums` over that of `counts`, with its interval.
 
-        The p is twice the smaller share of draws on either side of 0, counting the data as one draw more
-        (Davison and Hinkley 1997, section 4.4), and no less than all texts agreeing in sign would give by chance,
-        2 / 2^texts. None where there is no interval.
-        """
-        estimate = self.ratios((a - b)[:, None], denominator[:, None])[0]
-        if estimate.low is None:
-            return estimate, None
-        drawn = self.weights @ (a - b)
-        least = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-        chance = 2.0 ** (1 - int(np.count_nonzero(denominator)))
-        return estimate, min(1.0, max(chance, 2 * (1 + least) / (1 + len(drawn))))
+    Args:
+        sums: for each text, what is summed: successes, or values.
+        counts: for each text, how many rows they come from; their sum is `n` of the estimate.
+        datasets: the dataset of each text, as any integer.
+        span: the least and the largest value of a row; `RATE` for successes, None where there are no bounds.
+
+    Raises:
+        InvalidArgument: when the texts are not those of the datasets.
+    """
+    both = np.stack([sums, counts], -1)
+    return [
+        Tally(both[:, column], datasets).told(n=total, span=span, sizes=counts[:, column])
+        for column, total in enumerate(counts.sum(0).tolist())
+    ]
+
+
+def _strata(datasets: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Datasets as 0, 1, …; those of one text are taken together; a lone one joins the largest (collapsed strata)."""
+    _, strata, texts = np.unique(datasets, return_inverse=True, return_counts=True)
+    alone = np.flatnonzero(texts == 1)
+    if len(alone) and len(texts) > 1:
+        strata[np.isin(strata, alone)] = alone[0] if len(alone) > 1 else texts.argmax()
+        strata = np.unique(strata, return_inverse=True)[1]
+    return strata
+
+
+_Replicates: TypeAlias = tuple[Callable[[slice], np.ndarray], Float[np.ndarray, " k"]]
+"""Totals of some of the cases, and what the square of each case's distance from the number counts."""
+
+
+def _all_but_one(
+    totals: Float[np.ndarray, " n_columns"],
+    of_text: Float[np.ndarray, "n n_columns"],
+    strata: Int[np.ndarray, " n"],
+) -> _Replicates:
+    """Totals without each text in turn; the others of its dataset stand in for it."""
+    texts = np.bincount(strata).astype(np.float64)
+    of_stratum = np.zeros((len(texts), of_text.shape[1]))
+    np.add.at(of_stratum, strata, of_text)
+    own = texts[strata, None]
+
+    def told(at: slice) -> np.ndarray:
+        return totals + (of_stratum[strata[at]] / own[at] - of_text[at]) * own[at] / (own[at] - 1)
+
+    return told, ((own - 1) / own)[:, 0]
+
+
+def _halves(
+    totals: Float[np.ndarray, " n_columns"],
+    of_text: Float[np.ndarray, "n n_columns"],
+    strata: Int[np.ndarray, " n"],
+) -> _Replicates:
+    """Totals of twice a random half of each dataset's texts; of an odd number one counts once."""
+    rng = np.random.default_rng(0)
+    more = np.zeros((_HALVES, len(strata)))
+    for stratum in range(strata.max() + 1):
+        here = np.flatnonzero(strata == stratum)
+        signs = np.sign(np.arange(len(here)) - (len(here) - 1) / 2)
+        more[:, here] = rng.permuted(np.tile(signs, (_HALVES, 1)), axis=1)
+    return lambda at: totals + more[at] @ of_text, np.full(_HALVES, 1 / _HALVES)
+
+
+def _carriers(moved: Float[np.ndarray, " n"]) -> float:
+    """How many texts the spread rests on: as many as would, on average, have its kurtosis if they were normal.
+
+    n normal values have sum(d^2)^2 / sum(d^4) near n (n + 1) / (3 (n - 1)) (Fisher 1930); Johnson and Rust (1992) take
+    the degrees of freedom of a jackknife from it likewise. 2 at least: a number that hangs on one text.
+    """
+    fourth = float((moved**4).sum())
+    if not fourth:
+        return np.inf
+    three = 3 * float((moved**2).sum()) ** 2 / fourth
+    return max(2.0, (three - 1 + max(0.0, (three - 1) ** 2 - 4 * three) ** 0.5) / 2)
+
+
+def _interval(
+    value: float, spread: float, df: float, worth: float, span: Span | None, alpha: float
+) -> tuple[float | None, float | None]:
+    """The interval of a number: see the head of the module."""
+    if not spread:
+        if span is None or not all(map(math.isfinite, span)):
+            return None, None
+        unseen = 1 - (alpha / 2) ** (1 / worth)
+        return value + unseen * (span[0] - value), value + unseen * (span[1] - value)
+    t = float(stats.t.ppf(1 - alpha / 2, df))
+    if span is None:
+        return value - t * spread, value + t * spread
+    if span[0] < 0:
+        return max(span[0], value - t * spread), min(span[1], value + t * spread)
+    wide = span[1] - span[0]
+    p = (value - span[0]) / wide
+    n = p * (1 - p) * (wide / spread * float(stats.norm.ppf(1 - alpha / 2)) / t) ** 2
+    low = float(stats.beta.ppf(alpha / 2, n * p, n * (1 - p) + 1)) if p > 0 else 0.0
+    high = float(stats.beta.ppf(1 - alpha / 2, n * p + 1, n * (1 - p))) if p < 1 else 1.0
+    return span[0] + wide * round(low, 9), span[0] + wide * round(high, 9)
 
 
 def mann_whitney(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " k"]) -> float:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results, SummaryTable
-from saeflow.experiments.statistics import Estimate, Resampling, by_text
+from saeflow.experiments.statistics import RATE, Estimate, Span, by_text, mean_estimates
 
 ALL = "all"
 ORDER: tuple[int, ...] = tuple(origin.value for origin in Origin.groups())
@@ -26,29 +26,26 @@ ORDER: tuple[int, ...] = tuple(origin.value for origin in Origin.groups())
 LABELS: tuple[str, ...] = tuple(Origin(value).label for value in range(8))
 """The label of each value of `Origin`."""
 
-SEED = 0
-"""Of the bootstrap draws of a summary."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
-    """The texts of a run as clusters: what is resampled.
+    """The texts of a run as clusters: what is drawn.
 
     Attributes:
         number: (dataset, text) -> cluster.
-        resampling: draws of clusters, within datasets.
+        datasets: of each cluster, as a number: they are chosen, and texts are drawn within each.
     """
 
     number: Mapping[tuple[str, int], int]
-    resampling: Resampling
+    datasets: Int[np.ndarray, " n"]
 
     @staticmethod
-    def of(datasets: Sequence[str], texts: Sequence[int], *, seed: int = SEED) -> Texts:
+    def of(datasets: Sequence[str], texts: Sequence[int]) -> Texts:
         """From a column of datasets and one of texts, in any order."""
         found = sorted(set(zip(datasets, texts, strict=True)))
         names = {name: code for code, name in enumerate(dict.fromkeys(name for name, _ in found))}
-        draws = Resampling.of([names[name] for name, _ in found], seed=seed)
-        return Texts({key: cluster for cluster, key in enumerate(found)}, draws)
+        of_each = np.array([names[name] for name, _ in found], dtype=np.int64)
+        return Texts({key: cluster for cluster, key in enumerate(found)}, of_each)
 
     def clusters(self, datasets: Sequence[str], texts: Sequence[int]) -> Int[np.ndarray, " n"]:
         """The cluster of each row."""
@@ -82,30 +79,33 @@ def means(
     keys: Sequence[Sequence[Any]],
     values: Mapping[str, Float[np.ndarray, " n"]],
     clusters: Int[np.ndarray, " n"],
-    resampling: Resampling,
+    texts: Texts,
     where: Bool[np.ndarray, " n"] | None = None,
+    spans: Mapping[str, Span | None] | None = None,
 ) -> Means:
-    """The mean of every column of `values` for each key there is, NaN left out, texts resampled.
+    """The mean of every column of `values` for each key there is, NaN left out.
 
     Args:
         keys: columns that together name a group.
         values: columns to average.
         clusters: the text of each row.
-        resampling: the draws.
+        texts: all there are.
         where: rows to keep; all when not given.
+        spans: the bounds of a column's values, None for none; those of a column that is not named are 0 or 1.
     """
     kept = np.arange(len(clusters)) if where is None else np.flatnonzero(where)
     rows = list(zip(*([column[i] for i in kept.tolist()] for column in keys), strict=True))
     coded, known = codes(rows)
-    shape = (resampling.weights.shape[1], max(1, len(known)))
+    shape = (len(texts.datasets), max(1, len(known)))
     estimates: dict[str, list[Estimate]] = {}
     for name, column in values.items():
         here = column[kept]
         there = np.isfinite(here)
-        texts, groups = clusters[kept][there], coded[there]
-        sums = by_text(texts, groups, here[there], shape)
-        counts = by_text(texts, groups, np.ones(int(there.sum())), shape)
-        estimates[name] = resampling.ratios(sums, counts)
+        at, groups = clusters[kept][there], coded[there]
+        sums = by_text(at, groups, here[there], shape)
+        counts = by_text(at, groups, np.ones(int(there.sum())), shape)
+        span = (spans or {}).get(name, RATE)
+        estimates[name] = mean_estimates(sums, counts, texts.datasets, span=span)
     return Means(known, estimates)
 
 

@@ -1,7 +1,7 @@
 """Tables of a transition: figures 23 and 24, the loss of skipping a layer, and differences on the same texts. No torch.
 
-Every number is a ratio of sums over tokens; texts are resampled, within datasets, for its interval. "all pairs"
-is their mean, each counted once, of one draw of texts for all pairs.
+Every number is a ratio of sums over tokens; its interval is of texts. "all pairs"
+is their mean, each counted once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import Results, SummaryTable
-from saeflow.experiments.statistics import LEVEL
+from saeflow.experiments.statistics import Tally
 from saeflow.experiments.summary import Texts
 from saeflow.experiments.transition_facts import read_facts
 
@@ -39,7 +39,7 @@ _DEFINED = (
     "begin-of-text and other special tokens left out. The mean is that of the tokens measured. "
 )
 _SCALED = "scaled: the same after one factor (scale), fitted on validation texts. "
-_ABOUT = "n counts tokens; intervals resample texts; all pairs: their mean."
+_ABOUT = "n counts tokens; intervals are of texts; all pairs: their mean."
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +119,18 @@ class _Measured:
         return found
 
     @cached_property
-    def plain(self) -> _Draws:
+    def plain(self) -> _Explained:
         """Explained variance of every prediction."""
-        return self._draws(self.missed)
+        return _Explained(self.missed, self.total, self.texts.datasets)
 
     @cached_property
-    def fitted(self) -> _Draws:
+    def fitted(self) -> _Explained:
         """The same with one factor fitted."""
-        return self._draws(self.scaled)
-
-    def _draws(self, missed: Float[np.ndarray, "n k n_maps"]) -> _Draws:
-        return _Draws.of(missed, self.total, self.texts.resampling.weights)
+        return _Explained(self.scaled, self.total, self.texts.datasets)
 
     @property
     def shown(self) -> list[tuple[str, int]]:
-        """Pairs with their place in draws, the mean of all first where there are several."""
+        """Pairs with their place, the mean of all first where there are several."""
         every = [(ALL, len(self.pairs))] if len(self.pairs) > 1 else []
         return every + [(pair, place) for place, pair in enumerate(self.pairs)]
 
@@ -155,48 +152,34 @@ class _Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class _Draws:
-    """Explained variance in the data and in each bootstrap draw; after the last pair comes their mean."""
+class _Explained:
+    """Explained variance: sums by text; after the last pair comes the mean of all."""
 
-    value: Float[np.ndarray, "k n_maps"]
-    drawn: Float[np.ndarray, "k n n_maps"] | None
+    missed: Float[np.ndarray, "n k n_maps"]
+    total: Float[np.ndarray, "n k"]
+    datasets: np.ndarray
 
-    @staticmethod
-    def of(
-        missed: Float[np.ndarray, "n k n_maps"], total: Float[np.ndarray, "n k"], weights: np.ndarray
-    ) -> _Draws:
-        """From sums by text; no draws where fewer than two texts have any."""
-        value = 1 - missed.sum(axis=0) / total.sum(axis=0)[:, None]
-        value = np.concatenate([value, value.mean(axis=0, keepdims=True)])
-        if np.count_nonzero(total.any(axis=1)) < 2:
-            return _Draws(value, None)
-        with np.errstate(invalid="ignore"):
-            return _Draws(value, _Draws._drawn(missed, total, weights))
-
-    @staticmethod
-    def _drawn(missed: np.ndarray, total: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        drawn = np.stack([
-            1 - (weights @ missed[:, pair]) / (weights @ total[:, pair])[:, None]
-            for pair in range(missed.shape[1])
-        ])  # fmt: skip
-        return np.concatenate([drawn, drawn.mean(axis=0, keepdims=True)])
+    @cached_property
+    def value(self) -> Float[np.ndarray, "k n_maps"]:
+        """In the data."""
+        found = 1 - self.missed.sum(axis=0) / self.total.sum(axis=0)[:, None]
+        return np.concatenate([found, found.mean(axis=0, keepdims=True)])
 
     def at(self, place: int, name: int) -> tuple[Any, Any, Any]:
         """A value with its interval."""
-        return self._told(self.value[place, name], None if self.drawn is None else self.drawn[place, :, name])
+        return self._told(place, [name], lambda ev: ev[:, 0])
 
     def difference(self, place: int, a: int, b: int) -> tuple[Any, Any, Any]:
         """a - b with its interval, on the same texts."""
-        drawn = None if self.drawn is None else self.drawn[place, :, a] - self.drawn[place, :, b]
-        return self._told(self.value[place, a] - self.value[place, b], drawn)
+        return self._told(place, [a, b], lambda ev: ev[:, 0] - ev[:, 1])
 
-    @staticmethod
-    def _told(value: float, drawn: np.ndarray | None) -> tuple[Any, Any, Any]:
-        if drawn is None:
-            return value, None, None
-        # a draw may hold none of the few texts that have a loss
-        low, high = np.nanquantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
-        return value, low, high
+    def _told(
+        self, place: int, names: list[int], of: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[Any, Any, Any]:
+        pairs = slice(None) if place == self.total.shape[1] else slice(place, place + 1)
+        sums = np.concatenate([self.missed[:, pairs][..., names], self.total[:, pairs, None]], -1)
+        tally = Tally(sums, self.datasets)
+        return tally.told(lambda x: of((1 - x[..., :-1] / x[..., -1:]).mean(1)), sizes=sums[..., -1]).interval
 
 
 def summarize_transition(folder: Path | str) -> dict[str, SummaryTable]:
@@ -283,18 +266,19 @@ def _losses(results: Results, texts: Texts) -> list[SummaryTable]:
         clean[text, pair] = row["tokens"] * row["loss"][CLEAN]
         for place, name in enumerate(names):
             change[text, pair, place] = row["tokens"] * (row["loss"].get(name, np.nan) - row["loss"][CLEAN])
-    # a loss change is a ratio of sums too: 1 - (1 - x) lets the same draws serve
-    drawn = _Draws.of(n[:, :, None] - change, n, texts.resampling.weights)
+    # a loss change is a ratio of sums too: 1 - (1 - x)
+    explained = _Explained(n[:, :, None] - change, n, texts.datasets)
     every = [(ALL, len(pairs))] if len(pairs) > 1 else []
     found = [
         [
             pair, BASELINE if Named.of(name) is None else MATCHING, told.told if (told := Named.of(name)) else name,
-            *drawn.at(place, i), float((clean.sum(0) / n.sum(0))[place if place < len(pairs) else slice(None)].mean()),
+            *explained.at(place, i),
+            float((clean.sum(0) / n.sum(0))[place if place < len(pairs) else slice(None)].mean()),
             int(n.sum(0)[place] if place < len(pairs) else n.sum(0).max()),
         ]
         for pair, place in [*every, *((pair, place) for place, pair in enumerate(pairs))]
         for i, name in enumerate(names)
-        if np.isfinite(drawn.value[place, i])
+        if np.isfinite(explained.value[place, i])
     ]  # fmt: skip
     return [
         SummaryTable.of(

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from saeflow.experiments.outcomes import CONTROL, Trials
-from saeflow.experiments.statistics import Estimate, by_text
-from saeflow.reproduce.tally import Tally
+from saeflow.experiments.statistics import GAP, RATE, Estimate, Span, Tally, by_text, ratio
 from saeflow.reproduce.verdicts import ABOVE_0, UNKNOWN, Contrast, NotMeasured, Rule, Unit
 
 
@@ -65,30 +64,39 @@ class Cases:
 
     def between(
         self, values: np.ndarray, a: np.ndarray, b: np.ndarray, words: str, *, rule: Rule = ABOVE_0,
-        unit: Unit = Unit.POINTS,
+        unit: Unit = Unit.POINTS, span: Span | None = None,
     ) -> Contrast:  # fmt: skip
         """Mean of `values` over the trials of `a` less that over those of `b`, and the same of their controls."""
-        return self.contrast(values, [a, b], lambda m: m[:, 0] - m[:, 1], words, rule=rule, unit=unit)
+        return self.contrast(
+            values, [a, b], lambda m: m[:, 0] - m[:, 1], words, rule=rule, unit=unit, span=span
+        )
 
     def mean(
-        self, values: np.ndarray, a: np.ndarray, words: str, *, rule: Rule, unit: Unit = Unit.SHARE
+        self,
+        values: np.ndarray,
+        a: np.ndarray,
+        words: str,
+        *,
+        rule: Rule,
+        unit: Unit = Unit.SHARE,
+        span: Span = RATE,
     ) -> Contrast:
         """Mean of `values` over the trials of `a`, and over their controls."""
-        return self.contrast(values, [a], lambda m: m[:, 0], words, rule=rule, unit=unit)
+        return self.contrast(values, [a], lambda m: m[:, 0], words, rule=rule, unit=unit, span=span)
 
     def contrast(
         self, values: np.ndarray, sets: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray], words: str, *,
-        rule: Rule = ABOVE_0, unit: Unit = Unit.POINTS, sides: str = "{} against {}",
+        rule: Rule = ABOVE_0, unit: Unit = Unit.POINTS, sides: str = "{} against {}", span: Span | None = None,
     ) -> Contrast:  # fmt: skip
-        """`of` the means over several sets of trials (draws by sets), and of those over their controls."""
+        """`of` the means over several sets of trials (cases by sets), and of those over their controls."""
         own = self.tally(values, sets)
-        control = self._told(self.tally(values, sets, control=True), of)
+        control = self._told(self.tally(values, sets, control=True), of, span)
         means = own.sums.sum(0)
         written = [
             _written(float(top / n), unit) if n else "nothing" for top, n in means.tolist()
         ]  # one mean is the number itself
         beside = sides.format(*written) if len(sets) > 1 else ""
-        return Contrast(words, self._told(own, of), rule, unit, control, beside)
+        return Contrast(words, self._told(own, of, span), rule, unit, control, beside)
 
     def tally(self, values: np.ndarray, sets: Sequence[np.ndarray], *, control: bool = False) -> Tally:
         """Sum of `values` and number of trials of each set, by text."""
@@ -101,11 +109,11 @@ class Cases:
             code = np.zeros_like(clusters)
             pair = [by_text(clusters, code, v, shape)[:, 0] for v in (values[where], np.ones(len(clusters)))]
             columns.append(np.stack(pair, -1))
-        return Tally(np.stack(columns, 1), trials.texts.resampling.weights)
+        return Tally(np.stack(columns, 1), trials.texts.datasets)
 
-    def _told(self, tally: Tally, of: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-        n = float(tally.sums[..., 1].sum())
-        return tally.told(lambda x: of(x[..., 0] / x[..., 1]), n=n)
+    def _told(self, tally: Tally, of: Callable[[np.ndarray], np.ndarray], span: Span | None) -> Estimate:
+        sizes = tally.sums[..., 1]
+        return tally.told(lambda x: of(ratio(x)), n=float(sizes.sum()), span=span, sizes=sizes)
 
 
 def _written(value: float, unit: Unit) -> str:
@@ -127,11 +135,11 @@ def paired(trials: Trials, a: str, b: str, scope: np.ndarray | None = None, rule
     where = np.isfinite(one.deactivated) & np.isfinite(two.deactivated)
     where &= one.named & two.named if scope is None else scope
     columns = [trials.by_text(v, where) for v in (one.deactivated, two.deactivated, np.ones(len(where)))]
-    tally = Tally(np.stack(columns, -1), trials.texts.resampling.weights)
+    tally = Tally(np.stack(columns, -1), trials.texts.datasets)
     n = float(tally.sums[:, 2].sum())
     words = f"rate of {a} less that of {b} on the same targets"
     if not n:
         return Contrast(words, UNKNOWN, rule)
-    found = tally.told(lambda x: (x[:, 0] - x[:, 1]) / x[:, 2], n=n)
+    found = tally.told(lambda x: (x[:, 0] - x[:, 1]) / x[:, 2], n=n, span=GAP, sizes=tally.sums[:, 2])
     rates = (tally.sums.sum(0)[:2] / n).tolist()
     return Contrast(words, found, rule, beside=" against ".join(map(percent, rates)))

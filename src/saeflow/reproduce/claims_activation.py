@@ -10,7 +10,6 @@ import numpy as np
 from saeflow.experiments.statistics import LEVEL
 from saeflow.reproduce.claims_steering import ACTIVATE, SUPPRESS, find, over_themes, themes
 from saeflow.reproduce.evidence import SteeringRun
-from saeflow.reproduce.tally import Tally
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, Contrast, NotMeasured, Unit
 from saeflow.steering.cells import Cells
 from saeflow.steering.confirm import START_LAYER
@@ -123,9 +122,8 @@ def _any_theme(cells: Cells, each: dict[str, np.ndarray], words: str) -> list[Co
     level = 1 - (1 - LEVEL) / max(1, len(each))
     found: list[Contrast] = []
     for theme, values in each.items():
-        there = np.isfinite(values)
-        tally = Tally(np.stack([np.where(there, values, 0.0), there], -1), cells.resampling.weights)
-        estimate = tally.told(lambda x: x[:, 0] / x[:, 1], n=float(there.sum()), level=level)
+        tally = cells.tally(values)
+        estimate = tally.told(n=float(tally.sums[:, 1].sum()), sizes=tally.sums[:, 1], level=level)
         beside = f"interval at {100 * level:.1f} %, for {len(each)} themes" if len(each) > 1 else ""
         found.append(Contrast(f"{words}, {theme}", estimate, ABOVE_0, Unit.NUMBER, beside=beside))
     return found

@@ -9,9 +9,9 @@ import numpy as np
 from saeflow.experiments.outcomes import CONTROL, EXHAUSTIVE, PEARSON, TOP_1, Trials
 from saeflow.experiments.predecessors import PARTS
 from saeflow.experiments.records import Origin
+from saeflow.experiments.statistics import GAP, RATE, Tally, mean_estimates
 from saeflow.experiments.summary import LABELS
 from saeflow.reproduce.cases import Cases, named, paired, percent
-from saeflow.reproduce.tally import Tally
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 
 TOP_5, RANDOM_5 = "top-5", "random of top-5"
@@ -47,7 +47,7 @@ def fig6_modules(trials: Trials) -> list[Contrast]:
         one.between(
             gone, five.removing([group]), one.removing([group]),
             f"rate of top-5 less that of top-1, From {LABELS[group]}",
-            rule=Rule(Kind.WITHIN, ALIKE),
+            rule=Rule(Kind.WITHIN, ALIKE), span=GAP,
         )
         for group in (MLP, ATT)
     ]  # fmt: skip
@@ -60,7 +60,11 @@ def fig6_combined(trials: Trials) -> list[Contrast]:
     words = "gain of top-5 over top-1 where RES stands with a module, less that in From MLP and From ATT"
     gone = trials.numbers["deactivated"]
     sides = "{} against {} beside a module, {} against {} in From MLP and From ATT"
-    return [one.contrast(gone, sets, lambda m: (m[:, 0] - m[:, 1]) - (m[:, 2] - m[:, 3]), words, sides=sides)]
+    return [
+        one.contrast(
+            gone, sets, lambda m: (m[:, 0] - m[:, 1]) - (m[:, 2] - m[:, 3]), words, sides=sides, span=(-2, 2)
+        )
+    ]
 
 
 def residual_most(trials: Trials) -> list[Contrast]:
@@ -197,8 +201,10 @@ def fig15_more(trials: Trials) -> list[Contrast]:
     for what, labels in asked.items():
         own = [np.isin(group, labels).astype(np.float64) for group in groups]
         columns = [trials.by_text(v, where) for v in (*own, np.ones(len(where)))]
-        tally = Tally(np.stack(columns, -1), trials.texts.resampling.weights)
-        estimate = tally.told(lambda x: (x[:, 1] - x[:, 0]) / x[:, 2], n=len(where))
+        tally = Tally(np.stack(columns, -1), trials.texts.datasets)
+        estimate = tally.told(
+            lambda x: (x[:, 1] - x[:, 0]) / x[:, 2], n=len(where), span=GAP, sizes=tally.sums[:, 2]
+        )
         beside = f"{percent(float(own[1].mean()))} against {percent(float(own[0].mean()))}"
         found.append(Contrast(f"{what} by top-5 less those by top-1", estimate, ABOVE_0, beside=beside))
     return found
@@ -212,7 +218,7 @@ def fig15_equal(trials: Trials) -> list[Contrast]:
         cases.mean(
             gone - orphan, cases.removing([g], [RES]),
             f"targets silenced less targets left without a predecessor, RES removed in From {LABELS[g]}",
-            rule=Rule(Kind.WITHIN, ALIKE), unit=Unit.POINTS,
+            rule=Rule(Kind.WITHIN, ALIKE), unit=Unit.POINTS, span=GAP,
         )
         for g in (RES | MLP, RES | ATT)
     ]  # fmt: skip
@@ -228,8 +234,8 @@ def fig15_full(trials: Trials) -> list[Contrast]:
     fewer = cases.of & trials.removing & ~cases.whole & np.isin(cases.group, COMBINED)
     part[trials.target[fewer & gone & real]] = True
     columns = [trials.by_text(v, whole) for v in ((~part).astype(np.float64), np.ones(n))]
-    tally = Tally(np.stack(columns, -1), trials.texts.resampling.weights)
-    found = tally.told(lambda x: x[:, 0] / x[:, 1], n=float(whole.sum()))
+    tally = Tally(np.stack(columns, -1), trials.texts.datasets)
+    found = tally.told(n=float(whole.sum()), span=RATE, sizes=tally.sums[:, 1])
     words = "targets of combined groups silenced by removing all predecessors and by no fewer"
     return [Contrast(words, found, Rule(Kind.ABOVE, 0.5), Unit.SHARE)]
 
@@ -251,12 +257,12 @@ def missed(trials: Trials) -> list[Contrast]:
     beside = trials.per_target(EXHAUSTIVE, control=True)
     stay = first.named & (first.deactivated == 0)
     estimates = [
-        Tally(
-            np.stack([trials.by_text(v, where) for v in (result.deactivated, np.ones(len(where)))], -1),
-            trials.texts.resampling.weights,
-        ).told(lambda x: x[:, 0] / x[:, 1], n=float(where.sum()))
+        mean_estimates(
+            trials.by_text(result.deactivated, where)[:, None], trials.by_text(np.ones(len(where)), where)[:, None],
+            trials.texts.datasets, span=RATE,
+        )[0]
         for result in (other, beside)
         if (where := stay & np.isfinite(result.deactivated)) is not None
-    ]
+    ]  # fmt: skip
     words = "targets that their predecessors do not silence and another single active feature does"
     return [Contrast(words, estimates[0], Rule(Kind.ABOVE, 0.05), Unit.SHARE, estimates[1])]

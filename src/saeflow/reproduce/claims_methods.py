@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 
 from saeflow.experiments.predecessors import PARTS
-from saeflow.experiments.statistics import Resampling, by_text
-from saeflow.experiments.summary import LABELS, SEED
+from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
+from saeflow.experiments.summary import LABELS
 from saeflow.ids import Part
 from saeflow.reproduce.claims_origins import (
     ATT,
@@ -21,7 +21,6 @@ from saeflow.reproduce.claims_origins import (
     percent,
 )
 from saeflow.reproduce.evidence import OriginsRun
-from saeflow.reproduce.tally import Tally, known_mean
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 
 ON_PAR: Final = 0.05
@@ -34,7 +33,7 @@ ON_PAR: Final = 0.05
 def contexts(run: OriginsRun) -> Tally:
     """For each block of features: observations of group a with another of group b, and of group a: 8 by 9.
 
-    The statement is of features, so features are resampled, in blocks: those of one remainder of their number.
+    The statement is of features, so features are drawn, in blocks: those of one remainder of their number.
     """
     seen, groups = run.seen, groups_of(run, COSINE)
     features, which = np.unique(np.stack([seen.layer, seen.feature], 1), axis=0, return_inverse=True)
@@ -50,11 +49,11 @@ def contexts(run: OriginsRun) -> Tally:
     used, blocks = np.unique(blocks, return_inverse=True)
     sums = np.zeros((len(used), 8, 9))
     np.add.at(sums, blocks.reshape(-1), each)
-    return Tally(sums, Resampling.of([0] * len(used), seed=SEED).weights)
+    return Tally(sums)
 
 
 def _goes(x: np.ndarray) -> np.ndarray:
-    """Probability of group b after group a: draws by a by b; NaN after a group that a draw has none of."""
+    """Probability of group b after group a: cases by a by b; NaN after a group that a case has none of."""
     with np.errstate(invalid="ignore"):
         return x[..., :8] / x[..., 8:]
 
@@ -69,7 +68,7 @@ def fig13_context(run: OriginsRun) -> list[Contrast]:
 
     n = float(tally.sums[..., 8].sum())
     words = "pairs of observations of one feature that are in two groups"
-    return [Contrast(words, tally.told(moved, n=n), Rule(Kind.ABOVE, 0.1), Unit.SHARE)]
+    return [Contrast(words, tally.told(moved, n=n, span=RATE), Rule(Kind.ABOVE, 0.1), Unit.SHARE)]
 
 
 def fig13_nowhere(run: OriginsRun) -> list[Contrast]:
@@ -83,7 +82,9 @@ def fig13_nowhere(run: OriginsRun) -> list[Contrast]:
     into_each = tally.now(into)
     other = 1 + int(np.nan_to_num(into_each[1:]).argmax())
     beside = f"nowhere {percent(into_each[0])}, {LABELS[other]} {percent(into_each[other])}"
-    found = tally.told(lambda x: into(x)[:, 0] - into(x)[:, 1:].max(-1), n=float(tally.sums[..., 8].sum()))
+    found = tally.told(
+        lambda x: into(x)[:, 0] - into(x)[:, 1:].max(-1), n=float(tally.sums[..., 8].sum()), span=GAP
+    )
     words = "mean probability to go to nowhere less that to the next likely group"
     return [Contrast(words, found, ABOVE_0, beside=beside)]
 
@@ -99,6 +100,8 @@ def fig13_attention(run: OriginsRun) -> list[Contrast]:
     found = tally.told(
         lambda x: _goes(x)[:, ATT, ATT | RES] - _goes(x)[:, ATT][:, rest].max(-1),
         n=float(tally.sums[:, ATT, 8].sum()),
+        span=GAP,
+        sizes=tally.sums[:, ATT, 8],
     )
     words = "probability to go from ATT to RES & ATT less that to the next likely group"
     return [Contrast(words, found, ABOVE_0, beside=beside)]
@@ -126,7 +129,7 @@ class Methods:
             for method in (COSINE, PEARSON)
         ]
         sums = np.stack(columns, 1).reshape(shape[0], 2, -1, 8)
-        self.tally, self.n = Tally(sums, seen.texts.resampling.weights), len(seen.feature)
+        self.tally, self.n = Tally(sums, seen.texts.datasets), len(seen.feature)
 
     def places(self, *, new: bool) -> list[int]:
         """The data sets that Pearson's tables had seen, or those that are new to it.
@@ -148,8 +151,9 @@ class Methods:
             return counts[..., groups].sum(-1) / counts.sum(-1)
 
         cosine, pearson = self.tally.now(share).tolist()
+        sizes = self.tally.sums[:, 0, places].sum((1, 2))
         found = self.tally.told(
-            lambda x: share(x)[:, 1] - share(x)[:, 0], n=float(self.tally.sums[:, 0, places].sum())
+            lambda x: share(x)[:, 1] - share(x)[:, 0], n=float(sizes.sum()), span=GAP, sizes=sizes
         )
         where = ", ".join(self.datasets[place] for place in places)
         words = f"{what} by Pearson less that by cosine, on {where}"
@@ -189,12 +193,12 @@ def fig18_datasets(run: OriginsRun) -> list[Contrast]:
         raise NotMeasured("There is one data set only.")
 
     def apart(x: np.ndarray) -> np.ndarray:
-        """Mean distance of data sets from their mean: draws by methods."""
+        """Mean distance of data sets from their mean: cases by methods."""
         p = x / x.sum(-1, keepdims=True)
         return (np.abs(p - p.mean(2, keepdims=True)).sum(-1) / 2).mean(-1)
 
     beside = " against ".join(percent(value) for value in methods.tally.now(apart)[::-1].tolist())
-    found = methods.tally.told(lambda x: apart(x)[:, 1] - apart(x)[:, 0], n=methods.n)
+    found = methods.tally.told(lambda x: apart(x)[:, 1] - apart(x)[:, 0], n=methods.n, span=GAP)
     words = "distance of data sets from their mean under Pearson less that under cosine"
     return [Contrast(words, found, ABOVE_0, beside=beside)]
 
@@ -215,7 +219,7 @@ def fig18_agreement(run: OriginsRun) -> list[Contrast]:
             clusters = seen.cluster[here][both]
             np.add.at(sums[:, at, 0], clusters, (one == two)[both].astype(np.float64))
             np.add.at(sums[:, at, 1], clusters, 1.0)
-    tally = Tally(sums, seen.texts.resampling.weights)
+    tally = Tally(sums, seen.texts.datasets)
     res = PARTS.index(Part.RES)
     found: list[Contrast] = []
     for part in (Part.MLP, Part.ATT):
@@ -224,8 +228,9 @@ def fig18_agreement(run: OriginsRun) -> list[Contrast]:
             continue
         sides = [float(sums[:, p, 0].sum() / sums[:, p, 1].sum()) for p in (res, at)]
         estimate = tally.told(
-            lambda x, at=at: x[:, res, 0] / x[:, res, 1] - x[:, at, 0] / x[:, at, 1], n=sums[:, at, 1].sum()
-        )
+            lambda x, at=at: x[:, res, 0] / x[:, res, 1] - x[:, at, 0] / x[:, at, 1], n=sums[:, at, 1].sum(), span=GAP,
+            sizes=sums[:, [res, at], 1],
+        )  # fmt: skip
         words = f"features for which both methods name the same RES predecessor, less the same {part.name} predecessor"
         found.append(Contrast(words, estimate, ABOVE_0, beside=" against ".join(map(percent, sides))))
     if not found:

@@ -14,11 +14,10 @@ import numpy as np
 
 from saeflow.experiments.predecessors import PARTS
 from saeflow.experiments.records import Origin
-from saeflow.experiments.statistics import by_text
+from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
 from saeflow.experiments.summary import LABELS
 from saeflow.ids import Part
 from saeflow.reproduce.evidence import OriginsRun
-from saeflow.reproduce.tally import Tally, known_mean
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, Contrast, Kind, NotMeasured, Rule, Unit
 
 COSINE, PEARSON = "cosine", "pearson"
@@ -28,7 +27,7 @@ BINS: Final = 50
 BLOCKS: Final = 500
 GEMMA, LLAMA = 26, 32
 Totals = np.ndarray
-"""Draws by layers by data sets by the eight groups."""
+"""Cases by layers by data sets by the eight groups."""
 
 
 def thirds(n_layers: int) -> tuple[range, range, range]:
@@ -62,7 +61,7 @@ class Shares:
         counts = by_text(
             seen.cluster, code, np.ones(len(code)), (len(seen.texts.number), int(np.prod(shape)))
         )
-        self.tally = Tally(counts.reshape(-1, *shape), seen.texts.resampling.weights)
+        self.tally = Tally(counts.reshape(-1, *shape), seen.texts.datasets)
         self.n = len(seen.feature)
 
     def places(self, layers: Sequence[int], what: str) -> list[int]:
@@ -129,7 +128,9 @@ def between_parts(
     shares = Shares(run, COSINE)
     parts = shares.parts()
     one, two = parts[a], parts[b]
-    found = shares.tally.told(lambda x: mean_share(x, one, groups) - mean_share(x, two, groups), n=shares.n)
+    found = shares.tally.told(
+        lambda x: mean_share(x, one, groups) - mean_share(x, two, groups), n=shares.n, span=GAP
+    )
     sides = [f"{percent(shares.now(p, groups))} in {shares.named(p)}" for p in (one, two)]
     words = f"share of {what} in {shares.named(one)} less that in {shares.named(two)}"
     return [Contrast(words, found, rule, beside=" against ".join(sides))]
@@ -166,7 +167,7 @@ def fig5_mlp_falls(run: OriginsRun) -> list[Contrast]:
     before = shares.places(range(round(16 / 25 * last), bump + 1), "layers before the fall")
     after = shares.places(range(bump + 1, last + 1), "layers after the fall")
     found = shares.tally.told(
-        lambda x: mean_share(x, after, [MLP]) - mean_share(x, before, [MLP]), n=shares.n
+        lambda x: mean_share(x, after, [MLP]) - mean_share(x, before, [MLP]), n=shares.n, span=GAP
     )
     words = f"share of From MLP in {shares.named(after)} less that in {shares.named(before)}"
     return [Contrast(words, found, BELOW_0)]
@@ -185,7 +186,9 @@ def fig5_uncertain_early(run: OriginsRun) -> list[Contrast]:
     shares = Shares(run, COSINE)
     first, (_, middle, last) = _early(shares), shares.parts()
     rest = middle + last
-    found = shares.tally.told(lambda x: mean_share(x, first, [0]) - mean_share(x, rest, [0]), n=shares.n)
+    found = shares.tally.told(
+        lambda x: mean_share(x, first, [0]) - mean_share(x, rest, [0]), n=shares.n, span=GAP
+    )
     beside = " against ".join(percent(shares.now(p, [0])) for p in (first, rest))
     words = f"share of nowhere in {shares.named(first)} less that in {shares.named(rest)}"
     return [Contrast(words, found, ABOVE_0, beside=beside)]
@@ -203,7 +206,7 @@ def fig5_settles(run: OriginsRun) -> list[Contrast]:
         p = pooled(x)
         return np.stack([np.abs(p[:, i + 1] - p[:, i]).sum(-1) / 2 for i in places], -1).mean(-1)
 
-    found = shares.tally.told(lambda x: steps(x, early) - steps(x, middle), n=shares.n)
+    found = shares.tally.told(lambda x: steps(x, early) - steps(x, middle), n=shares.n, span=GAP)
     words = (
         f"share of features that would have to change group from a layer to the next, in {shares.named(early)} less "
         f"that in {shares.named(middle)}"
@@ -226,7 +229,7 @@ def fig5_datasets(run: OriginsRun) -> list[Contrast]:
         ]
         return known_mean(np.stack(each, -1), (1, 2))
 
-    found = shares.tally.told(lambda x: apart(x, last) - apart(x, first + middle), n=shares.n)
+    found = shares.tally.told(lambda x: apart(x, last) - apart(x, first + middle), n=shares.n, span=GAP)
     words = (
         f"distance between two data sets in {shares.named(last)} less that in {shares.named(first + middle)}"
     )
@@ -254,7 +257,7 @@ def fig12_nowhere(run: OriginsRun) -> list[Contrast]:
     beside = (
         f"nowhere {percent(total[0] / total.sum())}, {LABELS[other]} {percent(total[other] / total.sum())}"
     )
-    found = shares.tally.told(told, n=shares.n)
+    found = shares.tally.told(told, n=shares.n, span=GAP)
     return [Contrast("share of nowhere less that of the largest other group", found, ABOVE_0, beside=beside)]
 
 
@@ -263,7 +266,7 @@ def attention(run: OriginsRun, rule: Rule) -> list[Contrast]:
     shares, told = every_layer(run, COSINE, lambda p: p[:, WITH_ATT].sum(-1) - p[:, WITH_MLP].sum(-1))
     total = shares.tally.sums.sum((0, 1, 2))
     sides = [percent(float(total[groups].sum() / total.sum())) for groups in (WITH_ATT, WITH_MLP)]
-    found = shares.tally.told(told, n=shares.n)
+    found = shares.tally.told(told, n=shares.n, span=GAP)
     words = "share of the groups with attention less that of the groups with the MLP"
     return [Contrast(words, found, rule, beside=" against ".join(sides))]
 
@@ -281,5 +284,5 @@ def attention_prevails(run: OriginsRun) -> list[Contrast]:
 def described(run: OriginsRun) -> list[Contrast]:
     """Most active features have an active predecessor."""
     shares, told = every_layer(run, COSINE, lambda p: 1 - p[:, 0])
-    found = shares.tally.told(told, n=shares.n)
+    found = shares.tally.told(told, n=shares.n, span=RATE)
     return [Contrast("active features with an active predecessor", found, Rule(Kind.ABOVE, 0.5), Unit.SHARE)]

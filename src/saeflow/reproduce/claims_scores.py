@@ -12,12 +12,20 @@ from saeflow.experiments.observations import is_on
 from saeflow.experiments.origins_summary import ALPHA, FEWEST_TESTED
 from saeflow.experiments.predecessors import PARTS
 from saeflow.experiments.records import Origin
-from saeflow.experiments.statistics import Resampling, by_text, mann_whitney
-from saeflow.experiments.summary import LABELS, SEED
+from saeflow.experiments.statistics import (
+    GAP,
+    RATE,
+    Estimate,
+    Tally,
+    by_text,
+    known_mean,
+    mann_whitney,
+    ratio,
+)
+from saeflow.experiments.summary import LABELS
 from saeflow.ids import Part
 from saeflow.reproduce.claims_origins import ATT, COSINE, MLP, RES, groups_of, percent
 from saeflow.reproduce.evidence import OriginsRun
-from saeflow.reproduce.tally import Tally, known_mean
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 
 SCORE: Final = {Part.RES: "s(R)", Part.MLP: "s(M)", Part.ATT: "s(A)"}
@@ -39,7 +47,7 @@ def score_means(run: OriginsRun) -> Tally:
         sums = by_text(seen.cluster[known], groups[known], scores[known], shape)
         counts = by_text(seen.cluster[known], groups[known], np.ones(int(known.sum())), shape)
         columns.append(np.stack([sums, counts], -1))
-    return Tally(np.stack(columns, 1), seen.texts.resampling.weights)
+    return Tally(np.stack(columns, 1), seen.texts.datasets)
 
 
 def score_between(run: OriginsRun, part: Part, a: int, b: int) -> Contrast:
@@ -49,8 +57,8 @@ def score_between(run: OriginsRun, part: Part, a: int, b: int) -> Contrast:
     def mean(x: np.ndarray, group: int) -> np.ndarray:
         return x[:, at, group, 0] / x[:, at, group, 1]
 
-    n = float(tally.sums[:, at, [a, b], 1].sum())
-    found = tally.told(lambda x: mean(x, a) - mean(x, b), n=n)
+    sizes = tally.sums[:, at, [a, b], 1]
+    found = tally.told(lambda x: mean(x, a) - mean(x, b), n=float(sizes.sum()), sizes=sizes)
     one, two = (float(tally.now(lambda x, g=g: mean(x, g))) for g in (a, b))
     beside = f"{one:.3f} against {two:.3f}"
     words = f"mean {SCORE[part]} in {_from(a)} less that in {_from(b)}"
@@ -92,8 +100,8 @@ def fig3_proxy(run: OriginsRun) -> list[Contrast]:
         sums = by_text(
             seen.cluster[known], code, np.ones(len(code)), (len(seen.texts.number), int(np.prod(shape)))
         )
-        tally = Tally(sums.reshape(-1, *shape), seen.texts.resampling.weights)
-        estimate = tally.told(auc, n=float(known.sum()))
+        tally = Tally(sums.reshape(-1, *shape), seen.texts.datasets)
+        estimate = tally.told(auc, n=float(known.sum()), span=RATE)
         words = f"area under the curve of {SCORE[part]} for an active {part.name} predecessor"
         found.append(Contrast(words, estimate, Rule(Kind.ABOVE, 0.5), Unit.LEVEL, beside="0.5 is chance"))
     if not found:
@@ -104,7 +112,7 @@ def fig3_proxy(run: OriginsRun) -> list[Contrast]:
 def auc(x: np.ndarray) -> np.ndarray:
     """Chance that an active case scores above an inactive one, ties half; the mean over layers that have both.
 
-    `x` has draws, layers, (inactive, active), bins.
+    `x` has cases, layers, (inactive, active), bins.
     """
     off, on = x[:, :, 0], x[:, :, 1]
     below = np.cumsum(off, -1) - off / 2
@@ -145,20 +153,19 @@ def _tests(run: OriginsRun) -> tuple[np.ndarray, list[tuple[int, int]]]:
 
 
 def rate_between(passed: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[Tally, float, str]:
-    """Shares of passed tests among two sets of (pair, score), cells resampled; with n and both shares in words."""
+    """Shares of passed tests among two sets of (pair, score), cells drawn; with n and both shares in words."""
     columns = [
         np.stack([np.nansum(np.where(m, passed, np.nan), (1, 2)), (np.isfinite(passed) & m).sum((1, 2))], -1)
         for m in (a, b)
     ]
-    weights = Resampling.of([0] * len(passed), seed=SEED).weights
     sums = np.stack(columns, 1).astype(np.float64)
-    tally = Tally(sums, weights)
-    one, two = tally.now(_rates).tolist()
+    tally = Tally(sums)
+    one, two = tally.now(ratio).tolist()
     return tally, float(sums[..., 1].sum()), f"{percent(one)} against {percent(two)} of the tests"
 
 
-def _rates(x: np.ndarray) -> np.ndarray:
-    return x[..., 0] / x[..., 1]
+def _gap(tally: Tally, n: float) -> Estimate:
+    return tally.told(lambda x: ratio(x)[:, 0] - ratio(x)[:, 1], n=n, span=GAP, sizes=tally.sums[..., 1])
 
 
 def fig4_active_in_one(run: OriginsRun) -> list[Contrast]:
@@ -178,7 +185,7 @@ def fig4_active_in_one(run: OriginsRun) -> list[Contrast]:
             found.append(
                 Contrast(
                     words,
-                    tally.told(lambda x: _rates(x)[:, 0] - _rates(x)[:, 1], n=size),
+                    _gap(tally, size),
                     ABOVE_0,
                     beside=beside,
                 )
@@ -198,7 +205,10 @@ def fig4_alike(run: OriginsRun) -> list[Contrast]:
         words = f"tests passed on {SCORE[part]} where {part.name} is active in both groups or in neither"
         found.append(
             Contrast(
-                words, tally.told(lambda x: _rates(x)[:, 0], n=size / 2), Rule(Kind.BELOW, 0.5), Unit.SHARE
+                words,
+                tally.told(lambda x: ratio(x)[:, 0], n=size / 2, span=RATE, sizes=tally.sums[:, 0, 1]),
+                Rule(Kind.BELOW, 0.5),
+                Unit.SHARE,
             )
         )
     return found
@@ -213,6 +223,6 @@ def fig4_mlp_and_att(run: OriginsRun) -> list[Contrast]:
     found: list[Contrast] = []
     for other, name in ((0, "s(R)"), (1, "s(M)")):
         tally, size, beside = rate_between(passed, masks[2], masks[other])
-        estimate = tally.told(lambda x: _rates(x)[:, 0] - _rates(x)[:, 1], n=size)
+        estimate = _gap(tally, size)
         found.append(Contrast(f"tests passed by s(A) less those by {name}", estimate, ABOVE_0, beside=beside))
     return found

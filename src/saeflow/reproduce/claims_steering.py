@@ -1,6 +1,6 @@
 """Claims of sections 5.3, 6, 8 and C.3: steering along flow graphs (figures 9 to 11, 16, 17).
 
-A number is the mean over themes, which are chosen and not drawn; samples of one seed belong together and are resampled.
+A number is the mean over themes, which are chosen and not drawn; samples of one seed belong together.
 The best of several settings is cross-fitted on the grid, or measured on fresh samples, so that choosing does not
 flatter it. Scores are of one judge.
 """
@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from saeflow.experiments.statistics import Estimate, Tally, known_mean, ratio
 from saeflow.reproduce.evidence import SteeringRun
-from saeflow.reproduce.tally import Tally, known_mean
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, UNKNOWN, Contrast, NotMeasured, Rule, Unit
 from saeflow.steering.cells import Cells
 from saeflow.steering.plan import Direction
@@ -61,28 +61,20 @@ def over_themes(
     """
     if not each:
         raise NotMeasured("No theme has the settings that are compared.")
-    tally = _tally(cells, list(each.values()))
-    n = float(tally.sums[..., 1].sum())
-    found = tally.told(_mean, n=n)
-    sides = [_tally(cells, [values]).told(_mean) for values in each.values()]
+    found = _told(cells, list(each.values()))
+    sides = [_told(cells, [values]) for values in each.values()]
     above = sum(s.low is not None and s.low > 0 for s in sides)
     below = sum(s.high is not None and s.high < 0 for s in sides)
     beside = f"above 0 in {above} and below in {below} of {len(each)} themes"
-    beside_it = UNKNOWN
-    if control:
-        other = _tally(cells, list(control.values()))
-        beside_it = other.told(_mean, n=float(other.sums[..., 1].sum()))
+    beside_it = _told(cells, list(control.values())) if control else UNKNOWN
     return Contrast(words, found, rule, unit, beside_it, beside)
 
 
-def _tally(cells: Cells, each: Sequence[np.ndarray]) -> Tally:
-    values = np.stack(each, 1)
-    there = np.isfinite(values)
-    return Tally(np.stack([np.where(there, values, 0.0), there], -1), cells.resampling.weights)
-
-
-def _mean(x: np.ndarray) -> np.ndarray:
-    return (x[..., 0] / x[..., 1]).mean(-1)
+def _told(cells: Cells, each: Sequence[np.ndarray]) -> Estimate:
+    """The mean over themes of the mean over samples."""
+    tally = cells.tally(np.stack(each))
+    sizes = tally.sums[..., 1]
+    return tally.told(lambda x: ratio(x).mean(-1), n=float(sizes.sum()), sizes=sizes)
 
 
 # --- figure 9: suppression by layer -----------------------------------------------------------------------------------
@@ -109,10 +101,8 @@ def _layers(run: SteeringRun) -> tuple[Tally, list[list[float]], float]:
         layers.append([float(layer) for layer in common])
     most = max(len(block[0]) for block in blocks)
     padded = [np.pad(b, ((0, 0), (0, most - b.shape[1]), (0, 0)), constant_values=np.nan) for b in blocks]
-    stack = np.moveaxis(np.stack(padded), -1, 0)
-    there = np.isfinite(stack)
-    tally = Tally(np.stack([np.where(there, stack, 0.0), there], -1), grid.resampling.weights)
-    return tally, layers, float(there.sum())
+    tally = grid.tally(np.stack(padded))
+    return tally, layers, float(tally.sums[..., 1].sum())
 
 
 def fig9_earlier(run: SteeringRun) -> list[Contrast]:
@@ -120,13 +110,15 @@ def fig9_earlier(run: SteeringRun) -> list[Contrast]:
     tally, layers, n = _layers(run)
 
     def best(x: np.ndarray) -> np.ndarray:
-        means = np.nan_to_num(x[..., 0] / x[..., 1], nan=-np.inf).argmax(-1)  # draws by themes by r
+        means = np.nan_to_num(x[..., 0] / x[..., 1], nan=-np.inf).argmax(-1)  # cases by themes by r
         known = np.array([row + [np.nan] * (means.max() + 1 - len(row)) for row in layers])
         at = known[np.arange(len(layers))[None, :, None], means]
         return (at[..., 1] - at[..., 0]).mean(-1)
 
     words = "best layer at the strongest r less that at the weakest, in layers"
-    return [Contrast(words, tally.told(best, n=n), BELOW_0, Unit.NUMBER, beside=_of_themes(len(layers)))]
+    far = max(row[-1] - row[0] for row in layers)
+    found = tally.told(best, n=n, span=(-far, far), chosen=True)
+    return [Contrast(words, found, BELOW_0, Unit.NUMBER, beside=_of_themes(len(layers)))]
 
 
 def fig9_even(run: SteeringRun) -> list[Contrast]:
@@ -207,9 +199,7 @@ def fig10_steady(run: SteeringRun) -> list[Contrast]:
         ]
         if not blocks:
             raise NotMeasured(f"{other} and cumulative were not both run at several r.")
-        stack = np.moveaxis(np.stack(blocks), -1, 0)  # samples by themes by methods by r
-        there = np.isfinite(stack)
-        tally = Tally(np.stack([np.where(there, stack, 0.0), there], -1), grid.resampling.weights)
+        tally = grid.tally(np.stack(blocks))  # samples by themes by methods by r
 
         def spread(x: np.ndarray) -> np.ndarray:
             means = x[..., 0] / x[..., 1]
@@ -220,7 +210,7 @@ def fig10_steady(run: SteeringRun) -> list[Contrast]:
         found.append(
             Contrast(
                 words,
-                tally.told(spread, n=float(there.sum())),
+                tally.told(spread, n=float(tally.sums[..., 1].sum())),
                 ABOVE_0,
                 Unit.NUMBER,
                 beside=_of_themes(len(blocks)),

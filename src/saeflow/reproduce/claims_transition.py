@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
+from saeflow.experiments.statistics import Estimate, Tally
 from saeflow.experiments.transition_summary import Named
 from saeflow.reproduce.evidence import TransitionRun
-from saeflow.reproduce.tally import Tally
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 
 COSINE: Final = "decoders/1/binary/RAW/RAW"
@@ -40,7 +40,7 @@ def explained(run: TransitionRun, names: list[str]) -> tuple[Tally, int]:
     if not kept.any():
         raise NotMeasured(f"No pair of sites has {', '.join(names)}.")
     sums = np.concatenate([run.missed[:, kept][:, :, places], run.total[:, kept, None]], -1)
-    return Tally(sums, run.weights), int(run.tokens[:, kept].sum(0).max())
+    return Tally(sums, run.datasets), int(run.tokens[:, kept].sum(0).max())
 
 
 def variance(x: np.ndarray) -> np.ndarray:
@@ -51,7 +51,12 @@ def variance(x: np.ndarray) -> np.ndarray:
 def difference(run: TransitionRun, a: str, b: str, rule: Rule = ABOVE_0) -> Contrast:
     """Explained variance of map a less that of map b."""
     tally, n = explained(run, [a, b])
-    found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1], n=n)
+    if np.array_equal(
+        tally.sums[..., 0], tally.sums[..., 1]
+    ):  # one map by two names: no text could tell them apart
+        found = Estimate(0.0, 0.0, 0.0, n)
+    else:
+        found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1], n=n)
     one, two = tally.now(variance).tolist()
     told = [named.told if (named := Named.of(name)) else name for name in (a, b)]
     words = f"explained variance of {told[0]} less that of {told[1]}"

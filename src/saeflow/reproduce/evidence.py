@@ -81,14 +81,14 @@ class TransitionRun:
         missed: texts by pairs of sites by maps: squared error.
         total: texts by pairs: squared distance from the mean.
         tokens: texts by pairs.
-        weights: draws by texts.
+        datasets: of each text, as a number.
     """
 
     names: tuple[str, ...]
     missed: np.ndarray
     total: np.ndarray
     tokens: np.ndarray
-    weights: np.ndarray
+    datasets: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,7 @@ def _transition(results: Results) -> TransitionRun:
     place = {name: number for number, name in enumerate(names)}
     shape = len(texts.number), len(pairs)
     run = TransitionRun(
-        names, np.zeros((*shape, len(names))), np.zeros(shape), np.zeros(shape), texts.resampling.weights
+        names, np.zeros((*shape, len(names))), np.zeros(shape), np.zeros(shape), texts.datasets
     )
     there = np.zeros((len(pairs), len(names)), dtype=bool)
     for text, row in zip(at.tolist(), rows, strict=True):

@@ -17,6 +17,9 @@ from typing import Final
 from saeflow.errors import SaeflowError
 from saeflow.experiments.statistics import Estimate
 
+FEWEST: Final = 6
+"""Texts that a verdict needs: five that all agree may do so by chance (sign test, 2 / 2^5 > 0.05)."""
+
 UNKNOWN: Final = Estimate(None, None, None, 0)
 
 
@@ -69,9 +72,9 @@ class Rule:
     bound: float = 0.0
 
     def judge(self, found: Estimate) -> Outcome:
-        """The outcome for an estimate; OPEN without an interval."""
+        """The outcome for an estimate; OPEN without an interval, or of fewer than `FEWEST` texts."""
         low, high = found.low, found.high
-        if found.value is None or low is None or high is None:
+        if found.value is None or low is None or high is None or _few(found):
             return Outcome.OPEN
         if self.kind in (Kind.ABOVE, Kind.BELOW):
             yes, no = low > self.bound, high < self.bound
@@ -171,12 +174,18 @@ def verdict_of(contrasts: Sequence[Contrast], *, any_of: bool = False) -> Verdic
     return Verdict(outcome, tuple(contrasts), deciding, _why(deciding) if outcome is Outcome.OPEN else "")
 
 
+def _few(found: Estimate) -> bool:
+    return found.texts is not None and found.texts < FEWEST
+
+
 def _why(contrast: Contrast) -> str:
     found, bound = contrast.found, contrast.rule.bound
     if found.value is None:
         return "There is no row to measure it on."
+    if _few(found):
+        return f"It comes from {found.texts} texts or samples; a verdict needs {FEWEST}: fewer may agree by chance."
     if found.low is None:
-        return "There is no interval: it needs rows of two texts at least."
+        return "There is no interval: all texts give the same number, or it hangs on one of them."
     if contrast.rule.kind in (Kind.WITHIN, Kind.APART):
         return "The interval lies neither wholly within the margin nor wholly outside it."
     return f"The interval includes {bound:g}."

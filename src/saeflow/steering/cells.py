@@ -1,6 +1,6 @@
 """Scored rows as matrices, a row a setting and a column a sample; what every table of a sweep is made from. No torch.
 
-Two rules keep the tables honest. Samples of one seed belong together: intervals resample samples, and two
+Two rules keep the tables honest. Samples of one seed belong together: intervals are of samples, and two
 settings are compared on the same seeds. And choosing the best of several settings flatters it, since the luckiest wins:
 where a table shows a best of several, each half of the samples is measured at the setting that is best on the
 other half (`crossfit`).
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import Results
-from saeflow.experiments.statistics import Estimate, Resampling
+from saeflow.experiments.statistics import Estimate, Tally, mean_estimates
 from saeflow.steering.judges import Score
 from saeflow.steering.metrics import combined, perplexity
 from saeflow.steering.plan import Direction
@@ -26,8 +25,6 @@ from saeflow.steering.scoring import Scores
 from saeflow.steering.settings import NONE, ORDER, Setting
 
 MEASURES: Final = ("loss", "distinct_1", "distinct_2", "share_layer", "share_total", "n_features")
-SEED: Final = 0
-"""Of the bootstrap draws of a summary."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -94,11 +91,6 @@ class Cells:
         rows[at] = np.arange(len(keys))
         return Cells(scores.judge, tuple(place), samples, values, rows)
 
-    @cached_property
-    def resampling(self) -> Resampling:
-        """Draws of samples, the same for all cells."""
-        return Resampling.of([0] * len(self.samples), seed=SEED)
-
     def where(self, keep: Callable[[Cell], bool]) -> list[int]:
         """The numbers of the cells that are kept."""
         return [number for number, cell in enumerate(self.cells) if keep(cell)]
@@ -129,22 +121,26 @@ class Cells:
         return perplexity(self.values["loss"][cell].tolist())
 
     def estimate(self, values: Float[np.ndarray, " k"]) -> Estimate:
-        """The mean of one value a sample, with its interval."""
+        """The mean of one score a sample, with its interval."""
         return self.estimates(values[None])[0]
 
-    def estimates(self, values: Float[np.ndarray, "n k"]) -> list[Estimate]:
-        """The mean of each row of values, one a sample, with intervals."""
+    def estimates(self, values: Float[np.ndarray, "n k"], highest: float = 1.0) -> list[Estimate]:
+        """The mean of each row of values from 0 to `highest`, one a sample, with intervals."""
         there = np.isfinite(values)
-        return self.resampling.ratios(np.where(there, values, 0.0).T, there.T.astype(np.float64))
+        sums, counts = np.where(there, values, 0.0).T, there.T.astype(np.float64)
+        return mean_estimates(sums, counts, [0] * len(counts), span=(0.0, highest))
 
     def difference(
         self, a: Float[np.ndarray, " k"], b: Float[np.ndarray, " k"]
     ) -> tuple[Estimate, float | None]:
         """The mean of a - b over samples that have both, with its interval and p."""
         both = np.isfinite(a) & np.isfinite(b)
-        return self.resampling.difference(
-            np.where(both, a, 0.0), np.where(both, b, 0.0), both.astype(np.float64)
-        )
+        return self.tally(a - b).difference(n=int(both.sum()))
+
+    def tally(self, values: Float[np.ndarray, "*n k"]) -> Tally:
+        """Values and how many are known: samples first, then the axes of `values`, then these two."""
+        there = np.isfinite(values)
+        return Tally(np.moveaxis(np.stack([np.where(there, values, 0.0), there], -1), -2, 0))
 
     def default(self, theme: str, direction: Direction) -> float | None:
         """The mean score of unsteered text."""

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saeflow.experiments.results import SummaryTable
-from saeflow.experiments.statistics import LEVEL, Estimate
+from saeflow.experiments.statistics import Estimate, ratio
 from saeflow.steering.cells import Cells
 from saeflow.steering.plan import Direction
 from saeflow.steering.settings import NONE, PROMPT
@@ -154,13 +154,6 @@ def _by(numbers: Sequence[int], key: Callable[[int], Any]) -> dict[Any, list[int
 
 
 def _spread(grid: Cells, scores: Float[np.ndarray, "n k"]) -> Estimate:
-    """Best minus worst mean over rows of scores, with the interval of resampled samples."""
-    there = np.isfinite(scores)
-    weights = grid.resampling.weights
-    with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = (weights @ np.where(there, scores, 0.0).T) / (weights @ there.T.astype(np.float64))
-    spread = np.nanmax(drawn, axis=1) - np.nanmin(drawn, axis=1)
-    if scores.shape[1] < 2:
-        return Estimate(None, None, None, scores.shape[1])
-    low, high = np.quantile(spread, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
-    return Estimate(None, low, high, scores.shape[1])
+    """Best minus worst mean over rows of scores; rows without a score are left out."""
+    tally = grid.tally(scores[np.isfinite(scores).any(1)])
+    return tally.told(lambda x: np.ptp(ratio(x), axis=-1), span=(0.0, 1.0), sizes=tally.sums[..., 1])

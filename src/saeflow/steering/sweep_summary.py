@@ -18,6 +18,7 @@ from saeflow.experiments.results import MANIFEST, Results, Row, SummaryTable
 from saeflow.ids import Part
 from saeflow.steering.cells import Cell, Cells
 from saeflow.steering.confirm import FOLDER, START_LAYER
+from saeflow.steering.judges import HIGHEST
 from saeflow.steering.plan import Direction
 from saeflow.steering.scoring import read_scores
 from saeflow.steering.settings import MULTI, NONE, PROMPT, RANDOM, SINGLE, START, Setting
@@ -134,7 +135,8 @@ class Confirmed:
     def best(self) -> SummaryTable:
         """The chosen settings and the baselines."""
         score, behavior, coherence = (
-            self.cells.estimates(self.cells.values[name]) for name in ("score", "behavior", "coherence")
+            self.cells.estimates(self.cells.values[name], highest)
+            for name, highest in (("score", 1.0), ("behavior", HIGHEST), ("coherence", HIGHEST))
         )
         before = {cell: self.grid.mean("score", number) for number, cell in enumerate(self.grid.cells)}
         rows: list[tuple[Any, ...]] = []
@@ -187,7 +189,7 @@ class Confirmed:
             "beyond the paper",
             "Mean of score a - score b over samples of equal seed, each method at the setting of steering_best; above "
             "0 where method_a is better. single (start layer) is the best single setting at the layer most starts lie "
-            "in. p: two-sided, from resampled samples; q: the same, corrected for the number of rows (Benjamini and "
+            "in. p: two-sided, of the t of the interval; q: the same, corrected for the number of rows (Benjamini and "
             f"Hochberg 1995). random is that of method_a. Judge: {self.cells.judge}.",
             "theme, direction, method_a, method_b, n, difference, low, high, p, q",
             [row if len(row) == 10 else [*row, None] for row in rows],

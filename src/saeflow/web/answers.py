@@ -315,7 +315,7 @@ class CaseData(Answer):
 
 
 class Interval(Answer):
-    """A share with its 95 % interval, which resamples texts; null where one text does not give it."""
+    """A share with its 95 % interval, of texts; null where one text does not give it."""
 
     share: Share
     low: float | None

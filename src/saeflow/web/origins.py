@@ -1,7 +1,7 @@
 """In which groups of appendix A.1 each feature was seen: from the rows of `saeflow origins`. No torch.
 
 Rows are read in a thread after the start; a card that is asked for before waits. Shares of one feature are over all
-its observations; their intervals resample texts (saeflow.experiments.statistics), and there is none where all
+its observations; their intervals are of texts (saeflow.experiments.statistics), and there is none where all
 observations are of one text.
 """
 
@@ -56,7 +56,7 @@ class Origins:
             return None
         import numpy as np
 
-        from saeflow.experiments.statistics import by_text
+        from saeflow.experiments.statistics import RATE, by_text, mean_estimates
 
         here = (seen.layer == feature.layer) & (seen.feature == feature.index)
         shape = (len(seen.texts.number), 8)
@@ -65,7 +65,7 @@ class Origins:
         labels = _labels()
         shares = {
             labels[value]: Interval(share=estimate.value, low=estimate.low, high=estimate.high)
-            for value, estimate in enumerate(seen.texts.resampling.ratios(counts, totals))
+            for value, estimate in enumerate(mean_estimates(counts, totals, seen.texts.datasets, span=RATE))
             if estimate.value
         }
         return Groups(
