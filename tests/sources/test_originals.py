@@ -132,6 +132,31 @@ def test_topk_rescaled_by_decoder_norms_as_there(tmp_path: Path, rescale: bool):
 
 
 @needs_sae_lens
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("kind", ["Standard", "JumpReLU", "Gated", "TopK", "BatchTopK"])
+def test_a_checkpoint_with_its_factor_is_what_folding_the_factor_gives(
+    tmp_path: Path, kind: str, rescale: bool
+):
+    from sae_lens import SAE, saes
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    told: dict[str, Any] = {"d_in": 4, "d_sae": 7, "normalize_activations": "expected_average_only_in"}
+    if "TopK" in kind:
+        told |= {"k": 3, "rescale_acts_by_decoder_norm": rescale}
+    trained = getattr(saes, f"{kind}TrainingSAE")(getattr(saes, f"{kind}TrainingSAEConfig")(**told))
+    fill(trained)
+    if kind == "BatchTopK":
+        trained.topk_threshold = torch.tensor(0.4, dtype=torch.double)
+    trained.save_model(tmp_path / "checkpoint")
+    ActivationScaler(scaling_factor=0.37).save(str(tmp_path / "checkpoint" / "activation_scaler.json"))
+    trained.fold_activation_norm_scaling_factor(0.37)
+    trained.save_inference_model(tmp_path / "folded")
+    sae = SAE.load_from_disk(tmp_path / "folded")
+    with torch.no_grad():
+        differ(one(tmp_path / "checkpoint", Site.parse("1/res")), sae.encode(X), sae(X))
+
+
+@needs_sae_lens
 @pytest.mark.parametrize("matryoshka", [False, True])
 def test_a_batchtopk_that_was_trained_there_and_saved_for_inference(tmp_path: Path, matryoshka: bool):
     from sae_lens import SAE, saes

@@ -141,6 +141,9 @@ def test_an_unknown_folder_lists_what_is_supported(tmp_path: Path):
             UnsupportedFormat, match=r"sae-lens v6 .*Gemma Scope .*Llama Scope|saeflow folder .*Llama Scope"
         ):
             load(path)
+    (tmp_path / "saes.tar.gz").write_bytes(b"x")
+    with pytest.raises(UnsupportedFormat, match=r"saes\.tar\.gz is a packed file\. Unpack it"):
+        load(tmp_path / "saes.tar.gz")
     with pytest.raises(InvalidArgument, match="gone does not exist"):
         load(tmp_path / "gone")
 

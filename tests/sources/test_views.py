@@ -49,12 +49,21 @@ def of_module(model: LanguageModel, path: str) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("part", "path"), [(Part.MLP, "mlp"), (Part.ATT, "self_attn")])
+@pytest.mark.parametrize(
+    ("part", "path", "hook"),
+    [
+        (Part.MLP, "mlp", "model.layers.1.mlp"),
+        (Part.ATT, "self_attn", "model.layers.1.self_attn"),
+        # TransformerLens 3 and 4: `blocks.1.hook_mlp_out` is after the norm, these are before it
+        (Part.MLP, "mlp", "blocks.1.mlp.hook_out"),
+        (Part.ATT, "self_attn", "blocks.1.attn.hook_out"),
+    ],
+)
 def test_a_module_s_own_output_is_read_before_the_norm_that_follows_whatever_the_model_is_called(
-    tmp_path: Path, name: str, part: Part, path: str
+    tmp_path: Path, name: str, part: Part, path: str, hook: str
 ):
-    hook = {"hook_name": f"model.layers.1.{path}", "model_name": name}
-    d = one(write_sae_lens(tmp_path, arrays(), metadata=hook))
+    told = {"hook_name": hook, "model_name": name}
+    d = one(write_sae_lens(tmp_path, arrays(), metadata=told))
     sandwich, plain = tiny_model("gemma2"), tiny_model("llama")
     assert (d.site, d.tap) == (Site(1, part), Tap(part.value))
     for model in (sandwich, plain):

@@ -136,6 +136,8 @@ def discover(path: Path | str, pattern: str = "") -> Found:
         chosen = [site for site in manifest.sites if _fits(str(site), pattern)]
         return Found({site: partial(manifest.open, site) for site in chosen}, manifest.left_out)
     singles = {_name(path, place): (reader, place) for reader, place in _singles(path)}
+    if not singles and path.suffix in (".gz", ".tgz", ".tar", ".zip", ".xz", ".bz2", ".zst", ".7z"):
+        raise UnsupportedFormat(f"{path} is a packed file. Unpack it, and give the folder it holds.")
     if not singles:
         raise UnsupportedFormat(f"{path} is of no known format. Supported: {_SUPPORTED}.")
     _check_pattern(path, pattern, list(singles))
