@@ -104,7 +104,7 @@ def sampled(model: LanguageModel, prompt: str, n: int, length: int, first_seed: 
 
 def judged_of(model: LanguageModel, prompt: str, texts: Sequence[Sequence[int]]) -> list[Sample]:
     nats = losses(model, prompt, texts)
-    told = [str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in texts]
+    told = [model.spelling.text(ids, skip_special_tokens=True) for ids in texts]
     return [
         Sample(tuple(ids), Judged(text, prompt, loss, tuple(ids)))
         for ids, text, loss in zip(texts, told, nats, strict=True)

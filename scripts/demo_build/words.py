@@ -120,7 +120,7 @@ def _rows(
     model, dictionaries, site: Site, found: _Site, shown: torch.Tensor, domains: list[str]
 ) -> list[dict | None]:
     dictionary = dictionaries[site]
-    decode = [model.tokenizer.decode([i]) for i in range(len(found.total))]
+    decode = [model.spelling.token(i) for i in range(len(found.total))]
     promotes = model.logit_lens(dictionary.directions(), TOKENS)
     chosen = sorted({int(w) for w in found.where[found.peak > 0].tolist()})
     captured = model.capture(_padded(shown[chosen]), [site])[site] if chosen else None

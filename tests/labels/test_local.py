@@ -93,14 +93,14 @@ def test_words_are_what_counting_text_by_text_gives(model, dictionaries, texts, 
         for f in np.flatnonzero(acts.max(0) > 0):
             top = int(acts[:, f].argmax())
             span = slice(max(0, top - BEFORE), top + AFTER + 1)
-            passages[f].setdefault(tuple(f"w{i}" for i in ids[span]), acts[span, f])
+            passages[f].setdefault(tuple(f" w{i}" for i in ids[span]), acts[span, f])
     mean = total / (occurred + PRIOR)
     for f, row in enumerate(rows):
         if fired[f] == 0:
             assert row is None
             continue
         assert row.frequency == pytest.approx(fired[f] / n, rel=1e-3)
-        shown = [int(token[1:]) for token in row.tokens]
+        shown = [int(token.strip()[1:]) for token in row.tokens]
         best = np.sort(mean[f])[::-1][: len(shown)]
         assert mean[f, shown] == pytest.approx(best, rel=1e-4), (
             "the tokens with the highest means, best first"
@@ -112,7 +112,7 @@ def test_words_are_what_counting_text_by_text_gives(model, dictionaries, texts, 
         for context in row.contexts:
             assert np.allclose(context.values, passages[f][context.tokens], rtol=1e-3, atol=1e-4)
             assert context.source in {"s0", "s1", "s2"}
-        assert row.label == ", ".join(row.tokens[:4])
+        assert row.label == ", ".join(token.strip() for token in row.tokens[:4])
     assert rows[3] is None
     assert sum(row is not None for row in rows) > N / 2
 
@@ -137,10 +137,10 @@ def test_controls_say_what_fires_in_them(model, dictionaries, texts, folder):
         (" ".join(f"w{i}" for i in ids), ids, acts) for ids, acts in counted(model, dictionaries, texts, RES)
     ]
     for line in lines:
-        passage = " ".join(line["tokens"])
+        passage = "".join(line["tokens"]).strip()
         assert 1 <= len(line["tokens"]) <= BEFORE + 1 + AFTER
         ids, acts = next((ids, acts) for text, ids, acts in known if f" {passage} " in f" {text} ")
-        words = [f"w{i}" for i in ids]
+        words = [f" w{i}" for i in ids]
         n = len(line["tokens"])
         starts = [i for i in range(len(words)) if words[i : i + n] == line["tokens"]]
         assert line["active"] in [np.flatnonzero((acts[i : i + n] > 0).any(0)).tolist() for i in starts]

@@ -335,7 +335,7 @@ def test_logit_lens_names_the_tokens_best_first():
     for row, tokens in zip(logits, found, strict=True):
         assert [token.id for token in tokens] == row.argsort(descending=True)[:4].tolist()
         assert [token.logit for token in tokens] == sorted(row.tolist(), reverse=True)[:4]
-        assert all(token.token in {f"w{token.id}", "<pad>", "<bos>", "<eos>"} for token in tokens)
+        assert all(token.token in {f" w{token.id}", "<pad>", "<bos>", "<eos>"} for token in tokens)
     for k in (0, VOCAB + 1):
         with pytest.raises(InvalidArgument, match=f"k = {k} tokens of a vocabulary of 48"):
             model.logit_lens(directions, k=k)
@@ -364,7 +364,7 @@ def test_greedy_generation_takes_the_most_likely_token_each_time(model_type):
         ids = torch.cat([ids, following], dim=1)
         if following.item() == 2:
             break
-    expected = model.tokenizer.decode(ids[0, 11:], skip_special_tokens=True)
+    expected = " " + model.tokenizer.decode(ids[0, 11:], skip_special_tokens=True)
     assert model.generate(TEXTS[:1], max_new_tokens=6, temperature=0, n=2) == [[expected, expected]]
 
 

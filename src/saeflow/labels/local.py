@@ -36,7 +36,6 @@ from saeflow.labels.gather import Control, Seen, State
 from saeflow.labels.lines import is_whole, write_lines
 from saeflow.labels.local_rows import (
     AT_ONCE,
-    Spelling,
     control_line,
     controls_path,
     feature_rows,
@@ -191,11 +190,11 @@ class _Run:
     def write(self, state: State, release: str) -> None:
         """Write the words of the group, then the controls, then that they are done."""
         about: dict[str, Any] = _read_about(self.out) | {"release": release, "model": self.model.name}
-        spell = Spelling(self.model)
+        spelling = self.model.spelling
         for site in self.group:
-            rows = feature_rows(self.model, self.dictionaries[site], state, self.contexts, spell)
+            rows = feature_rows(self.model, self.dictionaries[site], state, self.contexts, spelling)
             write_words(self.out, site, rows)
-            lines = (control_line(control, site, state.sources, spell) for control in state.controls)
+            lines = (control_line(control, site, state.sources, spelling) for control in state.controls)
             write_lines(controls_path(self.out, site), lines)
             about["sites"][str(site)] = {
                 "key": self.key, "texts": state.digest, "units": state.units, "n_texts": state.n_texts,

@@ -16,6 +16,7 @@ from saeflow.labels.neuronpedia import TOKENS
 from saeflow.labels.words import Context, FeatureWords, label_of
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
+from saeflow.sources.spelling import Spelling
 
 AT_ONCE: Final = 1 << 26
 """Numbers in memory at a time: activations of some texts, logits of some features."""
@@ -31,23 +32,8 @@ def controls_path(folder: Path, site: Site) -> Path:
     return folder / f"{site.layer}.{site.part.value}.controls.jsonl.gz"
 
 
-class Spelling:
-    """Token ids as text, each decoded once."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        """Decode with the model's tokenizer."""
-        self._tokenizer = model.tokenizer
-        self._known: dict[int, str] = {}
-
-    def __call__(self, token: int) -> str:
-        """The text of a token; a piece of a character is the sign for one that cannot be shown."""
-        if token not in self._known:
-            self._known[token] = str(self._tokenizer.decode([token]))
-        return self._known[token]
-
-
 def feature_rows(
-    model: LanguageModel, dictionary: Dictionary, state: State, n_contexts: int, spell: Spelling
+    model: LanguageModel, dictionary: Dictionary, state: State, n_contexts: int, spelling: Spelling
 ) -> Iterator[FeatureWords | None]:
     """Words of every feature of a site, in order; None for one that never fired."""
     seen = state.seen[dictionary.site]
@@ -57,15 +43,15 @@ def feature_rows(
         if fired[row] == 0:
             yield None
             continue
-        strong = tuple(spell(token) for token in tokens.get(row, ()))
-        contexts = _contexts(seen, row, state.sources, spell)[:n_contexts]
+        strong = tuple(spelling.token(token) for token in tokens.get(row, ()))
+        contexts = _contexts(seen, row, state.sources, spelling)[:n_contexts]
         frequency = float(f"{fired[row] / state.n_tokens:.4g}")
         yield FeatureWords(label_of(strong), strong, promoted, contexts, frequency)
 
 
-def control_line(control: Control, site: Site, sources: Sequence[str], spell: Spelling) -> str:
+def control_line(control: Control, site: Site, sources: Sequence[str], spelling: Spelling) -> str:
     """A passage drawn at random as a line of JSON, with the features of the site that fire in it."""
-    tokens = [spell(token) for token in control.ids if token >= 0]
+    tokens = spelling.tokens([token for token in control.ids if token >= 0])
     told = {"tokens": tokens, "source": sources[control.source], "active": control.active[str(site)]}
     return json.dumps(told, separators=(",", ":"))
 
@@ -93,7 +79,7 @@ def _promotes(model: LanguageModel, dictionary: Dictionary) -> Iterator[tuple[st
             yield tuple(logit.token for logit in logits if directed and logit.token.strip())
 
 
-def _contexts(seen: Seen, row: int, sources: Sequence[str], spell: Spelling) -> tuple[Context, ...]:
+def _contexts(seen: Seen, row: int, sources: Sequence[str], spelling: Spelling) -> tuple[Context, ...]:
     """The different passages of a feature, strongest first."""
     kept: dict[tuple[int, ...], Context] = {}
     passages = zip(
@@ -106,7 +92,7 @@ def _contexts(seen: Seen, row: int, sources: Sequence[str], spell: Spelling) -> 
     for peak, ids, values, source in passages:
         if peak > 0:
             real = [(token, value) for token, value in zip(ids, values, strict=True) if token >= 0]
-            tokens = tuple(spell(token) for token, _ in real)
+            tokens = tuple(spelling.tokens([token for token, _ in real]))
             shown = tuple(float(f"{value:.4g}") for _, value in real)
             kept.setdefault(tuple(token for token, _ in real), Context(tokens, shown, sources[int(source)]))
     return tuple(kept.values())

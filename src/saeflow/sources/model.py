@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
@@ -45,6 +45,7 @@ from saeflow.sources.hooks import (
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.modules import LinearMaps, applied, bias_of, device_of, gain_of
 from saeflow.sources.pretrained import fetch
+from saeflow.sources.spelling import Spelling
 from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit, Tokens, refuse_infinite
 
 DEMO_FOLDER = PACK / "model"
@@ -114,6 +115,11 @@ class LanguageModel:
             InvalidArgument: for weights that are placeholders without values.
         """
         return device_of(self.hf_model) or self.hf_model.device
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """The texts of token ids, as they are inside a text."""
+        return Spelling(self.tokenizer)
 
     @property
     def parallel(self) -> bool:
@@ -311,7 +317,8 @@ class LanguageModel:
                 ids = complete(
                     self.hf_model, tokens.input_ids.expand(n, -1), tokens.attention_mask.expand(n, -1), config
                 )
-            completions.append([str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in ids])
+            rows = cast("list[list[int]]", ids.tolist())
+            completions.append([self.spelling.text(row, skip_special_tokens=True) for row in rows])
         return completions
 
     def unembed(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
@@ -350,10 +357,7 @@ class LanguageModel:
             )
         best = logits.float().topk(k, dim=-1)
         return [
-            [
-                TokenLogit(str(self.tokenizer.decode([i])), i, value)
-                for i, value in zip(ids, values, strict=True)
-            ]
+            [TokenLogit(self.spelling.token(i), i, value) for i, value in zip(ids, values, strict=True)]
             for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 

@@ -164,7 +164,7 @@ class _Follower(StoppingCriteria):
     """Sees every token as it comes: tells the effort which texts have ended, and others how far they are."""
 
     def __init__(self, model: LanguageModel, width: int, effort: Effort, on_token: OnToken | None) -> None:
-        self._tokenizer, self._width = model.tokenizer, width
+        self._spelling, self._width = model.spelling, width
         self._ends = frozenset(model.end_ids)
         self._end_ids = torch.tensor(model.end_ids, dtype=torch.long, device=model.device)
         self._effort, self._on_token = effort, on_token
@@ -185,4 +185,4 @@ class _Follower(StoppingCriteria):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self._spelling.text(ids, skip_special_tokens=True)

@@ -94,7 +94,7 @@ class Live:
             ]
             if large:
                 dictionary.unload()
-        texts = [printable(str(self.model.tokenizer.decode([token]))) for token in ids]
+        texts = [printable(text) for text in self.model.spelling.tokens(ids)]
         return TextAnswer(
             tokens=[TokenInfo(text=text, id=token) for text, token in zip(texts, ids, strict=True)],
             active=active,

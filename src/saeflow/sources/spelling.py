@@ -1,0 +1,79 @@
+"""Token ids as the text they are inside a text.
+
+Tokenizers of the SentencePiece kind (Llama 2, Mistral, TinyStories) drop the space that a decoded text begins with, so
+that a token decoded alone, or a completion without its prompt, loses the space in front; and a character of several
+bytes may be spread over several tokens. So ids are decoded behind a letter, which is then taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Final, cast
+
+from transformers import PreTrainedTokenizerBase
+
+PIECE: Final = "\ufffd"
+"""What stands for a piece of a character, which cannot be shown."""
+_LONGEST: Final = 4
+"""Bytes of a character, at most."""
+
+
+class Spelling:
+    """The texts of a tokenizer's ids, as they are behind other text; each token is decoded once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Spell what `tokenizer` made."""
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._before = cast("list[int]", tokenizer("a", add_special_tokens=False)["input_ids"])
+
+    def token(self, token: int) -> str:
+        """The text of one token; a piece of a character is U+FFFD."""
+        if token not in self._known:
+            self._known[token] = self._decoded([token]) if token in self._special else self._behind([token])
+        return self._known[token]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token of a text that other text precedes; put together they are that text.
+
+        A character that is spread over tokens is with the last of them, and the others are empty. What is no whole
+        character, because the text is cut, is U+FFFD.
+        """
+        found: list[str] = []
+        for broken, group in groupby(ids, lambda token: PIECE in self.token(token)):
+            run = list(group)
+            found += self._characters(run) if broken else map(self.token, run)
+        return found
+
+    def text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of ids that follow other text; it grows with them, but for U+FFFD at its end."""
+        special = self._special if skip_special_tokens else ()
+        return "".join(self.tokens([token for token in ids if token not in special]))
+
+    def _characters(self, ids: Sequence[int]) -> list[str]:
+        """The texts of tokens that hold pieces of characters."""
+        found = [""] * len(ids)
+        start = told = 0  # where the character that is being put together begins, and what is told by now
+        done = ""
+        for n in range(len(ids)):
+            whole = self._behind(ids[start : n + 1])
+            while not whole.strip(PIECE) and n - start >= _LONGEST - 1:  # no character begins there
+                found[start] = PIECE
+                start, told = start + 1, start + 1
+                whole = self._behind(ids[start : n + 1])
+            ready = whole.rstrip(PIECE)
+            if len(ready) > len(done):
+                found[n], done, told = ready[len(done) :], ready, n + 1
+            if ready == whole:
+                start, done = n + 1, ""
+        return found[:told] + [PIECE] * (len(ids) - told)
+
+    def _behind(self, ids: Sequence[int]) -> str:
+        """What ids add to a text."""
+        before, whole = self._decoded(self._before), self._decoded([*self._before, *ids])
+        return whole[len(before) :] if whole.startswith(before) else self._decoded(ids)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
