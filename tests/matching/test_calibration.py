@@ -390,6 +390,13 @@ def test_moments_keep_the_rate_where_rows_share_directions_and_a_rotation_does_n
     assert statistics.fmean(o.false for o in broken) > 0.2
 
 
+def test_the_null_of_families_keeps_the_rate_where_features_come_in_families_and_moments_does_not():
+    assert statistics.mean(one.false for one in outcomes("families of features", "moments")) > 0.2
+    kept = outcomes("families of features", "families")
+    assert statistics.mean(one.false for one in kept) < 0.01
+    assert statistics.mean(one.found for one in kept) > 0.5
+
+
 def test_moments_lose_little_where_rows_share_nothing():
     for null in ("moments", "rotation"):
         found = outcomes("isotropic", null, seeds=2)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from saeflow.cli.app import Device, Json, Projector, Release, progress, projector, show
-from saeflow.cli.lists import check_ending
+from saeflow.cli.lists import EXCEEDS, check_ending
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,10 +22,15 @@ def calibrate(
     atlas: Annotated[
         Path | None, typer.Option(help="Folder of the atlas; the one of this name when not given.")
     ] = None,
-    null: Annotated[str, typer.Option(help="What chance is: moments, rotation or far.")] = "moments",
+    null: Annotated[
+        str, typer.Option(help="What chance is: moments, families, rotation or far.")
+    ] = "moments",
     rows: Annotated[int, typer.Option(help="Null rows drawn at a time, for each pair of sites.")] = 2048,
     rotations: Annotated[int, typer.Option(help="How many times.")] = 8,
-    fdr: Annotated[float, typer.Option(help="False-discovery rate of the thresholds shown.")] = 0.01,
+    fdr: Annotated[
+        float,
+        typer.Option(help=f"False-discovery rate of the thresholds shown; {EXCEEDS}"),
+    ] = 0.01,
     seed: Annotated[int, typer.Option(help="What the rows are drawn with.")] = 0,
     device: Device = "cpu",
     model: Projector = "",

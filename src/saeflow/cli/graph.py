@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saeflow.cli.app import Json, Release, print_table
-from saeflow.cli.lists import check_ending, names_of
+from saeflow.cli.lists import EXCEEDS, check_ending, names_of
 from saeflow.errors import BadFile, InvalidArgument
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def graph(
     ] = False,
     fdr: Annotated[
         float | None,
-        typer.Option(help="False-discovery rate of calibrated thresholds, 0.01 with --calibrated alone."),
+        typer.Option(
+            help=f"False-discovery rate of calibrated thresholds, 0.01 with --calibrated alone; {EXCEEDS}"
+        ),
     ] = None,
     k: Annotated[int, typer.Option(help="Matches considered at each site.")] = 1,
     direction: Annotated[str, typer.Option(help="both, backward or forward.")] = "both",

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from saeflow.ids import Part
 
 
+EXCEEDS = "families of alike features exceed it, but under the null families."
+"""What a false-discovery rate does not promise, wherever one is offered; docs/calibration.md has the numbers."""
+
+
 def names_of(text: str) -> list[str]:
     """The names, without spaces around them; none of an empty text."""
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from saeflow.cli.app import Device, Json, Release, print_table, progress
-from saeflow.cli.lists import check_ending, names_of, parts_of
+from saeflow.cli.lists import EXCEEDS, check_ending, names_of, parts_of
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def plan(
     t_mlp: Annotated[float, typer.Option(help="t(M): MLP features below it are left out.")] = 0.15,
     t_att: Annotated[float, typer.Option(help="t(A): attention features below it are left out.")] = 0.15,
     fdr: Annotated[
-        float | None, typer.Option(help="Calibrated thresholds at this false-discovery rate instead.")
+        float | None,
+        typer.Option(help=f"Calibrated thresholds at this false-discovery rate instead; {EXCEEDS}"),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="Matches followed at each site.")] = 1,
     parts: Annotated[str, typer.Option(help="Parts whose features are changed.")] = "res,mlp,att",

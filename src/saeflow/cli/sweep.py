@@ -14,7 +14,7 @@ import typer
 
 from saeflow.cli.app import Device, Json, Release, bars, print_table
 from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
-from saeflow.cli.lists import layers_of, names_of, numbers_of, parts_of
+from saeflow.cli.lists import EXCEEDS, layers_of, names_of, numbers_of, parts_of
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ def sweep(
     t_att: Annotated[float, typer.Option(help="t(A).", rich_help_panel=_VARIANT)] = 0.15,
     fdr: Annotated[
         float | None,
-        typer.Option(help="Calibrated thresholds at this false-discovery rate.", rich_help_panel=_VARIANT),
+        typer.Option(
+            help=f"Calibrated thresholds at this false-discovery rate; {EXCEEDS}",
+            rich_help_panel=_VARIANT,
+        ),
     ] = None,
     k: Annotated[int, typer.Option(help="Matches of each site followed.", rich_help_panel=_VARIANT)] = 1,
     parts: Annotated[

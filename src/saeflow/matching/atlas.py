@@ -182,7 +182,8 @@ class Atlas(_Tables):
             warnings.warn(
                 f"{len(short)} of {len(best)} pairs of sites keep no match at fdr={fdr:g} for want of null rows: some "
                 f"matches of {pair[0]} to {pair[1]} are above all {self.nulls[pair].n:,}, and {most:,} would tell. "
-                f"Draw more with `saeflow atlas calibrate --rotations {max(8, -(-most // 2048))}`.",
+                "Draw more, or another null where that is far, with "
+                f"`saeflow atlas calibrate --rotations {max(8, -(-most // 2048))}`.",
                 stacklevel=2,
             )
         return {pair: cut(null, best[pair], fdr) for pair, null in self.nulls.items()}

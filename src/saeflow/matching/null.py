@@ -39,7 +39,7 @@ class NullDistribution:
     Attributes:
         source: Site whose features ask.
         target: Site where the best match is looked for.
-        kind: How the rows were made: "rotation", "moments" or "far"; see `calibration`.
+        kind: How the rows were made: "rotation", "moments", "families" or "far"; see `calibration`.
         n: How many null scores there were.
         scores: Those that are kept, highest first, rounded up to six digits.
         seed: What the rows were drawn with.

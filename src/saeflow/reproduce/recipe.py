@@ -3,7 +3,7 @@
     title, release, model, datasets, seed, note        what it is
     needs_model_to_match = true                        where attention dictionaries live in z
     [shape]                                            of the model, for the plan of a run that has not fetched it
-    [atlas]                                            null = "moments", "rotation" or "far" to calibrate it too
+    [atlas]                                            null = "moments", "families", "rotation" or "far": calibrate
     [graphs] [origins] [deactivation] [steering] [transition]      the sizes of each; one left out is not run
     [unanswered]                                       fig19 = "why"
 
