@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from saeflow import demo, load_dictionaries, load_model, open_atlas, trace
+from saeflow.demo.pick import worth_a_look
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.sampling import draw, open_dataset
 from saeflow.flow import Thresholds
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.labels import open_words
+from saeflow.labels import FeatureWords, no_words, open_words
 from saeflow.matching.atlas import flow_pairs
 
 
@@ -50,6 +51,22 @@ def test_the_atlas_equals_brute_force(atlas, dictionaries):
         apart = np.abs(np.diff(np.sort(-product, axis=1)[:, :6], axis=1)).min(axis=1) > 1e-6
         assert apart.mean() > 0.98
         assert np.array_equal(table.index[apart], index[apart])
+
+
+def test_features_worth_a_look_need_words_and_not_words_of_english(atlas):
+    class Elsewhere:
+        """Words of a tokenizer that puts no space before them."""
+
+        def get(self, feature):
+            return self.site(feature.site)[feature.index]
+
+        def site(self, site):
+            known = FeatureWords("", ("a", "b"), frequency=0.01)
+            return [known if site.layer == 5 and index in (3, 40) else None for index in range(60)]
+
+    picks = worth_a_look(atlas, Elsewhere(), 3)
+    assert {str(pick.graph.seed) for pick in picks} == {"5/res/3", "5/res/40"}
+    assert not worth_a_look(atlas, no_words, 3)
 
 
 def test_every_feature_of_the_graph_shown_has_words(atlas):

@@ -120,6 +120,18 @@ def test_every_claim_of_the_stage_is_planted() -> None:
     assert set(WORLDS) == {claim.id for claim in claims() if claim.stage == "steering"}
 
 
+def test_a_setting_of_one_layer_is_not_compared_as_several() -> None:
+    """Of settings up to the first layer, "several" would be the single layer itself."""
+    single = Setting("single", 0, "constant", 1.0)
+    one_layer = [Setting(method, 0, "constant", 1.0) for method in ("constant", "cumulative")]
+    run = steering(
+        [(OFF, single), (ON, single), (OFF, one_layer[1]), (ON, one_layer[0])], [best("single")] * 8
+    )
+    found = CLAIMS["intro-layers"].check(Evidence(steering=run))
+    assert (found.outcome, found.measured) == (Outcome.OPEN, False)
+    assert found.why.startswith("No direction has confirmed settings of several layers")
+
+
 def test_one_theme_is_enough_where_the_claim_says_some() -> None:
     def somewhere(theme: str, direction: Direction, setting: Setting) -> Mapping[str, float]:
         return (layer(2) if theme == "two" else layer(1))(theme, direction, setting)

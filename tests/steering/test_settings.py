@@ -18,14 +18,14 @@ UP, DOWN = Direction.ACTIVATE, Direction.SUPPRESS
 
 def test_a_grid_is_every_layer_at_every_value_for_each_method_of_the_direction() -> None:
     grid = Grid(activate=(1.0, 2.0), suppress=(0.0,))
-    assert grid.of_method(UP, "linear", (3, 1)) == tuple(
-        Setting("linear", layer, "linear", s) for layer in (1, 3) for s in (1.0, 2.0)
+    assert grid.of_method(UP, "linear", (3, 1, 4)) == tuple(
+        Setting("linear", layer, "linear", s) for layer in (3, 4) for s in (1.0, 2.0)
     )
     assert grid.of_method(UP, "single", (1,)) == tuple(
         Setting("single", 1, "constant", s) for s in (1.0, 2.0)
     )
-    assert grid.of_method(DOWN, "cumulative", (1, 2)) == tuple(
-        Setting("cumulative", layer, "constant", 0.0) for layer in (1, 2)
+    assert grid.of_method(DOWN, "cumulative", (1, 2, 3)) == tuple(
+        Setting("cumulative", layer, "constant", 0.0) for layer in (2, 3)
     )
     assert grid.of_method(UP, "start", ()) == tuple(Setting("start", -1, "constant", s) for s in (1.0, 2.0))
     assert grid.of_method(DOWN, "none", ()) == (Setting("none"),)
@@ -39,6 +39,12 @@ def test_each_direction_has_its_own_methods_over_several_layers() -> None:
     assert grid.of_method(UP, "cumulative", (1,)) == ()
     assert grid.of_method(DOWN, "linear", (1,)) == ()
     assert set(MULTI[UP]) | set(MULTI[DOWN]) < set(ORDER)
+
+
+def test_a_method_of_several_layers_is_never_one_of_a_single_layer() -> None:
+    assert Grid().of_method(UP, "linear", (2,)) == Grid().of_method(DOWN, "cumulative", (2,)) == ()
+    assert Grid(layers=(1,)).of_method(UP, "constant", (1, 2)) == ()
+    assert {s.layer for s in Grid(layers=(2,)).of_method(UP, "constant", (1, 2))} == {2}
 
 
 def test_methods_and_layers_can_be_chosen_and_unsteered_text_is_always_made() -> None:

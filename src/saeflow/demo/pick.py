@@ -12,6 +12,9 @@ from saeflow.matching.atlas import Atlas
 # A feature on more than 3 % of tokens is mostly grammar; below 1 in 5,000 its words rest on too little.
 RAREST, COMMONEST = 2e-4, 3e-2
 
+MOST_UNREAD = 2000
+"""Features whose graphs are looked at where no words read well."""
+
 
 @dataclass(frozen=True)
 class Pick:
@@ -26,17 +29,21 @@ def worth_a_look(atlas: Atlas, words: Words, n: int, *, thresholds: Thresholds |
     """The `n` most interesting residual features of the last third of the model, one for each label.
 
     Interest counts the layers of the span, a little more where a module joins or the case changes, and
-    how well the flow holds together; a feature without words is left out.
+    how well the flow holds together; a feature without words is left out. Words that read well come first: of other
+    scripts and tokenizers, or from a small corpus, any will do.
     """
     layers = sorted({site.layer for site in atlas.sites if site.part is Part.RES})
+    told: list[tuple[FeatureId, FeatureWords]] = []
     found: list[Pick] = []
     for layer in layers[-max(1, len(layers) // 3) :]:
         site = Site(layer, Part.RES)
         for index, known in enumerate(words.site(site)):
-            if known is None or not _readable(known):
-                continue
-            graph = trace(FeatureId(site, index), atlas, thresholds=thresholds)
-            found.append(Pick(graph, known.label, _interest(graph)))
+            if known is not None and known.tokens:
+                told.append((FeatureId(site, index), known))
+    readable = [(feature, known) for feature, known in told if _readable(known)]
+    for feature, known in readable or told[:MOST_UNREAD]:
+        graph = trace(feature, atlas, thresholds=thresholds)
+        found.append(Pick(graph, known.label or str(feature), _interest(graph)))
     found.sort(key=lambda pick: -pick.interest)
     seen: set[str] = set()
     kept: list[Pick] = []

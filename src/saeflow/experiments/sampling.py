@@ -37,6 +37,9 @@ _ROWS: Final = 256
 MAX_TRIED: Final = 1000
 """Texts in a row without enough tokens after which a dataset is given up."""
 
+PYTHON: Final = ("demo:python", "python-github-code")
+"""The known data sets of Python code."""
+
 _RECIPES: Final = Path(__file__).parent / "datasets.toml"
 _HUB_DEFAULT: Final = {"config": "", "split": "train", "column": "text"}
 

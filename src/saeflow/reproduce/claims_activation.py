@@ -75,6 +75,12 @@ def _best(
         randoms = find(
             run.fresh, theme, direction, lambda s: s.method == RANDOM and s.mirrors in MULTI[direction]
         )
+        single = find(run.grid, theme, direction, lambda s: s.method == SINGLE)
+        # up to the first layer of all they change that one alone, and are single themselves
+        first = min((run.grid.cells[n].setting.layer for n in single), default=-1)
+        several, randoms = (
+            [n for n in places if run.fresh.cells[n].setting.layer > first] for places in (several, randoms)
+        )
         if against and several:
             each[theme] = values[several].mean(0) - values[against[0]]
             if randoms:

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from saeflow.experiments.predecessors import PARTS
+from saeflow.experiments.sampling import PYTHON
 from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
 from saeflow.experiments.summary import LABELS
 from saeflow.ids import Part
@@ -167,9 +168,12 @@ def fig18_nowhere(run: OriginsRun) -> list[Contrast]:
 
 
 def fig18_python(run: OriginsRun) -> list[Contrast]:
-    """Pearson has more nowhere on data new to its tables."""
+    """Pearson has more nowhere on Python code, new to its tables."""
     methods = Methods(run)
-    return [methods.contrast(methods.places(new=True), [0], ABOVE_0, "share of nowhere")]
+    places = [place for place in methods.places(new=True) if methods.datasets[place] in PYTHON]
+    if not places:
+        raise NotMeasured(f"No data set of Python code is new to the Pearson tables ({', '.join(PYTHON)}).")
+    return [methods.contrast(places, [0], ABOVE_0, "share of nowhere")]
 
 
 def fig18_attention(run: OriginsRun) -> list[Contrast]:

@@ -116,7 +116,8 @@ def _asked(size: Table, atlas: Atlas, words: Words, only: frozenset[str]) -> lis
         picks = worth_a_look(atlas, words, n)
         if not picks:
             raise BadFile(
-                f"{atlas.folder} has no words to pick features by. Name some as seeds in the recipe."
+                f"the release {atlas.release} has no words to pick features by. Make some: `saeflow labels make`; or "
+                "name features as seeds in the recipe."
             )
         return [pick.graph for pick in picks]
     cuts: Mapping[str, float] = size.get("thresholds", {})

@@ -2,8 +2,9 @@
 
     method        features that are changed                                  schedule
     single        those of layer l alone                                     constant
-    constant, linear, exponential   activation: those of layers 0 to l       of that name
-    cumulative    suppression: those of layers 0 to l                        the same r at every layer
+    constant, linear, exponential   activation: those of layers 0 to l, of   of that name
+                  which at least two have some
+    cumulative    suppression: likewise                                      the same r at every layer
     start         the features a theme starts from, at their own layers      constant
     none          nothing: unsteered
     prompt        nothing: the prompt asks for the topic, or to avoid it
@@ -169,6 +170,8 @@ class Grid:
                 f"none of the layers {list(self.layers or ())} has a feature to steer. The graphs have some at "
                 f"{there or 'none'}. Give other layers, or lower thresholds."
             )
+        if method != SINGLE:  # up to the first layer they would change that one alone, as single does
+            asked = [layer for layer in asked if layer > there[0]]
         kind = CONSTANT if method in (SINGLE, CUMULATIVE) else method
         return tuple(Setting(method, layer, kind, value) for layer in asked for value in values)
 
