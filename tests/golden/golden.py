@@ -133,7 +133,9 @@ def alike(old: object, new: object) -> bool:
 
 def main() -> None:
     """Record or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--only", default=",".join(RUNS))
     asked = parser.parse_args()
@@ -147,9 +149,16 @@ def main() -> None:
             path.write_bytes(gzip.compress(json.dumps(new, indent=0).encode(), mtime=0))
         old: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
         new = json.loads(json.dumps(new))
-        wrong = [key for key in old.keys() | new.keys() if key not in old or key not in new or not alike(old[key], new[key])]
+        wrong = [
+            key
+            for key in old.keys() | new.keys()
+            if key not in old or key not in new or not alike(old[key], new[key])
+        ]
         compared, differing = compared + len(old), differing + len(wrong)
-        print(f"{name:20} {len(old):7,} cells, {len(wrong)} differ   {time.monotonic() - began:.1f} s", flush=True)
+        print(
+            f"{name:20} {len(old):7,} cells, {len(wrong)} differ   {time.monotonic() - began:.1f} s",
+            flush=True,
+        )
         for key in sorted(wrong)[:8]:
             print(f"    {key}: {old.get(key, '(not there)')!r} -> {new.get(key, '(not there)')!r}"[:220])
     print(f"{compared:,} cells compared, {differing} differ")
