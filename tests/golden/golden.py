@@ -50,9 +50,10 @@ RUNS: Final = {
     "labels-search": "labels search demo energy --json",
     "doctor": "doctor demo --json",
     "doctor-model": "doctor demo --model demo --site 3/res --site 3/mlp --tokens 3000 --json",
-    "origins": "origins demo --texts 2 --tokens 2 --layers 2,3 --methods cosine,cosine-top-5,permutation --out o --json",
-    "deactivate": "deactivate demo --texts 2 --tokens 1 --features 4 --layers 3 --strategies top-1,top-5,random,permutation "
-    "--loss 1 --out d --json",
+    "origins": "origins demo --texts 2 --tokens 2 --layers 2,3 --methods cosine,cosine-top-5,permutation "
+    "--out o --json",
+    "deactivate": "deactivate demo --texts 2 --tokens 1 --features 4 --layers 3 --loss 1 --out d --json "
+    "--strategies top-1,top-5,random,permutation",
     "transition": "transition demo --layers 2 --k 1,2 --tokens 1500 --fit-tokens 3000 --loss 1 --out t --json",
     "sweep": "sweep demo --themes physics --samples 4 --confirm 4 --s 1.5 --r 0 --layers 2,3 --methods "
     "start,random,single,constant --out s --json",
@@ -149,11 +150,8 @@ def main() -> None:
             path.write_bytes(gzip.compress(json.dumps(new, indent=0).encode(), mtime=0))
         old: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
         new = json.loads(json.dumps(new))
-        wrong = [
-            key
-            for key in old.keys() | new.keys()
-            if key not in old or key not in new or not alike(old[key], new[key])
-        ]
+        both = old.keys() & new.keys()
+        wrong = [*(old.keys() ^ new.keys()), *(key for key in both if not alike(old[key], new[key]))]
         compared, differing = compared + len(old), differing + len(wrong)
         print(
             f"{name:20} {len(old):7,} cells, {len(wrong)} differ   {time.monotonic() - began:.1f} s",
