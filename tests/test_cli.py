@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from saeflow import cli
+from saeflow.cli.app import progress
 from saeflow.errors import InvalidArgument
 from saeflow.flow import FlowGraph
 from saeflow.matching.build import build_atlas
@@ -364,3 +366,19 @@ def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, error, say
     said = capsys.readouterr().err
     assert said.startswith(f"saeflow: {says}")
     assert said.count("\n") == 1
+
+
+def test_progress_into_a_pipe_is_a_line_now_and_then_with_the_time_that_is_left(monkeypatch, capsys):
+    now = iter([0.0, 1.0, 31.0, 40.0, 61.0, 62.0])
+    monkeypatch.setattr(
+        sys.modules[progress.__module__], "time", SimpleNamespace(monotonic=lambda: next(now))
+    )
+    with progress("training") as report:
+        for done in (1_000, 4_000, 5_000, 7_000, 7_500):  # a run that goes on at 1,000
+            report(done, 10_000, "L0 6.1")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        "training L0 6.1: 40% (4,000 of 10,000), about 60 s left",
+        "training L0 6.1: 70% (7,000 of 10,000), about 30 s left",
+    ]

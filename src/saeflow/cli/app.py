@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -67,19 +68,50 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     typer.echo(as_text(title, rows))
 
 
+SECONDS: Final = 30.0
+"""How far apart lines of progress are where there is no terminal."""
+
+
 @contextmanager
 def progress(what: str) -> Generator[Callable[[int, int, str], None]]:
-    """A bar on stderr that takes (done, total, what is being done)."""
+    """What takes (done, total, what is being done) and shows it on stderr: a bar, or a line now and then in a pipe."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(what)
+        return
+    with Progress(console=console) as bar:
         task = bar.add_task(what)
 
         def show(done: int, total: int, now: str) -> None:
             bar.update(task, completed=done, total=total, description=f"{what} {now}")
 
         yield show
+
+
+def _lines(what: str) -> Callable[[int, int, str], None]:
+    """Progress as a line at most every `SECONDS`, with the time that is left at the pace so far."""
+    from saeflow.report.tables import duration
+
+    last = time.monotonic()
+    start: tuple[int, float] | None = None
+
+    def show(done: int, total: int, now: str) -> None:
+        nonlocal last, start
+        at = time.monotonic()
+        first, began = start = start or (done, at)  # a run that goes on did the others before
+        if at - last < SECONDS:
+            return
+        last = at
+        left = (
+            f", about {duration((at - began) / (done - first) * (total - done))} left" if done > first else ""
+        )
+        share = f"{done / total:.0%} " if total else ""
+        typer.echo(f"{what} {now}".rstrip() + f": {share}({done:,} of {total:,}){left}", err=True)
+
+    return show
 
 
 def projector(name: str) -> LanguageModel | None:

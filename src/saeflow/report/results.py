@@ -27,6 +27,7 @@ from saeflow.report.figures import FIGURES, PAGE, PHONE, Frame, Plate, draw, svg
 from saeflow.report.figures.readings import reading
 from saeflow.report.figures.saving import printed_svg, stylesheet
 from saeflow.report.samples import samples_html
+from saeflow.report.tables import duration
 from saeflow.report.tokens import one_line
 
 PAPER: Final = "arXiv 2502.03032"
@@ -214,9 +215,7 @@ def _took(started: str, finished: str) -> str:
         seconds = (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()
     except (ValueError, TypeError):
         return ""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return duration(seconds)
 
 
 def _record(record: RunRecord) -> str:

@@ -225,3 +225,11 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """`95 s`, `12 min`, `3.2 h`, `4.1 days`."""
+    for size, unit in ((86_400, "days"), (3600, "h")):
+        if seconds >= 5 / 3 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"

@@ -21,13 +21,13 @@ from saeflow.experiments.statistics import Estimate
 from saeflow.paths import write_atomic
 from saeflow.report.document import document, safe, sentence
 from saeflow.report.figures.saving import stylesheet
+from saeflow.report.tables import duration
 from saeflow.reproduce.claims import Claim, claims
 from saeflow.reproduce.evidence import STAGES, Evidence, GraphsRun
 from saeflow.reproduce.plates import words_of
 from saeflow.reproduce.record import Record
 from saeflow.reproduce.sections import (
     Material,
-    duration,
     items_html,
     moment,
     navigation_html,

@@ -14,6 +14,7 @@ from saeflow.experiments.results import SUMMARY, Results, SummaryTable
 from saeflow.flow.graph import FlowGraph
 from saeflow.labels import Words
 from saeflow.report.document import safe, sentence
+from saeflow.report.tables import duration
 from saeflow.reproduce.claims import Claim
 from saeflow.reproduce.evidence import GraphsRun
 from saeflow.reproduce.items import GRAPH, INPUT, SCHEMA, Item, by_id, items
@@ -231,7 +232,7 @@ def run_html(record: Record) -> str:
     """The record of the run: stages with their time and memory, and everything it was made with."""
     rows = "".join(
         f'<tr><th scope="row">{safe(s.name)}</th><td>{safe(s.state)}{f": {safe(s.why)}" if s.why else ""}</td>'
-        f'<td class="number">{duration(s.seconds)}</td><td class="number">{_memory(s.peak_mb)}</td>'
+        f'<td class="number">{_seconds(s.seconds)}</td><td class="number">{_memory(s.peak_mb)}</td>'
         f"<td>{safe(', '.join(by_id()[i].name for i in s.items if i in by_id()))}</td></tr>"
         for s in record.stages
     )
@@ -272,13 +273,8 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def duration(seconds: float | None) -> str:
-    """`95 s`, `12 min`, `3.2 h`; a dash for a gap."""
-    if seconds is None:
-        return "\u2013"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def _seconds(seconds: float | None) -> str:
+    return "\u2013" if seconds is None else duration(seconds)
 
 
 def _memory(megabytes: float | None) -> str:
