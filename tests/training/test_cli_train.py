@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
 
 from saeflow.sources.library import load_dictionaries
+from saeflow.sources.model import load_model
+from saeflow.training import Optimiser, Settings, Stream, sparsity
 from saeflow.training import run as running
+from saeflow.training.text_run import Pace
 
 from .learning import PlainLearners
 
@@ -19,14 +23,45 @@ SMALL = (
 )  # fmt: skip
 
 
-def test_a_dry_run_says_what_it_needs_and_trains_nothing(saeflow, tmp_path):
+@pytest.fixture
+def plain(monkeypatch):
+    """The command with a plain learner."""
+    # the command imports what trains at its own run; the learner is all that is replaced
+    monkeypatch.setattr("saeflow.training.lens.extra", lambda module="sae_lens": None)
+    monkeypatch.setattr("saeflow.training.lens.SaeLensLearners", PlainLearners)
+    monkeypatch.setattr(running, "sae_lens_learners", PlainLearners)
+
+
+def test_a_dry_run_says_what_it_needs_and_how_long_it_takes_and_trains_nothing(saeflow, tmp_path, plain):
     code, out, _ = saeflow("train", "demo", "--out", "r", *SMALL, "--dry-run", "--json")
     told = json.loads(out)
     assert (code, told["dictionaries"], told["steps"]) == (0, 4, 10)
-    assert told["bytes"]["buffer"] == 400 * 4 * 192 * 4
+    needed = told["bytes"]
+    assert needed["buffer"] == 400 * 4 * 192 * 4
+    model = load_model("demo").hf_model
+    assert needed["model"] == pytest.approx(sum(p.nbytes for p in model.parameters()), rel=1e-3)
+    # the loss of 8 texts of 64 tokens, whose logits are far more than 40 features
+    assert needed["measuring"] > 3 * 4 * 8 * 64 * model.config.vocab_size
+    parts = (needed[key] for key in ("model", "dictionaries", "buffer", "measuring"))
+    assert needed["peak"] == sum(parts)
+    assert 0 < told["seconds"] < 600
     assert not (tmp_path / "r").exists()
     code, out, _ = saeflow("train", "demo", "--out", "r", *SMALL, "--dry-run")
     assert "two checkpoints" in out
+    assert re.search(r"time: about \d+ s here", out)
+
+
+def test_a_dry_run_without_the_extra_says_that_the_time_is_not_known(saeflow, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sae_lens", None)
+    code, out, _ = saeflow("train", "demo", "--out", "r", *SMALL, "--dry-run")
+    assert code == 0
+    assert "time: not known: it is measured with sae-lens, which is not installed" in out
+
+
+def test_the_time_of_a_run_is_that_of_its_parts():
+    pace = Pace(row=0.001, step=0.5, measurement=7.0)
+    told = Settings(sparsity("topk", l0=4), Optimiser(1000, 100), Stream(buffer=200), metrics_every=250)
+    assert pace.seconds(told) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 5 * 7)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +91,11 @@ def test_without_the_extra_nothing_is_loaded_and_the_message_names_it(saeflow, m
 
 @pytest.mark.parametrize("real", [False, True], ids=["plain", "sae-lens"])
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_from_texts_to_folders(saeflow, monkeypatch, tmp_path, real):
+def test_a_run_from_texts_to_folders(saeflow, request, tmp_path, real):
     if real and importlib.util.find_spec("sae_lens") is None:
         pytest.skip("sae-lens is not installed: pip install 'saeflow[train]'")
     if not real:
-        # the command imports what trains at its own run; the learner is all that is replaced
-        monkeypatch.setattr("saeflow.training.lens.extra", lambda module="sae_lens": None)
-        monkeypatch.setattr("saeflow.training.lens.SaeLensLearners", PlainLearners)
-        monkeypatch.setattr(running, "sae_lens_learners", PlainLearners)
+        request.getfixturevalue("plain")
     code, out, err = saeflow("train", "demo", "--out", "r", *SMALL, "--json")
     assert code == 0, err
     told = json.loads(out)
@@ -95,6 +127,9 @@ def test_a_run_from_texts_to_folders(saeflow, monkeypatch, tmp_path, real):
     code, out, _ = saeflow("train", "demo", "--out", "r", *SMALL)
     assert code == 0
     assert "4 dictionaries in r" in out
+    missed = [line for line in out.splitlines() if "where 6 was asked for" in line]
+    assert len(missed) == len(told["L0 missed by"])
+    assert real or missed
     code, _, err = saeflow("train", "demo", "--out", "r", *SMALL, "--seed", 1)
     assert code == 2
     assert "holds another run" in err

@@ -23,6 +23,8 @@ from saeflow.sources.architectures import Tap
 from saeflow.sources.library import load_dictionaries
 from saeflow.training import Evaluation, Target, read_metrics
 from saeflow.training import checkpoint as checkpoints
+from saeflow.training import run as running
+from saeflow.training.record import missed_by
 
 from ..sources.tiny_models import tiny_model
 from .learning import TARGETS, PlainLearners, files, run, settings, tokens, windows
@@ -92,6 +94,58 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(tmp_path, step):
     run(tmp_path / "stopped", told)
     run(tmp_path / "whole", told)
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+
+
+class Clock:
+    """Stands for `time`: every look at it is a second later, and every checkpoint takes some more."""
+
+    def __init__(self, of_a_checkpoint=0):
+        self.now, self.of_a_checkpoint = 0, of_a_checkpoint
+
+    def monotonic(self):
+        self.now += 1
+        return self.now
+
+
+def checkpoints_by_the_clock(monkeypatch, out, clock):
+    """The steps of the checkpoints of a run of 48 steps, one due every half minute."""
+    steps, save = [], checkpoints.save
+
+    def saved(folder, state):
+        clock.now += clock.of_a_checkpoint
+        steps.append(state.step)
+        save(folder, state)
+
+    monkeypatch.setattr(running, "time", clock)
+    monkeypatch.setattr(checkpoints, "save", saved)
+    run(out, settings(steps=48, checkpoint_minutes=0.5, metrics_every=1024))
+    return steps
+
+
+def test_checkpoints_are_written_by_the_clock_too_and_a_run_goes_on_from_one(tmp_path, monkeypatch):
+    steps = checkpoints_by_the_clock(monkeypatch, tmp_path / "whole", Clock())
+    assert 2 <= len(steps) <= 5
+    told = settings(steps=48, checkpoint_minutes=0.5, metrics_every=1024)
+    with pytest.raises(Killed):
+        run(tmp_path / "stopped", told, progress=killed_at(steps[0] + 2))
+    assert json.loads((tmp_path / "stopped" / checkpoints.POINTER).read_text())["step"] == steps[0]
+    run(tmp_path / "stopped", settings(steps=48, metrics_every=1024))  # how often may change
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+
+
+def test_checkpoints_by_the_clock_cost_a_twentieth_of_a_run_at_most(tmp_path, monkeypatch):
+    assert len(checkpoints_by_the_clock(monkeypatch, tmp_path, Clock(of_a_checkpoint=10))) == 1
+
+
+def test_an_l0_that_misses_its_target_is_told(tmp_path):
+    done = run(tmp_path, settings(steps=6, l0=4))
+    told = json.loads((tmp_path / "training.json").read_text())["quality"]
+    for site, quality in done.quality.items():
+        assert told[str(site)]["l0_asked"] == 4
+        assert told[str(site)]["l0_missed_by"] == pytest.approx(quality.l0 / 4 - 1)
+    assert [missed_by(l0, asked) for l0, asked in ((10.9, 10), (9.1, 10), (5, 0))] == [None, None, None]
+    assert missed_by(24, 17) == pytest.approx(0.41, abs=0.01)
+    assert missed_by(5, 10) == -0.5
 
 
 def test_a_checkpoint_that_was_half_written_is_passed_over(tmp_path, monkeypatch):

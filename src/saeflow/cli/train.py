@@ -13,12 +13,12 @@ import typer
 from saeflow.cli.app import Device, Json, print_table, progress, show
 from saeflow.cli.engine import PANEL, Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, MissingExtra
 
 if TYPE_CHECKING:
     from saeflow.experiments.sampling import Dataset
     from saeflow.sources.model import LanguageModel
-    from saeflow.training import Settings, Target, Trained
+    from saeflow.training import Settings, Target, TextRun, Trained
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,7 +49,10 @@ def train(
     ] = "jumprelu-l0",
     width: Annotated[str, typer.Option(help="Features: one number, or one for each of --site.")] = "16384",
     l0: Annotated[
-        float, typer.Option(help="Active features a token: the target, or k. 0: 3 % of d_model.")
+        float,
+        typer.Option(
+            help="Active features a token: the target, or k. 0: 3 % of d_model, and none for jumprelu with --penalty."
+        ),
     ] = 0,
     tokens: Annotated[int, typer.Option(help="Tokens to train on.")] = 100_000_000,
     batch: Annotated[int, typer.Option(help="Tokens a step.")] = 4096,
@@ -77,6 +80,9 @@ def train(
     eval_texts: Annotated[int, typer.Option(help="Texts kept for measuring.")] = 32,
     metrics_every: Annotated[int, typer.Option(help="Tokens between measurements; 0: a tenth of all.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Tokens between checkpoints; 0: none.")] = 10_000_000,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="Minutes between checkpoints, whatever the tokens; 0: none.")
+    ] = 5,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of first weights, of texts and of shuffling.")] = 0,
@@ -92,7 +98,9 @@ def train(
     address: Address = "",
     cpus: Cpus = 1,
     gpus: Gpus = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it needs, and train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it needs and how long it takes, and train nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train SAEs or transcoders at sites of a model; activations are streamed once for all of them.
@@ -115,24 +123,26 @@ def train(
     lm = load_model(model, device=device, dtype=_dtype(dtype))
     chosen = tuple(range(lm.n_layers)) if layers == "all" else layers_of(layers)
     targets = targets_of(names_of(site), chosen, _widths(width))
+    left_to_penalty = architecture == "jumprelu" and penalty is not None
+    l0 = l0 or (0 if left_to_penalty else max(1, round(0.03 * lm.d_model)))
     settings = Settings(
         sparsity(
-            architecture, l0=l0 or max(1, round(0.03 * lm.d_model)), coefficient=penalty, warm_up=penalty_warm_up,
+            architecture, l0=l0, coefficient=penalty, warm_up=penalty_warm_up,
             bandwidth=bandwidth, threshold=threshold, unit_decoder=unit_decoder,
         ),
         Optimiser(tokens, batch, lr, lr_warm_up, lr_decay, beta1),
         Stream(context, windows, buffer, half),
         seed=seed, centre=centre, checkpoint_every=checkpoint_every,
-        metrics_every=metrics_every or max(1, tokens // 10),
+        checkpoint_minutes=checkpoint_minutes, metrics_every=metrics_every or max(1, tokens // 10),
     )  # fmt: skip
     check_targets(targets, settings)
-    if dry_run:
-        _show_needs(lm, targets, settings, max(1, shards), as_json=as_json)
-        return
     run = TextRun(
         lm, _Texts(tuple(open_dataset(name) for name in expand(texts)), seed), targets, settings, eval_texts,
         load_dictionaries(start) if start else None, ", ".join(texts),
     )  # fmt: skip
+    if dry_run:
+        _show_needs(run, max(1, shards), as_json=as_json)
+        return
     with where, progress("training") as report:
         done = (
             run.train(out, progress=report)
@@ -178,34 +188,68 @@ def _dtype(name: str) -> Any:
     return known[name]
 
 
-def _show_needs(
-    lm: LanguageModel, targets: Sequence[Target], settings: Settings, shards: int, *, as_json: bool
-) -> None:
+def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
+    from saeflow.report.tables import duration
     from saeflow.training import needs
     from saeflow.training.shards import grouped
 
-    widths, itemsize = _point_widths(lm, targets), lm.hf_model.dtype.itemsize
-    each = [needs(group, widths, settings, itemsize)._asdict() for group in grouped(targets, shards)]
-    needed = {key: max(one[key] for one in each) for key in each[0]}
-    told = {"dictionaries": len(targets), "steps": settings.optimiser.steps}
+    lm, settings = run.model, run.settings
+    widths, itemsize = _point_widths(lm, run.targets), lm.hf_model.dtype.itemsize
+    vocabulary = int(lm.hf_model.config.get_text_config().vocab_size)
+    each = [
+        needs(group, widths, settings, itemsize, vocabulary)._asdict()
+        for group in grouped(run.targets, shards)
+    ]
+    needed = {"model": lm.hf_model.get_memory_footprint()} | {
+        key: max(one[key] for one in each) for key in each[0]
+    }
+    peak = sum(needed[key] for key in ("model", "dictionaries", "buffer", "measuring"))
     about = {
-        "dictionaries": "memory: weights, gradients, Adam's moments",
+        "model": "memory: weights",
+        "dictionaries": "memory: weights, gradients, Adam's moments, a step",
         "buffer": "memory: rows of every place",
+        "measuring": "memory: folded weights, activations, the model's loss",
+        "peak": "memory: all of these, beside Python with torch and sae-lens, about 0.6 GB",
         "checkpoint": "disk: two checkpoints, one replacing the other",
     }
-    rows = [{"what": key, "GB": round(value / 1e9, 3), "": about[key]} for key, value in needed.items()]
+    rows = [
+        {"what": key, "GB": round(value / 1e9, 3), "": about[key]}
+        for key, value in {**needed, "peak": peak, "checkpoint": needed["checkpoint"]}.items()
+    ]
+    told: dict[str, Any] = {"dictionaries": len(run.targets), "steps": settings.optimiser.steps}
     if len(each) > 1:
         told["shards, of which the largest takes"] = len(each)
+    seconds = _probed(run)
+    told["time"] = (
+        "not known: it is measured with sae-lens, which is not installed"
+        if seconds is None
+        else f"about {duration(seconds)} here, from three steps and a measurement"
+    )
     data = {
-        "dictionaries": len(targets),
+        "dictionaries": len(run.targets),
         "steps": settings.optimiser.steps,
         "shards": len(each),
-        "bytes": needed,
+        "bytes": {**needed, "peak": peak},
+        "seconds": seconds,
     }
     show(as_json, data, told, rows)
 
 
+def _probed(run: TextRun) -> float | None:
+    """Seconds of the whole run in this process, None where what trains is not installed."""
+    try:
+        return round(run.probe().seconds(run.settings), 1)
+    except MissingExtra:
+        return None
+
+
 def _show(done: Trained, settings: Settings, *, as_json: bool) -> None:
+    from saeflow.training.record import missed_by
+
+    asked = settings.sparsity.l0
+    missed = {
+        site: share for site, q in done.quality.items() if (share := missed_by(q.l0, asked)) is not None
+    }
     rows: list[dict[str, Any]] = [
         {
             "site": str(site),
@@ -218,7 +262,19 @@ def _show(done: Trained, settings: Settings, *, as_json: bool) -> None:
         for site, found in done.quality.items()
     ]
     if as_json:
-        show(True, {"folder": str(done.folder), "settings": settings.to_json(), "sites": rows}, {}, [])
+        told = {str(site): round(share, 4) for site, share in missed.items()}
+        data = {
+            "folder": str(done.folder),
+            "settings": settings.to_json(),
+            "sites": rows,
+            "L0 missed by": told,
+        }
+        show(True, data, {}, [])
         return
     print_table("", rows)
+    for site, share in missed.items():
+        typer.echo(
+            f"{site}: L0 is {done.quality[site].l0:.1f} where {asked:g} was asked for ({share:+.0%}). Train on more "
+            "--tokens, in smaller batches, or with a higher --lr."
+        )
     typer.echo(f"\n{len(rows)} dictionaries in {done.folder}")

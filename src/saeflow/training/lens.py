@@ -2,8 +2,9 @@
 
 Each dictionary is a training SAE of sae-lens 6.54 (`JumpReLUTrainingSAE` in its modes step and quadratic, TopK,
 BatchTopK), and all are held by its `MultiSAETrainer`, which gives each an Adam and schedules of its own. What is added
-here: decoder rows that stay at norm 1 (Gemma Scope's constraint: gradients lose their part along the row), transcoders,
-first weights from a seed of the site's own, and a state without pickle that has everything the next step depends on.
+here: decoder rows that stay at norm 1 (Gemma Scope's constraint: gradients lose their part along the row), thresholds
+that hold a target L0, transcoders, first weights from a seed of the site's own, and a state without pickle that has
+everything the next step depends on.
 
 The trainers are driven by their public seam (`SAETrainer.step`), one turn of `MultiSAETrainer.fit` at a time.
 """
@@ -28,6 +29,12 @@ from saeflow.training.settings import Objective, Settings, Target, first_thresho
 UNIT: Final = 1.0
 FREE: Final = 0.1
 """The norm at which decoder rows start that are not kept at 1: sae-lens's own."""
+REACHED: Final = 0.3
+"""Share of the steps after which the target L0 is due; from the first step to there its log goes in a straight line."""
+_RATE: Final = 0.1
+"""Share of the way to the L0 that is due that thresholds go in a step: what a few rows say by chance evens out."""
+_ROWS: Final = 512
+"""Rows of a batch that are looked at."""
 _COUNTERS: Final = ("n_training_samples", "n_training_steps", "n_frac_active_samples")
 _COUNTS: Final = ("act_freq_scores", "n_forward_passes_since_fired")
 
@@ -62,7 +69,8 @@ class SaeLensLearners:
     def __init__(self, job: Job) -> None:
         """Make the SAEs and their trainers."""
         saes = {target.name: make_sae(target, job) for target in job.targets}
-        self._unit = job.settings.sparsity.unit_decoder
+        self._loss, self._steps = job.settings.sparsity, job.settings.optimiser.steps
+        self._first_l0: dict[str, float] = {}
         multi = extra("sae_lens.training.multi_sae_trainer").MultiSAETrainer(
             cfg=trainer_config(job.settings, job.device),
             saes=saes,
@@ -75,7 +83,7 @@ class SaeLensLearners:
             trainer.sae.to(str(job.device))
             if name in job.start:
                 _put(trainer.sae, job.start[name])
-            if self._unit:
+            if self._loss.unit_decoder:
                 _keep_unit_rows(trainer)
 
     def step(self, batch: Mapping[str, Tensor]) -> None:
@@ -83,8 +91,28 @@ class SaeLensLearners:
         for name, trainer in self._trainers.items():
             output = trainer.step(batch[name])
             trainer.n_training_steps += 1
+            if self._loss.holds_l0:
+                self._hold_l0(name, output)
             # only the scalars are kept: an output holds every activation of its batch
             self._last[name] = {key: value.detach() for key, value in output.losses.items()}
+
+    @torch.no_grad()
+    def _hold_l0(self, name: str, output: Any) -> None:
+        """Move all thresholds of one together towards the L0 that is due.
+
+        The penalty weighs L0 against the error, so that L0 ends above its target, far above where steps are few: Adam
+        moves a threshold by the learning rate at most. Which features are active is left to the loss.
+        """
+        trainer, goal = self._trainers[name], self._loss.l0
+        first = self._first_l0.setdefault(
+            name, float((output.feature_acts > 0).sum()) / len(output.feature_acts) or goal
+        )
+        share = min(1.0, trainer.n_training_steps / (REACHED * self._steps))
+        due = goal**share * first ** (1 - share)
+        above = (output.hidden_pre[:_ROWS].float() - trainer.sae.threshold).flatten()
+        n = min(max(1, round(due * min(_ROWS, len(output.hidden_pre)))), len(above))
+        # moved by the n-th largest distance, they would leave n activations of these rows
+        trainer.sae.threshold += _RATE * above.topk(n, sorted=False).values.min()
 
     def weights(self, name: str) -> TrainedWeights:
         """The weights of one."""
@@ -115,6 +143,7 @@ class SaeLensLearners:
                 "groups": groups["param_groups"],
                 "lr": _plain(trainer.lr_scheduler.state_dict()),
                 "coefficients": {k: s.state_dict() for k, s in trainer.coefficient_schedulers.items()},
+                "first_l0": self._first_l0.get(name),
             }
         return tensors, told
 
@@ -152,6 +181,8 @@ class SaeLensLearners:
             trainer.lr_scheduler.load_state_dict(copy.deepcopy(told[name]["lr"]))
             for key, scheduler in trainer.coefficient_schedulers.items():
                 scheduler.load_state_dict(told[name]["coefficients"][key])
+            if first := told[name].get("first_l0"):
+                self._first_l0[name] = first
 
 
 def trainer_config(settings: Settings, device: torch.device) -> Any:

@@ -44,6 +44,16 @@ class Trained:
     dead: Mapping[Site, float]
 
 
+MOST_MISSED: Final = 0.1
+"""By what share L0 may miss its target without a remark."""
+
+
+def missed_by(l0: float, asked: float) -> float | None:
+    """By what share of the L0 that was asked for another misses it, up or down; None within 10 %, or where none was."""
+    missed = l0 / asked - 1 if asked else 0.0
+    return missed if abs(missed) > MOST_MISSED else None
+
+
 def begun(out: Path, told: Mapping[str, Any]) -> None:
     """Write training.json of a run that begins, and remove the metrics of another.
 
@@ -60,7 +70,16 @@ def ended(out: Path, told: Mapping[str, Any], done: Trained, seconds: float) -> 
     Raises:
         OSError: when the folder cannot be written.
     """
-    quality = {str(site): asdict(found) | {"dead": done.dead[site]} for site, found in done.quality.items()}
+    asked = float(told["settings"]["sparsity"]["l0"])
+    quality = {
+        str(site): {
+            **asdict(found),
+            "dead": done.dead[site],
+            "l0_asked": asked or None,
+            "l0_missed_by": missed_by(found.l0, asked),
+        }
+        for site, found in done.quality.items()
+    }
     _write(out, {**told, "finished": True, "seconds": round(seconds, 1), "quality": quality})
 
 

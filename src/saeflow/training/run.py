@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ from saeflow.training.texts import TokenBatches
 from saeflow.version import __version__
 
 Progress = Callable[[int, int, str], None]
+_PATIENCE: Final = 20
+"""Checkpoints by the clock are apart by so many times what one takes: they cost a twentieth of a run at most."""
 
 
 def train(
@@ -169,7 +172,7 @@ class _Run:
             for t in self.targets
             if t.site in start and found is None
         }
-        if found is None and self.settings.checkpoint_every:
+        if found is None and self.settings.keeps_checkpoints:
             wanted = needs(
                 self.targets, {p: self._width(p) for p in self.points}, self.settings, self.dtype.itemsize
             )
@@ -183,6 +186,7 @@ class _Run:
         optimiser, settings = self.settings.optimiser, self.settings
         now, quality = "", dict[Site, Quality]()
         began = time.monotonic() - self.seconds
+        next_one = self._next_checkpoint(time.monotonic())
         while self.step < optimiser.steps:
             self.learners.step(self._batch())
             self.step += 1
@@ -191,10 +195,20 @@ class _Run:
             if last or _due(self.step, optimiser.batch, settings.metrics_every):
                 quality = self._measure(last=last)
                 now = record.told_shortly(quality, [self.learners.dead(t.name) for t in self.targets])
-            if not last and _due(self.step, optimiser.batch, settings.checkpoint_every):
+            tokens_due = _due(self.step, optimiser.batch, settings.checkpoint_every)
+            if not last and (tokens_due or time.monotonic() >= next_one):
+                written = time.monotonic()
                 self._checkpoint()
+                next_one = self._next_checkpoint(written)
             progress(self.step * optimiser.batch, optimiser.steps * optimiser.batch, now)
         return self._end(quality)
+
+    def _next_checkpoint(self, written: float) -> float:
+        """When a checkpoint is due by the clock, after one that began at `written` and has just ended."""
+        if not self.settings.checkpoint_minutes:
+            return math.inf
+        now = time.monotonic()
+        return now + max(60 * self.settings.checkpoint_minutes, _PATIENCE * (now - written))
 
     def _batch(self) -> dict[str, Tensor]:
         rows = next(self.buffer)

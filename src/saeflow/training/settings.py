@@ -49,7 +49,7 @@ class Sparsity:
 
     Attributes:
         objective: which one.
-        l0: active features a token: the target, or k. JUMPRELU has none: its coefficient decides.
+        l0: active features a token: the target, or k. JUMPRELU without one, 0, is left to its coefficient.
         coefficient: of the penalty on L0; of the auxiliary loss that revives dead features for the two TopKs.
         warm_up: share of the steps over which the coefficient of a penalty grows from 0, linearly.
         bandwidth: width of the rectangle through which gradients reach a threshold.
@@ -85,6 +85,11 @@ class Sparsity:
                 raise InvalidArgument(f"{name} = {value} of the sparsity loss. Give {least}.")
         _share("warm-up of the L0 penalty", self.warm_up)
 
+    @property
+    def holds_l0(self) -> bool:
+        """Whether thresholds are moved so that a target L0 is met."""
+        return self.objective.has_thresholds and self.l0 > 0
+
 
 DEFAULTS: Final[dict[Objective, dict[str, Any]]] = {
     Objective.JUMPRELU: {},
@@ -94,9 +99,9 @@ DEFAULTS: Final[dict[Objective, dict[str, Any]]] = {
 }
 """What an objective is trained with where nothing else is said.
 
-JUMPRELU is Gemma Scope's recipe. JUMPRELU_L0 has a wide rectangle and first thresholds near the target, which find it
-in few steps (docs/training.md). The two TopKs rank activations times the norms of decoder rows, which so need no
-constraint.
+JUMPRELU is Gemma Scope's recipe, and with a target L0 begins as JUMPRELU_L0. That has a wide rectangle and first
+thresholds near the target, which find it in few steps (docs/training.md). The two TopKs rank activations times the
+norms of decoder rows, which so need no constraint.
 """
 
 
@@ -121,7 +126,8 @@ def sparsity(objective: Objective | str, **told: float | bool | None) -> Sparsit
         raise InvalidArgument(f"there is no architecture {objective!r}. Known: {', '.join(known)}.")
     objective = Objective(objective)
     given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
-    return Sparsity(objective, **(DEFAULTS[objective] | given))
+    aims = objective is Objective.JUMPRELU and given.get("l0")
+    return Sparsity(objective, **(DEFAULTS[Objective.JUMPRELU_L0 if aims else objective] | given))
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +260,8 @@ class Settings:
         seed: of the first weights (with the site), and of the shuffling.
         centre: subtract the mean of the activations before training; it is folded in at the end.
         checkpoint_every: tokens between checkpoints; 0 for none.
+        checkpoint_minutes: minutes between checkpoints, whatever the tokens; 0 for none. One that takes long is not
+            written again before twenty times as long.
         metrics_every: tokens between measurements; 0 for the end alone.
     """
 
@@ -264,6 +272,7 @@ class Settings:
     centre: bool = True
     checkpoint_every: int = 0
     metrics_every: int = 0
+    checkpoint_minutes: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -277,6 +286,15 @@ class Settings:
                 f"checkpoints every {self.checkpoint_every} and metrics every {self.metrics_every} tokens. Give 0 or "
                 "more; 0 for none."
             )
+        if not (math.isfinite(self.checkpoint_minutes) and self.checkpoint_minutes >= 0):
+            raise InvalidArgument(
+                f"checkpoints every {self.checkpoint_minutes} minutes. Give 0 or more; 0 for none."
+            )
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether checkpoints are written."""
+        return bool(self.checkpoint_every or self.checkpoint_minutes)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain values."""
@@ -300,34 +318,60 @@ class Settings:
 
     def bound(self) -> dict[str, Any]:
         """What a run that goes on must share with the one that was killed: all but how often it reports."""
-        return replace(self, checkpoint_every=0, metrics_every=0).to_json()
+        told = replace(self, checkpoint_every=0, metrics_every=0).to_json()
+        del told["checkpoint_minutes"]
+        return told
+
+
+MEASURED_AT_ONCE: Final = 8
+"""Texts that are measured in one forward pass."""
 
 
 class Needs(NamedTuple):
-    """Bytes a run takes beside the model: in memory for the dictionaries, for the buffer, and on disk."""
+    """Bytes a run takes beside the model: in memory for the dictionaries, the buffer and measuring, and on disk."""
 
     dictionaries: int
     buffer: int
+    measuring: int
     checkpoint: int
 
 
 def needs(
-    targets: Sequence[Target], widths: dict[Point, int], settings: Settings, bytes_a_value: int
+    targets: Sequence[Target],
+    widths: dict[Point, int],
+    settings: Settings,
+    bytes_a_value: int,
+    vocabulary: int = 0,
 ) -> Needs:
     """What a run needs, from the widths of its points. See `Needs`.
 
     Each dictionary is held with its gradients and Adam's two moments in float32, and a step adds about ten arrays of
-    [batch, width] at one dictionary at a time. Two checkpoints are on disk while one replaces the other.
+    [batch, width] at one dictionary at a time. For measuring every dictionary is held once more, folded, which takes
+    five copies of one at a time; then `MEASURED_AT_ONCE` texts of a whole context take the activations of all places in
+    float32, and at one dictionary at a time about four arrays of [tokens, width], or three of [tokens, vocabulary] for
+    the model's loss. Two checkpoints are on disk while one replaces the other.
+
+    Args:
+        targets: what is trained.
+        widths: of every point.
+        settings: of the run.
+        bytes_a_value: of an activation.
+        vocabulary: how many tokens the model chooses from.
 
     Raises:
         KeyError: when a point has no width.
     """
-    values = sum((t.width + 1) * (widths[t.read] + widths[t.written]) + 3 * t.width for t in targets)
-    step = 10 * settings.optimiser.batch * max((t.width for t in targets), default=0)
+    sizes = [(t.width + 1) * (widths[t.read] + widths[t.written]) + 3 * t.width for t in targets]
+    values = sum(sizes)
+    widest = max((t.width for t in targets), default=0)
+    step = 10 * settings.optimiser.batch * widest
     row = sum(widths[point] for point in {p for t in targets for p in t.points})
     buffer = settings.stream.buffer * row * (2 if settings.stream.half else bytes_a_value)
+    tokens = MEASURED_AT_ONCE * settings.stream.context
+    pass_ = tokens * (row + max(4 * widest, 3 * vocabulary))
+    measuring = 4 * (values + max(5 * max(sizes, default=0), pass_))
     kept = 3 * 4 * values + buffer
-    return Needs(4 * (4 * values + step), buffer, 2 * kept if settings.checkpoint_every else 0)
+    return Needs(4 * (4 * values + step), buffer, measuring, 2 * kept if settings.keeps_checkpoints else 0)
 
 
 def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int]) -> list[Target]:

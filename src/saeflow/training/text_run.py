@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+
+import torch
 
 from saeflow.ids import Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.training.learners import MakeLearners
+from saeflow.sources.values import Tokens
+from saeflow.training.buffer import ActivationRows
+from saeflow.training.folding import Normalisation, fold
+from saeflow.training.learners import Job, MakeLearners
 from saeflow.training.lens import sae_lens_learners
+from saeflow.training.metrics import Evaluation
 from saeflow.training.record import Trained
 from saeflow.training.run import Progress, train
-from saeflow.training.settings import Settings, Target
+from saeflow.training.settings import MEASURED_AT_ONCE, Settings, Target
 from saeflow.training.texts import ReadTexts, TextBatches, evaluation_texts
 
-_AT_ONCE: Final = 8
-"""Texts that are measured in one forward pass."""
+
+@dataclass(frozen=True)
+class Pace:
+    """How long parts of a run take, in seconds: a row of activations, a step and a measurement of all targets."""
+
+    row: float
+    step: float
+    measurement: float
+
+    def seconds(self, settings: Settings) -> float:
+        """What a whole run takes: the first filling, every step with its rows, every measurement."""
+        optimiser, every = settings.optimiser, settings.metrics_every
+        rows = settings.stream.buffer + optimiser.steps * optimiser.batch
+        measurements = 1 + (optimiser.steps * optimiser.batch // every if every else 0)
+        return rows * self.row + optimiser.steps * self.step + measurements * self.measurement
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +70,62 @@ class TextRun:
         self, out: Path, *, targets: Sequence[Target] | None = None, progress: Progress | None = None
     ) -> Trained:
         """Train all targets, or some of them, in this process. Raises what `saeflow.training.train` does."""
-        stream = self.settings.stream
-        kept = evaluation_texts(self.read, self.evaluated)
         return train(
-            self.model,
-            TextBatches(self.model, self.read, context=stream.context, windows=stream.windows),
+            self.model, self._batches(),
             self.targets if targets is None else targets, self.settings, out=out,
-            evaluation=[
-                self.model.tokenize(kept[i : i + _AT_ONCE], max_length=stream.context)
-                for i in range(0, len(kept), _AT_ONCE)
-            ],
+            evaluation=self._measured(),
             start=self.start, texts=self.texts, model_name=self.model_name, progress=progress, learners=self.learners,
         )  # fmt: skip
+
+    def _batches(self) -> TextBatches:
+        stream = self.settings.stream
+        return TextBatches(self.model, self.read, context=stream.context, windows=stream.windows)
+
+    def _measured(self) -> list[Tokens]:
+        """The texts that are kept for measuring."""
+        kept, n = evaluation_texts(self.read, self.evaluated), MEASURED_AT_ONCE
+        length = self.settings.stream.context
+        return [self.model.tokenize(kept[i : i + n], max_length=length) for i in range(0, len(kept), n)]
+
+    def probe(self, *, steps: int = 3) -> Pace:
+        """How fast a run goes here: a batch through the model, and steps and a measurement at the widest target.
+
+        Nothing is written. Steps of other targets are taken to need time as they have weights.
+
+        Raises:
+            What `train` raises.
+        """
+        points = tuple(dict.fromkeys(point for target in self.targets for point in target.points))
+        target = max(self.targets, key=lambda one: one.width)
+        rows = ActivationRows(self.model, self._batches(), points, half=self.settings.stream.half)
+        read = [next(rows)]  # the first one cuts texts for many
+        batch, began = self.settings.optimiser.batch, time.perf_counter()
+        while len(read) < 2 or sum(len(one[target.read]) for one in read) < batch:
+            read.append(next(rows))
+        row_seconds = (time.perf_counter() - began) / sum(len(one[target.read]) for one in read[1:])
+        held = {p: torch.cat([one[p] for one in read])[:batch].float() for p in target.points}
+        norms = {
+            p: Normalisation.of(h.mean(0).double(), (h - h.mean(0)).norm(dim=1).double().mean(), str(p))
+            for p, h in held.items()
+        }
+        widths = {
+            one.name: (read[0][one.read].shape[1], read[0][one.written].shape[1]) for one in self.targets
+        }
+        learners = self.learners(Job([target], widths, self.settings, self.model.device, {}))
+        ready = {target.name: torch.cat([norms[p](h.to(self.model.device)) for p, h in held.items()], dim=1)}
+        learners.step(ready)  # the first one makes Adam's moments
+        began = time.perf_counter()
+        for _ in range(steps):
+            learners.step(ready)
+        made = learners.weights(target.name)  # waits for the device
+        step_seconds = (time.perf_counter() - began) / steps
+        evaluation = Evaluation(self.model, self._measured(), [target])
+        began = time.perf_counter()
+        evaluation.measure({target.site: fold(made, target, norms[target.read], norms[target.written])})
+        measured = time.perf_counter() - began
+        sizes = [one.width * sum(widths[one.name]) for one in self.targets]
+        return Pace(
+            row_seconds,
+            step_seconds * sum(sizes) / (target.width * sum(widths[target.name])),
+            measured * len(sizes),
+        )
