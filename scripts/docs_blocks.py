@@ -200,7 +200,7 @@ def real_command() -> Any:
     """The command line as it is parsed."""
     from typer.main import get_command
 
-    from saeflow.cli import app
+    from saeflow.cli.commands import app
 
     return get_command(app)
 

@@ -300,7 +300,7 @@ def cli_text() -> str:
     """The page of the command line."""
     from typer.main import get_command
 
-    from saeflow.cli import app
+    from saeflow.cli.commands import app
 
     lines = [
         "# Command line",

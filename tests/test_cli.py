@@ -15,6 +15,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from saeflow import cli
 from saeflow.cli.app import progress
+from saeflow.cli.commands import app
 from saeflow.errors import InvalidArgument
 from saeflow.flow import FlowGraph
 from saeflow.matching.build import build_atlas
@@ -306,7 +307,7 @@ def _with_a_device(group, path=()):
     ("device", "said"), [("cuda:77", "torch finds no device cuda:77"), ("gqu", "called 'gqu'")]
 )
 def test_a_device_that_is_not_there_is_refused_by_every_command_before_anything_is_opened(run, device, said):
-    commands = list(_with_a_device(typer.main.get_command(cli.app)))
+    commands = list(_with_a_device(typer.main.get_command(app)))
     assert len(commands) >= 14
     for path, needed in commands:
         code, out, err = run(*path, *["nowhere"] * needed, "--device", device)
@@ -359,7 +360,7 @@ def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, error, say
     def refused():
         raise error
 
-    monkeypatch.setattr(cli, "app", refused)
+    monkeypatch.setattr("saeflow.cli.commands.app", refused)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2

@@ -1,73 +1,53 @@
 """The command line: parse, one call, show. Every command that prints a table takes --json.
 
-Each file holds the commands of one kind, `app` what they share. Errors that saeflow raises on purpose are
-printed as one message, with exit code 2 and no traceback.
+Errors that saeflow raises on purpose are printed as one message, with exit code 2 and no traceback; Ctrl-C is one line
+and exit code 130 at any moment. This file imports nothing large, so that it can see to that while the rest is imported.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from types import FrameType
 
-from saeflow.cli import (
-    agreement,
-    correlate,
-    doctor,
-    experiments,
-    graph,
-    info,
-    labels,
-    matching,
-    plan,
-    releases,
-    reproduce,
-    serve,
-    steer,
-    sweep,
-    themes,
-    train,
-    transition,
-)
-from saeflow.cli.app import app
-from saeflow.errors import NotWritable, SaeflowError
-from saeflow.paths import unwritten
-
-graph.add_to(app)
-matching.add_to(app)
-agreement.add_to(app)
-correlate.add_to(app)
-experiments.add_to(app)
-transition.add_to(app)
-themes.add_to(app)
-plan.add_to(app)
-steer.add_to(app)
-sweep.add_to(app)
-labels.add_to(app)
-releases.add_to(app)
-doctor.add_to(app)
-train.add_to(app)
-info.add_to(app)
-serve.add_to(app)
-reproduce.add_to(app)
+_INTERRUPTED = "saeflow: interrupted"
 
 
 def main() -> None:
-    """Run the command line; exit code 2 for an error that has a message."""
+    """Run the command line; exit code 2 for an error that has a message, 130 for Ctrl-C."""
+    interrupt = _Interrupt()
+    guarded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if guarded:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        app()
-    except SaeflowError as error:
-        print(f"saeflow: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
-    except OSError as error:
-        print(f"saeflow: {_sentence(error)}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
+        from saeflow.cli.commands import run
+
+        run()
+    except BaseException as error:
+        # libraries turn a KeyboardInterrupt into errors of their own, such as that of an import
+        stopped = interrupt.came or isinstance(error, KeyboardInterrupt)
+        if not stopped or (isinstance(error, SystemExit) and not error.code):
+            raise
+        print(_INTERRUPTED, file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None
+    finally:
+        if guarded:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _sentence(error: OSError) -> str:
-    """What a system error means, and what to do."""
-    what = str(error.filename or "a file")
-    clear = unwritten(error, what)
-    if isinstance(clear, NotWritable):
-        return f"{what} may not be read or written ({error.strerror}). Change its permissions, or give another path."
-    if clear:
-        return str(clear)
-    return f"cannot read or write {what} ({error.strerror or error}). Check the path, and that its disk has room."
+class _Interrupt:
+    """What Ctrl-C does: raises, as Python does by itself, but ends at once while a module is imported."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, _signal: int, frame: FrameType | None) -> None:
+        self.came = True
+        while frame is not None:
+            # an import can swallow an exception, or make another of it, and it leaves no file half written
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                os.write(2, f"{_INTERRUPTED}\n".encode())
+                os._exit(130)
+            frame = frame.f_back
+        raise KeyboardInterrupt
