@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.matching.stream import special_tokens
-from saeflow.sources.architectures import Point, Tap
+from saeflow.sources.architectures import Point, Tap, View
 from saeflow.sources.model import LanguageModel
 from saeflow.training.texts import TokenBatches
 
@@ -166,7 +166,7 @@ class ShuffledBuffer:
         Raises:
             KeyError: when a tensor is missing.
         """
-        points = [Point(int(layer), Tap(tap)) for layer, tap in told["points"]]
+        points = [Point(int(layer), Tap(tap), *map(View, view)) for layer, tap, *view in told["points"]]
         self._ended = bool(told["ended"])
         self._generator.set_state(tensors["generator"])
         self._held, self._spilled = {}, {}
