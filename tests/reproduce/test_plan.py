@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
+from saeflow.experiments.sampling import open_dataset
 from saeflow.reproduce import plan as planning
 from saeflow.reproduce.costs import Costs
-from saeflow.reproduce.measure import Speeds, measure
+from saeflow.reproduce.measure import Speeds, active_features, measure
 from saeflow.reproduce.plan import Plan, make_plan, told_time
 from saeflow.reproduce.recipe import Recipe, open_recipe
 from saeflow.reproduce.run import RECORD, Reproduction
 from saeflow.reproduce.stages import Stage, State, parse_only
 from saeflow.reproduce.work import Settings
+from saeflow.sources.library import load_dictionaries
+from saeflow.sources.model import load_model
 from saeflow.sources.recipes import read_recipe
 
 FAST = Speeds(products=1e11, small=1.0, passes=None, threads=2, device="cpu")
@@ -78,8 +82,8 @@ def test_the_judge_is_asked_once_a_text_and_an_offline_one_never():
     # no atlas is here, so that every layer is counted: 6 themes are activated along three schedules and one layer at a
     # time, one is suppressed; unsteered, the prompt that asks, and the starts come besides
     s, r = len(steering["s"]), len(steering["r"])
-    activated = 6 * (26 * 4 * s + s + 2)
-    suppressed = 26 * 2 * r + r + 2
+    activated = 6 * ((26 + 3 * 25) * s + s + 2)  # up to the first layer, three schedules are the single layer
+    suppressed = (26 + 25) * r + r + 2
     grid = (activated + suppressed) * steering["samples"]
     assert plan.requests == pytest.approx(grid + 7 * 10 * steering["confirm"])
     assert planned("gemma-2-2b", "fig10", judge="offline").requests == 0
@@ -100,6 +104,21 @@ def test_time_grows_with_what_is_asked_and_falls_with_speed():
     small = Costs(recipe, recipe.shape, sizes, FAST).of(Stage.DEACTIVATION)
     assert larger.disk == 10 * small.disk
     assert larger.seconds > 2 * small.seconds  # tables of matches are made once
+
+
+def test_costs_are_of_the_features_that_are_active_here():
+    demo, model = load_dictionaries("demo"), load_model("demo")
+    found = active_features(demo, model, list(islice(open_dataset("demo:stories").read(0), 2)))
+    assert 4 < found < 8  # the pack's own table says 6
+    recipe = open_recipe("gpt2-small")
+    assert recipe.shape is not None
+    many, few = (
+        Costs(recipe, recipe.shape, planning._sizes(recipe), FAST, active=n).of(Stage.DEACTIVATION).disk
+        for n in (24, 3)
+    )
+    assert many == 8 * few
+    assert "counted on a few texts" in planned("demo").remarks[-1]
+    assert "taken for 100" in planned("gpt2-small").remarks[-1]
 
 
 def test_matching_takes_the_time_of_its_products():

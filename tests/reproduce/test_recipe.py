@@ -11,7 +11,7 @@ from saeflow.experiments.sampling import open_dataset
 from saeflow.flow.compare import published_graph
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.reproduce.items import items as items_of_the_paper
-from saeflow.reproduce.recipe import Recipe, known_recipes, open_recipe
+from saeflow.reproduce.recipe import KEYS, Recipe, known_recipes, open_recipe
 from saeflow.reproduce.stages import ITEMS, Stage, answered, items_of, order, parse_only, short, stages_for
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.recipes import read_recipe
@@ -161,3 +161,38 @@ def test_items_are_told_shortly():
     assert short(items_of(recipe, Stage.DEACTIVATION)) == "fig 6-8 15, table 1"
     assert short(()) == ""
     assert sorted(["table1", "fig10", "fig2"], key=order) == ["fig2", "fig10", "table1"]
+
+
+def test_what_lies_beside_a_recipe_is_named_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine").mkdir()
+    for name in ("saes", "texts.jsonl", "topic.toml", "demo", "fineweb"):
+        (tmp_path / "mine" / name).mkdir()
+    text = """
+        title = "x"
+        release = "saes"
+        model = "demo"
+        datasets = ["texts.jsonl", "fineweb", "other/set"]
+        [steering]
+        themes = ["topic.toml", "anger"]
+        [origins]
+        methods = ["saes"]
+    """
+    (tmp_path / "mine" / "own.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    recipe = open_recipe("mine/own.toml")
+    here = tmp_path / "mine"
+    assert (recipe.release, recipe.model) == (str(here / "saes"), "demo")
+    assert recipe.datasets(Stage.ORIGINS) == (str(here / "texts.jsonl"), "fineweb", "other/set")
+    assert recipe.sizes[Stage.STEERING]["themes"] == [str(here / "topic.toml"), "anger"]
+    assert recipe.sizes[Stage.ORIGINS]["methods"] == ["saes"]  # no name of a file
+    (tmp_path / "moved").mkdir()
+    for path in here.iterdir():
+        path.rename(tmp_path / "moved" / path.name)
+    assert open_recipe(str(tmp_path / "moved" / "own.toml")).digest == recipe.digest
+
+
+def test_the_page_of_recipes_names_every_key():
+    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    for table, keys in KEYS.items():
+        assert not table or f"`[{table}]`" in page
+        assert not [key for key in keys if f"`{key}`" not in page]

@@ -27,6 +27,8 @@ from saeflow.steering.lab import PLAIN, find_themes
 from saeflow.steering.plan import Direction
 from saeflow.steering.settings import NONE, ORDER, PROMPT, Grid
 
+ACTIVE: Final = 100.0
+"""Features active on a token where that cannot be counted: published releases are canonical near it."""
 BOTH_WAYS: Final = 1.2
 """Matching a pair in both directions, in products of its rows."""
 ASSIGNMENT: Final = 7.0
@@ -90,6 +92,7 @@ class Costs:
         sizes: of every dictionary there is.
         speeds: of this machine.
         judge: of steered texts, as it is asked for; "" for the recipe's.
+        active: features active on a token.
     """
 
     recipe: Recipe
@@ -97,6 +100,7 @@ class Costs:
     sizes: Mapping[Site, Size]
     speeds: Speeds
     judge: str = ""
+    active: float = ACTIVE
 
     def of(self, stage: Stage) -> Cost:
         """What a stage costs when nothing of it is there."""
@@ -145,7 +149,7 @@ class Costs:
         texts = table.get("texts", size.texts) * self._n_datasets(Stage.DEACTIVATION)
         layers = self._layers(table, 1)
         # in dictionaries with few active features a token has fewer targets than are asked for
-        a_token = min(table.get("features", size.features), self._active)
+        a_token = min(table.get("features", size.features), self.active)
         found = texts * table.get("tokens", size.tokens) * len(layers) * a_token
         length = table.get("max_length", size.max_length)
         # an edit recomputes one block at one token
@@ -196,7 +200,7 @@ class Costs:
             n, d = self._rows(Site(layer, Part.RES))
             # two regressions of n features on d_model, T of every kind, and what each predicts
             seconds += (
-                2 * n**3 / 3 + tokens * 2.0 * n * self._active + MAPS * 2.0 * n * n * d
+                2 * n**3 / 3 + tokens * 2.0 * n * self.active + MAPS * 2.0 * n * n * d
             ) / self.speeds.products
             most = max(most, 12.0 * n * n)
         lost = table.get("loss_texts", size.loss_texts) * self._n_datasets(Stage.TRANSITION) * len(layers)
@@ -213,11 +217,6 @@ class Costs:
         except SaeflowError:
             return False
         return True
-
-    @property
-    def _active(self) -> float:
-        """Features active on a token, roughly: a release is canonical near 100, the demo's dictionaries have 6."""
-        return 6.0 if self.recipe.release == "demo" else 100.0
 
     @property
     def _projecting(self) -> float:
@@ -273,7 +272,7 @@ class Costs:
         if "pearson" in methods:
             sites = {site for pair in pairs for site in pair}
             a_token = self._pass(1) + self._encoding(tuple(sites))
-            a_token += len(pairs) * self._small(PEARSON_PAIR) * (self._active / 100) ** 2
+            a_token += len(pairs) * self._small(PEARSON_PAIR) * (self.active / 100) ** 2
             seconds += PEARSON_TOKENS * a_token
         return seconds
 

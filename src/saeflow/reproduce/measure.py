@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
+from saeflow.errors import InvalidArgument
+from saeflow.ids import Part
 from saeflow.reproduce.revisions import is_held
+from saeflow.sources.library import DictionarySet
 from saeflow.sources.model import LanguageModel, load_model
 
 PASS_TOKENS: Final = 128
@@ -75,6 +78,30 @@ def measure(model: str, d_model: int, *, device: str = "cpu") -> Speeds:
     elif is_held(model):
         own = PASS_TOKENS / _pass(load_model(model, device=device))
     return Speeds(n * product / seconds, small / SMALL_PASS, own, torch.get_num_threads(), device)
+
+
+def active_features(dictionaries: DictionarySet, model: LanguageModel, texts: Sequence[str]) -> float:
+    """Features active on a token: the mean over tokens of some texts at the first, the middle and the last layer.
+
+    Raises:
+        InvalidArgument: without a residual dictionary or a text.
+        BadFile: when a dictionary cannot be read.
+    """
+    layers = sorted(site for site in dictionaries.sites if site.part is Part.RES)
+    if not layers or not texts:
+        raise InvalidArgument(
+            f"{len(layers)} residual dictionaries and {len(texts)} texts. Give one of each, or more."
+        )
+    counts: list[float] = []
+    for site in dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])):
+        dictionary = dictionaries[site]
+        for text in texts:
+            tokens = model.tokenize([text], max_length=PASS_TOKENS)
+            held = model.capture(tokens, [dictionary.place])[dictionary.place][
+                0, 1:
+            ]  # the first has many of its own
+            counts += (dictionary.encode(held) > 0).sum(-1).tolist()
+    return statistics.fmean(counts)
 
 
 def _pass(model: LanguageModel) -> float:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, SaeflowError
+from saeflow.experiments.sampling import expand, open_dataset
 from saeflow.experiments.sampling import recipes as known_datasets
 from saeflow.ids import Part, Site
-from saeflow.reproduce.costs import Cost, Costs, Size
+from saeflow.reproduce.costs import ACTIVE, Cost, Costs, Size
 from saeflow.reproduce.machine import cores, memory
-from saeflow.reproduce.measure import Speeds, measure
+from saeflow.reproduce.measure import Speeds, active_features, measure
 from saeflow.reproduce.recipe import Recipe, Shape
 from saeflow.reproduce.revisions import is_held
 from saeflow.reproduce.run import RECORD, Reproduction
@@ -164,7 +166,8 @@ def make_plan(
     folder = Path(out)
     shape, sizes = _shape(recipe), _sizes(recipe)
     speeds = measure(model_of(recipe), shape.d_model, device=device)
-    costs = Costs(recipe, shape, sizes, speeds, judge)
+    active = _active(recipe, device)
+    costs = Costs(recipe, shape, sizes, speeds, judge, ACTIVE if active is None else active)
     there = Reproduction.open(folder).stages if (folder / RECORD).is_file() else {}
     fetched = _Fetching(recipe, shape)
     planned: list[PlannedStage] = []
@@ -174,7 +177,7 @@ def make_plan(
         items = tuple(item for item in items_of(recipe, stage) if not only or item in only)
         planned.append(PlannedStage(stage, items, download, costs.of(stage), done))
     made = Plan(recipe, folder, speeds, tuple(planned))
-    return Plan(recipe, folder, speeds, tuple(planned), tuple(_remarks(made)))
+    return Plan(recipe, folder, speeds, tuple(planned), (*_remarks(made), _told_active(active)))
 
 
 def told_time(seconds: float) -> str:
@@ -281,6 +284,36 @@ def _sizes(recipe: Recipe) -> dict[Site, Size]:
         n, d = dictionary.n_features, dictionary.d_in
         found[site] = Size(n, d, 8 * n * d)
     return found
+
+
+def _active(recipe: Recipe, device: str) -> float | None:
+    """Features active on a token, counted; None where model or dictionaries are not on this machine."""
+    named = model_of(recipe)
+    if named != "demo" and not is_held(named):
+        return None
+    if is_recipe(recipe.release) and any(
+        here(e) is not Here.YES for e in read_recipe(recipe.release).sites.values()
+    ):
+        return None
+    local = [name for name in expand(recipe.text.get("datasets", ())) if name not in known_datasets()]
+    try:
+        texts = [
+            text
+            for name in local or expand(["demo"])
+            if Path(name).exists() or name.startswith("demo:")
+            for text in islice(open_dataset(name).read(recipe.seed), 2)
+        ]
+        return active_features(
+            load_dictionaries(recipe.release, device=device), load_model(named, device=device), texts
+        )
+    except SaeflowError:  # a plan says what it can: what is wrong is told by the run
+        return None
+
+
+def _told_active(active: float | None) -> str:
+    if active is None:
+        return f"Features active on a token are taken for {ACTIVE:.0f}: model and dictionaries are not both here."
+    return f"Features active on a token: {active:.1f}, counted on a few texts."
 
 
 def _remarks(plan: Plan) -> list[str]:

@@ -7,7 +7,8 @@
     [graphs] [origins] [deactivation] [steering] [transition]      the sizes of each; one left out is not run
     [unanswered]                                       fig19 = "why"
 
-A recipe of one's own is a file with the same keys.
+A recipe of one's own is a file with the same keys; releases, models, data sets and themes that lie beside it are
+paths from its folder.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.experiments.sampling import recipes as known_datasets
+from saeflow.paths import folder_and_pattern
 from saeflow.reading import read_toml
 from saeflow.reproduce.stages import SCHEMAS, Stage
+from saeflow.sources.recipes import is_recipe
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 
@@ -30,8 +34,9 @@ Table: TypeAlias = Mapping[str, Any]
 _NAMES: Final = (list, str)
 _NUMBERS: Final = (list, (int, float))
 _LAYERS: Final = (list, int)
+_PATHS: Final = ("release", "model", "datasets", "fitted", "background", "themes")
 _SAMPLED: Final = {"datasets": _NAMES, "layers": _LAYERS, "texts": int, "tokens": int, "max_length": int}
-_KEYS: Final[Mapping[str, Mapping[str, Any]]] = {
+KEYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "": {
         "title": str, "release": str, "model": str, "datasets": _NAMES, "seed": int, "note": str,
         "needs_model_to_match": bool,
@@ -172,7 +177,7 @@ def open_recipe(name: str) -> Recipe:
 def _made(name: str, path: Path, data: Table) -> Recipe:
     text = {key: value for key, value in data.items() if not isinstance(value, dict)}
     tables: dict[str, Table] = {key: value for key, value in data.items() if isinstance(value, dict)}
-    if strange := sorted(set(tables) - set(_KEYS)):
+    if strange := sorted(set(tables) - set(KEYS)):
         raise BadFile(f"{path} has tables it should not: {', '.join(strange)}. See docs/reproduce.md.")
     _check(path, "", text)
     for key in ("title", "release"):
@@ -181,13 +186,31 @@ def _made(name: str, path: Path, data: Table) -> Recipe:
     for table, told in tables.items():
         if table != "unanswered":
             _check(path, table, told)
+    told = json.dumps([text, tables], sort_keys=True)
+    if path.parent != RECIPES:
+        text = _beside(path.parent, text)
+        tables = {table: _beside(path.parent, keys) for table, keys in tables.items()}
     sizes = {stage: tables[stage.value] for stage in Stage if stage.value in tables}
     # matching comes before all else, whether the recipe says something of it or not
     sizes = {Stage.ATLAS: tables.get(Stage.ATLAS.value, {}), **sizes}
     shape = _shape(path, tables["shape"]) if "shape" in tables else None
-    told = json.dumps([text, tables], sort_keys=True)
     unanswered = {**SCHEMAS, **{str(item): str(why) for item, why in tables.get("unanswered", {}).items()}}
     return Recipe(name, text, sizes, unanswered, shape, hashlib.sha256(told.encode()).hexdigest()[:16])
+
+
+def _beside(folder: Path, told: Table) -> dict[str, Any]:
+    """The keys that name files or folders, with what lies in the recipe's folder as a path; other names as they are."""
+
+    def found(value: Any) -> Any:
+        if isinstance(value, list):
+            return [found(one) for one in value]
+        name = folder_and_pattern(str(folder / Path(value).expanduser()))[0]
+        known = value == "demo" or is_recipe(value) or value in known_datasets()
+        return (
+            value if known or not Path(name).exists() else str(folder.absolute() / Path(value).expanduser())
+        )
+
+    return {key: found(value) if key in _PATHS else value for key, value in told.items()}
 
 
 def _shape(path: Path, told: Table) -> Shape:
@@ -207,7 +230,7 @@ def _shape(path: Path, told: Table) -> Shape:
 
 def _check(path: Path, table: str, told: Table) -> None:
     """Refuse a key that a table does not have, and a value of another kind."""
-    keys = _KEYS[table]
+    keys = KEYS[table]
     where = f"[{table}]" if table else "the head"
     for key, value in told.items():
         if key not in keys:
