@@ -11,7 +11,7 @@ from saeflow.experiments.results import Results
 from saeflow.report.results import write_page
 from saeflow.steering.judges import Score
 from saeflow.steering.plan import load_plan
-from saeflow.steering.scoring import judges_of
+from saeflow.steering.sweep.scoring import judges_of
 
 PAGE = write_page
 SMALL = (
@@ -115,7 +115,9 @@ def test_another_judge_is_asked_without_generating(run, work, monkeypatch) -> No
             return [Score(coherence=4.0, behavior=1.0 + ("force" in text.text)) for text in texts]
 
     monkeypatch.setattr("saeflow.steering.judges.LLMJudge", Reader)
-    monkeypatch.setattr("saeflow.steering.making.generate", lambda *a, **k: pytest.fail("generated again"))
+    monkeypatch.setattr(
+        "saeflow.steering.sweep.unit.generate", lambda *a, **k: pytest.fail("generated again")
+    )
     code, out, _ = run("demo", *SMALL, "--judge", "llm", "--judge-model", "some-model")
     assert code == 0
     assert "Judge: reader" in out

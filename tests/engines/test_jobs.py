@@ -13,7 +13,7 @@ from saeflow.experiments.records import RunRequest
 from saeflow.experiments.transition import Protocol as TransitionProtocol
 from saeflow.experiments.transition import run_transition
 from saeflow.matching.build import build_atlas
-from saeflow.steering.sweep import run_sweep
+from saeflow.steering.sweep.run import run_sweep
 
 from ..experiments import transition_world
 from ..experiments.killed_run import SAMPLES
@@ -65,8 +65,8 @@ def deactivation(named, out, engine):
 
 
 def sweep(named, out, engine):
-    lab = replace(sweep_world.lab(), model=named.model, dictionaries=named.dictionaries)
-    run_sweep(lab, sweep_world.design(), lambda _: sweep_world.WordJudge(), out=out, engine=engine)
+    inputs = replace(sweep_world.inputs(), model=named.model, dictionaries=named.dictionaries)
+    run_sweep(inputs, sweep_world.design(), lambda _: sweep_world.WordJudge(), out=out, engine=engine)
 
 
 def atlas(named, out, engine):

@@ -19,9 +19,9 @@ from saeflow.experiments.records import Origin
 from saeflow.experiments.summary import Texts
 from saeflow.ids import Part, Site
 from saeflow.reproduce.evidence import OriginsRun, SteeringRun, TransitionRun
-from saeflow.steering.cells import Cell, Cells
 from saeflow.steering.plan import Direction
-from saeflow.steering.settings import Setting
+from saeflow.steering.sweep.cells import Cell, Cells
+from saeflow.steering.sweep.settings import Setting
 
 LAYERS = range(6)
 EVEN = dict.fromkeys(

@@ -11,7 +11,7 @@ from saeflow.reproduce.claims import claims
 from saeflow.reproduce.evidence import Evidence
 from saeflow.reproduce.verdicts import Outcome, Verdict
 from saeflow.steering.plan import Direction
-from saeflow.steering.settings import Setting
+from saeflow.steering.sweep.settings import Setting
 from tests.reproduce.claim_worlds import Marks, mostly, steering
 
 CLAIMS = {claim.id: claim for claim in claims()}

@@ -15,7 +15,7 @@ from saeflow.reproduce.recipe import KEYS, Recipe, known_recipes, open_recipe
 from saeflow.reproduce.stages import ITEMS, Stage, answered, items_of, order, parse_only, short, stages_for
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.recipes import read_recipe
-from saeflow.steering.settings import Grid
+from saeflow.steering.sweep.settings import Grid
 from saeflow.steering.theme import load_theme
 
 PAPER = {*(f"fig{n}" for n in range(1, 25)), *(f"table{n}" for n in range(1, 6))}

@@ -9,9 +9,9 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.methods import match
 from saeflow.steering.judges import Score
 from saeflow.steering.plan import Direction
-from saeflow.steering.recipe import Lab
-from saeflow.steering.settings import Grid, Variant
-from saeflow.steering.sweep import Design, run_sweep
+from saeflow.steering.sweep.run import Design, run_sweep
+from saeflow.steering.sweep.settings import Grid, Variant
+from saeflow.steering.sweep.theme_plans import Inputs
 from saeflow.steering.theme import Task, Theme
 
 from ..experiments.planted import N_LAYERS, plant
@@ -35,14 +35,14 @@ class Tables:
         return table.best(feature, k=k) if table else ()
 
 
-def lab(**changes):
+def inputs(**changes):
     """The planted model with its atlas."""
     planted = plant()
     made = planted.dictionaries
     stream = [Site(layer, Part.RES) for layer in range(N_LAYERS)]
     forward = {pair: match(made[pair[0]], made[pair[1]], k=1) for pair in itertools.pairwise(stream)}
     told = {"background": TEXTS, "release": "planted", "matched": "cosine", "batch": 16}
-    return Lab(planted.model, made, Tables(cosine(planted) | forward), **(told | changes))
+    return Inputs(planted.model, made, Tables(cosine(planted) | forward), **(told | changes))
 
 
 def theme(name="carrying", start="carried", **changes):
@@ -91,7 +91,7 @@ def luck(text):
 
 def run(folder, *, slow=False, judge=None, **changes):
     """The whole sweep into a folder, with tables; slow enough to be killed in the middle when asked."""
-    from saeflow.steering.sweep_summary import summarize_sweep
+    from saeflow.steering.sweep.summary import summarize_sweep
 
     def progress(name):
         def pause(done, total, what):
@@ -101,6 +101,6 @@ def run(folder, *, slow=False, judge=None, **changes):
         return pause
 
     made = judge or WordJudge()
-    results = run_sweep(lab(), design(**changes), lambda _: made, out=folder, progress=progress)
+    results = run_sweep(inputs(), design(**changes), lambda _: made, out=folder, progress=progress)
     summarize_sweep(folder)
     return results

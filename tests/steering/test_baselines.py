@@ -10,9 +10,9 @@ from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.steering.baselines import NEAREST, random_mirrors, written_on
 from saeflow.steering.budget import change_lengths
 from saeflow.steering.plan import Direction, SteeringPlan, Step
+from saeflow.steering.sweep.baselines import NEAREST, random_mirrors, written_on
 
 from ..experiments.planted import TEXT, plant
 

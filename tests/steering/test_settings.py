@@ -11,7 +11,7 @@ from saeflow.ids import Part
 from saeflow.steering.budget import Budget
 from saeflow.steering.plan import Direction
 from saeflow.steering.schedule import Constant, Exponential, Linear
-from saeflow.steering.settings import ACTIVATE, MULTI, ORDER, SUPPRESS, Grid, Setting, Variant, seed_of
+from saeflow.steering.sweep.settings import ACTIVATE, MULTI, ORDER, SUPPRESS, Grid, Setting, Variant, seed_of
 
 UP, DOWN = Direction.ACTIVATE, Direction.SUPPRESS
 

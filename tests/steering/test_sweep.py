@@ -16,18 +16,18 @@ import pytest
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.results import Results
 from saeflow.ids import Part
-from saeflow.steering import making
 from saeflow.steering.budget import Budget, change_lengths
 from saeflow.steering.generate import Generation
 from saeflow.steering.plan import Direction, load_plan
-from saeflow.steering.recipe import Recipe
-from saeflow.steering.scoring import SCORES, judge_rows, judges_of, read_scores, unsteered
-from saeflow.steering.settings import Grid, Setting, Variant, seed_of
-from saeflow.steering.sweep import judge_sweep, run_sweep
-from saeflow.steering.sweep_summary import summarize_sweep
+from saeflow.steering.sweep import unit as sweep_unit
+from saeflow.steering.sweep.run import judge_sweep, run_sweep
+from saeflow.steering.sweep.scoring import SCORES, judge_rows, judges_of, read_scores, unsteered
+from saeflow.steering.sweep.settings import Grid, Setting, Variant, seed_of
+from saeflow.steering.sweep.summary import summarize_sweep
+from saeflow.steering.sweep.theme_plans import ThemePlans
 from saeflow.steering.theme import Task
 
-from .sweep_world import SMALL, NoiseJudge, WordJudge, design, lab, luck, run, theme
+from .sweep_world import SMALL, NoiseJudge, WordJudge, design, inputs, luck, run, theme
 
 ROW = {
     "theme", "direction", "method", "layer", "schedule", "value", "sample", "seed", "prompt", "text", "ids",
@@ -53,12 +53,12 @@ def test_every_setting_of_the_grid_has_the_same_samples(done) -> None:
         key = (row["direction"], row["method"], row["layer"], row["schedule"], row["value"])
         settings.setdefault(key, []).append((row["sample"], row["seed"]))
     assert all(found == list(enumerate(seeds)) for found in settings.values())
-    layers = Recipe.of(lab(), theme(), Variant()).layers
+    layers = ThemePlans.of(inputs(), theme(), Variant()).layers
     assert len(layers) > 1
     several = {
         (m, layer, m, s)
         for m in ("constant", "linear", "exponential")
-        for layer in layers
+        for layer in layers[1:]  # up to the first layer they would be `single`
         for s in SMALL.activate
     }
     single = {("single", layer, "constant", s) for layer in layers for s in SMALL.activate}
@@ -136,7 +136,7 @@ def test_what_is_chosen_is_best_on_the_grid_and_is_measured_on_fresh_seeds_with_
 
 def test_random_rows_of_the_sweep_are_as_long_as_what_they_mirror_and_differ_by_sample(done) -> None:
     folder = done[0]
-    here = lab()
+    here = inputs()
     [path] = (folder / "confirmed" / "plans").glob("carrying-activate-random-constant-*")
     draws = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
     assert [draw["sample"] for draw in draws] == list(range(6))
@@ -160,7 +160,7 @@ def test_random_rows_of_the_sweep_are_as_long_as_what_they_mirror_and_differ_by_
 def test_a_finished_sweep_is_only_judged_again_and_keeps_what_it_chose(done, tmp_path, monkeypatch) -> None:
     run(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("rows/*")}
-    monkeypatch.setattr(making, "generate", lambda *a, **k: pytest.fail("generated again"))
+    monkeypatch.setattr(sweep_unit, "generate", lambda *a, **k: pytest.fail("generated again"))
     run(tmp_path, judge=NoiseJudge())
     assert {p: p.read_bytes() for p in tmp_path.rglob("rows/*")} == before
     grid = Results.open(tmp_path)
@@ -215,7 +215,7 @@ def test_themes_and_directions_without_a_task_are_left_out(tmp_path) -> None:
     only = theme("pushed", suppress=None)
     silent = theme("unasked", activate=Task("nothing", "", 3), suppress=None)
     grid, confirmed = run_sweep(
-        lab(), design(only, silent, grid=replace(SMALL, methods=("single", "prompt"))), lambda _: WordJudge(),
+        inputs(), design(only, silent, grid=replace(SMALL, methods=("single", "prompt"))), lambda _: WordJudge(),
         out=tmp_path,
     )  # fmt: skip
     assert {(r["theme"], r["direction"]) for r in grid.rows()} == {
@@ -249,19 +249,19 @@ def test_a_folder_goes_on_only_with_the_same_arguments(done, changes, words) -> 
 
 def test_a_theme_whose_file_changed_is_not_taken_for_the_old_one(done) -> None:
     with pytest.raises(InvalidArgument, match="themes is"):
-        run_sweep(lab(), design(theme(examples=("other words",))), lambda _: WordJudge(), out=done[0])
+        run_sweep(inputs(), design(theme(examples=("other words",))), lambda _: WordJudge(), out=done[0])
 
 
 def test_variants_change_the_plans_they_are_about(monkeypatch) -> None:
-    here = lab()
+    here = inputs()
     setting = Setting("constant", 2, "constant", 2.0)
-    plain = Recipe.of(here, theme(), Variant()).plan(Direction.ACTIVATE, setting)
-    unfolded = Recipe.of(here, theme(), Variant(fold=False)).plan(Direction.ACTIVATE, setting)
+    plain = ThemePlans.of(here, theme(), Variant()).plan(Direction.ACTIVATE, setting)
+    unfolded = ThemePlans.of(here, theme(), Variant(fold=False)).plan(Direction.ACTIVATE, setting)
     assert {step.value for step in unfolded.steps} == {2.0}
     assert [step.value for step in plain.steps] != [step.value for step in unfolded.steps]
-    alone = Recipe.of(here, theme(), Variant(parts=(Part.RES,)))
+    alone = ThemePlans.of(here, theme(), Variant(parts=(Part.RES,)))
     assert {feature.part for feature in alone.plan(Direction.ACTIVATE, setting).features} == {Part.RES}
-    tight = Recipe.of(here, theme(), Variant(budget=Budget(total=1e-3))).plan(Direction.ACTIVATE, setting)
+    tight = ThemePlans.of(here, theme(), Variant(budget=Budget(total=1e-3))).plan(Direction.ACTIVATE, setting)
     told = tight.made_by["budget"]
     assert told["before"]["total"] > told["after"]["total"] == pytest.approx(1e-3, rel=1e-3)
     assert tight.features == plain.features
@@ -270,26 +270,26 @@ def test_variants_change_the_plans_they_are_about(monkeypatch) -> None:
         assert {"nothing", "carry"} < set(prompts)
         return {feature: 0.1 * feature.layer for feature in features}
 
-    monkeypatch.setattr("saeflow.steering.recipe.output_scores", scores)
-    strong = Recipe.of(here, theme(), Variant(min_output_score=0.1))
+    monkeypatch.setattr("saeflow.steering.sweep.theme_plans.output_scores", scores)
+    strong = ThemePlans.of(here, theme(), Variant(min_output_score=0.1))
     assert strong.layers == (1, 2)
     assert {why.why for why in strong.dropped} == {"output score 0, below 0.1"}
     with pytest.raises(InvalidArgument, match=r"left to steer.*for output score 0, below 0.9"):
-        Recipe.of(here, theme(), Variant(min_output_score=0.9))
+        ThemePlans.of(here, theme(), Variant(min_output_score=0.9))
     with pytest.raises(InvalidArgument, match="no features to start from"):
-        Recipe.of(here, theme(starts=()), Variant())
+        ThemePlans.of(here, theme(starts=()), Variant())
 
 
 def test_start_changes_the_themes_own_features_alone_and_single_one_layer() -> None:
-    recipe = Recipe.of(lab(), theme(), Variant())
-    start = recipe.plan(Direction.SUPPRESS, Setting("start", -1, "constant", 0.0))
+    prepared = ThemePlans.of(inputs(), theme(), Variant())
+    start = prepared.plan(Direction.SUPPRESS, Setting("start", -1, "constant", 0.0))
     assert start.features == theme().starts
-    single = recipe.plan(Direction.SUPPRESS, Setting("single", 1, "constant", 0.0))
+    single = prepared.plan(Direction.SUPPRESS, Setting("single", 1, "constant", 0.0))
     assert set(single.layers) == {1}
-    upto = recipe.plan(Direction.SUPPRESS, Setting("cumulative", 1, "constant", 0.0))
-    assert set(upto.layers) == {layer for layer in recipe.layers if layer <= 1}
+    upto = prepared.plan(Direction.SUPPRESS, Setting("cumulative", 1, "constant", 0.0))
+    assert set(upto.layers) == {layer for layer in prepared.layers if layer <= 1}
     assert set(single.features) < set(upto.features)
-    assert recipe.counts[str(theme().starts[0].site)][1] == 1
+    assert prepared.counts[str(theme().starts[0].site)][1] == 1
 
 
 def test_choosing_the_best_of_noise_flatters_the_grid_and_not_the_confirmed_scores(
@@ -304,8 +304,8 @@ def test_choosing_the_best_of_noise_flatters_the_grid_and_not_the_confirmed_scor
             for n, r in enumerate(requests)
         ]
 
-    monkeypatch.setattr(making, "generate", unique)
-    monkeypatch.setattr(making, "losses", lambda model, prompt, ids: [1.0] * len(ids))
+    monkeypatch.setattr(sweep_unit, "generate", unique)
+    monkeypatch.setattr(sweep_unit, "losses", lambda model, prompt, ids: [1.0] * len(ids))
     values = tuple(float(v) for v in range(1, 11))
     grid = Grid(values, tuple(-v for v in values), samples=16, confirm=100)
     chosen = run(tmp_path, judge=NoiseJudge(), grid=grid)[1]

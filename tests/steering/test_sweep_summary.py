@@ -7,13 +7,13 @@ import pytest
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Results
-from saeflow.steering.cells import Cells, methods
-from saeflow.steering.confirm import choose, start_layer
 from saeflow.steering.judges import Score
 from saeflow.steering.plan import Direction
-from saeflow.steering.scoring import Scores, judge_rows
-from saeflow.steering.settings import Grid, Setting
-from saeflow.steering.sweep_summary import steering_tables, summarize_sweep
+from saeflow.steering.sweep.cells import Cells, methods
+from saeflow.steering.sweep.confirm import choose, start_layer
+from saeflow.steering.sweep.scoring import Scores, judge_rows
+from saeflow.steering.sweep.settings import Grid, Setting
+from saeflow.steering.sweep.summary import steering_tables, summarize_sweep
 
 from .sweep_world import theme
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from saeflow.matching.atlas import Atlas
     from saeflow.steering.budget import Budget
     from saeflow.steering.plan import Direction
-    from saeflow.steering.settings import Grid
+    from saeflow.steering.sweep.settings import Grid
 
 _VARIANT = "Variants, each recorded with the results"
 
@@ -119,11 +119,11 @@ def sweep(
 ) -> None:
     """Steer by flow graphs with every method, layer and strength; measure the best again (section 5.3)."""
     from saeflow.matching.atlas import open_atlas
-    from saeflow.steering.lab import background_texts, find_themes, judge_maker, open_lab
     from saeflow.steering.schedule import Constant, Exponential, Linear
-    from saeflow.steering.settings import Variant
-    from saeflow.steering.sweep import Design, run_sweep
-    from saeflow.steering.sweep_summary import summarize_sweep
+    from saeflow.steering.sweep.inputs import background_texts, find_themes, judge_maker, open_inputs
+    from saeflow.steering.sweep.run import Design, run_sweep
+    from saeflow.steering.sweep.settings import Variant
+    from saeflow.steering.sweep.summary import summarize_sweep
 
     where = opened(engine, workers, address, cpus, gpus)
     chosen = find_themes(names_of(themes), release)
@@ -136,10 +136,10 @@ def sweep(
     )  # fmt: skip
     grid = _grid(s, r, layers, methods, samples, confirm)
     design = Design(tuple(chosen), _directions(direction), grid, variant, seed)
-    lab = open_lab(release, matches, texts, model=model, device=device, batch=batch)
+    inputs = open_inputs(release, matches, texts, model=model, device=device, batch=batch)
     folder = out or Path(f"sweep-{Path(release).name}")
     with bars() as bar, where:
-        results, _ = run_sweep(lab, design, make, out=folder, progress=bar, engine=where)
+        results, _ = run_sweep(inputs, design, make, out=folder, progress=bar, engine=where)
     _finish(results, summarize_sweep(results.folder), as_json=as_json)
 
 
@@ -157,7 +157,7 @@ def _thresholds(atlas: Atlas, t_res: float, t_mlp: float, t_att: float, fdr: flo
 
 
 def _grid(s: str, r: str, layers: str, methods: str, samples: int, confirm: int) -> Grid:
-    from saeflow.steering.settings import ACTIVATE, SUPPRESS, Grid
+    from saeflow.steering.sweep.settings import ACTIVATE, SUPPRESS, Grid
 
     return Grid(
         numbers_of("--s", s) or ACTIVATE, numbers_of("--r", r) or SUPPRESS, layers_of(layers) or None,

@@ -11,10 +11,10 @@ from saeflow.experiments.statistics import LEVEL
 from saeflow.reproduce.claims_steering import ACTIVATE, SUPPRESS, find, over_themes, themes
 from saeflow.reproduce.evidence import SteeringRun
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, Contrast, NotMeasured, Unit
-from saeflow.steering.cells import Cells
-from saeflow.steering.confirm import START_LAYER
 from saeflow.steering.plan import Direction
-from saeflow.steering.settings import MULTI, RANDOM, SINGLE, START, Setting
+from saeflow.steering.sweep.cells import Cells
+from saeflow.steering.sweep.confirm import START_LAYER
+from saeflow.steering.sweep.settings import MULTI, RANDOM, SINGLE, START, Setting
 
 _METHODS: Final = "the multi-layer methods"
 

@@ -15,9 +15,9 @@ import numpy as np
 from saeflow.experiments.statistics import Estimate, Tally, known_mean, ratio
 from saeflow.reproduce.evidence import SteeringRun
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, UNKNOWN, Contrast, NotMeasured, Rule, Unit
-from saeflow.steering.cells import Cells
 from saeflow.steering.plan import Direction
-from saeflow.steering.settings import CUMULATIVE, SINGLE, START, Setting
+from saeflow.steering.sweep.cells import Cells
+from saeflow.steering.sweep.settings import CUMULATIVE, SINGLE, START, Setting
 
 ACTIVATE, SUPPRESS = Direction.ACTIVATE, Direction.SUPPRESS
 SMALL: Final = (0.05, 0.1, 0.2, 0.4, 0.8)

@@ -23,9 +23,9 @@ from saeflow.reproduce.measure import Speeds
 from saeflow.reproduce.recipe import Recipe, Shape
 from saeflow.reproduce.stages import Stage
 from saeflow.steering.growth import grow, targets
-from saeflow.steering.lab import PLAIN, find_themes
 from saeflow.steering.plan import Direction
-from saeflow.steering.settings import NONE, ORDER, PROMPT, Grid
+from saeflow.steering.sweep.inputs import PLAIN, find_themes
+from saeflow.steering.sweep.settings import NONE, ORDER, PROMPT, Grid
 
 ACTIVE: Final = 100.0
 """Features active on a token where that cannot be counted: published releases are canonical near it."""

@@ -24,11 +24,11 @@ from saeflow.experiments.summary import Texts
 from saeflow.flow.graph import FlowGraph
 from saeflow.reading import read_json, read_text
 from saeflow.reproduce.verdicts import NotMeasured
-from saeflow.steering.cells import Cell, Cells
-from saeflow.steering.confirm import FOLDER
 from saeflow.steering.plan import Direction
-from saeflow.steering.scoring import read_scores
-from saeflow.steering.settings import Setting
+from saeflow.steering.sweep.cells import Cell, Cells
+from saeflow.steering.sweep.confirm import FOLDER
+from saeflow.steering.sweep.scoring import read_scores
+from saeflow.steering.sweep.settings import Setting
 
 STAGES: Final = ("origins", "deactivation", "steering", "transition")
 ACCEPTANCE: Final = "acceptance.json"

@@ -35,11 +35,11 @@ from saeflow.reproduce.recipe import Recipe, Table
 from saeflow.reproduce.stages import Stage
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
-from saeflow.steering.lab import PLAIN, background_texts, find_themes, judge_maker, open_lab
 from saeflow.steering.plan import Direction
-from saeflow.steering.settings import Grid, Variant
-from saeflow.steering.sweep import Design, run_sweep
-from saeflow.steering.sweep_summary import summarize_sweep
+from saeflow.steering.sweep.inputs import PLAIN, background_texts, find_themes, judge_maker, open_inputs
+from saeflow.steering.sweep.run import Design, run_sweep
+from saeflow.steering.sweep.settings import Grid, Variant
+from saeflow.steering.sweep.summary import summarize_sweep
 
 if TYPE_CHECKING:
     from saeflow.engines import Engine
@@ -200,12 +200,17 @@ def _steering(place: Place) -> None:
     parts = tuple(Part(part) for part in size.get("parts", tuple(Part)))
     variant = Variant(PLAIN, parts=tuple(part for part in Part if part in parts))
     design = Design(tuple(themes), directions, grid, variant, recipe.seed)
-    lab = open_lab(
+    inputs = open_inputs(
         recipe.release, open_atlas(recipe.release), background, model=recipe.model, device=settings.device,
         batch=size.get("batch", 256),
     )  # fmt: skip
     results, _ = run_sweep(
-        lab, design, make, out=place.out / Stage.STEERING.value, progress=place.bars, engine=settings.engine
+        inputs,
+        design,
+        make,
+        out=place.out / Stage.STEERING.value,
+        progress=place.bars,
+        engine=settings.engine,
     )
     summarize_sweep(results.folder)
     write_page(results.folder)

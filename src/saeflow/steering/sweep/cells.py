@@ -21,8 +21,8 @@ from saeflow.experiments.statistics import Estimate, Tally, mean_estimates
 from saeflow.steering.judges import Score
 from saeflow.steering.metrics import combined, perplexity
 from saeflow.steering.plan import Direction
-from saeflow.steering.scoring import Scores
-from saeflow.steering.settings import NONE, ORDER, Setting
+from saeflow.steering.sweep.scoring import Scores
+from saeflow.steering.sweep.settings import NONE, ORDER, Setting
 
 MEASURES: Final = ("loss", "distinct_1", "distinct_2", "share_layer", "share_total", "n_features")
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from saeflow.steering.cells import Cells
 from saeflow.steering.plan import Direction
-from saeflow.steering.settings import MULTI, ORDER, RANDOM, SINGLE, Grid, Setting
+from saeflow.steering.sweep.cells import Cells
+from saeflow.steering.sweep.settings import MULTI, ORDER, RANDOM, SINGLE, Grid, Setting
 from saeflow.steering.theme import Theme
 
 FOLDER: Final = "confirmed"

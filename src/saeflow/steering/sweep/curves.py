@@ -14,9 +14,9 @@ from jaxtyping import Float
 
 from saeflow.experiments.results import SummaryTable
 from saeflow.experiments.statistics import Estimate, ratio
-from saeflow.steering.cells import Cells
 from saeflow.steering.plan import Direction
-from saeflow.steering.settings import NONE, PROMPT
+from saeflow.steering.sweep.cells import Cells
+from saeflow.steering.sweep.settings import NONE, PROMPT
 
 SHARES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Limits of `steering_by_share`: shares of the hidden norm."""

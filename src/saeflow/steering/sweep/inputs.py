@@ -1,23 +1,26 @@
-"""What a sweep runs on, opened from names: themes, background texts, the judge, the lab (section 5.3, appendix B)."""
+"""What a sweep runs on, opened from names: themes, background texts, the judge (section 5.3, appendix B)."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.lab import model_name
 from saeflow.experiments.sampling import expand, open_dataset
 from saeflow.flow.scores import Thresholds
+from saeflow.flow.trace import Matches
+from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.same_weights import refuse_other_weights
+from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import load_dictionaries
-from saeflow.sources.model import load_model
-from saeflow.steering.recipe import Lab
-from saeflow.steering.sweep import MakeJudge, References
+from saeflow.sources.model import LanguageModel, load_model
+from saeflow.steering.sweep.scoring import MakeJudge, References
 from saeflow.steering.theme import Theme, load_theme
 from saeflow.steering.theme import themes as known_themes
 
@@ -26,6 +29,30 @@ BACKGROUND_TEXTS: Final = 300
 
 PLAIN: Final = Thresholds(mlp=0.15, att=0.15)
 """Thresholds of appendix B.2."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a sweep runs on.
+
+    Attributes:
+        model: generates.
+        dictionaries: of its sites.
+        matches: what graphs are grown from: an atlas.
+        background: texts about nothing in particular, for typical sizes.
+        release: name of the dictionaries.
+        matched: what the matches are, with a checksum, for the record of a run.
+        batch: texts generated at a time, at most. Another one gives other rounding, and with it now and then
+            another text.
+    """
+
+    model: LanguageModel
+    dictionaries: Mapping[Site, Dictionary]
+    matches: Matches
+    background: Sequence[str] = ()
+    release: str = ""
+    matched: str = ""
+    batch: int = 256
 
 
 def find_themes(names: Sequence[str], release: str) -> list[Theme]:
@@ -97,7 +124,7 @@ def judge_maker(kind: str, model: str, url: str, background: Sequence[str]) -> M
     return offline
 
 
-def open_lab(
+def open_inputs(
     release: str,
     matches: Atlas,
     background: Sequence[str],
@@ -105,7 +132,7 @@ def open_lab(
     model: str = "",
     device: str = "cpu",
     batch: int = 256,
-) -> Lab:
+) -> Inputs:
     """Model and dictionaries beside an atlas, with a checksum of its tables for the record.
 
     Raises:
@@ -119,4 +146,4 @@ def open_lab(
     digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()[:12]
     loaded = load_model(named, device=device)
     told = f"{matches.method}, tables {digest}"
-    return Lab(loaded, dictionaries, matches, background, release, told, batch)
+    return Inputs(loaded, dictionaries, matches, background, release, told, batch)

@@ -21,20 +21,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import MANIFEST, Progress, Results, Row, versions
-from saeflow.steering.cells import Cells
-from saeflow.steering.confirm import FOLDER, Choice, choose
-from saeflow.steering.judges import Judge, Judged
-from saeflow.steering.making import SteerUnit
+from saeflow.steering.judges import Judge
 from saeflow.steering.plan import Direction
-from saeflow.steering.recipe import Lab, Recipe
-from saeflow.steering.scoring import Scores, judge_rows, unsteered
-from saeflow.steering.settings import (
+from saeflow.steering.sweep.cells import Cells
+from saeflow.steering.sweep.confirm import FOLDER, Choice, choose
+from saeflow.steering.sweep.inputs import Inputs
+from saeflow.steering.sweep.scoring import MakeJudge, Scores, judge_rows, unsteered
+from saeflow.steering.sweep.settings import (
     CONFIRMED,
     GRID,
     ORDER,
@@ -43,13 +42,11 @@ from saeflow.steering.settings import (
     Setting,
     Variant,
 )
+from saeflow.steering.sweep.theme_plans import ThemePlans
+from saeflow.steering.sweep.unit import SweepUnit
 from saeflow.steering.theme import Task, Theme
 
 EXPERIMENT, EXPERIMENT_CONFIRMED = "steering", "steering-confirmed"
-References: TypeAlias = Mapping[tuple[str, Direction], Sequence[Judged]]
-"""The unsteered texts of the grid by theme and direction: what a judge compares with."""
-
-MakeJudge: TypeAlias = Callable[[References], Judge]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +95,21 @@ class Design:
 class Sweep:
     """A sweep into a folder, which goes on where a killed one stopped."""
 
-    def __init__(self, lab: Lab, design: Design, out: Path | str, engine: Engine | None = None) -> None:
+    def __init__(self, inputs: Inputs, design: Design, out: Path | str, engine: Engine | None = None) -> None:
         """Nothing is computed or written yet. `engine` is where texts are generated; this process when None."""
-        self.lab, self.design, self.out, self.engine = lab, design, Path(out), engine
+        self.inputs, self.design, self.out, self.engine = inputs, design, Path(out), engine
 
     @cached_property
-    def recipes(self) -> dict[str, Recipe]:
+    def theme_plans(self) -> dict[str, ThemePlans]:
         """How each theme is steered; grows the graphs at first use.
 
         Raises:
             InvalidArgument: for a theme without features, or of which none is left.
             UnknownFeature, UnknownSite: for starts that the matches do not know.
         """
-        return {theme.name: Recipe.of(self.lab, theme, self.design.variant) for theme in self.design.themes}
+        return {
+            theme.name: ThemePlans.of(self.inputs, theme, self.design.variant) for theme in self.design.themes
+        }
 
     def run_grid(self, progress: Progress | None = None) -> Results:
         """Generate the samples of every setting; what is there is not generated again.
@@ -145,22 +144,22 @@ class Sweep:
             **more,
         }
         return RunRequest(
-            experiment, self.lab.release, self.lab.model.name or self.lab.release, design.seed,
-            tuple(theme.name for theme in design.themes), {"graphs": self.lab.matched}, arguments,
+            experiment, self.inputs.release, self.inputs.model.name or self.inputs.release, design.seed,
+            tuple(theme.name for theme in design.themes), {"graphs": self.inputs.matched}, arguments,
         )  # fmt: skip
 
     def _grid_units(self) -> list[Row]:
         """A unit for each theme, direction and method."""
         units: list[Row] = []
         for theme, direction, task in self.design.tasks:
-            recipe = self.recipes[theme.name]
+            prepared = self.theme_plans[theme.name]
             for method in ORDER:
                 if method == PROMPT and not task.asked:
                     continue
-                settings = self.design.grid.of_method(direction, method, recipe.layers)
+                settings = self.design.grid.of_method(direction, method, prepared.layers)
                 if settings:
                     unit = _unit(theme, direction, method, settings)
-                    units.append(unit | {"features": recipe.counts})
+                    units.append(unit | {"features": prepared.counts})
         return units
 
     def _confirmed_units(self, grid: Results, scores: Scores) -> list[Row]:
@@ -192,7 +191,7 @@ class Sweep:
                 progress(now[0], now[1], f"{now[2]}, {done} of {total} texts")
 
         texts = None if grid is None else unsteered(grid)
-        work = SteerUnit(self.recipes, self.design.seed, stage, n, texts, of_texts)
+        work = SweepUnit(self.theme_plans, self.design.seed, stage, n, texts, of_texts)
         return results.run(work, of_units, self.engine)
 
 
@@ -213,7 +212,7 @@ def judge_sweep(
 
 
 def run_sweep(
-    lab: Lab,
+    inputs: Inputs,
     design: Design,
     make: MakeJudge,
     *,
@@ -224,7 +223,7 @@ def run_sweep(
     """Both stages of a sweep, judged: the grid and the confirmed settings. What is there is not done again.
 
     Args:
-        lab: model, dictionaries and matches.
+        inputs: model, dictionaries and matches.
         design: what is tried.
         make: makes the judge from the unsteered texts of the grid.
         out: the results folder.
@@ -239,7 +238,7 @@ def run_sweep(
     def step(name: str) -> Progress | None:
         return progress(name) if progress else None
 
-    sweep = Sweep(lab, design, out, engine)
+    sweep = Sweep(inputs, design, out, engine)
     grid = sweep.run_grid(step("grid:"))
     judge, scores = judge_sweep(grid, make, design.themes, step("judging:"))
     confirmed = sweep.run_confirmed(grid, scores, step("confirming:"))

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -24,10 +24,15 @@ from saeflow.paths import write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
 from saeflow.steering.judges import Judge, Judged, Score
 from saeflow.steering.plan import Direction
-from saeflow.steering.settings import NONE
+from saeflow.steering.sweep.settings import NONE
 from saeflow.steering.theme import Theme
 
 SCORES: Final = "scores.jsonl.gz"
+
+References: TypeAlias = Mapping[tuple[str, Direction], Sequence[Judged]]
+"""The unsteered texts of the grid by theme and direction: what a judge compares with."""
+
+MakeJudge: TypeAlias = Callable[[References], Judge]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,13 +16,13 @@ from scipy import stats
 
 from saeflow.experiments.results import MANIFEST, Results, Row, SummaryTable
 from saeflow.ids import Part
-from saeflow.steering.cells import Cell, Cells
-from saeflow.steering.confirm import FOLDER, START_LAYER
 from saeflow.steering.judges import HIGHEST
 from saeflow.steering.plan import Direction
-from saeflow.steering.scoring import read_scores
-from saeflow.steering.settings import MULTI, NONE, PROMPT, RANDOM, SINGLE, START, Setting
-from saeflow.steering.sweep_curves import by_layer, by_share, by_value, sensitivity
+from saeflow.steering.sweep.cells import Cell, Cells
+from saeflow.steering.sweep.confirm import FOLDER, START_LAYER
+from saeflow.steering.sweep.curves import by_layer, by_share, by_value, sensitivity
+from saeflow.steering.sweep.scoring import read_scores
+from saeflow.steering.sweep.settings import MULTI, NONE, PROMPT, RANDOM, SINGLE, START, Setting
 
 SHOWN: Final = 4
 """Samples of each setting in `steering_samples`."""

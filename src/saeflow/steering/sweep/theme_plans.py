@@ -2,28 +2,26 @@
 
     theme.starts -> graphs -> targets -> those that are kept -> for each setting of a sweep, a plan
 
-A recipe is made once for a theme; the plan of a setting then costs no search and no forward pass, but where a
+A theme is prepared once for a theme; the plan of a setting then costs no search and no forward pass, but where a
 budget limits a suppression.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
 from saeflow.errors import InvalidArgument
-from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.model import LanguageModel
 from saeflow.steering.budget import fit_budget, hidden_norms
 from saeflow.steering.folding import fold_scales, has_threshold, typical_activations
 from saeflow.steering.growth import Reach, Target, activation_plan, grow, pick, suppression_plan, targets
 from saeflow.steering.output_score import PROMPTS, output_scores
 from saeflow.steering.plan import Direction, Dropped, SteeringPlan
-from saeflow.steering.settings import SINGLE, START, Setting, Variant
+from saeflow.steering.sweep.inputs import Inputs
+from saeflow.steering.sweep.settings import SINGLE, START, Setting, Variant
 from saeflow.steering.theme import Theme
 
 SIZE_TEXTS: Final = 64
@@ -31,35 +29,11 @@ SIZE_TEXTS: Final = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Lab:
-    """What a sweep runs on.
-
-    Attributes:
-        model: generates.
-        dictionaries: of its sites.
-        matches: what graphs are grown from: an atlas.
-        background: texts about nothing in particular, for typical sizes.
-        release: name of the dictionaries.
-        matched: what the matches are, with a checksum, for the record of a run.
-        batch: texts generated at a time, at most. Another one gives other rounding, and with it now and then
-            another text.
-    """
-
-    model: LanguageModel
-    dictionaries: Mapping[Site, Dictionary]
-    matches: Matches
-    background: Sequence[str] = ()
-    release: str = ""
-    matched: str = ""
-    batch: int = 256
-
-
-@dataclass(frozen=True, eq=False)
-class Recipe:
+class ThemePlans:
     """A theme's features, ready to be made into plans.
 
     Attributes:
-        lab: what plans are made for.
+        inputs: what plans are made for.
         theme: whose features they are.
         variant: how they were found and how strong each is.
         targets: the features that are changed.
@@ -67,7 +41,7 @@ class Recipe:
         dropped: features that were found and left out.
     """
 
-    lab: Lab
+    inputs: Inputs
     theme: Theme
     variant: Variant
     targets: tuple[Target, ...]
@@ -75,7 +49,7 @@ class Recipe:
     dropped: tuple[Dropped, ...]
 
     @staticmethod
-    def of(lab: Lab, theme: Theme, variant: Variant) -> Recipe:
+    def of(inputs: Inputs, theme: Theme, variant: Variant) -> ThemePlans:
         """Grow the graphs of a theme and choose among their features.
 
         Raises:
@@ -87,14 +61,14 @@ class Recipe:
                 f"the theme {theme.name!r} has no features to start from. Find some with `saeflow find`, and name them "
                 "as starts in its file."
             )
-        graphs = grow(theme.starts, lab.matches, thresholds=variant.thresholds, k=variant.k)
+        graphs = grow(theme.starts, inputs.matches, thresholds=variant.thresholds, k=variant.k)
         found = targets(graphs, parts=variant.parts)
         drop = {
             target.feature: f"there is no dictionary at {target.feature.site}"
             for target in found
-            if target.feature.site not in lab.dictionaries
+            if target.feature.site not in inputs.dictionaries
         }
-        drop |= _weak(lab, theme, variant, [t.feature for t in found if t.feature not in drop])
+        drop |= _weak(inputs, theme, variant, [t.feature for t in found if t.feature not in drop])
         kept, dropped = pick(found, drop=drop)
         if not kept:
             raise InvalidArgument(
@@ -102,7 +76,7 @@ class Recipe:
                 f"the first for {dropped[0].why if dropped else 'its part'}. Lower the thresholds, or keep more parts."
             )
         starts = tuple(Target(feature, True, None, (feature,)) for feature in sorted(theme.starts))
-        return Recipe(lab, theme, variant, kept, starts, dropped)
+        return ThemePlans(inputs, theme, variant, kept, starts, dropped)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -142,18 +116,18 @@ class Recipe:
     def _make(
         self, direction: Direction, setting: Setting, chosen: Sequence[Target], reach: Reach, upto: int | None
     ) -> SteeringPlan:
-        lab = self.lab
+        inputs = self.inputs
         told = {"method": setting.method, **self.variant.to_arguments()}
-        model = lab.model.name
+        model = inputs.model.name
         if direction is Direction.SUPPRESS:
             return suppression_plan(
-                chosen, setting.value, reach=reach, upto=upto, release=lab.release, model=model,
+                chosen, setting.value, reach=reach, upto=upto, release=inputs.release, model=model,
                 theme=self.theme.name, dropped=self.dropped, made_by=told,
             )  # fmt: skip
         schedule = self.variant.schedule(setting.schedule, setting.value)
         scales = self.scales if self.variant.fold else None
         return activation_plan(
-            chosen, schedule, reach=reach, upto=upto, scales=scales, release=lab.release, model=model,
+            chosen, schedule, reach=reach, upto=upto, scales=scales, release=inputs.release, model=model,
             theme=self.theme.name, dropped=self.dropped, made_by=told,
         )  # fmt: skip
 
@@ -164,25 +138,25 @@ class Recipe:
         Raises:
             InvalidArgument: for a feature without a threshold that is never active on the texts there are.
         """
-        lab = self.lab
+        inputs = self.inputs
         features = [target.feature for target in (*self.targets, *self.starts)]
-        bare = [f for f in features if not has_threshold(lab.dictionaries[f.site], f)]
-        texts = [*self.theme.examples, *_spread(lab.background)]
-        known = typical_activations(lab.model, lab.dictionaries, bare, texts) if bare and texts else {}
-        return fold_scales(lab.dictionaries, features, activity=known, model=lab.model, texts=texts)
+        bare = [f for f in features if not has_threshold(inputs.dictionaries[f.site], f)]
+        texts = [*self.theme.examples, *_spread(inputs.background)]
+        known = typical_activations(inputs.model, inputs.dictionaries, bare, texts) if bare and texts else {}
+        return fold_scales(inputs.dictionaries, features, activity=known, model=inputs.model, texts=texts)
 
     @cached_property
     def _norms(self) -> dict[Site, float]:
         layers = {target.feature.layer for target in (*self.targets, *self.starts)}
-        return hidden_norms(self.lab.model, [Site(layer, Part.RES) for layer in layers], self._texts)
+        return hidden_norms(self.inputs.model, [Site(layer, Part.RES) for layer in layers], self._texts)
 
     @property
     def _texts(self) -> Sequence[str]:
-        if not self.lab.background:
+        if not self.inputs.background:
             raise InvalidArgument(
                 "a budget needs texts to measure hidden norms on. Give some with --background, or leave the budget out."
             )
-        return _spread(self.lab.background)
+        return _spread(self.inputs.background)
 
     def _within_budget(self, plan: SteeringPlan) -> SteeringPlan:
         budget = self.variant.budget
@@ -190,7 +164,7 @@ class Recipe:
             return plan
         # a theme's features are silent on other texts: what a suppression changes is measured on its own
         texts = [*self.theme.examples, *self._texts]
-        return fit_budget(plan, budget, self.lab.dictionaries, self.lab.model, texts, norms=self._norms)
+        return fit_budget(plan, budget, self.inputs.dictionaries, self.inputs.model, texts, norms=self._norms)
 
 
 def _spread(texts: Sequence[str]) -> list[str]:
@@ -199,12 +173,14 @@ def _spread(texts: Sequence[str]) -> list[str]:
     return [texts[place * len(texts) // n] for place in range(n)]
 
 
-def _weak(lab: Lab, theme: Theme, variant: Variant, features: Sequence[FeatureId]) -> dict[FeatureId, str]:
+def _weak(
+    inputs: Inputs, theme: Theme, variant: Variant, features: Sequence[FeatureId]
+) -> dict[FeatureId, str]:
     """Features whose output score is too low, with the reason."""
     least = variant.min_output_score
     if least is None or not features:
         return {}
     own = sorted({task.prompt for task in (theme.activate, theme.suppress) if task is not None})
     prompts = (*PROMPTS, *own)
-    scores = output_scores(lab.model, lab.dictionaries, features, prompts=prompts)
+    scores = output_scores(inputs.model, inputs.dictionaries, features, prompts=prompts)
     return {f: f"output score {score:.2g}, below {least:g}" for f, score in scores.items() if score < least}

@@ -15,24 +15,24 @@ from typing import Any
 from saeflow.experiments.results import Made, Progress, Row, significant
 from saeflow.ids import FeatureId, Site
 from saeflow.records import Match
-from saeflow.steering.baselines import random_mirrors, written_on
 from saeflow.steering.generate import Generation, Request, generate
 from saeflow.steering.judges import Judged
 from saeflow.steering.metrics import distinct, losses
 from saeflow.steering.plan import Direction, SteeringPlan
-from saeflow.steering.recipe import Recipe
 from saeflow.steering.sampling import Sampling
-from saeflow.steering.settings import NONE, PROMPT, RANDOM, Setting, seed_of
+from saeflow.steering.sweep.baselines import random_mirrors, written_on
+from saeflow.steering.sweep.settings import NONE, PROMPT, RANDOM, Setting, seed_of
+from saeflow.steering.sweep.theme_plans import ThemePlans
 
 Unsteered = Mapping[tuple[str, Direction], Sequence[Judged]]
 
 
 @dataclass(eq=False)
-class SteerUnit:
+class SweepUnit:
     """The rows and plans of a unit; samples depend on the seed, the stage and their number alone.
 
     Attributes:
-        recipes: how each theme is steered.
+        theme_plans: how each theme is steered.
         seed: of all samples.
         stage: which samples: of the grid, or fresh ones.
         n: samples of each setting.
@@ -40,7 +40,7 @@ class SteerUnit:
         progress: told of the texts of the unit, where it runs in the process that shows them.
     """
 
-    recipes: Mapping[str, Recipe]
+    theme_plans: Mapping[str, ThemePlans]
     seed: int
     stage: str
     n: int
@@ -50,28 +50,28 @@ class SteerUnit:
     def __getstate__(self) -> dict[str, Any]:
         """For another process: graphs are grown already, so that it needs no matches."""
         bare = {
-            name: replace(recipe, lab=replace(recipe.lab, matches=_Grown()))
-            for name, recipe in self.recipes.items()
+            name: replace(prepared, inputs=replace(prepared.inputs, matches=_Grown()))
+            for name, prepared in self.theme_plans.items()
         }
-        return self.__dict__ | {"recipes": bare, "progress": None}
+        return self.__dict__ | {"theme_plans": bare, "progress": None}
 
     def __call__(self, unit: Row) -> Made:
         """The settings of the unit one after the other, each with the same samples."""
-        recipe, direction = self.recipes[unit["theme"]], Direction(unit["direction"])
-        lab, task = recipe.lab, recipe.theme.task(direction)
+        prepared, direction = self.theme_plans[unit["theme"]], Direction(unit["direction"])
+        inputs, task = prepared.inputs, prepared.theme.task(direction)
         settings = [Setting.of(told) for told in unit["settings"]]
         seeds = [seed_of(self.seed, self.stage, sample) for sample in range(self.n)]
         prompt = task.asked if unit["method"] == PROMPT else task.prompt
         requests: list[Request] = []
         files: dict[str, bytes] = {}
         for setting in settings:
-            plans = self._plans(files, recipe, direction, setting, seeds)
+            plans = self._plans(files, prepared, direction, setting, seeds)
             requests += [Request(prompt, seed, plan) for seed, plan in zip(seeds, plans, strict=True)]
         sampling = Sampling(max_new_tokens=task.max_new_tokens)
         made = generate(
-            lab.model, lab.dictionaries, requests, sampling, batch=lab.batch, progress=self.progress
+            inputs.model, inputs.dictionaries, requests, sampling, batch=inputs.batch, progress=self.progress
         )
-        nats = losses(lab.model, prompt, [generation.ids for generation in made])
+        nats = losses(inputs.model, prompt, [generation.ids for generation in made])
         rows = [
             _row(unit, settings[number // self.n], number % self.n, generation, loss)
             for number, (generation, loss) in enumerate(zip(made, nats, strict=True))
@@ -81,7 +81,7 @@ class SteerUnit:
     def _plans(
         self,
         files: dict[str, bytes],
-        recipe: Recipe,
+        prepared: ThemePlans,
         direction: Direction,
         setting: Setting,
         seeds: Sequence[int],
@@ -89,19 +89,19 @@ class SteerUnit:
         """The plan of each sample of a setting, also into `files`; random ones are drawn anew for each sample."""
         if setting.method in (NONE, PROMPT):
             return [None] * len(seeds)
-        stem = f"plans/{recipe.theme.name}-{setting.name(direction)}"
+        stem = f"plans/{prepared.theme.name}-{setting.name(direction)}"
         if setting.method != RANDOM:
-            plan = recipe.plan(direction, setting)
+            plan = prepared.plan(direction, setting)
             files[f"{stem}.json"] = plan.to_json().encode()
             return [plan] * len(seeds)
         copied = Setting(setting.mirrors, setting.layer, setting.schedule, setting.value)
-        plan, lab = recipe.plan(direction, copied), recipe.lab
+        plan, inputs = prepared.plan(direction, copied), prepared.inputs
         active = None
         if direction is Direction.SUPPRESS and self.unsteered is not None:
-            texts = _whole(recipe, self.unsteered[recipe.theme.name, direction])
-            active = written_on(lab.model, lab.dictionaries, plan.sites, texts)
+            texts = _whole(prepared, self.unsteered[prepared.theme.name, direction])
+            active = written_on(inputs.model, inputs.dictionaries, plan.sites, texts)
         drawn = random_mirrors(
-            plan, lab.dictionaries, lab.model, avoid=recipe.avoided, seeds=seeds, active=active
+            plan, inputs.dictionaries, inputs.model, avoid=prepared.avoided, seeds=seeds, active=active
         )
         files[f"{stem}.jsonl.gz"] = _packed(drawn)
         return drawn
@@ -121,9 +121,9 @@ class _Grown:
         return ()
 
 
-def _whole(recipe: Recipe, texts: Sequence[Judged]) -> list[str]:
+def _whole(prepared: ThemePlans, texts: Sequence[Judged]) -> list[str]:
     """Texts with their prompts, decoded together: decoding a text alone may lose the space it begins with."""
-    model = recipe.lab.model
+    model = prepared.inputs.model
     prompts = {text.prompt for text in texts}
     begin = {prompt: model.tokenize([prompt], add_bos=False).input_ids[0].tolist() for prompt in prompts}
     ids = [[*begin[text.prompt], *text.ids] for text in texts]
