@@ -214,7 +214,7 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     }
     rows = [
         {"what": key, "GB": round(value / 1e9, 3), "": about[key]}
-        for key, value in {**needed, "peak": peak, "checkpoint": needed["checkpoint"]}.items()
+        for key, value in sorted({**needed, "peak": peak}.items(), key=lambda one: list(about).index(one[0]))
     ]
     told: dict[str, Any] = {"dictionaries": len(run.targets), "steps": settings.optimiser.steps}
     if len(each) > 1:
