@@ -8,7 +8,7 @@ import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from saeflow.errors import NoSpace, NotWritable, SaeflowError
@@ -69,6 +69,12 @@ def replacing(path: Path) -> Generator[Path]:
         if clear is None:
             raise
         raise clear from error
+
+
+def is_inside(name: object) -> bool:
+    """Whether a name of a file or a revision leads down from where it begins, and nowhere else."""
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    return bool(parts) and not {"..", "/", "\\"} & set(parts) and "\0" not in str(name)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +22,13 @@ PAGE = 3
 
 @dataclass
 class Fault:
-    """What goes wrong with one request: a status, a body, or a cut after some bytes."""
+    """What goes wrong with one request: a status, a body, a cut after some bytes, seconds between bytes, no end."""
 
     status: int = 200
     body: bytes | None = None
     cut: int | None = None
+    drip: float = 0.0
+    endless: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -37,6 +41,7 @@ class Service:
     faults: list[tuple[str, Fault]] = field(default_factory=list)
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
+    served: int = 0  # bytes of faults that drip or do not end
 
     def fail(self, where: str, *faults: Fault) -> None:
         self.faults += [(where, fault) for fault in faults]
@@ -72,9 +77,19 @@ class _Handler(BaseHTTPRequestHandler):
             body = fault.body if fault.body is not None else body
             headers = headers | fault.headers
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        endless = fault is not None and fault.endless
+        length = {} if endless else {"Content-Length": str(len(body))}
+        for name, value in (length | headers).items():
             self.send_header(name, value)
         self.end_headers()
+        if fault is not None and (endless or fault.drip):
+            self.close_connection = True
+            with contextlib.suppress(OSError):
+                for n in range(2000 if endless else len(body)):
+                    self.wfile.write(bytes(1 << 16) if endless else body[n : n + 1])
+                    service.served += 1 << 16 if endless else 1
+                    time.sleep(fault.drip)
+            return
         cut = len(body) if fault is None or fault.cut is None else fault.cut
         self.wfile.write(body[:cut])
         if cut < len(body):

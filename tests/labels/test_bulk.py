@@ -199,8 +199,9 @@ def test_a_cut_file_is_gone_on_with(exports, bucket, tmp_path):
     assert WordsFolder(tmp_path / "words").site(RES)[3].frequency == 0.03
 
 
-def test_a_file_that_changed_in_between_is_begun_anew(exports, bucket, tmp_path):
+def test_a_file_that_changed_in_between_is_begun_anew(exports, bucket, tmp_path, monkeypatch):
     key = "v1/gpt2-small/0-res/features/batch-0.jsonl.gz"
+    monkeypatch.setattr("saeflow.labels.http.STEP", 1)
     plan = plan_fetch("mine", SOURCES, [RES], bucket)
     exports.fail("features", *[Fault(cut=0)] * 5, Fault(cut=40), *[Fault(500)] * 6)
     with pytest.raises(Unreachable):
@@ -250,6 +251,28 @@ def test_a_file_of_another_size_than_the_list_says_is_refused(exports, bucket, t
     exports.files["v1/gpt2-small/0-res/features/batch-0.jsonl.gz"] += b"more"
     with pytest.raises(BadFile, match="were announced"):
         fetch_words(plan, bucket, tmp_path / "words")
+
+
+def test_a_file_without_an_end_and_one_that_drips_are_given_up(exports, bucket, tmp_path, monkeypatch):
+    plan = plan_fetch("mine", SOURCES, [RES], bucket)
+    exports.fail("features", Fault(endless=True))
+    with pytest.raises(BadFile, match=r"more bytes than the .* that were announced"):
+        fetch_words(plan, bucket, tmp_path / "words")
+    assert exports.served < 64 << 20
+    monkeypatch.setattr("saeflow.patience.WINDOW", 0.1)
+    exports.fail("features", *[Fault(drip=0.02)] * 6)
+    with pytest.raises(Unreachable, match=r"bytes in 0 s.* 6 times"):
+        fetch_words(plan, bucket, tmp_path / "words")
+
+
+@pytest.mark.parametrize("size", ["9" * 30, "9" * 5000, "-1", "many"])
+def test_a_size_that_no_file_has_is_no_list(exports, bucket, size):
+    entry = (
+        f"<Contents><Key>v1/gpt2-small/0-res/features/batch-0.jsonl.gz</Key><Size>{size}</Size></Contents>"
+    )
+    exports.fail("list-type", Fault(body=f"<ListBucketResult>{entry}</ListBucketResult>".encode()))
+    with pytest.raises(BadFile, match=r"a file of .* bytes"):
+        plan_fetch("mine", SOURCES, SITES, bucket)
 
 
 @pytest.mark.parametrize(

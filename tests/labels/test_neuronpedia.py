@@ -3,6 +3,7 @@
 import email.utils
 import json
 import time
+import urllib.parse
 
 import pytest
 
@@ -173,6 +174,37 @@ def test_patience_ends(api, service, clock):
     with pytest.raises(Unreachable, match="answers 500"):
         api.feature(SOURCE, 7)
     assert len(service.asked) == 6
+
+
+@pytest.mark.parametrize("fault", [Fault(endless=True), Fault(drip=0.05)], ids=["endless", "drips"])
+def test_an_answer_without_an_end_and_one_that_drips_are_given_up(service, clock, fault, monkeypatch):
+    monkeypatch.setattr("saeflow.labels.http._MOST", 1 << 16)
+    service.features[PATH] = FEATURE
+    service.fail("feature", fault, fault)
+    fetcher = Fetcher(sleep=clock.sleep, attempts=2, whole=0.3)
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match=r"more than 0 MB|no whole answer within 0\.3 s.* 2 times"):
+        Neuronpedia(base_url=service.url, fetcher=fetcher).feature(SOURCE, 7)
+    assert time.monotonic() - began < 5
+    assert service.served < 64 << 20
+
+
+@pytest.mark.parametrize("wait", ["1e999", "9" * 400, "-5", "nan", "Sun, 06 Nov 99999 08:49:37 GMT"])
+def test_a_wait_that_is_no_time_is_none(api, service, clock, wait):
+    service.fail("feature", Fault(429, headers={"Retry-After": wait}))
+    assert api.feature(SOURCE, 7).label == "royalty"
+    assert clock.waits == [1.0]
+
+
+def test_a_key_that_the_server_repeats_stands_in_no_words(service, clock, tmp_path):
+    key = "sk/secret+0123"
+    forms = [key, urllib.parse.quote(key, safe=""), "".join(f"%{ord(c):02X}" for c in key)]
+    said = {"description": f"you are {' or '.join(forms)}", "explanationModelName": "claude"}
+    service.features[PATH] = FEATURE | {"explanations": [said]}
+    fetcher = Fetcher(headers={"X-Api-Key": key}, sleep=clock.sleep)
+    words = Neuronpedia(base_url=service.url, fetcher=fetcher).feature(SOURCE, 7)
+    assert words.label == "you are [key] or [key] or [key]"
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"secret" in path.read_bytes()] == []
 
 
 def test_nobody_there_is_said(clock):

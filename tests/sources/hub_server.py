@@ -7,9 +7,11 @@ says: ignores ranges, cuts answers off, says to come later. Everything asked is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +54,14 @@ class Hub:
         default_factory=list
     )  # bytes after which the next answers wait for `go_on`
     go_on: threading.Event = field(default_factory=threading.Event)
+    says: dict[str, str] = field(
+        default_factory=dict
+    )  # headers of the hub's answers, in place of the true ones
+    endless: set[str] = field(
+        default_factory=set
+    )  # "hub", "cdn", "error", "redirect": whose bodies never end, within reason
+    drips: set[str] = field(default_factory=set)  # "hub", "cdn": whose headers come a byte at a time
+    small: list[tuple[int, dict[str, str]]] = field(default_factory=list)  # next answers to GET of the hub
     log: list[Request] = field(default_factory=list)
     served: int = 0  # bytes of large files
     hub_url: str = ""
@@ -95,8 +105,37 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.hub.log.append(request)
         (self._hub if self.where == "hub" else self._cdn)(method)
 
+    def end_headers(self) -> None:
+        if self.where in self.hub.drips:
+            with contextlib.suppress(OSError):
+                for byte in b"".join(self._headers_buffer)[:100]:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.05)
+        super().end_headers()
+
+    def _pour(self) -> None:
+        """More than anybody asked for, and more than any test waits for."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            for _ in range(2000):
+                self.wfile.write(bytes(1 << 16))
+                self.hub.served += 1 << 16
+
     def _send(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self.send_response(status)
+        if self.where == "hub":
+            headers = headers | self.hub.says
+        endless = (
+            self.command == "GET"
+            and {2: self.where, 3: "redirect"}.get(status // 100, "error") in self.hub.endless
+        )
+        if endless:
+            headers = {name: value for name, value in headers.items() if name != "Content-Length"}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self._pour()
+            return
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -119,6 +158,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(
                 404 if missing else 401, {"X-Error-Code": "EntryNotFound" if missing else "RepoNotFound"}
             )
+            return
+        if method == "GET" and self.hub.small and not file.endswith((".npz", ".safetensors", ".pt")):
+            self._send(*self.hub.small.pop(0))
             return
         digest = hashlib.sha256(data).hexdigest()
         commit = {"X-Repo-Commit": COMMIT} if self.hub.commits else {}
@@ -145,6 +187,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             start, stop, status = int(first), min(int(last or len(data)) + 1, len(data)), 206
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         body = data[start:stop]
+        if "cdn" in self.hub.endless and method == "GET":
+            self._send(status, headers)
+            return
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)

@@ -22,6 +22,7 @@ from saeflow.errors import BadFile, Unreachable
 from saeflow.labels.http import Fetcher, Received
 from saeflow.labels.sources import Source
 from saeflow.paths import sealed, unsealed, write_atomic
+from saeflow.patience import LARGEST
 from saeflow.reading import parse_json, read_bytes
 
 BUCKET: Final = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"
@@ -43,7 +44,7 @@ class Kind(enum.StrEnum):
 
 # One source may keep the explanations of each model in a folder of its own, such as explanations-gpt-4o-mini.
 _FILE: Final = re.compile(
-    r"(?P<kind>explanations|features|activations)(-[\w.-]+)?/batch-(?P<number>\d+)\.jsonl\.gz"
+    r"(?P<kind>explanations|features|activations)(-[\w.-]+)?/batch-(?P<number>[0-9]{1,9})\.jsonl\.gz"
 )
 
 
@@ -185,6 +186,8 @@ def _page(data: bytes, url: str) -> tuple[list[tuple[str, int]], str]:
         for entry in root:
             if _name(entry) == "Contents":
                 told = {_name(field): field.text or "" for field in entry}
+                if not (told["Size"].isdecimal() and int(told["Size"][:19]) <= LARGEST):
+                    raise ValueError(f"a file of {told['Size'][:30]} bytes")
                 found.append((told["Key"], int(told["Size"])))
         ends = {_name(field): field.text or "" for field in root}
         more = ends.get("IsTruncated", "false").strip().lower() == "true"

@@ -3,12 +3,13 @@
     get        a small answer, whole: tried again after 429, 5xx, cut connections and time-outs
     download   a file: goes on where it was cut, if the server says that it is still the same file
 
-A key goes in a header that is not sent on to another host, and stands in no message.
+A key goes in a header that is not sent on to another host, and stands in no message and no answer, also where a server
+repeats it. An answer of `get` has 64 MB at most and comes within `whole` seconds; a file has the size that was
+announced, at most 64 GB, and comes at 1 KB a second or faster; a cut that brought less than 64 KB counts as an attempt.
 """
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import json
 import os
@@ -18,12 +19,13 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 from saeflow.errors import BadFile, Unreachable
 from saeflow.paths import alone_at, write_atomic
+from saeflow.patience import LATER, STEP, Meter, TooLong, doubled, masked, retry_after, within
 from saeflow.version import __version__
 
 T = TypeVar("T")
@@ -31,11 +33,12 @@ T = TypeVar("T")
 Received: TypeAlias = Callable[[int], None]
 """Told how many bytes of a file are here."""
 
-_AGAIN: Final = {408, 425, 429, 500, 502, 503, 504}
 _CUT: Final = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 _PIECE: Final = 1 << 18
 _MOST: Final = 64 << 20
 """Bytes that an answer of `get` may have."""
+_LARGEST: Final = 64 << 30
+"""Bytes that a file may have whose size nobody announced."""
 _HOUR: Final = 3600.0
 
 
@@ -49,6 +52,7 @@ class Fetcher:
         per_hour: int | None = None,
         attempts: int = 6,
         timeout: float = 60.0,
+        whole: float = 300.0,
         patience: float = 900.0,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -60,6 +64,7 @@ class Fetcher:
             per_hour: requests in any 60 minutes at most; those above wait.
             attempts: how often a request is made in all, when answers say "later" or do not come.
             timeout: seconds without a byte after which an attempt is given up.
+            whole: seconds that an answer of `get` may take in all, and the beginning of a file.
             patience: the longest time in seconds to wait before another attempt, if the service asks for it.
             sleep: waits; another one in tests.
             clock: seconds that only grow.
@@ -67,6 +72,7 @@ class Fetcher:
         self._headers = dict(headers or {})
         self._per_hour = per_hour
         self._attempts, self._timeout, self._patience = attempts, timeout, patience
+        self._whole = whole
         self._sleep, self._clock = sleep, clock
         self._asked: deque[float] = deque()
         self._lock = threading.Lock()
@@ -77,7 +83,7 @@ class Fetcher:
         Raises:
             Unreachable: when it refuses, or does not answer after all attempts.
         """
-        return self._patiently(url, lambda: self._get_once(url))
+        return self._patiently(url, lambda: within(self._whole, lambda: self._get_once(url)))
 
     def download(
         self, url: str, path: Path, *, size: int | None = None, received: Received | None = None
@@ -103,7 +109,7 @@ class Fetcher:
     def _download(
         self, url: str, path: Path, part: Path, size: int | None, received: Received | None
     ) -> None:
-        found = self._patiently(url, lambda: self._download_once(url, part, received))
+        found = self._patiently(url, lambda: self._download_once(url, part, size, received))
         if found is None:
             raise Unreachable(
                 f"{url} does not exist (404). Check the names, or fetch the list of files again."
@@ -131,15 +137,16 @@ class Fetcher:
                 if error.code == 404:
                     return None
                 failed += 1
-                if error.code not in _AGAIN or failed == self._attempts:
+                if error.code not in LATER or failed == self._attempts:
                     raise self._refused(url, error.code) from None
-                self._wait(url, failed, error.headers.get("Retry-After"))
+                self._wait(url, failed, retry_after(error.headers))
             except _CUT as error:
                 failed += 1
                 if failed == self._attempts:
+                    told = self._masked(_reason(error))
                     raise Unreachable(
-                        f"{url} does not answer ({_reason(error)}), {failed} times. Check the network, or work offline "
-                        "with what is here."
+                        f"{url} does not answer ({told}), {failed} times. Check the network, or work offline with what "
+                        "is here."
                     ) from None
                 self._wait(url, failed, None)
 
@@ -155,14 +162,13 @@ class Fetcher:
                 now = self._clock()
             self._asked.append(now)
 
-    def _wait(self, url: str, failed: int, asked: str | None) -> None:
+    def _wait(self, url: str, failed: int, wanted: float | None) -> None:
         """As long as the service asks, else 1, 2, 4… seconds."""
-        wanted = _seconds(asked)
         if wanted is not None and wanted > self._patience:
             raise Unreachable(
                 f"{url} asks to come back in {wanted:.0f} seconds. Try again then: what was fetched so far is kept."
             )
-        self._sleep(min(2.0 ** (failed - 1), 60.0) if wanted is None else wanted)
+        self._sleep(doubled(failed, 1.0, 60.0) if wanted is None else wanted)
 
     def _refused(self, url: str, code: int) -> Unreachable:
         why = {
@@ -185,19 +191,26 @@ class Fetcher:
 
     def _get_once(self, url: str) -> bytes:
         with self._open(self._request(url, {})) as answer:
-            data = answer.read(_MOST + 1)
-            if len(data) > _MOST:
-                raise Unreachable(f"{url} answers with more than {_MOST >> 20} MB. Check the address.")
+            try:
+                data = Meter(_MOST, seconds=self._whole).whole(_pieces(answer))
+            except TooLong:
+                raise Unreachable(
+                    f"{url} answers with more than {_MOST >> 20} MB. Check the address."
+                ) from None
             announced = answer.headers.get("Content-Length")
-        if announced is not None and announced.isdecimal() and len(data) < int(announced):
-            raise http.client.IncompleteRead(data, int(announced) - len(data))
-        return data
+        if len(data) < (_length(announced) or 0):
+            raise http.client.IncompleteRead(b"", (_length(announced) or 0) - len(data))
+        return self._masked(data.decode("latin-1")).encode("latin-1")
 
-    def _download_once(self, url: str, part: Path, received: Received | None) -> bool:
+    def _masked(self, text: str) -> str:
+        """What a server said, without a key that was sent to it."""
+        return masked(text, *self._headers.values())
+
+    def _download_once(self, url: str, part: Path, size: int | None, received: Received | None) -> bool:
         before, sign = _left(part, url)
         extra = {"Range": f"bytes={before}-", "If-Range": sign} if before else {}
         try:
-            answer = self._open(self._request(url, extra))
+            answer = within(self._whole, lambda: self._open(self._request(url, extra)))
         except urllib.error.HTTPError as error:
             if error.code == 416 and before:  # the piece is no beginning of this file
                 error.close()
@@ -209,24 +222,31 @@ class Fetcher:
             if here and not _continues(answer.headers.get("Content-Range"), before):
                 _forget(part)
                 raise http.client.HTTPException("another piece of the file came than was asked for")
-            length = answer.headers.get("Content-Length", "")
-            expected = here + int(length) if length.isdecimal() else None
+            length = _length(answer.headers.get("Content-Length"))
+            expected = None if length is None else here + length
+            meter = Meter((_LARGEST if size is None else size) - here)
             _remember(part, url, answer.headers)
             try:
                 with part.open("r+b" if here else "wb") as file:
                     file.seek(here)
                     file.truncate()
-                    while piece := answer.read(_PIECE):
+                    for piece in _pieces(answer):
+                        meter.add(len(piece))
                         file.write(piece)
                         here += len(piece)
                         if received is not None:
                             received(here)
+            except TooLong:
+                _forget(part)
+                raise BadFile(
+                    f"{url} has more bytes than the {size or _LARGEST} that were announced. Fetch again."
+                ) from None
             except _CUT:
-                if here > before and _left(part, url)[0]:
+                if here >= before + STEP and _left(part, url)[0]:
                     raise _Progress from None
                 raise
         if expected is not None and here < expected:  # a cut that urllib did not see
-            if here > before and _left(part, url)[0]:
+            if here >= before + STEP and _left(part, url)[0]:
                 raise _Progress
             raise http.client.IncompleteRead(b"", expected - here)
         return True
@@ -263,16 +283,15 @@ def _continues(content_range: str | None, before: int) -> bool:
     return (content_range or "").startswith(f"bytes {before}-")
 
 
-def _seconds(asked: str | None) -> float | None:
-    """What `Retry-After` asks: seconds, or a date; None for neither."""
-    if asked is None:
-        return None
-    if asked.strip().isdecimal():
-        return float(asked)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+def _pieces(answer: Any) -> Iterator[bytes]:
+    """What comes, as it comes: a read of a length would wait until all of it is there."""
+    while piece := answer.read1(_PIECE):
+        yield piece
+
+
+def _length(told: str | None) -> int | None:
+    """A length in bytes that a header states; None where it states none that can be."""
+    return int(told) if told and told.isdecimal() and len(told) < 19 else None
 
 
 def _reason(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from saeflow.errors import BadFile, NoSpace, Unreachable
 from saeflow.paths import write_atomic
+from saeflow.reading import read_bytes, read_text
 from saeflow.sources.formats.remote_tensors import (
     ENDINGS,
     read_pointer,
@@ -27,8 +28,8 @@ from saeflow.sources.formats.remote_tensors import (
     write_pointer,
 )
 from saeflow.sources.recipes import Entry
-from saeflow.sources.remote.hub_file import REFUSALS, HubFile, is_offline, refused, resolve
-from saeflow.sources.remote.transport import RangesIgnored
+from saeflow.sources.remote.hub_file import REFUSALS, HubFile, is_commit, is_offline, refused, resolve
+from saeflow.sources.remote.transport import RangesIgnored, fetch_whole
 
 WHOLE_FILES = "SAEFLOW_WHOLE_FILES"
 """Set to anything but 0, it has files fetched whole."""
@@ -145,17 +146,19 @@ def _pointers(entry: Entry) -> str | None:
         if file is None or file.commit != commit:
             return None
         _point(_root(entry) / commit / file.file, file)
+    if not is_commit(commit):
+        return None
     tree = _root(entry) / commit
     for name in (*entry.optional, *(name for name in entry.files if name not in large)):
         if not (tree / name).is_file():
             try:
-                whole = huggingface_hub.hf_hub_download(entry.repo, name, revision=commit)
+                whole = fetch_whole(entry.repo, name, commit)
             except EntryNotFoundError:
                 if name in entry.optional:
                     continue
                 raise
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(tree / name, Path(whole).read_bytes())
+            write_atomic(tree / name, read_bytes(whole))
     # without it, `hf cache` takes the repository's folder for a damaged one, and would not remove it
     (_root(entry).parent / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
     if entry.revision != commit:
@@ -186,8 +189,9 @@ def _tree(entry: Entry) -> Path | None:
     """The folder of the commit that the revision meant when the hub was last asked; None if it never was."""
     root = _root(entry)
     try:
-        return root / (root / "refs" / entry.revision).read_text(encoding="utf-8").strip()
-    except OSError:
+        commit = read_text(root / "refs" / entry.revision).strip()
+        return root / commit if is_commit(commit) else None
+    except (OSError, ValueError):
         tree = root / PurePosixPath(entry.revision)
         return tree if tree.is_dir() else None
 
@@ -214,4 +218,4 @@ def _fetched(entry: Entry, file: str) -> Path:
 
 
 def _download(entry: Entry, file: str) -> Path:
-    return Path(huggingface_hub.hf_hub_download(entry.repo, file, revision=entry.revision))
+    return fetch_whole(entry.repo, file, entry.revision)

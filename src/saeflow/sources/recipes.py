@@ -32,6 +32,7 @@ close the smaller; `canonical` is the closest to 100, as the field uses the word
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ from typing import Any, Final, NamedTuple
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease
 from saeflow.ids import Part, Site
+from saeflow.paths import is_inside
 from saeflow.reading import read_toml
 
 RELEASES: Final = Path(__file__).parent / "releases"
@@ -229,11 +231,16 @@ class _Reader:
             values["l0"] = self._closest(told, layer, chosen["l0"], name)
         n_features: int | None = told.get("n_features", _WIDTHS.get(chosen.get("width", "")))
         d_in: int | None = told.get("d_in")
+        revision = told.get("revision", "main")
+        files, optional = (self._filled(told.get(key, []), values) for key in ("paths", "optional"))
+        for what in (told["repo"], revision, *files, *optional):
+            if not is_inside(what):
+                raise BadFile(f"{self.path}: {what!r} leads out of its repository. Give a path in it.")
         return Entry(
             repo=told["repo"],
-            revision=told.get("revision", "main"),
-            files=self._filled(told["paths"], values),
-            optional=self._filled(told.get("optional", []), values),
+            revision=revision,
+            files=files,
+            optional=optional,
             labels="".join(self._filled([told["labels"]], values)) if "labels" in told else "",
             size=Size(n_features, d_in, told.get("values", 4)) if n_features and d_in else None,
             center=bool(told.get("center", False)),
@@ -242,6 +249,8 @@ class _Reader:
 
     def _filled(self, patterns: Iterable[str], values: Mapping[str, Any]) -> tuple[str, ...]:
         try:
+            if strange := [one for one in patterns if re.search(r"{\w*[^\w{}]", one)]:
+                raise ValueError(f"{strange[0]!r}, which is more than a name,")
             return tuple(pattern.format(**values) for pattern in patterns)
         except (KeyError, IndexError, ValueError) as error:
             raise BadFile(

@@ -35,7 +35,8 @@ class Asked:
 
 @dataclass
 class Reply:
-    """What goes back: a body, nothing at all (`cut`), or the first bytes of one (`torn`), after `delay` seconds."""
+    """What goes back after `delay` seconds: a body, nothing (`cut`), the first bytes of one (`torn`), more and more
+    (`endless`), or all byte by byte, headers too, `drip` seconds between them."""
 
     body: str = ""
     status: int = 200
@@ -43,6 +44,8 @@ class Reply:
     delay: float = 0.0
     cut: bool = False
     torn: bool = False
+    endless: bool = False
+    drip: float = 0.0
 
 
 def says(content: str | None) -> Reply:
@@ -63,7 +66,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, answer: Callable[[Asked], Reply]) -> None:
         self.answer = answer
         self.asked: list[Asked] = []
-        self.under_way = self.most = 0
+        self.under_way = self.most = self.poured = 0
         self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -102,6 +105,20 @@ class Handler(BaseHTTPRequestHandler):
         if reply.cut:
             return
         data = reply.body.encode()
+        if reply.drip:
+            with contextlib.suppress(OSError):
+                for byte in b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n" + data:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(reply.drip)
+            return
+        if reply.endless:
+            self.send_response(reply.status)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(2000):
+                    self.wfile.write(b" " * (1 << 16))
+                    self.server.poured += 1 << 16
+            return
         self.send_response(reply.status)
         for name, value in ({"content-type": "application/json"} | reply.headers).items():
             self.send_header(name, value)

@@ -114,8 +114,25 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(tmp_path) -> No
         assert asks.counts == Counts(asked=2, retried=1)
     with serving(lambda asked: Reply(delay=1.0)) as server:
         asks = judge(server, tmp_path / "other", pacing=Pacing(timeout=0.1, retries=1, backoff=0.01))
-        with pytest.raises(Unreachable, match=r"nothing came within 0\.1 s"):
+        with pytest.raises(Unreachable, match=r"nothing came whole within 0\.1 s"):
             score(asks)
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_without_an_end_is_cut_off(status, tmp_path) -> None:
+    with serving(lambda asked: Reply(status=status, endless=True)) as server:
+        with pytest.raises(Unreachable, match="it answered without an end: more than 1,048,576 bytes came"):
+            score(judge(server, tmp_path, pacing=Pacing(retries=1, backoff=0.01)))
+        assert len(server.asked) == 2
+        assert server.poured < 32 << 20
+
+
+def test_an_answer_that_drips_has_the_time_of_any_other_in_sum(tmp_path) -> None:
+    with serving(lambda asked: Reply("x" * 200, drip=0.05)) as server:
+        start = time.monotonic()
+        with pytest.raises(Unreachable, match=r"nothing came whole within 0\.3 s"):
+            score(judge(server, tmp_path, pacing=Pacing(timeout=0.3, retries=1, backoff=0.01)))
+        assert time.monotonic() - start < 5
 
 
 def test_nobody_listens(tmp_path) -> None:

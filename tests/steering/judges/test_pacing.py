@@ -6,8 +6,9 @@ from email.utils import formatdate
 import pytest
 
 from saeflow.errors import InvalidArgument, Unreachable
+from saeflow.patience import retry_after
 from saeflow.steering.judges.endpoint import Endpoint, Failure, Secret
-from saeflow.steering.judges.pacing import Gate, Pacing, retry_after
+from saeflow.steering.judges.pacing import Gate, Pacing
 
 from .asking import by_number, judge, score
 from .server import KEY, serving

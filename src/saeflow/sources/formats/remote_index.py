@@ -29,6 +29,8 @@ BytesAt: TypeAlias = Callable[[int, int], bytes]
 """The bytes of the file from one place to another."""
 
 _BLOCK: Final = 1 << 14
+_END: Final = 22
+"""Bytes of the end of a zip's directory."""
 _TORCH: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -130,6 +132,8 @@ def _safetensors_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
 
 def _npz_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
     raw = _Fetched(size, bytes_at)
+    raw.seek(max(0, size - _END))
+    raw.read(_END)  # here, as zipfile takes whatever keeps it from reading this for no zip
     with zipfile.ZipFile(raw) as archive:
         infos = [info for info in few(archive).infolist() if info.filename.endswith(".npy")]
         return {info.filename[:-4]: _member(archive, raw, info) for info in infos}

@@ -42,7 +42,7 @@ from saeflow.sources.formats.tensors import (
 )
 from saeflow.sources.remote.hub_file import REFUSALS, HubFile, refused
 from saeflow.sources.remote.ranges import Ranges, sha256
-from saeflow.sources.remote.transport import RangesIgnored
+from saeflow.sources.remote.transport import RangesIgnored, fetch_whole
 
 _MARK: Final = "saeflow-pointer"
 _VERSION: Final = 1
@@ -101,7 +101,7 @@ def read_pointer(path: Path) -> Pointer | None:
             raise ValueError(f"version {told[_MARK]}")
         index = {name: Segment(**(at | {"shape": tuple(at["shape"])})) for name, at in told["index"].items()}
         return Pointer(HubFile(**told["file"]), index)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadFile(
             f"{path}: cannot be read as a pointer ({error}). Remove it: it is made again."
         ) from error
@@ -180,9 +180,7 @@ class RemoteTensors:
     def _fetched_whole(self) -> TensorFile:
         file = self._pointer.file
         try:
-            return _open_whole(
-                Path(huggingface_hub.hf_hub_download(file.repo, file.file, revision=file.commit))
-            )
+            return _open_whole(fetch_whole(file.repo, file.file, file.commit))
         except REFUSALS as error:
             raise refused(file.file, file.repo, error, revision=file.commit) from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import huggingface_hub
@@ -19,7 +21,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers
 
-from saeflow.errors import Unreachable
+from saeflow.errors import BadFile, Unreachable
+from saeflow.paths import is_inside
+from saeflow.patience import LARGEST, within
 from saeflow.version import __version__
 
 TRANSPORT_ERRORS: Final[tuple[type[BaseException], ...]] = tuple(
@@ -28,6 +32,8 @@ TRANSPORT_ERRORS: Final[tuple[type[BaseException], ...]] = tuple(
 """The bases of what the HTTP library under huggingface_hub raises: httpx since 1.0, requests before."""
 REFUSALS: Final = (OSError, HFValidationError, *TRANSPORT_ERRORS)
 """What asking the hub can raise."""
+WHOLE: Final = 60.0
+"""Seconds in which an answer about a file must be here, and a file must begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,9 @@ class HubFile:
         commit: the commit, 40 hexadecimal digits.
         etag: what the hub identifies its content by; the sha256 of a large file.
         size: in bytes.
+
+    Raises:
+        BadFile: when the commit is none, the path leaves the repository, or no file can have that size.
     """
 
     repo: str
@@ -47,6 +56,17 @@ class HubFile:
     commit: str
     etag: str
     size: int
+
+    def __post_init__(self) -> None:
+        """Refuse what a hub, or a file on disk, says and what cannot be: commit and path become part of a path."""
+        name, commit = str(self.file)[:200], str(self.commit)[:60]
+        sized = type(self.size) is int and 0 < self.size <= LARGEST
+        if not (sized and is_commit(self.commit) and is_inside(self.file)):
+            raise BadFile(
+                f"{name!r} of {str(self.repo)[:200]!r} is said to be of commit {commit!r} "
+                f"and to have {str(self.size)[:30]} bytes. A commit has 40 hexadecimal digits, and a file at most "
+                f"{LARGEST:,} bytes. Check HF_ENDPOINT."
+            )
 
     def __str__(self) -> str:
         """`layer_24/.../params.npz of google/gemma-scope-2b-pt-res`."""
@@ -62,15 +82,28 @@ def resolve(repo: str, file: str, revision: str) -> HubFile | None:
     """Ask the hub which file a revision means; None where it does not say enough to pin it.
 
     Raises:
-        Nothing of its own: one of REFUSALS, which `refused` puts into words.
+        BadFile: when it says of a file what cannot be.
+        TimeoutError, or another of REFUSALS, which `refused` puts into words.
     """
     url = hf_hub_url(repo, file, revision=revision, endpoint=constants.ENDPOINT)
-    told = get_hf_file_metadata(
-        url, timeout=constants.HF_HUB_ETAG_TIMEOUT, library_name="saeflow", library_version=__version__
-    )
+    ask = partial(
+        get_hf_file_metadata,
+        url, timeout=constants.HF_HUB_ETAG_TIMEOUT, library_name="saeflow", library_version=__version__,
+    )  # fmt: skip
+    told = within(WHOLE, ask)
     if not told.commit_hash or not told.etag or not told.size:
         return None
+    # raises BadFile for what cannot be
     return HubFile(repo, file, told.commit_hash, told.etag, told.size)
+
+
+def is_commit(text: object) -> bool:
+    """Whether a text is a commit: 40 hexadecimal digits.
+
+    Raises:
+        Nothing.
+    """
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{40}", text) is not None
 
 
 def request_headers() -> dict[str, str]:

@@ -26,6 +26,7 @@ from huggingface_hub.utils import WeakFileLock, tqdm
 
 from saeflow.errors import BadFile, NoSpace, Unreachable
 from saeflow.paths import write_atomic
+from saeflow.patience import STEP
 from saeflow.sources.remote.hub_file import HubFile, resolve
 from saeflow.sources.remote.transport import Cut, Patience, RangesIgnored, opened
 
@@ -56,7 +57,7 @@ class Ranges:
     def __init__(self, root: Path, file: HubFile, *, patience: Patience | None = None) -> None:
         """`root` is the folder of saeflow in the repository's cache."""
         self.file = file
-        self.folder = root / "ranges" / re.sub(r"[^\w.-]", "_", file.etag)
+        self.folder = root / "ranges" / _name_of(file.etag)
         self._patience = patience or Patience()
         self._tag = ""
 
@@ -154,6 +155,7 @@ class Ranges:
         part, failed, size = self.folder / f"{start}-{stop}.part", 0, stop - start
         here = _here(part, size)
         self._check_space(size - here)
+        got_on, again = here, 0
         told = f"{what} of {Path(self.file.file).name}"
         with _progress(told, here, size) as report:
             while here < size:
@@ -161,15 +163,19 @@ class Ranges:
                     got = self._append(part, start, stop, here, report)
                     if got <= here:
                         raise Cut("the answer was empty")
-                    here, failed = got, 0
+                    if got < size:
+                        raise Cut("the answer was short")
+                    here = got
                 except Cut as cut:
-                    now = _here(part, size)
-                    failed = 1 if now > here else failed + 1
-                    here = now
+                    here = _here(part, size)
+                    failed = 1 if here >= got_on + STEP else failed + 1
+                    got_on = here if failed == 1 else got_on
                     self._patience.wait(self.file, failed, cut)
                 except RangesIgnored:
-                    if here == 0:
+                    again += 1
+                    if here == 0 or again > 3:
                         raise
+                    got_on = 0
                     _forget(part)  # the tag is no longer that of the file: what is here may be of another
                     here = 0
                     report(0, size)
@@ -216,6 +222,11 @@ class Ranges:
                 f"{self.file}: {needed / 1e6:,.1f} MB are to be fetched, and {free / 1e6:,.1f} MB are free on the disk "
                 f"of {self.folder}. Free some, or set HF_HUB_CACHE to a folder on a larger disk."
             )
+
+
+def _name_of(etag: str) -> str:
+    """The name of a folder: the tag of the hub where that is digits and letters, never a path of the server's."""
+    return etag if re.fullmatch("[0-9A-Za-z_-]{1,128}", etag) else hashlib.sha256(etag.encode()).hexdigest()
 
 
 def _here(part: Path, size: int) -> int:

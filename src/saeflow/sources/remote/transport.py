@@ -7,27 +7,43 @@ holds it in memory, and begins again after a cut; so the answers are read here.
 
 from __future__ import annotations
 
+import contextvars
+import inspect
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
+import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.utils import get_session, hf_raise_for_status
+from huggingface_hub.utils import get_session, hf_raise_for_status, tqdm
 
-from saeflow.errors import Unreachable
+from saeflow.errors import BadFile, Unreachable
+from saeflow.patience import LARGEST, LATER, Meter, TooLong, doubled, read_error, retry_after, within
+from saeflow.reading import JSON
 from saeflow.sources.remote.hub_file import (
+    REFUSALS,
     TRANSPORT_ERRORS,
+    WHOLE,
     HubFile,
     is_offline,
     refused,
     request_headers,
+    resolve,
     strong_tag,
 )
 
 _SMALL: Final = 1 << 14
-_LATER: Final = {408, 425, 429, 500, 502, 503, 504}
+_REDIRECTS: Final = 10
+_SMALL_FILES: Final = (".json", ".yaml", ".yml", ".toml")
+QUIET: Final = 300.0
+"""Seconds without a byte after which a fetch by huggingface_hub is given up."""
 _CUT: Final = (*TRANSPORT_ERRORS, TimeoutError, ConnectionError)
 
 
@@ -65,7 +81,7 @@ class Patience:
                 f"{file} cannot be fetched: {cut}, {failed} times without a new byte.{again} What was fetched is kept: "
                 "try again, and it goes on from there."
             )
-        self.sleep(min(2.0 ** (failed - 1), self.longest) if asked is None else asked)
+        self.sleep(doubled(failed, 1.0, self.longest) if asked is None else asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,40 +113,101 @@ def opened(file: HubFile, start: int, stop: int, *, tag: str = "") -> Generator[
         **({"If-Range": tag} if tag else {}),
     }
     try:
-        response, pieces = _send(file.url, headers)
+        response, pieces = within(WHOLE, partial(_send, file.url, headers))
     except _CUT as error:
         raise Cut(f"no answer ({type(error).__name__}: {error})") from error
     try:
-        _check(file, response, start)
-        yield Answer(_steady(pieces), strong_tag(response.headers))
+        _check(file, response, pieces, start)
+        yield Answer(_steady(pieces, stop - start), strong_tag(response.headers))
     finally:
         response.close()
+
+
+def fetch_whole(repo: str, file: str, revision: str) -> Path:
+    """The file in the hub's own cache, fetched by huggingface_hub where it lacks it.
+
+    What the hub says of the file is checked first, as it becomes part of a path. The fetch is given up when it brings
+    more bytes than were stated, or none for QUIET seconds, however long the hub asks to wait.
+
+    Raises:
+        BadFile: when the hub says of the file what cannot be.
+        One of REFUSALS: when it cannot be fetched.
+    """
+    most = LARGEST
+    if not isinstance(huggingface_hub.try_to_load_from_cache(repo, file, revision=revision), str):
+        with suppress(*REFUSALS):  # what is wrong is said below, where it is not in the cache
+            told = resolve(repo, file, revision)
+            most = LARGEST if told is None else told.size
+        if JSON < most < LARGEST and file.endswith(_SMALL_FILES):
+            raise BadFile(
+                f"{file} of {repo} has {most:,} bytes, and at most {JSON:,} are read. Check HF_ENDPOINT."
+            )
+    moved = threading.Event()
+
+    class Bar(tqdm):  # the one place where huggingface_hub tells what came
+        def update(self, n: float | None = 1) -> bool | None:
+            moved.set()
+            if self.n + (n or 0) > most:
+                raise OSError(f"more than the {most:,} bytes came that the hub stated")
+            return super().update(n)
+
+    # before version 1 it tells nobody, and is waited for
+    tells = "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
+    bar: dict[str, Any] = {"tqdm_class": Bar} if tells else {}
+    fetched: Future[str] = Future()
+
+    def fetch() -> None:
+        try:
+            fetched.set_result(huggingface_hub.hf_hub_download(repo, file, revision=revision, **bar))
+        except BaseException as error:
+            fetched.set_exception(error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(fetch,), daemon=True).start()
+    while True:
+        try:
+            return Path(fetched.result(QUIET if tells else None))
+        except TimeoutError:
+            if fetched.done():
+                raise
+            if not moved.is_set():
+                raise TimeoutError(f"no byte came in {QUIET:g} s") from None
+            moved.clear()
 
 
 def _send(url: str, headers: dict[str, str]) -> tuple[Any, Iterator[bytes]]:
     session: Any = get_session()
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    if hasattr(session, "build_request"):  # httpx
+    httpx = hasattr(session, "build_request")
+    if httpx:
         request = session.build_request("GET", url, headers=headers, timeout=timeout)
-        response = session.send(request, stream=True, follow_redirects=True)
-        return response, response.iter_raw()  # as it comes: what waits for a full piece is lost in a kill
-    response = session.get(url, headers=headers, stream=True, timeout=timeout, allow_redirects=True)
-    return response, response.iter_content(_SMALL)
+        send, following = partial(session.send, stream=True, follow_redirects=False), "next_request"
+    else:
+        request = session.prepare_request(import_module("requests").Request("GET", url, headers=headers))
+        options = session.merge_environment_settings(url, {}, True, None, None)
+        send, following = partial(session.send, **options, timeout=timeout, allow_redirects=False), "next"
+    for _ in range(_REDIRECTS):
+        response = send(request)
+        request = getattr(response, following)
+        if request is None:
+            # as it comes: what waits for a full piece is lost in a kill
+            return response, response.iter_raw() if httpx else response.iter_content(_SMALL)
+        response.close()  # both libraries would read its body first, whole
+    raise ConnectionError(f"{url} leads on more than {_REDIRECTS} times")
 
 
-def _check(file: HubFile, response: Any, start: int) -> None:
+def _check(file: HubFile, response: Any, pieces: Iterator[bytes], start: int) -> None:
     """Let through the answer that holds what was asked for.
 
     Raises:
         RangesIgnored, Cut, Unreachable: as `opened`.
     """
     status = int(response.status_code)
-    if status in _LATER:
-        after = str(response.headers.get("Retry-After", ""))
-        raise Cut(f"the server answers {status}", float(after) if after.isdecimal() else None)
+    if status in LATER:
+        raise Cut(f"the server answers {status}", retry_after(response.headers))
     if status >= 400 and status != 416:
         try:
-            response.read() if hasattr(response, "read") else response.content
+            read_error(response, pieces)
             hf_raise_for_status(response)
         except (OSError, *_CUT) as error:
             raise refused(file.file, file.repo, error, revision=file.commit) from error
@@ -142,12 +219,14 @@ def _check(file: HubFile, response: Any, start: int) -> None:
         raise RangesIgnored(f"{file}: {place}, where the hub says {file.size} bytes")
 
 
-def _steady(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces, with whatever breaks them off as a Cut."""
+def _steady(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """The pieces, with whatever breaks them off as a Cut: also that they are too many, or too slow."""
+    meter = Meter(size)
     while True:
         try:
             piece = next(pieces, None)
-        except (*_CUT, OSError) as error:
+            meter.add(len(piece or b""))
+        except (*_CUT, OSError, TooLong) as error:
             raise Cut(f"the line was cut ({type(error).__name__}: {error})") from error
         if piece is None:
             return

@@ -2,6 +2,7 @@
 
     busy (429, 503), broken (5xx), cut or slow, no JSON      waits and tries again, up to `Pacing.retries` times
     refused (401, 403), unknown model, bad request           ends at once, with what to do
+    longer than 1 MB, not whole within `Pacing.timeout`      is cut off, and counts as no answer
 
 A parameter that an endpoint does not know (`seed`, `response_format`) is left out from then on. Errors are made outside
 of the handlers that caught the client's: those hold the request, and with it the key.
@@ -19,9 +20,12 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from saeflow.errors import InvalidArgument, MissingExtra, SaeflowError, Unreachable
-from saeflow.steering.judges.pacing import Gate, Pacing, retry_after
+from saeflow.patience import LATER, Meter, TooLong, masked, retry_after, within
+from saeflow.steering.judges.pacing import Gate, Pacing
 
-_AGAIN: Final = frozenset({408, 409, 425, 429})
+_AGAIN: Final = LATER | {409}
+MOST: Final = 1 << 20
+"""Bytes that an answer may have."""
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -55,8 +59,8 @@ class Secret:
         return self._value
 
     def hide(self, text: str) -> str:
-        """The text with the key, should an endpoint repeat it, replaced."""
-        return text.replace(self._value, "[key]") if self._value else text
+        """The text with the key, should an endpoint repeat it in whatever form, replaced."""
+        return masked(text, self._value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +128,9 @@ class Endpoint:
         self._extras: dict[str, Any] = {"response_format": {"type": "json_object"}} if json_mode else {}
         self._refused: set[str] = set()
         self._client = openai.OpenAI(
-            api_key=secret.reveal(), base_url=base_url, timeout=pacing.timeout, max_retries=0
-        )
+            api_key=secret.reveal(), base_url=base_url, timeout=pacing.timeout, max_retries=0,
+            http_client=openai.DefaultHttpxClient(event_hooks={"response": [self._read]}),
+        )  # fmt: skip
 
     def __enter__(self) -> Endpoint:
         """Itself."""
@@ -191,18 +196,28 @@ class Endpoint:
         create = cast("Callable[..., Any]", self._client.chat.completions.with_raw_response.create)
         self.count("asked")
         try:
-            raw = create(model=self._model, messages=list(messages), **self._options, **extras)
+            raw = within(
+                self._pacing.timeout,
+                lambda: create(model=self._model, messages=list(messages), **self._options, **extras),
+            )
             return self._content(str(raw.http_response.text))
         except openai.APIStatusError as error:
             status, headers, text = error.status_code, dict(error.response.headers), error.response.text
-        except openai.APITimeoutError:
-            return Failure(f"nothing came within {self._pacing.timeout:g} s")
-        except openai.APIConnectionError as error:
+        except (openai.APITimeoutError, TimeoutError):
+            return Failure(f"nothing came whole within {self._pacing.timeout:g} s")
+        except (openai.APIConnectionError, TooLong) as error:  # versions differ in what they pass on as it is
             cause = error.__cause__ or error
+            if isinstance(cause, TooLong):
+                return Failure(f"it answered without an end: {cause}")
             return Failure(f"the connection failed ({type(cause).__name__}: {self._shown(str(cause))})")
         refused = self._refusal(status, {k.lower(): v for k, v in headers.items()}, text)
         unknown = next((name for name in extras if name in text), "")
         return replace(refused, drop=unknown) if status in {400, 422} else refused
+
+    def _read(self, response: Any) -> None:
+        """Read an answer before the client does, who would read all there is."""
+        meter = Meter(MOST, seconds=self._pacing.timeout)
+        response._content = meter.whole(response.iter_bytes())
 
     def _content(self, body: str) -> str | Failure:
         """What the model said, from the body of a good response."""
@@ -213,7 +228,7 @@ class Endpoint:
             said = told["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             return Failure(f"it answered with something that is no chat completion: {self._shown(body)}")
-        return said if isinstance(said, str) else ""
+        return self._secret.hide(said) if isinstance(said, str) else ""
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: str) -> Failure:
         """What a status other than success means."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
 import math
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from saeflow.errors import InvalidArgument
+from saeflow.patience import doubled
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,7 @@ class Pacing:
     Attributes:
         concurrency: requests under way at once.
         per_minute: requests a minute, retries among them; None for no limit but the endpoint's own.
-        timeout: seconds until a request without an answer counts as failed.
+        timeout: seconds until a request without a whole answer counts as failed.
         retries: tries after the first, where the endpoint is busy, broken or out of reach.
         backoff: seconds before the first retry; twice as many before each further one.
         longest: the longest wait in seconds. Where the endpoint asks for more, the run ends with an error.
@@ -57,7 +56,7 @@ class Pacing:
         """
         digest = hashlib.sha256(f"{attempt}\n{what}".encode("utf-8", "surrogatepass")).digest()
         part = 0.5 + digest[0] / 510
-        return min(self.longest, self.backoff * 2.0 ** min(attempt, 60) * part)
+        return doubled(attempt + 1, self.backoff * part, self.longest)
 
 
 class Gate:
@@ -98,20 +97,3 @@ class Gate:
             if not self.sleep(rest):
                 return False
         return not self.stopped
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds an endpoint asks to wait, by `retry-after-ms` or `Retry-After` (seconds or a date); None without."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        told = headers.get(name, "")
-        try:
-            seconds = float(told) / unit
-        except ValueError:
-            continue
-        if 0 <= seconds < math.inf:
-            return seconds
-    try:
-        when = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return max(0.0, when.timestamp() - time.time())
