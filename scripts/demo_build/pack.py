@@ -8,18 +8,20 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.build import build_atlas
 from saeflow.matching.calibration import calibrate
-from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.dictionary import Dictionary, Told
 from saeflow.sources.formats import save_release
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
 
 from .corpus import BOS
+from .model import CONTEXT
 
 NAME = "saeflow-demo"
 
@@ -28,8 +30,13 @@ def write_model(final: Path, tokenizer: Path, out: Path) -> None:
     """The trained model and its tokenizer as a Hugging Face folder in float16."""
     out.mkdir(parents=True, exist_ok=True)
     LlamaForCausalLM.from_pretrained(final).to(torch.float16).save_pretrained(out)
+    backend = Tokenizer.from_file(str(tokenizer))
+    # every window that model and SAEs were trained on is opened by it
+    backend.post_processor = TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
+    )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_file(str(tokenizer)), bos_token=BOS, eos_token=BOS, pad_token=BOS,
+        tokenizer_object=backend, bos_token=BOS, eos_token=BOS, pad_token=BOS,
         clean_up_tokenization_spaces=False,
     )  # fmt: skip
     fast.save_pretrained(out)
@@ -48,7 +55,9 @@ def open_model(folder: Path) -> LanguageModel:
 
 def write_dictionaries(found: Mapping[Site, Dictionary], out: Path) -> tuple[DictionarySet, Atlas]:
     """The SAEs as a saeflow folder in float16, and their atlas, from what was written."""
-    save_release(out / "saes", found, name="demo", model=NAME)
+    told = Told(prepend_bos=True, context_size=CONTEXT)
+    made = {site: dictionary.telling(told) for site, dictionary in found.items()}
+    save_release(out / "saes", made, name="demo", model=NAME)
     dictionaries = load_dictionaries(out / "saes")
     atlas = build_atlas(dictionaries, out=out / "atlas", k=5, release="demo", model=NAME)
     return dictionaries, calibrate(dictionaries, atlas)

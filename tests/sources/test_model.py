@@ -22,6 +22,7 @@ from tiny_models import (
     tiny_tokenizer,
     write_gguf,
 )
+from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, OPTConfig
 
@@ -37,11 +38,14 @@ from saeflow.errors import (
     WidthMismatch,
 )
 from saeflow.ids import Part, Site
+from saeflow.matching.stream import model_digest
 from saeflow.sources import model as model_module
 from saeflow.sources import pretrained
+from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.blocks import CleanPass
 from saeflow.sources.decoding import check_context
+from saeflow.sources.dictionary import Dictionary, Told
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.sources.values import Tokens
 
@@ -517,7 +521,7 @@ def test_a_tokenizer_saved_under_the_name_of_a_later_transformers_loads(tmp_path
 
     monkeypatch.setattr(pretrained, "transformers", object())
     monkeypatch.setattr(pretrained.AutoTokenizer, "from_pretrained", unknown)
-    assert load_model(tmp_path).tokenizer("w5 w9")["input_ids"] == [5, 9]
+    assert load_model(tmp_path).tokenizer("w5 w9")["input_ids"] == [1, 5, 9]
 
 
 # GGUF
@@ -568,3 +572,44 @@ def test_a_file_that_is_no_model_is_not_said_to_be_missing(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(UnknownRelease, match=r"it is a file, and no \.gguf\..*a \.gguf file"):
         load_model(tmp_path / "model.bin")
+
+
+def _bare(**settings):
+    """A tokenizer with a begin-of-text token that it does not put before a text by itself."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    return LanguageModel(tiny_hf_model("llama"), tokenizer, **settings)
+
+
+def _trained(begun):
+    W = torch.ones(3, D_MODEL)
+    d = Dictionary(
+        LAST,
+        tap=Tap.RES,
+        W_enc=W,
+        b_enc=W[:, 0],
+        W_dec=W,
+        b_dec=W[0],
+        activation=ReLU(),
+        told=Told(prepend_bos=begun),
+    )
+    return {d.site: d}
+
+
+def test_texts_begin_as_the_tokenizer_begins_them_unless_a_file_or_the_user_says_otherwise():
+    bare, own = _bare(), tiny_model("llama")
+    assert bare.tokenize(["w5 w9"]).input_ids.tolist() == [[5, 9]]
+    assert own.tokenize(["w5 w9"]).input_ids.tolist() == [[1, 5, 9]]
+    assert bare.as_trained(_trained(True)).tokenize(["w5 w9"]).input_ids.tolist() == [[1, 5, 9]]
+    assert own.as_trained(_trained(False)).tokenize(["w5 w9"]).input_ids.tolist() == [[5, 9]]
+    assert own.as_trained(_trained(None)) is own
+    assert _bare(prepend_bos=True).as_trained(_trained(False)).prepend_bos is True
+    assert bare.prepend_bos is False  # a file changes what it was asked with, not the model it came from
+    assert bare.as_trained(_trained(True)).hf_model is bare.hf_model
+
+
+def test_a_model_that_begins_texts_otherwise_is_another_to_what_is_kept_and_to_a_worker(tmp_path):
+    assert model_digest(_bare()) != model_digest(_bare(prepend_bos=True)) == model_digest(tiny_model("llama"))
+    _save(tmp_path, torch.float32)
+    changed = load_model(tmp_path).as_trained(_trained(False))
+    assert pickle.loads(pickle.dumps(changed)).prepend_bos is False  # noqa: S301

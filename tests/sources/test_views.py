@@ -20,7 +20,10 @@ from saeflow.interventions import Add, Rescale
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Point, Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Told
+from saeflow.sources.formats import save_release
+from saeflow.sources.formats.sae_lens_writer import write_sae_lens_release
 from saeflow.sources.hooks import watch_output
+from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import LanguageModel
 
 NAMES = ("my-org/a-fine-tune", "google/gemma-2-2b", "")
@@ -178,3 +181,31 @@ def test_the_stream_of_processed_weights_is_centred_where_the_model_has_layer_no
             torch.testing.assert_close(
                 model.capture(model.tokenize(TEXTS[:1]), [d.site])[d.site], raw + 1.0, atol=1e-5, rtol=1e-5
             )
+
+
+def test_how_training_began_its_texts_is_read_kept_and_written_again(tmp_path: Path):
+    hook = {"hook_name": "blocks.1.hook_resid_post", "prepend_bos": False, "context_size": 128}
+    d = one(write_sae_lens(tmp_path / "a", arrays(), metadata=hook))
+    assert (d.prepend_bos, d.told.context_size) == (False, 128)
+    assert d.fold().told == d.to(dtype=torch.float64).told == d.told
+    save_release(tmp_path / "own", {d.site: d}, name="x", model="y", dtype=torch.float32)
+    write_sae_lens_release(tmp_path / "lens", {d.site: d})
+    for folder in ("own", "lens"):
+        assert load_dictionaries(tmp_path / folder).prepend_bos is False
+        assert load_dictionaries(tmp_path / folder)[d.site].told == d.told
+    silent = one(
+        write_sae_lens(
+            tmp_path / "b", arrays(), metadata={"hook_name": "blocks.1.hook_resid_post", "prepend_bos": None}
+        )
+    )
+    assert silent.prepend_bos is None
+
+
+def test_a_view_is_kept_by_every_folder_that_is_written(tmp_path: Path):
+    for tap, view in ((Tap.MLP, View.MODULE), (Tap.RES, View.PROCESSED)):
+        d = of_model(tap, view)
+        save_release(tmp_path / view, {d.site: d}, name="x", model="y", dtype=torch.float32)
+        assert load_dictionaries(tmp_path / view)[d.site].place == d.place
+    processed = of_model(Tap.Z, View.PROCESSED, 32)
+    write_sae_lens_release(tmp_path / "lens", {processed.site: processed})
+    assert load_dictionaries(tmp_path / "lens")[processed.site].place == processed.place

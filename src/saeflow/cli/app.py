@@ -44,6 +44,15 @@ Release = Annotated[
 ]
 
 
+PrependBos = Annotated[
+    bool | None,
+    typer.Option(
+        "--prepend-bos/--no-prepend-bos",
+        help="Begin texts with the begin-of-text token; as the SAEs' files or else the tokenizer say when not given.",
+    ),
+]
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:  # pyright: ignore[reportUnusedFunction]
     if version:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saeflow.cli.app import Device, Release, progress
+from saeflow.cli.app import Device, PrependBos, Release, progress
 from saeflow.errors import InvalidArgument
 
 
@@ -38,6 +38,7 @@ def correlate(
     ] = 0,
     device: Device = "cpu",
     seed: Annotated[int, typer.Option(help="Sets the order in which texts are taken.")] = 0,
+    prepend_bos: PrependBos = None,
     keep: Annotated[bool, typer.Option(help="Keep the activations, for another k.")] = False,
 ) -> None:
     """Match every pair of sites of a flow by how features fire together. A killed run goes on.
@@ -60,7 +61,8 @@ def correlate(
     folder = out or atlas_folder(release, METHOD)
     with progress("correlating") as report:
         built = run(
-            load_model(name, device=device), dictionaries, found, out=folder, k=k, max_length=max_length,
+            load_model(name, device=device, prepend_bos=prepend_bos), dictionaries,
+            found, out=folder, k=k, max_length=max_length,
             max_tokens=tokens, sites_at_once=sites_at_once or None, release=dictionaries.name,
             keep_activations=keep, progress=report,
         )  # fmt: skip

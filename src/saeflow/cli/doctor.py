@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Device, Json, Release, progress, show
+from saeflow.cli.app import Device, Json, PrependBos, Release, progress, show
 
 if TYPE_CHECKING:
     from saeflow.doctor import Examination
@@ -35,6 +35,7 @@ def doctor(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens looked at, special ones not counted.")] = 2_000,
     device: Device = "cpu",
+    prepend_bos: PrependBos = None,
     seed: Annotated[int, typer.Option(help="Sets which texts are taken.")] = 0,
     everything: Annotated[
         bool,
@@ -60,7 +61,7 @@ def doctor(
     with progress("examining") as report:
         found = examine(
             dictionaries, release=dictionaries.name, sites=chosen, tokens=tokens, stated_l0=_stated(release),
-            atlas=_atlas_of(release), progress=report, **_run(model, texts, tokens, device, seed),
+            atlas=_atlas_of(release), progress=report, **_run(model, texts, tokens, device, seed, prepend_bos),
         )  # fmt: skip
     rows = [
         {
@@ -90,7 +91,9 @@ def _summary(found: Examination) -> dict[str, Any]:
     return {"release": found.release, "looked at": read, "findings": ", ".join(counts)}
 
 
-def _run(model: str, texts: list[str] | None, tokens: int, device: str, seed: int) -> dict[str, Any]:
+def _run(
+    model: str, texts: list[str] | None, tokens: int, device: str, seed: int, prepend_bos: bool | None
+) -> dict[str, Any]:
     """The model and its texts, where one is named."""
     from saeflow.errors import InvalidArgument
 
@@ -107,7 +110,7 @@ def _run(model: str, texts: list[str] | None, tokens: int, device: str, seed: in
     found = held_out(
         [open_dataset(source) for source in expand(texts or ["demo"])], max(20, tokens // 50), seed
     )
-    return {"model": load_model(model, device=device), "texts": found}
+    return {"model": load_model(model, device=device, prepend_bos=prepend_bos), "texts": found}
 
 
 def _atlas_of(release: str) -> Atlas | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Device, Json, Release, bars, print_table
+from saeflow.cli.app import Device, Json, PrependBos, Release, bars, print_table
 from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of, number_of, numbers_of
 
@@ -62,6 +62,7 @@ def origins(
     max_length: MaxLength = 128,
     seed: Seed = 0,
     device: Device = "cpu",
+    prepend_bos: PrependBos = None,
     engine: Engine = "here",
     workers: Workers = 0,
     address: Address = "",
@@ -75,7 +76,9 @@ def origins(
     from saeflow.experiments.lab import origins as run
 
     where = opened(engine, workers, address, cpus, gpus)
-    asked = _opening(release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed)
+    asked = _opening(
+        release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos
+    )
     lab = TrialLab.open(asked, first=0)
     size = OriginsSize(tuple(names_of(methods)), texts, tokens, max_length)
     folder = out or Path(f"origins-{Path(release).name}")
@@ -108,6 +111,7 @@ def deactivate(
     max_length: MaxLength = 128,
     seed: Seed = 0,
     device: Device = "cpu",
+    prepend_bos: PrependBos = None,
     engine: Engine = "here",
     workers: Workers = 0,
     address: Address = "",
@@ -123,7 +127,9 @@ def deactivate(
     from saeflow.experiments.lab import deactivation as run
 
     where = opened(engine, workers, address, cpus, gpus)
-    asked = _opening(release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed)
+    asked = _opening(
+        release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos
+    )
     factors = numbers_of("--r", r)
     loss_targets = None if loss == "all" else int(number_of("--loss", loss))
     lab = TrialLab.open(asked, first=1)
@@ -146,13 +152,14 @@ def _opening(
     pearson: str,
     pearson_datasets: str,
     seed: int,
+    prepend_bos: bool | None,
 ) -> Opening:
     """The names that both commands take."""
     from saeflow.experiments.lab import Opening
 
     return Opening(
         release, model, atlas, device, layers_of(layers), tuple(names_of(datasets)), pearson,
-        tuple(names_of(pearson_datasets)), seed,
+        tuple(names_of(pearson_datasets)), seed, prepend_bos,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Device, Json, Release, print_table, progress
+from saeflow.cli.app import Device, Json, PrependBos, Release, print_table, progress
 from saeflow.cli.explain import explain
 from saeflow.errors import InvalidArgument
 from saeflow.reading import read_json
@@ -130,6 +130,7 @@ def make(
         int, typer.Option(help="Dictionaries in memory at a time; 0 for all. Fewer read the texts again.")
     ] = 0,
     device: Device = "cpu",
+    prepend_bos: PrependBos = None,
     seed: Annotated[int, typer.Option(help="Sets the order in which texts are taken.")] = 0,
     out: Out = None,
     as_json: Json = False,
@@ -155,7 +156,8 @@ def make(
     asked = _chosen(sites, dictionaries.sites)
     with progress("reading") as report:
         make_words(
-            load_model(name, device=device), dictionaries, found, folder, sites=asked, contexts=contexts,
+            load_model(name, device=device, prepend_bos=prepend_bos), dictionaries,
+            found, folder, sites=asked, contexts=contexts,
             max_length=max_length, max_tokens=tokens, sites_at_once=sites_at_once or None, seed=seed,
             release=dictionaries.name, progress=report,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from saeflow.cli.app import Device, Json, Release, print_table, progress
+from saeflow.cli.app import Device, Json, PrependBos, Release, print_table, progress
 from saeflow.cli.lists import EXCEEDS, check_ending, names_of, parts_of
 from saeflow.errors import InvalidArgument
 
@@ -91,6 +91,7 @@ def plan(
     ] = "",
     model: Annotated[str, typer.Option(help="Model; the one the release names when not given.")] = "",
     device: Device = "cpu",
+    prepend_bos: PrependBos = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan here (.json).")] = None,
     as_json: Json = False,
 ) -> None:
@@ -123,7 +124,7 @@ def plan(
     )
     # grown once without weights, which takes no time: a slip is told before anything large is loaded
     build_plan(request.from_graphs_alone(), atlas=opened)
-    weights, loaded, measured = weights_model_and_texts(request, release, model, device, texts)
+    weights, loaded, measured = weights_model_and_texts(request, release, model, device, texts, prepend_bos)
     with progress("output scores") if min_output_score is not None else _silent() as bar:
         made = build_plan(
             request, atlas=opened, dictionaries=weights, model=loaded,
@@ -203,7 +204,7 @@ def _budget_told(budget: dict[str, Any]) -> str:
 
 
 def weights_model_and_texts(
-    request: PlanRequest, release: str, model: str, device: str, texts: str
+    request: PlanRequest, release: str, model: str, device: str, texts: str, prepend_bos: bool | None
 ) -> tuple[DictionarySet | None, LanguageModel | None, list[str]]:
     """The weights, the model and the texts, each where the request needs it."""
     wants_model = request.needs_model or request.shares or bool(model)
@@ -220,7 +221,8 @@ def weights_model_and_texts(
     from saeflow.sources.model import load_model
 
     measured = _texts(texts) if texts or not _examples(request) else []  # refuses unknown ones before loading
-    return weights, load_model(named, device=device), measured
+    loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(weights)
+    return weights, loaded, measured
 
 
 def _examples(request: PlanRequest) -> tuple[str, ...]:

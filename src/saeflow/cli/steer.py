@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
-from saeflow.cli.app import Device, Json, Release
+from saeflow.cli.app import Device, Json, PrependBos, Release
 from saeflow.cli.lists import check_ending, parts_of
 from saeflow.cli.plan import (
     Reached,
@@ -96,6 +96,7 @@ def steer(
         str, typer.Option(help="Atlas graphs grow in; that of the release when not given.")
     ] = "",
     device: Device = "cpu",
+    prepend_bos: PrependBos = None,
     save: Annotated[
         Path | None, typer.Option(help="Write the plan here (.json), to edit and repeat.")
     ] = None,
@@ -111,7 +112,7 @@ def steer(
     sampling = Sampling(LENGTHS["activate"] if max_new_tokens is None else max_new_tokens, temperature, top_p)
     if plan:
         _refuse_beside_a_plan(theme, start, suppress=suppress)
-        lab = _Lab.of_file(release, plan, model, device)
+        lab = _Lab.of_file(release, plan, model, device, prepend_bos)
     else:
         from saeflow.flow import Thresholds
         from saeflow.steering.planning import STRENGTH, PlanRequest
@@ -131,7 +132,7 @@ def steer(
             fold=fold,
             budget_total=budget_total if unlimited else TOTAL,
         )
-        lab = _Lab.of_request(request, atlas or release, model, device)
+        lab = _Lab.of_request(request, atlas or release, model, device, prepend_bos)
     if save:
         lab.plan.save(save)
     if max_new_tokens is None:
@@ -161,7 +162,7 @@ class _Lab:
     dictionaries: DictionarySet
 
     @staticmethod
-    def of_file(release: str, path: Path, model: str, device: str) -> _Lab:
+    def of_file(release: str, path: Path, model: str, device: str, prepend_bos: bool | None) -> _Lab:
         from saeflow.sources.library import load_dictionaries
         from saeflow.sources.model import load_model
         from saeflow.steering.plan import load_plan
@@ -176,10 +177,13 @@ class _Lab:
         named = model or ("demo" if release == "demo" else weights.model) or plan.model
         if not named:
             raise _no_model(release)
-        return _Lab(release, plan, load_model(named, device=device), weights)
+        loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(weights)
+        return _Lab(release, plan, loaded, weights)
 
     @staticmethod
-    def of_request(request: PlanRequest, atlas: str, model: str, device: str) -> _Lab:
+    def of_request(
+        request: PlanRequest, atlas: str, model: str, device: str, prepend_bos: bool | None
+    ) -> _Lab:
         from saeflow.labels import words_for
         from saeflow.matching.atlas import open_atlas
         from saeflow.steering.planning import build_plan
@@ -187,7 +191,7 @@ class _Lab:
         opened, release = open_atlas(atlas), request.release
         # grown once without weights, which takes no time: a slip is told before anything large is loaded
         build_plan(request.from_graphs_alone(), atlas=opened)
-        weights, loaded, texts = weights_model_and_texts(request, release, model, device, "")
+        weights, loaded, texts = weights_model_and_texts(request, release, model, device, "", prepend_bos)
         if weights is None or loaded is None:
             raise _no_model(release)
         words = words_for(opened.release, beside=opened.folder)

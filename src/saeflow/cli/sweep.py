@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Device, Json, Release, bars, print_table
+from saeflow.cli.app import Device, Json, PrependBos, Release, bars, print_table
 from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import EXCEEDS, layers_of, names_of, numbers_of, parts_of
 from saeflow.errors import InvalidArgument
@@ -109,6 +109,7 @@ def sweep(
     batch: Annotated[int, typer.Option(help="Texts generated at a time.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     device: Device = "cpu",
+    prepend_bos: PrependBos = None,
     engine: Engine = "here",
     workers: Workers = 0,
     address: Address = "",
@@ -136,7 +137,9 @@ def sweep(
     )  # fmt: skip
     grid = _grid(s, r, layers, methods, samples, confirm)
     design = Design(tuple(chosen), _directions(direction), grid, variant, seed)
-    inputs = open_inputs(release, matches, texts, model=model, device=device, batch=batch)
+    inputs = open_inputs(
+        release, matches, texts, model=model, device=device, batch=batch, prepend_bos=prepend_bos
+    )
     folder = out or Path(f"sweep-{Path(release).name}")
     with bars() as bar, where:
         results, _ = run_sweep(inputs, design, make, out=folder, progress=bar, engine=where)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Device, Json, Release, print_table, progress, show
+from saeflow.cli.app import Device, Json, PrependBos, Release, print_table, progress, show
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def find(
         str, typer.Option(help="Atlas whose words are used; the release's when not given.")
     ] = "",
     device: Device = "cpu",
+    prepend_bos: PrependBos = None,
     seed: Annotated[int, typer.Option(help="Sets which texts are taken and how they are split.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -108,7 +109,7 @@ def find(
         _show_words(found, {"release": release, "words": words}, as_json)
         return
     asked = _Texts(release, texts, theme, background, n, seed)
-    _by_texts(asked, where, model, atlas, device, limit, min_share, fdr, hold_out, as_json)
+    _by_texts(asked, where, model, atlas, device, prepend_bos, limit, min_share, fdr, hold_out, as_json)
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ def _by_texts(
     model: str,
     atlas: str,
     device: str,
+    prepend_bos: bool | None,
     limit: int,
     min_share: float,
     fdr: float,
@@ -189,7 +191,8 @@ def _by_texts(
     told = _labels(asked.release, atlas)
     with progress("comparing") as report:
         made = contrast(
-            load_model(name, device=device), dictionaries, examples, others, sites=where or None, limit=limit,
+            load_model(name, device=device, prepend_bos=prepend_bos), dictionaries,
+            examples, others, sites=where or None, limit=limit,
             min_share=min_share, fdr=fdr, hold_out=hold_out, seed=asked.seed, words=told, progress=report,
         )  # fmt: skip
     summary: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Device, Json, print_table, progress, show
+from saeflow.cli.app import Device, Json, PrependBos, print_table, progress, show
 from saeflow.cli.engine import PANEL, Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of
 from saeflow.errors import InvalidArgument, MissingExtra
@@ -98,6 +98,7 @@ def train(
     address: Address = "",
     cpus: Cpus = 1,
     gpus: Gpus = 0,
+    prepend_bos: PrependBos = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it needs and how long it takes, and train nothing.")
     ] = False,
@@ -120,7 +121,7 @@ def train(
     whole = engine == "here" and shards in (0, 1)
     if not dry_run:
         extra()  # before a model is loaded
-    lm = load_model(model, device=device, dtype=_dtype(dtype))
+    lm = load_model(model, device=device, dtype=_dtype(dtype), prepend_bos=prepend_bos)
     chosen = tuple(range(lm.n_layers)) if layers == "all" else layers_of(layers)
     targets = targets_of(names_of(site), chosen, _widths(width))
     left_to_penalty = architecture == "jumprelu" and penalty is not None

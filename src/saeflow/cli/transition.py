@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saeflow.cli.app import Device, Json, Release, bars, print_table
+from saeflow.cli.app import Device, Json, PrependBos, Release, bars, print_table
 from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of
 from saeflow.errors import InvalidArgument, InvalidId
@@ -57,6 +57,7 @@ def transition(
     memory: Annotated[float, typer.Option(help="GiB that sums and maps of a group of pairs may take.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     device: Device = "cpu",
+    prepend_bos: PrependBos = None,
     engine: Engine = "here",
     workers: Workers = 0,
     address: Address = "",
@@ -79,8 +80,9 @@ def transition(
     named = tuple(_named_pair(one) for one in names_of(pairs))
     size = TransitionSize(named, Part(part), _ks(k), tokens, fit_tokens, loss, max_length, memory)
     asked = Opening(
-        release, model, device=device, layers=layers_of(layers), datasets=tuple(names_of(datasets)), seed=seed
-    )
+        release, model, device=device, layers=layers_of(layers), datasets=tuple(names_of(datasets)), seed=seed,
+        prepend_bos=prepend_bos,
+    )  # fmt: skip
     folder = out or Path(f"transition-{Path(release).name}")
     with bars() as bar, where:
         results = run(asked, size, out=folder, bars=bar, engine=where)

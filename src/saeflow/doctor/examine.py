@@ -20,12 +20,16 @@ from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.same_weights import other_weights
 from saeflow.matching.stream import Unit, cut_into_units
-from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.dictionary import Dictionary, prepend_bos_of
 from saeflow.sources.model import LanguageModel
 
 Progress = Callable[[int, int, str], None]
 _STATED = re.compile(r"average_l0_(\d+)")
 _LEAST_TOKENS = 200
+_BEGUN, _BEGUN_LENGTH = 8, 128
+"""Texts, and tokens of each, on which the loss is compared with and without a begin-of-text token."""
+_MUCH = 0.02
+"""Nats a token that are worth a look."""
 
 
 def examine(
@@ -59,6 +63,7 @@ def examine(
         Unreachable, NoSpace: when a file must be fetched and cannot be.
     """
     chosen = _chosen(dictionaries, sites)
+    model = None if model is None else model.as_trained({site: dictionaries[site] for site in chosen[:1]})
     units = _units(model, texts, tokens)
     findings = [] if sites is not None else [_sites(tuple(dictionaries))]
     widths: dict[Site, int] = {}
@@ -84,6 +89,8 @@ def examine(
         progress(len(layers), len(layers), "done")
     if sites is None:
         findings.insert(1, _widths(widths))
+    if model is not None and model.tokenizer.bos_token_id is not None:
+        findings.append(_begin(model, texts, dictionaries))
     if atlas is not None:
         findings.append(_atlas(atlas, dictionaries, list(widths), model))
     name = "" if model is None else model.name
@@ -117,6 +124,31 @@ def _atlas(
     return Finding(
         Check.ATLAS, "", Severity.WRONG, f"{told} is of other weights at {', '.join(map(str, other))}",
         {"sites that differ": len(other)}, "Build it again with `saeflow atlas build`.",
+    )  # fmt: skip
+
+
+def _begin(model: LanguageModel, texts: Sequence[str], dictionaries: Mapping[Site, Dictionary]) -> Finding:
+    """Whether the model does better on texts that begin the other way, and what the files say of it."""
+    some, now = list(texts[:_BEGUN]), model.prepend_bos
+    losses: dict[bool, float] = {}
+    for begun in (True, False):
+        tokens = model.tokenize(some, add_bos=begun, max_length=_BEGUN_LENGTH + begun)
+        # of the same tokens: with a begin, the first of the text is predicted too
+        losses[begun] = float(model.loss(tokens)[:, int(begun) :].nanmean())
+    told = prepend_bos_of(dictionaries)
+    how = {True: "with the begin-of-text token", False: "without the begin-of-text token"}
+    said = f"texts are read {how[now]}: {losses[now]:.3f} nats a token; {how[not now]} {losses[not now]:.3f}"
+    numbers: dict[str, Number] = {"loss": losses[now], "loss then": losses[not now], "begins": now}
+    if told is not None and told != now:
+        return Finding(
+            Check.BEGIN, "", Severity.WRONG, f"{said}; the dictionaries were trained {how[told]}", numbers,
+            "Leave --prepend-bos out, which then follows the files.",
+        )  # fmt: skip
+    if losses[now] < losses[not now] + _MUCH or told is not None:
+        return Finding(Check.BEGIN, "", Severity.OK, said, numbers)
+    return Finding(
+        Check.BEGIN, "", Severity.LOOK, said, numbers,
+        f"No file says how training began its texts: compare with {'--no-prepend-bos' if now else '--prepend-bos'}.",
     )  # fmt: skip
 
 

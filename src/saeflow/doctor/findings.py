@@ -51,6 +51,7 @@ class Check(enum.StrEnum):
     NORM = "normalisation"
     B_DEC = "subtraction of b_dec"
     L0 = "L0"
+    BEGIN = "begin of text"
     FIRST_TOKEN = "first token"  # noqa: S105
     DEAD = "dead features"
     DENSE = "dense features"

@@ -61,6 +61,8 @@ class Opening:
         pearson: an atlas of Pearson correlations; "" for one that is made on held-out texts when it is needed.
         fitted: datasets it is made on; none for the first one, and of the demo pack all but Python.
         seed: of everything that is drawn.
+        prepend_bos: whether texts begin with the begin-of-text token; None for what the dictionaries' files say,
+            else what the tokenizer does.
     """
 
     release: str
@@ -72,6 +74,7 @@ class Opening:
     pearson: str = ""
     fitted: Sequence[str] = ()
     seed: int = 0
+    prepend_bos: bool | None = None
 
     @property
     def sampled(self) -> tuple[str, ...]:
@@ -133,7 +136,8 @@ class TrialLab:
         named = model_name(asked.release, dictionaries, asked.model)
         sites = {site for pair in atlas if pair[0].layer in layers and pair[1] < pair[0] for site in pair}
         refuse_other_weights(atlas, dictionaries, sites)
-        return TrialLab(asked, load_model(named, device=asked.device), dictionaries, atlas, layers)
+        model = load_model(named, device=asked.device, prepend_bos=asked.prepend_bos).as_trained(dictionaries)
+        return TrialLab(asked, model, dictionaries, atlas, layers)
 
     def matchings(self, bars: Bars | None = None) -> Matchings:
         """The tables of every matching method, each made or opened when first asked for."""
@@ -183,7 +187,7 @@ class TrialLab:
         fitted = list(asked.held) if made_here else []
         return RunRequest(
             experiment, asked.release, self.model.name or asked.release, asked.seed, asked.sampled, atlases,
-            {**arguments, "pearson_datasets": fitted},
+            {**arguments, "pearson_datasets": fitted, "prepend_bos": self.model.prepend_bos},
         )  # fmt: skip
 
 

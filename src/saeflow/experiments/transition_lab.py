@@ -76,10 +76,12 @@ def transition(
     dictionaries = load_dictionaries(asked.release, device=asked.device)
     pairs = size.pairs or neighbours(dictionaries, size.part, asked.layers)
     protocol = Protocol(pairs, size.k, size.loss_texts, size.max_length, int(size.memory * (1 << 30)))
-    model = load_model(model_name(asked.release, dictionaries, asked.model), device=asked.device)
+    named = model_name(asked.release, dictionaries, asked.model)
+    model = load_model(named, device=asked.device, prepend_bos=asked.prepend_bos).as_trained(dictionaries)
     arguments: dict[str, Any] = {
         "pairs": [f"{a} > {b}" for a, b in pairs], "k": list(protocol.ks), "tokens": size.tokens,
         "fit_tokens": size.fit_tokens, "loss_texts": size.loss_texts, "max_length": size.max_length,
+        "prepend_bos": model.prepend_bos,
         "memory": size.memory, "weights": weights_digest(model, dictionaries, pairs),
     }  # fmt: skip
     request = RunRequest(

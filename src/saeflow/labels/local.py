@@ -112,6 +112,7 @@ def make_words(
     asked = sorted(dictionaries if sites is None else set(sites))
     n = sites_at_once or max(len(asked), 1)
     groups = [asked[i : i + n] for i in range(0, len(asked), n)]
+    model = model.as_trained(dictionaries)
     said = [contexts, max_length, max_tokens, texts_at_once, seed, VERSION, model_digest(model)]
     for number, group in enumerate(groups):
         key = _key(said, [dictionaries[site] for site in group], model)

@@ -86,6 +86,7 @@ def correlate(
     _check(k, max_tokens, texts_at_once, sites_at_once)
     wanted = _pairs(dictionaries, pairs)
     _refuse_other_files(out)
+    model = model.as_trained(dictionaries)
     units = cut_into_units(
         model, texts, max_length=max_length, max_tokens=max_tokens, texts_at_once=texts_at_once
     )

@@ -178,8 +178,10 @@ def encoder_digest(dictionary: Dictionary, model: LanguageModel) -> str:
 
 
 def model_digest(model: LanguageModel) -> str:
-    """Tells models apart: of every parameter its name, shape, dtype and first values."""
+    """Tells models apart: every parameter's name, shape, dtype and first values, and how texts are begun."""
     digest = hashlib.sha256()
+    if not model.prepend_bos and model.tokenizer.bos_token_id is not None:
+        digest.update(b"texts without the begin-of-text token")
     for name, tensor in parameters_of(model.hf_model):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().reshape(-1)[:4096].float().cpu().numpy().tobytes())

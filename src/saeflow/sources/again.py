@@ -9,17 +9,17 @@ from pathlib import Path
 from saeflow.engines import device_of_worker
 from saeflow.errors import InvalidArgument
 
-Asked = tuple[str, str, object]
-"""What a model was loaded by: name, device, dtype."""
+Asked = tuple[str, str, object, bool | None]
+"""What a model was loaded by: name, device, dtype, and whether texts begin with a begin-of-text token."""
 
 Reduced = tuple[Callable[..., object], tuple[object, ...]]
 """What `__reduce__` returns."""
 
 
-def asked_for(name: str | Path, device: object, dtype: object) -> Asked:
+def asked_for(name: str | Path, device: object, dtype: object, prepend_bos: bool | None = None) -> Asked:
     """The arguments of `load_model`; a folder by its whole path, since another process may run elsewhere."""
     here = name != "demo" and Path(name).exists()
-    return str(Path(name).absolute() if here else name), str(device), dtype
+    return str(Path(name).absolute() if here else name), str(device), dtype, prepend_bos
 
 
 def reduced(asked: Asked | None) -> Reduced:
@@ -37,8 +37,13 @@ def reduced(asked: Asked | None) -> Reduced:
 
 
 @lru_cache(maxsize=1)
-def loaded(name: str, device: str, dtype: object) -> object:
+def loaded(name: str, device: str, dtype: object, prepend_bos: bool | None = None) -> object:
     """In a worker: the model, loaded once for all works of the process."""
     from saeflow.sources import model
 
-    return model.load_model(name, device=device_of_worker(device), dtype=dtype)  # pyright: ignore[reportArgumentType]
+    return model.load_model(
+        name,
+        device=device_of_worker(device),
+        dtype=dtype,  # pyright: ignore[reportArgumentType]
+        prepend_bos=prepend_bos,
+    )

@@ -15,7 +15,8 @@ direction and matches nothing, and all others match as if it were not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, replace
 from functools import cached_property
 from typing import Final, Protocol, runtime_checkable
@@ -24,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.errors import BadFile, InvalidArgument, WidthMismatch
+from saeflow.errors import BadFile, InvalidArgument, SaeflowError, WidthMismatch
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, TopK
 from saeflow.sources.architectures import Point, Tap, View
@@ -206,6 +207,11 @@ class Dictionary:
         if self.told.view is not View.OWN:
             return Point(self.site.layer, self.tap, self.told.view)
         return self.site if self.tap is Tap.of(self.site.part) else (self.site.layer, self.tap)
+
+    @property
+    def prepend_bos(self) -> bool | None:
+        """Whether the texts of its training began with the begin-of-text token; None where its file does not say."""
+        return self.told.prepend_bos
 
     @property
     def origin(self) -> str:
@@ -484,6 +490,14 @@ class Dictionary:
         """
         return self._with(told=replace(self.told, view=View.OWN))
 
+    def telling(self, told: Told) -> Dictionary:
+        """The same, with `told` in place of what its file tells.
+
+        Raises:
+            Nothing.
+        """
+        return self._with(told=told)
+
     def _with(
         self,
         *,
@@ -556,6 +570,19 @@ class Dictionary:
             preprocessing=self.preprocessing,
             told=self.told,
         )
+
+
+def prepend_bos_of(dictionaries: Mapping[Site, Dictionary]) -> bool | None:
+    """What the first dictionary whose file says it tells of the begin-of-text token; None where none says it.
+
+    Raises:
+        Nothing: one that cannot be opened says nothing.
+    """
+    for site in dictionaries:
+        with contextlib.suppress(SaeflowError):
+            if (told := dictionaries[site].prepend_bos) is not None:
+                return told
+    return None
 
 
 def _settling(model: AttentionWriter | None, dictionary: Dictionary) -> Settles:

@@ -8,7 +8,7 @@ on a hub and reads its header; a tensor is read when it is used. Releases are da
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +20,7 @@ from saeflow.ids import Part, Site
 from saeflow.paths import PACK, folder_and_pattern
 from saeflow.sources.architectures import View
 from saeflow.sources.devices import known_device
-from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.dictionary import Dictionary, prepend_bos_of
 from saeflow.sources.formats import discover, left_out_sentence, load
 from saeflow.sources.formats.sae_lens_writer import trained_on
 from saeflow.sources.formats.saeflow_folder import MANIFEST, read_manifest
@@ -77,6 +77,14 @@ class DictionarySet(_Sites):
     def model(self) -> str:
         """The model the dictionaries were trained on, as its hub calls it; empty where nothing says it."""
         return self._model
+
+    @cached_property
+    def prepend_bos(self) -> bool | None:
+        """Whether the texts of training began with the begin-of-text token; None where no file says it.
+
+        Opens dictionaries until one says it.
+        """
+        return prepend_bos_of(self)
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -30,7 +30,7 @@ from saeflow.sources.again import Asked, Reduced, asked_for, reduced
 from saeflow.sources.architectures import Architecture, Point, Tap, View, architecture_of
 from saeflow.sources.decoding import check_context, complete, sampling_config, seeded
 from saeflow.sources.devices import known_device
-from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.dictionary import Dictionary, prepend_bos_of
 from saeflow.sources.hooks import (
     Change,
     Clock,
@@ -66,9 +66,17 @@ class LanguageModel:
     """
 
     def __init__(
-        self, hf_model: nn.Module, tokenizer: PreTrainedTokenizerBase, asked: Asked | None = None
+        self,
+        hf_model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        asked: Asked | None = None,
+        *,
+        prepend_bos: bool | None = None,
     ) -> None:
-        """Wrap a model that is already loaded; `asked` is what `load_model` loads the same by."""
+        """Wrap a model that is already loaded; `asked` is what `load_model` loads the same by.
+
+        `prepend_bos`: whether texts begin with the begin-of-text token; None for what the tokenizer does by itself.
+        """
         if not isinstance(hf_model, PreTrainedModel):
             inside = " Pass model.get_base_model(), in which the adapters act, or model.merge_and_unload()."
             raise InvalidArgument(
@@ -83,6 +91,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.architecture: Architecture = architecture_of(str(hf_model.config.model_type))
         self._asked = asked
+        self._prepend_bos = prepend_bos
         self._maps = LinearMaps()
         self._trunk = hf_model.get_submodule(self.architecture.trunk)
         self._blocks = cast("nn.ModuleList", self._trunk.get_submodule(self.architecture.blocks))
@@ -95,7 +104,31 @@ class LanguageModel:
 
     def __reduce__(self) -> Reduced:
         """For another process: what it was loaded by. Raises InvalidArgument for one built in memory."""
-        return reduced(self._asked)
+        return reduced(None if self._asked is None else (*self._asked[:3], self._prepend_bos))
+
+    @cached_property
+    def prepend_bos(self) -> bool:
+        """Whether `tokenize` begins texts with the begin-of-text token: as asked for, else as the tokenizer does."""
+        bos = cast("int | None", self.tokenizer.bos_token_id)
+        if bos is None or self._prepend_bos is not None:
+            return bos is not None and bool(self._prepend_bos)
+        return cast("list[int]", self.tokenizer("a")["input_ids"])[:1] == [bos]
+
+    def as_trained(self, dictionaries: Mapping[Site, Dictionary]) -> LanguageModel:
+        """The same model, its texts begun as those were that dictionaries were trained on, where a file says how.
+
+        What was asked for when it was loaded stands. Opens dictionaries until one says it: those of a release were
+        trained alike.
+
+        Raises:
+            Nothing; what is wrong with a file shows when it is used.
+        """
+        if self._prepend_bos is not None:
+            return self
+        told = prepend_bos_of(dictionaries)
+        if told is None or told == self.prepend_bos:
+            return self
+        return LanguageModel(self.hf_model, self.tokenizer, self._asked, prepend_bos=told)
 
     @property
     def n_layers(self) -> int:
@@ -142,14 +175,14 @@ class LanguageModel:
         return self._block(layer)
 
     def tokenize(
-        self, texts: Sequence[str], *, add_bos: bool = True, max_length: int | None = None
+        self, texts: Sequence[str], *, add_bos: bool | None = None, max_length: int | None = None
     ) -> Tokens:
         """Token ids of some texts, padded on the right.
 
         Args:
             texts: one or more texts.
-            add_bos: begin each with the tokenizer's begin-of-text token, where it has one. Dictionaries are
-                trained with it, and the first position behaves like no other.
+            add_bos: begin each with the tokenizer's begin-of-text token, where it has one; None for
+                `self.prepend_bos`. The first position behaves like no other: do as training did.
             max_length: cut each to this many tokens, the begin-of-text token included.
 
         Raises:
@@ -161,7 +194,8 @@ class LanguageModel:
             )
         if max_length is not None and max_length < 1:
             raise InvalidArgument(f"max_length = {max_length} leaves no token. Give 1 or more, or None.")
-        bos = cast("int | None", self.tokenizer.bos_token_id) if add_bos else None
+        wanted = self.prepend_bos if add_bos is None else add_bos
+        bos = cast("int | None", self.tokenizer.bos_token_id) if wanted else None
         start = [] if bos is None else [bos]
         rows: list[list[int]] = []
         for text in texts:
@@ -477,7 +511,11 @@ class LanguageModel:
 
 
 def load_model(
-    name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prepend_bos: bool | None = None,
 ) -> LanguageModel:
     """A model and its tokenizer, from a folder, from the hub, or the one that comes with saeflow.
 
@@ -486,6 +524,8 @@ def load_model(
             of Hugging Face, or "demo".
         device: where to put the weights.
         dtype: what to compute in, whatever the file holds.
+        prepend_bos: whether texts begin with the begin-of-text token; None for what the files of dictionaries say
+            (`as_trained`), else what the tokenizer does by itself.
 
     Raises:
         UnknownRelease: when there is no folder or repository of that name, or the demo model is missing.
@@ -503,4 +543,5 @@ def load_model(
         )
     hf_model, tokenizer = fetch(place, dtype)
     placed = cast("PreTrainedModel", nn.Module.to(hf_model, device))
-    return LanguageModel(placed, tokenizer, asked_for(name_or_path, device, dtype))
+    asked = asked_for(name_or_path, device, dtype, prepend_bos)
+    return LanguageModel(placed, tokenizer, asked, prepend_bos=prepend_bos)

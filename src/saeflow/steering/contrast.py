@@ -129,7 +129,7 @@ def contrast(
         model, dictionaries, texts, sites=where, max_length=max_length, sites_at_once=sites_at_once,
         progress=progress,
     )  # fmt: skip
-    cut = int(np.median(on.lengths)) + (model.tokenizer.bos_token_id is not None)
+    cut = int(np.median(on.lengths)) + model.prepend_bos
     off = activity(
         model, dictionaries, background, sites=on.sites, max_length=min(cut, max_length),
         sites_at_once=sites_at_once, progress=progress,

@@ -280,6 +280,7 @@ class _Run:
         settings = self.settings
         return {
             "context_size": settings.stream.context,
+            "prepend_bos": self.model.prepend_bos,
             "exclude_special_tokens": True,
             "dataset_path": str(self.told["texts"]),
             "sae_lens_training_version": LENS_VERSION,

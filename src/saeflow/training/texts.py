@@ -151,8 +151,7 @@ class TextBatches:
     def _cut(self, text: str) -> None:
         tokenizer = self._model.tokenizer
         ids = cast("list[int]", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        bos = cast("int | None", tokenizer.bos_token_id)
-        start = [] if bos is None else [bos]
+        start = [cast("int", tokenizer.bos_token_id)] if self._model.prepend_bos else []
         ids = ids[1:] if start and ids[:1] == start else ids
         length = self._context - len(start)
         for first in range(0, len(ids), length):

@@ -65,7 +65,8 @@ class Live:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # nobody looks at the terminal
-        return Live(load_model(model, device=device), load_dictionaries(release, device=device))
+        dictionaries = load_dictionaries(release, device=device)
+        return Live(load_model(model, device=device).as_trained(dictionaries), dictionaries)
 
     def lend(self, use: Callable[[Any, Any], _T]) -> _T:
         """What `use` makes of (dictionaries, model)."""

@@ -22,7 +22,7 @@ from saeflow.errors import BadFile, InvalidArgument, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.paths import replacing, write_atomic
 from saeflow.sources.activations import BatchTopK, JumpReLU, ReLU, TopK
-from saeflow.sources.architectures import Architecture, Point, Tap
+from saeflow.sources.architectures import Architecture, Point, Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm
 from saeflow.sources.formats.configs import read_json
 from saeflow.sources.formats.sae_lens import CONFIG, WEIGHTS
@@ -190,7 +190,8 @@ def _metadata(dictionary: Dictionary, model_name: str, architecture: Architectur
         "model_class_name": "AutoModelForCausalLM",
         "hook_name": f"blocks.{read.layer}.ln2.hook_normalized" if rescaled else lens_hook(read),
         "hook_head_index": None,
-        "prepend_bos": True,
+        **({} if dictionary.told.prepend_bos is None else {"prepend_bos": dictionary.told.prepend_bos}),
+        **({} if dictionary.told.context_size is None else {"context_size": dictionary.told.context_size}),
         "neuronpedia_id": None,
     }
     if dictionary.is_transcoder:
@@ -199,8 +200,12 @@ def _metadata(dictionary: Dictionary, model_name: str, architecture: Architectur
         told["hf_hook_name"] = hf_hook(read, architecture)
         if dictionary.is_transcoder:
             told["hf_hook_name_out"] = hf_hook(written, architecture)
-    if dictionary.preprocessing.center:
-        told["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    kwargs = {
+        "center_writing_weights": dictionary.preprocessing.center,
+        "fold_value_biases": dictionary.told.view is View.PROCESSED,
+    }
+    if any(kwargs.values()):
+        told["model_from_pretrained_kwargs"] = {key: True for key, value in kwargs.items() if value}
     return told
 
 

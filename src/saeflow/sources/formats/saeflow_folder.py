@@ -2,7 +2,8 @@
 
     release.json    {"format": "saeflow-dictionaries", "version": 1, "name": ..., "model": ...,
                      "sites": {"0/res": {"file": "0.res.safetensors", "tap": "res",
-                                         "activation": {"kind": "jumprelu"}}}}
+                                         "activation": {"kind": "jumprelu"},
+                                         "training": {"prepend_bos": true, "context_size": 128}}}}
     0.res.safetensors   W_enc [n_features d_in], W_dec [n_features d_out], b_enc, b_dec, threshold where the
                         activation has one, W_skip [d_out d_in] where a transcoder has one
 
@@ -34,7 +35,8 @@ from saeflow.sources.activations import (
     TopK,
     kept_threshold,
 )
-from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
+from saeflow.sources.architectures import Tap, View
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Told
 from saeflow.sources.formats.file_weights import FileWeights, Stored
 from saeflow.sources.formats.tensors import SafetensorsFile
 
@@ -82,6 +84,7 @@ class Manifest:
             weights=weights,
             activation=_activation(kind, entry["activation"], weights, where),
             preprocessing=_preprocessing(entry.get("preprocessing", {}), where),
+            told=_told(entry.get("training", {}), where),
         )
 
 
@@ -188,6 +191,10 @@ def _describe(dictionary: Dictionary, file: str) -> dict[str, Any]:
             "center": before.center,
             "norm": before.norm.value,
         }
+    told_of = {"view": dictionary.told.view.value or None, "prepend_bos": dictionary.told.prepend_bos,
+               "context_size": dictionary.told.context_size}  # fmt: skip
+    if training := {key: value for key, value in told_of.items() if value is not None}:
+        entry["training"] = training
     return entry
 
 
@@ -210,6 +217,15 @@ def _preprocessing(told: Mapping[str, Any], where: str) -> Preprocessing:
         raise UnsupportedFormat(f"{where}: preprocessing {unknown} is not known. Update saeflow.")
     norm = _member(Norm, str(told.get("norm", "none")), where)
     return Preprocessing(bool(told.get("subtract_b_dec", False)), bool(told.get("center", False)), norm)
+
+
+def _told(told: Mapping[str, Any], where: str) -> Told:
+    unknown = sorted(set(told) - {"view", "prepend_bos", "context_size"})
+    begins, context = told.get("prepend_bos"), told.get("context_size")
+    kinds = isinstance(begins, bool | None) and isinstance(context, int | None)
+    if unknown or not kinds:
+        raise UnsupportedFormat(f"{where}: training {dict(told)!r} is not known. Update saeflow.")
+    return Told(_member(View, str(told.get("view", "")), where), begins, context)
 
 
 def _entry(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:

@@ -132,6 +132,7 @@ def open_inputs(
     model: str = "",
     device: str = "cpu",
     batch: int = 256,
+    prepend_bos: bool | None = None,
 ) -> Inputs:
     """Model and dictionaries beside an atlas, with a checksum of its tables for the record.
 
@@ -144,6 +145,6 @@ def open_inputs(
     refuse_other_weights(matches, dictionaries)
     tables = sorted((str(source), str(target), sha) for (source, target), (_, sha) in matches.files.items())
     digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()[:12]
-    loaded = load_model(named, device=device)
+    loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(dictionaries)
     told = f"{matches.method}, tables {digest}"
     return Inputs(loaded, dictionaries, matches, background, release, told, batch)
