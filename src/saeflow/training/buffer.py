@@ -158,7 +158,7 @@ class ShuffledBuffer:
         tensors = {f"left.{p}": held[live.to(held.device)] for p, held in self._held.items()}
         tensors |= {f"spilled.{p}": rows.contiguous() for p, rows in self._spilled.items()}
         tensors["generator"] = self._generator.get_state()
-        return tensors, {"ended": self._ended, "points": [list(p) for p in self._held]}
+        return tensors, {"ended": self._ended, "points": [[p.layer, p.tap.value] for p in self._held]}
 
     def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
         """Go on where `state` was taken; the source must be at that place too.
