@@ -125,6 +125,7 @@ def contrast(
             "above 0 up to 1."
         )
     where = None if sites is None else tuple(sites)
+    model = model.as_trained(dictionaries)
     on = activity(
         model, dictionaries, texts, sites=where, max_length=max_length, sites_at_once=sites_at_once,
         progress=progress,

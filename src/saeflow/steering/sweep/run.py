@@ -141,7 +141,7 @@ class Sweep:
             **design.variant.to_arguments(),
             "directions": [direction.value for direction in design.directions],
             "themes": {theme.name: _digest(theme) for theme in design.themes},
-            "prepend_bos": self.lab.model.prepend_bos,
+            "prepend_bos": self.inputs.model.prepend_bos,
             **more,
         }
         return RunRequest(
