@@ -7,8 +7,9 @@ texts, each dataset by itself, since the datasets are chosen and not drawn. One 
 
     spread      delete-one-text jackknife in each dataset, the best of the cluster-robust ones for few clusters
                 (MacKinnon, Nielsen and Webb 2023, doi 10.1016/j.jeconom.2022.04.001)
-    a rate      the exact binomial interval of as many independent rows as the spread is worth, fewer for few texts
-                (Korn and Graubard 1998, Survey Methodology 24:193)
+    bounded     a rate, a mark, a difference of rates: the exact binomial interval, between its bounds, of as many
+                independent rows as the spread is worth, fewer for few texts (Korn and Graubard 1998, Survey
+                Methodology 24:193)
     any other   the number and t times its spread
     no spread   where all texts agree, a kind of text that none of n showed may still be 1 - 0.025^(1/n) of all (Clopper
                 and Pearson 1934): that share at the bounds of the number. Without bounds there is no interval.
@@ -121,8 +122,7 @@ class Tally:
             of: from totals with one more axis in front, a case each, to one number a case; the same for totals that
                 are all twice as large.
             n: how many rows stand behind it.
-            span: the least and the largest value it can have; `RATE` for a share of rows. One that starts at 0 has
-                an interval of binomial shape.
+            span: the least and the largest value it can have; `RATE` for a share of rows.
             sizes: rows of each text, or of each text on each side of a comparison, of which the scarcer one counts;
                 the sums of each text when not given.
             chosen: whether `of` jumps, as the place of the largest does: halves of the texts then take the place of all
@@ -140,8 +140,8 @@ class Tally:
     def difference(self, *, n: float = 0, span: Span | None = None) -> tuple[Estimate, float | None]:
         """The mean of a difference, whose sums are (difference, pairs), and the two-sided p that it is 0.
 
-        p is that of the t of the interval, and no less than all texts agreeing in sign would give by chance,
-        2 / 2^texts. None where nothing can be said.
+        p is that of a t with the spread of the interval, and no less than all texts agreeing in sign would give by
+        chance, 2 / 2^texts. None where nothing can be said.
         """
         found, spread, df = self._found(ratio, n, span, self.sums[:, 1], chosen=False, level=LEVEL)
         if found.value is None or found.texts is None or found.texts < 2 or not np.isfinite(spread):
@@ -284,10 +284,9 @@ def _interval(
         unseen = 1 - (alpha / 2) ** (1 / worth)
         return value + unseen * (span[0] - value), value + unseen * (span[1] - value)
     t = float(stats.t.ppf(1 - alpha / 2, df))
-    if span is None:
-        return value - t * spread, value + t * spread
-    if span[0] < 0:
-        return max(span[0], value - t * spread), min(span[1], value + t * spread)
+    if span is None or not all(map(math.isfinite, span)):
+        low, high = span or (-math.inf, math.inf)
+        return max(low, value - t * spread), min(high, value + t * spread)
     wide = span[1] - span[0]
     p = (value - span[0]) / wide
     n = p * (1 - p) * (wide / spread * float(stats.norm.ppf(1 - alpha / 2)) / t) ** 2
