@@ -1,47 +1,74 @@
 """A page as one HTML file that loads nothing: inlined style and script, allowed by their hashes alone.
 
-The pages of results folders and of reproductions are made of it.
+Templates lie in `templates/`. Whatever a template shows is escaped and set on one line with its control characters
+shown, unless it is `Markup` already: names of models, data sets, labels and texts come from files that others wrote.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 from saeflow.report.tokens import one_line
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_MODULE = re.compile(r"^(import .*\n|export )", re.MULTILINE)
+
 
 def document(
-    title: str, *, styles: Sequence[str], more_style: str = "", scripts: Sequence[str], body: str, kind: str
-) -> str:
-    """The page as one HTML document.
+    template: str, title: str, *, styles: Sequence[str], scripts: Sequence[str], more_style: str = "", kind: str = "",
+    **values: object,
+) -> str:  # fmt: skip
+    """A page as one HTML document.
 
     Args:
-        title: in the title bar; escaped here.
+        template: a file of `templates/` that extends `document.html.j2`; that one itself shows `body`, a `Markup`.
+        title: in the title bar.
         styles: files of `static/`, in order.
-        more_style: rules after them.
-        scripts: files of `static/`, in order; they share one scope.
-        body: HTML, escaped by whoever made it.
+        scripts: files of `static/`, in order; they share one scope, so that `import` and `export` fall away.
+        more_style: rules after the files of `styles`.
         kind: the class of `body`.
+        values: what the template shows.
     """
+    from markupsafe import Markup
+
     style = "".join(static(name) for name in styles) + more_style
-    script = '"use strict";\n' + "".join(static(name) for name in scripts)
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="generator" content="saeflow">\n'
-        f'<title>{safe(title)}</title>\n<style>{style}</style>\n</head>\n<body class="{kind}">\n'
-        f"{body}\n<script>{script}</script>\n</body>\n</html>\n"
-    )
+    script = '"use strict";\n' + "".join(_MODULE.sub("", static(name)) for name in scripts)
+    whole = {"title": title, "kind": kind, "style": Markup(style), "script": Markup(script)}  # noqa: S704 our own files
+    return str(render(template, **whole, **values))
+
+
+def render(template: str, **values: object) -> Markup:
+    """A file of `templates/` with these values."""
+    from markupsafe import Markup
+
+    return Markup(templates().get_template(template).render(**values))  # noqa: S704 escaped by the template
+
+
+@functools.cache
+def templates() -> Environment:
+    """The templates with their filters."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def shown(value: object) -> object:
+        return value if isinstance(value, Markup) else "" if value is None else one_line(str(value))
+
+    found = Environment(
+        loader=PackageLoader("saeflow.report"), autoescape=True, finalize=shown, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    more: dict[str, Any] = {"hash": _hash, "sentence": sentence}
+    found.filters.update(more)
+    return found
 
 
 def static(name: str) -> str:
@@ -49,20 +76,17 @@ def static(name: str) -> str:
     return (files("saeflow.report") / "static" / name).read_text(encoding="utf-8")
 
 
-def safe(text: object) -> str:
-    """Words from anywhere as HTML text, on one line, control characters shown."""
-    return escape(one_line(str(text)))
-
-
-def sentence(text: str) -> str:
+def sentence(text: str) -> Markup:
     """A sentence whose intervals, settings and percentages are not broken over lines, and whose `commands` are code."""
+    from markupsafe import Markup, escape
+
     whole = r"\([^()<>]{1,24}\)|\b[rs] = \u2212?[0-9.]*[0-9]|[0-9] (?:%|pp)|`[^`<>]{1,80}`"
 
     def kept(found: re.Match[str]) -> str:
         words = found[0]
         return f"<code>{words[1:-1]}</code>" if words[0] == "`" else f'<span class="whole">{words}</span>'
 
-    return re.sub(whole, kept, safe(text))
+    return Markup(re.sub(whole, kept, str(escape(one_line(text)))))  # noqa: S704 escaped before
 
 
 def _hash(text: str) -> str:

@@ -3,8 +3,8 @@
     manifest.json, summary.json  ->  figures/NAME.svg, tables/NAME.csv, index.html
 
 Each figure stands twice in the page, laid out for a window and for a phone, and a stylesheet shows the
-one that fits. Words from files (names of models, data sets, arguments) are escaped here, and a
-Content-Security-Policy lets only the two inlined blocks run, by their hashes.
+one that fits. `templates/results.html.j2` is the page; words from files (names of models, data sets,
+arguments) are escaped there.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import RunRecord
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.paths import write_atomic
-from saeflow.report.document import document, safe, sentence
-from saeflow.report.figures import FIGURES, PAGE, PHONE, Frame, Plate, draw, svg_text
+from saeflow.report.document import document, templates
+from saeflow.report.figures import FIGURES, PAGE, PHONE, Frame, draw, svg_text
 from saeflow.report.figures.readings import reading
 from saeflow.report.figures.saving import printed_svg, stylesheet
 from saeflow.report.samples import samples_html
 from saeflow.report.tables import duration
 from saeflow.report.tokens import one_line
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 PAPER: Final = "arXiv 2502.03032"
 MOST_ROWS: Final = 400
@@ -70,24 +73,70 @@ _PICKED: Final = ("theme", "direction")
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A section of the page: a table with its figures on a window and on a phone, or why it has none.
+class ShownPlate:
+    """A figure as a page shows it, laid out for a window and for a phone.
 
-    `printed` holds the wide figures as SVG by name: for the page, and for files of their own. `block` is what stands
-    in their place where a table is shown as words, as HTML.
+    Attributes:
+        of: the values it stands for, in words.
+        picked: those among theme and direction, by column.
+        wide, narrow: the SVG elements.
+        said: what its own rows say; empty where it is not of a theme or a direction.
     """
 
+    of: str
+    picked: Mapping[str, str]
+    wide: Markup
+    narrow: Markup
+    said: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A table with its figures, or with `block`, HTML in their place; `problem` says why it has no figure."""
+
     table: SummaryTable
-    wide: tuple[Plate, ...] = ()
-    narrow: tuple[Plate, ...] = ()
-    printed: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    said: str
+    plates: tuple[ShownPlate, ...] = ()
+    block: Markup | str = ""
     problem: str = ""
-    block: str = ""
 
     @property
-    def shown(self) -> bool:
-        """Whether it has a place of its own on the page."""
-        return bool(self.wide or self.block)
+    def id(self) -> str:
+        """An id from a name that a file gave."""
+        return "t-" + "".join(
+            c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in self.table.name
+        )
+
+    @property
+    def title(self) -> str:
+        """What the table holds."""
+        return self.table.title or self.table.name
+
+    @property
+    def cited(self) -> str:
+        """The figures of the paper that it answers."""
+        paper = self.table.paper
+        return "Beyond the paper" if "beyond" in paper else f"Cf. {paper} of {PAPER}" if paper else ""
+
+    @property
+    def file(self) -> str:
+        """The name of its CSV file; empty where the table's name is not safe to write under."""
+        return self.table.name if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", self.table.name) else ""
+
+    @property
+    def _shown(self) -> list[int]:
+        """The columns that are shown: lists of numbers are for machines, the CSV file has them."""
+        return [i for i, name in enumerate(self.table.columns) if name != "histogram"]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns that are shown."""
+        return [self.table.columns[i] for i in self._shown]
+
+    @property
+    def rows(self) -> list[list[Any]]:
+        """The first rows in those columns."""
+        return [[row[i] for i in self._shown] for row in self.table.rows[:MOST_ROWS]]
 
 
 def write_page(folder: Path) -> Path:
@@ -102,79 +151,88 @@ def write_page(folder: Path) -> Path:
     """
     results = Results.open(folder)
     tables = results.tables()
-    experiment = results.record.request.experiment
-    expected = _EXPECTED.get(experiment, ())
+    expected = _EXPECTED.get(results.record.request.experiment, ())
     names = [name for name in expected if name in tables]
     names += [name for name in tables if name not in names]
-    parts: list[_Part] = []
-    for name in names:
-        part = _part(tables[name], tables)
-        parts.append(part)
-        for plate in part.wide:
-            text = svg_text(part.printed[plate.name], alone=True)
-            write_atomic(folder / "figures" / f"{plate.name}.svg", text.encode("utf-8", "replace"))
-        csv = folder / "tables" / f"{name}.csv"
-        if _names_a_file(name) and not csv.is_file():
-            write_atomic(csv, tables[name].to_csv().encode("utf-8", "replace"))
-    text = page_html(results.record, parts, [name for name in expected if name not in tables])
+    sections = [_section(tables[name], tables, folder / "figures") for name in names]
+    for section in sections:
+        csv = folder / "tables" / f"{section.file}.csv"
+        if section.file and not csv.is_file():
+            write_atomic(csv, section.table.to_csv().encode("utf-8", "replace"))
+    text = page_html(results.record, sections, [name for name in expected if name not in tables])
     path = folder / "index.html"
     # Lone surrogates, which a name can hold after a bad decoding, have no UTF-8.
     write_atomic(path, text.encode("utf-8", "replace"))
     return path
 
 
-def _names_a_file(name: str) -> bool:
-    """Whether a name from a summary is safe to write under: no folders, nothing hidden."""
-    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name) is not None
-
-
-def _part(table: SummaryTable, tables: Mapping[str, SummaryTable]) -> _Part:
+def _section(table: SummaryTable, tables: Mapping[str, SummaryTable], figures: Path) -> Section:
+    """A table with its figures, which are files of `figures` too."""
+    said = reading(table)
     if table.name == _SAMPLES:
-        return _Part(table, block=samples_html(table, tables.get("steering_best")))
+        return Section(table, said, block=samples_html(table, tables.get("steering_best")))
     if table.name not in FIGURES:
-        return _Part(table)
+        return Section(table, said)
+
+    def files(name: str, printed: bytes) -> None:
+        write_atomic(figures / f"{name}.svg", svg_text(printed, alone=True).encode("utf-8", "replace"))
+
     try:
-        wide = draw(table, medium=PAGE)
-        printed = {plate.name: printed_svg(plate.figure) for plate in wide}
-        return _Part(table, wide, draw(table, medium=PHONE), printed)
+        return Section(table, said, shown_plates(Frame.of(table), said, written=files, own=True))
     except InvalidArgument as error:
-        return _Part(table, problem=str(error))
+        return Section(table, said, problem=str(error))
 
 
-def page_html(record: RunRecord, parts: Sequence[_Part], missing: Sequence[str]) -> str:
+def shown_plates(
+    frame: Frame, said: str, *, prefix: str = "", own: bool = False, written: Callable[[str, bytes], None] | None = None
+) -> tuple[ShownPlate, ...]:  # fmt: skip
+    """The figures of a table for a page, each drawn for a window and for a phone.
+
+    Args:
+        frame: the rows.
+        said: what the table says, for who cannot see the figure.
+        prefix: begins every id within.
+        own: whether a figure of a theme or a direction has a sentence of its own.
+        written: is given the name and the SVG of each wide figure.
+
+    Raises:
+        InvalidArgument: when the table does not suit its figure.
+    """
+    from markupsafe import Markup
+
+    found: list[ShownPlate] = []
+    for wide, narrow in zip(draw(frame, medium=PAGE), draw(frame, medium=PHONE), strict=True):
+        picked = {key: wide.keys[key] for key in _PICKED if key in wide.keys}
+        sentence = reading(frame.where(**wide.keys)) if own and picked else ""
+        label = one_line(". ".join(word for word in (frame.title, wide.of, sentence or said) if word))
+        printed = printed_svg(wide.figure)
+        if written is not None:
+            written(wide.name, printed)
+        forms = [
+            Markup(svg_text(figure, prefix=f"{prefix}{wide.name}-{kind}-", label=label, captioned=False))  # noqa: S704
+            for kind, figure in (("on-page", printed), ("on-phone", narrow.figure))
+        ]
+        found.append(ShownPlate(wide.of, picked, forms[0], forms[1], sentence))
+    return tuple(found)
+
+
+def page_html(record: RunRecord, sections: Sequence[Section], missing: Sequence[str]) -> str:
     """The page as one HTML document. `missing` are tables of the experiment that there are none of."""
-    title = _title(record)
-    drawn = [part for part in parts if part.shown]
-    rest = [part for part in parts if not part.shown]
-    body = (
-        f"{_header(record, title, parts)}\n{_navigation(drawn, rest)}\n<main>\n"
-        f"{''.join(_section(part) for part in drawn)}{_rest(rest, missing)}\n</main>"
-    )
+    asked = record.request
+    what = _TITLES.get(asked.experiment, f"Results of {asked.experiment}")
+    said = {section.table.name: section.said for section in sections}
+    templates().filters["short"] = _short
     return document(
-        title, styles=("palette.css", "page.css", "results.css"), more_style=stylesheet(), scripts=("results.js",),
-        body=body, kind="results",
+        "results.html.j2", f"{what}: {asked.release}", styles=("palette.css", "page.css", "results.css"),
+        more_style=stylesheet(), scripts=("results.js",), kind="results", finished=record.finished is not None,
+        lead=next((said[name] for name in _LEADS if said.get(name)), ""), facts=[*_facts(record)],
+        record=_record(record), drawn=[s for s in sections if s.plates or s.block],
+        rest=[s for s in sections if not (s.plates or s.block)], missing=missing,
     )  # fmt: skip
 
 
-def _title(record: RunRecord) -> str:
-    asked = record.request
-    what = _TITLES.get(asked.experiment, f"Results of {asked.experiment}")
-    return f"{what}: {asked.release}"
-
-
-def _header(record: RunRecord, title: str, parts: Sequence[_Part]) -> str:
-    lead = next(
-        (said for name in _LEADS for p in parts if p.table.name == name and (said := reading(p.table))), ""
-    )
-    notice = ""
-    if record.finished is None:
-        notice = '<p class="notice">The run is not finished: these are the tables of what there was.</p>'
-    subtitle = f'<p class="subtitle">{sentence(lead)}</p>' if lead else ""
-    pairs = "".join(f"<div><dt>{safe(k)}</dt><dd>{safe(v)}</dd></div>" for k, v in _facts(record))
-    return (
-        f"<header><h1>{safe(title)}</h1>{subtitle}{notice}<dl>{pairs}</dl>"
-        f'<details class="record"><summary>The run in full</summary>{_record(record)}</details></header>'
-    )
+def _short(number: float) -> str:
+    return f"{number:.4g}" if math.isfinite(number) else ""
 
 
 def _facts(record: RunRecord) -> Iterable[tuple[str, str]]:
@@ -197,13 +255,14 @@ def _facts(record: RunRecord) -> Iterable[tuple[str, str]]:
         "units done" if steering else "texts done",
         f"{record.done or 0} of {record.total}" if record.finished else f"some of {record.total}",
     )
-    yield "started", _moment(record.started)
+    yield "started", moment(record.started)
     if record.finished and (took := _took(record.started, record.finished)):
         yield "took", took
     yield "saeflow", str(record.versions.get("saeflow", "unknown"))
 
 
-def _moment(text: str) -> str:
+def moment(text: str) -> str:
+    """A time of a record as people write it."""
     try:
         return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M UTC")
     except ValueError:
@@ -218,121 +277,14 @@ def _took(started: str, finished: str) -> str:
     return duration(seconds)
 
 
-def _record(record: RunRecord) -> str:
+def _record(record: RunRecord) -> list[tuple[str, str]]:
     """Everything of the manifest that the header leaves out."""
     asked = record.request
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Arguments", asked.arguments), ("Matches", asked.atlases), ("Versions", record.versions)
     ]  # fmt: skip
-    told = [
-        f'<tr><th scope="row">{safe(key)}</th><td>{safe(_plain(value))}</td></tr>'
+    return [
+        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         for name, group in groups
         for key, value in [(name, ""), *group.items()]
     ]
-    return f'<div class="scroll"><table><tbody>{"".join(told)}</tbody></table></div>'
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _navigation(drawn: Sequence[_Part], rest: Sequence[_Part]) -> str:
-    links = [f'<li><a href="#{_id(p)}">{safe(_short(p.table))}</a></li>' for p in drawn]
-    if rest:
-        links.append('<li><a href="#more">More tables</a></li>')
-    return f'<nav aria-label="Figures"><ul>{"".join(links)}</ul></nav>'
-
-
-def _short(table: SummaryTable) -> str:
-    return (table.title or table.name).split(",")[0]
-
-
-def _id(part: _Part) -> str:
-    """An id from a name that a file gave."""
-    return "t-" + "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in part.table.name)
-
-
-def _section(part: _Part) -> str:
-    table = part.table
-    said = reading(table)
-    cited = ""
-    if table.paper:
-        cited = "Beyond the paper" if "beyond" in table.paper else f"Cf. {table.paper} of {PAPER}"
-    told = f'<p class="reading">{sentence(said)}</p>' if said else ""
-    source = f'<span class="cited">{safe(cited)}.</span> ' if cited else ""
-    plates = "".join(
-        _plate(part, wide, narrow, said) for wide, narrow in zip(part.wide, part.narrow, strict=True)
-    )
-    label = f' aria-label="{safe(table.title or table.name)}"'
-    shown = part.block or f'<div class="plates">{plates}</div>'
-    return (
-        f'<section id="{_id(part)}" class="result"><h2>{safe(table.title or table.name)}</h2>{told}'
-        f"<figure{label}>{shown}"
-        f"<figcaption>{source}{safe(table.note)}</figcaption></figure>{_fold(table)}</section>\n"
-    )
-
-
-def _plate(part: _Part, wide: Plate, narrow: Plate, said: str) -> str:
-    """A figure twice; of several the page shows one at a time where scripts run.
-
-    One of a theme or a direction says what its own rows say, unless the section has said it.
-    """
-    own = reading(Frame.of(part.table).where(**wide.keys)) if _of_steering(wide) else ""
-    label = one_line(". ".join(word for word in (part.table.title, wide.of, own or said) if word))
-    forms: list[str] = []
-    for kind, figure in (("on-page", part.printed[wide.name]), ("on-phone", narrow.figure)):
-        svg = svg_text(figure, prefix=f"{wide.name}-{kind}-", label=label, captioned=False)
-        forms.append(f'<div class="{kind}">{svg}</div>')
-    several = len(part.wide) > 1
-    name = f'<p class="of">{safe(wide.of)}</p>' if several else ""
-    told = f'<p class="reading">{sentence(own)}</p>' if own and own not in said else ""
-    keys = "".join(f' data-{key}="{safe(wide.keys[key])}"' for key in _PICKED if key in wide.keys)
-    return f'<div class="plate" data-of="{safe(wide.of)}"{keys}>{name}{told}{"".join(forms)}</div>'
-
-
-def _of_steering(plate: Plate) -> bool:
-    return any(key in plate.keys for key in _PICKED)
-
-
-def _rest(rest: Sequence[_Part], missing: Sequence[str]) -> str:
-    """Tables without a figure, and the names of those that the summary lacks."""
-    told = "".join(
-        f'<section id="{_id(part)}"><h3>{safe(part.table.title or part.table.name)}</h3>'
-        f"{f'<p class={chr(34)}notice{chr(34)}>{safe(part.problem)}</p>' if part.problem else ''}"
-        f'<p class="note">{safe(part.table.note)}</p>{_fold(part.table)}</section>'
-        for part in rest
-    )
-    more = f'<section id="more"><h2>More tables</h2>{told}</section>' if rest else ""
-    if missing:
-        more += f'<p class="missing">Not in this summary: {safe(", ".join(missing))}.</p>'
-    return more
-
-
-def _fold(table: SummaryTable) -> str:
-    """The rows under a line that opens them, with the way to the CSV file."""
-    n = len(table.rows)
-    shown = f", the first {MOST_ROWS} here" if n > MOST_ROWS else ""
-    link = ""
-    if _names_a_file(table.name):
-        link = f'<p class="download"><a href="tables/{table.name}.csv" download>{table.name}.csv</a></p>'
-    # Lists of numbers are for machines: the CSV file has them.
-    columns = [i for i, name in enumerate(table.columns) if name != "histogram"]
-    head = "".join(f'<th scope="col">{safe(table.columns[i])}</th>' for i in columns)
-    body = "".join(f"<tr>{''.join(_cell(row[i]) for i in columns)}</tr>" for row in table.rows[:MOST_ROWS])
-    label = safe(table.title or table.name)
-    return (
-        f'<details class="rows"><summary>Table: {n:,} {"row" if n == 1 else "rows"}{shown}</summary>'
-        f'{link}<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-        f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>'
-    )
-
-
-def _cell(cell: Any) -> str:
-    if isinstance(cell, bool):
-        return f"<td>{'yes' if cell else 'no'}</td>"
-    if isinstance(cell, int):
-        return f'<td class="number">{cell}</td>'
-    if isinstance(cell, float):
-        shown = f"{cell:.4g}" if math.isfinite(cell) else ""
-        return f'<td class="number" data-value="{cell!r}">{shown}</td>'
-    return f"<td>{safe('' if cell is None else cell)}</td>"

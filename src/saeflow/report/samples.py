@@ -1,6 +1,6 @@
 """Texts of a steering sweep side by side by seed: unsteered, the start alone, the best layer, the best of many.
 
-    steering_samples, steering_best  ->  an HTML block for each theme and direction
+    steering_samples, steering_best  ->  templates/samples.html.j2, a block for each theme and direction
 
 One row is one seed: the same prompt and the same draws, so that what differs is what steering did. Texts and
 prompts come from a model and from files; every sign of them is escaped, and control characters are shown.
@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
+from saeflow.report.document import render
 from saeflow.report.figures.frame import Frame, Row, TableLike, decimal, decimal_interval
 from saeflow.report.figures.steering_marks import MULTI, SUPPRESS, best, look, of_methods, setting
-from saeflow.report.tokens import one_line, visible
+from saeflow.report.tokens import visible
 from saeflow.steering.judges.scores import HIGHEST, final_score
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 NEEDS: Final = ("theme", "direction", "method", "sample", "behavior", "coherence", "prompt", "text")
 
@@ -30,8 +33,22 @@ class _Column:
     confirmed: Row | None
     texts: Mapping[str, Row]
 
+    @property
+    def how(self) -> str:
+        """The method, where the role does not name it, and its setting."""
+        method = look(self.row.words("method")).name
+        return ", ".join(
+            word for word in (method if method not in self.role else "", setting(self.row)) if word
+        )
 
-def samples_html(table: TableLike, chosen: TableLike | None = None) -> str:
+    @property
+    def score(self) -> str:
+        """The confirmed score."""
+        found = self.confirmed.estimate("score") if self.confirmed else None
+        return decimal_interval(found) if found else ""
+
+
+def samples_html(table: TableLike, chosen: TableLike | None = None) -> Markup | str:
     """The blocks of all themes and directions; empty where the table has no rows or lacks a column.
 
     `chosen` is `steering_best`: it says which of the multi-layer methods is best and gives confirmed scores. Without
@@ -41,13 +58,17 @@ def samples_html(table: TableLike, chosen: TableLike | None = None) -> str:
     if not frame.rows or any(column not in frame.columns for column in NEEDS):
         return ""
     rivals = Frame.of(chosen) if chosen is not None else None
-    keys = dict.fromkeys((row.words("theme"), row.words("direction")) for row in frame.records)
-    blocks: list[str] = []
-    for theme, direction in keys:
+    blocks: list[dict[str, Any]] = []
+    for theme, direction in dict.fromkeys(
+        (row.words("theme"), row.words("direction")) for row in frame.records
+    ):
         where = {"theme": theme, "direction": direction}
         columns = _columns(frame.where(**where), rivals.where(**where) if rivals else None)
-        blocks.append(_block(theme, direction, columns))
-    return f'<div class="plates">{"".join(blocks)}</div>'
+        samples = sorted({sample for column in columns for sample in column.texts}, key=_in_numbers)
+        rows = [[_cell(column.texts.get(sample)) for column in columns] for sample in samples]
+        of = ", ".join(word for word in (theme, direction) if word)
+        blocks.append({**where, "of": of, "columns": columns, "rows": rows})
+    return render("samples.html.j2", blocks=blocks)
 
 
 def _columns(frame: Frame, rivals: Frame | None) -> list[_Column]:
@@ -101,68 +122,34 @@ def _score(row: Row) -> float | None:
     return final_score(behavior, coherence, suppress=row.words("direction") == SUPPRESS)
 
 
-def _block(theme: str, direction: str, columns: Sequence[_Column]) -> str:
-    of = ", ".join(word for word in (theme, direction) if word)
-    samples = sorted({sample for column in columns for sample in column.texts}, key=_in_numbers)
-    head = "".join(f'<th scope="col">{_head(column)}</th>' for column in columns)
-    body = "".join(f"<tr>{''.join(_cell(column, sample) for column in columns)}</tr>" for sample in samples)
-    return (
-        f'<div class="plate" data-of="{_safe(of)}" data-theme="{_safe(theme)}" data-direction="{_safe(direction)}">'
-        f'<p class="of">{_safe(of)}</p><table class="samples columns-{len(columns)}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
 def _in_numbers(sample: str) -> tuple[bool, float, str]:
     return (False, float(sample), "") if sample.isdecimal() else (True, 0.0, sample)
 
 
-def _head(column: _Column) -> str:
-    """`best of many layers` with its method, setting and confirmed score."""
-    method = look(column.row.words("method")).name
-    words = [word for word in (method if method not in column.role else "", setting(column.row)) if word]
-    found = column.confirmed.estimate("score") if column.confirmed else None
-    score = f' <span class="confirmed">score {_safe(decimal_interval(found))}</span>' if found else ""
-    how = f' <span class="how">{_safe(", ".join(words))}</span>' if words else ""
-    return f'<span class="role">{_safe(column.role)}</span>{how}{score}'
+def _cell(row: Row | None) -> dict[str, Any] | None:
+    """A text with its prompt and its marks, each mark with its share of the highest one; None where there is none."""
+    from markupsafe import escape
 
-
-def _cell(column: _Column, sample: str) -> str:
-    who = f'<p class="who">{_safe(column.role)}</p>'
-    row = column.texts.get(sample)
     if row is None:
-        return f"<td>{who}–</td>"
+        return None
     prompt, text = (passage(row.cells.get(name)) for name in ("prompt", "text"))
     if prompt and text.startswith(prompt):
         text = text[len(prompt) :]
     # The tokenizer of the model may have left the space between them to neither.
-    space = " " if prompt and text and prompt[-1].isalnum() and text[0].isalnum() else ""
-    marks = (
-        ("topic", row.number("behavior"), HIGHEST, 1),
-        ("coherence", row.number("coherence"), HIGHEST, 1),
-        ("score", _score(row), 1.0, 2),
-    )
-    return (
-        f'<td>{who}<p class="passage"><span class="prompt">{escape(prompt)}</span>{space}{escape(text)}</p>'
-        f'<p class="marks">{"".join(_gauge(*mark) for mark in marks)}</p></td>'
-    )
-
-
-def _gauge(name: str, value: float | None, top: float, digits: int) -> str:
-    """A mark as a bar out of the highest one, and its number."""
-    full = 40 * min(max((value or 0.0) / top, 0.0), 1.0)
-    return (
-        f'<span>{name}</span><svg class="gauge" viewBox="0 0 40 6" width="40" height="6" aria-hidden="true">'
-        f'<rect class="whole" width="40" height="6"/><rect class="{name}" width="{full:.1f}" height="6"/></svg>'
-        f"<span>{decimal(value, digits)}</span> "
-    )
+    if prompt and text and prompt[-1].isalnum() and text[0].isalnum():
+        text = f" {text}"
+    marks = [
+        (name, decimal(value, digits), min(max((value or 0.0) / top, 0.0), 1.0))
+        for name, value, top, digits in (
+            ("topic", row.number("behavior"), HIGHEST, 1),
+            ("coherence", row.number("coherence"), HIGHEST, 1),
+            ("score", _score(row), 1.0, 2),
+        )
+    ]
+    return {"prompt": escape(prompt), "text": escape(text), "marks": marks}
 
 
 def passage(text: object) -> str:
     """A text with its line breaks and spaces, and signs for every other control character."""
     words = "" if text is None else str(text).replace("\r\n", "\n")
     return "".join(char if char in " \n" else visible(char) for char in words)
-
-
-def _safe(text: object) -> str:
-    return escape(one_line(str(text)))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Evolution
 from saeflow.ids import Part
 from saeflow.labels.words import Words, no_words, silent
+from saeflow.report.document import static
 from saeflow.report.layout import (
     BOX_WIDTH,
     GUTTER,
@@ -110,11 +110,6 @@ def tone_of(place: Place) -> tuple[str, str]:
         return "module", MODULE
     name = "unexplained" if node.evolution is None else node.evolution.value
     return f"case-{name}" if node.evolution else "case-none", TONES[name]
-
-
-def static(name: str) -> str:
-    """The text of a file under report/static."""
-    return (files("saeflow.report") / "static" / name).read_text(encoding="utf-8")
 
 
 def _tag(name: str, *inner: str, text: str = "", **attributes: str | float) -> str:

@@ -12,33 +12,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from saeflow.experiments.results import significant
 from saeflow.experiments.statistics import Estimate
 from saeflow.paths import write_atomic
-from saeflow.report.document import document, safe, sentence
-from saeflow.report.figures.saving import stylesheet
-from saeflow.report.tables import duration
 from saeflow.reproduce.claims import Claim, claims
 from saeflow.reproduce.evidence import STAGES, Evidence, GraphsRun
-from saeflow.reproduce.plates import words_of
+from saeflow.reproduce.page import Material, page_html, read_tables, words_of
 from saeflow.reproduce.record import Record
-from saeflow.reproduce.sections import (
-    Material,
-    items_html,
-    moment,
-    navigation_html,
-    read_tables,
-    run_html,
-)
-from saeflow.reproduce.summary import in_words, summary_html
 from saeflow.reproduce.verdicts import Contrast, NotMeasured, Outcome, Verdict
 from saeflow.reproduce.wording import sentence as verdict_sentence
 
-STYLES: Final = ("palette.css", "page.css", "results.css", "graph.css", "figure.css", "reproduce.css")
 COLUMNS: Final = (
     "id", "item", "section", "said_of", "statement", "verdict", "number", "value", "low", "high", "rule", "bound",
     "control", "control_low", "control_high", "n", "sentence",
@@ -85,52 +72,6 @@ def judge(out: Path, record: Record) -> dict[str, Verdict]:
         else:
             found[claim.id] = claim.check(evidence)
     return found
-
-
-def page_html(material: Material) -> str:
-    """The page as one HTML document."""
-    title = f"The paper on {material.record.words('release') or 'a release'}"
-    body = (
-        f"{_header(title, material)}\n{navigation_html(material)}\n<main>\n"
-        f"{summary_html(material.claims, material.verdicts)}{items_html(material)}{run_html(material.record)}</main>"
-    )
-    return document(
-        title, styles=STYLES, more_style=stylesheet(), scripts=("results.js", "reproduce.js"), body=body,
-        kind="results reproduction",
-    )  # fmt: skip
-
-
-def _header(title: str, material: Material) -> str:
-    record = material.record
-    notice = ""
-    if not record.words("finished"):
-        notice = '<p class="notice">The run is not finished: this is what there was.</p>'
-    only = record.told.get("only")
-    if isinstance(only, list) and only:
-        notice += f'<p class="notice">Only {safe(", ".join(map(str, only)))} was asked for.</p>'
-    note = (
-        f'<p class="note">{sentence(" ".join(record.words("note").split()))}</p>'
-        if record.words("note")
-        else ""
-    )
-    pairs = "".join(f"<div><dt>{safe(k)}</dt><dd>{safe(v)}</dd></div>" for k, v in _facts(record) if v)
-    return (
-        '<header><p class="kicker">Analyze Feature Flow to Enhance Interpretation and Steering in Language '
-        f"Models \u00b7 arXiv 2502.03032, reproduced</p><h1>{safe(title)}</h1>"
-        f'<p class="subtitle">{sentence(in_words(material.verdicts))}</p>{notice}{note}<dl>{pairs}</dl></header>'
-    )
-
-
-def _facts(record: Record) -> Iterable[tuple[str, str]]:
-    yield "recipe", record.words("recipe")
-    yield "what", record.words("title")
-    yield "model", record.words("model")
-    yield "seed", record.words("seed")
-    hardware = record.group("hardware")
-    yield "on", ", ".join(str(hardware[key]) for key in ("cpu", "gpu") if hardware.get(key))
-    yield "started", moment(record.words("started"))
-    yield "took", duration(sum(s.seconds or 0.0 for s in record.stages))
-    yield "saeflow", str(record.group("versions").get("saeflow", ""))
 
 
 # --- verdicts as data -------------------------------------------------------------------------------------------------
