@@ -5,10 +5,10 @@
     [outcome] = text.run([Trial(6, 17, (Rescale((predecessor,)),), (target,))])
 
 The protocol is that of sections 4.2 and 5.2 and appendix A.2 of arXiv 2502.03032. `trial.py` says what a
-trial is, `prepared.py` how it is answered.
+trial is, `engine.py` how it is answered.
 """
 
-from saeflow.experiments.causal.prepared import PreparedText
+from saeflow.experiments.causal.engine import PreparedText
 from saeflow.experiments.causal.trial import Outcome, Trial
 
 __all__ = ["Outcome", "PreparedText", "Trial"]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeflow.experiments.causal.counterfactual import Counterfactual
+from saeflow.experiments.causal.trial import ReducedTrial
 from saeflow.sources.architectures import Tap
 from saeflow.sources.blocks import CleanPass
 from saeflow.sources.values import Tokens, nats
@@ -23,10 +23,10 @@ _LOGITS_AT_ONCE = 2**24
 """Logits computed in one product: 64 MiB in float32."""
 
 
-class Moved(NamedTuple):
-    """A counterfactual and its residual stream at the token: what block L reads, where edited, and its exit."""
+class ChangedToken(NamedTuple):
+    """A reduced trial and its residual stream at the token: what block L reads, where edited, and its exit."""
 
-    counterfactual: Counterfactual
+    trial: ReducedTrial
     entry: Float[Tensor, " d_model"] | None
     exit: Float[Tensor, " d_model"]
 
@@ -44,36 +44,36 @@ class Losses:
         """The mean loss of the clean pass, in nats."""
         return float(self._columns.mean())
 
-    def after(self, moved: Sequence[Moved], batch_tokens: int) -> dict[Counterfactual, float]:
+    def after(self, moved: Sequence[ChangedToken], batch_tokens: int) -> dict[ReducedTrial, float]:
         """The mean loss under each counterfactual, in nats.
 
         Args:
             moved: of any layers and tokens.
             batch_tokens: the most tokens run through a block in one call, one variant's at least.
         """
-        groups: dict[tuple[int, int, bool], list[Moved]] = {}
+        groups: dict[tuple[int, int, bool], list[ChangedToken]] = {}
         for one in moved:
-            layer, position, _ = one.counterfactual
+            layer, position, _ = one.trial
             groups.setdefault((layer, position, one.entry is None), []).append(one)
-        losses: dict[Counterfactual, float] = {}
+        losses: dict[ReducedTrial, float] = {}
         for (_, position, _), group in groups.items():
             n_batch = max(1, batch_tokens // max(1, self._clean.n_tokens - 1 - position))
             for start in range(0, len(group), n_batch):
                 losses.update(self._after_batch(group[start : start + n_batch]))
         return losses
 
-    def _after_batch(self, batch: Sequence[Moved]) -> dict[Counterfactual, float]:
-        layer, position, _ = batch[0].counterfactual
+    def _after_batch(self, batch: Sequence[ChangedToken]) -> dict[ReducedTrial, float]:
+        layer, position, _ = batch[0].trial
         stop = self._clean.n_tokens - 1
         if position == stop:
-            return {one.counterfactual: self.before for one in batch}
+            return {one.trial: self.before for one in batch}
         h = self._onward(layer, batch, position, stop)
         columns = self._loss(h.flatten(0, 1), self._following[position:stop].repeat(len(batch)))
         total = self._columns[:position].sum() + columns.view(len(batch), -1).sum(dim=1)
         means = (total / stop).tolist()
-        return {one.counterfactual: mean for one, mean in zip(batch, means, strict=True)}
+        return {one.trial: mean for one, mean in zip(batch, means, strict=True)}
 
-    def _onward(self, layer: int, batch: Sequence[Moved], position: int, stop: int) -> Tensor:
+    def _onward(self, layer: int, batch: Sequence[ChangedToken], position: int, stop: int) -> Tensor:
         """The stream after the last block at the tokens from `position` on, before `stop`."""
         stages = self._clean.stages[layer]
         exits = torch.stack([one.exit for one in batch])

@@ -1,4 +1,4 @@
-"""Trial and Outcome: one counterfactual at one token as data, and what came of it. No torch.
+"""Trial, Outcome, ReducedTrial: one counterfactual at one token as data, and what came of it. No torch.
 
 A trial changes what block L reads or what its parts write at token t, and reads features at the end of the
 layer (section 5.2 of arXiv 2502.03032): the sites of a trial are R_{L-1}, A_L, M_L, in the order in which a
@@ -8,7 +8,9 @@ forward pass meets them, and R_L, which is only read.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Part, Site
@@ -132,3 +134,49 @@ class Outcome:
     after: tuple[float, ...]
     loss_before: float | None
     loss_after: float | None
+
+
+class StageEdit(NamedTuple):
+    """A Rescale at one stage: its features in ascending order."""
+
+    stage: Stage
+    features: tuple[int, ...]
+    r: float
+
+
+class ReducedTrial(NamedTuple):
+    """A token of a layer under edits, in the order of computation; whatever a trial watches is left out."""
+
+    layer: int
+    position: int
+    edits: tuple[StageEdit, ...]
+
+    @property
+    def first(self) -> Stage:
+        """The first stage that changes."""
+        return self.edits[0].stage
+
+    def moves(self, stage: Stage, *, parallel: bool) -> bool:
+        """Whether the hidden state at a stage may differ from the clean one."""
+        if parallel and stage is Stage.MLP and self.first is Stage.ATT:
+            return any(edit.stage is Stage.MLP for edit in self.edits)  # the MLP does not see attention
+        return stage >= self.first
+
+
+def by_layer_and_work(
+    made: Iterable[ReducedTrial], *, parallel: bool, through_z: dict[int, bool]
+) -> dict[tuple[int, Stage], list[ReducedTrial]]:
+    """Reduced trials by layer and by the first stage that has to be run again.
+
+    ENTRY: the block. ATT: what follows attention. EXIT: nothing, the edits add up: an edit of the MLP's output,
+    or in a parallel block of what attention adds, where nothing else reads it.
+    """
+    groups: dict[tuple[int, Stage], list[ReducedTrial]] = {}
+    for one in made:
+        if not one.edits:
+            continue
+        work = one.first
+        if work is Stage.MLP or (work is Stage.ATT and parallel and not through_z[one.layer]):
+            work = Stage.EXIT
+        groups.setdefault((one.layer, work), []).append(one)
+    return groups

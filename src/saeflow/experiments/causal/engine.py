@@ -1,0 +1,497 @@
+"""PreparedText: one clean forward pass of a text, and every trial on it answered from there.
+
+1. The clean pass keeps what the blocks held at the layers asked for, and keys and values of all
+   (`saeflow.sources.blocks`). Dictionaries are encoded at the tokens asked for, once (`CleanActivations`).
+2. Trials are reduced to what has to be computed: equal edits once, whatever they watch; edits that change nothing
+   never (`_reduced`).
+3. Their hidden states at the token, in batches, with the least that has to be run again (`_recompute`):
+
+    edit at R_{L-1}   block L at the one token, beside the clean keys and values of the tokens before
+    edit at A_L       the MLP at that token; nothing in a parallel block, whose MLP does not see it
+    edit at M_L       nothing: the residual stream moves by the edit
+
+   With sandwich norms (Gemma 2 and 3) A_L and M_L are what the norm hands on, so the same holds.
+4. Watched features are encoded, and no others (all, under TopK, where features compete).
+5. If asked, losses: tokens from t on, layers from L on (`loss.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
+from saeflow.experiments.causal.loss import ChangedToken, Losses
+from saeflow.experiments.causal.trial import Outcome, ReducedTrial, Stage, StageEdit, Trial, by_layer_and_work
+from saeflow.ids import FeatureId, Site
+from saeflow.sources.architectures import Point, Tap, View
+from saeflow.sources.blocks import CleanPass
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.hooks import Change
+from saeflow.sources.model import LanguageModel
+from saeflow.sources.values import Tokens
+
+_ENCODED_AT_ONCE = 64
+"""Tokens encoded in one product, so that the dense activations stay small beside the dictionary."""
+
+HiddenStates = Mapping[Tap | None, Tensor]
+"""The hidden states `[n width]` of a batch at each tap that was computed; None is what the block reads."""
+
+Readings = dict[ReducedTrial, dict[tuple[Stage, int], float]]
+
+
+class PreparedText:
+    """One clean forward pass of one text, its caches kept until this object goes.
+
+    Attributes:
+        tokens: the text, without padding.
+        n_tokens: how many tokens it has, the begin-of-text token included.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        dictionaries: Mapping[Site, Dictionary],
+        tokens: Tokens,
+        *,
+        layers: Sequence[int],
+        positions: Iterable[int] = (),
+        batch_tokens: int = 512,
+    ) -> None:
+        """Run the text once.
+
+        Args:
+            model: any mapped architecture, with attention of kind `sdpa` or `eager`.
+            dictionaries: those at res L-1, att L, mlp L and res L of the layers that are used; only these are read.
+                Sparse autoencoders: a transcoder has no share in the tensor of its site, and is refused when used.
+            tokens: one text; padding on the right is cut off.
+            layers: every L that trials will name.
+            positions: tokens that will be asked about. A hint: a dictionary is read from memory once for
+                all of them instead of once for each.
+            batch_tokens: the most tokens run through a block in one call: a bound on memory.
+
+        Raises:
+            InvalidArgument: for other than one text, an empty one, a token outside it, `batch_tokens` below 1,
+                or a model whose attention takes no mask.
+            UnknownSite: for a layer the model does not have.
+        """
+        if batch_tokens < 1:
+            raise InvalidArgument(f"batch_tokens = {batch_tokens} runs nothing. Give 1 or more.")
+        if len(tokens.input_ids) != 1 or tokens.lengths[0] < 1:
+            raise InvalidArgument(
+                f"PreparedText takes one text of one token or more, not {len(tokens.input_ids)} texts of lengths "
+                f"{tokens.lengths}. Tokenize each text alone."
+            )
+        length = tokens.lengths[0]
+        self.tokens = Tokens(tokens.input_ids[:, :length], tokens.attention_mask[:, :length])
+        self.n_tokens = self.tokens.input_ids.shape[1]
+        self._batch_tokens = batch_tokens
+        self._parallel = model.parallel
+        self._clean = CleanPass(model, self.tokens, layers)
+        self._activations = CleanActivations(model, self._clean, dictionaries, map(self._inside, positions))
+        self._losses = Losses(self._clean, self.tokens, model.n_layers)
+
+    def active(self, site: Site, position: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Indices (ascending) and values of all active features of `site` at a token in the clean pass.
+
+        Raises:
+            InvalidArgument: for a token outside the text.
+            UnknownSite: for a site without a dictionary, or at none of the layers.
+        """
+        found = self._activations.at(site, self._inside(position))
+        return found.features, found.values
+
+    def activations(self, features: Sequence[FeatureId], position: int) -> list[float]:
+        """Activations of some features at a token in the clean pass, 0 for silent ones.
+
+        Raises:
+            InvalidArgument: for a token outside the text.
+            UnknownFeature: for an index outside its dictionary.
+            UnknownSite: for a site without a dictionary, or at none of the layers.
+        """
+        for feature in features:
+            self._activations.check(feature.site, feature.index)
+        position = self._inside(position)
+        return [
+            self._activations.at(feature.site, position).by_index.get(feature.index, 0.0)
+            for feature in features
+        ]
+
+    def run(self, trials: Sequence[Trial], *, loss: bool = False) -> list[Outcome]:
+        """Answer trials of any layers and tokens, in their order.
+
+        Args:
+            trials: computed once where layer, token and edits agree, whatever they watch.
+            loss: compute the text's loss too, which takes far longer than activations: the tokens from t on
+                run through the layers from L on.
+
+        Raises:
+            InvalidArgument: for a token outside the text; for the loss of a text of one token.
+            UnknownFeature: for an index outside its dictionary.
+            UnknownSite: for a layer not prepared, or a site without a dictionary.
+            InvalidArgument: for a transcoder.
+        """
+        if loss and self.n_tokens < 2:
+            raise InvalidArgument(
+                "a text of one token has no next-token loss. Give a longer text, or loss=False."
+            )
+        for trial in trials:
+            self._check(trial)
+        self._encode_clean(trials)
+        asked = [_reduced(trial, self._activations) for trial in trials]
+        wanted: Readings = {}
+        for trial, one in zip(trials, asked, strict=True):
+            readings = wanted.setdefault(one, {})
+            for feature in trial.watch:
+                stage = Stage.of(feature.site, trial.layer)
+                if one.edits and stage is not None and one.moves(stage, parallel=self._parallel):
+                    readings[stage, feature.index] = 0.0
+        with torch.no_grad():
+            losses = self._fill(wanted, loss=loss)
+        return [
+            self._outcome(trial, one, wanted[one], losses) for trial, one in zip(trials, asked, strict=True)
+        ]
+
+    def _outcome(
+        self,
+        trial: Trial,
+        one: ReducedTrial,
+        read: dict[tuple[Stage, int], float],
+        losses: dict[ReducedTrial, float] | None,
+    ) -> Outcome:
+        before = tuple(self.activations(trial.watch, trial.position))
+        stages = [Stage.of(feature.site, trial.layer) or Stage.ENTRY for feature in trial.watch]
+        keys = [(stage, feature.index) for stage, feature in zip(stages, trial.watch, strict=True)]
+        after = tuple(read.get(key, clean) for key, clean in zip(keys, before, strict=True))
+        if losses is None:
+            return Outcome(before, after, None, None)
+        return Outcome(before, after, self._losses.before, losses.get(one, self._losses.before))
+
+    def _fill(self, wanted: Readings, *, loss: bool) -> dict[ReducedTrial, float] | None:
+        """Put into `wanted` what is read there, and return the losses if asked for."""
+        through_z = {layer: self._reads_z(layer) for layer in self._clean.stages}
+        groups = by_layer_and_work(wanted, parallel=self._parallel, through_z=through_z)
+        moved: list[ChangedToken] = []
+        for (layer, work), group in groups.items():
+            needed = group if loss else [one for one in group if wanted[one]]
+            for start in range(0, len(needed), self._batch_tokens):
+                batch = needed[start : start + self._batch_tokens]
+                held = _recompute(self._clean, self._activations, layer, work, batch)
+                self._read(layer, batch, held, wanted)
+                if loss:
+                    entries = held[None] if work is Stage.ENTRY else [None] * len(batch)
+                    moved += [ChangedToken(*row) for row in zip(batch, entries, held[Tap.RES], strict=True)]
+        return self._losses.after(moved, self._batch_tokens) if loss else None
+
+    def _read(self, layer: int, batch: Sequence[ReducedTrial], held: HiddenStates, wanted: Readings) -> None:
+        for stage in Stage:
+            pairs = [
+                (row, index) for row, one in enumerate(batch) for at, index in wanted[one] if at is stage
+            ]
+            if not pairs:
+                continue
+            dictionary = self._activations.dictionary(stage.site(layer))
+            h = held[None if stage is Stage.ENTRY else dictionary.tap]
+            row, index = torch.tensor(pairs, device=h.device).T
+            values = activations_of(h, dictionary, row, index).tolist()
+            for (at, feature), value in zip(pairs, values, strict=True):
+                wanted[batch[at]][stage, feature] = value
+
+    def _reads_z(self, layer: int) -> bool:
+        site = Stage.ATT.site(layer)
+        try:
+            return self._activations.dictionary(site).tap is Tap.Z
+        except UnknownSite:
+            return False
+
+    def _encode_clean(self, trials: Sequence[Trial]) -> None:
+        """Encode each dictionary at all tokens the trials need of it, in one go."""
+        needed: dict[Site, set[int]] = {}
+        for trial in trials:
+            for site in (*(edit.site for edit in trial.edits), *(feature.site for feature in trial.watch)):
+                needed.setdefault(site, set()).add(trial.position)
+        for site, positions in needed.items():
+            self._activations.encode(site, sorted(positions))
+
+    def _check(self, trial: Trial) -> None:
+        self._inside(trial.position)
+        if trial.layer not in self._clean.stages:
+            raise UnknownSite(
+                f"a trial names layer {trial.layer}, and this text was prepared for layers "
+                f"{', '.join(map(str, self._clean.stages))}. Name it in PreparedText(layers=...)."
+            )
+        for edit in trial.edits:
+            for feature in edit.features:
+                self._activations.check(feature.site, feature.index)
+        for feature in trial.watch:
+            self._activations.check(feature.site, feature.index)
+
+    def _inside(self, position: int) -> int:
+        if not 0 <= position < self.n_tokens:
+            raise InvalidArgument(
+                f"token {position} lies outside the text, which has {self.n_tokens} tokens, 0 to "
+                f"{self.n_tokens - 1}."
+            )
+        return position
+
+
+class Active(NamedTuple):
+    """The active features of one site at one token."""
+
+    features: Int[np.ndarray, " n"]
+    values: Float[np.ndarray, " n"]
+    by_index: dict[int, float]
+
+
+class CleanActivations:
+    """The clean activations at the sites around some layers, encoded when first asked for."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        clean: CleanPass,
+        dictionaries: Mapping[Site, Dictionary],
+        positions: Iterable[int],
+    ) -> None:
+        """`positions` are tokens to encode together when the first of them is asked for."""
+        self._model, self._clean, self._dictionaries = model, clean, dictionaries
+        self._together = sorted(set(positions))
+        self._made: dict[Site, dict[int, Active]] = {}
+        self._bound: dict[Site, Dictionary] = {}
+
+    def dictionary(self, site: Site) -> Dictionary:
+        """The dictionary at a site.
+
+        Raises:
+            UnknownSite: when there is none, or the site is at none of the layers prepared.
+            InvalidArgument: for a transcoder, which has no share in a hidden state that a trial could edit or read.
+        """
+        if site not in self._dictionaries:
+            raise UnknownSite(f"there is no dictionary at {site}. Pass one to PreparedText.")
+        if site not in self._bound:
+            self._bound[site] = self._dictionaries[site].on(self._model)
+        found = self._bound[site]
+        if found.told.view is not View.OWN:
+            raise InvalidArgument(
+                f"the dictionary at {site} reads {Point.at(found.place)}, which a trial does not edit. Leave "
+                f"{site} out, or give one of the tensor that is added to the stream."
+            )
+        if found.is_transcoder:
+            raise InvalidArgument(
+                f"the dictionary at {site} is a transcoder: it reads {found.tap.value} and predicts what is written at "
+                f"{site}, so that its activations are no shares of that hidden state, which a trial edits and reads. "
+                f"Leave {site} out, or give a sparse autoencoder there."
+            )
+        return found
+
+    def at(self, site: Site, position: int) -> Active:
+        """The active features of a site at a token.
+
+        Raises:
+            UnknownSite: as `dictionary`.
+            WidthMismatch: for a dictionary of another width than the hidden states.
+        """
+        made = self._made.setdefault(site, {})
+        if position not in made:
+            self.encode(site, self._together if position in self._together else [position])
+        return made[position]
+
+    def encode(self, site: Site, positions: Iterable[int]) -> None:
+        """Make sure the activations of a site at some tokens are there, in as few products as possible.
+
+        Raises:
+            UnknownSite: as `dictionary`.
+            WidthMismatch: for a dictionary of another width than the hidden states.
+        """
+        made = self._made.setdefault(site, {})
+        missing = [position for position in positions if position not in made]
+        dictionary = self.dictionary(site) if missing else None
+        for start in range(0, len(missing), _ENCODED_AT_ONCE):
+            part = missing[start : start + _ENCODED_AT_ONCE]
+            h = self.hidden(site)[part]
+            with torch.no_grad():
+                acts = dictionary.encode(h.to(dictionary.W_enc)).float()  # pyright: ignore[reportOptionalMemberAccess]
+            for position, row in zip(part, acts, strict=True):
+                index = row.nonzero().flatten()
+                features, values = index.cpu().numpy(), row[index].cpu().numpy()
+                by_index = dict(zip(features.tolist(), values.tolist(), strict=True))
+                made[position] = Active(features, values, by_index)
+
+    def hidden(self, site: Site) -> Float[Tensor, "pos d_in"]:
+        """What the site's dictionary reads in the clean pass.
+
+        Raises:
+            UnknownSite: as `dictionary`.
+        """
+        tap, stages = self.dictionary(site).tap, self._clean.stages
+        if site.layer in stages:
+            return stages[site.layer].taps[tap]
+        if tap is Tap.RES and site.layer + 1 in stages:
+            return stages[site.layer + 1].entry
+        raise UnknownSite(
+            f"{site} is at none of the layers {', '.join(map(str, stages))} this text was prepared for. Name "
+            "its layer in PreparedText(layers=...)."
+        )
+
+    def check(self, site: Site, index: int) -> None:
+        """Refuse a feature that its dictionary does not have.
+
+        Raises:
+            UnknownFeature: when the index lies outside.
+            UnknownSite: as `dictionary`.
+        """
+        n_features = self.dictionary(site).n_features
+        if index >= n_features:
+            raise UnknownFeature(
+                f"{site}/{index} lies outside the dictionary at {site}, which has {n_features} features. "
+                f"Indices run from 0 to {n_features - 1}."
+            )
+
+
+def _reduced(trial: Trial, clean: CleanActivations) -> ReducedTrial:
+    """What a trial changes, with everything that changes nothing taken out.
+
+    An edit with r = 1 changes nothing. The first edit that is left reads clean activations, so its silent
+    features change nothing either; where all are silent, the next edit reads clean activations. Later edits
+    read what the first one left and stay whole.
+
+    Raises:
+        UnknownSite: for an edit at a site without a dictionary.
+    """
+    edits = sorted(
+        StageEdit(stage, tuple(sorted(feature.index for feature in edit.features)), edit.r)
+        for edit in trial.edits
+        if not isinstance(edit.r, tuple)
+        and edit.r != 1.0
+        and (stage := Stage.of(edit.site, trial.layer)) is not None
+    )
+    while edits:
+        stage, features, r = edits[0]
+        active = clean.at(stage.site(trial.layer), trial.position).by_index
+        loud = tuple(index for index in features if index in active)
+        if loud:
+            edits[0] = StageEdit(stage, loud, r)
+            break
+        edits.pop(0)
+    return ReducedTrial(trial.layer, trial.position, tuple(edits))
+
+
+def _recompute(
+    clean: CleanPass, activations: CleanActivations, layer: int, work: Stage, batch: Sequence[ReducedTrial]
+) -> HiddenStates:
+    """The hidden states of some reduced trials of one layer and one kind of work, a row each.
+
+    Raises:
+        WidthMismatch: when a dictionary does not fit the hidden states.
+        BadFile: when a tensor of a dictionary, read at first use, is bad.
+    """
+    device = clean.final.device
+    positions = torch.tensor([one.position for one in batch], device=device)
+    edits = {stage: _row_edits(batch, stage, activations) for stage in Stage}
+    changes = {
+        activations.dictionary(stage.site(layer)).tap: _change(activations, layer, stage, edits[stage])
+        for stage in (Stage.ATT, Stage.MLP)
+        if edits[stage]
+    }
+    if work is Stage.EXIT:
+        return _added(clean, layer, positions, changes)
+    entry = clean.stages[layer].entry[positions]
+    if work is Stage.ENTRY:
+        entry = _change(activations, layer, Stage.ENTRY, edits[Stage.ENTRY])(entry)
+    held = clean.rows(layer, entry, positions, changes, attend=work is Stage.ENTRY)
+    return {None: entry, **held}
+
+
+def _added(
+    clean: CleanPass, layer: int, positions: Int[Tensor, " n"], changes: Mapping[Tap, Change]
+) -> HiddenStates:
+    held: dict[Tap | None, Tensor] = {}
+    exit_ = clean.stages[layer].taps[Tap.RES][positions]
+    for tap, change in changes.items():
+        before = clean.stages[layer].taps[tap][positions]
+        held[tap] = change(before)
+        exit_ = exit_ + (held[tap] - before)
+    return {**held, Tap.RES: exit_}
+
+
+def _change(activations: CleanActivations, layer: int, stage: Stage, edits: Sequence[RowEdit]) -> Change:
+    dictionary = activations.dictionary(stage.site(layer))
+
+    def change(h: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+        return rescaled(h, dictionary, edits)
+
+    return change
+
+
+def _row_edits(batch: Sequence[ReducedTrial], stage: Stage, activations: CleanActivations) -> list[RowEdit]:
+    """The edits at one stage; the first edit of a trial reads clean activations, which are known."""
+    edits: list[RowEdit] = []
+    for row, one in enumerate(batch):
+        for edit in one.edits:
+            if edit.stage is stage:
+                values = None
+                if stage is one.first:
+                    active = activations.at(stage.site(one.layer), one.position).by_index
+                    values = tuple(active[index] for index in edit.features)
+                edits.append(RowEdit(row, edit.features, edit.r, values))
+    return edits
+
+
+class RowEdit(NamedTuple):
+    """What is rescaled in one row; `values` are the features' activations where they are known."""
+
+    row: int
+    features: tuple[int, ...]
+    r: float
+    values: tuple[float, ...] | None
+
+
+def rescaled(
+    h: Float[Tensor, "n d_in"], dictionary: Dictionary, edits: Sequence[RowEdit]
+) -> Float[Tensor, "n d_in"]:
+    """`h` with some of its rows edited; activations that are not known are read from `h`.
+
+    Raises:
+        WidthMismatch: when `h` is not `d_in` wide.
+        BadFile: when a tensor read at first use is bad.
+    """
+    W_dec = dictionary.W_dec
+    x = h.to(W_dec)
+    # the row, the feature and the factor r - 1 of every feature of every edit
+    row = torch.tensor([edit.row for edit in edits for _ in edit.features], device=h.device)
+    feature = torch.tensor([index for edit in edits for index in edit.features], device=h.device)
+    factor = torch.tensor([edit.r - 1.0 for edit in edits for _ in edit.features], dtype=torch.float64)
+    known = torch.zeros(len(row), dtype=x.dtype)
+    blank = [edit.values is None for edit in edits for _ in edit.features]
+    given = [value for edit in edits for value in edit.values or ()]
+    unknown = torch.tensor(blank)
+    known[~unknown] = torch.tensor(given, dtype=x.dtype)
+    acts = known.to(x.device)
+    if any(blank):
+        ask = unknown.to(x.device)
+        acts[ask] = activations_of(x, dictionary, row[ask], feature[ask])
+    # a product, not index_add_, whose sums on a GPU differ from run to run
+    features, column = feature.unique(return_inverse=True)
+    coefficient = x.new_zeros(len(x), len(features))
+    coefficient[row, column] = factor.to(h.device).to(x) * acts
+    share = coefficient @ W_dec[features]
+    return h + (share * dictionary.scale(x)).to(h)
+
+
+def activations_of(
+    h: Float[Tensor, "n d_in"], dictionary: Dictionary, row: Tensor, feature: Tensor
+) -> Float[Tensor, " k"]:
+    """The activation of one feature on one row, for each of `k` pairs.
+
+    Raises:
+        WidthMismatch: when `h` is not `d_in` wide.
+        BadFile: when a tensor read at first use is bad.
+    """
+    rows, row = row.unique(return_inverse=True)
+    features, column = feature.unique(return_inverse=True)
+    return dictionary.encode_only(h[rows].to(dictionary.W_enc), features)[row, column]
