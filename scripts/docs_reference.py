@@ -106,7 +106,7 @@ PAGES: Final = (
             "experiments.results",
             "experiments.origins",
             "experiments.deactivation",
-            "experiments.transition",
+            "experiments.transition.run",
             "experiments.records",
             "experiments.sampling",
             "experiments.statistics",

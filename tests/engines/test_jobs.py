@@ -10,8 +10,8 @@ from saeflow.experiments.deactivation import Protocol, run_deactivation
 from saeflow.experiments.origins import run_origins
 from saeflow.experiments.predecessors import top_k
 from saeflow.experiments.records import RunRequest
-from saeflow.experiments.transition import Protocol as TransitionProtocol
-from saeflow.experiments.transition import run_transition
+from saeflow.experiments.transition.run import Protocol as TransitionProtocol
+from saeflow.experiments.transition.run import run_transition
 from saeflow.matching.build import build_atlas
 from saeflow.steering.sweep.run import run_sweep
 

@@ -11,10 +11,10 @@ import torch
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.experiments.results import Results
 from saeflow.experiments.sampling import Dataset, is_held_out
-from saeflow.experiments.transition import FITTING, Protocol, Texts, take_texts
-from saeflow.experiments.transition_facts import fit_path, read_facts
-from saeflow.experiments.transition_maps import Scaling, Variant, Weights
-from saeflow.experiments.transition_summary import summarize_transition
+from saeflow.experiments.transition.facts import fit_path, read_facts
+from saeflow.experiments.transition.maps import Scaling, Variant, Weights
+from saeflow.experiments.transition.run import FITTING, Protocol, Texts, take_texts
+from saeflow.experiments.transition.summary import summarize_transition
 from saeflow.ids import Site
 
 from ..sources.tiny_models import D_MODEL

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.transition_loss import is_run, loss_through
-from saeflow.experiments.transition_maps import (
+from saeflow.experiments.transition.loss import is_run, loss_through
+from saeflow.experiments.transition.maps import (
     KS,
     Held,
     Scaling,
@@ -21,8 +21,8 @@ from saeflow.experiments.transition_maps import (
     thresholds_as_scale,
     transition_maps,
 )
-from saeflow.experiments.transition_measure import Ends, Fitted, PairOf, Sums, squared, sums, written
-from saeflow.experiments.transition_moments import Moments, ridge
+from saeflow.experiments.transition.measure import Ends, Fitted, PairOf, Sums, squared, sums, written
+from saeflow.experiments.transition.moments import Moments, ridge
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, TopK
 from saeflow.sources.architectures import Tap

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from saeflow.experiments.records import RunRequest
-from saeflow.experiments.transition import Protocol, Texts, run_transition, weights_digest
+from saeflow.experiments.transition.run import Protocol, Texts, run_transition, weights_digest
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap

@@ -70,8 +70,8 @@ def transition(
 ) -> None:
     """Predict each layer from the features of the one before through matches, and skip layers so (appendix F)."""
     from saeflow.experiments.lab import Opening
-    from saeflow.experiments.transition_lab import TransitionSize
-    from saeflow.experiments.transition_lab import transition as run
+    from saeflow.experiments.transition.inputs import TransitionSize
+    from saeflow.experiments.transition.inputs import transition as run
     from saeflow.ids import Part
 
     where = opened(engine, workers, address, cpus, gpus)
@@ -111,7 +111,7 @@ def _ks(text: str) -> tuple[int | None, ...]:
 def _finish(folder: Path, *, as_json: bool) -> None:
     """Make the tables, the page and the figures, and print the rows of all pairs together."""
     from saeflow.experiments.results import Results
-    from saeflow.experiments.transition_summary import summarize_transition
+    from saeflow.experiments.transition.summary import summarize_transition
     from saeflow.report.results import write_page
 
     tables = summarize_transition(folder)

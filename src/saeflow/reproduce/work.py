@@ -23,8 +23,8 @@ from saeflow.experiments.lab import (
     origins,
 )
 from saeflow.experiments.summary import summarize
-from saeflow.experiments.transition_lab import TransitionSize, transition
-from saeflow.experiments.transition_summary import summarize_transition
+from saeflow.experiments.transition.inputs import TransitionSize, transition
+from saeflow.experiments.transition.summary import summarize_transition
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, atlas_folder, open_atlas
 from saeflow.matching.build import build_atlas

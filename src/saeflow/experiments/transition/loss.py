@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.transition_maps import Scaling, TransitionMap, Variant, Weights
-from saeflow.experiments.transition_measure import Ends, Fitted, PairOf, baselines, written
+from saeflow.experiments.transition.maps import Scaling, TransitionMap, Variant, Weights
+from saeflow.experiments.transition.measure import Ends, Fitted, PairOf, baselines, written
 from saeflow.sources.architectures import Point
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens

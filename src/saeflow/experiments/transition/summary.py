@@ -19,7 +19,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import Tally
 from saeflow.experiments.summary import Texts
-from saeflow.experiments.transition_facts import read_facts
+from saeflow.experiments.transition.facts import read_facts
 
 BINARY, VALUES = "binary", "values"
 MATCHING, BASELINE = "matching", "baseline"

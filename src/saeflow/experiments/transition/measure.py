@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saeflow.errors import WidthMismatch
-from saeflow.experiments.transition_maps import TransitionMap
+from saeflow.experiments.transition.maps import TransitionMap
 from saeflow.ids import Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.values import Captured

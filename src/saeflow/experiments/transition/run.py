@@ -1,10 +1,10 @@
 """A match as a transcoder: how well features of one layer predict the stream at a later one (appendix F).
 
-    1. One pass over texts for fitting: sums for the regressions and sizes of features (`transition_moments`).
-    2. T of every kind from the weights (`transition_maps`).
+    1. One pass over texts for fitting: sums for the regressions and sizes of features (`fit`).
+    2. T of every kind from the weights (`maps`).
     3. One pass over other texts: the strength of each regression, and one factor for each T.
-    4. Texts of neither: what every prediction misses, a row for each text and pair (`transition_measure`).
-    5. On some of these, the loss of the model with the prediction in place of the layer (`transition_loss`).
+    4. Texts of neither: what every prediction misses, a row for each text and pair (`measure`).
+    5. On some of these, the loss of the model with the prediction in place of the layer (`loss`).
 
 Held-out texts, a quarter of all, are for steps 1 and 3 (a fifth of them for 3); step 4 never sees one. Of the texts of
 step 4 step 3 takes the mean, about which their variance is. Every pass takes
@@ -32,10 +32,10 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Progress, Results, Row, significant, versions
 from saeflow.experiments.sampling import Dataset, is_held_out
-from saeflow.experiments.transition_fit import Bench, Fits
-from saeflow.experiments.transition_loss import is_run, loss_through
-from saeflow.experiments.transition_maps import KS, TransitionMap, Variant, check_pair
-from saeflow.experiments.transition_measure import Fitted, PairOf, baselines, squared, sums
+from saeflow.experiments.transition.fit import Bench, Fits
+from saeflow.experiments.transition.loss import is_run, loss_through
+from saeflow.experiments.transition.maps import KS, TransitionMap, Variant, check_pair
+from saeflow.experiments.transition.measure import Fitted, PairOf, baselines, squared, sums
 from saeflow.ids import Site
 from saeflow.matching.stream import cut_into_units, encoder_digest, model_digest
 from saeflow.paths import write_atomic

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.results import Progress, significant
-from saeflow.experiments.transition_facts import KEY, fit_path
-from saeflow.experiments.transition_maps import (
+from saeflow.experiments.transition.facts import KEY, fit_path
+from saeflow.experiments.transition.maps import (
     TransitionMap,
     Units,
     in_memory,
     means_as_scale,
     transition_maps,
 )
-from saeflow.experiments.transition_measure import Ends, Fitted, PairOf, squared, sums
-from saeflow.experiments.transition_moments import STRENGTHS, Moments
+from saeflow.experiments.transition.measure import Ends, Fitted, PairOf, squared, sums
+from saeflow.experiments.transition.moments import STRENGTHS, Moments
 from saeflow.matching.stream import Unit, cut_into_units
 from saeflow.paths import write_atomic
 from saeflow.reading import parse_json, safetensors

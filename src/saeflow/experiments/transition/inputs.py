@@ -14,7 +14,8 @@ from saeflow.experiments.lab import Bars, Opening, model_name
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Results
 from saeflow.experiments.sampling import open_dataset
-from saeflow.experiments.transition import (
+from saeflow.experiments.transition.maps import KS
+from saeflow.experiments.transition.run import (
     EXPERIMENT,
     Pair,
     Protocol,
@@ -22,7 +23,6 @@ from saeflow.experiments.transition import (
     take_texts,
     weights_digest,
 )
-from saeflow.experiments.transition_maps import KS
 from saeflow.ids import Part, Site
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
