@@ -10,7 +10,7 @@ from saeflow.experiments.deactivation import SWEEP, Protocol, deactivate
 from saeflow.experiments.predecessors import random_of_top_k, top_k
 from saeflow.experiments.records import Origin
 from saeflow.experiments.sampling import Sample
-from saeflow.experiments.tokens import RowNorms, TokenLayer
+from saeflow.experiments.token_layer import RowNorms, TokenLayer
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Positions, Rescale
 

@@ -17,7 +17,7 @@ from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of, number_of, numbers_of
 
 if TYPE_CHECKING:
-    from saeflow.experiments.lab import Opening
+    from saeflow.experiments.inputs import Opening
     from saeflow.experiments.results import Results, SummaryTable
 
 Atlas = Annotated[str, typer.Option(help="Atlas of cosine matches; that of the release when not given.")]
@@ -72,8 +72,8 @@ def origins(
     as_json: Json = False,
 ) -> None:
     """Which matched predecessors are active with each active feature (section 5.1)."""
-    from saeflow.experiments.lab import OriginsSize, TrialLab
-    from saeflow.experiments.lab import origins as run
+    from saeflow.experiments.inputs import OriginsSize, TrialLab
+    from saeflow.experiments.inputs import origins as run
 
     where = opened(engine, workers, address, cpus, gpus)
     asked = _opening(
@@ -123,8 +123,8 @@ def deactivate(
     as_json: Json = False,
 ) -> None:
     """Remove the predecessors of active features, and see what is left of them (section 5.2)."""
-    from saeflow.experiments.lab import DeactivationSize, TrialLab
-    from saeflow.experiments.lab import deactivation as run
+    from saeflow.experiments.inputs import DeactivationSize, TrialLab
+    from saeflow.experiments.inputs import deactivation as run
 
     where = opened(engine, workers, address, cpus, gpus)
     asked = _opening(
@@ -155,7 +155,7 @@ def _opening(
     prepend_bos: bool | None,
 ) -> Opening:
     """The names that both commands take."""
-    from saeflow.experiments.lab import Opening
+    from saeflow.experiments.inputs import Opening
 
     return Opening(
         release, model, atlas, device, layers_of(layers), tuple(names_of(datasets)), pearson,

@@ -69,7 +69,7 @@ def transition(
     as_json: Json = False,
 ) -> None:
     """Predict each layer from the features of the one before through matches, and skip layers so (appendix F)."""
-    from saeflow.experiments.lab import Opening
+    from saeflow.experiments.inputs import Opening
     from saeflow.experiments.transition.inputs import TransitionSize
     from saeflow.experiments.transition.inputs import transition as run
     from saeflow.ids import Part

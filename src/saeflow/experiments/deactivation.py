@@ -30,7 +30,7 @@ from saeflow.experiments.records import DeactivationTrial, Effect, Origin, Remov
 from saeflow.experiments.results import Progress, Results, Row, versions
 from saeflow.experiments.sampling import Sample, generator
 from saeflow.experiments.search import ask_singles, best_single, greedy
-from saeflow.experiments.tokens import RowNorms, TokenLayer
+from saeflow.experiments.token_layer import RowNorms, TokenLayer
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from saeflow.experiments.counterfactuals import Counterfactuals, Cut
 from saeflow.experiments.predecessors import PARTS
-from saeflow.experiments.tokens import TokenLayer
+from saeflow.experiments.token_layer import TokenLayer
 from saeflow.ids import FeatureId, Part
 
 LARGEST_SET = 5

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from saeflow.errors import SaeflowError
-from saeflow.experiments.lab import DeactivationSize, OriginsSize
+from saeflow.experiments.inputs import DeactivationSize, OriginsSize
 from saeflow.experiments.methods import PEARSON_TOKENS
 from saeflow.experiments.sampling import expand
 from saeflow.experiments.transition.inputs import TransitionSize

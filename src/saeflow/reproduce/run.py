@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from saeflow.errors import BadFile, InvalidArgument, NoSpace, NotWritable, SaeflowError
-from saeflow.experiments.lab import Bars, Note
+from saeflow.experiments.inputs import Bars, Note
 from saeflow.experiments.results import versions
 from saeflow.paths import write_atomic
 from saeflow.reading import read_json

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from saeflow.errors import UnknownRelease
-from saeflow.experiments.lab import (
+from saeflow.experiments.inputs import (
     Bars,
     DeactivationSize,
     Note,

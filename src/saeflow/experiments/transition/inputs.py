@@ -10,7 +10,7 @@ from typing import Any
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.lab import Bars, Opening, model_name
+from saeflow.experiments.inputs import Bars, Opening, model_name
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Results
 from saeflow.experiments.sampling import open_dataset

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.lab import model_name
+from saeflow.experiments.inputs import model_name
 from saeflow.experiments.sampling import expand, open_dataset
 from saeflow.flow.scores import Thresholds
 from saeflow.flow.trace import Matches
