@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from saeflow.engines import open_engine
-from saeflow.experiments.deactivation import Protocol, run_deactivation
+from saeflow.experiments.deactivation import DeactivationSettings, run_deactivation
+from saeflow.experiments.methods import top_k
 from saeflow.experiments.origins import run_origins
-from saeflow.experiments.predecessors import top_k
 from saeflow.experiments.records import RunRequest
-from saeflow.experiments.transition.run import Protocol as TransitionProtocol
-from saeflow.experiments.transition.run import run_transition
+from saeflow.experiments.transition.run import TransitionSettings, run_transition
 from saeflow.matching.build import build_atlas
 from saeflow.steering.sweep.run import run_sweep
 
@@ -59,7 +58,7 @@ def origins(named, out, engine):
 def deactivation(named, out, engine):
     strategies = [top_k("top-1", cosine(plant()))]
     run_deactivation(
-        named.model, named.dictionaries, strategies, lambda: SAMPLES[:4], Protocol((LAYER,)),
+        named.model, named.dictionaries, strategies, lambda: SAMPLES[:4], DeactivationSettings((LAYER,)),
         request=request("deactivation", layers=[LAYER]), out=out, engine=engine,
     )  # fmt: skip
 
@@ -81,7 +80,7 @@ def test_a_pool_writes_the_bytes_of_one_process(named, pool, tmp_path, job):
 
 
 def test_so_does_a_transition_whose_workers_read_the_fits_from_the_folder(still, pool, tmp_path):
-    protocol = TransitionProtocol(((transition_world.A, transition_world.B),), ks=(1, None), loss_texts=1)
+    protocol = TransitionSettings(((transition_world.A, transition_world.B),), ks=(1, None), loss_texts=1)
     for name, engine in (("here", None), ("pool", pool)):
         run_transition(
             still.model, still.dictionaries, protocol, transition_world.texts, request=request("transition"),

@@ -2,8 +2,8 @@
 
 import time
 
-from saeflow.experiments.deactivation import Protocol, run_deactivation
-from saeflow.experiments.predecessors import top_k
+from saeflow.experiments.deactivation import DeactivationSettings, run_deactivation
+from saeflow.experiments.methods import top_k
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.sampling import Sample
 from saeflow.experiments.summary import summarize
@@ -29,7 +29,7 @@ def run(folder, *, slow=False):
             time.sleep(0.15)
 
     results = run_deactivation(
-        planted.model, planted.dictionaries, strategies, lambda: SAMPLES, Protocol((LAYER,)),
+        planted.model, planted.dictionaries, strategies, lambda: SAMPLES, DeactivationSettings((LAYER,)),
         request=request, out=folder, progress=pause,
     )  # fmt: skip
     summarize(results)

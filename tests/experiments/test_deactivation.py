@@ -5,9 +5,8 @@ import pytest
 
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.causal import PreparedText
-from saeflow.experiments.counterfactuals import Counterfactuals, Cut
-from saeflow.experiments.deactivation import SWEEP, Protocol, deactivate
-from saeflow.experiments.predecessors import random_of_top_k, top_k
+from saeflow.experiments.deactivation import SWEEP, DeactivationSettings, EditBatch, TokenEdit, deactivate
+from saeflow.experiments.methods import random_of_top_k, top_k
 from saeflow.experiments.records import Origin
 from saeflow.experiments.sampling import Sample
 from saeflow.experiments.token_layer import RowNorms, TokenLayer
@@ -20,7 +19,7 @@ from .planted_tables import cosine
 EVERYWHERE = tuple(range(1, len(TEXT.split()) + 1))
 SAMPLE = Sample("planted", 0, TEXT, EVERYWHERE)
 RES = Site(LAYER, Part.RES)
-PROTOCOL = Protocol((LAYER,), loss_targets=3)
+SETTINGS = DeactivationSettings((LAYER,), loss_targets=3)
 WORD = {"carried": "carry", "written": "write", "attended": "nothing", "both": "double", "orphan": "orphan"}
 
 
@@ -37,7 +36,7 @@ def strategies(planted):
 
 @pytest.fixture(scope="module")
 def trials(planted, strategies):
-    return deactivate(planted.model, planted.dictionaries, strategies, SAMPLE, PROTOCOL)
+    return deactivate(planted.model, planted.dictionaries, strategies, SAMPLE, SETTINGS)
 
 
 def pick(trials, strategy="top-1", control=False, r=0.0, **where):
@@ -194,7 +193,11 @@ def test_the_loss_is_there_for_the_targets_drawn_and_is_the_models(planted, tria
 
 def test_trials_are_a_function_of_the_seed(planted, strategies, trials) -> None:
     ask = lambda seed: deactivate(  # noqa: E731
-        planted.model, planted.dictionaries, strategies, SAMPLE, Protocol((LAYER,), loss_targets=3, seed=seed)
+        planted.model,
+        planted.dictionaries,
+        strategies,
+        SAMPLE,
+        DeactivationSettings((LAYER,), loss_targets=3, seed=seed),
     )
     assert ask(0) == trials
     drawn = [{(t.position, t.target) for t in found if t.effect.loss_new} for found in (trials, ask(1))]
@@ -207,7 +210,7 @@ def test_targets_beyond_the_most_are_drawn(planted, strategies) -> None:
         planted.dictionaries,
         strategies[:1],
         SAMPLE,
-        Protocol((LAYER,), n_targets=1, searches=()),
+        DeactivationSettings((LAYER,), n_targets=1, searches=()),
     )
     per_token = {}
     for trial in few:
@@ -240,11 +243,11 @@ def test_edits_asked_twice_are_run_once(planted, monkeypatch) -> None:
     monkeypatch.setattr(
         PreparedText, "run", lambda self, trials, **more: ran.extend(trials) or run(self, trials, **more)
     )
-    asked = Counterfactuals(text)
+    asked = EditBatch(text)
     position = positions("double")[-1]
     res, mlp = planted.predecessors("both")
-    both, target = Cut.of(LAYER, position, (mlp, res)), planted.feature(RES, "both")
-    assert both == Cut.of(LAYER, position, (res, mlp))
+    both, target = TokenEdit.of(LAYER, position, (mlp, res)), planted.feature(RES, "both")
+    assert both == TokenEdit.of(LAYER, position, (res, mlp))
     for watch in ([target], [target, res], [mlp]):
         asked.ask(both, watch)
     asked.answer()
@@ -278,12 +281,12 @@ def test_rows_say_all_of_a_trial_in_plain_values(trials) -> None:
 )
 def test_a_protocol_out_of_range_is_refused(changes, words) -> None:
     with pytest.raises(InvalidArgument, match=words):
-        Protocol((LAYER,), **changes)
+        DeactivationSettings((LAYER,), **changes)
 
 
 def test_layers_and_strategies_that_are_not_there_are_refused(planted, strategies) -> None:
     ask = lambda chosen, layer: deactivate(  # noqa: E731
-        planted.model, planted.dictionaries, chosen, SAMPLE, Protocol((layer,))
+        planted.model, planted.dictionaries, chosen, SAMPLE, DeactivationSettings((layer,))
     )
     with pytest.raises(InvalidArgument, match="without strategies"):
         ask([], LAYER)

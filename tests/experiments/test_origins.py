@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
+from saeflow.experiments.methods import random_of_top_k, top_k
 from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.origins import MATCHES, observe_origins, run_origins
-from saeflow.experiments.predecessors import random_of_top_k, top_k
 from saeflow.experiments.records import Origin, RunRequest
 from saeflow.experiments.sampling import Sample
 from saeflow.experiments.summary import summarize

@@ -6,8 +6,8 @@ import torch
 
 from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.experiments.causal import PreparedText, Trial
+from saeflow.experiments.methods import top_k
 from saeflow.experiments.origins import observe_origins
-from saeflow.experiments.predecessors import top_k
 from saeflow.experiments.records import Origin
 from saeflow.experiments.sampling import Sample
 from saeflow.ids import FeatureId, Part, Site

@@ -10,7 +10,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.transition.loss import is_run, loss_through
 from saeflow.experiments.transition.maps import (
     KS,
-    Held,
+    InMemory,
     Scaling,
     Units,
     Variant,
@@ -21,7 +21,7 @@ from saeflow.experiments.transition.maps import (
     thresholds_as_scale,
     transition_maps,
 )
-from saeflow.experiments.transition.measure import Ends, Fitted, PairOf, Sums, squared, sums, written
+from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, Sums, squared, sums, written
 from saeflow.experiments.transition.moments import Moments, ridge
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, TopK
@@ -67,7 +67,7 @@ def test_maps_in_memory_are_the_same_maps(pair) -> None:
     made = transition_maps(pair[A], pair[B], ks=(1, 3, None))
     held = in_memory(made, 30, D_MODEL, 1 << 30, torch.device("cpu"))
     some = torch.tensor([3, 0, 29])
-    assert all(isinstance(one, Held) for one in held.values())
+    assert all(isinstance(one, InMemory) for one in held.values())
     assert in_memory(made, 30, D_MODEL, 10, torch.device("cpu")) == made
     for variant, one in made.items():
         torch.testing.assert_close(held[variant].rows(some), one.rows(some), rtol=1e-4, atol=1e-4)
@@ -112,7 +112,7 @@ def test_what_is_no_sparse_autoencoder_of_its_site_is_refused(pair) -> None:
 
 def test_a_target_that_reads_centred_states_is_measured_on_those() -> None:
     both = random_pair()
-    pair = PairOf(both[A], both[B].centred())
+    pair = DictionaryPair(both[A], both[B].centred())
     h = torch.randn(7, D_MODEL) + 3
     assert pair.centred(h).mean(dim=-1).abs().max() < 1e-5
     model = still_model()
@@ -153,7 +153,7 @@ def test_no_transition_matrix_misses_less_than_least_squares_where_it_was_fitted
     both, found, h, z, truth = moments()
     ends = Ends(h, z, truth)
     rest = truth - both[B].b_dec
-    best = Held(found.least_squares(1e-9, both[B].W_dec))
+    best = InMemory(found.least_squares(1e-9, both[B].W_dec))
     least = squared(rest, written(ends, best))
     whole = squared(truth, both[B].b_dec.expand_as(truth))
     means = Units(*(means_as_scale(t, n) for t, n in zip(found.total, found.active, strict=True)))
@@ -163,7 +163,7 @@ def test_no_transition_matrix_misses_less_than_least_squares_where_it_was_fitted
         assert one.missed(whole) >= least * (1 - 1e-5), name
         assert one.missed(whole, scale) >= least * (1 - 1e-5), name
         assert one.missed(whole, scale) <= one.missed(whole) + 1e-6 * whole, name
-    near = written(ends, Held(best.matrix + 0.01 * torch.randn(30, D_MODEL)))
+    near = written(ends, InMemory(best.matrix + 0.01 * torch.randn(30, D_MODEL)))
     assert squared(rest, near) > least
 
 
@@ -216,7 +216,7 @@ def test_a_layer_is_skipped_through_the_maps_that_the_paper_names() -> None:
 
 def test_a_loss_needs_one_text_of_two_tokens() -> None:
     world = plant()
-    pair = PairOf(*world.dictionaries.values())
+    pair = DictionaryPair(*world.dictionaries.values())
     tokens = world.model.tokenize(["w3 w4", "w5 w6"])
     ends = Ends(torch.zeros(1, D_MODEL), torch.zeros(1, 2 * D_MODEL), torch.zeros(1, D_MODEL))
     fitted = Fitted(

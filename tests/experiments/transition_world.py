@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from saeflow.experiments.records import RunRequest
-from saeflow.experiments.transition.run import Protocol, Texts, run_transition, weights_digest
+from saeflow.experiments.transition.run import Texts, TransitionSettings, run_transition, weights_digest
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
@@ -107,16 +107,16 @@ def texts(n=24, *, datasets=2, words=20):
     return Texts(measured, some(2 * n), some(n // 2))
 
 
-def run(out, world, *, protocol=None, given=None, progress=None):
+def run(out, world, *, settings=None, given=None, progress=None):
     """A run into a folder."""
-    protocol = protocol or Protocol(((A, B),), ks=(1, 2, None), loss_texts=2)
-    digest = weights_digest(world.model, world.dictionaries, protocol.pairs)
+    settings = settings or TransitionSettings(((A, B),), ks=(1, 2, None), loss_texts=2)
+    digest = weights_digest(world.model, world.dictionaries, settings.pairs)
     request = RunRequest(
         "transition", "planted", "tiny", 0, ("set 0", "set 1"), {},
-        {"k": list(protocol.ks), "memory": protocol.memory, "weights": digest},
+        {"k": list(settings.ks), "memory": settings.memory, "weights": digest},
     )  # fmt: skip
     return run_transition(
-        world.model, world.dictionaries, protocol, given or texts, request=request, out=out, progress=progress
+        world.model, world.dictionaries, settings, given or texts, request=request, out=out, progress=progress
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from saeflow.doctor.examine import examine
 from saeflow.doctor.findings import Check, Severity
 from saeflow.errors import InvalidArgument, UnknownRelease
-from saeflow.experiments.inputs import Opening, TrialLab
+from saeflow.experiments.inputs import InputNames, Inputs
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.agreement import agreement
 from saeflow.matching.atlas import atlas_folder, open_atlas, save_manifest
@@ -105,7 +105,7 @@ def test_experiments_refuse_an_atlas_of_other_weights_before_a_model_is_loaded(t
     made = build_atlas(turned, out=tmp_path / "other", k=1)
     monkeypatch.setattr("saeflow.experiments.inputs.load_model", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(InvalidArgument, match="decoders differ at 0/res, 1/res"):
-        TrialLab.open(Opening("demo", atlas=str(made.folder)), first=1)
+        Inputs.open(InputNames("demo", atlas=str(made.folder)), first=1)
 
 
 def test_the_atlas_of_a_folder_is_kept_under_what_is_in_it(planted, retrained, tmp_path, monkeypatch):

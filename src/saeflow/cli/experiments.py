@@ -17,7 +17,7 @@ from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of, number_of, numbers_of
 
 if TYPE_CHECKING:
-    from saeflow.experiments.inputs import Opening
+    from saeflow.experiments.inputs import InputNames
     from saeflow.experiments.results import Results, SummaryTable
 
 Atlas = Annotated[str, typer.Option(help="Atlas of cosine matches; that of the release when not given.")]
@@ -72,14 +72,14 @@ def origins(
     as_json: Json = False,
 ) -> None:
     """Which matched predecessors are active with each active feature (section 5.1)."""
-    from saeflow.experiments.inputs import OriginsSize, TrialLab
+    from saeflow.experiments.inputs import Inputs, OriginsSize
     from saeflow.experiments.inputs import origins as run
 
     where = opened(engine, workers, address, cpus, gpus)
     asked = _opening(
         release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos
     )
-    lab = TrialLab.open(asked, first=0)
+    lab = Inputs.open(asked, first=0)
     size = OriginsSize(tuple(names_of(methods)), texts, tokens, max_length)
     folder = out or Path(f"origins-{Path(release).name}")
     with bars() as bar, where:
@@ -123,7 +123,7 @@ def deactivate(
     as_json: Json = False,
 ) -> None:
     """Remove the predecessors of active features, and see what is left of them (section 5.2)."""
-    from saeflow.experiments.inputs import DeactivationSize, TrialLab
+    from saeflow.experiments.inputs import DeactivationSize, Inputs
     from saeflow.experiments.inputs import deactivation as run
 
     where = opened(engine, workers, address, cpus, gpus)
@@ -132,7 +132,7 @@ def deactivate(
     )
     factors = numbers_of("--r", r)
     loss_targets = None if loss == "all" else int(number_of("--loss", loss))
-    lab = TrialLab.open(asked, first=1)
+    lab = Inputs.open(asked, first=1)
     size = DeactivationSize(
         tuple(names_of(strategies)), texts, tokens, features, factors, loss_targets, max_length
     )
@@ -153,11 +153,11 @@ def _opening(
     pearson_datasets: str,
     seed: int,
     prepend_bos: bool | None,
-) -> Opening:
+) -> InputNames:
     """The names that both commands take."""
-    from saeflow.experiments.inputs import Opening
+    from saeflow.experiments.inputs import InputNames
 
-    return Opening(
+    return InputNames(
         release, model, atlas, device, layers_of(layers), tuple(names_of(datasets)), pearson,
         tuple(names_of(pearson_datasets)), seed, prepend_bos,
     )  # fmt: skip

@@ -69,7 +69,7 @@ def transition(
     as_json: Json = False,
 ) -> None:
     """Predict each layer from the features of the one before through matches, and skip layers so (appendix F)."""
-    from saeflow.experiments.inputs import Opening
+    from saeflow.experiments.inputs import InputNames
     from saeflow.experiments.transition.inputs import TransitionSize
     from saeflow.experiments.transition.inputs import transition as run
     from saeflow.ids import Part
@@ -79,7 +79,7 @@ def transition(
         raise InvalidArgument(f"--part {part!r} is none of res, mlp, att.")
     named = tuple(_named_pair(one) for one in names_of(pairs))
     size = TransitionSize(named, Part(part), _ks(k), tokens, fit_tokens, loss, max_length, memory)
-    asked = Opening(
+    asked = InputNames(
         release, model, device=device, layers=layers_of(layers), datasets=tuple(names_of(datasets)), seed=seed,
         prepend_bos=prepend_bos,
     )  # fmt: skip

@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float
 
 from saeflow.experiments.comparison import CHOSEN, control_match, paired, remaining, table_1
 from saeflow.experiments.outcomes import NOWHERE, SEARCHES, Trials
-from saeflow.experiments.predecessors import PARTS
-from saeflow.experiments.records import Origin
+from saeflow.experiments.records import PARTS, Origin
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import CHANGE, Estimate
 from saeflow.experiments.summary import ALL, LABELS, ORDER, group_place, means

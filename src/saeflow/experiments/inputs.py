@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.methods import Matchings, deactivation_strategies, origin_methods
-from saeflow.experiments.predecessors import Predecessors
+from saeflow.experiments.methods import Matchings, Predecessors, deactivation_strategies, origin_methods
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Progress, Results
 from saeflow.experiments.sampling import Sample, draw, expand, open_dataset
@@ -48,7 +47,7 @@ def model_name(release: str, dictionaries: DictionarySet, given: str = "") -> st
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class InputNames:
     """What to open, by name.
 
     Attributes:
@@ -91,7 +90,7 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class TrialLab:
+class Inputs:
     """What origins and deactivation run on.
 
     Attributes:
@@ -102,14 +101,14 @@ class TrialLab:
         layers: residual layers that are looked at, ascending.
     """
 
-    asked: Opening
+    asked: InputNames
     model: LanguageModel
     dictionaries: DictionarySet
     atlas: Atlas
     layers: list[int]
 
     @staticmethod
-    def open(asked: Opening, *, first: int) -> TrialLab:
+    def open(asked: InputNames, *, first: int) -> Inputs:
         """Open everything; what is wrong with a name shows before anything large is loaded.
 
         Args:
@@ -137,7 +136,7 @@ class TrialLab:
         sites = {site for pair in atlas if pair[0].layer in layers and pair[1] < pair[0] for site in pair}
         refuse_other_weights(atlas, dictionaries, sites)
         model = load_model(named, device=asked.device, prepend_bos=asked.prepend_bos).as_trained(dictionaries)
-        return TrialLab(asked, model, dictionaries, atlas, layers)
+        return Inputs(asked, model, dictionaries, atlas, layers)
 
     def matchings(self, bars: Bars | None = None) -> Matchings:
         """The tables of every matching method, each made or opened when first asked for."""
@@ -227,7 +226,7 @@ class DeactivationSize:
 
 
 def origins(
-    lab: TrialLab,
+    lab: Inputs,
     size: OriginsSize,
     *,
     out: Path | str,
@@ -256,7 +255,7 @@ def origins(
 
 
 def deactivation(
-    lab: TrialLab,
+    lab: Inputs,
     size: DeactivationSize,
     *,
     out: Path | str,
@@ -271,10 +270,10 @@ def deactivation(
         InvalidArgument: for an unknown strategy, no text, or a folder of another request.
         BadFile: when the folder is damaged.
     """
-    from saeflow.experiments.deactivation import Protocol, run_deactivation
+    from saeflow.experiments.deactivation import DeactivationSettings, run_deactivation
 
     matched, searches = deactivation_strategies(size.strategies, lab.matchings(bars))
-    protocol = Protocol(
+    settings = DeactivationSettings(
         tuple(lab.layers), size.features, size.r, size.loss, searches, size.max_length, lab.asked.seed
     )
     arguments = {
@@ -283,7 +282,7 @@ def deactivation(
     }  # fmt: skip
     return run_deactivation(
         lab.model, lab.dictionaries, matched,
-        partial(lab.samples, size.texts, size.tokens, size.max_length, note), protocol,
+        partial(lab.samples, size.texts, size.tokens, size.max_length, note), settings,
         request=lab.request("deactivation", matched, arguments), out=out, progress=bars and bars("deactivation"),
         engine=engine,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument, UnknownSite
-from saeflow.experiments.predecessors import Predecessors, to_bytes
+from saeflow.experiments.methods import Predecessors, to_bytes
 from saeflow.experiments.records import Origin, OriginTrial, RunRequest
 from saeflow.experiments.results import Progress, Results, Row, significant, versions
 from saeflow.experiments.sampling import Sample

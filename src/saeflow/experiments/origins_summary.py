@@ -15,8 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from saeflow.experiments.observations import Matched, Observations
-from saeflow.experiments.predecessors import PARTS
-from saeflow.experiments.records import Origin
+from saeflow.experiments.records import PARTS, Origin
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import RATE, Estimate, by_text, mann_whitney, mean_estimates
 from saeflow.experiments.summary import ALL, LABELS, ORDER

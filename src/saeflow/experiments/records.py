@@ -9,10 +9,13 @@ import enum
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Final
 
 from saeflow.ids import FeatureId, Part
 from saeflow.reading import parse_json
+
+PARTS: Final = (Part.RES, Part.MLP, Part.ATT)
+"""Parts of the predecessor sites, in the order of tables."""
 
 
 class Origin(enum.Flag):
@@ -44,7 +47,7 @@ class Origin(enum.Flag):
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts whose predecessor is active, in the order res, mlp, att."""
-        return tuple(part for part in (Part.RES, Part.MLP, Part.ATT) if Origin[part.name] in self)
+        return tuple(part for part in PARTS if Origin[part.name] in self)
 
     @property
     def label(self) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from saeflow.experiments.causal import PreparedText
-from saeflow.experiments.predecessors import PARTS, Predecessors
+from saeflow.experiments.methods import Predecessors
+from saeflow.experiments.records import PARTS
 from saeflow.experiments.sampling import Sample, generator
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.sources.dictionary import Dictionary

@@ -7,8 +7,7 @@ from typing import Final
 import numpy as np
 
 from saeflow.experiments.outcomes import CONTROL, EXHAUSTIVE, PEARSON, TOP_1, Trials
-from saeflow.experiments.predecessors import PARTS
-from saeflow.experiments.records import Origin
+from saeflow.experiments.records import PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Tally, mean_estimates
 from saeflow.experiments.summary import LABELS
 from saeflow.reproduce.cases import Cases, named, paired, percent

@@ -12,8 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from saeflow.experiments.predecessors import PARTS
-from saeflow.experiments.records import Origin
+from saeflow.experiments.records import PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
 from saeflow.experiments.summary import LABELS
 from saeflow.ids import Part

@@ -10,8 +10,7 @@ import numpy as np
 
 from saeflow.experiments.observations import is_on
 from saeflow.experiments.origins_summary import ALPHA, FEWEST_TESTED
-from saeflow.experiments.predecessors import PARTS
-from saeflow.experiments.records import Origin
+from saeflow.experiments.records import PARTS, Origin
 from saeflow.experiments.statistics import (
     GAP,
     RATE,

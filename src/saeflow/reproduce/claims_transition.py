@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from saeflow.experiments.statistics import Estimate, Tally
-from saeflow.experiments.transition.summary import Named
+from saeflow.experiments.transition.summary import VariantName
 from saeflow.reproduce.evidence import TransitionRun
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 
@@ -58,7 +58,7 @@ def difference(run: TransitionRun, a: str, b: str, rule: Rule = ABOVE_0) -> Cont
     else:
         found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1], n=n)
     one, two = tally.now(variance).tolist()
-    told = [named.told if (named := Named.of(name)) else name for name in (a, b)]
+    told = [named.told if (named := VariantName.of(name)) else name for name in (a, b)]
     words = f"explained variance of {told[0]} less that of {told[1]}"
     return Contrast(
         words, found, rule, Unit.NUMBER, beside=f"{one:.3f} against {two:.3f}".replace("-", MINUS)
@@ -98,14 +98,14 @@ def fig24_cosine(run: TransitionRun) -> list[Contrast]:
     """The best cosine explains more than every other map from the weights."""
     others = [
         name for name in run.names
-        if (named := Named.of(name)) and not named.is_cosine
+        if (named := VariantName.of(name)) and not named.is_cosine
         and np.isfinite(run.missed[:, :, run.names.index(name)]).all()
     ]  # fmt: skip
     if not others:
         raise NotMeasured("No other map from the weights was measured.")
     tally, n = explained(run, [COSINE, *others])
     values = tally.now(variance)
-    best = Named.of(others[int(values[1:].argmax())])
+    best = VariantName.of(others[int(values[1:].argmax())])
     told = best.told if best else ""
     found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1:].max(-1), n=n)
     words = f"explained variance of cosine top-1 less that of the best of {len(others)} others"

@@ -14,10 +14,10 @@ from saeflow.errors import UnknownRelease
 from saeflow.experiments.inputs import (
     Bars,
     DeactivationSize,
+    InputNames,
+    Inputs,
     Note,
-    Opening,
     OriginsSize,
-    TrialLab,
     deactivation,
     model_name,
     origins,
@@ -106,10 +106,10 @@ class Place:
         """What the recipe says of a stage."""
         return self.recipe.sizes[stage]
 
-    def opening(self, stage: Stage) -> Opening:
+    def opening(self, stage: Stage) -> InputNames:
         """The names that a stage opens."""
         recipe, size = self.recipe, self.recipe.sizes[stage]
-        return Opening(
+        return InputNames(
             recipe.release, recipe.model, device=self.settings.device, layers=tuple(size.get("layers", ())),
             datasets=recipe.datasets(stage), fitted=tuple(size.get("fitted", ())), seed=recipe.seed,
         )  # fmt: skip
@@ -158,7 +158,7 @@ def _graphs(place: Place) -> None:
 
 def _origins(place: Place) -> None:
     given = _given(place.size(Stage.ORIGINS), "texts", "tokens", "max_length", methods="methods")
-    lab = TrialLab.open(place.opening(Stage.ORIGINS), first=0)
+    lab = Inputs.open(place.opening(Stage.ORIGINS), first=0)
     results = origins(
         lab, OriginsSize(**given), out=place.out / Stage.ORIGINS.value, bars=place.bars, note=place.note,
         engine=place.settings.engine,
@@ -178,7 +178,7 @@ def _deactivation(place: Place) -> None:
         strategies="strategies",
         r="r",
     )
-    lab = TrialLab.open(place.opening(Stage.DEACTIVATION), first=1)
+    lab = Inputs.open(place.opening(Stage.DEACTIVATION), first=1)
     results = deactivation(
         lab, DeactivationSize(**given), out=place.out / Stage.DEACTIVATION.value, bars=place.bars,
         note=place.note, engine=place.settings.engine,

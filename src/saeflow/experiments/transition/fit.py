@@ -26,7 +26,7 @@ from saeflow.experiments.transition.maps import (
     means_as_scale,
     transition_maps,
 )
-from saeflow.experiments.transition.measure import Ends, Fitted, PairOf, squared, sums
+from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, squared, sums
 from saeflow.experiments.transition.moments import STRENGTHS, Moments
 from saeflow.matching.stream import Unit, cut_into_units
 from saeflow.paths import write_atomic
@@ -35,7 +35,7 @@ from saeflow.sources.model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class Setup:
     """What every measurement of a run shares.
 
     Attributes:
@@ -50,9 +50,9 @@ class Bench:
     ks: tuple[int | None, ...]
     memory: int
 
-    def groups(self, pairs: Sequence[PairOf]) -> list[list[PairOf]]:
+    def groups(self, pairs: Sequence[DictionaryPair]) -> list[list[DictionaryPair]]:
         """The pairs in order, as many together as fit into memory, one at least."""
-        groups: list[list[PairOf]] = []
+        groups: list[list[DictionaryPair]] = []
         left = 0
         for pair in pairs:
             n, d = pair.source.n_features, pair.source.d_in
@@ -71,19 +71,19 @@ class Fits:
     """The fits of a results folder: made once for each pair, read afterwards."""
 
     folder: Path
-    bench: Bench
+    setup: Setup
     texts: Callable[[], tuple[list[str], list[str], list[str]]]
     """Texts for fitting, for validation, and those that will be measured, of which the mean alone is taken."""
 
-    def path(self, pair: PairOf) -> Path:
+    def path(self, pair: DictionaryPair) -> Path:
         """Where the fit of a pair is."""
         return fit_path(self.folder, pair.sites)
 
-    def are_done(self, group: Sequence[PairOf]) -> bool:
+    def are_done(self, group: Sequence[DictionaryPair]) -> bool:
         """Whether every pair has its fit."""
         return all(self.path(pair).is_file() for pair in group)
 
-    def make(self, group: Sequence[PairOf], progress: Progress | None = None) -> None:
+    def make(self, group: Sequence[DictionaryPair], progress: Progress | None = None) -> None:
         """Read the texts for fitting, for validation and for the mean, once each for all pairs, and write the fits."""
         fitting, validation, measured = (self._cut(texts) for texts in self.texts())
         steps = len(fitting) + len(validation) + len(measured)
@@ -96,7 +96,7 @@ class Fits:
                 progress(done, steps, "texts")
             for pair, sums_, ends, y in self._each(group, moments, unit, encode=True):
                 sums_.add(ends.h, ends.z, y, ends.truth, pair.target.b_dec)
-        trials = [_Trial.of(pair, found, self.bench) for pair, found in zip(group, moments, strict=True)]
+        trials = [_Candidates.of(pair, found, self.setup) for pair, found in zip(group, moments, strict=True)]
         for done, unit in enumerate(validation):
             if progress:
                 progress(len(fitting) + done, steps, "validation")
@@ -105,7 +105,7 @@ class Fits:
         for done, unit in enumerate(measured):
             if progress:
                 progress(len(fitting) + len(validation) + done, steps, "means")
-            captured = self.bench.model.capture(unit.tokens, [pair.target.place for pair in group])
+            captured = self.setup.model.capture(unit.tokens, [pair.target.place for pair in group])
             for trial in trials:
                 trial.add_truth(trial.pair.centred(captured[trial.pair.target.place][unit.real]))
         for pair, trial in zip(group, trials, strict=True):
@@ -113,7 +113,7 @@ class Fits:
         if progress:
             progress(steps, steps, "done")
 
-    def read(self, pair: PairOf) -> Fitted:
+    def read(self, pair: DictionaryPair) -> Fitted:
         """The fit of a pair.
 
         Raises:
@@ -121,11 +121,11 @@ class Fits:
         """
         return self._read(pair)[0]
 
-    def maps(self, pair: PairOf) -> dict[str, TransitionMap]:
+    def maps(self, pair: DictionaryPair) -> dict[str, TransitionMap]:
         """The maps of a pair by name, in units of the sizes that were measured."""
-        return _maps(pair, self._read(pair)[1], self.bench)
+        return _maps(pair, self._read(pair)[1], self.setup)
 
-    def _read(self, pair: PairOf) -> tuple[Fitted, Units | None]:
+    def _read(self, pair: DictionaryPair) -> tuple[Fitted, Units | None]:
         path = self.path(pair)
         try:
             with safe_open(safetensors(path), framework="pt") as file:
@@ -150,15 +150,15 @@ class Fits:
             ) from None
 
     def _cut(self, texts: Sequence[str]) -> list[Unit]:
-        return cut_into_units(self.bench.model, texts, max_length=self.bench.max_length)
+        return cut_into_units(self.setup.model, texts, max_length=self.setup.max_length)
 
     def _each(
-        self, group: Sequence[PairOf], beside: Sequence[Any], unit: Unit, *, encode: bool
-    ) -> list[tuple[PairOf, Any, Ends, Tensor]]:
+        self, group: Sequence[DictionaryPair], beside: Sequence[Any], unit: Unit, *, encode: bool
+    ) -> list[tuple[DictionaryPair, Any, Ends, Tensor]]:
         """Every pair with what goes with it, what stands at its ends, and, if asked for, the activations at B."""
         places = [end.place for pair in group for end in (pair.source, pair.target)]
-        captured = self.bench.model.capture(unit.tokens, places)
-        found: list[tuple[PairOf, Any, Ends, Tensor]] = []
+        captured = self.setup.model.capture(unit.tokens, places)
+        found: list[tuple[DictionaryPair, Any, Ends, Tensor]] = []
         for pair, one in zip(group, beside, strict=True):
             ends = pair.ends(captured, unit.real)
             with torch.no_grad():
@@ -167,19 +167,19 @@ class Fits:
         return found
 
 
-def _maps(pair: PairOf, units: Units | None, bench: Bench) -> dict[str, TransitionMap]:
-    found = transition_maps(pair.source, pair.target, ks=bench.ks, means=units)
+def _maps(pair: DictionaryPair, units: Units | None, setup: Setup) -> dict[str, TransitionMap]:
+    found = transition_maps(pair.source, pair.target, ks=setup.ks, means=units)
     device = pair.target.W_dec.device
-    held = in_memory(found, pair.source.n_features, pair.target.d_in, bench.memory // 4, device)
+    held = in_memory(found, pair.source.n_features, pair.target.d_in, setup.memory // 4, device)
     return {variant.name: one for variant, one in held.items()}
 
 
-class _Trial:
+class _Candidates:
     """A pair on its way from sums to a fit: candidates of the regressions, and what they miss on validation texts."""
 
-    def __init__(self, pair: PairOf, moments: Moments, units: Units | None, bench: Bench) -> None:
+    def __init__(self, pair: DictionaryPair, moments: Moments, units: Units | None, setup: Setup) -> None:
         self.pair, self.moments, self.units = pair, moments, units
-        self.maps = _maps(pair, units, bench)
+        self.maps = _maps(pair, units, setup)
         self.least = _solved(lambda s: moments.least_squares(s, pair.target.W_dec))
         self.affine = _solved(moments.affine)
         self.missed = {"least": dict.fromkeys(self.least, 0.0), "affine": dict.fromkeys(self.affine, 0.0)}
@@ -189,11 +189,11 @@ class _Trial:
         self.truth = torch.zeros(pair.target.d_in, dtype=torch.float64)
 
     @staticmethod
-    def of(pair: PairOf, moments: Moments, bench: Bench) -> _Trial:
+    def of(pair: DictionaryPair, moments: Moments, setup: Setup) -> _Candidates:
         """From the sums over the texts for fitting."""
         sizes = [means_as_scale(t, n) for t, n in zip(moments.total, moments.active, strict=True)]
         units = None if sizes[0] is None or sizes[1] is None else Units(sizes[0], sizes[1])
-        return _Trial(pair, moments, units, bench)
+        return _Candidates(pair, moments, units, setup)
 
     def add(self, ends: Ends) -> None:
         """Take in some tokens for validation."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.inputs import Bars, Opening, model_name
+from saeflow.experiments.inputs import Bars, InputNames, model_name
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Results
 from saeflow.experiments.sampling import open_dataset
@@ -18,7 +18,7 @@ from saeflow.experiments.transition.maps import KS
 from saeflow.experiments.transition.run import (
     EXPERIMENT,
     Pair,
-    Protocol,
+    TransitionSettings,
     run_transition,
     take_texts,
     weights_digest,
@@ -54,7 +54,7 @@ class TransitionSize:
 
 
 def transition(
-    asked: Opening,
+    asked: InputNames,
     size: TransitionSize,
     *,
     out: Path | str,
@@ -75,11 +75,13 @@ def transition(
     opened = [open_dataset(name) for name in names]
     dictionaries = load_dictionaries(asked.release, device=asked.device)
     pairs = size.pairs or neighbours(dictionaries, size.part, asked.layers)
-    protocol = Protocol(pairs, size.k, size.loss_texts, size.max_length, int(size.memory * (1 << 30)))
+    settings = TransitionSettings(
+        pairs, size.k, size.loss_texts, size.max_length, int(size.memory * (1 << 30))
+    )
     named = model_name(asked.release, dictionaries, asked.model)
     model = load_model(named, device=asked.device, prepend_bos=asked.prepend_bos).as_trained(dictionaries)
     arguments: dict[str, Any] = {
-        "pairs": [f"{a} > {b}" for a, b in pairs], "k": list(protocol.ks), "tokens": size.tokens,
+        "pairs": [f"{a} > {b}" for a, b in pairs], "k": list(settings.ks), "tokens": size.tokens,
         "fit_tokens": size.fit_tokens, "loss_texts": size.loss_texts, "max_length": size.max_length,
         "prepend_bos": model.prepend_bos,
         "memory": size.memory, "weights": weights_digest(model, dictionaries, pairs),
@@ -92,7 +94,7 @@ def transition(
         seed=asked.seed,
     )  # fmt: skip
     return run_transition(
-        model, dictionaries, protocol, texts, request=request, out=out, progress=bars, engine=engine
+        model, dictionaries, settings, texts, request=request, out=out, progress=bars, engine=engine
     )
 
 

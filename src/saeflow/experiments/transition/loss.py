@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.transition.maps import Scaling, TransitionMap, Variant, Weights
-from saeflow.experiments.transition.measure import Ends, Fitted, PairOf, baselines, written
+from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, baselines, written
 from saeflow.sources.architectures import Point
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
@@ -48,7 +48,7 @@ def is_run(variant: Variant) -> bool:
 
 def loss_through(
     model: LanguageModel,
-    pair: PairOf,
+    pair: DictionaryPair,
     tokens: Tokens,
     real: Bool[Tensor, "batch pos"],
     ends: Ends,
@@ -89,7 +89,7 @@ def loss_through(
 
 def _losses(
     model: LanguageModel,
-    pair: PairOf,
+    pair: DictionaryPair,
     tokens: Tokens,
     real: Bool[Tensor, " pos"],
     rows: Float[Tensor, "batch n d_out"],

@@ -117,7 +117,7 @@ class TransitionMap(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held:
+class InMemory:
     """T W_dec(B) in memory."""
 
     matrix: Float[Tensor, "n_source d_out"]
@@ -275,7 +275,10 @@ def in_memory(
     if 4 * len(maps) * n_source * d_out > most_bytes:
         return dict(maps)
     every = torch.arange(n_source, device=device)
-    return {variant: one if isinstance(one, Held) else Held(one.rows(every)) for variant, one in maps.items()}
+    return {
+        variant: one if isinstance(one, InMemory) else InMemory(one.rows(every))
+        for variant, one in maps.items()
+    }
 
 
 def _units(source: Dictionary, target: Dictionary, means: Units | None) -> dict[Scaling, Units]:
@@ -363,7 +366,7 @@ def _all(
             blocks = [(block @ right.T > 0).float() @ scaled for block in left.split(_BLOCK)]
             yield (
                 Variant(weights, None, True, matched, how),
-                Held(torch.cat(blocks) / one.source[:, None]),
+                InMemory(torch.cat(blocks) / one.source[:, None]),
             )
 
 

@@ -46,7 +46,7 @@ class Ends:
 
 
 @dataclass(frozen=True, eq=False)
-class PairOf:
+class DictionaryPair:
     """Two dictionaries, A before B.
 
     Raises:
@@ -142,7 +142,9 @@ def sums(ends: Ends, rest: Float[Tensor, "n d_out"], maps: Mapping[str, Transiti
     return found
 
 
-def baselines(pair: PairOf, ends: Ends, fitted: Fitted) -> Iterator[tuple[str, Float[Tensor, "n d_out"]]]:
+def baselines(
+    pair: DictionaryPair, ends: Ends, fitted: Fitted
+) -> Iterator[tuple[str, Float[Tensor, "n d_out"]]]:
     """Predictions of h_B that use no transition matrix of the weights."""
     device = ends.truth.device
     source, target = pair.source, pair.target

@@ -32,10 +32,10 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Progress, Results, Row, significant, versions
 from saeflow.experiments.sampling import Dataset, is_held_out
-from saeflow.experiments.transition.fit import Bench, Fits
+from saeflow.experiments.transition.fit import Fits, Setup
 from saeflow.experiments.transition.loss import is_run, loss_through
 from saeflow.experiments.transition.maps import KS, TransitionMap, Variant, check_pair
-from saeflow.experiments.transition.measure import Fitted, PairOf, baselines, squared, sums
+from saeflow.experiments.transition.measure import DictionaryPair, Fitted, baselines, squared, sums
 from saeflow.ids import Site
 from saeflow.matching.stream import cut_into_units, encoder_digest, model_digest
 from saeflow.paths import write_atomic
@@ -64,7 +64,7 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Protocol:
+class TransitionSettings:
     """What is measured.
 
     Attributes:
@@ -136,7 +136,7 @@ def take_texts(
 def run_transition(
     model: LanguageModel,
     dictionaries: Mapping[Site, Dictionary],
-    protocol: Protocol,
+    settings: TransitionSettings,
     texts: Callable[[], Texts],
     *,
     request: RunRequest,
@@ -149,7 +149,7 @@ def run_transition(
     Args:
         model: the model the dictionaries were trained on.
         dictionaries: at the sites of the pairs.
-        protocol: what is measured.
+        settings: what is measured.
         texts: called for a new folder, or one without its texts for fitting.
         request: what is asked; `weights_digest` belongs into its arguments.
         out: the folder.
@@ -162,18 +162,20 @@ def run_transition(
         UnknownSite: for a pair without a dictionary.
         WidthMismatch: when dictionaries or model do not fit together.
     """
-    pairs = _opened(model, dictionaries, protocol.pairs)
-    bench = Bench(model, protocol.max_length, protocol.ks, protocol.memory)
-    groups = bench.groups([PairOf(*ends) for ends in pairs])
-    results = Results.start(out, request, lambda: _units(groups, texts(), protocol), versions())
+    pairs = _opened(model, dictionaries, settings.pairs)
+    setup = Setup(model, settings.max_length, settings.ks, settings.memory)
+    groups = setup.groups([DictionaryPair(*ends) for ends in pairs])
+    results = Results.start(out, request, lambda: _units(groups, texts(), settings), versions())
     if not (results.folder / FITTING).is_file():
         write_atomic(results.folder / FITTING, _packed(texts()))
-    fits = Fits(results.folder, bench, lambda: (*_read_fitting(results.folder / FITTING), _measured(results)))
+    fits = Fits(results.folder, setup, lambda: (*_read_fitting(results.folder / FITTING), _measured(results)))
     missing = [group for group in groups if not fits.are_done(group)]
     for number, group in enumerate(missing):
         fits.make(group, progress and progress(_named("fitting", number, missing)))
-    lab = _Lab(bench, dictionaries, [[pair.sites for pair in group] for group in groups], results.folder)
-    return results.run(lab, progress and progress("measuring"), engine)
+    measure = _MeasureText(
+        setup, dictionaries, [[pair.sites for pair in group] for group in groups], results.folder
+    )
+    return results.run(measure, progress and progress("measuring"), engine)
 
 
 def weights_digest(
@@ -196,17 +198,17 @@ def weights_digest(
 
 
 @dataclass(eq=False)
-class _Lab:
+class _MeasureText:
     """Measures texts, with the maps of the group of pairs in hand. A worker reads the fits from the results folder."""
 
-    bench: Bench
+    setup: Setup
     dictionaries: Mapping[Site, Dictionary]
     groups: list[list[Pair]]
     folder: Path
     at: int = -1
 
     def __post_init__(self) -> None:
-        self.held: list[tuple[PairOf, Fitted, dict[str, TransitionMap]]] = []
+        self.held: list[tuple[DictionaryPair, Fitted, dict[str, TransitionMap]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"at": -1, "held": [], "folder": self.folder.absolute()}
@@ -214,15 +216,15 @@ class _Lab:
     def __call__(self, unit: Row) -> Iterator[Row]:
         """A row for each pair of the unit's group."""
         if unit["group"] != self.at:
-            fits = Fits(self.folder, self.bench, lambda: ([], [], []))
+            fits = Fits(self.folder, self.setup, lambda: ([], [], []))
             pairs = [
-                PairOf(*ends)
-                for ends in _opened(self.bench.model, self.dictionaries, self.groups[unit["group"]])
+                DictionaryPair(*ends)
+                for ends in _opened(self.setup.model, self.dictionaries, self.groups[unit["group"]])
             ]
             self.held = [(pair, fits.read(pair), fits.maps(pair)) for pair in pairs]
             self.at = unit["group"]
-        model = self.bench.model
-        [one] = cut_into_units(model, [unit["content"]], max_length=self.bench.max_length)
+        model = self.setup.model
+        [one] = cut_into_units(model, [unit["content"]], max_length=self.setup.max_length)
         places = [end.place for pair, _, _ in self.held for end in (pair.source, pair.target)]
         captured = model.capture(one.tokens, places)
         for pair, fitted, maps in self.held:
@@ -263,12 +265,12 @@ def _opened(
     return found
 
 
-def _units(groups: list[list[PairOf]], texts: Texts, protocol: Protocol) -> list[Row]:
+def _units(groups: list[list[DictionaryPair]], texts: Texts, settings: TransitionSettings) -> list[Row]:
     """Each text once for each group of pairs."""
     return [
         {
             "dataset": dataset, "text": number, "content": text, "group": group,
-            "pairs": [pair.name for pair in groups[group]], "loss": number < protocol.loss_texts,
+            "pairs": [pair.name for pair in groups[group]], "loss": number < settings.loss_texts,
         }
         for group in range(len(groups))
         for dataset, number, text in texts.measured

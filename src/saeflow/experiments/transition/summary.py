@@ -43,7 +43,7 @@ _ABOUT = "n counts tokens; intervals are of texts; all pairs: their mean."
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class VariantName:
     """The name of a variant, taken apart: as `Variant`, without torch."""
 
     weights: str
@@ -53,10 +53,10 @@ class Named:
     applied: str
 
     @staticmethod
-    def of(name: str) -> Named | None:
+    def of(name: str) -> VariantName | None:
         """The parts of a variant's name; None for a baseline."""
         parts = name.split("/")
-        return Named(*parts) if len(parts) == 5 else None
+        return VariantName(*parts) if len(parts) == 5 else None
 
     @property
     def is_permutation(self) -> bool:
@@ -147,7 +147,7 @@ class _Measured:
     def cells(self, place: int, name: str, scale: float | None) -> list[Any]:
         """The cells of `_EV`."""
         at = self.names.index(name)
-        fitted: Sequence[Any] = self.fitted.at(place, at) if Named.of(name) else (None, None, None)
+        fitted: Sequence[Any] = self.fitted.at(place, at) if VariantName.of(name) else (None, None, None)
         return [*self.plain.at(place, at), self.n(place), scale, *fitted]
 
 
@@ -213,7 +213,7 @@ def _permutations(measured: _Measured, scale: _Scale) -> SummaryTable:
         for pair, place in measured.shown:
             for name in measured.there(place):
                 cells = measured.cells(place, name, scale(pair, name))
-                told = Named.of(name)
+                told = VariantName.of(name)
                 if told is None:
                     yield [pair, BASELINE, name, "", "", *cells]
                 elif told.is_permutation or told.is_cosine:
@@ -233,7 +233,7 @@ def _top_k(measured: _Measured, scale: _Scale) -> SummaryTable:
         for pair, place in measured.shown:
             for name in measured.there(place):
                 cells = measured.cells(place, name, scale(pair, name))
-                told = Named.of(name)
+                told = VariantName.of(name)
                 if told is None:
                     yield [pair, BASELINE, name, "", "", "", "", *cells]
                 elif not told.is_permutation or (told.weights, told.matched) == ("permutation", "RAW"):
@@ -271,7 +271,8 @@ def _losses(results: Results, texts: Texts) -> list[SummaryTable]:
     every = [(ALL, len(pairs))] if len(pairs) > 1 else []
     found = [
         [
-            pair, BASELINE if Named.of(name) is None else MATCHING, told.told if (told := Named.of(name)) else name,
+            pair, BASELINE if VariantName.of(name) is None else MATCHING,
+            told.told if (told := VariantName.of(name)) else name,
             *explained.at(place, i),
             float((clean.sum(0) / n.sum(0))[place if place < len(pairs) else slice(None)].mean()),
             int(n.sum(0)[place] if place < len(pairs) else n.sum(0).max()),
@@ -316,7 +317,7 @@ def _paired(measured: _Measured) -> SummaryTable:
         for pair, place in measured.shown:
             for a, b in asked:
                 if {a, b} <= set(measured.there(place)):
-                    told = [one.told if (one := Named.of(name)) else name for name in (a, b)]
+                    told = [one.told if (one := VariantName.of(name)) else name for name in (a, b)]
                     i, j = measured.names.index(a), measured.names.index(b)
                     yield [pair, *told, *measured.plain.difference(place, i, j), measured.n(place)]
 
