@@ -10,8 +10,8 @@ from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.steering.budget import change_lengths
 from saeflow.steering.plan import Direction, SteeringPlan, Step
+from saeflow.steering.sizes import plan_change
 from saeflow.steering.sweep.baselines import NEAREST, random_mirrors, written_on
 
 from ..experiments.planted import TEXT, plant
@@ -44,11 +44,11 @@ OTHERS = frozenset(map(feature, ("2/res/5", "2/res/9", "2/res/100", "3/res/44"))
 
 def test_what_is_added_is_as_long_at_every_site_whatever_rows_are_drawn(demo) -> None:
     model, dictionaries = demo
-    lengths = change_lengths(PLAN, dictionaries, model)
+    lengths = plan_change(PLAN, dictionaries, model).at_site
     assert lengths[Site.parse("2/res")] != pytest.approx(6.0)  # the rows of a site do not just add up
     drawn = random_mirrors(PLAN, dictionaries, model, avoid=OTHERS, seeds=range(6))
     for plan in drawn:
-        assert change_lengths(plan, dictionaries, model) == pytest.approx(lengths, rel=1e-6)
+        assert plan_change(plan, dictionaries, model).at_site == pytest.approx(lengths, rel=1e-6)
         assert Counter(f.site for f in plan.features) == Counter(f.site for f in PLAN.features)
         assert plan.direction is Direction.ACTIVATE
 

@@ -14,9 +14,9 @@ from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.values import Tokens
-from saeflow.steering.changes import changes
-from saeflow.steering.effort import Effort
 from saeflow.steering.plan import Direction
+from saeflow.steering.row_plans import row_changes
+from saeflow.steering.share_meter import ShareMeter
 
 from ..experiments.causal.worlds import KINDS, dictionaries_on
 from ..sources.tiny_models import D_MODEL, N_LAYERS, TEXTS, hooks_on, tiny_model
@@ -53,7 +53,7 @@ def test_s_of_0_and_r_of_1_change_no_bit(model_type):
     tokens = model.tokenize(TEXTS)
     plain = states(model, tokens)
     for plan in (everywhere(Direction.ACTIVATE, 0.0), everywhere(Direction.SUPPRESS, 1.0)):
-        for edits in (plan, changes([plan], made, model), changes([plan, None, plan], made, model)):
+        for edits in (plan, row_changes([plan], made, model), row_changes([plan, None, plan], made, model)):
             with model.intervening(edits, made):
                 assert all(same_bits(value, plain[key]) for key, value in states(model, tokens).items())
 
@@ -64,7 +64,7 @@ def test_rows_without_a_plan_at_a_point_keep_every_bit(value):
     plans = [everywhere(Direction.ACTIVATE, 2.0), None, everywhere(Direction.SUPPRESS, 0.0), None]
     h = torch.randn(4, 3, D_MODEL)
     h[[1, 3]] = value
-    for change in changes(plans, made, model).values():
+    for change in row_changes(plans, made, model).values():
         out = change(h)
         assert same_bits(out[[1, 3]], h[[1, 3]])
         assert not torch.equal(out[[0, 2]], h[[0, 2]])
@@ -82,7 +82,7 @@ def test_a_feature_that_is_silent_changes_no_bit():
     h[0, 0] = -0.0
     for r in (0.0, 3.0, -1.0):
         plan = suppression({"1/res/0": r, "1/res/1": 2 * r + 3})
-        [by_rows] = changes([plan, plan.scaled(2)], {site: silent}, model).values()
+        [by_rows] = row_changes([plan, plan.scaled(2)], {site: silent}, model).values()
         assert same_bits(by_rows(h), h)
 
 
@@ -93,7 +93,7 @@ def test_layers_before_the_first_edit_are_bit_equal(model_type, part):
     tokens = rows_of(model.tokenize(TEXTS), 2)
     plain = states(model, tokens)
     for plan in (activation({f"1/{part}/2": 3.0}), suppression({f"1/{part}/{i}": -i for i in range(F)})):
-        with model.intervening(changes([plan, plan.scaled(0.5)], made, model)):
+        with model.intervening(row_changes([plan, plan.scaled(0.5)], made, model)):
             edited = states(model, tokens)
         assert all(same_bits(edited[site], plain[site]) for site in EVERY_SITE if site < Site(1, part))
         assert not torch.equal(edited[Site(1, part)], plain[Site(1, part)])
@@ -122,7 +122,7 @@ def test_a_planted_feature_has_r_times_its_activation_afterwards_exactly(model_t
     before = dictionary.encode(h)
     assert (before > 0).any(dim=(0, 1)).all()
     plan = suppression({"1/res/0": r, "1/res/2": 1.0, "1/res/3": r})
-    for edits in (plan, changes([plan], {site: dictionary}, model)):
+    for edits in (plan, row_changes([plan], {site: dictionary}, model)):
         with model.intervening(edits, {site: dictionary}):
             after = dictionary.encode(model.capture(tokens, [site])[site])
         factors = torch.tensor([r, 1.0, 1.0, r])
@@ -140,7 +140,7 @@ def test_features_of_a_site_are_removed_jointly():
     share = (d.encode(h)[..., chosen] * (torch.tensor(factors) - 1)) @ d.W_dec[chosen]
     edit = Rescale(tuple(FeatureId(site, i) for i in chosen), factors)
     plan = suppression({f"1/res/{i}": r for i, r in zip(chosen, factors, strict=True)})
-    for edits in ([edit], plan, changes([plan], {site: d}, model)):
+    for edits in ([edit], plan, row_changes([plan], {site: d}, model)):
         with model.intervening(edits, {site: d}):
             torch.testing.assert_close(model.capture(tokens, [site])[site], h + share, atol=1e-5, rtol=1e-5)
 
@@ -149,7 +149,7 @@ def test_features_of_a_site_are_removed_jointly():
 def test_plans_by_row_are_what_each_row_alone_gives(model_type):
     model, made = tiny_model(model_type), dictionaries()
     tokens = rows_of(model.tokenize(TEXTS), len(PLANS))
-    with model.intervening(changes(PLANS, made, model)):
+    with model.intervening(row_changes(PLANS, made, model)):
         together = states(model, tokens)
     for row, plan in enumerate(PLANS):
         with model.intervening(plan or (), made):
@@ -169,7 +169,7 @@ def test_every_kind_of_dictionary_is_steered_by_rows_as_alone(kind):
         activation({f"1/{part}/2": 1.5 for part in Part}),
         suppression({f"1/{part}/{i}": 0.0 for part in Part for i in range(8)}),
     ]
-    with model.intervening(changes(plans, made, model)):
+    with model.intervening(row_changes(plans, made, model)):
         together = states(model, tokens)
     moved = []
     for row, plan in enumerate(plans):
@@ -196,7 +196,7 @@ def test_each_layer_and_each_row_gets_its_own_vector():
 
     with ExitStack() as stack:
         stack.enter_context(model.intervening({site: note(site) for site in sites}))
-        stack.enter_context(model.intervening(changes([plan, None, plan.scaled(-2)], made, model)))
+        stack.enter_context(model.intervening(row_changes([plan, None, plan.scaled(-2)], made, model)))
         after = model.capture(tokens, sites)
     for site in sites:
         row = made[site].W_dec[1]
@@ -227,7 +227,7 @@ def test_every_decoded_token_is_edited_in_every_row_as_its_plan_says(model_type,
         suppression({"1/res/2": -1.0, "1/res/6": 0.0, "2/att/3": 2.0}, where),
         activation({"1/res/7": -4.0}),
     ]
-    with model.intervening(changes(plans, made, model)):
+    with model.intervening(row_changes(plans, made, model)):
         expected, logits = _recomputed(model, ids, 7)
         out = model.hf_model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=7, do_sample=False,
@@ -295,20 +295,20 @@ def test_token_positions_on_a_left_padded_batch_are_those_each_text_has_alone(mo
         Add({FeatureId.parse("0/res/1"): 5.0}, where),
     ]
 
-    def decoded(ids, mask, edits, effort):
-        with model.intervening(edits(effort), made):
+    def decoded(ids, mask, edits, meter):
+        with model.intervening(edits(meter), made):
             out = model.hf_model.generate(
                 ids, attention_mask=mask, max_new_tokens=5, do_sample=False, output_logits=True,
                 return_dict_in_generate=True,
             )  # fmt: skip
         return torch.stack(out.logits, dim=1)
 
-    together = Effort(skip=1)
-    rows = decoded(ids, mask, lambda effort: changes(plans, made, model, effort=effort), together)
+    together = ShareMeter(skip=1)
+    rows = decoded(ids, mask, lambda meter: row_changes(plans, made, model, meter=meter), together)
     shared = decoded(ids, mask, lambda _: alike, None)
     for row, (text, plan) in enumerate(zip(alone, plans, strict=True)):
-        own, ones = Effort(skip=1), torch.ones_like(text)
-        expected = decoded(text, ones, lambda effort, p=plan: changes([p], made, model, effort=effort), own)
+        own, ones = ShareMeter(skip=1), torch.ones_like(text)
+        expected = decoded(text, ones, lambda meter, p=plan: row_changes([p], made, model, meter=meter), own)
         torch.testing.assert_close(rows[row : row + 1], expected, atol=2e-3, rtol=2e-3)
         assert together.total(3)[row] == pytest.approx(own.total(1)[0], rel=1e-3)
         assert own.total(1)[0] > 0
@@ -318,7 +318,7 @@ def test_token_positions_on_a_left_padded_batch_are_those_each_text_has_alone(mo
 
 def test_plans_for_another_number_of_rows_are_refused_with_both_numbers():
     model, made = tiny_model("llama"), dictionaries()
-    edits = changes([PLANS[0], None], made, model)
+    edits = row_changes([PLANS[0], None], made, model)
     with (
         pytest.raises(InvalidArgument, match="plans for 2 rows, and the batch at 0/mlp has 3"),
         model.intervening(edits),
@@ -326,32 +326,32 @@ def test_plans_for_another_number_of_rows_are_refused_with_both_numbers():
         model.capture(model.tokenize(TEXTS), [Site(1, Part.RES)])
     assert hooks_on(model) == 0
     with pytest.raises(InvalidArgument, match="no plan was given"):
-        changes([], made, model)
+        row_changes([], made, model)
 
 
 def test_a_plan_that_cannot_be_resolved_says_which():
     model = tiny_model("llama")
     made = {Site(1, Part.RES): dictionary_at(Site(1, Part.RES))}
     with pytest.raises(UnknownSite, match=r"0/res/1.*no dictionary at 0/res"):
-        changes([None, activation({"0/res/1": 1.0})], made, model)
+        row_changes([None, activation({"0/res/1": 1.0})], made, model)
     with pytest.raises(UnknownFeature, match="1/res/10 lie outside"):
-        changes([suppression({"1/res/10": 0.5})], made, model)
+        row_changes([suppression({"1/res/10": 0.5})], made, model)
     with pytest.raises(InvalidArgument, match="Pass dictionaries"):
-        changes([activation({"1/res/1": 1.0})], None, model)
+        row_changes([activation({"1/res/1": 1.0})], None, model)
     with pytest.raises(InvalidArgument, match="releases a, b"):
-        changes([activation({"1/res/1": 1.0}, release=name) for name in "ab"], None, model)
+        row_changes([activation({"1/res/1": 1.0}, release=name) for name in "ab"], None, model)
 
 
 def test_a_plan_that_names_its_release_needs_no_dictionaries(monkeypatch):
     made, asked = dictionaries(), []
-    for module in ("saeflow.sources.model", "saeflow.steering.changes"):
+    for module in ("saeflow.sources.model", "saeflow.steering.row_plans"):
         monkeypatch.setattr(f"{module}.load_dictionaries", lambda name: (asked.append(name), made)[1])
     model = tiny_model("llama")
     plan = activation({"1/res/3": 2.0}, release="mine")
     tokens = model.tokenize(TEXTS)
     with model.intervening(plan, made):
         expected = states(model, tokens)
-    for edits in (plan, changes([plan], None, model)):
+    for edits in (plan, row_changes([plan], None, model)):
         with model.intervening(edits):
             assert all(torch.equal(value, expected[key]) for key, value in states(model, tokens).items())
     assert asked == ["mine", "mine"]
@@ -391,7 +391,7 @@ def test_features_of_a_transcoder_are_added_and_not_rescaled():
     transcoder = Dictionary(
         site, tap=Tap.MLP_IN, W_enc=d.W_enc, b_enc=d.b_enc, W_dec=d.W_dec, b_dec=d.b_dec, activation=ReLU()
     )
-    for use in (lambda plan: changes([plan], {site: transcoder}, model), lambda plan: plan):
+    for use in (lambda plan: row_changes([plan], {site: transcoder}, model), lambda plan: plan):
         with (
             pytest.raises(
                 InvalidArgument, match=r"1/mlp/3 belongs to a transcoder: it reads mlp_in and writes 1/mlp"
@@ -412,7 +412,7 @@ def test_changes_take_the_dtype_of_the_model(dtype):
     model.hf_model.to(dtype)
     tokens = rows_of(model.tokenize(TEXTS), len(PLANS))
     plain = model.capture(tokens, [Site(0, Part.RES)], logits=True)
-    with model.intervening(changes(PLANS, made, model, effort=Effort(skip=1))):
+    with model.intervening(row_changes(PLANS, made, model, meter=ShareMeter(skip=1))):
         held = model.capture(tokens, [Site(0, Part.RES)], logits=True)
     assert held.logits.dtype == held[Site(0, Part.RES)].dtype == dtype
     assert held.logits.isfinite().all()
@@ -425,10 +425,10 @@ def test_changes_take_the_dtype_of_the_model(dtype):
 def test_changes_follow_the_model_to_its_device():
     model, made = tiny_model("llama"), dictionaries()
     tokens = rows_of(model.tokenize(TEXTS), len(PLANS))
-    with model.intervening(changes(PLANS, made, model)):
+    with model.intervening(row_changes(PLANS, made, model)):
         expected = states(model, tokens)
     model.hf_model.to("cuda")
     moved = Tokens(tokens.input_ids.cuda(), tokens.attention_mask.cuda())
-    with model.intervening(changes(PLANS, made, model)):
+    with model.intervening(row_changes(PLANS, made, model)):
         for key, value in states(model, moved).items():
             torch.testing.assert_close(value.cpu(), expected[key], atol=1e-3, rtol=1e-3)

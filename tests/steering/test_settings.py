@@ -8,9 +8,9 @@ import pytest
 from saeflow.errors import InvalidArgument
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import Part
-from saeflow.steering.budget import Budget
 from saeflow.steering.plan import Direction
 from saeflow.steering.schedule import Constant, Exponential, Linear
+from saeflow.steering.sizes import Budget
 from saeflow.steering.sweep.settings import ACTIVATE, MULTI, ORDER, SUPPRESS, Grid, Setting, Variant, seed_of
 
 UP, DOWN = Direction.ACTIVATE, Direction.SUPPRESS

@@ -1,4 +1,4 @@
-"""Effort: what plans change, as shares of the stream, by row and layer and in all."""
+"""ShareMeter: what plans change, as shares of the stream, by row and layer and in all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from saeflow.ids import Part, Site
 from saeflow.sources.architectures import Point
 from saeflow.sources.values import Tokens
-from saeflow.steering.changes import changes
-from saeflow.steering.effort import Effort
+from saeflow.steering.row_plans import row_changes
+from saeflow.steering.share_meter import ShareMeter
 
 from ..experiments.causal.worlds import KINDS, dictionaries_on
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_model
@@ -21,10 +21,10 @@ families = pytest.mark.parametrize("model_type", FAMILIES)
 
 
 def measured(model, plans, tokens, made, skip=1):
-    effort = Effort(skip=skip)
-    with model.intervening(changes(plans, made, model, effort=effort)):
+    meter = ShareMeter(skip=skip)
+    with model.intervening(row_changes(plans, made, model, meter=meter)):
         model.capture(tokens, [], logits=True)
-    return effort
+    return meter
 
 
 def _stream(model, made, plan, tokens):
@@ -61,19 +61,17 @@ def _stream(model, made, plan, tokens):
 def test_effort_is_the_change_over_the_stream_by_row_layer_and_in_all(model_type):
     model, made = tiny_model(model_type), dictionaries()
     tokens = rows_of(model.tokenize(TEXTS), len(PLANS))
-    effort = measured(model, PLANS, tokens, made)
-    by_layer, total = effort.by_layer(), effort.total(len(PLANS))
+    meter = measured(model, PLANS, tokens, made)
+    by_layer, total = meter.by_layer(), meter.total(len(PLANS))
     for row, plan in enumerate(PLANS):
         if plan is None:
-            assert total[row] == effort.largest(len(PLANS))[row] == 0
+            assert total[row] == meter.largest(len(PLANS))[row] == 0
             continue
         expected = _stream(model, made, plan, rows_of(tokens, 1))
         for layer in range(N_LAYERS):
             assert by_layer[layer][row] == pytest.approx(expected[layer][0], rel=1e-3, abs=1e-5)
         assert total[row] == pytest.approx(expected[plan.layers[-1]][1], rel=1e-3)
-        assert effort.largest(len(PLANS))[row] == pytest.approx(
-            max(s for s, _ in expected.values()), rel=1e-3
-        )
+        assert meter.largest(len(PLANS))[row] == pytest.approx(max(s for s, _ in expected.values()), rel=1e-3)
     one = measured(model, [PLANS[0]], rows_of(tokens, 3), made)
     assert one.total(3) == pytest.approx([total[0]] * 3, rel=1e-3)
 
@@ -84,7 +82,7 @@ def test_effort_of_a_change_of_z_is_what_attention_then_writes(model_type):
     tokens = rows_of(model.tokenize(TEXTS), 1)
     made = dictionaries_on(model, tokens, KINDS["z"])
     plan = suppression({f"1/att/{i}": -1.0 for i in range(12)})
-    effort = measured(model, [plan], tokens, made)
+    meter = measured(model, [plan], tokens, made)
     expected = {}
     site, stream = Site(1, Part.ATT), Site(1, Part.RES)
     plain = model.capture(tokens, [site])
@@ -92,24 +90,24 @@ def test_effort_of_a_change_of_z_is_what_attention_then_writes(model_type):
         after = model.capture(tokens, [site, stream])
     change = (after[site] - plain[site]).norm(dim=-1)
     expected = (change / after[stream].norm(dim=-1))[:, 1:].mean().item()
-    assert effort.by_layer() == {1: [pytest.approx(expected, rel=1e-3)]}
-    assert effort.total(1) == [pytest.approx(expected, rel=1e-3)]
+    assert meter.by_layer() == {1: [pytest.approx(expected, rel=1e-3)]}
+    assert meter.total(1) == [pytest.approx(expected, rel=1e-3)]
 
 
 def test_effort_counts_live_rows_and_decoded_tokens_alike():
     model, made = endless("llama"), dictionaries()
     ids = model.tokenize([TEXTS[0]]).input_ids
     plan = activation({"0/res/1": 1.0, "2/res/1": 1.0})
-    effort = Effort(skip=1)
-    with model.intervening(changes([plan], made, model, effort=effort)):
+    meter = ShareMeter(skip=1)
+    with model.intervening(row_changes([plan], made, model, meter=meter)):
         out = model.hf_model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
         )
     whole = measured(model, [plan], Tokens(out[:, :-1], torch.ones_like(out[:, :-1])), made)
-    assert effort.total(1) == pytest.approx(whole.total(1), rel=1e-4)
-    dead = Effort()
+    assert meter.total(1) == pytest.approx(whole.total(1), rel=1e-4)
+    dead = ShareMeter()
     dead.live = torch.tensor([True, False])
-    with model.intervening(changes([plan], made, model, effort=dead)):
+    with model.intervening(row_changes([plan], made, model, meter=dead)):
         model.capture(rows_of(model.tokenize(TEXTS), 2), [], logits=True)
     assert dead.total(2)[0] > 0
     assert dead.total(2)[1] == 0

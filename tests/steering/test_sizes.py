@@ -12,10 +12,10 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Norm, Preprocessing
-from saeflow.steering.budget import (
+from saeflow.steering.plan import Direction
+from saeflow.steering.sizes import (
     Budget,
     PlanChange,
-    change_lengths,
     fit_budget,
     hidden_norms,
     norm_sites,
@@ -23,7 +23,6 @@ from saeflow.steering.budget import (
     shares,
     within,
 )
-from saeflow.steering.plan import Direction
 
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_model
 from .dictionaries import random_dictionaries, random_dictionary
@@ -98,7 +97,8 @@ def test_rows_of_all_layers_add_up_as_vectors():
     assert change.upto == pytest.approx(
         {0: 2.0, 1: (first + second).norm().item(), 2: (first + second + third).norm().item()}
     )
-    assert change_lengths(plan, DICTIONARIES) == change.at_site
+    assert list(change.at_site.values()) == pytest.approx([2.0, 3.0, 4.0])
+    assert tuple(change.at_site) == plan.sites
     assert norm_sites(plan) == tuple(RES)
 
 

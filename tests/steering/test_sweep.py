@@ -16,9 +16,9 @@ import pytest
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.results import Results
 from saeflow.ids import Part
-from saeflow.steering.budget import Budget, change_lengths
 from saeflow.steering.generate import Generation
 from saeflow.steering.plan import Direction, load_plan
+from saeflow.steering.sizes import Budget, plan_change
 from saeflow.steering.sweep import unit as sweep_unit
 from saeflow.steering.sweep.run import judge_sweep, run_sweep
 from saeflow.steering.sweep.scoring import SCORES, judge_rows, judges_of, read_scores, unsteered
@@ -143,7 +143,7 @@ def test_random_rows_of_the_sweep_are_as_long_as_what_they_mirror_and_differ_by_
     assert len({tuple(draw["steps"]) for draw in draws}) > 1
     name = path.name.replace("random-", "").replace(".jsonl.gz", ".json")
     mirrored = load_plan(folder / "confirmed" / "plans" / name)
-    lengths = change_lengths(mirrored, here.dictionaries)
+    lengths = plan_change(mirrored, here.dictionaries).at_site
     targets = {str(feature) for feature in mirrored.features}
     for draw in draws:
         assert not set(draw["steps"]) & targets
@@ -152,7 +152,7 @@ def test_random_rows_of_the_sweep_are_as_long_as_what_they_mirror_and_differ_by_
             replace(step, feature=type(step.feature).parse(name), value=value)
             for step, (name, value) in zip(mirrored.steps, draw["steps"].items(), strict=True)
         )
-        assert change_lengths(replace(mirrored, steps=steps), here.dictionaries) == pytest.approx(
+        assert plan_change(replace(mirrored, steps=steps), here.dictionaries).at_site == pytest.approx(
             lengths, rel=1e-6
         )
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from saeflow.experiments.results import Results, SummaryTable
     from saeflow.flow.scores import Thresholds
     from saeflow.matching.atlas import Atlas
-    from saeflow.steering.budget import Budget
     from saeflow.steering.plan import Direction
+    from saeflow.steering.sizes import Budget
     from saeflow.steering.sweep.settings import Grid
 
 _VARIANT = "Variants, each recorded with the results"
@@ -169,7 +169,7 @@ def _grid(s: str, r: str, layers: str, methods: str, samples: int, confirm: int)
 
 
 def _budget(layer: float | None, total: float | None) -> Budget | None:
-    from saeflow.steering.budget import Budget
+    from saeflow.steering.sizes import Budget
 
     return None if layer is None and total is None else Budget(layer, total)
 

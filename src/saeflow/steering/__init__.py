@@ -12,19 +12,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saeflow.steering.budget import (
-        Budget,
-        PlanChange,
-        Shares,
-        change_lengths,
-        fit_budget,
-        hidden_norms,
-        norm_sites,
-        plan_change,
-        shares,
-        within,
-    )
-    from saeflow.steering.folding import fold_scales, typical_activations
     from saeflow.steering.generate import Generation, Request
     from saeflow.steering.growth import (
         Reach,
@@ -47,11 +34,23 @@ if TYPE_CHECKING:
         ScheduleKind,
         schedule_from,
     )
+    from saeflow.steering.sizes import (
+        Budget,
+        NormShares,
+        PlanChange,
+        fit_budget,
+        hidden_norms,
+        norm_sites,
+        plan_change,
+        shares,
+        within,
+    )
     from saeflow.steering.starts import Found, find_by_texts, find_by_words
+    from saeflow.steering.stream_rows import fold_scales, typical_activations
     from saeflow.steering.theme import Task, Theme, load_theme, themes
 
 _HOME = {
-    "Budget": "budget",
+    "Budget": "sizes",
     "Constant": "schedule",
     "Direction": "plan",
     "Dropped": "plan",
@@ -59,14 +58,14 @@ _HOME = {
     "Found": "starts",
     "Generation": "generate",
     "Linear": "schedule",
-    "PlanChange": "budget",
+    "PlanChange": "sizes",
     "PlanRequest": "planning",
     "Reach": "growth",
     "Request": "generate",
     "Sampling": "sampling",
     "Schedule": "schedule",
     "ScheduleKind": "schedule",
-    "Shares": "budget",
+    "NormShares": "sizes",
     "SteeringPlan": "plan",
     "Step": "plan",
     "Target": "growth",
@@ -74,32 +73,31 @@ _HOME = {
     "Theme": "theme",
     "activation_plan": "growth",
     "build_plan": "planning",
-    "change_lengths": "budget",
     "find_by_texts": "starts",
     "find_by_words": "starts",
-    "fit_budget": "budget",
-    "fold_scales": "folding",
+    "fit_budget": "sizes",
+    "fold_scales": "stream_rows",
     "grow": "growth",
-    "hidden_norms": "budget",
+    "hidden_norms": "sizes",
     "load_plan": "plan",
     "load_theme": "theme",
-    "norm_sites": "budget",
+    "norm_sites": "sizes",
     "output_scores": "output_score",
     "pick": "growth",
-    "plan_change": "budget",
+    "plan_change": "sizes",
     "schedule_from": "schedule",
-    "shares": "budget",
+    "shares": "sizes",
     "suppression_plan": "growth",
     "targets": "growth",
     "themes": "theme",
-    "typical_activations": "folding",
-    "within": "budget",
+    "typical_activations": "stream_rows",
+    "within": "sizes",
 }
 
 __all__ = [
-    "Budget", "Constant", "Direction", "Dropped", "Exponential", "Found", "Generation", "Linear", "PlanChange",
-    "PlanRequest", "Reach", "Request", "Sampling", "Schedule", "ScheduleKind", "Shares", "SteeringPlan", "Step",
-    "Target", "Task", "Theme", "activation_plan", "build_plan", "change_lengths", "find_by_texts",
+    "Budget", "Constant", "Direction", "Dropped", "Exponential", "Found", "Generation", "Linear",
+    "NormShares", "PlanChange", "PlanRequest", "Reach", "Request", "Sampling", "Schedule", "ScheduleKind",
+    "SteeringPlan", "Step", "Target", "Task", "Theme", "activation_plan", "build_plan", "find_by_texts",
     "find_by_words", "fit_budget", "fold_scales", "grow", "hidden_norms", "load_plan", "load_theme",
     "norm_sites", "output_scores", "pick", "plan_change", "schedule_from", "shares", "suppression_plan",
     "targets", "themes", "typical_activations", "within",

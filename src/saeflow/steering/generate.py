@@ -6,7 +6,7 @@
 
 Requests of one prompt share batches, whatever their plans: a forward pass over 256 rows takes about as long as a
 few passes over one, so a sweep of settings is many times faster than a call a setting. See `sampling` for the
-noise and `changes` for plans by row.
+noise and `row_plans` for plans by row.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from saeflow.ids import Site
 from saeflow.sources.decoding import complete, sampling_config
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.steering.changes import changes
-from saeflow.steering.effort import Effort
 from saeflow.steering.plan import SteeringPlan
+from saeflow.steering.row_plans import row_changes
 from saeflow.steering.sampling import Sampler, Sampling
+from saeflow.steering.share_meter import ShareMeter
 
 OnToken: TypeAlias = Callable[[Sequence[str]], None]
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -60,7 +60,7 @@ class Generation:
         share_layer: the largest over layers of the mean over tokens of |what the plan changes at the layer| /
             |stream after it|; 0 unsteered.
         share_total: the mean over tokens of |sum of all changes| / |stream after the last changed layer|; 0
-            unsteered. Both leave the begin-of-text token out; see `effort`.
+            unsteered. Both leave the begin-of-text token out; see `share_meter`.
     """
 
     request: Request
@@ -130,14 +130,16 @@ def _batch(
     rows, prompt = len(requests), model.tokenize([requests[0].prompt])
     width = prompt.input_ids.shape[1]
     begins = int(prompt.input_ids[0, 0]) == model.tokenizer.bos_token_id
-    effort = Effort(skip=int(begins))
+    meter = ShareMeter(skip=int(begins))
     plans = [request.plan for request in requests]
-    edits = changes(plans[:1] if _alike(plans) else plans, dictionaries, model, effort=effort)
+    edits = row_changes(
+        plans[:1] if all(plan is plans[0] for plan in plans) else plans, dictionaries, model, meter=meter
+    )
     config = sampling_config(
         max_new_tokens=sampling.max_new_tokens, temperature=0, top_p=1, end=model.end_ids, pad=model.pad_id
     )
     drawn = [Sampler(sampling, [request.seed for request in requests], width)] if sampling.temperature else []
-    follow = _Follower(model, width, effort, on_token)
+    follow = _Follower(model, width, meter, on_token)
     with torch.no_grad(), model.intervening(edits):
         ids = complete(
             model.hf_model,
@@ -151,28 +153,24 @@ def _batch(
     return [
         Generation(request, follow.decode(row), tuple(row), layer, total)
         for request, row, layer, total in zip(
-            requests, texts, effort.largest(rows), effort.total(rows), strict=True
+            requests, texts, meter.largest(rows), meter.total(rows), strict=True
         )
     ]
 
 
-def _alike(plans: Sequence[SteeringPlan | None]) -> bool:
-    return all(plan is plans[0] for plan in plans)
-
-
 class _Follower(StoppingCriteria):
-    """Sees every token as it comes: tells the effort which texts have ended, and others how far they are."""
+    """Sees every token as it comes: tells the meter which texts have ended, and others how far they are."""
 
-    def __init__(self, model: LanguageModel, width: int, effort: Effort, on_token: OnToken | None) -> None:
+    def __init__(self, model: LanguageModel, width: int, meter: ShareMeter, on_token: OnToken | None) -> None:
         self._spelling, self._width = model.spelling, width
         self._ends = frozenset(model.end_ids)
         self._end_ids = torch.tensor(model.end_ids, dtype=torch.long, device=model.device)
-        self._effort, self._on_token = effort, on_token
+        self._meter, self._on_token = meter, on_token
 
     def __call__(self, input_ids: Int[Tensor, "n pos"], *_: object, **__: object) -> Bool[Tensor, " n"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Ends nothing: transformers stops at the end-of-text token by itself."""
         going = torch.isin(input_ids[:, -1], self._end_ids, invert=True)
-        self._effort.live = going if self._effort.live is None else self._effort.live & going
+        self._meter.live = going if self._meter.live is None else self._meter.live & going
         if self._on_token:
             rows = input_ids[:, self._width :].tolist()
             # a character of several bytes may be half there

@@ -32,7 +32,7 @@ from saeflow.ids import FeatureId, Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
-from saeflow.steering.written import by_site, stream_rows
+from saeflow.steering.stream_rows import by_site, stream_rows
 
 PROMPTS: Final = ("From my experience,",)
 """The neutral prompt of their code."""

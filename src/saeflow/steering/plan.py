@@ -1,6 +1,6 @@
 """SteeringPlan: which features are changed, and by how much; data that a person reads and edits. No torch.
 
-A plan stands between a flow graph and a model. `growth` makes one, `budget` weakens one, a person strikes out
+A plan stands between a flow graph and a model. `growth` makes one, `sizes` weakens one, a person strikes out
 lines of its file, `LanguageModel.intervening(plan, dictionaries)` applies it:
 
     activate   h + s V            s is the length of what is added along the unit row V (appendix B.2)

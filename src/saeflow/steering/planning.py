@@ -252,7 +252,7 @@ def _folded(
     texts: Sequence[str],
 ) -> tuple[dict[FeatureId, float], dict[FeatureId, str]]:
     """The scale of each target; and those without a threshold that are silent on the texts, which have none."""
-    from saeflow.steering.folding import fold_scales, has_threshold, typical_activations
+    from saeflow.steering.stream_rows import fold_scales, has_threshold, typical_activations
 
     weights = _needed(dictionaries, "folding")
     features = [target.feature for target in kept]
@@ -298,7 +298,7 @@ def _measured(
     limited = request.budget_layer is not None or request.budget_total is not None
     if not limited and (not request.shares or model is None or dictionaries is None or not texts):
         return plan
-    from saeflow.steering.budget import Budget, fit_budget, hidden_norms, norm_sites, plan_change, shares
+    from saeflow.steering.sizes import Budget, fit_budget, hidden_norms, norm_sites, plan_change, shares
 
     weights, runs = _needed(dictionaries, "a budget"), _needed_model(model, "a budget")
     if not texts:

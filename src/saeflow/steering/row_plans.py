@@ -41,27 +41,27 @@ from saeflow.sources.hooks import (
 )
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import LanguageModel
-from saeflow.steering.effort import Effort
 from saeflow.steering.plan import SteeringPlan
+from saeflow.steering.share_meter import ShareMeter
 
 
-def changes(
+def row_changes(
     plans: Sequence[SteeringPlan | None],
     dictionaries: Mapping[Site, Dictionary] | None,
     model: LanguageModel,
     *,
-    effort: Effort | None = None,
+    meter: ShareMeter | None = None,
 ) -> dict[Point, Change]:
     """The functions that apply plans, for `model.intervening`.
 
-        with model.intervening(changes([plan, None], dictionaries, model)):
+        with model.intervening(row_changes([plan, None], dictionaries, model)):
             ...  # a batch of two rows: the first is steered
 
     Args:
         plans: one plan for every row there will be, or a plan a row; None changes nothing.
         dictionaries: where the plans' features are; without any, those of the release the plans name.
         model: the model that will run.
-        effort: records how far each row is moved.
+        meter: records how far each row is moved.
 
     Raises:
         InvalidArgument: for no plan, plans of several releases without dictionaries, or a transcoder's features to
@@ -75,11 +75,11 @@ def changes(
     drafts = _drafts(plans, dictionaries, model)
     clock = Clock()
     where = tuple(plan.tokens if plan else EVERYWHERE for plan in plans)
-    watched = {Point(point.layer, Tap.RES) for point in drafts} if effort else set[Point]()
+    watched = {Point(point.layer, Tap.RES) for point in drafts} if meter else set[Point]()
     points = sorted(drafts.keys() | watched, key=_order)
-    if effort:
-        effort.begin(points, _last_layers(drafts, len(plans)), clock)
-    made = {point: drafts[point].made(point, where, model, clock, effort) for point in points}
+    if meter:
+        meter.begin(points, _last_layers(drafts, len(plans)), clock)
+    made = {point: drafts[point].made(point, where, model, clock, meter) for point in points}
     return Timed(made, clock)
 
 
@@ -98,7 +98,7 @@ class _Draft:
         where: tuple[Where, ...],
         model: LanguageModel,
         clock: Clock,
-        effort: Effort | None,
+        meter: ShareMeter | None,
     ) -> RowChange:
         added_rows = None
         if self.vectors:
@@ -106,7 +106,7 @@ class _Draft:
             added_rows[list(self.vectors), 0] = torch.stack(list(self.vectors.values()))
             added_rows = Placed(negative_zeros(added_rows))
         rescaled = None if self.dictionary is None else _Rescaled.of(self.dictionary, self.factors, self.rows)
-        return RowChange(point, self.rows, added_rows, rescaled, _Inside.of(where, clock), model, effort)
+        return RowChange(point, self.rows, added_rows, rescaled, _Inside.of(where, clock), model, meter)
 
 
 def _drafts(
@@ -230,12 +230,12 @@ class RowChange:
         rescaled: _Rescaled | None,
         inside: _Inside | None,
         model: LanguageModel,
-        effort: Effort | None,
+        meter: ShareMeter | None,
     ) -> None:
         """`rows` of 1 takes a batch of any size."""
         self._point, self._rows = point, rows
         self._vectors, self._rescaled, self._inside = vectors, rescaled, inside
-        self._model, self._effort = model, effort
+        self._model, self._meter = model, meter
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         """The changed hidden state.
@@ -249,8 +249,8 @@ class RowChange:
                 "plan for all rows, or one a row (prompts times num_return_sequences)."
             )
         moved = self._moved(h)
-        if self._effort:
-            self._effort.note(self._point, h, None if moved is None else self._in_stream(h, moved))
+        if self._meter:
+            self._meter.note(self._point, h, None if moved is None else self._in_stream(h, moved))
         return h if moved is None else h + moved
 
     def _moved(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "#batch #pos d_in"] | None:

@@ -1,4 +1,4 @@
-"""Effort: how far plans move the stream, measured while a model runs under them.
+"""How far plans move the stream, measured while a model runs under them.
 
 What is added at every layer adds up in the stream, so two shares are kept for each row of a batch, with d_l the
 sum of all that the row's plan changes at the sites of layer l and h_l the stream after layer l as it comes in there,
@@ -7,8 +7,8 @@ before its own change but with those of all earlier sites in it:
     layer l   the mean over tokens of |d_l| / |h_l|
     total     the mean over tokens of |d_0 + ... + d_L| / |h_L|, with L the last layer the plan changes
 
-What later layers make of an earlier change is no part of the sum: it is the push, not what comes of it. `budget`
-has the same shares as an estimate beforehand, against the mean length of unsteered states.
+The sum counts what a plan adds, not how later layers transform it. `sizes` has the same shares as an estimate
+beforehand, against the mean length of unsteered states.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from saeflow.sources.architectures import Point, Tap
 from saeflow.sources.hooks import Clock
 
 
-class Effort:
-    """Collects what `changes` reports; one object for one batch.
+class ShareMeter:
+    """Collects what `row_plans` reports; one object for one batch.
 
     Attributes:
         live: which rows still count; None for all. A text that has ended is filled up with padding, whose

@@ -1,22 +1,31 @@
-"""How far a plan moves the residual stream: lengths of what it adds, at each site, each layer, and up to each layer.
+"""How far a plan moves the residual stream, as lengths and as shares of its norm; and plans weakened to fit a budget.
 
-With d_l the sum of all that a plan adds at the sites of layer l: |d_l|, and |d_0 + ... + d_l|, the norm of a sum, in
-which directions that differ partly cancel and like ones add up in full. It follows the change along the stream
-alone: what later layers make of it is not in it.
+A row that is added at every layer is not changed once: what layer 0 added is still in the stream when layer 1 adds
+to it. With d_l the sum of all that a plan adds at the sites of layer l (attention and the MLP write into the same
+stream) and |h_l| the mean norm of the residual stream after layer l, two shares are therefore told:
+
+    share of a layer    |d_l| / |h_l|
+    total               |d_0 + ... + d_L| / |h_L|      L the last layer that is changed
+
+The total is the norm of a sum: directions that differ partly cancel, like ones add up in full. It follows the change
+along the stream alone: what later layers make of it is not in it.
 
 For suppression d is (r - 1) a V, its length averaged over the tokens of texts, and the activations a can be read in
 two ways. On the unsteered model d is proportional to r - 1, but what one layer has removed is counted again at the
 next: the total of a cumulative plan comes out several times too large. With `steered`, the plan runs, and each site
-finds what the plan has left of its features: that is what is really changed, and `budget.fit_budget` holds it to a
-budget by search. For activation the two agree.
+finds what the plan has left of its features: that is what is really changed, and `fit_budget` holds it to a budget by
+search. For activation the two agree.
+
+`share_meter` has the same shares of texts that are being generated.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -30,7 +39,7 @@ from saeflow.sources.hooks import Change
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Place, Tokens
 from saeflow.steering.plan import Direction, SteeringPlan
-from saeflow.steering.written import (
+from saeflow.steering.stream_rows import (
     MAX_LENGTH,
     by_site,
     read_places,
@@ -41,6 +50,9 @@ from saeflow.steering.written import (
 )
 
 _Key = TypeVar("_Key", Site, int)
+
+ROUNDING: Final = 1e-6
+"""The share of a budget that is left free, so that rounding cannot exceed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +145,181 @@ def plan_change(
     return _mean_change(groups, values, model, texts, max_length, edits)
 
 
-def change_lengths(
-    plan: SteeringPlan,
-    dictionaries: Mapping[Site, Dictionary],
-    model: LanguageModel | None = None,
-    *,
-    texts: Sequence[str] | None = None,
-) -> dict[Site, float]:
-    """The length of what a plan adds at each site: |s V| to activate, the mean |(r - 1) a V| to suppress.
+@dataclass(frozen=True, slots=True)
+class NormShares:
+    """A plan's change as shares of the mean norm of the residual stream after each changed layer.
+
+    Attributes:
+        at_layer: of what is changed at the layer.
+        upto: of all that is changed at the layer and before it.
+    """
+
+    at_layer: Mapping[int, float]
+    upto: Mapping[int, float]
+
+    @property
+    def per_layer(self) -> float:
+        """The largest share of a layer; 0 for an empty plan."""
+        return max(self.at_layer.values(), default=0.0)
+
+    @property
+    def total(self) -> float:
+        """The share of all that is changed, at the last layer that is; 0 for an empty plan."""
+        return self.upto[max(self.upto)] if self.upto else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a plan notes it."""
+        return {
+            "per_layer": {str(layer): share for layer, share in self.at_layer.items()},
+            "total": self.total,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The most that a plan may change, in shares of the hidden norm: 0.1 is 10 %; None for no limit.
+
+    Attributes:
+        per_layer: of what is changed at any one layer.
+        total: of all that is changed, at the last layer that is.
 
     Raises:
-        As `plan_change`, which also tells the lengths of sums over sites.
+        InvalidArgument: for a share that is not above 0.
     """
-    return dict(plan_change(plan, dictionaries, model, texts=texts).at_site)
+
+    per_layer: float | None = None
+    total: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        for name, share in (("per_layer", self.per_layer), ("total", self.total)):
+            if share is not None and not 0 < share < math.inf:
+                raise InvalidArgument(
+                    f"a budget of {name} = {share} is no share of the hidden norm. Give one above 0, such as 0.1."
+                )
+
+    def holds(self, found: NormShares) -> bool:
+        """Whether shares stay within it."""
+        asked = ((self.per_layer, found.per_layer), (self.total, found.total))
+        return all(limit is None or share <= limit for limit, share in asked)
+
+
+def shares(change: PlanChange, norms: Mapping[Site, float]) -> NormShares:
+    """A change as shares of the hidden norm.
+
+    Args:
+        change: what `plan_change` returned.
+        norms: what `hidden_norms` returned for the plan's `norm_sites`.
+
+    Raises:
+        InvalidArgument: when a norm is missing or not above 0.
+    """
+    for layer in change.at_layer:
+        if not norms.get(Site(layer, Part.RES), 0.0) > 0:
+            raise InvalidArgument(
+                f"there is no hidden norm for {Site(layer, Part.RES)}. Measure it with "
+                "hidden_norms(model, norm_sites(plan), texts)."
+            )
+    norm = {layer: norms[Site(layer, Part.RES)] for layer in change.at_layer}
+    return NormShares(
+        {layer: length / norm[layer] for layer, length in change.at_layer.items()},
+        {layer: length / norm[layer] for layer, length in change.upto.items()},
+    )
+
+
+def within(
+    plan: SteeringPlan, budget: Budget, norms: Mapping[Site, float], change: PlanChange
+) -> SteeringPlan:
+    """The plan, scaled down as a whole until a change in proportion to it fits a budget; never scaled up.
+
+    That is exact for activation, and for suppression as `plan_change` measures it unsteered. One factor for all steps
+    keeps the shape of the schedule. `made_by["budget"]` tells the budget, the factor and the shares before and after.
+
+    Args:
+        plan: what `change` was measured of.
+        budget: shares of the hidden norm.
+        norms: what `hidden_norms` returned for the plan's `norm_sites`.
+        change: what `plan_change` returned for this plan.
+
+    Raises:
+        InvalidArgument: when a norm is missing or not above 0, or the change is of other layers than the plan.
+    """
+    if tuple(sorted(change.at_layer)) != plan.layers:
+        raise InvalidArgument(
+            f"the change is of layers {sorted(change.at_layer)}, the plan of {list(plan.layers)}. Measure the change "
+            "of this plan."
+        )
+    before = shares(change, norms)
+    asked = ((budget.per_layer, before.per_layer), (budget.total, before.total))
+    over = [limit / share for limit, share in asked if limit is not None and share > limit]
+    c = min(over) * (1 - ROUNDING) if over else 1.0
+    after = NormShares(
+        {layer: c * share for layer, share in before.at_layer.items()},
+        {layer: c * share for layer, share in before.upto.items()},
+    )
+    return _noted(plan, budget, c, before, after)
+
+
+def fit_budget(
+    plan: SteeringPlan,
+    budget: Budget,
+    dictionaries: Mapping[Site, Dictionary],
+    model: LanguageModel,
+    texts: Sequence[str],
+    *,
+    norms: Mapping[Site, float] | None = None,
+) -> SteeringPlan:
+    """The plan, scaled down as a whole until what it really changes fits a budget; never scaled up.
+
+    As `within`, which is what it comes to for activation. A suppression is measured while it runs (`steered`), and
+    the largest factor that fits is searched for by halving intervals; it is found to a hundredth of itself.
+
+    Args:
+        plan: what is weakened.
+        budget: shares of the hidden norm.
+        dictionaries: of the plan's sites.
+        model: what texts run through.
+        texts: what norms and activations are measured on; to suppress, texts in which the features fire.
+        norms: of `norm_sites`, where they are known.
+
+    Raises:
+        InvalidArgument: without texts, or to suppress features of a transcoder.
+        UnknownSite: for a site without a dictionary.
+        UnknownFeature: for an index outside its dictionary.
+    """
+    if norms is None:
+        norms = hidden_norms(model, norm_sites(plan), texts)
+    if plan.direction is Direction.ACTIVATE or not plan.steps:
+        return within(plan, budget, norms, plan_change(plan, dictionaries, model, texts=texts))
+
+    def measured(c: float) -> NormShares:
+        change = plan_change(plan.scaled(c), dictionaries, model, texts=texts, steered=True)
+        return shares(change, norms)
+
+    before = after = measured(1.0)
+    fits, exceeds = (1.0, 1.0) if budget.holds(before) else (0.0, 1.0)
+    while exceeds - fits > 0.01 * fits and exceeds > ROUNDING:
+        c = (fits + exceeds) / 2
+        found = measured(c)
+        if budget.holds(found):
+            fits, after = c, found
+        else:
+            exceeds = c
+    return _noted(plan, budget, fits, before, after)
+
+
+def _noted(
+    plan: SteeringPlan, budget: Budget, c: float, before: NormShares, after: NormShares
+) -> SteeringPlan:
+    """The plan scaled by c, with what it was held to and what that changed."""
+    told = {
+        "per_layer": budget.per_layer,
+        "total": budget.total,
+        "scale": c,
+        "before": {"per_layer": before.per_layer, "total": before.total},
+        "after": {"per_layer": after.per_layer, "total": after.total},
+    }
+    return replace(plan.scaled(c), made_by={**plan.made_by, "budget": told})
 
 
 def _weights(values: Mapping[FeatureId, float], features: Sequence[FeatureId]) -> Float64[Tensor, " n"]:

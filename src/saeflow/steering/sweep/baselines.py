@@ -27,7 +27,7 @@ from saeflow.sources.model import LanguageModel
 from saeflow.sources.weights import row_peaks
 from saeflow.steering.activity import activity
 from saeflow.steering.plan import Direction, SteeringPlan, Step
-from saeflow.steering.written import unit_rows
+from saeflow.steering.stream_rows import unit_rows
 
 NEAREST: Final = 8
 """Rows alike in activity among which one is drawn."""

@@ -31,7 +31,7 @@ from saeflow.steering.plan import Direction
 from saeflow.steering.schedule import Constant, Exponential, Linear, Schedule, ScheduleKind
 
 if TYPE_CHECKING:
-    from saeflow.steering.budget import Budget
+    from saeflow.steering.sizes import Budget
 
 NONE, PROMPT, START, RANDOM = "none", "prompt", "start", "random"
 SINGLE, CUMULATIVE = "single", "cumulative"

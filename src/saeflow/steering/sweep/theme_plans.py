@@ -15,11 +15,11 @@ from typing import Final
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.steering.budget import fit_budget, hidden_norms
-from saeflow.steering.folding import fold_scales, has_threshold, typical_activations
 from saeflow.steering.growth import Reach, Target, activation_plan, grow, pick, suppression_plan, targets
 from saeflow.steering.output_score import PROMPTS, output_scores
 from saeflow.steering.plan import Direction, Dropped, SteeringPlan
+from saeflow.steering.sizes import fit_budget, hidden_norms
+from saeflow.steering.stream_rows import fold_scales, has_threshold, typical_activations
 from saeflow.steering.sweep.inputs import Inputs
 from saeflow.steering.sweep.settings import SINGLE, START, Setting, Variant
 from saeflow.steering.theme import Theme
