@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from saeflow.matching.cosine import top_k_both
+from saeflow.matching.topk import top_k_both
 
 SIZE, WIDTH = 2048, 512
 

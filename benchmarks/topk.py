@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from _timing import Row, arguments, has_bf16_units, interleaved, peak_memory, show
-from saeflow.matching.cosine import top_k, top_k_both
+from saeflow.matching.topk import top_k, top_k_both
 
 LOOPED = 24
 Inputs = tuple[Tensor, Tensor, int]

@@ -71,7 +71,7 @@ PAGES: Final = (
         "saeflow.matching",
         "Which feature of one site is which of another, and how sure that is.",
         modules=(
-            "matching.cosine",
+            "matching.topk",
             "matching.permutation",
             "matching.virtual",
             "matching.correlation",

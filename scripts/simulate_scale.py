@@ -103,7 +103,7 @@ def measured() -> dict[str, float]:
     """Unit costs of this machine, one thread; medians of five."""
     import torch
 
-    from saeflow.matching.cosine import top_k_both
+    from saeflow.matching.topk import top_k_both
     from saeflow.paths import write_atomic
 
     torch.set_num_threads(1)

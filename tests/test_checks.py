@@ -19,4 +19,4 @@ def test_an_array_of_another_shape_or_type_is_refused():
 def test_modules_with_arrays_are_found():
     found = modules_with_shapes()
     assert len(found) > 50
-    assert {"saeflow.matching.cosine", "saeflow.sources.dictionary", "saeflow.sources.model"} <= set(found)
+    assert {"saeflow.matching.topk", "saeflow.sources.dictionary", "saeflow.sources.model"} <= set(found)

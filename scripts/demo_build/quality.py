@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas
-from saeflow.matching.cosine import top_k_both
+from saeflow.matching.topk import top_k_both
 from saeflow.report.tables import best_summary, score_summary
 from saeflow.sources.library import DictionarySet
 from saeflow.sources.model import LanguageModel

@@ -13,8 +13,8 @@ from saeflow.ids import Part, Site
 from saeflow.matching import shards
 from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.matching.build import build_atlas
-from saeflow.matching.cosine import COLUMNS
 from saeflow.matching.shards import Best, cut
+from saeflow.matching.topk import COLUMNS
 from saeflow.sources.activations import JumpReLU, ReLU, TopK
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary

@@ -34,10 +34,10 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas, Pair, open_atlas, save_manifest
-from saeflow.matching.cosine import top_k
 from saeflow.matching.methods import Role, Rows, rows_of
 from saeflow.matching.null import FILE, NullDistribution, nulls_to_bytes, read_nulls
 from saeflow.matching.same_weights import refuse_other_weights
+from saeflow.matching.topk import top_k
 from saeflow.paths import sealed, write_atomic
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 

@@ -25,10 +25,9 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Site
-from saeflow.matching.cosine import top_k, top_k_both
 from saeflow.matching.permutation import NO_PARTNER, Assignment, assign
-from saeflow.matching.running import TopK
 from saeflow.matching.table import MatchTable
+from saeflow.matching.topk import TopK, top_k, top_k_both
 from saeflow.matching.virtual import reading_bias, reading_rows
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import AttentionWriter, Dictionary

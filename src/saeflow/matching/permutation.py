@@ -33,7 +33,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bip
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, WidthMismatch
-from saeflow.matching.cosine import top_k, top_k_both
+from saeflow.matching.topk import top_k, top_k_both
 from saeflow.sources.weights import first_rows, row_peaks
 
 CANDIDATES = 50

@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 
 from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.ids import Part, Site
-from saeflow.matching import screening
-from saeflow.matching.cosine import top_k, top_k_both
 from saeflow.matching.methods import match
-from saeflow.matching.tiles import group_size, tiles
+from saeflow.matching.topk import group_size, screening_bounds, tiles, top_k, top_k_both
 
 from .planted import dictionary
 
@@ -129,7 +127,7 @@ def test_screening_keeps_every_true_match_when_bfloat16_would_lose_it():
 def test_the_bound_of_screening_holds_and_is_not_idle():
     a, b = rows_of(300, 512, 12), rows_of(400, 512, 13) * 3
     low_a, low_b = a.bfloat16(), b.bfloat16()
-    eps_a, eps_b = screening.bounds(a, low_a, b, low_b)
+    eps_a, eps_b = screening_bounds(a, low_a, b, low_b)
     error = (low_a.double() @ low_b.double().T - a.double() @ b.double().T).abs()
     assert (error.max(dim=1).values <= eps_a).all()
     assert (error.max(dim=0).values <= eps_b).all()
