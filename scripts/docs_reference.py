@@ -78,7 +78,7 @@ PAGES: Final = (
             "matching.calibration",
             "matching.null",
             "matching.significance",
-            "matching.strategies",
+            "matching.table",
             "matching.agreement",
             "matching.methods",
             "matching.rows",

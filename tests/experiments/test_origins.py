@@ -128,6 +128,30 @@ def test_one_of_five_is_drawn_once_a_feature_from_the_seed(planted) -> None:
     assert drawn[0].made_by == drawn[1].made_by != drawn[2].made_by
 
 
+def test_a_draw_of_a_pair_depends_on_nothing_else_and_takes_every_place_alike() -> None:
+    at = [Site(0, Part.RES), Site(1, Part.MLP)]
+    best = np.random.default_rng(0).permuted(np.arange(40)[None].repeat(1200, 0), axis=1)[:, :5]
+    score = np.linspace(0.9, 0.1, 5)[None].repeat(1200, 0)
+    tables = {
+        (RES, to): MatchTable(RES, to, "cosine", 40, best.astype("i4"), score.astype("f4")) for to in at
+    }
+    drawn = random_of_top_k("random", tables).named
+    alone = [random_of_top_k("random", {pair: tables[pair]}).named[pair].index for pair in tables]
+    assert all(np.array_equal(one, drawn[pair].index) for one, pair in zip(alone, tables, strict=True))
+    assert not np.array_equal(*alone)
+    # 1,200 draws of 5: 240 each, standard deviation 14
+    for index in alone:
+        assert (abs(np.bincount((best == index).argmax(1), minlength=5) - 240) < 5 * 14).all()
+    for k in range(1, 6):
+        found = top_k("cosine", tables, k).named
+        assert all(np.array_equal(named.index, best[:, :k]) for named in found.values())
+
+
+def test_a_feature_without_a_partner_has_nothing_to_draw() -> None:
+    found = random_of_top_k("random", table([[3], [0]], [[0.5], [-np.inf]]), 1).at(RES, Part.RES)
+    assert found.index[:, 0].tolist() == [3, -1]
+
+
 def test_what_cannot_be_asked_is_refused(planted, methods) -> None:
     ask = lambda **told: observe_origins(planted.model, planted.dictionaries, methods, **told)  # noqa: E731
     with pytest.raises(UnknownSite, match=r"9/res.*\[0, 1, 2\]"):

@@ -1,4 +1,4 @@
-"""MatchTable: what every matching method answers, and its file. No torch.
+"""MatchTable: what every matching method answers, its file, and mutual matches of two of them. No torch.
 
 One row per feature of the source dictionary: the rows of the target it matches, best first, and how
 well. Saved as safetensors with the sites, the method and the fingerprints of both dictionaries in the
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from saeflow.errors import BadFile, UnknownFeature, UnknownSite
+from saeflow.errors import BadFile, InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.rows import AGAIN
 from saeflow.paths import write_atomic
@@ -142,6 +142,45 @@ class MatchTable:
         return MatchTable(
             source, target, header["method"], n_target, index, score, (made_from[0], made_from[1])
         )
+
+
+def ranks_back(table: MatchTable, back: MatchTable) -> Int32[np.ndarray, "n_source k"]:
+    """At which place each match names the feature in return: 0 is its best; -1 where it does not.
+
+    `back` is the table of the opposite direction, and what it does not keep counts as not named.
+
+    Raises:
+        InvalidArgument: when `back` does not lead back.
+    """
+    if (back.source, back.target) != (table.target, table.source) or (
+        (back.n_source, back.n_target) != (table.n_target, table.n_source)
+    ):
+        raise InvalidArgument(
+            f"a table {back.source} ({back.n_source}) to {back.target} ({back.n_target}) does not lead back from "
+            f"{table.source} ({table.n_source}) to {table.target} ({table.n_target}). Give the two of one pair."
+        )
+    named = np.where(np.isneginf(back.score), -1, back.index)[table.index]
+    own = named == np.arange(table.n_source)[:, None, None]
+    own[np.isneginf(table.score)] = False
+    return np.where(own.any(axis=2), own.argmax(axis=2), -1).astype(np.int32)
+
+
+def mutual(table: MatchTable, back: MatchTable, k: int = 1) -> Bool[np.ndarray, "n_source k"]:
+    """Which of the best `k` matches have the feature among their own best `k`.
+
+    With k = 1, `mutual(...)[:, 0]` marks mutual best matches.
+
+    Raises:
+        InvalidArgument: when `back` does not lead back, or a table keeps fewer than `k`.
+    """
+    if k < 1:
+        raise InvalidArgument(f"k={k} matches were asked for. Give k of at least 1.")
+    if k > min(table.k, back.k):
+        raise InvalidArgument(
+            f"mutual top-{k} was asked of tables that keep {table.k} and {back.k}. Match again with k of {k}."
+        )
+    rank = ranks_back(table, back)[:, :k]
+    return (rank >= 0) & (rank < k)
 
 
 def _check(header: dict[str, Any], index: np.ndarray, score: np.ndarray) -> str:

@@ -17,8 +17,7 @@ from saeflow.errors import SaeflowError
 from saeflow.flow import FlowGraph, Thresholds
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.atlas import Atlas
-from saeflow.matching.strategies import mutual
-from saeflow.matching.table import MatchTable
+from saeflow.matching.table import MatchTable, mutual
 
 Row = dict[str, Any]
 ABOVE = (0.5, 0.7)
