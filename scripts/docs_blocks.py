@@ -206,7 +206,17 @@ def real_command() -> Any:
 
 
 def refused(arguments: list[str]) -> str:
-    """Why saeflow's command line would not take `arguments`; "" where it would. Nothing is run."""
+    """Why saeflow's command line would not take `arguments`; "" where it would. Nothing is run.
+
+    A page may name a device that this machine has not.
+    """
+    from unittest.mock import patch
+
+    with patch("saeflow.sources.devices.known_device"):
+        return _refused(arguments)
+
+
+def _refused(arguments: list[str]) -> str:
     command, context, rest = real_command(), None, list(arguments)
     name = "saeflow"
     try:
