@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from saeflow.errors import InvalidArgument
+from saeflow.experiments.transition.fit import Moments, ridge
 from saeflow.experiments.transition.loss import is_run, loss_through
 from saeflow.experiments.transition.maps import (
     KS,
@@ -22,7 +23,6 @@ from saeflow.experiments.transition.maps import (
     transition_maps,
 )
 from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, Sums, squared, sums, written
-from saeflow.experiments.transition.moments import Moments, ridge
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, TopK
 from saeflow.sources.architectures import Tap

@@ -70,8 +70,8 @@ def transition(
 ) -> None:
     """Predict each layer from the features of the one before through matches, and skip layers so (appendix F)."""
     from saeflow.experiments.inputs import InputNames
-    from saeflow.experiments.transition.inputs import TransitionSize
-    from saeflow.experiments.transition.inputs import transition as run
+    from saeflow.experiments.transition.run import TransitionSize
+    from saeflow.experiments.transition.run import transition as run
     from saeflow.ids import Part
 
     where = opened(engine, workers, address, cpus, gpus)

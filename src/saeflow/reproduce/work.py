@@ -23,7 +23,7 @@ from saeflow.experiments.inputs import (
     origins,
 )
 from saeflow.experiments.summary import summarize
-from saeflow.experiments.transition.inputs import TransitionSize, transition
+from saeflow.experiments.transition.run import TransitionSize, transition
 from saeflow.experiments.transition.summary import summarize_transition
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, atlas_folder, open_atlas
