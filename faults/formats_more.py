@@ -71,14 +71,14 @@ def _activations(place: Path) -> None:
     import numpy as np
     from safetensors.numpy import save
 
-    from saeflow.paths import sealed
+    from saeflow.files import add_sha256
 
     held = {
         "indptr": np.array([0, 2, 3], np.int32),
         "index": np.array([1, 4, 0], np.int32),
         "value": np.array([0.5, 1.0, 2.0], np.float32),
     }
-    (place / "000000.safetensors").write_bytes(sealed(save(held)))
+    (place / "000000.safetensors").write_bytes(add_sha256(save(held)))
 
 
 def _read_activations(place: Path) -> object:
@@ -125,14 +125,14 @@ def _pointer(place: Path) -> None:
     """As `write_pointer` leaves it."""
     from dataclasses import asdict
 
-    from saeflow.paths import sealed
+    from saeflow.files import add_sha256
     from saeflow.sources.formats.remote_index import Segment
     from saeflow.sources.remote.hub_file import HubFile
 
     file = HubFile("a/b", "x.safetensors", "c" * 40, "e" * 64, 100)
     index = {"W_dec": asdict(Segment(60, 92, 0, (8,), "F32"))}
     told = {"saeflow-pointer": 1, "file": asdict(file), "index": index}
-    (place / "x.safetensors").write_bytes(sealed(json.dumps(told).encode()))
+    (place / "x.safetensors").write_bytes(add_sha256(json.dumps(told).encode()))
 
 
 def _read_pointer(place: Path) -> object:

@@ -55,7 +55,7 @@ def record_long(only: list[Path], matching: str = "") -> None:
 
     Blocks that were never run enter the record as such; blocks that are gone leave it.
     """
-    from saeflow.paths import write_atomic
+    from saeflow.files import write_atomic
 
     every = [block for page in pages() for block in blocks(page) if block.fate == "long"]
     wanted = {page.resolve().relative_to(ROOT).as_posix() for page in only}

@@ -103,8 +103,8 @@ def measured() -> dict[str, float]:
     """Unit costs of this machine, one thread; medians of five."""
     import torch
 
+    from saeflow.files import write_atomic
     from saeflow.matching.topk import top_k_both
-    from saeflow.paths import write_atomic
 
     torch.set_num_threads(1)
     n, d = 4096, 2304

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from saeflow.demo import DOMAINS
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 
 from .corpus import documents, split
 

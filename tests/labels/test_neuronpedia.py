@@ -8,12 +8,12 @@ import urllib.parse
 import pytest
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, Unreachable
+from saeflow.files import check_sha256
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import no_words, words_for
 from saeflow.labels.http import Fetcher
 from saeflow.labels.neuronpedia import Neuronpedia, words_of
 from saeflow.labels.sources import Source, sources_of
-from saeflow.paths import unsealed
 from saeflow.sources.recipes import known_releases, read_recipe
 
 from .service import Fault
@@ -330,4 +330,4 @@ def test_names_cannot_leave_the_cache(name):
 def test_kept_answers_leave_out_what_is_large(api, tmp_path):
     api.feature(SOURCE, 7)
     (kept,) = (tmp_path / "cache" / "neuronpedia").rglob("7.json")
-    assert "vector" not in json.loads(unsealed(kept.read_bytes()))
+    assert "vector" not in json.loads(check_sha256(kept.read_bytes()))

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.files import PACK
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import FeatureWords, WordsFolder, write_words
 from saeflow.labels import search as module
 from saeflow.labels.search import CANDIDATES, INDEX, build_index, search, words_in
-from saeflow.paths import PACK
 
 RES, MLP = Site.parse("4/res"), Site.parse("0/mlp")
 LABELS = [

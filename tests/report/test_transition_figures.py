@@ -7,7 +7,7 @@ import pytest
 
 from saeflow.experiments.records import RunRecord, RunRequest
 from saeflow.experiments.results import MANIFEST, Results
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 from saeflow.report.figures import MEDIA, PAGE, PHONE, draw, svg_text
 from saeflow.report.figures.readings import reading
 from saeflow.report.figures.saving import printed_svg

@@ -25,7 +25,7 @@ from saeflow.cli import (
 )
 from saeflow.cli.app import app
 from saeflow.errors import NotWritable, SaeflowError
-from saeflow.paths import unwritten
+from saeflow.files import write_error
 
 __all__ = ["app", "run"]
 
@@ -63,7 +63,7 @@ def run() -> None:
 def _sentence(error: OSError) -> str:
     """What a system error means, and what to do."""
     what = str(error.filename or "a file")
-    clear = unwritten(error, what)
+    clear = write_error(error, what)
     if isinstance(clear, NotWritable):
         return f"{what} may not be read or written ({error.strerror}). Change its permissions, or give another path."
     if clear:

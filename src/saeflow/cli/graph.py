@@ -71,12 +71,12 @@ def graph(
     as_json: Json = False,
 ) -> None:
     """Print the flow graph of a feature, and write it as HTML, JSON and GraphML, or in other --formats."""
+    from saeflow.files import write_atomic
     from saeflow.flow import Thresholds, trace
     from saeflow.flow.compare import compare, published_graph
     from saeflow.ids import FeatureId
     from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
-    from saeflow.paths import write_atomic
     from saeflow.report import render
     from saeflow.report.exports import export, format_named
 
@@ -161,7 +161,7 @@ def write_graph(
     grown: FlowGraph, words: Words, folder: Path, release: str, formats: Sequence[str] = ()
 ) -> list[Path]:
     """The graph as {release}-{seed} with the ending of each format, by default those of `saeflow graph`."""
-    from saeflow.paths import write_atomic
+    from saeflow.files import write_atomic
     from saeflow.report.exports import export, format_named
 
     stem = f"{release}-{str(grown.seed).replace('/', '-')}"

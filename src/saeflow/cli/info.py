@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from saeflow.cli.app import Json, Release, print_table, show
-from saeflow.paths import folder_and_pattern
+from saeflow.files import folder_and_pattern
 
 
 def add_to(app: typer.Typer) -> None:

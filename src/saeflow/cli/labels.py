@@ -67,12 +67,12 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Fetch the words of whole sites from Neuronpedia's public exports. A killed fetch goes on."""
+    from saeflow.files import cache_folder
     from saeflow.labels.bucket import BUCKET, Bucket, Kind
     from saeflow.labels.bulk import fetch_words, plan_fetch
     from saeflow.labels.http import Fetcher
     from saeflow.labels.neuronpedia import is_offline
     from saeflow.labels.sources import NEURONPEDIA, sources_of, words_folder
-    from saeflow.paths import cache_folder
 
     asked = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     unknown = sorted(set(asked) - set(Kind))

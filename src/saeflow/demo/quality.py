@@ -6,7 +6,7 @@ import json
 from typing import Any, cast
 
 from saeflow.errors import BadFile
-from saeflow.paths import PACK
+from saeflow.files import PACK
 
 
 def quality() -> dict[str, Any]:

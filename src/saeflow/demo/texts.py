@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from saeflow.errors import BadFile, InvalidArgument
-from saeflow.paths import PACK
+from saeflow.files import PACK
 
 DOMAINS = ("stories", "novels", "textbooks", "maths", "python")
 """The domains the demo model was trained on. Texts of python come from the interpreter's own library."""

@@ -17,10 +17,10 @@ from saeflow.experiments.methods import Matchings, Predecessors, deactivation_st
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Progress, Results
 from saeflow.experiments.sampling import Sample, draw, expand, open_dataset
+from saeflow.files import cache_folder
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, open_atlas
 from saeflow.matching.same_weights import refuse_other_weights
-from saeflow.paths import cache_folder
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
 

@@ -20,8 +20,8 @@ from saeflow.experiments.methods import Predecessors, to_bytes
 from saeflow.experiments.records import Origin, OriginTrial, RunRequest
 from saeflow.experiments.results import Progress, Results, Row, significant, versions
 from saeflow.experiments.sampling import Sample
+from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
-from saeflow.paths import write_atomic
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 

@@ -29,7 +29,7 @@ from typing import Any, cast
 from saeflow.engines import Engine, Here
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.records import RunRecord, RunRequest
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, read_json, read_text
 from saeflow.version import __version__
 

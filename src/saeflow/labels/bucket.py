@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from saeflow.errors import BadFile, Unreachable
+from saeflow.files import add_sha256, check_sha256, write_atomic
 from saeflow.labels.http import Fetcher, Received
 from saeflow.labels.sources import Source
-from saeflow.paths import sealed, unsealed, write_atomic
 from saeflow.patience import LARGEST
 from saeflow.reading import parse_json, read_bytes
 
@@ -93,7 +93,7 @@ class Bucket:
         else:
             listed = list(self._listed(prefix))
             kept = json.dumps([[key, size] for key, size in listed]).encode()
-            write_atomic(self._list_path(source), sealed(kept))
+            write_atomic(self._list_path(source), add_sha256(kept))
         found: list[tuple[Kind, str, int, Export]] = []
         for key, size in listed:
             told = _FILE.fullmatch(key.removeprefix(prefix)) if key.startswith(prefix) else None
@@ -147,7 +147,7 @@ class Bucket:
     def _kept_list(self, source: Source) -> list[tuple[str, int]]:
         path = self._list_path(source)
         try:
-            return [(str(key), int(size)) for key, size in parse_json(unsealed(read_bytes(path)))]
+            return [(str(key), int(size)) for key, size in parse_json(check_sha256(read_bytes(path)))]
         except FileNotFoundError:
             raise Unreachable(
                 f"what files {source} has was never asked from this machine, and saeflow is offline. Fetch it "

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
+from saeflow.files import add_check, agrees_with_check, write_atomic
 from saeflow.ids import Site
 from saeflow.labels.bucket import Bucket, Export, Kind
 from saeflow.labels.lines import is_whole
 from saeflow.labels.neuronpedia import CONTEXTS, TOKENS, frequency_of, passage_of, promotes_of
 from saeflow.labels.sources import NEURONPEDIA, Source, Sources
 from saeflow.labels.words import Context, FeatureWords, label_of, words_path, write_words
-from saeflow.paths import is_as_written, with_check, write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json, read_json
 
 ABOUT: Final = "about.json"
@@ -166,7 +166,7 @@ def fetch_words(
                 "source": str(site_plan.source), "request": asked, "features": len(rows),
                 "labelled": sum(row is not None and bool(row.by) for row in rows), "skipped": found.skipped,
             }  # fmt: skip
-            write_atomic(out / ABOUT, json.dumps(with_check(about), indent=1).encode())
+            write_atomic(out / ABOUT, json.dumps(add_check(about), indent=1).encode())
         if not keep:
             for export in site_plan.exports:
                 bucket.forget(export)
@@ -327,7 +327,7 @@ def _read_about(out: Path, plan: FetchPlan) -> dict[str, Any]:
     try:
         told = read_json(out / ABOUT)
         same = all(told[name] == fresh[name] for name in ("format", "version", "release", "origin", "model"))
-        same = same and is_as_written(told)
+        same = same and agrees_with_check(told)
         return cast("dict[str, Any]", told) if same and isinstance(told["sites"], dict) else fresh
     except (OSError, ValueError, KeyError, TypeError):
         return fresh

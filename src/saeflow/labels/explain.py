@@ -22,11 +22,11 @@ from typing import Final, Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.files import add_sha256, cache_folder, check_sha256, write_atomic
 from saeflow.ids import FeatureId, Site
 from saeflow.labels.detection import Detection, Silence, Trial, make_trial
 from saeflow.labels.questions import Messages, ask_fires, ask_label, marked, read_fires, read_label
 from saeflow.labels.words import Context, FeatureWords, WordsFolder, write_words
-from saeflow.paths import cache_folder, sealed, unsealed, write_atomic
 from saeflow.reading import parse_json, read_bytes
 
 TRIES: Final = 3
@@ -333,14 +333,14 @@ class _Asker:
 
     def _kept(self, conversation: Messages) -> str | None:
         try:
-            return str(parse_json(unsealed(read_bytes(self._path(conversation))))["answer"])
+            return str(parse_json(check_sha256(read_bytes(self._path(conversation))))["answer"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _keep(self, conversation: Messages, answer: str) -> None:
         path = self._path(conversation)
         if self._kept(conversation) is None:
-            write_atomic(path, sealed(json.dumps({"model": self.chat.name, "answer": answer}).encode()))
+            write_atomic(path, add_sha256(json.dumps({"model": self.chat.name, "answer": answer}).encode()))
 
 
 __all__ = [

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 from saeflow.errors import BadFile, Unreachable
-from saeflow.paths import alone_at, write_atomic
+from saeflow.files import file_lock, write_atomic
 from saeflow.patience import LATER, STEP, Meter, TooLong, doubled, masked, retry_after, within
 from saeflow.version import __version__
 
@@ -102,7 +102,7 @@ class Fetcher:
         """
         part = path.with_name(f"{path.name}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with alone_at(path) as waited:
+        with file_lock(path) as waited:
             if not (waited and path.is_file() and size in (None, path.stat().st_size)):
                 self._download(url, path, part, size, received)
 

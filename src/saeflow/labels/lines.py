@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from saeflow.errors import BadFile
-from saeflow.paths import replacing
+from saeflow.files import atomic_file
 from saeflow.reading import LINE, PACKED_WRONG, gzip_lines, regular, unpacked
 
 BLOCK: Final = 256
@@ -61,7 +61,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> int:
     lengths: list[int] = []
     n_lines = 0
     stream = iter(lines)
-    with replacing(path) as part, part.open("wb") as file:
+    with atomic_file(path) as part, part.open("wb") as file:
         while some := list(islice(stream, BLOCK)):
             packed = gzip.compress("".join(f"{line}\n" for line in some).encode(), _LEVEL, mtime=0)
             file.write(packed)

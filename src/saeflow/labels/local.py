@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument
+from saeflow.files import add_check, add_sha256, agrees_with_check, check_sha256, write_atomic
 from saeflow.ids import Site
 from saeflow.labels.bulk import ABOUT, FORMAT, VERSION
 from saeflow.labels.gather import Control, Seen, State
@@ -45,7 +46,6 @@ from saeflow.labels.neuronpedia import CONTEXTS
 from saeflow.labels.sources import LOCAL
 from saeflow.labels.words import AFTER, BEFORE, words_path, write_words
 from saeflow.matching.stream import encoder_digest, model_digest, special_tokens
-from saeflow.paths import is_as_written, sealed, unsealed, with_check, write_atomic
 from saeflow.reading import SHARD, read_bytes, read_json
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
@@ -180,7 +180,7 @@ class _Run:
             if full:
                 break
             if time.monotonic() - saved >= checkpoint_seconds:
-                write_atomic(self._checkpoint, sealed(state.pack()))
+                write_atomic(self._checkpoint, add_sha256(state.pack()))
                 saved = time.monotonic()
         if state.n_tokens == 0:
             raise InvalidArgument(
@@ -202,7 +202,7 @@ class _Run:
                 "n_tokens": state.n_tokens,
             }  # fmt: skip
         about["sites"] = dict(sorted(about["sites"].items()))
-        write_atomic(self.out / ABOUT, json.dumps(with_check(about), indent=1).encode())
+        write_atomic(self.out / ABOUT, json.dumps(add_check(about), indent=1).encode())
         self._checkpoint.unlink(missing_ok=True)
 
     def _units(self) -> Iterator[list[Passage]]:
@@ -221,7 +221,7 @@ class _Run:
         """The state of the last checkpoint, if it is of these texts; else nothing seen."""
         fresh = self._fresh()
         try:
-            found = fresh.unpack(unsealed(read_bytes(self._checkpoint, SHARD)))
+            found = fresh.unpack(check_sha256(read_bytes(self._checkpoint, SHARD)))
         except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError):
             return self._fresh()
         return found if found.digest == self._digest(found.units) else self._fresh()
@@ -358,7 +358,7 @@ def _read_about(out: Path) -> dict[str, Any]:
     try:
         told = read_json(out / ABOUT)
         same = all(told[name] == fresh[name] for name in ("format", "version", "origin"))
-        same = same and is_as_written(told)
+        same = same and agrees_with_check(told)
         return cast("dict[str, Any]", told) if same and isinstance(told["sites"], dict) else fresh
     except (OSError, ValueError, KeyError, TypeError):
         return fresh

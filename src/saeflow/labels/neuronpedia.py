@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from saeflow.errors import BadFile, Unreachable
+from saeflow.files import add_sha256, cache_folder, check_sha256, write_atomic
 from saeflow.ids import FeatureId, Site
 from saeflow.labels.http import Fetcher
 from saeflow.labels.sources import Source, Sources
 from saeflow.labels.words import AFTER, BEFORE, Context, FeatureWords, label_of
-from saeflow.paths import cache_folder, sealed, unsealed, write_atomic
 from saeflow.reading import parse_json, read_bytes
 
 BASE_URL: Final = "https://www.neuronpedia.org"
@@ -97,7 +97,7 @@ class Neuronpedia:
         path = self._cache / source.model / source.id / f"{index}.json"
         if path.is_file() and not refresh:
             try:
-                return _checked(unsealed(read_bytes(path)), source, index, str(path))
+                return _checked(check_sha256(read_bytes(path)), source, index, str(path))
             except (BadFile, ValueError):
                 path.unlink()  # asked for again below
         url = f"{self._base}/api/feature/{source}/{index}"
@@ -111,7 +111,7 @@ class Neuronpedia:
             return None
         told = _checked(data, source, index, url)
         kept = json.dumps({name: told[name] for name in _KEPT if name in told})
-        write_atomic(path, sealed(kept.encode()))
+        write_atomic(path, add_sha256(kept.encode()))
         return told
 
     def feature(self, source: Source, index: int, *, refresh: bool = False) -> FeatureWords | None:

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from saeflow.errors import InvalidArgument, NoSpace
+from saeflow.files import PACK, atomic_file, cache_folder, write_error
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords, WordsFolder, words_path, words_sites
-from saeflow.paths import PACK, cache_folder, replacing, unwritten
 
 INDEX: Final = "search.sqlite"
 VERSION: Final = 3
@@ -208,7 +208,7 @@ def _file_sum(path: Path) -> int:
 
 
 def _build(folder: Path, path: Path, fingerprint: str, progress: Progress | None) -> None:
-    with replacing(path) as part:
+    with atomic_file(path) as part:
         _fill(part, folder, fingerprint, progress)
         told = _SUM.pack(_file_sum(part))
         with part.open("r+b") as file:
@@ -221,7 +221,7 @@ def _fill(part: Path, folder: Path, fingerprint: str, progress: Progress | None)
         _write(part, folder, fingerprint, progress)
     except sqlite3.OperationalError as error:
         # a full disk has its own text; SQLite tells of no other reason
-        raise unwritten(error, part) or OSError(errno.EIO, f"SQLite: {error}", str(part)) from error
+        raise write_error(error, part) or OSError(errno.EIO, f"SQLite: {error}", str(part)) from error
 
 
 def _write(part: Path, folder: Path, fingerprint: str, progress: Progress | None) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from saeflow.errors import InvalidArgument, UnknownRelease
+from saeflow.files import PACK, cache_folder, folder_and_pattern
 from saeflow.ids import Part, Site
 from saeflow.labels.words import Merged, Words, WordsFolder, no_words, words_sites
-from saeflow.paths import PACK, cache_folder, folder_and_pattern
 from saeflow.sources.recipes import CANONICAL, is_recipe, read_recipe
 
 NEURONPEDIA: Final = "neuronpedia"

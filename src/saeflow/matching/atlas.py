@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease, UnknownSite
+from saeflow.files import PACK, add_check, agrees_with_check, cache_folder, folder_and_pattern, write_atomic
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
 from saeflow.matching.rows import AGAIN, TableRows, checked
-from saeflow.paths import PACK, cache_folder, folder_and_pattern, is_as_written, with_check, write_atomic
 from saeflow.reading import read_json
 from saeflow.records import Match
 
@@ -238,7 +238,7 @@ def save_manifest(atlas: Atlas) -> None:
         data["weights"] = {str(site): digest for site, digest in sorted(atlas.weights.items())}
     if atlas.calibration is not None:
         data["calibration"] = {"file": atlas.calibration[0], "sha256": atlas.calibration[1]}
-    write_atomic(atlas.folder / MANIFEST, (json.dumps(with_check(data), indent=1) + "\n").encode())
+    write_atomic(atlas.folder / MANIFEST, (json.dumps(add_check(data), indent=1) + "\n").encode())
 
 
 def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
@@ -261,7 +261,7 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
             raise CorruptAtlas(
                 f"{path} is {kind!r} version {version}, not {FORMAT!r} version {VERSION}. {AGAIN}"
             )
-        if verify and not is_as_written(data):
+        if verify and not agrees_with_check(data):
             raise CorruptAtlas(f"{path} has changed since it was written: its checksum differs. {AGAIN}")
         files = {
             (Site.parse(t["source"]), Site.parse(t["target"])): (_inside(folder, t["file"]), str(t["sha256"]))

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from saeflow.engines import Engine, Here
 from saeflow.errors import UnknownSite
+from saeflow.files import write_atomic
 from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas, Pair, flow_pairs, open_atlas, save_manifest
 from saeflow.matching.methods import check, find_method, roles
 from saeflow.matching.pairs import MatchPair, PairUnit, file_name, there
 from saeflow.matching.same_weights import weights_of
-from saeflow.paths import write_atomic
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.version import __version__
 

@@ -32,13 +32,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
+from saeflow.files import add_sha256, write_atomic
 from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas, Pair, open_atlas, save_manifest
 from saeflow.matching.methods import Role, Rows, rows_of
 from saeflow.matching.null import FILE, NullDistribution, nulls_to_bytes, read_nulls
 from saeflow.matching.same_weights import refuse_other_weights
 from saeflow.matching.topk import top_k
-from saeflow.paths import sealed, write_atomic
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
 Kind = Literal["rotation", "moments", "families", "far"]
@@ -171,7 +171,7 @@ def calibrate(
             found[pair] = read_nulls(path)[pair]
         except (BadFile, KeyError):
             found[pair] = draw.null(*pair)
-            write_atomic(path, sealed(nulls_to_bytes({pair: found[pair]})))
+            write_atomic(path, add_sha256(nulls_to_bytes({pair: found[pair]})))
         done_here.append(path)
         draw.keep({site for later in pairs[done + 1 :] for site in later})
     if progress:

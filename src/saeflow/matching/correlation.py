@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
+from saeflow.files import write_atomic
 from saeflow.ids import Site
 from saeflow.matching.atlas import MANIFEST, Atlas, Pair, flow_pairs, open_atlas, save_manifest
 from saeflow.matching.coactivation import Ranked, size, top_correlations
@@ -26,7 +27,6 @@ from saeflow.matching.methods import Role, rows_of
 from saeflow.matching.same_weights import weights_of
 from saeflow.matching.stream import Progress, Stream, cut_into_units, encoder_digest
 from saeflow.matching.table import MatchTable
-from saeflow.paths import write_atomic
 from saeflow.reading import read_json
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel

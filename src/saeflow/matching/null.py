@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.files import check_sha256
 from saeflow.ids import Site
-from saeflow.paths import unsealed
 from saeflow.reading import parse_json, read_bytes
 
 FILE: Final = "calibration.json"
@@ -131,7 +131,7 @@ def read_nulls(path: Path) -> dict[tuple[Site, Site], NullDistribution]:
         BadFile: when the file is missing, cut off or of another kind.
     """
     try:
-        data = cast("dict[str, Any]", parse_json(unsealed(read_bytes(path))))
+        data = cast("dict[str, Any]", parse_json(check_sha256(read_bytes(path))))
         if (data["format"], data["version"]) != (_FORMAT, _VERSION):
             raise BadFile(f"{path} holds no nulls of version {_VERSION}. {_AGAIN}")
         return {

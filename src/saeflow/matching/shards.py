@@ -30,13 +30,13 @@ from safetensors.numpy import load, save
 
 from saeflow.engines import Engine
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.files import write_atomic
 from saeflow.ids import Site
 from saeflow.matching.atlas import Pair
 from saeflow.matching.methods import Role, Rows, best_rows_both, find_method, roles, rows_of
 from saeflow.matching.pairs import file_name, there
 from saeflow.matching.table import MatchTable
 from saeflow.matching.topk import COLUMNS
-from saeflow.paths import write_atomic
 from saeflow.reading import SHARD, read_bytes
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.sources.row_ranges import rows_from

@@ -25,8 +25,8 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.files import add_sha256, check_sha256, write_atomic
 from saeflow.ids import Site
-from saeflow.paths import sealed, unsealed, write_atomic
 from saeflow.reading import SHARD, read_bytes
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
@@ -133,7 +133,7 @@ class Stream:
                 if progress:
                     progress(done, len(steps), f"texts at {group[0]} to {group[-1]}")
                 for site, data in self._encoded(missing, self.units[number]):
-                    write_atomic(self._shard(site, number), sealed(data))
+                    write_atomic(self._shard(site, number), add_sha256(data))
             if number == len(self.units) - 1:
                 for site in group:
                     self.dictionaries[site].unload()
@@ -206,7 +206,7 @@ def _shard_bytes(dictionary: Dictionary, h: Float[Tensor, "n d_in"]) -> bytes:
 
 def _read_shard(path: Path, width: int) -> sp.csr_array:
     try:
-        held = load(unsealed(read_bytes(path, SHARD)))
+        held = load(check_sha256(read_bytes(path, SHARD)))
         index, value, indptr = held["index"], held["value"], held["indptr"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise BadFile(

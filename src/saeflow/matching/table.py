@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownFeature, UnknownSite
+from saeflow.files import write_atomic
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.rows import AGAIN
-from saeflow.paths import write_atomic
 from saeflow.reading import parse_json, safetensors
 from saeflow.records import Match
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import RunRecord
 from saeflow.experiments.results import Results, SummaryTable
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 from saeflow.report.document import document, templates
 from saeflow.report.figures import FIGURES, PAGE, PHONE, Frame, draw, svg_text
 from saeflow.report.figures.readings import reading

@@ -14,6 +14,7 @@ from typing import Any
 
 from saeflow.demo.pick import worth_a_look
 from saeflow.errors import BadFile, UnknownRelease
+from saeflow.files import write_atomic
 from saeflow.flow.compare import Comparison, PublishedGraph, compare, published_graph
 from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Thresholds
@@ -22,7 +23,6 @@ from saeflow.ids import FeatureId
 from saeflow.labels import Words, words_for
 from saeflow.matching.atlas import Atlas, open_atlas
 from saeflow.matching.direct import DirectMatches
-from saeflow.paths import write_atomic
 from saeflow.report import render
 from saeflow.reproduce.recipe import Recipe, Table
 from saeflow.reproduce.stages import FROM_WEIGHTS, Stage

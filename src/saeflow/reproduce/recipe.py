@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.sampling import recipes as known_datasets
-from saeflow.paths import folder_and_pattern
+from saeflow.files import folder_and_pattern
 from saeflow.reading import read_toml
 from saeflow.reproduce.stages import SCHEMAS, Stage
 from saeflow.sources.recipes import is_recipe

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from saeflow.experiments.results import significant
 from saeflow.experiments.statistics import Estimate
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 from saeflow.reproduce.claims import Claim, claims
 from saeflow.reproduce.evidence import STAGES, Evidence, GraphsRun
 from saeflow.reproduce.page import Material, page_html, read_tables, words_of

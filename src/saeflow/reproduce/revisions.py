@@ -7,7 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from saeflow.paths import PACK
+from saeflow.files import PACK
 from saeflow.reproduce.recipe import Recipe
 from saeflow.sources.recipes import is_recipe, read_recipe
 

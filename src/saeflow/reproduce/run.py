@@ -21,7 +21,7 @@ from typing import Any, Final
 from saeflow.errors import BadFile, InvalidArgument, NoSpace, NotWritable, SaeflowError
 from saeflow.experiments.inputs import Bars, Note
 from saeflow.experiments.results import versions
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 from saeflow.reading import read_json
 from saeflow.reproduce.machine import hardware, peak_memory, reset_peak
 from saeflow.reproduce.recipe import Recipe

@@ -18,7 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
 from saeflow.errors import BadFile, NoSpace, Unreachable
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 from saeflow.reading import read_bytes, read_text
 from saeflow.sources.formats.remote_tensors import (
     ENDINGS,

@@ -16,8 +16,8 @@ import torch
 
 from saeflow.engines import device_of_worker
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite
+from saeflow.files import PACK, folder_and_pattern
 from saeflow.ids import Part, Site
-from saeflow.paths import PACK, folder_and_pattern
 from saeflow.sources.architectures import View
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of

@@ -23,9 +23,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from saeflow.errors import InvalidArgument, UnknownRelease, UnknownSite, WidthMismatch
+from saeflow.files import PACK
 from saeflow.ids import Part, Site
 from saeflow.interventions import Edit
-from saeflow.paths import PACK
 from saeflow.sources.again import Asked, Reduced, asked_for, reduced
 from saeflow.sources.architectures import Architecture, Point, Tap, View, architecture_of
 from saeflow.sources.decoding import check_context, complete, sampling_config, seeded

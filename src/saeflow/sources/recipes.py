@@ -39,8 +39,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease
+from saeflow.files import is_inside
 from saeflow.ids import Part, Site
-from saeflow.paths import is_inside
 from saeflow.reading import read_toml
 
 RELEASES: Final = Path(__file__).parent / "releases"

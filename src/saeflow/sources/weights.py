@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument, SaeflowError, UnsupportedFormat
+from saeflow.files import cache_folder, write_atomic
 from saeflow.ids import FeatureId
-from saeflow.paths import cache_folder, write_atomic
 
 _AT_ONCE: Final = 1 << 28
 """Numbers read at a time for a digest: 1 GiB."""

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from saeflow.errors import BadFile, InvalidArgument
+from saeflow.files import write_atomic
 from saeflow.ids import FeatureId, Site
 from saeflow.interventions import EVERYWHERE, Add, Edit, Rescale, Where
-from saeflow.paths import write_atomic
 from saeflow.reading import read_text
 
 

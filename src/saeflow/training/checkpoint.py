@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saeflow.errors import BadFile
-from saeflow.paths import is_as_written, replacing, unwritten, with_check, write_atomic
+from saeflow.files import add_check, agrees_with_check, atomic_file, write_atomic, write_error
 from saeflow.reading import read_json, safetensors
 
 POINTER: Final = "checkpoint.json"
@@ -60,7 +60,7 @@ def save(out: Path, state: Checkpoint) -> None:
         save_tensors(folder / f"{name}.safetensors", tensors)
     told = {"version": VERSION, "folder": folder.name, "step": state.step, "state": dict(state.told)}
     sums = {"learners": _sum(state.learners), "buffer": _sum(state.buffer)}
-    write_atomic(out / POINTER, f"{json.dumps(with_check({**told, 'sums': sums}))}\n".encode())
+    write_atomic(out / POINTER, f"{json.dumps(add_check({**told, 'sums': sums}))}\n".encode())
     for other in out.glob("checkpoint-*"):
         if other != folder and other.is_dir():
             shutil.rmtree(other)
@@ -83,7 +83,7 @@ def load(out: Path) -> Checkpoint | None:
                 "saeflow that began it, or remove the folder."
             )
         folder = out / str(told["folder"])
-        if not is_as_written(told):
+        if not agrees_with_check(told):
             raise ValueError("it has changed since it was written")
         sums = told.get("sums", {})  # checkpoints of before had none
         learners, buffer = (_read(folder / f"{name}.safetensors", sums.get(name)) for name in _PARTS)
@@ -127,12 +127,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         OSError: when it cannot be written.
     """
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as part:
+    with atomic_file(path) as part:
         try:
             save_file(ready, part)
         except SafetensorError as error:
             # it tells of the disk in a text alone
-            raise unwritten(error, path) or OSError(errno.EIO, str(error), str(path)) from error
+            raise write_error(error, path) or OSError(errno.EIO, str(error), str(path)) from error
 
 
 def _read(path: Path, expected: str | None) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from saeflow.errors import BadFile
+from saeflow.files import write_atomic
 from saeflow.ids import Site
-from saeflow.paths import write_atomic
 from saeflow.reading import TEXTS, parse_json, read_bytes
 from saeflow.sources.formats.configs import read_json
 from saeflow.training import checkpoint

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from saeflow.engines import Engine, Here
 from saeflow.errors import BadFile, InvalidArgument
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 from saeflow.reading import read_json
 from saeflow.sources.formats.sae_lens import CONFIG
 from saeflow.training import checkpoint, record

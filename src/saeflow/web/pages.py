@@ -30,7 +30,7 @@ from typing import Final
 
 from saeflow.errors import BadFile, SaeflowError
 from saeflow.experiments.results import MANIFEST, SUMMARY, Results, SummaryTable
-from saeflow.paths import cache_folder, sealed, unsealed, write_atomic
+from saeflow.files import add_sha256, cache_folder, check_sha256, write_atomic
 from saeflow.version import __version__
 from saeflow.web.answers import ResultInfo
 from saeflow.web.answers_bench import FileInfo, ResultFiles
@@ -108,7 +108,7 @@ class Painter:
         kept = cache_folder() / "results" / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:32]}.html"
         with suppress(OSError, ValueError):  # it is not there, or no longer what was written
             found: Future[str] = Future()
-            found.set_result(unsealed(kept.read_bytes()).decode())
+            found.set_result(check_sha256(kept.read_bytes()).decode())
             return found
         return self._jobs.submit(self._draw, dict(source), kept)
 
@@ -148,7 +148,7 @@ class Painter:
                 )
             html = (Path(folder) / "index.html").read_text(encoding="utf-8")
         with suppress(OSError):  # then it is kept in memory alone
-            write_atomic(kept, sealed(html.encode()))
+            write_atomic(kept, add_sha256(html.encode()))
             pages = sorted(kept.parent.glob("*.html"), key=lambda path: path.stat().st_mtime)
             for old in pages[:-MOST_KEPT]:
                 old.unlink(missing_ok=True)

@@ -38,8 +38,8 @@ from saeflow.experiments.transition.maps import (
     transition_maps,
 )
 from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, squared, sums
+from saeflow.files import write_atomic
 from saeflow.matching.stream import Unit, cut_into_units
-from saeflow.paths import write_atomic
 from saeflow.reading import parse_json, safetensors
 from saeflow.sources.model import LanguageModel
 

@@ -38,9 +38,9 @@ from saeflow.experiments.transition.fit import Fits, Setup
 from saeflow.experiments.transition.loss import is_run, loss_through
 from saeflow.experiments.transition.maps import KS, TransitionMap, Variant, check_pair
 from saeflow.experiments.transition.measure import DictionaryPair, Fitted, baselines, squared, sums
+from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
 from saeflow.matching.stream import cut_into_units, encoder_digest, model_digest
-from saeflow.paths import write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries

@@ -19,7 +19,7 @@ from xml.etree import ElementTree as ET
 from matplotlib.figure import Figure
 
 from saeflow.errors import InvalidArgument
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 from saeflow.report.figures.style import CAPTION, CLASSES, DARK_OF, PAGE, PAPER, house
 
 FACE: Final = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"

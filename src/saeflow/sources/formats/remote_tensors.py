@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from saeflow.errors import BadFile
-from saeflow.paths import sealed, unsealed, write_atomic
+from saeflow.files import add_sha256, check_sha256, write_atomic
 from saeflow.reading import parse_json, read_bytes, regular
 from saeflow.sources.formats.remote_index import Segment, read_index
 from saeflow.sources.formats.tensors import (
@@ -96,7 +96,7 @@ def read_pointer(path: Path) -> Pointer | None:
     except (OSError, ValueError):
         return None
     try:
-        told: Any = parse_json(unsealed(read_bytes(path)))
+        told: Any = parse_json(check_sha256(read_bytes(path)))
         if told[_MARK] != _VERSION:
             raise ValueError(f"version {told[_MARK]}")
         index = {name: Segment(**(at | {"shape": tuple(at["shape"])})) for name, at in told["index"].items()}
@@ -123,7 +123,7 @@ def write_pointer(path: Path, file: HubFile) -> Pointer:
         "file": asdict(file),
         "index": {name: asdict(at) for name, at in pointer.index.items()},
     }
-    write_atomic(path, sealed(json.dumps(told).encode()))
+    write_atomic(path, add_sha256(json.dumps(told).encode()))
     return pointer
 
 

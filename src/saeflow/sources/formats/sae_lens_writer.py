@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument, UnsupportedFormat
+from saeflow.files import atomic_file, write_atomic
 from saeflow.ids import Site
-from saeflow.paths import replacing, write_atomic
 from saeflow.sources.activations import BatchTopK, JumpReLU, ReLU, TopK
 from saeflow.sources.architectures import Architecture, Point, Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm
@@ -91,7 +91,7 @@ def write_sae_lens(
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
-    with replacing(folder / WEIGHTS) as part:
+    with atomic_file(folder / WEIGHTS) as part:
         save_file(tensors, part)
     write_atomic(folder / CONFIG, f"{text}\n".encode())
 

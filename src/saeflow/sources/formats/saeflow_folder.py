@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnsupportedFormat
+from saeflow.files import atomic_file, write_atomic
 from saeflow.ids import Site
-from saeflow.paths import replacing, write_atomic
 from saeflow.reading import read_json
 from saeflow.sources.activations import (
     Activation,
@@ -148,7 +148,7 @@ def save_release(
         dictionary = dictionaries[site]
         file = f"{site.layer}.{site.part.value}.safetensors"
         tensors = _tensors(site, dictionary, dtype)
-        with replacing(folder / file) as part:
+        with atomic_file(folder / file) as part:
             save_file(tensors, part)
         sites[str(site)] = _describe(dictionary, file)
         dictionary.unload()

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers
 
 from saeflow.errors import BadFile, Unreachable
-from saeflow.paths import is_inside
+from saeflow.files import is_inside
 from saeflow.patience import LARGEST, within
 from saeflow.version import __version__
 

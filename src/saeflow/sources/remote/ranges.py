@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 from huggingface_hub.utils import WeakFileLock, tqdm
 
 from saeflow.errors import BadFile, NoSpace, Unreachable
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 from saeflow.patience import STEP
 from saeflow.sources.remote.hub_file import HubFile, resolve
 from saeflow.sources.remote.transport import Cut, Patience, RangesIgnored, opened

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from saeflow.paths import sealed, unsealed, write_atomic
+from saeflow.files import add_sha256, check_sha256, write_atomic
 from saeflow.reading import parse_json, read_bytes
 from saeflow.steering.judges.rubrics import Answer, BadAnswer, Rubric
 
@@ -35,7 +35,7 @@ class AnswerCache:
     def get(self, key: str, rubric: Rubric) -> Answer | None:
         """The answer of a key, None where there is none that can be read."""
         try:
-            told = parse_json(unsealed(read_bytes(self._path(key))))
+            told = parse_json(check_sha256(read_bytes(self._path(key))))
             if (told["format"], told["version"]) != (FORMAT, VERSION):
                 return None
             return rubric.read(json.dumps({name: told[name] for name in ("coherence", "behavioral")}))
@@ -58,7 +58,7 @@ class AnswerCache:
             "coherence": answer.coherence,
             "behavioral": marks[0] if rubric.name == "B.2" else marks,
         }
-        write_atomic(self._path(key), sealed(json.dumps(told).encode()))
+        write_atomic(self._path(key), add_sha256(json.dumps(told).encode()))
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"

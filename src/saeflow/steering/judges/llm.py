@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from saeflow.errors import InvalidArgument
-from saeflow.paths import cache_folder
+from saeflow.files import cache_folder
 from saeflow.steering.judges.cache import AnswerCache
 from saeflow.steering.judges.endpoint import Endpoint, Messages, Secret, is_address, place_of
 from saeflow.steering.judges.pacing import Pacing

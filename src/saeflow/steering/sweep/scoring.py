@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.results import Progress, Results, significant
-from saeflow.paths import write_atomic
+from saeflow.files import write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
 from saeflow.steering.judges import Judge, Judged, Score
 from saeflow.steering.plan import Direction

@@ -10,9 +10,17 @@ import tempfile
 
 import pytest
 
-from saeflow import paths
+from saeflow import files
 from saeflow.errors import NoSpace, NotWritable
-from saeflow.paths import alone_at, is_as_written, replacing, sealed, unsealed, with_check, write_atomic
+from saeflow.files import (
+    add_check,
+    add_sha256,
+    agrees_with_check,
+    atomic_file,
+    check_sha256,
+    file_lock,
+    write_atomic,
+)
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -28,7 +36,7 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
     write_atomic(path, b"old")
 
     def fail():
-        with replacing(path) as part:
+        with atomic_file(path) as part:
             part.write_bytes(b"half")
             raise RuntimeError
 
@@ -41,18 +49,18 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
 def test_what_a_dead_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path, monkeypatch):
     code = (
         "import os, pathlib, sys\n"
-        "from saeflow.paths import replacing\n"
-        "with replacing(pathlib.Path(sys.argv[1]) / 'shard.gz') as part:\n"
+        "from saeflow.files import atomic_file\n"
+        "with atomic_file(pathlib.Path(sys.argv[1]) / 'shard.gz') as part:\n"
         "    part.write_bytes(b'half'); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".shard.gz.")
-    another_machine = tmp_path / left.name.replace(paths._here(), "0" * 8)
+    another_machine = tmp_path / left.name.replace(files._here(), "0" * 8)
     another_machine.touch()
     (tmp_path / ".own.txt").touch()
-    with replacing(tmp_path / "other") as live:
-        monkeypatch.setattr(paths, "_SWEPT", set())
+    with atomic_file(tmp_path / "other") as live:
+        monkeypatch.setattr(files, "_SWEPT", set())
         write_atomic(tmp_path / "file", b"x")
         assert live.exists()
     found = sorted(path.name for path in tmp_path.iterdir())
@@ -98,7 +106,7 @@ def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path):
 
 def test_an_error_of_another_file_is_left_as_it_is(tmp_path):
     def reads():
-        with replacing(tmp_path / "out" / "file"):
+        with atomic_file(tmp_path / "out" / "file"):
             raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "in" / "file"))
 
     with pytest.raises(PermissionError) as raised:
@@ -108,7 +116,7 @@ def test_an_error_of_another_file_is_left_as_it_is(tmp_path):
 
 def test_libraries_that_tell_of_the_disk_in_a_text_are_understood(tmp_path):
     def writes(text):
-        with replacing(tmp_path / "file"):
+        with atomic_file(tmp_path / "file"):
             raise RuntimeError(text)
 
     with pytest.raises(NoSpace, match="no space left"):
@@ -121,14 +129,14 @@ def test_libraries_that_tell_of_the_disk_in_a_text_are_understood(tmp_path):
 
 def test_every_change_of_sealed_bytes_is_found_or_left_to_their_reader():
     data = json.dumps({"answer": 5}).encode()
-    whole = sealed(data)
-    assert unsealed(whole) == data
-    assert unsealed(data) == data  # never sealed
+    whole = add_sha256(data)
+    assert check_sha256(whole) == data
+    assert check_sha256(data) == data  # never sealed
     for at in range(len(whole)):
         changed = bytearray(whole)
         changed[at] ^= 1
         try:
-            found = unsealed(bytes(changed))
+            found = check_sha256(bytes(changed))
         except ValueError:
             continue
         with pytest.raises(ValueError, match="Extra data"):
@@ -136,25 +144,25 @@ def test_every_change_of_sealed_bytes_is_found_or_left_to_their_reader():
 
 
 def test_values_with_a_checksum():
-    told = with_check({"k": 3, "name": "ä", "check": "of before"})
-    assert is_as_written(json.loads(json.dumps(told, indent=1)))
-    assert not is_as_written({**told, "k": 4})
-    assert is_as_written({"k": 4})
+    told = add_check({"k": 3, "name": "ä", "check": "of before"})
+    assert agrees_with_check(json.loads(json.dumps(told, indent=1)))
+    assert not agrees_with_check({**told, "k": 4})
+    assert agrees_with_check({"k": 4})
 
 
 def test_only_one_process_is_inside_at_a_time(tmp_path):
     code = """
 import pathlib, sys, time
-from saeflow.paths import alone_at
+from saeflow.files import file_lock
 path = pathlib.Path(sys.argv[1]) / "file"
 for _ in range(20):
-    with alone_at(path):
+    with file_lock(path):
         (path.parent / "inside").mkdir()  # fails where another is
         time.sleep(0.001)
         (path.parent / "inside").rmdir()
 """
     started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
-    with alone_at(tmp_path / "file") as waited:
+    with file_lock(tmp_path / "file") as waited:
         assert not waited
     assert list(tmp_path.iterdir()) == []

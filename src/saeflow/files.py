@@ -27,7 +27,7 @@ _SAID: Final = {
 }
 """How libraries that do not raise OSError say the same: safetensors and SQLite."""
 _PART: Final = re.compile(r"\..+\.(?P<here>[0-9a-f]{8})-(?P<pid>\d+)-\w+")
-_SEAL: Final = b"\n#sha256 "
+_SHA256_LINE: Final = b"\n#sha256 "
 _SWEPT: Final[set[Path]] = set()
 
 
@@ -43,7 +43,7 @@ def folder_and_pattern(name: str) -> tuple[str, str]:
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[Path]:
+def atomic_file(path: Path) -> Generator[Path]:
     """A new file beside `path` to write to, moved into its place at the end, or removed after an error.
 
     What is at `path` stays until then. A kill leaves the new file behind: it is named after its process, and the next
@@ -65,7 +65,7 @@ def replacing(path: Path) -> Generator[Path]:
         finally:
             part.unlink(missing_ok=True)
     except Exception as error:
-        clear = unwritten(error, path)
+        clear = write_error(error, path)
         if clear is None:
             raise
         raise clear from error
@@ -81,14 +81,14 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all.
 
     Raises:
-        NoSpace, NotWritable, OSError: as `replacing`.
+        NoSpace, NotWritable, OSError: as `atomic_file`.
     """
-    with replacing(path) as part:
+    with atomic_file(path) as part:
         part.write_bytes(data)
 
 
 @contextmanager
-def alone_at(path: Path) -> Generator[bool]:
+def file_lock(path: Path) -> Generator[bool]:
     """Wait until no other process is inside with the same `path`; yields whether it had to wait.
 
     Where files cannot be locked, it does not wait.
@@ -99,12 +99,24 @@ def alone_at(path: Path) -> Generator[bool]:
     if os.name != "posix":
         yield False
         return
+    import fcntl
+
+    # not the package filelock: its versions differ on disks without locks, and in what they leave behind
     lock, waited = path.with_name(f".{path.name}.lock"), False
     while True:
         with lock.open("a") as file:
-            waited = _locked(file.fileno()) or waited
-            # whoever was inside has removed the file that was waited for: then it is waited for anew
-            if _is_at(file.fileno(), lock):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                waited = True
+            except OSError:  # a disk without locks
+                pass
+            try:
+                is_current = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+            except FileNotFoundError:
+                is_current = False
+            if is_current:  # else the process that held it has removed the file: wait for the new one
                 try:
                     yield waited
                 finally:
@@ -112,60 +124,39 @@ def alone_at(path: Path) -> Generator[bool]:
                 return
 
 
-def _locked(file: int) -> bool:
-    """Lock an open file until it is closed; whether that took waiting for another process."""
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return True
-    except OSError:  # a disk without locks
-        pass
-    return False
-
-
-def _is_at(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def sealed(data: bytes) -> bytes:
-    """`data` with a line at its end that tells a later reader whether it is still the same."""
+def add_sha256(data: bytes) -> bytes:
+    """`data` with a last line that holds its SHA-256."""
     import hashlib
 
-    return data + _SEAL + hashlib.sha256(data).hexdigest().encode()
+    return data + _SHA256_LINE + hashlib.sha256(data).hexdigest().encode()
 
 
-def unsealed(data: bytes) -> bytes:
-    """What was sealed; what never was is given back as it is, for its own reader to judge.
+def check_sha256(data: bytes) -> bytes:
+    """The data that `add_sha256` was given; bytes without such a line are returned as they are.
 
     Raises:
-        ValueError: when it is no longer what was sealed.
+        ValueError: when the data has changed.
     """
     import hashlib
 
-    at = len(data) - len(_SEAL) - 64
-    if at < 0 or data[at : at + len(_SEAL)] != _SEAL:
+    at = len(data) - len(_SHA256_LINE) - 64
+    if at < 0 or data[at : at + len(_SHA256_LINE)] != _SHA256_LINE:
         return data
-    if hashlib.sha256(data[:at]).hexdigest().encode() != data[at + len(_SEAL) :]:
+    if hashlib.sha256(data[:at]).hexdigest().encode() != data[at + len(_SHA256_LINE) :]:
         raise ValueError("it has changed since it was written")
     return data[:at]
 
 
-def with_check(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Values for a JSON file with a checksum of them in "check"; one that is there is left out."""
-    plain = {name: value for name, value in told.items() if name != "check"}
+def add_check(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for a JSON file, with their checksum in "check" (a "check" among them is replaced)."""
+    plain = {name: value for name, value in values.items() if name != "check"}
     return {**plain, "check": _check(plain)}
 
 
-def is_as_written(told: Mapping[str, Any]) -> bool:
-    """Whether what was read from a JSON file agrees with its checksum; what has none is not doubted."""
-    plain = {name: value for name, value in told.items() if name != "check"}
-    return told.get("check") in (None, _check(plain))
+def agrees_with_check(values: Mapping[str, Any]) -> bool:
+    """Whether values read from a JSON file agree with their checksum; True where they have none."""
+    plain = {name: value for name, value in values.items() if name != "check"}
+    return values.get("check") in (None, _check(plain))
 
 
 def _check(plain: Mapping[str, Any]) -> str:
@@ -175,8 +166,8 @@ def _check(plain: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
 
 
-def unwritten(error: BaseException, path: Path | str) -> NoSpace | NotWritable | None:
-    """What to raise in place of an error that says `path` could not be written; None for any other error."""
+def write_error(error: BaseException, path: Path | str) -> NoSpace | NotWritable | None:
+    """What to raise in place of an error that says that `path` could not be written; None for any other error."""
     if isinstance(error, SaeflowError) or (isinstance(error, OSError) and _is_elsewhere(error, Path(path))):
         return None
     said = str(error)
@@ -203,8 +194,8 @@ def _is_elsewhere(error: OSError, path: Path) -> bool:
     """Whether an error is about another file, such as one that was read meanwhile."""
     if not isinstance(error.filename, str):
         return False
-    told = Path(error.filename)
-    return path.parent != told.parent and told not in path.parents
+    named = Path(error.filename)
+    return path.parent != named.parent and named not in path.parents
 
 
 def _reason(number: int) -> str:
@@ -234,8 +225,8 @@ def _sweep(folder: Path) -> None:
     _SWEPT.add(folder)
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            told = _PART.fullmatch(entry.name) if entry.name.startswith(".") else None
-            if told and told["here"] == _here() and not _is_alive(int(told["pid"])):
+            part = _PART.fullmatch(entry.name) if entry.name.startswith(".") else None
+            if part and part["here"] == _here() and not _is_alive(int(part["pid"])):
                 with suppress(OSError):
                     os.unlink(entry.path)
 
