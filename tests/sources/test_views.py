@@ -150,11 +150,14 @@ def test_files_of_the_time_when_sae_lens_processed_weights_say_so_by_naming_no_c
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2", "llama"])
 @pytest.mark.parametrize("subtract", [True, False])
 def test_z_of_processed_weights_is_z_less_the_value_bias(family: str, subtract: bool):
-    """The value bias itself: z where all queries attend to one token alone, whose values are nothing but the bias."""
+    """TransformerLens folds the bias of the norm before attention into that of the values, and that out of z.
+
+    Both together are z where the norm's weight is zero: the values then are nothing but biases.
+    """
     model = tiny_model(family)
     width = model.attention_writer(1).W_O.shape[1]
     raw = model.capture(model.tokenize(TEXTS[:1]), [(1, Tap.Z)])[1, Tap.Z]
-    module = model.block(1).get_submodule(model.architecture.v_proj)
+    module = model.block(1).get_submodule(model.architecture.first_norm)
     with torch.no_grad():
         module.weight.zero_()
     bias = model.capture(model.tokenize(TEXTS[:1]), [(1, Tap.Z)])[1, Tap.Z][0, 0]

@@ -133,6 +133,7 @@ class Architecture:
         final_norm: the norm between the last block and the head.
         att: the module whose output attention adds to the stream.
         mlp: the module whose output the MLP adds to the stream.
+        first_norm: the norm that feeds attention.
         mlp_norm: the norm that feeds the MLP.
         o_proj: the projection whose input is `z`.
         att_norm: the norm between `o_proj` and the stream, in sandwich-norm models.
@@ -150,6 +151,7 @@ class Architecture:
     final_norm: str = "norm"
     att: str = "self_attn"
     mlp: str = "mlp"
+    first_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     o_proj: str = "self_attn.o_proj"
     att_norm: str | None = None
@@ -196,6 +198,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         embed="wte",
         final_norm="ln_f",
         att="attn",
+        first_norm="ln_1",
         mlp_norm="ln_2",
         o_proj="attn.c_proj",
         centred=True,

@@ -43,7 +43,7 @@ from saeflow.sources.hooks import (
     watch_output,
 )
 from saeflow.sources.library import load_dictionaries
-from saeflow.sources.modules import LinearMaps, applied, bias_of, device_of, gain_of
+from saeflow.sources.modules import LinearMaps, applied, constant_of, device_of, gain_of
 from saeflow.sources.pretrained import fetch
 from saeflow.sources.spelling import Spelling
 from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit, Tokens, refuse_infinite
@@ -425,14 +425,15 @@ class LanguageModel:
         return gain_of(norm, self.d_model, self.hf_model.dtype, centred=False)
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_in"]:
-        """What the bias of the values adds to `z`, whatever attention attends to; zeros without a bias.
+        """What biases add to `z`, whatever attention attends to: that of the values, and of the norm before them.
 
         Raises:
             UnknownSite: for a layer the model does not have.
         """
         config, fused = self.hf_model.config.get_text_config(), self.architecture.fused
-        module, d = self._block(layer).get_submodule(self.architecture.v_proj), self._z_width
-        bias = bias_of(module, self.d_model, self.hf_model.dtype)
+        names = (self.architecture.first_norm, self.architecture.v_proj)
+        norm, module = map(self._block(layer).get_submodule, names)
+        bias, d = constant_of(norm, module, self.d_model, self.hf_model.dtype), self._z_width
         heads = config.num_attention_heads
         if fused == "heads":
             return bias.view(heads, 3, -1)[:, 2].reshape(-1)

@@ -94,15 +94,16 @@ class LinearMaps:
         return known[1]
 
 
-def bias_of(module: nn.Module, d_in: int, dtype: torch.dtype) -> Float[Tensor, " d_out"]:
-    """What a linear module returns for a row of zeros.
+def constant_of(norm: nn.Module, module: nn.Module, d_in: int, dtype: torch.dtype) -> Float[Tensor, " d_out"]:
+    """What a linear module behind a norm returns whatever comes in: its own bias, and what it makes of the norm's.
 
     Raises:
-        InvalidArgument: when the module cannot be run.
+        InvalidArgument: when a module cannot be run.
     """
-    floats = (p.dtype for p in module.parameters() if p.dtype.is_floating_point)
+    floats = (p.dtype for p in norm.parameters() if p.dtype.is_floating_point)
     with torch.no_grad():
-        return _run(module, torch.zeros(1, d_in, device=device_of(module), dtype=next(floats, dtype)))[0]
+        nothing = torch.zeros(1, d_in, device=device_of(norm), dtype=next(floats, dtype))
+        return _run(module, _run(norm, nothing))[0]
 
 
 def gain_of(norm: nn.Module, d: int, dtype: torch.dtype, *, centred: bool) -> Float[Tensor, " d"]:
