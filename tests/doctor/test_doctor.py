@@ -23,9 +23,10 @@ from saeflow.ids import Part, Site
 from saeflow.matching.stream import cut_into_units
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
-from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.dictionary import Dictionary, Told
 from saeflow.sources.formats import save_release
 from saeflow.sources.library import DictionarySet
+from saeflow.sources.model import LanguageModel
 from saeflow.sources.preprocessing import Preprocessing
 
 from .faults import FAULTS, MLP, RES, World, changed_rows, examined, remade, stated, texts
@@ -353,3 +354,20 @@ def test_dead_features_are_told_from_rare_ones(world: World):
     assert found.numbers["silent"] >= 300 / 768
     assert found.numbers["out of reach"] < 0.05 < dead.numbers["out of reach"]
     assert isinstance(rare.activation, JumpReLU)
+
+
+def test_texts_that_begin_otherwise_than_in_training_are_told_and_what_it_costs(world: World):
+    d = world.dictionaries[RES]
+    as_trained = of(examined(d, world), Check.BEGIN)
+    assert as_trained.severity is Severity.OK
+    told = as_trained.numbers
+    assert told["begins"] is True
+    other = LanguageModel(world.model.hf_model, world.model.tokenizer, prepend_bos=False)
+    mismatch = of(examined(d, replace(world, model=other)), Check.BEGIN)
+    assert mismatch.severity is Severity.WRONG
+    assert "the dictionaries were trained with the begin-of-text token" in mismatch.said
+    assert (mismatch.numbers["loss"], mismatch.numbers["loss then"]) == (told["loss then"], told["loss"])
+    assert float(told["loss"]) + 0.02 < float(told["loss then"])
+    silent = of(examined(d.telling(Told()), replace(world, model=other)), Check.BEGIN)
+    assert silent.severity is Severity.LOOK
+    assert "--prepend-bos" in silent.advice
