@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from saeflow import reading
-from saeflow.errors import BadFile, SaeflowError
+from saeflow.errors import BadFile, CorruptAtlas, SaeflowError
 from saeflow.experiments.sampling import open_dataset
 from saeflow.ids import Site
-from saeflow.labels.words import WordsFolder
+from saeflow.labels.search import build_index, search
+from saeflow.labels.words import FeatureWords, WordsFolder, write_words
+from saeflow.matching.rows import checked
 from saeflow.sources.formats import load
 from saeflow.sources.formats.configs import read_json
 from saeflow.sources.recipes import read_recipe
@@ -168,6 +170,20 @@ def test_a_zip_that_claims_a_directory_of_gigabytes_takes_no_memory(tmp_path: Pa
         archive.writestr("a", b"b")
     with reading.opened_zip(tmp_path / "good.zip") as archive:
         assert archive.read("a") == b"b"
+
+
+def test_an_index_of_words_and_a_table_longer_than_they_say_are_not_read_whole(tmp_path: Path):
+    write_words(tmp_path, SITE, [FeatureWords("a label")])
+    index = build_index(tmp_path)
+    os.truncate(index, 6 << 30)
+    table = tmp_path / "0.res-1.res.safetensors"
+    table.write_bytes(struct.pack("<Q", 2) + b"{}")
+    os.truncate(table, 6 << 30)
+    began = time.monotonic()
+    assert [hit.label for hit in search(tmp_path, "label")] == ["a label"]
+    with pytest.raises(CorruptAtlas, match="cannot be read"):
+        checked(table, "0" * 64)
+    assert time.monotonic() - began < 5
 
 
 def test_a_header_of_safetensors_is_bounded(tmp_path: Path):

@@ -108,7 +108,10 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
         ValueError: when it is none, or lists and objects lie more than DEPTH deep inside each other.
     """
     try:
-        return shallow(json.loads(text, **options))
+        found = json.loads(text, **options)
+        opened = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+        # most JSON has no more brackets than levels are allowed
+        return found if sum(map(cast("Any", text.count), opened)) <= DEPTH else shallow(found)
     except RecursionError:
         raise ValueError(_DEEP) from None
 

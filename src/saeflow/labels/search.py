@@ -48,6 +48,7 @@ _MOST_ENDINGS: Final = 256
 
 _SUM_AT: Final = 68  # the application's own number in the head of an SQLite file holds the sum of the rest
 _SUM: Final = struct.Struct(">I")
+_PAGES: Final = struct.Struct(">16xH10xI")  # bytes of a page (1: 65,536) and how many there are
 _CHECKED: Final[set[tuple[str, int, int]]] = set()
 
 _NONE: Final = "\ue000"
@@ -190,6 +191,12 @@ def _is_sound(path: Path) -> bool:
     key = (str(path), told.st_size, told.st_mtime_ns)
     if key not in _CHECKED:
         with path.open("rb") as file:
+            head = file.read(_PAGES.size)
+            if len(head) < _PAGES.size:
+                return False
+            page, pages = _PAGES.unpack(head)
+            if told.st_size != (page if page > 1 else 1 << 16) * pages:  # before all of a longer one is read
+                return False
             file.seek(_SUM_AT)
             if file.read(_SUM.size) != _SUM.pack(_file_sum(path)):
                 return False

@@ -221,6 +221,8 @@ def from_json(line: str, where: str) -> FeatureWords | None:
     Raises:
         BadFile: when the line holds no words; begins with `where`.
     """
+    if line == "null":
+        return None
     try:
         told = cast("dict[str, Any] | None", parse_json(line))
         if told is None:

@@ -18,9 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
+from safetensors import SafetensorError, safe_open
+
 from saeflow.errors import BadFile, CorruptAtlas, UnknownFeature
 from saeflow.ids import FeatureId, Site
-from saeflow.reading import HEADER, parse_json, regular
+from saeflow.reading import HEADER, JSON, parse_json, regular, safetensors
 from saeflow.records import Match
 
 AGAIN = "Fetch the atlas again, or build it with `saeflow atlas build`."
@@ -130,10 +132,14 @@ def checked(path: Path, sha256: str | None) -> mmap.mmap:
         CorruptAtlas: when it cannot be read, is empty, or differs.
     """
     try:
-        regular(path)
+        if path.suffix == ".safetensors":  # a longer file than its header says is not hashed first
+            with safe_open(safetensors(path), framework="numpy"):
+                pass
+        elif regular(path) > JSON:
+            raise ValueError(f"it has more than {JSON:,} bytes")
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CorruptAtlas(f"{path} cannot be read ({error}). {AGAIN}") from None
     found = hashlib.sha256(data).hexdigest() if sha256 else None
     if found != sha256:
