@@ -18,7 +18,7 @@ from saeflow.matching.agreement import Agreement, AgreementRow, agreement
 from saeflow.matching.compare import compare_methods
 from saeflow.matching.correlation import correlate
 from saeflow.matching.methods import METHODS
-from saeflow.report.figures import agreement_by_layer, save
+from saeflow.paper import agreement_by_layer, save
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
 

@@ -137,7 +137,14 @@ PAGES: Final = (
         "saeflow.report",
         "What people see: pages, figures and files of other tools.",
         ("saeflow.report",),
-        ("report.exports", "report.figures"),
+        ("report.exports",),
+    ),
+    Page(
+        "paper",
+        "saeflow.paper",
+        "Tables of experiments as figures, sentences and pages.",
+        ("saeflow.paper",),
+        ("paper.results",),
     ),
     Page("demo", "saeflow.demo", "The embedded pack: its texts and how good it is.", ("saeflow.demo",)),
     Page(

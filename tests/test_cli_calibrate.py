@@ -13,7 +13,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.flow import FlowGraph
 from saeflow.matching.atlas import open_atlas
 from saeflow.matching.build import build_atlas
-from saeflow.report.figures import calibrated_thresholds, svg_text
+from saeflow.paper import calibrated_thresholds, svg_text
 from saeflow.report.tables import calibration_rows
 from saeflow.sources.formats import save_release
 

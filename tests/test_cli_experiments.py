@@ -10,7 +10,7 @@ from saeflow.errors import SaeflowError
 from saeflow.experiments.results import Results
 from saeflow.matching.atlas import open_atlas
 
-from .report.sample_results import drawn as draw_page
+from .paper.sample_results import drawn as draw_page
 
 PAGE = draw_page
 SMALL = ("--datasets", "demo:stories,demo:maths", "--texts", 2, "--tokens", 2, "--layers", "2-3")
@@ -35,7 +35,7 @@ def run(monkeypatch, capsys, work, drawn):
     monkeypatch.chdir(work)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("SAEFLOW_CACHE", str(work / "cache"))
-    monkeypatch.setattr("saeflow.report.results.write_page", drawn.append)  # figures have their own tests
+    monkeypatch.setattr("saeflow.paper.results.write_page", drawn.append)  # figures have their own tests
     app = typer.Typer()
     experiments.add_to(app)
 
@@ -73,7 +73,7 @@ def test_origins_writes_a_folder_with_tables_and_asks_for_its_page(run, work, dr
 
 
 def test_deactivate_writes_a_folder_with_tables_and_a_page(run, work, monkeypatch) -> None:
-    monkeypatch.setattr("saeflow.report.results.write_page", PAGE)
+    monkeypatch.setattr("saeflow.paper.results.write_page", PAGE)
     code, out, _ = run("deactivate", "demo", *SMALL, *STRATEGIES, "--features", 3, "--out", "gone")
     assert code == 0
     for words in ("Deactivation by strategy", "active control", "exhaustive"):

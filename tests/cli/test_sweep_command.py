@@ -8,7 +8,7 @@ import typer
 from saeflow.cli import sweep
 from saeflow.errors import SaeflowError
 from saeflow.experiments.results import Results
-from saeflow.report.results import write_page
+from saeflow.paper.results import write_page
 from saeflow.steering.judges import Score
 from saeflow.steering.plan import load_plan
 from saeflow.steering.sweep.scoring import judges_of
@@ -54,7 +54,7 @@ def run(monkeypatch, capsys, work, drawn):
     monkeypatch.setenv("SAEFLOW_CACHE", str(work / "cache"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr("saeflow.report.results.write_page", drawn.append)  # figures have their own tests
+    monkeypatch.setattr("saeflow.paper.results.write_page", drawn.append)  # figures have their own tests
     app = typer.Typer()
     sweep.add_to(app)
 
@@ -129,7 +129,7 @@ def test_another_judge_is_asked_without_generating(run, work, monkeypatch) -> No
 
 
 def test_the_page_of_a_sweep_is_drawn(run, work, monkeypatch) -> None:
-    monkeypatch.setattr("saeflow.report.results.write_page", PAGE)
+    monkeypatch.setattr("saeflow.paper.results.write_page", PAGE)
     assert run("demo", *SMALL)[0] == 0
     page = (work / "sweep-demo" / "index.html").read_text()
     assert "physics" in page

@@ -43,7 +43,7 @@ def test_it_writes_a_folder_with_tables_and_figures_wide_and_narrow_and_asks_for
     run, work, monkeypatch
 ) -> None:
     drawn = []
-    monkeypatch.setattr("saeflow.report.results.write_page", drawn.append)  # pages have their own tests
+    monkeypatch.setattr("saeflow.paper.results.write_page", drawn.append)  # pages have their own tests
     code, out, _ = run("demo", *SMALL, "--loss", 1)
     assert code == 0
     for words in ("cosine top-1", "permutation", "least squares", "Skipping a layer", "transition-demo"):
@@ -65,7 +65,7 @@ def test_it_writes_a_folder_with_tables_and_figures_wide_and_narrow_and_asks_for
 
 
 def test_a_finished_run_is_not_done_again_and_prints_json(run, work, monkeypatch) -> None:
-    monkeypatch.setattr("saeflow.report.results.write_page", lambda folder: folder)  # drawn once, above
+    monkeypatch.setattr("saeflow.paper.results.write_page", lambda folder: folder)  # drawn once, above
     monkeypatch.setattr("saeflow.cli.transition.save_plates", lambda tables, folder: [])
     before = {path: path.stat().st_mtime_ns for path in (work / "transition-demo").glob("*s/*.*z*")}
     code, out, _ = run("demo", *SMALL, "--loss", 1, "--json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeflow.report.figures import FIGURES
+from saeflow.paper import FIGURES
 from saeflow.reproduce.items import GRAPH, INPUT, SCHEMA, by_id, items
 from saeflow.reproduce.stages import ITEMS, SCHEMAS
 

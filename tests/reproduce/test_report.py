@@ -20,8 +20,8 @@ from saeflow.ids import FeatureId
 from saeflow.reproduce.claims import claims
 from saeflow.reproduce.items import items
 from saeflow.reproduce.report import COLUMNS, write_report
-from tests.report.sample_results import deactivation_tables, origins_tables, results_folder
-from tests.report.test_results_page import Outline
+from tests.paper.sample_results import deactivation_tables, origins_tables, results_folder
+from tests.paper.test_results_page import Outline
 from tests.reproduce.test_claims_transition import accepted, maps
 
 HOSTILE = '</script><b onclick="x">\u202e"&\x00'

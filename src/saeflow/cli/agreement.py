@@ -68,7 +68,7 @@ def agreement(
         raise InvalidArgument(f"--against {against!r} is none of those compared: {', '.join(found.methods)}.")
     kept = [row for row in found.rows if row.method_b == against]
     if figure:
-        from saeflow.report.figures import agreement_by_layer, save
+        from saeflow.paper import agreement_by_layer, save
 
         save(agreement_by_layer([asdict(row) | {"part": row.part.value} for row in kept]), figure)
     rows = [

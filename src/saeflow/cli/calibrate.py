@@ -54,7 +54,7 @@ def calibrate(
         )  # fmt: skip
     found = calibration_rows(made, fdr)
     if figure:
-        from saeflow.report.figures import calibrated_thresholds, save
+        from saeflow.paper import calibrated_thresholds, save
 
         save(calibrated_thresholds(figure_rows(found)), figure)
     summary = {"release": made.release, "null": null, "fdr": fdr, "folder": str(made.folder)}

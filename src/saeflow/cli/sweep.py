@@ -186,7 +186,7 @@ def _directions(text: str) -> tuple[Direction, ...]:
 
 def _finish(results: Results, tables: dict[str, SummaryTable], *, as_json: bool) -> None:
     """Draw the page, and print the tables that say most."""
-    from saeflow.report.results import write_page
+    from saeflow.paper.results import write_page
 
     page = write_page(results.folder)
     if as_json:

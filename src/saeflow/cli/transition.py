@@ -112,7 +112,7 @@ def _finish(folder: Path, *, as_json: bool) -> None:
     """Make the tables, the page and the figures, and print the rows of all pairs together."""
     from saeflow.experiments.results import Results
     from saeflow.experiments.transition.summary import summarize_transition
-    from saeflow.report.results import write_page
+    from saeflow.paper.results import write_page
 
     tables = summarize_transition(folder)
     page = write_page(folder)
@@ -130,7 +130,7 @@ def _finish(folder: Path, *, as_json: bool) -> None:
 
 def save_plates(tables: Sequence[SummaryTable], folder: Path) -> list[Path]:
     """The first figure of each table, of all pairs where there are several, as SVG and PNG, wide and narrow."""
-    from saeflow.report.figures import PAGE, PHONE, draw, save
+    from saeflow.paper import PAGE, PHONE, draw, save
 
     written: list[Path] = []
     for table in tables:

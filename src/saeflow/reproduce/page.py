@@ -19,12 +19,12 @@ from saeflow.flow.graph import FlowGraph
 from saeflow.labels import Words, words_for
 from saeflow.labels.words import no_words
 from saeflow.matching.atlas import open_atlas
+from saeflow.paper import reading
+from saeflow.paper.frame import Frame
+from saeflow.paper.results import ShownPlate, moment, shown_plates
+from saeflow.paper.saving import stylesheet
 from saeflow.report.document import document, templates
-from saeflow.report.figures.frame import Frame
-from saeflow.report.figures.readings import reading
-from saeflow.report.figures.saving import stylesheet
 from saeflow.report.html import legend_html
-from saeflow.report.results import ShownPlate, moment, shown_plates
 from saeflow.report.svg import figure_svg
 from saeflow.report.tables import duration
 from saeflow.reproduce.claims import Claim

@@ -29,7 +29,7 @@ from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, atlas_folder, open_atlas
 from saeflow.matching.build import build_atlas
 from saeflow.matching.calibration import calibrate
-from saeflow.report.results import write_page
+from saeflow.paper.results import write_page
 from saeflow.reproduce.graphs import make_graphs
 from saeflow.reproduce.recipe import Recipe, Table
 from saeflow.reproduce.stages import Stage

@@ -1,7 +1,7 @@
 """Pages of results folders. No torch.
 
 A folder may come from somebody else, so that nothing in it is sent as it is: its manifest and its summary are copied
-to a place of their own, the page is drawn there from them (`report.results` escapes every word), and that page and
+to a place of their own, the page is drawn there from them (`paper.results` escapes every word), and that page and
 its tables are sent, by numbers from a list. A path is never built from a request.
 
 Drawing takes the processor for many seconds. So it is done outside of requests, by a process of its own, one page at a
@@ -47,7 +47,7 @@ import os, sys
 from pathlib import Path
 if hasattr(os, "nice"):
     os.nice(10)  # graphs and searches come first
-from saeflow.report.results import write_page
+from saeflow.paper.results import write_page
 write_page(Path(sys.argv[1]))
 """
 SECONDS: Final = 600.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saeflow.report.figures.style import COLOURS, DARK
+from saeflow.paper.style import COLOURS, DARK
 
 from .conftest import NARROW, drawn
 
@@ -116,7 +116,7 @@ def test_who_asks_for_less_motion_gets_none(visit, expect):
 
 
 def test_groups_have_the_colours_of_the_figures():
-    """Their eight lie apart for readers with every kind of colour vision (tests/report/test_figures.py)."""
+    """Their eight lie apart for readers with every kind of colour vision (tests/paper/test_figures.py)."""
     style = (files("saeflow.web") / "static" / "base.css").read_text(encoding="utf-8")
     found = re.findall(r"--g(\d): (#[0-9a-f]{6})", style)
     light, dark = found[:8], found[8:]

@@ -1,0 +1,226 @@
+"""Figures of the paper: one file for each table that is drawn, with its figure and its sentence. No torch.
+
+    fig07_rescale.py   figure 7: `figure` draws its table, `sentence` says what it shows
+    kinds.py           the kinds of chart they are made of; style.py colours and sizes; saving.py SVG, PNG and PDF
+    results.py         the page of a results folder
+
+`draw(table)` gives the figures of any table of a results folder, `reading(table)` its sentence, `save(figure, path)`
+writes one. The package imports matplotlib; nothing else of saeflow imports it before a figure is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from saeflow.errors import InvalidArgument
+from saeflow.paper import (
+    agreement,
+    control_match,
+    fig03_scores,
+    fig04_activity,
+    fig05_layers,
+    fig06_by_group,
+    fig06_by_layer,
+    fig07_rescale,
+    fig08_one_predecessor,
+    fig09_layers,
+    fig10_strengths,
+    fig12_datasets,
+    fig13_contexts,
+    fig14_separability,
+    fig15_groups,
+    fig15_new_group,
+    fig17_counts,
+    fig17_features,
+    fig18_methods,
+    fig23_permutations,
+    fig24_top_k,
+    most_probable,
+    paired_strategies,
+    remaining,
+    steering_best,
+    steering_by_share,
+    steering_paired,
+    steering_sensitivity,
+    table1,
+    thresholds,
+    transition_loss,
+    transition_paired,
+)  # fmt: skip
+from saeflow.paper.frame import Cell, Frame, TableLike
+from saeflow.paper.kinds import Drawing
+from saeflow.paper.saving import save, svg_text
+from saeflow.paper.style import COLUMN, MEDIA, PAGE, PHONE, SPREAD, Medium, house, nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Plate:
+    """A finished figure.
+
+    Attributes:
+        name: a file name without ending, its own within a table.
+        of: the values it stands for, in words; empty where the table has one figure.
+        figure: as drawn.
+        keys: those values by column.
+    """
+
+    name: str
+    of: str
+    figure: Figure
+    keys: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+FIGURES: Final[Mapping[str, Drawing]] = {
+    "shares_by_layer": fig05_layers.DRAWING,
+    "shares_by_dataset": fig12_datasets.DRAWING,
+    "scores": fig03_scores.DRAWING,
+    "separability": fig14_separability.DRAWING,
+    "activity_differences": fig04_activity.DRAWING,
+    "transition": fig13_contexts.DRAWING,
+    "most_probable": most_probable.DRAWING,
+    "methods": fig18_methods.DRAWING,
+    "agreement": agreement.DRAWING,
+    "by_strategy": fig06_by_group.DRAWING,
+    "by_strategy_layer": fig06_by_layer.DRAWING,
+    "by_rescale": fig07_rescale.DRAWING,
+    "one_predecessor": fig08_one_predecessor.DRAWING,
+    "groups_by_strategy": fig15_groups.DRAWING,
+    "new_group": fig15_new_group.DRAWING,
+    "counts": fig17_counts.DRAWING,
+    "table_1": table1.DRAWING,
+    "paired": paired_strategies.DRAWING,
+    "remaining": remaining.DRAWING,
+    "control_match": control_match.DRAWING,
+    "agreement_by_layer": agreement.DRAWING,
+    "calibrated_thresholds": thresholds.DRAWING,
+    "steering_by_layer": fig09_layers.DRAWING,
+    "steering_by_value": fig10_strengths.DRAWING,
+    "steering_features": fig17_features.DRAWING,
+    "steering_by_share": steering_by_share.DRAWING,
+    "steering_best": steering_best.DRAWING,
+    "steering_paired": steering_paired.DRAWING,
+    "steering_sensitivity": steering_sensitivity.DRAWING,
+    "transition_permutations": fig23_permutations.DRAWING,
+    "transition_top_k": fig24_top_k.DRAWING,
+    "transition_loss": transition_loss.DRAWING,
+    "transition_paired": transition_paired.DRAWING,
+}
+"""Every table that has a figure, in the order of pages."""
+
+
+def draw(table: TableLike, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
+    """The figures of a table: one, or one for each method, strategy, or theme and direction it holds.
+
+    A table without rows gives a figure that says so.
+
+    Raises:
+        InvalidArgument: for a table that has no figure, naming those that have one, or one that lacks a
+            column its figure needs.
+    """
+    frame = Frame.of(table)
+    if frame.name not in FIGURES:
+        raise InvalidArgument(
+            f"table {frame.name!r} has no figure. Those that have one: {', '.join(FIGURES)}."
+        )
+    drawing = FIGURES[frame.name]
+    missing = [column for column in drawing.needs if column not in frame.columns]
+    if missing and frame.rows:
+        raise InvalidArgument(
+            f"table {frame.name!r} lacks the column {', '.join(missing)}; it has {', '.join(frame.columns)}. "
+            "Write the summary again."
+        )
+    with house():
+        parted = _parted(frame, drawing.each)
+        if len(parted) < 2:
+            keys = parted[0][0] if parted else {}
+            of = ", ".join(keys.values())
+            return (Plate(frame.name, of, _painted(drawing, frame, medium, of), keys),)
+        plates: list[Plate] = []
+        names: set[str] = set()
+        for keys, rows in parted:
+            of = ", ".join(keys.values())
+            name = _new_name("-".join((frame.name, *map(_slug, keys.values()))), names)
+            plates.append(Plate(name, of, _painted(drawing, rows, medium, of), keys))
+        return tuple(plates)
+
+
+def reading(table: TableLike) -> str:
+    """A sentence or two on what a table says; empty where it has no rows or nothing to say it from.
+
+    A sentence reports; it does not explain. It names the method, gives intervals where the table has them, and leaves
+    out whatever the table leaves open.
+    """
+    frame = Frame.of(table)
+    return FIGURES[frame.name].sentence(frame) if frame.name in FIGURES and frame.rows else ""
+
+
+def _parted(frame: Frame, columns: Sequence[str]) -> list[tuple[dict[str, str], Frame]]:
+    """The rows by the values of these columns, in the order they first appear; columns it lacks are passed over."""
+    known = [column for column in columns if column in frame.columns]
+    found = dict.fromkeys(tuple(row.words(column) for column in known) for row in frame.records)
+    keys = [dict(zip(known, values, strict=True)) for values in found if all(values)] if known else []
+    return [(values, frame.where(**values)) for values in keys]
+
+
+def _new_name(name: str, taken: set[str]) -> str:
+    """`name`, or with a number where another value has the same in letters of a file name; noted as taken."""
+    fresh = next(
+        found for i in range(1, len(taken) + 2) if (found := name if i == 1 else f"{name}-{i}") not in taken
+    )
+    taken.add(fresh)
+    return fresh
+
+
+def agreement_by_layer(rows: Sequence[Mapping[str, Cell]], *, medium: Medium = PAGE) -> Figure:
+    """How far matching methods agree, by layer (C.4).
+
+    `rows` have method_a, method_b, part ("res", "mlp", "att"), layer, `same` and `in_top_k` (shares in
+    [0, 1]) and n.
+
+    Raises:
+        InvalidArgument: when a row lacks a column.
+    """
+    return _of_rows("agreement_by_layer", "Agreement of matching methods", "C.4", rows, medium)
+
+
+def calibrated_thresholds(rows: Sequence[Mapping[str, Cell]], *, medium: Medium = PAGE) -> Figure:
+    """Thresholds calibrated against a null by layer and part, beside the fixed 0.5 and 0.15 of B.2.
+
+    `rows` have layer, part, threshold, null_q50, null_q99 (scores), kept and kept_fixed (shares in [0, 1],
+    or numbers of features).
+
+    Raises:
+        InvalidArgument: when a row lacks a column.
+    """
+    return _of_rows("calibrated_thresholds", "Calibrated thresholds", "section 3.3, B.2", rows, medium)
+
+
+def _of_rows(name: str, title: str, paper: str, rows: Sequence[Mapping[str, Cell]], medium: Medium) -> Figure:
+    columns = tuple(dict.fromkeys(column for row in rows for column in row))
+    cells = tuple(tuple(row.get(column) for column in columns) for row in rows)
+    return draw(Frame(name, title, paper, "", columns, cells), medium=medium)[0].figure
+
+
+def _painted(drawing: Drawing, frame: Frame, medium: Medium, of: str) -> Figure:
+    cited = frame.paper and (
+        "beyond the paper" if "beyond" in frame.paper else f"cf. {frame.paper} of arXiv 2502.03032"
+    )
+    told = [frame.title or frame.name, of, cited]
+    caption = " · ".join(part for part in told if part)
+    return drawing.figure(frame, medium, caption) if frame.rows else nothing(medium, caption)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "other"
+
+
+__all__ = [
+    "COLUMN", "FIGURES", "MEDIA", "PAGE", "PHONE", "SPREAD", "Drawing", "Frame", "Medium", "Plate", "TableLike",
+    "agreement_by_layer", "calibrated_thresholds", "draw", "reading", "save",
+    "svg_text",
+]  # fmt: skip

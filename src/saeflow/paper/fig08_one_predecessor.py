@@ -1,0 +1,66 @@
+"""Figure 8: removing one predecessor at a time, alone and in company."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from saeflow.paper.frame import GROUPS, Frame, in_order, only
+from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Line, forest
+from saeflow.paper.style import Medium, colour
+from saeflow.paper.trials import control_change
+from saeflow.paper.words import decimal
+
+PARTS = ("RES", "MLP", "ATT")
+
+
+def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
+    """Removing one predecessor at a time: does it matter as much in company as alone? (fig. 8)
+
+    Rates are drawn only where the table has their controls.
+    """
+    rated = "control_deactivated" in frame.columns
+    lines: list[Line] = []
+    for removed in in_order(frame.distinct("removed"), PARTS):
+        rows = frame.where(removed=removed)
+        head = f"{removed} removed"
+        found = rows.lookup("group")
+        for group in rows.groups():
+            row = found[(group,)]
+            change = row.estimate("change")
+            rate = row.estimate("deactivated", "deactivated_low", "deactivated_high")
+            cells = ((change, row.estimate("control_change", "control_low", "control_high", "control_n")),)
+            cells += (
+                (
+                    rate,
+                    row.estimate(
+                        "control_deactivated", "control_deactivated_low", "control_deactivated_high"
+                    ),
+                ),
+            )
+            lines.append(Line(group, colour(group), cells, row.number("n"), head))
+            head = ""
+    return forest(lines, (CHANGE, DEACTIVATED) if rated else (CHANGE,), medium, caption, controls=True)
+
+
+def sentence(frame: Frame) -> str:
+    """What removing a part does where it is alone, and in the largest company there is."""
+    told: list[str] = []
+    for part in ("RES", "MLP", "ATT"):
+        rows = {
+            g: row
+            for g in GROUPS
+            if (row := only(frame, group=g, removed=part)) and row.number("change") is not None
+        }
+        company = [group for group in rows if group != part]
+        if part in rows and company:
+            last = company[-1]
+            alone, joined = (
+                f"{decimal(rows[g].number('change'))}{control_change(rows[g])}" for g in (part, last)
+            )
+            told.append(f"{alone} alone and {joined} in {last} for {part}")
+    return f"Activation change when one predecessor is removed: {'; '.join(told)}." if told else ""
+
+
+DRAWING: Final = Drawing(figure, sentence, ("group", "removed", "change"))

@@ -1,0 +1,194 @@
+"""A summary table as figures and sentences read it: named columns, gaps allowed, no torch.
+
+Every experiment writes `summary.json` with named tables of plain cells. A `Frame` is one of them. It
+reads whatever it is given: a column that is not there, a null or a NaN is a gap, and a gap is left out
+of a figure, never drawn as zero.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from saeflow.errors import InvalidArgument
+from saeflow.experiments.records import Origin
+from saeflow.report.tokens import one_line
+
+GROUPS = tuple(origin.label for origin in Origin.groups())
+"""The eight groups of appendix A.1 in the order of every table and figure."""
+
+
+Cell = str | int | float | bool | Sequence[float] | None
+
+
+@runtime_checkable
+class TableLike(Protocol):
+    """What a figure needs of a summary table; `saeflow.experiments` makes such tables."""
+
+    @property
+    def name(self) -> str:
+        """The key in summary.json, such as `shares_by_layer`."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What the table holds, in a few words."""
+        ...
+
+    @property
+    def paper(self) -> str:
+        """The paper's figures or table that it answers, such as `fig. 5, 19b`."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """What a reader must know to read the numbers; may be empty."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The names of the columns."""
+        ...
+
+    @property
+    def rows(self) -> Sequence[Sequence[Cell]]:
+        """One cell a column in every row."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row by column name. Gaps are None for numbers and empty for words."""
+
+    cells: Mapping[str, Cell]
+
+    def number(self, *names: str) -> float | None:
+        """The first finite number under one of these columns."""
+        for name in names:
+            cell = self.cells.get(name)
+            if isinstance(cell, int | float) and math.isfinite(cell):
+                return float(cell)
+        return None
+
+    def count(self, name: str) -> int:
+        """A number of things; 0 for a gap."""
+        return int(self.number(name) or 0)
+
+    def words(self, name: str) -> str:
+        """The cell on one line without control characters; empty for a gap."""
+        cell = self.cells.get(name)
+        return "" if cell is None else one_line(str(cell))
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of numbers, given as one or as JSON; empty for a gap or anything else."""
+        cell = self.cells.get(name)
+        if isinstance(cell, str):
+            try:
+                cell = json.loads(cell)
+            except json.JSONDecodeError:
+                return ()
+        if not isinstance(cell, list | tuple):
+            return ()
+        good = all(isinstance(value, int | float) for value in cell)
+        return tuple(float(value) for value in cell) if good else ()
+
+    def estimate(self, name: str, low: str = "low", high: str = "high", n: str = "n") -> Estimate | None:
+        """The estimate under these four columns; None when its value is a gap."""
+        value = self.number(name)
+        if value is None:
+            return None
+        return Estimate(value, self.number(low), self.number(high), self.number(n))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95 % interval and how many rows stand behind it; gaps are None."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: float | None = None
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far the interval goes below and above the value; zero where it is not known."""
+        low, high = self.low, self.high
+        return (
+            max(0.0, self.value - low) if low is not None else 0.0,
+            max(0.0, high - self.value) if high is not None else 0.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A summary table, see the module."""
+
+    name: str
+    title: str
+    paper: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @staticmethod
+    def of(table: TableLike) -> Frame:
+        """Any table as a frame.
+
+        Raises:
+            InvalidArgument: when a row has not one cell a column.
+        """
+        if isinstance(table, Frame):
+            return table
+        columns = tuple(str(column) for column in table.columns)
+        rows = tuple(tuple(row) for row in table.rows)
+        for row in rows:
+            if len(row) != len(columns):
+                raise InvalidArgument(
+                    f"a row of table {table.name!r} has {len(row)} cells for {len(columns)} columns. "
+                    "Write the summary again."
+                )
+        return Frame(table.name, table.title, table.paper, table.note, columns, rows)
+
+    @property
+    def records(self) -> tuple[Row, ...]:
+        """The rows by column name."""
+        return tuple(Row(dict(zip(self.columns, row, strict=True))) for row in self.rows)
+
+    def where(self, **equal: str) -> Frame:
+        """The rows whose cells, as words, are equal to these."""
+        kept = tuple(
+            row
+            for row, record in zip(self.rows, self.records, strict=True)
+            if all(record.words(column) == value for column, value in equal.items())
+        )
+        return replace(self, rows=kept)
+
+    def distinct(self, column: str) -> tuple[str, ...]:
+        """The words of a column in the order they first appear, without gaps."""
+        return tuple(dict.fromkeys(word for record in self.records if (word := record.words(column))))
+
+    def groups(self, column: str = "group") -> tuple[str, ...]:
+        """The groups that appear under `column`, in the fixed order of the eight."""
+        return in_order(self.distinct(column), GROUPS)
+
+    def layers(self) -> tuple[int, ...]:
+        """The numbered layers, ascending; "all" is none."""
+        return tuple(sorted({int(word) for word in self.distinct("layer") if word.isdecimal()}))
+
+    def lookup(self, *keys: str) -> dict[tuple[str, ...], Row]:
+        """The rows by the words of these columns; the last of equal ones."""
+        return {tuple(record.words(key) for key in keys): record for record in self.records}
+
+
+def in_order(words: Iterable[str], order: Sequence[str]) -> tuple[str, ...]:
+    """`words` in the order of `order`, then those it does not name as they come."""
+    given = tuple(words)
+    return (*(word for word in order if word in given), *(word for word in given if word not in order))
+
+
+def only(frame: Frame, **where: str) -> Row | None:
+    """The first row with these words, or None."""
+    return next(iter(frame.where(**where).records), None)

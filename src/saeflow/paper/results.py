@@ -1,0 +1,289 @@
+"""The page of a results folder: figures, what they say in a sentence, and every table. One file, no network.
+
+    manifest.json, summary.json  ->  figures/NAME.svg, tables/NAME.csv, index.html
+
+Each figure stands twice in the page, laid out for a window and for a phone, and a stylesheet shows the
+one that fits. `templates/results.html.j2` is the page; words from files (names of models, data sets,
+arguments) are escaped there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from saeflow.errors import InvalidArgument
+from saeflow.experiments.records import RunRecord
+from saeflow.experiments.results import Results, SummaryTable
+from saeflow.files import write_atomic
+from saeflow.paper import FIGURES, PAGE, PHONE, Frame, draw, reading, svg_text
+from saeflow.paper.samples import samples_html
+from saeflow.paper.saving import printed_svg, stylesheet
+from saeflow.report.document import document, templates
+from saeflow.report.tables import duration
+from saeflow.report.tokens import one_line
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+PAPER: Final = "arXiv 2502.03032"
+MOST_ROWS: Final = 400
+"""How many rows of a table the page holds; the CSV file has all."""
+
+_EXPECTED: Final[Mapping[str, Sequence[str]]] = {
+    "origins": (
+        "shares_by_layer", "shares_by_dataset", "scores", "separability", "activity_differences",
+        "transition", "most_probable", "methods", "agreement",
+    ),
+    "deactivation": (
+        "by_strategy_layer", "table_1", "by_strategy", "one_predecessor", "by_rescale", "new_group",
+        "groups_by_strategy", "paired", "remaining", "counts", "control_match",
+    ),
+    "steering": (
+        "steering_by_layer", "steering_by_value", "steering_features", "steering_best", "steering_paired",
+        "steering_by_share", "steering_sensitivity", "steering_samples", "steering_cells",
+    ),
+    "transition": (
+        "transition_permutations", "transition_top_k", "transition_loss", "transition_paired", "transition_fits",
+    ),
+}  # fmt: skip
+_TITLES: Final = {
+    "origins": "Where active features come from",
+    "deactivation": "Removing predecessors",
+    "steering": "Steering along the flow",
+    "transition": "A match as a transcoder",
+}
+_LEADS: Final = (
+    "shares_by_dataset",
+    "table_1",
+    "by_strategy_layer",
+    "steering_best",
+    "transition_permutations",
+)
+_SAMPLES: Final = "steering_samples"
+_PICKED: Final = ("theme", "direction")
+"""What the reader picks once for all figures of the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPlate:
+    """A figure as a page shows it, laid out for a window and for a phone.
+
+    Attributes:
+        of: the values it stands for, in words.
+        picked: those among theme and direction, by column.
+        wide, narrow: the SVG elements.
+        said: what its own rows say; empty where it is not of a theme or a direction.
+    """
+
+    of: str
+    picked: Mapping[str, str]
+    wide: Markup
+    narrow: Markup
+    said: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A table with its figures, or with `block`, HTML in their place; `problem` says why it has no figure."""
+
+    table: SummaryTable
+    said: str
+    plates: tuple[ShownPlate, ...] = ()
+    block: Markup | str = ""
+    problem: str = ""
+
+    @property
+    def id(self) -> str:
+        """An id from a name that a file gave."""
+        return "t-" + "".join(
+            c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in self.table.name
+        )
+
+    @property
+    def title(self) -> str:
+        """What the table holds."""
+        return self.table.title or self.table.name
+
+    @property
+    def cited(self) -> str:
+        """The figures of the paper that it answers."""
+        paper = self.table.paper
+        return "Beyond the paper" if "beyond" in paper else f"Cf. {paper} of {PAPER}" if paper else ""
+
+    @property
+    def file(self) -> str:
+        """The name of its CSV file; empty where the table's name is not safe to write under."""
+        return self.table.name if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", self.table.name) else ""
+
+    @property
+    def _shown(self) -> list[int]:
+        """The columns that are shown: lists of numbers are for machines, the CSV file has them."""
+        return [i for i, name in enumerate(self.table.columns) if name != "histogram"]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns that are shown."""
+        return [self.table.columns[i] for i in self._shown]
+
+    @property
+    def rows(self) -> list[list[Any]]:
+        """The first rows in those columns."""
+        return [[row[i] for i in self._shown] for row in self.table.rows[:MOST_ROWS]]
+
+
+def write_page(folder: Path) -> Path:
+    """Draw the figures and the page of a results folder, finished or not; the path of `index.html`.
+
+    Tables of the experiment that the summary lacks are named on the page; a table whose columns do not
+    suit its figure is shown without one, with the reason.
+
+    Raises:
+        BadFile: when `manifest.json` or `summary.json` is missing or cannot be read.
+        OSError: when the folder cannot be written.
+    """
+    results = Results.open(folder)
+    tables = results.tables()
+    expected = _EXPECTED.get(results.record.request.experiment, ())
+    names = [name for name in expected if name in tables]
+    names += [name for name in tables if name not in names]
+    sections = [_section(tables[name], tables, folder / "figures") for name in names]
+    for section in sections:
+        csv = folder / "tables" / f"{section.file}.csv"
+        if section.file and not csv.is_file():
+            write_atomic(csv, section.table.to_csv().encode("utf-8", "replace"))
+    text = page_html(results.record, sections, [name for name in expected if name not in tables])
+    path = folder / "index.html"
+    # Lone surrogates, which a name can hold after a bad decoding, have no UTF-8.
+    write_atomic(path, text.encode("utf-8", "replace"))
+    return path
+
+
+def _section(table: SummaryTable, tables: Mapping[str, SummaryTable], figures: Path) -> Section:
+    """A table with its figures, which are files of `figures` too."""
+    said = reading(table)
+    if table.name == _SAMPLES:
+        return Section(table, said, block=samples_html(table, tables.get("steering_best")))
+    if table.name not in FIGURES:
+        return Section(table, said)
+
+    def files(name: str, printed: bytes) -> None:
+        write_atomic(figures / f"{name}.svg", svg_text(printed, alone=True).encode("utf-8", "replace"))
+
+    try:
+        return Section(table, said, shown_plates(Frame.of(table), said, written=files, own=True))
+    except InvalidArgument as error:
+        return Section(table, said, problem=str(error))
+
+
+def shown_plates(
+    frame: Frame, said: str, *, prefix: str = "", own: bool = False, written: Callable[[str, bytes], None] | None = None
+) -> tuple[ShownPlate, ...]:  # fmt: skip
+    """The figures of a table for a page, each drawn for a window and for a phone.
+
+    Args:
+        frame: the rows.
+        said: what the table says, for who cannot see the figure.
+        prefix: begins every id within.
+        own: whether a figure of a theme or a direction has a sentence of its own.
+        written: is given the name and the SVG of each wide figure.
+
+    Raises:
+        InvalidArgument: when the table does not suit its figure.
+    """
+    from markupsafe import Markup
+
+    found: list[ShownPlate] = []
+    for wide, narrow in zip(draw(frame, medium=PAGE), draw(frame, medium=PHONE), strict=True):
+        picked = {key: wide.keys[key] for key in _PICKED if key in wide.keys}
+        sentence = reading(frame.where(**wide.keys)) if own and picked else ""
+        label = one_line(". ".join(word for word in (frame.title, wide.of, sentence or said) if word))
+        printed = printed_svg(wide.figure)
+        if written is not None:
+            written(wide.name, printed)
+        forms = [
+            Markup(svg_text(figure, prefix=f"{prefix}{wide.name}-{kind}-", label=label, captioned=False))  # noqa: S704
+            for kind, figure in (("on-page", printed), ("on-phone", narrow.figure))
+        ]
+        found.append(ShownPlate(wide.of, picked, forms[0], forms[1], sentence))
+    return tuple(found)
+
+
+def page_html(record: RunRecord, sections: Sequence[Section], missing: Sequence[str]) -> str:
+    """The page as one HTML document. `missing` are tables of the experiment that there are none of."""
+    asked = record.request
+    what = _TITLES.get(asked.experiment, f"Results of {asked.experiment}")
+    said = {section.table.name: section.said for section in sections}
+    templates().filters["short"] = _short
+    return document(
+        "results.html.j2", f"{what}: {asked.release}", styles=("palette.css", "page.css", "results.css"),
+        more_style=stylesheet(), scripts=("results.js",), kind="results", finished=record.finished is not None,
+        lead=next((said[name] for name in _LEADS if said.get(name)), ""), facts=[*_facts(record)],
+        record=_record(record), drawn=[s for s in sections if s.plates or s.block],
+        rest=[s for s in sections if not (s.plates or s.block)], missing=missing,
+    )  # fmt: skip
+
+
+def _short(number: float) -> str:
+    return f"{number:.4g}" if math.isfinite(number) else ""
+
+
+def _facts(record: RunRecord) -> Iterable[tuple[str, str]]:
+    asked = record.request
+    yield "model", asked.model
+    yield "release", asked.release
+    yield "seed", str(asked.seed)
+    steering = asked.experiment == "steering"
+    yield "themes" if steering else "datasets", ", ".join(asked.datasets)
+    sizes = [
+        f"{asked.arguments[k]} {k}" for k in ("texts", "tokens") if isinstance(asked.arguments.get(k), int)
+    ]
+    if steering and isinstance(asked.arguments.get("samples"), int):
+        again = asked.arguments.get("confirm")
+        confirmed = f", {again} to confirm the best" if isinstance(again, int) else ""
+        yield "samples of a setting", f"{asked.arguments['samples']}{confirmed}"
+    if sizes:
+        yield "sample of each", f"{sizes[0]}, {sizes[1]} a text" if len(sizes) == 2 else sizes[0]
+    yield (
+        "units done" if steering else "texts done",
+        f"{record.done or 0} of {record.total}" if record.finished else f"some of {record.total}",
+    )
+    yield "started", moment(record.started)
+    if record.finished and (took := _took(record.started, record.finished)):
+        yield "took", took
+    yield "saeflow", str(record.versions.get("saeflow", "unknown"))
+
+
+def moment(text: str) -> str:
+    """A time of a record as people write it."""
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return text
+
+
+def _took(started: str, finished: str) -> str:
+    try:
+        seconds = (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()
+    except (ValueError, TypeError):
+        return ""
+    return duration(seconds)
+
+
+def _record(record: RunRecord) -> list[tuple[str, str]]:
+    """Everything of the manifest that the header leaves out."""
+    asked = record.request
+    groups: list[tuple[str, Mapping[str, Any]]] = [
+        ("Arguments", asked.arguments), ("Matches", asked.atlases), ("Versions", record.versions)
+    ]  # fmt: skip
+    return [
+        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, group in groups
+        for key, value in [(name, ""), *group.items()]
+    ]

@@ -1,0 +1,249 @@
+"""A figure as SVG, PNG or PDF: the same rows give the same bytes.
+
+The SVG that matplotlib writes is made fit for a page with a Content-Security-Policy: no style
+attributes and no style element of its own, no names of other places, only ids that something uses.
+Colours are presentation attributes, so that any reader shows them, with a class beside them (`f-g1`,
+`s-ink`) through which `stylesheet` turns them dark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+from xml.etree import ElementTree as ET
+
+from matplotlib.figure import Figure
+
+from saeflow.errors import InvalidArgument
+from saeflow.files import write_atomic
+from saeflow.paper.style import CAPTION, CLASSES, DARK_OF, PAGE, PAPER, house
+
+FACE: Final = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
+TIP: Final = "tip:"
+"""An artist whose gid starts so shows the rest of it when pointed at."""
+
+_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+# The whole of what a style attribute may become; anything else is left out.
+_KEPT: Final = frozenset(
+    {
+        "fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray",
+        "stroke-dashoffset", "stroke-linecap", "stroke-linejoin", "opacity",
+        "font-size", "font-weight", "font-style", "text-anchor",
+    }
+)  # fmt: skip
+_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+_FORMATS: Final = {".svg", ".png", ".pdf"}
+
+
+def save(figure: Figure, path: Path, *, dpi: int | None = None) -> Path:
+    """Write `figure` in the format that the ending of `path` names: svg, png or pdf.
+
+    The bytes are a function of the figure and of the version of matplotlib: no dates, no random ids.
+    `dpi` matters to PNG only: dots an inch of 72 units, by default twice the pixels of a page.
+
+    Raises:
+        InvalidArgument: for another ending.
+        OSError: when the folder cannot be written.
+    """
+    ending = format_of(path)
+    if ending == ".svg":
+        text = svg_text(figure, alone=True)
+        write_atomic(path, text.encode("utf-8", "replace"))
+    elif ending == ".png":
+        write_atomic(path, _printed(figure, format="png", dpi=dpi or PAGE.dpi, metadata={"Software": None}))
+    else:
+        unsaid = {"Creator": None, "Producer": None, "CreationDate": None}
+        write_atomic(path, _printed(figure, format="pdf", metadata=unsaid))
+    return path
+
+
+def format_of(path: Path) -> str:
+    """The ending of `path` in small letters, for commands that draw only after long work.
+
+    Raises:
+        InvalidArgument: when it is none of .svg, .png and .pdf.
+    """
+    ending = path.suffix.lower()
+    if ending not in _FORMATS:
+        raise InvalidArgument(
+            f"figures are not written as {ending!r} ({path.name}). End it in .svg, .png or .pdf."
+        )
+    return ending
+
+
+def printed_svg(figure: Figure) -> bytes:
+    """The SVG that matplotlib writes, from which `svg_text` makes several: printing is what takes the time."""
+    return _printed(figure, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def svg_text(
+    figure: Figure | bytes, *, alone: bool = False, prefix: str = "", label: str = "", captioned: bool = True
+) -> str:
+    """`figure` as an SVG element, or as a document of its own that turns dark with its reader.
+
+    It may be what `printed_svg` gave.
+    `prefix` begins every id, so that several figures can share a page; `label` is what a screen reader
+    says of it. Without `captioned` the lines at the foot are cut off, for a page that says the same.
+    """
+    root = ET.fromstring(figure if isinstance(figure, bytes) else printed_svg(figure))  # noqa: S314 drawn here
+    for child in list(root):
+        if child.tag.endswith("metadata"):
+            root.remove(child)
+    _drop_styles(root)
+    width, height = (float(size) for size in root.attrib["viewBox"].split()[2:])
+    if not captioned:
+        height = _without_caption(root, height)
+    used = set(_uses(root))
+    for element in root.iter():
+        _clean(element, used, prefix)
+    _inherit(root)
+    _collapse(root)
+    kept = {"viewBox": f"0 0 {width:g} {height:.1f}", "width": f"{width:g}", "height": f"{height:.1f}"}
+    root.attrib.clear()
+    root.attrib.update({**kept, "class": "plot", "role": "img", "font-family": FACE})
+    root.attrib.update({"stroke-linejoin": "round", "stroke-linecap": "butt"})
+    if label:
+        root.attrib["aria-label"] = label
+    if alone:
+        style = ET.Element(f"{_SVG}style")
+        style.text = stylesheet()
+        root.insert(0, style)
+    return _written(root, alone=alone)
+
+
+def stylesheet() -> str:
+    """Rules that turn a figure dark where the reader prefers it; paper and print stay light."""
+    rules = "".join(
+        f".plot .f-{name}{{fill:{dark}}}.plot .s-{name}{{stroke:{dark}}}" for name, dark in DARK_OF.items()
+    )
+    return f"@media screen and (prefers-color-scheme:dark){{{rules}}}"
+
+
+def _printed(figure: Figure, **how: Any) -> bytes:
+    into = io.BytesIO()
+    with house(), warnings.catch_warnings():
+        # A name in a script that the measuring face lacks: the reader's own face has it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(into, facecolor=PAPER, **how)
+    return into.getvalue()
+
+
+def _without_caption(root: ET.Element, height: float) -> float:
+    """Take the caption out; the height of what is left."""
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.get("id", "").startswith(f"{CAPTION}-"):
+                line = next(child.iter(f"{_SVG}text"))
+                size = re.search(r"font-size: ([0-9.]+)", line.get("style", ""))
+                height = min(height, float(line.get("y", height)) - 1.1 * float(size[1] if size else 0))
+                parent.remove(child)
+    return height
+
+
+def _drop_styles(root: ET.Element) -> None:
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag == f"{_SVG}style" or (child.tag == f"{_SVG}defs" and _only_styles(child)):
+                parent.remove(child)
+
+
+def _only_styles(defs: ET.Element) -> bool:
+    return all(child.tag == f"{_SVG}style" for child in defs)
+
+
+def _uses(root: ET.Element) -> Iterable[str]:
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == _LINK:
+                yield value[1:]
+            else:
+                yield from re.findall(r"url\(#([^)]+)\)", value)
+
+
+def _clean(element: ET.Element, used: set[str], prefix: str) -> None:
+    """Attributes that any page takes: ids that are used, hrefs without a namespace, no styles."""
+    attributes = dict(element.attrib)
+    element.attrib.clear()
+    for key, value in attributes.items():
+        if key == "id":
+            if value in used:
+                element.set("id", prefix + value)
+            elif value.startswith(TIP):
+                title = ET.Element(f"{_SVG}title")
+                title.text = value.removeprefix(TIP)
+                element.insert(0, title)
+        elif key == _LINK:
+            element.set("href", f"#{prefix}{value[1:]}")
+        elif key == "style":
+            _unstyle(element, value)
+        elif key == "transform" and value.startswith("rotate(-0 "):
+            continue
+        elif key == "d":
+            element.set("d", re.sub(r"\s*([MLCQz])\s*", r"\1", _short(value)).strip())
+        elif key != "type":
+            element.set(key, _short(re.sub(r"url\(#", f"url(#{prefix}", value)))
+    if element.tag == f"{_SVG}text":
+        element.tail = None
+
+
+def _unstyle(element: ET.Element, style: str) -> None:
+    classes: list[str] = []
+    for item in style.split(";"):
+        key, _, value = (part.strip() for part in item.partition(":"))
+        if key not in _KEPT:
+            continue
+        element.set(key, _short(value).removesuffix("px"))
+        if key in {"fill", "stroke"} and value in CLASSES:
+            classes.append(f"{key[0]}-{CLASSES[value]}")
+    if classes:
+        element.set("class", " ".join(classes))
+
+
+def _inherit(root: ET.Element) -> None:
+    """Marks that are drawn by reference take the colours of each reference.
+
+    Their own would win, and a browser does not apply the rules of the page within a reference, so that
+    they would stay light in the dark.
+    """
+    for defs in root.iter(f"{_SVG}defs"):
+        for path in defs.iter(f"{_SVG}path"):
+            for name in ("fill", "stroke", "class"):
+                path.attrib.pop(name, None)
+
+
+def _short(value: str) -> str:
+    """Numbers with two digits after the point: a hundredth of a pixel."""
+    return _NUMBER.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value)
+
+
+def _collapse(parent: ET.Element) -> None:
+    """Put the children of groups that say nothing in their place."""
+    flat: list[ET.Element] = []
+    for child in list(parent):
+        _collapse(child)
+        child.tail = None
+        if child.tag == f"{_SVG}g" and not child.attrib and not _titled(child):
+            flat += list(child)
+        elif (
+            child.get("fill") != "none" or child.get("stroke") is not None
+        ):  # a panel's empty ground shows nothing
+            flat.append(child)
+    if parent.tag != f"{_SVG}text":
+        parent.text = parent.text if parent.text and parent.text.strip() else None
+    parent[:] = flat
+
+
+def _titled(group: ET.Element) -> bool:
+    return len(group) > 0 and group[0].tag == f"{_SVG}title"
+
+
+def _written(root: ET.Element, *, alone: bool) -> str:
+    ET.register_namespace("", "http://www.w3.org/2000/svg")
+    text = ET.tostring(root, encoding="unicode")
+    if alone:
+        return f"{text}\n"
+    return text.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)

@@ -1,0 +1,52 @@
+"""Table 1: the deactivation methods on the targets they share, with their controls."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from saeflow.paper.frame import Estimate, Frame, in_order
+from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Line, forest
+from saeflow.paper.style import ACCENT, Medium
+from saeflow.paper.trials import MAIN, both, control_beside, is_control
+from saeflow.paper.words import count, listed, percent_interval
+
+
+def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
+    """The deactivation methods on the targets they share, with their controls (table 1).
+
+    Where the table has those, the row of the control alone says nothing more and is not drawn.
+    """
+    controls = any(row.number("control_deactivated") is not None for row in frame.records)
+    lines = [
+        Line(row.words("strategy"), ACCENT, both(row), row.number("n"), hollow=is_control(row))
+        for row in frame.records
+        if not (controls and is_control(row))
+    ]
+    return forest(lines, (DEACTIVATED, CHANGE), medium, caption, controls=controls)
+
+
+def sentence(frame: Frame) -> str:
+    """Every strategy on the shared targets with its control; the control of the first alone comes last."""
+    rows = {row.words("strategy"): e for row in frame.records if (e := row.estimate("deactivated"))}
+    if not rows:
+        return ""
+    beside = {row.words("strategy"): control_beside(row) for row in frame.records}
+    order = in_order(rows, (MAIN,))
+    named = [name for name in order if name != "active control"]
+    told = [
+        f"{name} {'' if i else 'deactivates '}{percent_interval(rows[name])}{beside[name]}"
+        for i, name in enumerate(named)
+    ]
+    first: Estimate = rows[order[0]]
+    of = "" if first.n is None else f"On {count(first.n)} shared targets "
+    control = (
+        f"; the active control {percent_interval(rows['active control'])}"
+        if "active control" in rows and not any(beside.values())
+        else ""
+    )
+    return f"{of}{listed(told)}{control}."
+
+
+DRAWING: Final = Drawing(figure, sentence, ("strategy", "deactivated"))

@@ -1,0 +1,39 @@
+"""Beyond figure 23: explained variance of one map less that of another, on the same tokens."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from saeflow.paper.frame import Frame, only
+from saeflow.paper.kinds import Drawing
+from saeflow.paper.style import INK, Medium
+from saeflow.paper.transition import DotLine, dots, one_pair
+from saeflow.paper.words import decimal_interval
+
+
+def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
+    """Explained variance of one map less that of another, on the same tokens."""
+    lines: list[DotLine] = []
+    for row in frame.records:
+        found = row.estimate("difference")
+        if found is not None:
+            told = f"{row.words('a')} less {row.words('b')}: {decimal_interval(found, 3)}"
+            lines.append(
+                DotLine(row.words("a"), f"less {row.words('b')}", ((found, INK, told, False),), False)
+            )
+    return dots(lines, medium, caption, "difference in explained variance", floor=-1.0, ceiling=1.0)
+
+
+def sentence(frame: Frame) -> str:
+    """How far the best cosine is above the permutation, both as they are."""
+    row = only(one_pair(frame), a="cosine top-1", b="permutation")
+    found = row.estimate("difference") if row else None
+    if found is None:
+        return ""
+    way = "more" if found.value > 0 else "less"
+    return f"As they are, the best cosine explains {decimal_interval(found, 3)} {way} than the permutation."
+
+
+DRAWING: Final = Drawing(figure, sentence, ("pair", "a", "b", "difference"), each=("pair",))
