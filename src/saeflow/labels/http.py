@@ -26,6 +26,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from saeflow.errors import BadFile, Unreachable
 from saeflow.files import file_lock, write_atomic
 from saeflow.patience import LATER, STEP, Meter, TooLong, doubled, masked, retry_after, within
+from saeflow.reading import read_json
 from saeflow.version import __version__
 
 T = TypeVar("T")
@@ -259,7 +260,7 @@ class _Progress(Exception):
 def _left(part: Path, url: str) -> tuple[int, str]:
     """How much of the file is here, and what to tell the server it is a piece of; 0 when nothing can be used."""
     try:
-        told = json.loads(part.with_name(f"{part.name}.json").read_text())
+        told = read_json(part.with_name(f"{part.name}.json"))
         if told["url"] == url and told["sign"]:
             return part.stat().st_size, str(told["sign"])
     except (OSError, ValueError, KeyError, TypeError):

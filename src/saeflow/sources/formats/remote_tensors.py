@@ -14,6 +14,7 @@ the whole file is fetched.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -219,9 +220,10 @@ def _numpy(dtype: str) -> str:
 def _tensor(path: Path, segment: Segment) -> Tensor:
     """The values, of the type in the file."""
     if segment.packed:
-        inflated = np.frombuffer(
-            bytearray(zlib.decompress(path.read_bytes(), -zlib.MAX_WBITS)), np.uint8, offset=segment.offset
-        )
+        n_bytes = segment.offset + math.prod(segment.shape) * np.dtype(segment.dtype).itemsize
+        # no more than the header says, whatever was packed
+        unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(path.read_bytes(), n_bytes)
+        inflated = np.frombuffer(bytearray(unpacked), np.uint8, offset=segment.offset)
     else:
         inflated = np.memmap(path, np.uint8, "c", segment.offset)
     flat = torch.from_numpy(inflated)
