@@ -20,13 +20,13 @@ import torch
 
 from _timing import Row, arguments, interleaved, show
 from _units import empty, match
-from saeflow.engines import Engine, Here, open_engine
+from saeflow.engines import Engine, InProcess, open_engine
 
 
 def opened(name: str, stack: ExitStack) -> dict[str, Engine]:
     """An engine of one worker and one of two; Ray's cluster is one, so that it is opened for one count at a time."""
     if name == "here":
-        return {"here": Here()}
+        return {"here": InProcess()}
     return {f"{name}, {n} workers": stack.enter_context(open_engine(name, workers=n)) for n in (1, 2)}
 
 
@@ -70,7 +70,12 @@ def measure(names: list[str], n_empty: int, n_match: int, repeats: int) -> tuple
         for n in (1, 2):
             with open_engine("ray", workers=n) as engine:
                 time_all(
-                    {f"ray, {n} workers": engine, "here": Here()}, starts, medians, n_empty, n_match, repeats
+                    {f"ray, {n} workers": engine, "here": InProcess()},
+                    starts,
+                    medians,
+                    n_empty,
+                    n_match,
+                    repeats,
                 )
     found = [
         *rows_of(medians["empty"], "empty", n_empty, "here"),
@@ -88,7 +93,7 @@ def time_all(
     repeats: int,
 ) -> None:
     """Interleaved medians of some engines; the results of all must be the same."""
-    truth = ended(Here(), match, n_match)
+    truth = ended(InProcess(), match, n_match)
     for name, engine in engines.items():
         taken = started(engine)
         if name != "here":

@@ -3,7 +3,7 @@
 import pytest
 
 from saeflow import engines
-from saeflow.engines import Here
+from saeflow.engines import InProcess
 
 GIVEN = ("--engine", "ray", "--workers", "3", "--address", "head:6379", "--cpus", "2", "--gpus", "0.5")
 COMMANDS = {
@@ -36,7 +36,7 @@ def test_the_options_reach_the_engine_before_anything_is_loaded(saeflow, monkeyp
 def test_units_run_on_the_engine_that_was_asked_for(saeflow, monkeypatch, tmp_path):
     names = []
 
-    class Noted(Here):
+    class Noted(InProcess):
         def run(self, work, units, *, name):
             names.append(name)
             return super().run(work, units, name=name)

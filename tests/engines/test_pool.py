@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from saeflow.engines import ENGINES, Here, device_of_worker, open_engine
-from saeflow.engines.worker import Place, answer, holds, pack
+from saeflow.engines import ENGINES, InProcess, device_of_worker, open_engine
+from saeflow.engines.worker import Slot, holds, pack, run_unit
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra, WorkerLost
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import load_model
@@ -37,7 +37,7 @@ def test_every_engine_is_opened_by_its_name_and_imports_nothing_heavy():
     code = "import sys, saeflow.engines; print('torch' in sys.modules, 'ray' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.split() == ["False", "False"]
-    assert isinstance(open_engine(), Here)
+    assert isinstance(open_engine(), InProcess)
     assert ENGINES[0] == "here"
 
 
@@ -75,7 +75,7 @@ def test_a_pool_gives_what_one_process_gives_and_takes_no_more_than_it_has_place
     for number, result in pool.run(square, units(), name="squares"):
         most = max(most, drawn - len(ended))
         ended.append((number, result))
-    assert sorted(ended) == list(Here().run(square, numbered(), name="squares"))
+    assert sorted(ended) == list(InProcess().run(square, numbered(), name="squares"))
     assert most == pool.workers == 2
 
 
@@ -143,16 +143,16 @@ def test_a_worker_opens_by_name_what_it_is_sent_and_keeps_one_work(monkeypatch):
     sent, other = pack(_Holds(some), "set"), pack(square, "squares")
     assert len(sent.data) < 2000
     try:
-        assert answer(sent.key, lambda: sent, None, Place()).result() == repr(some)
-        assert answer(sent.key, pytest.fail, None, Place()).result() == repr(some)
-        assert answer(other.key, lambda: other, {"n": 3}, Place()).result() == 9
+        assert run_unit(sent.key, lambda: sent, None, Slot()).result() == repr(some)
+        assert run_unit(sent.key, pytest.fail, None, Slot()).result() == repr(some)
+        assert run_unit(other.key, lambda: other, {"n": 3}, Slot()).result() == 9
         assert not holds(sent.key)
         assert torch.get_num_threads() == 1
         assert device_of_worker("cpu") == "cpu"
-        answer("again", lambda: other, {"n": 3}, Place(gpus=1))
+        run_unit("again", lambda: other, {"n": 3}, Slot(gpus=1))
         assert device_of_worker("cpu") == "cuda"
     finally:
-        monkeypatch.setattr("saeflow.engines.worker._place", Place())
+        monkeypatch.setattr("saeflow.engines.worker._slot", Slot())
         torch.set_num_threads(threads)
 
 
@@ -160,7 +160,7 @@ def test_another_version_of_saeflow_in_a_worker_is_refused(monkeypatch):
     sent = pack(square, "squares")
     monkeypatch.setattr("saeflow.engines.worker.__version__", "9.9")
     with pytest.raises(InvalidArgument, match=r"has saeflow 9\.9, and saeflow .* sent it"):
-        answer("new", lambda: sent, {"n": 1}, Place()).result()
+        run_unit("new", lambda: sent, {"n": 1}, Slot()).result()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from saeflow.engines import Engine, Here
+from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Part, Site
 from saeflow.matching import shards
@@ -151,7 +151,7 @@ class Stops(Engine):
         return 1
 
     def run(self, work, units, *, name):
-        for found in Here().run(work, units, name=name):
+        for found in InProcess().run(work, units, name=name):
             if name == "shards":
                 self.left -= 1
                 if self.left < 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saeflow.engines import Here, open_engine
+from saeflow.engines import InProcess, open_engine
 from saeflow.engines.worker import pack
 from saeflow.errors import BadFile, InvalidArgument, WorkerLost
 from saeflow.ids import Site
@@ -207,7 +207,7 @@ def test_what_is_sent_to_workers_is_names_and_who_does_not_see_the_folder_says_s
 
 
 def test_as_many_shards_as_workers_are_made_and_a_cluster_is_joined_to_count_them(model, tmp_path):
-    class Joined(Here):
+    class Joined(InProcess):
         """Has no workers before its first unit, as a cluster."""
 
         ran = 0

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from saeflow.engines.engine import Engine, Here
+from saeflow.engines.engine import Engine, InProcess
 from saeflow.engines.worker import device_of_worker
 from saeflow.errors import InvalidArgument
 
 ENGINES: Final = ("here", "pool", "ray")
 """Names that `open_engine` takes."""
 
-__all__ = ["ENGINES", "Engine", "Here", "device_of_worker", "open_engine"]
+__all__ = ["ENGINES", "Engine", "InProcess", "device_of_worker", "open_engine"]
 
 
 def open_engine(
@@ -57,7 +57,7 @@ def open_engine(
             raise InvalidArgument(
                 f"the engine here is this one process; {workers} workers were asked for. Take pool."
             )
-        return Here()
+        return InProcess()
     if name == "pool":
         from saeflow.engines.pool import Pool
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, cast
 
 from saeflow.engines.engine import TRIES, Engine, Result, Unit, lost
-from saeflow.engines.worker import Answer, Packed, Place, answer, pack
+from saeflow.engines.worker import Packed, Slot, UnitResult, pack, run_unit
 from saeflow.errors import InvalidArgument, MissingExtra, Unreachable, WorkerLost
 
 AHEAD: Final = 2
@@ -37,7 +37,7 @@ class Cluster(Engine):
             MissingExtra: when Ray is not installed.
         """
         self._ray = _ray()
-        self._asked, self._address, self._place = workers, address, Place(cpus, gpus)
+        self._asked, self._address, self._slot = workers, address, Slot(cpus, gpus)
         self._started, self._looked, self._seen = False, 0.0, 0
 
     def _join(self) -> None:
@@ -49,22 +49,22 @@ class Cluster(Engine):
         """
         if self._ray.is_initialized():
             return
-        told: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address:
             _knock(self._address)
-            told["address"] = self._address
+            options["address"] = self._address
         else:
-            cores = None if self._asked is None else self._asked * self._place.cpus
-            told |= {"num_cpus": cores, "include_dashboard": False}
+            cores = None if self._asked is None else self._asked * self._slot.cpus
+            options |= {"num_cpus": cores, "include_dashboard": False}
         try:
-            self._ray.init(**told)
+            self._ray.init(**options)
         except (OSError, ConnectionError, RuntimeError, ValueError) as error:
             raise _unjoined(self._address, error) from error
         self._started, self._looked = True, 0.0
         if not self._address and not self.workers:
             self.close()
             raise InvalidArgument(
-                f"this machine has no {self._place.cpus} cores and {self._place.gpus:g} GPUs for a unit. Ask for less, "
+                f"this machine has no {self._slot.cpus} cores and {self._slot.gpus:g} GPUs for a unit. Ask for less, "
                 "or give the --address of a cluster that has them."
             )
 
@@ -76,9 +76,9 @@ class Cluster(Engine):
         now = time.monotonic()
         if not self._looked or now - self._looked > _LOOK:
             there = self._ray.cluster_resources()
-            self._looked, self._seen = now, int(there.get("CPU", 0) // self._place.cpus)
-            if self._place.gpus:
-                self._seen = min(self._seen, int(there.get("GPU", 0) // self._place.gpus))
+            self._looked, self._seen = now, int(there.get("CPU", 0) // self._slot.cpus)
+            if self._slot.gpus:
+                self._seen = min(self._seen, int(there.get("GPU", 0) // self._slot.gpus))
         return self._seen
 
     def run(
@@ -95,8 +95,8 @@ class Cluster(Engine):
         # in a list: Ray fetches an argument for every task, and what lies inside one when it is asked for
         held = [self._ray.put(packed)]
         task = self._ray.remote(
-            num_cpus=self._place.cpus,
-            num_gpus=self._place.gpus or None,
+            num_cpus=self._slot.cpus,
+            num_gpus=self._slot.gpus or None,
             max_retries=TRIES - 1,
             name=f"saeflow {name}",
         )(_unit)
@@ -108,7 +108,7 @@ class Cluster(Engine):
                     found = next(drawn, None)
                     more = found is not None
                     if found is not None:
-                        flying[task.remote(held, packed.key, found[1], self._place)] = found
+                        flying[task.remote(held, packed.key, found[1], self._slot)] = found
                 if not flying:
                     return
                 ended, _ = self._ray.wait(list(flying), num_returns=1)
@@ -127,7 +127,7 @@ class Cluster(Engine):
 
     def _fetched(self, ended: Any, unit: Any, name: str) -> Any:
         try:
-            found = cast("Answer", self._ray.get(ended))
+            found = cast("UnitResult", self._ray.get(ended))
         except self._ray.exceptions.RayError as error:
             raise WorkerLost(lost(name, unit, TRIES, f"Ray says {error}")) from error
         return found.result()
@@ -153,9 +153,9 @@ def _unjoined(address: str, error: Exception) -> Unreachable:
     return Unreachable(f"{where} cannot be joined ({error}). Start it with `ray start --head`.")
 
 
-def _unit(held: list[Any], key: str, unit: Any, place: Place) -> Answer:
+def _unit(held: list[Any], key: str, unit: Any, slot: Slot) -> UnitResult:
     """One unit, in a worker process of Ray."""
-    return answer(key, lambda: cast("Packed", _ray().get(held[0])), unit, place)
+    return run_unit(key, lambda: cast("Packed", _ray().get(held[0])), unit, slot)
 
 
 def _ray() -> Any:

@@ -38,9 +38,9 @@ class Engine(abc.ABC):
         """Call `work` on every unit.
 
         Args:
-            work: a pure function of its unit. It may keep what it loads between units. Other engines than `Here` send
-                it to each worker once: it must pickle, and holds models and dictionaries that were opened by name,
-                which each worker opens itself.
+            work: a pure function of its unit. It may keep what it loads between units. Engines other than `InProcess`
+                send it to each worker once: it must pickle, and holds models and dictionaries that were opened by
+                name, which each worker opens itself.
             units: (number, unit), drawn as places come free. A unit is small: a dict, a tuple.
             name: of the job, for messages.
 
@@ -69,7 +69,7 @@ class Engine(abc.ABC):
         self.close()
 
 
-class Here(Engine):
+class InProcess(Engine):
     """This process, one unit after the other, in their order; nothing is pickled."""
 
     @property
@@ -88,9 +88,9 @@ class Here(Engine):
 
 def lost(name: str, unit: Any, tries: int, why: str) -> str:
     """What is said of a unit under which workers were lost."""
-    told = repr(unit)
+    shown = repr(unit)
     return (
-        f"{name}: {tries} workers were lost one after the other at the unit {told[:200]}{'…' * (len(told) > 200)} "
+        f"{name}: {tries} workers were lost one after the other at the unit {shown[:200]}{'…' * (len(shown) > 200)} "
         f"({why}). Exit code -9 mostly means that memory ran out: give fewer --workers, or more --cpus to each unit. "
         "The same command goes on where this one stopped."
     )

@@ -21,7 +21,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Final
 
 from saeflow.engines.engine import TRIES, Engine, Result, Unit, lost
-from saeflow.engines.worker import Answer, Packed, Place, answer, pack
+from saeflow.engines.worker import Packed, Slot, UnitResult, pack, run_unit
 from saeflow.errors import WorkerLost
 
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -43,12 +43,12 @@ class _Task:
 class _Process:
     """A worker process and this end of its pipe."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, slot: Slot) -> None:
         self.connection, theirs = _SPAWN.Pipe()
         self.process: SpawnProcess = _SPAWN.Process(
-            target=_serve, args=(theirs, place), daemon=True, name="saeflow worker"
+            target=_serve, args=(theirs, slot), daemon=True, name="saeflow worker"
         )
-        with _threads(place.cpus):
+        with _threads(slot.cpus):
             self.process.start()
         theirs.close()  # so that the pipe ends with the process
         self.holds = ""
@@ -83,7 +83,7 @@ class Pool(Engine):
     def __init__(self, workers: int | None = None, *, cpus: int = 1) -> None:
         """As many processes as there are cores for when `workers` is None; each begins with its first unit."""
         self._workers = workers or max(1, _cores() // cpus)
-        self._place = Place(cpus)
+        self._slot = Slot(cpus)
         self._processes: list[_Process] = []
 
     @property
@@ -124,11 +124,14 @@ class Pool(Engine):
         ready: list[tuple[_Process, _Task]] = []
         free = deque(process for process in self._processes if process.task is None)
         while free or len(self._processes) < self._workers:
-            task = again.popleft() if again else _next(drawn)
-            if task is None:
+            if again:
+                task = again.popleft()
+            elif (found := next(drawn, None)) is not None:
+                task = _Task(*found)
+            else:
                 break
             if not free:  # all are started before the first is sent to, so that they start together
-                self._processes.append(_Process(self._place))
+                self._processes.append(_Process(self._slot))
                 free.append(self._processes[-1])
             ready.append((free.popleft(), task))
         for process, task in ready:
@@ -161,12 +164,7 @@ def _cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
-def _next(drawn: Iterator[tuple[int, Any]]) -> _Task | None:
-    found = next(drawn, None)
-    return None if found is None else _Task(*found)
-
-
-def _received(connection: Connection) -> Answer | None:
+def _received(connection: Connection) -> UnitResult | None:
     """An answer; None from a process that is gone."""
     try:
         return connection.recv()
@@ -189,7 +187,7 @@ def _threads(cpus: int) -> Generator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection, place: Place) -> None:
+def _serve(connection: Connection, slot: Slot) -> None:
     """A worker: answer until the pipe or the driver ends."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
@@ -202,7 +200,7 @@ def _serve(connection: Connection, place: Place) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             key, packed, unit = connection.recv()
-            connection.send(answer(key, lambda packed=packed: packed, unit, place))
+            connection.send(run_unit(key, lambda packed=packed: packed, unit, slot))
 
 
 def _leave(*_: object) -> None:

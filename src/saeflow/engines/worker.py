@@ -30,7 +30,7 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Slot:
     """What a unit may use: cores, and GPUs of its own."""
 
     cpus: int = 1
@@ -38,7 +38,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class UnitResult:
     """What became of a unit: a value, or the error it ended with and where that was raised."""
 
     value: Any = None
@@ -93,12 +93,12 @@ def pack(work: Callable[[Any], Any], name: str) -> Packed:
 _held: Final[dict[str, Callable[[Any], Any]]] = {}
 """The work this process keeps, by its key; one at a time, since each may hold a model."""
 
-_place = Place()
+_slot = Slot()
 
 
 def device_of_worker(asked: str) -> str:
     """Where something that was opened for `asked` is opened here: on the GPU of a worker that was given one."""
-    return "cuda" if _place.gpus else asked
+    return "cuda" if _slot.gpus else asked
 
 
 def holds(key: str) -> bool:
@@ -106,37 +106,37 @@ def holds(key: str) -> bool:
     return key in _held
 
 
-def take(packed: Packed, place: Place) -> None:
+def take(packed: Packed, slot: Slot) -> None:
     """Unpack a work and keep it in the place of the last one.
 
     Raises:
         InvalidArgument: when another version of saeflow sent it.
         What opening its model and dictionaries raises.
     """
-    global _place  # noqa: PLW0603  (one worker process is one place)
+    global _slot  # noqa: PLW0603  (one worker process is one slot)
     if packed.version != __version__:
         raise InvalidArgument(
             f"the worker on {socket.gethostname()} has saeflow {__version__}, and saeflow {packed.version} sent it "
             "work. Install one version on all machines."
         )
     _held.clear()
-    _place = place
+    _slot = slot
     work: Any = pickle.loads(packed.data)  # noqa: S301  (made by `pack` of the same run)
     torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.get_num_threads() != place.cpus:
-        torch.set_num_threads(place.cpus)
+    if torch is not None and torch.get_num_threads() != slot.cpus:
+        torch.set_num_threads(slot.cpus)
     _held[packed.key] = work
 
 
-def answer(key: str, packed: Callable[[], Packed], unit: Any, place: Place) -> Answer:
+def run_unit(key: str, packed: Callable[[], Packed], unit: Any, slot: Slot) -> UnitResult:
     """Do one unit; `packed` is called when this process does not keep the work yet."""
     try:
         if not holds(key):
-            take(packed(), place)
-        return Answer(_held[key](unit))
+            take(packed(), slot)
+        return UnitResult(_held[key](unit))
     except Exception as error:  # raised again on the other side
         trace = "".join(traceback.format_exception(error)).rstrip()
-        return Answer(error=_sendable(error), trace=f"in a worker on {socket.gethostname()}:\n{trace}")
+        return UnitResult(error=_sendable(error), trace=f"in a worker on {socket.gethostname()}:\n{trace}")
 
 
 def _sendable(error: Exception) -> Exception:

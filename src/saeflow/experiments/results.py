@@ -26,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
-from saeflow.engines import Engine, Here
+from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.records import RunRecord, RunRequest
 from saeflow.files import write_atomic
@@ -214,8 +214,8 @@ class Results:
         """Do every unit that is not done and write its rows; then note when it ended.
 
         Args:
-            work: the rows of a unit, or `Made` where files come with them. Other engines than `Here` send it to worker
-                processes, so that it must pickle.
+            work: the rows of a unit, or `Made` where files come with them. Engines other than `InProcess` send it to
+                worker processes, so that it must pickle.
             progress: gets (units done, units in all, the name of the one begun last).
             engine: where units run; this process, in order, when None. The bytes do not depend on it, as long as
                 units are computed with as many threads.
@@ -225,7 +225,7 @@ class Results:
             WorkerLost: when several workers were lost under one unit.
             Whatever `work` raises.
         """
-        engine = engine or Here()
+        engine = engine or InProcess()
         done, now = 0, ""
 
         def tell() -> None:
@@ -248,7 +248,7 @@ class Results:
                 write_atomic(self.folder / name, data)
             write_atomic(self.shard(number), made.rows)
             done += 1
-            if not isinstance(engine, Here):
+            if not isinstance(engine, InProcess):
                 tell()
         if progress:
             progress(self.record.total, self.record.total, "done")

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from saeflow.engines import Engine, Here
+from saeflow.engines import Engine, InProcess
 from saeflow.errors import UnknownSite
 from saeflow.files import write_atomic
 from saeflow.ids import Site
@@ -74,12 +74,12 @@ def build_atlas(
             check(dictionaries[site], method, role)
     if shard_rows is None:
         work = MatchPair(dictionaries, method, k, projector)
-        _whole(work, pairs, out, engine or Here(), progress)
+        _whole(work, pairs, out, engine or InProcess(), progress)
     else:
         from saeflow.matching.shards import ShardedBuild
 
         by_shards = ShardedBuild(dictionaries, out, method, k, shard_rows, projector)
-        for told in by_shards.run(pairs, engine or Here()):
+        for told in by_shards.run(pairs, engine or InProcess()):
             if progress:
                 progress(*told)
         by_shards.tidy()

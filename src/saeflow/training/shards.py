@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from saeflow.engines import Engine, Here
+from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import write_atomic
 from saeflow.reading import read_json
@@ -70,7 +70,7 @@ def train_in_shards(
     told = identity(run.model, run.targets, run.settings, run.start, run.texts, run.model_name)
     done = record.finished(out, told)
     if done is None:
-        engine = engine or Here()
+        engine = engine or InProcess()
         plan = _planned(run, out, told, shards, engine)
         done = _join(run, out, told, plan, _trained(run, out, told, plan, engine, progress))
     shutil.rmtree(out / SHARDS, ignore_errors=True)
