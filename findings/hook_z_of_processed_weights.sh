@@ -16,7 +16,7 @@ set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet torch==2.13.0
-"$folder/venv/bin/pip" install --quiet transformer-lens==2.18.0 transformers==4.57.6 'datasets<4'
+"$folder/venv/bin/pip" install --quiet transformer-lens==2.18.0 transformers==4.57.6 datasets==3.6.0 pyarrow==18.1.0
 "$folder/venv/bin/python" -W ignore - <<'PY'
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
