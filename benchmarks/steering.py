@@ -14,7 +14,7 @@ little left to save.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -52,7 +52,7 @@ def world() -> World:
     found = targets(
         grow(starts, saeflow.open_atlas("demo"), thresholds=saeflow.Thresholds(res=0.0, mlp=0.0, att=0.0))
     )
-    return World(model, dictionaries, activation_plan(found, Exponential(1.0), release="demo"))
+    return World(model, dictionaries, replace(activation_plan(found, Exponential(1.0)), release="demo"))
 
 
 def plainly(world: World, tokens: int, *, rows: int = 16) -> None:

@@ -20,10 +20,10 @@ from saeflow.matching.build import build_atlas
 from saeflow.sources.formats import save_release
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
+from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.growth import Reach
 from saeflow.steering.output_score import output_scores
 from saeflow.steering.plan import Direction, SteeringPlan, load_plan
-from saeflow.steering.planning import PlanRequest, build_plan
 from saeflow.steering.schedule import Constant, Exponential, Linear
 
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_hf_model, tiny_tokenizer

@@ -20,8 +20,8 @@ from saeflow.matching.same_weights import other_weights, refuse_other_weights
 from saeflow.sources.formats import save_release
 from saeflow.sources.formats.file_weights import FileWeights
 from saeflow.sources.library import load_dictionaries
+from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.plan import Direction
-from saeflow.steering.planning import PlanRequest, build_plan
 
 from .planted import dictionary, plant
 

@@ -11,10 +11,10 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords
 from saeflow.matching.build import build_atlas
 from saeflow.sources.activations import ReLU
+from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.growth import Reach, activation_plan, grow, pick, suppression_plan, targets
 from saeflow.steering.output_score import output_scores
 from saeflow.steering.plan import Direction, Dropped
-from saeflow.steering.planning import PlanRequest, build_plan
 from saeflow.steering.schedule import Constant, Linear
 from saeflow.steering.sizes import hidden_norms, norm_sites, plan_change, shares
 from saeflow.steering.stream_rows import fold_scales, typical_activations

@@ -11,6 +11,7 @@ from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.flow import Edge, FlowGraph, Node, Thresholds, trace
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.build import build_atlas
+from saeflow.steering.build import Chosen, valued
 from saeflow.steering.growth import (
     Reach,
     Target,
@@ -21,7 +22,7 @@ from saeflow.steering.growth import (
     suppression_plan,
     targets,
 )
-from saeflow.steering.plan import Dropped
+from saeflow.steering.plan import Direction, Dropped
 from saeflow.steering.schedule import Constant, Exponential, Linear
 
 from ..matching.planted import plant
@@ -209,16 +210,16 @@ def test_cumulative_at_the_last_layer_is_the_whole_span_and_singles_make_it_up()
 
 
 def test_a_plan_says_what_it_was_made_of():
+    chosen = Chosen(TARGETS, (Dropped(feature("9/res/9"), "no"),))
     about = {
-        "release": "r", "model": "m", "theme": "t", "dropped": [Dropped(feature("9/res/9"), "no")],
-        "made_by": {"k": 2}, "labels": {feature("1/res/1"): "tides"},
+        "release": "r", "model": "m", "theme": "t", "made_by": {"k": 2}, "scales": None,
+        "labels": {feature("1/res/1"): "tides"}, "reach": Reach.CUMULATIVE, "upto": 2,
     }  # fmt: skip
-    for plan in (
-        activation_plan(TARGETS, Constant(1.0), reach=Reach.CUMULATIVE, upto=2, **about),
-        suppression_plan(TARGETS, 0.0, reach=Reach.CUMULATIVE, upto=2, **about),
-    ):
+    for direction in Direction:
+        plan = valued(chosen, direction, Constant(1.0), 0.0, **about)
+        assert plan.direction is direction
         assert (plan.release, plan.model, plan.theme) == ("r", "m", "t")
-        assert plan.dropped == (Dropped(feature("9/res/9"), "no"),)
+        assert plan.dropped == chosen.dropped
         assert [step.label for step in plan.steps] == ["", "tides", "", ""]
         assert [step.why for step in plan.steps][2:] == ["path 0.50 from 0/res/0", "start"]
         assert (plan.made_by["reach"], plan.made_by["upto"], plan.made_by["k"]) == ("cumulative", 2, 2)

@@ -249,7 +249,7 @@ def test_a_plan_is_sorted_keeps_its_own_copies_and_refuses_what_it_cannot_mean()
 
 
 @pytest.mark.parametrize(
-    "module", ["", ".schedule", ".plan", ".plan_file", ".growth", ".planning", ".theme", ".starts"]
+    "module", ["", ".schedule", ".plan", ".plan_file", ".growth", ".build", ".theme", ".starts"]
 )
 def test_plans_are_made_and_read_without_torch(module):
     code = f"import saeflow.steering{module}, sys; sys.exit('torch' in sys.modules)"

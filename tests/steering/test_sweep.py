@@ -266,14 +266,14 @@ def test_variants_change_the_plans_they_are_about(monkeypatch) -> None:
     assert told["before"]["total"] > told["after"]["total"] == pytest.approx(1e-3, rel=1e-3)
     assert tight.features == plain.features
 
-    def scores(model, dictionaries, features, *, prompts):
+    def scores(model, dictionaries, features, *, prompts, progress):
         assert {"nothing", "carry"} < set(prompts)
         return {feature: 0.1 * feature.layer for feature in features}
 
-    monkeypatch.setattr("saeflow.steering.sweep.theme_plans.output_scores", scores)
+    monkeypatch.setattr("saeflow.steering.output_score.output_scores", scores)
     strong = ThemePlans.of(here, theme(), Variant(min_output_score=0.1))
     assert strong.layers == (1, 2)
-    assert {why.why for why in strong.dropped} == {"output score 0, below 0.1"}
+    assert {why.why for why in strong.chosen.dropped} == {"output score 0, below 0.1"}
     with pytest.raises(InvalidArgument, match=r"left to steer.*for output score 0, below 0.9"):
         ThemePlans.of(here, theme(), Variant(min_output_score=0.9))
     with pytest.raises(InvalidArgument, match="no features to start from"):

@@ -8,9 +8,9 @@ import torch
 from saeflow.errors import UnknownSite
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.atlas import open_atlas
+from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.generate import Request, generate
 from saeflow.steering.plan import Direction, SteeringPlan, Step
-from saeflow.steering.planning import PlanRequest, build_plan
 from saeflow.steering.sampling import Sampling
 from saeflow.steering.schedule import Constant
 from saeflow.steering.theme import load_theme, themes

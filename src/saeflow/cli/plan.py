@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     from saeflow.matching.atlas import Atlas
     from saeflow.sources.library import DictionarySet
     from saeflow.sources.model import LanguageModel
+    from saeflow.steering.build import PlanRequest
     from saeflow.steering.growth import Reach
     from saeflow.steering.plan import Direction, SteeringPlan
-    from saeflow.steering.planning import PlanRequest
     from saeflow.steering.schedule import Schedule
 
 _Member = TypeVar("_Member", bound=enum.StrEnum)
@@ -96,9 +95,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Plan what to steer: features of flow graphs, each with a strength or a factor, as a file to edit."""
-    from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
-    from saeflow.steering.planning import PlanRequest, build_plan
+    from saeflow.steering.build import PlanRequest
 
     check_ending("--out", out, ".json")
     opened = open_atlas(atlas or release)
@@ -122,14 +120,7 @@ def plan(
         budget_total=budget_total,
         shares=shares,
     )
-    # grown once without weights, which takes no time: a slip is told before anything large is loaded
-    build_plan(request.from_graphs_alone(), atlas=opened)
-    weights, loaded, measured = weights_model_and_texts(request, release, model, device, texts, prepend_bos)
-    with progress("output scores") if min_output_score is not None else _silent() as bar:
-        made = build_plan(
-            request, atlas=opened, dictionaries=weights, model=loaded,
-            words=words_for(opened.release, beside=opened.folder), texts=measured, progress=bar,
-        )  # fmt: skip
+    made, _, _ = build_from_names(request, opened, model, device, texts, prepend_bos)
     if out:
         made.save(out)
     if as_json:
@@ -203,7 +194,32 @@ def _budget_told(budget: dict[str, Any]) -> str:
     )
 
 
-def weights_model_and_texts(
+def build_from_names(
+    request: PlanRequest, atlas: Atlas, model: str, device: str, texts: str, prepend_bos: bool | None
+) -> tuple[SteeringPlan, DictionarySet | None, LanguageModel | None]:
+    """The plan of a request; with the weights and the model that it was made with, where it needed them.
+
+    Raises:
+        InvalidArgument: as `build_plan`; where a model is needed and not known, or the texts are unknown.
+        UnknownRelease, BadFile, Unreachable: where something cannot be opened.
+    """
+    from saeflow.labels import words_for
+    from saeflow.steering.build import build_plan
+
+    # grown once without weights, which takes no time: a slip is told before anything large is loaded
+    build_plan(request.from_graphs_alone(), atlas=atlas)
+    weights, loaded, measured = _weights_model_and_texts(
+        request, request.release, model, device, texts, prepend_bos
+    )
+    with progress("output scores") if request.min_output_score is not None else nullcontext() as bar:
+        made = build_plan(
+            request, atlas=atlas, dictionaries=weights, model=loaded,
+            words=words_for(atlas.release, beside=atlas.folder), texts=measured, progress=bar,
+        )  # fmt: skip
+    return made, weights, loaded
+
+
+def _weights_model_and_texts(
     request: PlanRequest, release: str, model: str, device: str, texts: str, prepend_bos: bool | None
 ) -> tuple[DictionarySet | None, LanguageModel | None, list[str]]:
     """The weights, the model and the texts, each where the request needs it."""
@@ -241,11 +257,6 @@ def _texts(named: str, limit: int = 64) -> list[str]:
     names = expand(names_of(named or "demo"))
     each = limit if named else DEMO_TEXTS
     return [text for name in names for text in itertools.islice(open_dataset(name).read(0), each)]
-
-
-@contextmanager
-def _silent() -> Generator[None]:
-    yield None
 
 
 def _direction(text: str) -> Direction:

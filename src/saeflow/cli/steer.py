@@ -22,11 +22,11 @@ from saeflow.cli.plan import (
     Spread,
     Start,
     Theme,
+    build_from_names,
     features_of,
     reach_of,
     schedule_of,
     show_plan,
-    weights_model_and_texts,
 )
 from saeflow.errors import InvalidArgument
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from saeflow.sources.library import DictionarySet
     from saeflow.sources.model import LanguageModel
+    from saeflow.steering.build import PlanRequest
     from saeflow.steering.generate import Generation
     from saeflow.steering.plan import SteeringPlan
-    from saeflow.steering.planning import PlanRequest
     from saeflow.steering.sampling import Sampling
 
 Show: TypeAlias = Callable[[Sequence[str]], None]
@@ -112,10 +112,10 @@ def steer(
     sampling = Sampling(LENGTHS["activate"] if max_new_tokens is None else max_new_tokens, temperature, top_p)
     if plan:
         _refuse_beside_a_plan(theme, start, suppress=suppress)
-        lab = _Lab.of_file(release, plan, model, device, prepend_bos)
+        inputs = _Inputs.of_file(release, plan, model, device, prepend_bos)
     else:
         from saeflow.flow import Thresholds
-        from saeflow.steering.planning import STRENGTH, PlanRequest
+        from saeflow.steering.build import STRENGTH, PlanRequest
 
         unlimited = suppress or strength is not None or budget_total is not None
         request = PlanRequest(
@@ -132,12 +132,12 @@ def steer(
             fold=fold,
             budget_total=budget_total if unlimited else TOTAL,
         )
-        lab = _Lab.of_request(request, atlas or release, model, device, prepend_bos)
+        inputs = _Inputs.of_request(request, atlas or release, model, device, prepend_bos)
     if save:
-        lab.plan.save(save)
+        inputs.plan.save(save)
     if max_new_tokens is None:
-        sampling = replace(sampling, max_new_tokens=LENGTHS[lab.plan.direction.value])
-    _write(lab, prompt, range(seed, seed + n), sampling, as_json=as_json)
+        sampling = replace(sampling, max_new_tokens=LENGTHS[inputs.plan.direction.value])
+    _write(inputs, prompt, range(seed, seed + n), sampling, as_json=as_json)
     if save and not as_json:
         typer.echo(f"\nwritten: {save}  (edit it; --plan takes it)")
 
@@ -153,7 +153,7 @@ def _refuse_beside_a_plan(theme: str, start: str, *, suppress: bool) -> None:
 
 
 @dataclass(frozen=True)
-class _Lab:
+class _Inputs:
     """What is steered, and by what."""
 
     release: str
@@ -162,7 +162,7 @@ class _Lab:
     dictionaries: DictionarySet
 
     @staticmethod
-    def of_file(release: str, path: Path, model: str, device: str, prepend_bos: bool | None) -> _Lab:
+    def of_file(release: str, path: Path, model: str, device: str, prepend_bos: bool | None) -> _Inputs:
         from saeflow.sources.library import load_dictionaries
         from saeflow.sources.model import load_model
         from saeflow.steering.plan import load_plan
@@ -178,25 +178,18 @@ class _Lab:
         if not named:
             raise _no_model(release)
         loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(weights)
-        return _Lab(release, plan, loaded, weights)
+        return _Inputs(release, plan, loaded, weights)
 
     @staticmethod
     def of_request(
         request: PlanRequest, atlas: str, model: str, device: str, prepend_bos: bool | None
-    ) -> _Lab:
-        from saeflow.labels import words_for
+    ) -> _Inputs:
         from saeflow.matching.atlas import open_atlas
-        from saeflow.steering.planning import build_plan
 
-        opened, release = open_atlas(atlas), request.release
-        # grown once without weights, which takes no time: a slip is told before anything large is loaded
-        build_plan(request.from_graphs_alone(), atlas=opened)
-        weights, loaded, texts = weights_model_and_texts(request, release, model, device, "", prepend_bos)
+        plan, weights, loaded = build_from_names(request, open_atlas(atlas), model, device, "", prepend_bos)
         if weights is None or loaded is None:
-            raise _no_model(release)
-        words = words_for(opened.release, beside=opened.folder)
-        plan = build_plan(request, atlas=opened, dictionaries=weights, model=loaded, words=words, texts=texts)
-        return _Lab(release, plan, loaded, weights)
+            raise _no_model(request.release)
+        return _Inputs(request.release, plan, loaded, weights)
 
     def pair(self, prompt: str, seed: int, sampling: Sampling, on_token: Show | None) -> list[Generation]:
         """The steered and the unsteered text of a seed."""
@@ -210,23 +203,23 @@ def _no_model(release: str) -> InvalidArgument:
     return InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
 
 
-def _write(lab: _Lab, prompt: str, seeds: Sequence[int], sampling: Sampling, *, as_json: bool) -> None:
+def _write(inputs: _Inputs, prompt: str, seeds: Sequence[int], sampling: Sampling, *, as_json: bool) -> None:
     """The texts of all seeds: as JSON, live in a terminal, or as lines."""
     from rich.console import Console
 
     console = Console()
     if as_json:
-        made = [lab.pair(prompt, seed, sampling, None) for seed in seeds]
-        typer.echo(json.dumps(_told(lab, prompt, sampling, made), indent=1))
+        made = [inputs.pair(prompt, seed, sampling, None) for seed in seeds]
+        typer.echo(json.dumps(_told(inputs, prompt, sampling, made), indent=1))
         return
-    show_plan(lab.plan)
+    show_plan(inputs.plan)
     for seed in seeds:
         typer.echo(f"\nseed {seed}")
         if console.is_terminal:
             with _live(console, prompt) as show:
-                steered, _ = lab.pair(prompt, seed, sampling, show)
+                steered, _ = inputs.pair(prompt, seed, sampling, show)
         else:
-            steered, unsteered = lab.pair(prompt, seed, sampling, None)
+            steered, unsteered = inputs.pair(prompt, seed, sampling, None)
             for name, one in (("steered", steered), ("unsteered", unsteered)):
                 typer.echo(f"{name}: {_line(prompt + one.text)}")
         typer.echo(_changed(steered))
@@ -276,13 +269,15 @@ def _columns(prompt: str, texts: Sequence[str]) -> RenderableType:
     return table
 
 
-def _told(lab: _Lab, prompt: str, sampling: Sampling, made: Sequence[Sequence[Generation]]) -> dict[str, Any]:
+def _told(
+    inputs: _Inputs, prompt: str, sampling: Sampling, made: Sequence[Sequence[Generation]]
+) -> dict[str, Any]:
     return {
-        "release": lab.release,
-        "model": lab.model.name,
+        "release": inputs.release,
+        "model": inputs.model.name,
         "prompt": prompt,
         "sampling": asdict(sampling),
-        "plan": json.loads(lab.plan.to_json()),
+        "plan": json.loads(inputs.plan.to_json()),
         "samples": [
             {
                 "seed": steered.request.seed,

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from saeflow.steering.build import PlanRequest, build_plan
     from saeflow.steering.generate import Generation, Request
     from saeflow.steering.growth import (
         Reach,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     )
     from saeflow.steering.output_score import output_scores
     from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step, load_plan
-    from saeflow.steering.planning import PlanRequest, build_plan
     from saeflow.steering.sampling import Sampling
     from saeflow.steering.schedule import (
         Constant,
@@ -59,7 +59,7 @@ _HOME = {
     "Generation": "generate",
     "Linear": "schedule",
     "PlanChange": "sizes",
-    "PlanRequest": "planning",
+    "PlanRequest": "build",
     "Reach": "growth",
     "Request": "generate",
     "Sampling": "sampling",
@@ -72,7 +72,7 @@ _HOME = {
     "Task": "theme",
     "Theme": "theme",
     "activation_plan": "growth",
-    "build_plan": "planning",
+    "build_plan": "build",
     "find_by_texts": "starts",
     "find_by_words": "starts",
     "fit_budget": "sizes",

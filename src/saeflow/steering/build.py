@@ -1,15 +1,19 @@
-"""A plan from options: what `saeflow plan` and `saeflow steer` ask for, as one value and one call. No torch by itself.
+"""From starting features to plans: what `saeflow plan`, `steer`, `sweep` and the explorer do. No torch by itself.
 
-    starts, of a theme or named -> graphs -> targets -> those that are kept -> values -> within the budget
+1. `choose` grows the graphs of the starts, joins their features to targets, and leaves out what is ruled out.
+2. `weak_features` finds those of a low output score, to be left out as well.
+3. `own_scales` finds what a coefficient of 1 means for each feature: s counts in these units (folding, B.2).
+4. `valued` gives each feature that is left its value: s as its layer has it in the schedule, or r.
+5. `sizes.fit_budget` weakens the plan until it fits a budget.
 
-Steps that need the weights or the model say so where they are not given: folding needs the dictionaries; budgets,
-shares and output scores need the model as well.
+`build_plan` takes these steps for one request; `sweep.theme_plans` takes the first three once for a theme, and the
+others for each setting of a grid. Steps that need the weights or the model say so where they are not given.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +40,6 @@ from saeflow.steering.schedule import Exponential, Schedule
 if TYPE_CHECKING:
     from saeflow.sources.dictionary import Dictionary
     from saeflow.sources.model import LanguageModel
-    from saeflow.steering.theme import Theme
 
 Progress = Callable[[int, int, str], None]
 
@@ -163,165 +166,79 @@ def build_plan(
         UnknownFeature: when a start's index lies outside its dictionary.
         BadFile: when the theme's file is bad.
     """
-    theme = _theme(request)
+    theme = None
+    if request.theme:
+        from saeflow.steering.theme import load_theme
+
+        theme = load_theme(request.theme, request.release)
     starts = request.starts or (theme.starts if theme else ())
-    graphs = grow(starts, atlas, thresholds=request.thresholds, k=request.k)
-    found = targets(graphs, parts=request.parts)
-    _check_named(request, found)
-    kept, dropped = pick(found, drop=request.drop, keep=request.keep, min_score=request.min_score)
+    measured_on = tuple(texts) or (theme.examples if theme else ())
+
+    # 1. features of graphs; weights that the atlas was not made from are refused before anything is run
+    chosen = choose(
+        starts, atlas, thresholds=request.thresholds, k=request.k, parts=request.parts, drop=request.drop,
+        keep=request.keep, min_score=request.min_score,
+    )  # fmt: skip
     if dictionaries is not None and isinstance(atlas, Atlas):
         from saeflow.matching.same_weights import refuse_other_weights
 
-        used = {target.feature.site for target in targets_within(kept, request.reach, request.upto)}
+        used = {target.feature.site for target in targets_within(chosen.kept, request.reach, request.upto)}
         refuse_other_weights(atlas, dictionaries, used, projector=model)
-    measured = tuple(texts) or (theme.examples if theme else ())
+
+    # 2. those that do not drive the output
     if request.min_output_score is not None:
-        kept, more = _that_drive_output(request, kept, dictionaries, model, progress)
-        dropped = (*dropped, *more)
-    span, scales = schedule_span(kept), None
+        features = [target.feature for target in chosen.kept]
+        weights, runs = _weights(dictionaries, "output scores"), _model(model, "output scores")
+        weak = weak_features(features, request.min_output_score, weights, runs, progress=progress)
+        chosen = chosen.without(weak)
+
+    # 3. scales of those in reach; the schedule's span is that of all, the silent as well
+    span, scales = schedule_span(chosen.kept), None
     if request.folds:
-        reached = targets_within(kept, request.reach, request.upto)
-        scales, silent = _folded(reached, dictionaries, model, measured)
-        kept, more = pick(kept, drop=silent)
-        dropped = (*dropped, *more)
-    about = _About(
-        labels={target.feature: _label(words, target.feature) for target in kept},
-        model=_model_name(request, atlas, dictionaries, model),
-        theme=theme.name if theme else "",
-        dropped=tuple(sorted(dropped, key=lambda gone: gone.feature)),
-        made_by=_told(request, starts),
-    )
-    plan = _valued(request, kept, about, span, scales)
-    return _measured(request, plan, dictionaries, model, measured)
+        reached = targets_within(chosen.kept, request.reach, request.upto)
+        weights = _weights(dictionaries, "folding")
+        scales, silent = own_scales(
+            [target.feature for target in reached], weights, model, measured_on, leave_out_silent=True
+        )
+        chosen = chosen.without(silent)
 
-
-@dataclass(frozen=True)
-class _About:
-    """What a plan says of itself."""
-
-    labels: Mapping[FeatureId, str]
-    model: str
-    theme: str
-    dropped: tuple[Dropped, ...]
-    made_by: Mapping[str, Any]
-
-
-def _theme(request: PlanRequest) -> Theme | None:
-    if not request.theme:
-        return None
-    from saeflow.steering.theme import load_theme
-
-    return load_theme(request.theme, request.release)
-
-
-def _check_named(request: PlanRequest, found: Sequence[Target]) -> None:
-    """Refuse to drop or keep what is not there: most likely a slip of the pen."""
-    there = {target.feature for target in found}
-    for word, named in (("drop", request.drop), ("keep", request.keep or ())):
-        if strange := sorted(set(named) - there):
-            raise InvalidArgument(
-                f"there is no {', '.join(map(str, strange))} to {word} among the {len(there)} features of the graphs: "
-                f"{', '.join(map(str, sorted(there))) or 'none'}."
-            )
-
-
-def _that_drive_output(
-    request: PlanRequest,
-    kept: Sequence[Target],
-    dictionaries: Mapping[Site, Dictionary] | None,
-    model: LanguageModel | None,
-    progress: Progress | None,
-) -> tuple[tuple[Target, ...], tuple[Dropped, ...]]:
-    from saeflow.steering.output_score import output_scores
-
-    weights, runs = _needed(dictionaries, "output scores"), _needed_model(model, "output scores")
-    least = request.min_output_score or 0.0
-    scores = output_scores(runs, weights, (target.feature for target in kept), progress=progress)
-    low = {
-        feature: f"output score {score:.2g}, below {least:g}"
-        for feature, score in scores.items()
-        if score < least
-    }
-    return pick(kept, drop=low)
-
-
-def _folded(
-    kept: Sequence[Target],
-    dictionaries: Mapping[Site, Dictionary] | None,
-    model: LanguageModel | None,
-    texts: Sequence[str],
-) -> tuple[dict[FeatureId, float], dict[FeatureId, str]]:
-    """The scale of each target; and those without a threshold that are silent on the texts, which have none."""
-    from saeflow.steering.stream_rows import fold_scales, has_threshold, typical_activations
-
-    weights = _needed(dictionaries, "folding")
-    features = [target.feature for target in kept]
-    bare = [f for f in features if f.site in weights and not has_threshold(weights[f.site], f)]
-    activity: dict[FeatureId, float] = {}
-    silent: dict[FeatureId, str] = {}
-    if bare and model is not None and texts:
-        activity = typical_activations(model, weights, bare, texts)
-        why = f"silent on the {len(texts)} texts measured on, and without a threshold: its size is not known"
-        silent = {feature: why for feature in bare if feature not in activity}
-    there = [feature for feature in features if feature not in silent]
-    return fold_scales(weights, there, activity=activity, model=model, texts=texts), silent
-
-
-def _valued(
-    request: PlanRequest,
-    kept: Sequence[Target],
-    about: _About,
-    span: tuple[int, int],
-    scales: Mapping[FeatureId, float] | None,
-) -> SteeringPlan:
-    """The plan with the value of each feature."""
-    if request.direction is Direction.SUPPRESS:
-        return suppression_plan(
-            kept, request.r, reach=request.reach, upto=request.upto, labels=about.labels, release=request.release,
-            model=about.model, theme=about.theme, dropped=about.dropped, made_by=about.made_by,
-        )  # fmt: skip
-    return activation_plan(
-        kept, request.schedule, reach=request.reach, upto=request.upto, scales=scales, span=span,
-        labels=about.labels, release=request.release, model=about.model, theme=about.theme,
-        dropped=about.dropped, made_by=about.made_by,
+    # 4. a value for each
+    known = {target.feature: words.get(target.feature) for target in chosen.kept}
+    plan = valued(
+        chosen, request.direction, request.schedule, request.r, reach=request.reach, upto=request.upto,
+        scales=scales, span=span, labels={feature: of.label for feature, of in known.items() if of},
+        release=request.release, model=_model_name(request, atlas, dictionaries, model),
+        theme=theme.name if theme else "", made_by=_found_by(request, starts),
     )  # fmt: skip
 
-
-def _measured(
-    request: PlanRequest,
-    plan: SteeringPlan,
-    dictionaries: Mapping[Site, Dictionary] | None,
-    model: LanguageModel | None,
-    texts: Sequence[str],
-) -> SteeringPlan:
-    """The plan within its budget, with the shares of the hidden norm noted."""
+    # 5. within the budget, with the shares of the hidden norm noted
     limited = request.budget_layer is not None or request.budget_total is not None
-    if not limited and (not request.shares or model is None or dictionaries is None or not texts):
+    if not limited and (not request.shares or model is None or dictionaries is None or not measured_on):
         return plan
     from saeflow.steering.sizes import Budget, fit_budget, hidden_norms, norm_sites, plan_change, shares
 
-    weights, runs = _needed(dictionaries, "a budget"), _needed_model(model, "a budget")
-    if not texts:
+    weights, runs = _weights(dictionaries, "a budget"), _model(model, "a budget")
+    if not measured_on:
         raise InvalidArgument(
             "a budget is a share of the hidden norm, which is measured on texts. Give some (--texts), or a theme with "
             "examples."
         )
-    norms = hidden_norms(runs, norm_sites(plan), texts)
+    norms = hidden_norms(runs, norm_sites(plan), measured_on)
     if limited:
         budget = Budget(request.budget_layer, request.budget_total)
-        plan = fit_budget(plan, budget, weights, runs, texts, norms=norms)
-    change = plan_change(plan, weights, runs, texts=texts, steered=True)
-    told = {**shares(change, norms).to_dict(), "texts": len(texts)}
+        plan = fit_budget(plan, budget, weights, runs, measured_on, norms=norms)
+    change = plan_change(plan, weights, runs, texts=measured_on, steered=True)
+    told = {**shares(change, norms).to_dict(), "texts": len(measured_on)}
     return replace(plan, made_by={**plan.made_by, "shares": told})
 
 
-def _needed(dictionaries: Mapping[Site, Dictionary] | None, what: str) -> Mapping[Site, Dictionary]:
+def _weights(dictionaries: Mapping[Site, Dictionary] | None, what: str) -> Mapping[Site, Dictionary]:
     if dictionaries is None:
         raise InvalidArgument(f"{what} needs the weights. Pass the dictionaries of the release.")
     return dictionaries
 
 
-def _needed_model(model: LanguageModel | None, what: str) -> LanguageModel:
+def _model(model: LanguageModel | None, what: str) -> LanguageModel:
     if model is None:
         raise InvalidArgument(f"{what} needs the model of the release. Load it and pass it (--model).")
     return model
@@ -335,12 +252,7 @@ def _model_name(request: PlanRequest, *known: object) -> str:
     return next((str(name) for name in names if name), "")
 
 
-def _label(words: Words, feature: FeatureId) -> str:
-    known = words.get(feature)
-    return known.label if known else ""
-
-
-def _told(request: PlanRequest, starts: Sequence[FeatureId]) -> dict[str, Any]:
+def _found_by(request: PlanRequest, starts: Sequence[FeatureId]) -> dict[str, Any]:
     """What a plan notes of how its features were found."""
     cuts = request.thresholds
     told: dict[str, Any] = {
@@ -355,3 +267,127 @@ def _told(request: PlanRequest, starts: Sequence[FeatureId]) -> dict[str, Any]:
         "min_output_score": request.min_output_score,
     }
     return {name: value for name, value in told.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The features of some graphs that are left to steer with, and those left out with the reason; both sorted."""
+
+    kept: tuple[Target, ...]
+    dropped: tuple[Dropped, ...]
+
+    def without(self, why: Mapping[FeatureId, str]) -> Chosen:
+        """The same without some features, each with its reason."""
+        kept, more = pick(self.kept, drop=why)
+        return Chosen(kept, tuple(sorted((*self.dropped, *more), key=lambda gone: gone.feature)))
+
+
+def choose(
+    starts: Iterable[FeatureId],
+    matches: Matches,
+    *,
+    thresholds: Thresholds,
+    k: int,
+    parts: Collection[Part],
+    drop: Mapping[FeatureId, str] = {},
+    keep: Collection[FeatureId] | None = None,
+    min_score: float | None = None,
+) -> Chosen:
+    """The features of the starts' graphs, but those that are ruled out; arguments as those of `PlanRequest`.
+
+    Raises:
+        InvalidArgument: for no start, or where something is dropped or kept that was not found.
+        UnknownSite: when there are no matches at a start's site.
+        UnknownFeature: when a start's index lies outside its dictionary.
+    """
+    found = targets(grow(starts, matches, thresholds=thresholds, k=k), parts=parts)
+    there = {target.feature for target in found}
+    # most likely a slip of the pen
+    for word, named in (("drop", drop), ("keep", keep or ())):
+        if strange := sorted(set(named) - there):
+            raise InvalidArgument(
+                f"there is no {', '.join(map(str, strange))} to {word} among the {len(there)} features of the graphs: "
+                f"{', '.join(map(str, sorted(there))) or 'none'}."
+            )
+    return Chosen(*pick(found, drop=drop, keep=keep, min_score=min_score))
+
+
+def weak_features(
+    features: Iterable[FeatureId],
+    least: float,
+    dictionaries: Mapping[Site, Dictionary],
+    model: LanguageModel,
+    *,
+    prompts: Iterable[str] = (),
+    progress: Progress | None = None,
+) -> dict[FeatureId, str]:
+    """Features of an output score below `least`, with the reason; scored after `prompts` and a neutral one.
+
+    Raises:
+        As `output_scores`.
+    """
+    from saeflow.steering.output_score import PROMPTS, output_scores
+
+    scores = output_scores(model, dictionaries, features, prompts=(*PROMPTS, *prompts), progress=progress)
+    return {f: f"output score {score:.2g}, below {least:g}" for f, score in scores.items() if score < least}
+
+
+def own_scales(
+    features: Sequence[FeatureId],
+    dictionaries: Mapping[Site, Dictionary],
+    model: LanguageModel | None,
+    texts: Sequence[str],
+    *,
+    leave_out_silent: bool = False,
+) -> tuple[dict[FeatureId, float], dict[FeatureId, str]]:
+    """What a coefficient of 1 means for each feature, in units of the hidden state; and why some have no scale.
+
+    What features without a threshold write is measured on the texts. One that is silent there has no scale: an error,
+    or with `leave_out_silent` a reason to drop it.
+
+    Raises:
+        As `fold_scales`.
+    """
+    from saeflow.steering.stream_rows import fold_scales, has_threshold, typical_activations
+
+    bare = [f for f in features if f.site in dictionaries and not has_threshold(dictionaries[f.site], f)]
+    activity: dict[FeatureId, float] = {}
+    silent: dict[FeatureId, str] = {}
+    if bare and model is not None and texts:
+        activity = typical_activations(model, dictionaries, bare, texts)
+        if leave_out_silent:
+            why = f"silent on the {len(texts)} texts measured on, and without a threshold: its size is not known"
+            silent = {feature: why for feature in bare if feature not in activity}
+    there = [feature for feature in features if feature not in silent]
+    return fold_scales(dictionaries, there, activity=activity, model=model, texts=texts), silent
+
+
+def valued(
+    chosen: Chosen,
+    direction: Direction,
+    schedule: Schedule,
+    r: float,
+    *,
+    reach: Reach,
+    upto: int | None,
+    scales: Mapping[FeatureId, float] | None,
+    span: tuple[int, int] | None = None,
+    labels: Mapping[FeatureId, str] | None = None,
+    release: str,
+    model: str,
+    theme: str,
+    made_by: Mapping[str, Any],
+) -> SteeringPlan:
+    """The plan of what was chosen, by `activation_plan` or `suppression_plan`, with what it notes of itself.
+
+    Raises:
+        As these two.
+    """
+    if direction is Direction.SUPPRESS:
+        plan = suppression_plan(chosen.kept, r, reach=reach, upto=upto, labels=labels)
+    else:
+        plan = activation_plan(
+            chosen.kept, schedule, reach=reach, upto=upto, scales=scales, span=span, labels=labels
+        )
+    noted = {**plan.made_by, **made_by}
+    return replace(plan, release=release, model=model, theme=theme, dropped=chosen.dropped, made_by=noted)

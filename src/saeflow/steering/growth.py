@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Thresholds
 from saeflow.flow.trace import Matches, trace
 from saeflow.ids import FeatureId, Part
-from saeflow.interventions import EVERYWHERE, Where
 from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step
 from saeflow.steering.schedule import Schedule
 
@@ -210,15 +209,10 @@ def activation_plan(
     scales: Mapping[FeatureId, float] | None = None,
     span: tuple[int, int] | None = None,
     labels: Mapping[FeatureId, str] | None = None,
-    release: str = "",
-    model: str = "",
-    theme: str = "",
-    dropped: Sequence[Dropped] = (),
-    made_by: Mapping[str, Any] | None = None,
-    tokens: Where = EVERYWHERE,
 ) -> SteeringPlan:
     """A plan that adds each target at the coefficient its layer has in the schedule (appendix B.2).
 
+    `made_by` notes the schedule, its span and the reach; `dataclasses.replace` names the release, the model, the theme.
     The schedule's span is that of all targets, whatever `reach` leaves of them: a feature has the same strength
     in the plan of its own layer, in the cumulative ones and in the whole.
 
@@ -231,12 +225,6 @@ def activation_plan(
             gives them. None: a coefficient is the length of what is added.
         span: l_start and l_end of the schedule; those of the targets where not given.
         labels: what features stand for.
-        release: the dictionaries of the features.
-        model: the model they belong to.
-        theme: the name of the theme.
-        dropped: features left out, to be listed in the plan.
-        made_by: more to note about the plan; the schedule, its span and the reach are noted anyway.
-        tokens: which tokens are changed.
 
     Raises:
         InvalidArgument: when no target lies in reach, `upto` and `reach` do not go together, a target has no
@@ -260,10 +248,7 @@ def activation_plan(
         for target in reached
     ]
     how = {"schedule": schedule.to_dict(), "span": span, "folded": scales is not None}
-    return SteeringPlan(
-        Direction.ACTIVATE, tuple(steps), release, model, theme, tuple(dropped),
-        {**how, **_reach_told(reach, upto), **(made_by or {})}, tokens,
-    )  # fmt: skip
+    return SteeringPlan(Direction.ACTIVATE, tuple(steps), made_by={**how, **_reach_told(reach, upto)})
 
 
 def suppression_plan(
@@ -273,14 +258,10 @@ def suppression_plan(
     reach: Reach = Reach.SPAN,
     upto: int | None = None,
     labels: Mapping[FeatureId, str] | None = None,
-    release: str = "",
-    model: str = "",
-    theme: str = "",
-    dropped: Sequence[Dropped] = (),
-    made_by: Mapping[str, Any] | None = None,
-    tokens: Where = EVERYWHERE,
 ) -> SteeringPlan:
     """A plan that multiplies each target's share of the hidden state by `r` (sections 4.2 and 5.3).
+
+    `made_by` notes r and the reach; `dataclasses.replace` names the release, the model, the theme.
 
     Args:
         targets: what `pick` kept.
@@ -288,12 +269,6 @@ def suppression_plan(
         reach: layer `upto` alone, all layers up to it, or all.
         upto: l of the first two, None for the third.
         labels: what features stand for.
-        release: the dictionaries of the features.
-        model: the model they belong to.
-        theme: the name of the theme.
-        dropped: features left out, to be listed in the plan.
-        made_by: more to note about the plan; r and the reach are noted anyway.
-        tokens: which tokens are changed.
 
     Raises:
         InvalidArgument: when no target lies in reach, `upto` and `reach` do not go together, or `r` is not finite.
@@ -304,10 +279,7 @@ def suppression_plan(
         Step(target.feature, r, (labels or {}).get(target.feature, ""), target.why)
         for target in targets_within(chosen, reach, upto)
     )
-    return SteeringPlan(
-        Direction.SUPPRESS, steps, release, model, theme, tuple(dropped),
-        {"r": r, **_reach_told(reach, upto), **(made_by or {})}, tokens,
-    )  # fmt: skip
+    return SteeringPlan(Direction.SUPPRESS, steps, made_by={"r": r, **_reach_told(reach, upto)})
 
 
 def targets_within(targets: Iterable[Target], reach: Reach, upto: int | None) -> list[Target]:

@@ -2,7 +2,7 @@
 
 Without a model a plan has strengths as lengths along unit rows; with one they are folded, in units of each feature's
 threshold (appendix B.2), and can be held within a budget: then the plan is made at the desk. Imports no torch by
-itself; `steering.planning` does where it folds.
+itself; `steering.build` does where it folds.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, Final
 from saeflow.errors import InvalidArgument
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import Part
+from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.growth import Reach
 from saeflow.steering.plan import Direction, SteeringPlan
-from saeflow.steering.planning import PlanRequest, build_plan
 from saeflow.steering.schedule import Schedule, schedule_from
 from saeflow.web.asked import PlanAsked
 from saeflow.web.desk import Desk

@@ -1,25 +1,22 @@
-"""From a theme to plans: the features its flow graphs find, and how strong each setting makes them (appendix B).
+"""A theme of a sweep, ready to be made into the plan of any setting (appendix B).
 
-    theme.starts -> graphs -> targets -> those that are kept -> for each setting of a sweep, a plan
-
-A theme is prepared once for a theme; the plan of a setting then costs no search and no forward pass, but where a
-budget limits a suppression.
+The features of a theme are chosen once, and their scales are measured once; the plan of a setting then costs no
+search and no forward pass, but where a budget limits a suppression.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.steering.growth import Reach, Target, activation_plan, grow, pick, suppression_plan, targets
-from saeflow.steering.output_score import PROMPTS, output_scores
-from saeflow.steering.plan import Direction, Dropped, SteeringPlan
+from saeflow.steering.build import Chosen, choose, own_scales, valued, weak_features
+from saeflow.steering.growth import Reach, Target
+from saeflow.steering.plan import Direction, SteeringPlan
 from saeflow.steering.sizes import fit_budget, hidden_norms
-from saeflow.steering.stream_rows import fold_scales, has_threshold, typical_activations
 from saeflow.steering.sweep.inputs import Inputs
 from saeflow.steering.sweep.settings import SINGLE, START, Setting, Variant
 from saeflow.steering.theme import Theme
@@ -30,23 +27,21 @@ SIZE_TEXTS: Final = 64
 
 @dataclass(frozen=True, eq=False)
 class ThemePlans:
-    """A theme's features, ready to be made into plans.
+    """The plans of a theme.
 
     Attributes:
         inputs: what plans are made for.
         theme: whose features they are.
         variant: how they were found and how strong each is.
-        targets: the features that are changed.
+        chosen: the features that are changed, and those that were found and left out.
         starts: the theme's own features, for the baseline that changes these alone; no filter leaves one out.
-        dropped: features that were found and left out.
     """
 
     inputs: Inputs
     theme: Theme
     variant: Variant
-    targets: tuple[Target, ...]
+    chosen: Chosen
     starts: tuple[Target, ...]
-    dropped: tuple[Dropped, ...]
 
     @staticmethod
     def of(inputs: Inputs, theme: Theme, variant: Variant) -> ThemePlans:
@@ -61,33 +56,40 @@ class ThemePlans:
                 f"the theme {theme.name!r} has no features to start from. Find some with `saeflow find`, and name them "
                 "as starts in its file."
             )
-        graphs = grow(theme.starts, inputs.matches, thresholds=variant.thresholds, k=variant.k)
-        found = targets(graphs, parts=variant.parts)
-        drop = {
-            target.feature: f"there is no dictionary at {target.feature.site}"
-            for target in found
-            if target.feature.site not in inputs.dictionaries
-        }
-        drop |= _weak(inputs, theme, variant, [t.feature for t in found if t.feature not in drop])
-        kept, dropped = pick(found, drop=drop)
-        if not kept:
+        chosen = choose(
+            theme.starts, inputs.matches, thresholds=variant.thresholds, k=variant.k, parts=variant.parts
+        )
+        features = [target.feature for target in chosen.kept]
+        chosen = chosen.without({
+            feature: f"there is no dictionary at {feature.site}"
+            for feature in features
+            if feature.site not in inputs.dictionaries
+        })  # fmt: skip
+        if variant.min_output_score is not None and chosen.kept:
+            weak = weak_features(
+                [target.feature for target in chosen.kept], variant.min_output_score, inputs.dictionaries,
+                inputs.model, prompts=sorted({task.prompt for task in (theme.activate, theme.suppress) if task}),
+            )  # fmt: skip
+            chosen = chosen.without(weak)
+        if not chosen.kept:
+            gone = chosen.dropped
             raise InvalidArgument(
-                f"no feature of the theme {theme.name!r} is left to steer: {len(dropped)} were found and left out, "
-                f"the first for {dropped[0].why if dropped else 'its part'}. Lower the thresholds, or keep more parts."
+                f"no feature of the theme {theme.name!r} is left to steer: {len(gone)} were found and left out, "
+                f"the first for {gone[0].why if gone else 'its part'}. Lower the thresholds, or keep more parts."
             )
         starts = tuple(Target(feature, True, None, (feature,)) for feature in sorted(theme.starts))
-        return ThemePlans(inputs, theme, variant, kept, starts, dropped)
+        return ThemePlans(inputs, theme, variant, chosen, starts)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers with a feature to change, ascending."""
-        return tuple(sorted({target.feature.layer for target in self.targets}))
+        return tuple(sorted({target.feature.layer for target in self.chosen.kept}))
 
     @property
     def counts(self) -> dict[str, list[int]]:
         """How many features there are at each site, and how many of them are starts: `{"2/res": [5, 1]}`."""
         found: dict[Site, list[int]] = {}
-        for target in self.targets:
+        for target in self.chosen.kept:
             count = found.setdefault(target.feature.site, [0, 0])
             count[0] += 1
             count[1] += target.start
@@ -96,8 +98,8 @@ class ThemePlans:
     @property
     def avoided(self) -> frozenset[FeatureId]:
         """What a random row may not be: every feature the graphs found, kept or not."""
-        features = [target.feature for target in (*self.targets, *self.starts)]
-        return frozenset([*features, *(dropped.feature for dropped in self.dropped)])
+        named = (*self.chosen.kept, *self.starts, *self.chosen.dropped)
+        return frozenset(one.feature for one in named)
 
     def plan(self, direction: Direction, setting: Setting) -> SteeringPlan:
         """The plan of a setting that changes features of this theme.
@@ -105,31 +107,25 @@ class ThemePlans:
         Raises:
             InvalidArgument: when no feature lies in its reach.
         """
-        method, layer = setting.method, setting.layer
-        if method == START:
-            plan = self._make(direction, setting, self.starts, Reach.SPAN, None)
-        else:
-            reach = Reach.SINGLE if method == SINGLE else Reach.CUMULATIVE
-            plan = self._make(direction, setting, self.targets, reach, layer)
-        return self._within_budget(plan)
-
-    def _make(
-        self, direction: Direction, setting: Setting, chosen: Sequence[Target], reach: Reach, upto: int | None
-    ) -> SteeringPlan:
-        inputs = self.inputs
-        told = {"method": setting.method, **self.variant.to_arguments()}
-        model = inputs.model.name
-        if direction is Direction.SUPPRESS:
-            return suppression_plan(
-                chosen, setting.value, reach=reach, upto=upto, release=inputs.release, model=model,
-                theme=self.theme.name, dropped=self.dropped, made_by=told,
-            )  # fmt: skip
-        schedule = self.variant.schedule(setting.schedule, setting.value)
-        scales = self.scales if self.variant.fold else None
-        return activation_plan(
-            chosen, schedule, reach=reach, upto=upto, scales=scales, release=inputs.release, model=model,
-            theme=self.theme.name, dropped=self.dropped, made_by=told,
+        chosen, reach, upto = self.chosen, Reach.CUMULATIVE, setting.layer
+        if setting.method == START:
+            chosen, reach, upto = replace(chosen, kept=self.starts), Reach.SPAN, None
+        elif setting.method == SINGLE:
+            reach = Reach.SINGLE
+        inputs, variant, activates = self.inputs, self.variant, direction is Direction.ACTIVATE
+        schedule = variant.schedule(setting.schedule, setting.value)
+        scales = self.scales if variant.fold and activates else None
+        plan = valued(
+            chosen, direction, schedule, setting.value, reach=reach, upto=upto, scales=scales,
+            release=inputs.release, model=inputs.model.name, theme=self.theme.name,
+            made_by={"method": setting.method, **variant.to_arguments()},
         )  # fmt: skip
+        if variant.budget is None or not plan.steps:
+            return plan
+        # a theme's features are silent on other texts: what a suppression changes is measured on its own
+        texts = [*self.theme.examples, *self._texts]
+        norms = self._norms
+        return fit_budget(plan, variant.budget, inputs.dictionaries, inputs.model, texts, norms=norms)
 
     @cached_property
     def scales(self) -> dict[FeatureId, float]:
@@ -138,16 +134,13 @@ class ThemePlans:
         Raises:
             InvalidArgument: for a feature without a threshold that is never active on the texts there are.
         """
-        inputs = self.inputs
-        features = [target.feature for target in (*self.targets, *self.starts)]
-        bare = [f for f in features if not has_threshold(inputs.dictionaries[f.site], f)]
-        texts = [*self.theme.examples, *_spread(inputs.background)]
-        known = typical_activations(inputs.model, inputs.dictionaries, bare, texts) if bare and texts else {}
-        return fold_scales(inputs.dictionaries, features, activity=known, model=inputs.model, texts=texts)
+        features = [target.feature for target in (*self.chosen.kept, *self.starts)]
+        texts = [*self.theme.examples, *_spread(self.inputs.background)]
+        return own_scales(features, self.inputs.dictionaries, self.inputs.model, texts)[0]
 
     @cached_property
     def _norms(self) -> dict[Site, float]:
-        layers = {target.feature.layer for target in (*self.targets, *self.starts)}
+        layers = {target.feature.layer for target in (*self.chosen.kept, *self.starts)}
         return hidden_norms(self.inputs.model, [Site(layer, Part.RES) for layer in layers], self._texts)
 
     @property
@@ -158,29 +151,8 @@ class ThemePlans:
             )
         return _spread(self.inputs.background)
 
-    def _within_budget(self, plan: SteeringPlan) -> SteeringPlan:
-        budget = self.variant.budget
-        if budget is None or not plan.steps:
-            return plan
-        # a theme's features are silent on other texts: what a suppression changes is measured on its own
-        texts = [*self.theme.examples, *self._texts]
-        return fit_budget(plan, budget, self.inputs.dictionaries, self.inputs.model, texts, norms=self._norms)
-
 
 def _spread(texts: Sequence[str]) -> list[str]:
     """At most `SIZE_TEXTS` of the texts, evenly from all of them: those of one kind often stand together."""
     n = min(len(texts), SIZE_TEXTS)
     return [texts[place * len(texts) // n] for place in range(n)]
-
-
-def _weak(
-    inputs: Inputs, theme: Theme, variant: Variant, features: Sequence[FeatureId]
-) -> dict[FeatureId, str]:
-    """Features whose output score is too low, with the reason."""
-    least = variant.min_output_score
-    if least is None or not features:
-        return {}
-    own = sorted({task.prompt for task in (theme.activate, theme.suppress) if task is not None})
-    prompts = (*PROMPTS, *own)
-    scores = output_scores(inputs.model, inputs.dictionaries, features, prompts=prompts)
-    return {f: f"output score {score:.2g}, below {least:g}" for f, score in scores.items() if score < least}
