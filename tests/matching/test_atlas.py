@@ -7,7 +7,7 @@ import pytest
 
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownFeature, UnknownRelease, UnknownSite
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.matching import pairs
+from saeflow.matching import build
 from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.matching.build import build_atlas
 from saeflow.matching.methods import match
@@ -76,7 +76,7 @@ def test_tables_that_are_there_are_not_matched_again(planted, atlas, monkeypatch
     def never(*_args, **_kwargs):
         raise AssertionError("matched again")
 
-    monkeypatch.setattr(pairs, "match_rows", never)
+    monkeypatch.setattr(build, "match_rows", never)
     build_atlas(planted.dictionaries, out=atlas.folder, k=3)
 
 

@@ -212,6 +212,17 @@ class Atlas(_Tables):
         )
 
 
+def table_file(source: Site, target: Site) -> str:
+    """The name of the file of the table from `source` to `target`."""
+    return f"{source.layer}.{source.part.value}-{target.layer}.{target.part.value}.safetensors"
+
+
+def table_entry(folder: Path, source: Site, target: Site) -> tuple[str, str]:
+    """A table that was written, as `Atlas.files` lists it: the name of its file and its sha256."""
+    name = table_file(source, target)
+    return name, hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
 def save_manifest(atlas: Atlas) -> None:
     """Write `atlas.json`, which makes the folder an atlas. Called when every table is there."""
     tables = [
@@ -320,7 +331,7 @@ def _content(folder: Path) -> str:
     """A digest of the files of tensors in a folder: their names, sizes, beginnings and ends; "" where there is none."""
     if not folder.is_dir():
         return ""
-    told: list[str] = []
+    found: list[str] = []
     for path in sorted(folder.rglob("*")):
         if path.suffix not in _TENSORS or not path.is_file():
             continue
@@ -329,8 +340,8 @@ def _content(folder: Path) -> str:
             digest = hashlib.sha256(file.read(_SAMPLE))
             file.seek(max(size - _SAMPLE, 0))
             digest.update(file.read(_SAMPLE))
-        told.append(f"{path.relative_to(folder)} {size} {digest.hexdigest()}")
-    return hashlib.sha256("\n".join(told).encode()).hexdigest() if told else ""
+        found.append(f"{path.relative_to(folder)} {size} {digest.hexdigest()}")
+    return hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""
 
 
 def _inside(folder: Path, name: str) -> str:

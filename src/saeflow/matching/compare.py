@@ -48,8 +48,8 @@ def compare_methods(
         a, b = dictionaries[source], dictionaries[target]
         for nth, method in enumerate(methods):
             if progress:
-                told = f"{source} and {target}, {method}"
-                progress(done * len(methods) + nth, len(pairs) * len(methods), told)
+                step = f"{source} and {target}, {method}"
+                progress(done * len(methods) + nth, len(pairs) * len(methods), step)
             if (method, source, target) in refused:
                 continue
             kept = 1 if find_method(method).one_to_one else min(k, a.n_features, b.n_features)

@@ -10,7 +10,6 @@ where it stopped and ends with the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,16 @@ from typing import Any, Final, cast
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.files import write_atomic
 from saeflow.ids import Site
-from saeflow.matching.atlas import MANIFEST, Atlas, Pair, flow_pairs, open_atlas, save_manifest
+from saeflow.matching.atlas import (
+    MANIFEST,
+    Atlas,
+    Pair,
+    flow_pairs,
+    open_atlas,
+    save_manifest,
+    table_entry,
+    table_file,
+)
 from saeflow.matching.coactivation import Ranked, size, top_correlations
 from saeflow.matching.methods import Role, rows_of
 from saeflow.matching.same_weights import weights_of
@@ -101,7 +109,7 @@ def correlate(
         run.match(pair, (writers[pair[0]], writers[pair[1]]))
     if progress:
         progress(len(missing), len(missing), "done")
-    files = {pair: run.checksum(pair) for ab in wanted for pair in (ab, (ab[1], ab[0]))}
+    files = {pair: table_entry(out, *pair) for ab in wanted for pair in (ab, (ab[1], ab[0]))}
     weights = weights_of(dictionaries, writers)
     save_manifest(
         Atlas(out, release, model.name, k, f"saeflow {__version__}", files, METHOD, weights=weights)
@@ -163,15 +171,8 @@ class _Run:
         _table(forward, pair, size(y)[1], writers).save(self._path(pair))
         _table(backward, back, size(x)[1], made_from).save(self._path(back))
 
-    def checksum(self, pair: Pair) -> tuple[str, str]:
-        """The file of a table and its sha256."""
-        path = self._path(pair)
-        return path.name, hashlib.sha256(path.read_bytes()).hexdigest()
-
     def _path(self, pair: Pair) -> Path:
-        source, target = pair
-        name = f"{source.layer}.{source.part.value}-{target.layer}.{target.part.value}.safetensors"
-        return self.out / name
+        return self.out / table_file(*pair)
 
 
 def _table(found: Ranked, pair: Pair, n_target: int, made_from: tuple[str, str]) -> MatchTable:

@@ -8,7 +8,6 @@ multiplies every row with every row.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite, WidthMismatch
 from saeflow.ids import FeatureId, Site
+from saeflow.matching.row_cache import RowCache
 from saeflow.records import Match
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
@@ -42,7 +42,7 @@ class DirectMatches:
         """`projector` is the model, needed where a dictionary lives in z."""
         self._dictionaries = dictionaries
         self._projector = projector
-        self._rows: OrderedDict[Site, Float[Tensor, "n_features d_model"]] = OrderedDict()
+        self._rows: RowCache[Site, Float[Tensor, "n_features d_model"]] = RowCache(KEPT)
         self._directions: dict[FeatureId, Float[Tensor, " d_model"]] = {}
         self._answers: dict[tuple[FeatureId, Site], tuple[Match, ...]] = {}
         self.release = release or str(getattr(dictionaries, "name", ""))
@@ -107,17 +107,16 @@ class DirectMatches:
         return self._directions[feature]
 
     def _of(self, site: Site) -> Float[Tensor, "n_features d_model"]:
-        """The directions of a site, read when they are not at hand."""
-        if site not in self._rows:
-            if site not in self._dictionaries:
-                raise UnknownSite(
-                    f"{self.release or 'the release'} has no dictionary at {site}. Its {len(self._dictionaries)} sites "
-                    f"are {', '.join(map(str, self.sites))}."
-                )
-            dictionary = self._dictionaries[site]
-            self._rows[site] = dictionary.directions(self._projector).float()
-            dictionary.unload()
-            if len(self._rows) > KEPT:
-                self._rows.popitem(last=False)
-        self._rows.move_to_end(site)
-        return self._rows[site]
+        """The directions of a site, read when they are not in memory."""
+        if site not in self._dictionaries:
+            raise UnknownSite(
+                f"{self.release or 'the release'} has no dictionary at {site}. Its {len(self._dictionaries)} sites "
+                f"are {', '.join(map(str, self.sites))}."
+            )
+
+        def read() -> Float[Tensor, "n_features d_model"]:
+            rows = self._dictionaries[site].directions(self._projector).float()
+            self._dictionaries[site].unload()
+            return rows
+
+        return self._rows.get(site, read)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +31,10 @@ from saeflow.engines import Engine
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import write_atomic
 from saeflow.ids import Site
-from saeflow.matching.atlas import Pair
+from saeflow.matching.atlas import Pair, table_file
 from saeflow.matching.methods import Role, Rows, best_rows_both, find_method, roles, rows_of
-from saeflow.matching.pairs import file_name, there
-from saeflow.matching.table import MatchTable
+from saeflow.matching.row_cache import RowCache
+from saeflow.matching.table import MatchTable, Provenance, provenance_on_disk
 from saeflow.matching.topk import COLUMNS
 from saeflow.reading import SHARD, read_bytes
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
@@ -120,7 +119,7 @@ class HashRows:
     projector: AttentionWriter | None = None
 
     def __call__(self, end: End) -> Digests:
-        """See the class."""
+        """Where the shards of one end begin and end, and their digests."""
         site, role = end
         bounds = cut(self.dictionaries[site].n_features, self.rows, self.k)
         whole, shards = hashlib.sha256(), list[str]()
@@ -131,27 +130,20 @@ class HashRows:
         return Digests(bounds, tuple(shards), whole.hexdigest())
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class MatchShards:
-    """The k best both ways between two shards, as the bytes of a part."""
+    """Matches two shards both ways. A worker keeps the rows of the shards it saw last."""
 
     dictionaries: Mapping[Site, Dictionary]
     method: str
     k: int
     projector: AttentionWriter | None = None
-    _kept: OrderedDict[tuple[Site, Role, int, int], Rows] = field(default_factory=OrderedDict, repr=False)
-
-    def __getstate__(self) -> tuple[object, ...]:
-        """Without the rows: another process reads its own."""
-        return self.dictionaries, self.method, self.k, self.projector
-
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        """What `__getstate__` gave."""
-        self.dictionaries, self.method, self.k, self.projector = state  # pyright: ignore[reportAttributeAccessIssue]
-        self._kept = OrderedDict()
+    _rows: RowCache[tuple[Site, Role, int, int], Rows] = field(
+        default_factory=lambda: RowCache(KEPT), repr=False
+    )
 
     def __call__(self, unit: ShardUnit) -> bytes:
-        """See the class."""
+        """The k best of every row of either shard in the other, as the bytes of a part."""
         a, b = self._shard(unit.source), self._shard(unit.target)
         forward, backward = best_rows_both(a, b, self.k, self.method)
         return save(
@@ -164,14 +156,12 @@ class MatchShards:
         )
 
     def _shard(self, end: tuple[Site, Role, int, int]) -> Rows:
-        if end not in self._kept:
-            while len(self._kept) >= KEPT:
-                self._kept.popitem(last=False)
-            site, role, start, stop = end
-            part = rows_from(self.dictionaries[site], start, stop)
-            self._kept[end] = rows_of(part, role, self.method, self.projector)
-        self._kept.move_to_end(end)
-        return self._kept[end]
+        site, role, start, stop = end
+
+        def read() -> Rows:
+            return rows_of(rows_from(self.dictionaries[site], start, stop), role, self.method, self.projector)
+
+        return self._rows.get(end, read)
 
 
 @dataclass(frozen=True)
@@ -218,7 +208,7 @@ class ShardedBuild:
 
     def paths_of(self, pair: Pair) -> tuple[Path, Path]:
         """The files of both tables of a pair."""
-        return self.out / file_name(*pair), self.out / file_name(pair[1], pair[0])
+        return self.out / table_file(*pair), self.out / table_file(pair[1], pair[0])
 
     def _match(
         self, grids: Mapping[Pair, list[ShardUnit]], digests: Mapping[End, Digests], engine: Engine
@@ -233,9 +223,10 @@ class ShardedBuild:
                 if not self._part(pair, unit, digests).is_file():
                     yield number, unit
 
-        for number in self._there(every, digests):
-            left[every[number][0]] -= 1
-            done += 1
+        for pair, unit in every:
+            if self._part(pair, unit, digests).is_file():
+                left[pair] -= 1
+                done += 1
         for pair in [pair for pair, n in left.items() if n == 0]:
             self._merge(pair, grids[pair], digests)
         for number, data in engine.run(work, missing(), name="shards"):
@@ -246,11 +237,6 @@ class ShardedBuild:
             if left[pair] == 0:
                 self._merge(pair, grids[pair], digests)
             yield done, len(every), f"{pair[0]} and {pair[1]}"
-
-    def _there(self, every: list[tuple[Pair, ShardUnit]], digests: Mapping[End, Digests]) -> Iterator[int]:
-        for number, (pair, unit) in enumerate(every):
-            if self._part(pair, unit, digests).is_file():
-                yield number
 
     def _units(self, pair: Pair, digests: Mapping[End, Digests]) -> list[ShardUnit]:
         """Every shard of one side with every shard of the other, there and back, so that one side stays in memory."""
@@ -264,22 +250,22 @@ class ShardedBuild:
 
     def _part(self, pair: Pair, unit: ShardUnit, digests: Mapping[End, Digests]) -> Path:
         """Where a unit that is done is kept: named after what was matched and how."""
-        told: list[Any] = [self.method, self.k]
+        made_from: list[Any] = [self.method, self.k]
         numbers: list[int] = []
         for site, role, start, stop in (unit.source, unit.target):
             side = digests[site, role]
             numbers.append(side.bounds.index((start, stop)))
-            told += [start, stop, side.shards[numbers[-1]]]
-        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-        stem = file_name(*pair).removesuffix(".safetensors")
+            made_from += [start, stop, side.shards[numbers[-1]]]
+        digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+        stem = table_file(*pair).removesuffix(".safetensors")
         return self.out / PARTS / f"{stem}.{numbers[0]}-{numbers[1]}.{digest}.safetensors"
 
     def _is_current(self, pair: Pair, digests: Mapping[End, Digests]) -> bool:
         first, second = (digests[end].whole for end in _ends(pair))
         forward, backward = self.paths_of(pair)
-        return there(forward) == (self.method, self.k, first, second) and there(backward) == (
-            self.method, self.k, second, first
-        )  # fmt: skip
+        return provenance_on_disk(forward) == Provenance(self.method, self.k, first, second) and (
+            provenance_on_disk(backward) == Provenance(self.method, self.k, second, first)
+        )
 
     def _merge(self, pair: Pair, units: list[ShardUnit], digests: Mapping[End, Digests]) -> None:
         """Both tables of a pair from its parts, which are removed."""
@@ -299,7 +285,7 @@ class ShardedBuild:
                 source, target, self.method, n_target, best.rows, best.score,
                 (one.whole, other.whole),
             )  # fmt: skip
-            table.save(self.out / file_name(source, target))
+            table.save(self.out / table_file(source, target))
         for unit in units:
             self._part(pair, unit, digests).unlink()
 

@@ -11,7 +11,7 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
@@ -27,6 +27,22 @@ from saeflow.records import Match
 
 VERSION = 1
 HEADER = "saeflow_table"
+
+
+class Provenance(NamedTuple):
+    """How a table was made: two tables of the same provenance are equal.
+
+    Attributes:
+        method: A name in `METHODS`, or "pearson".
+        k: How many matches are kept for each feature.
+        source: Fingerprint of the rows of the source.
+        target: Fingerprint of the rows of the target.
+    """
+
+    method: str
+    k: int
+    source: str
+    target: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +78,11 @@ class MatchTable:
     def k(self) -> int:
         """How many matches are kept for each feature."""
         return self.index.shape[1]
+
+    @property
+    def provenance(self) -> Provenance:
+        """How it was made."""
+        return Provenance(self.method, self.k, *self.made_from)
 
     def has(self, source: Site, target: Site) -> bool:
         """Whether this is the table from `source` to `target`."""
@@ -144,6 +165,16 @@ class MatchTable:
         )
 
 
+def provenance_on_disk(path: Path) -> Provenance | None:
+    """How the table at a path was made; None where there is none that can be read."""
+    if not path.exists():
+        return None
+    try:
+        return MatchTable.load(path).provenance
+    except BadFile:
+        return None
+
+
 def ranks_back(table: MatchTable, back: MatchTable) -> Int32[np.ndarray, "n_source k"]:
     """At which place each match names the feature in return: 0 is its best; -1 where it does not.
 
@@ -184,9 +215,9 @@ def mutual(table: MatchTable, back: MatchTable, k: int = 1) -> Bool[np.ndarray, 
 
 
 def _check(header: dict[str, Any], index: np.ndarray, score: np.ndarray) -> str:
-    """A checksum of all that a table holds, in its own file: a build that goes on has no other yet."""
-    told = zlib.crc32(json.dumps({**header, "made_from": list(header["made_from"])}).encode())
-    return f"{zlib.crc32(score.tobytes(), zlib.crc32(index.tobytes(), told)):08x}"
+    """A checksum of all that a table holds, in its own file: a build that resumes has no other yet."""
+    total = zlib.crc32(json.dumps({**header, "made_from": list(header["made_from"])}).encode())
+    return f"{zlib.crc32(score.tobytes(), zlib.crc32(index.tobytes(), total)):08x}"
 
 
 def _header(path: Path, text: str) -> dict[str, Any]:
