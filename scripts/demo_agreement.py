@@ -27,11 +27,11 @@ DRAWN = ("permutation", "virtual", "decoder-product-folded", "pearson")
 TOKENS = 100_000
 INTRODUCTION = f"""\
 Written by `python scripts/demo_agreement.py`, on the demo pack. For every residual feature of a layer: does a method
-name the same predecessor as cosine does? In each cell, the share whose best match is the same, then the share whose
-best match under the method is among the five best by cosine. Features to which a one-to-one method gives no partner,
-or that never fire, are left out. Folding divides by thresholds, and one of those at 0/res is not above 0: folded
-methods have no row there. Pearson correlations are those of appendix C.4, over at most {TOKENS:,} tokens of the pack's
-texts, special tokens left out.
+name the same predecessor as cosine does? Each cell gives the share whose best match is the same, then the share whose
+best match under the method is among the five best by cosine. Features that a one-to-one method leaves without a
+partner, or that never fire, are left out. Folding divides by thresholds, and one threshold at 0/res is not above 0, so
+folded methods have no entry there. Pearson correlations are those of appendix C.4, over at most {TOKENS:,} tokens of the
+pack's texts, excluding special tokens.
 """
 
 

@@ -25,22 +25,22 @@ HEAD = """\
 # The paper's effects in the demo pack
 
 Written by `python scripts/demo_effects.py ORIGINS DEACTIVATION` from the folders that `saeflow origins demo` and
-`saeflow deactivate demo` write; seeds are fixed. The model has 6 layers and 3.4 million parameters: what holds here is
-a check of the method and of this code, not evidence about large models. In brackets are 95 % intervals, bootstrapped
-over texts.
+`saeflow deactivate demo` write; seeds are fixed. The model has 6 layers and 3.4 million parameters: these results check
+the method and this code; they are not evidence about large models. Brackets give 95 % intervals, bootstrapped over
+texts.
 """
 TESTS = """\
 ### Do scores tell the groups apart (figure 4)?
 
-Share of Mann-Whitney U tests between two groups with p < 0.001, one a dataset and layer, matched by cosine. AO: the
-module is active in one of the two groups only; AB: in both; IB: in neither.
+Share of Mann-Whitney U tests between two groups with p < 0.001, one per dataset and layer, matched by cosine. AO: the
+module is active in only one of the two groups; AB: in both; IB: in neither.
 """
 REMOVED = """\
 ## Deactivation (section 5.2)
 
-All predecessors that a strategy names and that are active are taken out at one token, and the layer is computed again.
-The control takes out as many other active features of the same sites, alike in norm. Each strategy is judged on the
-targets it names something for.
+All active predecessors that a strategy names are removed at one token, and the layer is recomputed. The control removes
+the same number of other active features of the same sites, with similar norms. Each strategy is judged on the targets
+for which it names a predecessor.
 """
 Cells = dict[str, Any]
 CONTROL = ("control_deactivated", "control_low", "control_high")
@@ -81,7 +81,7 @@ def origins(results: Results) -> str:
     methods = [row for row in tables["methods"] if row["dataset"] != "all"]
     return "\n".join(
         [
-            f"## Origins (section 5.1)\n\nTexts of {datasets}; which matched predecessors are active with a feature.\n",
+            f"## Origins (section 5.1)\n\nTexts of {datasets}: which matched predecessors are active with a feature.\n",
             shares(by_layer, "layer", "cosine", "By layer, matched by cosine (figure 5)"),
             shares(methods, "dataset", "cosine", "By dataset, matched by cosine (figures 12, 18)"),
             shares(methods, "dataset", "pearson", "By dataset, matched by Pearson correlation (figure 18)"),

@@ -25,10 +25,10 @@ HEAD = """\
 
 Written by `python scripts/demo_steering.py` from the folder that `saeflow sweep demo --samples {samples}` writes
 ({arguments}). Each method's best setting was chosen on {samples} samples and measured again on {confirm}
-fresh ones, which are what is reported. The score is behaviour x coherence to activate, (1 - behaviour) x coherence
-to suppress, both marks over 5 (section 4.2), by the offline judge ([what it is and is not](offline-judge.md)). In
-brackets are 95 % intervals over samples. The model has 6 layers and 3.4 million parameters: what holds here is a check
-of the method and of this code, not evidence about large models.
+fresh ones; the fresh ones are reported. The score is behaviour x coherence to activate, (1 - behaviour) x coherence
+to suppress, with both marks divided by 5 (section 4.2), by the offline judge ([what it can and cannot
+do](offline-judge.md)). Brackets give 95 % intervals over samples. The model has 6 layers and 3.4 million parameters:
+these results check the method and this code; they are not evidence about large models.
 """
 WHAT = {
     "activate": "Towards the topic (figures 11, 16)",
@@ -48,14 +48,14 @@ TITLES = {
     "single": "best single layer",
 }
 COST = """\
-What it cost, means over themes. The share is the length of all that was changed, over that of the hidden state at the
+Cost, as means over themes. The share is the norm of the total change relative to the norm of the hidden state at the
 last changed layer.
 """
 PAIRED = """\
-On the same seeds: in how many themes a method is better or worse, at a false-discovery rate of 5 %.
+On the same seeds: the number of themes in which a method is better or worse, at a false-discovery rate of 5 %.
 """
 SENSITIVITY = """\
-How much depends on the choice of s or r: the score over the grid of values, each at its best layer (cross-fitted).
+Sensitivity to the choice of s or r: the score over the grid of values, each at its best layer (cross-fitted).
 """
 VALUES = ("behavior", "coherence", "score", "perplexity", "distinct_2", "share_total")
 Row = dict[str, Any]

@@ -34,56 +34,57 @@ SAMPLES = 100
 INTRODUCTION = """\
 # The offline judge
 
-Steered text is judged by two marks from 0 to 5, coherence and behavior (section 4.2). The paper asks gpt-4o-mini for
-both. `OfflineJudge` gives marks of the same names without a key, a network or a second language model:
+Steered text gets two marks from 0 to 5, coherence and behavior (section 4.2). The paper asks gpt-4o-mini for both.
+`OfflineJudge` gives marks of the same names without a key, a network or a second language model:
 
 - **coherence** is 5 x probability x variety x length. Probability is e to the power of (m - loss), at most 1: the loss
-  is that of the unsteered model on the text given its prompt, and m the upper quartile of the losses of unsteered
-  samples of that prompt. Variety is what repetition leaves: distinct-1, -2 and -3 against their 10 % quantiles over
-  unsteered samples, the worst of the three. Length takes marks from texts that stop before a quarter of the usual one.
+  is that of the unsteered model on the text given its prompt, and m is the upper quartile of the losses of unsteered
+  samples of that prompt. Variety penalises repetition: distinct-1, -2 and -3 relative to their 10 % quantiles over
+  unsteered samples, taking the worst of the three. Length lowers the mark of texts that stop before a quarter of the
+  usual length.
 - **behavior** is 5 times the probability, by a logistic regression on TF-IDF of words and pieces of words, that the
-  text is one of the theme's example texts rather than one of the background. Both classes weigh the same; the
+  text is one of the theme's example texts and not one of the background. Both classes have equal weight; the
   probability is calibrated on held-out folds.
 
-It is deterministic. It learns from example texts, background texts and unsteered samples, and marks those samples by
-classifiers that have not seen them. It never learns from steered text.
+The judge is deterministic. It learns from example texts, background texts and unsteered samples, and marks those
+samples with classifiers that have not seen them. It never learns from steered text.
 
 ## What it is not
 
-It does not read. A text that names the sea, ships and sails is about sailing to it, whether or not it says anything;
-one that is about sailing in words that no example uses is not. Its coherence is the taste of the unsteered model: marks
-of two models do not compare, a text the model itself would write gets full marks however little sense it makes, and a
-rare topic costs marks because its words are less expected. Its marks were not compared with those of people or of a
-large language model. Compare settings of one model and one theme with it, look at the samples, and where a language
-model can be asked, ask one: `LLMJudge` has the paper's rubrics.
+It does not read. A text that names the sea, ships and sails counts as being about sailing, whether or not it makes
+sense; a text about sailing in words that no example uses does not. Its coherence reflects the taste of the unsteered
+model: marks for two models cannot be compared, a text the model itself would write gets full marks however little sense
+it makes, and a rare topic loses marks because its words are less expected. Its marks have not been compared with those
+of people or of a large language model. Use it to compare settings of one model and one theme, look at the samples, and
+where a language model is available, ask one: `LLMJudge` has the paper's rubrics.
 """
 BEHAVIOR = """\
 ## Behavior
 
-Written by `python scripts/offline_judge.py`, on the themes of the demo pack. The background are {texts} texts of the
-pack's five domains and {n} unsteered samples of the theme's plain prompt. Windows of example texts are held out in five
-folds. AUC is the probability that one of them gets a higher mark than a window of the background (0.5 is chance); Brier
-the mean squared error of the probability (0.25 for one that knows nothing, both classes weighing the same); calibration
-the mean distance of predicted and observed shares over fifths. "Other themes" is the AUC of held-out examples against
-the examples of all other themes, which are no part of the background: it would show a judge that knows who wrote the
-examples and not what they are about. A theme that is a domain of the pack, as python is, is told from its background
-less well because part of the background is about it.
+Written by `python scripts/offline_judge.py`, on the themes of the demo pack. The background consists of {texts} texts
+from the pack's five domains and {n} unsteered samples of the theme's plain prompt. Windows of example texts are held
+out in five folds. AUC is the probability that such a window gets a higher mark than a window of the background (0.5 is
+chance); Brier is the mean squared error of the probability (0.25 for an uninformed judge with equal class weights);
+calibration is the mean distance between predicted and observed shares over fifths. "Other themes" is the AUC of
+held-out examples against the examples of all other themes, which are not part of the background: it would expose a
+judge that recognises who wrote the examples and not what they are about. A theme that is also a domain of the pack,
+such as python, is harder to tell from its background because part of the background is about it.
 
-Then mean marks, 0 to 5: of held-out examples, of the background, of other themes' examples, and of fresh unsteered
-samples of the plain prompt and of the prompt on which the theme is suppressed.
+The remaining columns are mean marks, 0 to 5: of held-out examples, of the background, of other themes' examples, and of
+fresh unsteered samples of the plain prompt and of the prompt on which the theme is suppressed.
 """
 CALIBRATION = """\
-Is a probability what it says? All held-out windows of all themes, by fifths of the predicted probability. Both classes
-of a theme weigh the same.
+Are the probabilities calibrated? All held-out windows of all themes, by fifths of the predicted probability. Both
+classes of a theme have equal weight.
 """
 COHERENCE = """\
 ## Coherence
 
-Half of {n} unsteered samples of each prompt are the reference; the others are judged as they are, and made worse:
-tokens replaced by random ones, words put in random order, the first tokens repeated over and over. Loss is in nats a
-token, the mark from 0 to 5, and AUC the probability that an untouched sample gets a higher mark. The first three
-columns are of the prompt "I think", with 36 tokens; the others are means over the {themes} other prompts, those on
-which themes are suppressed, with 48.
+Half of {n} unsteered samples of each prompt are the reference; the others are judged unchanged, and after being
+damaged: tokens replaced by random ones, words put in random order, the first tokens repeated over and over. Loss is in
+nats per token, the mark from 0 to 5, and AUC is the probability that an untouched sample gets a higher mark. The first
+three columns are for the prompt "I think", with 36 tokens; the others are means over the {themes} other prompts, those
+on which themes are suppressed, with 48.
 """
 PLAIN = "I think"
 
