@@ -30,8 +30,8 @@ Written by `python scripts/demo_agreement.py`, on the demo pack. For every resid
 name the same predecessor as cosine does? Each cell gives the share whose best match is the same, then the share whose
 best match under the method is among the five best by cosine. Features that a one-to-one method leaves without a
 partner, or that never fire, are left out. Folding divides by thresholds, and one threshold at 0/res is not above 0, so
-folded methods have no entry there. Pearson correlations are those of appendix C.4, over at most {TOKENS:,} tokens of the
-pack's texts, excluding special tokens.
+folded methods have no entry there. Pearson correlations are those of appendix C.4, over at most {TOKENS:,} tokens of
+the pack's texts, excluding special tokens.
 """
 
 
