@@ -148,7 +148,7 @@ def published_graphs(release: str) -> tuple[PublishedGraph, ...]:
         return ()
     try:
         data = read_toml(path)
-        return tuple(_read(told) for told in data["graphs"])
+        return tuple(_read(entry) for entry in data["graphs"])
     except (OSError, ValueError, KeyError, TypeError, InvalidId) as error:
         raise BadFile(f"{path}: holds no published graphs ({error!r}). Install saeflow again.") from error
 
@@ -187,7 +187,7 @@ def compare(graph: FlowGraph, published: PublishedGraph) -> Comparison:
     return Comparison(
         published,
         tuple(ComparedSite(site, _at(site, published.nodes), _at(site, found)) for site in sites),
-        tuple(ComparedScore(told, edges.get((told.child, told.parent))) for told in published.scores),
+        tuple(ComparedScore(score, edges.get((score.child, score.parent))) for score in published.scores),
     )
 
 
@@ -195,16 +195,16 @@ def _at(site: Site, features: tuple[FeatureId, ...] | list[FeatureId]) -> tuple[
     return tuple(sorted(feature for feature in features if feature.site == site))
 
 
-def _read(told: dict[str, Any]) -> PublishedGraph:
-    parse, cuts = FeatureId.parse, told["thresholds"]
+def _read(entry: dict[str, Any]) -> PublishedGraph:
+    parse, cuts = FeatureId.parse, entry["thresholds"]
     return PublishedGraph(
-        source=str(told["source"]),
-        seed=parse(told["seed"]),
-        parts=frozenset(Part(part) for part in told["parts"]),
+        source=str(entry["source"]),
+        seed=parse(entry["seed"]),
+        parts=frozenset(Part(part) for part in entry["parts"]),
         thresholds=Thresholds(res=float(cuts["res"]), mlp=float(cuts["mlp"])),
-        nodes=tuple(sorted(parse(feature) for feature in told["nodes"])),
+        nodes=tuple(sorted(parse(feature) for feature in entry["nodes"])),
         scores=tuple(
             PublishedScore(parse(s["child"]), parse(s["parent"]), float(s["score"]))
-            for s in told.get("scores", ())
+            for s in entry.get("scores", ())
         ),
     )

@@ -345,8 +345,8 @@ def _read(data: dict[str, Any]) -> FlowGraph:
     return FlowGraph(seed, nodes, edges, ends, thresholds, span, release, floor)
 
 
-def _scores(told: dict[str, Any] | None) -> Scores | None:
-    return None if told is None else Scores(**{name: _known(value) for name, value in told.items()})
+def _scores(data: dict[str, Any] | None) -> Scores | None:
+    return None if data is None else Scores(**{name: _known(value) for name, value in data.items()})
 
 
 def _known(value: Any) -> float | None:

@@ -105,6 +105,29 @@ def _check_seed(seed: FeatureId, matches: Matches) -> None:
     matches.best(seed, next(matched, seed.site.successor), 1)
 
 
+def edge_to(feature: FeatureId, match: Match, rank: int, matches: Matches, p: float | None) -> Edge:
+    """The edge between a feature and one of its matches at a site before or after it.
+
+    Args:
+        feature: the side that was asked for its matches.
+        match: one of them.
+        rank: its place among them; 0 is the best.
+        matches: where it comes from, asked whether each is the other's best.
+        p: the p-value of the match.
+    """
+
+    def is_best(one: FeatureId, other: FeatureId) -> bool | None:
+        if not matches.has(one.site, other.site):
+            return None  # nobody looked from this side
+        best = matches.best(one, other.site, 1)
+        return bool(best) and best[0].feature == other
+
+    back = match.feature.site in feature.site.predecessors
+    parent, child = (match.feature, feature) if back else (feature, match.feature)
+    mutual = is_best(parent, child) and is_best(child, parent)
+    return Edge(parent, child, match.score, rank, p, mutual)
+
+
 class _Growth:
     """A graph while it grows: features in `nodes`, edges by their two ends."""
 
@@ -152,7 +175,7 @@ class _Growth:
             for rank, match in enumerate(self._best(child, Site(child.layer, part))):
                 if match.score >= self.thresholds.of(part, child.layer):
                     self.nodes[match.feature] = None
-                    self._keep(self._edge(match.feature, child, child.site, match, rank))
+                    self._keep(self._edge(child, match, rank))
 
     def _follow(self, feature: FeatureId, target: Site, direction: Direction) -> list[FeatureId]:
         """Edges to the matches at `target` that reach the cut; the end of the flow when none does."""
@@ -166,8 +189,7 @@ class _Growth:
         found = self._best(feature, target)
         kept = [match for match in found if match.score >= cut]
         for rank, match in enumerate(kept):
-            ends = (match.feature, feature) if back else (feature, match.feature)
-            self._keep(self._edge(*ends, feature.site, match, rank))
+            self._keep(self._edge(feature, match, rank))
         if not found:
             method = str(getattr(self.matches, "method", ""))
             paired = method.startswith("permutation")
@@ -188,17 +210,8 @@ class _Growth:
             return ()
         return self.matches.best(feature, target, self.k)
 
-    def _edge(self, parent: FeatureId, child: FeatureId, source: Site, match: Match, rank: int) -> Edge:
-        """An edge with all that is known of it; `source` is the side it was looked for from."""
-        mutual = self._is_best(parent, child) and self._is_best(child, parent)
-        return Edge(parent, child, match.score, rank, self._p(source, match), mutual)
-
-    def _is_best(self, feature: FeatureId, other: FeatureId) -> bool | None:
-        """Whether `other` is the best match of `feature`; None where nobody looked."""
-        if not self.matches.has(feature.site, other.site):
-            return None
-        best = self.matches.best(feature, other.site, 1)
-        return bool(best) and best[0].feature == other
+    def _edge(self, feature: FeatureId, match: Match, rank: int) -> Edge:
+        return edge_to(feature, match, rank, self.matches, self._p(feature.site, match))
 
     def _p(self, source: Site, match: Match) -> float | None:
         """The p-value of a match of a feature of `source`, where there is a null."""

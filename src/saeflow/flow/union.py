@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from saeflow.errors import InvalidArgument
 from saeflow.flow.graph import Direction, Edge, End, FlowGraph, Node, Reason
-from saeflow.flow.trace import Matches, WithNulls, trace
+from saeflow.flow.trace import Matches, WithNulls, edge_to, trace
 from saeflow.ids import FeatureId, Part, Site
 
 MORE = 2
@@ -80,20 +80,24 @@ def expand(
     known = dict(graph.by_feature)
     edges = {(edge.parent, edge.child): edge for edge in graph.edges}
     for feature in chosen:
-        near = _near(feature, matches, k)
+        neighbours = (*feature.site.predecessors, feature.site.successor)
+        near = [edge for site in neighbours for edge in _edges(feature, site, matches, k)]
         found = {side for edge in near for side in (edge.parent, edge.child)} - known.keys()
         for new in sorted(found):
             if new.part is Part.RES:
                 near += [
                     edge
-                    for edge in _of_modules(new, matches, modules)
-                    if edge.score >= graph.thresholds.of(edge.parent.part, new.layer)
+                    for site in new.site.predecessors
+                    if site.part is not Part.RES
+                    for edge in _edges(new, site, matches, modules)
+                    if edge.score >= graph.thresholds.of(site.part, new.layer)
                 ]
         for edge in near:
             edges.setdefault((edge.parent, edge.child), edge)
             for side in (edge.parent, edge.child):
-                if side not in known:
-                    known[side] = _node(side, matches, graph)
+                if side not in known:  # with the scores and the case that a graph of its own would give it
+                    alone = trace(side, matches, thresholds=graph.thresholds, backward=False, forward=False)
+                    known[side] = alone.nodes[0]
     return _whole(graph, known.values(), edges.values(), graph.ends, graph.p_floor)
 
 
@@ -143,39 +147,12 @@ def _whole(
     )
 
 
-def _near(feature: FeatureId, matches: Matches, k: int) -> list[Edge]:
-    """Edges to the best matches of a feature before and after it."""
-    before = [edge for site in feature.site.predecessors for edge in _edges(feature, site, matches, k)]
-    return before + _edges(feature, feature.site.successor, matches, k)
-
-
-def _of_modules(feature: FeatureId, matches: Matches, k: int) -> list[Edge]:
-    sites = (site for site in feature.site.predecessors if site.part is not Part.RES)
-    return [edge for site in sites for edge in _edges(feature, site, matches, k)]
-
-
 def _edges(feature: FeatureId, target: Site, matches: Matches, k: int) -> list[Edge]:
+    """Edges to the best `k` matches of a feature at a neighbouring site; none where it was not matched."""
     if not matches.has(feature.site, target):
         return []
     null = matches.null(feature.site, target) if isinstance(matches, WithNulls) else None
-    back = target in feature.site.predecessors
-    found: list[Edge] = []
-    for rank, match in enumerate(matches.best(feature, target, k)):
-        parent, child = (match.feature, feature) if back else (feature, match.feature)
-        mutual = _is_best(parent, child, matches) and _is_best(child, parent, matches)
-        p = None if null is None else null.p_value(match.score)
-        found.append(Edge(parent, child, match.score, rank, p, mutual))
-    return found
-
-
-def _is_best(feature: FeatureId, other: FeatureId, matches: Matches) -> bool | None:
-    """Whether `other` is the best match of `feature`; None where nobody looked."""
-    if not matches.has(feature.site, other.site):
-        return None
-    best = matches.best(feature, other.site, 1)
-    return bool(best) and best[0].feature == other
-
-
-def _node(feature: FeatureId, matches: Matches, graph: FlowGraph) -> Node:
-    """A feature with its scores and its case, as a graph of its own would have it."""
-    return trace(feature, matches, thresholds=graph.thresholds, backward=False, forward=False).nodes[0]
+    return [
+        edge_to(feature, match, rank, matches, None if null is None else null.p_value(match.score))
+        for rank, match in enumerate(matches.best(feature, target, k))
+    ]
