@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saeflow.cli.app import Json, Release, print_table
-from saeflow.cli.lists import EXCEEDS, check_ending, names_of
+from saeflow.cli.lists import EXCEEDS, HIGH, T_MODULE, T_RES, check_ending, names_of, thresholds_of
 from saeflow.errors import BadFile, InvalidArgument
 
 if TYPE_CHECKING:
-    from saeflow.flow import FlowGraph, Thresholds
+    from saeflow.flow import FlowGraph
     from saeflow.flow.compare import Comparison
     from saeflow.labels import Words
 
@@ -36,12 +36,12 @@ def graph(
     feature: Annotated[str, typer.Argument(help="layer/part/index, such as 4/res/123.")],
     t_res: Annotated[
         float, typer.Option(help="t(R): the flow stops below it. 0 follows the whole depth.")
-    ] = 0.5,
-    t_mlp: Annotated[float, typer.Option(help="t(M): MLP features below it are dropped.")] = 0.15,
-    t_att: Annotated[float, typer.Option(help="t(A): attention features below it are dropped.")] = 0.15,
+    ] = T_RES,
+    t_mlp: Annotated[float, typer.Option(help="t(M): MLP features below it are dropped.")] = T_MODULE,
+    t_att: Annotated[float, typer.Option(help="t(A): attention features below it are dropped.")] = T_MODULE,
     high: Annotated[
         float, typer.Option(help="The line between high and low scores, for the cases A to D.")
-    ] = 0.5,
+    ] = HIGH,
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="Thresholds by layer from the atlas's nulls, at --fdr.")
     ] = False,
@@ -72,7 +72,7 @@ def graph(
 ) -> None:
     """Print the flow graph of a feature, and write it as HTML, JSON and GraphML, or in other --formats."""
     from saeflow.files import write_atomic
-    from saeflow.flow import Thresholds, trace
+    from saeflow.flow import trace
     from saeflow.flow.compare import compare, published_graph
     from saeflow.ids import FeatureId
     from saeflow.labels import words_for
@@ -88,20 +88,18 @@ def graph(
         format_named(name)  # refuses an unknown one before anything is grown
     seed = FeatureId.parse(feature)
     atlas = open_atlas(release)
-    plain = Thresholds(res=t_res, mlp=t_mlp, att=t_att, high=high)
-    default = Thresholds(mlp=0.15, att=0.15)
+    if calibrated and fdr is None:
+        fdr = 0.01
     published = published_graph(atlas.release or release, seed) if compare_paper else None
     if published is not None:
-        if calibrated or fdr is not None or k != 1 or direction != "both" or plain != default:
+        plain = (t_res, t_mlp, t_att, high) == (T_RES, T_MODULE, T_MODULE, HIGH)
+        if fdr is not None or k != 1 or direction != "both" or not plain:
             raise InvalidArgument(
                 "--compare-paper grows the graph as the publication did. Leave thresholds, --k and --direction out."
             )
         thresholds = published.thresholds
-    elif calibrated or fdr is not None:
-        _refuse_plain(plain, default)
-        thresholds = Thresholds.calibrated(atlas, 0.01 if fdr is None else fdr)
     else:
-        thresholds = plain
+        thresholds = thresholds_of(atlas, t_res, t_mlp, t_att, fdr, high)
     words = words_for(atlas.release, beside=atlas.folder)
     grown = trace(
         seed,
@@ -148,13 +146,6 @@ def _show_comparison(comparison: Comparison, as_json: bool) -> None:
     ]  # fmt: skip
     if scores:
         print_table("", scores)
-
-
-def _refuse_plain(asked: Thresholds, default: Thresholds) -> None:
-    if asked != default:
-        raise InvalidArgument(
-            "calibrated thresholds replace --t-res, --t-mlp, --t-att and --high. Give either those, or --fdr."
-        )
 
 
 def write_graph(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from saeflow.flow.scores import Calibrated, Thresholds
     from saeflow.ids import Part
 
+T_RES: Final = 0.5
+T_MODULE: Final = 0.15
+HIGH: Final = 0.5
+"""Those of `flow.scores`, so that --help is told without importing it."""
 
 EXCEEDS = "families of alike features exceed it, but under the null families."
 """What a false-discovery rate does not promise, wherever one is offered; docs/calibration.md has the numbers."""
@@ -92,3 +97,30 @@ def parts_of(text: str) -> tuple[Part, ...]:
             f"--parts {text!r} names {', '.join(unknown) or 'none'}. Parts are res, mlp, att."
         )
     return tuple(part for part in Part if part.value in names)
+
+
+def thresholds_of(
+    atlas: Calibrated, t_res: float, t_mlp: float, t_att: float, fdr: float | None, high: float | None = None
+) -> Thresholds:
+    """Where graphs are cut: at plain thresholds, or at those calibrated for a false-discovery rate.
+
+    Args:
+        atlas: has the nulls of calibrated thresholds.
+        t_res: --t-res.
+        t_mlp: --t-mlp.
+        t_att: --t-att.
+        fdr: --fdr; None for plain thresholds.
+        high: --high, of a command that has it.
+
+    Raises:
+        InvalidArgument: for both kinds at once, a cut that is no cosine, or an atlas without nulls.
+    """
+    from saeflow.flow.scores import Thresholds
+
+    plain = Thresholds(res=t_res, mlp=t_mlp, att=t_att, high=HIGH if high is None else high)
+    if fdr is None:
+        return plain
+    if plain != Thresholds(mlp=T_MODULE, att=T_MODULE):
+        named = "--t-res, --t-mlp and --t-att" if high is None else "--t-res, --t-mlp, --t-att and --high"
+        raise InvalidArgument(f"calibrated thresholds replace {named}. Give either those, or --fdr.")
+    return Thresholds.calibrated(atlas, fdr)

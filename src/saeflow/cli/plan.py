@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from saeflow.cli.app import Device, Json, PrependBos, Release, print_table, progress
-from saeflow.cli.lists import EXCEEDS, check_ending, names_of, parts_of
+from saeflow.cli.lists import EXCEEDS, T_MODULE, T_RES, check_ending, names_of, parts_of, thresholds_of
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from saeflow.flow import Thresholds
     from saeflow.ids import FeatureId
     from saeflow.matching.atlas import Atlas
     from saeflow.sources.library import DictionarySet
@@ -60,9 +59,9 @@ def plan(
     ] = 0.0,
     reach: Reached = "span",
     upto: Annotated[int | None, typer.Option(help="The layer of --reach single and cumulative.")] = None,
-    t_res: Annotated[float, typer.Option(help="t(R): graphs end where the flow falls below it.")] = 0.5,
-    t_mlp: Annotated[float, typer.Option(help="t(M): MLP features below it are left out.")] = 0.15,
-    t_att: Annotated[float, typer.Option(help="t(A): attention features below it are left out.")] = 0.15,
+    t_res: Annotated[float, typer.Option(help="t(R): graphs end where the flow falls below it.")] = T_RES,
+    t_mlp: Annotated[float, typer.Option(help="t(M): MLP features below it are left out.")] = T_MODULE,
+    t_att: Annotated[float, typer.Option(help="t(A): attention features below it are left out.")] = T_MODULE,
     fdr: Annotated[
         float | None,
         typer.Option(help=f"Calibrated thresholds at this false-discovery rate instead; {EXCEEDS}"),
@@ -294,20 +293,3 @@ def _one_of(option: str, text: str, members: type[_Member]) -> _Member:
     if text not in known:
         raise InvalidArgument(f"{option} {text!r} is none of {', '.join(known)}.")
     return members(text)
-
-
-def thresholds_of(atlas: Atlas, t_res: float, t_mlp: float, t_att: float, fdr: float | None) -> Thresholds:
-    """Where graphs are cut: at plain thresholds, or at those calibrated for a false-discovery rate.
-
-    Raises:
-        InvalidArgument: for both kinds at once, a cut that is no cosine, or an atlas without nulls.
-    """
-    from saeflow.flow import Thresholds
-
-    if fdr is None:
-        return Thresholds(res=t_res, mlp=t_mlp, att=t_att)
-    if (t_res, t_mlp, t_att) != (0.5, 0.15, 0.15):
-        raise InvalidArgument(
-            "calibrated thresholds replace --t-res, --t-mlp and --t-att. Give either those, or --fdr."
-        )
-    return Thresholds.calibrated(atlas, fdr)

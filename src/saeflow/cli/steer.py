@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 import typer
 
 from saeflow.cli.app import Device, Json, PrependBos, Release
-from saeflow.cli.lists import check_ending, parts_of
+from saeflow.cli.lists import T_MODULE, T_RES, check_ending, parts_of
 from saeflow.cli.plan import (
     Reached,
     Spread,
@@ -76,9 +76,9 @@ def steer(
     reach: Reached = "span",
     upto: Annotated[int | None, typer.Option(help="The layer of --reach single and cumulative.")] = None,
     parts: Annotated[str, typer.Option(help="Parts whose features are changed.")] = "res,mlp,att",
-    t_res: Annotated[float, typer.Option(help="t(R): graphs end where the flow falls below it.")] = 0.5,
-    t_mlp: Annotated[float, typer.Option(help="t(M): MLP features below it are left out.")] = 0.15,
-    t_att: Annotated[float, typer.Option(help="t(A): attention features below it are left out.")] = 0.15,
+    t_res: Annotated[float, typer.Option(help="t(R): graphs end where the flow falls below it.")] = T_RES,
+    t_mlp: Annotated[float, typer.Option(help="t(M): MLP features below it are left out.")] = T_MODULE,
+    t_att: Annotated[float, typer.Option(help="t(A): attention features below it are left out.")] = T_MODULE,
     fold: Annotated[bool, typer.Option(help="Count s in units of each feature's threshold (B.2).")] = True,
     budget_total: Annotated[
         float | None,

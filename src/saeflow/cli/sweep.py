@@ -14,13 +14,20 @@ import typer
 
 from saeflow.cli.app import Device, Json, PrependBos, Release, bars, print_table
 from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
-from saeflow.cli.lists import EXCEEDS, layers_of, names_of, numbers_of, parts_of
+from saeflow.cli.lists import (
+    EXCEEDS,
+    T_MODULE,
+    T_RES,
+    layers_of,
+    names_of,
+    numbers_of,
+    parts_of,
+    thresholds_of,
+)
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.experiments.results import Results, SummaryTable
-    from saeflow.flow.scores import Thresholds
-    from saeflow.matching.atlas import Atlas
     from saeflow.steering.plan import Direction
     from saeflow.steering.sizes import Budget
     from saeflow.steering.sweep.settings import Grid
@@ -69,9 +76,9 @@ def sweep(
     ] = "",
     t_res: Annotated[
         float, typer.Option(help="t(R): graphs are cut below it.", rich_help_panel=_VARIANT)
-    ] = 0.5,
-    t_mlp: Annotated[float, typer.Option(help="t(M).", rich_help_panel=_VARIANT)] = 0.15,
-    t_att: Annotated[float, typer.Option(help="t(A).", rich_help_panel=_VARIANT)] = 0.15,
+    ] = T_RES,
+    t_mlp: Annotated[float, typer.Option(help="t(M).", rich_help_panel=_VARIANT)] = T_MODULE,
+    t_att: Annotated[float, typer.Option(help="t(A).", rich_help_panel=_VARIANT)] = T_MODULE,
     fdr: Annotated[
         float | None,
         typer.Option(
@@ -132,7 +139,7 @@ def sweep(
     make = judge_maker(judge, judge_model, judge_url, texts)
     matches = open_atlas(atlas or release)
     variant = Variant(
-        _thresholds(matches, t_res, t_mlp, t_att, fdr), k, parts_of(parts), output_score, fold,
+        thresholds_of(matches, t_res, t_mlp, t_att, fdr), k, parts_of(parts), output_score, fold,
         (Constant(1.0), Linear(1.0, s_end), Exponential(1.0, alpha)), _budget(budget_layer, budget_total),
     )  # fmt: skip
     grid = _grid(s, r, layers, methods, samples, confirm)
@@ -144,19 +151,6 @@ def sweep(
     with bars() as bar, where:
         results, _ = run_sweep(inputs, design, make, out=folder, progress=bar, engine=where)
     _finish(results, summarize_sweep(results.folder), as_json=as_json)
-
-
-def _thresholds(atlas: Atlas, t_res: float, t_mlp: float, t_att: float, fdr: float | None) -> Thresholds:
-    from saeflow.flow.scores import Thresholds
-
-    plain = Thresholds(res=t_res, mlp=t_mlp, att=t_att)
-    if fdr is None:
-        return plain
-    if plain != Thresholds(mlp=0.15, att=0.15):
-        raise InvalidArgument(
-            "calibrated thresholds replace --t-res, --t-mlp and --t-att. Give either those, or --fdr."
-        )
-    return Thresholds.calibrated(atlas, fdr)
 
 
 def _grid(s: str, r: str, layers: str, methods: str, samples: int, confirm: int) -> Grid:

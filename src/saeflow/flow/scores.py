@@ -12,10 +12,17 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
+
+T_RES: Final = 0.5
+T_MODULE: Final = 0.15
+"""t(R), and t(M) = t(A), of appendix B.2."""
+
+HIGH: Final = 0.5
+"""Where plain thresholds draw the line between high and low scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +70,11 @@ class Thresholds:
         InvalidArgument: for a threshold outside [-1, 1].
     """
 
-    res: float = 0.5
-    module: float = 0.15
+    res: float = T_RES
+    module: float = T_MODULE
     mlp: float | None = None
     att: float | None = None
-    high: float = 0.5
+    high: float = HIGH
     cuts: Mapping[tuple[int, Part], float] = field(default_factory=dict[tuple[int, Part], float], hash=False)
     ahead: Mapping[tuple[int, Part], float] = field(default_factory=dict[tuple[int, Part], float], hash=False)
     fdr: float | None = None

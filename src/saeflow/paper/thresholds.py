@@ -7,13 +7,14 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
+from saeflow.flow.scores import T_MODULE, T_RES
 from saeflow.paper.agreement import parts_of, tone_of
 from saeflow.paper.frame import Estimate, Frame
 from saeflow.paper.kinds import Box, Drawing, boxes, line, reach
 from saeflow.paper.style import MUTED, Canvas, Medium, foot, layer_axis, shares_axis, tidy
 from saeflow.paper.words import count, decimal, listed, percent
 
-FIXED = {"res": 0.5, "mlp": 0.15, "att": 0.15}
+FIXED = {"res": T_RES, "mlp": T_MODULE, "att": T_MODULE}
 """The thresholds of appendix B.2."""
 
 

@@ -24,7 +24,7 @@ from saeflow.reproduce.recipe import Recipe, Shape
 from saeflow.reproduce.stages import Stage
 from saeflow.steering.growth import grow, targets
 from saeflow.steering.plan import Direction
-from saeflow.steering.sweep.inputs import PLAIN, find_themes
+from saeflow.steering.sweep.inputs import find_themes
 from saeflow.steering.sweep.settings import NONE, ORDER, PROMPT, Grid
 
 ACTIVE: Final = 100.0
@@ -287,5 +287,5 @@ class Costs:
         if not self._has_atlas:
             return self._layers({}, 0)
         parts = tuple(Part(part) for part in table.get("parts", tuple(part.value for part in Part)))
-        graphs = grow(starts, open_atlas(self.recipe.release), thresholds=PLAIN, k=1)
+        graphs = grow(starts, open_atlas(self.recipe.release), k=1)
         return sorted({target.feature.layer for target in targets(graphs, parts=parts)})

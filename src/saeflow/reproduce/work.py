@@ -36,7 +36,7 @@ from saeflow.reproduce.stages import Stage
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.steering.plan import Direction
-from saeflow.steering.sweep.inputs import PLAIN, background_texts, find_themes, judge_maker, open_inputs
+from saeflow.steering.sweep.inputs import background_texts, find_themes, judge_maker, open_inputs
 from saeflow.steering.sweep.run import Design, run_sweep
 from saeflow.steering.sweep.settings import Grid, Variant
 from saeflow.steering.sweep.summary import summarize_sweep
@@ -198,7 +198,7 @@ def _steering(place: Place) -> None:
     )
     directions = tuple(Direction(one) for one in size.get("directions", tuple(Direction)))
     parts = tuple(Part(part) for part in size.get("parts", tuple(Part)))
-    variant = Variant(PLAIN, parts=tuple(part for part in Part if part in parts))
+    variant = Variant(parts=tuple(part for part in Part if part in parts))
     design = Design(tuple(themes), directions, grid, variant, recipe.seed)
     inputs = open_inputs(
         recipe.release, open_atlas(recipe.release), background, model=recipe.model, device=settings.device,

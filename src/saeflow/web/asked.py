@@ -6,6 +6,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from saeflow.flow.scores import HIGH, T_MODULE, T_RES
+
 FEATURE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})$"
 SITE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)$"
 FEATURES: Final = FEATURE[:-1] + r"(,(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})){0,63}$"
@@ -54,10 +56,10 @@ class SearchAsked(Parameters):
 class GrowthAsked(Parameters):
     """How a graph is grown."""
 
-    t_res: Annotated[Cosine, Field(description="t(R): the flow stops below it.")] = 0.5
-    t_mlp: Annotated[Cosine, Field(description="t(M): MLP features below it are dropped.")] = 0.15
-    t_att: Annotated[Cosine, Field(description="t(A): attention features below it are dropped.")] = 0.15
-    high: Annotated[Cosine, Field(description="The line between high and low, for the cases A to D.")] = 0.5
+    t_res: Annotated[Cosine, Field(description="t(R): the flow stops below it.")] = T_RES
+    t_mlp: Annotated[Cosine, Field(description="t(M): MLP features below it are dropped.")] = T_MODULE
+    t_att: Annotated[Cosine, Field(description="t(A): attention features below it are dropped.")] = T_MODULE
+    high: Annotated[Cosine, Field(description="The line between high and low, for the cases A to D.")] = HIGH
     k: Annotated[int, Field(ge=1, le=100, description="Matches followed at each site.")] = 1
     fdr: Annotated[
         float | None,
@@ -91,7 +93,7 @@ class FeatureAsked(Parameters):
     """The card of a feature."""
 
     id: FeatureText
-    high: Annotated[Cosine, Field(description="The line between high and low, for the case A to D.")] = 0.5
+    high: Annotated[Cosine, Field(description="The line between high and low, for the case A to D.")] = HIGH
     fdr: Annotated[float | None, Field(gt=0.0, lt=1.0, description="The calibrated line instead.")] = None
 
 
@@ -120,9 +122,9 @@ class ScheduleAsked(Body):
 class ThresholdsAsked(Body):
     """Where the graphs of a plan's starts are cut."""
 
-    t_res: Cosine = 0.5
-    t_mlp: Cosine = 0.15
-    t_att: Cosine = 0.15
+    t_res: Cosine = T_RES
+    t_mlp: Cosine = T_MODULE
+    t_att: Cosine = T_MODULE
     fdr: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
     k: Annotated[int, Field(ge=1, le=100)] = 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Final
 
-from saeflow.flow.scores import Evolution
+from saeflow.flow.scores import T_MODULE, T_RES, Evolution
 from saeflow.flow.trace import trace
 from saeflow.ids import FeatureId, Site
 from saeflow.records import Match
@@ -23,7 +23,7 @@ def feature_answer(explorer: Explorer, asked: FeatureAsked) -> FeatureAnswer:
         SaeflowError: when there is no such feature, or the atlas has no nulls for `fdr`.
     """
     feature = explorer.feature(asked.id)
-    cuts = explorer.thresholds(res=0.5, mlp=0.15, att=0.15, high=asked.high, fdr=asked.fdr)
+    cuts = explorer.thresholds(res=T_RES, mlp=T_MODULE, att=T_MODULE, high=asked.high, fdr=asked.fdr)
     alone = trace(feature, explorer.atlas, thresholds=cuts, backward=False, forward=False).nodes[0]
     known = explorer.words.get(feature)
     told: dict[str, Any] = {

@@ -12,7 +12,6 @@ from typing import Final
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.inputs import model_name
 from saeflow.experiments.sampling import expand, open_dataset
-from saeflow.flow.scores import Thresholds
 from saeflow.flow.trace import Matches
 from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas
@@ -26,9 +25,6 @@ from saeflow.steering.theme import themes as known_themes
 
 BACKGROUND_TEXTS: Final = 300
 """Background texts taken of each source, at most."""
-
-PLAIN: Final = Thresholds(mlp=0.15, att=0.15)
-"""Thresholds of appendix B.2."""
 
 
 @dataclass(frozen=True, eq=False)
