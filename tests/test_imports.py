@@ -9,6 +9,7 @@ HEAVY = {
     "torch",
     "transformers",
     "numpy",
+    "pandas",
     "scipy",
     "matplotlib",
     "networkx",

@@ -20,6 +20,7 @@ from saeflow.version import __version__
 
 if TYPE_CHECKING:
     from saeflow.errors import SaeflowError
+    from saeflow.experiments.results import open_results
     from saeflow.flow import Edge, End, Evolution, FlowGraph, Node, Scores, Thresholds, trace
     from saeflow.ids import FeatureId, Part, Site
     from saeflow.interventions import Add, Rescale
@@ -62,6 +63,7 @@ _HOME = {
     "load_model": "saeflow.sources.model",
     "match": "saeflow.matching.methods",
     "open_atlas": "saeflow.matching.atlas",
+    "open_results": "saeflow.experiments.results",
     "render": "saeflow.report",
     "trace": "saeflow.flow",
 }
@@ -70,7 +72,7 @@ __all__ = [
     "Add", "Atlas", "Dictionary", "DictionarySet", "DirectMatches", "Edge", "End", "Evolution", "FeatureId",
     "FlowGraph", "LanguageModel", "MatchTable", "Node", "Part", "Rescale", "SaeflowError", "Scores", "Site",
     "Thresholds", "__version__", "build_atlas", "calibrate", "correlate", "load_dictionaries", "load_model",
-    "match", "open_atlas", "render", "trace",
+    "match", "open_atlas", "open_results", "render", "trace",
 ]  # fmt: skip
 
 

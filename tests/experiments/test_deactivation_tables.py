@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from saeflow.experiments import deactivation_summary as deactivation
-from saeflow.experiments.comparison import control_match, paired, remaining, table_1
-from saeflow.experiments.outcomes import Trials
+from saeflow.experiments import deactivation_tables as deactivation
+from saeflow.experiments.deactivation_tables import control_match, paired, remaining, table_1
 from saeflow.experiments.records import DeactivationTrial, Effect, Origin, Removal
+from saeflow.experiments.trials import Trials
 from saeflow.ids import FeatureId, Part, Site
 
 NOWHERE, RES, MLP, BOTH = Origin.NOWHERE, Origin.RES, Origin.MLP, Origin.RES | Origin.MLP
@@ -314,8 +314,8 @@ def test_controls_are_compared_in_norm(trials) -> None:
 
 def test_a_control_belongs_to_a_trial_of_its_own_text(trials) -> None:
     for control in np.flatnonzero(trials.controlling):
-        of = trials.controls[control]
-        assert trials.target[of] == trials.target[control]
+        of = trials["controls"][control]
+        assert trials["target"][of] == trials["target"][control]
         assert not trials.controlling[of]
 
 

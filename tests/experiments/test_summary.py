@@ -3,16 +3,20 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
+import saeflow as sf
 from saeflow.errors import InvalidArgument
 from saeflow.experiments import origins_summary as origins
 from saeflow.experiments.observations import Matched, Observations
-from saeflow.experiments.outcomes import Trials
 from saeflow.experiments.records import Origin, OriginTrial, RunRequest
-from saeflow.experiments.results import Results
-from saeflow.experiments.summary import Texts, means, summarize
+from saeflow.experiments.results import Results, SummaryTable
+from saeflow.experiments.statistics import GAP, RATE, mean_estimates
+from saeflow.experiments.summary import summarize
+from saeflow.experiments.tidy import beside_controls, less, means
+from saeflow.experiments.trials import Trials
 
 NOWHERE, RES, MLP, BOTH = Origin.NOWHERE, Origin.RES, Origin.MLP, Origin.RES | Origin.MLP
 
@@ -149,18 +153,63 @@ def test_agreement_is_over_active_features_that_both_match() -> None:
 
 def test_means_are_those_of_a_loop_and_leave_nan_out() -> None:
     rng = np.random.default_rng(0)
-    texts = Texts.of(["a"] * 60, rng.integers(0, 9, 60).tolist())
-    clusters = rng.integers(0, len(texts.number), 60)
-    keys, values = rng.integers(0, 3, 60).tolist(), rng.normal(size=60)
-    values[::7] = np.nan
-    kept = np.arange(60) < 50
-    found = dict(iter(means([keys], {"v": values}, clusters, texts, kept, {"v": None})))
-    for key in set(keys):
+    frame = pd.DataFrame({"dataset": "a", "text": rng.integers(0, 9, 60), "key": rng.integers(0, 3, 60)})
+    frame["v"] = np.where(np.arange(60) % 7, rng.normal(size=60), np.nan)
+    found = means(frame[:50], ["key"], {"v": None})
+    assert list(found.columns) == ["v", "v_low", "v_high", "v_n"]
+    for key, one in found.iterrows():
         mine = [
-            v for v, k, keep in zip(values, keys, kept, strict=True) if k == key and keep and np.isfinite(v)
+            v for v, k in zip(frame["v"][:50], frame["key"][:50], strict=True) if k == key and np.isfinite(v)
         ]
-        assert found[(key,)]["v"].value == pytest.approx(np.mean(mine))
-        assert found[(key,)]["v"].n == len(mine)
+        assert one["v"] == pytest.approx(np.mean(mine))
+        assert one["v_n"] == len(mine)
+        assert one["v_low"] < one["v"] < one["v_high"]
+
+
+def test_means_of_a_group_have_the_interval_of_their_texts() -> None:
+    """The same as the sums of each text put together by hand; a value that is not known leaves its row out."""
+    frame = pd.DataFrame({
+        "dataset": ["a", "a", "a", "b", "b"], "text": [0, 0, 1, 0, 1], "key": ["x"] * 5, "v": [1, 0, 1, 1, np.nan],
+    })  # fmt: skip
+    [one] = means(frame, ["key"], {"v": RATE}).itertuples(index=False)
+    sums, counts = np.array([[1.0], [1.0], [1.0], [0.0]]), np.array([[2.0], [1.0], [1.0], [0.0]])
+    [wanted] = mean_estimates(sums, counts, [0, 0, 1, 1], span=RATE)
+    assert tuple(one) == (*wanted.interval, wanted.n)
+
+
+def test_a_difference_is_over_the_rows_that_know_both() -> None:
+    frame = pd.DataFrame({"dataset": "a", "text": [0, 0, 1, 2], "a": [1, 1, 0, 1], "b": [0.0, 1, 0, np.nan]})
+    difference, p = less(frame, "a", "b", GAP)
+    assert (difference.value, difference.n, difference.texts) == (pytest.approx(1 / 3), 3, 2)
+    assert p is not None
+    assert less(frame, "a", "a", GAP)[1] == 1
+
+
+def test_means_beside_those_of_controls_have_a_line_where_there_is_no_control() -> None:
+    frame = pd.DataFrame({"dataset": "a", "text": range(4), "key": list("xxyy"), "v": [1.0, 0, 1, 1]})
+    frame["control"] = [False, True, False, False]
+    found = beside_controls(frame, ["key"], {"v": RATE})
+    assert found["control_v_n"].tolist() == [1, 0]
+    assert found.loc["x", "control_v"] == 0
+    assert pd.isna(found.loc["y", "control_v"])
+
+
+def test_a_table_and_the_rows_of_a_folder_are_data_frames(tmp_path) -> None:
+    request = RunRequest("origins", "demo", "demo", 0, ("a",), {}, {})
+    results = Results.start(tmp_path, request, lambda: [{"dataset": "a", "text": 0}], {})
+    results.run(lambda unit: [{**unit, "layer": layer, "features": [1, 2]} for layer in (3, 4)])
+    assert results.frame()["layer"].tolist() == [3, 4]
+    assert results.frame()["features"].tolist() == [[1, 2], [1, 2]]
+    results.write_tables(
+        [SummaryTable.of("t", "Title", "fig. 1", "Note.", "a, b", [("x", 0.5), ("y", None)])]
+    )
+    table = sf.open_results(tmp_path).table("t")
+    assert list(table.columns) == ["a", "b"]
+    assert table.set_index("a")["b"]["x"] == 0.5
+    assert table["b"].isna().tolist() == [False, True]
+    assert table.attrs == {"title": "Title", "paper": "fig. 1", "note": "Note."}
+    with pytest.raises(InvalidArgument, match="has no table 'u'"):
+        results.table("u")
 
 
 def test_runs_without_rows_or_summary_are_refused(tmp_path) -> None:

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from saeflow.experiments.observations import Matched, Observations
-from saeflow.experiments.outcomes import Trials
 from saeflow.experiments.records import Origin
 from saeflow.experiments.summary import Texts
+from saeflow.experiments.trials import Trials
 from saeflow.ids import Part, Site
 from saeflow.reproduce.evidence import OriginsRun, SteeringRun, TransitionRun
 from saeflow.steering.plan import Direction

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument
@@ -32,6 +32,9 @@ from saeflow.experiments.records import RunRecord, RunRequest
 from saeflow.files import write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, read_json, read_text
 from saeflow.version import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl.gz"
@@ -86,6 +89,14 @@ class SummaryTable:
     def column(self, name: str) -> list[Cell]:
         """One column."""
         return [row[self.columns.index(name)] for row in self.rows]
+
+    def frame(self) -> pd.DataFrame:
+        """The table as a DataFrame; `attrs` has title, paper and note."""
+        import pandas as pd
+
+        found = pd.DataFrame(list(self.rows), columns=list(self.columns))
+        found.attrs = {"title": self.title, "paper": self.paper, "note": self.note}
+        return found
 
     def to_csv(self) -> str:
         """Comma-separated text with a header; None is an empty cell."""
@@ -284,6 +295,28 @@ class Results:
                 column.append(row.get(name))
         return kept
 
+    def frame(self) -> pd.DataFrame:
+        """Every row there is as a DataFrame, one line per row; lists and maps stay in their cells.
+
+        Raises:
+            BadFile: when a shard is damaged.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows()))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One table of `summary.json` as a DataFrame; `attrs` has its title, paper and note.
+
+        Raises:
+            InvalidArgument: for a table that the folder does not have.
+            BadFile: when there is no summary, or it cannot be read.
+        """
+        tables = self.tables()
+        if name not in tables:
+            raise InvalidArgument(f"{self.folder} has no table {name!r}. It has {', '.join(tables)}.")
+        return tables[name].frame()
+
     def write_tables(self, tables: Iterable[SummaryTable]) -> None:
         """Write `summary.json` and a CSV file for each table."""
         written: Row = {}
@@ -316,6 +349,19 @@ class Results:
             raise BadFile(
                 f"{path} cannot be read as a summary ({error!r}). Run the experiment's command again."
             ) from None
+
+
+def open_results(folder: Path | str) -> Results:
+    """The results in a folder, finished or not, whatever command wrote them.
+
+        results = sf.open_results("deactivate-demo")
+        results.table("by_rescale")     a table of the summary as a pandas DataFrame
+        results.frame()                 every row of the experiment as one
+
+    Raises:
+        BadFile: when there is no manifest, or it cannot be read.
+    """
+    return Results.open(folder)
 
 
 def versions() -> dict[str, str]:

@@ -2,22 +2,20 @@
 
     rows of a results folder -> columns -> counts a text -> estimates -> SummaryTable
 
-`origins_summary` and `deactivation_summary` hold the tables; `summarize` writes those of a folder.
+`origins_summary` and `deactivation_tables` hold the tables; `summarize` writes those of a folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results, SummaryTable
-from saeflow.experiments.statistics import RATE, Estimate, Span, by_text, mean_estimates
 
 ALL = "all"
 ORDER: tuple[int, ...] = tuple(origin.value for origin in Origin.groups())
@@ -55,65 +53,6 @@ class Texts:
         )
 
 
-def codes(values: Sequence[Any]) -> tuple[Int[np.ndarray, " n"], list[Any]]:
-    """Each value as a number, and the value of each number, in order of first appearance."""
-    known: dict[Any, int] = {}
-    coded = np.fromiter((known.setdefault(value, len(known)) for value in values), np.int64, len(values))
-    return coded, list(known)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Means:
-    """Means of some values over the rows of each group of a key, with intervals."""
-
-    groups: list[tuple[Any, ...]]
-    estimates: dict[str, list[Estimate]]
-
-    def __iter__(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Estimate]]]:
-        """Each key with its estimates by name."""
-        for place, key in enumerate(self.groups):
-            yield key, {name: column[place] for name, column in self.estimates.items()}
-
-
-def means(
-    keys: Sequence[Sequence[Any]],
-    values: Mapping[str, Float[np.ndarray, " n"]],
-    clusters: Int[np.ndarray, " n"],
-    texts: Texts,
-    where: Bool[np.ndarray, " n"] | None = None,
-    spans: Mapping[str, Span | None] | None = None,
-) -> Means:
-    """The mean of every column of `values` for each key there is, NaN left out.
-
-    Args:
-        keys: columns that together name a group.
-        values: columns to average.
-        clusters: the text of each row.
-        texts: all there are.
-        where: rows to keep; all when not given.
-        spans: the bounds of a column's values, None for none; those of a column that is not named are 0 or 1.
-    """
-    kept = np.arange(len(clusters)) if where is None else np.flatnonzero(where)
-    rows = list(zip(*([column[i] for i in kept.tolist()] for column in keys), strict=True))
-    coded, known = codes(rows)
-    shape = (len(texts.datasets), max(1, len(known)))
-    estimates: dict[str, list[Estimate]] = {}
-    for name, column in values.items():
-        here = column[kept]
-        there = np.isfinite(here)
-        at, groups = clusters[kept][there], coded[there]
-        sums = by_text(at, groups, here[there], shape)
-        counts = by_text(at, groups, np.ones(int(there.sum())), shape)
-        span = (spans or {}).get(name, RATE)
-        estimates[name] = mean_estimates(sums, counts, texts.datasets, span=span)
-    return Means(known, estimates)
-
-
-def group_place(label: str) -> int:
-    """Where a group stands in the order of every table; "deactivated" comes last."""
-    return ORDER.index(Origin.named(label).value) if label in LABELS else len(ORDER)
-
-
 def summarize(results: Results) -> dict[str, SummaryTable]:
     """Make the tables of a folder from its rows and write them as summary.json and CSV files.
 
@@ -121,7 +60,7 @@ def summarize(results: Results) -> dict[str, SummaryTable]:
         InvalidArgument: for an experiment that has no summary, or a folder without rows.
         BadFile: when a file of the folder is damaged.
     """
-    from saeflow.experiments.deactivation_summary import deactivation_tables
+    from saeflow.experiments.deactivation_tables import deactivation_tables
     from saeflow.experiments.origins_summary import origins_tables
 
     known = {"origins": origins_tables, "deactivation": deactivation_tables}

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from saeflow.experiments.outcomes import CONTROL, Trials
 from saeflow.experiments.statistics import GAP, RATE, Estimate, Span, Tally, by_text, ratio
+from saeflow.experiments.trials import CONTROL, Trials
 from saeflow.reproduce.verdicts import ABOVE_0, UNKNOWN, Contrast, NotMeasured, Rule, Unit
 
 
@@ -42,12 +42,12 @@ class Cases:
         """
         self.trials = trials
         self.of = named(trials, trials.first if strategy is None else strategy)
-        self.group, self.removed = trials.words["group"], trials.words["removed"]
+        self.group, self.removed = trials.origins("group"), trials.origins("removed")
         self.whole = self.group == self.removed
 
     def removing(self, groups: Sequence[int], removed: Sequence[int] | None = None) -> np.ndarray:
         """Trials with r = 0 of targets of some groups; all that is named removed, or the parts of `removed`."""
-        where = self.of & (self.trials.numbers["r"] == 0) & np.isin(self.group, groups)
+        where = self.of & (self.trials["r"] == 0) & np.isin(self.group, groups)
         return where & (self.whole if removed is None else np.isin(self.removed, removed))
 
     def swept(self, low: float, high: float) -> np.ndarray:
@@ -56,7 +56,7 @@ class Cases:
         Raises:
             NotMeasured: when there is none.
         """
-        r = self.trials.numbers["r"]
+        r = self.trials["r"]
         where = self.of & self.whole & (r > low) & (r < high)
         if not where.any():
             raise NotMeasured(f"No r between {low:g} and {high:g} was tried.")

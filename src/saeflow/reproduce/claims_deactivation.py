@@ -6,10 +6,10 @@ from typing import Final
 
 import numpy as np
 
-from saeflow.experiments.outcomes import CONTROL, EXHAUSTIVE, PEARSON, TOP_1, Trials
 from saeflow.experiments.records import PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Tally, mean_estimates
 from saeflow.experiments.summary import LABELS
+from saeflow.experiments.trials import CONTROL, EXHAUSTIVE, PEARSON, TOP_1, Trials
 from saeflow.reproduce.cases import Cases, named, paired, percent
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 
@@ -40,7 +40,7 @@ def fig6_cause(trials: Trials) -> list[Contrast]:
 
 def fig6_modules(trials: Trials) -> list[Contrast]:
     """Top-5 does about as well as top-1 where the predecessor is of the MLP or of attention alone."""
-    gone = trials.numbers["deactivated"]
+    gone = trials["deactivated"]
     one, five = Cases(trials, TOP_1), Cases(trials, TOP_5)
     return [
         one.between(
@@ -57,7 +57,7 @@ def fig6_combined(trials: Trials) -> list[Contrast]:
     one, five = Cases(trials, TOP_1), Cases(trials, TOP_5)
     sets = [cases.removing(groups) for groups in (WITH_RES, (MLP, ATT)) for cases in (five, one)]
     words = "gain of top-5 over top-1 where RES stands with a module, less that in From MLP and From ATT"
-    gone = trials.numbers["deactivated"]
+    gone = trials["deactivated"]
     sides = "{} against {} beside a module, {} against {} in From MLP and From ATT"
     return [
         one.contrast(
@@ -68,7 +68,7 @@ def fig6_combined(trials: Trials) -> list[Contrast]:
 
 def residual_most(trials: Trials) -> list[Contrast]:
     """A residual predecessor matters more than a module's, alone and beside it."""
-    cases, change = Cases(trials), trials.numbers["change"]
+    cases, change = Cases(trials), trials["change"]
     found: list[Contrast] = []
     for part in (MLP, ATT):
         a, b = cases.removing([RES], [RES]), cases.removing([part], [part])
@@ -94,7 +94,7 @@ def fig7_positive(trials: Trials) -> list[Contrast]:
     """r > 1 makes targets grow more where RES stands with a module than in groups of one."""
     cases = Cases(trials)
     where = cases.swept(1, np.inf)
-    grown = -trials.numbers["change"]
+    grown = -trials["change"]
     a, b = (where & np.isin(cases.group, groups) for groups in (WITH_RES, SINGLES))
     words = (
         "growth of the target at r > 1 where RES stands with a module, less that in groups of one predecessor"
@@ -106,7 +106,7 @@ def fig7_negative(trials: Trials) -> list[Contrast]:
     """r < 1 changes From RES more than any other group."""
     cases = Cases(trials)
     where = cases.swept(-np.inf, 1)
-    change = trials.numbers["change"]
+    change = trials["change"]
     a = where & (cases.group == RES)
     others = [g for g in range(1, 8) if g != RES and (where & (cases.group == g)).any()]
     return [
@@ -122,9 +122,9 @@ def fig7_negative(trials: Trials) -> list[Contrast]:
 
 def fig7_loss(trials: Trials) -> list[Contrast]:
     """Removing RES & MLP, or all three, costs more loss than removing RES alone."""
-    old = trials.numbers["loss_old"]
+    old = trials["loss_old"]
     with np.errstate(invalid="ignore", divide="ignore"):
-        loss = (trials.numbers["loss_new"] - old) / old
+        loss = (trials["loss_new"] - old) / old
     if not np.isfinite(loss).any():
         raise NotMeasured("No loss was measured.")
     cases = Cases(trials)
@@ -140,11 +140,11 @@ def fig7_loss(trials: Trials) -> list[Contrast]:
 
 def fig7_bent(trials: Trials) -> list[Contrast]:
     """Removing half of a predecessor changes the target by another amount than half of what removing all does."""
-    cases, r = Cases(trials), trials.numbers["r"]
+    cases, r = Cases(trials), trials["r"]
     half = cases.of & cases.whole & (r == 0.5)
     if not half.any():
         raise NotMeasured("r = 0.5 was not tried.")
-    change = np.where(r == 0.5, 2 * trials.numbers["change"], trials.numbers["change"])
+    change = np.where(r == 0.5, 2 * trials["change"], trials["change"])
     every = list(range(1, 8))
     words = "change at r = 0 less twice that at r = 0.5"
     return [
@@ -159,7 +159,7 @@ def fig7_bent(trials: Trials) -> list[Contrast]:
 
 def fig8_alone(trials: Trials) -> list[Contrast]:
     """A predecessor matters more alone than beside others."""
-    cases, change = Cases(trials), trials.numbers["change"]
+    cases, change = Cases(trials), trials["change"]
     return [
         cases.between(
             change, cases.removing([part], [part]), cases.removing([g for g in COMBINED if g & part], [part]),
@@ -211,8 +211,8 @@ def fig15_more(trials: Trials) -> list[Contrast]:
 
 def fig15_equal(trials: Trials) -> list[Contrast]:
     """Without its RES predecessor, a target falls silent about as often as it loses the module's predecessor too."""
-    cases, gone = Cases(trials), trials.numbers["deactivated"]
-    orphan = ((gone == 0) & (trials.words["new_group"] == 0)).astype(np.float64)
+    cases, gone = Cases(trials), trials["deactivated"]
+    orphan = ((gone == 0) & (trials.origins("new_group") == 0)).astype(np.float64)
     return [
         cases.mean(
             gone - orphan, cases.removing([g], [RES]),
@@ -225,13 +225,13 @@ def fig15_equal(trials: Trials) -> list[Contrast]:
 
 def fig15_full(trials: Trials) -> list[Contrast]:
     """Of the targets of combined groups that removing all predecessors silences, most need the removal of all."""
-    cases, gone = Cases(trials), trials.numbers["deactivated"] == 1
+    cases, gone = Cases(trials), trials["deactivated"] == 1
     real = ~trials.controlling
-    n = len(trials.target_cluster)
+    n = len(trials.targets)
     whole, part = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-    whole[trials.target[cases.removing(COMBINED) & gone & real]] = True
+    whole[trials["target"][cases.removing(COMBINED) & gone & real]] = True
     fewer = cases.of & trials.removing & ~cases.whole & np.isin(cases.group, COMBINED)
-    part[trials.target[fewer & gone & real]] = True
+    part[trials["target"][fewer & gone & real]] = True
     columns = [trials.by_text(v, whole) for v in ((~part).astype(np.float64), np.ones(n))]
     tally = Tally(np.stack(columns, -1), trials.texts.datasets)
     found = tally.told(n=float(whole.sum()), span=RATE, sizes=tally.sums[:, 1])
@@ -241,8 +241,8 @@ def fig15_full(trials: Trials) -> list[Contrast]:
 
 def fig15_new(trials: Trials) -> list[Contrast]:
     """After an edit a target seldom has a predecessor at a part where it had none."""
-    cases, group = Cases(trials), trials.words["group"]
-    fresh = (trials.numbers["deactivated"] == 0) & ((trials.words["new_group"] & ~group) > 0)
+    cases, group = Cases(trials), trials.origins("group")
+    fresh = (trials["deactivated"] == 0) & ((trials.origins("new_group") & ~group) > 0)
     words = "trials after which a part has an active predecessor that had none"
     return [
         cases.mean(fresh.astype(np.float64), cases.of & trials.removing, words, rule=Rule(Kind.BELOW, 0.1))

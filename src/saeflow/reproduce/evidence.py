@@ -18,9 +18,9 @@ import numpy as np
 
 from saeflow.errors import BadFile, SaeflowError
 from saeflow.experiments.observations import Matched, Observations
-from saeflow.experiments.outcomes import Trials
 from saeflow.experiments.results import MANIFEST, Results
 from saeflow.experiments.summary import Texts
+from saeflow.experiments.trials import Trials
 from saeflow.flow.graph import FlowGraph
 from saeflow.reading import read_json, read_text
 from saeflow.reproduce.verdicts import NotMeasured
