@@ -52,3 +52,12 @@ def test_what_people_do_all_day_imports_little_and_nothing_heavy(use, most):
 
 def test_the_help_does_import_the_command_line():
     assert "typer" in imported(HELP)[1]
+
+
+def test_graphs_labels_and_the_explorer_import_no_pandas():
+    _, packages = imported(
+        "import saeflow.flow, saeflow.labels.bulk, saeflow.labels.search, saeflow.web.app, saeflow.web.origins, "
+        "saeflow.experiments.observations"
+    )
+    assert "saeflow" in packages
+    assert "pandas" not in packages
