@@ -1,8 +1,9 @@
-"""Plain rows that pass between the parts of saeflow. No torch."""
+"""Plain types that pass between the parts of saeflow. No torch."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 from saeflow.ids import FeatureId
 
@@ -12,3 +13,7 @@ class Match(NamedTuple):
 
     feature: FeatureId
     score: float
+
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Called with (steps done, steps in all, what is being done)."""

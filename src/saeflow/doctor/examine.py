@@ -9,7 +9,7 @@ multiplications, nearly all for its duplicates.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from saeflow.doctor.findings import Check, Examination, Finding, Number, Severity
 from saeflow.doctor.measured import Case, examine_measured
@@ -20,10 +20,10 @@ from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.same_weights import other_weights
 from saeflow.matching.stream import Unit, cut_into_units
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
 from saeflow.sources.model import LanguageModel
 
-Progress = Callable[[int, int, str], None]
 _STATED = re.compile(r"average_l0_(\d+)")
 _LEAST_TOKENS = 200
 _BEGUN, _BEGUN_LENGTH = 8, 128

@@ -29,11 +29,12 @@ from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.causal import PreparedText, Trial
 from saeflow.experiments.methods import Predecessors
 from saeflow.experiments.records import PARTS, DeactivationTrial, Effect, Origin, Removal, RunRequest
-from saeflow.experiments.results import Progress, Results, Row, versions
+from saeflow.experiments.results import Results, Row, versions
 from saeflow.experiments.sampling import Sample, generator
 from saeflow.experiments.token_layer import RowNorms, TokenLayer
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Rescale
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 

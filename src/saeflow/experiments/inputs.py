@@ -15,12 +15,13 @@ from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.methods import Matchings, Predecessors, deactivation_strategies, origin_methods
 from saeflow.experiments.records import RunRequest
-from saeflow.experiments.results import Progress, Results
+from saeflow.experiments.results import Results
 from saeflow.experiments.sampling import Sample, draw, expand, open_dataset
 from saeflow.files import cache_folder
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, open_atlas
 from saeflow.matching.same_weights import refuse_other_weights
+from saeflow.records import Progress
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
 

@@ -24,13 +24,13 @@ from jaxtyping import Bool, Float, Int
 from safetensors.numpy import save
 
 from saeflow.errors import InvalidArgument, UnknownSite
-from saeflow.experiments.results import Progress
 from saeflow.experiments.sampling import Dataset, generator, held_out
 from saeflow.ids import Part, Site
 from saeflow.matching.build import build_atlas
 from saeflow.matching.correlation import correlate
 from saeflow.matching.same_weights import weights_of
 from saeflow.matching.table import MatchTable
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 

@@ -18,10 +18,11 @@ from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.methods import Predecessors, to_bytes
 from saeflow.experiments.records import Origin, OriginTrial, RunRequest
-from saeflow.experiments.results import Progress, Results, Row, significant, versions
+from saeflow.experiments.results import Results, Row, significant, versions
 from saeflow.experiments.sampling import Sample
 from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 

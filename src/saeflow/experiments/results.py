@@ -31,6 +31,7 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.records import RunRecord, RunRequest
 from saeflow.files import write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, read_json, read_text
+from saeflow.records import Progress
 from saeflow.version import __version__
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ SAMPLES = "samples.jsonl.gz"
 SUMMARY = "summary.json"
 Cell = str | int | float | bool | None
 Row = dict[str, Any]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)

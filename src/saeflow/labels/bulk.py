@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.files import add_check, agrees_with_check, write_atomic
@@ -27,6 +27,7 @@ from saeflow.labels.neuronpedia import CONTEXTS, TOKENS, frequency_of, passage_o
 from saeflow.labels.sources import NEURONPEDIA, Source, Sources
 from saeflow.labels.words import Context, FeatureWords, label_of, words_path, write_words
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json, read_json
+from saeflow.records import Progress
 
 ABOUT: Final = "about.json"
 """What a folder of words says of itself."""
@@ -35,8 +36,6 @@ FORMAT: Final = "saeflow-words"
 VERSION: Final = 1
 _WIDEST: Final = 1 << 21
 """Features of a source, at most: what lies beyond is no index."""
-
-Progress: TypeAlias = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)

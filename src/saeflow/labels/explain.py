@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -28,11 +28,11 @@ from saeflow.labels.detection import Detection, Silence, Trial, make_trial
 from saeflow.labels.questions import Messages, ask_fires, ask_label, marked, read_fires, read_label
 from saeflow.labels.words import Context, FeatureWords, WordsFolder, write_words
 from saeflow.reading import parse_json, read_bytes
+from saeflow.records import Progress
 
 TRIES: Final = 3
 """How often an answer is asked for that is not what it should be."""
 
-Progress: TypeAlias = Callable[[int, int, str], None]
 T = TypeVar("T")
 
 _AGAIN: Final = "That was not the JSON that was asked for ({why}). Answer with it alone."

@@ -19,10 +19,10 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -47,6 +47,7 @@ from saeflow.labels.sources import LOCAL
 from saeflow.labels.words import AFTER, BEFORE, words_path, write_words
 from saeflow.matching.stream import encoder_digest, model_digest, special_tokens
 from saeflow.reading import SHARD, read_bytes, read_json
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
@@ -55,7 +56,6 @@ CONTROLS: Final = 128
 """Passages drawn at random, at most one of a text."""
 
 _UNFINISHED: Final = ".making"
-Progress: TypeAlias = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ import struct
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from saeflow.errors import InvalidArgument, NoSpace
 from saeflow.files import PACK, atomic_file, cache_folder, write_error
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords, WordsFolder, words_path, words_sites
+from saeflow.records import Progress
 
 INDEX: Final = "search.sqlite"
 VERSION: Final = 3
@@ -66,7 +67,6 @@ CREATE VIRTUAL TABLE texts USING fts5(
 _MATCHES: Final = "SELECT rowid FROM texts WHERE texts MATCH ? LIMIT ?"
 _FEATURES: Final = "SELECT id, layer, part, row, label, tokens, frequency FROM features WHERE id IN ({})"
 
-Progress: TypeAlias = Callable[[int, int, str], None]
 _Row: TypeAlias = tuple[int, str, int, str, str, float | None]
 """Layer, part, row, label, tokens as JSON, frequency."""
 

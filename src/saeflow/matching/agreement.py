@@ -13,10 +13,9 @@ from itertools import permutations
 import numpy as np
 
 from saeflow.errors import InvalidArgument
-from saeflow.ids import Part, Site
+from saeflow.ids import Part
+from saeflow.matching.atlas import Pair
 from saeflow.matching.table import MatchTable
-
-Pair = tuple[Site, Site]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ are too large for one machine are matched by shards (`saeflow.matching.shards`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,10 +22,10 @@ from saeflow.matching.methods import Role, Rows, check, find_method, match_rows,
 from saeflow.matching.row_cache import RowCache
 from saeflow.matching.same_weights import weights_of
 from saeflow.matching.table import Provenance, provenance_on_disk
+from saeflow.records import Progress
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.version import __version__
 
-Progress = Callable[[int, int, str], None]
 KEPT: Final = 3
 """Sites whose rows a worker keeps; with the one that is read, four dictionaries are in memory."""
 

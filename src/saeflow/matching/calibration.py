@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,13 +39,13 @@ from saeflow.matching.methods import Role, Rows, rows_of
 from saeflow.matching.null import FILE, NullDistribution, nulls_to_bytes, read_nulls
 from saeflow.matching.same_weights import refuse_other_weights
 from saeflow.matching.topk import top_k
+from saeflow.records import Progress
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
 Kind = Literal["rotation", "moments", "families", "far"]
 KINDS: Final[tuple[Kind, ...]] = ("rotation", "moments", "families", "far")
 _RELATIVES: Final = 8
 """Rows of the target whose mean stands for the family of a row."""
-Progress = Callable[[int, int, str], None]
 
 
 def rotated(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.ids import Site
-from saeflow.matching.atlas import flow_pairs
+from saeflow.matching.atlas import Pair, flow_pairs
 from saeflow.matching.methods import METHODS, check, find_method, match_pair, roles
 from saeflow.matching.table import MatchTable
+from saeflow.records import Progress
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
-
-Pair = tuple[Site, Site]
 
 
 def compare_methods(
@@ -21,7 +20,7 @@ def compare_methods(
     k: int = 5,
     projector: AttentionWriter | None = None,
     partial: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, dict[Pair, MatchTable]]:
     """Tables of all pairs of the flow, both directions, under each method: {method: {(source, target): table}}.
 

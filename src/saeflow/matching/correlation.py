@@ -33,9 +33,10 @@ from saeflow.matching.atlas import (
 from saeflow.matching.coactivation import Ranked, size, top_correlations
 from saeflow.matching.methods import Role, rows_of
 from saeflow.matching.same_weights import weights_of
-from saeflow.matching.stream import Progress, Stream, cut_into_units, encoder_digest
+from saeflow.matching.stream import Stream, cut_into_units, encoder_digest
 from saeflow.matching.table import MatchTable
 from saeflow.reading import read_json
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.version import __version__

@@ -10,7 +10,7 @@ left is used again, and nothing else is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import add_sha256, check_sha256, write_atomic
 from saeflow.ids import Site
 from saeflow.reading import SHARD, read_bytes
+from saeflow.records import Progress
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
@@ -36,7 +37,6 @@ from saeflow.sources.values import Tokens
 
 ENCODED_AT_ONCE: Final = 1024
 """Tokens whose dense activations are in memory at a time: 64 MiB at 16,384 features."""
-Progress = Callable[[int, int, str], None]
 
 
 def special_tokens(model: LanguageModel, tokens: Tokens) -> Bool[Tensor, "batch pos"]:

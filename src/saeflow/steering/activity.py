@@ -6,7 +6,7 @@ Special tokens are left out, the begin-of-text token above all: many features fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,11 +19,11 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
 from saeflow.matching.stream import ENCODED_AT_ONCE, special_tokens
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
 TEXTS_AT_ONCE: Final = 16
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ others for each setting of a grid. Steps that need the weights or the model say 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +23,7 @@ from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels import Words, no_words
 from saeflow.matching.atlas import Atlas
+from saeflow.records import Progress
 from saeflow.steering.growth import (
     Reach,
     Target,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from saeflow.sources.dictionary import Dictionary
     from saeflow.sources.model import LanguageModel
 
-Progress = Callable[[int, int, str], None]
 
 STRENGTH: Final = 1.5
 """s of a plan where none is given: it shows in the demo pack and leaves language. The paper tunes s for each case."""

@@ -25,9 +25,10 @@ from scipy import stats
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import Words, no_words
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.steering.activity import Activity, Progress, activity
+from saeflow.steering.activity import Activity, activity
 from saeflow.steering.starts import MIN_SHARE, Found
 
 FDR: Final = 0.05

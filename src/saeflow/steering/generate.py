@@ -22,6 +22,7 @@ from transformers import StoppingCriteria
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
+from saeflow.records import Progress
 from saeflow.sources.decoding import complete, sampling_config
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
@@ -31,7 +32,6 @@ from saeflow.steering.sampling import Sampler, Sampling
 from saeflow.steering.share_meter import ShareMeter
 
 OnToken: TypeAlias = Callable[[Sequence[str]], None]
-Progress: TypeAlias = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ The logit lens is that of `LanguageModel.unembed`, which leaves out the bias of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
@@ -41,8 +42,6 @@ FACTOR: Final = 10.0
 PROMOTED: Final = 20
 AT_ONCE: Final = 32
 """Features scored in one forward pass."""
-
-Progress = Callable[[int, int, str], None]
 
 
 def output_scores(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from torch import Tensor
 from saeflow.errors import BadFile
 from saeflow.ids import Site
 from saeflow.matching.stream import model_digest
+from saeflow.records import Progress
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats.sae_lens_writer import VERSION as LENS_VERSION
@@ -40,7 +41,6 @@ from saeflow.training.settings import Settings, Target, check_targets, needs
 from saeflow.training.texts import TokenBatches
 from saeflow.version import __version__
 
-Progress = Callable[[int, int, str], None]
 _PATIENCE: Final = 20
 """Checkpoints by the clock are apart by so many times what one takes: they cost a twentieth of a run at most."""
 

@@ -24,10 +24,11 @@ from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import write_atomic
 from saeflow.reading import read_json
+from saeflow.records import Progress
 from saeflow.sources.formats.sae_lens import CONFIG
 from saeflow.training import checkpoint, record
 from saeflow.training.record import SHARDS, Trained
-from saeflow.training.run import Progress, identity
+from saeflow.training.run import identity
 from saeflow.training.settings import Target, check_targets
 from saeflow.training.text_run import TextRun
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from saeflow.ids import Site
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.values import Tokens
@@ -19,7 +20,7 @@ from saeflow.training.learners import Job, MakeLearners
 from saeflow.training.lens import sae_lens_learners
 from saeflow.training.metrics import Evaluation
 from saeflow.training.record import Trained
-from saeflow.training.run import Progress, train
+from saeflow.training.run import train
 from saeflow.training.settings import MEASURED_AT_ONCE, Settings, Target
 from saeflow.training.texts import ReadTexts, TextBatches, evaluation_texts
 

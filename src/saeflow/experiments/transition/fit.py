@@ -28,7 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
-from saeflow.experiments.results import Progress, significant
+from saeflow.experiments.results import significant
 from saeflow.experiments.transition.facts import KEY, fit_path
 from saeflow.experiments.transition.maps import (
     TransitionMap,
@@ -41,6 +41,7 @@ from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted,
 from saeflow.files import write_atomic
 from saeflow.matching.stream import Unit, cut_into_units
 from saeflow.reading import parse_json, safetensors
+from saeflow.records import Progress
 from saeflow.sources.model import LanguageModel
 
 STRENGTHS: Final = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -32,7 +32,7 @@ from saeflow.engines import Engine
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.experiments.inputs import Bars, InputNames, model_name
 from saeflow.experiments.records import RunRequest
-from saeflow.experiments.results import Progress, Results, Row, significant, versions
+from saeflow.experiments.results import Results, Row, significant, versions
 from saeflow.experiments.sampling import Dataset, is_held_out, open_dataset
 from saeflow.experiments.transition.fit import Fits, Setup
 from saeflow.experiments.transition.loss import is_run, loss_through
@@ -42,6 +42,7 @@ from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
 from saeflow.matching.stream import cut_into_units, encoder_digest, model_digest
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
+from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model

@@ -18,11 +18,12 @@ from typing import Final
 
 from saeflow.errors import InvalidArgument
 from saeflow.files import cache_folder
+from saeflow.records import Progress
 from saeflow.steering.judges.cache import AnswerCache
 from saeflow.steering.judges.endpoint import Endpoint, Messages, Secret, is_address, place_of
 from saeflow.steering.judges.pacing import Pacing
 from saeflow.steering.judges.rubrics import Answer, BadAnswer, Rubric, rubric_for
-from saeflow.steering.judges.scores import Judged, Progress, Score
+from saeflow.steering.judges.scores import Judged, Score
 from saeflow.steering.plan import Direction
 from saeflow.steering.theme import Theme
 

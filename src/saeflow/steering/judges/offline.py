@@ -16,8 +16,9 @@ from typing import Any, Final, cast
 
 from saeflow.demo.texts import DOMAINS, texts
 from saeflow.errors import InvalidArgument
+from saeflow.records import Progress
 from saeflow.steering.judges.coherence import Usual, by_prompt
-from saeflow.steering.judges.scores import Judged, Progress, Score
+from saeflow.steering.judges.scores import Judged, Score
 from saeflow.steering.judges.topic import (
     WINDOW,
     Embedder,

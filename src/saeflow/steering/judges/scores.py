@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from saeflow.errors import InvalidArgument
+from saeflow.records import Progress
 from saeflow.steering.plan import Direction
 from saeflow.steering.theme import Theme
 
 HIGHEST: Final = 5
 """The highest mark of a rubric; the lowest is 0 (appendix B)."""
-
-Progress: TypeAlias = Callable[[int, int, str], None]
-"""Called with (done, total, what is being done)."""
 
 
 def final_score(behavior: float, coherence: float, *, suppress: bool) -> float:

@@ -26,7 +26,8 @@ from typing import Any
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import RunRequest
-from saeflow.experiments.results import MANIFEST, Progress, Results, Row, versions
+from saeflow.experiments.results import MANIFEST, Results, Row, versions
+from saeflow.records import Progress
 from saeflow.steering.judges import Judge
 from saeflow.steering.plan import Direction
 from saeflow.steering.sweep.cells import Cells

@@ -19,9 +19,10 @@ import numpy as np
 from jaxtyping import Float
 
 from saeflow.errors import BadFile, InvalidArgument
-from saeflow.experiments.results import Progress, Results, significant
+from saeflow.experiments.results import Results, significant
 from saeflow.files import write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
+from saeflow.records import Progress
 from saeflow.steering.judges import Judge, Judged, Score
 from saeflow.steering.plan import Direction
 from saeflow.steering.sweep.settings import NONE

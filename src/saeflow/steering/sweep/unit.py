@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from saeflow.experiments.results import Made, Progress, Row, significant
+from saeflow.experiments.results import Made, Row, significant
 from saeflow.ids import FeatureId, Site
-from saeflow.records import Match
+from saeflow.records import Match, Progress
 from saeflow.steering.generate import Generation, Request, generate
 from saeflow.steering.judges import Judged
 from saeflow.steering.metrics import distinct, losses
