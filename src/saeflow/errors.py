@@ -24,6 +24,10 @@ _LONGEST = 4000
 """Characters of a message: it may repeat what a file holds."""
 
 
+class SaeflowWarning(UserWarning):
+    """Something to know about an answer that is given all the same; the command line prints it as one line."""
+
+
 class SaeflowError(Exception):
     """Base of every error saeflow raises on purpose."""
 

@@ -76,7 +76,7 @@ def test_a_file_of_a_set_is_one_dictionary_and_a_pattern_picks_among_them(tmp_pa
     [
         (None, r"layer_0\.safetensors: no config\.yaml lies beside it"),
         ({"written": "hook_resid_post"}, "Transcoders are read that lead from the input of an MLP"),
-        ({"written": "mlp.hook_out", "model": "google/gemma-2-2b"}, r"mlp\.hook_out"),
+        ({"written": "mlp.hook_mid", "model": "google/gemma-2-2b"}, r"mlp\.hook_mid"),
         ({"read": "[a, b]"}, "blocks.0.None"),
     ],
 )

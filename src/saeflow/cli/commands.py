@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 from saeflow.cli import (
     agreement,
@@ -24,7 +25,7 @@ from saeflow.cli import (
     transition,
 )
 from saeflow.cli.app import app
-from saeflow.errors import NotWritable, SaeflowError
+from saeflow.errors import NotWritable, SaeflowError, SaeflowWarning
 from saeflow.files import write_error
 
 __all__ = ["app", "run"]
@@ -50,6 +51,12 @@ reproduce.add_to(app)
 
 def run() -> None:
     """Run the command that `sys.argv` names; an error that has a message ends in exit code 2."""
+    as_python_does = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *where, **line: (
+        f"saeflow: {message}\n"
+        if issubclass(category, SaeflowWarning)
+        else as_python_does(message, category, *where, **line)
+    )
     try:
         app()
     except SaeflowError as error:
@@ -58,6 +65,8 @@ def run() -> None:
     except OSError as error:
         print(f"saeflow: {_sentence(error)}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+    finally:
+        warnings.formatwarning = as_python_does
 
 
 def _sentence(error: OSError) -> str:

@@ -16,7 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease, UnknownSite
+from saeflow.errors import (
+    BadFile,
+    CorruptAtlas,
+    InvalidArgument,
+    SaeflowWarning,
+    UnknownRelease,
+    UnknownSite,
+)
 from saeflow.files import PACK, add_check, agrees_with_check, cache_folder, folder_and_pattern, write_atomic
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
@@ -184,6 +191,7 @@ class Atlas(_Tables):
                 f"matches of {pair[0]} to {pair[1]} are above all {self.nulls[pair].n:,}, and {most:,} would tell. "
                 "Draw more, or another null where that is far, with "
                 f"`saeflow atlas calibrate --rotations {max(8, -(-most // 2048))}`.",
+                SaeflowWarning,
                 stacklevel=2,
             )
         return {pair: cut(null, best[pair], fdr) for pair, null in self.nulls.items()}

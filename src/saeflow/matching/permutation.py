@@ -32,7 +32,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 from torch import Tensor
 
-from saeflow.errors import InvalidArgument, WidthMismatch
+from saeflow.errors import InvalidArgument, SaeflowWarning, WidthMismatch
 from saeflow.matching.topk import top_k, top_k_both
 from saeflow.sources.weights import first_rows, row_peaks
 
@@ -140,6 +140,7 @@ def assign(
         f"the assignment of {len(a)} to {len(b)} rows is within {best.gap:.1e} of the best possible and was not "
         f"proved closer in {rounds} rounds. The dense solver would need {needed / 2**30:.1f} GiB and memory is "
         f"limited to {memory / 2**30:.1f}: raise `memory`, `candidates` or `rounds` if this is too far.",
+        SaeflowWarning,
         stacklevel=2,
     )
     return best
