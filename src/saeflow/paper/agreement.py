@@ -9,8 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, in_order, only
-from saeflow.paper.kinds import Box, Drawing, boxes, line
-from saeflow.paper.style import MUTED, Canvas, Medium, advance, colour, foot, layer_axis, shares_axis, tidy
+from saeflow.paper.kinds import Drawing, line, panels
+from saeflow.paper.style import (
+    MUTED,
+    Medium,
+    Sign,
+    colour,
+    layer_axis,
+    shares_axis,
+    tidy,
+)
 from saeflow.paper.words import capital, count, listed, percent
 
 PARTS = ("res", "mlp", "att")
@@ -25,12 +33,13 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     pairs = tuple(dict.fromkeys((r.words("method_a"), r.words("method_b")) for r in frame.records))
     parts, layers = parts_of(frame), frame.layers()
     across = medium.across(len(pairs), 17, beside=3)
-    rows = -(-len(pairs) // across)
-    tall = 10.0
-    canvas = Canvas(medium, 4.6 + rows * (tall + 4.6) - 1.4 + foot(medium, caption))
-    _part_key(canvas, parts, hollow="in_top_k" in frame.columns)
-    area = Box(3.2, 4.6, canvas.width - 4.6, tall)
-    for pair, box in zip(pairs, boxes(len(pairs), across, area, gap=3.6, drop=4.6), strict=True):
+    signs = [Sign(part, tone_of(part)) for part in parts]
+    if "in_top_k" in frame.columns:
+        signs.append(Sign("hollow: among the k best", shape=""))
+    canvas, places = panels(
+        medium, caption, len(pairs), across=across, tall=10.0, below=3.2, gap=3.6, right=1.4, signs=signs
+    )
+    for pair, box in zip(pairs, places, strict=True):
         axes = canvas.axes(box.left, box.top, box.width, box.height)
         rows_of = frame.where(method_a=pair[0], method_b=pair[1])
         for part in parts:
@@ -40,8 +49,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         axes.set_xlim(layers[0] - 0.4, layers[-1] + 0.4)
         tidy(axes, values="y", em=medium.text)
         canvas.title(box.left, box.top - 0.7, box.width, f"{pair[0]} and {pair[1]}")
-        canvas.write(box.left, box.top + tall + 2.3, "layer", size=0.74, colour=MUTED)
-    canvas.caption(caption)
+        canvas.write(box.left, box.top + box.height + 2.3, "layer", size=0.74, colour=MUTED)
     return canvas.figure
 
 
@@ -76,17 +84,6 @@ def _agreement_lines(axes: Axes, frame: Frame, part: str, layers: Sequence[int],
             for layer, e in zip(layers, series, strict=True)
         ]
         line(axes, layers, series, part, tone=tone_of(part), em=em, hollow=hollow, tips=tips)
-
-
-def _part_key(canvas: Canvas, parts: Sequence[str], *, hollow: bool) -> None:
-    x = 0.6
-    for part in parts:
-        canvas.marker(x, 1.0, "o", colour=tone_of(part))
-        canvas.write(x + 0.8, 1.3, part, size=0.82)
-        x += advance(part, 0.82) + 2.4
-    if hollow:
-        text = "hollow: among the k best" if canvas.medium.wide else "hollow: in the k best"
-        canvas.write(x + 0.4, 1.3, text, size=0.82, colour=MUTED)
 
 
 def sentence(frame: Frame) -> str:

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame, Row, in_order
-from saeflow.paper.kinds import Box, Drawing, boxes, tip
+from saeflow.paper.kinds import Box, Drawing, panels, tip
 from saeflow.paper.origins import OWN_SCORES, SCORES, first_method
-from saeflow.paper.style import INK, MUTED, PAPER, RULE, Canvas, Medium, advance, colour, foot, tidy
+from saeflow.paper.style import INK, MUTED, PAPER, RULE, Canvas, Medium, advance, colour, tidy
 from saeflow.paper.words import count, decimal
 
 _BINS = 40
@@ -31,18 +31,17 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     left = max(advance(group, 0.82) for group in groups) + 4.6
     across = len(columns) if medium.wide else 1
     height = 1.7 * len(groups) + 1.0
-    panels = [(layer, score) for layer in shown for score in columns]
-    rows = -(-len(panels) // across)
-    canvas = Canvas(medium, 2.2 + rows * (height + 4.4) - 1.4 + foot(medium, caption))
-    area = Box(left, 2.4, canvas.width - left - 1.0, height)
+    shown_as = [(layer, score) for layer in shown for score in columns]
+    canvas, places = panels(
+        medium, caption, len(shown_as), across=across, tall=height, drop=4.4, gap=4.8, left=left, head=2.4
+    )
     limits = (_lowest(frame), 1.0)
-    for (layer, score), box in zip(panels, boxes(len(panels), across, area, gap=4.8, drop=4.4), strict=True):
+    for (layer, score), box in zip(shown_as, places, strict=True):
         rows_of = {group: row for group in groups if (row := found.get((layer, score, group)))}
-        _ridges(canvas, box, rows_of, groups, limits, names=box.left == area.left)
+        _ridges(canvas, box, rows_of, groups, limits, names=box.left == places[0].left)
         where = "all layers" if layer == "all" else f"layer {layer}"
         canvas.write(box.left, box.top - 0.5, score, size=0.9, weight="bold")
         canvas.write(box.left + advance(score, 0.98) + 0.7, box.top - 0.5, where, size=0.8, colour=MUTED)
-    canvas.caption(caption)
     return canvas.figure
 
 

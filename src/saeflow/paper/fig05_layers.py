@@ -16,6 +16,7 @@ from saeflow.paper.style import (
     Medium,
     colour,
     foot,
+    group_signs,
     key_height,
     layer_axis,
     shares_axis,
@@ -33,11 +34,12 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     across = min(medium.across(max(1, len(rest)), 15 if wide else 13), 4)
     rows = -(-len(rest) // across)
     big, small = (15.0, 8.5) if wide else (13.0, 7.5)
-    keyed = key_height(medium, groups)
+    signs = group_signs(groups)
+    keyed = key_height(medium, signs)
     top = keyed + 1.8
     below = top + (big if wide else 2 * big + 4.2) + 4.4
     canvas = Canvas(medium, below + rows * (small + 4.2) - (0 if rows else 1.2) + foot(medium, caption) - 0.6)
-    canvas.key(0.2, 0.2, groups)
+    canvas.key(signs)
     half = (canvas.width - 4 - 10.5) / 2 - 1 if wide else canvas.width - 4
     found = frame.lookup("dataset", "layer", "group")
     _stack_panel(canvas, Box(3, top, half, big), first[0], found, groups, layers)

@@ -7,8 +7,18 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame, Row, only
-from saeflow.paper.kinds import CHANGE, DEACTIVATED, Box, Drawing, boxes, control_key, line, reach, told
-from saeflow.paper.style import ACCENT, MUTED, Canvas, Medium, foot, layer_axis, tidy
+from saeflow.paper.kinds import (
+    CHANGE,
+    DEACTIVATED,
+    Box,
+    Drawing,
+    control_signs,
+    line,
+    panels,
+    reach,
+    told,
+)
+from saeflow.paper.style import ACCENT, MUTED, Canvas, Medium, layer_axis, tidy
 from saeflow.paper.trials import both, control_beside, main_strategy, measure_axis, rate_told
 from saeflow.paper.words import count, listed, percent, percent_interval
 
@@ -17,21 +27,17 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Rates and changes by layer, a column of panels for each strategy, with controls (fig. 6)."""
     strategies = frame.distinct("strategy")
     across = medium.across(len(strategies), 12.5, beside=3)
-    rows = -(-len(strategies) // across)
     tall = 7.5
-    block = 2 * tall + 8.0
-    canvas = Canvas(medium, 4.6 + rows * block - 0.8 + foot(medium, caption))
-    control_key(canvas)
-    area = Box(3.2, 4.8, canvas.width - 4.4, block - 2.0)
-    for strategy, box in zip(
-        strategies, boxes(len(strategies), across, area, gap=1.8, drop=2.0), strict=True
-    ):
+    canvas, places = panels(
+        medium, caption, len(strategies), across=across, tall=2 * tall + 6.0, drop=2.0, below=1.2, gap=1.8, right=1.2,
+        head=2.0, signs=control_signs(),
+    )  # fmt: skip
+    for strategy, box in zip(strategies, places, strict=True):
         canvas.title(box.left, box.top - 0.6, box.width, strategy)
         canvas.write(box.left, box.top + 0.6, _in_all(frame, strategy), size=0.74, colour=MUTED)
         for i in range(2):
             panel = Box(box.left, box.top + 1.6 + i * (tall + 2.4), box.width, tall)
-            _layer_panel(canvas, panel, frame, strategy, i, first=box.left == area.left)
-    canvas.caption(caption)
+            _layer_panel(canvas, panel, frame, strategy, i, first=box.left == places[0].left)
     return canvas.figure
 
 

@@ -14,13 +14,13 @@ from saeflow.paper.kinds import (
     Box,
     Drawing,
     Measure,
-    boxes,
-    control_key,
+    control_signs,
     line,
+    panels,
     reach,
     told,
 )
-from saeflow.paper.style import MUTED, Canvas, Medium, colour, foot, key_height, tidy
+from saeflow.paper.style import MUTED, Canvas, Medium, colour, group_signs, tidy
 from saeflow.paper.trials import control_beside, control_change, measure_axis
 from saeflow.paper.words import decimal_interval, percent
 
@@ -55,17 +55,12 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     The same edit of other active features is dashed and hollow.
     """
     groups = tuple(group for group in frame.groups() if group in GROUPS)
-    tall = 15.0
-    across = len(_DOSES) if medium.wide else 1
-    rows = -(-len(_DOSES) // across)
-    keyed = key_height(medium, groups) + 1.9
-    canvas = Canvas(medium, keyed + 1.8 + rows * (tall + 4.8) - 2.0 + foot(medium, caption))
-    control_key(canvas, "rescaled", dashed=True)
-    canvas.key(0.2, 2.1, groups)
-    area = Box(3.6, keyed + 1.8, canvas.width - 4.4, tall)
-    for dose, box in zip(_DOSES, boxes(len(_DOSES), across, area, gap=4.6, drop=4.8), strict=True):
+    canvas, places = panels(
+        medium, caption, len(_DOSES), across=len(_DOSES) if medium.wide else 1, tall=15.0, drop=4.8, below=2.8, gap=4.6,
+        left=3.6, right=0.8, signs=group_signs(groups) + control_signs("rescaled", dashed=True),
+    )  # fmt: skip
+    for dose, box in zip(_DOSES, places, strict=True):
         _dose_panel(canvas, box, frame, groups, *dose)
-    canvas.caption(caption)
     return canvas.figure
 
 

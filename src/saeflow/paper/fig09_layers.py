@@ -13,13 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, Row
-from saeflow.paper.kinds import Box, Drawing, boxes, line, reach
+from saeflow.paper.kinds import Box, Drawing, line, panels, reach
 from saeflow.paper.steering import (
     BEST,
     MULTI,
     SUPPRESS,
     Look,
-    Sign,
     best,
     by_direction,
     by_theme,
@@ -27,14 +26,12 @@ from saeflow.paper.steering import (
     default_of,
     direction_of,
     dose,
-    draw_signs,
     look,
     methods,
     place,
     plain,
     samples_told,
     scored,
-    signs_height,
     told,
     unsteered,
     unsteered_sign,
@@ -46,7 +43,7 @@ from saeflow.paper.style import (
     MUTED,
     Canvas,
     Medium,
-    foot,
+    Sign,
     layer_axis,
     nothing,
     numbers_axis,
@@ -74,14 +71,13 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     default = default_of(frame)
     signs = _best_signs(suppress=suppress) + unsteered_sign(default) + [Sign(samples_told(frame), shape="")]
     across = min(len(shown), 2) if medium.wide else 1
-    rows = -(-len(shown) // across)
     strip = _ROW * len(_doses_of(frame)) if suppress else 0.0
-    tall, keyed = (13.0 + _GAP + strip if suppress else 9.5), signs_height(medium, signs)
-    canvas = Canvas(medium, keyed + 1.8 + rows * (tall + 5.2) - 2.2 + foot(medium, caption))
-    draw_signs(canvas, signs)
-    area = Box(3.2, keyed + 1.8, canvas.width - 3.8, tall)
+    tall = 13.0 + _GAP + strip if suppress else 9.5
+    canvas, places = panels(
+        medium, caption, len(shown), across=across, tall=tall, drop=5.2, gap=3.4, right=0.6, signs=signs
+    )
     limits = reach([*(r.estimate("score") for r in frame.records), Estimate(default or 0.0)])
-    for method, box in zip(shown, boxes(len(shown), across, area, gap=3.4, drop=5.2), strict=True):
+    for method, box in zip(shown, places, strict=True):
         axes = canvas.axes(box.left, box.top, box.width, box.height - strip - (_GAP if suppress else 0.0))
         dashed(axes, default, medium.text)
         lowest = axes
@@ -95,7 +91,6 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         tidy(axes, values="y", em=medium.text)
         _layers_below(axes, lowest, frame.layers(), box.width)
         _method_title(canvas, box, frame, method)
-    canvas.caption(caption)
     return canvas.figure
 
 

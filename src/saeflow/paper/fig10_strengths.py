@@ -14,7 +14,6 @@ from saeflow.paper.frame import Estimate, Frame
 from saeflow.paper.kinds import Box, Drawing, boxes, line, reach, tip
 from saeflow.paper.steering import (
     SUPPRESS,
-    Sign,
     best,
     by_direction,
     by_theme,
@@ -22,7 +21,6 @@ from saeflow.paper.steering import (
     default_of,
     direction_of,
     dose,
-    draw_signs,
     look,
     method_signs,
     methods,
@@ -30,13 +28,24 @@ from saeflow.paper.steering import (
     samples_told,
     score_of,
     scored,
-    signs_height,
     told,
     unsteered,
     unsteered_sign,
     verb,
 )
-from saeflow.paper.style import MUTED, RULE, Canvas, Medium, advance, foot, nothing, numbers_axis, tidy
+from saeflow.paper.style import (
+    MUTED,
+    RULE,
+    Canvas,
+    Medium,
+    Sign,
+    advance,
+    foot,
+    key_height,
+    nothing,
+    numbers_axis,
+    tidy,
+)
 from saeflow.paper.words import decimal, decimal_interval, listed
 
 MARK: Final = 5.0
@@ -106,11 +115,11 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         return nothing(medium, caption, "no method was swept over a coefficient")
     default = default_of(frame)
     signs = method_signs(shown) + unsteered_sign(default) + [Sign(samples_told(frame), shape="")]
-    keyed, tall, low = signs_height(medium, signs), 13.0, 11.0
+    keyed, tall, low = key_height(medium, signs), 13.0, 11.0
     across = 3 if medium.wide else 1
     block = low + 5.0
     canvas = Canvas(medium, keyed + 1.8 + tall + 5.2 + (3 // across) * block - 2.0 + foot(medium, caption))
-    draw_signs(canvas, signs)
+    canvas.key(signs)
     width = canvas.width - 4.0
     first = Box(3.0, keyed + 1.8, width, tall)
     axis = _Axis.of(values, direction_of(frame))

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, Row, in_order
-from saeflow.paper.kinds import Box, Drawing, boxes, reach
+from saeflow.paper.kinds import Box, Drawing, panels, reach
 from saeflow.paper.origins import EVERY, every_of, first_method, largest_of, name_of, panel_title, shares_of
-from saeflow.paper.style import INK, PAPER, Canvas, Medium, advance, colour, foot, shares_axis, tidy
+from saeflow.paper.style import INK, PAPER, Canvas, Medium, advance, colour, shares_axis, tidy
 from saeflow.paper.words import count, percent, percent_interval
 
 
@@ -20,18 +20,18 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     datasets, groups = in_order(frame.distinct("dataset"), (EVERY,)), frame.groups()
     names = max(advance(group, 0.82) for group in groups) + 1.0
     across = medium.across(len(datasets), 16, beside=names)
-    rows = -(-len(datasets) // across)
     height = 1.75 * len(groups)
-    canvas = Canvas(medium, 2.4 + rows * (height + 4.2) - 1.4 + foot(medium, caption))
-    area = Box(names + 0.4, 2.2, canvas.width - names - 2.2, height)
+    canvas, places = panels(
+        medium, caption, len(datasets), across=across, tall=height, drop=4.2, gap=2.0, left=names + 0.4, right=1.8,
+        head=2.2,
+    )  # fmt: skip
     found = frame.lookup("dataset", "group")
     _, high = reach([row.estimate("share") for row in frame.records])
-    for dataset, box in zip(datasets, boxes(len(datasets), across, area, gap=2.0, drop=4.2), strict=True):
+    for dataset, box in zip(datasets, places, strict=True):
         rows_of = {group: row for group in groups if (row := found.get((dataset, group)))}
-        _bar_panel(canvas, box, rows_of, groups, high, names=box.left == area.left)
+        _bar_panel(canvas, box, rows_of, groups, high, names=box.left == places[0].left)
         ns = [n for row in rows_of.values() if (n := row.number("n"))]
         panel_title(canvas, box, name_of(dataset), max(ns) if ns else None)
-    canvas.caption(caption)
     return canvas.figure
 
 

@@ -9,9 +9,9 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Frame, Row, in_order
-from saeflow.paper.kinds import Box, Drawing, boxes, heat
+from saeflow.paper.kinds import Drawing, heat, panels
 from saeflow.paper.origins import SCORES, first_method, heat_head, share_tested, short, tests_passed
-from saeflow.paper.style import Canvas, Medium, advance, foot
+from saeflow.paper.style import Medium, advance
 from saeflow.paper.words import listed, percent
 
 
@@ -25,16 +25,16 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     across = len(columns) if medium.wide else 1
     size = len(groups) - 1
     height = 1.9 * size
-    rows = -(-len(columns) // across)
-    canvas = Canvas(medium, 3.6 + rows * (height + 4.2) - 3.0 + foot(medium, caption))
-    area = Box(left, 3.6, canvas.width - left - 0.6, height)
-    for score, box in zip(columns, boxes(len(columns), across, area, gap=1.6, drop=4.2), strict=True):
+    canvas, places = panels(
+        medium, caption, len(columns), across=across, tall=height, drop=4.2, below=0.6, gap=1.6, left=left, right=0.6,
+        head=3.6,
+    )  # fmt: skip
+    for score, box in zip(columns, places, strict=True):
         axes = canvas.axes(box.left, box.top, box.width, box.height)
         values, tips = _pairs(found, score, groups)
-        names = [*groups[1:]] if box.left == area.left else [""] * size
+        names = [*groups[1:]] if box.left == places[0].left else [""] * size
         heat(axes, values, (names, [short(group) for group in groups[:-1]]), em=medium.text, tips=tips)
         heat_head(canvas, axes, box, score, "% of tests passed")
-    canvas.caption(caption)
     return canvas.figure
 
 

@@ -8,18 +8,29 @@ from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame
 from saeflow.paper.kinds import Box, Drawing, strip
-from saeflow.paper.style import INK, MUTED, Canvas, Medium, advance, foot, key_height, shares_axis
+from saeflow.paper.style import (
+    INK,
+    MUTED,
+    Canvas,
+    Medium,
+    advance,
+    foot,
+    group_signs,
+    key_height,
+    shares_axis,
+)
 from saeflow.paper.words import count, listed, percent
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Which groups each matching strategy finds among the same features (fig. 15a)."""
     strategies, groups = frame.distinct("strategy"), frame.groups()
-    keyed = key_height(medium, groups)
+    signs = group_signs(groups)
+    keyed = key_height(medium, signs)
     names = max(advance(strategy, 0.82) for strategy in strategies) + 1.0
     height = 2.1 * len(strategies)
     canvas = Canvas(medium, keyed + 0.8 + height + 2.2 + foot(medium, caption))
-    canvas.key(0.2, 0.2, groups)
+    canvas.key(signs)
     box = Box(names, keyed + 0.8, canvas.width - names - 7.2, height)
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     for i, strategy in enumerate(strategies):

@@ -8,8 +8,22 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Frame, Row, in_order, only
-from saeflow.paper.kinds import CONTROL, CONTROL_BRIEFLY, Box, Drawing, strip
-from saeflow.paper.style import GONE, INK, MUTED, Canvas, Medium, advance, colour, foot, key_height
+from saeflow.paper.kinds import CONTROL, Box, Drawing, strip
+from saeflow.paper.style import (
+    BAR,
+    GONE,
+    INK,
+    MUTED,
+    SQUARE,
+    Canvas,
+    Medium,
+    Sign,
+    advance,
+    colour,
+    foot,
+    group_signs,
+    key_height,
+)
 from saeflow.paper.trials import control_beside, main_strategy
 from saeflow.paper.words import count, percent
 
@@ -21,15 +35,15 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     rows_of = {group: in_order(frame.where(group=group).distinct("removed"), GROUPS) for group in groups}
     names = max((advance(word, 0.82) for rows in rows_of.values() for word in rows), default=4.0) + 1.0
     across = 2 if medium.wide else 1
-    keyed = key_height(medium, outcomes)
     controlled = any(row.number("control_probability") is not None for row in frame.records)
-    keyed += 1.9 if controlled else 0.0
+    signs = group_signs(outcomes)
+    if controlled:
+        signs += [Sign("predecessors removed", MUTED, SQUARE), Sign(CONTROL, shape=BAR)]
+    keyed = key_height(medium, signs)
     pitch = 2.4 if controlled else 1.8
     tops, height = _panel_tops([pitch * len(rows_of[group]) for group in groups], across)
     canvas = Canvas(medium, keyed + height + foot(medium, caption))
-    if controlled:
-        _strips_key(canvas)
-    canvas.key(0.2, 2.1 if controlled else 0.2, outcomes)
+    canvas.key(signs)
     wide = canvas.width / across
     found = frame.lookup("group", "removed", "new_group")
     for i, (group, top) in enumerate(zip(groups, tops, strict=True)):
@@ -45,15 +59,6 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         )
     canvas.caption(caption)
     return canvas.figure
-
-
-def _strips_key(canvas: Canvas) -> None:
-    """What high and low strips are."""
-    canvas.swatch(0.2, 1.3, MUTED)
-    canvas.write(1.3, 1.3, "predecessors removed" if canvas.medium.wide else "removed", size=0.82)
-    x = 17.2 if canvas.medium.wide else 7.4
-    canvas.bar(x, 1.1, 1.4, 0.28, MUTED)
-    canvas.write(x + 1.8, 1.3, CONTROL if canvas.medium.wide else CONTROL_BRIEFLY, size=0.82)
 
 
 def _panel_tops(heights: Sequence[float], across: int) -> tuple[list[float], float]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Frame
 from saeflow.paper.kinds import Box, Drawing, strip
-from saeflow.paper.style import MUTED, Canvas, Medium, foot, key_height, shares_axis
+from saeflow.paper.style import MUTED, Canvas, Medium, foot, group_signs, key_height, shares_axis
 from saeflow.paper.words import count
 
 
@@ -20,11 +20,12 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def counted(frame: Frame, medium: Medium, caption: str, column: str, other: str, *, shares: bool) -> Figure:
     """A strip a layer: shares of the features in each group, or their number; the totals beside."""
     groups, layers = frame.groups(), frame.layers()
-    keyed = key_height(medium, groups)
+    signs = group_signs(groups)
+    keyed = key_height(medium, signs)
     canvas = Canvas(
         medium, keyed + 1.2 + 1.7 * len(layers) + (2.4 if shares else 2.0) + foot(medium, caption)
     )
-    canvas.key(0.2, 0.2, groups)
+    canvas.key(signs)
     right = 8.6 if shares else 13.0
     box = Box(4.6, keyed + 1.2, canvas.width - 4.6 - right, 1.7 * len(layers))
     axes = canvas.axes(box.left, box.top, box.width, box.height)

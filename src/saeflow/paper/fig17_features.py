@@ -9,16 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame, in_order
-from saeflow.paper.kinds import Box, Drawing, boxes, tip
-from saeflow.paper.steering import DASHES, SQUARE, Sign, by_theme, draw_signs, signs_height
+from saeflow.paper.kinds import Drawing, panels, tip
+from saeflow.paper.steering import by_theme
 from saeflow.paper.style import (
+    DASHES,
     INK,
     MUTED,
     PAPER,
-    Canvas,
+    SQUARE,
     Medium,
+    Sign,
     colour,
-    foot,
     layer_axis,
     nothing,
     numbers_axis,
@@ -39,12 +40,20 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     signs = [Sign(part, colour(part.upper()), SQUARE) for part in parts]
     signs.append(Sign("layers of start features", shape=DASHES))
     across = medium.across(len(themes), 19, beside=3)
-    rows, tall, keyed = -(-len(themes) // across), 8.5, signs_height(medium, signs)
-    canvas = Canvas(medium, keyed + 1.8 + rows * (tall + 4.6) - 1.8 + foot(medium, caption))
-    draw_signs(canvas, signs)
-    area = Box(2.6, keyed + 1.8, canvas.width - 3.0, tall)
+    canvas, places = panels(
+        medium,
+        caption,
+        len(themes),
+        across=across,
+        tall=8.5,
+        below=2.8,
+        gap=3.0,
+        left=2.6,
+        right=0.4,
+        signs=signs,
+    )
     top = max(max(_by_layer(frame.where(theme=theme), "features").values()) for theme in themes)
-    for theme, box in zip(themes, boxes(len(themes), across, area, gap=3.0, drop=4.6), strict=True):
+    for theme, box in zip(themes, places, strict=True):
         axes = canvas.axes(box.left, box.top, box.width, box.height)
         rows_of = frame.where(theme=theme)
         _feature_bars(axes, rows_of, parts, medium.text)
@@ -53,10 +62,9 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         axes.set_xlim(everywhere[0] - 0.6, everywhere[-1] + 0.6)
         tidy(axes, values="y", em=medium.text)
         canvas.title(box.left, box.top - 0.8, box.width, theme, _features_told(rows_of))
-        if box.left == area.left:
+        if box.left == places[0].left:
             words = "↑ features · layer"
-            canvas.write(box.left, box.top + tall + 2.3, words, size=0.74, colour=MUTED)
-    canvas.caption(caption)
+            canvas.write(box.left, box.top + box.height + 2.3, words, size=0.74, colour=MUTED)
     return canvas.figure
 
 

@@ -8,9 +8,19 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame, Row, in_order
-from saeflow.paper.kinds import Box, Drawing, boxes, mark, reach
+from saeflow.paper.kinds import Box, Drawing, mark, panels, reach
 from saeflow.paper.origins import EVERY, every_of, name_of, panel_title
-from saeflow.paper.style import INK, MUTED, RULE, Canvas, Medium, advance, colour, foot, shares_axis, tidy
+from saeflow.paper.style import (
+    INK,
+    RULE,
+    Canvas,
+    Medium,
+    Sign,
+    advance,
+    colour,
+    shares_axis,
+    tidy,
+)
 from saeflow.paper.words import listed, percent_interval
 
 _SHAPES = ("o", "D", "s", "^")
@@ -23,34 +33,24 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     names = max(advance(group, 0.82) for group in groups) + 1.0
     across = medium.across(len(datasets), 16, beside=names)
     height = (0.62 * len(given) + 0.75) * len(groups)
-    rows = -(-len(datasets) // across)
-    canvas = Canvas(medium, 4.4 + rows * (height + 4.4) - 1.4 + foot(medium, caption))
     out = {r.words("dataset") for r in frame.records if r.words("in_distribution") in {"False", "0"}}
     shapes = {method: _SHAPES[i % len(_SHAPES)] for i, method in enumerate(given)}
-    _shape_key(canvas, shapes, foreign=bool(out))
-    area = Box(names + 0.4, 4.2, canvas.width - names - 2.2, height)
+    signs = [Sign(method, shape=shape, hollow=i > 0) for i, (method, shape) in enumerate(shapes.items())]
+    if out:
+        signs.append(Sign("† texts the Pearson tables were not made on", shape=""))
+    canvas, places = panels(
+        medium, caption, len(datasets), across=across, tall=height, drop=4.4, gap=2.0, left=names + 0.4, right=1.8,
+        signs=signs,
+    )  # fmt: skip
     _, high = reach([row.estimate("share") for row in frame.records])
     found = frame.lookup("dataset", "group", "method")
-    for dataset, box in zip(datasets, boxes(len(datasets), across, area, gap=2.0, drop=4.4), strict=True):
+    for dataset, box in zip(datasets, places, strict=True):
         _methods_panel(
-            canvas, box, dataset, found, groups, shapes, min(1.0, high), names=box.left == area.left
+            canvas, box, dataset, found, groups, shapes, min(1.0, high), names=box.left == places[0].left
         )
         ns = [n for row in frame.where(dataset=dataset).records if (n := row.number("n"))]
         panel_title(canvas, box, name_of(dataset) + (" †" if dataset in out else ""), max(ns) if ns else None)
-    canvas.caption(caption)
     return canvas.figure
-
-
-def _shape_key(canvas: Canvas, shapes: dict[str, str], *, foreign: bool) -> None:
-    x = 0.6
-    for i, (method, shape) in enumerate(shapes.items()):
-        canvas.marker(x, 1.0, shape, hollow=i > 0)
-        canvas.write(x + 0.8, 1.3, method, size=0.82)
-        x += advance(method, 0.82) + 2.6
-    if foreign:
-        text = "† texts the Pearson tables were not made on" if canvas.medium.wide else "† new to Pearson"
-        y, x = (1.3, x) if x + advance(text, 0.8) < canvas.width else (2.7, 0.2)
-        canvas.write(x, y, text, size=0.8, colour=MUTED)
 
 
 def _methods_panel(

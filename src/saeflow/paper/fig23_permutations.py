@@ -15,6 +15,7 @@ from saeflow.paper.transition import (
     LOWEST,
     TONES,
     DotLine,
+    applied_signs,
     baselines_beside,
     best_row,
     dots,
@@ -53,7 +54,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             name = METHODS.get(method, method) if first else ""
             several = len(rows.distinct("matched")) > 1
             lines.append(DotLine(name, f"matched {matched}" if several else "", marks, first))
-    return dots(lines, medium, caption, "explained variance", floor=LOWEST, keyed="applied")
+    return dots(lines, medium, caption, "explained variance", floor=LOWEST, signs=applied_signs())
 
 
 def _baselines(frame: Frame, *, skip: Sequence[str] = ()) -> list[Row]:

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, Row, only
-from saeflow.paper.kinds import Box, Drawing, boxes, tip
-from saeflow.paper.style import MUTED, PAPER, Canvas, Medium, advance, foot, nice_ticks, spread, tidy
+from saeflow.paper.kinds import Box, Drawing, panels, tip
+from saeflow.paper.style import MUTED, PAPER, Canvas, Medium, Sign, advance, nice_ticks, spread, tidy
 from saeflow.paper.transition import (
     LOWEST,
     TONES,
-    applied_key,
+    applied_signs,
     baselines_beside,
     best_row,
     beyond,
@@ -31,34 +31,20 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Explained variance against k, for both products, as it is and after one fitted factor (fig. 24)."""
     products = frame.where(kind="matching", matched="raw").distinct("weights")
     products = tuple(name for name in products if name.startswith("W_dec"))
-    panels = [(measure, product) for measure in ("ev", "scaled") for product in products]
+    shown = [(measure, product) for measure in ("ev", "scaled") for product in products]
     across = max(1, len(products)) if medium.wide else 1
-    rows = -(-len(panels) // across)
-    tall, keyed = (14.0, 3.8) if medium.wide else (13.0, 5.2)
-    canvas = Canvas(medium, keyed + 1.8 + rows * (tall + 4.4) - 1.6 + foot(medium, caption))
-    _lines_key(canvas)
-    right = 8.6 if medium.wide else 8.2
-    area = Box(3.0, keyed + 1.8, canvas.width - 3.2 - right, tall)
-    gap = right + 3.0
-    for (measure, product), box in zip(
-        panels, boxes(len(panels), across, area, gap=gap, drop=4.4), strict=True
-    ):
+    tall, right = (14.0, 8.6) if medium.wide else (13.0, 8.2)
+    signs = [
+        *applied_signs(), Sign("values"), Sign("binary: I(x > 0)", shape="s", hollow=True),
+        Sign("below the axis", MUTED, "v", hollow=True),
+    ]  # fmt: skip
+    canvas, places = panels(
+        medium, caption, len(shown), across=across, tall=tall, drop=4.4, below=2.8, gap=right + 3.0, left=3.0,
+        right=right + 0.2, signs=signs,
+    )  # fmt: skip
+    for (measure, product), box in zip(shown, places, strict=True):
         _k_panel(canvas, box, frame, product, measure)
-    canvas.caption(caption)
     return canvas.figure
-
-
-def _lines_key(canvas: Canvas) -> None:
-    applied_key(canvas, "applied")
-    x = 0.6
-    for name, shape, hollow in (("values", "o", False), ("binary: I(x > 0)", "s", True)):
-        canvas.marker(x, 2.7, shape, hollow=hollow)
-        canvas.write(x + 0.8, 3.0, name, size=0.82)
-        x += advance(name, 0.82) + 2.4
-    below = "triangle: below the axis"
-    y = 3.0 if canvas.medium.wide else 4.5
-    canvas.marker(x if canvas.medium.wide else 0.6, y - 0.3, "v", hollow=True, colour=MUTED)
-    canvas.write((x if canvas.medium.wide else 0.6) + 0.8, y, below, size=0.82, colour=MUTED)
 
 
 def _k_panel(canvas: Canvas, box: Box, frame: Frame, product: str, measure: str) -> None:

@@ -24,10 +24,12 @@ from saeflow.paper.style import (
     PAPER,
     Canvas,
     Medium,
+    Sign,
     advance,
     colour,
     edge,
     foot,
+    key_height,
     numbers_axis,
     on,
     shares_axis,
@@ -47,9 +49,6 @@ _PITCH = 1.5
 
 
 CONTROL = "control: random active features of the same sites and norm"
-
-
-CONTROL_BRIEFLY = "control: random active"
 
 
 Tone = tuple[str | tuple[str, float], str]
@@ -127,11 +126,11 @@ def forest(
     names = 4.6 if own else names
     places, height = _places(lines, own=own)
     stacked = 1 if medium.wide else len(measures)
-    top = 4.6 if controls else 3.0
+    signs = control_signs() if controls else []
+    top = key_height(medium, signs) + (1.8 if controls else 3.0)
     block = height + 3.6
     canvas = Canvas(medium, top + stacked * block - 1.2 + foot(medium, caption))
-    if controls:
-        control_key(canvas)
+    canvas.key(signs)
     gap = 0.0 if stacked > 1 else 1.4
     room = canvas.width - names - 0.2 - gap * (len(measures) - 1)
     wide = room if stacked > 1 else room / len(measures)
@@ -156,19 +155,6 @@ def _places(lines: Sequence[Line], *, own: bool) -> tuple[list[float], float]:
         places.append(y + 0.5 * _PITCH)
         y += _PITCH
     return places, y + 0.3
-
-
-def control_key(canvas: Canvas, edited: str = "removed", *, dashed: bool = False) -> None:
-    """What filled and hollow marks are, and dashed lines where there are some."""
-    wide = canvas.medium.wide
-    canvas.marker(0.6, 1.0, "o")
-    canvas.write(1.4, 1.3, f"predecessors {edited}" if wide else edited, size=0.82)
-    x = 17.5 if wide else 8.0
-    if dashed:
-        canvas.bar(x - 1.1, 1.03, 0.45, 0.13, INK)
-        canvas.bar(x + 0.65, 1.03, 0.45, 0.13, INK)
-    canvas.marker(x, 1.0, "o", hollow=True)
-    canvas.write(x + (1.5 if dashed else 0.8), 1.3, CONTROL if wide else CONTROL_BRIEFLY, size=0.82)
 
 
 def _labels(canvas: Canvas, lines: Sequence[Line], places: Sequence[float], box: Box, *, own: bool) -> None:
@@ -251,6 +237,39 @@ def told(name: str, found: Estimate, measure: Measure) -> str:
 def chance(p: float) -> str:
     """`= 0.03`, or `< 0.001` where a p value is smaller."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}".rstrip("0").rstrip(".")
+
+
+def panels(
+    medium: Medium, caption: str, n: int, *, across: int, tall: float, drop: float = 4.6, below: float = 3.0,
+    gap: float = 2.6, left: float = 3.2, right: float = 1.0, head: float = 1.8, signs: Sequence[Sign] = (),
+) -> tuple[Canvas, list[Box]]:  # fmt: skip
+    """A canvas with a key, a caption and `n` equal panels in rows of `across`; everything in ems.
+
+    Args:
+        medium: where it will stand.
+        caption: at the foot.
+        n: of panels.
+        across: how many stand in a row.
+        tall: the height of a panel.
+        drop: between two rows.
+        below: under the last row, for its axis.
+        gap: between two columns.
+        left, right: beside the panels.
+        head: over the first row, for names of panels.
+        signs: of the key.
+    """
+    top = key_height(medium, signs) + head
+    rows = -(-n // across)
+    canvas = Canvas(medium, top + rows * tall + (rows - 1) * drop + below + foot(medium, caption))
+    canvas.key(signs)
+    canvas.caption(caption)
+    area = Box(left, top, canvas.width - left - right, tall)
+    return canvas, boxes(n, across, area, gap=gap, drop=drop)
+
+
+def control_signs(edited: str = "removed", *, dashed: bool = False) -> list[Sign]:
+    """The entries of filled and hollow marks."""
+    return [Sign(f"predecessors {edited}"), Sign(f"{CONTROL}{', dashed' if dashed else ''}", hollow=True)]
 
 
 def boxes(n: int, columns: int, area: Box, *, gap: float, drop: float) -> list[Box]:

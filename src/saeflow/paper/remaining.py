@@ -7,8 +7,21 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Estimate, Frame, Row, in_order
-from saeflow.paper.kinds import CONTROL, CONTROL_BRIEFLY, DEACTIVATED, Box, Drawing, Tone, mark, strip, told
-from saeflow.paper.style import ACCENT, FAINT, INK, MUTED, PAPER, Canvas, Medium, advance, foot
+from saeflow.paper.kinds import CONTROL, DEACTIVATED, Box, Drawing, Tone, mark, strip, told
+from saeflow.paper.style import (
+    ACCENT,
+    FAINT,
+    INK,
+    MUTED,
+    PAPER,
+    SQUARE,
+    Canvas,
+    Medium,
+    Sign,
+    advance,
+    foot,
+    key_height,
+)
 from saeflow.paper.trials import control_beside
 from saeflow.paper.words import count, listed, percent
 
@@ -26,19 +39,12 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     outcomes = in_order(frame.distinct("outcome"), tuple(_OUTCOMES))
     names = max(advance(group, 0.82) for group in groups) + 1.0
     controlled = any(_share_of_control(row) for row in frame.records)
-    top = 1.6 * ((1 if medium.wide else len(outcomes)) + controlled) + 1.6
-    canvas = Canvas(medium, top + 1.8 * len(groups) + 0.6 + foot(medium, caption))
-    x, y = 0.2, 1.2
-    for outcome in outcomes:
-        face = _OUTCOMES.get(outcome, (MUTED, PAPER))[0]
-        canvas.swatch(x, y, face, line=MUTED)
-        canvas.write(x + 1.1, y, outcome, size=0.82)
-        x, y = (x + advance(outcome, 0.82) + 2.5, y) if medium.wide else (x, y + 1.6)
+    signs = [Sign(outcome, _OUTCOMES.get(outcome, (MUTED, PAPER))[0], SQUARE) for outcome in outcomes]
     if controlled:
-        y = y + 1.6 if medium.wide else y
-        canvas.marker(0.55, y - 0.3, "o", hollow=True)
-        whole = f"deactivated by the {CONTROL}"
-        canvas.write(1.3, y, whole if medium.wide else f"by the {CONTROL_BRIEFLY}", size=0.82)
+        signs.append(Sign(f"deactivated by the {CONTROL}", hollow=True))
+    top = key_height(medium, signs) + 0.4
+    canvas = Canvas(medium, top + 1.8 * len(groups) + 0.6 + foot(medium, caption))
+    canvas.key(signs)
     box = Box(names, top, canvas.width - names - 5.6, 1.8 * len(groups))
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     found = frame.lookup("group", "outcome")

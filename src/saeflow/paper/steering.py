@@ -15,16 +15,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, Row, in_order
-from saeflow.paper.kinds import Box, boxes, mark, reach, tip
+from saeflow.paper.kinds import Box, mark, panels, reach, tip
 from saeflow.paper.style import (
     COLOURS,
+    DASHES,
     INK,
     MUTED,
     PAPER,
     Canvas,
     Medium,
+    Sign,
     advance,
-    foot,
     nothing,
     numbers_axis,
     tidy,
@@ -38,12 +39,6 @@ ACTIVATE: Final = "activate"
 
 
 VERBS: Final = {ACTIVATE: "Activating", SUPPRESS: "Suppressing"}
-
-
-DASHES: Final = "--"
-
-
-SQUARE: Final = "swatch"
 
 
 _PITCH = 1.45
@@ -61,16 +56,6 @@ class Look:
 
     name: str
     tone: str
-    shape: str = "o"
-    hollow: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Sign:
-    """An entry of a key: a mark, a dashed line, or nothing but muted words where `shape` is empty."""
-
-    text: str
-    tone: str = INK
     shape: str = "o"
     hollow: bool = False
 
@@ -291,41 +276,6 @@ def unsteered_sign(value: float | None) -> list[Sign]:
     return [] if value is None else [Sign(f"unsteered {decimal(value)}", shape=DASHES)]
 
 
-def _sign_places(width: float, signs: Sequence[Sign]) -> list[tuple[Sign, float, float]]:
-    places: list[tuple[Sign, float, float]] = []
-    x, y = 0.0, 1.3
-    for sign in signs:
-        wide = _lead(sign) + advance(sign.text, 0.82)
-        if x and x + wide > width:
-            x, y = 0.0, y + 1.45
-        places.append((sign, x, y))
-        x += wide + 1.5
-    return places
-
-
-def _lead(sign: Sign) -> float:
-    return {"": 0.0, DASHES: 2.2}.get(sign.shape, 1.2)
-
-
-def signs_height(medium: Medium, signs: Sequence[Sign]) -> float:
-    """The height of a key over the whole width with room below it, in ems."""
-    return _sign_places(medium.ems - 0.4, signs)[-1][2] + 1.5 if signs else 0.0
-
-
-def draw_signs(canvas: Canvas, signs: Sequence[Sign]) -> None:
-    """The key at the head of a figure, in the lines that `signs_height` counts."""
-    for sign, x, y in _sign_places(canvas.width - 0.4, signs):
-        if sign.shape == DASHES:
-            for step in (0.0, 0.65, 1.3):
-                canvas.bar(0.2 + x + step, y - 0.3, 0.4, 0.1, sign.tone)
-        elif sign.shape == SQUARE:
-            canvas.swatch(0.2 + x, y, sign.tone)
-        elif sign.shape:
-            canvas.marker(0.6 + x, y - 0.3, sign.shape, hollow=sign.hollow, colour=sign.tone)
-        tone = INK if sign.shape else MUTED
-        canvas.write(0.2 + x + _lead(sign), y, sign.text, size=0.82, colour=tone)
-
-
 def dashed(axes: Axes, value: float | None, em: float, *, upright: bool = False) -> None:
     """The line of the unsteered score over a panel; none for a gap."""
     if value is None:
@@ -359,24 +309,21 @@ def draw_sheet(sheet: Sheet, medium: Medium, caption: str) -> Figure:
         return nothing(medium, caption)
     names = max(advance(slot.name, 0.82) for slot in sheet.slots) + 1.0
     across = medium.across(len(sheet.panels), _LEAST, beside=names)
-    rows = -(-len(sheet.panels) // across)
     height = sum(slot.height for slot in sheet.slots) + 0.2
     alike = {panel.n for panel in sheet.panels}
     signs = [*sheet.signs, *(Sign(n, shape="") for n in alike if n and len(alike) == 1)]
-    keyed = signs_height(medium, signs)
-    canvas = Canvas(medium, keyed + 1.8 + rows * (height + 5.0) - 2.2 + foot(medium, caption))
-    draw_signs(canvas, signs)
-    area = Box(names, keyed + 1.8, canvas.width - names - 0.4, height)
-    places = list(zip(boxes(len(sheet.panels), across, area, gap=1.8, drop=5.0), sheet.panels, strict=True))
+    canvas, places = panels(
+        medium, caption, len(sheet.panels), across=across, tall=height, drop=5.0, below=2.8, gap=1.8, left=names,
+        right=0.4, signs=signs,
+    )  # fmt: skip
     limits = _limits(sheet)
-    for box, panel in places:
-        if box.left == area.left:
+    for box, panel in zip(places, sheet.panels, strict=True):
+        if box.left == places[0].left:
             _slot_names(canvas, sheet.slots, box)
             words = f"→ {sheet.axis}"
             canvas.write(box.left, box.top + height + 2.3, words, size=0.74, colour=MUTED)
         canvas.title(box.left, box.top - 0.8, box.width, panel.name, panel.n if len(alike) > 1 else "")
         _panel(canvas, box, sheet, panel, limits)
-    canvas.caption(caption)
     return canvas.figure
 
 

@@ -18,7 +18,6 @@ from saeflow.paper.steering import (
     SheetKey,
     SheetLine,
     SheetPanel,
-    Sign,
     Slot,
     best,
     by_direction,
@@ -36,7 +35,7 @@ from saeflow.paper.steering import (
     told,
     verb,
 )
-from saeflow.paper.style import MUTED, Medium
+from saeflow.paper.style import MUTED, Medium, Sign
 from saeflow.paper.words import decimal, decimal_interval, listed
 
 

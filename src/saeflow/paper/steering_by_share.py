@@ -9,27 +9,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, Row
-from saeflow.paper.kinds import Box, Drawing, boxes, line, reach
+from saeflow.paper.kinds import Drawing, line, panels, reach
 from saeflow.paper.steering import (
-    DASHES,
     MULTI,
-    Sign,
     best,
     by_direction,
     by_theme,
     dashed,
     default_of,
-    draw_signs,
     look,
     method_signs,
     methods,
     samples_told,
     score_of,
-    signs_height,
     told,
     verb,
 )
-from saeflow.paper.style import MUTED, Canvas, Medium, foot, nothing, numbers_axis, tidy
+from saeflow.paper.style import DASHES, MUTED, Medium, Sign, nothing, numbers_axis, tidy
 from saeflow.paper.words import percent
 
 
@@ -44,12 +40,11 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         return nothing(medium, caption, "no setting keeps within a limit")
     signs = [*method_signs(shown), Sign("unsteered", shape=DASHES), Sign(samples_told(frame), shape="")]
     across = medium.across(len(themes), 15, beside=3)
-    rows, tall, keyed = -(-len(themes) // across), 10.0, signs_height(medium, signs)
-    canvas = Canvas(medium, keyed + 1.8 + rows * (tall + 4.8) - 1.8 + foot(medium, caption))
-    draw_signs(canvas, signs)
-    area = Box(3.0, keyed + 1.8, canvas.width - 3.8, tall)
+    canvas, places = panels(
+        medium, caption, len(themes), across=across, tall=10.0, drop=4.8, left=3.0, right=0.8, signs=signs
+    )
     span = reach([row.estimate("score") for row in frame.records] + [Estimate(default_of(frame) or 0.0)])
-    for theme, box in zip(themes, boxes(len(themes), across, area, gap=2.6, drop=4.8), strict=True):
+    for theme, box in zip(themes, places, strict=True):
         axes = canvas.axes(box.left, box.top, box.width, box.height)
         _share_lines(axes, frame.where(theme=theme), shown, limits, medium.text)
         numbers_axis(axes, "y", *span)
@@ -59,10 +54,9 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         axes.set_xlim(-0.3, len(limits) - 0.7)
         tidy(axes, values="y", em=medium.text)
         canvas.title(box.left, box.top - 0.8, box.width, theme)
-        if box.left == area.left:
+        if box.left == places[0].left:
             words = "↑ score · at most this much changed, % of the hidden norm"
-            canvas.write(box.left, box.top + tall + 2.3, words, size=0.74, colour=MUTED)
-    canvas.caption(caption)
+            canvas.write(box.left, box.top + box.height + 2.3, words, size=0.74, colour=MUTED)
     return canvas.figure
 
 

@@ -15,7 +15,6 @@ from saeflow.paper.steering import (
     Sheet,
     SheetLine,
     SheetPanel,
-    Sign,
     Slot,
     by_direction,
     draw_sheet,
@@ -25,7 +24,7 @@ from saeflow.paper.steering import (
     samples_told,
     verb,
 )
-from saeflow.paper.style import Medium
+from saeflow.paper.style import Medium, Sign
 from saeflow.paper.words import count, decimal, listed
 
 _CLOSE = 0.95  # rows of one block, told apart by colour and shape

@@ -15,7 +15,6 @@ from saeflow.paper.steering import (
     Sheet,
     SheetLine,
     SheetPanel,
-    Sign,
     Slot,
     by_direction,
     by_theme,
@@ -29,7 +28,7 @@ from saeflow.paper.steering import (
     samples_told,
     verb,
 )
-from saeflow.paper.style import Medium
+from saeflow.paper.style import Medium, Sign
 from saeflow.paper.words import count, decimal, decimal_interval, listed
 
 

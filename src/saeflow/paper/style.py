@@ -233,11 +233,20 @@ class Canvas:
         )  # fmt: skip
         self.figure.add_artist(mark)
 
-    def key(self, left: float, top: float, groups: Sequence[str]) -> None:
-        """Swatches with the names of groups, in the lines that `key_height` counts."""
-        for group, x, y in _key_places(self.width - left, groups):
-            self.swatch(left + x, top + y, colour(group), line=edge(group))
-            self.write(left + x + 1.1, top + y, group, size=0.82)
+    def key(self, signs: Sequence[Sign]) -> None:
+        """The key at the head of a figure, in the lines that `key_height` counts."""
+        for sign, x, y in _sign_places(self.width - 0.4, signs):
+            if sign.shape == DASHES:
+                for step in (0.0, 0.65, 1.3):
+                    self.bar(0.2 + x + step, y - 0.3, 0.4, 0.1, INK)
+            elif sign.shape == BAR:
+                self.bar(0.2 + x, y - 0.2, 1.6, 0.28, MUTED)
+            elif sign.shape == SQUARE:
+                line = PAPER if isinstance(sign.tone, str) and sign.tone != FAINT else MUTED
+                self.swatch(0.2 + x, y, sign.tone, line=line)
+            elif sign.shape and isinstance(sign.tone, str):
+                self.marker(0.6 + x, y - 0.3, sign.shape, hollow=sign.hollow, colour=sign.tone)
+            self.write(0.2 + x + _lead(sign), y, sign.text, size=0.82, colour=INK if sign.shape else MUTED)
 
     def title(self, left: float, baseline: float, width: float, text: str, more: str = "") -> None:
         """A panel's name at its left and something muted at its right; the name is cut where both do not fit."""
@@ -257,22 +266,46 @@ class Canvas:
             self.write(0.2, y, line, size=0.74, colour=MUTED, name=f"{CAPTION}-{i}")
 
 
-def _key_places(width: float, groups: Sequence[str]) -> list[tuple[str, float, float]]:
-    """Every group of a key with where it stands, in lines of this width."""
-    places: list[tuple[str, float, float]] = []
-    x, y = 0.0, 1.0
-    for group in groups:
-        wide = 1.1 + advance(group, 0.82)
+DASHES: Final = "--"
+BAR: Final = "bar"
+SQUARE: Final = "square"
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """An entry of a key: a mark, a square, a bar, dashes, or nothing but muted words where `shape` is empty."""
+
+    text: str
+    tone: str | tuple[str, float] = INK
+    shape: str = "o"
+    hollow: bool = False
+
+
+def group_signs(groups: Sequence[str]) -> list[Sign]:
+    """The entries of groups."""
+    return [Sign(group, colour(group), SQUARE) for group in groups]
+
+
+def _sign_places(width: float, signs: Sequence[Sign]) -> list[tuple[Sign, float, float]]:
+    """Every entry with where it stands, in lines of this width."""
+    places: list[tuple[Sign, float, float]] = []
+    x, y = 0.0, 1.3
+    for sign in signs:
+        wide = _lead(sign) + advance(sign.text, 0.82)
         if x and x + wide > width:
             x, y = 0.0, y + 1.45
-        places.append((group, x, y))
-        x += wide + 1.4
+        places.append((sign, x, y))
+        x += wide + 1.5
     return places
 
 
-def key_height(medium: Medium, groups: Sequence[str]) -> float:
-    """The height of a key over the whole width, with room below it, in ems."""
-    return _key_places(medium.ems - 0.2, groups)[-1][2] + 1.4 if groups else 0.0
+def _lead(sign: Sign) -> float:
+    return {"": 0.0, DASHES: 2.2, BAR: 2.0}.get(sign.shape, 1.2)
+
+
+def key_height(medium: Medium, signs: Sequence[Sign]) -> float:
+    """The height of a key over the whole width with room below it, in ems."""
+    return _sign_places(medium.ems - 0.4, signs)[-1][2] + 1.5 if signs else 0.0
 
 
 def caption_lines(medium: Medium, text: str) -> list[str]:

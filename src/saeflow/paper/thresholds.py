@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from saeflow.flow.scores import T_MODULE, T_RES
 from saeflow.paper.agreement import parts_of, tone_of
 from saeflow.paper.frame import Estimate, Frame
-from saeflow.paper.kinds import Box, Drawing, boxes, line, reach
-from saeflow.paper.style import MUTED, Canvas, Medium, foot, layer_axis, shares_axis, tidy
+from saeflow.paper.kinds import Box, Drawing, line, panels, reach
+from saeflow.paper.style import DASHES, MUTED, Canvas, Medium, Sign, layer_axis, shares_axis, tidy
 from saeflow.paper.words import count, decimal, listed, percent
 
 FIXED = {"res": T_RES, "mlp": T_MODULE, "att": T_MODULE}
@@ -28,10 +28,12 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     across = len(parts) if medium.wide else 1
     tall, low = 10.5, 5.5
     block = tall + low + 7.1
-    rows = -(-len(parts) // across)
-    canvas = Canvas(medium, 4.4 + rows * block - 2.0 + foot(medium, caption))
-    _threshold_key(canvas)
-    area = Box(3.4, 4.4, canvas.width - 4.8, block - 2.0)
+    band = "band: median to 99 % of the null"
+    signs = [Sign("calibrated"), Sign("fixed at 0.5 and 0.15", shape=DASHES), Sign(band, shape="")]
+    canvas, places = panels(
+        medium, caption, len(parts), across=across, tall=block - 2.0, drop=3.4, below=0.0, gap=3.8, left=3.4,
+        right=1.4, signs=signs,
+    )  # fmt: skip
     _, top = reach(
         [
             Estimate(v)
@@ -40,9 +42,9 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             if (v := r.number(n)) is not None
         ]
     )
-    for part, box in zip(parts, boxes(len(parts), across, area, gap=3.8, drop=2.0), strict=True):
+    for part, box in zip(parts, places, strict=True):
         canvas.write(box.left, box.top - 0.7, part, size=0.9, weight="bold")
-        first = box.left == area.left
+        first = box.left == places[0].left
         panel = Box(box.left, box.top, box.width, tall)
         _threshold_panel(
             canvas, panel, frame.where(part=part), part, layers, max(top, FIXED.get(part.lower(), 0) * 1.15)
@@ -50,16 +52,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         _kept_panel(canvas, Box(box.left, box.top + tall + 2.9, box.width, low), frame, part, layers)
         if first:
             canvas.write(box.left, box.top + tall + low + 5.2, "layer", size=0.74, colour=MUTED)
-    canvas.caption(caption)
     return canvas.figure
-
-
-def _threshold_key(canvas: Canvas) -> None:
-    wide = canvas.medium.wide
-    canvas.marker(0.6, 1.0, "o")
-    canvas.write(1.4, 1.3, "calibrated", size=0.82)
-    fixed = "dashed: fixed at 0.5 and 0.15; band: median to 99 % of the null"
-    canvas.write(9.6, 1.3, fixed if wide else "dashed: fixed; band: null", size=0.82, colour=MUTED)
 
 
 def _threshold_panel(

@@ -23,8 +23,10 @@ from saeflow.paper.style import (
     PAPER,
     Canvas,
     Medium,
+    Sign,
     advance,
     foot,
+    key_height,
     nothing,
     numbers_axis,
     tidy,
@@ -39,9 +41,6 @@ LOWEST: Final = -0.5
 
 
 TONES: Final = {"raw": COLOURS["RES"], "folded": COLOURS["MLP"], "mean activation": COLOURS["ATT"]}
-
-
-APPLIED: Final = {"raw": "raw", "folded": "folded", "mean activation": "mean activation"}
 
 
 BASELINES: Final = {
@@ -116,7 +115,7 @@ def dots(
     *,
     floor: float,
     ceiling: float | None = None,
-    keyed: str = "",
+    signs: Sequence[Sign] = (),
 ) -> Figure:
     """Marks with intervals on a line each; names beside them, or above where there is no room."""
     if not lines:
@@ -128,12 +127,12 @@ def dots(
     above = left > room and not stacked
     deep = 1.35 * (bool(beside) + 1) if above else 0.0
     left, step = (1.4, 1.5 + deep) if above else (max(widest, beside) + 0.9, 2.5) if stacked else (left, 1.75)
-    top = 2.3 if keyed else 0.8
+    top = key_height(medium, signs) or 0.8
     canvas = Canvas(medium, top + step * len(lines) + 3.4 + foot(medium, caption))
     box = Box(left, top, canvas.width - left - 1.2, step * len(lines))
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     low, high = _reach([m[0] for line in lines for m in line.marks], floor, ceiling)
-    applied_key(canvas, keyed)
+    canvas.key(signs)
     for place, line in enumerate(lines):
         at = len(lines) - 1 - place
         if above or stacked:
@@ -221,18 +220,6 @@ def _reach(found: Sequence[Estimate], floor: float, ceiling: float | None) -> tu
     return low, (high + air if ceiling is None or high <= ceiling else ceiling)
 
 
-def applied_key(canvas: Canvas, keyed: str) -> None:
-    """The key of what colours mean, for "applied" or "kind"; nothing for ""."""
-    x = 0.6
-    if keyed == "applied":
-        canvas.write(0.2, 1.3, "applied", size=0.82, colour=MUTED)
-        x += advance("applied", 0.82) + 0.4
-        for name, tone in TONES.items():
-            canvas.marker(x, 1.0, "o", colour=tone)
-            canvas.write(x + 0.8, 1.3, APPLIED[name], size=0.82)
-            x += advance(name, 0.82) + 2.4
-    elif keyed == "kind":
-        for name, hollow, tone in (("through a match", False, COLOURS["RES"]), ("baseline", True, INK)):
-            canvas.marker(x, 1.0, "o", hollow=hollow, colour=tone)
-            canvas.write(x + 0.8, 1.3, name, size=0.82)
-            x += advance(name, 0.82) + 2.4
+def applied_signs() -> list[Sign]:
+    """The entries of the units that a matrix is applied in."""
+    return [Sign("applied", shape=""), *(Sign(name, tone) for name, tone in TONES.items())]

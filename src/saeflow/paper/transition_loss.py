@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame, only
 from saeflow.paper.kinds import Drawing
-from saeflow.paper.style import COLOURS, INK, Medium
+from saeflow.paper.style import COLOURS, INK, Medium, Sign
 from saeflow.paper.transition import BASELINES, DotLine, dots, one_pair
 from saeflow.paper.words import decimal, decimal_interval, listed
+
+_SIGNS = (Sign("through a match", COLOURS["RES"]), Sign("baseline", hollow=True))
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -30,7 +32,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     others = [row.number("high", "change") or 0.0 for row in rows if row.words("map") != "mean"]
     ceiling = 1.08 * max(others, default=1.0)
     return dots(
-        lines, medium, caption, "loss above the clean model's, nats", floor=0.0, ceiling=ceiling, keyed="kind"
+        lines, medium, caption, "loss above the clean model's, nats", floor=0.0, ceiling=ceiling, signs=_SIGNS
     )
 
 
