@@ -13,12 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, Row
-from saeflow.paper.kinds import Box, Drawing, line, panels, reach
+from saeflow.paper.kinds import Box, Drawing, line, mark, panels, reach
 from saeflow.paper.steering import (
     BEST,
     MULTI,
     SUPPRESS,
-    Look,
     best,
     by_direction,
     by_theme,
@@ -35,7 +34,6 @@ from saeflow.paper.steering import (
     told,
     unsteered,
     unsteered_sign,
-    upright,
 )
 from saeflow.paper.style import (
     ACCENT,
@@ -132,8 +130,8 @@ def _doses(axes: Axes, strip: Axes, frame: Frame, method: str, em: float) -> Non
         top = best(row for row in rows if row is not None)
         if top is not None and (e := top.estimate("score")) is not None:
             at, text = _layer(top) or 0.0, f"best layer: {told(top, e)}"
-            upright(axes, at, e, Look("best", BEST), em, text)
-            upright(strip, at, Estimate(i), Look("best", BEST), em, text)
+            mark(axes, at, e, "best", tone=BEST, em=em, text=text, upright=True, order=5)
+            mark(strip, at, Estimate(i), "best", tone=BEST, em=em, text=text, upright=True, order=5)
     strip.set_yticks(
         range(len(doses)), [f"r {plain(r)}" if i == 0 else plain(r) for i, r in enumerate(doses)]
     )
@@ -169,7 +167,10 @@ def _one_method(axes: Axes, frame: Frame, method: str, em: float) -> None:
     top = best(row for row in rows if row is not None)
     if top is not None and (e := top.estimate("score")) is not None:
         at = _layer(top) or 0.0
-        upright(axes, at, e, shown, em, f"best layer: {told(top, e)}")
+        mark(
+            axes, at, e, shown.name, tone=shown.tone, em=em, hollow=shown.hollow, shape=shown.shape,
+            text=f"best layer: {told(top, e)}", upright=True, order=5,
+        )  # fmt: skip
         axes.plot(
             [at], [e.value], marker="o", ms=1.0 * em, mfc="none", mec=INK, mew=0.1 * em, ls="none", zorder=7,
             clip_on=False,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame
-from saeflow.paper.kinds import Box, Drawing, boxes, line, reach, tip
+from saeflow.paper.kinds import Box, Drawing, boxes, line, point, reach
 from saeflow.paper.steering import (
     SUPPRESS,
     best,
@@ -189,15 +189,12 @@ def _trade_panel(canvas: Canvas, box: Box, frame: Frame, shown: Sequence[str]) -
         axes.plot(xs, ys, color=kind.tone, lw=0.1 * em, alpha=0.75, zorder=3)
         top = best(rows)
         for row, x, y in zip(rows, xs, ys, strict=True):
-            size = 0.52 if row is top else 0.24
-            (point,) = axes.plot(
-                [x], [y], marker=kind.shape, ms=size * em, color=kind.tone, mec=kind.tone, ls="none",
-                mew=0.06 * em, zorder=5 if row is top else 4, clip_on=False,
-            )  # fmt: skip
+            size, order = (0.52, 5) if row is top else (0.24, 4)
             marks = f"behavior {decimal(x)}, coherence {decimal(y)}"
             score = row.estimate("score")
             more = f", score {decimal_interval(score)}" if score else ""
-            tip(point, f"{'best: ' if row is top else ''}{kind.name}, {dose(row)}: {marks}{more}")
+            text = f"{'best: ' if row is top else ''}{kind.name}, {dose(row)}: {marks}{more}"
+            point(axes, x, y, text, tone=kind.tone, size=size * em, shape=kind.shape, order=order)
     numbers_axis(axes, "x", 0, MARK)
     numbers_axis(axes, "y", 0, MARK)
     canvas.write(box.left, box.top - 0.8, "coherence over behavior", size=0.9, weight="bold")

@@ -9,15 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, Row, only
-from saeflow.paper.kinds import Box, Drawing, panels, tip
-from saeflow.paper.style import MUTED, PAPER, Canvas, Medium, Sign, advance, nice_ticks, spread, tidy
+from saeflow.paper.kinds import Box, Drawing, panels, point, tip
+from saeflow.paper.style import MUTED, Canvas, Medium, Sign, advance, nice_ticks, spread, tidy
 from saeflow.paper.transition import (
     LOWEST,
     TONES,
     applied_signs,
     baselines_beside,
     best_row,
-    beyond,
     map_told,
     one_pair,
     shown_as,
@@ -96,15 +95,11 @@ def _series(
     )  # fmt: skip
     for x, e, told in known:
         if e.value < low:
-            beyond(axes, x, low, "v", tone, 0.8 * em, told)
+            point(axes, x, low, told, tone=tone, size=0.4 * em, shape="v", hollow=True)
             continue
         ends = (e.value - e.reach[0], e.value + e.reach[1])
         axes.plot((x, x), (max(ends[0], low), ends[1]), color=tone, lw=0.09 * em, zorder=3)
-        (point,) = axes.plot(
-            [x], [e.value], marker=_SHAPES[entries], ms=0.42 * em, color=PAPER if hollow else tone, mec=tone,
-            mew=0.08 * em, ls="none", zorder=4, clip_on=False,
-        )  # fmt: skip
-        tip(point, told)
+        point(axes, x, e.value, told, tone=tone, size=0.45 * em, shape=_SHAPES[entries], hollow=hollow)
 
 
 def _references(canvas: Canvas, axes: Axes, box: Box, frame: Frame, low: float) -> None:

@@ -393,50 +393,44 @@ def heat(
     axes.set_yticks([i + 0.5 for i in range(rows)], list(names[0]))
 
 
+def point(
+    axes: Axes, x: float, y: float, text: str, *, tone: str, size: float, shape: str = "o", hollow: bool = False,
+    order: float = 4, alpha: float | None = None,
+) -> None:  # fmt: skip
+    """A mark that says `text` when pointed at. `size` is that of a circle, in points; other shapes look as large."""
+    (drawn,) = axes.plot(
+        [x], [y], marker=shape, ms=size * {"D": 0.8, "s": 0.88, "^": 1.04, "v": 1.04}.get(shape, 1.0), mec=tone,
+        color=PAPER if hollow else tone, mew=0.18 * size, ls="none", zorder=order, clip_on=False, alpha=alpha,
+    )  # fmt: skip
+    tip(drawn, text)
+
+
 def mark(
-    axes: Axes,
-    y: float,
-    found: Estimate,
-    name: str,
-    *,
-    tone: str,
-    em: float,
-    hollow: bool = False,
-    shape: str = "o",
-    text: str = "",
-) -> None:
-    """A value at height `y` with its interval as a line. Controls are hollow."""
+    axes: Axes, y: float, found: Estimate, name: str, *, tone: str, em: float, hollow: bool = False,
+    shape: str = "o", text: str = "", upright: bool = False, order: float = 3,
+) -> None:  # fmt: skip
+    """A value at height `y`, or at `y` along the axis if `upright`, with its interval. Controls are hollow."""
     below, above = found.reach
     if below or above:
-        ends = (found.value - below, found.value + above)
-        axes.plot(ends, (y, y), color=tone, lw=(0.07 if hollow else 0.13) * em, zorder=3)
-    size = {"D": 0.4, "s": 0.44, "^": 0.52, "v": 0.52}.get(shape, 0.5) * em
-    (point,) = axes.plot(
-        [found.value], [y], marker=shape, ms=size, color=PAPER if hollow else tone,
-        mec=tone, mew=0.09 * em, ls="none", zorder=4, clip_on=False,
+        ends, there = (found.value - below, found.value + above), (y, y)
+        along = (there, ends) if upright else (ends, there)
+        axes.plot(*along, color=tone, lw=(0.07 if hollow else 0.13) * em, zorder=order)
+    x, height = (y, found.value) if upright else (found.value, y)
+    point(
+        axes, x, height, text or said(name, found), tone=tone, size=0.5 * em, shape=shape, hollow=hollow,
+        order=order + 1,
     )  # fmt: skip
-    tip(point, text or said(name, found))
 
 
 def line(
-    axes: Axes,
-    at: Sequence[float],
-    found: Sequence[Estimate | None],
-    name: str,
-    *,
-    tone: str,
-    em: float,
-    hollow: bool = False,
-    tips: Sequence[str] | None = None,
-    shape: str = "o",
-    strength: float = 1.0,
-) -> None:
+    axes: Axes, at: Sequence[float], found: Sequence[Estimate | None], name: str, *, tone: str, em: float,
+    hollow: bool = False, tips: Sequence[str] | None = None, shape: str = "o", strength: float = 1.0,
+) -> None:  # fmt: skip
     """Values over `at`, joined where neighbours are there, with their intervals as a band.
 
     `strength` in (0, 1] fades the whole line, for lines of one colour that have an order.
     """
     alpha = None if strength == 1 else strength
-    size = (0.36 if len(at) < 14 else 0.26) * {"D": 0.82, "s": 0.9, "^": 1.08}.get(shape, 1.0)
     for run in _runs(found):
         xs = [at[i] for i in run]
         values = [e for i in run if (e := found[i]) is not None]
@@ -452,11 +446,9 @@ def line(
         elif any(sum(e.reach) for e in values):
             axes.plot(xs * 2, [lows[0], highs[0]], color=tone, lw=0.1 * em, alpha=alpha, zorder=3)
         for i, x, e in zip(run, xs, values, strict=True):
-            (point,) = axes.plot(
-                [x], [e.value], marker=shape, ms=size * em, alpha=alpha,
-                color=PAPER if hollow else tone, mec=tone, mew=0.08 * em, ls="none", zorder=4, clip_on=False,
-            )  # fmt: skip
-            tip(point, tips[i] if tips is not None else said(name, e))
+            text = tips[i] if tips is not None else said(name, e)
+            size = (0.36 if len(at) < 14 else 0.26) * em
+            point(axes, x, e.value, text, tone=tone, size=size, shape=shape, hollow=hollow, alpha=alpha)
 
 
 def _runs(found: Sequence[Estimate | None]) -> list[list[int]]:

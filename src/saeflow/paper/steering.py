@@ -21,7 +21,6 @@ from saeflow.paper.style import (
     DASHES,
     INK,
     MUTED,
-    PAPER,
     Canvas,
     Medium,
     Sign,
@@ -137,10 +136,6 @@ BEST: Final = COLOURS["MLP"]
 """The best of a line that has no colour of its own."""
 
 
-SIZES: Final = {"D": 0.4, "s": 0.44, "^": 0.52, "v": 0.52}
-"""Sizes in ems at which shapes look alike; 0.5 for any other."""
-
-
 def by_direction(frame: Frame) -> list[tuple[str, Frame]]:
     """The rows of each direction."""
     return [(word, frame.where(direction=word)) for word in frame.distinct("direction")]
@@ -250,20 +245,6 @@ def samples_told(frame: Frame) -> str:
     if not known:
         return ""
     return f"n = {count(known[0])}" + ("" if len(known) == 1 else f" to {count(known[-1])}")
-
-
-def upright(axes: Axes, x: float, found: Estimate, shown: Look, em: float, text: str) -> None:
-    """A value at `x` with its interval as an upright line."""
-    below, above = found.reach
-    if below or above:
-        axes.plot(
-            (x, x), (found.value - below, found.value + above), color=shown.tone, lw=0.11 * em, zorder=5
-        )
-    (point,) = axes.plot(
-        [x], [found.value], marker=shown.shape, ms=SIZES.get(shown.shape, 0.5) * em, mec=shown.tone,
-        color=PAPER if shown.hollow else shown.tone, mew=0.09 * em, ls="none", zorder=6, clip_on=False,
-    )  # fmt: skip
-    tip(point, text)
 
 
 def method_signs(names: Sequence[str]) -> list[Sign]:

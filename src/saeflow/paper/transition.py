@@ -14,13 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, Row, only
-from saeflow.paper.kinds import Box, mark, tip
+from saeflow.paper.kinds import Box, mark, point
 from saeflow.paper.style import (
     COLOURS,
     FAINT,
     INK,
     MUTED,
-    PAPER,
     Canvas,
     Medium,
     Sign,
@@ -195,20 +194,11 @@ def _line_marks(
             )
             mark(axes, y, shown, line.name, tone=tone, em=em, hollow=hollow, text=told)
             continue
-        beyond(
-            axes, (low if found.value < low else high), y, "<" if found.value < low else ">", tone, em, told
-        )
+        end, shape = (low, "<") if found.value < low else (high, ">")
+        point(axes, end, y, told, tone=tone, size=0.5 * em, shape=shape, hollow=True)
         inside, side = 0.7 / room * (high - low), "right" if found.value > high else "left"
         x = high - inside if found.value > high else low + inside
         axes.text(x, y, decimal(found.value, 1), ha=side, va="center", fontsize=0.7 * em, color=MUTED)
-
-
-def beyond(axes: Axes, x: float, y: float, shape: str, tone: str, em: float, told: str) -> None:
-    """A triangle at the end of an axis, for a value beyond it."""
-    (point,) = axes.plot(
-        [x], [y], marker=shape, ms=0.5 * em, color=PAPER, mec=tone, mew=0.09 * em, ls="none", zorder=4, clip_on=False
-    )  # fmt: skip
-    tip(point, told)
 
 
 def _reach(found: Sequence[Estimate], floor: float, ceiling: float | None) -> tuple[float, float]:
