@@ -13,8 +13,6 @@ from saeflow.paper.style import MUTED, Canvas, Medium, foot
 from saeflow.paper.words import listed, percent
 
 MODULES = ("RES", "MLP", "ATT")
-
-
 KINDS = {"AO": "active in only one", "AB": "active in both", "IB": "inactive in both"}
 
 

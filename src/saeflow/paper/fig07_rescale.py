@@ -25,10 +25,7 @@ from saeflow.paper.trials import control_beside, control_change, measure_axis
 from saeflow.paper.words import decimal_interval, percent
 
 LOSS = Measure("relative loss change", lambda e: percent(e.value, 2), percent, "%")
-
-
 _Columns = tuple[str, str, str, str]
-
 
 _DOSES: tuple[tuple[Measure, _Columns, _Columns], ...] = (
     (

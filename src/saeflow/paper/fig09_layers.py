@@ -50,8 +50,6 @@ from saeflow.paper.style import (
 from saeflow.paper.words import capital, decimal, decimal_interval, listed
 
 _ROW: Final = 1.15  # of the strip of best layers, in ems
-
-
 _GAP: Final = 0.9  # above it
 
 

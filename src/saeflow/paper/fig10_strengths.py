@@ -95,11 +95,7 @@ class _Axis:
 
 
 _SCORE = _Measure("score", "score", "low", "high")
-
-
 _BEHAVIOR = _Measure("behavior, 0 to 5", "behavior", "behavior_low", "behavior_high", MARK)
-
-
 _COHERENCE = _Measure("coherence, 0 to 5", "coherence", "coherence_low", "coherence_high", MARK)
 
 

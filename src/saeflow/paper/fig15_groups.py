@@ -7,16 +7,13 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame
-from saeflow.paper.kinds import Box, Drawing, strip
+from saeflow.paper.kinds import Drawing, panels, strip
 from saeflow.paper.style import (
     INK,
     MUTED,
-    Canvas,
     Medium,
     advance,
-    foot,
     group_signs,
-    key_height,
     shares_axis,
 )
 from saeflow.paper.words import count, listed, percent
@@ -25,13 +22,11 @@ from saeflow.paper.words import count, listed, percent
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Which groups each matching strategy finds among the same features (fig. 15a)."""
     strategies, groups = frame.distinct("strategy"), frame.groups()
-    signs = group_signs(groups)
-    keyed = key_height(medium, signs)
     names = max(advance(strategy, 0.82) for strategy in strategies) + 1.0
-    height = 2.1 * len(strategies)
-    canvas = Canvas(medium, keyed + 0.8 + height + 2.2 + foot(medium, caption))
-    canvas.key(signs)
-    box = Box(names, keyed + 0.8, canvas.width - names - 7.2, height)
+    canvas, (box,) = panels(
+        medium, caption, 1, across=1, tall=2.1 * len(strategies), head=0.8, below=2.2, left=names, right=7.2,
+        signs=group_signs(groups),
+    )  # fmt: skip
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     for i, strategy in enumerate(strategies):
         rows = {row.words("group"): row for row in frame.where(strategy=strategy).records}
@@ -44,7 +39,6 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     axes.set_ylim(len(strategies) - 0.5, -0.5)
     axes.set_yticks(range(len(strategies)), list(strategies))
     axes.tick_params(axis="y", labelcolor=INK)
-    canvas.caption(caption)
     return canvas.figure
 
 

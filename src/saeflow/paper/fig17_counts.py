@@ -7,8 +7,8 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Frame
-from saeflow.paper.kinds import Box, Drawing, strip
-from saeflow.paper.style import MUTED, Canvas, Medium, foot, group_signs, key_height, shares_axis
+from saeflow.paper.kinds import Drawing, panels, strip
+from saeflow.paper.style import MUTED, Medium, group_signs, shares_axis
 from saeflow.paper.words import count
 
 
@@ -18,16 +18,12 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def counted(frame: Frame, medium: Medium, caption: str, column: str, other: str, *, shares: bool) -> Figure:
-    """A strip a layer: shares of the features in each group, or their number; the totals beside."""
+    """One strip per layer: shares of the features in each group, or their number; the totals beside."""
     groups, layers = frame.groups(), frame.layers()
-    signs = group_signs(groups)
-    keyed = key_height(medium, signs)
-    canvas = Canvas(
-        medium, keyed + 1.2 + 1.7 * len(layers) + (2.4 if shares else 2.0) + foot(medium, caption)
-    )
-    canvas.key(signs)
-    right = 8.6 if shares else 13.0
-    box = Box(4.6, keyed + 1.2, canvas.width - 4.6 - right, 1.7 * len(layers))
+    canvas, (box,) = panels(
+        medium, caption, 1, across=1, tall=1.7 * len(layers), head=1.2, below=2.4 if shares else 2.0, left=4.6,
+        right=8.6 if shares else 13.0, signs=group_signs(groups),
+    )  # fmt: skip
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     totals = [_sums(frame, layer, column) for layer in layers]
     most = max((sum(total.values()) for total in totals), default=0) or 1
@@ -57,7 +53,6 @@ def counted(frame: Frame, medium: Medium, caption: str, column: str, other: str,
         shares_axis(axes, "x", 0, 1)
     else:
         axes.set_xticks([])
-    canvas.caption(caption)
     return canvas.figure
 
 

@@ -20,7 +20,6 @@ from saeflow.report.tokens import one_line
 GROUPS = tuple(origin.label for origin in Origin.groups())
 """The eight groups of appendix A.1 in the order of every table and figure."""
 
-
 Cell = str | int | float | bool | Sequence[float] | None
 
 

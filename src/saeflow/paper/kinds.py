@@ -46,11 +46,7 @@ from saeflow.paper.words import (
 )
 
 _PITCH = 1.5
-
-
 CONTROL = "control: random active features of the same sites and norm"
-
-
 Tone = tuple[str | tuple[str, float], str]
 """The colour of a thing, with its strength where it is not full, and that of a number on it."""
 
@@ -106,14 +102,8 @@ class Box:
 
 
 DEACTIVATED = Measure("deactivated", percent_interval, percent, "%")
-
-
 CHANGE = Measure("activation change", decimal_interval, decimal)
-
-
 DIFFERENCE = Measure("difference in deactivation rate", points_interval, points, "pp", 13.0)
-
-
 RATIO = Measure("norm of the control over the norm removed: median and quartiles", decimal_interval, decimal)
 
 

@@ -13,14 +13,8 @@ from saeflow.paper.style import INK, MUTED, Canvas, advance
 from saeflow.paper.words import count
 
 OWN_SCORES: Final = (("RES", "s(R)"), ("MLP", "s(M)"), ("ATT", "s(A)"))
-
-
 SCORES = ("s(R)", "s(M)", "s(A)")
-
-
 _SHORT = {"nowhere": "none", "RES": "R", "MLP": "M", "ATT": "A"}
-
-
 EVERY = "all"
 
 

@@ -7,7 +7,7 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Estimate, Frame, Row, in_order
-from saeflow.paper.kinds import CONTROL, DEACTIVATED, Box, Drawing, Tone, mark, strip, told
+from saeflow.paper.kinds import CONTROL, DEACTIVATED, Drawing, Tone, mark, panels, strip, told
 from saeflow.paper.style import (
     ACCENT,
     FAINT,
@@ -15,12 +15,9 @@ from saeflow.paper.style import (
     MUTED,
     PAPER,
     SQUARE,
-    Canvas,
     Medium,
     Sign,
     advance,
-    foot,
-    key_height,
 )
 from saeflow.paper.trials import control_beside
 from saeflow.paper.words import count, listed, percent
@@ -42,10 +39,18 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     signs = [Sign(outcome, _OUTCOMES.get(outcome, (MUTED, PAPER))[0], SQUARE) for outcome in outcomes]
     if controlled:
         signs.append(Sign(f"deactivated by the {CONTROL}", hollow=True))
-    top = key_height(medium, signs) + 0.4
-    canvas = Canvas(medium, top + 1.8 * len(groups) + 0.6 + foot(medium, caption))
-    canvas.key(signs)
-    box = Box(names, top, canvas.width - names - 5.6, 1.8 * len(groups))
+    canvas, (box,) = panels(
+        medium,
+        caption,
+        1,
+        across=1,
+        tall=1.8 * len(groups),
+        head=0.4,
+        below=0.6,
+        left=names,
+        right=5.6,
+        signs=signs,
+    )
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     found = frame.lookup("group", "outcome")
     for i, group in enumerate(groups):
@@ -68,7 +73,6 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_yticks(range(len(groups)), list(groups))
     axes.tick_params(axis="y", labelcolor=INK)
-    canvas.caption(caption)
     return canvas.figure
 
 

@@ -32,20 +32,10 @@ from saeflow.paper.style import (
 from saeflow.paper.words import count, decimal, decimal_interval
 
 SUPPRESS: Final = "suppress"
-
-
 ACTIVATE: Final = "activate"
-
-
 VERBS: Final = {ACTIVATE: "Activating", SUPPRESS: "Suppressing"}
-
-
 _PITCH = 1.45
-
-
 _LEAST = 14.0  # the narrowest panel, in ems
-
-
 SheetKey = tuple[str, str]
 
 
@@ -127,10 +117,8 @@ LOOKS: Final[Mapping[str, Look]] = {
 
 The single layer that most starts lie in is told apart from the best one."""
 
-
 MULTI: Final = ("constant", "linear", "exponential", "cumulative")
 """The methods that steer many layers at once."""
-
 
 BEST: Final = COLOURS["MLP"]
 """The best of a line that has no colour of its own."""

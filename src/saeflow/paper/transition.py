@@ -33,14 +33,10 @@ from saeflow.paper.style import (
 from saeflow.paper.words import count, decimal, decimal_interval, listed
 
 ALL: Final = "all pairs"
-
-
 LOWEST: Final = -0.5
 """Where the axis of explained variance ends at the latest."""
 
-
 TONES: Final = {"raw": COLOURS["RES"], "folded": COLOURS["MLP"], "mean activation": COLOURS["ATT"]}
-
 
 BASELINES: Final = {
     "affine map of h": "affine map of h",
