@@ -137,8 +137,8 @@ def test_a_release_is_correlated_over_the_texts_of_a_file(run, tmp_path):
 
 def test_what_is_to_know_of_an_answer_is_one_line_of_the_command_line(saeflow, release, tmp_path):
     atlas = tmp_path / "atlas"
-    saeflow("atlas", "calibrate", release, "--atlas", atlas, "--rows", 100, "--rotations", 1, "--json")
     with pytest.warns(SaeflowWarning):
+        saeflow("atlas", "calibrate", release, "--atlas", atlas, "--rows", 100, "--rotations", 1, "--json")
         code, _, printed = saeflow("graph", atlas, "3/res/1", "--fdr", 0.01, "--json", "--no-files")
     assert code == 0
     assert "Warning" not in printed

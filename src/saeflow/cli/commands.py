@@ -51,12 +51,7 @@ reproduce.add_to(app)
 
 def run() -> None:
     """Run the command that `sys.argv` names; an error that has a message ends in exit code 2."""
-    as_python_does = warnings.formatwarning
-    warnings.formatwarning = lambda message, category, *where, **line: (
-        f"saeflow: {message}\n"
-        if issubclass(category, SaeflowWarning)
-        else as_python_does(message, category, *where, **line)
-    )
+    as_python_does, warnings.formatwarning = warnings.formatwarning, _line
     try:
         app()
     except SaeflowError as error:
@@ -67,6 +62,15 @@ def run() -> None:
         raise SystemExit(2) from None
     finally:
         warnings.formatwarning = as_python_does
+
+
+def _line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """One line for a warning of saeflow's own; others stand with the file and line they come from."""
+    if issubclass(category, SaeflowWarning):
+        return f"saeflow: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _sentence(error: OSError) -> str:
