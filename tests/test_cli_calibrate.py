@@ -1,6 +1,9 @@
 """`saeflow atlas calibrate`, `saeflow graph --calibrated` and `saeflow correlate` on planted things."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from saeflow.cli import calibrate, correlate, graph
-from saeflow.errors import InvalidArgument, SaeflowWarning
+from saeflow.errors import InvalidArgument
 from saeflow.flow import FlowGraph
 from saeflow.matching.atlas import open_atlas
 from saeflow.matching.build import build_atlas
@@ -135,10 +138,20 @@ def test_a_release_is_correlated_over_the_texts_of_a_file(run, tmp_path):
     assert f"{len(atlas)} tables" in said
 
 
-def test_what_is_to_know_of_an_answer_is_one_line_of_the_command_line(saeflow, release, tmp_path):
-    atlas = tmp_path / "atlas"
-    with pytest.warns(SaeflowWarning):
-        saeflow("atlas", "calibrate", release, "--atlas", atlas, "--rows", 100, "--rotations", 1, "--json")
-        code, _, printed = saeflow("graph", atlas, "3/res/1", "--fdr", 0.01, "--json", "--no-files")
-    assert code == 0
-    assert "Warning" not in printed
+def test_what_is_to_know_of_an_answer_is_one_line_of_the_command_line(release, tmp_path):
+    code = f"""
+import sys
+from saeflow.cli import main
+for words in (["atlas", "calibrate", {str(release)!r}, "--rows", "100", "--rotations", "1"],
+              ["graph", {str(tmp_path / "atlas")!r}, "3/res/1", "--fdr", "0.01", "--no-files"]):
+    sys.argv = ["saeflow", *words, *(["--atlas", {str(tmp_path / "atlas")!r}] if words[0] == "atlas" else [])]
+    try:
+        main()
+    except SystemExit as stopped:
+        assert not stopped.code
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.search(
+        r"^saeflow: \d+ of \d+ pairs of sites keep no match at fdr=0.01", ran.stderr, re.MULTILINE
+    )
+    assert "Warning" not in ran.stderr

@@ -65,7 +65,7 @@ def run() -> None:
 
 
 def _line(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, _line: str | None = None
 ) -> str:
     """One line for a warning of saeflow's own; others stand with the file and line they come from."""
     if issubclass(category, SaeflowWarning):
