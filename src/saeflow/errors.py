@@ -1,7 +1,7 @@
 """Every error saeflow raises on purpose.
 
     SaeflowError
-    ├── InvalidId (ValueError)            text that is no site or feature
+    ├── InvalidId (ValueError)            text that is not a site or feature
     ├── UnknownRelease (KeyError)         a name that is neither a known release nor a path
     ├── UnknownSite (KeyError)            a release or an atlas has nothing at that site
     ├── UnknownFeature (KeyError)         the index lies outside the dictionary
@@ -38,7 +38,7 @@ class SaeflowError(Exception):
 
 
 class InvalidId(SaeflowError, ValueError):
-    """Text that is no site (`24/res`) or feature (`24/res/14548`)."""
+    """Text that is not a site (`24/res`) or feature (`24/res/14548`)."""
 
 
 class UnknownRelease(SaeflowError, KeyError):

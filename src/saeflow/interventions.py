@@ -101,7 +101,7 @@ class Rescale:
     bit. `r` is one factor for all features, or a tuple with one for each, in their order.
 
     Raises:
-        InvalidArgument: features of several sites or of none, one named twice, an `r` that is no number, or
+        InvalidArgument: features of several sites or of none, one named twice, an `r` that is not a number, or
             another number of factors than of features.
     """
 
@@ -139,7 +139,7 @@ class Add:
     has unit rows, as Gemma Scope has up to rounding, this is the row itself.
 
     Raises:
-        InvalidArgument: features of several sites or of none, or a strength that is no number.
+        InvalidArgument: features of several sites or of none, or a strength that is not a number.
     """
 
     strengths: Mapping[FeatureId, float] = field(hash=False)

@@ -1,5 +1,7 @@
 """Matching by shards gives the tables of the whole match, byte for byte, and reads rows by range."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ from saeflow.ids import Part, Site
 from saeflow.matching import shards
 from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.matching.build import build_atlas
-from saeflow.matching.shards import Best, cut
+from saeflow.matching.row_cache import RowCache
+from saeflow.matching.shards import Best, shard_bounds
 from saeflow.matching.topk import COLUMNS
 from saeflow.sources.activations import JumpReLU, ReLU, TopK
 from saeflow.sources.architectures import Tap
@@ -126,13 +129,13 @@ def test_the_order_of_merging_does_not_matter(n, k, parts, seed, order):
     ],
 )
 def test_shards_hold_k_rows_at_least_and_large_ones_begin_where_tiles_do(n, rows, k, bounds):
-    assert cut(n, rows, k) == bounds
+    assert shard_bounds(n, rows, k) == bounds
 
 
 @pytest.mark.parametrize(("n", "rows", "k"), [(10, 2, 3), (2, 10, 3), (10, 10, 0)])
 def test_shards_that_cannot_hold_k_matches_are_refused(n, rows, k):
     with pytest.raises(InvalidArgument, match=f"k={k} matches"):
-        cut(n, rows, k)
+        shard_bounds(n, rows, k)
 
 
 def test_a_one_to_one_method_needs_all_rows(dictionaries, tmp_path):
@@ -236,3 +239,14 @@ def test_on_the_command_line(saeflow, tmp_path):
         code, _, err = saeflow("atlas", "build", tmp_path / "saes", "--out", tmp_path / name, "--k", 2, *more)
         assert code == 0, err
     assert_same(tmp_path / "whole", tmp_path / "shards")
+
+
+def test_a_cache_holds_the_rows_of_the_last_keys_and_pickles_empty():
+    read, cache = [], RowCache(2)
+    for key in "abacab":
+        assert cache.get(key, lambda key=key: read.append(key) or key.upper()) == key.upper()
+    assert read == ["a", "b", "c", "b"]
+    assert [key in cache for key in "abc"] == [True, True, False]
+    sent = pickle.loads(pickle.dumps(cache))
+    assert not any(key in sent for key in "abc")
+    assert sent.get("a", lambda: 1) == 1

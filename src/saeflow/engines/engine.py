@@ -55,7 +55,7 @@ class Engine(abc.ABC):
         """
 
     def close(self) -> None:
-        """End what the engine started; nothing where it started nothing. Twice is no error."""
+        """End what the engine started, if anything. May be called twice."""
         return
 
     def __enter__(self) -> Engine:

@@ -193,7 +193,7 @@ class FlowGraph:
         """Read what `to_json` wrote.
 
         Raises:
-            BadFile: when the text is no saeflow graph of this version.
+            BadFile: when the text is not a saeflow graph of this version.
         """
         try:
             data = cast("dict[str, Any]", parse_json(text))

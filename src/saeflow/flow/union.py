@@ -22,8 +22,8 @@ MORE = 2
 def union(graphs: Sequence[FlowGraph]) -> FlowGraph:
     """The graphs as one: every node and edge once, with the seed of the first.
 
-    Of an edge that several graphs hold the better rank stays. An end stays only where no graph goes on: what stopped
-    one graph at a feature is no end of the whole when another follows it further.
+    Of an edge that several graphs hold the better rank stays. An end stays only where no graph continues: what stopped
+    one graph at a feature does not end the whole when another follows it further.
 
     Raises:
         InvalidArgument: for no graph, or graphs of different releases or thresholds, whose cases cannot stand in one
@@ -68,7 +68,7 @@ def expand(
         modules: matches of each module of what is added; the `k` of the graph.
 
     Raises:
-        InvalidArgument: when a feature is no node of the graph, or `k` is below 1 or more than `matches` keeps.
+        InvalidArgument: when a feature is not a node of the graph, or `k` is below 1 or more than `matches` keeps.
     """
     chosen = tuple(dict.fromkeys(features))
     if strange := [str(feature) for feature in chosen if feature not in graph.by_feature]:

@@ -67,7 +67,7 @@ class Atlas(_Tables):
 
     `atlas[source, target]` is the table of best matches in `target` for the features of `source`; `best` reads
     single rows, which needs no numpy. `weights` holds a digest of the decoder of each site that was matched, empty in
-    atlases of before.
+    atlases of earlier versions.
     """
 
     folder: Path

@@ -135,7 +135,7 @@ def build_atlas(
 
 
 def _whole(work: MatchPair, pairs: list[Pair], out: Path, engine: Engine, progress: Progress | None) -> None:
-    """Match what is not there, pair by pair."""
+    """Match the pairs whose tables on disk are missing or not current, and write what comes back."""
     done = 0
 
     def units() -> Iterator[tuple[int, PairUnit]]:

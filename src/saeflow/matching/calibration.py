@@ -55,9 +55,6 @@ def rotated(
 
     A rotation of all rows at once (Haar, by QR of a Gaussian) gives every row this distribution; drawn one by
     one they are independent too.
-
-    Raises:
-        Nothing.
     """
     return _unit(torch.randn(n, rows.shape[1], generator=generator).to(rows))
 
@@ -69,9 +66,6 @@ def like_moments(
 
     m + (1 / sqrt(N)) sum_i g_i (f_i - m), with g_i standard normal: exact also where rows span less than
     the whole space, and no matrix is decomposed.
-
-    Raises:
-        Nothing.
     """
     mean = rows.mean(dim=0)
     weights = torch.randn(n, len(rows), generator=generator).to(rows) / len(rows) ** 0.5
@@ -89,9 +83,6 @@ def like_families(
     c m + sqrt(1 - c^2) z, where m is the mean direction of the 8 rows of `target` nearest to a row f, its best match
     left out, c = f . m, and z a row of `like_moments` orthogonal to m. On planted rows the rate held with and without
     families, at the price of matches that are found (docs/calibration.md).
-
-    Raises:
-        Nothing.
     """
     drawn = like_moments(rows, n, generator)
     relatives = min(_RELATIVES, len(target) - 1)
@@ -110,9 +101,6 @@ def far_sites(source: Site, target: Site, sites: Sequence[Site]) -> list[Site]:
 
     Half the depth is what the middle layer has on either side, so every layer has a layer that far away. A
     layer next to the target is never far, so a release of three layers or fewer has none for some.
-
-    Raises:
-        Nothing.
     """
     layers = [site.layer for site in sites]
     half = max((max(layers) - min(layers)) / 2, 2)
@@ -135,7 +123,7 @@ def calibrate(
     `rows` times `rotations` null rows are drawn for each ordered pair, 16,384 by default: as much work as
     matching once more where dictionaries are that wide. p-values can then not be below 1 in 16,385, and
     a pair where fewer than about 0.6 % of the features have a real match may keep none at a rate of 1 %:
-    draw more there. A killed run goes on with the pairs that are missing.
+    draw more there. A killed run resumes with the pairs that are missing.
 
     Args:
         dictionaries: What the atlas was built from.

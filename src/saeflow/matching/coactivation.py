@@ -48,11 +48,7 @@ class Moments:
 
     @staticmethod
     def of(acts: sp.csc_array) -> Moments:
-        """The moments of activations, tokens by features.
-
-        Raises:
-            Nothing.
-        """
+        """The moments of activations, tokens by features."""
         n, _ = size(acts)
         every = np.ones(n)
         squared = sp.csc_array(

@@ -4,7 +4,7 @@
 2. Each pair of sites is correlated from there, both directions at once (`coactivation`).
 3. The tables make an atlas with the method "pearson", and the activations are removed.
 
-Every file appears whole or not at all, and is bound to what it was made from, so a killed run goes on
+Every file appears whole or not at all, and is bound to what it was made from, so a killed run resumes
 where it stopped and ends with the same bytes.
 """
 
@@ -73,7 +73,7 @@ def correlate(
         model: The model the dictionaries were trained on.
         dictionaries: Dictionaries by site; a `DictionarySet` reads each when it is used.
         texts: What to run, in order.
-        out: Folder of the atlas; a run that was killed goes on there.
+        out: Folder of the atlas; a killed run resumes there.
         k: How many matches of each feature to keep.
         pairs: Ordered pairs of sites to match, each in both directions; those of a flow graph by default.
         max_length: Cut each text to this many tokens, the begin-of-text token included.

@@ -66,13 +66,13 @@ class Method:
 
     @property
     def default_k(self) -> int:
-        """How many matches of each feature are kept when nobody says: 5, or the one there is."""
+        """How many matches of each feature are kept by default: 5, or 1 where features are paired."""
         return 1 if self.one_to_one else 5
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What one side brings to a method: a row a feature, and a fingerprint of everything that was read."""
+    """The vectors of one dictionary that a method compares, one row per feature, with a hash of them."""
 
     site: Site
     rows: Float[Tensor, "n_features width"]
@@ -175,7 +175,10 @@ def best_rows(a: Rows, b: Rows, k: int, method: str) -> TopK:
     if a.live is None and b.live is None:
         found = top_k(a.rows, b.rows, k)
     else:
-        _check_k(k, len(b.rows))
+        if not 1 <= k <= len(b.rows):
+            raise InvalidArgument(
+                f"k={k} matches were asked of {len(b.rows)} rows. Give k between 1 and {len(b.rows)}."
+            )
         kept = min(k, len(b.matched))
         found = _spread(top_k(a.matched, b.matched, kept) if kept else None, a, b, k)
     _check_products(found, a, b, method)
@@ -222,11 +225,6 @@ def _check_products(found: TopK, a: Rows, b: Rows, method: str) -> None:
             f"dot products of {a.site} and {b.site} go beyond float32 under method {method!r}. Use one that "
             'takes unit rows: "cosine".'
         )
-
-
-def _check_k(k: int, most: int) -> None:
-    if not 1 <= k <= most:
-        raise InvalidArgument(f"k={k} matches were asked of {most} rows. Give k between 1 and {most}.")
 
 
 def _assigned(a: Rows, b: Rows) -> Assignment:

@@ -42,7 +42,7 @@ ROUNDS = 8
 DENSE_ENTRIES = 1 << 22
 """Up to this many products (2,048 x 2,048) the whole matrix is solved at once."""
 DENSE_SHARE = 8
-"""A core of more than one in this many pairs is no core: the dense solver takes over."""
+"""Where the core holds more than one in this many pairs, the dense solver takes over."""
 DENSE_BYTES = 20
 """Peak memory of the dense solver for each product: measured 5.4 GB at 16,384 x 16,384."""
 NO_PARTNER = -1

@@ -52,7 +52,7 @@ class TableRows:
 
         Raises:
             CorruptAtlas: when the file is missing or its checksum differs.
-            BadFile: when it is no match table.
+            BadFile: when it is not a match table.
         """
         self._path, self._source, self._target = path, source, target
         self._data = checked(path, sha256)

@@ -35,8 +35,8 @@ def other_weights(
 ) -> list[Site]:
     """The sites whose dictionary is not the one the atlas was made from.
 
-    Atlases of before state no digests: there the fingerprints of their tables are compared, unless a dictionary lives
-    in z and no model is given. What would have to be fetched from a hub first is not looked at.
+    Atlases of earlier versions state no digests: for them the fingerprints of their tables are compared, unless a
+    dictionary lives in z and no model is given. What would have to be fetched from a hub first is not looked at.
 
     Args:
         atlas: whose tables are used.
@@ -45,7 +45,7 @@ def other_weights(
         projector: the model.
 
     Raises:
-        BadFile: when a decoder, or a table of an atlas of before, cannot be read.
+        BadFile: when a decoder, or a table of an older atlas, cannot be read.
     """
     asked = [site for site in atlas.sites if site in dictionaries and (sites is None or site in sites)]
     if isinstance(dictionaries, DictionarySet):

@@ -91,7 +91,7 @@ class Best:
         return np.where(np.isneginf(self.score), 0, self.index).astype(np.int32)
 
 
-def cut(n: int, rows: int, k: int) -> Bounds:
+def shard_bounds(n: int, rows: int, k: int) -> Bounds:
     """Where the shards of `n` rows begin and end: about `rows` each, never fewer than `k`.
 
     Raises:
@@ -121,7 +121,7 @@ class HashRows:
     def __call__(self, end: End) -> Digests:
         """Where the shards of one end begin and end, and their digests."""
         site, role = end
-        bounds = cut(self.dictionaries[site].n_features, self.rows, self.k)
+        bounds = shard_bounds(self.dictionaries[site].n_features, self.rows, self.k)
         whole, shards = hashlib.sha256(), list[str]()
         for start, stop in bounds:
             made = rows_of(rows_from(self.dictionaries[site], start, stop), role, self.method, self.projector)

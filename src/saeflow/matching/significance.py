@@ -15,11 +15,7 @@ from saeflow.matching.null import NullDistribution
 
 
 def p_values(null: NullDistribution, scores: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """`null.p_value` of every score.
-
-    Raises:
-        Nothing.
-    """
+    """`null.p_value` of every score."""
     first = np.searchsorted(-np.array(null.scores), -scores.astype(np.float64), side="right")
     return np.array([*null.ranks, null.n + 1])[first] / (null.n + 1)
 
@@ -33,7 +29,7 @@ def cut(null: NullDistribution, best: Float[np.ndarray, " n"], fdr: float) -> fl
         InvalidArgument: when `fdr` is not between 0 and 1.
     """
     _check_rate(fdr)
-    # a feature without a direction has no match, and is no test
+    # a feature without a direction has no match, and is not tested
     ordered = np.sort(best[~np.isneginf(best)])[::-1]
     passed = p_values(null, ordered) <= fdr * np.arange(1, len(ordered) + 1) / max(len(ordered), 1)
     kept = np.flatnonzero(passed)

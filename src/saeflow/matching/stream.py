@@ -40,11 +40,7 @@ ENCODED_AT_ONCE: Final = 1024
 
 
 def special_tokens(model: LanguageModel, tokens: Tokens) -> Bool[Tensor, "batch pos"]:
-    """Which tokens are no text: padding, and every id the tokenizer calls special.
-
-    Raises:
-        Nothing.
-    """
+    """Which tokens are not text: padding, and every id the tokenizer calls special."""
     ids = torch.tensor(model.tokenizer.all_special_ids, dtype=torch.long, device=tokens.input_ids.device)
     return (tokens.attention_mask == 0) | torch.isin(tokens.input_ids, ids)
 

@@ -148,7 +148,7 @@ class MatchTable:
             if isinstance(error, BadFile):
                 raise
             raise BadFile(f"{path}: not a readable match table ({error}). {AGAIN}") from None
-        # tables of before had no checksum of their own
+        # tables of earlier versions have no checksum of their own
         check = header.pop("check", None)
         if check is not None and check != _check(header, index, score):
             raise BadFile(f"{path} has changed since it was written: its checksum differs. {AGAIN}")

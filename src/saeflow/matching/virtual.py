@@ -98,7 +98,7 @@ def weighted_virtual(
         Of equal contributions, the lower index comes first.
 
     Raises:
-        WidthMismatch: when the two share no stream, or `acts` is not one number a feature of `source`.
+        WidthMismatch: when the two share no stream, or `acts` does not hold one number per feature of `source`.
         InvalidArgument: when `source` does not come before `target`, an activation is not finite, or `k` is
             not between 1 and the number of source features.
         BadFile: when a row is not finite.
