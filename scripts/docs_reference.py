@@ -89,7 +89,7 @@ PAGES: Final = (
         "saeflow.flow",
         "Matches composed over layers.",
         ("saeflow.flow",),
-        ("flow.compare", "flow.union"),
+        ("flow.published", "flow.union"),
     ),
     Page(
         "labels",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from saeflow.flow.compare import compare, published_graph
 from saeflow.flow.graph import FlowGraph, Node
+from saeflow.flow.published import compare, published_graph
 from saeflow.ids import Part, Site
 from saeflow.reproduce import graphs
 from tests.flow.test_compare import SEED, planted

@@ -8,7 +8,7 @@ import pytest
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.sampling import open_dataset
-from saeflow.flow.compare import published_graph
+from saeflow.flow.published import published_graph
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.reproduce.items import items as items_of_the_paper
 from saeflow.reproduce.recipe import KEYS, Recipe, known_recipes, open_recipe

@@ -18,7 +18,7 @@ from saeflow.errors import BadFile, InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.flow import FlowGraph
-    from saeflow.flow.compare import Comparison
+    from saeflow.flow.published import Comparison
     from saeflow.labels import Words
 
 
@@ -73,7 +73,7 @@ def graph(
     """Print the flow graph of a feature, and write it as HTML, JSON and GraphML, or in other --formats."""
     from saeflow.files import write_atomic
     from saeflow.flow import trace
-    from saeflow.flow.compare import compare, published_graph
+    from saeflow.flow.published import compare, published_graph
     from saeflow.ids import FeatureId
     from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from saeflow.experiments.statistics import Estimate
-from saeflow.flow.compare import ROUNDING
 from saeflow.flow.graph import FlowGraph
+from saeflow.flow.published import ROUNDING
 from saeflow.ids import FeatureId, Part
 from saeflow.reproduce.evidence import GraphsRun
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit

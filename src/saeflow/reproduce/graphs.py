@@ -15,8 +15,8 @@ from typing import Any
 from saeflow.demo.pick import worth_a_look
 from saeflow.errors import BadFile, UnknownRelease
 from saeflow.files import write_atomic
-from saeflow.flow.compare import Comparison, PublishedGraph, compare, published_graph
 from saeflow.flow.graph import FlowGraph
+from saeflow.flow.published import Comparison, PublishedGraph, compare, published_graph
 from saeflow.flow.scores import Thresholds
 from saeflow.flow.trace import Matches, trace
 from saeflow.ids import FeatureId

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.flow import FlowGraph, Thresholds, trace
-from saeflow.flow.compare import Comparison, PublishedGraph, compare, published_graph, published_graphs
+from saeflow.flow.published import Comparison, PublishedGraph, compare, published_graph, published_graphs
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.direct import DirectMatches
 from saeflow.sources import recipes
