@@ -12,7 +12,7 @@ from saeflow.flow.graph import FlowGraph, Node
 from saeflow.flow.published import compare, published_graph
 from saeflow.ids import Part, Site
 from saeflow.reproduce import graphs
-from tests.flow.test_compare import SEED, planted
+from tests.flow.test_published import SEED, planted
 
 RELEASE = "gemma-scope-2b"
 
