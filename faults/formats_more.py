@@ -51,19 +51,19 @@ def _read_index(place: Path) -> object:
 
 def _judgements(place: Path) -> None:
     from saeflow.steering.judges.cache import AnswerCache
-    from saeflow.steering.judges.rubrics import Answer, one_subject
+    from saeflow.steering.judges.rubrics import Marks, one_subject
 
     for number in range(3):
-        AnswerCache(place).put(f"{number:064x}", "judge", one_subject("Physics"), Answer(number, (2,)))
+        AnswerCache(place).put(f"{number:064x}", "judge", one_subject("Physics"), Marks(number, (2,)))
 
 
 def _read_judgements(place: Path) -> None:
     from saeflow.steering.judges.cache import AnswerCache
-    from saeflow.steering.judges.rubrics import Answer, one_subject
+    from saeflow.steering.judges.rubrics import Marks, one_subject
 
     for number in range(3):
         found = AnswerCache(place).get(f"{number:064x}", one_subject("Physics"))
-        if found not in (None, Answer(number, (2,))):
+        if found not in (None, Marks(number, (2,))):
             raise AssertionError(f"another judgement: {found}")
 
 

@@ -5,7 +5,7 @@
         print(made.request.seed, made.text)
 
 Requests of one prompt share batches, whatever their plans: a forward pass over 256 rows takes about as long as a
-few passes over one, so a sweep of settings is many times faster than a call a setting. See `sampling` for the
+few passes over one, so a sweep of settings is many times faster than one call for each. See `sampling` for the
 noise and `row_plans` for plans by row.
 """
 

@@ -72,7 +72,7 @@ class Target:
 def grow(
     starts: Iterable[FeatureId], matches: Matches, *, thresholds: Thresholds | None = None, k: int = 1
 ) -> tuple[FlowGraph, ...]:
-    """The flow graph of each start, backward and forward; one graph a start, in the order given.
+    """The flow graph of each start, backward and forward: one graph for each start, in the order given.
 
     Args:
         starts: features of any part; one named twice counts once.
@@ -97,9 +97,6 @@ def targets(graphs: Iterable[FlowGraph], *, parts: Collection[Part] = tuple(Part
     Args:
         graphs: one or more, of the same release.
         parts: features of other parts are left out, after paths have been followed through them.
-
-    Raises:
-        Nothing.
     """
     best: dict[FeatureId, float] = {}
     seeds: dict[FeatureId, set[FeatureId]] = {}
@@ -153,9 +150,6 @@ def pick(
         drop: features to leave out, with the reason; one that is no target is passed over.
         keep: where given, the only features to keep; `drop` and `min_score` still leave some of them out.
         min_score: leave out what hangs together with no start at this score. A start needs no path and stays.
-
-    Raises:
-        Nothing.
     """
     kept: list[Target] = []
     dropped: list[Dropped] = []

@@ -57,7 +57,7 @@ class Step:
     why: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what is no number."""
+        """Refuse a value that is not a number."""
         if not math.isfinite(self.value):
             raise InvalidArgument(f"the value {self.value} of {self.feature} is not finite. Give a number.")
         object.__setattr__(self, "value", float(self.value))
@@ -201,11 +201,7 @@ class SteeringPlan:
         return replace(self, steps=steps)
 
     def to_json(self) -> str:
-        """The plan as text that `from_json` reads back, and a person edits: a step a line.
-
-        Raises:
-            Nothing.
-        """
+        """The plan as text that `from_json` reads back, and a person edits: a step a line."""
         from saeflow.steering.plan_file import write
 
         return write(self)

@@ -48,11 +48,7 @@ _KEYS: Final = ("format", "version", "direction", *_TEXTS, "tokens", "steps", "d
 
 
 def write(plan: SteeringPlan) -> str:
-    """The plan as text, a step a line.
-
-    Raises:
-        Nothing.
-    """
+    """The plan as text, a step a line."""
     name = _VALUE[plan.direction]
     steps = [_step_out(step, name) for step in plan.steps]
     dropped = [{"feature": str(gone.feature), "why": gone.why} for gone in plan.dropped]

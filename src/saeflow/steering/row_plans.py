@@ -1,4 +1,4 @@
-"""Plans as functions of hidden states, a plan a row of the batch: many settings run in one batch.
+"""Plans as functions of hidden states, one plan for each row of the batch: many settings run in one batch.
 
 For the hidden state h of row i at a point, with the plan of that row,
 
@@ -58,7 +58,7 @@ def row_changes(
             ...  # a batch of two rows: the first is steered
 
     Args:
-        plans: one plan for every row there will be, or a plan a row; None changes nothing.
+        plans: one plan for every row there will be, or one for each row; None changes nothing.
         dictionaries: where the plans' features are; without any, those of the release the plans name.
         model: the model that will run.
         meter: records how far each row is moved.

@@ -70,11 +70,7 @@ class Noise:
         self._counter = torch.arange(1, n_tokens + 1, device=device) * _signed(_STEP)
 
     def of(self, seeds: Sequence[int], step: int) -> Float[Tensor, "n vocab"]:
-        """The noise of each seed at a step, in float32; seeds are any integers, taken modulo 2^64.
-
-        Raises:
-            Nothing.
-        """
+        """The noise of each seed at a step, in float32; seeds are any integers, taken modulo 2^64."""
         keys = [_signed(_mixed(_mixed(seed & _WORD) + step * _STEP & _WORD)) for seed in seeds]
         x = torch.tensor(keys, device=self._counter.device)[:, None] + self._counter
         for shift, factor in _MIX:
@@ -107,9 +103,6 @@ def likelier(
     """The probabilities with 0 for every token that is no likelier than the row's token, and their sum.
 
     A token lies in the nucleus of p if the sum is below p. Equally likely tokens are in or out together.
-
-    Raises:
-        Nothing.
     """
     own = probabilities.gather(1, tokens[:, None])
     # the comparison written as 0.0 and 1.0 at once: converting it from booleans takes most of the time
@@ -120,11 +113,7 @@ def likelier(
 def draw(
     logits: Float[Tensor, "n vocab"], noise: Float[Tensor, "#n vocab"], top_p: float
 ) -> Int[Tensor, " n"]:
-    """For each row, the token of the nucleus where logits + noise is highest: an exact draw. See the head of the file.
-
-    Raises:
-        Nothing.
-    """
+    """For each row, the token of the nucleus where logits + noise is highest: an exact draw."""
     noisy = logits + noise
     found = noisy.max(dim=-1).indices  # faster than argmax
     if top_p >= 1.0:

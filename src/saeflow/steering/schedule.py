@@ -42,15 +42,11 @@ class Constant:
     s: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no number."""
+        """Refuse a value that is not a number."""
         _finite(self, s=self.s)
 
     def at(self, layer: int, span: tuple[int, int]) -> float:  # noqa: ARG002 - one signature for all
-        """The coefficient of a feature of `layer`.
-
-        Raises:
-            Nothing.
-        """
+        """The coefficient of a feature of `layer`."""
         return self.s
 
     def starting(self, s: float) -> Constant:
@@ -79,7 +75,7 @@ class Linear:
     s_end: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no number."""
+        """Refuse a value that is not a number."""
         _finite(self, s=self.s, s_end=self.s_end)
 
     def at(self, layer: int, span: tuple[int, int]) -> float:
@@ -121,7 +117,7 @@ class Exponential:
     alpha: float = -0.05
 
     def __post_init__(self) -> None:
-        """Refuse what is no number."""
+        """Refuse a value that is not a number."""
         _finite(self, s=self.s, alpha=self.alpha)
 
     def at(self, layer: int, span: tuple[int, int]) -> float:  # noqa: ARG002 - one signature for all

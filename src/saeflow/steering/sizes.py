@@ -191,7 +191,7 @@ class Budget:
     total: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no share."""
+        """Refuse a value that is not a share."""
         for name, share in (("per_layer", self.per_layer), ("total", self.total)):
             if share is not None and not 0 < share < math.inf:
                 raise InvalidArgument(

@@ -11,7 +11,7 @@ import pytest
 
 from saeflow.errors import InvalidArgument, Unreachable
 from saeflow.steering.judges import Judge, LLMJudge, Score
-from saeflow.steering.judges.llm import Counts, Estimate
+from saeflow.steering.judges.llm import Counts, RequestCount
 from saeflow.steering.judges.pacing import Pacing
 from saeflow.steering.judges.rubrics import BadAnswer, rubric_for
 from saeflow.steering.plan import Direction
@@ -270,7 +270,7 @@ def test_the_estimate_is_what_is_then_asked(tmp_path) -> None:
         before = len(server.asked)
         score(asks, 10)
         assert len(server.asked) - before == told.requests
-        assert asks.estimate(THEME, Direction.ACTIVATE, texts(10)) == Estimate(0, 10, 0, 0)
+        assert asks.estimate(THEME, Direction.ACTIVATE, texts(10)) == RequestCount(0, 10, 0, 0)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from saeflow.errors import InvalidArgument
 from saeflow.steering.judges.rubrics import (
     PAPER_SUBJECTS,
-    Answer,
     BadAnswer,
+    Marks,
     Subject,
     one_subject,
     rubric_for,
@@ -115,7 +115,7 @@ def test_what_is_suppressed_without_named_subjects_is_the_only_subject_of_b1() -
     )
     assert (rubric.name, rubric.subjects) == ("B.1", (Subject("ships and the sea"),))
     assert "[a]" in rubric.system
-    assert rubric.read('{"coherence": 1, "behavioral": [2]}') == Answer(1, (2,))
+    assert rubric.read('{"coherence": 1, "behavioral": [2]}') == Marks(1, (2,))
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ good = st.integers(0, 5)
 )
 def test_what_is_written_as_asked_is_read_as_written(coherence, behavioral, frame) -> None:
     told = json.dumps({"behavioral": behavioral, "coherence": coherence}, indent=1)
-    assert THREE.read(frame.replace("{}", told)) == Answer(coherence, tuple(behavioral))
+    assert THREE.read(frame.replace("{}", told)) == Marks(coherence, tuple(behavioral))
     told = json.dumps({"coherence": coherence, "behavioral": behavioral[0]})
-    assert ONE.read(frame.replace("{}", told)) == Answer(coherence, (behavioral[0],))
+    assert ONE.read(frame.replace("{}", told)) == Marks(coherence, (behavioral[0],))
 
 
 anything = st.recursive(

@@ -15,7 +15,7 @@ from typing import Final
 
 from saeflow.files import add_sha256, check_sha256, write_atomic
 from saeflow.reading import parse_json, read_bytes
-from saeflow.steering.judges.rubrics import Answer, BadAnswer, Rubric
+from saeflow.steering.judges.rubrics import BadAnswer, Marks, Rubric
 
 FORMAT: Final = "saeflow-answer"
 VERSION: Final = 1
@@ -32,7 +32,7 @@ class AnswerCache:
         asked = json.dumps([VERSION, model, rubric.system, message, temperature, seed])
         return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def get(self, key: str, rubric: Rubric) -> Answer | None:
+    def get(self, key: str, rubric: Rubric) -> Marks | None:
         """The answer of a key, None where there is none that can be read."""
         try:
             told = parse_json(check_sha256(read_bytes(self._path(key))))
@@ -42,7 +42,7 @@ class AnswerCache:
         except (OSError, ValueError, KeyError, TypeError, RecursionError, BadAnswer):
             return None
 
-    def put(self, key: str, model: str, rubric: Rubric, answer: Answer) -> None:
+    def put(self, key: str, model: str, rubric: Rubric, answer: Marks) -> None:
         """Keep an answer, whole or not at all.
 
         Raises:

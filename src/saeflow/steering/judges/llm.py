@@ -3,7 +3,7 @@
     texts -> messages -> answers in the cache | requests -> strict reading -> marks
 
 The paper asks gpt-4o-mini. What was answered is kept on disk as it comes in, so a run that ends early, in whatever way,
-goes on where it stopped, and a rerun asks nothing. The key is sent to the endpoint and goes nowhere else.
+resumes, and a rerun asks nothing. The key is sent to the endpoint and goes nowhere else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from saeflow.records import Progress
 from saeflow.steering.judges.cache import AnswerCache
 from saeflow.steering.judges.endpoint import Endpoint, Messages, Secret, is_address, place_of
 from saeflow.steering.judges.pacing import Pacing
-from saeflow.steering.judges.rubrics import Answer, BadAnswer, Rubric, rubric_for
+from saeflow.steering.judges.rubrics import BadAnswer, Marks, Rubric, rubric_for
 from saeflow.steering.judges.scores import Judged, Score
 from saeflow.steering.plan import Direction
 from saeflow.steering.theme import Theme
@@ -55,7 +55,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class RequestCount:
     """What judging some texts will take, before anything is asked.
 
     Attributes:
@@ -160,7 +160,7 @@ class LLMJudge:
         texts: Sequence[Judged],
         *,
         progress: Progress | None = None,
-    ) -> list[Answer]:
+    ) -> list[Marks]:
         """The whole answer for each text, with the marks of all subjects in the order of `rubric_for`.
 
         Raises:
@@ -178,13 +178,13 @@ class LLMJudge:
             found |= self._ask_all(rubric, missing, len(questions), progress)
         return [found[key] for key in keys]
 
-    def estimate(self, theme: Theme, direction: Direction, texts: Sequence[Judged]) -> Estimate:
+    def estimate(self, theme: Theme, direction: Direction, texts: Sequence[Judged]) -> RequestCount:
         """What judging these texts will take; asks nothing and needs no package."""
         rubric = rubric_for(theme, direction)
         _, questions = self._questions(rubric, texts)
         new = [message for key, message in questions.items() if self._cache.get(key, rubric) is None]
         size = sum(len(rubric.system) + len(message) for message in new)
-        return Estimate(
+        return RequestCount(
             requests=len(new),
             cached=len(questions) - len(new),
             input_tokens=math.ceil(size / CHARACTERS_A_TOKEN),
@@ -199,9 +199,9 @@ class LLMJudge:
 
     def _ask_all(
         self, rubric: Rubric, missing: Mapping[str, str], total: int, progress: Progress | None
-    ) -> dict[str, Answer]:
+    ) -> dict[str, Marks]:
         """Answers to all questions, each kept as soon as it is there; one that cannot be read stops no other."""
-        found, unread = dict[str, Answer](), list[BadAnswer]()
+        found, unread = dict[str, Marks](), list[BadAnswer]()
         endpoint = Endpoint(
             self.model, base_url=self._base_url, secret=self._secret, temperature=self._temperature,
             pacing=self._pacing, json_mode=self._json_mode,
@@ -232,7 +232,7 @@ class LLMJudge:
             )
         return found
 
-    def _ask(self, endpoint: Endpoint, rubric: Rubric, key: str, message: str) -> Answer:
+    def _ask(self, endpoint: Endpoint, rubric: Rubric, key: str, message: str) -> Marks:
         """One answer, put into the cache; the question is put again where it cannot be read."""
         first: Messages = [
             {"role": "system", "content": rubric.system},

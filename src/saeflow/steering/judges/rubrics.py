@@ -129,7 +129,7 @@ Format your output as JSON:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Marks:
     """What a rubric's answer says.
 
     Attributes:
@@ -148,7 +148,7 @@ class Rubric:
     Attributes:
         name: "B.1" or "B.2".
         system: the system prompt.
-        subjects: what the numbers of `Answer.behavioral` are about, in order.
+        subjects: what the numbers of `Marks.behavioral` are about, in order.
         own: which of them is the theme's own.
     """
 
@@ -162,11 +162,11 @@ class Rubric:
         quoted = f'Text:\n"""\n{text}\n"""\n'
         return f"\n{quoted}" if self.name == "B.1" else f"Subject: {self.subjects[0].name}\n{quoted}"
 
-    def read(self, said: str) -> Answer:
+    def read(self, said: str) -> Marks:
         r"""An answer, read strictly: a JSON object alone or in a code fence, these keys, whole numbers 0 to 5.
 
         >>> one_subject("Religion and God").read('{"coherence": 4, "behavioral": 2}')
-        Answer(coherence=4, behavioral=(2,))
+        Marks(coherence=4, behavioral=(2,))
 
         Raises:
             BadAnswer: for anything else.
@@ -175,7 +175,7 @@ class Rubric:
         coherence = _mark(told["coherence"], "coherence")
         marks = told["behavioral"]
         if self.name == "B.2":
-            return Answer(coherence, (_mark(marks, "behavioral"),))
+            return Marks(coherence, (_mark(marks, "behavioral"),))
         if not isinstance(marks, list):
             raise BadAnswer(
                 f"behavioral is {_short(marks)}, no list. Give a list of {len(self.subjects)} whole numbers."
@@ -185,7 +185,7 @@ class Rubric:
                 f"behavioral has {len(marks)} numbers, and there are {len(self.subjects)} subjects."
             )
         named = [_mark(mark, f"behavioral[{i}]") for i, mark in enumerate(cast("list[Any]", marks))]
-        return Answer(coherence, tuple(named))
+        return Marks(coherence, tuple(named))
 
 
 def several_subjects(subjects: Sequence[Subject] = PAPER_SUBJECTS, own: int = 0) -> Rubric:

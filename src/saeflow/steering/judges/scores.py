@@ -17,11 +17,7 @@ HIGHEST: Final = 5
 
 
 def final_score(behavior: float, coherence: float, *, suppress: bool) -> float:
-    """Behavioral x Coherence, or (1 - Behavioral) x Coherence to suppress, of marks 0 to 5: 0 to 1 (section 4.2).
-
-    Raises:
-        Nothing.
-    """
+    """Behavioral x Coherence, or (1 - Behavioral) x Coherence to suppress, of marks 0 to 5: 0 to 1 (section 4.2)."""
     topic = behavior / HIGHEST
     return (1 - topic if suppress else topic) * (coherence / HIGHEST)
 

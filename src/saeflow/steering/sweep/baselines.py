@@ -75,7 +75,7 @@ def random_mirrors(
     seeds: Sequence[int],
     active: Written | None = None,
 ) -> list[SteeringPlan]:
-    """One plan a seed that does at the same sites what `plan` does, with random rows.
+    """One plan for each seed, that does at the same sites what `plan` does, with random rows.
 
     Args:
         plan: what is copied.

@@ -1,4 +1,4 @@
-"""Scored rows as matrices, a row a setting and a column a sample; what every table of a sweep is made from. No torch.
+"""Scored rows as matrices, settings by samples: what every table of a sweep is made from. No torch.
 
 Two rules keep the tables honest. Samples of one seed belong together: intervals are of samples, and two
 settings are compared on the same seeds. And choosing the best of several settings flatters it, since the luckiest wins:
@@ -121,7 +121,7 @@ class Cells:
         return perplexity(self.values["loss"][cell].tolist())
 
     def estimate(self, values: Float[np.ndarray, " k"]) -> Estimate:
-        """The mean of one score a sample, with its interval."""
+        """The mean of one score for each sample, with its interval."""
         return self.estimates(values[None])[0]
 
     def estimates(self, values: Float[np.ndarray, "n k"], highest: float = 1.0) -> list[Estimate]:

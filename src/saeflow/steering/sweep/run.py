@@ -1,9 +1,9 @@
 """The steering experiment of section 5.3: try a grid of settings, then measure the best ones again.
 
-    OUT/rows/*.jsonl.gz            the grid: a text a row; a unit of work is a theme, a direction and a method
+    OUT/rows/*.jsonl.gz            the grid, one row for each text; a unit of work is a theme, a direction and a method
     OUT/scores.jsonl.gz            what judges said of it
     OUT/confirmed/                 the settings that were chosen, on fresh seeds, in the same form
-    OUT/plans/, confirmed/plans/   the plans, one file a setting, for `saeflow steer --plan`
+    OUT/plans/, confirmed/plans/   the plans, one file for each setting, for `saeflow steer --plan`
 
 1. Every setting of the grid generates the same samples: sample i has the same seed, and so the same noise, under
    every setting of a theme and direction.
@@ -94,7 +94,7 @@ class Design:
 
 
 class Sweep:
-    """A sweep into a folder, which goes on where a killed one stopped."""
+    """A sweep into a folder; a killed one resumes."""
 
     def __init__(self, inputs: Inputs, design: Design, out: Path | str, engine: Engine | None = None) -> None:
         """Nothing is computed or written yet. `engine` is where texts are generated; this process when None."""
