@@ -20,7 +20,7 @@ MOMENTS = re.compile(
     rb'"(started|finished|made|seconds)": ?("[^"]*"|[\d.]+|null)|<dt>(started|took)</dt><dd>[^<]*</dd>'
 )
 WARM = (
-    "cli", "experiments.summary", "labels.bulk", "labels.explain", "labels.local", "labels.search", "matching.build",
+    "cli", "experiments.tables", "labels.bulk", "labels.explain", "labels.local", "labels.search", "matching.build",
     "matching.calibration", "matching.correlation", "sources.hub", "sources.model", "steering.sweep", "training.run",
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ from saeflow.experiments.deactivation import DeactivationSettings, run_deactivat
 from saeflow.experiments.methods import top_k
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.sampling import Sample
-from saeflow.experiments.summary import summarize
+from saeflow.experiments.tables import summarize
 
 from .planted import LAYER, TEXT, plant
 from .planted_tables import cosine

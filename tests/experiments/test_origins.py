@@ -11,7 +11,7 @@ from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.origins import MATCHES, observe_origins, run_origins
 from saeflow.experiments.records import Origin, RunRequest
 from saeflow.experiments.sampling import Sample
-from saeflow.experiments.summary import summarize
+from saeflow.experiments.tables import summarize
 from saeflow.ids import Part, Site
 from saeflow.matching.table import MatchTable
 

@@ -9,12 +9,12 @@ from scipy import stats
 
 import saeflow as sf
 from saeflow.errors import InvalidArgument
-from saeflow.experiments import origins_summary as origins
+from saeflow.experiments import origins_tables as origins
 from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.records import Origin, OriginTrial, RunRequest
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import GAP, RATE, mean_estimates
-from saeflow.experiments.summary import summarize
+from saeflow.experiments.tables import summarize
 from saeflow.experiments.tidy import beside_controls, less, means
 from saeflow.experiments.trials import Trials
 

@@ -14,7 +14,7 @@ from saeflow.experiments.sampling import Dataset, is_held_out
 from saeflow.experiments.transition.facts import fit_path, read_facts
 from saeflow.experiments.transition.maps import Scaling, Variant, Weights
 from saeflow.experiments.transition.run import FITTING, Texts, TransitionSettings, take_texts
-from saeflow.experiments.transition.summary import summarize_transition
+from saeflow.experiments.transition.tables import summarize_transition
 from saeflow.ids import Site
 
 from ..sources.tiny_models import D_MODEL

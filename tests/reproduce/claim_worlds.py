@@ -15,7 +15,7 @@ import numpy as np
 
 from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.records import Origin
-from saeflow.experiments.summary import Texts
+from saeflow.experiments.tables import Texts
 from saeflow.experiments.trials import Trials
 from saeflow.ids import Part, Site
 from saeflow.reproduce.evidence import OriginsRun, SteeringRun, TransitionRun

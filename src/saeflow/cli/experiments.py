@@ -169,7 +169,7 @@ def _note(text: str) -> None:
 
 def _finish(results: Results, shown: Sequence[str], *, as_json: bool) -> None:
     """Make the tables and the page, and print the tables that say most."""
-    from saeflow.experiments.summary import summarize
+    from saeflow.experiments.tables import summarize
     from saeflow.paper.results import write_page
 
     tables = summarize(results)

@@ -111,7 +111,7 @@ def _ks(text: str) -> tuple[int | None, ...]:
 def _finish(folder: Path, *, as_json: bool) -> None:
     """Make the tables, the page and the figures, and print the rows of all pairs together."""
     from saeflow.experiments.results import Results
-    from saeflow.experiments.transition.summary import summarize_transition
+    from saeflow.experiments.transition.tables import summarize_transition
     from saeflow.paper.results import write_page
 
     tables = summarize_transition(folder)

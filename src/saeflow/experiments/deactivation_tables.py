@@ -15,7 +15,7 @@ import pandas as pd
 from saeflow.experiments.records import PARTS
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import CHANGE, GAP, RATE, Span
-from saeflow.experiments.summary import ALL, LABELS, ORDER
+from saeflow.experiments.tables import ALL, LABELS, ORDER
 from saeflow.experiments.tidy import beside_controls, less, means, with_all
 from saeflow.experiments.trials import CONTROL, EXHAUSTIVE, GREEDY, NOWHERE, PEARSON, SEARCHES, Trials
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Results, Row
-from saeflow.experiments.summary import Texts
+from saeflow.experiments.tables import Texts
 from saeflow.ids import Part, Site
 from saeflow.reading import safetensors
 

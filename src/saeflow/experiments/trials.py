@@ -14,7 +14,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import Origin
 from saeflow.experiments.results import Row
 from saeflow.experiments.statistics import by_text
-from saeflow.experiments.summary import LABELS, ORDER, Texts
+from saeflow.experiments.tables import LABELS, ORDER, Texts
 from saeflow.experiments.tidy import TEXT
 
 NOWHERE = Origin.NOWHERE.label

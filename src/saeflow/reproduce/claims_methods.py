@@ -9,7 +9,7 @@ import numpy as np
 from saeflow.experiments.records import PARTS
 from saeflow.experiments.sampling import PYTHON
 from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
-from saeflow.experiments.summary import LABELS
+from saeflow.experiments.tables import LABELS
 from saeflow.ids import Part
 from saeflow.reproduce.claims_origins import (
     ATT,

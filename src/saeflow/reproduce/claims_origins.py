@@ -14,7 +14,7 @@ import numpy as np
 
 from saeflow.experiments.records import PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
-from saeflow.experiments.summary import LABELS
+from saeflow.experiments.tables import LABELS
 from saeflow.ids import Part
 from saeflow.reproduce.evidence import OriginsRun
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, Contrast, Kind, NotMeasured, Rule, Unit

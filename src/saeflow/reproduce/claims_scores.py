@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from saeflow.experiments.observations import is_on
-from saeflow.experiments.origins_summary import ALPHA, FEWEST_TESTED
+from saeflow.experiments.origins_tables import ALPHA, FEWEST_TESTED
 from saeflow.experiments.records import PARTS, Origin
 from saeflow.experiments.statistics import (
     GAP,
@@ -21,7 +21,7 @@ from saeflow.experiments.statistics import (
     mann_whitney,
     ratio,
 )
-from saeflow.experiments.summary import LABELS
+from saeflow.experiments.tables import LABELS
 from saeflow.ids import Part
 from saeflow.reproduce.claims_origins import ATT, COSINE, MLP, RES, groups_of, percent
 from saeflow.reproduce.evidence import OriginsRun

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from saeflow.experiments.statistics import Estimate, Tally
-from saeflow.experiments.transition.summary import VariantName
+from saeflow.experiments.transition.tables import VariantName
 from saeflow.reproduce.evidence import TransitionRun
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 

@@ -19,7 +19,7 @@ import numpy as np
 from saeflow.errors import BadFile, SaeflowError
 from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.results import MANIFEST, Results
-from saeflow.experiments.summary import Texts
+from saeflow.experiments.tables import Texts
 from saeflow.experiments.trials import Trials
 from saeflow.flow.graph import FlowGraph
 from saeflow.reading import read_json, read_text

@@ -22,9 +22,9 @@ from saeflow.experiments.inputs import (
     model_name,
     origins,
 )
-from saeflow.experiments.summary import summarize
+from saeflow.experiments.tables import summarize
 from saeflow.experiments.transition.run import TransitionSize, transition
-from saeflow.experiments.transition.summary import summarize_transition
+from saeflow.experiments.transition.tables import summarize_transition
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, atlas_folder, open_atlas
 from saeflow.matching.build import build_atlas

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import Tally
-from saeflow.experiments.summary import Texts
+from saeflow.experiments.tables import Texts
 from saeflow.experiments.transition.facts import read_facts
 
 BINARY, VALUES = "binary", "values"

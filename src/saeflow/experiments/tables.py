@@ -2,7 +2,7 @@
 
     rows of a results folder -> columns -> counts a text -> estimates -> SummaryTable
 
-`origins_summary` and `deactivation_tables` hold the tables; `summarize` writes those of a folder.
+`origins_tables` and `deactivation_tables` hold the tables; `summarize` writes those of a folder.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def summarize(results: Results) -> dict[str, SummaryTable]:
         BadFile: when a file of the folder is damaged.
     """
     from saeflow.experiments.deactivation_tables import deactivation_tables
-    from saeflow.experiments.origins_summary import origins_tables
+    from saeflow.experiments.origins_tables import origins_tables
 
     known = {"origins": origins_tables, "deactivation": deactivation_tables}
     experiment = results.record.request.experiment

@@ -18,7 +18,7 @@ from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.records import PARTS, Origin
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import RATE, Estimate, by_text, mann_whitney, mean_estimates
-from saeflow.experiments.summary import ALL, LABELS, ORDER
+from saeflow.experiments.tables import ALL, LABELS, ORDER
 from saeflow.ids import FeatureId, Part, Site
 
 SCORE_NAMES = {Part.RES: "s(R)", Part.MLP: "s(M)", Part.ATT: "s(A)"}
