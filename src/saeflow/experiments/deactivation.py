@@ -28,7 +28,16 @@ from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.causal import PreparedText, Trial
 from saeflow.experiments.methods import Predecessors
-from saeflow.experiments.records import PARTS, DeactivationTrial, Effect, Origin, Removal, RunRequest
+from saeflow.experiments.records import (
+    EXHAUSTIVE,
+    GREEDY,
+    PARTS,
+    DeactivationTrial,
+    Effect,
+    Origin,
+    Removal,
+    RunRequest,
+)
 from saeflow.experiments.results import Results, Row, versions
 from saeflow.experiments.sampling import Sample, generator
 from saeflow.experiments.token_layer import RowNorms, TokenLayer
@@ -39,7 +48,6 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
 SWEEP = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-EXHAUSTIVE, GREEDY = "exhaustive", "greedy"
 
 LARGEST_SET = 5
 """Features a greedy set may hold."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from saeflow.experiments.records import PARTS
+from saeflow.experiments.records import EXHAUSTIVE, GREEDY, PARTS, SEARCHES
 from saeflow.experiments.results import Results, SummaryTable
 from saeflow.experiments.statistics import CHANGE, GAP, RATE, Span
 from saeflow.experiments.tables import ALL, LABELS, ORDER
 from saeflow.experiments.tidy import beside_controls, less, means, with_all
-from saeflow.experiments.trials import CONTROL, EXHAUSTIVE, GREEDY, NOWHERE, PEARSON, SEARCHES, Trials
+from saeflow.experiments.trials import CONTROL, NOWHERE, PEARSON, Trials
 
 DEACTIVATED = "deactivated"
 BY_FIRST = "deactivated by its predecessors"

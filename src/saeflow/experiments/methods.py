@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.numpy import save
 
 from saeflow.errors import InvalidArgument, UnknownSite
+from saeflow.experiments.records import SEARCHES
 from saeflow.experiments.sampling import Dataset, generator, held_out
 from saeflow.ids import Part, Site
 from saeflow.matching.build import build_atlas
@@ -34,7 +35,6 @@ from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
-SEARCHES: Final = ("exhaustive", "greedy")
 PEARSON_TOKENS: Final = 100_000
 """Tokens that Pearson correlations are measured on at most, as in appendix C.4."""
 

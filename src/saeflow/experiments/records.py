@@ -17,6 +17,11 @@ from saeflow.reading import parse_json
 PARTS: Final = (Part.RES, Part.MLP, Part.ATT)
 """Parts of the predecessor sites, in the order of tables."""
 
+EXHAUSTIVE: Final = "exhaustive"
+GREEDY: Final = "greedy"
+SEARCHES: Final = (EXHAUSTIVE, GREEDY)
+"""Strategies that try active features instead of naming matches."""
+
 
 class Origin(enum.Flag):
     """Which matched predecessors of a residual feature are active with it: the eight groups of appendix A.1."""

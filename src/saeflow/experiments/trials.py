@@ -11,21 +11,14 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.records import Origin
+from saeflow.experiments.records import EXHAUSTIVE, GREEDY, Origin
 from saeflow.experiments.results import Row
 from saeflow.experiments.statistics import by_text
 from saeflow.experiments.tables import LABELS, ORDER, Texts
 from saeflow.experiments.tidy import TEXT
 
 NOWHERE = Origin.NOWHERE.label
-EXHAUSTIVE, GREEDY, TOP_1, PEARSON, CONTROL = (
-    "exhaustive",
-    "greedy",
-    "top-1",
-    "pearson top-1",
-    "active control",
-)
-SEARCHES = (EXHAUSTIVE, GREEDY)
+TOP_1, PEARSON, CONTROL = "top-1", "pearson top-1", "active control"
 _GROUPS = ("group", "removed", "new_group")
 _NUMBERS = ("r", "norm", "deactivated", "change", "loss_old", "loss_new")
 

@@ -6,10 +6,10 @@ from typing import Final
 
 import numpy as np
 
-from saeflow.experiments.records import PARTS, Origin
+from saeflow.experiments.records import EXHAUSTIVE, PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Tally, mean_estimates
 from saeflow.experiments.tables import LABELS
-from saeflow.experiments.trials import CONTROL, EXHAUSTIVE, PEARSON, TOP_1, Trials
+from saeflow.experiments.trials import CONTROL, PEARSON, TOP_1, Trials
 from saeflow.reproduce.cases import Cases, named, paired, percent
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 
