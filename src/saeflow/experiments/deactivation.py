@@ -146,9 +146,9 @@ def run_deactivation(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> Results:
-    """All trials of all samples into a results folder; one that was killed goes on where it stopped.
+    """All trials of all samples into a results folder; a killed run resumes where it stopped.
 
-    `samples` is called for a new folder only: one that is taken up reads its samples back. `engine` is where texts are
+    `samples` is called for a new folder only: a run that resumes reads its samples back. `engine` is where texts are
     done; this process when None.
 
     Raises:

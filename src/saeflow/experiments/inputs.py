@@ -235,7 +235,7 @@ def origins(
     note: Note | None = None,
     engine: Engine | None = None,
 ) -> Results:
-    """The experiment of section 5.1 into a results folder; one that was begun is gone on with. `engine` is where
+    """The experiment of section 5.1 into a results folder; a run that was begun resumes. `engine` is where
     texts are done; this process when None.
 
     Raises:
@@ -264,7 +264,7 @@ def deactivation(
     note: Note | None = None,
     engine: Engine | None = None,
 ) -> Results:
-    """The experiment of section 5.2 into a results folder; one that was begun is gone on with. `engine` is where
+    """The experiment of section 5.2 into a results folder; a run that was begun resumes. `engine` is where
     texts are done; this process when None.
 
     Raises:

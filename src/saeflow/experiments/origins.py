@@ -101,10 +101,10 @@ def run_origins(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> Results:
-    """Observe all samples into a results folder; one that was killed goes on where it stopped.
+    """Observe all samples into a results folder; a killed run resumes where it stopped.
 
-    `request.arguments` must hold `layers` and `max_length`. `samples` is called for a new folder only: one that
-    is taken up reads its samples back, and needs no dataset. `engine` is where texts
+    `request.arguments` must hold `layers` and `max_length`. `samples` is called for a new folder only: a run that
+    resumes reads its samples back, and needs no dataset. `engine` is where texts
     are observed; this process when None.
 
     Raises:

@@ -1,13 +1,13 @@
 """Results folders: what a long experiment writes, kept through a kill. No torch.
 
     OUT/manifest.json         what was asked and with which versions
-    OUT/samples.jsonl.gz      the units of work, one a line: a text with its sampled tokens
+    OUT/samples.jsonl.gz      the units of work, one per line: a text with its sampled tokens
     OUT/rows/00000.jsonl.gz   the rows of a unit, written whole or not at all; one that is there is not redone
     OUT/summary.json          the tables; OUT/tables/NAME.csv the same
     OUT/index.html, figures/  drawn by saeflow.report
 
-A unit's rows depend on the unit and the request alone, so a run that was killed and taken up again ends with
-the same bytes as one that was not. A folder is taken up only for the same request.
+A unit's rows depend on the unit and the request alone, so a run that was killed and resumed ends with
+the same bytes as one that was not. A folder is resumed only for the same request.
 """
 
 from __future__ import annotations
@@ -399,7 +399,7 @@ def _unpacked(path: Path) -> list[Row]:
         lines = list(gzip_lines(path))
         if path.stat().st_size == 0:
             raise EOFError("the file is empty")
-        # one call for the file: many times as fast as one a line
+        # one call for the file: many times as fast as one per line
         return cast("list[Row]", json.loads("[" + ",".join(lines) + "]"))
     except (*PACKED_WRONG, RecursionError) as error:
         raise BadFile(

@@ -132,7 +132,7 @@ def transition(
     bars: Bars | None = None,
     engine: Engine | None = None,
 ) -> Results:
-    """The experiment of appendix F into a results folder; one that was begun is gone on with.
+    """The experiment of appendix F into a results folder; a run that was begun resumes.
 
     Of `asked` the atlas and what concerns Pearson are not used: maps come from the weights. `engine` is where
     texts are measured; this process when None.
@@ -218,7 +218,7 @@ def run_transition(
     progress: Callable[[str], Progress] | None = None,
     engine: Engine | None = None,
 ) -> Results:
-    """Fit and measure all pairs into a results folder; one that was killed goes on where it stopped.
+    """Fit and measure all pairs into a results folder; a killed run resumes where it stopped.
 
     Args:
         model: the model the dictionaries were trained on.
