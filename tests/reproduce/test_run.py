@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saeflow.errors import BadFile, InvalidArgument, NoSpace, Unreachable
-from saeflow.report import results
+from saeflow.paper import results
 from saeflow.reproduce import report, work
 from saeflow.reproduce.recipe import Recipe, open_recipe
 from saeflow.reproduce.run import RECORD, Reproduction, reproduce
