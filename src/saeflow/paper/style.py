@@ -125,10 +125,15 @@ class Medium:
 
 
 PAGE = Medium("page", 880, 12.5, 144)
+"""A page on a wide screen."""
 PHONE = Medium("phone", 372, 11.5, 144)
+"""A page on a phone."""
 COLUMN = Medium("column", 240, 7, 300)
+"""One column of a paper."""
 SPREAD = Medium("spread", 487, 7.5, 300)
+"""Both columns of a paper."""
 MEDIA: Final = {medium.name: medium for medium in (PAGE, PHONE, COLUMN, SPREAD)}
+"""All of them by name."""
 
 
 @contextmanager
