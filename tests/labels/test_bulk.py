@@ -1,4 +1,4 @@
-"""Whole sites from the exports: sizes told before, cut files gone on with, kills survived, bad files refetched."""
+"""Whole sites from the exports: sizes told before, cut files resumed, kills survived, bad files refetched."""
 
 import gzip
 import os

@@ -41,7 +41,7 @@ def correlate(
     prepend_bos: PrependBos = None,
     keep: Annotated[bool, typer.Option(help="Keep the activations, for another k.")] = False,
 ) -> None:
-    """Match every pair of sites of a flow by how features fire together. A killed run goes on.
+    """Match every pair of sites of a flow by how features fire together. A killed run resumes.
 
     Texts come from the quarter that experiments never sample, so that no match was fitted on what it is
     tested with.

@@ -137,7 +137,7 @@ def make(
 ) -> None:
     """Make words from the model and any text: strongest tokens and passages, logit lens, how often each fires.
 
-    A killed run goes on.
+    A killed run resumes.
     """
     from saeflow.experiments.sampling import expand, open_dataset
     from saeflow.labels.local import make_words

@@ -47,7 +47,7 @@ def reproduce(
     gpus: Gpus = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Run every experiment of the paper for a recipe, and write one report. A killed run goes on where it stopped.
+    """Run every experiment of the paper for a recipe, and write one report. A killed run resumes where it stopped.
 
     Figures and tables stand in the paper's order, each claim with a verdict, the interval it rests on and its control.
     """

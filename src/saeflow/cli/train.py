@@ -106,7 +106,7 @@ def train(
 ) -> None:
     """Train SAEs or transcoders at sites of a model; activations are streamed once for all of them.
 
-    Writes sae-lens folders that every other command opens, and metrics.jsonl. A killed run goes on from its last
+    Writes sae-lens folders that every other command opens, and metrics.jsonl. A killed run resumes from its last
     checkpoint to the same weights. With --shards or an engine groups of sites are trained by themselves, to the same
     weights; all workers must see --out. Needs the extra train.
     """

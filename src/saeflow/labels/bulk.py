@@ -4,7 +4,7 @@
     fetch_words(plan, bucket, words_folder("gemma-scope-2b", "neuronpedia"))
 
 A site at a time: its files are fetched, read, written as a file of words, and deleted. A killed fetch goes on: sites
-that were written are left, files that came whole are read, and one that was cut is gone on with. Batches are sorted
+that were written are left, files that came whole are read, and one that was cut resumes. Batches are sorted
 as text, "10" before "9", so that all of a source are needed for any feature.
 """
 

@@ -2,7 +2,7 @@
 
 Memory is bounded by the dictionary, not by the text: of each feature a fixed number of passages, and of tokens those
 with the highest mean activation so far. Sums are kept in whole numbers (units of 2^-20), so that they do not depend
-on the order of addition, and a run that was stopped and gone on with ends in the same bytes.
+on the order of addition, and a run that was stopped and resumed ends in the same bytes.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ class Fetcher:
 
 
 class _Progress(Exception):
-    """The line was cut after new bytes came, and the file can be gone on with."""
+    """The line was cut after new bytes came, and the download can resume."""
 
 
 def _left(part: Path, url: str) -> tuple[int, str]:
@@ -269,7 +269,7 @@ def _left(part: Path, url: str) -> tuple[int, str]:
 
 
 def _remember(part: Path, url: str, headers: Any) -> None:
-    """Keep the entity tag, or the date, without which a piece is never gone on with: the file may be another."""
+    """Keep the entity tag, or the date, without which a download never resumes: the file may be another one."""
     tag = headers.get("ETag", "")
     sign = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
     write_atomic(part.with_name(f"{part.name}.json"), json.dumps({"url": url, "sign": sign}).encode())

@@ -5,7 +5,7 @@
 The text streams by once for all sites (once for each group of `sites_at_once`, where memory is short): the model
 runs, each dictionary encodes, and of each feature the strongest passages, the tokens with the highest mean
 activation and the share of tokens it fires on are kept (`gather`). Then come the logit lens of its row and a label of
-its four strongest tokens. A killed run goes on from its last checkpoint, and ends in the same bytes.
+its four strongest tokens. A killed run resumes from its last checkpoint, and ends in the same bytes.
 
 Beside the words of a site lie `{layer}.{part}.controls.jsonl.gz`: passages drawn at random, with the features that
 fire in each. `detection` takes its silent examples from them.
@@ -90,7 +90,7 @@ def make_words(
         dictionaries: what to make words for.
         texts: any texts; they are read again for each group of sites and after a kill, so that a generator that can
             be read once is refused. Empty texts are passed over.
-        out: the folder. What another run left there unfinished is gone on with if it is the same run.
+        out: the folder. An unfinished run resumes there if it is the same run.
         sites: which sites; all of `dictionaries` when None.
         contexts: passages shown of each feature.
         max_length: tokens of each text, the begin-of-text token included.

@@ -100,7 +100,7 @@ class Recipe:
         sizes: the table of each stage that is run; the atlas is always among them.
         unanswered: figures and tables that it cannot answer, with the reason of each.
         shape: of the model, None where it is read from the model itself.
-        digest: of everything in it; a folder is gone on with for the same one alone.
+        digest: hash of the whole recipe; a folder can only be resumed with the same digest.
     """
 
     name: str

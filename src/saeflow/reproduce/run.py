@@ -1,4 +1,4 @@
-"""Run a reproduction: its stages in order, each gone on with where it was, and the record of what was done.
+"""Run a reproduction: its stages in order, each resumed where it stopped, and the record of what was done.
 
     OUT/reproduction.json   what was asked, on what machine, how far each stage is; written anew at every step
     OUT/graphs, origins, deactivation, steering, transition

@@ -61,8 +61,8 @@ def train(
 ) -> Trained:
     """Train a dictionary at every target and write them to `out` as sae-lens folders.
 
-    A folder with a checkpoint is gone on with, to the weights the whole run would have given, bit for bit on the same
-    machine with as many threads; a finished one is left as it is, and only told.
+    A run resumes from the checkpoint in its folder and reaches the weights that the whole run would have given, bit for
+    bit on the same machine with as many threads; a finished run is only reported.
 
     Args:
         model: the model whose activations are read.

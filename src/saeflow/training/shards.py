@@ -48,7 +48,7 @@ def train_in_shards(
 ) -> Trained:
     """Train a run in shards, each a unit of an engine, and join them; what is left in `out` is what one run leaves.
 
-    All but the seconds is the same. A killed run goes on, with the shards it began with: those that are done stay,
+    All but the seconds is the same. A killed run resumes, with the shards it began with: those that are done stay,
     others go on from their checkpoints. One that was killed while it was joined is joined to its end.
 
     Args:

@@ -8,7 +8,7 @@
 
 Held-out texts, a quarter of all, are for steps 1 and 3 (a fifth of them for 3); step 4 never sees one. Of the texts of
 step 4 step 3 takes the mean, about which their variance is. Every pass takes
-all pairs of a group together: as many as fit into memory. A killed run goes on at the pair or text it was at, and ends
+all pairs of a group together: as many as fit into memory. A killed run resumes at the pair or text it was at, and ends
 in the same bytes.
 
     OUT/fitting.jsonl.gz               the texts of steps 1 and 3

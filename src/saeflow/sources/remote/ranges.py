@@ -2,7 +2,7 @@
 
     ranges/{etag}/{start}-{stop}            the bytes
     ranges/{etag}/{start}-{stop}.sha256     what they hash to, as they came: checked once a process before use
-    ranges/{etag}/{start}-{stop}.part       a beginning, gone on with by Range and If-Range
+    ranges/{etag}/{start}-{stop}.part       a beginning, resumed by Range and If-Range
     ranges/{etag}/{start}-{stop}.part.tag   the entity tag it is a beginning of
 
 A range is moved to its name when it is whole and what its format has to check it by agrees; until then what
