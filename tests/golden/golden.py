@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+ROOT: Final = str(Path(__file__).parents[2])
+"""Sentences that name a file of the pack are alike in every checkout."""
 KEPT: Final = Path(__file__).parent / "kept"
 
 RUNS: Final = {
@@ -114,7 +116,7 @@ def cells(value: Any, place: str = "") -> list[tuple[str, Any]]:
         return [cell for i, one in enumerate(value) for cell in cells(one, f"{place}/{i}")]
     if isinstance(value, str) and place.rpartition("/")[0].endswith(".csv"):
         return [(f"{place}/{i}", number(word)) for i, word in enumerate(value.split(","))]
-    return [(place, value)]
+    return [(place, value.replace(ROOT, "") if isinstance(value, str) else value)]
 
 
 def number(word: str) -> object:
