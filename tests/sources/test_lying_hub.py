@@ -117,7 +117,8 @@ def test_a_small_file_without_an_end_is_given_up_where_it_should_end(hub: Hub, c
     hub.endless = {"hub"}
     with pytest.raises(Unreachable, match="cannot be fetched"):
         load_dictionaries(config)[SITE]
-    assert hub.served < 32 << 20
+    # huggingface_hub reads pieces of 10 MiB, and what lies in sockets on the way was served too
+    assert hub.served < 64 << 20
 
 
 def test_a_config_that_says_it_is_large_is_not_fetched(
