@@ -90,9 +90,7 @@ def machine() -> str:
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """--json and --quick, which every benchmark takes."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all")
     return parser
@@ -100,9 +98,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 def as_markdown(rows: list[Row]) -> str:
     """The rows as a table."""
-    head = (
-        "| method | size | seconds | ratio | against | extra MB | note |\n|---|---|---:|---:|---|---:|---|\n"
-    )
+    head = "| method | size | seconds | ratio | against | extra MB | note |\n|---|---|---:|---:|---|---:|---|\n"
     lines = [
         f"| {r.method} | {r.size} | {r.seconds:.3g} | {'' if r.ratio is None else f'{r.ratio:.2f}'} | {r.against} | "
         f"{'' if r.extra_mb is None else f'{r.extra_mb:,.0f}'} | {r.note} |"

@@ -108,9 +108,7 @@ def demo() -> World:
 
 def prepare(world: World) -> PreparedText:
     """The clean pass, and all active features at the tokens that are asked about."""
-    text = PreparedText(
-        world.model, world.dictionaries, world.tokens, layers=world.layers, positions=world.positions
-    )
+    text = PreparedText(world.model, world.dictionaries, world.tokens, layers=world.layers, positions=world.positions)
     for layer in world.layers:
         for site, position in itertools.product(sites_around(layer), world.positions):
             text.active(site, position)
@@ -130,9 +128,7 @@ def protocol(world: World, text: PreparedText) -> list[Trial]:
             some = draw.sample(before, draw.randint(1, 3))
             removed = [[_removal(site, active[site], draw) for site in some] for _ in range(N_STRATEGIES)]
             removed += [[edit] for edit in removed[0]]
-            trials += [
-                Trial(layer, position, tuple(e for e in edits if e is not None), watch) for edits in removed
-            ]
+            trials += [Trial(layer, position, tuple(e for e in edits if e is not None), watch) for edits in removed]
     return trials
 
 
@@ -164,15 +160,10 @@ def by_engine(world: World, trials: list[Trial], *, loss: bool) -> list[Outcome]
 def furthest(found: list[Outcome], expected: list[Outcome], *, loss: bool) -> float:
     """The largest relative difference, in activations after the edit or in losses."""
     pairs = [
-        (a, b)
-        for one, other in zip(found, expected, strict=True)
-        for a, b in zip(one.after, other.after, strict=True)
+        (a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one.after, other.after, strict=True)
     ]
     if loss:
-        pairs += [
-            (one.loss_after or 0.0, other.loss_after or 0.0)
-            for one, other in zip(found, expected, strict=True)
-        ]
+        pairs += [(one.loss_after or 0.0, other.loss_after or 0.0) for one, other in zip(found, expected, strict=True)]
     return max(abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0 for a, b in pairs)
 
 

@@ -53,9 +53,14 @@ class Synthetic(Mapping[Site, Dictionary]):
         shared = torch.randperm(n, generator=generator)[: n if site.part is Part.RES else n // 8]
         rows[shared] = torch.nn.functional.normalize(1.5 * self.base[shared] + rows[shared], dim=1)
         return Dictionary(
-            site, tap=Tap(site.part.value), W_enc=rows, b_enc=torch.zeros(n), W_dec=rows, b_dec=torch.zeros(d),
+            site,
+            tap=Tap(site.part.value),
+            W_enc=rows,
+            b_enc=torch.zeros(n),
+            W_dec=rows,
+            b_dec=torch.zeros(d),
             activation=JumpReLU(torch.ones(n)),
-        )  # fmt: skip
+        )
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -67,12 +72,8 @@ class Synthetic(Mapping[Site, Dictionary]):
 def build(release: str, out: str, send: Any) -> None:
     """In a process of its own: report progress, then the wall time and the peak memory in MB."""
     start = time.perf_counter()
-    build_atlas(
-        load_dictionaries(release), out=out, release="chain", progress=lambda done, *_: send.send(done)
-    )
-    peak = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
-    )
+    build_atlas(load_dictionaries(release), out=out, release="chain", progress=lambda done, *_: send.send(done))
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     send.send((time.perf_counter() - start, int(peak.split()[1]) / 1024))
 
 
@@ -159,11 +160,16 @@ def measured(folder: Path, layers: int, n: int, d: int) -> tuple[list[Row], dict
     size = f"{layers} layers x 3 parts, {n:,} x {d:,}"
     grown = graphs(release, whole, FeatureId(Site(layers - 1, Part.RES), 5))
     rows = [
-        Row(f"atlas of {pairs} pairs, both directions, k=5", size, seconds, extra_mb=peak,
-            note="MB of the process in all"),
+        Row(
+            f"atlas of {pairs} pairs, both directions, k=5",
+            size,
+            seconds,
+            extra_mb=peak,
+            note="MB of the process in all",
+        ),
         Row("killed half way and resumed", size, until + again, (until + again) / seconds, "one run"),
         *(Row(name, size, taken) for name, taken in grown.items()),
-    ]  # fmt: skip
+    ]
     return rows, {
         "tables when killed": len(left),
         "tables written twice": twice,

@@ -46,13 +46,7 @@ def rows_of(names: dict[str, float], kind: str, n: int, first: str) -> list[Row]
     base = names[first] / n
     return [
         Row(
-            f"{name}",
-            f"{kind}, {n} units",
-            seconds / n,
-            seconds / n / base,
-            first,
-            None,
-            f"{n / seconds:,.0f} units/s",
+            f"{name}", f"{kind}, {n} units", seconds / n, seconds / n / base, first, None, f"{n / seconds:,.0f} units/s"
         )
         for name, seconds in names.items()
     ]
@@ -69,18 +63,8 @@ def measure(names: list[str], n_empty: int, n_match: int, repeats: int) -> tuple
     if "ray" in names:  # a process joins one cluster at a time
         for n in (1, 2):
             with open_engine("ray", workers=n) as engine:
-                time_all(
-                    {f"ray, {n} workers": engine, "here": InProcess()},
-                    starts,
-                    medians,
-                    n_empty,
-                    n_match,
-                    repeats,
-                )
-    found = [
-        *rows_of(medians["empty"], "empty", n_empty, "here"),
-        *rows_of(medians["match"], "match", n_match, "here"),
-    ]
+                time_all({f"ray, {n} workers": engine, "here": InProcess()}, starts, medians, n_empty, n_match, repeats)
+    found = [*rows_of(medians["empty"], "empty", n_empty, "here"), *rows_of(medians["match"], "match", n_match, "here")]
     return found, starts
 
 

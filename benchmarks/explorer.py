@@ -82,14 +82,14 @@ def served(atlas: str, cache: Path) -> Iterator[tuple[subprocess.Popen[str], htt
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-c", START, "serve", atlas, "--no-browser"],
-        stdout=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     assert process.stdout is not None
     base, _, token = process.stdout.readline().strip().partition("/?token=")
     try:
-        with httpx.Client(
-            base_url=base, headers={"authorization": f"Bearer {token}"}, timeout=TIMEOUT
-        ) as client:
+        with httpx.Client(base_url=base, headers={"authorization": f"Bearer {token}"}, timeout=TIMEOUT) as client:
             yield process, client, start
     finally:
         process.terminate()
@@ -120,9 +120,7 @@ def resident(process: subprocess.Popen[str]) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
 
 
-def timed(
-    client: httpx.Client, path: str, asked: list[dict[str, object]]
-) -> tuple[float, list[httpx.Response]]:
+def timed(client: httpx.Client, path: str, asked: list[dict[str, object]]) -> tuple[float, list[httpx.Response]]:
     """Median seconds of some requests, and the answers."""
     taken: list[float] = []
     found: list[httpx.Response] = []
@@ -133,9 +131,7 @@ def timed(
     return statistics.median(taken), found
 
 
-def together(
-    name: str, process: subprocess.Popen[str], client: httpx.Client, seeds: list[str], n: int
-) -> list[Row]:
+def together(name: str, process: subprocess.Popen[str], client: httpx.Client, seeds: list[str], n: int) -> list[Row]:
     """`n` graphs and `n` searches one after the other, and all at once: seconds, of the processor, and answers."""
     paths: list[str] = []
     for i in range(n):
@@ -175,9 +171,7 @@ async def _all_at_once(client: httpx.Client, paths: list[str]) -> list[int]:
     return await asyncio.gather(*map(one, paths))
 
 
-def measured(
-    name: str, atlas: str, seed: str, width: int, layers: int, n: int, cache: Path, repeats: int
-) -> list[Row]:
+def measured(name: str, atlas: str, seed: str, width: int, layers: int, n: int, cache: Path, repeats: int) -> list[Row]:
     seconds, worked = first_graph(atlas, seed, cache, repeats)
     rows = [Row("process start to first graph", name, seconds, note=f"{worked:.2f} s of processor time")]
     draw = random.Random(0)  # noqa: S311 - a sample
@@ -197,12 +191,7 @@ def measured(
             nodes = statistics.median(len(answer.json()["data"]["nodes"]) for answer in answers)
             size = statistics.median(len(answer.content) for answer in answers)
             rows.append(
-                Row(
-                    what,
-                    name,
-                    seconds,
-                    note=f"{nodes:.0f} features, {size / 1000:.0f} kB, {each:.0f} ms of processor",
-                )
+                Row(what, name, seconds, note=f"{nodes:.0f} features, {size / 1000:.0f} kB, {each:.0f} ms of processor")
             )
         worked = processor(process)
         seconds, _ = timed(client, "/api/feature", [{"id": f} for f in seeds])
@@ -216,9 +205,7 @@ def measured(
         after = resident(process)
         rows += together(name, process, client, seeds, 10 if n < 10 else 200)
     rows.append(Row("memory after the first graph", name, 0.0, extra_mb=before, note="seconds do not apply"))
-    rows.append(
-        Row(f"memory after {3 * n + 30} requests", name, 0.0, extra_mb=after, note="seconds do not apply")
-    )
+    rows.append(Row(f"memory after {3 * n + 30} requests", name, 0.0, extra_mb=after, note="seconds do not apply"))
     return rows
 
 

@@ -84,11 +84,17 @@ def main() -> None:
     best, certificate = values[SCIPY], assign(*made, dense_entries=0, memory=0)
     proved = f", proved {certificate.gap:.1e}, {certificate.how}"
     rows = [
-        Row(name, f"{n:,}² x {d:,}", seconds[name], seconds[name] / seconds[SCIPY], "scipy, dense",
+        Row(
+            name,
+            f"{n:,}² x {d:,}",
+            seconds[name],
+            seconds[name] / seconds[SCIPY],
+            "scipy, dense",
             peak_memory(functools.partial(inputs, n, d), solver),
-            f"gap {(best - values[name]) / abs(best):.1e}" + (proved if name == SAEFLOW else ""))
+            f"gap {(best - values[name]) / abs(best):.1e}" + (proved if name == SAEFLOW else ""),
+        )
         for name, solver in solvers.items()
-    ]  # fmt: skip
+    ]
     show(rows, as_json=told.json, optimum=best)
 
 

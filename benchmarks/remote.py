@@ -90,9 +90,7 @@ def measure(hub: Hub, kind: str, n: int, d: int) -> list[Served]:
             hub.forget()
             start = time.perf_counter()
             act()
-            rows.append(
-                Served(NAMES[kind], done, files, hub.served, len(hub.log), time.perf_counter() - start)
-            )
+            rows.append(Served(NAMES[kind], done, files, hub.served, len(hub.log), time.perf_counter() - start))
 
         def build(out: str) -> None:
             build_atlas(load_dictionaries(recipe), out=folder / out, k=5)
@@ -116,9 +114,7 @@ def measure(hub: Hub, kind: str, n: int, d: int) -> list[Served]:
 
 def as_markdown(rows: list[Served]) -> str:
     """The rows as a table."""
-    head = (
-        "| release | done | MB of its files | MB served | share | requests |\n|---|---|---:|---:|---:|---:|\n"
-    )
+    head = "| release | done | MB of its files | MB served | share | requests |\n|---|---|---:|---:|---:|---:|\n"
     return head + "\n".join(
         f"| {r.release} | {r.done} | {r.files / 1e6:,.1f} | {r.served / 1e6:,.1f} | {r.served / r.files:.1%} | "
         f"{r.requests} |"

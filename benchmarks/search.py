@@ -63,8 +63,7 @@ def typed(words: list[str]) -> dict[str, list[str]]:
         "words that never meet": (words[29_000], words[28_000]),
     }
     return {
-        name: [" ".join([*first, last[:k]]) for k in range(1, len(last) + 1)]
-        for name, (*first, last) in asked.items()
+        name: [" ".join([*first, last[:k]]) for k in range(1, len(last) + 1)] for name, (*first, last) in asked.items()
     }
 
 
@@ -80,9 +79,7 @@ def by_rank(path: Path, query: str) -> list[int]:
     *whole, last = query.split()
     expression = " AND ".join([*(f'"{word}"' for word in whole), f'"{last}"*'])
     with closing(sqlite3.connect(path)) as database:
-        found = database.execute(
-            "SELECT rowid FROM plain WHERE plain MATCH ? ORDER BY rank LIMIT 20", (expression,)
-        )
+        found = database.execute("SELECT rowid FROM plain WHERE plain MATCH ? ORDER BY rank LIMIT 20", (expression,))
         return [row[0] for row in found]
 
 
@@ -119,25 +116,23 @@ def main() -> None:
         worst = 0.0
         for query, prefixes in typed(words).items():
             seconds = {
-                "saeflow": max(
-                    interleaved({q: lambda q=q: search(folder, q) for q in prefixes}, repeats).values()
-                ),
+                "saeflow": max(interleaved({q: lambda q=q: search(folder, q) for q in prefixes}, repeats).values()),
                 "FTS5 ordered by bm25": max(
                     interleaved({q: lambda q=q: by_rank(plain, q) for q in prefixes}, repeats).values()
                 ),
-                "a pattern over every label": interleaved(
-                    {"": lambda q=prefixes[-1]: by_reading(labels, q)}, 1
-                )[""],
+                "a pattern over every label": interleaved({"": lambda q=prefixes[-1]: by_reading(labels, q)}, 1)[""],
             }
             worst = max(worst, seconds["saeflow"])
-            rows += [
-                Row(how, query, taken, taken / seconds["saeflow"], "saeflow")
-                for how, taken in seconds.items()
-            ]
+            rows += [Row(how, query, taken, taken / seconds["saeflow"], "saeflow") for how, taken in seconds.items()]
         show(
-            rows, as_json=told.json, features=n, slowest_ms=1000 * worst, index_seconds=built,
-            index_mb=index.stat().st_size / 1e6, words_mb=sum(p.stat().st_size for p in folder.glob("*.gz")) / 1e6,
-        )  # fmt: skip
+            rows,
+            as_json=told.json,
+            features=n,
+            slowest_ms=1000 * worst,
+            index_seconds=built,
+            index_mb=index.stat().st_size / 1e6,
+            words_mb=sum(p.stat().st_size for p in folder.glob("*.gz")) / 1e6,
+        )
 
 
 if __name__ == "__main__":

@@ -49,9 +49,7 @@ def world() -> World:
     """Graphs of features of the third layer, one through the whole depth among them."""
     model, dictionaries = saeflow.load_model("demo"), saeflow.load_dictionaries("demo")
     starts = [FeatureId(Site(3, Part.RES), index) for index in (541, 5, 17)]
-    found = targets(
-        grow(starts, saeflow.open_atlas("demo"), thresholds=saeflow.Thresholds(res=0.0, mlp=0.0, att=0.0))
-    )
+    found = targets(grow(starts, saeflow.open_atlas("demo"), thresholds=saeflow.Thresholds(res=0.0, mlp=0.0, att=0.0)))
     return World(model, dictionaries, replace(activation_plan(found, Exponential(1.0)), release="demo"))
 
 
@@ -61,9 +59,7 @@ def plainly(world: World, tokens: int, *, rows: int = 16) -> None:
     config = GenerationConfig(
         max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=world.model.pad_id
     )
-    world.model.hf_model.generate(
-        prompt.input_ids, attention_mask=prompt.attention_mask, generation_config=config
-    )
+    world.model.hf_model.generate(prompt.input_ids, attention_mask=prompt.attention_mask, generation_config=config)
 
 
 def steered(world: World, tokens: int) -> None:
@@ -101,9 +97,15 @@ def overhead(world: World, tokens: int, repeats: int) -> tuple[list[Row], float]
     sites = sum(isinstance(edit, Add) for edit in world.plan)
     rows = [
         Row("generate of transformers", size, taken["unsteered"]),
-        Row("the same, inside intervening(plan)", size, taken["steered"], ratio, "unsteered",
-            note=f"{len(world.plan.features)} features at {sites} sites"),
-    ]  # fmt: skip
+        Row(
+            "the same, inside intervening(plan)",
+            size,
+            taken["steered"],
+            ratio,
+            "unsteered",
+            note=f"{len(world.plan.features)} features at {sites} sites",
+        ),
+    ]
     return rows, ratio
 
 
@@ -117,9 +119,16 @@ def sweep(world: World, n: int, samples: int, sampling: Sampling, repeats: int) 
     extra = None if samples != KEY else peak_memory(world_, partial(_in_a_batch, n=n, sampling=sampling))
     rows = [
         Row("a call a setting", size, taken["single"]),
-        Row("all settings in one call", size, taken["batch"], ratio, "a call a setting", extra,
-            note=f"{1 / ratio:.1f} times faster; {same:.1%} of the texts are the same"),
-    ]  # fmt: skip
+        Row(
+            "all settings in one call",
+            size,
+            taken["batch"],
+            ratio,
+            "a call a setting",
+            extra,
+            note=f"{1 / ratio:.1f} times faster; {same:.1%} of the texts are the same",
+        ),
+    ]
     return rows, 1 / ratio
 
 

@@ -105,16 +105,22 @@ def main() -> None:
     made = inputs(n, d, told.k)
     known = methods(n)
     seconds = interleaved(
-        {name: functools.partial(f, made) for name, (f, _, _) in known.items()},
-        2 if told.quick else told.repeats,
+        {name: functools.partial(f, made) for name, (f, _, _) in known.items()}, 2 if told.quick else told.repeats
     )
     limit = seconds["bare float32 product"]
     prepare = functools.partial(inputs, n, d, told.k)
     rows = [
-        Row(name, f"{n:,}² x {d:,}, k={told.k}", seconds[name] * scale, seconds[name] * scale / limit,
-            "bare product", peak_memory(prepare, f), note)
+        Row(
+            name,
+            f"{n:,}² x {d:,}, k={told.k}",
+            seconds[name] * scale,
+            seconds[name] * scale / limit,
+            "bare product",
+            peak_memory(prepare, f),
+            note,
+        )
         for name, (f, scale, note) in known.items()
-    ]  # fmt: skip
+    ]
     show(rows, as_json=told.json, bf16_matrix_units=has_bf16_units())
 
 

@@ -104,9 +104,12 @@ class LeanLoop:
         pull = acts_grad.mul(threshold).add_(l0_grad[:, None]).mul_(near)
         pre_grad = acts_grad.mul_(on)
         gradients = (
-            x.T @ pre_grad, acts.T @ out_grad, pre_grad.sum(0), out_grad.sum(0),
+            x.T @ pre_grad,
+            acts.T @ out_grad,
+            pre_grad.sum(0),
+            out_grad.sum(0),
             pull.sum(0).mul_(-1 / self.bandwidth),
-        )  # fmt: skip
+        )
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -128,9 +131,7 @@ def speed(sites: int, width: int, batch: int, steps: int, repeats: int) -> list[
     model = load_model("demo")
     targets = targets_of(["res"], list(range(sites)), [width])
     points = [target.read for target in targets]
-    settings = Settings(
-        sparsity("jumprelu-l0", l0=L0), Optimiser(steps * batch, batch, 3e-3), Stream(buffer=4 * batch)
-    )
+    settings = Settings(sparsity("jumprelu-l0", l0=L0), Optimiser(steps * batch, batch, 3e-3), Stream(buffer=4 * batch))
     rows = captured(model, points, 4 * batch)
     d_in = model.d_model
     norms = {
@@ -148,9 +149,7 @@ def speed(sites: int, width: int, batch: int, steps: int, repeats: int) -> list[
             ready = (norms[target.read](b[target.read]) for b in batches)
             with contextlib.redirect_stderr(io.StringIO()):  # its own bar
                 trainer(
-                    cfg=trainer_config(settings, torch.device("cpu")),
-                    sae=make_sae(target, job),
-                    data_provider=ready,
+                    cfg=trainer_config(settings, torch.device("cpu")), sae=make_sae(target, job), data_provider=ready
                 ).fit()
 
     def ours(source: Iterator[Rows]) -> None:
@@ -184,22 +183,12 @@ def speed(sites: int, width: int, batch: int, steps: int, repeats: int) -> list[
     taken = interleaved(methods, repeats)
     size, floor = f"{sites} sites, {d_in} to {width}, batch {batch}", taken["lean loop"]
     return [
-        Row(
-            name,
-            size,
-            seconds,
-            seconds / floor,
-            "lean loop",
-            None,
-            f"{sites * steps * batch / seconds:,.0f} tokens/s",
-        )
+        Row(name, size, seconds, seconds / floor, "lean loop", None, f"{sites * steps * batch / seconds:,.0f} tokens/s")
         for name, seconds in taken.items()
     ]
 
 
-def quality(
-    tokens: int, l0: int, layer: int, width: int, batch: int, parts: list[str]
-) -> list[dict[str, object]]:
+def quality(tokens: int, l0: int, layer: int, width: int, batch: int, parts: list[str]) -> list[dict[str, object]]:
     """FVE, L0 and dead features at ten checkpoints, for JumpReLU with a target L0 and TopK."""
     model, found = load_model("demo"), list[dict[str, object]]()
     measured = evaluation_texts(mixed, 32)
@@ -221,11 +210,7 @@ def as_table(rows: list[dict[str, object]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2)]
     for row in rows:
         cells = [
-            f"{row[c]:.3f}"
-            if isinstance(row[c], float)
-            else f"{row[c]:,}"
-            if isinstance(row[c], int)
-            else str(row[c])
+            f"{row[c]:.3f}" if isinstance(row[c], float) else f"{row[c]:,}" if isinstance(row[c], int) else str(row[c])
             for c in columns
         ]
         lines.append("| " + " | ".join(cells) + " |")

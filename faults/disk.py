@@ -217,8 +217,11 @@ def unpacked(file: Path | bytes) -> bytes | None:
 
 
 FAULTS: dict[str, Callable[[Trial], None]] = {
-    "full": full, "limit": limit, "read-only": read_only, "together": together,
-}  # fmt: skip
+    "full": full,
+    "limit": limit,
+    "read-only": read_only,
+    "together": together,
+}
 
 
 @contextmanager
@@ -293,9 +296,7 @@ def campaign(job: Job, root: Path, names: list[str], times: int, seed: int) -> l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spoil", type=int, default=4, help="spoiled files of each job")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of what is spoiled")
     parser.add_argument("--job", default="", help="one job alone")

@@ -31,9 +31,7 @@ def formats(scratch: Path) -> list[Format]:
         Format("dictionary_learning", lambda p: layouts_more.write_dictionary_learning(p, a), _dictionaries),
         Format("gemma transcoder", lambda p: layouts_more.write_gemma_transcoder(p, a), _dictionaries),
         Format(
-            "gemma 2 transcoder",
-            lambda p: layouts_more.write_gemma_2_transcoder(p, wide, skip=skip),
-            _dictionaries,
+            "gemma 2 transcoder", lambda p: layouts_more.write_gemma_2_transcoder(p, wide, skip=skip), _dictionaries
         ),
         Format("atlas", lambda p: _atlas(p, scratch), _read_atlas),
         Format("graph", _graph, _read_graph),
@@ -168,9 +166,7 @@ def _results(place: Path) -> None:
     request = RunRequest("origins", "demo", "demo", 0, ("demo:stories",), {}, {"layers": [1]})
     results = Results.start(place, request, lambda: [{"dataset": "x", "text": 0}], {})
     results.run(lambda unit: [{"n": 1, **unit}])
-    results.write_tables(
-        [SummaryTable("t", "a title", "fig. 1", "a note", ("a", "b"), ((1, 0.5), (2, None)))]
-    )
+    results.write_tables([SummaryTable("t", "a title", "fig. 1", "a note", ("a", "b"), ((1, 0.5), (2, None)))])
 
 
 def _read_results(place: Path) -> None:

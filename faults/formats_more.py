@@ -148,7 +148,7 @@ def _exports(place: Path) -> None:
     root = place / "v1" / "m" / "0-res"
     explained = [
         {"modelId": "m", "index": str(n), "description": f"label {n}", "explanationModelName": "x"} for n in range(5)
-    ]  # fmt: skip
+    ]
     features = [{"modelId": "m", "index": str(n), "pos_str": [" a"], "frac_nonzero": 0.1} for n in range(5)]
     passages = [
         {"index": str(n), "tokens": ["a", "b"], "values": [0.0, 1.0], "maxValue": 1.0, "dataSource": "p"}

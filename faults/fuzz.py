@@ -66,9 +66,7 @@ class Finding:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=10_000, help="spoiled files in all")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--format", default="", help="one format alone")
@@ -83,10 +81,12 @@ def main() -> None:
             raise SystemExit(f"there is no format {asked.format!r}.")
         counts, findings, took = fuzz(known, Path(folder), asked.files, asked.seed)
     told = {
-        "files": asked.files, "seconds": round(took, 1), "counts": {n: dict(c) for n, c in counts.items()},
+        "files": asked.files,
+        "seconds": round(took, 1),
+        "counts": {n: dict(c) for n, c in counts.items()},
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "findings": [vars(found) for found in findings],
-    }  # fmt: skip
+    }
     if asked.json:
         print(json.dumps(told, indent=1))
     else:
@@ -102,9 +102,7 @@ def fuzz(known: list[Format], folder: Path, n: int, seed: int) -> tuple[dict, li
         place = folder / "good" / form.name
         place.mkdir(parents=True)
         form.write(place)
-        form.files = {
-            path.relative_to(place): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()
-        }
+        form.files = {path.relative_to(place): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
         form.answer = form.read(place)  # as it was written, it is read
     limit_memory()
     signal.signal(signal.SIGALRM, too_long)

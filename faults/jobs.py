@@ -20,9 +20,20 @@ MOMENTS = re.compile(
     rb'"(started|finished|made|seconds)": ?("[^"]*"|[\d.]+|null)|<dt>(started|took)</dt><dd>[^<]*</dd>'
 )
 WARM = (
-    "cli", "experiments.tables", "labels.bulk", "labels.explain", "labels.local", "labels.search", "matching.build",
-    "matching.calibration", "matching.correlation", "sources.hub", "sources.model", "steering.sweep", "training.run",
-)  # fmt: skip
+    "cli",
+    "experiments.tables",
+    "labels.bulk",
+    "labels.explain",
+    "labels.local",
+    "labels.search",
+    "matching.build",
+    "matching.calibration",
+    "matching.correlation",
+    "sources.hub",
+    "sources.model",
+    "steering.sweep",
+    "training.run",
+)
 
 
 RECIPE = """
@@ -75,9 +86,7 @@ def run(job: Job, out: Path, moment: float | None = None, *, said: Path | None =
     return int(process.exitcode or 0)
 
 
-def begin(
-    job: Job, out: Path, *, said: Path | None = None, limit: int = 0
-) -> multiprocessing.process.BaseProcess:
+def begin(job: Job, out: Path, *, said: Path | None = None, limit: int = 0) -> multiprocessing.process.BaseProcess:
     """Begin a job, as `run` does."""
     process = multiprocessing.get_context("fork").Process(target=_as_command, args=(job, out, said, limit))
     process.start()
@@ -89,9 +98,7 @@ def fingerprint(folder: Path, job: Job) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(MOMENTS.sub(b"", path.read_bytes())).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and str(path.relative_to(folder)) not in job.unequal
-        and not path.name.startswith(".")
+        if path.is_file() and str(path.relative_to(folder)) not in job.unequal and not path.name.startswith(".")
     }
 
 
@@ -167,21 +174,25 @@ def jobs(folder: Path, there: Services, alone: Callable[[Job, Path], object]) ->
             "atlas build, permutation",
             lambda out: ["atlas", "build", "demo", "--method", "permutation", "--parts", "res", "--out", str(out)],
         ),
+        Job(HUB, lambda out: ["atlas", "build", there.recipe, "--out", str(out)], ready=lambda: use_hub(there.hub)),
         Job(
-            HUB,
-            lambda out: ["atlas", "build", there.recipe, "--out", str(out)],
-            ready=lambda: use_hub(there.hub),
-        ),
-        Job(
-            "correlate",
-            lambda out: ["correlate", "demo", "--texts", str(texts), "--tokens", "3000", "--out", str(out)],
+            "correlate", lambda out: ["correlate", "demo", "--texts", str(texts), "--tokens", "3000", "--out", str(out)]
         ),
         made,
         Job(
             "labels fetch",
             lambda out: [
-                "labels", "fetch", "mine", "--sites", "0/res,1/res,2/res", "--source",
-                f"{EXPORTS}/{{layer}}-{{part}}", "--bucket", there.exports, "--out", str(out),
+                "labels",
+                "fetch",
+                "mine",
+                "--sites",
+                "0/res,1/res,2/res",
+                "--source",
+                f"{EXPORTS}/{{layer}}-{{part}}",
+                "--bucket",
+                there.exports,
+                "--out",
+                str(out),
             ],
         ),
         Job(
@@ -193,8 +204,19 @@ def jobs(folder: Path, there: Services, alone: Callable[[Job, Path], object]) ->
         Job(
             "labels explain",
             lambda out: [
-                "labels", "explain", "demo", "--sites", "1/res", "--limit", "30", "--words", str(out),
-                "--endpoint", there.chat, "--model-name", "reader",
+                "labels",
+                "explain",
+                "demo",
+                "--sites",
+                "1/res",
+                "--limit",
+                "30",
+                "--words",
+                str(out),
+                "--endpoint",
+                there.chat,
+                "--model-name",
+                "reader",
             ],
             from_run(made),
             ready=lambda: os.environ.update(OPENAI_API_KEY="none"),
@@ -202,36 +224,113 @@ def jobs(folder: Path, there: Services, alone: Callable[[Job, Path], object]) ->
         Job(
             "origins",
             lambda out: [
-                "origins", "demo", *few, "--texts", "30", "--methods", "cosine,cosine-top-5", "--out", str(out),
+                "origins",
+                "demo",
+                *few,
+                "--texts",
+                "30",
+                "--methods",
+                "cosine,cosine-top-5",
+                "--out",
+                str(out),
             ],
         ),
         Job(
             "deactivate",
             lambda out: [
-                "deactivate", "demo", *few, "--texts", "4", "--tokens", "2", "--features", "8",
-                "--strategies", "top-1,top-5,exhaustive", "--r", "0,1,2", "--loss", "1", "--out", str(out),
+                "deactivate",
+                "demo",
+                *few,
+                "--texts",
+                "4",
+                "--tokens",
+                "2",
+                "--features",
+                "8",
+                "--strategies",
+                "top-1,top-5,exhaustive",
+                "--r",
+                "0,1,2",
+                "--loss",
+                "1",
+                "--out",
+                str(out),
             ],
         ),
         Job(
             "transition",
             lambda out: [
-                "transition", "demo", *few, "--layers", "1,2", "--k", "1,2", "--tokens", "3000", "--fit-tokens", "3000",
-                "--loss", "2", "--out", str(out),
+                "transition",
+                "demo",
+                *few,
+                "--layers",
+                "1,2",
+                "--k",
+                "1,2",
+                "--tokens",
+                "3000",
+                "--fit-tokens",
+                "3000",
+                "--loss",
+                "2",
+                "--out",
+                str(out),
             ],
         ),
         Job(
             "sweep",
             lambda out: [
-                "sweep", "demo", "--themes", "physics", "--direction", "activate", "--samples", "4", "--confirm", "4",
-                "--s", "1,2", "--layers", "2,3", "--methods", "start,single,constant", "--out", str(out),
+                "sweep",
+                "demo",
+                "--themes",
+                "physics",
+                "--direction",
+                "activate",
+                "--samples",
+                "4",
+                "--confirm",
+                "4",
+                "--s",
+                "1,2",
+                "--layers",
+                "2,3",
+                "--methods",
+                "start,single,constant",
+                "--out",
+                str(out),
             ],
         ),
         Job(
             "train",
             lambda out: [
-                "train", "demo", "--texts", "demo:stories", "--layers", "1-2", "--site", "att,res", "--width", "20,40",
-                "--tokens", "5120", "--batch", "128", "--buffer", "400", "--windows", "4", "--context", "64",
-                "--eval-texts", "2", "--metrics-every", "512", "--checkpoint-every", "384", "--out", str(out),
+                "train",
+                "demo",
+                "--texts",
+                "demo:stories",
+                "--layers",
+                "1-2",
+                "--site",
+                "att,res",
+                "--width",
+                "20,40",
+                "--tokens",
+                "5120",
+                "--batch",
+                "128",
+                "--buffer",
+                "400",
+                "--windows",
+                "4",
+                "--context",
+                "64",
+                "--eval-texts",
+                "2",
+                "--metrics-every",
+                "512",
+                "--checkpoint-every",
+                "384",
+                "--out",
+                str(out),
             ],
             ready=_learner,
         ),
@@ -240,7 +339,7 @@ def jobs(folder: Path, there: Services, alone: Callable[[Job, Path], object]) ->
             lambda out: ["reproduce", str(recipe), "--only", "fig23", "--out", str(out)],
             unequal=("index.html", "reproduction.json"),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _learner() -> None:
@@ -266,7 +365,5 @@ def _texts(path: Path) -> Path:
     from saeflow.demo.texts import texts
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "\n\n".join(text.replace("\n\n", "\n") for text in texts("stories", 60)), encoding="utf-8"
-    )
+    path.write_text("\n\n".join(text.replace("\n\n", "\n") for text in texts("stories", 60)), encoding="utf-8")
     return path

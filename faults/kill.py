@@ -37,9 +37,7 @@ class Outcome:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="kills in all, at least")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--job", default="", help="one job alone")
@@ -54,9 +52,7 @@ def main() -> None:
             every = jobs(root / "kept", there, run)
             known = [job for job in every if asked.job in ("", job.name)]
             if not known:
-                raise SystemExit(
-                    f"there is no job {asked.job!r}. Jobs: {', '.join(job.name for job in every)}."
-                )
+                raise SystemExit(f"there is no job {asked.job!r}. Jobs: {', '.join(job.name for job in every)}.")
             each = -(-asked.kills // len(known))
             outcomes: list[Outcome] = []
             for job in known:

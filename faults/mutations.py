@@ -18,20 +18,7 @@ Mutation = Callable[[bytes, random.Random], bytes]
 Placed = Callable[[Path, bytes, random.Random], object]
 """Puts something else than bytes at a path: a file with holes, or what is no file."""
 
-NUMBERS = (
-    "0",
-    "-1",
-    "1e999",
-    "NaN",
-    "1099511627776",
-    "4611686018427387904",
-    "2.5",
-    '"8"',
-    "null",
-    "[]",
-    "{}",
-    "true",
-)
+NUMBERS = ("0", "-1", "1e999", "NaN", "1099511627776", "4611686018427387904", "2.5", '"8"', "null", "[]", "{}", "true")
 """What a number in a header becomes: nothing, below nothing, a terabyte, more than an integer holds, no number."""
 
 
@@ -119,9 +106,7 @@ def value_changed(data: bytes, rng: random.Random) -> bytes:
         if rng.random() < 0.5:
             holder[f"{key}x"] = value
     else:
-        holder[key] = rng.choice(
-            (None, -1, 0, 1 << 62, 1e308, "", "../../x", "a" * 5000, [], {}, [[[]]], True)
-        )
+        holder[key] = rng.choice((None, -1, 0, 1 << 62, 1e308, "", "../../x", "a" * 5000, [], {}, [[[]]], True))
     return _together(head, json.dumps(told).encode(), rest)
 
 
@@ -229,10 +214,29 @@ def folder(path: Path, data: bytes, rng: random.Random) -> None:
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    truncated, bits_flipped, head_flipped, tail_flipped, inserted, removed, zeroed, twice, appended, emptied,
-    random_bytes, number_changed, number_changed, value_changed, value_changed, nested, length_claimed,
-    nested_otherwise, dated, packed_large, many_members, long_doubles,
-)  # fmt: skip
+    truncated,
+    bits_flipped,
+    head_flipped,
+    tail_flipped,
+    inserted,
+    removed,
+    zeroed,
+    twice,
+    appended,
+    emptied,
+    random_bytes,
+    number_changed,
+    number_changed,
+    value_changed,
+    value_changed,
+    nested,
+    length_claimed,
+    nested_otherwise,
+    dated,
+    packed_large,
+    many_members,
+    long_doubles,
+)
 PLACED: tuple[Placed, ...] = (sparse, header_of_gigabytes, pipe, device, folder)
 
 

@@ -112,9 +112,7 @@ def _add_exports(service, layer: int, n: int = 3000) -> None:
         {**same, "index": str(i), "description": f"label {i} at {layer}", "explanationModelName": "some"}
         for i in range(n)
     ]
-    features = [
-        {**same, "index": str(i), "pos_str": [f" up{i}", " "], "frac_nonzero": i / n} for i in range(n)
-    ]
+    features = [{**same, "index": str(i), "pos_str": [f" up{i}", " "], "frac_nonzero": i / n} for i in range(n)]
     for number in range(3):
         some = slice(number * n // 3, (number + 1) * n // 3)
         service.add(f"{root}/explanations/batch-{number}.jsonl.gz", labels[some])

@@ -68,13 +68,9 @@ def build(corpora: Path, work: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path, help="folder of the corpora")
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/demo"), help="folder for what can be resumed"
-    )
+    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder for what can be resumed")
     parser.add_argument("--out", type=Path, default=PACK, help="folder of the pack")
     parser.add_argument("--fresh", action="store_true", help="throw the work folder away first")
     arguments = parser.parse_args()

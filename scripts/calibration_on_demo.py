@@ -33,9 +33,7 @@ def print_thresholds(atlas: Atlas, fdr: float) -> None:
 
 def print_cases(atlas: Atlas, thresholds: dict[str, Thresholds]) -> None:
     """Cases and circuits of all residual features, by layer of the feature."""
-    print(
-        "\n| layer | thresholds | A translated | B processed | C newborn | D unexplained | joined by a module |"
-    )
+    print("\n| layer | thresholds | A translated | B processed | C newborn | D unexplained | joined by a module |")
     print("|---:|---|---:|---:|---:|---:|---:|")
     for site in (s for s in atlas.sites if s.part is Part.RES):
         if not site.layer:
@@ -58,9 +56,7 @@ def print_graphs(atlas: Atlas, thresholds: dict[str, Thresholds]) -> None:
     site = layers[len(layers) // 2]
     width = atlas[site, site.predecessors[0]].n_source
     print(f"\nGraphs of the {width} features at {site}:\n")
-    print(
-        "| thresholds | mean layers spanned | whole depth | module features a graph | edges with p above 0.01 |"
-    )
+    print("| thresholds | mean layers spanned | whole depth | module features a graph | edges with p above 0.01 |")
     print("|---|---:|---:|---:|---:|")
     for name, cuts in thresholds.items():
         graphs = [trace(FeatureId(site, i), atlas, thresholds=cuts) for i in range(width)]
@@ -79,9 +75,7 @@ def doubtful(graphs: list[FlowGraph]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fdr", type=float, default=0.01)
     parser.add_argument("--release", default="demo")
     asked = parser.parse_args()

@@ -149,9 +149,7 @@ def table(seeds: int, fdr: float) -> list[dict[str, object]]:
     for setting in SETTINGS:
         for null in KINDS:
             outcomes = [measure(plant(setting, seed), null, fdr, seed) for seed in range(seeds)]
-            means = {
-                name: statistics.fmean(asdict(o)[name] for o in outcomes) for name in asdict(outcomes[0])
-            }
+            means = {name: statistics.fmean(asdict(o)[name] for o in outcomes) for name in asdict(outcomes[0])}
             rows.append({"setting": setting.name, "null": null, **means})
     return rows
 
@@ -159,9 +157,8 @@ def table(seeds: int, fdr: float) -> list[dict[str, object]]:
 def _dictionary(site: Site, W_dec: Tensor) -> Dictionary:
     n, d = W_dec.shape
     return Dictionary(
-        site, tap=Tap.RES, W_enc=W_dec, b_enc=torch.zeros(n), W_dec=W_dec, b_dec=torch.zeros(d),
-        activation=ReLU(),
-    )  # fmt: skip
+        site, tap=Tap.RES, W_enc=W_dec, b_enc=torch.zeros(n), W_dec=W_dec, b_dec=torch.zeros(d), activation=ReLU()
+    )
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -169,9 +166,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8, help="worlds of each setting")
     parser.add_argument("--fdr", type=float, default=0.01)
     parser.add_argument("--json", action="store_true")

@@ -40,9 +40,7 @@ class Costs:
     def read() -> Costs:
         told = json.loads(COSTS.read_text())["costs"]
         rows = json.loads(ENGINES.read_text())["rows"]
-        sent = [
-            row["seconds"] for row in rows if row["method"].startswith("ray, 2") and "empty" in row["size"]
-        ]
+        sent = [row["seconds"] for row in rows if row["method"].startswith("ray, 2") and "empty" in row["size"]]
         return Costs(send=sent[0], **told)
 
 

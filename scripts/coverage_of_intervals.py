@@ -51,20 +51,15 @@ def worlds() -> Iterator[tuple[str, float, Span | None, Plant]]:
     yield "rate 0.8 less rate 0.4", 0.4, GAP, lambda rng, rows: a(rng, rows) - b(rng, rows)
     a_high, b_low = rate(0.97, 0.3), rate(0.03, 0.3)
     yield "rate 0.97 less rate 0.03", 0.94, GAP, lambda rng, rows: a_high(rng, rows) - b_low(rng, rows)
-    yield (
-        "difference in one text of ten", 0.05, GAP, of_texts(lambda rng, n: rng.random(n) * (rng.random(n) < 0.1)),
-    )  # fmt: skip
+    yield ("difference in one text of ten", 0.05, GAP, of_texts(lambda rng, n: rng.random(n) * (rng.random(n) < 0.1)))
     yield "mean, normal", 0.0, None, of_texts(lambda rng, n: rng.normal(size=n))
+    yield ("mean, log-normal (skew 6)", float(np.exp(0.5)), None, of_texts(lambda rng, n: rng.lognormal(size=n)))
     yield (
-        "mean, log-normal (skew 6)",
-        float(np.exp(0.5)),
-        None,
-        of_texts(lambda rng, n: rng.lognormal(size=n)),
-    )
-    yield (
-        "activation change, two in three at 1", 2 / 3 - 1 / 6, CHANGE,
+        "activation change, two in three at 1",
+        2 / 3 - 1 / 6,
+        CHANGE,
         of_texts(lambda rng, n: np.where(rng.random(n) < 2 / 3, 1.0, rng.normal(-0.5, 0.5, n))),
-    )  # fmt: skip
+    )
 
 
 def percentile(sums: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
@@ -74,9 +69,7 @@ def percentile(sums: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> 
     return float(low), float(high)
 
 
-def coverage(
-    truth: float, span: Span | None, plant: Plant, texts: int, trials: int
-) -> tuple[float, float, float]:
+def coverage(truth: float, span: Span | None, plant: Plant, texts: int, trials: int) -> tuple[float, float, float]:
     """Shares of intervals that hold the truth: of the bootstrap, and of ours; and of ours without an interval."""
     rng = np.random.default_rng([texts, trials])
     before = after = none = 0
@@ -95,9 +88,7 @@ def coverage(
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
     trials = parser.parse_args().trials
     print(f"| planted | {' | '.join(f'{n} texts' for n in TEXTS)} |\n|---|{'---:|' * len(TEXTS)}")

@@ -50,10 +50,7 @@ def by_layer(rows: list[AgreementRow], part: Part) -> str:
     shown = [["method", *(f"layer {layer}" for layer in layers)]]
     for method in dict.fromkeys(row.method_a for row in rows):
         cells = {row.layer: row for row in rows if row.part is part and row.method_a == method}
-        told = [
-            f"{cells[n].same:.2f} / {cells[n].in_top_k:.2f}" if n in cells and cells[n].n else ""
-            for n in layers
-        ]
+        told = [f"{cells[n].same:.2f} / {cells[n].in_top_k:.2f}" if n in cells and cells[n].n else "" for n in layers]
         shown.append([method, *told])
     return table(shown)
 
@@ -69,9 +66,10 @@ def main() -> None:
         "![Agreement with cosine by layer and part](images/demo-agreement.svg)\n",
     ]
     titles = {
-        Part.RES: "Residual stream of the layer before", Part.MLP: "MLP of the same layer",
+        Part.RES: "Residual stream of the layer before",
+        Part.MLP: "MLP of the same layer",
         Part.ATT: "Attention of the same layer",
-    }  # fmt: skip
+    }
     for part, title in titles.items():
         parts += [f"## {title}\n", by_layer(rows, part)]
     page = "\n".join(parts)

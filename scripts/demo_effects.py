@@ -88,7 +88,7 @@ def origins(results: Results) -> str:
             TESTS,
             table(tests),
         ]
-    )  # fmt: skip
+    )
 
 
 def deactivation(results: Results) -> str:
@@ -96,11 +96,16 @@ def deactivation(results: Results) -> str:
     strategies = [["strategy", "targets", "deactivated", "its control", "mean change", "its control"]]
     strategies += [
         [
-            row["strategy"], f"{row['n']:,}", rate(row), rate(row, *CONTROL), f"{row['change']:.3f}",
+            row["strategy"],
+            f"{row['n']:,}",
+            rate(row),
+            rate(row, *CONTROL),
+            f"{row['change']:.3f}",
             f"{row['control_change']:.3f}",
         ]
-        for row in tables["by_strategy_layer"] if row["layer"] == "all"
-    ]  # fmt: skip
+        for row in tables["by_strategy_layer"]
+        if row["layer"] == "all"
+    ]
     shared = [["strategy", "targets", "deactivated", "mean change"]]
     shared += [
         [row["strategy"], f"{row['n']:,}", rate(row), rate(row, "change", "change_low", "change_high")]
@@ -113,26 +118,30 @@ def deactivation(results: Results) -> str:
     alone = [["group", "removed", "change", "its control", "n"]]
     alone += [
         [
-            row["group"], row["removed"], rate(row, "change"),
-            rate(row, "control_change", "control_low", "control_high"), f"{row['n']:,}",
+            row["group"],
+            row["removed"],
+            rate(row, "change"),
+            rate(row, "control_change", "control_low", "control_high"),
+            f"{row['n']:,}",
         ]
         for row in tables["one_predecessor"]
-    ]  # fmt: skip
+    ]
     return "\n".join(
         [
             REMOVED,
             table(strategies),
-            "### On shared targets (table 1)\n", table(shared),
-            "### Paired on the same targets\n", table(paired),
-            "### One predecessor at a time (figure 8)\n", table(alone),
+            "### On shared targets (table 1)\n",
+            table(shared),
+            "### Paired on the same targets\n",
+            table(paired),
+            "### One predecessor at a time (figure 8)\n",
+            table(alone),
         ]
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("origins", type=Path)
     parser.add_argument("deactivation", type=Path)
     told = parser.parse_args()

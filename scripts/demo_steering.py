@@ -30,17 +30,21 @@ to suppress, with both marks divided by 5 (section 4.2), by the offline judge ([
 do](offline-judge.md)). Brackets give 95 % intervals over samples. The model has 6 layers and 3.4 million parameters:
 these results check the method and this code; they are not evidence about large models.
 """
-WHAT = {
-    "activate": "Towards the topic (figures 11, 16)",
-    "suppress": "Away from the topic (figures 9, 10)",
-}
+WHAT = {"activate": "Towards the topic (figures 11, 16)", "suppress": "Away from the topic (figures 9, 10)"}
 COLUMNS = {
     "activate": (
-        "none", "prompt", "start", "single (start layer)", "single", "constant", "linear", "exponential",
+        "none",
+        "prompt",
+        "start",
+        "single (start layer)",
+        "single",
+        "constant",
+        "linear",
+        "exponential",
         "random of exponential",
     ),
     "suppress": ("none", "prompt", "start", "single (start layer)", "single", "cumulative", "random of cumulative"),
-}  # fmt: skip
+}
 TITLES = {
     "none": "unsteered",
     "prompt": "asked in the prompt",
@@ -105,9 +109,7 @@ def cell(row: Row | None) -> str:
 
 def cost(found: SummaryTable, direction: str) -> str:
     rows = [row for row in found.dicts() if row["direction"] == direction]
-    lines = [
-        ["method", "behaviour", "coherence", "score", "perplexity", "distinct-2", "share of the hidden norm"]
-    ]
+    lines = [["method", "behaviour", "coherence", "score", "perplexity", "distinct-2", "share of the hidden norm"]]
     for name in COLUMNS[direction]:
         if not any(named(row) == name for row in rows):
             continue
@@ -115,9 +117,7 @@ def cost(found: SummaryTable, direction: str) -> str:
             mean(rows, name, value)
             for value in ("behavior", "coherence", "score", "perplexity", "distinct_2", "share_total")
         ]
-        lines.append(
-            [TITLES.get(name, name), *(f"{v:.0f}" if k == 3 else f"{v:.2f}" for k, v in enumerate(values))]
-        )
+        lines.append([TITLES.get(name, name), *(f"{v:.0f}" if k == 3 else f"{v:.2f}" for k, v in enumerate(values))])
     return table(lines)
 
 
@@ -128,10 +128,16 @@ def paired(found: SummaryTable, direction: str) -> str:
     for a, b in dict.fromkeys((row["method_a"], row["method_b"]) for row in rows):
         of = [row for row in rows if (row["method_a"], row["method_b"]) == (a, b)]
         sure = [row for row in of if row["q"] is not None and row["q"] < 0.05]
-        lines.append([
-            a, b, str(len(of)), str(sum(row["difference"] > 0 for row in sure)),
-            str(sum(row["difference"] < 0 for row in sure)), f"{fmean(row['difference'] for row in of):+.3f}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                a,
+                b,
+                str(len(of)),
+                str(sum(row["difference"] > 0 for row in sure)),
+                str(sum(row["difference"] < 0 for row in sure)),
+                f"{fmean(row['difference'] for row in of):+.3f}",
+            ]
+        )
     return table(lines)
 
 
@@ -168,23 +174,20 @@ def main() -> None:
     parts = [HEAD.format(samples=grid["samples"], confirm=grid["confirm"], arguments=arguments)]
     for direction, title in WHAT.items():
         parts += [
-            f"## {title}\n", best(tables["steering_best"], direction),
+            f"## {title}\n",
+            best(tables["steering_best"], direction),
             COST,
             cost(tables["steering_best"], direction),
             PAIRED,
             paired(tables["steering_paired"], direction),
             SENSITIVITY,
             sensitivity(tables["steering_sensitivity"], direction),
-        ]  # fmt: skip
+        ]
     others = {"as above": results} | {
         name: Results.open(folder) for name, folder in (text.split("=", 1) for text in told[1:])
     }
     if len(others) > 1:
-        parts += [
-            "## Other ways to make the plans\n",
-            "Mean confirmed score over themes.\n",
-            variants(others),
-        ]
+        parts += ["## Other ways to make the plans\n", "Mean confirmed score over themes.\n", variants(others)]
     OUT.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
     print(f"written: {OUT.name}")
 

@@ -19,23 +19,22 @@ from saeflow.experiments.results import Results
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "transition.md"
 ALL = "all pairs"
-BASELINES = (
-    "affine map of h",
-    "reconstruction",
-    "least squares",
-    "identity",
-    "source reconstruction",
+BASELINES = ("affine map of h", "reconstruction", "least squares", "identity", "source reconstruction", "mean")
+MATCHED = [
+    ("cosine top-1", "raw"),
+    *((f"permutation{more}", how) for more in ("", " + encoder", " + encoder + b_enc") for how in ("raw", "folded")),
+]
+SKIPPED = (
+    *BASELINES[:5],
+    "top-2 W_dec W_dec, values",
+    "cosine top-1",
+    "permutation",
+    "cosine top-1, applied folded",
+    "permutation, applied folded",
+    "permutation + encoder + b_enc",
+    "all W_dec W_enc, values",
     "mean",
 )
-MATCHED = [
-    ("cosine top-1", "raw"), *(
-        (f"permutation{more}", how) for more in ("", " + encoder", " + encoder + b_enc") for how in ("raw", "folded")
-    ),
-]  # fmt: skip
-SKIPPED = (
-    *BASELINES[:5], "top-2 W_dec W_dec, values", "cosine top-1", "permutation", "cosine top-1, applied folded",
-    "permutation, applied folded", "permutation + encoder + b_enc", "all W_dec W_enc, values", "mean",
-)  # fmt: skip
 
 Row = dict[str, Any]
 

@@ -43,9 +43,7 @@ RECORD: Final = ROOT / "docs" / "executed.json"
 RUN: Final = frozenset({"python", "sh"})
 DATA: Final = frozenset({"json", "toml"})
 PROSE: Final = frozenset({"text", "output"})
-_FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```\s*?$", re.M | re.S
-)
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```\s*?$", re.M | re.S)
 _NOTE = re.compile(r"\s*\*(?P<kind>Takes|Not run here:) (?P<words>[^*]+)\*\s*?$", re.M)
 _COMMAND = re.compile(
     r"^\s*(\$ |>>> |saeflow [a-z<\[A-Z]|python3? \S|pip3? |make [a-z]|git |import \w|from \w+ import)"
@@ -156,15 +154,11 @@ def check(block: Block) -> None:
         except ValueError as error:
             raise block.wrong(f"this is no {block.language}: {error}") from None
     elif block.language in PROSE:
-        escaped = [
-            line for line in block.code.splitlines() if block.language == "text" and _COMMAND.match(line)
-        ]
+        escaped = [line for line in block.code.splitlines() if block.language == "text" and _COMMAND.match(line)]
         if escaped:
             raise block.wrong(f"{escaped[0]!r} looks like a command. Put it into a block of sh or python.")
     else:
-        raise block.wrong(
-            f"a block of {block.language or 'no language'}. Languages are in {Path(__file__).name}."
-        )
+        raise block.wrong(f"a block of {block.language or 'no language'}. Languages are in {Path(__file__).name}.")
 
 
 def check_command(block: Block, words: list[str]) -> None:
@@ -356,9 +350,7 @@ def main() -> None:
     parser.add_argument("pages", nargs="*", type=Path, help="these pages only")
     parser.add_argument("--long", action="store_true", help="run the long blocks and record them")
     parser.add_argument("--list", action="store_true", help="list all blocks")
-    parser.add_argument(
-        "--matching", default="", help="with --long: only blocks in which this expression is found"
-    )
+    parser.add_argument("--matching", default="", help="with --long: only blocks in which this expression is found")
     asked = parser.parse_args()
     chosen = [page.resolve() for page in asked.pages] or pages()
     if asked.long:

@@ -47,15 +47,11 @@ class Drawing:
     parts: list[str] = field(default_factory=list[str])
 
     def text(self, x: float, y: float, said: str, of: str = "", anchor: str = "start") -> None:
-        self.parts.append(
-            f'<text x="{x:g}" y="{y:g}" class="{of}" text-anchor="{anchor}">{escape(said)}</text>'
-        )
+        self.parts.append(f'<text x="{x:g}" y="{y:g}" class="{of}" text-anchor="{anchor}">{escape(said)}</text>')
 
     def box(self, x: float, y: float, w: float, h: float, of: str, opacity: float | None = None) -> None:
         seen = "" if opacity is None else f' fill-opacity="{opacity:.3f}"'
-        self.parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="3" class="{of}"{seen}/>'
-        )
+        self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="3" class="{of}"{seen}/>')
 
     def dot(self, x: float, y: float, r: float, of: str, opacity: float = 1) -> None:
         self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:g}" class="{of}" opacity="{opacity:g}"/>')
@@ -96,10 +92,7 @@ def sites() -> None:
         key = layer.replace(" ", "")
         d.path(f"M{start + 20} 84H{start + 388}V284H{start + 20}Z", "rule")
         d.text(start + 204, 274, f"layer {layer}", "muted small", "middle")
-        for x, part, said in (
-            (start + 40, "att", "what attention adds"),
-            (start + 170, "mlp", "what the MLP adds"),
-        ):
+        for x, part, said in ((start + 40, "att", "what attention adds"), (start + 170, "mlp", "what the MLP adds")):
             d.path(f"M{x + 14} 42V120", arrow=True)
             d.box(x, 122, 92, 30, "rule")
             d.text(x + 46, 142, "attention" if part == "att" else "MLP", "", "middle")
@@ -181,9 +174,7 @@ def copied(folders: list[Path]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "folders", nargs="*", type=Path, help="of origins, deactivate and sweep, all three or none"
-    )
+    parser.add_argument("folders", nargs="*", type=Path, help="of origins, deactivate and sweep, all three or none")
     asked = parser.parse_args()
     sites()
     matching()

@@ -25,9 +25,7 @@ def run_long(block: Block) -> dict[str, Any]:
     """
     from saeflow.version import __version__
 
-    program = (
-        [sys.executable, "-c", block.code] if block.language == "python" else ["bash", "-euc", block.code]
-    )
+    program = [sys.executable, "-c", block.code] if block.language == "python" else ["bash", "-euc", block.code]
     with tempfile.TemporaryDirectory() as folder:
         for name in ("scripts", "tests", "benchmarks", "docs", "examples", "src"):
             (Path(folder) / name).symlink_to(ROOT / name)

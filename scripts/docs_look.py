@@ -23,10 +23,17 @@ from typing import Any, Final
 SITE: Final = Path(__file__).resolve().parent.parent / "build" / "site"
 VIEWS: Final = ((1280, "light"), (1280, "dark"), (420, "light"))
 SHOWN: Final = (
-    "index.html", "concepts/sites.html", "concepts/matching.html", "concepts/flow.html", "concepts/origins.html",
-    "concepts/deactivation.html", "concepts/steering.html", "howto/sweep.html", "reference/saeflow.html",
+    "index.html",
+    "concepts/sites.html",
+    "concepts/matching.html",
+    "concepts/flow.html",
+    "concepts/origins.html",
+    "concepts/deactivation.html",
+    "concepts/steering.html",
+    "howto/sweep.html",
+    "reference/saeflow.html",
     "reference/cli.html",
-)  # fmt: skip
+)
 _WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 _BROKEN = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
 

@@ -45,9 +45,7 @@ class Page:
 
 
 PAGES: Final = (
-    Page(
-        "saeflow", "saeflow", "What `import saeflow` gives. Each name is imported at first use.", ("saeflow",)
-    ),
+    Page("saeflow", "saeflow", "What `import saeflow` gives. Each name is imported at first use.", ("saeflow",)),
     Page(
         "errors",
         "saeflow.errors",
@@ -58,13 +56,7 @@ PAGES: Final = (
         "sources",
         "saeflow.sources",
         "Where features come from: dictionaries on disk or on a hub, and the model they were trained on.",
-        modules=(
-            "sources.dictionary",
-            "sources.library",
-            "sources.model",
-            "sources.recipes",
-            "sources.remote",
-        ),
+        modules=("sources.dictionary", "sources.library", "sources.model", "sources.recipes", "sources.remote"),
     ),
     Page(
         "matching",
@@ -84,13 +76,7 @@ PAGES: Final = (
             "matching.rows",
         ),
     ),
-    Page(
-        "flow",
-        "saeflow.flow",
-        "Matches composed over layers.",
-        ("saeflow.flow",),
-        ("flow.published", "flow.union"),
-    ),
+    Page("flow", "saeflow.flow", "Matches composed over layers.", ("saeflow.flow",), ("flow.published", "flow.union")),
     Page(
         "labels",
         "saeflow.labels",
@@ -119,19 +105,8 @@ PAGES: Final = (
         ("saeflow.steering",),
         ("steering.generate", "steering.sweep.run", "steering.judges.offline", "steering.judges.llm"),
     ),
-    Page(
-        "training",
-        "saeflow.training",
-        "SAEs and transcoders from streamed activations.",
-        ("saeflow.training",),
-    ),
-    Page(
-        "doctor",
-        "saeflow.doctor",
-        "Is a release what it says it is?",
-        ("saeflow.doctor",),
-        ("doctor.examine",),
-    ),
+    Page("training", "saeflow.training", "SAEs and transcoders from streamed activations.", ("saeflow.training",)),
+    Page("doctor", "saeflow.doctor", "Is a release what it says it is?", ("saeflow.doctor",), ("doctor.examine",)),
     Page(
         "report",
         "saeflow.report",
@@ -147,12 +122,7 @@ PAGES: Final = (
         ("paper.results",),
     ),
     Page("demo", "saeflow.demo", "The embedded pack: its texts and how good it is.", ("saeflow.demo",)),
-    Page(
-        "engines",
-        "saeflow.engines",
-        "Where units of work run: here, in a pool, on Ray.",
-        ("saeflow.engines",),
-    ),
+    Page("engines", "saeflow.engines", "Where units of work run: here, in a pool, on Ray.", ("saeflow.engines",)),
     Page(
         "reproduce",
         "saeflow.reproduce",
@@ -197,9 +167,7 @@ def first_sentence(node: Any) -> str:
 def public_names(package: str) -> list[str]:
     """What `__all__` of a package lists, its version left out; nothing where there is none."""
     for node in tree_of(package).body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets
-        ):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
             try:
                 return [name for name in ast.literal_eval(node.value) if name != "__version__"]
             except ValueError:  # sorted([*_HOME]) and the like
@@ -214,11 +182,7 @@ def home_of(package: str, name: str) -> str:
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    if (
-                        alias.name == name
-                        and source_of(f"{node.module}.{name}")
-                        and not defines(node.module, name)
-                    ):
+                    if alias.name == name and source_of(f"{node.module}.{name}") and not defines(node.module, name):
                         return f"{node.module}.{name}"
                     return node.module if defines(node.module, name) else home_of(node.module, name)
     return package
@@ -353,13 +317,7 @@ def _argument(argument: Any) -> str:
 
 def index_text(found: dict[str, str]) -> str:
     """The first page of the reference."""
-    lines = [
-        "# Reference",
-        "",
-        "| | |",
-        "|---|---|",
-        "| [Command line](cli.md) | every command with its options |",
-    ]
+    lines = ["# Reference", "", "| | |", "|---|---|", "| [Command line](cli.md) | every command with its options |"]
     lines += [f"| [{page.title}]({page.name}.md) | {page.about} |" for page in PAGES if page.name in found]
     lines += ["", "Names that are on no page may change without notice."]
     return "\n".join(lines) + "\n"
@@ -375,9 +333,7 @@ def written() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit code 1 when a page is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a page is out of date")
     asked = parser.parse_args()
     stale = []
     for name, text in written().items():
@@ -387,11 +343,7 @@ def main() -> None:
             if not asked.check:
                 OUT.mkdir(exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-    print(
-        f"out of date: {', '.join(stale)}"
-        if asked.check and stale
-        else f"written: {', '.join(stale) or 'nothing'}"
-    )
+    print(f"out of date: {', '.join(stale)}" if asked.check and stale else f"written: {', '.join(stale) or 'nothing'}")
     sys.exit(1 if asked.check and stale else 0)
 
 

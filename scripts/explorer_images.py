@@ -84,13 +84,9 @@ VIEWS = {
 
 def main() -> None:
     """Write the pictures that are asked for, all but `long` by default."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="what `saeflow serve` printed")
-    parser.add_argument(
-        "--only", choices=VIEWS, nargs="+", default=[name for name in VIEWS if name != "long"]
-    )
+    parser.add_argument("--only", choices=VIEWS, nargs="+", default=[name for name in VIEWS if name != "long"])
     parser.add_argument("--hash", default="", help="the part after # in place of the picture's own")
     parser.add_argument("--out", type=Path, default=IMAGES)
     asked = parser.parse_args()

@@ -46,19 +46,9 @@ def resolved(extras: tuple[str, ...]) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         held = Path(folder, "held.txt")
         held.write_text(TORCH + "\n", encoding="utf-8")
-        options = (
-            f"--group build --quiet --universal --python-version 3.11 --generate-hashes --constraint {held}"
-        )
+        options = f"--group build --quiet --universal --python-version 3.11 --generate-hashes --constraint {held}"
         plain = "--no-annotate --no-header --no-emit-index-url"
-        command = [
-            sys.executable,
-            "-m",
-            "uv",
-            "pip",
-            "compile",
-            "pyproject.toml",
-            *f"{options} {plain}".split(),
-        ]
+        command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", *f"{options} {plain}".split()]
         command += [word for extra in extras for word in ("--extra", extra)]
         ran = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)  # noqa: S603
     return [with_cpu_build(entry) for entry in re.split(r"\n(?=\S)", ran.stdout.rstrip("\n"))]
@@ -114,18 +104,14 @@ def problems() -> list[str]:
         for want in needed(extras):
             have = pinned.get(canonicalize_name(want.name), [])
             versions = [next(iter(pin.specifier)).version for pin in have]
-            if not have or not all(
-                want.specifier.contains(version, prereleases=True) for version in versions
-            ):
+            if not have or not all(want.specifier.contains(version, prereleases=True) for version in versions):
                 wrong.append(f"requirements/{name}.txt has {versions or 'no version'} of {want}")
     return wrong
 
 
 def main() -> None:
     """Renew the lock, or check it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only say whether the lock meets pyproject.toml")
     if not parser.parse_args().check:
         renew()

@@ -135,9 +135,7 @@ def worse(model: LanguageModel) -> dict[str, Callable[[Sequence[int], np.random.
 
     found = {f"{share:.0%} of the tokens replaced": replaced(share) for share in (0.1, 0.3, 0.5)}
     found["words in random order"] = shuffled
-    return found | {
-        f"first {n} tokens repeated" if n > 1 else "first token repeated": looped(n) for n in (18, 6, 1)
-    }
+    return found | {f"first {n} tokens repeated" if n > 1 else "first token repeated": looped(n) for n in (18, 6, 1)}
 
 
 def auc(better: Sequence[float], poorer: Sequence[float]) -> float:
@@ -145,9 +143,7 @@ def auc(better: Sequence[float], poorer: Sequence[float]) -> float:
     return float(roc_auc_score(truth, [*better, *poorer]))
 
 
-def coherence_of(
-    model: LanguageModel, prompt: str, samples: Sequence[Sample]
-) -> dict[str, tuple[float, ...]]:
+def coherence_of(model: LanguageModel, prompt: str, samples: Sequence[Sample]) -> dict[str, tuple[float, ...]]:
     """By what was done to the samples: mean loss, mean mark, AUC."""
     usual = Usual.of([sample.judged for sample in samples[::2]])
     fresh = [sample for sample in samples[1::2] if len(sample.ids) > 1]
@@ -163,11 +159,7 @@ def coherence_of(
 
 
 def behavior_row(
-    judge: OfflineJudge,
-    theme: Theme,
-    others: Sequence[Theme],
-    report: TopicReport,
-    fresh: dict[str, list[str]],
+    judge: OfflineJudge, theme: Theme, others: Sequence[Theme], report: TopicReport, fresh: dict[str, list[str]]
 ) -> list[str]:
     topic = judge.topic(theme)
     own = topic.marks(theme.examples)
@@ -182,9 +174,20 @@ def behavior_row(
 def behavior(judge: OfflineJudge, known: Sequence[Theme], fresh: dict[str, list[str]]) -> str:
     reports = {theme.name: judge.report(theme) for theme in known}
     rows = [
-        ["theme", "examples", "AUC", "Brier", "calibration", "AUC, other themes", "mark of examples", "background",
-         "other themes", "plain prompt", "prompt on the theme"]
-    ]  # fmt: skip
+        [
+            "theme",
+            "examples",
+            "AUC",
+            "Brier",
+            "calibration",
+            "AUC, other themes",
+            "mark of examples",
+            "background",
+            "other themes",
+            "plain prompt",
+            "prompt on the theme",
+        ]
+    ]
     for theme in known:
         others = [other for other in known if other is not theme]
         rows.append(behavior_row(judge, theme, others, reports[theme.name], fresh))
@@ -225,10 +228,7 @@ def coherence(model: LanguageModel, samples: dict[str, list[Sample]]) -> str:
 def main() -> None:
     model, known = load_model("demo"), themes("demo")
     tasks: dict[str, Any] = {
-        task.prompt: task.max_new_tokens
-        for theme in known
-        for task in (theme.activate, theme.suppress)
-        if task
+        task.prompt: task.max_new_tokens for theme in known for task in (theme.activate, theme.suppress) if task
     }
     samples = {prompt: sampled(model, prompt, 2 * SAMPLES, length) for prompt, length in tasks.items()}
     reference = [s.judged for found in samples.values() for s in found[:SAMPLES]]

@@ -59,9 +59,7 @@ def sides_of(releases: list[str]) -> dict[str, tuple[Sides, int]]:
     return found
 
 
-def pieces_of(
-    name: str, site: Any, side: tuple[int, int, float], width: int, shard: int | None
-) -> list[Piece]:
+def pieces_of(name: str, site: Any, side: tuple[int, int, float], width: int, shard: int | None) -> list[Piece]:
     n, d_in, value = side
     step = shard or n
     return [
@@ -192,9 +190,7 @@ def draw(found: dict[str, list[Outcome]], ones: dict[str, float]) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
-    axes.plot(
-        NODES, [n * SLOTS for n in NODES], color="0.6", linewidth=1, linestyle=":", label="every slot busy"
-    )
+    axes.plot(NODES, [n * SLOTS for n in NODES], color="0.6", linewidth=1, linestyle=":", label="every slot busy")
     for (name, outcomes), (color, style) in zip(found.items(), STYLES, strict=True):
         speeds = [ones[name] / outcome.seconds for outcome in outcomes]
         axes.plot(NODES, speeds, color=color, linestyle=style, marker="o", markersize=4, label=name)
@@ -213,11 +209,13 @@ def write_page(found: dict[str, list[Outcome]], ones: dict[str, float], units: d
     for name, outcomes in found.items():
         sent = " and ".join(f"{n:,}" for n in units[name])
         parts += [
-            f"**{name}** ({sent} units; one slot alone: {_time(ones[name])})", "",
+            f"**{name}** ({sent} units; one slot alone: {_time(ones[name])})",
+            "",
             "| nodes | time | times one slot | slots busy | driver busy | storage busy |",
             "|---:|---:|---:|---:|---:|---:|",
-            *table(outcomes, ones[name]), "",
-        ]  # fmt: skip
+            *table(outcomes, ones[name]),
+            "",
+        ]
     text = _between(PAGE.read_text(encoding="utf-8"), "simulated", parts)
     PAGE.write_text(_between(text, "measured", unit_costs()), encoding="utf-8")
 
@@ -234,31 +232,31 @@ def unit_costs() -> list[str]:
     told, kept = json.loads(ENGINES.read_text()), json.loads(COSTS.read_text())
     costs = kept["costs"]
     lines = [
-        f"On {told['machine']}; {kept['load']}.", "",
-        "| engine | unit | a unit takes, ms | against one process |", "|---|---|---:|---:|",
-    ]  # fmt: skip
+        f"On {told['machine']}; {kept['load']}.",
+        "",
+        "| engine | unit | a unit takes, ms | against one process |",
+        "|---|---|---:|---:|",
+    ]
     for row in told["rows"]:
         empty = row["size"].startswith("empty")
         against = "" if empty else f"{row['ratio']:.2f}"
-        lines.append(
-            f"| {row['method']} | {row['size'].partition(',')[0]} | {1000 * row['seconds']:.3g} | {against} |"
-        )
+        lines.append(f"| {row['method']} | {row['size'].partition(',')[0]} | {1000 * row['seconds']:.3g} | {against} |")
     pair = 2 * 16_384**2 * 2304 * costs["flop"]
     lines += [
-        "", "| part of a unit, one thread | |", "|---|---:|",
+        "",
+        "| part of a unit, one thread | |",
+        "|---|---:|",
         f"| cosine top-5 both ways, 16,384 x 16,384 x 2,304 | {pair:.0f} s ({1e-9 / costs['flop']:.0f} GFLOP/s) |",
         f"| rows of a dictionary: unit norm, checks | {1e-9 / costs['row_byte']:.2g} GB/s |",
         f"| fingerprint | {1e-9 / costs['hash_byte']:.2g} GB/s |",
         f"| a file, whole or not at all | {1000 * costs['write']:.1f} ms, {1e-9 / costs['write_byte']:.2g} GB/s |",
         "",
-    ]  # fmt: skip
+    ]
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="measure unit costs, and simulate nothing")
     parser.add_argument("--storage", type=float, default=10.0, help="GB/s of shared storage")
     parser.add_argument("--link", type=float, default=1.25, help="GB/s of a node's link")

@@ -136,9 +136,7 @@ def test_info_lists_every_site(folder, run):
 def test_info_names_what_is_left_out_or_ambiguous_and_a_pattern_chooses_in_every_command(run, tmp_path):
     for layer in (0, 1):
         for trainer in (0, 1):
-            write_sae_bench(
-                tmp_path / "bench" / f"resid_post_layer_{layer}" / f"trainer_{trainer}", seed=trainer
-            )
+            write_sae_bench(tmp_path / "bench" / f"resid_post_layer_{layer}" / f"trainer_{trainer}", seed=trainer)
     write_sae_bench(tmp_path / "bench" / "embed", seed=3)
     code, out, _ = run("info", tmp_path / "bench", "--json")
     told = json.loads(out)
@@ -220,9 +218,7 @@ def test_a_feature_without_a_direction_is_counted_and_spoils_nothing(folder, run
     assert run("atlas", "build", release, "--out", "built")[0] == 0
     tables = json.loads(run("atlas", "info", "built", "--json")[1])["tables"]
     assert {row["source"] for row in tables if row["no match"]} == {"3/res"}
-    [dead] = np.flatnonzero(
-        np.isneginf(MatchTable.load(run.work / "built/3.res-2.res.safetensors").score[:, 0])
-    )
+    [dead] = np.flatnonzero(np.isneginf(MatchTable.load(run.work / "built/3.res-2.res.safetensors").score[:, 0]))
     code, out, _ = run("graph", "built", f"3/res/{dead}", "--no-files")
     assert code == 0
     assert "no direction and matches nothing" in " ".join(out.split())
@@ -249,12 +245,7 @@ def unknown_model(tmp_path_factory):
     """A model of an architecture whose sites are not mapped."""
     place = tmp_path_factory.mktemp("opt")
     config = OPTConfig(
-        vocab_size=300,
-        hidden_size=16,
-        ffn_dim=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        word_embed_proj_dim=16,
+        vocab_size=300, hidden_size=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=16
     )
     OPTForCausalLM(config).save_pretrained(place)
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "</s>": 1}, merges=[]))
@@ -303,9 +294,7 @@ def _with_a_device(group, path=()):
             yield (*path, name), needed
 
 
-@pytest.mark.parametrize(
-    ("device", "said"), [("cuda:77", "torch finds no device cuda:77"), ("gqu", "called 'gqu'")]
-)
+@pytest.mark.parametrize(("device", "said"), [("cuda:77", "torch finds no device cuda:77"), ("gqu", "called 'gqu'")])
 def test_a_device_that_is_not_there_is_refused_by_every_command_before_anything_is_opened(run, device, said):
     commands = list(_with_a_device(typer.main.get_command(app)))
     assert len(commands) >= 14
@@ -341,18 +330,9 @@ def test_the_version_is_printed(run):
     ("error", "says"),
     [
         (OSError(errno.ENOSPC, "x", "/data/out"), "/data/out cannot be written: no space left on device."),
-        (
-            OSError(errno.EROFS, "Read-only file system", "/data"),
-            "/data may not be read or written (Read-only",
-        ),
-        (
-            PermissionError(errno.EACCES, "Permission denied", "/root"),
-            "/root may not be read or written (Perm",
-        ),
-        (
-            OSError(errno.EIO, "Input/output error", "/data"),
-            "cannot read or write /data (Input/output error).",
-        ),
+        (OSError(errno.EROFS, "Read-only file system", "/data"), "/data may not be read or written (Read-only"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root"), "/root may not be read or written (Perm"),
+        (OSError(errno.EIO, "Input/output error", "/data"), "cannot read or write /data (Input/output error)."),
         (OSError("odd"), "cannot read or write a file (odd)."),
     ],
 )
@@ -371,9 +351,7 @@ def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, error, say
 
 def test_progress_into_a_pipe_is_a_line_now_and_then_with_the_time_that_is_left(monkeypatch, capsys):
     now = iter([0.0, 1.0, 31.0, 40.0, 61.0, 62.0])
-    monkeypatch.setattr(
-        sys.modules[progress.__module__], "time", SimpleNamespace(monotonic=lambda: next(now))
-    )
+    monkeypatch.setattr(sys.modules[progress.__module__], "time", SimpleNamespace(monotonic=lambda: next(now)))
     with progress("training") as report:
         for done in (1_000, 4_000, 5_000, 7_000, 7_500):  # a run that goes on at 1,000
             report(done, 10_000, "L0 6.1")

@@ -69,9 +69,17 @@ def test_an_atlas_is_calibrated_and_graphs_use_it(run, release, tmp_path):
 
 def test_thresholds_are_drawn_where_asked(run, release, tmp_path):
     run(
-        "calibrate", release, "--atlas", tmp_path / "atlas", "--rows", 900, "--rotations", 2,
-        "--figure", tmp_path / "cuts.svg",
-    )  # fmt: skip
+        "calibrate",
+        release,
+        "--atlas",
+        tmp_path / "atlas",
+        "--rows",
+        900,
+        "--rotations",
+        2,
+        "--figure",
+        tmp_path / "cuts.svg",
+    )
     drawn = (tmp_path / "cuts.svg").read_text(encoding="utf-8")
     cuts = {
         (row["part"], row["layer"]): row["threshold"]
@@ -84,8 +92,16 @@ def test_thresholds_are_drawn_where_asked(run, release, tmp_path):
 
 
 def test_a_layer_where_nothing_is_significant_is_a_gap_in_the_figure():
-    row = {"layer": 2, "part": "mlp", "direction": "backward", "null q50": 0.2, "null q99": 0.4, "threshold": 1.0,
-           "kept": 0.0, "kept plain": 0.9}  # fmt: skip
+    row = {
+        "layer": 2,
+        "part": "mlp",
+        "direction": "backward",
+        "null q50": 0.2,
+        "null q99": 0.4,
+        "threshold": 1.0,
+        "kept": 0.0,
+        "kept plain": 0.9,
+    }
     (made,) = calibrate.figure_rows([row, row | {"direction": "forward"}])
     assert made["threshold"] is None
     assert (made["null_q99"], made["kept_fixed"]) == (0.4, 0.9)
@@ -98,9 +114,7 @@ def test_a_figure_of_an_unknown_kind_is_refused_before_any_work(run, release, tm
 
 
 def test_the_picture_of_the_docs_is_that_of_the_demo_pack():
-    drawn = svg_text(
-        calibrated_thresholds(calibrate.figure_rows(calibration_rows(open_atlas("demo")))), alone=True
-    )
+    drawn = svg_text(calibrated_thresholds(calibrate.figure_rows(calibration_rows(open_atlas("demo")))), alone=True)
     shipped = Path(__file__).parent.parent / "docs" / "images" / "demo-thresholds.svg"
     assert shipped.read_text(encoding="utf-8") == drawn
 
@@ -130,9 +144,19 @@ def test_a_release_is_correlated_over_the_texts_of_a_file(run, tmp_path):
     lines = [json.dumps({"text": f"w5 w{i} w12 w7 w{i + 1} w8 w19 w3"}) for i in range(3, 45)]
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
     said = run(
-        "correlate", tmp_path / "saes", "--texts", tmp_path / "texts.jsonl", "--model", tmp_path / "model",
-        "--out", tmp_path / "r", "--k", 3, "--n", 20,
-    )  # fmt: skip
+        "correlate",
+        tmp_path / "saes",
+        "--texts",
+        tmp_path / "texts.jsonl",
+        "--model",
+        tmp_path / "model",
+        "--out",
+        tmp_path / "r",
+        "--k",
+        3,
+        "--n",
+        20,
+    )
     atlas = open_atlas(tmp_path / "r")
     assert (atlas.method, atlas.k, atlas.release) == ("pearson", 3, "tiny")
     assert f"{len(atlas)} tables" in said
@@ -151,7 +175,5 @@ for words in (["atlas", "calibrate", {str(release)!r}, "--rows", "100", "--rotat
         assert not stopped.code
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert re.search(
-        r"^saeflow: \d+ of \d+ pairs of sites keep no match at fdr=0.01", ran.stderr, re.MULTILINE
-    )
+    assert re.search(r"^saeflow: \d+ of \d+ pairs of sites keep no match at fdr=0.01", ran.stderr, re.MULTILINE)
     assert "Warning" not in ran.stderr

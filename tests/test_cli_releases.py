@@ -67,8 +67,11 @@ def test_one_release_is_listed_site_by_site(saeflow, cached):
 def test_what_of_a_release_is_here_is_told_apart(saeflow, cached, monkeypatch: pytest.MonkeyPatch):
     """W_dec alone, headers alone; tests/sources/test_remote.py fetches them."""
     held = {"0/res": Here.DECODER, "1/res": Here.DECODER, "2/res": Here.HEADERS, "24/res": Here.YES}
-    files = {entry.files[0]: str(site) for site, entry in read_recipe("gemma-scope-2b").sites.items()
-             if entry.repo.endswith("res")}  # fmt: skip
+    files = {
+        entry.files[0]: str(site)
+        for site, entry in read_recipe("gemma-scope-2b").sites.items()
+        if entry.repo.endswith("res")
+    }
 
     def look(entry: Entry) -> Here:
         return held.get(files.get(entry.files[0], ""), Here.NO) if entry.repo.endswith("res") else Here.NO
@@ -92,9 +95,7 @@ def test_a_release_or_a_value_there_is_not_is_refused(saeflow):
 
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory):
-    return build_atlas(
-        plant().dictionaries, out=tmp_path_factory.mktemp("a") / "atlas", k=2, release="planted"
-    )
+    return build_atlas(plant().dictionaries, out=tmp_path_factory.mktemp("a") / "atlas", k=2, release="planted")
 
 
 def publish(folder: Path, atlas, *, change: bool) -> str:

@@ -132,9 +132,7 @@ def test_the_stored_measurement_is_that_of_the_shipped_weights(dictionaries):
         assert 0.5 < float((acts > 0).sum(1).float().mean()) / measured[str(site)]["l0"] < 1.6
 
 
-@pytest.mark.parametrize(
-    "arguments", [["demo"], ["info", "demo"], ["info", "demo", "--json"], ["demo", "--json"]]
-)
+@pytest.mark.parametrize("arguments", [["demo"], ["info", "demo"], ["info", "demo", "--json"], ["demo", "--json"]])
 def test_the_commands_run_on_the_pack(arguments, tmp_path):
     """In a process of their own, as people run them: a thousand graphs under the checks of types take 20 s."""
     command = [sys.executable, "-c", "from saeflow.cli import main; main()", *arguments]

@@ -107,15 +107,7 @@ assert found and "left alone" not in str(found), found
 
 def test_a_short_campaign_of_disks_finds_nothing():
     ran = subprocess.run(
-        [
-            sys.executable,
-            str(FAULTS / "disk.py"),
-            "--job",
-            "labels fetch",
-            "--fault",
-            "limit,together",
-            "--json",
-        ],
+        [sys.executable, str(FAULTS / "disk.py"), "--job", "labels fetch", "--fault", "limit,together", "--json"],
         capture_output=True,
         text=True,
         check=False,

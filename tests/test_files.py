@@ -12,15 +12,7 @@ import pytest
 
 from saeflow import files
 from saeflow.errors import NoSpace, NotWritable
-from saeflow.files import (
-    add_check,
-    add_sha256,
-    agrees_with_check,
-    atomic_file,
-    check_sha256,
-    file_lock,
-    write_atomic,
-)
+from saeflow.files import add_check, add_sha256, agrees_with_check, atomic_file, check_sha256, file_lock, write_atomic
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

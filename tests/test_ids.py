@@ -33,9 +33,26 @@ def test_order_is_that_of_the_computation(found):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "24", "24/res", "24/res/", "24/resid/1", "-1/res/1", "24/res/-1", "24/res/1.5", "024/res/1", " 24/res/1",
-     "24/res/1/2", "24\\res\\1", "24/RES/1", "٢٤/res/1", "24/res/1\n", "99999/res/1", "24/res/9999999999"],
-)  # fmt: skip
+    [
+        "",
+        "24",
+        "24/res",
+        "24/res/",
+        "24/resid/1",
+        "-1/res/1",
+        "24/res/-1",
+        "24/res/1.5",
+        "024/res/1",
+        " 24/res/1",
+        "24/res/1/2",
+        "24\\res\\1",
+        "24/RES/1",
+        "٢٤/res/1",
+        "24/res/1\n",
+        "99999/res/1",
+        "24/res/9999999999",
+    ],
+)
 def test_anything_else_is_refused_with_an_example(text):
     with pytest.raises(InvalidId, match="24/res/14548"):
         FeatureId.parse(text)

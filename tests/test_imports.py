@@ -36,9 +36,7 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
 
 def imported(use):
     """(how many modules `use` imports, the packages they are of) in a fresh interpreter."""
-    ran = subprocess.run(
-        [sys.executable, "-c", COUNT.format(use=use)], check=True, capture_output=True, text=True
-    )
+    ran = subprocess.run([sys.executable, "-c", COUNT.format(use=use)], check=True, capture_output=True, text=True)
     count, *packages = ran.stdout.split()
     return int(count), set(packages)
 

@@ -35,9 +35,14 @@ READERS = {
     "words": lambda path: list(WordsFolder(path.parent).site(SITE)),
 }
 NAMES = {
-    "config": "cfg.json", "manifest": "release.json", "plan": "plan.json", "recipe": "mine.toml",
-    "texts": "a.jsonl", "theme": "mine.toml", "words": "1.res.jsonl.gz",
-}  # fmt: skip
+    "config": "cfg.json",
+    "manifest": "release.json",
+    "plan": "plan.json",
+    "recipe": "mine.toml",
+    "texts": "a.jsonl",
+    "theme": "mine.toml",
+    "words": "1.res.jsonl.gz",
+}
 
 
 SITE = Site.parse("1/res")

@@ -12,12 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_ten_lines_of_python_run(tmp_path):
     code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
     )
     assert "s(R)" in done.stdout
     assert (tmp_path / "graph.html").stat().st_size > 10_000

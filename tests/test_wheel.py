@@ -17,8 +17,10 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     ran = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if ran.returncode and "hatchling" in ran.stderr:
         pytest.skip("the build backend (hatchling) cannot be fetched from here")
     assert not ran.returncode, ran.stderr
@@ -29,28 +31,13 @@ def wheel(tmp_path_factory):
 def installed(wheel, tmp_path_factory):
     """A folder with the wheel alone, and how to run Python on it."""
     target = tmp_path_factory.mktemp("installed")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(target),
-    ]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
     subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
 
     def run(code, cwd):
         environment = {**os.environ, "PYTHONPATH": str(target)}
         return subprocess.run(
-            [sys.executable, "-P", "-c", code],
-            check=False,
-            capture_output=True,
-            text=True,
-            cwd=cwd,
-            env=environment,
+            [sys.executable, "-P", "-c", code], check=False, capture_output=True, text=True, cwd=cwd, env=environment
         )
 
     return target, run

@@ -88,9 +88,7 @@ def documents(corpora: Path, domain: str) -> list[str]:
         tales = _gutenberg((corpora / "gutenberg_childrens.txt").read_text(encoding="utf-8"))
         return [s for s in short if s] + list(_grouped(tales, "\n"))
     if domain == "novels":
-        return list(
-            _grouped(_gutenberg((corpora / "gutenberg_novels.txt").read_text(encoding="utf-8")), "\n")
-        )
+        return list(_grouped(_gutenberg((corpora / "gutenberg_novels.txt").read_text(encoding="utf-8")), "\n"))
     if domain == "textbooks":
         seen: set[str] = set()
         found: list[str] = []

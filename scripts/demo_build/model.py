@@ -27,11 +27,21 @@ MIXTURE = {"stories": 0.25, "novels": 0.18, "textbooks": 0.22, "maths": 0.13, "p
 
 def config() -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=D_MODEL, intermediate_size=512, num_hidden_layers=6,
-        num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=512, rms_norm_eps=1e-5,
-        rope_theta=10000.0, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        vocab_size=VOCAB_SIZE,
+        hidden_size=D_MODEL,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
         initializer_range=0.02,
-    )  # fmt: skip
+    )
 
 
 def batches(data: Path, steps: int, seed: int) -> np.ndarray:
@@ -93,10 +103,7 @@ def train(data: Path, out: Path, *, steps: int, seed: int = 0) -> LlamaForCausal
         if (step + 1) % 20 == 0:
             speed = (step + 1 - start) * BATCH * CONTEXT / (time.time() - began)
             left = (steps - step - 1) * BATCH * CONTEXT / speed / 60
-            print(
-                f"model {step + 1}/{steps} loss {shown:.3f}  {speed:,.0f} tokens/s  {left:.0f} min left",
-                flush=True,
-            )
+            print(f"model {step + 1}/{steps} loss {shown:.3f}  {speed:,.0f} tokens/s  {left:.0f} min left", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".tmp"))

@@ -32,13 +32,10 @@ def write_model(final: Path, tokenizer: Path, out: Path) -> None:
     LlamaForCausalLM.from_pretrained(final).to(torch.float16).save_pretrained(out)
     backend = Tokenizer.from_file(str(tokenizer))
     # every window that model and SAEs were trained on is opened by it
-    backend.post_processor = TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
-    )
+    backend.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=BOS, eos_token=BOS, pad_token=BOS,
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=backend, bos_token=BOS, eos_token=BOS, pad_token=BOS, clean_up_tokenization_spaces=False
+    )
     fast.save_pretrained(out)
     # transformers 5 names the class as version 4 does not know it, and knows it by both names itself
     told = out / "tokenizer_config.json"

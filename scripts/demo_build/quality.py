@@ -41,9 +41,7 @@ def _loss(model: LanguageModel, batches: list[Tokens]) -> float:
     return float(losses.nanmean())
 
 
-def _loss_with(
-    model: LanguageModel, batches: list[Tokens], site: Site, put: Callable[[Tensor], Tensor]
-) -> float:
+def _loss_with(model: LanguageModel, batches: list[Tokens], site: Site, put: Callable[[Tensor], Tensor]) -> float:
     """Mean loss with `put` in place of a site's activations, on all tokens but BOS, which no SAE was trained on."""
     losses: list[Tensor] = []
     for tokens in batches:
@@ -62,11 +60,7 @@ def model_quality(model: LanguageModel, data: Path) -> dict[str, Any]:
         nats = _loss(model, batches)
         size = sizes[f"{domain}.held_out"]
         bits = nats / math.log(2) * size["tokens"] / size["bytes"]
-        rows[domain] = {
-            "nats per token": round(nats, 4),
-            "bits per byte": round(bits, 4),
-            "tokens": int(ids.size),
-        }
+        rows[domain] = {"nats per token": round(nats, 4), "bits per byte": round(bits, 4), "tokens": int(ids.size)}
     return rows
 
 
@@ -110,9 +104,7 @@ def sae_quality(model: LanguageModel, dictionaries: DictionarySet, data: Path) -
     return rows
 
 
-def _best(
-    dictionaries: DictionarySet, source: Site, target: Site, rotate: int | None = None
-) -> dict[str, float]:
+def _best(dictionaries: DictionarySet, source: Site, target: Site, rotate: int | None = None) -> dict[str, float]:
     """Mean best cosine and shares, optionally after a random rotation of the source."""
     a, b = dictionaries[source].directions(), dictionaries[target].directions()
     if rotate is not None:
@@ -145,8 +137,10 @@ def flow_quality(dictionaries: DictionarySet, atlas: Atlas) -> dict[str, Any]:
 
 def _either(atlas: Atlas, layers: list[int]) -> dict[str, float]:
     """The better of s(M) and s(A), over the residual features of all layers."""
-    best = np.concatenate([
-        np.maximum(*(atlas[Site(n, Part.RES), Site(n, part)].score[:, 0] for part in (Part.MLP, Part.ATT)))
-        for n in layers
-    ])  # fmt: skip
+    best = np.concatenate(
+        [
+            np.maximum(*(atlas[Site(n, Part.RES), Site(n, part)].score[:, 0] for part in (Part.MLP, Part.ATT)))
+            for n in layers
+        ]
+    )
     return score_summary(best)

@@ -30,16 +30,7 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.sources.values import Tokens
-from saeflow.training import (
-    Optimiser,
-    Settings,
-    Stream,
-    Trained,
-    WindowBatches,
-    sparsity,
-    targets_of,
-    train,
-)
+from saeflow.training import Optimiser, Settings, Stream, Trained, WindowBatches, sparsity, targets_of, train
 from saeflow.training.settings import seed_of
 
 from .corpus import DOMAINS, load_windows
@@ -78,12 +69,14 @@ def settings_of(recipe: Recipe, seed: int, *, refine: bool) -> Settings:
     tokens = recipe.refine_tokens if refine else recipe.tokens
     steps = max(1, tokens // BATCH)
     loss = sparsity(
-        "jumprelu-l0", l0=recipe.refine_l0 if refine else recipe.target_l0, bandwidth=0.5, threshold=0.1,
-        unit_decoder=False, warm_up=0.0 if refine else min(1.0, 300 / steps),
-    )  # fmt: skip
-    optimiser = Optimiser(
-        tokens, BATCH, LEARNING_RATE, warm_up=min(0.1, 100 / steps), decay=0.5 if refine else 0.3
+        "jumprelu-l0",
+        l0=recipe.refine_l0 if refine else recipe.target_l0,
+        bandwidth=0.5,
+        threshold=0.1,
+        unit_decoder=False,
+        warm_up=0.0 if refine else min(1.0, 300 / steps),
     )
+    optimiser = Optimiser(tokens, BATCH, LEARNING_RATE, warm_up=min(0.1, 100 / steps), decay=0.5 if refine else 0.3)
     return Settings(
         loss,
         optimiser,
@@ -121,10 +114,7 @@ def train_part(
 
         def report(done: int, total: int, now: str) -> None:
             if done % (200 * BATCH) == 0 or done == total:
-                print(
-                    f"sae {part}{' (refining)' if refine else ''} {done:,}/{total:,} tokens: {now}",
-                    flush=True,
-                )
+                print(f"sae {part}{' (refining)' if refine else ''} {done:,}/{total:,} tokens: {now}", flush=True)
 
         batches = WindowBatches(windows, at_once=AT_ONCE, seed=told.seed)
         return train(model, batches, targets, told, out=folder, start=start, progress=report, **shared)
@@ -135,18 +125,22 @@ def train_part(
     return run(out / part, refine=True, start=load_dictionaries(done.folder))
 
 
-def _train_part(
-    folder: Path, data: Path, first: Path, out: Path, part: str, recipe: Recipe, seed: int
-) -> str:
+def _train_part(folder: Path, data: Path, first: Path, out: Path, part: str, recipe: Recipe, seed: int) -> str:
     torch.set_num_threads(1)
     train_part(load_model(str(folder)), data, first, out, part, recipe, seed)
     return part
 
 
 def train_all(
-    folder: Path, data: Path, first: Path, out: Path, *, seed: int, recipes: Mapping[str, Recipe] = RECIPES,
+    folder: Path,
+    data: Path,
+    first: Path,
+    out: Path,
+    *,
+    seed: int,
+    recipes: Mapping[str, Recipe] = RECIPES,
     workers: int = 2,
-) -> None:  # fmt: skip
+) -> None:
     """Train every part, `workers` at a time, each on one thread; what is finished is left as it is.
 
     `folder` is the model's. `first` keeps the SAEs before refining; `out` gets every part's last ones.
@@ -160,9 +154,7 @@ def train_all(
             job.result()
 
 
-def fired(
-    model: LanguageModel, dictionaries: Mapping[Site, Dictionary], windows: np.ndarray
-) -> dict[Site, Tensor]:
+def fired(model: LanguageModel, dictionaries: Mapping[Site, Dictionary], windows: np.ndarray) -> dict[Site, Tensor]:
     """The share of tokens of some windows, BOS left out, on which each feature fires, at every site."""
     sites = sorted(dictionaries)
     counts = {site: torch.zeros(dictionaries[site].n_features) for site in sites}
@@ -196,6 +188,11 @@ def without_silent(dictionary: Dictionary, share: Tensor) -> Dictionary:
     """
     keep = torch.nonzero(share >= RAREST).flatten()
     return Dictionary(
-        dictionary.site, tap=dictionary.tap, W_enc=dictionary.W_enc[keep], b_enc=dictionary.b_enc[keep],
-        W_dec=dictionary.W_dec[keep], b_dec=dictionary.b_dec, activation=dictionary.activation.of(keep),
-    )  # fmt: skip
+        dictionary.site,
+        tap=dictionary.tap,
+        W_enc=dictionary.W_enc[keep],
+        b_enc=dictionary.b_enc[keep],
+        W_dec=dictionary.W_dec[keep],
+        b_dec=dictionary.b_dec,
+        activation=dictionary.activation.of(keep),
+    )

@@ -93,17 +93,21 @@ def _written(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: list[str]) 
     for prompt in itertools.cycle(prompts):
         ids = torch.tensor([[0, *tokenizer.encode(prompt).ids]]).repeat(BATCH, 1)
         made = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_p=0.9,
-            max_new_tokens=TOKENS, pad_token_id=0, eos_token_id=0,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=0.8,
+            top_p=0.9,
+            max_new_tokens=TOKENS,
+            pad_token_id=0,
+            eos_token_id=0,
+        )
         for row in made.tolist():
             body = row[1:]
             yield tokenizer.decode(body[: body.index(0)] if 0 in body else body).strip()
 
 
-def _chosen(
-    written: Iterator[str], domain: str, runs: Mapping[str, set[int]], seed: int
-) -> tuple[list[str], int]:
+def _chosen(written: Iterator[str], domain: str, runs: Mapping[str, set[int]], seed: int) -> tuple[list[str], int]:
     """PASSAGES different passages, the first FIRST of them first; and how many were thrown away as copies."""
     kept: list[str] = []
     dropped = 0
@@ -138,9 +142,7 @@ def complete(out: Path) -> bool:
     return all(f.exists() and len(json.loads(gzip.decompress(f.read_bytes()))) == PASSAGES for f in files)
 
 
-def write_texts(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, corpora: Path, out: Path, seed: int
-) -> dict[str, int]:
+def write_texts(model: LlamaForCausalLM, tokenizer: Tokenizer, corpora: Path, out: Path, seed: int) -> dict[str, int]:
     """Write {domain}.json.gz, PASSAGES passages each; returns how many were thrown away as copies."""
     runs = {domain: _runs(corpora, domain) for domain in DOMAINS}
     dropped: dict[str, int] = {}

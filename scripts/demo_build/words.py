@@ -110,15 +110,10 @@ def write_words(model: LanguageModel, dictionaries: DictionarySet, data: Path, o
         lines = (json.dumps(row, separators=(",", ":")) for row in rows)
         data_out = "".join(f"{line}\n" for line in lines).encode()
         (out / f"{site.layer}.{site.part.value}.jsonl.gz").write_bytes(gzip.compress(data_out, mtime=0))
-        print(
-            f"words: {site}, {sum(r is not None for r in rows)} of {len(rows)} features have words",
-            flush=True,
-        )
+        print(f"words: {site}, {sum(r is not None for r in rows)} of {len(rows)} features have words", flush=True)
 
 
-def _rows(
-    model, dictionaries, site: Site, found: _Site, shown: torch.Tensor, domains: list[str]
-) -> list[dict | None]:
+def _rows(model, dictionaries, site: Site, found: _Site, shown: torch.Tensor, domains: list[str]) -> list[dict | None]:
     dictionary = dictionaries[site]
     decode = [model.spelling.token(i) for i in range(len(found.total))]
     promotes = model.logit_lens(dictionary.directions(), TOKENS)
@@ -133,15 +128,18 @@ def _rows(
             rows.append(None)
             continue
         best = mean[f].topk(TOKENS)
-        tokens = [
-            decode[i] for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True) if v > 0
-        ]
+        tokens = [decode[i] for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True) if v > 0]
         contexts = _contexts(f, found, acts, shown, domains, decode)
         lens = [logit.token for logit in promotes[f] if logit.token.strip()]
-        rows.append({
-            "label": _label(tokens), "tokens": tokens, "promotes": lens,
-            "frequency": round(float(found.fired[f] / found.seen), 6), "contexts": contexts,
-        })  # fmt: skip
+        rows.append(
+            {
+                "label": _label(tokens),
+                "tokens": tokens,
+                "promotes": lens,
+                "frequency": round(float(found.fired[f] / found.seen), 6),
+                "contexts": contexts,
+            }
+        )
     return rows
 
 

@@ -69,11 +69,37 @@ _HOME = {
 }
 
 __all__ = [
-    "Add", "Atlas", "Dictionary", "DictionarySet", "DirectMatches", "Edge", "End", "Evolution", "FeatureId",
-    "FlowGraph", "LanguageModel", "MatchTable", "Node", "Part", "Rescale", "SaeflowError", "Scores", "Site",
-    "Thresholds", "__version__", "build_atlas", "calibrate", "correlate", "load_dictionaries", "load_model",
-    "match", "open_atlas", "open_results", "render", "trace",
-]  # fmt: skip
+    "Add",
+    "Atlas",
+    "Dictionary",
+    "DictionarySet",
+    "DirectMatches",
+    "Edge",
+    "End",
+    "Evolution",
+    "FeatureId",
+    "FlowGraph",
+    "LanguageModel",
+    "MatchTable",
+    "Node",
+    "Part",
+    "Rescale",
+    "SaeflowError",
+    "Scores",
+    "Site",
+    "Thresholds",
+    "__version__",
+    "build_atlas",
+    "calibrate",
+    "correlate",
+    "load_dictionaries",
+    "load_model",
+    "match",
+    "open_atlas",
+    "open_results",
+    "render",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> object:

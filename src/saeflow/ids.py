@@ -54,9 +54,7 @@ class Site:
         """
         found = _SITE.fullmatch(text)
         if found is None:
-            raise InvalidId(
-                f"{text!r} is no site. Write layer/part with part one of att, mlp, res: '24/res'."
-            )
+            raise InvalidId(f"{text!r} is no site. Write layer/part with part one of att, mlp, res: '24/res'.")
         return Site(int(found[1]), Part(found[2]))
 
     def __str__(self) -> str:

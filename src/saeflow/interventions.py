@@ -59,9 +59,7 @@ class Positions:
     def __post_init__(self) -> None:
         """Refuse negative positions: while decoding, the end of a text is not known."""
         if any(position < 0 for position in self.at):
-            raise InvalidArgument(
-                f"positions {self.at} hold a negative one. Count from 0 at the first token."
-            )
+            raise InvalidArgument(f"positions {self.at} hold a negative one. Count from 0 at the first token.")
 
     def __str__(self) -> str:
         """In words, for messages."""

@@ -107,9 +107,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 class Meter:
     """Counts an answer as it comes."""
 
-    def __init__(
-        self, most: int, *, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, most: int, *, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
         """At most `most` bytes, in `seconds` at most, and LEAST of them in any WINDOW."""
         self._most, self._seconds, self._clock = most, seconds, clock
         self._began = self._since = clock()

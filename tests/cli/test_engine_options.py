@@ -45,9 +45,19 @@ def test_units_run_on_the_engine_that_was_asked_for(saeflow, monkeypatch, tmp_pa
     code, _, err = saeflow("atlas", "build", "demo", "--parts", "mlp,res", "--out", tmp_path / "atlas")
     assert code == 0, err
     code, _, err = saeflow(
-        "origins", "demo", "--datasets", "demo:stories", "--texts", "1", "--layers", "2", "--methods", "cosine",
-        "--out", tmp_path / "origins",
-    )  # fmt: skip
+        "origins",
+        "demo",
+        "--datasets",
+        "demo:stories",
+        "--texts",
+        "1",
+        "--layers",
+        "2",
+        "--methods",
+        "cosine",
+        "--out",
+        tmp_path / "origins",
+    )
     assert code == 0, err
     assert names == ["pairs of sites", "origins"]
 

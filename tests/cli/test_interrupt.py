@@ -35,14 +35,15 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_is_one_line_and_130(tmp_path, moment):
     (tmp_path / "late.py").write_text(f"try:\n    {KILL}\nexcept BaseException:\n    pass\n")
-    code = (
-        f"import sys\nfrom saeflow.cli import main\n{MOMENTS[moment]}\nsys.argv = ['saeflow', 'now']\nmain()"
-    )
+    code = f"import sys\nfrom saeflow.cli import main\n{MOMENTS[moment]}\nsys.argv = ['saeflow', 'now']\nmain()"
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": path},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         timeout=100,
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "saeflow: interrupted\n")

@@ -80,8 +80,9 @@ def test_the_printed_json_is_the_plan_and_nothing_else(place, run):
     said = run("--start", START, *CUT, "-s", 3, "--schedule", "constant", "--no-shares", "--json")
     expected = build_plan(
         request(place, schedule=Constant(3.0)),
-        atlas=open_atlas(place / "atlas"), dictionaries=load_dictionaries(place / "release"),
-    )  # fmt: skip
+        atlas=open_atlas(place / "atlas"),
+        dictionaries=load_dictionaries(place / "release"),
+    )
     read = SteeringPlan.from_json(said)
     assert read.steps == expected.steps
     assert read.made_by["schedule"] == {"kind": "constant", "s": 3.0}
@@ -90,9 +91,7 @@ def test_the_printed_json_is_the_plan_and_nothing_else(place, run):
 
 def test_options_reach_the_plan(place, run):
     def made(*options):
-        return SteeringPlan.from_json(
-            run("--start", START, *CUT, *options, "--no-fold", "--no-shares", "--json")
-        )
+        return SteeringPlan.from_json(run("--start", START, *CUT, *options, "--no-fold", "--no-shares", "--json"))
 
     def expected(**more):
         return build_plan(request(place, fold=False, **more), atlas=open_atlas(place / "atlas")).steps
@@ -142,9 +141,7 @@ def test_a_theme_is_measured_on_its_own_texts(place, run):
 
 
 def test_output_scores_leave_features_out(place, run):
-    features = SteeringPlan.from_json(
-        run("--start", START, *CUT, "--no-fold", "--no-shares", "--json")
-    ).features
+    features = SteeringPlan.from_json(run("--start", START, *CUT, "--no-fold", "--no-shares", "--json")).features
     scores = output_scores(load_model(place / "model"), load_dictionaries(place / "release"), features)
     least = sorted(scores.values())[2]
     said = run("--start", START, *CUT, "--min-output-score", least, "--no-shares", "--no-fold", "--json")
@@ -205,17 +202,7 @@ def test_an_unknown_release_is_named(run):
 
 def test_a_plan_of_the_demo_pack_is_made_with_and_without_the_model(run):
     bare = SteeringPlan.from_json(
-        run(
-            "--start",
-            "3/res/541",
-            "--no-fold",
-            "--no-shares",
-            "--fdr",
-            0.01,
-            "--json",
-            release="demo",
-            atlas=(),
-        )
+        run("--start", "3/res/541", "--no-fold", "--no-shares", "--fdr", 0.01, "--json", release="demo", atlas=())
     )
     assert bare.release == bare.model == "demo"
     assert FeatureId.parse("3/res/541") in bare.features

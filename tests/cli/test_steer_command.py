@@ -42,21 +42,14 @@ def run(monkeypatch, capsys, tmp_path):
 def test_steered_and_unsteered_text_of_each_seed_are_told_under_the_plan(run):
     code, out, _ = run("demo", "I think", *START, *SHORT, "--n", 2, "--seed", 7)
     assert code == 0
-    for words in (
-        "features to activate, at layers",
-        "3/res/541",
-        "strength",
-        "as a share of the hidden norm",
-    ):
+    for words in ("features to activate, at layers", "3/res/541", "strength", "as a share of the hidden norm"):
         assert words in out
     lines = out.splitlines()
     assert [line for line in lines if line.startswith("seed")] == ["seed 7", "seed 8"]
     steered = [line for line in lines if line.startswith("steered: I think")]
     unsteered = [line for line in lines if line.startswith("unsteered: I think")]
     assert len(steered) == len(unsteered) == 2
-    assert all(
-        a[len("steered: ") :] != b[len("unsteered: ") :] for a, b in zip(steered, unsteered, strict=True)
-    )
+    assert all(a[len("steered: ") :] != b[len("unsteered: ") :] for a, b in zip(steered, unsteered, strict=True))
     assert sum(line.startswith("changed while writing: ") for line in lines) == 2
 
 
@@ -76,9 +69,7 @@ def test_a_plan_and_a_seed_give_the_same_text_each_time(run, tmp_path):
 
 
 def test_json_has_the_plan_the_settings_and_the_shares(run):
-    _, out, _ = run(
-        "demo", "I think", *START, *SHORT, "--json", "--temperature", 0, "--upto", 3, "--reach", "single"
-    )
+    _, out, _ = run("demo", "I think", *START, *SHORT, "--json", "--temperature", 0, "--upto", 3, "--reach", "single")
     told = json.loads(out)
     assert told["sampling"] == {"max_new_tokens": 8, "temperature": 0.0, "top_p": 0.9}
     assert (told["release"], told["model"], told["prompt"]) == ("demo", "demo", "I think")

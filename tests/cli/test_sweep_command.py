@@ -30,9 +30,16 @@ SMALL = (
 )
 ONE = ("--methods", "single,constant")
 TABLES = {
-    "steering_cells", "steering_best", "steering_by_layer", "steering_by_value", "steering_features",
-    "steering_sensitivity", "steering_paired", "steering_samples", "steering_by_share",
-}  # fmt: skip
+    "steering_cells",
+    "steering_best",
+    "steering_by_layer",
+    "steering_by_value",
+    "steering_features",
+    "steering_sensitivity",
+    "steering_paired",
+    "steering_samples",
+    "steering_by_share",
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +87,7 @@ def test_a_sweep_writes_a_folder_with_tables_and_plans_and_prints_the_best(run, 
     assert set(grid.tables()) == TABLES
     assert grid.record.request.datasets == ("physics",)
     asked = grid.record.request.arguments
-    assert (asked["layers"], asked["activate"], asked["samples"], asked["fold"]) == (
-        [2, 3],
-        [1.0, 4.0],
-        4,
-        True,
-    )
+    assert (asked["layers"], asked["activate"], asked["samples"], asked["fold"]) == ([2, 3], [1.0, 4.0], 4, True)
     assert {row["layer"] for row in grid.rows()} == {-1, 2, 3}
     plan = load_plan(folder / "plans" / "physics-activate-exponential-l3-s4.json")
     assert plan.theme == "physics"
@@ -115,17 +117,13 @@ def test_another_judge_is_asked_without_generating(run, work, monkeypatch) -> No
             return [Score(coherence=4.0, behavior=1.0 + ("force" in text.text)) for text in texts]
 
     monkeypatch.setattr("saeflow.steering.judges.LLMJudge", Reader)
-    monkeypatch.setattr(
-        "saeflow.steering.sweep.unit.generate", lambda *a, **k: pytest.fail("generated again")
-    )
+    monkeypatch.setattr("saeflow.steering.sweep.unit.generate", lambda *a, **k: pytest.fail("generated again"))
     code, out, _ = run("demo", *SMALL, "--judge", "llm", "--judge-model", "some-model")
     assert code == 0
     assert "Judge: reader" in out
     results = Results.open(work / "sweep-demo")
     assert judges_of(results) == ["offline (loss and TF-IDF)", "reader"]
-    assert results.tables()["steering_best"].column("coherence") == [4.0] * len(
-        results.tables()["steering_best"].rows
-    )
+    assert results.tables()["steering_best"].column("coherence") == [4.0] * len(results.tables()["steering_best"].rows)
 
 
 def test_the_page_of_a_sweep_is_drawn(run, work, monkeypatch) -> None:
@@ -143,23 +141,27 @@ def test_variants_are_recorded_and_a_theme_of_ones_own_is_read_from_its_file(run
         f'subject = "falling bodies"\nrelease = "demo"\nstarts = ["3/res/541"]\nexamples = [{examples}]\n'
         '[activate]\nprompt = "I think"\nmax_new_tokens = 8\n'
     )
-    variants = (
-        "--t-res",
-        0.6,
-        "--k",
-        2,
-        "--parts",
-        "res",
-        "--no-fold",
-        "--alpha",
-        -0.25,
-        "--budget-total",
-        0.2,
-    )
+    variants = ("--t-res", 0.6, "--k", 2, "--parts", "res", "--no-fold", "--alpha", -0.25, "--budget-total", 0.2)
     code, out, err = run(
-        "demo", "--themes", own, "--direction", "both", "--layers", "3", "--s", "4", "--samples", 4,
-        "--confirm", 4, *ONE, *variants, "--out", "own", "--json",
-    )  # fmt: skip
+        "demo",
+        "--themes",
+        own,
+        "--direction",
+        "both",
+        "--layers",
+        "3",
+        "--s",
+        "4",
+        "--samples",
+        4,
+        "--confirm",
+        4,
+        *ONE,
+        *variants,
+        "--out",
+        "own",
+        "--json",
+    )
     assert (code, err) == (0, "")
     asked = Results.open(work / "own").record.request.arguments
     assert (asked["t_res"], asked["k"], asked["parts"], asked["fold"]) == (0.6, 2, ["res"], False)

@@ -91,9 +91,7 @@ def test_find_by_texts_of_a_file_against_a_file(run, tmp_path):
     physics, novels = load_theme("physics").examples, load_theme("playtime").examples
     (tmp_path / "on.txt").write_text("\n\n".join(physics))
     (tmp_path / "off.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in novels))
-    code, out, _ = run(
-        "find", "demo", "--texts", "on.txt", "--background", "off.jsonl", "--sites", "3/res,2/res"
-    )
+    code, out, _ = run("find", "demo", "--texts", "on.txt", "--background", "off.jsonl", "--sites", "3/res,2/res")
     assert code == 0
     assert "AUC" in out
     assert "held out" in out

@@ -33,9 +33,7 @@ def quiet(monkeypatch, tmp_path):
     return folder
 
 
-@pytest.mark.filterwarnings(
-    "ignore::ResourceWarning"
-)  # a page's blocks may leave a process for the next block to end
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a page's blocks may leave a process for the next block to end
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_the_quick_blocks_of_a_page_run_and_print_what_it_shows(page, quiet):
     assert docs_blocks.run_page(page, quiet) == sum(block.fate == "quick" for block in blocks(page))
@@ -91,9 +89,7 @@ def _exists(words: list[str]) -> bool:
     """Whether the commands that a line names, with | between, are commands: at the top, or below the one before."""
     group, alternatives = [], " ".join(words).split(" | ")
     for each in alternatives:
-        names = [
-            word for word in each.split() if re.fullmatch(r"[a-z]+", word) and word not in {"demo", "info"}
-        ]
+        names = [word for word in each.split() if re.fullmatch(r"[a-z]+", word) and word not in {"demo", "info"}]
         for name in names[:2]:
             if "No such command" not in docs_blocks.refused([name]):
                 group = [name]

@@ -62,9 +62,7 @@ def test_no_page_and_no_setting_of_the_site_names_another_address_to_load_from()
     assert "font: false" in SITE
     assert not re.search(r"https?://|@import|//", re.sub(r"/\*.*?\*/", "", theme, flags=re.S))
     for page in PAGES:
-        assert not re.search(
-            r"!\[[^\]]*\]\(https?:|<(script|iframe|link)\b", page.read_text(encoding="utf-8")
-        ), page
+        assert not re.search(r"!\[[^\]]*\]\(https?:|<(script|iframe|link)\b", page.read_text(encoding="utf-8")), page
 
 
 def test_every_picture_has_words_for_who_does_not_see_it():

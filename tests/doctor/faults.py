@@ -72,9 +72,12 @@ def remade(
     threshold = changed.pop("threshold", d.activation.threshold)
     tensors = {name: getattr(d, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")} | changed
     return Dictionary(
-        site or d.site, tap=tap or Tap.of((site or d.site).part), activation=JumpReLU(threshold),
-        preprocessing=preprocessing or d.preprocessing, **tensors,
-    )  # fmt: skip
+        site or d.site,
+        tap=tap or Tap.of((site or d.site).part),
+        activation=JumpReLU(threshold),
+        preprocessing=preprocessing or d.preprocessing,
+        **tensors,
+    )
 
 
 def missing_factor(w: World, c: float | None = None) -> Dictionary:
@@ -84,9 +87,7 @@ def missing_factor(w: World, c: float | None = None) -> Dictionary:
         tokens = w.model.tokenize(texts(4), max_length=256)
         h = w.model.capture(tokens, [RES])[RES][:, 1:][tokens.attention_mask[:, 1:] == 1]
         c = float(h.shape[-1] ** 0.5 / h.norm(dim=-1).mean())
-    return remade(
-        d, W_enc=d.W_enc, b_enc=d.b_enc * c, threshold=d.activation.threshold * c, b_dec=d.b_dec * c
-    )
+    return remade(d, W_enc=d.W_enc, b_enc=d.b_enc * c, threshold=d.activation.threshold * c, b_dec=d.b_dec * c)
 
 
 def duplicated(w: World) -> Dictionary:
@@ -119,9 +120,7 @@ def square(w: World) -> Dictionary:
     """As many features as there are dimensions, the first ones; the decoder transposed."""
     d = w[RES]
     n = d.d_in
-    return remade(
-        d, W_enc=d.W_enc[:n], b_enc=d.b_enc[:n], W_dec=d.W_dec[:n].T, threshold=d.activation.threshold[:n]
-    )
+    return remade(d, W_enc=d.W_enc[:n], b_enc=d.b_enc[:n], W_dec=d.W_dec[:n].T, threshold=d.activation.threshold[:n])
 
 
 def shuffled(w: World) -> Dictionary:
@@ -136,9 +135,7 @@ def trained_on_z(w: World) -> Dictionary:
     rows = torch.pca_lowrank(z, 96, niter=4)[2].T
     both = torch.cat([rows, -rows])
     bias = -both @ z.mean(dim=0)
-    return Dictionary(
-        ATT, tap=Tap.ATT, W_enc=both, b_enc=bias, W_dec=both, b_dec=z.mean(dim=0), activation=ReLU()
-    )
+    return Dictionary(ATT, tap=Tap.ATT, W_enc=both, b_enc=bias, W_dec=both, b_dec=z.mean(dim=0), activation=ReLU())
 
 
 def threshold_times(c: float) -> Callable[[World], Dictionary]:
@@ -155,9 +152,7 @@ FAULTS: dict[str, Fault] = {
     "transposed encoder": Fault(turned("W_enc"), Check.TRANSPOSED, "with the encoder read the other way", True),
     "transposed, square": Fault(square, Check.TRANSPOSED, "with the decoder read the other way", True),
     "another order": Fault(shuffled, Check.ORDER, "with the decoder row it is most alike", True),
-    "missing factor sqrt(d) / mean norm": Fault(
-        missing_factor, Check.SCALE, "the factor is sqrt(d_in) / mean |h|"
-    ),
+    "missing factor sqrt(d) / mean norm": Fault(missing_factor, Check.SCALE, "the factor is sqrt(d_in) / mean |h|"),
     "missing factor 20": Fault(lambda w: missing_factor(w, 20.0), Check.SCALE, "with the input times"),
     "thresholds times 5": Fault(threshold_times(5.0), Check.THRESHOLD_SCALE, "with the thresholds times"),
     "thresholds times 0.02": Fault(threshold_times(0.02), Check.L0, "met with the thresholds times"),
@@ -170,26 +165,33 @@ FAULTS: dict[str, Fault] = {
     "duplicated rows": Fault(duplicated, Check.DUPLICATES, "200 of 768 decoder rows have a twin", True),
     "NaN": Fault(changed_rows("W_enc", float("nan"), 3), Check.FINITE, "'W_enc' has NaN or infinite values in 3", True),
     "zero rows": Fault(
-        changed_rows("W_dec", 0.0, 4), Check.ZERO_ROWS, "4 of 768 decoder rows are zeros (first rows [0, 1, 2, 3])",
+        changed_rows("W_dec", 0.0, 4),
+        Check.ZERO_ROWS,
+        "4 of 768 decoder rows are zeros (first rows [0, 1, 2, 3])",
         severity=Severity.LOOK,
     ),
-    "dead": Fault(
-        changed_rows("b_enc", -1e5, 300), Check.DEAD, "39.1% cannot be reached", severity=Severity.LOOK
-    ),
+    "dead": Fault(changed_rows("b_enc", -1e5, 300), Check.DEAD, "39.1% cannot be reached", severity=Severity.LOOK),
     "thresholds below 0": Fault(
-        lambda w: remade(w[RES], threshold=w[RES].activation.threshold.log() - 3), Check.THRESHOLDS,
-        "thresholds are below 0", True,
+        lambda w: remade(w[RES], threshold=w[RES].activation.threshold.log() - 3),
+        Check.THRESHOLDS,
+        "thresholds are below 0",
+        True,
     ),
-}  # fmt: skip
+}
 
 
 def examined(planted: Dictionary, w: World | None, tokens: int = 400) -> Examination:
     """What the doctor says of one dictionary."""
     dictionaries: Mapping[Site, Dictionary] = {planted.site: planted}
     return examine(
-        dictionaries, release="planted", model=None if w is None else w.model, texts=texts(),
-        tokens=tokens, sites=[planted.site], stated_l0=stated(),
-    )  # fmt: skip
+        dictionaries,
+        release="planted",
+        model=None if w is None else w.model,
+        texts=texts(),
+        tokens=tokens,
+        sites=[planted.site],
+        stated_l0=stated(),
+    )
 
 
 def main() -> None:

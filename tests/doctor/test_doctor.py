@@ -50,11 +50,7 @@ def of(found: Examination, check: Check) -> Finding:
 def test_a_healthy_release_gives_no_alarm(world: World):
     sites = [site for site in world.dictionaries if site.layer == 4]
     found = examine(
-        {site: world[site] for site in sites},
-        model=world.model,
-        texts=texts(),
-        tokens=800,
-        stated_l0=stated(),
+        {site: world[site] for site in sites}, model=world.model, texts=texts(), tokens=800, stated_l0=stated()
     )
     assert [f for f in found.findings if f.severity is not Severity.OK and f.check is not Check.SITES] == []
     assert {f.site for f in found.findings} == {"", *map(str, sites)}
@@ -122,13 +118,7 @@ def test_twins_in_a_wide_dictionary_are_looked_for_in_a_sample():
     rows = torch.randn(17_000, 8, generator=generator)
     rows[8500:] = rows[:8500]
     d = Dictionary(
-        RES,
-        tap=Tap.RES,
-        W_enc=rows,
-        b_enc=torch.zeros(17_000),
-        W_dec=rows,
-        b_dec=torch.zeros(8),
-        activation=ReLU(),
+        RES, tap=Tap.RES, W_enc=rows, b_enc=torch.zeros(17_000), W_dec=rows, b_dec=torch.zeros(8), activation=ReLU()
     )
     finding = next(f for f in examine_weights(d) if f.check is Check.DUPLICATES)
     assert finding.severity is Severity.WRONG
@@ -142,9 +132,14 @@ def test_sites_that_are_missing_and_widths_that_differ_are_told(world: World):
     assert (finding.severity, finding.numbers["missing"]) == (Severity.LOOK, "3/mlp")
     assert "3/mlp missing; no layer 4" in finding.said
     narrow = Dictionary(
-        RES, tap=Tap.RES, W_enc=torch.eye(5), b_enc=torch.zeros(5), W_dec=torch.eye(5), b_dec=torch.zeros(5),
+        RES,
+        tap=Tap.RES,
+        W_enc=torch.eye(5),
+        b_enc=torch.zeros(5),
+        W_dec=torch.eye(5),
+        b_dec=torch.zeros(5),
         activation=ReLU(),
-    )  # fmt: skip
+    )
     found = examine({**some, RES: narrow})
     assert wrong(found) == {Check.WIDTHS}
     assert of(found, Check.WIDTHS).numbers["res"] == "5, 192"
@@ -164,12 +159,15 @@ def test_a_file_that_cannot_be_read_is_a_finding_and_the_others_go_on(world: Wor
 
 def test_a_model_of_another_size_is_told(world: World):
     narrow = Dictionary(
-        RES, tap=Tap.RES, W_enc=torch.eye(5), b_enc=torch.zeros(5), W_dec=torch.eye(5), b_dec=torch.zeros(5),
+        RES,
+        tap=Tap.RES,
+        W_enc=torch.eye(5),
+        b_enc=torch.zeros(5),
+        W_dec=torch.eye(5),
+        b_dec=torch.zeros(5),
         activation=ReLU(),
-    )  # fmt: skip
-    assert (
-        "reads width 5, and 3/res of the model is 192 wide" in of(examined(narrow, world), Check.WIDTHS).said
     )
+    assert "reads width 5, and 3/res of the model is 192 wide" in of(examined(narrow, world), Check.WIDTHS).said
     deep = remade(world[RES], site=Site.parse("9/res"))
     assert "the model has 6 layers" in of(examined(deep, world), Check.WIDTHS).said
 
@@ -190,9 +188,15 @@ def low_rank(h: torch.Tensor, site: Site, tap: Tap, rank: int = 12, **preprocess
     rows = torch.pca_lowrank(h, rank, niter=8)[2].T
     both, mean = torch.cat([rows, -rows]), h.mean(dim=0)
     return Dictionary(
-        site, tap=tap, W_enc=both, b_enc=-both @ mean, W_dec=both, b_dec=mean, activation=ReLU(),
+        site,
+        tap=tap,
+        W_enc=both,
+        b_enc=-both @ mean,
+        W_dec=both,
+        b_dec=mean,
+        activation=ReLU(),
         preprocessing=Preprocessing(**preprocessing),
-    )  # fmt: skip
+    )
 
 
 def test_what_is_read_before_a_sandwich_norm_is_told():
@@ -233,9 +237,15 @@ def test_centring_is_told_both_ways():
 
 def remade_preprocessing(d: Dictionary, **changed: bool) -> Dictionary:
     return Dictionary(
-        d.site, tap=d.tap, W_enc=d.W_enc, b_enc=d.b_enc, W_dec=d.W_dec, b_dec=d.b_dec, activation=d.activation,
+        d.site,
+        tap=d.tap,
+        W_enc=d.W_enc,
+        b_enc=d.b_enc,
+        W_dec=d.W_dec,
+        b_dec=d.b_dec,
+        activation=d.activation,
         preprocessing=replace(d.preprocessing, **changed),
-    )  # fmt: skip
+    )
 
 
 def test_a_transcoder_is_tried_at_other_inputs_and_not_for_alignment(world: World):
@@ -248,9 +258,14 @@ def test_a_transcoder_is_tried_at_other_inputs_and_not_for_alignment(world: Worl
     fitted = torch.linalg.lstsq(x - x.mean(0), y - y.mean(0)).solution
     for tap, severity in ((Tap.MLP_IN, Severity.OK), (Tap.MID, Severity.WRONG)):
         d = Dictionary(
-            MLP, tap=tap, W_enc=both, b_enc=-both @ x.mean(dim=0), W_dec=torch.cat([fitted, -fitted]),
-            b_dec=y.mean(dim=0), activation=ReLU(),
-        )  # fmt: skip
+            MLP,
+            tap=tap,
+            W_enc=both,
+            b_enc=-both @ x.mean(dim=0),
+            W_dec=torch.cat([fitted, -fitted]),
+            b_dec=y.mean(dim=0),
+            activation=ReLU(),
+        )
         found = examined(d, world, tokens=900)
         finding = of(found, Check.TAP)
         assert finding.severity is severity
@@ -300,9 +315,12 @@ def test_findings_are_read_without_torch():
 
 def test_the_command_exits_with_one_when_something_is_wrong(saeflow, world: World, tmp_path: Path):
     save_release(
-        tmp_path / "planted", {RES: FAULTS["duplicated rows"].plant(world)}, name="planted", model="demo",
+        tmp_path / "planted",
+        {RES: FAULTS["duplicated rows"].plant(world)},
+        name="planted",
+        model="demo",
         dtype=torch.float32,
-    )  # fmt: skip
+    )
     code, out, _ = saeflow("doctor", tmp_path / "planted", "--site", "3/res")
     assert code == 1
     assert "200 of 768 decoder rows have a twin" in " ".join(out.split())
@@ -314,9 +332,7 @@ def test_the_command_exits_with_one_when_something_is_wrong(saeflow, world: Worl
 
 
 def test_the_command_reads_a_model_where_one_is_named(saeflow):
-    code, out, _ = saeflow(
-        "doctor", "demo", "--model", "demo", "--site", "3/res", "--tokens", "500", "--json"
-    )
+    code, out, _ = saeflow("doctor", "demo", "--model", "demo", "--site", "3/res", "--tokens", "500", "--json")
     found = Examination.from_json(json.loads(out))
     assert (code, found.worst, found.release, found.model) == (0, Severity.OK, "demo", "demo")
     assert of(found, Check.L0).numbers["stated"] == pytest.approx(6.4008)
@@ -337,9 +353,13 @@ def test_the_l0_in_a_path_of_gemma_scope_is_what_is_stated(world: World, tmp_pat
     folder = tmp_path / "gemma-scope-2b-pt-res" / "layer_3" / "width_16k" / "average_l0_60"
     folder.mkdir(parents=True)
     np.savez(
-        folder / "params.npz", W_enc=d.W_enc.T.numpy(), W_dec=d.W_dec.numpy(), b_enc=d.b_enc.numpy(),
-        b_dec=d.b_dec.numpy(), threshold=d.activation.threshold.numpy(),
-    )  # fmt: skip
+        folder / "params.npz",
+        W_enc=d.W_enc.T.numpy(),
+        W_dec=d.W_dec.numpy(),
+        b_enc=d.b_enc.numpy(),
+        b_dec=d.b_dec.numpy(),
+        threshold=d.activation.threshold.numpy(),
+    )
     from saeflow.sources.library import load_dictionaries
 
     found = examine(load_dictionaries(tmp_path), model=world.model, texts=texts(), tokens=500)

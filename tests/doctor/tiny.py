@@ -14,6 +14,4 @@ from tiny_models import tiny_model
 
 def gemma() -> tuple[LanguageModel, list[str]]:
     words = random.Random(0)  # noqa: S311
-    return tiny_model("gemma2"), [
-        " ".join(f"w{words.randrange(3, 48)}" for _ in range(40)) for _ in range(12)
-    ]
+    return tiny_model("gemma2"), [" ".join(f"w{words.randrange(3, 48)}" for _ in range(40)) for _ in range(12)]

@@ -50,17 +50,21 @@ def request(name, **arguments):
 def origins(named, out, engine):
     told = request("origins", layers=[0, LAYER, 2], max_length=64)
     methods = [top_k("cosine", cosine(plant()))]
-    run_origins(
-        named.model, named.dictionaries, methods, lambda: SAMPLES, request=told, out=out, engine=engine
-    )
+    run_origins(named.model, named.dictionaries, methods, lambda: SAMPLES, request=told, out=out, engine=engine)
 
 
 def deactivation(named, out, engine):
     strategies = [top_k("top-1", cosine(plant()))]
     run_deactivation(
-        named.model, named.dictionaries, strategies, lambda: SAMPLES[:4], DeactivationSettings((LAYER,)),
-        request=request("deactivation", layers=[LAYER]), out=out, engine=engine,
-    )  # fmt: skip
+        named.model,
+        named.dictionaries,
+        strategies,
+        lambda: SAMPLES[:4],
+        DeactivationSettings((LAYER,)),
+        request=request("deactivation", layers=[LAYER]),
+        out=out,
+        engine=engine,
+    )
 
 
 def sweep(named, out, engine):
@@ -83,7 +87,12 @@ def test_so_does_a_transition_whose_workers_read_the_fits_from_the_folder(still,
     protocol = TransitionSettings(((transition_world.A, transition_world.B),), ks=(1, None), loss_texts=1)
     for name, engine in (("here", None), ("pool", pool)):
         run_transition(
-            still.model, still.dictionaries, protocol, transition_world.texts, request=request("transition"),
-            out=tmp_path / name, engine=engine,
-        )  # fmt: skip
+            still.model,
+            still.dictionaries,
+            protocol,
+            transition_world.texts,
+            request=request("transition"),
+            out=tmp_path / name,
+            engine=engine,
+        )
     compare(tmp_path / "here", tmp_path / "pool")

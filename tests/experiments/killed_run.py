@@ -12,9 +12,7 @@ from .planted import LAYER, TEXT, plant
 from .planted_tables import cosine
 
 WORDS = TEXT.split()
-SAMPLES = [
-    Sample("planted", n, " ".join(WORDS[n:] + WORDS[:n]), tuple(range(2, 12, 1 + n % 2))) for n in range(8)
-]
+SAMPLES = [Sample("planted", n, " ".join(WORDS[n:] + WORDS[:n]), tuple(range(2, 12, 1 + n % 2))) for n in range(8)]
 
 
 def run(folder, *, slow=False):
@@ -29,8 +27,14 @@ def run(folder, *, slow=False):
             time.sleep(0.15)
 
     results = run_deactivation(
-        planted.model, planted.dictionaries, strategies, lambda: SAMPLES, DeactivationSettings((LAYER,)),
-        request=request, out=folder, progress=pause,
-    )  # fmt: skip
+        planted.model,
+        planted.dictionaries,
+        strategies,
+        lambda: SAMPLES,
+        DeactivationSettings((LAYER,)),
+        request=request,
+        out=folder,
+        progress=pause,
+    )
     summarize(results)
     return results

@@ -83,11 +83,7 @@ def test_controls_are_other_active_features_as_many_of_the_same_sites_and_do_not
     assert len(controls) > 50
     for trial in controls:
         of = trials[trial.controls]
-        assert (of.target, of.position, of.removal.strategy) == (
-            trial.target,
-            trial.position,
-            trial.removal.strategy,
-        )
+        assert (of.target, of.position, of.removal.strategy) == (trial.target, trial.position, trial.removal.strategy)
         assert of.removal.removed == trial.removal.removed
         assert not of.removal.control
         assert not set(trial.removal.features) & set(of.removal.features)
@@ -136,9 +132,7 @@ def test_a_target_has_the_same_control_for_every_r(trials) -> None:
         assert len({(tuple(removal.features), removal.norm) for removal in removals}) == 1
     # every target that has a control of its removal has one of its sweep, and no other has
     removed = [
-        t.removal.removed == t.removal.group
-        for t in trials
-        if t.removal.control and t.removal.strategy == "top-1"
+        t.removal.removed == t.removal.group for t in trials if t.removal.control and t.removal.strategy == "top-1"
     ]
     assert sum(removed) == sum(map(len, swept))
 

@@ -81,11 +81,7 @@ def test_rates_by_strategy_group_and_what_was_removed(trials) -> None:
     assert (row["deactivated"], row["change"], row["n"]) == (1, 1, 1)
     assert (row["control_deactivated"], row["control_change"], row["control_n"]) == (0, 0.5, 1)
     rows = where(table, strategy="top-1", group="RES & MLP")
-    assert [(row["removed"], row["change"]) for row in rows] == [
-        ("RES", 0.5),
-        ("MLP", 0.25),
-        ("RES & MLP", 1),
-    ]
+    assert [(row["removed"], row["change"]) for row in rows] == [("RES", 0.5), ("MLP", 0.25), ("RES & MLP", 1)]
     assert rows[2]["control_n"] == 0
     assert rows[2]["control_deactivated"] is None
     # only a search has trials from nowhere
@@ -165,9 +161,7 @@ def test_every_r_of_the_sweep_stands_beside_its_control(swept) -> None:
 
 def test_controls_of_other_r_are_not_counted_as_controls_of_a_removal(swept) -> None:
     assert one(deactivation.by_strategy(swept), strategy="top-1", group="RES")["control_n"] == 2
-    assert (
-        one(deactivation.by_strategy_layer(swept), strategy="top-1", layer="all")["control_change"] == 0.625
-    )
+    assert one(deactivation.by_strategy_layer(swept), strategy="top-1", layer="all")["control_change"] == 0.625
     row = one(control_match(swept), removed="RES")
     assert (row["median"], row["controls"], row["trials"]) == (0.5, 2, 2)
 
@@ -175,8 +169,11 @@ def test_controls_of_other_r_are_not_counted_as_controls_of_a_removal(swept) -> 
 def test_one_predecessor_and_its_control(trials, swept) -> None:
     table = deactivation.one_predecessor(trials)
     assert [(row["group"], row["removed"]) for row in table.dicts()] == [
-        ("RES", "RES"), ("MLP", "MLP"), ("RES & MLP", "RES"), ("RES & MLP", "MLP"),
-    ]  # fmt: skip
+        ("RES", "RES"),
+        ("MLP", "MLP"),
+        ("RES & MLP", "RES"),
+        ("RES & MLP", "MLP"),
+    ]
     row = one(table, group="MLP")
     assert (row["change"], row["control_change"], row["control_n"]) == (0.75, 0, 1)
     row = one(table, group="RES & MLP", removed="RES")
@@ -193,9 +190,7 @@ def test_one_predecessor_and_its_control(trials, swept) -> None:
 
 def test_groups_of_the_targets_under_each_strategy(trials) -> None:
     table = deactivation.groups_by_strategy(trials)
-    found = {
-        row["group"]: row["features"] for row in where(table, strategy="pearson top-1") if row["features"]
-    }
+    found = {row["group"]: row["features"] for row in where(table, strategy="pearson top-1") if row["features"]}
     assert found == {"nowhere": 2, "RES": 1, "MLP": 1}
     assert {row["strategy"] for row in table.dicts()} == {"top-1", "pearson top-1"}
     for strategy in ("top-1", "pearson top-1"):
@@ -277,9 +272,9 @@ def test_paired_differences_are_over_the_same_targets(trials) -> None:
     assert (either["n"], either["difference"]) == (3, pytest.approx(1 / 3, abs=1e-5))
     control = one(table, strategy_b="active control")
     assert (control["n"], control["difference"]) == (2, 0.5)
-    assert one(table, strategy_a="exhaustive", strategy_b="greedy", scope="both name")[
-        "difference"
-    ] == pytest.approx(-2 / 3, abs=1e-5)
+    assert one(table, strategy_a="exhaustive", strategy_b="greedy", scope="both name")["difference"] == pytest.approx(
+        -2 / 3, abs=1e-5
+    )
 
 
 def test_what_would_have_silenced_a_target(trials) -> None:
@@ -321,8 +316,14 @@ def test_a_control_belongs_to_a_trial_of_its_own_text(trials) -> None:
 
 def test_every_table_with_a_rate_says_what_its_control_does(swept) -> None:
     rates = ("deactivated", "probability", "change")
-    for table in (deactivation.by_strategy, deactivation.by_strategy_layer, deactivation.by_rescale,
-                  deactivation.one_predecessor, deactivation.new_group, table_1):  # fmt: skip
+    for table in (
+        deactivation.by_strategy,
+        deactivation.by_strategy_layer,
+        deactivation.by_rescale,
+        deactivation.one_predecessor,
+        deactivation.new_group,
+        table_1,
+    ):
         columns = table(swept).columns
         shown = [name for name in rates if name in columns]
         assert shown
@@ -332,7 +333,5 @@ def test_every_table_with_a_rate_says_what_its_control_does(swept) -> None:
 def test_rows_in_another_order_of_texts_give_the_same_tables() -> None:
     first = [row for row in DEACTIVATION if row["text"] == 0]
     second = [row for row in DEACTIVATION if row["text"] == 1]
-    forward, backward = (
-        deactivation.by_strategy_layer(Trials.of(rows)) for rows in (first + second, second + first)
-    )
+    forward, backward = (deactivation.by_strategy_layer(Trials.of(rows)) for rows in (first + second, second + first))
     assert sorted(forward.rows, key=str) == sorted(backward.rows, key=str)

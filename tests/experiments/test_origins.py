@@ -51,9 +51,7 @@ def test_the_group_is_the_planted_one(planted, trials, name, word) -> None:
         assert origin(trials, planted.feature(RES, name), position) == Origin.of(TARGETS[name])
 
 
-def test_there_is_a_trial_for_each_token_and_layer_in_order_with_every_active_feature(
-    planted, trials
-) -> None:
+def test_there_is_a_trial_for_each_token_and_layer_in_order_with_every_active_feature(planted, trials) -> None:
     assert [(t.position, t.layer) for t in trials] == [(p, layer) for p in EVERYWHERE for layer in (0, 1, 2)]
     captured = planted.model.capture(planted.tokens(), [RES])[RES][0]
     acts = planted.dictionaries[RES].encode(captured)
@@ -80,9 +78,7 @@ def test_top_5_is_active_where_any_of_the_five_is(planted, methods, trials) -> N
                     target.part
                     for target in site.predecessors
                     for row, score in zip(
-                        tables[site, target].index[index, :k],
-                        tables[site, target].score[index, :k],
-                        strict=True,
+                        tables[site, target].index[index, :k], tables[site, target].score[index, :k], strict=True
                     )
                     if score > 0 and on[target][trial.position, row]
                 }
@@ -121,9 +117,7 @@ def test_one_of_five_is_drawn_once_a_feature_from_the_seed(planted) -> None:
         assert np.array_equal(first, again)
         assert not np.array_equal(first, other)
         assert all(row in allowed for row, allowed in zip(first[:, 0], table.index, strict=True))
-    columns = np.concatenate(
-        [(t.index == drawn[0].named[pair].index).argmax(1) for pair, t in tables.items()]
-    )
+    columns = np.concatenate([(t.index == drawn[0].named[pair].index).argmax(1) for pair, t in tables.items()])
     assert np.bincount(columns, minlength=5).min() > 0.1 * len(columns)
     assert drawn[0].made_by == drawn[1].made_by != drawn[2].made_by
 
@@ -132,9 +126,7 @@ def test_a_draw_of_a_pair_depends_on_nothing_else_and_takes_every_place_alike() 
     at = [Site(0, Part.RES), Site(1, Part.MLP)]
     best = np.random.default_rng(0).permuted(np.arange(40)[None].repeat(1200, 0), axis=1)[:, :5]
     score = np.linspace(0.9, 0.1, 5)[None].repeat(1200, 0)
-    tables = {
-        (RES, to): MatchTable(RES, to, "cosine", 40, best.astype("i4"), score.astype("f4")) for to in at
-    }
+    tables = {(RES, to): MatchTable(RES, to, "cosine", 40, best.astype("i4"), score.astype("f4")) for to in at}
     drawn = random_of_top_k("random", tables).named
     alone = [random_of_top_k("random", {pair: tables[pair]}).named[pair].index for pair in tables]
     assert all(np.array_equal(one, drawn[pair].index) for one, pair in zip(alone, tables, strict=True))
@@ -174,13 +166,22 @@ def results(planted, methods, tmp_path_factory):
         for n in range(4)
     ]
     request = RunRequest(
-        "origins", "planted", "planted", 0, ("one", "two"), {m.method: m.made_by for m in methods},
+        "origins",
+        "planted",
+        "planted",
+        0,
+        ("one", "two"),
+        {m.method: m.made_by for m in methods},
         {"layers": [0, LAYER], "max_length": 128, "pearson_datasets": ["one"]},
-    )  # fmt: skip
+    )
     found = run_origins(
-        planted.model, planted.dictionaries, methods, lambda: samples, request=request,
+        planted.model,
+        planted.dictionaries,
+        methods,
+        lambda: samples,
+        request=request,
         out=tmp_path_factory.mktemp("origins"),
-    )  # fmt: skip
+    )
     summarize(found)
     return found
 
@@ -192,9 +193,17 @@ def rows(results, name, **where):
 
 def test_every_table_of_the_contract_is_there_with_rows(results) -> None:
     names = {
-        "shares_by_layer", "shares_by_dataset", "scores", "separability", "activity_differences", "transition",
-        "most_probable", "most_probable_features", "methods", "agreement",
-    }  # fmt: skip
+        "shares_by_layer",
+        "shares_by_dataset",
+        "scores",
+        "separability",
+        "activity_differences",
+        "transition",
+        "most_probable",
+        "most_probable_features",
+        "methods",
+        "agreement",
+    }
     tables = results.tables()
     assert set(tables) == names
     assert all(table.rows for name, table in tables.items() if name != "agreement")  # both name the same best
@@ -228,9 +237,7 @@ def test_shares_count_what_was_observed_and_datasets_add_up(results) -> None:
     assert carried["n"] == here.sum()
     assert carried["share"] == pytest.approx((seen.groups["cosine"][here] == 1).mean(), abs=1e-5)
     assert carried["low"] < carried["share"] < carried["high"]
-    parts = [
-        rows(results, "shares_by_dataset", method="cosine", dataset=d, group="RES")[0] for d in ("one", "two")
-    ]
+    parts = [rows(results, "shares_by_dataset", method="cosine", dataset=d, group="RES")[0] for d in ("one", "two")]
     [both] = rows(results, "shares_by_dataset", method="cosine", dataset="all", group="RES")
     assert both["n"] == sum(part["n"] for part in parts)
     assert both["share"] * both["n"] == pytest.approx(sum(p["share"] * p["n"] for p in parts), rel=1e-4)

@@ -8,8 +8,15 @@ from saeflow.ids import Part
 
 def test_there_are_eight_groups_in_the_order_of_every_table() -> None:
     assert [origin.label for origin in Origin.groups()] == [
-        "nowhere", "RES", "MLP", "ATT", "RES & MLP", "RES & ATT", "MLP & ATT", "RES & MLP & ATT",
-    ]  # fmt: skip
+        "nowhere",
+        "RES",
+        "MLP",
+        "ATT",
+        "RES & MLP",
+        "RES & ATT",
+        "MLP & ATT",
+        "RES & MLP & ATT",
+    ]
 
 
 @pytest.mark.parametrize("origin", Origin.groups())
@@ -35,9 +42,7 @@ def test_a_request_names_what_another_asks_otherwise() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("z_new", "gone", "change"), [(0.0, True, 1.0), (1e-9, False, 1.0), (3.0, False, -0.5)]
-)
+@pytest.mark.parametrize(("z_new", "gone", "change"), [(0.0, True, 1.0), (1e-9, False, 1.0), (3.0, False, -0.5)])
 def test_only_an_activation_of_exactly_0_is_deactivated(z_new, gone, change) -> None:
     effect = Effect(2.0, z_new, Origin.NOWHERE)
     assert effect.deactivated is gone

@@ -185,8 +185,6 @@ def test_a_killed_deactivation_run_ends_with_the_bytes_of_one_that_was_not(tmp_p
         names = sorted(path.name for path in (whole.folder / folder).iterdir())
         assert names == sorted(path.name for path in (resumed.folder / folder).iterdir())
         for name in names:
-            assert (whole.folder / folder / name).read_bytes() == (
-                resumed.folder / folder / name
-            ).read_bytes()
+            assert (whole.folder / folder / name).read_bytes() == (resumed.folder / folder / name).read_bytes()
     assert (whole.folder / "summary.json").read_bytes() == (resumed.folder / "summary.json").read_bytes()
     assert resumed.record.done == 8

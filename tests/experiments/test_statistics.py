@@ -5,15 +5,7 @@ import pytest
 from scipy import stats
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.statistics import (
-    GAP,
-    RATE,
-    Tally,
-    by_text,
-    mann_whitney,
-    mean_estimates,
-    ratio,
-)
+from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, mann_whitney, mean_estimates, ratio
 
 
 def told(sums, counts, datasets=None, span=None):
@@ -154,9 +146,7 @@ def test_large_tallies_are_taken_in_pieces_to_the_same_numbers(monkeypatch: pyte
 
 @pytest.mark.parametrize(("rate", "correlation"), [(0.02, 0.0), (0.1, 0.5), (0.5, 0.2), (1.0, 0.0)])
 @pytest.mark.parametrize("texts", [2, 6, 25])
-def test_intervals_of_rates_hold_the_truth_as_often_as_they_say(
-    rate: float, correlation: float, texts: int
-) -> None:
+def test_intervals_of_rates_hold_the_truth_as_often_as_they_say(rate: float, correlation: float, texts: int) -> None:
     rng = np.random.default_rng(9)
     a = (1 - correlation) / correlation if correlation else 0.0
     of_text = rng.beta(rate * a, (1 - rate) * a, (200, texts)) if correlation else np.full((200, texts), rate)

@@ -56,11 +56,17 @@ def test_shares_of_groups_over_active_features(seen) -> None:
     shares = {row["group"]: row["share"] for row in where(table, dataset="all", layer=1)}
     assert shares == pytest.approx(
         {
-            "nowhere": 1 / 6, "RES": 2 / 6, "MLP": 1 / 6, "ATT": 0, "RES & MLP": 2 / 6, "RES & ATT": 0, "MLP & ATT": 0,
+            "nowhere": 1 / 6,
+            "RES": 2 / 6,
+            "MLP": 1 / 6,
+            "ATT": 0,
+            "RES & MLP": 2 / 6,
+            "RES & ATT": 0,
+            "MLP & ATT": 0,
             "RES & MLP & ATT": 0,
         },
         abs=1e-5,
-    )  # fmt: skip
+    )
     assert one(table, dataset="a", layer=1, group="RES")["share"] == 0.5
     assert one(table, dataset="b", layer=1, group="RES & MLP")["n"] == 2
     # a has two texts, each half RES: of a third kind there may still be 1 - 0.025^(1/2); b has one text with features
@@ -77,8 +83,12 @@ def test_a_feature_goes_to_the_groups_of_its_other_observations(seen) -> None:
     assert one(table, group_a="RES & MLP", group_b="RES & MLP")["probability"] == 1
     # feature 1 was seen once: no other context
     assert one(table, group_a="MLP", group_b="MLP") == {
-        "method": "cosine", "group_a": "MLP", "group_b": "MLP", "probability": None, "n": 0,
-    }  # fmt: skip
+        "method": "cosine",
+        "group_a": "MLP",
+        "group_b": "MLP",
+        "probability": None,
+        "n": 0,
+    }
 
 
 def test_the_most_probable_group_of_a_feature_seen_three_times(seen) -> None:
@@ -143,10 +153,7 @@ def test_agreement_is_over_active_features_that_both_match() -> None:
         OriginTrial("a", 0, 1, 1, (0, 1, 2), (1.0,) * 3, {"cosine": "111", "pearson": "111"}).to_row(),
         OriginTrial("a", 1, 1, 1, (0,), (1.0,), {"cosine": "1", "pearson": "1"}).to_row(),
     ]
-    arrays = {
-        "cosine 1/res-0/res index": np.array([4, 5, 6]),
-        "pearson 1/res-0/res index": np.array([4, 7, -1]),
-    }
+    arrays = {"cosine 1/res-0/res index": np.array([4, 5, 6]), "pearson 1/res-0/res index": np.array([4, 7, -1])}
     row = one(origins.agreement(Observations.of(rows), Matched(arrays)), layer="all")
     assert (row["part"], row["share"], row["n"]) == ("RES", pytest.approx(2 / 3, abs=1e-5), 3)
 
@@ -158,9 +165,7 @@ def test_means_are_those_of_a_loop_and_leave_nan_out() -> None:
     found = means(frame[:50], ["key"], {"v": None})
     assert list(found.columns) == ["v", "v_low", "v_high", "v_n"]
     for key, one in found.iterrows():
-        mine = [
-            v for v, k in zip(frame["v"][:50], frame["key"][:50], strict=True) if k == key and np.isfinite(v)
-        ]
+        mine = [v for v, k in zip(frame["v"][:50], frame["key"][:50], strict=True) if k == key and np.isfinite(v)]
         assert one["v"] == pytest.approx(np.mean(mine))
         assert one["v_n"] == len(mine)
         assert one["v_low"] < one["v"] < one["v_high"]
@@ -168,9 +173,9 @@ def test_means_are_those_of_a_loop_and_leave_nan_out() -> None:
 
 def test_means_of_a_group_have_the_interval_of_their_texts() -> None:
     """The same as the sums of each text put together by hand; a value that is not known leaves its row out."""
-    frame = pd.DataFrame({
-        "dataset": ["a", "a", "a", "b", "b"], "text": [0, 0, 1, 0, 1], "key": ["x"] * 5, "v": [1, 0, 1, 1, np.nan],
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {"dataset": ["a", "a", "a", "b", "b"], "text": [0, 0, 1, 0, 1], "key": ["x"] * 5, "v": [1, 0, 1, 1, np.nan]}
+    )
     [one] = means(frame, ["key"], {"v": RATE}).itertuples(index=False)
     sums, counts = np.array([[1.0], [1.0], [1.0], [0.0]]), np.array([[2.0], [1.0], [1.0], [0.0]])
     [wanted] = mean_estimates(sums, counts, [0, 0, 1, 1], span=RATE)
@@ -200,9 +205,7 @@ def test_a_table_and_the_rows_of_a_folder_are_data_frames(tmp_path) -> None:
     results.run(lambda unit: [{**unit, "layer": layer, "features": [1, 2]} for layer in (3, 4)])
     assert results.frame()["layer"].tolist() == [3, 4]
     assert results.frame()["features"].tolist() == [[1, 2], [1, 2]]
-    results.write_tables(
-        [SummaryTable.of("t", "Title", "fig. 1", "Note.", "a, b", [("x", 0.5), ("y", None)])]
-    )
+    results.write_tables([SummaryTable.of("t", "Title", "fig. 1", "Note.", "a, b", [("x", 0.5), ("y", None)])])
     table = sf.open_results(tmp_path).table("t")
     assert list(table.columns) == ["a", "b"]
     assert table.set_index("a")["b"]["x"] == 0.5

@@ -33,13 +33,7 @@ def made(site, tap, seed):
     draw = torch.Generator().manual_seed(seed)
     W_enc, W_dec = torch.randn(2, N, D_MODEL, generator=draw)
     return Dictionary(
-        site,
-        tap=tap,
-        W_enc=W_enc,
-        b_enc=torch.zeros(N),
-        W_dec=W_dec,
-        b_dec=torch.zeros(D_MODEL),
-        activation=ReLU(),
+        site, tap=tap, W_enc=W_enc, b_enc=torch.zeros(N), W_dec=W_dec, b_dec=torch.zeros(D_MODEL), activation=ReLU()
     )
 
 
@@ -66,9 +60,7 @@ def test_origins_take_it_as_active_by_what_it_reads(model, dictionaries) -> None
     index = np.arange(N, dtype=np.int32)[:, None]
     table = MatchTable(RES, MLP, "cosine", N, index, np.ones((N, 1), np.float32))
     sample = Sample("planted", 0, TEXTS[0], tuple(range(1, 9)))
-    trials = observe_origins(
-        model, dictionaries, [top_k("cosine", {(RES, MLP): table})], sample, layers=[1]
-    )  # fmt: skip
+    trials = observe_origins(model, dictionaries, [top_k("cosine", {(RES, MLP): table})], sample, layers=[1])
     right, wrong = read_by_hand(model, dictionaries, TEXTS[:1])
     found = torch.zeros(8, N, dtype=torch.bool)
     seen = torch.zeros(8, N, dtype=torch.bool)

@@ -59,7 +59,7 @@ def test_the_best_cosine_between_equal_dictionaries_is_their_reconstruction(tmp_
     same = {
         site: dictionary(site, rows / rows.norm(dim=1, keepdim=True), b_dec=0.1 * torch.ones(D_MODEL))
         for site in (A, B)
-    }  # fmt: skip
+    }
     world = World(still_model(), same, torch.arange(40), torch.ones(40))
     found = explained(run(tmp_path, world, settings=TransitionSettings(((A, B),), ks=(1,), loss_texts=0)))
     assert found[f"{COSINE}/RAW"] == pytest.approx(found["reconstruction"], abs=1e-6)
@@ -128,9 +128,7 @@ def test_every_top_k_is_the_formula_in_numpy(unrelated, reads, binary, folded, k
 
 def test_folding_both_does_not_change_the_whole_product_with_the_encoder(unrelated) -> None:
     found = explained(unrelated[1])
-    assert found["reads/all/values/FOLDED/FOLDED"] == pytest.approx(
-        found["reads/all/values/RAW/RAW"], rel=1e-5
-    )
+    assert found["reads/all/values/FOLDED/FOLDED"] == pytest.approx(found["reads/all/values/RAW/RAW"], rel=1e-5)
 
 
 def test_tokens_that_are_counted_are_those_that_are_not_special(unrelated) -> None:
@@ -183,9 +181,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(("stage", "after"), [("fitting", 1), ("measuring", 0), ("measuring", 7)])
-def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(
-    results, world, tmp_path, stage, after
-) -> None:
+def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(results, world, tmp_path, stage, after) -> None:
     def progress(what):
         def report(done, total, now):
             if (what, done) == (stage, after):
@@ -215,10 +211,7 @@ def test_another_request_is_refused_and_other_weights_too(results, world) -> Non
 
 
 def test_pairs_that_do_not_fit_together_into_memory_are_measured_in_turn(world, tmp_path) -> None:
-    two = {
-        **world.dictionaries,
-        Site.parse("2/res"): dictionary(Site.parse("2/res"), world.dictionaries[A].W_dec),
-    }
+    two = {**world.dictionaries, Site.parse("2/res"): dictionary(Site.parse("2/res"), world.dictionaries[A].W_dec)}
     both = replace(world, dictionaries=two)
     pairs = ((A, B), (B, Site.parse("2/res")))
     rows = {}
@@ -287,9 +280,7 @@ def test_no_text_is_both_measured_and_fitted_on() -> None:
 def test_short_and_repeated_texts_are_passed_over_and_too_few_are_refused() -> None:
     same = Dataset("same", lambda seed: ["word " * 20] * 50)
     with pytest.raises(InvalidArgument, match="larger datasets"):
-        take_texts(
-            [same, dataset("short", 100, words=3)], lambda t: len(t.split()), tokens=100, fit_tokens=100
-        )
+        take_texts([same, dataset("short", 100, words=3)], lambda t: len(t.split()), tokens=100, fit_tokens=100)
     with pytest.raises(InvalidArgument, match="1 or more"):
         take_texts([same], len, tokens=0, fit_tokens=1)
 
@@ -306,9 +297,7 @@ def test_tables_hold_the_rows_of_both_figures(results) -> None:
     assert one["low"] < one["ev"] < one["high"]
     assert one["n"] == 24 * 20
     methods = {row["method"] for row in rows(results, "transition_permutations", kind="matching")}
-    assert methods == {
-        "cosine top-1", "permutation", "permutation + encoder", "permutation + encoder + b_enc",
-    }  # fmt: skip
+    assert methods == {"cosine top-1", "permutation", "permutation + encoder", "permutation + encoder + b_enc"}
     assert len(rows(results, "transition_permutations", kind="matching", method="permutation")) == 6
     asked = rows(results, "transition_top_k", kind="matching", matched="raw", weights="W_dec W_enc")
     assert {(row["k"], row["entries"], row["applied"]) for row in asked} == {
@@ -323,16 +312,11 @@ def test_tables_hold_the_rows_of_both_figures(results) -> None:
     assert loss["change"] == pytest.approx(0, abs=1e-5)
     assert loss["n"] == 4 * 20
     assert rows(results, "transition_fits")[0]["fit_tokens"] == 48 * 20
-    assert (
-        json.loads((results.folder / "summary.json").read_text())["tables"].keys() == results.tables().keys()
-    )
+    assert json.loads((results.folder / "summary.json").read_text())["tables"].keys() == results.tables().keys()
 
 
 def test_all_pairs_are_the_mean_of_each(world, tmp_path) -> None:
-    two = {
-        **world.dictionaries,
-        Site.parse("2/res"): dictionary(Site.parse("2/res"), world.dictionaries[A].W_dec),
-    }
+    two = {**world.dictionaries, Site.parse("2/res"): dictionary(Site.parse("2/res"), world.dictionaries[A].W_dec)}
     settings = TransitionSettings(((A, B), (B, Site.parse("2/res"))), ks=(1,), loss_texts=1)
     found = run(tmp_path, replace(world, dictionaries=two), settings=settings, given=lambda: texts(8))
     summarize_transition(found.folder)

@@ -10,9 +10,19 @@ from saeflow.errors import SaeflowError
 from saeflow.experiments.results import Results
 
 SMALL = (
-    "--datasets", "demo:stories,demo:maths", "--part", "att", "--layers", "1", "--tokens", 200, "--fit-tokens", 1500,
-    "--k", "1",
-)  # fmt: skip
+    "--datasets",
+    "demo:stories,demo:maths",
+    "--part",
+    "att",
+    "--layers",
+    "1",
+    "--tokens",
+    200,
+    "--fit-tokens",
+    1500,
+    "--k",
+    "1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +66,7 @@ def test_it_writes_a_folder_with_tables_and_figures_wide_and_narrow_and_asks_for
         for ending in (".svg", ".png", "-narrow.svg", "-narrow.png"):
             assert (folder / "figures" / f"{table}{ending}").stat().st_size > 1000
     assert [path.name for path in drawn] == ["transition-demo"]
-    [row] = [
-        row
-        for row in results.tables()["transition_permutations"].dicts()
-        if row["method"] == "reconstruction"
-    ]
+    [row] = [row for row in results.tables()["transition_permutations"].dicts() if row["method"] == "reconstruction"]
     assert 0.3 < row["ev"] < 1
 
 
@@ -91,7 +97,7 @@ def test_a_finished_run_is_not_done_again_and_prints_json(run, work, monkeypatch
         (("demo", "--datasets", "demo:nothing"), "no dataset 'demo:nothing'"),
         (("nowhere",), "nowhere"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_done_is_refused_with_what_can(run, arguments, words) -> None:
     code, _, err = run(*arguments)
     assert code == 2

@@ -35,9 +35,14 @@ from .transition_world import A, B, dictionary, plant, random_pair, still_model
 
 def rebuilt(one, site=None, **changes):
     told = {
-        "tap": one.tap, "W_enc": one.W_enc, "b_enc": one.b_enc, "W_dec": one.W_dec, "b_dec": one.b_dec,
-        "activation": one.activation, "preprocessing": one.preprocessing,
-    }  # fmt: skip
+        "tap": one.tap,
+        "W_enc": one.W_enc,
+        "b_enc": one.b_enc,
+        "W_dec": one.W_dec,
+        "b_dec": one.b_dec,
+        "activation": one.activation,
+        "preprocessing": one.preprocessing,
+    }
     return Dictionary(site or one.site, **(told | changes))
 
 
@@ -126,11 +131,7 @@ def moments(seed=0, n=300):
     """Sums over random tokens, and the tokens."""
     both, make = random_pair(seed), torch.Generator().manual_seed(seed)
     h = torch.randn(n, D_MODEL, generator=make)
-    truth = (
-        h @ torch.randn(D_MODEL, D_MODEL, generator=make) / 5
-        + 1
-        + 0.1 * torch.randn(n, D_MODEL, generator=make)
-    )
+    truth = h @ torch.randn(D_MODEL, D_MODEL, generator=make) / 5 + 1 + 0.1 * torch.randn(n, D_MODEL, generator=make)
     z, y = both[A].encode(h), both[B].encode(truth)
     found = Moments(30, 26, D_MODEL, D_MODEL)
     for some in torch.arange(n).split(70):
@@ -208,9 +209,12 @@ def test_a_layer_is_skipped_through_the_maps_that_the_paper_names() -> None:
     both = random_pair(n=(30, 30))
     run = {variant.name for variant in transition_maps(both[A], both[B]) if is_run(variant)}
     assert {
-        "permutation/1/binary/RAW/RAW", "permutation/1/binary/RAW/FOLDED", "decoders/1/binary/RAW/RAW",
-        "decoders/2/values/RAW/FOLDED", "decoders/5/values/RAW/RAW",
-    } <= run  # fmt: skip
+        "permutation/1/binary/RAW/RAW",
+        "permutation/1/binary/RAW/FOLDED",
+        "decoders/1/binary/RAW/RAW",
+        "decoders/2/values/RAW/FOLDED",
+        "decoders/5/values/RAW/RAW",
+    } <= run
     assert len(run) < 16
 
 

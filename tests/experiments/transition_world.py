@@ -112,9 +112,14 @@ def run(out, world, *, settings=None, given=None, progress=None):
     settings = settings or TransitionSettings(((A, B),), ks=(1, 2, None), loss_texts=2)
     digest = weights_digest(world.model, world.dictionaries, settings.pairs)
     request = RunRequest(
-        "transition", "planted", "tiny", 0, ("set 0", "set 1"), {},
+        "transition",
+        "planted",
+        "tiny",
+        0,
+        ("set 0", "set 1"),
+        {},
         {"k": list(settings.ks), "memory": settings.memory, "weights": digest},
-    )  # fmt: skip
+    )
     return run_transition(
         world.model, world.dictionaries, settings, given or texts, request=request, out=out, progress=progress
     )

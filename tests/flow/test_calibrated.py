@@ -95,9 +95,7 @@ def test_json_of_version_1_is_still_read(planted, atlas):
         del row["p"]
     read = FlowGraph.from_json(json.dumps(old | {"version": 1}))
     assert read.thresholds == graph.thresholds
-    assert [(e.parent, e.child, e.score) for e in read.edges] == [
-        (e.parent, e.child, e.score) for e in graph.edges
-    ]
+    assert [(e.parent, e.child, e.score) for e in read.edges] == [(e.parent, e.child, e.score) for e in graph.edges]
     assert all(e.p is None for e in read.edges)
 
 

@@ -113,9 +113,13 @@ def test_one_feature_elsewhere_is_named_and_the_others_still_agree():
 def test_a_module_that_the_publication_does_not_have_is_told():
     told = published_graph("gemma-scope-2b", SEED)
     few = PublishedGraph(
-        told.source, told.seed, told.parts, told.thresholds,
-        tuple(f for f in told.nodes if f != FeatureId.parse("24/mlp/11342")), told.scores,
-    )  # fmt: skip
+        told.source,
+        told.seed,
+        told.parts,
+        told.thresholds,
+        tuple(f for f in told.nodes if f != FeatureId.parse("24/mlp/11342")),
+        told.scores,
+    )
     made = compare(grown(told, planted(told)), few)
     assert [str(site.site) for site in made.sites if not site.agrees] == ["24/mlp"]
     assert "the graph has 1 that it does not have" in made.sentence
@@ -130,23 +134,18 @@ def test_sites_are_told_from_the_last_layer_back():
 
 def test_what_was_not_published_is_refused_with_what_was():
     with pytest.raises(
-        InvalidArgument,
-        match=r"no published graph of gemma-scope-2b grows from 3/res/1\. Seeds .*24/res/14548",
+        InvalidArgument, match=r"no published graph of gemma-scope-2b grows from 3/res/1\. Seeds .*24/res/14548"
     ):
         published_graph("gemma-scope-2b", FeatureId.parse("3/res/1"))
     with pytest.raises(InvalidArgument, match=r"Seeds of published graphs: none"):
         published_graph("demo", SEED)
     told = published_graph("gemma-scope-2b", SEED)
     other = trace(FeatureId.parse("3/res/16138"), planted(told))
-    with pytest.raises(
-        InvalidArgument, match=r"grew from 3/res/16138, and that of Table 5 .* from 24/res/14548"
-    ):
+    with pytest.raises(InvalidArgument, match=r"grew from 3/res/16138, and that of Table 5 .* from 24/res/14548"):
         compare(other, told)
 
 
-@pytest.mark.parametrize(
-    "text", ["[[graphs]]\nseed = '1/res/0'", "graphs = 3", "[[graphs", "[[graphs]]\nseed='x'"]
-)
+@pytest.mark.parametrize("text", ["[[graphs]]\nseed = '1/res/0'", "graphs = 3", "[[graphs", "[[graphs]]\nseed='x'"])
 def test_published_data_that_is_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str):
     monkeypatch.setattr(recipes, "RELEASES", tmp_path)
     (tmp_path / "mine.graphs.toml").write_text(text)

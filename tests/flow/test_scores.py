@@ -57,10 +57,12 @@ class Cuts:
     def cuts(self, fdr):
         site = Site.parse
         return {
-            (site("2/res"), site("1/res")): 0.5 - fdr, (site("1/res"), site("2/res")): 0.6,
-            (site("2/res"), site("2/mlp")): 0.4, (site("2/mlp"), site("2/res")): 0.45,
+            (site("2/res"), site("1/res")): 0.5 - fdr,
+            (site("1/res"), site("2/res")): 0.6,
+            (site("2/res"), site("2/mlp")): 0.4,
+            (site("2/mlp"), site("2/res")): 0.45,
             (site("1/res"), site("1/att")): 1.0,
-        }  # fmt: skip
+        }
 
 
 def test_calibrated_thresholds_are_those_of_the_layer_of_the_residual_feature():

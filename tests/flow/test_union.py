@@ -37,8 +37,7 @@ def test_a_graph_joined_with_itself_or_alone_is_itself(planted, atlas):
 def test_the_union_of_two_halves_is_the_whole(planted, atlas):
     seed = planted.feature(4, 3)
     back, ahead = (
-        trace(seed, atlas, backward=way is Direction.BACKWARD, forward=way is Direction.FORWARD)
-        for way in Direction
+        trace(seed, atlas, backward=way is Direction.BACKWARD, forward=way is Direction.FORWARD) for way in Direction
     )
     assert union([back, ahead]) == trace(seed, atlas)
 
@@ -58,9 +57,7 @@ def test_what_ends_in_one_graph_and_goes_on_in_another_is_no_end(planted, atlas)
     low = trace(planted.feature(number, 2), atlas, thresholds=Thresholds(res=0.99))
     assert any(end.reason is Reason.BELOW_THRESHOLD for end in low.ends)
     followed = expand(low, [low.seed], atlas, k=1)
-    gone = {(end.feature, end.direction) for end in low.ends} - {
-        (end.feature, end.direction) for end in followed.ends
-    }
+    gone = {(end.feature, end.direction) for end in low.ends} - {(end.feature, end.direction) for end in followed.ends}
     assert (low.seed, Direction.FORWARD) in gone
     assert chain[3] in {f.index for f in features(followed) if f.site == Site(3, Part.RES)}
 

@@ -61,7 +61,7 @@ RUNS: Final = {
     "start,random,single,constant --out s --json",
     "reproduce-plan": "reproduce demo --plan --json",
     "reproduce": "reproduce small.toml --only fig3,fig5,fig6,fig7,fig8 --out r --json",
-}  # fmt: skip
+}
 SMALL: Final = """
 title = "Small"
 release = "demo"
@@ -136,9 +136,7 @@ def alike(old: object, new: object) -> bool:
 
 def main() -> None:
     """Record or compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--only", default=",".join(RUNS))
     asked = parser.parse_args()
@@ -155,10 +153,7 @@ def main() -> None:
         both = old.keys() & new.keys()
         wrong = [*(old.keys() ^ new.keys()), *(key for key in both if not alike(old[key], new[key]))]
         compared, differing = compared + len(old), differing + len(wrong)
-        print(
-            f"{name:20} {len(old):7,} cells, {len(wrong)} differ   {time.monotonic() - began:.1f} s",
-            flush=True,
-        )
+        print(f"{name:20} {len(old):7,} cells, {len(wrong)} differ   {time.monotonic() - began:.1f} s", flush=True)
         for key in sorted(wrong)[:8]:
             print(f"    {key}: {old.get(key, '(not there)')!r} -> {new.get(key, '(not there)')!r}"[:220])
     print(f"{compared:,} cells compared, {differing} differ")

@@ -36,39 +36,24 @@ def explanation(index, text, model="gpt-4o-mini"):
 
 
 def feature(index):
-    return {
-        "modelId": "gpt2-small",
-        "index": str(index),
-        "pos_str": [f" up{index}", " "],
-        "frac_nonzero": index / 100,
-    }
+    return {"modelId": "gpt2-small", "index": str(index), "pos_str": [f" up{index}", " "], "frac_nonzero": index / 100}
 
 
 def activation(index, tokens, values):
-    return {
-        "index": str(index),
-        "tokens": tokens,
-        "values": values,
-        "maxValue": max(values),
-        "dataSource": "pile",
-    }
+    return {"index": str(index), "tokens": tokens, "values": values, "maxValue": max(values), "dataSource": "pile"}
 
 
 def add_source(service, source):
     root = f"v1/gpt2-small/{source}"
     # as the exports are: rows sorted as text, several explanations of a feature, more than one folder of them
     order = sorted(range(12), key=str)
-    service.add(
-        f"{root}/explanations/batch-0.jsonl.gz", [explanation(i, f"label {i} of {source}") for i in order[:7]]
-    )
+    service.add(f"{root}/explanations/batch-0.jsonl.gz", [explanation(i, f"label {i} of {source}") for i in order[:7]])
     service.add(
         f"{root}/explanations/batch-1.jsonl.gz",
         [explanation(i, f"label {i} of {source}") for i in order[7:11]]
         + [explanation(3, "by a rarer model", "claude"), explanation(3, None)],
     )
-    service.add(
-        f"{root}/explanations-claude/batch-0.jsonl.gz", [explanation(order[11], "only claude", "claude")]
-    )
+    service.add(f"{root}/explanations-claude/batch-0.jsonl.gz", [explanation(order[11], "only claude", "claude")])
     service.add(f"{root}/features/batch-0.jsonl.gz", [feature(i) for i in order])
     passages = [activation(i, ["a", "Ġking", f"t{i}", "b"], [0.0, float(i), 0.5, 0.0]) for i in order]
     passages += [
@@ -103,9 +88,7 @@ def test_sizes_are_told_before_anything_is_fetched(exports, bucket, tmp_path):
     assert plan.missing == (Site.parse("1/res"),)
     kinds = ("explanations", "features")
     wanted = {
-        key: data
-        for key, data in exports.files.items()
-        if any(f"/{k}" in key for k in kinds) and "/10-res" not in key
+        key: data for key, data in exports.files.items() if any(f"/{k}" in key for k in kinds) and "/10-res" not in key
     }
     assert plan.size == plan.to_fetch == sum(map(len, wanted.values()))
     assert {export.key for site in plan.sites for export in site.exports} == set(wanted)
@@ -189,9 +172,7 @@ def test_a_folder_can_stand_in_for_the_bucket_and_loses_nothing(exports, bucket,
 def test_a_cut_file_is_gone_on_with(exports, bucket, tmp_path):
     key = "v1/gpt2-small/0-res/features/batch-0.jsonl.gz"
     size = len(exports.files[key])
-    exports.fail(
-        "features", Fault(cut=20), Fault(cut=30), Fault(500), Fault(429, headers={"Retry-After": "1"})
-    )
+    exports.fail("features", Fault(cut=20), Fault(cut=30), Fault(500), Fault(429, headers={"Retry-After": "1"}))
     fetch_words(plan_fetch("mine", SOURCES, [RES], bucket), bucket, tmp_path / "words")
     ranges = [headers.get("range") for path, headers in exports.asked if path.endswith(key)]
     assert ranges == [None, "bytes=20-", "bytes=50-", "bytes=50-", "bytes=50-"]
@@ -267,9 +248,7 @@ def test_a_file_without_an_end_and_one_that_drips_are_given_up(exports, bucket, 
 
 @pytest.mark.parametrize("size", ["9" * 30, "9" * 5000, "-1", "many"])
 def test_a_size_that_no_file_has_is_no_list(exports, bucket, size):
-    entry = (
-        f"<Contents><Key>v1/gpt2-small/0-res/features/batch-0.jsonl.gz</Key><Size>{size}</Size></Contents>"
-    )
+    entry = f"<Contents><Key>v1/gpt2-small/0-res/features/batch-0.jsonl.gz</Key><Size>{size}</Size></Contents>"
     exports.fail("list-type", Fault(body=f"<ListBucketResult>{entry}</ListBucketResult>".encode()))
     with pytest.raises(BadFile, match=r"a file of .* bytes"):
         plan_fetch("mine", SOURCES, SITES, bucket)
@@ -278,11 +257,13 @@ def test_a_size_that_no_file_has_is_no_list(exports, bucket, size):
 @pytest.mark.parametrize(
     "body",
     [
-        b"<html></html>", b"no xml", b"<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>",
+        b"<html></html>",
+        b"no xml",
+        b"<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>",
         b"<!DOCTYPE x [<!ENTITY y 'z'>]><ListBucketResult>&y;</ListBucketResult>",
         b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
     ],
-)  # fmt: skip
+)
 def test_a_list_that_is_none_is_said(exports, bucket, body):
     exports.fail("list-type", Fault(body=body))
     with pytest.raises(BadFile, match="is no list of files"):
@@ -302,8 +283,12 @@ def test_rows_that_can_be_no_features_are_counted_and_left_out(bucket, tmp_path)
     fetch_words(plan_fetch("mine", SOURCES, [RES], bucket, kinds=ALL), bucket, tmp_path / "words")
     about = json.loads((tmp_path / "words" / "about.json").read_text())
     assert about["sites"]["0/res"] | {"request": ""} == {
-        "source": "gpt2-small/0-res", "request": "", "features": 12, "labelled": 12, "skipped": 1
-    }  # fmt: skip
+        "source": "gpt2-small/0-res",
+        "request": "",
+        "features": 12,
+        "labelled": 12,
+        "skipped": 1,
+    }
 
 
 SLOWLY = """

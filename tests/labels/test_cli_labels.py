@@ -43,16 +43,7 @@ def exports(service):
 
 
 def test_fetch_says_what_it_will_fetch_and_fetches_it(run, exports):
-    arguments = (
-        "fetch",
-        "mine",
-        "--sites",
-        "0/res,0/mlp,1/res",
-        "--source",
-        PATTERN,
-        "--bucket",
-        exports.url,
-    )
+    arguments = ("fetch", "mine", "--sites", "0/res,0/mlp,1/res", "--source", PATTERN, "--bucket", exports.url)
     told = json.loads(run(*arguments, "--dry-run", "--json"))
     assert (told["files"], told["sites"], told["missing"]) == (8, ["0/mlp", "0/res"], ["1/res"])
     assert told["to_fetch"] == told["bytes"] > 0
@@ -67,9 +58,7 @@ def test_fetch_says_what_it_will_fetch_and_fetches_it(run, exports):
 def test_fetch_knows_the_sites_of_a_release_by_name(run, service):
     add_source(service, "0-res")
     for key in list(service.files):
-        service.files[key.replace("gpt2-small/0-res", "gemma-2-2b/20-gemmascope-res-16k")] = (
-            service.files.pop(key)
-        )
+        service.files[key.replace("gpt2-small/0-res", "gemma-2-2b/20-gemmascope-res-16k")] = service.files.pop(key)
     told = json.loads(run("fetch", "gemma-scope-2b", "--sites", "res", "--bucket", service.url, "--json"))
     assert told["sites"] == ["20/res"]
     assert len(told["missing"]) == 25
@@ -94,9 +83,7 @@ def test_fetch_refuses(run, arguments, error):
 
 
 def test_make_show_and_search_on_the_demo(run, tmp_path):
-    (tmp_path / "t.txt").write_text(
-        "\n\n".join(f"The king of {i} said that 2 + 2 is {i}." for i in range(30))
-    )
+    (tmp_path / "t.txt").write_text("\n\n".join(f"The king of {i} said that 2 + 2 is {i}." for i in range(30)))
     told = json.loads(run("make", "demo", "--texts", "t.txt", "--sites", "4/res", "--contexts", 3, "--json"))
     assert told["sites"][0]["features"] == 768
     assert told["sites"][0]["tokens"] > 300

@@ -33,9 +33,7 @@ def folder(tmp_path):
         None,
     ]
     write_words(tmp_path / "words", SITE, rows)
-    controls = [
-        {"tokens": ["nothing ", f"here {i}"], "source": "", "active": [1] if i < 6 else []} for i in range(8)
-    ]
+    controls = [{"tokens": ["nothing ", f"here {i}"], "source": "", "active": [1] if i < 6 else []} for i in range(8)]
     write_lines(tmp_path / "words" / "4.res.controls.jsonl.gz", map(json.dumps, controls))
     return tmp_path / "words"
 
@@ -87,11 +85,7 @@ def test_a_label_that_says_nothing_scores_one_half(folder):
     class Always(Reader):
         def answer(self, conversation):
             said = super().answer(conversation)
-            return (
-                json.dumps({"fires": [1] * len(json.loads(said)["fires"])})
-                if "fires" in json.loads(said)
-                else said
-            )
+            return json.dumps({"fires": [1] * len(json.loads(said)["fires"])}) if "fires" in json.loads(said) else said
 
     (one,) = explain(folder, Always(), [KING])
     assert (one.detection.found, one.detection.left, one.detection.score) == (1.0, 0.0, 0.5)
@@ -112,11 +106,22 @@ def test_what_was_answered_is_not_asked_again(folder, tmp_path):
 
 
 BAD = [
-    "", "no JSON", "[]", "3", '{"explanation": 3}', '{"explanation": ""}', '{"explanation": "x", "fires": []}',
+    "",
+    "no JSON",
+    "[]",
+    "3",
+    '{"explanation": 3}',
+    '{"explanation": ""}',
+    '{"explanation": "x", "fires": []}',
     '{"fires": "x"}',
-    json.dumps({"explanation": "x" * 400}), '{"explanation": "x"', '{"fires": [1]}', '{"fires": [true, false]}',
-    '{"fires": [0, 1, 2, 1, 0, 1, 1]}', "Sure! {\"explanation\": \"x\"}", "[" * 100_000,
-]  # fmt: skip
+    json.dumps({"explanation": "x" * 400}),
+    '{"explanation": "x"',
+    '{"fires": [1]}',
+    '{"fires": [true, false]}',
+    '{"fires": [0, 1, 2, 1, 0, 1, 1]}',
+    'Sure! {"explanation": "x"}',
+    "[" * 100_000,
+]
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -260,6 +265,4 @@ def test_requests_are_counted_before_they_are_made(folder, tmp_path):
     assert len(chat.asked) == before.requests
     assert estimate(folder, Reader.name, asked, cache=kept) == Estimate(0, 5, 1)
     assert estimate(folder, "another", asked, cache=kept) == before
-    assert estimate(folder, Reader.name, [KING], cache=kept, seed=1) == Estimate(1, 1, 0), (
-        "other passages, same label"
-    )
+    assert estimate(folder, Reader.name, [KING], cache=kept, seed=1) == Estimate(1, 1, 0), "other passages, same label"

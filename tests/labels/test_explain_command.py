@@ -99,9 +99,14 @@ def test_a_limit_takes_those_that_fire_most_and_json_has_every_number(run, serve
     told = json.loads(run("--sites", "res", "--limit", 1, "--endpoint", server.url, "--json").stdout)
     [row] = told["features"]
     assert row == {
-        "feature": str(KING), "label": "the word king", "score": 1.0, "found": 1.0, "left": 1.0,
-        "silent from": "controls", "problem": "",
-    }  # fmt: skip
+        "feature": str(KING),
+        "label": "the word king",
+        "score": 1.0,
+        "found": 1.0,
+        "left": 1.0,
+        "silent from": "controls",
+        "problem": "",
+    }
     assert (told["requests"], told["written"]) == (2, 1)
 
 

@@ -37,9 +37,14 @@ def dictionary(site, seed, *, tap=None, d_in=D_MODEL):
     threshold = torch.full((N,), 0.5)
     threshold[3] = 1e9  # never fires
     return Dictionary(
-        site, tap=tap or Tap(site.part.value), W_enc=draw(N, d_in), b_enc=draw(N) - 1, W_dec=draw(N, d_in),
-        b_dec=torch.zeros(d_in), activation=JumpReLU(threshold),
-    )  # fmt: skip
+        site,
+        tap=tap or Tap(site.part.value),
+        W_enc=draw(N, d_in),
+        b_enc=draw(N) - 1,
+        W_dec=draw(N, d_in),
+        b_dec=torch.zeros(d_in),
+        activation=JumpReLU(threshold),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +107,7 @@ def test_words_are_what_counting_text_by_text_gives(model, dictionaries, texts, 
         assert row.frequency == pytest.approx(fired[f] / n, rel=1e-3)
         shown = [int(token.strip()[1:]) for token in row.tokens]
         best = np.sort(mean[f])[::-1][: len(shown)]
-        assert mean[f, shown] == pytest.approx(best, rel=1e-4), (
-            "the tokens with the highest means, best first"
-        )
+        assert mean[f, shown] == pytest.approx(best, rel=1e-4), "the tokens with the highest means, best first"
         assert len(shown) == min(10, (total[f] > 0).sum())
         expected = sorted(passages[f].items(), key=lambda item: -item[1].max())[:4]
         peaks = [max(context.values) for context in row.contexts]
@@ -121,21 +124,16 @@ def test_what_a_feature_promotes_is_the_logit_lens_of_its_row(model, dictionarie
     for site in (RES, ATT):
         lens = model.logit_lens(dictionaries[site].directions(model), 10)
         for row, expected in zip(WordsFolder(folder).site(site), lens, strict=True):
-            assert row is None or row.promotes == tuple(
-                logit.token for logit in expected if logit.token.strip()
-            )
+            assert row is None or row.promotes == tuple(logit.token for logit in expected if logit.token.strip())
 
 
 def test_controls_say_what_fires_in_them(model, dictionaries, texts, folder):
     lines = [
-        json.loads(line)
-        for line in gzip.decompress(controls_path(folder, RES).read_bytes()).decode().splitlines()
+        json.loads(line) for line in gzip.decompress(controls_path(folder, RES).read_bytes()).decode().splitlines()
     ]
     real = [text for text in texts if text.strip()]
     assert len(lines) == min(CONTROLS, len(real)) == len(real)
-    known = [
-        (" ".join(f"w{i}" for i in ids), ids, acts) for ids, acts in counted(model, dictionaries, texts, RES)
-    ]
+    known = [(" ".join(f"w{i}" for i in ids), ids, acts) for ids, acts in counted(model, dictionaries, texts, RES)]
     for line in lines:
         passage = "".join(line["tokens"]).strip()
         assert 1 <= len(line["tokens"]) <= BEFORE + 1 + AFTER
@@ -150,9 +148,7 @@ def told_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_second_run_does_nothing_and_other_texts_do_all_again(
-    model, dictionaries, texts, tmp_path, monkeypatch
-):
+def test_a_second_run_does_nothing_and_other_texts_do_all_again(model, dictionaries, texts, tmp_path, monkeypatch):
     out = make_words(model, {MLP: dictionaries[MLP]}, texts, tmp_path, texts_at_once=8)
     before, runs = told_of(out), []
     real = type(model).capture
@@ -189,13 +185,7 @@ def test_reading_stops_after_enough_tokens(model, dictionaries, texts, tmp_path)
 def test_progress_counts_texts_over_all_groups(model, dictionaries, texts, tmp_path):
     told = []
     make_words(
-        model,
-        dictionaries,
-        texts[:20],
-        tmp_path,
-        texts_at_once=8,
-        sites_at_once=2,
-        progress=lambda *a: told.append(a),
+        model, dictionaries, texts[:20], tmp_path, texts_at_once=8, sites_at_once=2, progress=lambda *a: told.append(a)
     )
     assert [done for done, _, _ in told] == [8, 16, 20, 28, 36, 40]
     assert {total for _, total, _ in told} == {40}
@@ -252,13 +242,7 @@ def test_ranks_are_places_within_a_group():
 def test_relu_features_have_words_too(model, texts, tmp_path):
     made = dictionary(MLP, 2)
     plain = Dictionary(
-        MLP,
-        tap=Tap.MLP,
-        W_enc=made.W_enc,
-        b_enc=made.b_enc,
-        W_dec=made.W_dec,
-        b_dec=made.b_dec,
-        activation=ReLU(),
+        MLP, tap=Tap.MLP, W_enc=made.W_enc, b_enc=made.b_enc, W_dec=made.W_dec, b_dec=made.b_dec, activation=ReLU()
     )
     make_words(model, {MLP: plain}, texts[:5], tmp_path)
     assert all(row is None or row.contexts for row in WordsFolder(tmp_path).site(MLP))
@@ -288,9 +272,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, pytes
     command = [sys.executable, "-c", SLOWLY]
     root = pytestconfig.rootpath
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, cwd=root)
-    with subprocess.Popen(
-        [*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True, cwd=root
-    ) as running:
+    with subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True, cwd=root) as running:
         for line in running.stdout:
             if int(line) == 96:  # in the second group
                 os.kill(running.pid, signal.SIGKILL)
@@ -299,10 +281,6 @@ def test_a_run_that_is_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, pytes
     left = {path.name for path in (tmp_path / "killed").rglob("*.gz")}
     assert left == {"0.mlp.jsonl.gz", "0.mlp.controls.jsonl.gz"}
     assert list((tmp_path / "killed" / ".making").glob("*.safetensors"))
-    again = subprocess.run(
-        [*command, str(tmp_path / "killed")], check=True, capture_output=True, cwd=root, text=True
-    )
-    assert 60 < int(again.stdout.split()[0]) <= 100, (
-        "neither the first group nor its beginning was done again"
-    )
+    again = subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, cwd=root, text=True)
+    assert 60 < int(again.stdout.split()[0]) <= 100, "neither the first group nor its beginning was done again"
     assert told_of(tmp_path / "killed") == told_of(tmp_path / "whole")

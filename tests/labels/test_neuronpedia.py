@@ -27,8 +27,14 @@ def passage(tokens, values, **more):
 
 
 FEATURE = {
-    "modelId": "gemma-2-2b", "layer": "20-gemmascope-res-16k", "index": "7", "frac_nonzero": 0.012, "maxActApprox": 9.0,
-    "pos_str": ["▁throne", "▁", "crown"], "pos_values": [1.5, 1.2, 1.0], "vector": [0.1] * 5,
+    "modelId": "gemma-2-2b",
+    "layer": "20-gemmascope-res-16k",
+    "index": "7",
+    "frac_nonzero": 0.012,
+    "maxActApprox": 9.0,
+    "pos_str": ["▁throne", "▁", "crown"],
+    "pos_values": [1.5, 1.2, 1.0],
+    "vector": [0.1] * 5,
     "explanations": [
         {"description": "about  kings\n", "explanationModelName": "gpt-4o-mini", "scores": [{"value": 0.6}]},
         {"description": "royalty", "explanationModelName": "claude", "scores": [{"value": 0.9}]},
@@ -39,7 +45,7 @@ FEATURE = {
         passage(["▁the", "▁queen"], [0, 3.0]),
         passage(["x"], [0.0]),
     ],
-}  # fmt: skip
+}
 
 
 class Clock:
@@ -73,10 +79,7 @@ def test_a_feature_becomes_words(api):
     assert words.promotes == (" throne", "crown")
     assert words.frequency == 0.012
     assert words.tokens == ("t20", " queen")
-    assert [context.tokens for context in words.contexts] == [
-        tuple(f"t{i}" for i in range(11, 25)),
-        (" the", " queen"),
-    ]
+    assert [context.tokens for context in words.contexts] == [tuple(f"t{i}" for i in range(11, 25)), (" the", " queen")]
     assert words.contexts[1].values == (0.0, 4.0), "of equal passages the stronger"
     assert words.contexts[0].source == "pile"
     assert words.score is None, "their scores are of other kinds than ours"
@@ -155,9 +158,7 @@ def test_busy_and_broken_answers_are_tried_again(api, service, clock):
 
 
 def test_a_date_to_come_back_at_is_kept(api, service, clock):
-    service.fail(
-        "feature", Fault(429, headers={"Retry-After": email.utils.formatdate(time.time() + 60, usegmt=True)})
-    )
+    service.fail("feature", Fault(429, headers={"Retry-After": email.utils.formatdate(time.time() + 60, usegmt=True)}))
     assert api.feature(SOURCE, 7).label == "royalty"
     assert 50 < clock.waits[0] <= 61
 
@@ -216,10 +217,15 @@ def test_nobody_there_is_said(clock):
 @pytest.mark.parametrize(
     "body",
     [
-        b"<html>", b"[]", b'"x"', b"{}", b'{"index": "8", "pos_str": []}', b'{"modelId": "gpt2-small", "pos_str": []}',
+        b"<html>",
+        b"[]",
+        b'"x"',
+        b"{}",
+        b'{"index": "8", "pos_str": []}',
+        b'{"modelId": "gpt2-small", "pos_str": []}',
         b"\xff\xfe",
     ],
-)  # fmt: skip
+)
 def test_garbage_is_said_and_not_kept(api, service, body, tmp_path):
     service.fail("feature", Fault(body=body))
     with pytest.raises(BadFile):
@@ -231,11 +237,15 @@ def test_garbage_is_said_and_not_kept(api, service, body, tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"activations": [{"tokens": ["a", "b"], "values": [1.0]}]}, {"activations": [{"tokens": ["a"]}]},
+        {"activations": [{"tokens": ["a", "b"], "values": [1.0]}]},
+        {"activations": [{"tokens": ["a"]}]},
         {"pos_str": [3]},
-        {"frac_nonzero": 7}, {"frac_nonzero": "x"}, {"explanations": [3]}, {"activations": [passage([3], [1.0])]},
+        {"frac_nonzero": 7},
+        {"frac_nonzero": "x"},
+        {"explanations": [3]},
+        {"activations": [passage([3], [1.0])]},
     ],
-)  # fmt: skip
+)
 def test_fields_of_another_form_are_said(wrong):
     with pytest.raises(BadFile, match="feature 7"):
         words_of(FEATURE | wrong, "feature 7")
@@ -276,13 +286,7 @@ def test_sites_have_the_names_of_the_table(release, site, source):
 
 
 def test_the_table_of_the_paper_s_releases_is_complete():
-    for release in (
-        "gemma-scope-2b",
-        "gemma-scope-9b",
-        "llama-scope-8b-8x",
-        "llama-scope-8b-32x",
-        "gpt2-small-v5",
-    ):
+    for release in ("gemma-scope-2b", "gemma-scope-9b", "llama-scope-8b-8x", "llama-scope-8b-32x", "gpt2-small-v5"):
         sources = sources_of(release)
         assert all(sources.at(site) is not None for site in read_recipe(release).sites), release
 
@@ -308,8 +312,7 @@ def test_a_pattern_names_the_sources_of_any_release():
 
 
 @pytest.mark.parametrize(
-    "pattern",
-    ["x", "m/s", "m/{part}", "m/{layer", "m/{layer.real}", "../{layer}", "m/{layer}/{part}", "m/{0}{layer}"],
+    "pattern", ["x", "m/s", "m/{part}", "m/{layer", "m/{layer.real}", "../{layer}", "m/{layer}/{part}", "m/{0}{layer}"]
 )
 def test_a_pattern_that_names_nothing_is_refused(pattern):
     with pytest.raises(InvalidArgument, match="names no sources"):

@@ -20,17 +20,23 @@ from saeflow.labels.search import CANDIDATES, INDEX, build_index, search, words_
 
 RES, MLP = Site.parse("4/res"), Site.parse("0/mlp")
 LABELS = [
-    "references to physics and its laws", "force", "physics", "forces in physics", "physics forces", None,
-    "Éric's café", "don't AND won't", "the number 42", "", "mentions of forcefully stated opinions",
-]  # fmt: skip
+    "references to physics and its laws",
+    "force",
+    "physics",
+    "forces in physics",
+    "physics forces",
+    None,
+    "Éric's café",
+    "don't AND won't",
+    "the number 42",
+    "",
+    "mentions of forcefully stated opinions",
+]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    rows = [
-        None if label is None else FeatureWords(label, (" law", " Newton"), frequency=0.25)
-        for label in LABELS
-    ]
+    rows = [None if label is None else FeatureWords(label, (" law", " Newton"), frequency=0.25) for label in LABELS]
     write_words(tmp_path / "words", RES, rows)
     write_words(
         tmp_path / "words",
@@ -48,10 +54,7 @@ def found(folder, query, limit=20, **more):
     ("query", "features"),
     [
         ("physics force", ["4/res/4", "4/res/3"]),  # as typed first; the last word is a beginning
-        (
-            "force",
-            ["4/res/1", "4/res/3", "4/res/4", "0/mlp/0", "4/res/10"],
-        ),  # whole words, then how soon it comes
+        ("force", ["4/res/1", "4/res/3", "4/res/4", "0/mlp/0", "4/res/10"]),  # whole words, then how soon it comes
         ("forcef", ["4/res/10"]),
         ("PHYSICS", ["4/res/2", "4/res/4", "4/res/3", "4/res/0", "0/mlp/1"]),  # those in tokens alone last
         ("gravity", ["0/mlp/0"]),
@@ -98,11 +101,35 @@ def test_a_site_that_is_rare_is_searched_whole(tmp_path):
 @pytest.mark.parametrize(
     "query",
     [
-        '"', "'", '"physics"', "physics AND force", "physics OR", "NOT", "NEAR(physics force)", "physics*", "*",
-        "(", ")", "text:physics", "-physics", "^physics", "physics; DROP TABLE features", "a\x00b", "\ud800",
-        "{physics}", "", " ", "%", "\ue000", "\ue0004res", "+", "physics\\", "x" * 10_000, "word " * 500,
+        '"',
+        "'",
+        '"physics"',
+        "physics AND force",
+        "physics OR",
+        "NOT",
+        "NEAR(physics force)",
+        "physics*",
+        "*",
+        "(",
+        ")",
+        "text:physics",
+        "-physics",
+        "^physics",
+        "physics; DROP TABLE features",
+        "a\x00b",
+        "\ud800",
+        "{physics}",
+        "",
+        " ",
+        "%",
+        "\ue000",
+        "\ue0004res",
+        "+",
+        "physics\\",
+        "x" * 10_000,
+        "word " * 500,
     ],
-)  # fmt: skip
+)
 def test_signs_and_keywords_are_no_syntax(folder, query):
     hits = search(folder, query)
     assert all(isinstance(hit.label, str) for hit in hits)
@@ -128,9 +155,7 @@ def test_any_text_can_be_searched_for_and_any_label_is_found_by_itself(tmp_path,
 
 def test_the_index_lies_beside_the_words_and_is_built_once(folder):
     built = []
-    assert found(folder, "force", progress=lambda done, total, what: built.append(what)) == found(
-        folder, "force"
-    )
+    assert found(folder, "force", progress=lambda done, total, what: built.append(what)) == found(folder, "force")
     assert built == ["0/mlp", "4/res"]
     before = (folder / INDEX).stat().st_mtime_ns
     assert build_index(folder) == folder / INDEX
@@ -213,9 +238,7 @@ def test_a_limit_is_kept_and_checked(folder):
 
 
 def test_the_time_does_not_grow_with_the_matches(tmp_path):
-    write_words(
-        tmp_path, MLP, [FeatureWords(f"common label number {i % 50}", frequency=0.1) for i in range(30_000)]
-    )
+    write_words(tmp_path, MLP, [FeatureWords(f"common label number {i % 50}", frequency=0.1) for i in range(30_000)])
     build_index(tmp_path)
     taken = []
     for _ in range(5):

@@ -67,11 +67,18 @@ def test_a_cut_file_is_named(folder):
 @pytest.mark.parametrize(
     "line",
     [
-        "{", "[]", '{"tokens": []}', '{"label": "a", "contexts": [{}]}', "3", '{"label": 3}',
-        '{"label": "a", "tokens": "abc"}', '{"label": "a", "tokens": [3]}', '{"label": "a", "frequency": NaN}',
+        "{",
+        "[]",
+        '{"tokens": []}',
+        '{"label": "a", "contexts": [{}]}',
+        "3",
+        '{"label": 3}',
+        '{"label": "a", "tokens": "abc"}',
+        '{"label": "a", "tokens": [3]}',
+        '{"label": "a", "frequency": NaN}',
         '{"label": "a", "contexts": [{"tokens": ["x"], "values": ["1"]}]}',
     ],
-)  # fmt: skip
+)
 def test_a_line_that_holds_no_words_is_named(folder, line):
     path = folder / "words" / "4.res.jsonl.gz"
     path.write_bytes(gzip.compress(f"null\n{line}\n".encode()))

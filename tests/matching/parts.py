@@ -13,9 +13,15 @@ PLAIN = Preprocessing()
 
 
 def random_dictionary(
-    site: str, n: int, d: int = 12, seed: int = 0, *, tap: Tap | None = None,
-    preprocessing: Preprocessing = PLAIN, activation: Activation | None = None,
-) -> Dictionary:  # fmt: skip
+    site: str,
+    n: int,
+    d: int = 12,
+    seed: int = 0,
+    *,
+    tap: Tap | None = None,
+    preprocessing: Preprocessing = PLAIN,
+    activation: Activation | None = None,
+) -> Dictionary:
     """Rows of any norm, thresholds above 0, biases of both signs."""
     g = torch.Generator().manual_seed(seed)
     where = Site.parse(site)

@@ -17,9 +17,14 @@ def dictionary(site: Site, W_dec: torch.Tensor) -> Dictionary:
     """A dictionary whose decoder is given and whose encoder is its transpose."""
     n, d = W_dec.shape
     return Dictionary(
-        site, tap=Tap(site.part.value), W_enc=W_dec.clone(), b_enc=torch.zeros(n), W_dec=W_dec,
-        b_dec=torch.zeros(d), activation=ReLU(),
-    )  # fmt: skip
+        site,
+        tap=Tap(site.part.value),
+        W_enc=W_dec.clone(),
+        b_enc=torch.zeros(n),
+        W_dec=W_dec,
+        b_dec=torch.zeros(d),
+        activation=ReLU(),
+    )
 
 
 @dataclass(frozen=True)

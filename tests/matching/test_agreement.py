@@ -31,8 +31,9 @@ def test_shares_are_counted_over_features():
     b = table([[1, 0], [4, 3], [5, 7], [0, 1]])
     found = agreement({"a": {(R3, R2): a}, "b": {(R3, R2): b}})
     assert [(r.method_a, r.method_b, r.part, r.layer, r.n) for r in found.rows] == [
-        ("a", "b", Part.RES, 3, 4), ("b", "a", Part.RES, 3, 4)
-    ]  # fmt: skip
+        ("a", "b", Part.RES, 3, 4),
+        ("b", "a", Part.RES, 3, 4),
+    ]
     assert [(r.same, r.in_top_k) for r in found.rows] == [(0.5, 0.75), (0.5, 0.75)]
     deeper = table([[1, 2, 0], [3, 4, 9], [5, 6, 9], [7, 8, 0]], n_target=9)
     ways = agreement({"a": {(R3, R2): deeper}, "b": {(R3, R2): b}}).rows
@@ -44,9 +45,7 @@ def test_features_without_partner_are_left_out():
     other = table([[1], [0], [6]])
     for order in (("a", "b"), ("b", "a")):
         row = next(
-            r
-            for r in agreement({"a": {(R3, R2): lonely}, "b": {(R3, R2): other}}).rows
-            if r.method_a == order[0]
+            r for r in agreement({"a": {(R3, R2): lonely}, "b": {(R3, R2): other}}).rows if r.method_a == order[0]
         )
         assert (row.n, row.same) == (2, 0.5)
     nobody = table([[0], [0], [0]], np.full((3, 1), -np.inf))
@@ -99,9 +98,7 @@ def test_all_methods_on_all_pairs_of_the_flow(release, tmp_path):
             alone = match_pair(release[source], release[target], k=found.k, method=method)[0]
             if METHODS[method].one_to_one:
                 paired = found.score > -np.inf
-                assert found.score[paired].sum() == pytest.approx(
-                    alone.score[alone.score > -np.inf].sum(), rel=1e-5
-                )
+                assert found.score[paired].sum() == pytest.approx(alone.score[alone.score > -np.inf].sum(), rel=1e-5)
             else:
                 assert np.array_equal(found.index, alone.index)
     assert told[0][:2] == (0, len(pairs) * len(METHODS))

@@ -111,9 +111,7 @@ def test_no_flipped_bit_goes_unseen_by_a_single_row(atlas):
 
 def test_a_damaged_block_of_rows_is_refused_and_the_others_are_read(tmp_path):
     n = BLOCK + 5
-    table = MatchTable(
-        *PAIR, "cosine", n, np.arange(n, dtype=np.int32)[:, None], np.full((n, 1), 0.5, np.float32)
-    )
+    table = MatchTable(*PAIR, "cosine", n, np.arange(n, dtype=np.int32)[:, None], np.full((n, 1), 0.5, np.float32))
     path = tmp_path / "table.safetensors"
     table.save(path)
     sums = TableRows(path, *PAIR).block_sums()

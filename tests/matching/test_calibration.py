@@ -131,8 +131,7 @@ def test_a_null_with_too_few_scores_says_how_many_would_tell():
 def test_an_atlas_says_that_its_nulls_are_too_small(planted, atlas):
     made = calibrate(planted.dictionaries, atlas, rows=16, rotations=1)
     with pytest.warns(
-        UserWarning,
-        match=r"keep no match at fdr=0.001 for want of null rows.* above all 16, .* --rotations \d",
+        UserWarning, match=r"keep no match at fdr=0.001 for want of null rows.* above all 16, .* --rotations \d"
     ):
         cuts = made.cuts(0.001)
     assert 1.0 in cuts.values()
@@ -264,9 +263,7 @@ def test_features_without_a_direction_change_no_null_and_no_cut(null, planted, t
             site: dictionary(site, torch.cat([d.W_dec, torch.zeros(dead, d.d_out)]))
             for site, d in planted.dictionaries.items()
         }
-        return calibrate(
-            more, build_atlas(more, out=tmp_path / name, k=2), rows=N_FEATURES, rotations=1, null=null
-        )
+        return calibrate(more, build_atlas(more, out=tmp_path / name, k=2), rows=N_FEATURES, rotations=1, null=null)
 
     plain, with_dead = calibrated("plain", 0), calibrated("dead", 7)
     for pair, made in plain.nulls.items():
@@ -365,9 +362,7 @@ def test_rows_of_a_figure_are_a_pair_each(planted, atlas):
         best = made[pair].score[:, 0]
         assert row["threshold"] == pytest.approx(cuts[pair], abs=1e-4)
         assert row["kept"] == pytest.approx(np.mean(best >= cuts[pair]), abs=1e-4)
-        assert row["kept plain"] == pytest.approx(
-            np.mean(best >= (0.5 if parent is Part.RES else 0.15)), abs=1e-4
-        )
+        assert row["kept plain"] == pytest.approx(np.mean(best >= (0.5 if parent is Part.RES else 0.15)), abs=1e-4)
     # where no chain has ended or not begun, what is kept is the planted chains
     assert max(row["kept"] for row in rows) == pytest.approx(len(planted.chains) / N_FEATURES, abs=0.03)
     json.dumps(rows, allow_nan=False)
@@ -378,9 +373,7 @@ def test_rows_of_a_figure_are_a_pair_each(planted, atlas):
 
 def outcomes(setting, null, seeds=4):
     name = next(s for s in planted_edges.SETTINGS if s.name == setting)
-    return [
-        planted_edges.measure(planted_edges.plant(name, i), null, 0.01, i, (2048, 4)) for i in range(seeds)
-    ]
+    return [planted_edges.measure(planted_edges.plant(name, i), null, 0.01, i, (2048, 4)) for i in range(seeds)]
 
 
 def test_moments_keep_the_rate_where_rows_share_directions_and_a_rotation_does_not():

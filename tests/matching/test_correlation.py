@@ -45,9 +45,7 @@ def best(r, k):
 
 
 @pytest.mark.parametrize("density", [0.02, 0.2, 0.9])
-@pytest.mark.parametrize(
-    ("n_source", "n_target", "k", "block"), [(60, 90, 5, 256), (90, 60, 1, 7), (30, 30, 30, 1)]
-)
+@pytest.mark.parametrize(("n_source", "n_target", "k", "block"), [(60, 90, 5, 256), (90, 60, 1, 7), (30, 30, 30, 1)])
 def test_both_directions_agree_with_numpy(density, n_source, n_target, k, block):
     x, y = activations(400, n_source, density), activations(400, n_target, density, seed=1)
     y[:, :10] += x[:, 3:13]
@@ -139,12 +137,7 @@ def test_what_cannot_be_correlated_is_refused():
 # --- over a model ---------------------------------------------------------------------------------------
 
 N_FEATURES = 20
-WORDS = [
-    "w5 w9 w12 w7 w30 w41 w8 w19 w3 w22",
-    "w17 w4 w40",
-    "w11 w11 w25 w6 w33 w2 w9",
-    "w8 w44 w21 w3 w3 w10 w9",
-]
+WORDS = ["w5 w9 w12 w7 w30 w41 w8 w19 w3 w22", "w17 w4 w40", "w11 w11 w25 w6 w33 w2 w9", "w8 w44 w21 w3 w3 w10 w9"]
 TEXTS = WORDS + [" ".join(reversed(text.split())) for text in WORDS] + ["w13 <eos> w14 w15 w16"]
 
 
@@ -154,9 +147,14 @@ def dictionaries(layers=N_LAYERS, seed=0):
     for site in (Site(layer, part) for layer in range(layers) for part in Part):
         W_enc = torch.randn(N_FEATURES, D_MODEL, generator=generator)
         made[site] = Dictionary(
-            site, tap=Tap.of(site.part), W_enc=W_enc, b_enc=torch.zeros(N_FEATURES), W_dec=W_enc.clone(),
-            b_dec=torch.zeros(D_MODEL), activation=JumpReLU(torch.full((N_FEATURES,), 0.5)),
-        )  # fmt: skip
+            site,
+            tap=Tap.of(site.part),
+            W_enc=W_enc,
+            b_enc=torch.zeros(N_FEATURES),
+            W_dec=W_enc.clone(),
+            b_dec=torch.zeros(D_MODEL),
+            activation=JumpReLU(torch.full((N_FEATURES,), 0.5)),
+        )
     return made
 
 
@@ -247,8 +245,11 @@ def test_work_on_other_inputs_is_done_again(what, tmp_path):
     model, made = tiny_model("llama"), dictionaries()
     before = correlate(model, made, TEXTS, out=tmp_path / "r", k=2, keep_activations=True)
     scores = {pair: table.score.copy() for pair, table in before.items()}
-    inputs = {"texts": (model, made, TEXTS[1:]), "encoder": (model, dictionaries(seed=1), TEXTS),
-              "model": (tiny_model("llama", seed=5), made, TEXTS)}[what]  # fmt: skip
+    inputs = {
+        "texts": (model, made, TEXTS[1:]),
+        "encoder": (model, dictionaries(seed=1), TEXTS),
+        "model": (tiny_model("llama", seed=5), made, TEXTS),
+    }[what]
     after = correlate(*inputs, out=tmp_path / "r", k=2)
     fresh = correlate(*inputs, out=tmp_path / "fresh", k=2)
     assert after.files == fresh.files

@@ -23,9 +23,7 @@ def planted():
 def same_graph(one, other):
     assert one.nodes
     assert {n.feature for n in one.nodes} == {n.feature for n in other.nodes}
-    assert [(e.parent, e.child, e.rank) for e in one.edges] == [
-        (e.parent, e.child, e.rank) for e in other.edges
-    ]
+    assert [(e.parent, e.child, e.rank) for e in one.edges] == [(e.parent, e.child, e.rank) for e in other.edges]
     assert [e.score for e in one.edges] == pytest.approx([e.score for e in other.edges], abs=1e-6)
     assert [(e.feature, e.reason) for e in one.ends] == [(e.feature, e.reason) for e in other.ends]
 

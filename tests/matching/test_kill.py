@@ -41,8 +41,6 @@ def test_a_build_killed_by_the_system_loses_no_pair_and_repeats_none(tmp_path):
     assert not (killed / "atlas.json").exists(), "half an atlas is none"
     time.sleep(0.01)
     subprocess.run([*command, str(killed)], check=True, capture_output=True)
-    assert {p.name: p.read_bytes() for p in whole.iterdir()} == {
-        p.name: p.read_bytes() for p in killed.iterdir()
-    }
+    assert {p.name: p.read_bytes() for p in whole.iterdir()} == {p.name: p.read_bytes() for p in killed.iterdir()}
     assert {name: (killed / name).stat().st_mtime_ns for name in left} == left, "no table was written twice"
     assert len(open_atlas(killed)) == len(open_atlas(whole)) > len(left)

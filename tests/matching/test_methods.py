@@ -97,9 +97,7 @@ def test_one_to_one_methods_reach_the_best_sum(name, sizes):
     paired = np.flatnonzero(~np.isneginf(forward.score[:, 0]))
     assert np.array_equal(paired, i)
     assert scores[paired, forward.index[paired, 0]].sum() == pytest.approx(scores[i, j].sum())
-    assert forward.score[paired, 0] == pytest.approx(
-        scores[paired, forward.index[paired, 0]], rel=1e-5, abs=1e-5
-    )
+    assert forward.score[paired, 0] == pytest.approx(scores[paired, forward.index[paired, 0]], rel=1e-5, abs=1e-5)
     assert np.array_equal(backward.index[forward.index[paired, 0], 0], paired)
     assert (~np.isneginf(backward.score)).sum() == len(paired)
     assert np.array_equal(match(source, target, method=name).index, forward.index)
@@ -207,9 +205,7 @@ def test_a_partner_is_one_and_two_are_refused(name):
 def test_unknown_methods_are_refused_with_the_known_ones():
     with pytest.raises(InvalidArgument, match=r"'magic'\. Known: cosine, permutation"):
         match(*pair(3, 3), method="magic")
-    with pytest.raises(
-        InvalidArgument, match=r"no one-to-one matching\. Those are: permutation, permutation-folded"
-    ):
+    with pytest.raises(InvalidArgument, match=r"no one-to-one matching\. Those are: permutation, permutation-folded"):
         permutation(*pair(3, 3), method="virtual")
 
 
@@ -225,10 +221,14 @@ def without(dictionary, row):
     """The same dictionary as if the feature had never been there."""
     left = [i for i in range(dictionary.n_features) if i != row]
     return Dictionary(
-        dictionary.site, tap=dictionary.tap, W_enc=dictionary.W_enc[left], b_enc=dictionary.b_enc[left],
-        W_dec=dictionary.W_dec[left], b_dec=dictionary.b_dec,
+        dictionary.site,
+        tap=dictionary.tap,
+        W_enc=dictionary.W_enc[left],
+        b_enc=dictionary.b_enc[left],
+        W_dec=dictionary.W_dec[left],
+        b_dec=dictionary.b_dec,
         activation=JumpReLU(dictionary.activation.threshold[left]),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -287,9 +287,13 @@ def test_fingerprints_change_with_what_is_read_and_with_nothing_else(name, chang
     change = True
     after = made_from()
     reads = {
-        "cosine": {"W_dec"}, "permutation": {"W_dec"}, "decoder-product": {"W_dec"}, "virtual": {"W_enc"},
-        "permutation-encoder": {"W_dec", "W_enc"}, "permutation-encoder-bias": {"W_dec", "W_enc", "b_enc"},
-    }[name.removesuffix("-folded")]  # fmt: skip
+        "cosine": {"W_dec"},
+        "permutation": {"W_dec"},
+        "decoder-product": {"W_dec"},
+        "virtual": {"W_enc"},
+        "permutation-encoder": {"W_dec", "W_enc"},
+        "permutation-encoder-bias": {"W_dec", "W_enc", "b_enc"},
+    }[name.removesuffix("-folded")]
     reads = reads | {"threshold"} if name.endswith("-folded") else reads
     assert (before[0] != after[0]) == (changed in reads)
     assert before[1] == after[1]
@@ -300,9 +304,7 @@ def test_fingerprints_change_with_what_is_read_and_with_nothing_else(name, chang
 def test_rows_made_once_give_the_tables_of_the_pair(name):
     source, target = pair(11, 8)
     a, b = sides(source, target, method=name)
-    for one, other in zip(
-        match_rows(a, b, method=name), match_pair(source, target, method=name), strict=True
-    ):
+    for one, other in zip(match_rows(a, b, method=name), match_pair(source, target, method=name), strict=True):
         assert one.to_bytes() == other.to_bytes()
     assert (a.fingerprint, b.fingerprint) == match(source, target, method=name).made_from
 

@@ -54,7 +54,7 @@ CASES = {
     "norms from 1e-3 to 1e3": (scaled(120, 1), scaled(120, 2)),
     "very small": (rows(100, seed=1) * 1e-15, rows(100, seed=2) * 1e-15),
     "very large": (rows(100, seed=1) * 1e15, rows(100, seed=2) * 1e15),
-}  # fmt: skip
+}
 
 
 def check(found, a, b, accuracy=1e-6):
@@ -62,9 +62,7 @@ def check(found, a, b, accuracy=1e-6):
     paired = np.flatnonzero(found.index != NO_PARTNER)
     assert len(paired) == min(len(a), len(b))
     assert len(set(found.index[paired])) == len(paired)
-    assert found.score[paired] == pytest.approx(
-        product[paired, found.index[paired]], rel=1e-6, abs=1e-7 * size
-    )
+    assert found.score[paired] == pytest.approx(product[paired, found.index[paired]], rel=1e-6, abs=1e-7 * size)
     assert np.isneginf(found.score[found.index == NO_PARTNER]).all()
     assert found.value == pytest.approx(found.score[paired].sum(), rel=1e-9, abs=1e-12 * size)
     assert abs(found.value - best) <= accuracy * size
@@ -90,9 +88,13 @@ def test_small_problems_are_solved_densely(name):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(1, 40), m=st.integers(1, 40), d=st.integers(1, 5), seed=st.integers(0, 10**6),
-    whole=st.booleans(), candidates=st.integers(1, 8),
-)  # fmt: skip
+    n=st.integers(1, 40),
+    m=st.integers(1, 40),
+    d=st.integers(1, 5),
+    seed=st.integers(0, 10**6),
+    whole=st.booleans(),
+    candidates=st.integers(1, 8),
+)
 def test_any_small_problem_is_solved_and_bounded(n, m, d, seed, whole, candidates):
     make = integers if whole else rows
     a, b = make(n, d, seed), make(m, d, seed + 1)

@@ -62,9 +62,7 @@ def test_the_digest_of_a_file_is_read_once_until_the_file_changes(planted, tmp_p
         patch.setattr(FileWeights, "read", lambda *_: pytest.fail("read again"))
         assert load_dictionaries(tmp_path / "saes")[SITE].digest() == before
     shutil.rmtree(tmp_path / "saes")
-    save_release(
-        tmp_path / "saes", {**planted, SITE: dictionary(SITE, planted[SITE].W_dec + 1)}, name="p", model=""
-    )
+    save_release(tmp_path / "saes", {**planted, SITE: dictionary(SITE, planted[SITE].W_dec + 1)}, name="p", model="")
     assert load_dictionaries(tmp_path / "saes")[SITE].digest() != before
 
 
@@ -83,9 +81,7 @@ def test_other_weights_are_found_at_their_site_also_where_an_atlas_states_no_dig
 
 
 def test_a_plan_an_agreement_and_the_doctor_ask_whose_weights_they_were(planted, retrained, atlas, tmp_path):
-    request = PlanRequest(
-        release="planted", direction=Direction.ACTIVATE, starts=(FeatureId(SITE, 3),), fold=True
-    )
+    request = PlanRequest(release="planted", direction=Direction.ACTIVATE, starts=(FeatureId(SITE, 3),), fold=True)
     with pytest.raises(InvalidArgument, match="decoders differ at 2/res"):
         build_plan(request, atlas=atlas, dictionaries=retrained)
     other = build_atlas(retrained, out=tmp_path / "other", k=1, method="permutation")

@@ -40,9 +40,14 @@ def made(site, n, d=32, *, whole_numbers=False, seed=0):
         return rounded if whole_numbers else drawn
 
     return Dictionary(
-        site, tap=Tap.of(site.part), W_enc=rows(), b_enc=torch.zeros(n), W_dec=rows(), b_dec=torch.zeros(d),
+        site,
+        tap=Tap.of(site.part),
+        W_enc=rows(),
+        b_enc=torch.zeros(n),
+        W_dec=rows(),
+        b_dec=torch.zeros(d),
         activation=JumpReLU(torch.ones(n)),
-    )  # fmt: skip
+    )
 
 
 def files(folder):
@@ -95,9 +100,12 @@ def test_where_many_scores_are_equal_they_are_the_best_and_the_lower_row_comes_f
 
 
 @given(
-    n=st.integers(1, 6), k=st.integers(1, 5), parts=st.integers(1, 5), seed=st.integers(0, 99),
+    n=st.integers(1, 6),
+    k=st.integers(1, 5),
+    parts=st.integers(1, 5),
+    seed=st.integers(0, 99),
     order=st.randoms(use_true_random=False),
-)  # fmt: skip
+)
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_merging_does_not_matter(n, k, parts, seed, order):
     make = np.random.default_rng(seed)
@@ -194,9 +202,7 @@ def test_a_damaged_part_is_named(dictionaries, tmp_path):
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_of_a_file_are_read_by_range_and_are_those_of_the_whole(
-    tmp_path, monkeypatch, transposed, dtype
-):
+def test_rows_of_a_file_are_read_by_range_and_are_those_of_the_whole(tmp_path, monkeypatch, transposed, dtype):
     make = torch.Generator().manual_seed(0)
     shapes = {"W_enc": (50, 8), "b_enc": (50,), "W_dec": (50, 8), "b_dec": (8,), "threshold": (50,)}
     tensors = {name: torch.randn(shape, generator=make).to(dtype) for name, shape in shapes.items()}
@@ -205,9 +211,7 @@ def test_rows_of_a_file_are_read_by_range_and_are_those_of_the_whole(
     save_file(held, tmp_path / "one.safetensors")
     layout = {name: Stored(name, transposed=name in turned, times=2.0) for name in shapes}
     weights = FileWeights(SafetensorsFile(tmp_path / "one.safetensors"), layout)
-    whole = Dictionary.reading(
-        SITES[0], tap=Tap.RES, weights=weights, activation=lambda: JumpReLU(weights.threshold())
-    )
+    whole = Dictionary.reading(SITES[0], tap=Tap.RES, weights=weights, activation=lambda: JumpReLU(weights.threshold()))
     monkeypatch.setattr(SafetensorsFile, "read", lambda self, name: pytest.fail(f"{name} was read whole"))
     part = rows_from(whole, 10, 30).to(dtype=torch.float32)
     assert (part.n_features, part.d_in, part.d_out) == (20, 8, 8)
@@ -223,9 +227,14 @@ def test_rows_of_a_file_are_read_by_range_and_are_those_of_the_whole(
 @pytest.mark.parametrize("activation", [ReLU(), TopK(3)])
 def test_a_part_of_a_part_is_a_part(activation):
     whole = Dictionary(
-        SITES[0], tap=Tap.RES, W_enc=torch.randn(9, 4), b_enc=torch.zeros(9), W_dec=torch.randn(9, 4),
-        b_dec=torch.zeros(4), activation=activation,
-    )  # fmt: skip
+        SITES[0],
+        tap=Tap.RES,
+        W_enc=torch.randn(9, 4),
+        b_enc=torch.zeros(9),
+        W_dec=torch.randn(9, 4),
+        b_dec=torch.zeros(4),
+        activation=activation,
+    )
     again = rows_from(rows_from(whole, 2, 9), 1, 4)
     assert torch.equal(again.directions(), whole.directions()[3:6])
     with pytest.raises(InvalidArgument, match="rows 5 to 12"):

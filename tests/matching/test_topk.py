@@ -41,10 +41,21 @@ def both_agree(a, b, k, **options):
 
 
 @pytest.mark.parametrize("screened", [PLAIN, SCREENED])
-@pytest.mark.parametrize(("n", "m", "k", "rows", "columns"), [
-    (50, 70, 5, 16, 16), (50, 70, 1, 1024, 16384), (7, 130, 7, 3, 20), (130, 7, 7, 20, 3), (33, 33, 5, 1, 1),
-    (1, 1, 1, 8, 8), (1, 200, 1, 8, 64), (257, 129, 50, 100, 100), (300, 1000, 5, 128, 333), (64, 64, 64, 64, 64),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("n", "m", "k", "rows", "columns"),
+    [
+        (50, 70, 5, 16, 16),
+        (50, 70, 1, 1024, 16384),
+        (7, 130, 7, 3, 20),
+        (130, 7, 7, 20, 3),
+        (33, 33, 5, 1, 1),
+        (1, 1, 1, 8, 8),
+        (1, 200, 1, 8, 64),
+        (257, 129, 50, 100, 100),
+        (300, 1000, 5, 128, 333),
+        (64, 64, 64, 64, 64),
+    ],
+)
 def test_both_directions_equal_the_whole_matrix_sorted(n, m, k, rows, columns, screened):
     both_agree(rows_of(n, 24, 1), rows_of(m, 24, 2), k, rows=rows, columns=columns, screened=screened)
 
@@ -78,8 +89,9 @@ def test_zero_rows_and_a_matrix_of_equal_rows(screened):
     a[5:20] = 0
     b[30] = 0
     both_agree(a, b, 6, rows=16, columns=16, screened=screened)
-    both_agree(a[:1].expand(40, -1).contiguous(), b[:1].expand(60, -1).contiguous(), 6, rows=16, columns=16,
-               screened=screened)  # fmt: skip
+    both_agree(
+        a[:1].expand(40, -1).contiguous(), b[:1].expand(60, -1).contiguous(), 6, rows=16, columns=16, screened=screened
+    )
 
 
 @pytest.mark.parametrize("screened", [PLAIN, SCREENED])
@@ -99,9 +111,15 @@ def test_k_1_is_the_first_column_of_k_5(screened):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.integers(1, 70), st.integers(1, 70), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40),
-    st.booleans(), st.integers(0, 5), st.booleans(),
-)  # fmt: skip
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.booleans(),
+    st.integers(0, 5),
+    st.booleans(),
+)
 def test_any_shape_any_tile_with_many_ties(n, m, k, rows, columns, screened, seed, coarse):
     a, b = rows_of(n, 6, seed, unit=False), rows_of(m, 6, seed + 1, unit=False)
     if coarse:  # small integers: exact in float32 and bfloat16, and full of ties

@@ -10,16 +10,7 @@ from dataclasses import dataclass
 
 from saeflow.experiments.results import SummaryTable
 
-THEMES = (
-    "religion and God",
-    "anger",
-    "wedding and marriage",
-    "London",
-    "medicine",
-    "sea",
-    "money",
-    "science",
-)
+THEMES = ("religion and God", "anger", "wedding and marriage", "London", "medicine", "sea", "money", "science")
 DIRECTIONS = ("activate", "suppress")
 DOSES = {"activate": (0.5, 1, 2, 4, 8, 16), "suppress": (-8, -4, -2, -1, 0, 0.5)}
 LAYERED = {"activate": ("single", "constant", "linear", "exponential"), "suppress": ("single", "cumulative")}
@@ -29,8 +20,14 @@ AT_START = "single (start layer)"
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 EVERY = {way: ("none", "prompt", *names) for way, names in SWEPT.items()}
 POWER = {
-    "single": 1.0, "constant": 2.4, "linear": 1.6, "exponential": 1.9, "cumulative": 2.2, "start": 0.8, "random": 0.05,
-}  # fmt: skip
+    "single": 1.0,
+    "constant": 2.4,
+    "linear": 1.6,
+    "exponential": 1.9,
+    "cumulative": 2.2,
+    "start": 0.8,
+    "random": 0.05,
+}
 NOTE = "Judged by the offline judge. 95 % intervals over samples."
 
 
@@ -134,9 +131,7 @@ def _by_value(cells):
     for (world, way, method), keys in _grouped(cells, 3).items():
         for value in DOSES[way] if method in SWEPT[way] else ():
             k = max((k for k in keys if k[4] == value), key=lambda k: cells[k][2])
-            rows.append(
-                [world.name, way, method, value, k[3], world.n, *cells[k], _default(cells, world, way)]
-            )
+            rows.append([world.name, way, method, value, k[3], world.n, *cells[k], _default(cells, world, way)])
     columns = "theme, direction, method, value, layer, n, behavior, coherence, score, low, high, default"
     title = "Score by strength, at the best layer"
     return SummaryTable.of("steering_by_value", title, "figures 10, 11", NOTE, columns, rows)
@@ -175,9 +170,24 @@ def _best(top):
     for world, way, method, layer, value, mirrors, choice in confirmed(top):
         b, c, *score = world.cell(way, method, layer, value)
         rows.append(
-            [world.name, way, method, layer, value, world.n, *interval(b, world.n, 5), *interval(c, world.n, 5), *score,
-             12.5, 0.9, 0.2, mirrors, choice, score[0] + 0.02]
-        )  # fmt: skip
+            [
+                world.name,
+                way,
+                method,
+                layer,
+                value,
+                world.n,
+                *interval(b, world.n, 5),
+                *interval(c, world.n, 5),
+                *score,
+                12.5,
+                0.9,
+                0.2,
+                mirrors,
+                choice,
+                score[0] + 0.02,
+            ]
+        )
     columns = (
         "theme, direction, method, layer, value, n, behavior, behavior_low, behavior_high, coherence, coherence_low, "
         "coherence_high, score, low, high, perplexity, distinct_2, share_total, mirrors, choice, grid_score"
@@ -191,8 +201,9 @@ def _paired(top):
     for world, way in dict.fromkeys(key[:2] for key in top):
         scores = {
             (AT_START if choice == "start layer" else method, mirrors): world.cell(way, method, layer, value)[2]
-            for w, d, method, layer, value, mirrors, choice in confirmed(top) if (w, d) == (world, way)
-        }  # fmt: skip
+            for w, d, method, layer, value, mirrors, choice in confirmed(top)
+            if (w, d) == (world, way)
+        }
         others = ("start", "single", AT_START, "prompt", "random", "none")
         pairs = [(a, b) for a in MULTI[way] for b in others]
         pairs += [("single", b) for b in ("start", "prompt", "random", "none")]
@@ -211,19 +222,14 @@ def _sensitivity(cells):
     for (world, way, method), keys in _grouped(cells, 3).items():
         if method in SWEPT[way]:
             best = [max(cells[k][2] for k in keys if k[4] == value) for value in DOSES[way]]
-            mean, spread = (
-                interval(sum(best) / len(best), 2 * world.n),
-                interval(max(best) - min(best), world.n),
-            )
+            mean, spread = (interval(sum(best) / len(best), 2 * world.n), interval(max(best) - min(best), world.n))
             ends = (min(best), max(best), *spread, _default(cells, world, way))
             rows.append([world.name, way, method, len(best), *mean, *ends])
     columns = (
         "theme, direction, method, values, mean_score, low, high, worst_score, best_score, spread, spread_low, "
         "spread_high, default"
     )
-    return SummaryTable.of(
-        "steering_sensitivity", "Sensitivity to the strength", "figures 10, 11", NOTE, columns, rows
-    )
+    return SummaryTable.of("steering_sensitivity", "Sensitivity to the strength", "figures 10, 11", NOTE, columns, rows)
 
 
 def _by_share(cells):
@@ -243,8 +249,7 @@ def _by_share(cells):
 
 def _cells(cells):
     rows = [
-        [k[0].name, *k[1:4], "constant", k[4], k[0].n, *found, 14.0, 0.8, 0.05, 0.2, 9]
-        for k, found in cells.items()
+        [k[0].name, *k[1:4], "constant", k[4], k[0].n, *found, 14.0, 0.8, 0.05, 0.2, 9] for k, found in cells.items()
     ]
     columns = (
         "theme, direction, method, layer, schedule, value, n, behavior, coherence, score, low, high, perplexity, "

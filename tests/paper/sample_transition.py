@@ -7,12 +7,19 @@ from saeflow.experiments.results import SummaryTable
 PAIRS = ("all pairs", "0/res > 1/res", "1/res > 2/res")
 SCALES = ("raw", "folded", "mean activation")
 BASE = {
-    "reconstruction": 0.9, "least squares": 0.86, "affine map of h": 0.91, "source reconstruction": 0.73,
-    "identity": 0.8, "mean": 0.0,
-}  # fmt: skip
+    "reconstruction": 0.9,
+    "least squares": 0.86,
+    "affine map of h": 0.91,
+    "source reconstruction": 0.73,
+    "identity": 0.8,
+    "mean": 0.0,
+}
 METHODS = {
-    "cosine top-1": 0.67, "permutation": 0.63, "permutation + encoder": 0.6, "permutation + encoder + b_enc": 0.2,
-}  # fmt: skip
+    "cosine top-1": 0.67,
+    "permutation": 0.63,
+    "permutation + encoder": 0.6,
+    "permutation + encoder + b_enc": 0.2,
+}
 LOWER = {"raw": 0.0, "folded": -0.3, "mean activation": -0.1}
 FAR = -12.5
 _EV = "ev, low, high, n, scale, scaled, scaled_low, scaled_high"
@@ -32,16 +39,16 @@ def permutations():
         rows += [[pair, "baseline", name, "", "", *alone(ev)] for name, ev in BASE.items()]
         for method, ev in METHODS.items():
             for matched, applied in product(("raw", "folded") if "perm" in method else ("raw",), SCALES):
-                value = (
-                    FAR
-                    if "b_enc" in method and (matched, applied) == ("raw", "folded")
-                    else ev + LOWER[applied]
-                )
+                value = FAR if "b_enc" in method and (matched, applied) == ("raw", "folded") else ev + LOWER[applied]
                 rows.append([pair, "matching", method, matched, applied, *cells(value)])
     return SummaryTable.of(
-        "transition_permutations", "A match as a transcoder", "fig. 23", "How.",
-        f"pair, kind, method, matched, applied, {_EV}", rows,
-    )  # fmt: skip
+        "transition_permutations",
+        "A match as a transcoder",
+        "fig. 23",
+        "How.",
+        f"pair, kind, method, matched, applied, {_EV}",
+        rows,
+    )
 
 
 def top_k():
@@ -49,16 +56,18 @@ def top_k():
     for pair in PAIRS:
         rows += [[pair, "baseline", name, "", "", "", "", *alone(ev)] for name, ev in BASE.items()]
         rows.append([pair, "matching", "permutation", "", "", "raw", "raw", *cells(0.63)])
-        for weights, entries, applied in product(
-            ("W_dec W_dec", "W_dec W_enc"), ("values", "binary"), SCALES
-        ):
+        for weights, entries, applied in product(("W_dec W_dec", "W_dec W_enc"), ("values", "binary"), SCALES):
             for k, ev in (("1", 0.66), ("2", 0.5), ("10", -0.2), ("all", -40.0)):
                 value = ev + LOWER[applied] - 0.01 * (entries == "values") - 0.02 * (weights == "W_dec W_enc")
                 rows.append([pair, "matching", weights, k, entries, "raw", applied, *cells(value)])
     return SummaryTable.of(
-        "transition_top_k", "The k largest products", "fig. 24", "How.",
-        f"pair, kind, weights, k, entries, matched, applied, {_EV}", rows,
-    )  # fmt: skip
+        "transition_top_k",
+        "The k largest products",
+        "fig. 24",
+        "How.",
+        f"pair, kind, weights, k, entries, matched, applied, {_EV}",
+        rows,
+    )
 
 
 def losses():
@@ -71,9 +80,13 @@ def losses():
         for name, change in some.items()
     ]
     return SummaryTable.of(
-        "transition_loss", "Skipping a layer", "appendix F, beyond the paper", "How.",
-        "pair, kind, map, change, low, high, clean, n", rows,
-    )  # fmt: skip
+        "transition_loss",
+        "Skipping a layer",
+        "appendix F, beyond the paper",
+        "How.",
+        "pair, kind, map, change, low, high, clean, n",
+        rows,
+    )
 
 
 def paired():
@@ -87,9 +100,13 @@ def paired():
         )
     ]
     return SummaryTable.of(
-        "transition_paired", "Differences", "appendix F, beyond the paper", "How.",
-        "pair, a, b, difference, low, high, n", rows,
-    )  # fmt: skip
+        "transition_paired",
+        "Differences",
+        "appendix F, beyond the paper",
+        "How.",
+        "pair, a, b, difference, low, high, n",
+        rows,
+    )
 
 
 def fits():

@@ -27,7 +27,7 @@ from saeflow.paper import (
     draw,
     save,
     svg_text,
-)  # fmt: skip
+)
 from saeflow.paper.fig03_scores import chosen_layers
 from saeflow.paper.frame import GROUPS, Estimate, Frame
 from saeflow.paper.saving import printed_svg
@@ -36,9 +36,7 @@ from saeflow.paper.words import decimal, decimal_interval, percent, percent_inte
 
 from .sample_results import AGREEMENT, THRESHOLDS, deactivation_tables, every_table, origins_tables
 
-SMALL = {
-    t.name: t for t in (*origins_tables(range(2), ["cosine"], ["fineweb"]), *deactivation_tables(range(1, 3)))
-}
+SMALL = {t.name: t for t in (*origins_tables(range(2), ["cosine"], ["fineweb"]), *deactivation_tables(range(1, 3)))}
 EVERY_TABLE = pytest.mark.parametrize("name", SMALL)
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -68,9 +66,7 @@ def first_printed(table, medium=PAGE):
 def test_every_table_of_the_contract_has_a_figure_and_a_sample():
     ours = {"agreement_by_layer", "calibrated_thresholds", "remaining", "control_match"}
     steering = {name for name in FIGURES if name.startswith("steering_")}  # test_steering_figures has them
-    transitions = {
-        name for name in FIGURES if name.startswith("transition_")
-    }  # test_transition_figures has them
+    transitions = {name for name in FIGURES if name.startswith("transition_")}  # test_transition_figures has them
     assert set(FIGURES) - ours - steering - transitions == set(every_table())
 
 
@@ -178,10 +174,7 @@ def test_one_layer_and_thirty_two_are_drawn(layers):
 
 def test_methods_get_a_figure_each():
     plates = draw(every_table()["transition"])
-    assert [(p.name, p.of) for p in plates] == [
-        ("transition-cosine", "cosine"),
-        ("transition-pearson", "pearson"),
-    ]
+    assert [(p.name, p.of) for p in plates] == [("transition-cosine", "cosine"), ("transition-pearson", "pearson")]
     assert texts(plates[0].figure) != texts(plates[1].figure)
 
 
@@ -237,9 +230,7 @@ def test_searches_chosen_by_their_outcome_are_not_drawn_by_group():
 def test_a_matrix_has_its_numbers_row_by_row():
     table = SMALL["transition"]
     found = Frame.of(table).lookup("group_a", "group_b")
-    wanted = [
-        percent(found[a, b].number("probability")).removesuffix("\u00a0%") for a in GROUPS for b in GROUPS
-    ]
+    wanted = [percent(found[a, b].number("probability")).removesuffix("\u00a0%") for a in GROUPS for b in GROUPS]
     said = texts(first(table))
     cells = [t for t in said if re.fullmatch(r"[0-9.]+", t)]
     assert cells[-len(wanted) :] == wanted or cells[: len(wanted)] == wanted
@@ -266,16 +257,11 @@ def test_out_of_distribution_data_are_marked():
 
 def test_agreement_and_thresholds_take_plain_rows():
     assert "res, layer 3: 60.0\u00a0% the same, n = 400" in tips(agreement_by_layer(AGREEMENT))
-    assert "res, layer 3: 75.0\u00a0% among the k best, n = 400" in tips(
-        agreement_by_layer(AGREEMENT, medium=COLUMN)
-    )
+    assert "res, layer 3: 75.0\u00a0% among the k best, n = 400" in tips(agreement_by_layer(AGREEMENT, medium=COLUMN))
     told = tips(calibrated_thresholds(THRESHOLDS))
     assert "mlp, layer 2: 0.270" in told
     assert "att, layer 5, fixed: 70.0\u00a0% kept" in told
-    assert texts(agreement_by_layer([])) == [
-        "no rows",
-        "Agreement of matching methods · cf. C.4 of arXiv 2502.03032",
-    ]
+    assert texts(agreement_by_layer([])) == ["no rows", "Agreement of matching methods · cf. C.4 of arXiv 2502.03032"]
 
 
 def test_a_caption_names_the_paper_and_can_be_cut_off():
@@ -295,31 +281,41 @@ def oklab(colour: str, seen: np.ndarray) -> np.ndarray:
     value = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     linear = np.clip(seen @ linear, 0, 1)
-    cones = np.cbrt(np.array([
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]) @ linear)  # fmt: skip
-    return np.array([
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]) @ cones  # fmt: skip
+    cones = np.cbrt(
+        np.array(
+            [
+                [0.4122214708, 0.5363325363, 0.0514459929],
+                [0.2119034982, 0.6806995451, 0.1073969566],
+                [0.0883024619, 0.2817188376, 0.6299787005],
+            ]
+        )
+        @ linear
+    )
+    return (
+        np.array(
+            [
+                [0.2104542553, 0.7936177850, -0.0040720468],
+                [1.9779984951, -2.4285922050, 0.4505937099],
+                [0.0259040371, 0.7827717662, -0.8086757660],
+            ]
+        )
+        @ cones
+    )
 
 
 # Machado, Oliveira and Fernandes (2009), severity 1.
 VISION = {
     "trichromat": np.eye(3),
-    "protanope": np.array([
-        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998],
-    ]),
-    "deuteranope": np.array([
-        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881],
-    ]),
-    "tritanope": np.array([
-        [1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900],
-    ]),
-}  # fmt: skip
+    "protanope": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranope": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanope": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
 
 
 @pytest.mark.parametrize("palette", [COLOURS, DARK], ids=["light", "dark"])
@@ -359,8 +355,13 @@ def test_ticks_are_few_and_within(low, reach):
 
 def test_numbers_are_written_as_people_read_them():
     assert [percent(v) for v in (0.713, 1.0, 0.004, 0.0, -0.5, None)] == [
-        "71\u00a0%", "100\u00a0%", "0.4\u00a0%", "0\u00a0%", "−50\u00a0%", "–",
-    ]  # fmt: skip
+        "71\u00a0%",
+        "100\u00a0%",
+        "0.4\u00a0%",
+        "0\u00a0%",
+        "−50\u00a0%",
+        "–",
+    ]
     assert percent_interval(Estimate(0.713, 0.68, 0.741)) == "71\u00a0% (68–74)"
     assert percent_interval(Estimate(0.713)) == "71\u00a0%"
     assert decimal_interval(Estimate(-1.76, -1.8, -1.72)) == "−1.76 (−1.80 to −1.72)"

@@ -38,9 +38,7 @@ def test_strategies_are_told_with_their_controls():
 
 
 def test_groups_are_told_from_the_best_to_the_worst():
-    columns = (
-        "strategy, group, removed, deactivated, low, high, n, control_deactivated, control_low, control_high"
-    )
+    columns = "strategy, group, removed, deactivated, low, high, n, control_deactivated, control_low, control_high"
     rows = [
         ["top-1", "RES", "RES", 0.5, 0.4, 0.6, 20, 0.1, 0.05, 0.15],
         ["top-1", "MLP", "MLP", 0.9, None, None, 10, None, None, None],
@@ -72,8 +70,11 @@ def test_shares_are_told_over_layers_and_data_sets():
 
 def test_tests_are_pooled_by_their_numbers():
     columns = "method, group_a, group_b, score, tests, passed, share, skipped"
-    rows = [["cosine", "nowhere", "RES", "s(R)", 10, 9, 0.9, 0], ["cosine", "nowhere", "MLP", "s(R)", 90, 1, 0.011, 0],
-            ["cosine", "RES", "MLP", "s(R)", 0, 0, None, 9]]  # fmt: skip
+    rows = [
+        ["cosine", "nowhere", "RES", "s(R)", 10, 9, 0.9, 0],
+        ["cosine", "nowhere", "MLP", "s(R)", 90, 1, 0.011, 0],
+        ["cosine", "RES", "MLP", "s(R)", 0, 0, None, 9],
+    ]
     assert plain(reading(table("separability", columns, *rows))) == (
         "Two groups differ by s(R) in 10 % of the tests under cosine; hardest to tell apart are nowhere and MLP "
         "(1 % over the scores)."
@@ -114,10 +115,7 @@ def test_rescaling_is_told_at_its_ends_and_at_removal():
 
 def test_rescaling_is_told_with_its_control():
     columns = "strategy, r, group, deactivated, change, change_low, change_high, control_deactivated, control_change"
-    rows = [
-        ["top-1", 0, "all", 0.7, 0.8, 0.7, 0.9, 0.05, 0.1],
-        ["top-1", 2, "all", 0, -0.5, -0.6, -0.4, 0.02, -0.04],
-    ]
+    rows = [["top-1", 0, "all", 0.7, 0.8, 0.7, 0.9, 0.05, 0.1], ["top-1", 2, "all", 0, -0.5, -0.6, -0.4, 0.02, -0.04]]
     assert plain(reading(table("by_rescale", columns, *rows))) == (
         "All groups together: at r = 0 the activation change is 0.80 (0.70–0.90) (control 0.10), 70 % deactivated "
         "(control 5 %); at r = 2 the activation change is −0.50 (−0.60 to −0.40) (control −0.04), 0 % deactivated "
@@ -130,9 +128,11 @@ def test_new_groups_are_told_with_their_controls():
     rows = [
         ["top-1", group, group, became, p, control]
         for group, became, p, control in (
-            ("RES", "deactivated", 0.7, 0.05), ("MLP", "deactivated", 0.4, None), ("MLP", "nowhere", 0.5, 0.1),
+            ("RES", "deactivated", 0.7, 0.05),
+            ("MLP", "deactivated", 0.4, None),
+            ("MLP", "nowhere", 0.5, 0.1),
         )
-    ]  # fmt: skip
+    ]
     assert plain(reading(table("new_group", columns, *rows))) == (
         "With all predecessors removed under top-1, 70 % (control 5 %) of targets from RES fall silent and 40 % of "
         "those from MLP; 50 % (control 10 %) of the latter stay active with no active predecessor."
@@ -141,10 +141,7 @@ def test_new_groups_are_told_with_their_controls():
 
 def test_what_silences_targets_is_told_with_the_control_of_predecessors():
     columns = "group, outcome, share, n, control_share"
-    rows = [
-        ["all", "deactivated by its predecessors", 0.6, 50, 0.04],
-        ["all", "by none tried", 0.4, 50, None],
-    ]
+    rows = [["all", "deactivated by its predecessors", 0.6, 50, 0.04], ["all", "by none tried", 0.4, 50, None]]
     assert plain(reading(table("remaining", columns, *rows))) == (
         "Of 50 targets: deactivated by its predecessors 60 % (control 4 %) and by none tried 40 %."
     )
@@ -152,8 +149,11 @@ def test_what_silences_targets_is_told_with_the_control_of_predecessors():
 
 def test_strategies_on_shared_targets_are_told_each_with_its_control():
     columns = "strategy, deactivated, low, high, n, control_deactivated"
-    rows = [["top-1", 0.7, 0.6, 0.8, 90, 0.05], ["exhaustive", 0.9, 0.8, 1.0, 90, 0.1],
-            ["active control", 0.05, 0.04, 0.06, 85, None]]  # fmt: skip
+    rows = [
+        ["top-1", 0.7, 0.6, 0.8, 90, 0.05],
+        ["exhaustive", 0.9, 0.8, 1.0, 90, 0.1],
+        ["active control", 0.05, 0.04, 0.06, 85, None],
+    ]
     assert plain(reading(table("table_1", columns, *rows))) == (
         "On 90 shared targets top-1 deactivates 70 % (60–80) (control 5 %) and exhaustive 90 % (80–100) (control 10 %)."
     )
@@ -162,9 +162,7 @@ def test_strategies_on_shared_targets_are_told_each_with_its_control():
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_table_of_gaps_has_no_sentence_or_one_without_numbers_it_does_not_have(name):
     known = every_table().get(name)
-    columns = (
-        known.columns if known else ("group", "layer", "part", "strategy", "removed", "outcome", "score")
-    )
+    columns = known.columns if known else ("group", "layer", "part", "strategy", "removed", "outcome", "score")
     gaps = SummaryTable(name, "", "", "", tuple(columns), ((None,) * len(columns),))
     assert "None" not in reading(gaps)
     assert reading(SummaryTable(name, "", "", "", tuple(columns), ())) == ""

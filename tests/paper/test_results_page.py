@@ -16,9 +16,7 @@ from saeflow.paper.results import MOST_ROWS, write_page
 
 from .sample_results import deactivation_tables, drawn, every_table, origins_tables, results_folder
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 NEEDS_BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome on this machine's PATH")
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 HOSTILE = "<script>alert(1)</script>\"'&\u202e"
@@ -73,9 +71,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("results")
     made = {
         "origins": results_folder(folder / "o", tables=list(every("origins").values())),
-        "deactivation": results_folder(
-            folder / "d", "deactivation", tables=list(every("deactivation").values())
-        ),
+        "deactivation": results_folder(folder / "d", "deactivation", tables=list(every("deactivation").values())),
     }
     return {name: drawn(place) for name, place in made.items()}
 
@@ -156,10 +152,8 @@ def test_names_from_files_become_text(tmp_path):
             "shares_by_dataset", HOSTILE, HOSTILE, HOSTILE, ("dataset", "group", "share"), ((HOSTILE, "RES", 1.0),)
         ),
         SummaryTable("weather", HOSTILE, "", HOSTILE, (HOSTILE,), ((HOSTILE,),)),
-    ]  # fmt: skip
-    text = write_page(results_folder(tmp_path / "r", model=HOSTILE, tables=tables)).read_text(
-        encoding="utf-8"
-    )
+    ]
+    text = write_page(results_folder(tmp_path / "r", model=HOSTILE, tables=tables)).read_text(encoding="utf-8")
     outline = Outline(text)
     assert [tag for tag, _ in outline.tags].count("script") == 1
     assert "<script>alert" not in text
@@ -169,9 +163,7 @@ def test_names_from_files_become_text(tmp_path):
 
 def test_missing_tables_are_named_and_the_rest_is_there(tmp_path):
     tables = [table for table in small_origins() if table.name in {"transition", "scores"}]
-    said = Outline(
-        write_page(results_folder(tmp_path / "r", tables=tables)).read_text(encoding="utf-8")
-    ).said()
+    said = Outline(write_page(results_folder(tmp_path / "r", tables=tables)).read_text(encoding="utf-8")).said()
     missing = re.search(r"Not in this summary: ([^.]*)\.", said)[1].split(", ")
     assert "shares_by_layer" in missing
     assert not {"transition", "scores"} & set(missing)
@@ -180,9 +172,7 @@ def test_missing_tables_are_named_and_the_rest_is_there(tmp_path):
 
 def test_a_table_that_does_not_suit_its_figure_is_shown_with_the_reason(tmp_path):
     table = SummaryTable("shares_by_dataset", "Shares", "", "", ("dataset", "group"), (("all", "RES"),))
-    said = Outline(
-        write_page(results_folder(tmp_path / "r", tables=[table])).read_text(encoding="utf-8")
-    ).said()
+    said = Outline(write_page(results_folder(tmp_path / "r", tables=[table])).read_text(encoding="utf-8")).said()
     assert "lacks the column share" in said
     assert "Table: 1 row" in said
 

@@ -68,9 +68,7 @@ def test_an_svg_has_no_styles_of_its_own_and_names_no_place(name):
 
 @EVERY_TABLE
 @pytest.mark.parametrize("medium", [PAGE, PHONE, COLUMN], ids=["page", "phone", "column"])
-@pytest.mark.parametrize(
-    "themes", [("s",), THEMES[:3]], ids=["one theme and layer", "three themes, 26 layers"]
-)
+@pytest.mark.parametrize("themes", [("s",), THEMES[:3]], ids=["one theme and layer", "three themes, 26 layers"])
 def test_all_text_stands_within_the_figure(name, medium, themes):
     deep = 26 if name in {"steering_by_layer", "steering_features"} else 3
     table = cached(themes, 1 if len(themes) == 1 else deep)[name]
@@ -108,9 +106,7 @@ def test_gaps_are_left_out(name):
 @EVERY_TABLE
 def test_a_missing_method_is_no_crash(name):
     table = ONE[name]
-    at = [
-        i for i, column in enumerate(table.columns) if column in {"method", "method_a", "method_b", "mirrors"}
-    ]
+    at = [i for i, column in enumerate(table.columns) if column in {"method", "method_a", "method_b", "mirrors"}]
     for gone in ("single", "none", "start", "cumulative"):
         rows = tuple(row for row in table.rows if not any(row[i] == gone for i in at))
         for drawn in draw(replace(table, rows=rows), medium=PHONE):
@@ -148,9 +144,11 @@ def test_themes_whose_names_differ_in_signs_only_keep_files_of_their_own():
     names = {THEMES[0]: "C", THEMES[1]: "C++"}
     rows = tuple((*row[:column], names[row[column]], *row[column + 1 :]) for row in table.rows)
     assert [p.name for p in draw(replace(table, rows=rows))] == [
-        "steering_by_value-c-activate", "steering_by_value-c-suppress",
-        "steering_by_value-c-activate-2", "steering_by_value-c-suppress-2",
-    ]  # fmt: skip
+        "steering_by_value-c-activate",
+        "steering_by_value-c-suppress",
+        "steering_by_value-c-activate-2",
+        "steering_by_value-c-suppress-2",
+    ]
 
 
 def test_one_theme_and_direction_is_one_plate_under_the_name_of_the_table():
@@ -245,9 +243,7 @@ def test_curves_of_equal_score_are_where_the_formula_puts_them(direction):
 
 
 def test_coefficients_at_uneven_steps_stand_at_equal_ones_and_say_so():
-    assert any(
-        "not to scale" in t for t in texts(plate("steering_by_value", theme="anger", direction="activate"))
-    )
+    assert any("not to scale" in t for t in texts(plate("steering_by_value", theme="anger", direction="activate")))
     table = SMALL["steering_by_value"]
     column = table.columns.index("value")
     steps = {dose: i / 2 for i, dose in enumerate(DOSES["activate"])}
@@ -323,9 +319,7 @@ def test_bars_of_features_are_those_of_the_table_with_lines_at_starts():
     frame = Frame.of(SMALL["steering_features"])
     for theme, axes in zip(frame.distinct("theme"), figure.axes, strict=True):
         rows = frame.where(theme=theme)
-        assert sum(bar.get_height() for bar in axes.patches) == sum(
-            r.number("features") for r in rows.records
-        )
+        assert sum(bar.get_height() for bar in axes.patches) == sum(r.number("features") for r in rows.records)
         starts = {r.number("layer") for r in rows.records if r.count("starts")}
         lines = {line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1}
         assert lines == starts != set()
@@ -338,9 +332,7 @@ def test_scores_within_a_limit_tell_the_limit():
     told = tips(plate("steering_by_share", direction="activate"))
     frame = Frame.of(SMALL["steering_by_share"]).where(direction="activate")
     for row in frame.records:
-        limit = (
-            f"at most {100 * row.number('share_limit'):g}\u00a0% changed: {look(row.words('method')).name}"
-        )
+        limit = f"at most {100 * row.number('share_limit'):g}\u00a0% changed: {look(row.words('method')).name}"
         assert any(t.startswith(limit) and decimal_interval(row.estimate("score")) in t for t in told)
     assert len([t for t in told if t.startswith("at most")]) == len(frame.rows)
 
@@ -359,8 +351,6 @@ def test_methods_drawn_together_differ_in_colour_or_shape(reader, dark):
 
 
 def test_a_table_that_lacks_a_column_of_its_figure_is_refused():
-    bare = SummaryTable(
-        "steering_best", "", "", "", ("theme", "direction", "method"), (("a", "activate", "none"),)
-    )
+    bare = SummaryTable("steering_best", "", "", "", ("theme", "direction", "method"), (("a", "activate", "none"),))
     with pytest.raises(Exception, match="lacks the column score"):
         draw(bare)

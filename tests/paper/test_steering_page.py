@@ -29,15 +29,7 @@ def page(tmp_path_factory):
 
 
 def text(
-    sample,
-    method="none",
-    prompt="I think",
-    said=" so",
-    layer=-1,
-    value=0,
-    marks=(2, 4),
-    mirrors="",
-    way="activate",
+    sample, method="none", prompt="I think", said=" so", layer=-1, value=0, marks=(2, 4), mirrors="", way="activate"
 ):
     return ("sea", way, method, layer, value, sample, *marks, prompt, said, mirrors)
 
@@ -55,14 +47,19 @@ def said(html):
 
 def test_sections_come_in_the_order_of_the_paper_with_texts_and_cells_after(page):
     ids = [
-        a["id"]
-        for tag, a in Outline(page.read_text(encoding="utf-8")).tags
-        if tag == "section" and a["id"] != "more"
+        a["id"] for tag, a in Outline(page.read_text(encoding="utf-8")).tags if tag == "section" and a["id"] != "more"
     ]
     assert ids == [
-        "t-steering_by_layer", "t-steering_by_value", "t-steering_features", "t-steering_best", "t-steering_paired",
-        "t-steering_by_share", "t-steering_sensitivity", "t-steering_samples", "t-steering_cells",
-    ]  # fmt: skip
+        "t-steering_by_layer",
+        "t-steering_by_value",
+        "t-steering_features",
+        "t-steering_best",
+        "t-steering_paired",
+        "t-steering_by_share",
+        "t-steering_sensitivity",
+        "t-steering_samples",
+        "t-steering_cells",
+    ]
 
 
 def test_the_page_is_well_formed_and_loads_nothing(page):
@@ -83,9 +80,7 @@ def test_the_head_names_themes_samples_and_units(page, tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     summary = {
         "tables": {
-            "steering_features": json.loads((folder / "summary.json").read_text())["tables"][
-                "steering_features"
-            ]
+            "steering_features": json.loads((folder / "summary.json").read_text())["tables"]["steering_features"]
         }
     }
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -98,9 +93,7 @@ def test_the_head_names_themes_samples_and_units(page, tmp_path):
 
 def test_every_plate_says_what_its_own_rows_say(page):
     html = page.read_text(encoding="utf-8")
-    plates = re.findall(
-        r'<div class="plate" data-of="([^"]*)" data-theme="([^"]*)" data-direction="([^"]*)">', html
-    )
+    plates = re.findall(r'<div class="plate" data-of="([^"]*)" data-theme="([^"]*)" data-direction="([^"]*)">', html)
     assert len(plates) == 3 * 7  # by layer, by value, texts
     assert {f"{theme}, {way}" for _, theme, way in plates} == {of for of, _, _ in plates}
     assert html.count('<p class="reading">Highest scores over ') == 7
@@ -115,8 +108,11 @@ def test_texts_of_a_seed_stand_in_a_row_with_their_marks(page):
         r'data-of="anger, suppress"[^>]*><p class="of">[^<]*</p><table.*?</table>', html, flags=re.DOTALL
     )
     assert re.findall(r'class="role">([^<]*)<', own) == [
-        "unsteered", "start alone", "best single layer", "best of many layers",
-    ]  # fmt: skip
+        "unsteered",
+        "start alone",
+        "best single layer",
+        "best of many layers",
+    ]
     assert own.count("<tr>") == 1 + 4
     assert own.count("<td>") == 4 * 4
     assert own.count('<span class="prompt">I think</span>') == 16
@@ -134,13 +130,20 @@ def test_marks_are_those_of_the_table_and_the_score_their_product():
 
 
 def test_of_many_layers_the_method_that_was_confirmed_best_is_shown():
-    rows = [text(0, "constant", said=" CONST", layer=2, value=4, marks=(5, 5)),
-            text(0, "linear", said=" LIN", layer=1, value=8, marks=(0, 0))]  # fmt: skip
+    rows = [
+        text(0, "constant", said=" CONST", layer=2, value=4, marks=(5, 5)),
+        text(0, "linear", said=" LIN", layer=1, value=8, marks=(0, 0)),
+    ]
     assert "CONST" in block(*rows)
     columns = ("theme", "direction", "method", "layer", "value", "score", "low", "high")
-    chosen = SummaryTable("steering_best", "", "", "", columns, (
-        ("sea", "activate", "constant", 2, 4, 0.3, 0.2, 0.4), ("sea", "activate", "linear", 1, 8, 0.5, 0.4, 0.6),
-    ))  # fmt: skip
+    chosen = SummaryTable(
+        "steering_best",
+        "",
+        "",
+        "",
+        columns,
+        (("sea", "activate", "constant", 2, 4, 0.3, 0.2, 0.4), ("sea", "activate", "linear", 1, 8, 0.5, 0.4, 0.6)),
+    )
     html = block(*rows, chosen=chosen)
     assert "LIN" in html
     assert "CONST" not in html
@@ -148,23 +151,27 @@ def test_of_many_layers_the_method_that_was_confirmed_best_is_shown():
 
 
 def test_the_single_layer_is_the_chosen_one_though_that_of_the_starts_came_out_higher():
-    rows = [
-        text(0, "single", said=" START", layer=1, value=4),
-        text(0, "single", said=" CHOSEN", layer=2, value=4),
-    ]
+    rows = [text(0, "single", said=" START", layer=1, value=4), text(0, "single", said=" CHOSEN", layer=2, value=4)]
     columns = ("theme", "direction", "method", "layer", "value", "score", "choice")
-    chosen = SummaryTable("steering_best", "", "", "", columns, (
-        ("sea", "activate", "single", 2, 4, 0.3, "best"), ("sea", "activate", "single", 1, 4, 0.5, "start layer"),
-    ))  # fmt: skip
+    chosen = SummaryTable(
+        "steering_best",
+        "",
+        "",
+        "",
+        columns,
+        (("sea", "activate", "single", 2, 4, 0.3, "best"), ("sea", "activate", "single", 1, 4, 0.5, "start layer")),
+    )
     html = block(*rows, chosen=chosen)
     assert "CHOSEN" in html
     assert "START" not in html
 
 
 def test_random_rows_and_other_settings_are_not_shown_for_a_method():
-    rows = [text(0, "single", said=" START", layer=1, value=4, marks=(1, 5)),
-            text(0, "single", said=" BEST", layer=2, value=4, marks=(5, 5)),
-            text(0, "random", said=" RANDOM", value=4, mirrors="single")]  # fmt: skip
+    rows = [
+        text(0, "single", said=" START", layer=1, value=4, marks=(1, 5)),
+        text(0, "single", said=" BEST", layer=2, value=4, marks=(5, 5)),
+        text(0, "random", said=" RANDOM", value=4, mirrors="single"),
+    ]
     html = block(*rows)
     assert "BEST" in html
     assert "START" not in html
@@ -178,11 +185,17 @@ def test_a_seed_without_a_text_is_a_gap_and_seeds_are_in_order():
     assert "–" in said(html)
 
 
-@pytest.mark.parametrize(("prompt", "text_", "shown"), [
-    ("I think", " so", "I think</span> so"), ("I think", "I think so", "I think</span> so"),
-    ("I think", "so", "I think</span> so"), ("I think ", "so", "I think </span>so"), ("", "so", "</span>so"),
-    (None, None, "</span></p>"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "text_", "shown"),
+    [
+        ("I think", " so", "I think</span> so"),
+        ("I think", "I think so", "I think</span> so"),
+        ("I think", "so", "I think</span> so"),
+        ("I think ", "so", "I think </span>so"),
+        ("", "so", "</span>so"),
+        (None, None, "</span></p>"),
+    ],
+)
 def test_the_prompt_is_told_from_the_text_once(prompt, text_, shown):
     assert shown in block(text(0, prompt=prompt, said=text_))
 
@@ -192,8 +205,10 @@ def test_line_breaks_stay_and_other_signs_of_control_are_shown():
 
 
 def test_texts_from_a_model_become_text(tmp_path):
-    rows = (("<b>", HOSTILE, HOSTILE, -1, 0, HOSTILE, 1, 1, HOSTILE, HOSTILE, ""),
-            ("<b>", HOSTILE, "none", -1, 0, HOSTILE, 1, 1, HOSTILE, HOSTILE, ""))  # fmt: skip
+    rows = (
+        ("<b>", HOSTILE, HOSTILE, -1, 0, HOSTILE, 1, 1, HOSTILE, HOSTILE, ""),
+        ("<b>", HOSTILE, "none", -1, 0, HOSTILE, 1, 1, HOSTILE, HOSTILE, ""),
+    )
     tables = [SummaryTable("steering_samples", "T", "", "", COLUMNS, rows)]
     html = write_page(results_folder(tmp_path / "r", "steering", tables=tables)).read_text(encoding="utf-8")
     assert [tag for tag, _ in Outline(html).tags].count("script") == 1

@@ -27,13 +27,7 @@ def test_every_figure_of_a_sweep_has_a_sentence_for_all_and_for_each_theme(name)
 @pytest.mark.parametrize("name", TOLD)
 def test_gaps_make_no_numbers(name):
     columns = SMALL[name].columns
-    words = {
-        "theme": "a",
-        "direction": "suppress",
-        "method": "single",
-        "method_a": "cumulative",
-        "method_b": "single",
-    }
+    words = {"theme": "a", "direction": "suppress", "method": "single", "method_a": "cumulative", "method_b": "single"}
     gaps = SummaryTable(name, "", "", "", columns, (tuple(words.get(column) for column in columns),))
     assert "None" not in reading(gaps)
     assert reading(SummaryTable(name, "", "", "", columns, ())) == ""
@@ -43,8 +37,9 @@ def suppressed(theme, weak, strong):
     """Best at layer `weak` for r = 0 and at `strong` for r = -4."""
     return [
         [theme, "suppress", "single", layer, r, 9, 0.6 if layer == best else 0.3, 0.2, 0.7, 0.25]
-        for r, best in ((0, weak), (-4, strong)) for layer in range(6)
-    ]  # fmt: skip
+        for r, best in ((0, weak), (-4, strong))
+        for layer in range(6)
+    ]
 
 
 def test_the_best_layer_is_told_at_the_weakest_and_the_strongest_r():
@@ -63,9 +58,9 @@ def test_themes_whose_best_layer_moves_are_counted():
 
 
 def test_activation_tells_the_best_layer_of_each_method():
-    rows = [
-        ["sea", "activate", "single", layer, 4, 9, 0.1 * layer, None, None, 0.05] for layer in range(3)
-    ] + [["sea", "activate", "linear", 1, 8, 9, 0.5, 0.4, 0.6, 0.05]]
+    rows = [["sea", "activate", "single", layer, 4, 9, 0.1 * layer, None, None, 0.05] for layer in range(3)] + [
+        ["sea", "activate", "linear", 1, 8, 9, 0.5, 0.4, 0.6, 0.05]
+    ]
     assert plain(reading(table("steering_by_layer", LAYER, *rows))) == (
         "Best of all layers: single [layer 2, s = 4] 0.20 and linear [layers to 1, s = 8] 0.50 (0.40–0.60); unsteered "
         "it is 0.05."
@@ -77,9 +72,12 @@ def test_the_highest_scores_over_the_strength_come_in_order():
     rows = [
         ["sea", "suppress", m, r, layer, 9, 1, 4, score, None, None, 0.2]
         for m, r, layer, score in (
-            ("start", 0, -1, 0.3), ("start", -2, -1, 0.35), ("single", 0, 4, 0.5), ("cumulative", 0, 3, 0.6),
+            ("start", 0, -1, 0.3),
+            ("start", -2, -1, 0.35),
+            ("single", 0, 4, 0.5),
+            ("cumulative", 0, 3, 0.6),
         )
-    ]  # fmt: skip
+    ]
     assert plain(reading(table("steering_by_value", columns, *rows))) == (
         "Highest scores over r: cumulative [layers to 3, r = 0] 0.60, single [layer 4, r = 0] 0.50 and start alone "
         "[r = −2] 0.35; unsteered it is 0.20."
@@ -100,10 +98,14 @@ def test_confirmed_scores_are_compared_theme_by_theme():
         rows += [
             [theme, "activate", method, 3, 2, 9, score, score - 0.1, score + 0.1, mirrors]
             for method, score, mirrors in (
-                ("linear", many, ""), ("constant", 0.1, ""), ("start", start, ""), ("single", 0.55, ""),
-                ("random", 0.05, "linear"), ("random", 0.9, "single"),
+                ("linear", many, ""),
+                ("constant", 0.1, ""),
+                ("start", start, ""),
+                ("single", 0.55, ""),
+                ("random", 0.05, "linear"),
+                ("random", 0.9, "single"),
             )
-        ]  # fmt: skip
+        ]
     assert plain(reading(table("steering_best", BEST, *rows))) == (
         "Activating, the best multi-layer method scores 0.50 in the median of 2 themes, and is above start alone in 1 "
         "(intervals apart in 1), single in 1 (0) and random in 2 (2)."
@@ -120,10 +122,12 @@ def test_differences_are_counted_by_the_side_of_zero_their_interval_lies_on():
     rows = [
         ["sea", "suppress", a, b, 9, d, d - 0.1, d + 0.1, 0.1]
         for a, b, d in (
-            ("cumulative", "start", 0.2), ("cumulative", "single", 0.05), ("cumulative", "prompt", -0.3),
+            ("cumulative", "start", 0.2),
+            ("cumulative", "single", 0.05),
+            ("cumulative", "prompt", -0.3),
             ("single", "start", 0.9),
         )
-    ]  # fmt: skip
+    ]
     assert plain(reading(table("steering_paired", columns, *rows))) == (
         "Suppressing with several layers, the whole interval of the difference is above zero in 1 of 1 against start "
         "alone (below in 0), 0 of 1 against single (0) and 0 of 1 against prompted (1)."
@@ -144,9 +148,12 @@ def test_spreads_features_and_limits_are_told():
     rows = [
         ["sea", "activate", m, share, 1, 2, 9, score]
         for m, share, score in (
-            ("single", 0.05, 0.2), ("constant", 0.05, 0.3), ("single", 0.8, 0.6), ("constant", 0.8, 0.5),
+            ("single", 0.05, 0.2),
+            ("constant", 0.05, 0.3),
+            ("single", 0.8, 0.6),
+            ("constant", 0.8, 0.5),
         )
-    ]  # fmt: skip
+    ]
     assert plain(reading(table("steering_by_share", columns, *rows))) == (
         "Activating, several layers score above a single one in 1 of 1 themes with at most 5 % of the hidden norm "
         "changed and in 0 of 1 themes with at most 80 % changed."

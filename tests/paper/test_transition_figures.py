@@ -18,8 +18,7 @@ from .test_figures import SVG, first, first_printed, texts, tips
 TABLES = {table.name: table for table in transition_tables()}
 DRAWN = [name for name in TABLES if name != "transition_fits"]
 ONE = {
-    name: replace(table, rows=tuple(row for row in table.rows if row[0] == PAIRS[0]))
-    for name, table in TABLES.items()
+    name: replace(table, rows=tuple(row for row in table.rows if row[0] == PAIRS[0])) for name, table in TABLES.items()
 }
 EVERY = pytest.mark.parametrize("name", DRAWN)
 
@@ -55,8 +54,7 @@ def test_every_permutation_says_its_number_and_what_one_factor_makes_of_it(mediu
     for applied in SCALES:
         assert sum(f"applied {applied}: " in one for one in told) == 7
     assert any(
-        "cosine top-1, matched raw, applied raw: 0.670 (0.660–0.690); 0.600 after a factor of 0.90" in t
-        for t in told
+        "cosine top-1, matched raw, applied raw: 0.670 (0.660–0.690); 0.600 after a factor of 0.90" in t for t in told
     )
     assert "least-squares T: 0.860 (0.850–0.870)" in told
     assert any("−12.500" in one for one in told), "what lies below the axis is there"
@@ -85,13 +83,7 @@ def test_every_k_is_drawn_as_it_is_and_after_one_factor(medium):
 
 def test_losses_stand_in_order_and_the_mean_lies_beyond_the_axis():
     shown = texts(first(ONE["transition_loss"]))
-    order = [
-        "B's own dictionary",
-        "least-squares T",
-        "identity: layer skipped",
-        "cosine top-1",
-        "permutation",
-    ]
+    order = ["B's own dictionary", "least-squares T", "identity: layer skipped", "cosine top-1", "permutation"]
     assert [one for one in shown if one in order] == order
     assert "6.7" in shown
     assert "mean of h: 6.700 (6.680–6.730) nats above 2.850" in tips(first(ONE["transition_loss"]))
@@ -135,20 +127,16 @@ def test_a_table_of_one_pair_or_without_baselines_has_its_sentence_still(name):
     bare = replace(table, rows=tuple(row for row in one.rows if row[1] != "baseline"))
     assert reading(bare)
     assert reading(replace(table, rows=())) == ""
-    assert isinstance(
-        reading(replace(table, rows=tuple(row for row in one.rows if row[1] == "baseline"))), str
-    )
+    assert isinstance(reading(replace(table, rows=tuple(row for row in one.rows if row[1] == "baseline"))), str)
 
 
 def test_a_folder_of_a_transition_becomes_a_page(tmp_path):
     request = RunRequest("transition", "demo", "demo", 0, ("demo:stories",), {}, {"tokens": 3000})
-    record = RunRecord(
-        request, {"saeflow": "1"}, "2026-01-01T00:00:00+00:00", "2026-01-01T00:02:00+00:00", 3, 3
-    )
+    record = RunRecord(request, {"saeflow": "1"}, "2026-01-01T00:00:00+00:00", "2026-01-01T00:02:00+00:00", 3, 3)
     write_atomic(tmp_path / MANIFEST, record.to_json().encode())
     kept = [
         replace(table, rows=tuple(row for row in table.rows if row[0] == PAIRS[1])) for table in transition_tables()
-    ]  # fmt: skip
+    ]
     Results(tmp_path, record).write_tables(kept)
     page = write_page(tmp_path).read_text()
     assert "A match as a transcoder: demo" in page

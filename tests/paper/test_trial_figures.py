@@ -13,9 +13,7 @@ from .test_figures import SMALL, first, texts, tips
 
 
 @pytest.mark.parametrize("medium", [PAGE, PHONE], ids=["page", "phone"])
-@pytest.mark.parametrize(
-    "name", ["by_strategy", "by_strategy_layer", "by_rescale", "one_predecessor", "table_1"]
-)
+@pytest.mark.parametrize("name", ["by_strategy", "by_strategy_layer", "by_rescale", "one_predecessor", "table_1"])
 def test_every_rate_of_a_trial_is_drawn_beside_its_control(name, medium):
     told = tips(first(SMALL[name], medium))
     rows = len(SMALL[name].rows) - (name == "table_1")  # the control as a row of its own is not drawn twice

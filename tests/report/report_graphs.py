@@ -48,11 +48,7 @@ def words_for(graph: FlowGraph) -> KnownWords:
             (" return", " the", " boson", "\n", "    ", "mass"), (0.0, 0.5, 3.25, 0.0, 1.5, 0.2), "python"
         )
         known[node.feature] = FeatureWords(
-            label,
-            (" the", "\n", "boson", " quark"),
-            (" Higgs", "\tGeV", " field"),
-            (context, context),
-            0.0125,
+            label, (" the", "\n", "boson", " quark"), (" Higgs", "\tGeV", " field"), (context, context), 0.0125
         )
     return KnownWords(known)
 
@@ -116,10 +112,7 @@ def branching() -> FlowGraph:
 def from_module() -> FlowGraph:
     """A seed at a module, which writes into one residual feature."""
     seed, child = feature("2/att/77"), feature("2/res/400")
-    ends = [
-        End(seed, Direction.BACKWARD, Reason.MODULE_OUTPUT),
-        End(child, Direction.FORWARD, Reason.NO_TABLE),
-    ]
+    ends = [End(seed, Direction.BACKWARD, Reason.MODULE_OUTPUT), End(child, Direction.FORWARD, Reason.NO_TABLE)]
     nodes = [Node(seed), _node(child, Scores(0.1, None, 0.71), 0.5)]
     return _graph(seed, nodes, [Edge(seed, child, 0.71)], ends, Thresholds())
 
@@ -134,10 +127,4 @@ def alone() -> FlowGraph:
     return _graph(seed, [_node(seed, Scores(0.21, 0.11, -0.001), 0.5)], [], ends, Thresholds(), release="")
 
 
-GRAPHS = {
-    "six": deep(6),
-    "branching": branching(),
-    "deep": deep(26),
-    "module": from_module(),
-    "alone": alone(),
-}
+GRAPHS = {"six": deep(6), "branching": branching(), "deep": deep(26), "module": from_module(), "alone": alone()}

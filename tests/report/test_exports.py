@@ -45,11 +45,7 @@ def feature(text):
 def graph():
     """Two features of one layer and row in two parts, and a later one that both flow into."""
     ids = [feature(t) for t in ("3/mlp/7", "3/res/7", "4/att/7", "4/res/2")]
-    edges = (
-        Edge(ids[0], ids[1], 0.31),
-        Edge(ids[1], ids[3], 0.92, mutual=True),
-        Edge(ids[2], ids[3], -0.05),
-    )
+    edges = (Edge(ids[0], ids[1], 0.31), Edge(ids[1], ids[3], 0.92, mutual=True), Edge(ids[2], ids[3], -0.05))
     return FlowGraph(ids[3], tuple(Node(i) for i in ids), edges, (), Thresholds(), (3, 4), "tiny")
 
 
@@ -98,10 +94,7 @@ def test_mermaid_has_every_node_and_edge_and_words_cannot_end_a_node(graph):
     texts = [found[1] for found in nodes if found]
     assert len(texts) == len(graph.nodes)
     assert sum(bool(re.match(r"  f\S+ (-->|-\.->)\|", line)) for line in lines) == len(graph.edges)
-    assert all(
-        set(re.sub(r"#\d+;", "", text.replace("<br/>", " "))) <= set(map(chr, range(32, 127)))
-        for text in texts
-    )
+    assert all(set(re.sub(r"#\d+;", "", text.replace("<br/>", " "))) <= set(map(chr, range(32, 127))) for text in texts)
     said = unescape(re.sub(r"#(\d+);", r"&#\1;", texts[0].partition("<br/>")[2]))
     assert said.startswith('say "yes" \\ no <script>')
 
@@ -116,9 +109,14 @@ def test_the_required_fields_of_the_published_schema_are_there(circuit):
         assert isinstance(circuit["metadata"][name], str)
     assert all(isinstance(token, str) for token in circuit["metadata"]["prompt_tokens"])
     kinds = {
-        "node_id": str, "feature": int, "layer": str, "ctx_idx": int, "feature_type": str, "jsNodeId": str,
+        "node_id": str,
+        "feature": int,
+        "layer": str,
+        "ctx_idx": int,
+        "feature_type": str,
+        "jsNodeId": str,
         "clerp": str,
-    }  # fmt: skip
+    }
     for node in circuit["nodes"]:
         assert {name: type(node[name]) for name in kinds} == kinds
     for link in circuit["links"]:
@@ -129,9 +127,7 @@ def test_no_feature_is_in_more_than_two_thirds_of_the_tokens(circuit):
     """The viewer throws such away; it tells features apart by layer, number and token."""
     seen = Counter((n["layer"], n["feature"], n["ctx_idx"]) for n in circuit["nodes"])
     assert max(seen.values()) == 1 <= 2 / 3 * len(circuit["metadata"]["prompt_tokens"])
-    assert (
-        len({n["node_id"] for n in circuit["nodes"]}) == len({n["jsNodeId"] for n in circuit["nodes"]}) == 5
-    )
+    assert len({n["node_id"] for n in circuit["nodes"]}) == len({n["jsNodeId"] for n in circuit["nodes"]}) == 5
 
 
 def test_links_join_nodes_with_their_cosines(circuit, graph):
@@ -157,8 +153,10 @@ def test_no_two_features_share_a_number_and_each_can_be_read_back():
     """Labels edited in the viewer are kept by the number: 3/res/7 and 3/mlp/7 must not be one."""
     ids = [
         FeatureId(Site(layer, part), index)
-        for layer in (0, 1, 3, 25) for part in Part for index in (0, 1, 2, 7, 1_048_575)
-    ]  # fmt: skip
+        for layer in (0, 1, 3, 25)
+        for part in Part
+        for index in (0, 1, 2, 7, 1_048_575)
+    ]
     numbers = {feature_number(i): i for i in ids}
     assert len(numbers) == len(ids)
     for number, i in numbers.items():
@@ -172,9 +170,7 @@ def test_the_output_shares_no_number_with_a_feature(circuit):
 
 
 def test_circuit_tracer_itself_reads_it(circuit):
-    models = pytest.importorskip(
-        "circuit_tracer.frontend.graph_models", reason="circuit-tracer is not installed"
-    )
+    models = pytest.importorskip("circuit_tracer.frontend.graph_models", reason="circuit-tracer is not installed")
     assert len(models.Model.model_validate(circuit).nodes) == 5
 
 
@@ -199,9 +195,7 @@ def test_a_long_graph_has_a_picture_of_bounded_size():
 
 def test_the_words_are_drawn_where_no_font_of_the_system_is_named(graph):
     """The face that comes with matplotlib stands in: a figure with words has more ink than one without."""
-    ink = [
-        (image.imread(io.BytesIO(png(graph, words)))[..., 0] < 0.4).sum() for words in (Nasty(), _Silent())
-    ]
+    ink = [(image.imread(io.BytesIO(png(graph, words)))[..., 0] < 0.4).sum() for words in (Nasty(), _Silent())]
     assert ink[0] > ink[1] + 100
 
 

@@ -24,9 +24,7 @@ def test_the_svg_is_well_formed_and_draws_every_node_and_edge(name):
     root = ET.fromstring(graph_svg(graph, words_for(graph)))  # noqa: S314 - our own text
     groups = [g for g in root.iter(f"{SVG}g") if "node" in g.get("class", "").split()]
     assert [g.get("data-id") for g in groups] == [str(n.feature) for n in graph.nodes]
-    wires = [
-        (p.get("data-parent"), p.get("data-child")) for p in root.iter(f"{SVG}path") if p.get("data-parent")
-    ]
+    wires = [(p.get("data-parent"), p.get("data-child")) for p in root.iter(f"{SVG}path") if p.get("data-parent")]
     assert sorted(wires) == sorted((str(e.parent), str(e.child)) for e in graph.edges)
     text = {t.text for t in root.iter(f"{SVG}text")}
     assert {str(n.feature) for n in graph.nodes} <= text
@@ -40,8 +38,7 @@ def test_the_svg_is_well_formed_and_draws_every_node_and_edge(name):
 def test_a_stronger_edge_is_drawn_wider():
     root = ET.fromstring(graph_svg(GRAPHS["deep"]))  # noqa: S314
     width = {
-        (p.get("data-parent"), p.get("data-child")): float(p.get("stroke-width", 0))
-        for p in root.iter(f"{SVG}path")
+        (p.get("data-parent"), p.get("data-child")): float(p.get("stroke-width", 0)) for p in root.iter(f"{SVG}path")
     }
     edges = sorted(GRAPHS["deep"].edges, key=lambda e: e.score)
     widths = [width[str(e.parent), str(e.child)] for e in edges]
@@ -77,9 +74,7 @@ def test_the_json_is_the_graph_with_the_words_of_every_node(name):
 
 @pytest.mark.parametrize("to", ["pdf", ""])
 def test_an_unknown_target_is_refused_with_the_known_ones(to):
-    with pytest.raises(
-        InvalidArgument, match=r"FlowGraph cannot be rendered to .*'text', 'html', 'json' or 'svg'"
-    ):
+    with pytest.raises(InvalidArgument, match=r"FlowGraph cannot be rendered to .*'text', 'html', 'json' or 'svg'"):
         render(GRAPHS["alone"], to)
 
 

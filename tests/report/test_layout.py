@@ -50,9 +50,7 @@ def test_no_edge_crosses_a_box(name):
     for wire in layout.wires:
         for x, y in points(wire.path):
             for place in layout.places:
-                inside = (
-                    place.x + 0.1 < x < place.right - 0.1 and place.y + 0.1 < y < place.y + place.height - 0.1
-                )
+                inside = place.x + 0.1 < x < place.right - 0.1 and place.y + 0.1 < y < place.y + place.height - 0.1
                 assert not inside, (wire.edge, place.node.feature)
 
 
@@ -87,14 +85,7 @@ def test_layers_without_nodes_take_no_room():
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "short",
-        "a label that is far too long to stand on two lines of a box",
-        "W" * 80,
-        "粒子物理学" * 12,
-        "",
-        "a b",
-    ],
+    ["short", "a label that is far too long to stand on two lines of a box", "W" * 80, "粒子物理学" * 12, "", "a b"],
 )
 def test_wrapped_words_fit_and_end_in_an_ellipsis_only_where_cut(text):
     lines = wrap(text)

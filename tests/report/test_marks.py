@@ -18,9 +18,7 @@ DEAD, ALIVE, UNKNOWN = (FeatureId.parse(name) for name in ("1/att/1", "1/mlp/0",
 def words(tmp_path):
     """Of attention rows the second never fired; of the MLP's all did; residual ones were not counted."""
     write_words(tmp_path, DEAD.site, [FeatureWords("fires", frequency=0.1), None])
-    write_words(
-        tmp_path, ALIVE.site, [FeatureWords("fires", frequency=0.2), FeatureWords("never", frequency=0.0)]
-    )
+    write_words(tmp_path, ALIVE.site, [FeatureWords("fires", frequency=0.2), FeatureWords("never", frequency=0.0)])
     write_words(tmp_path, UNKNOWN.site, [FeatureWords("explained"), None])
     return WordsFolder(tmp_path)
 
@@ -52,16 +50,19 @@ def test_both_are_marked_in_text_page_picture_and_data(words, graph):
     assert picture.count("node module silent") == 1
     data = json.loads(render(graph, "json", words))
     assert {row["feature"]: row["silent"] for row in data["nodes"]} == {
-        "1/att/1": True, "1/mlp/0": False, "1/res/0": None,
-    }  # fmt: skip
+        "1/att/1": True,
+        "1/mlp/0": False,
+        "1/res/0": None,
+    }
     assert [row["by_chance"] for row in data["edges"]] == [False, True]
     assert FlowGraph.from_json(json.dumps(data)) == graph
     GraphData.model_validate(data)
 
 
 def test_without_nulls_and_words_nothing_is_marked(graph):
-    bare = FlowGraph(graph.seed, graph.nodes, tuple(Edge(e.parent, e.child, e.score) for e in graph.edges), (),
-                     Thresholds(), (1, 1))  # fmt: skip
+    bare = FlowGraph(
+        graph.seed, graph.nodes, tuple(Edge(e.parent, e.child, e.score) for e in graph.edges), (), Thresholds(), (1, 1)
+    )
     text = render(bare, "text")
     assert "†" not in text
     assert "≈" not in text

@@ -17,9 +17,7 @@ from saeflow.report import render
 from .report_graphs import GRAPHS, HOSTILE, KnownWords, words_for
 
 EVERY_GRAPH = pytest.mark.parametrize("name", GRAPHS)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 NEEDS_BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome on this machine's PATH")
 
 
@@ -44,9 +42,7 @@ class Outline(HTMLParser):
 
 def hostile_words(graph) -> KnownWords:
     context = Context((HOSTILE, " x"), (1.0, 0.0), HOSTILE)
-    return KnownWords(
-        {n.feature: FeatureWords(HOSTILE, (HOSTILE,), (HOSTILE,), (context,)) for n in graph.nodes}
-    )
+    return KnownWords({n.feature: FeatureWords(HOSTILE, (HOSTILE,), (HOSTILE,), (context,)) for n in graph.nodes})
 
 
 @EVERY_GRAPH
@@ -63,9 +59,7 @@ def test_the_page_embeds_every_node_with_its_words(name):
     outline = Outline(render(graph, "html", words_for(graph)))
     data = json.loads(outline.scripts[0])
     assert data == json.loads(render(graph, "json", words_for(graph)))
-    drawn = [
-        a["data-id"] for tag, a in outline.tags if tag == "g" and "node" in (a.get("class") or "").split()
-    ]
+    drawn = [a["data-id"] for tag, a in outline.tags if tag == "g" and "node" in (a.get("class") or "").split()]
     assert drawn == [str(n.feature) for n in graph.nodes]
     linked = {a["data-feature"] for tag, a in outline.tags if tag == "a"}
     assert {str(n.feature) for n in graph.nodes} <= linked
@@ -176,9 +170,7 @@ document.documentElement.dataset.says = JSON.stringify(says);
 @NEEDS_BROWSER
 def test_clicking_follows_a_path_and_keys_move_along_edges(tmp_path):
     graph = GRAPHS["deep"]
-    text = re.sub(
-        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render(graph, "html", words_for(graph))
-    )
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render(graph, "html", words_for(graph)))
     script = f"<script>{{ const SEED = {json.dumps(str(graph.seed))}; {_PLAY} }}</script></body>"
     page = tmp_path / "page.html"
     page.write_text(text.replace("</body>", script), encoding="utf-8")
@@ -186,10 +178,7 @@ def test_clicking_follows_a_path_and_keys_move_along_edges(tmp_path):
     assert console == ""
     says = json.loads(Outline(document).tags[0][1]["data-says"])
     path = {graph.seed}
-    for step in (
-        lambda f: [e.parent for e in graph.parents(f)],
-        lambda f: [e.child for e in graph.children(f)],
-    ):
+    for step in (lambda f: [e.parent for e in graph.parents(f)], lambda f: [e.child for e in graph.children(f)]):
         front = [graph.seed]
         while front:
             front = [g for f in front for g in step(f)]

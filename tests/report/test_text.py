@@ -90,9 +90,7 @@ def test_the_seed_and_circuits_are_marked_and_nothing_else():
 
 def test_a_seed_at_a_module_is_marked_in_its_own_lane():
     line = next(
-        line
-        for line in render(GRAPHS["module"], width=160).splitlines()
-        if "2/att/77 " in line and "2/res" in line
+        line for line in render(GRAPHS["module"], width=160).splitlines() if "2/att/77 " in line and "2/res" in line
     )
     assert line.index("2/res/400") < line.index("▶") < line.index("2/att/77")
 

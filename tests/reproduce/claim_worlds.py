@@ -24,9 +24,7 @@ from saeflow.steering.sweep.cells import Cell, Cells
 from saeflow.steering.sweep.settings import Setting
 
 LAYERS = range(6)
-EVEN = dict.fromkeys(
-    ("nowhere", "RES", "MLP", "ATT", "RES & MLP", "RES & ATT", "MLP & ATT", "RES & MLP & ATT"), 1.0
-)
+EVEN = dict.fromkeys(("nowhere", "RES", "MLP", "ATT", "RES & MLP", "RES & ATT", "MLP & ATT", "RES & MLP & ATT"), 1.0)
 
 
 def value(label: str) -> int:
@@ -65,9 +63,13 @@ COPIES = 40
 
 
 def origins(
-    texts: Sequence[tuple[str, Origins]], *, layers: Sequence[int] = LAYERS, methods: Sequence[str] = ("cosine",),
-    new: Sequence[str] = (), each: int = 80,
-) -> OriginsRun:  # fmt: skip
+    texts: Sequence[tuple[str, Origins]],
+    *,
+    layers: Sequence[int] = LAYERS,
+    methods: Sequence[str] = ("cosine",),
+    new: Sequence[str] = (),
+    each: int = 80,
+) -> OriginsRun:
     """A run of some texts, each of a data set and a world, with `each` observations at every layer."""
     worlds = list(dict.fromkeys(world for _, world in texts))
     datasets = list(dict.fromkeys(dataset for dataset, _ in texts))
@@ -85,9 +87,14 @@ def origins(
     at = clusters.clusters([texts[t][0] for t in columns["text"]], columns["text"])
     arrays = {name: np.array(column, dtype=np.int64) for name, column in columns.items()}
     seen = Observations(
-        clusters, at, arrays["dataset"], arrays["layer"], arrays["feature"],
-        {method: arrays[method] for method in methods}, tuple(datasets),
-    )  # fmt: skip
+        clusters,
+        at,
+        arrays["dataset"],
+        arrays["layer"],
+        arrays["feature"],
+        {method: arrays[method] for method in methods},
+        tuple(datasets),
+    )
     return OriginsRun(seen, Matched(_matches(worlds, layers, methods)), tuple(new))
 
 
@@ -100,9 +107,7 @@ def _allocated(weights: Mapping[str, float], n: int) -> list[int]:
     return (found + [value(next(iter(weights)))] * n)[:n]
 
 
-def _matches(
-    worlds: Sequence[Origins], layers: Sequence[int], methods: Sequence[str]
-) -> dict[str, np.ndarray]:
+def _matches(worlds: Sequence[Origins], layers: Sequence[int], methods: Sequence[str]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     n = len(worlds) * 8 * COPIES
     for layer, method in itertools.product(layers, methods):
@@ -161,12 +166,26 @@ def _row(text: int, position: int, number: int, cut: Cut, controls: int | None) 
     gone = bool(cut.control) if beside else cut.gone
     removed = cut.removed or cut.group
     return {
-        "dataset": "a", "text": text, "position": position, "layer": 3, "target": "3/res/1", "trial": number,
-        "controls": controls, "strategy": cut.strategy, "control": beside, "group": cut.group, "removed": removed,
-        "norm": 1.0, "r": cut.r, "features": {"2/res/1": 1.0} if removed != "nowhere" else {},
-        "deactivated": gone, "change": float(gone) if beside else cut.change, "new_group": cut.new,
-        "loss_old": None if cut.loss is None else 2.0, "loss_new": None if cut.loss is None else 2.0 * (1 + cut.loss),
-    }  # fmt: skip
+        "dataset": "a",
+        "text": text,
+        "position": position,
+        "layer": 3,
+        "target": "3/res/1",
+        "trial": number,
+        "controls": controls,
+        "strategy": cut.strategy,
+        "control": beside,
+        "group": cut.group,
+        "removed": removed,
+        "norm": 1.0,
+        "r": cut.r,
+        "features": {"2/res/1": 1.0} if removed != "nowhere" else {},
+        "deactivated": gone,
+        "change": float(gone) if beside else cut.change,
+        "new_group": cut.new,
+        "loss_old": None if cut.loss is None else 2.0,
+        "loss_new": None if cut.loss is None else 2.0 * (1 + cut.loss),
+    }
 
 
 # --- steering ---------------------------------------------------------------------------------------------------------
@@ -176,16 +195,18 @@ Marks = Callable[[str, Direction, Setting], Mapping[str, float]]
 
 
 def steering(
-    settings: Sequence[tuple[Direction, Setting]], worlds: Sequence[Marks], *, themes: Sequence[str] = ("one", "two"),
-    roles: Mapping[Setting, str] | None = None, starts: Mapping[int, int] | None = None,
-) -> SteeringRun:  # fmt: skip
+    settings: Sequence[tuple[Direction, Setting]],
+    worlds: Sequence[Marks],
+    *,
+    themes: Sequence[str] = ("one", "two"),
+    roles: Mapping[Setting, str] | None = None,
+    starts: Mapping[int, int] | None = None,
+) -> SteeringRun:
     """A sweep with one sample a world; grid and confirmed settings are the same ones."""
     cells = [Cell(theme, direction, setting) for theme in themes for direction, setting in settings]
     names = ("score", "behavior", "coherence", "share_total")
     values = {
-        name: np.array(
-            [[world(c.theme, c.direction, c.setting).get(name, 0.0) for world in worlds] for c in cells]
-        )
+        name: np.array([[world(c.theme, c.direction, c.setting).get(name, 0.0) for world in worlds] for c in cells])
         for name in names
     }
     rows = np.arange(len(cells) * len(worlds)).reshape(len(cells), -1)

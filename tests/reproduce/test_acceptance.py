@@ -65,9 +65,7 @@ def test_weights_that_give_table_5_are_accepted_node_by_node(accept, tmp_path: P
 def test_weights_that_do_not_are_told_apart_at_the_very_site(accept):
     told = accept({Site(10, Part.RES): 3, Site(7, Part.MLP): 9})
     assert (told["agree"], told["of"]) == (33, 35)
-    wrong = {
-        (row["layer"], row["part"]): (row["paper"], row["found"]) for row in told["rows"] if not row["same"]
-    }
+    wrong = {(row["layer"], row["part"]): (row["paper"], row["found"]) for row in told["rows"] if not row["same"]}
     assert wrong == {(10, "res"): (13754, 3), (7, "mlp"): (6110, 9)}
     assert [pair["same"] for pair in told["pairs"]] == [False, True, True, True]
 
@@ -76,9 +74,5 @@ def test_a_site_where_the_graph_has_nothing_holds_none():
     told = published_graph(RELEASE, SEED)
     grown = FlowGraph(SEED, (Node(SEED),), (), (), told.thresholds, None)
     rows = {(r["layer"], r["part"]): r for r in graphs.acceptance(compare(grown, told), grown)["rows"]}
-    assert (rows[25, "res"]["paper"], rows[25, "res"]["found"], rows[25, "res"]["score"]) == (
-        1646,
-        None,
-        None,
-    )
+    assert (rows[25, "res"]["paper"], rows[25, "res"]["found"], rows[25, "res"]["score"]) == (1646, None, None)
     assert sum(row["same"] for row in rows.values()) == 1

@@ -9,17 +9,7 @@ from saeflow.experiments.statistics import Estimate
 from saeflow.reproduce.claims import Claim, claims
 from saeflow.reproduce.evidence import STAGES, Evidence
 from saeflow.reproduce.items import by_id
-from saeflow.reproduce.verdicts import (
-    ABOVE_0,
-    BELOW_0,
-    Contrast,
-    Kind,
-    NotMeasured,
-    Outcome,
-    Rule,
-    Unit,
-    verdict_of,
-)  # fmt: skip
+from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, Contrast, Kind, NotMeasured, Outcome, Rule, Unit, verdict_of
 from saeflow.reproduce.wording import interval, sentence
 
 H, F, O = Outcome.HOLDS, Outcome.FAILS, Outcome.OPEN  # noqa: E741
@@ -33,24 +23,31 @@ def made(low: float | None, high: float | None, rule: Rule = ABOVE_0, words: str
 @pytest.mark.parametrize(
     ("rule", "low", "high", "outcome"),
     [
-        (ABOVE_0, 0.1, 0.3, H), (ABOVE_0, -0.3, -0.1, F), (ABOVE_0, -0.1, 0.3, O), (ABOVE_0, 0.0, 0.3, O),
-        (BELOW_0, -0.3, -0.1, H), (BELOW_0, 0.1, 0.3, F), (BELOW_0, -0.1, 0.1, O),
-        (Rule(Kind.ABOVE, 0.5), 0.6, 0.7, H), (Rule(Kind.ABOVE, 0.5), 0.1, 0.3, F),
-        (Rule(Kind.WITHIN, 0.1), -0.05, 0.1, H), (Rule(Kind.WITHIN, 0.1), 0.11, 0.3, F),
-        (Rule(Kind.WITHIN, 0.1), -0.4, -0.2, F), (Rule(Kind.WITHIN, 0.1), 0.05, 0.2, O),
-        (Rule(Kind.APART, 0.1), 0.2, 0.3, H), (Rule(Kind.APART, 0.1), -0.05, 0.05, F),
-        (Rule(Kind.APART, 0.1), 0.0, 0.2, O), (ABOVE_0, None, None, O),
+        (ABOVE_0, 0.1, 0.3, H),
+        (ABOVE_0, -0.3, -0.1, F),
+        (ABOVE_0, -0.1, 0.3, O),
+        (ABOVE_0, 0.0, 0.3, O),
+        (BELOW_0, -0.3, -0.1, H),
+        (BELOW_0, 0.1, 0.3, F),
+        (BELOW_0, -0.1, 0.1, O),
+        (Rule(Kind.ABOVE, 0.5), 0.6, 0.7, H),
+        (Rule(Kind.ABOVE, 0.5), 0.1, 0.3, F),
+        (Rule(Kind.WITHIN, 0.1), -0.05, 0.1, H),
+        (Rule(Kind.WITHIN, 0.1), 0.11, 0.3, F),
+        (Rule(Kind.WITHIN, 0.1), -0.4, -0.2, F),
+        (Rule(Kind.WITHIN, 0.1), 0.05, 0.2, O),
+        (Rule(Kind.APART, 0.1), 0.2, 0.3, H),
+        (Rule(Kind.APART, 0.1), -0.05, 0.05, F),
+        (Rule(Kind.APART, 0.1), 0.0, 0.2, O),
+        (ABOVE_0, None, None, O),
     ],
-)  # fmt: skip
-def test_a_rule_reads_the_whole_interval(
-    rule: Rule, low: float | None, high: float | None, outcome: Outcome
-) -> None:
+)
+def test_a_rule_reads_the_whole_interval(rule: Rule, low: float | None, high: float | None, outcome: Outcome) -> None:
     assert made(low, high, rule).outcome is outcome
 
 
 @pytest.mark.parametrize(
-    ("parts", "all_of", "any_of"),
-    [("HH", H, H), ("HF", F, H), ("HO", O, H), ("FO", F, O), ("FF", F, F), ("OO", O, O)],
+    ("parts", "all_of", "any_of"), [("HH", H, H), ("HF", F, H), ("HO", O, H), ("FO", F, O), ("FF", F, F), ("OO", O, O)]
 )
 def test_a_claim_of_several_parts(parts: str, all_of: Outcome, any_of: Outcome) -> None:
     intervals = {"H": (0.1, 0.2), "F": (-0.2, -0.1), "O": (-0.1, 0.1)}
@@ -83,11 +80,7 @@ def test_numbers_are_written_with_as_many_digits_as_their_intervals_bear() -> No
 def test_a_sentence_says_the_number_the_side_the_control_and_the_other_parts() -> None:
     found = Estimate(0.2, 0.1, 0.3, 9)
     one = Contrast(
-        "rate of a less that of b",
-        found,
-        ABOVE_0,
-        control=Estimate(0.01, 0.0, 0.02, 9),
-        beside="60 % against 40 %",
+        "rate of a less that of b", found, ABOVE_0, control=Estimate(0.01, 0.0, 0.02, 9), beside="60 % against 40 %"
     )
     assert sentence(verdict_of([one])) == (
         "Rate of a less that of b: +20.0\u00a0pp (10.0 to 30.0), above 0, as claimed; 60 % against 40 %; its control "

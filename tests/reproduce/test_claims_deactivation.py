@@ -49,9 +49,7 @@ def two_strategies(name: str, first: dict[str, int], second: dict[str, int]) -> 
     """Out of ten targets a group, how many each strategy silences."""
     found: list[list[Cut]] = []
     for group, n in first.items():
-        found += [
-            [Cut("top-1", group, gone=i < n), Cut(name, group, gone=i < second[group])] for i in range(10)
-        ]
+        found += [[Cut("top-1", group, gone=i < n), Cut(name, group, gone=i < second[group])] for i in range(10)]
     return found
 
 
@@ -71,10 +69,7 @@ def orphans(silent: int, orphaned: int) -> list[list[Cut]]:
 
 def needing(every: bool) -> list[list[Cut]]:
     """Targets that all predecessors silence, and one alone does or does not."""
-    return [
-        [Cut("top-1", "RES & MLP", "RES", gone=not every), Cut("top-1", "RES & MLP", gone=True)]
-        for _ in range(4)
-    ]
+    return [[Cut("top-1", "RES & MLP", "RES", gone=not every), Cut("top-1", "RES & MLP", gone=True)] for _ in range(4)]
 
 
 def searched(gone: bool) -> list[list[Cut]]:
@@ -128,7 +123,7 @@ WORLDS: dict[str, tuple[Text, Text]] = {
     "fig15-full": (needing(True), needing(False)),
     "fig15-new": (rate("top-1", "RES", 0, 20), rate("top-1", "RES", 0, 4, new="MLP")),
     "fig15-missed": (searched(True), searched(False)),
-}  # fmt: skip
+}
 """Claims with a text in which each is true, and one in which it is false."""
 
 

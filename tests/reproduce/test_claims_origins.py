@@ -24,9 +24,7 @@ FITTED: dict[str, Any] = {"methods": BOTH, "new": ("demo:python",)}
 
 def by_layer(**more: float) -> Callable[[int, str, str], Mapping[str, float]]:
     """Equal groups, with other weights of one group at some layers: `RES_4=5` for From RES at layer 4."""
-    changed = {
-        (int(name.rpartition("_")[2]), name.rpartition("_")[0]): weight for name, weight in more.items()
-    }
+    changed = {(int(name.rpartition("_")[2]), name.rpartition("_")[0]): weight for name, weight in more.items()}
 
     def shares(layer: int, dataset: str, method: str) -> Mapping[str, float]:
         return {**EVEN, **{group: weight for (at, group), weight in changed.items() if at == layer}}
@@ -95,7 +93,7 @@ WORLDS: dict[str, tuple[Origins, Origins, dict[str, Any]]] = {
     "fig18-attention": (under_pearson("", "ATT", 4), under_pearson("", "MLP", 6), FITTED),
     "fig18-agreement": (alike(0.9, 0.3), alike(0.3, 0.9), {"methods": BOTH}),
     "fig18-gpt2": (last("nowhere", 4), last("nowhere", 0.1), {}),
-}  # fmt: skip
+}
 """Claims whose texts are drawn: a world in which each is true, and one in which it is false."""
 
 
@@ -126,9 +124,7 @@ def test_pearson_depends_on_the_data_set_where_only_it_does() -> None:
     assert verdict(name, mostly(true, steady, 16), methods=BOTH, new=("demo:python",)) is Outcome.HOLDS
     assert verdict(name, mostly(steady, true, 32), methods=BOTH, new=("demo:python",)) is Outcome.FAILS
     assert verdict(name, [true, steady] * 4, methods=BOTH, new=("demo:python",)) is Outcome.OPEN
-    assert (
-        verdict(name, [false] * 4, methods=BOTH, new=("demo:python",)) is Outcome.OPEN
-    )  # both alike: no difference
+    assert verdict(name, [false] * 4, methods=BOTH, new=("demo:python",)) is Outcome.OPEN  # both alike: no difference
 
 
 @pytest.mark.parametrize(

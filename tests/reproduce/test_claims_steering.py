@@ -29,12 +29,16 @@ SETTINGS: list[tuple[Direction, Setting]] = [
     *((ON, Setting("start", -1, "constant", s)) for s in S),
 ]
 CHOSEN: list[tuple[Direction, Setting]] = [
-    (OFF, Setting("single", 2, "constant", 0.0)), (OFF, Setting("cumulative", 2, "constant", 0.0)),
-    (OFF, Setting("start", -1, "constant", 0.0)), (OFF, Setting("random", 2, "constant", 0.0, "cumulative")),
-    *((ON, Setting(method, 2, method, 1.0)) for method in MULTI), (ON, AT_START),
-    (ON, Setting("single", 2, "constant", 1.0)), (ON, Setting("start", -1, "constant", 1.0)),
+    (OFF, Setting("single", 2, "constant", 0.0)),
+    (OFF, Setting("cumulative", 2, "constant", 0.0)),
+    (OFF, Setting("start", -1, "constant", 0.0)),
+    (OFF, Setting("random", 2, "constant", 0.0, "cumulative")),
+    *((ON, Setting(method, 2, method, 1.0)) for method in MULTI),
+    (ON, AT_START),
+    (ON, Setting("single", 2, "constant", 1.0)),
+    (ON, Setting("start", -1, "constant", 1.0)),
     (ON, Setting("random", 2, "constant", 1.0, "linear")),
-]  # fmt: skip
+]
 
 
 def marks(of: Any) -> Marks:
@@ -59,9 +63,7 @@ def at(method: str, values: Mapping[float, float]) -> Marks:
 
 def peak(layers: Mapping[float, int]) -> Marks:
     """Single layers, of which one is best at each r."""
-    return marks(
-        lambda s: {"score": 0.8 if s.layer == layers.get(s.value) else 0.3} if s.method == "single" else {}
-    )
+    return marks(lambda s: {"score": 0.8 if s.layer == layers.get(s.value) else 0.3} if s.method == "single" else {})
 
 
 def marked(measure: str, method: Sequence[str], high: float, low: float) -> Marks:
@@ -124,9 +126,7 @@ def test_a_setting_of_one_layer_is_not_compared_as_several() -> None:
     """Of settings up to the first layer, "several" would be the single layer itself."""
     single = Setting("single", 0, "constant", 1.0)
     one_layer = [Setting(method, 0, "constant", 1.0) for method in ("constant", "cumulative")]
-    run = steering(
-        [(OFF, single), (ON, single), (OFF, one_layer[1]), (ON, one_layer[0])], [best("single")] * 8
-    )
+    run = steering([(OFF, single), (ON, single), (OFF, one_layer[1]), (ON, one_layer[0])], [best("single")] * 8)
     found = CLAIMS["intro-layers"].check(Evidence(steering=run))
     assert (found.outcome, found.measured) == (Outcome.OPEN, False)
     assert found.why.startswith("No direction has confirmed settings of several layers")
@@ -153,9 +153,14 @@ def test_the_control_of_chosen_settings_is_random_rows() -> None:
 def test_the_best_layer_is_compared_under_a_limit_on_the_change() -> None:
     """Cumulative wins only by changing everything, which is over every small limit."""
     greedy = marks(
-        lambda s: {"score": 0.9, "share_total": 0.6} if s.method == "cumulative" and s.value < 0 else
-        {"score": 0.2} if s.method == "cumulative" else {}
-    )  # fmt: skip
+        lambda s: (
+            {"score": 0.9, "share_total": 0.6}
+            if s.method == "cumulative" and s.value < 0
+            else {"score": 0.2}
+            if s.method == "cumulative"
+            else {}
+        )
+    )
     assert verdict("fig10-small", mostly(greedy, marks(lambda s: {}))).outcome is Outcome.FAILS
 
 

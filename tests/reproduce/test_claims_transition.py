@@ -18,20 +18,31 @@ from tests.reproduce.claim_worlds import mostly, transition
 CLAIMS = {claim.id: claim for claim in claims()}
 COSINE, PLAIN = "decoders/1/binary/RAW", "permutation/1/binary"
 MAPS = {
-    f"{COSINE}/RAW": 0.6, f"{COSINE}/FOLDED": 0.6, f"{PLAIN}/RAW/RAW": 0.5, f"{PLAIN}/RAW/FOLDED": 0.5,
-    f"{PLAIN}/FOLDED/RAW": 0.5, "permutation-encoder/1/binary/RAW/RAW": 0.5,
-    "permutation-encoder/1/binary/FOLDED/RAW": 0.5, "permutation-encoder-bias/1/binary/RAW/RAW": 0.3,
-    "permutation-encoder-bias/1/binary/FOLDED/RAW": 0.3, "decoders/2/values/RAW/FOLDED": 0.5, "identity": 0.9,
-}  # fmt: skip
+    f"{COSINE}/RAW": 0.6,
+    f"{COSINE}/FOLDED": 0.6,
+    f"{PLAIN}/RAW/RAW": 0.5,
+    f"{PLAIN}/RAW/FOLDED": 0.5,
+    f"{PLAIN}/FOLDED/RAW": 0.5,
+    "permutation-encoder/1/binary/RAW/RAW": 0.5,
+    "permutation-encoder/1/binary/FOLDED/RAW": 0.5,
+    "permutation-encoder-bias/1/binary/RAW/RAW": 0.3,
+    "permutation-encoder-bias/1/binary/FOLDED/RAW": 0.3,
+    "decoders/2/values/RAW/FOLDED": 0.5,
+    "identity": 0.9,
+}
 
 
 def maps(**changed: float) -> dict[str, float]:
     """Explained variance, with some maps changed: `COSINE_RAW=0.4`."""
     names = {
-        "cosine": f"{COSINE}/RAW", "cosine_folded": f"{COSINE}/FOLDED", "plain": f"{PLAIN}/RAW/RAW",
-        "plain_folded": f"{PLAIN}/RAW/FOLDED", "found_folded": f"{PLAIN}/FOLDED/RAW",
-        "bias_folded": "permutation-encoder-bias/1/binary/FOLDED/RAW", "top_2": "decoders/2/values/RAW/FOLDED",
-    }  # fmt: skip
+        "cosine": f"{COSINE}/RAW",
+        "cosine_folded": f"{COSINE}/FOLDED",
+        "plain": f"{PLAIN}/RAW/RAW",
+        "plain_folded": f"{PLAIN}/RAW/FOLDED",
+        "found_folded": f"{PLAIN}/FOLDED/RAW",
+        "bias_folded": "permutation-encoder-bias/1/binary/FOLDED/RAW",
+        "top_2": "decoders/2/values/RAW/FOLDED",
+    }
     return {**MAPS, **{names[name]: value for name, value in changed.items()}}
 
 
@@ -87,16 +98,8 @@ def accepted(agree: int = 33, m7: float | None = 0.818, r17: float | None = 0.48
 SHOWS = {"17/res/9260": None, "18/res/2010": None}
 GRAPHS: dict[str, tuple[GraphsRun, GraphsRun, GraphsRun]] = {
     "table5-nodes": (GraphsRun({}, accepted()), GraphsRun({}, accepted(agree=32)), GraphsRun()),
-    "table5-7": (
-        GraphsRun({}, accepted()),
-        GraphsRun({}, accepted(m7=0.7)),
-        GraphsRun({}, accepted(m7=None)),
-    ),
-    "table5-17": (
-        GraphsRun({}, accepted()),
-        GraphsRun({}, accepted(r17=0.49)),
-        GraphsRun({}, accepted(r17=None)),
-    ),
+    "table5-7": (GraphsRun({}, accepted()), GraphsRun({}, accepted(m7=0.7)), GraphsRun({}, accepted(m7=None))),
+    "table5-17": (GraphsRun({}, accepted()), GraphsRun({}, accepted(r17=0.49)), GraphsRun({}, accepted(r17=None))),
     "table5-between": (
         GraphsRun({"24/res/14548": graph("24/res/14548", {"9/res/1": (0.9, 0.2), "7/res/2": (0.3, 0.8)})}),
         GraphsRun({"24/res/14548": graph("24/res/14548", {"9/res/1": (0.3, 0.5), "10/res/2": (0.9, 0.1)})}),

@@ -90,10 +90,7 @@ def test_the_sizes_of_gemma_are_the_paper_s():
         ("title = 'x'\nrelease = 3", "release of the head is 3, which is no text"),
         ("title = 'x'\nrelease = 'demo'\ntexts = 3", "the unknown key 'texts'"),
         ("title = 'x'\nrelease = 'demo'\n[origins]\ntexts = true", "texts of .origins. is True"),
-        (
-            "title = 'x'\nrelease = 'demo'\n[origins]\nlayers = [1, 'two']",
-            "layers of .origins. is .* no list of whole",
-        ),
+        ("title = 'x'\nrelease = 'demo'\n[origins]\nlayers = [1, 'two']", "layers of .origins. is .* no list of whole"),
         ("title = 'x'\nrelease = 'demo'\n[originss]\ntexts = 3", "tables it should not: originss"),
         ("title = 'x'\nrelease = 'demo'\n[shape]\nlayers = 2", "has no 'parameters'"),
         ("title = ", "cannot be read as a recipe"),

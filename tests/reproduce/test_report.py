@@ -42,15 +42,22 @@ def stage(name: str, state: str = "done", why: str = "", **more: Any) -> dict[st
 
 def record(out: Path, **changed: Any) -> Path:
     told = {
-        "recipe": "demo", "title": "A small one", "note": "It stands in for another.", "release": "planted",
+        "recipe": "demo",
+        "title": "A small one",
+        "note": "It stands in for another.",
+        "release": "planted",
         "model": "none",
-        "revisions": {"planted": "abc123"}, "seed": 3, "versions": {"saeflow": "0.1.0"},
-        "hardware": {"cpu": "a processor", "cores": 2, "gpu": ""}, "only": [], "started": "2026-01-02T03:04:05+00:00",
+        "revisions": {"planted": "abc123"},
+        "seed": 3,
+        "versions": {"saeflow": "0.1.0"},
+        "hardware": {"cpu": "a processor", "cores": 2, "gpu": ""},
+        "only": [],
+        "started": "2026-01-02T03:04:05+00:00",
         "finished": "2026-01-02T04:04:05+00:00",
         "unanswered": {"fig19": "about another release; see `saeflow reproduce`"},
         "arguments": {"origins": {"texts": 3}},
         "stages": [stage("graphs"), stage("origins"), stage("deactivation", "partial", "killed"), stage("transition")],
-    }  # fmt: skip
+    }
     out.mkdir(parents=True, exist_ok=True)
     (out / "reproduction.json").write_text(json.dumps({**told, **changed}))
     return out
@@ -76,19 +83,17 @@ def with_graphs(out: Path) -> None:
     )
     (out / "graphs").mkdir()
     (out / "graphs" / "1.res.2.json").write_text(graph.to_json())
-    rows = [{"layer": 24, "part": "res", "paper": 14548, "found": 14548, "score": None, "same": True},
-            {"layer": 7, "part": "mlp", "paper": 6110, "found": [1, 2], "score": 0.81, "same": False}]  # fmt: skip
+    rows = [
+        {"layer": 24, "part": "res", "paper": 14548, "found": 14548, "score": None, "same": True},
+        {"layer": 7, "part": "mlp", "paper": 6110, "found": [1, 2], "score": 0.81, "same": False},
+    ]
     (out / "graphs" / "acceptance.json").write_text(json.dumps({**accepted(agree=32), "rows": rows}))
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = record(tmp_path_factory.mktemp("reproduction") / "out")
-    few = [
-        table
-        for table in origins_tables(range(2), ["cosine"], ["fineweb"])
-        if table.name == "activity_differences"
-    ]
+    few = [table for table in origins_tables(range(2), ["cosine"], ["fineweb"]) if table.name == "activity_differences"]
     results_folder(out / "origins", tables=few)
     (out / "origins" / "index.html").write_text("the stage's own page")
     table_1 = [t for t in deactivation_tables(range(1, 2)) if t.name == "table_1"]
@@ -179,9 +184,7 @@ def test_verdicts_are_written_as_data(out: Path) -> None:
     rows = list(csv.DictReader(io.StringIO((out / "claims.csv").read_text())))
     assert [row["id"] for row in rows] == list(by_id)
     assert tuple(rows[0]) == COLUMNS
-    assert {row["id"]: row["verdict"] for row in rows} == {
-        name: claim["verdict"] for name, claim in by_id.items()
-    }
+    assert {row["id"]: row["verdict"] for row in rows} == {name: claim["verdict"] for name, claim in by_id.items()}
     assert all(row["sentence"] for row in rows)
 
 
@@ -199,12 +202,7 @@ def test_words_of_the_record_become_text(tmp_path: Path) -> None:
     stages = [stage("origins", HOSTILE, HOSTILE), "no object"]
     changed = dict.fromkeys(("title", "note", "release", "model", "started"), HOSTILE)
     hostile = record(
-        tmp_path,
-        **changed,
-        stages=stages,
-        unanswered={"fig5": HOSTILE},
-        hardware={HOSTILE: HOSTILE},
-        only=[HOSTILE],
+        tmp_path, **changed, stages=stages, unanswered={"fig5": HOSTILE}, hardware={HOSTILE: HOSTILE}, only=[HOSTILE]
     )
     text = write_report(hostile).read_text(encoding="utf-8")
     assert "<b onclick" not in text

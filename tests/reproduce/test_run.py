@@ -52,9 +52,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def breaking(
-    done: list[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Stage, BaseException | None], None]:
+def breaking(done: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Stage, BaseException | None], None]:
     """Makes a stage end in an error; heals it with None."""
     from saeflow.reproduce import run
 
@@ -125,9 +123,13 @@ def test_a_kill_leaves_the_record_true_and_the_next_run_goes_on(tmp_path: Path, 
     with pytest.raises(KeyboardInterrupt):
         reproduce(recipe, tmp_path)
     assert states(tmp_path) == {
-        "atlas": "done", "graphs": "done", "origins": "done", "deactivation": "partial", "steering": "left out",
+        "atlas": "done",
+        "graphs": "done",
+        "origins": "done",
+        "deactivation": "partial",
+        "steering": "left out",
         "transition": "left out",
-    }  # fmt: skip
+    }
     assert json.loads((tmp_path / RECORD).read_bytes())["finished"] is None
     breaking(Stage.DEACTIVATION, None)
     done.clear()
@@ -135,9 +137,7 @@ def test_a_kill_leaves_the_record_true_and_the_next_run_goes_on(tmp_path: Path, 
     assert done == ["atlas", "deactivation", "steering", "transition"]
 
 
-def test_a_stage_that_cannot_be_run_is_noted_and_the_others_are_run(
-    tmp_path: Path, done: list[str], breaking
-):
+def test_a_stage_that_cannot_be_run_is_noted_and_the_others_are_run(tmp_path: Path, done: list[str], breaking):
     breaking(Stage.ORIGINS, Unreachable("fineweb cannot be read. Check the network."))
     notes: list[str] = []
     made = reproduce(open_recipe("demo"), tmp_path, note=notes.append)
@@ -188,9 +188,7 @@ def own(tmp_path: Path) -> Recipe:
     return open_recipe(str(tmp_path / "own.toml"))
 
 
-def test_the_real_stages_write_what_their_commands_write(
-    saeflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_real_stages_write_what_their_commands_write(saeflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Origins of a recipe of one's own; the command of that experiment takes the folder for its own."""
     monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
 
@@ -216,9 +214,24 @@ def test_the_real_stages_write_what_their_commands_write(
     assert (folder / "origins" / "index.html").is_file()
     assert Path(told["report"]).is_file()
     code, out, err = saeflow(
-        "origins", "demo", "--model", "demo", "--datasets", "demo:stories", "--texts", 3, "--tokens", 2,
-        "--layers", "2-3", "--methods", "cosine", "--out", folder / "origins", "--json",
-    )  # fmt: skip
+        "origins",
+        "demo",
+        "--model",
+        "demo",
+        "--datasets",
+        "demo:stories",
+        "--texts",
+        3,
+        "--tokens",
+        2,
+        "--layers",
+        "2-3",
+        "--methods",
+        "cosine",
+        "--out",
+        folder / "origins",
+        "--json",
+    )
     assert (code, json.loads(out)["folder"]) == (0, str(folder / "origins")), err
     assert (folder / "origins" / "manifest.json").read_bytes() == manifest
 

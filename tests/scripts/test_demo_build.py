@@ -17,9 +17,7 @@ from saeflow.sources.model import load_model
 from saeflow.sources.values import Tokens
 
 SMALL = {
-    "res": saes.Recipe(
-        width=24, target_l0=4, tokens=3 * saes.BATCH, refine_l0=3, refine_tokens=2 * saes.BATCH
-    ),
+    "res": saes.Recipe(width=24, target_l0=4, tokens=3 * saes.BATCH, refine_l0=3, refine_tokens=2 * saes.BATCH),
     "att": saes.Recipe(width=16, target_l0=4, tokens=2 * saes.BATCH),
 }
 
@@ -63,13 +61,8 @@ def test_the_sae_stage_runs_on_small_input(data, tmp_path):
     found = saes.collect(model, data, tmp_path / "saes", seed=0)
     assert sorted(map(str, found)) == sorted(f"{layer}/{part}" for layer in range(6) for part in SMALL)
     assert found[Site.parse("3/res")].n_features == 24
-    assert (
-        load_dictionaries(tmp_path / "first" / "res").sites
-        == load_dictionaries(tmp_path / "saes" / "res").sites
-    )
-    refined, first = (
-        load_dictionaries(tmp_path / name / "res")[Site.parse("3/res")] for name in ("saes", "first")
-    )
+    assert load_dictionaries(tmp_path / "first" / "res").sites == load_dictionaries(tmp_path / "saes" / "res").sites
+    refined, first = (load_dictionaries(tmp_path / name / "res")[Site.parse("3/res")] for name in ("saes", "first"))
     cosines = (refined.directions() * first.directions()).sum(1)
     assert float(cosines.min()) > 0.5  # it went on from there
     assert not torch.equal(refined.W_dec, first.W_dec)

@@ -44,9 +44,7 @@ def test_a_phase_begins_when_the_last_has_ended_and_the_longest_unit_bounds_it(s
 
 
 def test_the_driver_bounds_the_rate(scale):
-    found = scale.simulate(
-        [units(scale, 2000, 0.01)], costs(scale, send=0.1, write=0.05), scale.Machine(), 100
-    )
+    found = scale.simulate([units(scale, 2000, 0.01)], costs(scale, send=0.1, write=0.05), scale.Machine(), 100)
     assert found.seconds == pytest.approx(2000 * 0.15, rel=0.01)
     assert found.driver == pytest.approx(1, abs=0.01)
 

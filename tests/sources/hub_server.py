@@ -50,13 +50,9 @@ class Hub:
     etags: bool = True
     revision_etag: str = ""  # appended to the CDN's entity tags
     commits: bool = True
-    pause_after: list[int] = field(
-        default_factory=list
-    )  # bytes after which the next answers wait for `go_on`
+    pause_after: list[int] = field(default_factory=list)  # bytes after which the next answers wait for `go_on`
     go_on: threading.Event = field(default_factory=threading.Event)
-    says: dict[str, str] = field(
-        default_factory=dict
-    )  # headers of the hub's answers, in place of the true ones
+    says: dict[str, str] = field(default_factory=dict)  # headers of the hub's answers, in place of the true ones
     endless: set[str] = field(
         default_factory=set
     )  # "hub", "cdn", "error", "redirect": whose bodies never end, within reason
@@ -98,9 +94,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, method: str) -> None:
         told = self.headers
         request = Request(
-            method, self.where, self.path, told.get("Range", ""), told.get("If-Range", ""),
-            told.get("Authorization", ""), told.get("Host", ""),
-        )  # fmt: skip
+            method,
+            self.where,
+            self.path,
+            told.get("Range", ""),
+            told.get("If-Range", ""),
+            told.get("Authorization", ""),
+            told.get("Host", ""),
+        )
         if self.where == "cdn" or "/resolve/" in self.path:  # not what huggingface_hub asks for its own ends
             self.hub.log.append(request)
         (self._hub if self.where == "hub" else self._cdn)(method)
@@ -126,8 +127,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.where == "hub":
             headers = headers | self.hub.says
         endless = (
-            self.command == "GET"
-            and {2: self.where, 3: "redirect"}.get(status // 100, "error") in self.hub.endless
+            self.command == "GET" and {2: self.where, 3: "redirect"}.get(status // 100, "error") in self.hub.endless
         )
         if endless:
             headers = {name: value for name, value in headers.items() if name != "Content-Length"}
@@ -148,16 +148,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "")
         if repo in self.hub.refused or (repo in self.hub.gated and token != f"Bearer {TOKEN}"):
             code = 403 if token else 401
-            self._send(
-                code, {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {repo} is restricted"}
-            )
+            self._send(code, {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {repo} is restricted"})
             return
         data = self.hub.files.get(f"{repo}/{file}")
         if data is None or revision not in ("main", COMMIT):
             missing = any(name.startswith(f"{repo}/") for name in self.hub.files)
-            self._send(
-                404 if missing else 401, {"X-Error-Code": "EntryNotFound" if missing else "RepoNotFound"}
-            )
+            self._send(404 if missing else 401, {"X-Error-Code": "EntryNotFound" if missing else "RepoNotFound"})
             return
         if method == "GET" and self.hub.small and not file.endswith((".npz", ".safetensors", ".pt")):
             self._send(*self.hub.small.pop(0))
@@ -168,8 +164,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
             self._send(302, {**commit, **linked, "Location": f"{self.hub.cdn_url}/{repo}/{file}?signed=1"})
             return
-        self._send(200, {**commit, "ETag": f'"{digest[:40]}"'} | ({} if method == "GET" else {
-            "Content-Length": str(len(data))}), data)  # fmt: skip
+        self._send(
+            200,
+            {**commit, "ETag": f'"{digest[:40]}"'} | ({} if method == "GET" else {"Content-Length": str(len(data))}),
+            data,
+        )
 
     def _cdn(self, method: str) -> None:
         if self.hub.answers:

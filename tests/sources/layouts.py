@@ -42,14 +42,7 @@ def _tensor(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tens
 
 
 def write_gemma_scope(
-    root: Path,
-    a: Arrays,
-    *,
-    part: str = "res",
-    layer: int = 24,
-    l0: int = 73,
-    lower: bool = False,
-    pack: bool = False,
+    root: Path, a: Arrays, *, part: str = "res", layer: int = 24, l0: int = 73, lower: bool = False, pack: bool = False
 ) -> Path:
     """google/gemma-scope-2b-pt-{part}: params.npz, uncompressed unless `pack`."""
     folder = root / f"gemma-scope-2b-pt-{part}" / f"layer_{layer}" / "width_16k" / f"average_l0_{l0}"
@@ -64,20 +57,9 @@ def write_gemma_scope_2(root: Path, a: Arrays, *, hook: str = "model.layers.7.ou
     """google/gemma-scope-2-1b-pt: config.json and params.safetensors, lower-case names."""
     folder = root / "resid_post" / "layer_7_width_16k_l0_medium"
     folder.mkdir(parents=True)
-    told = {
-        "hf_hook_point_in": hook,
-        "model_name": "google/gemma-3-1b-pt",
-        "architecture": "jump_relu",
-        **config,
-    }
+    told = {"hf_hook_point_in": hook, "model_name": "google/gemma-3-1b-pt", "architecture": "jump_relu", **config}
     (folder / "config.json").write_text(json.dumps(told))
-    named = {
-        "w_enc": a.W_enc.T,
-        "w_dec": a.W_dec,
-        "b_enc": a.b_enc,
-        "b_dec": a.b_dec,
-        "threshold": a.threshold,
-    }
+    named = {"w_enc": a.W_enc.T, "w_dec": a.W_dec, "b_enc": a.b_enc, "b_dec": a.b_dec, "threshold": a.threshold}
     save_file({name: _tensor(array) for name, array in named.items()}, folder / "params.safetensors")
     return folder
 
@@ -105,24 +87,14 @@ def write_llama_scope(
         **config,
     }
     (folder / "hyperparams.json").write_text(json.dumps(told))
-    named = {
-        "encoder.weight": a.W_enc,
-        "encoder.bias": a.b_enc,
-        "decoder.weight": a.W_dec.T,
-        "decoder.bias": a.b_dec,
-    }
+    named = {"encoder.weight": a.W_enc, "encoder.bias": a.b_enc, "decoder.weight": a.W_dec.T, "decoder.bias": a.b_dec}
     tensors = {name: _tensor(array, dtype) for name, array in named.items()}
     save_file(tensors, folder / "checkpoints" / "final.safetensors")
     return folder
 
 
 def write_sae_lens(
-    root: Path,
-    a: Arrays,
-    *,
-    architecture: str = "jumprelu",
-    metadata: dict[str, Any] | None = None,
-    **config: Any,
+    root: Path, a: Arrays, *, architecture: str = "jumprelu", metadata: dict[str, Any] | None = None, **config: Any
 ) -> Path:
     """A folder as sae-lens 6 saves it: cfg.json and sae_weights.safetensors."""
     folder = root / "blocks.5.hook_resid_post"

@@ -133,9 +133,7 @@ def write_dictionary_learning(
     }
     told = {"trainer": trainer, "buffer": {"d_submodule": a.W_dec.shape[1], "io": "out", "ctx_len": 128}}
     (folder / "config.json").write_text(json.dumps(told if config is None else config))
-    torch.save(
-        dictionary_learning_state(a, dict_class, g or gate()) if state is None else state, folder / "ae.pt"
-    )
+    torch.save(dictionary_learning_state(a, dict_class, g or gate()) if state is None else state, folder / "ae.pt")
     return folder
 
 
@@ -164,13 +162,7 @@ def write_gemma_2_transcoder(
             "affine_connection": skip is not None,
         }
         (folder / "config.json").write_text(json.dumps(told))
-    named = {
-        "w_enc": a.W_enc.T,
-        "w_dec": a.W_dec,
-        "b_enc": a.b_enc,
-        "b_dec": a.b_dec,
-        "threshold": a.threshold,
-    }
+    named = {"w_enc": a.W_enc.T, "w_dec": a.W_dec, "b_enc": a.b_enc, "b_dec": a.b_dec, "threshold": a.threshold}
     named |= {} if skip is None else {"affine_skip_connection": skip.T}
     save_file({name: tensor(array) for name, array in named.items()}, folder / "params.safetensors")
     return folder
@@ -254,9 +246,7 @@ def write_circuit_tracer(
         named = {"W_enc": a.W_enc, "W_dec": a.W_dec, "b_enc": a.b_enc, "b_dec": a.b_dec}
         named |= {"activation_function.threshold": a.threshold} if threshold else {}
         named |= {} if skip is None else {"W_skip": skip}
-        save_file(
-            {name: tensor(array) for name, array in named.items()}, folder / f"layer_{layer}.safetensors"
-        )
+        save_file({name: tensor(array) for name, array in named.items()}, folder / f"layer_{layer}.safetensors")
     return folder
 
 
@@ -285,12 +275,7 @@ def write_openmoss(
     }
     (folder / "config.json").write_text(json.dumps(told))
     now = {"W_E": a.W_enc.T, "b_E": a.b_enc, "W_D": a.W_dec, "b_D": a.b_dec}
-    old = {
-        "encoder.weight": a.W_enc,
-        "encoder.bias": a.b_enc,
-        "decoder.weight": a.W_dec.T,
-        "decoder.bias": a.b_dec,
-    }
+    old = {"encoder.weight": a.W_enc, "encoder.bias": a.b_enc, "decoder.weight": a.W_dec.T, "decoder.bias": a.b_dec}
     named = dict(old if former else now)
     named[("" if former else "activation_function.") + "log_jumprelu_threshold"] = np.log(a.threshold)
     if told.get("use_decoder_bias") is False:
@@ -301,9 +286,7 @@ def write_openmoss(
     return folder
 
 
-def write_qwen_scope(
-    root: Path, layers: list[Arrays], *, repo: str = "SAE-Res-Qwen3-8B-Base-W64K-L0_3"
-) -> Path:
+def write_qwen_scope(root: Path, layers: list[Arrays], *, repo: str = "SAE-Res-Qwen3-8B-Base-W64K-L0_3") -> Path:
     """Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50: a layer{L}.sae.pt for each layer."""
     folder = root / repo
     folder.mkdir(parents=True)

@@ -8,20 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from layouts import (
-    Arrays,
-    arrays,
-    write_gemma_scope,
-    write_gemma_scope_2,
-    write_llama_scope,
-    write_sae_lens,
-)
-from layouts_more import (
-    write_dictionary_learning,
-    write_gemma_2_transcoder,
-    write_gemma_transcoder,
-    write_sparsify,
-)
+from layouts import Arrays, arrays, write_gemma_scope, write_gemma_scope_2, write_llama_scope, write_sae_lens
+from layouts_more import write_dictionary_learning, write_gemma_2_transcoder, write_gemma_transcoder, write_sparsify
 from safetensors.torch import load_file, save_file
 
 from saeflow.errors import BadFile

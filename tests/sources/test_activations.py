@@ -66,9 +66,7 @@ def test_batchtopk_at_inference_does_not_depend_on_the_batch():
 
 def test_batchtopk_takes_one_threshold_a_feature_too_and_is_strict():
     threshold = torch.full((8,), 0.7)
-    torch.testing.assert_close(
-        BatchTopK(threshold)(_pre()), BatchTopK(torch.tensor(0.7))(_pre()), rtol=0, atol=0
-    )
+    torch.testing.assert_close(BatchTopK(threshold)(_pre()), BatchTopK(torch.tensor(0.7))(_pre()), rtol=0, atol=0)
     assert float(BatchTopK(torch.tensor(0.7))(torch.tensor([0.7]))) == 0.0
     with pytest.raises(InvalidArgument, match="8 thresholds"):
         BatchTopK(threshold)(torch.zeros(2))

@@ -49,9 +49,7 @@ class Counting:
 
 
 def lazy(weights: Counting, tap: Tap = Tap.RES) -> Dictionary:
-    return Dictionary.reading(
-        SITE, tap=tap, weights=weights, activation=lambda: JumpReLU(weights.read("threshold"))
-    )
+    return Dictionary.reading(SITE, tap=tap, weights=weights, activation=lambda: JumpReLU(weights.read("threshold")))
 
 
 def hidden(*shape: int) -> Tensor:
@@ -253,9 +251,7 @@ def test_moving_is_lazy_and_keeps_the_function():
     moved = d.to(dtype=torch.float64)
     assert weights.reads == []
     assert moved.W_dec.dtype is torch.float64
-    torch.testing.assert_close(
-        moved.decode(moved.encode(h)).float(), d.decode(d.encode(h)), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(moved.decode(moved.encode(h)).float(), d.decode(d.encode(h)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -264,9 +260,7 @@ def test_values_that_are_not_finite_name_file_tensor_and_rows(name: str, value: 
     a = arrays()
     array = getattr(a, name)
     array[(2, 1) if array.ndim == 2 else 2] = value
-    with pytest.raises(
-        BadFile, match=rf"counting.safetensors: tensor '{name}' .* 1 of \d rows \(first rows \[2\]\)"
-    ):
+    with pytest.raises(BadFile, match=rf"counting.safetensors: tensor '{name}' .* 1 of \d rows \(first rows \[2\]\)"):
         getattr(lazy(Counting(a)), name)
 
 

@@ -9,21 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layouts import (
-    arrays,
-    write_gemma_scope,
-    write_gemma_scope_2,
-    write_llama_scope,
-    write_sae_lens,
-)
-from reading import (
-    H,
-    agree,
-    bfloat16,
-    jump,
-    one,
-    only_directions,
-)
+from layouts import arrays, write_gemma_scope, write_gemma_scope_2, write_llama_scope, write_sae_lens
+from reading import H, agree, bfloat16, jump, one, only_directions
 from safetensors.torch import load_file, save_file
 
 from saeflow.errors import UnsupportedFormat
@@ -92,9 +79,7 @@ def test_gemma_scope_2_without_a_config_is_told_by_its_path(tmp_path: Path):
     (folder / "config.json").unlink()
     assert (str(one(folder).site), one(folder / "params.safetensors").tap) == ("7/res", Tap.RES)
     moved = folder.rename(tmp_path / "mine")
-    with pytest.raises(
-        UnsupportedFormat, match=r"mine: there is no config\.json, and the path gives no site"
-    ):
+    with pytest.raises(UnsupportedFormat, match=r"mine: there is no config\.json, and the path gives no site"):
         load(moved)
 
 
@@ -136,8 +121,11 @@ def test_llama_scope_from_the_stream_to_the_mlp_and_bad_numbers_are_refused(tmp_
     with pytest.raises(UnsupportedFormat, match=r"hyperparams\.json: reads .* writes .* input of an MLP"):
         load(write_llama_scope(tmp_path / "a", arrays(), hook_point_out="blocks.3.hook_mlp_out"))
     wrong: list[tuple[str, Any]] = [
-        ("jump_relu_threshold", None), ("d_model", 0), ("d_model", True), ("dataset_average_activation_norm", None),
-    ]  # fmt: skip
+        ("jump_relu_threshold", None),
+        ("d_model", 0),
+        ("d_model", True),
+        ("dataset_average_activation_norm", None),
+    ]
     a = bfloat16(arrays())
     for number, (key, value) in enumerate(wrong):
         d = one(write_llama_scope(tmp_path / str(number), a, **{key: value}))
@@ -152,13 +140,9 @@ AVERAGE = {"normalize_activations": "expected_average_only_in"}
 
 @pytest.mark.parametrize("subtract", [False, True])
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "topk"])
-def test_a_checkpoint_of_sae_lens_is_read_with_the_factor_beside_it(
-    tmp_path: Path, architecture: str, subtract: bool
-):
+def test_a_checkpoint_of_sae_lens_is_read_with_the_factor_beside_it(tmp_path: Path, architecture: str, subtract: bool):
     a, c = arrays(), np.float32(0.37)
-    folder = write_sae_lens(
-        tmp_path, a, architecture=architecture, k=3, apply_b_dec_to_input=subtract, **AVERAGE
-    )
+    folder = write_sae_lens(tmp_path, a, architecture=architecture, k=3, apply_b_dec_to_input=subtract, **AVERAGE)
     (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.37}))
     pre = (c * H - a.b_dec * subtract) @ a.W_enc.T + a.b_enc
     acts = jump(pre, a.threshold) if architecture == "jumprelu" else np.maximum(pre, 0)
@@ -169,9 +153,7 @@ def test_a_checkpoint_of_sae_lens_is_read_with_the_factor_beside_it(
 
 def test_a_batch_topk_checkpoint_ranked_by_decoder_norm_scales_its_threshold_with_the_rows(tmp_path: Path):
     a, c = arrays(), np.float32(0.37)
-    folder = write_sae_lens(
-        tmp_path, a, architecture="batchtopk", rescale_acts_by_decoder_norm=True, **AVERAGE
-    )
+    folder = write_sae_lens(tmp_path, a, architecture="batchtopk", rescale_acts_by_decoder_norm=True, **AVERAGE)
     (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.37}))
     path = folder / "sae_weights.safetensors"
     tensors = {name: value for name, value in load_file(path).items() if name != "threshold"}
@@ -244,9 +226,7 @@ def test_sae_lens_topk_ranked_by_decoder_norm(tmp_path: Path):
     agree(d, acts, (acts / norms) @ a.W_dec + a.b_dec)
 
 
-@pytest.mark.parametrize(
-    ("told", "norm"), [("layer_norm", Norm.LAYER_NORM), ("constant_norm_rescale", Norm.RESCALE)]
-)
+@pytest.mark.parametrize(("told", "norm"), [("layer_norm", Norm.LAYER_NORM), ("constant_norm_rescale", Norm.RESCALE)])
 def test_sae_lens_norms_a_token(tmp_path: Path, told: str, norm: Norm):
     a = arrays()
     d = one(write_sae_lens(tmp_path, a, normalize_activations=told, apply_b_dec_to_input=True))

@@ -310,10 +310,7 @@ def test_hooks_are_gone_after_an_exception_inside_or_on_the_way_in():
     with pytest.raises(RuntimeError, match="inside"):
         fails()
     assert hooks_on(model) == 0
-    with (
-        pytest.raises(UnknownSite, match="no layer 9"),
-        model.intervening({site: abs, Site(9, Part.RES): abs}),
-    ):
+    with pytest.raises(UnknownSite, match="no layer 9"), model.intervening({site: abs, Site(9, Part.RES): abs}):
         pass
     assert hooks_on(model) == 0
 
@@ -321,19 +318,9 @@ def test_hooks_are_gone_after_an_exception_inside_or_on_the_way_in():
 @pytest.mark.parametrize(
     ("edit", "dictionaries", "error", "message"),
     [
-        (
-            Add({FeatureId.parse("1/res/3"): 1.0}),
-            None,
-            InvalidArgument,
-            "1/res needs vectors. Pass dictionaries",
-        ),
+        (Add({FeatureId.parse("1/res/3"): 1.0}), None, InvalidArgument, "1/res needs vectors. Pass dictionaries"),
         (Rescale((FeatureId.parse("0/res/3"),)), "1/res", UnknownSite, "0/res/3.*no dictionary at 0/res"),
-        (
-            Add({FeatureId.parse("1/res/10"): 1.0}),
-            "1/res",
-            UnknownFeature,
-            "1/res/10 lie outside.*10 features",
-        ),
+        (Add({FeatureId.parse("1/res/10"): 1.0}), "1/res", UnknownFeature, "1/res/10 lie outside.*10 features"),
         (Rescale((FeatureId.parse("1/res/99"),)), "1/res", UnknownFeature, "1/res/99.*from 0 to 9"),
     ],
 )

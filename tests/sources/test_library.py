@@ -95,9 +95,7 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SAEFLOW_WHOLE_FILES", "1")
 
 
-def test_the_canonical_file_of_a_site_is_fetched_at_first_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_canonical_file_of_a_site_is_fetched_at_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[tuple[str, str, str]] = []
 
     def download(repo: str, file: str, *, revision: str) -> str:
@@ -182,9 +180,7 @@ def test_a_file_that_a_repository_lacks_may_be_optional(tmp_path: Path, monkeypa
 
 def test_a_release_on_centred_weights_centres_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = write_sae_lens(tmp_path, arrays())
-    monkeypatch.setattr(
-        huggingface_hub, "hf_hub_download", lambda repo, file, *, revision: str(made / Path(file).name)
-    )
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, *, revision: str(made / Path(file).name))
     found = load_dictionaries("gpt2-small-res-jb")[Site(4, Part.RES)]
     assert (found.site, found.preprocessing.center) == (Site(4, Part.RES), True)
 

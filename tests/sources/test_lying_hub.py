@@ -34,9 +34,7 @@ def _outside(tmp_path: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_what_cannot_be_is_one_sentence_and_nothing_is_written_for_it(
-    lie: str, hub: Hub, release, tmp_path: Path
-):
+def test_what_cannot_be_is_one_sentence_and_nothing_is_written_for_it(lie: str, hub: Hub, release, tmp_path: Path):
     hub.says = LIES[lie]
     before = _outside(tmp_path)
     with pytest.raises(SaeflowError) as caught:
@@ -121,17 +119,13 @@ def test_a_small_file_without_an_end_is_given_up_where_it_should_end(hub: Hub, c
     assert hub.served < 64 << 20
 
 
-def test_a_config_that_says_it_is_large_is_not_fetched(
-    hub: Hub, config: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_config_that_says_it_is_large_is_not_fetched(hub: Hub, config: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(transport, "JSON", 20)
     with pytest.raises(BadFile, match="at most 20 are read"):
         load_dictionaries(config)[SITE]
 
 
-def test_a_wait_of_a_day_that_a_hub_asks_for_is_not_waited_for(
-    hub: Hub, config: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_wait_of_a_day_that_a_hub_asks_for_is_not_waited_for(hub: Hub, config: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(transport, "QUIET", 0.3)
     hub.small = [(429, {"Retry-After": "86400"})]
     began = time.monotonic()

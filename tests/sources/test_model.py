@@ -81,9 +81,7 @@ def test_capture_changes_no_logit(model_type):
 def test_residual_sites_are_the_hidden_states_the_model_reports(model_type):
     model = tiny_model(model_type)
     tokens = model.tokenize(TEXTS)
-    out = model.hf_model(
-        input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
-    )
+    out = model.hf_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True)
     held = model.capture(tokens, EVERY_SITE, inputs=[0])
     assert torch.equal(held.inputs[0], out.hidden_states[0])
     for layer in range(N_LAYERS - 1):
@@ -195,9 +193,7 @@ def test_attention_writer_turns_z_into_the_direction_attention_writes(model_type
         z, att = held[layer, Tap.Z][0], held[Site(layer, Part.ATT)][0]
         assert W_O.shape == (D_MODEL, z.shape[1])
         assert (gain is not None) is model_type.startswith("gemma")
-        block = model.hf_model.get_submodule(model.architecture.trunk).get_submodule(
-            model.architecture.blocks
-        )[layer]
+        block = model.hf_model.get_submodule(model.architecture.trunk).get_submodule(model.architecture.blocks)[layer]
         bias = getattr(block.get_submodule(model.architecture.o_proj), "bias", None)
         written = att if bias is None else att - bias.detach()
         assert cosine_similarity(writer.project(z), written, dim=-1).min() > 1 - 1e-6
@@ -251,9 +247,7 @@ def test_states_that_are_no_numbers_are_refused_where_they_begin_and_never_give_
     with torch.no_grad():
         model.block(1).get_submodule("mlp.down_proj").weight[3, 5] = bad
     assert torch.isfinite(model.capture(tokens, [Site(0, Part.RES)])[Site(0, Part.RES)]).all()
-    with pytest.raises(
-        InvalidArgument, match=r"hidden states at 1/mlp hold NaN or infinite values, at \d+ of 23 tok"
-    ):
+    with pytest.raises(InvalidArgument, match=r"hidden states at 1/mlp hold NaN or infinite values, at \d+ of 23 tok"):
         model.capture(tokens, [Site(2, Part.RES), Site(1, Part.MLP), Site(0, Part.RES)])
     with pytest.raises(InvalidArgument, match="hidden states that layer 2 reads"):
         model.capture(tokens, [], inputs=[2])
@@ -482,9 +476,7 @@ class _Former:
     """A configuration of transformers 4: whatever it does not know becomes an attribute that nothing reads."""
 
     def __init__(self, **told):
-        self.__dict__.update(
-            {"rope_theta": 10000.0, "rope_scaling": None, "rope_local_base_freq": 10000.0} | told
-        )
+        self.__dict__.update({"rope_theta": 10000.0, "rope_scaling": None, "rope_local_base_freq": 10000.0} | told)
 
 
 def test_rotary_settings_that_the_installed_transformers_would_drop_are_named():
@@ -584,14 +576,7 @@ def _bare(**settings):
 def _trained(begun):
     W = torch.ones(3, D_MODEL)
     d = Dictionary(
-        LAST,
-        tap=Tap.RES,
-        W_enc=W,
-        b_enc=W[:, 0],
-        W_dec=W,
-        b_dec=W[0],
-        activation=ReLU(),
-        told=Told(prepend_bos=begun),
+        LAST, tap=Tap.RES, W_enc=W, b_enc=W[:, 0], W_dec=W, b_dec=W[0], activation=ReLU(), told=Told(prepend_bos=begun)
     )
     return {d.site: d}
 

@@ -56,9 +56,7 @@ def gated(x: np.ndarray, g: Gate) -> np.ndarray:
         ("h.2", "2/res", Tap.RES),
     ],
 )
-def test_sparsify_subtracts_b_dec_and_keeps_the_k_largest(
-    tmp_path: Path, hookpoint: str, site: str, tap: Tap
-):
+def test_sparsify_subtracts_b_dec_and_keeps_the_k_largest(tmp_path: Path, hookpoint: str, site: str, tap: Tap):
     a = arrays()
     d = one(write_sparsify(tmp_path, a, hookpoint=hookpoint))
     acts = topk((H - a.b_dec) @ a.W_enc.T + a.b_enc, 3)
@@ -111,10 +109,7 @@ def test_sparsify_that_a_dictionary_cannot_follow_is_refused(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (
-            {"activation": "groupmax"},
-            r"cfg\.json: activation 'groupmax'\..*Supported for them: activation topk",
-        ),
+        ({"activation": "groupmax"}, r"cfg\.json: activation 'groupmax'\..*Supported for them: activation topk"),
         ({"embed_skip": True}, "activation 'topk', embed_skip"),
         ({"k": 0}, r"cfg\.json: k is 0"),
     ],
@@ -129,9 +124,7 @@ def test_sparsify_of_several_seeds_is_at_the_hookpoint_and_a_pattern_chooses(tmp
         write_sparsify(tmp_path, arrays(seed), hookpoint=f"layers.3.mlp/seed{seed}")
     assert str(one(write_sparsify(tmp_path, arrays(), hookpoint="layers.0/seed7")).site) == "0/res"
     assert load_dictionaries(tmp_path, pattern="*/seed2").sites == (Site(3, Part.MLP),)
-    np.testing.assert_array_equal(
-        load(tmp_path, Site(3, Part.MLP), pattern="*/seed2").W_dec.numpy(), arrays(2).W_dec
-    )
+    np.testing.assert_array_equal(load(tmp_path, Site(3, Part.MLP), pattern="*/seed2").W_dec.numpy(), arrays(2).W_dec)
 
 
 def test_a_release_of_sparsify_is_a_tree_of_hookpoints(tmp_path: Path):
@@ -183,9 +176,7 @@ def test_a_batch_topk_whose_threshold_was_never_set_has_directions_and_no_activa
     ],
 )
 def test_dictionary_learning_names_its_submodule(tmp_path: Path, submodule: str, layer: int, site: str):
-    assert (
-        str(one(write_dictionary_learning(tmp_path, arrays(), submodule=submodule, layer=layer)).site) == site
-    )
+    assert str(one(write_dictionary_learning(tmp_path, arrays(), submodule=submodule, layer=layer)).site) == site
 
 
 def test_the_first_release_says_its_site_by_folders_alone(tmp_path: Path):
@@ -217,10 +208,7 @@ def test_dictionary_learning_without_a_site_is_refused(tmp_path: Path, trainer: 
 
 
 def test_an_input_of_a_submodule_is_no_site(tmp_path: Path):
-    config = {
-        "trainer": {"dict_class": "AutoEncoder", "submodule_name": "mlp_out_layer_3"},
-        "buffer": {"io": "in"},
-    }
+    config = {"trainer": {"dict_class": "AutoEncoder", "submodule_name": "mlp_out_layer_3"}, "buffer": {"io": "in"}}
     with pytest.raises(UnsupportedFormat, match="io 'in' give no site"):
         load(write_dictionary_learning(tmp_path, arrays(), config=config))
 
@@ -232,9 +220,7 @@ def test_classes_that_are_not_one_sae_or_leave_doubt_are_refused(tmp_path: Path)
     config = {"trainer": {"submodule_name": "resid_post_layer_3"}}
     folder = write_dictionary_learning(tmp_path / "b", arrays(), dict_class="BatchTopKSAE", config=config)
     a = arrays()
-    only_directions(
-        one(folder), a.W_dec, r"of an AutoEncoderTopK and of a BatchTopKSAE alike.*trainer\.dict_class"
-    )
+    only_directions(one(folder), a.W_dec, r"of an AutoEncoderTopK and of a BatchTopKSAE alike.*trainer\.dict_class")
     state = dictionary_learning_state(arrays(), "BatchTopKSAE", gate())
     del state["threshold"]
     folder = write_dictionary_learning(tmp_path / "c", arrays(), dict_class="BatchTopKSAE", state=state)
@@ -244,9 +230,7 @@ def test_classes_that_are_not_one_sae_or_leave_doubt_are_refused(tmp_path: Path)
 def test_names_of_a_compiled_module_are_read(tmp_path: Path):
     a = arrays()
     state = dictionary_learning_state(a, "AutoEncoder", gate())
-    folder = write_dictionary_learning(
-        tmp_path, a, state={f"_orig_mod.{name}": value for name, value in state.items()}
-    )
+    folder = write_dictionary_learning(tmp_path, a, state={f"_orig_mod.{name}": value for name, value in state.items()})
     np.testing.assert_array_equal(one(folder).W_dec.numpy(), a.W_dec)
 
 
@@ -363,9 +347,7 @@ def test_sae_lens_before_version_6_is_read_as_sae_lens_reads_it(tmp_path: Path):
         ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu'"),
     ],
 )
-def test_older_configurations_that_need_more_have_directions(
-    tmp_path: Path, config: dict[str, Any], message: str
-):
+def test_older_configurations_that_need_more_have_directions(tmp_path: Path, config: dict[str, Any], message: str):
     a = arrays()
     only_directions(one(write_old_sae_lens(tmp_path, a, **config)), a.W_dec, rf"cfg\.json: .*{message}")
 

@@ -38,12 +38,10 @@ needs_sae_lens = pytest.mark.skipif(
     importlib.util.find_spec("sae_lens") is None, reason="sae-lens is not installed: pip install sae-lens"
 )
 needs_sparsify = pytest.mark.skipif(
-    importlib.util.find_spec("sparsify") is None,
-    reason="eai-sparsify is not installed: pip install eai-sparsify",
+    importlib.util.find_spec("sparsify") is None, reason="eai-sparsify is not installed: pip install eai-sparsify"
 )
 needs_llamascopium = pytest.mark.skipif(
-    importlib.util.find_spec("llamascopium") is None,
-    reason="llamascopium is not installed: pip install llamascopium",
+    importlib.util.find_spec("llamascopium") is None, reason="llamascopium is not installed: pip install llamascopium"
 )
 # what the other libraries warn of is theirs
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -115,9 +113,7 @@ def made_by_sae_lens(architecture: str, **told: Any) -> Any:
         if not told or "transcoder" not in architecture  # sae-lens has no such transcoder
     ],
 )
-def test_what_sae_lens_saves_encodes_and_decodes_as_there(
-    tmp_path: Path, architecture: str, told: dict[str, Any]
-):
+def test_what_sae_lens_saves_encodes_and_decodes_as_there(tmp_path: Path, architecture: str, told: dict[str, Any]):
     sae = made_by_sae_lens(architecture, **told)
     sae.save_model(tmp_path)
     differ(one(tmp_path), sae.encode(X), sae(X))
@@ -134,9 +130,7 @@ def test_topk_rescaled_by_decoder_norms_as_there(tmp_path: Path, rescale: bool):
 @needs_sae_lens
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("kind", ["Standard", "JumpReLU", "Gated", "TopK", "BatchTopK"])
-def test_a_checkpoint_with_its_factor_is_what_folding_the_factor_gives(
-    tmp_path: Path, kind: str, rescale: bool
-):
+def test_a_checkpoint_with_its_factor_is_what_folding_the_factor_gives(tmp_path: Path, kind: str, rescale: bool):
     from sae_lens import SAE, saes
     from sae_lens.training.activation_scaler import ActivationScaler
 
@@ -199,12 +193,7 @@ def test_a_release_opens_through_the_loader_of_the_package(monkeypatch: pytest.M
 
 
 def converted(
-    monkeypatch: pytest.MonkeyPatch,
-    loader: str,
-    repo: str,
-    folder: str,
-    root: Path,
-    norm: float | None = None,
+    monkeypatch: pytest.MonkeyPatch, loader: str, repo: str, folder: str, root: Path, norm: float | None = None
 ) -> Any:
     """The SAE that a converter of sae-lens makes of files under `root`, in place of the hub."""
     from sae_lens import SAE
@@ -223,11 +212,7 @@ def converted(
     monkeypatch.setattr(loaders, "hf_hub_download", download)
     monkeypatch.setattr(loaders, "get_safetensors_tensor_shapes", shapes)
     config, state, _ = getattr(loaders, loader)(
-        repo_id=repo,
-        folder_name=folder,
-        device="cpu",
-        force_download=False,
-        cfg_overrides={"dtype": "float32"},
+        repo_id=repo, folder_name=folder, device="cpu", force_download=False, cfg_overrides={"dtype": "float32"}
     )
     config = loaders.handle_config_defaulting({**config, "d_in": state["W_enc"].shape[0], "d_sae": 7})
     if "d_out" in config:
@@ -287,9 +272,7 @@ def test_llama_scope_as_sae_lens_converts_it(tmp_path: Path, monkeypatch: pytest
 
 @needs_sae_lens
 @pytest.mark.parametrize("dict_class", [name for name in CLASSES if name != "AutoEncoderNew"])
-def test_dictionary_learning_as_sae_lens_converts_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dict_class: str
-):
+def test_dictionary_learning_as_sae_lens_converts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dict_class: str):
     """sae-lens does not convert AutoEncoderNew, whose decoder.bias it does not look for."""
     path = write_dictionary_learning(tmp_path, arrays(), dict_class=dict_class)
     config = (path / "config.json").read_text().replace('"layer"', '"k": 3, "layer"')
@@ -335,10 +318,7 @@ def test_llama_scope_r1_distill_as_sae_lens_converts_it(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("function", ["relu", "jumprelu", "topk"])
 @pytest.mark.parametrize(
     "hooks",
-    [
-        ("blocks.7.hook_resid_post", "blocks.7.hook_resid_post"),
-        ("blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out"),
-    ],
+    [("blocks.7.hook_resid_post", "blocks.7.hook_resid_post"), ("blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out")],
 )
 def test_what_llamascopium_saves_encodes_and_decodes_as_there(
     tmp_path: Path, hooks: tuple[str, str], function: str, by_norm: bool

@@ -10,23 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layouts import (
-    arrays,
-    write_gemma_scope,
-    write_gemma_scope_2,
-    write_llama_scope,
-    write_sae_lens,
-)
+from layouts import arrays, write_gemma_scope, write_gemma_scope_2, write_llama_scope, write_sae_lens
 from layouts_more import write_dictionary_learning, write_sparsify
-from reading import (
-    WRITERS,
-    H,
-    folder_of,
-    one,
-    read_tensors,
-    tensor_file,
-    write_tensors,
-)
+from reading import WRITERS, H, folder_of, one, read_tensors, tensor_file, write_tensors
 from safetensors.torch import save_file
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite, UnsupportedFormat
@@ -44,9 +30,7 @@ def test_opening_reads_no_tensor_and_directions_read_the_decoder_alone(
 ):
     reads: list[str] = []
     for file in (NpzFile, SafetensorsFile, TorchFile):
-        monkeypatch.setattr(
-            file, "read", lambda self, name, old=file.read: (reads.append(name), old(self, name))[1]
-        )
+        monkeypatch.setattr(file, "read", lambda self, name, old=file.read: (reads.append(name), old(self, name))[1])
     d = one(write(tmp_path, arrays()))
     assert (d.n_features, d.d_in, reads) == (7, 4, [])
     d.directions()
@@ -109,9 +93,7 @@ def test_nan_in_a_decoder_row_names_file_tensor_and_row_where_all_rows_are_neede
     a.W_dec[3, 1] = np.nan
     d = one(write(tmp_path, a))
     assert d.directions().any(dim=1).tolist() == [True, True, True, False, True, True, True]
-    with pytest.raises(
-        BadFile, match=r"(npz|safetensors|pt): tensor 'W_dec' has NaN .* in 1 of 7 rows .*\[3\]"
-    ):
+    with pytest.raises(BadFile, match=r"(npz|safetensors|pt): tensor 'W_dec' has NaN .* in 1 of 7 rows .*\[3\]"):
         d.W_dec  # noqa: B018
 
 
@@ -164,9 +146,7 @@ def test_of_two_saes_at_one_site_a_pattern_chooses_and_the_refusal_names_both(tm
     write_gemma_scope(tmp_path, arrays(3), layer=3)
     site = Site(24, Part.RES)
     assert one(tmp_path, Site(3, Part.RES)).n_features == 7
-    with pytest.raises(
-        InvalidArgument, match=r"2 .* at 24/res: .*l0_158, .*l0_73.*pattern='.*layer_\*/width"
-    ):
+    with pytest.raises(InvalidArgument, match=r"2 .* at 24/res: .*l0_158, .*l0_73.*pattern='.*layer_\*/width"):
         load(tmp_path, site)
     for pattern in ("average_l0_158", "*l0_158", "gemma-scope-2b-pt-res/layer_24/*_158"):
         found = load(tmp_path, site, pattern=pattern)
@@ -187,9 +167,9 @@ ALIENS: dict[str, Callable[[Path], object]] = {
     "gemma 2's middle": lambda root: write_gemma_scope_2(root, arrays(), hook="model.embed_tokens.output"),
     "llama's middle": lambda root: write_llama_scope(root, arrays(), hook="blocks.3.hook_resid_mid"),
     "sparsify's embed_tokens": lambda root: write_sparsify(root, arrays(), hookpoint="embed_tokens"),
-    "pythia's embed": lambda root: write_dictionary_learning(
-        root, arrays(), submodule="embed", config={}
-    ).rename(root / "embed"),
+    "pythia's embed": lambda root: write_dictionary_learning(root, arrays(), submodule="embed", config={}).rename(
+        root / "embed"
+    ),
     "a crosscoder": lambda root: write_dictionary_learning(
         root, arrays(), config={"trainer": {"dict_class": "CrossCoder"}}
     ),
@@ -221,9 +201,7 @@ def test_an_sae_without_a_place_is_left_out_by_name_and_the_others_open(
 @pytest.mark.parametrize("dtype", ["<f4", "<f2", "<f8", ">f4"])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("pad", range(5))
-def test_npz_members_are_read_whatever_their_type_order_and_alignment(
-    tmp_path: Path, dtype: str, order: Any, pad: int
-):
+def test_npz_members_are_read_whatever_their_type_order_and_alignment(tmp_path: Path, dtype: str, order: Any, pad: int):
     wanted = np.array(np.random.default_rng(0).normal(size=(3, 5)), dtype=dtype, order=order)
     path = tmp_path / "x.npz"
     np.savez(path, **{"a" * (pad + 1): np.zeros(3, np.float32), "W": wanted})
@@ -277,9 +255,7 @@ def test_a_safetensors_tensor_that_claims_more_than_the_file_is_refused(tmp_path
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("shape", [(10**9, 10**6), (2**62, 4)])
-def test_an_npz_member_that_claims_more_than_it_holds_is_refused(
-    tmp_path: Path, method: int, shape: tuple[int, int]
-):
+def test_an_npz_member_that_claims_more_than_it_holds_is_refused(tmp_path: Path, method: int, shape: tuple[int, int]):
     """The second shape is 0 where a product of 64 bits wraps."""
     header = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).ljust(117) + "\n"
     member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * 64

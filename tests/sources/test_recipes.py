@@ -54,14 +54,23 @@ def test_every_value_of_every_parameter_has_files(name: str):
 @pytest.mark.parametrize(
     ("name", "layers", "parts"),
     [
-        ("gemma-scope-2b", 26, 3), ("gemma-scope-9b@width=131k", 42, 3), ("gemma-scope-2b@mlp=transcoder", 26, 3),
-        ("gemma-scope-2-1b-pt", 26, 3), ("gemma-scope-2-27b-it@width=262k,l0=small", 62, 3),
-        ("gemma-scope-2-270m-it@mlp=transcoder-affine", 18, 3), ("gemma-scope-2-27b-pt", 62, 1),
-        ("llama-scope-8b-8x", 32, 3), ("llama-scope-8b-32x@mlp=transcoder", 32, 3), ("gpt2-small-v5", 12, 3),
-        ("gpt2-small-v5@width=128k", 12, 3), ("gpt2-small-res-jb", 12, 1), ("pythia-70m-deduped", 6, 3),
-        ("eleuther-pythia-70m-32k", 6, 3), ("eleuther-llama-3-8b-32x", 32, 1),
+        ("gemma-scope-2b", 26, 3),
+        ("gemma-scope-9b@width=131k", 42, 3),
+        ("gemma-scope-2b@mlp=transcoder", 26, 3),
+        ("gemma-scope-2-1b-pt", 26, 3),
+        ("gemma-scope-2-27b-it@width=262k,l0=small", 62, 3),
+        ("gemma-scope-2-270m-it@mlp=transcoder-affine", 18, 3),
+        ("gemma-scope-2-27b-pt", 62, 1),
+        ("llama-scope-8b-8x", 32, 3),
+        ("llama-scope-8b-32x@mlp=transcoder", 32, 3),
+        ("gpt2-small-v5", 12, 3),
+        ("gpt2-small-v5@width=128k", 12, 3),
+        ("gpt2-small-res-jb", 12, 1),
+        ("pythia-70m-deduped", 6, 3),
+        ("eleuther-pythia-70m-32k", 6, 3),
+        ("eleuther-llama-3-8b-32x", 32, 1),
     ],
-)  # fmt: skip
+)
 def test_complete_releases_are_complete(name: str, layers: int, parts: int):
     sites = read_recipe(name).sites
     assert len(sites) == layers * parts
@@ -91,8 +100,9 @@ def test_a_width_of_some_layers_gives_those():
     sites = read_recipe("gemma-scope-2b@width=1m").sites
     assert list(sites) == [Site(5, Part.RES), Site(12, Part.RES), Site(19, Part.RES)]
     assert [site.layer for site in read_recipe("gemma-scope-2-1b-pt@depths=four,l0=medium,width=1m").sites][:2] == [
-        7, 7,
-    ]  # fmt: skip
+        7,
+        7,
+    ]
 
 
 def test_a_parameter_chooses_files_and_labels():
@@ -100,10 +110,7 @@ def test_a_parameter_chooses_files_and_labels():
     assert entry.labels == "gemma-2-2b/24-gemmascope-res-16k"
     assert entry.size.n_bytes == 4 * (2 * 16384 * 2304 + 2 * 16384 + 2304)
     tc = read_recipe("gemma-scope-2b@mlp=transcoder").sites[Site.parse("3/mlp")]
-    assert (tc.repo, tc.labels) == (
-        "google/gemma-scope-2b-pt-transcoders",
-        "gemma-2-2b/3-gemmascope-transcoder-16k",
-    )
+    assert (tc.repo, tc.labels) == ("google/gemma-scope-2b-pt-transcoders", "gemma-2-2b/3-gemmascope-transcoder-16k")
     v5 = read_recipe("gpt2-small-v5@width=128k").sites[Site.parse("3/res")]
     assert v5.files == ("v5_128k_layer_3/cfg.json", "v5_128k_layer_3/sae_weights.safetensors")
 
@@ -127,7 +134,7 @@ def test_a_dictionary_before_a_block_is_the_one_after_the_block_before():
         ("llama-scope-8b-8x@width=1", r"no parameter 'width'. Parameters: mlp \(sae, transcoder\)"),
         ("eleuther-llama-3-8b-32x@k=1", "Parameters: none"),
     ],
-)  # fmt: skip
+)
 def test_a_choice_there_is_not_is_refused_with_those_there_are(name: str, message: str):
     with pytest.raises(InvalidArgument, match=message):
         read_recipe(name)

@@ -54,9 +54,7 @@ def test_the_token_goes_to_the_hub_alone(hub: Hub, release, monkeypatch: pytest.
     assert release()[SITE].W_dec.shape == (N, D)
     assert hub.asked("GET", "hub")
     assert {one.token for one in hub.log if one.where == "hub"} == {f"Bearer {TOKEN}"}
-    assert {(one.token, one.host.partition(":")[0]) for one in hub.log if one.where == "cdn"} == {
-        ("", "localhost")
-    }
+    assert {(one.token, one.host.partition(":")[0]) for one in hub.log if one.where == "cdn"} == {("", "localhost")}
 
 
 @pytest.mark.parametrize("library", ["httpx", "requests"])
@@ -176,9 +174,7 @@ def test_after_a_kill_no_byte_comes_twice(hub: Hub, release, planted: Arrays, tm
     assert kept >= 196_608
     assert one.range.startswith(f"bytes={start + kept}-")
     assert one.if_range
-    assert (
-        hub.served < DECODER - kept + 2 * 4096
-    )  # a piece may have been under way to the process that is dead
+    assert hub.served < DECODER - kept + 2 * 4096  # a piece may have been under way to the process that is dead
 
 
 def test_a_file_that_became_another_is_not_joined_to_the_old_one(hub: Hub, release, tmp_path: Path):
@@ -258,9 +254,7 @@ def test_damage_on_the_way_is_seen_by_the_checksum_of_the_zip(hub: Hub, release,
     np.testing.assert_array_equal(found.W_dec.numpy(), planted.W_dec)
 
 
-def test_damage_on_the_disk_is_seen_and_mended(
-    hub: Hub, release, planted: Arrays, tmp_path: Path, monkeypatch
-):
+def test_damage_on_the_disk_is_seen_and_mended(hub: Hub, release, planted: Arrays, tmp_path: Path, monkeypatch):
     _ = release()[SITE].W_dec
     [path] = [p for p in (tmp_path / "cache").rglob("ranges/*/*") if p.stat().st_size > DECODER]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -285,9 +279,7 @@ def test_offline_only_what_is_here_is_read(hub: Hub, release, planted: Arrays, m
 def test_offline_with_nothing_here_says_so(hub: Hub, release, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     forget_session()
-    with pytest.raises(
-        Unreachable, match=r"average_l0_73/params\.npz of google.* HF_HUB_OFFLINE is set: unset it"
-    ):
+    with pytest.raises(Unreachable, match=r"average_l0_73/params\.npz of google.* HF_HUB_OFFLINE is set: unset it"):
         release()[SITE]
     assert hub.log == []
 
@@ -308,7 +300,7 @@ def test_without_a_network_what_is_here_is_read(hub: Hub, release, planted: Arra
         ("hf_other", False, "is gated, and the token of this machine is not of an account that may"),
         (TOKEN, True, "then log in .*hf auth login"),
     ],
-)  # fmt: skip
+)
 def test_a_gated_repository_says_how_to_get_in(hub: Hub, release, monkeypatch, token, refuse, message):
     (hub.refused if refuse else hub.gated).add("google/gemma-scope-2b-pt-res")
     if token:

@@ -27,9 +27,7 @@ from saeflow.sources.recipes import read_recipe
 
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("lower", [False, True])
-def test_every_npz_reads_as_the_whole_file_does(
-    hub: Hub, planted: Arrays, tmp_path: Path, pack: bool, lower: bool
-):
+def test_every_npz_reads_as_the_whole_file_does(hub: Hub, planted: Arrays, tmp_path: Path, pack: bool, lower: bool):
     write_gemma_scope(tmp_path / "made", planted, pack=pack, lower=lower)
     hub.put("google/gemma-scope-2b-pt-res", tmp_path / "made" / "gemma-scope-2b-pt-res")
     found = load_dictionaries(recipe(tmp_path / "mine.toml", NPZ_RECIPE, layers=26))[SITE]
@@ -52,9 +50,7 @@ def test_members_beyond_four_gigabytes_are_found(tmp_path: Path):
     index = read_index("big.npz", big.size, big.at)
     at = index["W_dec"]
     assert at.start > 5 << 30
-    np.testing.assert_array_equal(
-        np.frombuffer(big.at(at.start + at.offset, at.stop), "<f4").reshape(2, 3), values
-    )
+    np.testing.assert_array_equal(np.frombuffer(big.at(at.start + at.offset, at.stop), "<f4").reshape(2, 3), values)
     assert big.asked < 8 * 2**14
 
 
@@ -82,8 +78,7 @@ class Grown:
         self.asked += stop - start
         shift = len(self.head) + self.gap
         return bytes(
-            self.head[i] if i < len(self.head) else 0 if i < shift else self.tail[i - shift]
-            for i in range(start, stop)
+            self.head[i] if i < len(self.head) else 0 if i < shift else self.tail[i - shift] for i in range(start, stop)
         )
 
 
@@ -114,9 +109,7 @@ def test_safetensors_give_the_decoder_alone(hub: Hub, planted: Arrays, tmp_path:
     assert hub.served < size_of(hub) + 2 * 2**14
 
 
-def test_a_whole_safetensors_file_is_held_against_the_sha256_of_the_hub(
-    hub: Hub, planted: Arrays, tmp_path: Path
-):
+def test_a_whole_safetensors_file_is_held_against_the_sha256_of_the_hub(hub: Hub, planted: Arrays, tmp_path: Path):
     """Nothing in the format would show it."""
     found = safetensors_release(hub, planted, tmp_path)
     [key] = [key for key in hub.files if key.endswith(".safetensors")]
@@ -128,9 +121,7 @@ def test_a_whole_safetensors_file_is_held_against_the_sha256_of_the_hub(
     hub.files[key] = good
     for name in ("W_enc", "b_enc", "b_dec"):
         getattr(found, name)
-    with pytest.raises(
-        BadFile, match=r"does not have the sha256 .* by which the hub knows it, and was removed"
-    ):
+    with pytest.raises(BadFile, match=r"does not have the sha256 .* by which the hub knows it, and was removed"):
         _ = found.activation
     found.unload()
     same(found, planted)
@@ -163,9 +154,11 @@ def test_formats_that_cannot_be_taken_apart_come_whole(hub: Hub, planted: Arrays
     folder = tmp_path / "made" / "resid_post_layer_3"
     folder.mkdir(parents=True)
     state = {
-        "encoder.weight": torch.from_numpy(planted.W_enc), "encoder.bias": torch.from_numpy(planted.b_enc),
-        "decoder.weight": torch.from_numpy(planted.W_dec).T.contiguous(), "bias": torch.from_numpy(planted.b_dec),
-    }  # fmt: skip
+        "encoder.weight": torch.from_numpy(planted.W_enc),
+        "encoder.bias": torch.from_numpy(planted.b_enc),
+        "decoder.weight": torch.from_numpy(planted.W_dec).T.contiguous(),
+        "bias": torch.from_numpy(planted.b_dec),
+    }
     torch.save(state, folder / "ae.pt")
     (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": "AutoEncoder", "layer": 3}}))
     hub.put("me/saes", tmp_path / "made")
@@ -233,9 +226,7 @@ def test_what_is_here_is_told_without_a_network(hub: Hub, release, tmp_path: Pat
     assert hub.log == []
 
 
-def test_two_commits_with_the_same_file_share_its_bytes(
-    hub: Hub, release, planted, tmp_path: Path, monkeypatch
-):
+def test_two_commits_with_the_same_file_share_its_bytes(hub: Hub, release, planted, tmp_path: Path, monkeypatch):
     _ = release()[SITE].W_dec
     monkeypatch.setattr("hub_server.COMMIT", "f00d" + COMMIT[4:])
     hub.forget()
@@ -262,11 +253,7 @@ WRONG_PLACES = len(_HEADER).to_bytes(8, "little") + _HEADER + b"12345678"
         ("a.npz", b"PK" * 40, "headers cannot be read .File is not a zip file"),
         ("a.safetensors", b"\xff" * 40, r"a header of \d+ bytes in a file of 40"),
         ("a.safetensors", (2).to_bytes(8, "little") + b"[]", "headers cannot be read"),
-        (
-            "a.safetensors",
-            WRONG_PLACES,
-            r"'W' of shape \[2, 2\] and type F32 is said to lie at 0 to 8",
-        ),
+        ("a.safetensors", WRONG_PLACES, r"'W' of shape \[2, 2\] and type F32 is said to lie at 0 to 8"),
     ],
 )
 def test_headers_that_are_wrong_are_refused(name: str, data: bytes, message: str):

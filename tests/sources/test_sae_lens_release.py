@@ -14,14 +14,7 @@ from layouts import arrays
 from reading import H, agree, jump
 from torch import Tensor
 
-from saeflow.errors import (
-    BadFile,
-    InvalidArgument,
-    MissingExtra,
-    UnknownRelease,
-    Unreachable,
-    UnsupportedFormat,
-)
+from saeflow.errors import BadFile, InvalidArgument, MissingExtra, UnknownRelease, Unreachable, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.sources.architectures import Tap
 from saeflow.sources.library import load_dictionaries
@@ -85,9 +78,7 @@ def package(monkeypatch: pytest.MonkeyPatch):
     listed = {name: Listed(dict.fromkeys(saes, "")) for name, saes in NAMES.items()}
     directory.get_pretrained_saes_directory = lambda: listed
     layers = {f"layer_{layer}": str(layer) for layer in range(2)}
-    listed["mntss-gemma-2-2b-2.5m-clt-as-per-layer"] = Listed(
-        layers, conversion_func="mntss_clt_layer_transcoder"
-    )
+    listed["mntss-gemma-2-2b-2.5m-clt-as-per-layer"] = Listed(layers, conversion_func="mntss_clt_layer_transcoder")
     listed["gemma-scope-2-1b-pt-mixed"] = Listed(
         {"layer_3_res": "resid_post/layer_3", "layer_3_transcoder": "clt/width_262k/params_layer_3"}
     )
@@ -124,13 +115,7 @@ def test_sites_are_told_from_names_and_nothing_is_fetched(package: Any, name: st
 
 def test_what_the_loader_returns_is_read_as_a_folder_of_sae_lens_is(package: Any):
     a = arrays()
-    tensors = {
-        "W_enc": a.W_enc.T,
-        "W_dec": a.W_dec,
-        "b_enc": a.b_enc,
-        "b_dec": a.b_dec,
-        "threshold": a.threshold,
-    }
+    tensors = {"W_enc": a.W_enc.T, "W_dec": a.W_dec, "b_enc": a.b_enc, "b_dec": a.b_dec, "threshold": a.threshold}
     package.answer = Loaded(tensors, hook="blocks.3.attn.hook_z")
     d = load_dictionaries("sae-lens:gemma-scope-2b-pt-att@*l0_50")[Site.parse("3/att")]
     acts = jump(H @ a.W_enc.T + a.b_enc, a.threshold)
@@ -143,9 +128,7 @@ def test_several_saes_at_one_site_need_a_pattern_and_are_listed(package: Any):
     with pytest.raises(InvalidArgument, match=r"2 SAEs at 3/att: .*l0_50, .*l0_117\. Choose with a pattern"):
         found[Site.parse("3/att")]
     assert load_dictionaries("sae-lens:pythia-70m-deduped-res-sm").left_out.keys() == {"e-res-sm"}
-    with pytest.raises(
-        InvalidArgument, match=r"'x\*' fits none of the SAEs of gemma-scope-2b-pt-att: layer_3"
-    ):
+    with pytest.raises(InvalidArgument, match=r"'x\*' fits none of the SAEs of gemma-scope-2b-pt-att: layer_3"):
         load_dictionaries("sae-lens:gemma-scope-2b-pt-att@x*")
 
 
@@ -184,12 +167,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         load_dictionaries("sae-lens:gpt2-small-res-jb")
 
 
-def test_cross_layer_transcoders_whose_decoders_the_loader_sums_are_refused_before_anything_is_fetched(
-    package: Any,
-):
-    with pytest.raises(
-        UnsupportedFormat, match=r"2\.5m-clt-as-per-layer: a cross-layer .* sae-lens sums them"
-    ):
+def test_cross_layer_transcoders_whose_decoders_the_loader_sums_are_refused_before_anything_is_fetched(package: Any):
+    with pytest.raises(UnsupportedFormat, match=r"2\.5m-clt-as-per-layer: a cross-layer .* sae-lens sums them"):
         load_dictionaries("sae-lens:mntss-gemma-2-2b-2.5m-clt-as-per-layer")
     found = load_dictionaries("sae-lens:gemma-scope-2-1b-pt-mixed")
     assert [str(site) for site in found.sites] == ["3/res"]

@@ -9,11 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from reading import (
-    H,
-    one,
-    release,
-)
+from reading import H, one, release
 from safetensors.torch import load_file
 
 from saeflow.errors import BadFile, InvalidArgument, UnsupportedFormat
@@ -93,20 +89,12 @@ def _edited(folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
         (lambda r: r.update(version=2), UnsupportedFormat, r"release\.json: format and version"),
         (lambda r: r.pop("model"), BadFile, r"release\.json: entry 'model' is None"),
         (lambda r: r.update(sites={"0/foo": {}}), BadFile, r"release\.json: '0/foo' is no site"),
-        (
-            lambda r: r["sites"]["0/res"].update(file="../x"),
-            BadFile,
-            r"site 0/res: file '\.\./x' is no plain",
-        ),
+        (lambda r: r["sites"]["0/res"].update(file="../x"), BadFile, r"site 0/res: file '\.\./x' is no plain"),
         (lambda r: r["sites"]["0/res"].update(tap="q"), UnsupportedFormat, r"site 0/res: Tap 'q'"),
         (lambda r: r["sites"]["0/res"]["activation"].clear(), BadFile, r"site 0/res: entry 'kind'"),
         (lambda r: r["sites"]["0/att"]["activation"].pop("k"), BadFile, r"site 0/att: entry 'k'"),
         (lambda r: r["sites"]["0/res"].update(preprocessing={"x": 1}), UnsupportedFormat, r"\['x'\]"),
-        (
-            lambda r: r["sites"]["0/res"].update(file="gone.safetensors"),
-            BadFile,
-            r"gone\.safetensors: cannot",
-        ),
+        (lambda r: r["sites"]["0/res"].update(file="gone.safetensors"), BadFile, r"gone\.safetensors: cannot"),
     ],
 )
 def test_a_release_json_that_is_wrong_is_refused_by_entry(
@@ -119,8 +107,5 @@ def test_a_release_json_that_is_wrong_is_refused_by_entry(
 def test_an_entry_that_is_no_site_is_left_out_and_a_pattern_picks_sites(tmp_path: Path):
     folder = _edited(tmp_path, lambda r: r["sites"].update({"embed": {}, "2/res": "odd"}))
     found = load_dictionaries(folder)
-    assert ([*map(str, found)], {*found.left_out}) == (
-        ["0/att", "0/res", "1/mlp", "1/res"],
-        {"embed", "2/res"},
-    )
+    assert ([*map(str, found)], {*found.left_out}) == (["0/att", "0/res", "1/mlp", "1/res"], {"embed", "2/res"})
     assert [*map(str, load_dictionaries(folder, pattern="*/res"))] == ["0/res", "1/res"]

@@ -88,9 +88,7 @@ def test_a_set_that_says_no_site_is_refused(tmp_path: Path, config: dict[str, st
         load(folder)
 
 
-@pytest.mark.parametrize(
-    "text", ["[1, 2]", "a: b: c", "a: !!python/name:os.system", "[" * 5000, "x" * (2 << 20)]
-)
+@pytest.mark.parametrize("text", ["[1, 2]", "a: b: c", "a: !!python/name:os.system", "[" * 5000, "x" * (2 << 20)])
 def test_a_config_that_is_no_object_is_a_bad_file(tmp_path: Path, text: str):
     folder = write_circuit_tracer(tmp_path, [arrays()])
     (folder / "config.yaml").write_text(text)
@@ -121,15 +119,11 @@ def test_openmoss_reads_hidden_states_of_the_average_norm_of_its_data(
     tmp_path: Path, former: bool, by_norm: bool, function: str
 ):
     a = arrays()
-    folder = write_openmoss(
-        tmp_path, a, former=former, act_fn=function, top_k=3, sparsity_include_decoder_norm=by_norm
-    )
+    folder = write_openmoss(tmp_path, a, former=former, act_fn=function, top_k=3, sparsity_include_decoder_norm=by_norm)
     d, s = one(folder), 2 / 7.0  # sqrt(d_model) / norm
     norms = np.linalg.norm(a.W_dec, axis=1) if by_norm else np.ones(7)
     pre = (s * H @ a.W_enc.T + a.b_enc) * norms
-    acts = {"relu": np.maximum(pre, 0), "jumprelu": jump(pre, a.threshold), "topk": topk(pre, 3)}[
-        function
-    ] / norms
+    acts = {"relu": np.maximum(pre, 0), "jumprelu": jump(pre, a.threshold), "topk": topk(pre, 3)}[function] / norms
     ranked = norms if function == "topk" else 1  # a topk is read with unit rows
     agree(d, acts * ranked, (acts @ a.W_dec + a.b_dec) / s)
     assert (str(d.site), d.tap) == ("7/res", Tap.RES)
@@ -138,9 +132,7 @@ def test_openmoss_reads_hidden_states_of_the_average_norm_of_its_data(
 def test_an_openmoss_transcoder_writes_in_units_of_what_it_writes(tmp_path: Path):
     a = arrays()
     hooks = ("blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out")
-    d = one(
-        write_openmoss(tmp_path, a, hooks=hooks, norms=(7.0, 11.0), use_decoder_bias=False, act_fn="relu")
-    )
+    d = one(write_openmoss(tmp_path, a, hooks=hooks, norms=(7.0, 11.0), use_decoder_bias=False, act_fn="relu"))
     acts = np.maximum(2 / 7.0 * H @ a.W_enc.T + a.b_enc, 0)
     agree(d, acts, acts @ a.W_dec * 11.0 / 2)
     assert (str(d.site), d.tap) == ("3/mlp", Tap.MLP_IN)
@@ -222,9 +214,7 @@ def test_qwen_scope_under_another_name_has_directions_alone(tmp_path: Path):
         ("DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt", "", "19/res"),
     ],
 )
-def test_goodfires_are_relu_and_sit_at_the_layer_of_their_name(
-    tmp_path: Path, name: str, linear: str, site: str
-):
+def test_goodfires_are_relu_and_sit_at_the_layer_of_their_name(tmp_path: Path, name: str, linear: str, site: str):
     a = arrays()
     ((place, d),) = load_dictionaries(write_goodfire(tmp_path, a, name=name, linear=linear)).items()
     acts = np.maximum(H @ a.W_enc.T + a.b_enc, 0)
@@ -257,24 +247,15 @@ def test_a_file_in_parts_is_read_as_the_whole(tmp_path: Path):
 
 
 def test_a_file_in_parts_of_which_one_is_missing_or_in_two_is_a_bad_file(tmp_path: Path):
-    tensors = {
-        "W_enc": arrays().W_enc.T,
-        "W_dec": arrays().W_dec,
-        "b_enc": arrays().b_enc,
-        "b_dec": arrays().b_dec,
-    }
+    tensors = {"W_enc": arrays().W_enc.T, "W_dec": arrays().W_dec, "b_enc": arrays().b_enc, "b_dec": arrays().b_dec}
     folder = write_sae_lens_more(tmp_path, tensors, architecture="standard")
     parts = split(folder / "sae_weights.safetensors")
     whole = parts[1].read_bytes()
     parts[1].unlink()
-    with pytest.raises(
-        BadFile, match=r"is in 4 parts; 3 are here, sae_weights-00002-of-00004\.safetensors not"
-    ):
+    with pytest.raises(BadFile, match=r"is in 4 parts; 3 are here, sae_weights-00002-of-00004\.safetensors not"):
         load(folder)
     parts[1].write_bytes(parts[0].read_bytes())
-    with pytest.raises(
-        BadFile, match=r"is in sae_weights-00001-of-00004\.safetensors and in sae_weights-00002"
-    ):
+    with pytest.raises(BadFile, match=r"is in sae_weights-00001-of-00004\.safetensors and in sae_weights-00002"):
         load(folder)
     parts[1].write_bytes(whole)
     assert load(folder)

@@ -59,9 +59,7 @@ def sentencepiece():
             if (left, right) not in merges:
                 merges.append((left, right))
     made = Tokenizer(models.BPE(vocab, merges, unk_token=SPECIAL[0], byte_fallback=True, fuse_unk=True))
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    )
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     made.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -124,11 +122,7 @@ def test_a_token_alone_keeps_the_space_that_tells_it_from_another(kind):
 def test_completions_and_promoted_tokens_keep_their_first_space():
     tokenizer = loaded(sentencepiece())
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
     model = LanguageModel(LlamaForCausalLM(config), tokenizer)
     girl = tokenizer.convert_tokens_to_ids("\u2581girl")

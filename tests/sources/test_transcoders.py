@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 import torch
 from layouts import Arrays, arrays, write_llama_scope
-from layouts_more import (
-    D_OUT,
-    transcoder_arrays,
-    write_gemma_2_transcoder,
-    write_gemma_transcoder,
-    write_sae_lens_more,
-)
+from layouts_more import D_OUT, transcoder_arrays, write_gemma_2_transcoder, write_gemma_transcoder, write_sae_lens_more
 from reading import H, agree, bfloat16, jump, one
 from tiny_models import CONFIGS, D_MODEL, N_LAYERS, TEXTS, tiny_model
 
@@ -150,9 +144,7 @@ def test_sae_lens_transcoders(tmp_path: Path, architecture: str):
         ),
     ],
 )
-def test_what_a_transcoder_reads_is_told_by_its_hooks(
-    tmp_path: Path, metadata: dict[str, Any], tap: Tap, norm: Norm
-):
+def test_what_a_transcoder_reads_is_told_by_its_hooks(tmp_path: Path, metadata: dict[str, Any], tap: Tap, norm: Norm):
     a, skip = transcoder_arrays()
     d = one(sae_lens(tmp_path, a, skip, "transcoder", **metadata))
     assert (str(d.site), d.tap, d.preprocessing.norm) == ("5/mlp", tap, norm)
@@ -245,9 +237,8 @@ def test_matching_compares_what_a_transcoder_writes():
     rows[4] = 2 * transcoder.W_dec[5]
     site = Site.parse("3/res")
     residual = Dictionary(
-        site, tap=Tap.RES, W_enc=rows, b_enc=torch.zeros(7), W_dec=rows, b_dec=torch.zeros(D_OUT),
-        activation=ReLU(),
-    )  # fmt: skip
+        site, tap=Tap.RES, W_enc=rows, b_enc=torch.zeros(7), W_dec=rows, b_dec=torch.zeros(D_OUT), activation=ReLU()
+    )
     matches = DirectMatches({site: residual, transcoder.site: transcoder})
     [best] = matches.best(FeatureId(site, 4), transcoder.site)
     assert (str(best.feature), round(best.score, 5)) == ("3/mlp/5", 1.0)

@@ -34,9 +34,16 @@ def of_model(tap: Tap, view: View, d_in: int = D_MODEL, **more: object) -> Dicti
     site = Site(1, tap.part)
     W = torch.randn(2, 9, d_in)
     return Dictionary(
-        site, tap=tap, W_enc=W[0], b_enc=torch.randn(9), W_dec=W[1], b_dec=torch.randn(d_in), activation=ReLU(),
-        told=Told(view), **more,
-    )  # fmt: skip
+        site,
+        tap=tap,
+        W_enc=W[0],
+        b_enc=torch.randn(9),
+        W_dec=W[1],
+        b_dec=torch.randn(d_in),
+        activation=ReLU(),
+        told=Told(view),
+        **more,
+    )
 
 
 def held(model: LanguageModel, dictionary: Dictionary) -> Tensor:
@@ -86,9 +93,7 @@ def test_parts_of_sparsify_and_dictionary_learning_are_what_their_modules_return
     told = {"trainer": {"dict_class": "AutoEncoder", "submodule_name": "mlp_out_layer_3"}}
     learned = one(write_dictionary_learning(tmp_path / "d", arrays(), dict_class="AutoEncoder", config=told))
     assert sparse.place == learned.place == Point(3, Tap.MLP, View.MODULE)
-    assert one(write_sparsify(tmp_path / "n", arrays(), hookpoint="layers.3.attention")).place == Site(
-        3, Part.ATT
-    )
+    assert one(write_sparsify(tmp_path / "n", arrays(), hookpoint="layers.3.attention")).place == Site(3, Part.ATT)
 
 
 def test_add_writes_the_row_with_the_gain_and_what_is_read_before_a_norm_is_not_rescaled():

@@ -69,9 +69,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "gemma2": lambda: Gemma2Config(**GEMMA),
     "gemma3_text": lambda: Gemma3TextConfig(**GEMMA),
     "gemma3": _gemma3_with_vision,
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCAB, n_embd=D_MODEL, n_layer=N_LAYERS, n_head=4, n_positions=64, **IDS
-    ),
+    "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_embd=D_MODEL, n_layer=N_LAYERS, n_head=4, n_positions=64, **IDS),
     "gpt_neox": lambda: GPTNeoXConfig(**COMMON),
 }
 

@@ -11,9 +11,7 @@ from ..sources.tiny_models import D_MODEL
 N_FEATURES = 10
 
 
-def random_dictionary(
-    site, *, width=D_MODEL, tap=None, activation=None, preprocessing=None, n_features=N_FEATURES
-):
+def random_dictionary(site, *, width=D_MODEL, tap=None, activation=None, preprocessing=None, n_features=N_FEATURES):
     """Rows of lengths other than 1, thresholds of each feature's own."""
     make = torch.Generator().manual_seed(10 * site.layer + site.part.rank)
     draw = lambda *shape: torch.randn(*shape, generator=make)  # noqa: E731

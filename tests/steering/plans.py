@@ -9,9 +9,7 @@ from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step
 finite = st.floats(allow_nan=False, allow_infinity=False)
 counts = st.integers(0, 2**40)
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
-features = st.builds(
-    FeatureId, st.builds(Site, st.integers(0, 9999), st.sampled_from(Part)), st.integers(0, 10**9 - 1)
-)
+features = st.builds(FeatureId, st.builds(Site, st.integers(0, 9999), st.sampled_from(Part)), st.integers(0, 10**9 - 1))
 tokens = st.one_of(st.just(()), st.tuples(counts), st.tuples(counts, counts), st.lists(counts, max_size=4))
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | finite | texts,
@@ -23,9 +21,7 @@ json_values = st.recursive(
 raw_plans = st.fixed_dictionaries(
     {
         "direction": st.sampled_from(Direction),
-        "steps": st.lists(
-            st.tuples(features, finite, texts, texts), max_size=6, unique_by=lambda row: row[0]
-        ),
+        "steps": st.lists(st.tuples(features, finite, texts, texts), max_size=6, unique_by=lambda row: row[0]),
         "release": texts,
         "model": texts,
         "theme": texts,

@@ -48,9 +48,13 @@ def inputs(**changes):
 def theme(name="carrying", start="carried", **changes):
     """A theme that starts at one feature of layer 1."""
     told = {
-        "subject": "carry", "release": "planted", "starts": (plant().feature("1/res", start),), "examples": TEXTS,
-        "activate": Task("nothing", "nothing carry", 4), "suppress": Task("carry", "nothing nothing", 5),
-    }  # fmt: skip
+        "subject": "carry",
+        "release": "planted",
+        "starts": (plant().feature("1/res", start),),
+        "examples": TEXTS,
+        "activate": Task("nothing", "nothing carry", 4),
+        "suppress": Task("carry", "nothing nothing", 5),
+    }
     return Theme(name, **(told | changes))
 
 

@@ -30,13 +30,7 @@ PLAN = SteeringPlan(
     Direction.ACTIVATE,
     tuple(
         Step(feature(name), value)
-        for name, value in [
-            ("2/res/5", 4.0),
-            ("2/res/9", 2.0),
-            ("2/mlp/7", -3.0),
-            ("3/res/1", 1.0),
-            ("3/att/2", 2.0),
-        ]
+        for name, value in [("2/res/5", 4.0), ("2/res/9", 2.0), ("2/mlp/7", -3.0), ("3/res/1", 1.0), ("3/att/2", 2.0)]
     ),
 )
 OTHERS = frozenset(map(feature, ("2/res/5", "2/res/9", "2/res/100", "3/res/44")))
@@ -73,9 +67,7 @@ def test_a_target_is_avoided_even_where_few_rows_are_left() -> None:
     [drawn] = random_mirrors(plan, planted.dictionaries, planted.model, avoid=avoid, seeds=[0])
     assert set(drawn.features) == free
     with pytest.raises(InvalidArgument, match="1 rows that no target names, and 2 are needed"):
-        random_mirrors(
-            plan, planted.dictionaries, planted.model, avoid=avoid | {FeatureId(site, 5)}, seeds=[0]
-        )
+        random_mirrors(plan, planted.dictionaries, planted.model, avoid=avoid | {FeatureId(site, 5)}, seeds=[0])
 
 
 def test_what_features_write_is_the_mean_of_activation_times_row_over_all_tokens() -> None:
@@ -120,9 +112,7 @@ def test_silent_features_stand_in_for_an_active_one_only_where_there_is_no_other
     active = np.zeros(planted.dictionaries[site].n_features)
     active[[0, 4, 6]] = 1.0, 5.0, 0.2
     plan = SteeringPlan(Direction.SUPPRESS, (Step(FeatureId(site, 0), 0.0),))
-    drawn = random_mirrors(
-        plan, planted.dictionaries, planted.model, avoid=(), seeds=range(200), active={site: active}
-    )
+    drawn = random_mirrors(plan, planted.dictionaries, planted.model, avoid=(), seeds=range(200), active={site: active})
     chosen = {plan.features[0].index for plan in drawn}
     assert chosen == {4, 6}
     lonely = {site: np.where(np.arange(len(active)) == 0, 1.0, 0.0)}

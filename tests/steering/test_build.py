@@ -31,9 +31,7 @@ CUT = Thresholds(res=0.3, module=0.35)
 
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory):
-    return build_atlas(
-        DICTIONARIES, out=tmp_path_factory.mktemp("atlas"), k=5, release="tiny", model="tiny-model"
-    )
+    return build_atlas(DICTIONARIES, out=tmp_path_factory.mktemp("atlas"), k=5, release="tiny", model="tiny-model")
 
 
 def ask(**more):
@@ -147,10 +145,7 @@ def test_features_that_do_not_drive_the_output_are_left_out(atlas, found):
     scores = output_scores(MODEL, DICTIONARIES, [t.feature for t in found])
     least = sorted(scores.values())[len(scores) // 2]
     made = build_plan(
-        ask(fold=False, min_output_score=least, shares=False),
-        atlas=atlas,
-        dictionaries=DICTIONARIES,
-        model=MODEL,
+        ask(fold=False, min_output_score=least, shares=False), atlas=atlas, dictionaries=DICTIONARIES, model=MODEL
     )
     assert made.features == tuple(f for f, score in scores.items() if score >= least)
     assert {d.feature for d in made.dropped} == {f for f, score in scores.items() if score < least}
@@ -254,8 +249,9 @@ def test_a_request_that_cannot_be_meant_is_refused_at_once(more, said):
 def test_a_plan_that_was_built_steers_as_it_says(atlas):
     made = build_plan(
         ask(schedule=Constant(4.0), reach=Reach.SINGLE, upto=N_LAYERS - 1, parts=(Part.RES,)),
-        atlas=atlas, dictionaries=DICTIONARIES,
-    )  # fmt: skip
+        atlas=atlas,
+        dictionaries=DICTIONARIES,
+    )
     site = Site(N_LAYERS - 1, Part.RES)
     tokens = MODEL.tokenize(TEXTS[:1])
     plain = MODEL.capture(tokens, [site])[site]

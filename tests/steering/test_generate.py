@@ -46,9 +46,7 @@ def test_each_text_is_the_one_its_plan_and_seed_define(model_type):
     assert [one.request for one in found] == requests
     for one in found:
         assert one.ids == by_hand(model, made, one.request, SHORT)
-        assert one.request.prompt + one.text == " ".join(
-            [one.request.prompt, *(f"w{i}" for i in one.ids if i > 2)]
-        )
+        assert one.request.prompt + one.text == " ".join([one.request.prompt, *(f"w{i}" for i in one.ids if i > 2)])
     assert len({one.ids for one in found}) > 6
     assert hooks_on(model) == 0
 
@@ -56,9 +54,7 @@ def test_each_text_is_the_one_its_plan_and_seed_define(model_type):
 @families
 def test_texts_do_not_depend_on_batch_size_or_order(model_type):
     model, made = tiny_model(model_type), dictionaries()
-    requests = [
-        Request(TEXTS[seed % 3], seed, plan) for seed in range(5) for plan in (None, STEERED, REMOVED)
-    ]
+    requests = [Request(TEXTS[seed % 3], seed, plan) for seed in range(5) for plan in (None, STEERED, REMOVED)]
     found = generate(model, made, requests, SHORT)
     for batch in (1, 4):
         again = generate(model, made, requests, SHORT, batch=batch)
@@ -106,13 +102,7 @@ def test_the_sampling_a_model_ships_with_is_not_used():
     model, made = endless("llama"), dictionaries()
     requests = [Request(TEXTS[0], seed, STEERED) for seed in range(3)]
     plain = generate(model, made, requests, SHORT)
-    own = {
-        "do_sample": True,
-        "top_k": 1,
-        "repetition_penalty": 9.0,
-        "no_repeat_ngram_size": 1,
-        "min_new_tokens": 3,
-    }
+    own = {"do_sample": True, "top_k": 1, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_new_tokens": 3}
     model.hf_model.generation_config.update(**own)
     assert generate(model, made, requests, SHORT) == plain
     assert model.hf_model.generation_config.repetition_penalty == 9.0
@@ -147,9 +137,12 @@ def test_the_batch_ends_when_all_its_texts_have():
     model, made = ending("llama"), dictionaries()
     steps = []
     found = generate(
-        model, made, [Request(TEXTS[0], seed) for seed in range(3)], Sampling(max_new_tokens=50),
+        model,
+        made,
+        [Request(TEXTS[0], seed) for seed in range(3)],
+        Sampling(max_new_tokens=50),
         on_token=lambda texts: steps.append(len(texts)),
-    )  # fmt: skip
+    )
     assert len(steps) == max(len(one.ids) for one in found) + 1 < 50
 
 
@@ -162,9 +155,7 @@ def test_on_token_sees_the_texts_grow_in_the_order_of_the_batch():
     assert seen[7] == (found[0].text, found[1].text)
     assert seen[15] == (found[2].text,)
     for before, after in pairwise(seen[:8]):
-        assert all(
-            late.startswith(early) and late != early for early, late in zip(before, after, strict=True)
-        )
+        assert all(late.startswith(early) and late != early for early, late in zip(before, after, strict=True))
 
 
 def test_progress_is_told_after_every_batch():

@@ -12,16 +12,7 @@ from saeflow.flow import Edge, FlowGraph, Node, Thresholds, trace
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.build import build_atlas
 from saeflow.steering.build import Chosen, valued
-from saeflow.steering.growth import (
-    Reach,
-    Target,
-    activation_plan,
-    grow,
-    pick,
-    schedule_span,
-    suppression_plan,
-    targets,
-)
+from saeflow.steering.growth import Reach, Target, activation_plan, grow, pick, schedule_span, suppression_plan, targets
 from saeflow.steering.plan import Direction, Dropped
 from saeflow.steering.schedule import Constant, Exponential, Linear
 
@@ -111,10 +102,7 @@ def test_scores_agree_with_trying_every_path(edges):
         assert found[other] == max(min(net.edges[e]["score"] for e in nx.utils.pairwise(p)) for p in paths)
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["0/res/0", "1/res/1", "2/res/0"]), edge_tables()), max_size=4),
-    st.data(),
-)
+@given(st.lists(st.tuples(st.sampled_from(["0/res/0", "1/res/1", "2/res/0"]), edge_tables()), max_size=4), st.data())
 def test_the_union_does_not_depend_on_the_order_of_the_graphs(drawn, data):
     graphs = [graph_of(seed, edges) for seed, edges in drawn]
     found = targets(graphs)
@@ -194,10 +182,7 @@ def plans_of(**how):
 
 def test_single_is_cumulative_at_the_first_layer():
     first = min(t.feature.layer for t in TARGETS)
-    single, cumulative = (
-        plans_of(reach=Reach.SINGLE, upto=first),
-        plans_of(reach=Reach.CUMULATIVE, upto=first),
-    )
+    single, cumulative = (plans_of(reach=Reach.SINGLE, upto=first), plans_of(reach=Reach.CUMULATIVE, upto=first))
     assert [plan.steps for plan in single] == [plan.steps for plan in cumulative]
 
 
@@ -212,9 +197,15 @@ def test_cumulative_at_the_last_layer_is_the_whole_span_and_singles_make_it_up()
 def test_a_plan_says_what_it_was_made_of():
     chosen = Chosen(TARGETS, (Dropped(feature("9/res/9"), "no"),))
     about = {
-        "release": "r", "model": "m", "theme": "t", "made_by": {"k": 2}, "scales": None,
-        "labels": {feature("1/res/1"): "tides"}, "reach": Reach.CUMULATIVE, "upto": 2,
-    }  # fmt: skip
+        "release": "r",
+        "model": "m",
+        "theme": "t",
+        "made_by": {"k": 2},
+        "scales": None,
+        "labels": {feature("1/res/1"): "tides"},
+        "reach": Reach.CUMULATIVE,
+        "upto": 2,
+    }
     for direction in Direction:
         plan = valued(chosen, direction, Constant(1.0), 0.0, **about)
         assert plan.direction is direction
@@ -229,10 +220,7 @@ def test_a_plan_says_what_it_was_made_of():
     ("how", "said"),
     [
         ({"reach": Reach.SINGLE, "upto": 3}, "at layer 3. There are targets at layers 0, 1, 2, 4"),
-        (
-            {"reach": Reach.CUMULATIVE, "upto": -1},
-            "at layers 0 to -1. There are targets at layers 0, 1, 2, 4",
-        ),
+        ({"reach": Reach.CUMULATIVE, "upto": -1}, "at layers 0 to -1. There are targets at layers 0, 1, 2, 4"),
         ({"reach": Reach.SINGLE}, "reach single needs a layer"),
         ({"reach": Reach.CUMULATIVE}, "reach cumulative needs a layer"),
         ({"upto": 3}, "upto = 3 has no meaning"),

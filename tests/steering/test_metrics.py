@@ -62,9 +62,7 @@ def test_no_more_logits_at_once_than_there_is_room_for(monkeypatch) -> None:
     model, made, rows = tiny_model("llama"), generations(20), []
     monkeypatch.setattr("saeflow.steering.metrics.LOGITS_CPU", 4 * VOCAB * 16 * 3)
     loss = model.loss
-    monkeypatch.setattr(
-        model, "loss", lambda tokens: rows.append(tuple(tokens.input_ids.shape)) or loss(tokens)
-    )
+    monkeypatch.setattr(model, "loss", lambda tokens: rows.append(tuple(tokens.input_ids.shape)) or loss(tokens))
     few = losses(model, PROMPT, made)
     assert max(batch * width for batch, width in rows) <= 16 * 3
     assert sum(batch for batch, _ in rows) == 20

@@ -72,9 +72,7 @@ def test_dictionaries_of_every_kind_are_turned_up_in_the_tensor_they_read(more):
     dictionary = random_dictionary(site, **more)
     found = output_scores(model, {site: dictionary}, features(site, 4), prompts=PROMPTS[1:], factor=2.0, k=K)
     for feature, score in found.items():
-        assert score == pytest.approx(
-            by_hand(model, dictionary, feature.index, PROMPTS[1], 2.0), rel=1e-3, abs=1e-7
-        )
+        assert score == pytest.approx(by_hand(model, dictionary, feature.index, PROMPTS[1], 2.0), rel=1e-3, abs=1e-7)
 
 
 def test_a_transcoder_is_turned_up_where_it_writes_by_what_it_reads():
@@ -107,9 +105,7 @@ def test_several_prompts_give_the_mean_and_batches_do_not_matter(monkeypatch):
         assert score == pytest.approx(sum(scores[feature] for scores in alone) / 2, rel=1e-6)
     told = []
     monkeypatch.setattr(output_score, "AT_ONCE", 3)
-    split = output_scores(
-        model, made, features(site), prompts=PROMPTS, k=K, progress=lambda *news: told.append(news)
-    )
+    split = output_scores(model, made, features(site), prompts=PROMPTS, k=K, progress=lambda *news: told.append(news))
     assert split == pytest.approx(both, rel=1e-5, abs=1e-9)
     assert told == [(done, N_FEATURES, "1/res") for done in (0, 3, 6, 9)]
 
@@ -120,9 +116,14 @@ def speaking(model, site, rows):
     bias = torch.full((n,), -1.0)
     bias[0] = 5.0
     return Dictionary(
-        site, tap=Tap.of(site.part), W_enc=torch.zeros(n, D_MODEL), b_enc=bias, W_dec=rows,
-        b_dec=torch.zeros(D_MODEL), activation=ReLU(),
-    )  # fmt: skip
+        site,
+        tap=Tap.of(site.part),
+        W_enc=torch.zeros(n, D_MODEL),
+        b_enc=bias,
+        W_dec=rows,
+        b_dec=torch.zeros(D_MODEL),
+        activation=ReLU(),
+    )
 
 
 def test_a_row_that_speaks_scores_one_and_one_too_weak_to_speak_what_the_model_says_anyway():
@@ -133,9 +134,7 @@ def test_a_row_that_speaks_scores_one_and_one_too_weak_to_speak_what_the_model_s
     token = head[7] * gain
     weak = token / token.norm() * 1e-6
     rows = torch.stack([20 * token, weak]).detach()
-    scores = output_scores(
-        model, {site: speaking(model, site, rows)}, features(site, 2), prompts=PROMPTS, k=1
-    )
+    scores = output_scores(model, {site: speaking(model, site, rows)}, features(site, 2), prompts=PROMPTS, k=1)
     said, silent = scores.values()
     assert said > 0.95
     # the second promotes the same token, too weakly to change the model: its probability stays what it was
@@ -165,9 +164,7 @@ def test_a_prompt_on_which_nothing_fires_is_left_out_and_none_is_an_error():
     assert output_scores(model, half, some, prompts=PROMPTS, k=K) == output_scores(
         model, half, some, prompts=[loud], k=K
     )
-    with pytest.raises(
-        InvalidArgument, match=r"no feature at 1/res is active at the end of 'w.*Give other prompts"
-    ):
+    with pytest.raises(InvalidArgument, match=r"no feature at 1/res is active at the end of 'w.*Give other prompts"):
         output_scores(model, half, some, prompts=[quiet], k=K)
     with pytest.raises(InvalidArgument, match="no prompt"):
         output_scores(model, half, some, prompts=[], k=K)

@@ -59,11 +59,7 @@ def test_edits_by_hand_survive(tmp_path):
     path.write_text("\n".join(lines))
     read = load_plan(path)
     assert read.theme == "seas"
-    assert [(str(s.feature), s.value) for s in read.steps] == [
-        ("0/mlp/9", -0.25),
-        ("1/res/1", 7.0),
-        ("3/res/3", 3.0),
-    ]
+    assert [(str(s.feature), s.value) for s in read.steps] == [("0/mlp/9", -0.25), ("1/res/1", 7.0), ("3/res/3", 3.0)]
     assert read.steps[0].label == "by me"
     read.save(path)
     assert load_plan(path) == read
@@ -71,8 +67,7 @@ def test_edits_by_hand_survive(tmp_path):
 
 def test_a_person_may_write_no_more_than_what_is_needed():
     text = (
-        '{"format": "saeflow-plan", "version": 1, "direction": "suppress", '
-        '"steps": [{"feature": "2/res/1", "r": 0}]}'
+        '{"format": "saeflow-plan", "version": 1, "direction": "suppress", "steps": [{"feature": "2/res/1", "r": 0}]}'
     )
     assert SteeringPlan.from_json(text) == plan_of("suppress", {"2/res/1": 0.0})
 
@@ -82,9 +77,7 @@ def step(**changes):
 
 
 def text_of(**changes):
-    return json.dumps(
-        {"format": "saeflow-plan", "version": 1, "direction": "activate", "steps": [step()], **changes}
-    )
+    return json.dumps({"format": "saeflow-plan", "version": 1, "direction": "activate", "steps": [step()], **changes})
 
 
 STEPS = [step(feature="1/res/1"), step()]
@@ -110,10 +103,7 @@ STEPS = [step(feature="1/res/1"), step()]
         (text_of(steps=[{"strength": 1.0}]), 'step 1: there is no "feature"'),
         (text_of(steps=[step(feature="2-res-114")]), "step 1: .*'2-res-114' is no feature"),
         (text_of(steps=[step(feature=114)]), "step 1: .*'114' is no feature"),
-        (
-            text_of(steps=[*STEPS[:1], {"feature": "2/res/114"}]),
-            r'step 2 \(2/res/114\): there is no "strength"',
-        ),
+        (text_of(steps=[*STEPS[:1], {"feature": "2/res/114"}]), r'step 2 \(2/res/114\): there is no "strength"'),
         (text_of(steps=[step(strength="6")]), r'step 1 \(2/res/114\): "strength" is "6". Write a finite'),
         (text_of(steps=[step(strength=True)]), '"strength" is true'),
         (text_of(steps=[step(strength=float("nan"))]), '"strength" is NaN'),
@@ -135,10 +125,7 @@ STEPS = [step(feature="1/res/1"), step()]
         (text_of(tokens={"start": 4, "stop": 2}), '"tokens": .*4 to 2'),
         (text_of(tokens={"at": [1.5]}), '"tokens" is'),
         (text_of(tokens={}), '"tokens" is {}'),
-        (
-            text_of().replace('"strength": 6.2', '"strength": 6.2, "strength": 8'),
-            '"strength" stands more than',
-        ),
+        (text_of().replace('"strength": 6.2', '"strength": 6.2, "strength": 8'), '"strength" stands more than'),
     ],
 )
 def test_a_slip_of_the_hand_is_named_with_what_to_write(tmp_path, text, said):
@@ -158,10 +145,7 @@ def test_a_file_that_is_not_there_or_no_text_is_one_message(tmp_path):
 
 
 def test_edits_are_one_a_site_in_order_of_computation():
-    assert ACTIVATE.edits == (
-        Add({feature("1/mlp/0"): -1.5}),
-        Add({feature("3/res/2"): 6.2, feature("3/res/5"): 2.0}),
-    )
+    assert ACTIVATE.edits == (Add({feature("1/mlp/0"): -1.5}), Add({feature("3/res/2"): 6.2, feature("3/res/5"): 2.0}))
     assert tuple(ACTIVATE) == ACTIVATE.edits
     assert ACTIVATE.sites == (Site(1, Part.MLP), Site(3, Part.RES))
     assert (ACTIVATE.layers, ACTIVATE.span) == ((1, 3), (1, 3))
@@ -185,8 +169,7 @@ def test_edits_touch_the_tokens_of_the_plan():
 def test_a_plan_goes_into_a_model_as_its_edits_do(plan):
     model = tiny_model("llama")
     plan = SteeringPlan(
-        plan.direction,
-        tuple(Step(feature(str(s.feature).replace("3/res", "2/res")), s.value) for s in plan.steps),
+        plan.direction, tuple(Step(feature(str(s.feature).replace("3/res", "2/res")), s.value) for s in plan.steps)
     )
     dictionaries = random_dictionaries(Site(1, Part.MLP), Site(2, Part.RES))
     tokens = model.tokenize(TEXTS)
@@ -248,9 +231,7 @@ def test_a_plan_is_sorted_keeps_its_own_copies_and_refuses_what_it_cannot_mean()
         plan_of("activate", {}, made_by={"when": object()})
 
 
-@pytest.mark.parametrize(
-    "module", ["", ".schedule", ".plan", ".plan_file", ".growth", ".build", ".theme", ".starts"]
-)
+@pytest.mark.parametrize("module", ["", ".schedule", ".plan", ".plan_file", ".growth", ".build", ".theme", ".starts"])
 def test_plans_are_made_and_read_without_torch(module):
     code = f"import saeflow.steering{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

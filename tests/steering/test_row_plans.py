@@ -75,9 +75,14 @@ def test_a_feature_that_is_silent_changes_no_bit():
     site = Site(1, Part.RES)
     rows = torch.randn(2, D_MODEL)
     silent = Dictionary(
-        site, tap=Tap.RES, W_enc=rows, b_enc=torch.zeros(2), W_dec=rows, b_dec=torch.zeros(D_MODEL),
+        site,
+        tap=Tap.RES,
+        W_enc=rows,
+        b_enc=torch.zeros(2),
+        W_dec=rows,
+        b_dec=torch.zeros(D_MODEL),
         activation=JumpReLU(torch.full((2,), 1e6)),
-    )  # fmt: skip
+    )
     h = torch.randn(2, 3, D_MODEL)
     h[0, 0] = -0.0
     for r in (0.0, 3.0, -1.0):
@@ -105,10 +110,14 @@ def planted(site, h, lengths):
     signs = h[..., : len(lengths)].mean(dim=(0, 1)).sign()
     rows = torch.eye(D_MODEL)[: len(lengths)] * (signs * torch.tensor(lengths))[:, None]
     return Dictionary(
-        site, tap=Tap.of(site.part), W_enc=rows / rows.norm(dim=1, keepdim=True) ** 2,
-        b_enc=torch.zeros(len(lengths)), W_dec=rows, b_dec=torch.zeros(D_MODEL),
+        site,
+        tap=Tap.of(site.part),
+        W_enc=rows / rows.norm(dim=1, keepdim=True) ** 2,
+        b_enc=torch.zeros(len(lengths)),
+        W_dec=rows,
+        b_dec=torch.zeros(D_MODEL),
         activation=JumpReLU(torch.zeros(len(lengths))),
-    )  # fmt: skip
+    )
 
 
 @families
@@ -230,9 +239,14 @@ def test_every_decoded_token_is_edited_in_every_row_as_its_plan_says(model_type,
     with model.intervening(row_changes(plans, made, model)):
         expected, logits = _recomputed(model, ids, 7)
         out = model.hf_model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=7, do_sample=False,
-            output_logits=True, return_dict_in_generate=True, use_cache=True,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=7,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            use_cache=True,
+        )
     torch.testing.assert_close(torch.stack(out.logits), logits, atol=1e-3, rtol=1e-3)
     assert torch.equal(out.sequences, expected)
     unsteered, plain = _recomputed(model, ids, 7)
@@ -254,13 +268,7 @@ def test_a_plan_works_inside_plain_sampling_with_return_sequences_and_left_paddi
         ids[row, width - n :], mask[row, width - n :] = texts.input_ids[row, :n], 1
     plan = activation({"0/res/1": 2.0, "2/mlp/3": 1.0})
     remove = suppression({"1/res/2": 0.0, "1/res/3": -1.0})
-    settings = {
-        "max_new_tokens": 5,
-        "do_sample": True,
-        "top_k": 0,
-        "num_return_sequences": 2,
-        "output_logits": True,
-    }
+    settings = {"max_new_tokens": 5, "do_sample": True, "top_k": 0, "num_return_sequences": 2, "output_logits": True}
     with model.intervening(plan, made), model.intervening(remove, made):
         torch.manual_seed(0)
         out = model.hf_model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **settings)
@@ -268,9 +276,7 @@ def test_a_plan_works_inside_plain_sampling_with_return_sequences_and_left_paddi
         for row, text in enumerate(out.sequences):
             n = texts.lengths[row // 2]
             with torch.no_grad():
-                whole = model.hf_model(input_ids=text[None, width - n : -1], use_cache=False).logits[
-                    0, n - 1 :
-                ]
+                whole = model.hf_model(input_ids=text[None, width - n : -1], use_cache=False).logits[0, n - 1 :]
             torch.testing.assert_close(logits[row], whole, atol=2e-3, rtol=2e-3)
     with torch.no_grad():
         plain = model.hf_model(input_ids=out.sequences[:1, :-1], use_cache=False).logits[0, width - 1 :]
@@ -290,17 +296,18 @@ def test_token_positions_on_a_left_padded_batch_are_those_each_text_has_alone(mo
         suppression({"1/res/2": -1.0, "1/res/6": 0.0, "2/att/3": 2.0}, where),
         activation({"0/res/7": -4.0}, where),
     ]
-    alike = [
-        Rescale((FeatureId.parse("1/res/2"),), 3.0, where),
-        Add({FeatureId.parse("0/res/1"): 5.0}, where),
-    ]
+    alike = [Rescale((FeatureId.parse("1/res/2"),), 3.0, where), Add({FeatureId.parse("0/res/1"): 5.0}, where)]
 
     def decoded(ids, mask, edits, meter):
         with model.intervening(edits(meter), made):
             out = model.hf_model.generate(
-                ids, attention_mask=mask, max_new_tokens=5, do_sample=False, output_logits=True,
+                ids,
+                attention_mask=mask,
+                max_new_tokens=5,
+                do_sample=False,
+                output_logits=True,
                 return_dict_in_generate=True,
-            )  # fmt: skip
+            )
         return torch.stack(out.logits, dim=1)
 
     together = ShareMeter(skip=1)
@@ -355,10 +362,7 @@ def test_a_plan_that_names_its_release_needs_no_dictionaries(monkeypatch):
         with model.intervening(edits):
             assert all(torch.equal(value, expected[key]) for key, value in states(model, tokens).items())
     assert asked == ["mine", "mine"]
-    with (
-        pytest.raises(InvalidArgument, match="Pass dictionaries"),
-        model.intervening(activation({"1/res/3": 2.0})),
-    ):
+    with pytest.raises(InvalidArgument, match="Pass dictionaries"), model.intervening(activation({"1/res/3": 2.0})):
         pass
 
 
@@ -393,9 +397,7 @@ def test_features_of_a_transcoder_are_added_and_not_rescaled():
     )
     for use in (lambda plan: row_changes([plan], {site: transcoder}, model), lambda plan: plan):
         with (
-            pytest.raises(
-                InvalidArgument, match=r"1/mlp/3 belongs to a transcoder: it reads mlp_in and writes 1/mlp"
-            ),
+            pytest.raises(InvalidArgument, match=r"1/mlp/3 belongs to a transcoder: it reads mlp_in and writes 1/mlp"),
             model.intervening(use(suppression({"1/mlp/3": 0.0})), {site: transcoder}),
         ):
             pass

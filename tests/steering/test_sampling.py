@@ -23,9 +23,7 @@ def logits_of(rows, vocabulary, spread=2.0, seed=0):
 def nucleus(logits, top_p):
     """Every token of every row, asked for one by one as the sampler asks."""
     probabilities = logits.softmax(dim=-1)
-    asked = [
-        likelier(probabilities, torch.full((len(logits),), t))[1] < top_p for t in range(logits.shape[1])
-    ]
+    asked = [likelier(probabilities, torch.full((len(logits),), t))[1] < top_p for t in range(logits.shape[1])]
     return torch.stack(asked, dim=1)
 
 
@@ -47,9 +45,7 @@ def test_a_draw_is_the_best_noisy_token_of_the_sorted_nucleus(top_p):
     expected = (kept + noise).argmax(dim=-1)
     assert torch.equal(draw(logits, noise, top_p), expected)
     if top_p < 1:
-        assert not torch.equal(
-            (logits + noise).argmax(dim=-1), expected
-        )  # the noise alone often leaves the nucleus
+        assert not torch.equal((logits + noise).argmax(dim=-1), expected)  # the noise alone often leaves the nucleus
 
 
 def test_equally_likely_tokens_are_in_or_out_together():

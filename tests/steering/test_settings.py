@@ -21,9 +21,7 @@ def test_a_grid_is_every_layer_at_every_value_for_each_method_of_the_direction()
     assert grid.of_method(UP, "linear", (3, 1, 4)) == tuple(
         Setting("linear", layer, "linear", s) for layer in (3, 4) for s in (1.0, 2.0)
     )
-    assert grid.of_method(UP, "single", (1,)) == tuple(
-        Setting("single", 1, "constant", s) for s in (1.0, 2.0)
-    )
+    assert grid.of_method(UP, "single", (1,)) == tuple(Setting("single", 1, "constant", s) for s in (1.0, 2.0))
     assert grid.of_method(DOWN, "cumulative", (1, 2, 3)) == tuple(
         Setting("cumulative", layer, "constant", 0.0) for layer in (2, 3)
     )
@@ -86,9 +84,12 @@ def test_layers_without_a_feature_are_refused_naming_those_with_one() -> None:
 
 def test_settings_come_back_from_their_lists_and_name_files_apart() -> None:
     settings = [
-        Setting("none"), Setting("single", 2, "constant", -1.0), Setting("linear", 2, "linear", 0.5),
-        Setting("random", 2, "linear", 0.5, "linear"), Setting("random", 2, "linear", 0.5, "single"),
-    ]  # fmt: skip
+        Setting("none"),
+        Setting("single", 2, "constant", -1.0),
+        Setting("linear", 2, "linear", 0.5),
+        Setting("random", 2, "linear", 0.5, "linear"),
+        Setting("random", 2, "linear", 0.5, "single"),
+    ]
     assert [Setting.of(json.loads(json.dumps(s.to_list()))) for s in settings] == settings
     names = [setting.name(direction) for setting in settings for direction in (UP, DOWN)]
     assert len(set(names)) == len(names)

@@ -100,9 +100,7 @@ def test_effort_counts_live_rows_and_decoded_tokens_alike():
     plan = activation({"0/res/1": 1.0, "2/res/1": 1.0})
     meter = ShareMeter(skip=1)
     with model.intervening(row_changes([plan], made, model, meter=meter)):
-        out = model.hf_model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
-        )
+        out = model.hf_model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
     whole = measured(model, [plan], Tokens(out[:, :-1], torch.ones_like(out[:, :-1])), made)
     assert meter.total(1) == pytest.approx(whole.total(1), rel=1e-4)
     dead = ShareMeter()

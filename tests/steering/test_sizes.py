@@ -13,16 +13,7 @@ from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Norm, Preprocessing
 from saeflow.steering.plan import Direction
-from saeflow.steering.sizes import (
-    Budget,
-    PlanChange,
-    fit_budget,
-    hidden_norms,
-    norm_sites,
-    plan_change,
-    shares,
-    within,
-)
+from saeflow.steering.sizes import Budget, PlanChange, fit_budget, hidden_norms, norm_sites, plan_change, shares, within
 
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_model
 from .dictionaries import random_dictionaries, random_dictionary
@@ -65,8 +56,7 @@ def test_the_hidden_norm_is_the_mean_over_real_tokens(family):
     found = hidden_norms(model, sites, TEXTS * 3)
     for site in sites:
         lengths = [
-            model.capture(tokens, [site])[site][0, real].norm(dim=-1)
-            for tokens, real in real_tokens(model, TEXTS)
+            model.capture(tokens, [site])[site][0, real].norm(dim=-1) for tokens, real in real_tokens(model, TEXTS)
         ]
         assert found[site] == pytest.approx(torch.cat(lengths).mean().item(), rel=1e-5)
 
@@ -83,9 +73,7 @@ def test_what_is_added_at_one_layer_is_what_moves_it():
     together = 3 * unit("1/mlp/2") - 2 * unit("1/res/0") + 1.5 * unit("1/res/7")
     assert change.at_site[Site(1, Part.MLP)] == pytest.approx(3.0)
     assert change.at_layer == pytest.approx({1: together.norm().item()})
-    assert change.at_layer[1] == pytest.approx(
-        mean_change(MODEL, plan, DICTIONARIES, Site(1, Part.RES)), rel=1e-4
-    )
+    assert change.at_layer[1] == pytest.approx(mean_change(MODEL, plan, DICTIONARIES, Site(1, Part.RES)), rel=1e-4)
     assert change.upto == change.at_layer
 
 
@@ -120,9 +108,7 @@ def test_one_row_at_every_layer_counts_every_time_and_its_opposite_takes_it_back
 
 
 @pytest.mark.parametrize("part", [Part.MLP, Part.RES])
-@pytest.mark.parametrize(
-    "preprocessing", [None, Preprocessing(norm=Norm.RESCALE), Preprocessing(center=True)]
-)
+@pytest.mark.parametrize("preprocessing", [None, Preprocessing(norm=Norm.RESCALE), Preprocessing(center=True)])
 def test_what_a_suppression_changes_is_what_moves_the_stream(part, preprocessing):
     site = Site(1, part)
     dictionaries = {site: random_dictionary(site, preprocessing=preprocessing)}
@@ -223,9 +209,7 @@ def test_a_budget_is_never_exceeded_and_never_strengthens(direction, strengths, 
     assert made.steps == plan.scaled(told["scale"]).steps
     assert (told["per_layer"], told["total"]) == (per_layer, total)
     assert told["before"] == {"per_layer": before.per_layer, "total": before.total}
-    assert told["after"] == pytest.approx(
-        {"per_layer": after.per_layer, "total": after.total}, rel=1e-6, abs=1e-9
-    )
+    assert told["after"] == pytest.approx({"per_layer": after.per_layer, "total": after.total}, rel=1e-6, abs=1e-9)
     fits = (per_layer is None or before.per_layer <= per_layer) and (total is None or before.total <= total)
     assert (told["scale"] == 1) == fits
     if fits:
@@ -244,9 +228,13 @@ def loudest(site):
 CUMULATIVE = {
     loudest(Site(layer, part)): r
     for layer, part, r in (
-        (0, Part.RES, -2.0), (1, Part.ATT, -1.0), (1, Part.MLP, 0.0), (1, Part.RES, -1.0), (2, Part.RES, 0.5)
+        (0, Part.RES, -2.0),
+        (1, Part.ATT, -1.0),
+        (1, Part.MLP, 0.0),
+        (1, Part.RES, -1.0),
+        (2, Part.RES, 0.5),
     )
-}  # fmt: skip
+}
 
 
 def test_under_the_plan_each_site_finds_what_the_plan_has_left():
@@ -289,9 +277,7 @@ def test_a_suppression_is_weakened_no_more_than_it_must_be():
         made = fit_budget(plan, budget, DICTIONARIES, MODEL, TEXTS, norms=NORMS)
         c = made.made_by["budget"]["scale"]
         assert 0.05 < c < 1
-        more = shares(
-            plan_change(plan.scaled(1.03 * c), DICTIONARIES, MODEL, texts=TEXTS, steered=True), NORMS
-        )
+        more = shares(plan_change(plan.scaled(1.03 * c), DICTIONARIES, MODEL, texts=TEXTS, steered=True), NORMS)
         assert not budget.holds(more)
         told = made.made_by["budget"]["before"]
         assert told == {"per_layer": before.per_layer, "total": before.total}
@@ -315,7 +301,5 @@ def test_an_empty_plan_fits_every_budget():
 
 
 def test_shares_are_told_by_layer():
-    told = shares(
-        PlanChange({}, {1: 2.0, 3: 1.0}, {1: 2.0, 3: 3.0}), {Site(1, Part.RES): 10, Site(3, Part.RES): 20}
-    )
+    told = shares(PlanChange({}, {1: 2.0, 3: 1.0}, {1: 2.0, 3: 3.0}), {Site(1, Part.RES): 10, Site(3, Part.RES): 20})
     assert told.to_dict() == {"per_layer": {"1": 0.2, "3": 0.05}, "total": 0.15}

@@ -190,9 +190,7 @@ class TestStatistics:
         side, on, off = random_side(seed)
         found, effects = side.p_values(), side.effects()
         for column in range(on.shape[1]):
-            one = stats.mannwhitneyu(
-                on[:, column], off[:, column], alternative="greater", method="asymptotic"
-            )
+            one = stats.mannwhitneyu(on[:, column], off[:, column], alternative="greater", method="asymptotic")
             expected = one.pvalue if effects[column] > 0 else 1.0
             assert found[column] == pytest.approx(expected, abs=1e-12)
 
@@ -215,11 +213,7 @@ class TestByTexts:
     def test_the_planted_features_of_a_word_are_found_at_every_site_it_reaches(self, planted):
         sites = [site for site in planted.dictionaries if site.part is not Part.ATT]
         made = contrast(
-            planted.model,
-            planted.dictionaries,
-            sentences("write", 24, 1),
-            sentences(None, 60, 2),
-            sites=sites,
+            planted.model, planted.dictionaries, sentences("write", 24, 1), sentences(None, 60, 2), sites=sites
         )
         named = {planted.feature("0/res", "write_cause"), planted.feature("1/mlp", "written")}
         named |= {planted.feature(f"{layer}/res", "write_cause") for layer in (1, 2)}
@@ -239,9 +233,7 @@ class TestByTexts:
 
     def test_nothing_is_found_where_both_are_drawn_alike(self, planted):
         found = [
-            contrast(
-                planted.model, planted.dictionaries, sentences(None, 24, seed), sentences(None, 60, 90 + seed)
-            )
+            contrast(planted.model, planted.dictionaries, sentences(None, 24, seed), sentences(None, 60, 90 + seed))
             for seed in range(10)
         ]
         assert sum(bool(made.found) for made in found) <= 2  # each with a chance of fdr = 0.05
@@ -259,15 +251,11 @@ class TestByTexts:
 
         monkeypatch.setattr("saeflow.steering.contrast._first_half", split)
         rich = ["double " * 8 + text for text in told]
-        first = contrast(
-            planted.model, planted.dictionaries, rich[:10] + told[10:], others, sites=[target.site]
-        )
+        first = contrast(planted.model, planted.dictionaries, rich[:10] + told[10:], others, sites=[target.site])
         assert [found.feature for found in first.found] == [target]
         assert first.found[0].effect > 2
         assert abs(first.found[0].replicated) < 1
-        second = contrast(
-            planted.model, planted.dictionaries, told[:10] + rich[10:], others, sites=[target.site]
-        )
+        second = contrast(planted.model, planted.dictionaries, told[:10] + rich[10:], others, sites=[target.site])
         assert second.found == ()
 
     def test_all_texts_are_chosen_with_when_none_are_held_out(self, planted):
@@ -312,9 +300,7 @@ class TestByTexts:
     def test_too_few_texts_are_refused(self, planted):
         for told, others in ((3, 9), (9, 3)):
             with pytest.raises(InvalidArgument, match=r"too few to compare\. Give 4 or more"):
-                contrast(
-                    planted.model, planted.dictionaries, sentences(None, told, 0), sentences(None, others, 0)
-                )
+                contrast(planted.model, planted.dictionaries, sentences(None, told, 0), sentences(None, others, 0))
 
 
 @pytest.fixture(scope="module")

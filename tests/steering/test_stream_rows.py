@@ -54,9 +54,7 @@ def test_a_threshold_comes_before_an_activity():
     dictionaries = random_dictionaries(RES)
     feature = FeatureId(RES, 1)
     assert has_threshold(dictionaries[RES], feature)
-    assert fold_scales(dictionaries, [feature], activity={feature: 99.0}) == fold_scales(
-        dictionaries, [feature]
-    )
+    assert fold_scales(dictionaries, [feature], activity={feature: 99.0}) == fold_scales(dictionaries, [feature])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -99,9 +97,7 @@ def special_free(model, values):
     kept = []
     for text, some in zip(TEXTS, values, strict=True):
         ids = model.tokenize([text]).input_ids[0, 1:]
-        kept += [
-            v for i, v in zip(ids.tolist(), some, strict=True) if i not in model.tokenizer.all_special_ids
-        ]
+        kept += [v for i, v in zip(ids.tolist(), some, strict=True) if i not in model.tokenizer.all_special_ids]
     return torch.stack(kept).mean()
 
 
@@ -110,8 +106,7 @@ def test_a_dictionary_that_normalises_writes_at_the_scale_of_its_tokens():
     dictionary = random_dictionary(RES, preprocessing=Preprocessing(norm=Norm.RESCALE))
     found = fold_scales({RES: dictionary}, at(RES, 2), model=model, texts=TEXTS)
     scales = [
-        model.capture(model.tokenize([text]), [RES])[RES][0, 1:].norm(dim=-1) / model.d_model**0.5
-        for text in TEXTS
+        model.capture(model.tokenize([text]), [RES])[RES][0, 1:].norm(dim=-1) / model.d_model**0.5 for text in TEXTS
     ]
     expected = dictionary.activation.threshold[2] * dictionary.W_dec[2].norm() * special_free(model, scales)
     assert found[FeatureId(RES, 2)] == pytest.approx(expected.item(), rel=1e-5)

@@ -30,9 +30,26 @@ from saeflow.steering.theme import Task
 from .sweep_world import SMALL, NoiseJudge, WordJudge, design, inputs, luck, run, theme
 
 ROW = {
-    "theme", "direction", "method", "layer", "schedule", "value", "sample", "seed", "prompt", "text", "ids",
-    "n_tokens", "loss", "distinct_1", "distinct_2", "share_layer", "share_total", "n_features", "mirrors",
-}  # fmt: skip
+    "theme",
+    "direction",
+    "method",
+    "layer",
+    "schedule",
+    "value",
+    "sample",
+    "seed",
+    "prompt",
+    "text",
+    "ids",
+    "n_tokens",
+    "loss",
+    "distinct_1",
+    "distinct_2",
+    "share_layer",
+    "share_total",
+    "n_features",
+    "mirrors",
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,25 +80,23 @@ def test_every_setting_of_the_grid_has_the_same_samples(done) -> None:
     }
     single = {("single", layer, "constant", s) for layer in layers for s in SMALL.activate}
     assert {key[1:] for key in settings if key[0] == "activate"} == (
-        several | single | {("none", -1, "", 0.0), ("prompt", -1, "", 0.0)}
+        several
+        | single
+        | {("none", -1, "", 0.0), ("prompt", -1, "", 0.0)}
         | {("start", -1, "constant", s) for s in SMALL.activate}
-    )  # fmt: skip
-    assert {key[1] for key in settings if key[0] == "suppress"} == {
-        "none",
-        "prompt",
-        "start",
-        "single",
-        "cumulative",
-    }
+    )
+    assert {key[1] for key in settings if key[0] == "suppress"} == {"none", "prompt", "start", "single", "cumulative"}
 
 
 def test_rows_say_what_was_generated_and_how_far_it_was_moved(done) -> None:
     _, grid, confirmed, _ = done
     for row in [*grid.rows(), *confirmed.rows()]:
         asked = {
-            ("activate", False): "nothing", ("activate", True): "nothing carry",
-            ("suppress", False): "carry", ("suppress", True): "nothing nothing",
-        }  # fmt: skip
+            ("activate", False): "nothing",
+            ("activate", True): "nothing carry",
+            ("suppress", False): "carry",
+            ("suppress", True): "nothing nothing",
+        }
         assert row["prompt"] == asked[row["direction"], row["method"] == "prompt"]
         assert row["n_tokens"] == len(row["ids"]) <= (4 if row["direction"] == "activate" else 5)
         steered = row["method"] not in ("none", "prompt")
@@ -116,11 +131,7 @@ def test_what_is_chosen_is_best_on_the_grid_and_is_measured_on_fresh_seeds_with_
         if row["choice"] == "best":
             same = [c for c in cells if all(c[k] == row[k] for k in ("theme", "direction", "method"))]
             assert row["grid_score"] == max(c["score"] for c in same)
-            assert any(
-                all(c[k] == row[k] for k in ("layer", "value"))
-                for c in same
-                if c["score"] == row["grid_score"]
-            )
+            assert any(all(c[k] == row[k] for k in ("layer", "value")) for c in same if c["score"] == row["grid_score"])
     activate = [(row["method"], row["mirrors"]) for row in best if row["direction"] == "activate"]
     mirrored = ["single", "constant", "linear", "exponential"]
     assert activate[:3] == [("none", ""), ("prompt", ""), ("start", "")]
@@ -206,26 +217,27 @@ def test_the_judge_is_made_with_the_unsteered_texts_of_the_grid(done) -> None:
     assert list(found) == [("carrying", Direction.ACTIVATE), ("carrying", Direction.SUPPRESS)]
     rows = [row for row in grid.rows() if row["method"] == "none" and row["direction"] == "suppress"]
     told = found["carrying", Direction.SUPPRESS]
-    assert [(j.text, j.prompt, list(j.ids)) for j in told] == [
-        (r["text"], r["prompt"], r["ids"]) for r in rows
-    ]
+    assert [(j.text, j.prompt, list(j.ids)) for j in told] == [(r["text"], r["prompt"], r["ids"]) for r in rows]
 
 
 def test_themes_and_directions_without_a_task_are_left_out(tmp_path) -> None:
     only = theme("pushed", suppress=None)
     silent = theme("unasked", activate=Task("nothing", "", 3), suppress=None)
     grid, confirmed = run_sweep(
-        inputs(), design(only, silent, grid=replace(SMALL, methods=("single", "prompt"))), lambda _: WordJudge(),
+        inputs(),
+        design(only, silent, grid=replace(SMALL, methods=("single", "prompt"))),
+        lambda _: WordJudge(),
         out=tmp_path,
-    )  # fmt: skip
-    assert {(r["theme"], r["direction"]) for r in grid.rows()} == {
-        ("pushed", "activate"),
-        ("unasked", "activate"),
-    }
+    )
+    assert {(r["theme"], r["direction"]) for r in grid.rows()} == {("pushed", "activate"), ("unasked", "activate")}
     methods = {(r["theme"], r["method"]) for r in [*grid.rows(), *confirmed.rows()]}
     assert methods == {
-        ("pushed", "none"), ("pushed", "prompt"), ("pushed", "single"), ("unasked", "none"), ("unasked", "single"),
-    }  # fmt: skip
+        ("pushed", "none"),
+        ("pushed", "prompt"),
+        ("pushed", "single"),
+        ("unasked", "none"),
+        ("unasked", "single"),
+    }
     with pytest.raises(InvalidArgument, match="no theme of pushed has a task to suppress"):
         design(only, directions=(Direction.SUPPRESS,))
     with pytest.raises(InvalidArgument, match="name one twice"):
@@ -292,15 +304,11 @@ def test_start_changes_the_themes_own_features_alone_and_single_one_layer() -> N
     assert prepared.counts[str(theme().starts[0].site)][1] == 1
 
 
-def test_choosing_the_best_of_noise_flatters_the_grid_and_not_the_confirmed_scores(
-    tmp_path, monkeypatch
-) -> None:
+def test_choosing_the_best_of_noise_flatters_the_grid_and_not_the_confirmed_scores(tmp_path, monkeypatch) -> None:
     def unique(model, dictionaries, requests, sampling, *, batch, progress=None):
         # no two settings say the same: a score is chance alone
         return [
-            Generation(
-                r, f"{r.seed} {r.plan.steps if r.plan else ''} {n}", (3 + n % 6, 3 + r.seed % 6), 0.1, 0.1
-            )
+            Generation(r, f"{r.seed} {r.plan.steps if r.plan else ''} {n}", (3 + n % 6, 3 + r.seed % 6), 0.1, 0.1)
             for n, r in enumerate(requests)
         ]
 
@@ -309,9 +317,7 @@ def test_choosing_the_best_of_noise_flatters_the_grid_and_not_the_confirmed_scor
     values = tuple(float(v) for v in range(1, 11))
     grid = Grid(values, tuple(-v for v in values), samples=16, confirm=100)
     chosen = run(tmp_path, judge=NoiseJudge(), grid=grid)[1]
-    rows = [
-        row for row in Results.open(tmp_path).tables()["steering_best"].dicts() if row["choice"] == "best"
-    ]
+    rows = [row for row in Results.open(tmp_path).tables()["steering_best"].dicts() if row["choice"] == "best"]
     assert len(rows) == 6
     optimism = np.mean([row["grid_score"] for row in rows]) - 0.5
     honest = np.mean([row["score"] for row in rows]) - 0.5

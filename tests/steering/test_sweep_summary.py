@@ -58,13 +58,26 @@ def rows_of(cells, coherence=5.0, first_seed=0):
         steered = method not in ("none", "prompt")
         for sample, behavior in enumerate(marks):
             yield {
-                "theme": "carrying", "direction": direction, "method": method, "layer": layer, "schedule": schedule,
-                "value": value, "sample": sample, "seed": first_seed + sample, "prompt": "nothing",
-                "text": f"{behavior} {coherence}", "ids": [3, 4], "n_tokens": 2, "loss": math.log(2 + sample % 2 * 6),
-                "distinct_1": 1.0, "distinct_2": 0.5 + 0.5 * (sample % 2),
-                "share_layer": 0.1 * steered, "share_total": SHARE[value] * steered,
-                "n_features": layer if steered else 0, "mirrors": mirrors[0] if mirrors else "",
-            }  # fmt: skip
+                "theme": "carrying",
+                "direction": direction,
+                "method": method,
+                "layer": layer,
+                "schedule": schedule,
+                "value": value,
+                "sample": sample,
+                "seed": first_seed + sample,
+                "prompt": "nothing",
+                "text": f"{behavior} {coherence}",
+                "ids": [3, 4],
+                "n_tokens": 2,
+                "loss": math.log(2 + sample % 2 * 6),
+                "distinct_1": 1.0,
+                "distinct_2": 0.5 + 0.5 * (sample % 2),
+                "share_layer": 0.1 * steered,
+                "share_total": SHARE[value] * steered,
+                "n_features": layer if steered else 0,
+                "mirrors": mirrors[0] if mirrors else "",
+            }
 
 
 def results(folder, cells, experiment="steering", roles=None, **changes):
@@ -72,12 +85,17 @@ def results(folder, cells, experiment="steering", roles=None, **changes):
     request = RunRequest(experiment, "planted", "planted", 0, ("carrying",), {}, changes)
     units = [
         {
-            "dataset": "carrying", "text": "", "theme": "carrying", "direction": direction, "method": method,
-            "settings": [[method, layer, schedule, value, *(mirrors or [""])]], "features": SITES,
+            "dataset": "carrying",
+            "text": "",
+            "theme": "carrying",
+            "direction": direction,
+            "method": method,
+            "settings": [[method, layer, schedule, value, *(mirrors or [""])]],
+            "features": SITES,
             "roles": [roles[direction, method, layer, schedule, value, *mirrors] if roles else "best"],
         }
         for direction, method, layer, schedule, value, *mirrors in cells
-    ]  # fmt: skip
+    ]
     made = Results.start(folder, request, lambda: units, {})
     each = list(cells)
     made = made.run(lambda unit: list(rows_of({each[units.index(unit)]: cells[each[units.index(unit)]]})))
@@ -103,13 +121,25 @@ def test_cells_hold_every_setting_with_its_means(tables) -> None:
     assert len(table.rows) == len(GRID)
     row = only(table, direction="activate", method="single", layer=2, value=4.0)
     assert row == {
-        "theme": "carrying", "direction": "activate", "method": "single", "layer": 2, "schedule": "constant",
-        "value": 4.0, "n": 4, "behavior": 3.0, "coherence": 5.0, "score": 0.6, "low": 0.238581, "high": 0.840946,
-        "perplexity": 4.0, "distinct_2": 0.75, "share_layer": 0.1, "share_total": 0.3, "n_features": 2.0,
-    }  # fmt: skip
-    assert row["low"] == pytest.approx(
-        0.6 * 0.025**0.25, abs=1e-6
-    )  # four samples alike may all be of one kind
+        "theme": "carrying",
+        "direction": "activate",
+        "method": "single",
+        "layer": 2,
+        "schedule": "constant",
+        "value": 4.0,
+        "n": 4,
+        "behavior": 3.0,
+        "coherence": 5.0,
+        "score": 0.6,
+        "low": 0.238581,
+        "high": 0.840946,
+        "perplexity": 4.0,
+        "distinct_2": 0.75,
+        "share_layer": 0.1,
+        "share_total": 0.3,
+        "n_features": 2.0,
+    }
+    assert row["low"] == pytest.approx(0.6 * 0.025**0.25, abs=1e-6)  # four samples alike may all be of one kind
     # (1 - b / 5) * c / 5 for a suppression
     assert only(table, direction="suppress", method="cumulative", value=0.0)["score"] == pytest.approx(0.8)
     varying = only(table, direction="activate", method="none")
@@ -122,31 +152,29 @@ def test_each_layer_shows_every_r_of_a_suppression_and_the_best_s_of_an_activati
     table = tables["steering_by_layer"]
     activate = [row for row in table.dicts() if row["direction"] == "activate"]
     assert [(r["method"], r["layer"], r["value"]) for r in activate] == [
-        ("single", 1, 4.0), ("single", 2, 4.0), ("constant", 2, 1.0), ("linear", 1, 1.0), ("linear", 2, 1.0),
-    ]  # fmt: skip
+        ("single", 1, 4.0),
+        ("single", 2, 4.0),
+        ("constant", 2, 1.0),
+        ("linear", 1, 1.0),
+        ("linear", 2, 1.0),
+    ]
     assert [row["score"] for row in activate[:3]] == pytest.approx([0.5, 0.6, 0.8])
     assert {row["default"] for row in activate} == {0.1}
     suppress = [
-        (r["method"], r["layer"], r["value"], r["score"])
-        for r in table.dicts()
-        if r["direction"] == "suppress"
+        (r["method"], r["layer"], r["value"], r["score"]) for r in table.dicts() if r["direction"] == "suppress"
     ]
     assert suppress == [
-        ("single", 1, -2.0, 0.6), ("single", 1, 0.0, pytest.approx(0.4)), ("cumulative", 1, -2.0, 0.7),
+        ("single", 1, -2.0, 0.6),
+        ("single", 1, 0.0, pytest.approx(0.4)),
+        ("cumulative", 1, -2.0, 0.7),
         ("cumulative", 1, 0.0, 0.8),
-    ]  # fmt: skip
+    ]
 
 
 def test_each_value_shows_its_best_layer_and_the_start_has_none(tables) -> None:
     table = tables["steering_by_value"]
     row = only(table, direction="activate", method="single", value=1.0)
-    assert (row["layer"], row["score"], row["behavior"], row["coherence"], row["default"]) == (
-        2,
-        0.4,
-        2.0,
-        5.0,
-        0.1,
-    )
+    assert (row["layer"], row["score"], row["behavior"], row["coherence"], row["default"]) == (2, 0.4, 2.0, 5.0, 0.1)
     assert only(table, direction="activate", method="start", value=4.0)["layer"] == -1
     assert "none" not in table.column("method")
     assert only(table, direction="suppress", method="cumulative", value=-2.0)["default"] == pytest.approx(0.2)
@@ -176,20 +204,24 @@ def test_a_limit_on_the_change_leaves_only_settings_that_change_as_little(tables
     table = tables["steering_by_share"]
     rows = [row for row in table.dicts() if (row["direction"], row["method"]) == ("activate", "single")]
     assert [(r["share_limit"], r["layer"], r["value"], r["share_total"]) for r in rows] == [
-        (0.1, 2, 1.0, 0.08), (0.2, 2, 1.0, 0.08), (0.4, 2, 4.0, 0.3), (0.8, 2, 4.0, 0.3), (1.6, 2, 4.0, 0.3),
-    ]  # fmt: skip
-    assert [row["score"] for row in rows] == pytest.approx([0.4, 0.4, 0.6, 0.6, 0.6])
-    weak = [
-        r["share_limit"] for r in table.dicts() if (r["direction"], r["method"]) == ("suppress", "cumulative")
+        (0.1, 2, 1.0, 0.08),
+        (0.2, 2, 1.0, 0.08),
+        (0.4, 2, 4.0, 0.3),
+        (0.8, 2, 4.0, 0.3),
+        (1.6, 2, 4.0, 0.3),
     ]
+    assert [row["score"] for row in rows] == pytest.approx([0.4, 0.4, 0.6, 0.6, 0.6])
+    weak = [r["share_limit"] for r in table.dicts() if (r["direction"], r["method"]) == ("suppress", "cumulative")]
     assert weak[0] == 0.05
 
 
 def test_features_are_counted_by_site_in_the_order_of_layers(tables) -> None:
     assert tables["steering_features"].rows == (
-        ("carrying", 1, "res", 2, 1), ("carrying", 2, "att", 1, 0), ("carrying", 2, "res", 3, 0),
+        ("carrying", 1, "res", 2, 1),
+        ("carrying", 2, "att", 1, 0),
+        ("carrying", 2, "res", 3, 0),
         ("carrying", 10, "mlp", 4, 0),
-    )  # fmt: skip
+    )
 
 
 CONFIRMED = {
@@ -262,9 +294,16 @@ def test_samples_stand_side_by_side_by_seed(confirmed) -> None:
 
 def test_every_table_names_the_judge_and_what_it_answers(confirmed) -> None:
     assert list(confirmed) == [
-        "steering_best", "steering_paired", "steering_features", "steering_cells", "steering_by_layer",
-        "steering_by_value", "steering_sensitivity", "steering_by_share", "steering_samples",
-    ]  # fmt: skip
+        "steering_best",
+        "steering_paired",
+        "steering_features",
+        "steering_cells",
+        "steering_by_layer",
+        "steering_by_value",
+        "steering_sensitivity",
+        "steering_by_share",
+        "steering_samples",
+    ]
     for table in confirmed.values():
         assert "reader" in table.note
         assert table.title

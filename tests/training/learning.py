@@ -55,9 +55,7 @@ class PlainLearners:
             read, written = (x[:, :d_in], x[:, d_in:]) if target.is_transcoder else (x, x)
             pre = read @ p["W_enc"].T + p["b_enc"]
             acts = torch.relu(pre) * (pre > 0.1)
-            loss = (acts @ p["W_dec"] + p["b_dec"] - written).square().sum(1).mean() + 0.1 * acts.sum(
-                1
-            ).mean()
+            loss = (acts @ p["W_dec"] + p["b_dec"] - written).square().sum(1).mean() + 0.1 * acts.sum(1).mean()
             loss.backward()
             self.adam[name].step()
             self.adam[name].zero_grad()
@@ -111,9 +109,7 @@ def tokens(ids: np.ndarray) -> Tokens:
 def settings(objective: str = "jumprelu-l0", *, steps: int = 12, **told: Any) -> Settings:
     """A small run: batches of 64, a buffer of 200 rows."""
     loss = {
-        key: told.pop(key)
-        for key in ("l0", "coefficient", "bandwidth", "threshold", "unit_decoder")
-        if key in told
+        key: told.pop(key) for key in ("l0", "coefficient", "bandwidth", "threshold", "unit_decoder") if key in told
     }
     loss.setdefault("l0", 4)
     lr = told.pop("lr", 3e-3)
@@ -128,12 +124,7 @@ TARGETS = (
 
 
 def run(
-    out: Path,
-    told: Settings,
-    *,
-    learners: Any = PlainLearners,
-    model: LanguageModel | None = None,
-    **more: Any,
+    out: Path, told: Settings, *, learners: Any = PlainLearners, model: LanguageModel | None = None, **more: Any
 ) -> Trained:
     """A run over the tiny Gemma 2, whose z is wider than its stream."""
     return train(
@@ -150,9 +141,7 @@ def run(
 
 def files(folder: Path) -> dict[str, bytes]:
     """The weights and metrics of a run, as bytes; what says how long it took left out."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
 
 
 if __name__ == "__main__":

@@ -69,8 +69,6 @@ def named_model(folder: Path) -> LanguageModel:
     return load_model(folder)
 
 
-def text_run(
-    model: LanguageModel, told: Settings, learners=PlainLearners, targets=TARGETS, **more
-) -> TextRun:
+def text_run(model: LanguageModel, told: Settings, learners=PlainLearners, targets=TARGETS, **more) -> TextRun:
     """A run over random words."""
     return TextRun(model, Words(), targets, told, 2, texts="words", learners=learners, **more)

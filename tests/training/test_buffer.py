@@ -146,8 +146,6 @@ def test_activations_that_are_not_finite_are_refused(bad):
     model = tiny_model("llama")
     with torch.no_grad():
         model.block(1).get_submodule("mlp.down_proj").weight[3, 5] = bad
-    rows = ActivationRows(
-        model, WindowBatches(windows(), at_once=4, seed=0), [Point(0, Tap.RES), Point(1, Tap.MLP)]
-    )
+    rows = ActivationRows(model, WindowBatches(windows(), at_once=4, seed=0), [Point(0, Tap.RES), Point(1, Tap.MLP)])
     with pytest.raises(InvalidArgument, match="at 1/mlp hold NaN or infinite values"):
         next(rows)

@@ -18,9 +18,29 @@ from saeflow.training.text_run import Pace
 from .learning import PlainLearners
 
 SMALL = (
-    "--texts", "demo:stories", "--layers", "1-2", "--site", "att,res", "--width", "20,40", "--tokens", 1280,
-    "--batch", 128, "--buffer", 400, "--windows", 4, "--context", 64, "--eval-texts", 2, "--lr", 3e-3,
-)  # fmt: skip
+    "--texts",
+    "demo:stories",
+    "--layers",
+    "1-2",
+    "--site",
+    "att,res",
+    "--width",
+    "20,40",
+    "--tokens",
+    1280,
+    "--batch",
+    128,
+    "--buffer",
+    400,
+    "--windows",
+    4,
+    "--context",
+    64,
+    "--eval-texts",
+    2,
+    "--lr",
+    3e-3,
+)
 
 
 @pytest.fixture
@@ -115,9 +135,7 @@ def test_a_run_from_texts_to_folders(saeflow, request, tmp_path, real):
             assert row[key] == pytest.approx(measured[row["site"]][key], abs=1e-4)
     # of a run that was stopped, the last that was measured
     whole = (tmp_path / "r" / "training.json").read_text()
-    (tmp_path / "r" / "training.json").write_text(
-        json.dumps(json.loads(whole) | {"finished": False, "quality": {}})
-    )
+    (tmp_path / "r" / "training.json").write_text(json.dumps(json.loads(whole) | {"finished": False, "quality": {}}))
     stopped = json.loads(saeflow("info", "r", "--json")[1])
     assert ("not finished" in stopped["training"], stopped["sites"]) == (True, shown["sites"])
     (tmp_path / "r" / "training.json").write_text("{")

@@ -27,9 +27,7 @@ def draw(*shape, seed=0, scale=1.0):
 
 def weights(d_out, *, k=0):
     threshold = None if k else draw(N, seed=5).abs()
-    return TrainedWeights(
-        draw(N, D_IN), draw(N, seed=1), draw(N, d_out, seed=2), draw(d_out, seed=3), threshold, k
-    )
+    return TrainedWeights(draw(N, D_IN), draw(N, seed=1), draw(N, d_out, seed=2), draw(d_out, seed=3), threshold, k)
 
 
 def norms(d_out):
@@ -39,9 +37,7 @@ def norms(d_out):
 
 def normalised_pass(w, x, read, written):
     """Normalise, encode with the trained weights, rank by norms of decoder rows, decode, undo: in numpy, float64."""
-    W_enc, W_dec, b_enc, b_dec = (
-        getattr(w, name).double().numpy() for name in ("W_enc", "W_dec", "b_enc", "b_dec")
-    )
+    W_enc, W_dec, b_enc, b_dec = (getattr(w, name).double().numpy() for name in ("W_enc", "W_dec", "b_enc", "b_dec"))
     pre = ((x.double().numpy() - read.mean.double().numpy()) * read.scale) @ W_enc.T + b_enc
     if w.threshold is not None:
         acts = np.where(pre > w.threshold.double().numpy(), np.maximum(pre, 0), 0)
@@ -113,18 +109,12 @@ def test_weights_that_diverged_are_refused(name):
 
 
 def test_a_dictionary_that_is_not_trained_here_is_no_start():
-    told = {
-        "W_enc": draw(N, D_IN), "b_enc": draw(N), "W_dec": draw(N, D_IN), "b_dec": draw(D_IN),
-    }  # fmt: skip
+    told = {"W_enc": draw(N, D_IN), "b_enc": draw(N), "W_dec": draw(N, D_IN), "b_dec": draw(D_IN)}
     read, written = norms(D_IN)
     with pytest.raises(InvalidArgument, match=r"cannot go on from the dictionary at 3/res .activation relu"):
         unfold(Dictionary(SAE.site, tap=Tap.RES, activation=ReLU(), **told), read, written)
     centred = Dictionary(
-        SAE.site,
-        tap=Tap.RES,
-        activation=JumpReLU(torch.ones(N)),
-        preprocessing=Preprocessing(center=True),
-        **told,
+        SAE.site, tap=Tap.RES, activation=JumpReLU(torch.ones(N)), preprocessing=Preprocessing(center=True), **told
     )
     with pytest.raises(InvalidArgument, match="center=True"):
         unfold(centred, read, written)

@@ -27,8 +27,7 @@ from .learning import TARGETS, files, run, settings, tokens, windows
 from .test_run import Killed, killed_at, killed_process, one_thread  # noqa: F401 - a fixture
 
 needs_sae_lens = pytest.mark.skipif(
-    importlib.util.find_spec("sae_lens") is None,
-    reason="sae-lens is not installed: pip install 'saeflow[train]'",
+    importlib.util.find_spec("sae_lens") is None, reason="sae-lens is not installed: pip install 'saeflow[train]'"
 )
 # what the other library warns of is its own
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -57,9 +56,7 @@ def planted(seed=0):
 def job(objective, *, steps, width=40, target=None, widths=(D, D), lr=3e-3, **loss):
     target = target or Target(Site.parse("3/res"), Tap.RES, width)
     told = Settings(
-        sparsity(objective, **({"l0": ACTIVE} | loss)),
-        Optimiser(steps * BATCH, BATCH, lr),
-        Stream(buffer=2 * BATCH),
+        sparsity(objective, **({"l0": ACTIVE} | loss)), Optimiser(steps * BATCH, BATCH, lr), Stream(buffer=2 * BATCH)
     )
     return Job([target], {target.name: widths}, told, torch.device("cpu"), {})
 
@@ -252,9 +249,7 @@ def test_training_goes_on_from_dictionaries_and_not_from_others(tmp_path):
     start = load_dictionaries(first.folder)
     more = run(tmp_path / "more", settings(steps=1, lr=1e-9), learners=sae_lens_learners, start=start)
     for site in start:
-        torch.testing.assert_close(
-            load_dictionaries(more.folder)[site].W_enc, start[site].W_enc, rtol=1e-3, atol=1e-4
-        )
+        torch.testing.assert_close(load_dictionaries(more.folder)[site].W_enc, start[site].W_enc, rtol=1e-3, atol=1e-4)
     with pytest.raises(InvalidArgument, match="Start from a dictionary of the same width and architecture"):
         run(tmp_path / "k", settings("topk", steps=1), learners=sae_lens_learners, start=start, targets=SAES)
     wide = [copy.copy(t) for t in SAES]

@@ -26,18 +26,28 @@ def random_dictionary(target, d_in, d_out):
         return torch.randn(*shape, generator=generator)
 
     return Dictionary(
-        target.site, tap=target.reads, W_enc=draw(target.width, d_in) / d_in**0.5, b_enc=draw(target.width) - 1,
-        W_dec=draw(target.width, d_out) / 6, b_dec=draw(d_out) / 4, activation=JumpReLU(draw(target.width).abs()),
-    )  # fmt: skip
+        target.site,
+        tap=target.reads,
+        W_enc=draw(target.width, d_in) / d_in**0.5,
+        b_enc=draw(target.width) - 1,
+        W_dec=draw(target.width, d_out) / 6,
+        b_dec=draw(d_out) / 4,
+        activation=JumpReLU(draw(target.width).abs()),
+    )
 
 
 def identity(target, d):
     """Reconstructs exactly: x = relu(x) - relu(-x)."""
     eye = torch.eye(d)
     return Dictionary(
-        target.site, tap=target.reads, W_enc=torch.cat([eye, -eye]), b_enc=torch.zeros(2 * d),
-        W_dec=torch.cat([eye, -eye]), b_dec=torch.zeros(d), activation=JumpReLU(torch.zeros(2 * d)),
-    )  # fmt: skip
+        target.site,
+        tap=target.reads,
+        W_enc=torch.cat([eye, -eye]),
+        b_enc=torch.zeros(2 * d),
+        W_dec=torch.cat([eye, -eye]),
+        b_dec=torch.zeros(d),
+        activation=JumpReLU(torch.zeros(2 * d)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,8 +58,7 @@ def test_quality_is_what_the_formulas_say(reads, site):
     target = Target(Site.parse(site), reads, 60)
     captured = [MODEL.capture(batch, target.points) for batch in BATCHES]
     read, written = (
-        torch.cat([c[point][:, 1:].flatten(0, 1) for c in captured])
-        for point in (target.read, target.written)
+        torch.cat([c[point][:, 1:].flatten(0, 1) for c in captured]) for point in (target.read, target.written)
     )
     dictionary = random_dictionary(target, read.shape[1], written.shape[1])
     found = Evaluation(MODEL, BATCHES, [target]).measure({target.site: dictionary})[target.site]
@@ -93,9 +102,7 @@ def loss_with(target, batch, put):
 
 def test_an_exact_reconstruction_recovers_everything():
     target = Target(Site.parse("1/res"), Tap.RES, 2 * D_MODEL)
-    found = Evaluation(MODEL, BATCHES, [target]).measure({target.site: identity(target, D_MODEL)})[
-        target.site
-    ]
+    found = Evaluation(MODEL, BATCHES, [target]).measure({target.site: identity(target, D_MODEL)})[target.site]
     assert found.fve == pytest.approx(1)
     assert found.loss_recovered == pytest.approx(1, abs=1e-4)
     assert found.loss_added == pytest.approx(0, abs=1e-5)

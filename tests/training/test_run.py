@@ -182,9 +182,7 @@ def test_what_is_written_is_a_release_in_the_units_of_raw_activations(tmp_path):
 
 def test_learning_lowers_the_error(tmp_path):
     rows = [
-        r
-        for r in read_metrics(run(tmp_path, settings(steps=60, metrics_every=640)).folder)
-        if r["site"] == "1/res"
+        r for r in read_metrics(run(tmp_path, settings(steps=60, metrics_every=640)).folder) if r["site"] == "1/res"
     ]
     assert rows[-1]["fve"] > rows[0]["fve"] + 0.1
 
@@ -275,17 +273,14 @@ def test_a_disk_that_fills_up_is_told_and_the_last_checkpoint_stays(tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", full)
-        with pytest.raises(
-            OSError, match=r"learners.safetensors cannot be written: no space left on device"
-        ) as error:
+        with pytest.raises(OSError, match=r"learners.safetensors cannot be written: no space left on device") as error:
             run(tmp_path, told)
     assert error.value.errno == errno.ENOSPC
     assert (tmp_path / checkpoints.POINTER).read_text() == kept
     run(tmp_path, told)
     run(tmp_path / "whole", told)
     assert (
-        files(tmp_path)["1.res/sae_weights.safetensors"]
-        == files(tmp_path / "whole")["1.res/sae_weights.safetensors"]
+        files(tmp_path)["1.res/sae_weights.safetensors"] == files(tmp_path / "whole")["1.res/sae_weights.safetensors"]
     )
 
 
@@ -296,9 +291,7 @@ def test_targets_that_share_a_site_and_layers_that_are_not_there_are_refused(tmp
         run(tmp_path, settings(), targets=())
     with pytest.raises(InvalidArgument, match="L0 50 of a dictionary of 30 features at 0/att"):
         run(tmp_path, settings("topk", l0=50))
-    with pytest.raises(
-        InvalidArgument, match="a transcoder with topk at 1/mlp has no architecture in sae-lens"
-    ):
+    with pytest.raises(InvalidArgument, match="a transcoder with topk at 1/mlp has no architecture in sae-lens"):
         run(tmp_path, settings("topk"))
     with pytest.raises(UnknownSite, match="no layer 9"):
         run(tmp_path, settings(), targets=(Target(Site.parse("9/res"), Tap.RES, 8),))

@@ -16,19 +16,13 @@ from saeflow.training.settings import first_threshold, seed_of
 
 
 def test_settings_and_json_are_inverse():
-    told = Settings(
-        sparsity("topk", l0=8), Optimiser(9000, 100, 1e-3), Stream(64, 4, 300), seed=3, metrics_every=50
-    )
+    told = Settings(sparsity("topk", l0=8), Optimiser(9000, 100, 1e-3), Stream(64, 4, 300), seed=3, metrics_every=50)
     assert Settings.of_json(json.loads(json.dumps(told.to_json()))) == told
 
 
 def test_an_objective_has_its_defaults_and_what_is_told_replaces_them():
     gemma_scope = sparsity("jumprelu")
-    assert (gemma_scope.unit_decoder, gemma_scope.bandwidth, gemma_scope.objective) == (
-        True,
-        0.05,
-        Objective.JUMPRELU,
-    )
+    assert (gemma_scope.unit_decoder, gemma_scope.bandwidth, gemma_scope.objective) == (True, 0.05, Objective.JUMPRELU)
     assert sparsity("topk", l0=5).unit_decoder is False
     assert sparsity("topk", l0=5, unit_decoder=True, bandwidth=None).unit_decoder is True
 
@@ -85,9 +79,13 @@ def test_windows_without_text_are_refused():
 def test_targets_are_named_by_what_is_read():
     found = targets_of(["res", "z", "mlp_in"], [1, 0], [8, 9, 10])
     assert [(str(t.site), t.reads, t.width, t.is_transcoder) for t in found] == [
-        ("0/att", Tap.Z, 9, False), ("0/mlp", Tap.MLP_IN, 10, True), ("0/res", Tap.RES, 8, False),
-        ("1/att", Tap.Z, 9, False), ("1/mlp", Tap.MLP_IN, 10, True), ("1/res", Tap.RES, 8, False),
-    ]  # fmt: skip
+        ("0/att", Tap.Z, 9, False),
+        ("0/mlp", Tap.MLP_IN, 10, True),
+        ("0/res", Tap.RES, 8, False),
+        ("1/att", Tap.Z, 9, False),
+        ("1/mlp", Tap.MLP_IN, 10, True),
+        ("1/res", Tap.RES, 8, False),
+    ]
     assert found[1].points == (Point(0, Tap.MLP_IN), Point(0, Tap.MLP))
     assert found[0].points == (Point(0, Tap.Z),)
 

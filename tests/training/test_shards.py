@@ -53,9 +53,7 @@ def left(out: Path, done):
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name, data = str(path.relative_to(out)), path.read_bytes()
         if name == "metrics.jsonl":
-            data = [
-                {k: v for k, v in json.loads(line).items() if k != "seconds"} for line in data.splitlines()
-            ]
+            data = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in data.splitlines()]
         if name == "training.json":
             data = [(k, v) for k, v in json.loads(data).items() if k != "seconds"]
         found[name] = data
@@ -83,17 +81,13 @@ def refuse(job):
     raise AssertionError("trained again")
 
 
-def test_a_shard_killed_in_a_pool_goes_on_anywhere_and_all_is_as_of_one_run(
-    model, whole, tmp_path, monkeypatch
-):
+def test_a_shard_killed_in_a_pool_goes_on_anywhere_and_all_is_as_of_one_run(model, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("saeflow.engines.pool.TRIES", 1)  # a second worker would take seconds to start
     run = text_run(model, TOLD, Ends(tmp_path / "steps", "1.res", 7, kill=True))
     told = []
     with (
         open_engine("pool", workers=1) as engine,
-        pytest.raises(
-            WorkerLost, match=r"at the unit \{'shard': '01', 'sites': \['1/res'\]\} \(exit code -9"
-        ),
+        pytest.raises(WorkerLost, match=r"at the unit \{'shard': '01', 'sites': \['1/res'\]\} \(exit code -9"),
     ):
         train_in_shards(run, tmp_path / "r", shards=2, engine=engine, progress=lambda *now: told.append(now))
     done = train_in_shards(run, tmp_path / "r", progress=lambda *now: told.append(now))
@@ -123,10 +117,13 @@ def test_a_join_stopped_at_any_step_goes_on_and_a_finished_run_is_told(model, wh
     # first after one dictionary, then after two, then before the metrics, before the end, before the last removal
     for number, (place, name, after) in enumerate(
         [
-            (shards, "_move", 1), (shards, "_move", 2), (shards, "_measured", 0), (shards.record, "ended", 0),
+            (shards, "_move", 1),
+            (shards, "_move", 2),
+            (shards, "_measured", 0),
+            (shards.record, "ended", 0),
             (shards.shutil, "rmtree", 0),
         ]
-    ):  # fmt: skip
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, stopped_after(after, getattr(place, name)))
             with pytest.raises(Stopped):
@@ -148,11 +145,7 @@ def test_another_run_in_the_folder_is_refused_and_so_is_the_same_in_one_piece(mo
         train_in_shards(text_run(model, TOLD, targets=TARGETS[:1]), tmp_path / "r", shards=2)
     with pytest.raises(BadFile, match=r"in shards, and they are not finished. Go on with --shards"):
         text_run(model, TOLD).train(tmp_path / "r")
-    for damage, said in (
-        ("{", "cannot be read"),
-        ("[1]", "cannot be read"),
-        ('{"00": ["0/att"]}', "the sites"),
-    ):
+    for damage, said in (("{", "cannot be read"), ("[1]", "cannot be read"), ('{"00": ["0/att"]}', "the sites")):
         (tmp_path / "r" / "shards" / shards.PLAN).write_text(damage)
         with pytest.raises(BadFile, match=said):
             train_in_shards(text_run(model, TOLD), tmp_path / "r")
@@ -232,9 +225,29 @@ def test_the_command_trains_in_shards(saeflow, monkeypatch, tmp_path):
     monkeypatch.setattr("saeflow.training.lens.extra", lambda module="sae_lens": None)
     monkeypatch.setattr("saeflow.training.lens.SaeLensLearners", PlainLearners)
     small = (
-        "train", "demo", "--texts", "words.txt", "--layers", "1-2", "--site", "att", "--width", "20", "--tokens", 512,
-        "--batch", 128, "--buffer", 256, "--windows", 4, "--context", 32, "--eval-texts", 1,
-    )  # fmt: skip
+        "train",
+        "demo",
+        "--texts",
+        "words.txt",
+        "--layers",
+        "1-2",
+        "--site",
+        "att",
+        "--width",
+        "20",
+        "--tokens",
+        512,
+        "--batch",
+        128,
+        "--buffer",
+        256,
+        "--windows",
+        4,
+        "--context",
+        32,
+        "--eval-texts",
+        1,
+    )
     (tmp_path / "words.txt").write_text("\n\n".join(f"The fox {n} ran to the river." for n in range(200)))
     for out, more in (("whole", ()), ("shards", ("--shards", 2))):
         code, _, err = saeflow(*small, "--out", out, *more)

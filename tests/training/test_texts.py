@@ -133,9 +133,7 @@ def test_a_stream_of_windows_goes_on_where_its_state_was_taken(after):
     for _ in range(after):
         next(stream)
     again.restore(json.loads(json.dumps(stream.state())))
-    assert [next(stream).input_ids.tolist() for _ in range(9)] == [
-        next(again).input_ids.tolist() for _ in range(9)
-    ]
+    assert [next(stream).input_ids.tolist() for _ in range(9)] == [next(again).input_ids.tolist() for _ in range(9)]
 
 
 def test_no_window_is_refused():

@@ -29,10 +29,16 @@ def draw(*shape, seed=0):
 def dictionary(site="3/res", tap=Tap.RES, activation=None, *, preprocessing=None, skip=False):
     d_out = D_OUT if tap.is_read_only else D_IN
     return Dictionary(
-        Site.parse(site), tap=tap, W_enc=draw(N, D_IN), b_enc=draw(N), W_dec=draw(N, d_out), b_dec=draw(d_out),
-        activation=activation or JumpReLU(draw(N).abs()), preprocessing=preprocessing or Preprocessing(),
+        Site.parse(site),
+        tap=tap,
+        W_enc=draw(N, D_IN),
+        b_enc=draw(N),
+        W_dec=draw(N, d_out),
+        b_dec=draw(d_out),
+        activation=activation or JumpReLU(draw(N).abs()),
+        preprocessing=preprocessing or Preprocessing(),
         W_skip=draw(d_out, D_IN) if skip else None,
-    )  # fmt: skip
+    )
 
 
 PLAIN = {
@@ -53,9 +59,7 @@ PLAIN = {
 CASES = PLAIN | {
     "z": dictionary("2/att", Tap.Z),
     "centred": dictionary(preprocessing=Preprocessing(center=True)),
-    "transcoder before the gain": dictionary(
-        "2/mlp", Tap.MID, preprocessing=Preprocessing(norm=Norm.RESCALE)
-    ),
+    "transcoder before the gain": dictionary("2/mlp", Tap.MID, preprocessing=Preprocessing(norm=Norm.RESCALE)),
 }
 X = 2 * draw(40, D_IN, seed=9)
 
@@ -79,9 +83,7 @@ def test_what_is_written_is_read_back_the_same(tmp_path, name, family):
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.filterwarnings("ignore")
 def test_sae_lens_opens_it_and_encodes_the_same(tmp_path, name):
-    sae_lens = pytest.importorskip(
-        "sae_lens", reason="sae-lens is not installed: pip install 'saeflow[train]'"
-    )
+    sae_lens = pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install 'saeflow[train]'")
     d = PLAIN[name]
     write_sae_lens(tmp_path, d, model_name="some/llama", architecture=ARCHITECTURES["llama"])
     with warnings.catch_warnings():
@@ -108,9 +110,7 @@ def test_the_skip_of_an_autoencoder_has_no_place_there_and_is_never_dropped(tmp_
 
 
 def test_a_topk_transcoder_has_no_architecture_there(tmp_path):
-    with pytest.raises(
-        UnsupportedFormat, match=r"transcoder at 2/mlp .activation topk.* Train it with batchtopk"
-    ):
+    with pytest.raises(UnsupportedFormat, match=r"transcoder at 2/mlp .activation topk.* Train it with batchtopk"):
         write_sae_lens(tmp_path, dictionary("2/mlp", Tap.MLP_IN, TopK(3)))
     assert not list(tmp_path.iterdir())
 
@@ -133,23 +133,19 @@ def test_hooks_are_those_of_gemma_scope_2():
 
 
 def test_a_release_is_a_folder_a_site_that_opens_as_a_whole(tmp_path):
-    made = {
-        d.site: d for d in (dictionary("0/res"), dictionary("0/att", Tap.Z), dictionary("1/mlp", Tap.MLP_IN))
-    }
-    write_sae_lens_release(
-        tmp_path / "r", made, model_name="some/llama", metadata={Site.parse("0/res"): {"l0": 3.5}}
-    )
+    made = {d.site: d for d in (dictionary("0/res"), dictionary("0/att", Tap.Z), dictionary("1/mlp", Tap.MLP_IN))}
+    write_sae_lens_release(tmp_path / "r", made, model_name="some/llama", metadata={Site.parse("0/res"): {"l0": 3.5}})
     opened = load_dictionaries(tmp_path / "r")
-    assert {str(site): opened[site].tap for site in opened.sites} == {
-        "0/att": "z",
-        "0/res": "res",
-        "1/mlp": "mlp_in",
-    }
+    assert {str(site): opened[site].tap for site in opened.sites} == {"0/att": "z", "0/res": "res", "1/mlp": "mlp_in"}
     told = json.loads((tmp_path / "r" / "0.res" / "cfg.json").read_text())
     assert told["metadata"]["l0"] == 3.5
     assert set(load_file(tmp_path / "r" / "0.res" / "sae_weights.safetensors")) == {
-        "W_enc", "W_dec", "b_enc", "b_dec", "threshold",
-    }  # fmt: skip
+        "W_enc",
+        "W_dec",
+        "b_enc",
+        "b_dec",
+        "threshold",
+    }
 
 
 def test_nothing_to_write_and_odd_metadata_are_refused(tmp_path):
@@ -163,9 +159,14 @@ def test_nothing_to_write_and_odd_metadata_are_refused(tmp_path):
 def test_a_folder_of_training_says_its_model_and_one_of_others_does_not(tmp_path):
     site = Site.parse("3/res")
     made = Dictionary(
-        site, tap=Tap.RES, W_enc=torch.randn(7, 4), b_enc=torch.zeros(7), W_dec=torch.randn(7, 4), b_dec=torch.zeros(4),
+        site,
+        tap=Tap.RES,
+        W_enc=torch.randn(7, 4),
+        b_enc=torch.zeros(7),
+        W_dec=torch.randn(7, 4),
+        b_dec=torch.zeros(4),
         activation=ReLU(),
-    )  # fmt: skip
+    )
     for name, metadata in (("ours", {"saeflow_version": "0"}), ("theirs", {})):
         write_sae_lens_release(
             tmp_path / name, {site: made}, model_name="demo", architecture=None, metadata={site: metadata}

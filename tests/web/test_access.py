@@ -16,16 +16,7 @@ from saeflow.web.access import HEADERS, Limits, cookie_name
 from .serving import TOKEN, serving, until
 
 GRAPH = "/api/graph?feature=4/res/360"
-ROUTES = (
-    "/",
-    "/static/app.js",
-    "/api/info",
-    GRAPH,
-    "/api/openapi.json",
-    "/results/1",
-    "/nothing",
-    "/api/model",
-)
+ROUTES = ("/", "/static/app.js", "/api/info", GRAPH, "/api/openapi.json", "/results/1", "/nothing", "/api/model")
 
 
 def raw(served, data, *, wait=10.0):
@@ -98,9 +89,7 @@ def test_the_address_with_another_token_gives_no_cookie(served, told):
     problem(refused)
 
 
-@pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost", ""]
-)
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost", ""])
 @pytest.mark.parametrize("path", ["/api/info", f"/?token={TOKEN}"])
 def test_a_foreign_origin_is_refused_even_with_the_token(served, origin, path):
     with served.client(origin=origin) as page:
@@ -117,9 +106,7 @@ def test_the_own_origin_is_not_foreign(served):
             assert page.get("/api/info").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost", "[::1]:80", "x:80"]
-)
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost", "[::1]:80", "x:80"])
 def test_another_host_name_is_refused(served, host):
     for path in ("/api/info", f"/?token={TOKEN}"):
         answer = raw(served, request(path, f"Authorization: Bearer {TOKEN}", host=host))
@@ -139,18 +126,32 @@ def test_a_page_of_another_port_may_link_here_and_not_ask(served):
     "path",
     [
         "/static/../app.py",
-        "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd", "/static/%2fetc%2fpasswd",
-        "/static/report/../../errors.py", "/static/....//app.py", "/static/%00", "/static/index.html%00.css",
-        "/static/%5c..%5capp.py", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd",
-        "/results/..", "/results/%2e%2e", "/results/%2fetc%2fpasswd", "/results/1%00", "/results/%00",
-        "/results/../files/0", "/results/1/files/../../manifest.json", "/results/1/files/%2e%2e%2fmanifest.json",
-        "/results/1/files/-1", "/results/1/files/%00", "/results/1/files/0x0",
+        "/static/%2e%2e/app.py",
+        "/static/..%2fapp.py",
+        "/static//etc/passwd",
+        "/static/%2fetc%2fpasswd",
+        "/static/report/../../errors.py",
+        "/static/....//app.py",
+        "/static/%00",
+        "/static/index.html%00.css",
+        "/static/%5c..%5capp.py",
+        "/../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/results/..",
+        "/results/%2e%2e",
+        "/results/%2fetc%2fpasswd",
+        "/results/1%00",
+        "/results/%00",
+        "/results/../files/0",
+        "/results/1/files/../../manifest.json",
+        "/results/1/files/%2e%2e%2fmanifest.json",
+        "/results/1/files/-1",
+        "/results/1/files/%00",
+        "/results/1/files/0x0",
     ],
-)  # fmt: skip
+)
 def test_no_path_leaves_what_is_served(served, path):
-    answer = raw(
-        served, request(path, f"Authorization: Bearer {TOKEN}", "Connection: close", port=served.port)
-    )
+    answer = raw(served, request(path, f"Authorization: Bearer {TOKEN}", "Connection: close", port=served.port))
     assert status(answer) == 404
     assert b"root:" not in answer
     assert b"import" not in answer
@@ -159,11 +160,27 @@ def test_no_path_leaves_what_is_served(served, path):
 @pytest.mark.parametrize(
     "name",
     [
-        "../4/res/1", "4/res/1/../2", "/etc/passwd", "4/res/1\x00", "4\\res\\1", "４/res/1", "4/res/-1", "4/res/1e3",
-        "4/res/01", " 4/res/1", "4/res/1 ", "4/RES/1", "4/res/9999999999", "99999/res/1", "4/res", "a" * 5000, "",
-        "%2e%2e/res/1", "4/res/1\n",
+        "../4/res/1",
+        "4/res/1/../2",
+        "/etc/passwd",
+        "4/res/1\x00",
+        "4\\res\\1",
+        "４/res/1",
+        "4/res/-1",
+        "4/res/1e3",
+        "4/res/01",
+        " 4/res/1",
+        "4/res/1 ",
+        "4/RES/1",
+        "4/res/9999999999",
+        "99999/res/1",
+        "4/res",
+        "a" * 5000,
+        "",
+        "%2e%2e/res/1",
+        "4/res/1\n",
     ],
-)  # fmt: skip
+)
 def test_ids_that_are_none_are_refused_with_a_sentence(client, name):
     for path, key in (("/api/graph", "feature"), ("/api/feature", "id"), ("/api/export", "feature")):
         found = client.get(path, params={key: name})
@@ -198,9 +215,13 @@ def test_a_body_of_50_mb_is_refused_whether_its_length_is_told_or_not(served, cl
 
 def test_the_answer_to_too_long_a_body_comes_before_the_body(served):
     head = request(
-        "/api/plan", f"Authorization: Bearer {TOKEN}", "Content-Type: application/json", "Content-Length: 50000000",
-        port=served.port, method="POST",
-    )  # fmt: skip
+        "/api/plan",
+        f"Authorization: Bearer {TOKEN}",
+        "Content-Type: application/json",
+        "Content-Length: 50000000",
+        port=served.port,
+        method="POST",
+    )
     assert status(raw(served, head)) == 413  # none of the body was sent
     unread = head.replace(b"50000000", b"12ab")
     assert status(raw(served, unread)) == 400
@@ -208,22 +229,20 @@ def test_the_answer_to_too_long_a_body_comes_before_the_body(served):
 
 def test_the_count_of_a_streamed_body_stops_at_the_limit(served):
     head = request(
-        "/api/plan", f"Authorization: Bearer {TOKEN}", "Content-Type: application/json", "Transfer-Encoding: chunked",
-        port=served.port, method="POST",
-    )  # fmt: skip
+        "/api/plan",
+        f"Authorization: Bearer {TOKEN}",
+        "Content-Type: application/json",
+        "Transfer-Encoding: chunked",
+        port=served.port,
+        method="POST",
+    )
     body = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
     assert status(raw(served, head + 4 * body)) == 413  # the fifth part, and the end, never come
 
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "text/plain",
-        "application/x-www-form-urlencoded",
-        "multipart/form-data; boundary=x",
-        "",
-        "application/jsonx",
-    ],
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "application/jsonx"],
 )
 def test_a_post_must_be_json(client, kind):
     found = client.post("/api/plan", content=b"{}", headers={"content-type": kind})
@@ -249,8 +268,7 @@ def test_200_graphs_at_once_are_all_answered(served):
     lines = (f"Authorization: Bearer {TOKEN}", "Connection: close")
     with ExitStack() as stack:
         asked = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=60))
-            for _ in range(200)
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=60)) for _ in range(200)
         ]
         for n, line in enumerate(asked):
             path = f"/api/graph?feature=4/res/{n}" if n % 2 else "/api/search?q=4/res"
@@ -313,21 +331,20 @@ def test_a_client_that_leaves_while_it_waits_gives_up_its_place(held):
 def test_a_body_that_does_not_come_is_not_waited_for(own_cache):
     with serving(limits=Limits(seconds=0.2)) as served:
         head = request(
-            "/api/plan", f"Authorization: Bearer {TOKEN}", "Content-Type: application/json", "Content-Length: 10",
-            port=served.port, method="POST",
-        )  # fmt: skip
+            "/api/plan",
+            f"Authorization: Bearer {TOKEN}",
+            "Content-Type: application/json",
+            "Content-Length: 10",
+            port=served.port,
+            method="POST",
+        )
         assert status(raw(served, head + b"{")) == 408
 
 
 def test_every_answer_has_the_headers_of_safety(served, client):
     with httpx.Client(base_url=served.base) as stranger:
         answers = [client.get(path) for path in ROUTES]
-        answers += [
-            stranger.get("/"),
-            client.get("/api/graph"),
-            client.post("/api/graph"),
-            client.get("/?token=x"),
-        ]
+        answers += [stranger.get("/"), client.get("/api/graph"), client.post("/api/graph"), client.get("/?token=x")]
     for one in answers:
         assert one.headers["x-content-type-options"] == "nosniff"
         assert one.headers["referrer-policy"] == "no-referrer"
@@ -352,12 +369,7 @@ def test_other_methods_are_refused_and_named(client):
 
 
 def test_a_websocket_is_refused(served):
-    lines = (
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGVzdA==",
-    )
+    lines = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGVzdA==")
     answer = raw(served, request("/api/info", *lines, port=served.port))
     assert status(answer) in (400, 401, 403, 426)
 

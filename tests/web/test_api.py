@@ -49,12 +49,7 @@ def ids(graph):
 
 def test_info_says_what_is_explored(client, atlas):
     told = get(client, "/api/info")
-    assert (told["release"], told["model"], told["k"], told["layers"]) == (
-        "demo",
-        atlas.model,
-        5,
-        list(range(6)),
-    )
+    assert (told["release"], told["model"], told["k"], told["layers"]) == ("demo", atlas.model, 5, list(range(6)))
     sizes = {site["site"]: site["n_features"] for site in told["sites"]}
     assert sizes == {str(site): atlas[site, _target(atlas, site)].n_source for site in atlas.sites}
     assert all(site["words"] for site in told["sites"])
@@ -229,9 +224,7 @@ def test_an_id_is_found_before_words(client):
 def test_the_card_tells_all_that_is_known(client, atlas, words):
     told = get(client, "/api/feature", id=str(SEED))
     known = words.get(SEED)
-    assert (told["label"], told["tokens"], told["promotes"]) == (
-        known.label, list(known.tokens), list(known.promotes),
-    )  # fmt: skip
+    assert (told["label"], told["tokens"], told["promotes"]) == (known.label, list(known.tokens), list(known.promotes))
     assert [c["values"] for c in told["contexts"]] == [list(c.values) for c in known.contexts]
     node = trace(SEED, atlas).by_feature[SEED]
     assert told["scores"] == {"res": node.scores.res, "mlp": node.scores.mlp, "att": node.scores.att}
@@ -251,10 +244,7 @@ def test_the_card_tells_all_that_is_known(client, atlas, words):
 
 
 def test_the_case_follows_the_line_that_is_asked_for(client):
-    cases = {
-        high: get(client, "/api/feature", id=str(SEED), high=high)["evolution"]["case"]
-        for high in (0.01, 0.999)
-    }
+    cases = {high: get(client, "/api/feature", id=str(SEED), high=high)["evolution"]["case"] for high in (0.01, 0.999)}
     assert cases == {0.01: "B", 0.999: "D"}
     assert get(client, "/api/feature", id=str(SEED), fdr=0.01)["evolution"]["case"] in "ABCD"
 
@@ -275,9 +265,7 @@ def test_a_link_leads_to_the_page_of_the_feature(served, client, monkeypatch):
     sources = Sources("gemma-2-2b", {Site(4, Part.RES): "4-gemmascope-res-16k"})
     monkeypatch.setattr(served.explorer, "sources", sources)
     links = get(client, "/api/feature", id=str(SEED))["links"]
-    assert links == [
-        {"title": "Neuronpedia", "url": "https://www.neuronpedia.org/gemma-2-2b/4-gemmascope-res-16k/360"}
-    ]
+    assert links == [{"title": "Neuronpedia", "url": "https://www.neuronpedia.org/gemma-2-2b/4-gemmascope-res-16k/360"}]
     assert get(client, "/api/feature", id="3/res/1")["links"] == []
     assert get(client, "/api/info")["neuronpedia"] is True
 
@@ -287,9 +275,7 @@ def test_exports_are_the_files_of_the_library(client, atlas, words, name):
     found = client.get("/api/export", params={"feature": str(SEED), "format": name, **FEW})
     assert found.status_code == 200
     assert found.headers["content-type"].partition(";")[0] == FORMATS[name].media_type.partition(";")[0]
-    assert (
-        found.headers["content-disposition"] == f'attachment; filename="demo-4-res-360{FORMATS[name].suffix}"'
-    )
+    assert found.headers["content-disposition"] == f'attachment; filename="demo-4-res-360{FORMATS[name].suffix}"'
     graph = trace(SEED, atlas, thresholds=Thresholds(res=0.75, mlp=0.5, att=0.5))
     assert found.content == export(graph, name, words)
     if name == "graphml":

@@ -67,15 +67,9 @@ def test_a_plan_changes_exactly_what_was_picked(plain):
 
 def test_a_plan_of_starts_is_that_of_their_graphs(plain, served):
     told = post(
-        plain,
-        "/api/plan",
-        starts=["4/res/360"],
-        thresholds={"t_res": 0.7, "t_mlp": 0.5, "t_att": 0.5},
-        parts=["res"],
+        plain, "/api/plan", starts=["4/res/360"], thresholds={"t_res": 0.7, "t_mlp": 0.5, "t_att": 0.5}, parts=["res"]
     )
-    graphs = grow(
-        [FeatureId.parse("4/res/360")], served.explorer.atlas, thresholds=Thresholds(0.7, mlp=0.5, att=0.5)
-    )
+    graphs = grow([FeatureId.parse("4/res/360")], served.explorer.atlas, thresholds=Thresholds(0.7, mlp=0.5, att=0.5))
     expected = [str(t.feature) for t in targets(graphs) if t.feature.part == "res"]
     assert [row["feature"] for row in told["table"]] == expected
     assert len(expected) > 1
@@ -93,19 +87,14 @@ def test_a_theme_names_its_starts_and_no_file(plain, tmp_path):
 
 def test_schedules_and_factors_are_those_asked_for(plain):
     told = post(
-        plain,
-        "/api/plan",
-        features=["1/res/3", "5/res/3"],
-        schedule={"kind": "linear", "s": 5.0, "s_end": 1.0},
+        plain, "/api/plan", features=["1/res/3", "5/res/3"], schedule={"kind": "linear", "s": 5.0, "s_end": 1.0}
     )
     assert [row["value"] for row in told["table"]] == [5.0, 1.0]
     told = post(plain, "/api/plan", features=["1/res/3"], direction="suppress", r=-0.5)
     assert told["plan"]["steps"][0]["r"] == -0.5
     told = post(plain, "/api/plan", features=["1/res/3", "4/res/3"], reach="cumulative", upto=2)
     assert [row["layer"] for row in told["table"]] == [1]
-    assert "'alpha'" in refused(
-        plain, "/api/plan", features=["1/res/3"], schedule={"kind": "constant", "alpha": 1.0}
-    )
+    assert "'alpha'" in refused(plain, "/api/plan", features=["1/res/3"], schedule={"kind": "constant", "alpha": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -180,9 +169,7 @@ def test_without_a_model_what_needs_one_says_how_to_name_it(plain, plan):
 
 
 def test_steering_streams_both_sides_line_by_line(client, plan):
-    with client.stream(
-        "POST", "/api/steer", json={"plan": plan, "prompt": "I think", "new_tokens": 3}
-    ) as answer:
+    with client.stream("POST", "/api/steer", json={"plan": plan, "prompt": "I think", "new_tokens": 3}) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "application/x-ndjson"
         told = lines(answer)
@@ -255,9 +242,7 @@ def test_a_client_that_does_not_read_holds_the_writer_and_no_memory(own_cache, p
                 await asyncio.sleep(0.01)
 
         monkeypatch.setattr(streams.Outlet, "lines", held)
-        with client.stream(
-            "POST", "/api/steer", json={"plan": plan, "prompt": "x", "new_tokens": 200}
-        ) as answer:
+        with client.stream("POST", "/api/steer", json={"plan": plan, "prompt": "x", "new_tokens": 200}) as answer:
             heard = answer.iter_lines()  # kept: the connection closes with it
             next(heard)
             until(lambda: typist.asked)
@@ -272,9 +257,7 @@ def test_one_text_is_written_at_a_time_and_a_few_wait(own_cache, plan):
     with serving(worker=typist) as served, served.client() as client, ThreadPoolExecutor(8) as many:
 
         def ask(_):
-            with client.stream(
-                "POST", "/api/steer", json={"plan": plan, "prompt": "x", "new_tokens": 20}
-            ) as answer:
+            with client.stream("POST", "/api/steer", json={"plan": plan, "prompt": "x", "new_tokens": 20}) as answer:
                 answer.read()
                 return answer.status_code, answer.headers.get("retry-after")
 
@@ -341,9 +324,7 @@ def test_a_text_is_read_at_the_sites_asked_for(client):
 def test_the_server_that_stops_ends_its_streams(own_cache, plan):
     typist = Typist(pause=0.02)
     with serving(worker=typist) as served, served.client() as client:
-        with client.stream(
-            "POST", "/api/steer", json={"plan": plan, "prompt": "x", "new_tokens": 200}
-        ) as answer:
+        with client.stream("POST", "/api/steer", json={"plan": plan, "prompt": "x", "new_tokens": 200}) as answer:
             heard = answer.iter_lines()
             next(heard)
             served.server.should_exit = True
@@ -370,9 +351,6 @@ def test_a_closed_desk_takes_no_job_and_drops_those_that_wait():
 
 def test_a_message_is_told_in_two_parts():
     told = split("4/res/9 is 0.5, not there. It has e.g. two. Give another one.", 422)
-    assert (told.error, told.what_to_do) == (
-        "4/res/9 is 0.5, not there. It has e.g. two.",
-        "Give another one.",
-    )
+    assert (told.error, told.what_to_do) == ("4/res/9 is 0.5, not there. It has e.g. two.", "Give another one.")
     assert split("one sentence", 404).what_to_do.startswith("Search")
     assert TOKEN not in told.error

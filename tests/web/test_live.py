@@ -51,8 +51,11 @@ def test_both_sides_are_those_of_the_library_in_one_batch(live, plan):
     expected = generate(live.model, live.dictionaries, requests, Sampling(8, 0.8, 0.9))
     samples = [line for line in told if line["type"] == "sample"]
     assert [(s["sample"], s["side"], s["seed"]) for s in samples] == [
-        (0, "steered", 3), (0, "plain", 3), (1, "steered", 4), (1, "plain", 4),
-    ]  # fmt: skip
+        (0, "steered", 3),
+        (0, "plain", 3),
+        (1, "steered", 4),
+        (1, "plain", 4),
+    ]
     assert [s["text"] for s in samples] == [one.text for one in expected]
     assert [s["share_total"] for s in samples] == pytest.approx([one.share_total for one in expected])
     assert samples[0]["share_total"] > 0 == samples[1]["share_total"]
@@ -64,10 +67,7 @@ def test_pieces_joined_are_the_text(live, plan):
     for sample in (line for line in told if line["type"] == "sample"):
         text = ""
         for line in told:
-            if line["type"] == "token" and (line["sample"], line["side"]) == (
-                sample["sample"],
-                sample["side"],
-            ):
+            if line["type"] == "token" and (line["sample"], line["side"]) == (sample["sample"], sample["side"]):
                 text = line["text"] if line.get("replace") else text + line["text"]
         assert text == sample["text"].rstrip("\ufffd")
 
@@ -93,12 +93,7 @@ def test_scores_follow_where_the_theme_is_known(live, plan):
     pytest.importorskip("sklearn")
     told = steered(live, plan, load_theme("physics", "demo"), new_tokens=16)
     scores = [line for line in told if line["type"] == "scores"]
-    assert [(s["sample"], s["side"]) for s in scores] == [
-        (0, "steered"),
-        (0, "plain"),
-        (1, "steered"),
-        (1, "plain"),
-    ]
+    assert [(s["sample"], s["side"]) for s in scores] == [(0, "steered"), (0, "plain"), (1, "steered"), (1, "plain")]
     for s in scores:
         assert 0 <= s["behavior"] <= 5
         assert 0 <= s["coherence"] <= 5
@@ -141,12 +136,8 @@ def test_a_plan_is_folded_and_held_within_its_budget_at_the_desk(own_cache, live
         body = {"features": [str(start) for start in STARTS], "schedule": {"kind": "constant", "s": 2.0}}
         told = client.post("/api/plan", json=body).json()
         request = PlanRequest("demo", starts=STARTS, keep=STARTS, schedule=Constant(2.0), shares=False)
-        expected = build_plan(
-            request, atlas=open_atlas("demo"), dictionaries=live.dictionaries, model=live.model
-        )
-        assert [row["value"] for row in told["table"]] == pytest.approx(
-            [step.value for step in expected.steps]
-        )
+        expected = build_plan(request, atlas=open_atlas("demo"), dictionaries=live.dictionaries, model=live.model)
+        assert [row["value"] for row in told["table"]] == pytest.approx([step.value for step in expected.steps])
         assert told["folded"] is True
         held = client.post("/api/plan", json=body | {"budget_total": 0.05}).json()
         assert any("to hold the budget" in note for note in held["notes"])

@@ -154,8 +154,10 @@ def test_groups_are_the_shares_of_the_rows_with_intervals_over_texts(with_result
     told = get(with_results, "/api/feature", id=SEED)["groups"]
     assert (told["n"], told["texts"], told["method"], told["result"]) == (4, 4, "cosine", "1")
     assert {label: one["share"] for label, one in told["shares"].items()} == {
-        "RES": 0.5, "RES & MLP": 0.25, "nowhere": 0.25,
-    }  # fmt: skip
+        "RES": 0.5,
+        "RES & MLP": 0.25,
+        "nowhere": 0.25,
+    }
     for one in told["shares"].values():
         assert 0 <= one["low"] <= one["share"] <= one["high"] <= 1
     once = get(with_results, "/api/feature", id="4/res/7")["groups"]

@@ -11,10 +11,22 @@ GenerationMode = pytest.importorskip("schemathesis.generation").GenerationMode
 
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
 OPERATIONS = [
-    "GET /api/info", "GET /api/search", "GET /api/graph", "GET /api/compare", "GET /api/feature", "GET /api/export",
-    "GET /api/results", "GET /results/{id}", "GET /results/{id}/files/{number}", "GET /api/model", "POST /api/model",
-    "POST /api/plan", "POST /api/plan/check", "POST /api/steer", "POST /api/text",
-]  # fmt: skip
+    "GET /api/info",
+    "GET /api/search",
+    "GET /api/graph",
+    "GET /api/compare",
+    "GET /api/feature",
+    "GET /api/export",
+    "GET /api/results",
+    "GET /results/{id}",
+    "GET /results/{id}/files/{number}",
+    "GET /api/model",
+    "POST /api/model",
+    "POST /api/plan",
+    "POST /api/plan/check",
+    "POST /api/steer",
+    "POST /api/text",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +45,13 @@ def test_every_operation_is_tried(operations):
 def test_every_answer_is_as_the_schema_says(operations, label, mode):
     @given(case=operations[label].as_strategy(generation_mode=mode))
     @settings(
-        max_examples=5, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
+        max_examples=5,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     def ask(case):
         # a request that fits the schema may still name features that do not go together: then it gets a 422
         case.call_and_validate(headers=AUTH, timeout=20, excluded_checks=[checks.positive_data_acceptance])
@@ -46,10 +62,21 @@ def test_every_answer_is_as_the_schema_says(operations, label, mode):
 def test_the_schema_names_every_route_and_how_to_be_let_in(client):
     told = client.get("/api/openapi.json").json()
     assert set(told["paths"]) == {
-        "/api/info", "/api/search", "/api/graph", "/api/compare", "/api/feature", "/api/export", "/api/results",
-        "/results/{id}", "/results/{id}/files/{number}", "/api/model", "/api/plan", "/api/plan/check", "/api/steer",
+        "/api/info",
+        "/api/search",
+        "/api/graph",
+        "/api/compare",
+        "/api/feature",
+        "/api/export",
+        "/api/results",
+        "/results/{id}",
+        "/results/{id}/files/{number}",
+        "/api/model",
+        "/api/plan",
+        "/api/plan/check",
+        "/api/steer",
         "/api/text",
-    }  # fmt: skip
+    }
     assert told["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     for path, methods in told["paths"].items():
         for method, route in methods.items():
@@ -57,6 +84,4 @@ def test_the_schema_names_every_route_and_how_to_be_let_in(client):
             problem = route["responses"]["default"]["content"]["application/json"]["schema"]
             assert problem == {"$ref": "#/components/schemas/Problem"}
     models = told["components"]["schemas"]
-    assert all(
-        model.get("additionalProperties") is False for model in models.values() if "properties" in model
-    )
+    assert all(model.get("additionalProperties") is False for model in models.values() if "properties" in model)

@@ -20,8 +20,11 @@ def start(*arguments, cache, code="from saeflow.cli import main; main()"):
     environment = os.environ | {"SAEFLOW_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", code, "serve", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def told(process):
@@ -100,9 +103,7 @@ def test_a_port_that_is_taken_and_an_atlas_that_is_not_there_are_told_in_a_sente
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in PACKAGES if name != "pydantic"]
-)  # typer may need that one too
+@pytest.mark.parametrize("name", [name for name in PACKAGES if name != "pydantic"])  # typer may need that one too
 def test_without_the_extra_it_names_it(tmp_path, name):
     code = f"import sys; sys.modules['{name}'] = None; from saeflow.cli import main; main()"
     process = start("demo", cache=tmp_path, code=code)

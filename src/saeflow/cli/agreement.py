@@ -20,15 +20,10 @@ def add_to(app: typer.Typer) -> None:
 
 def agreement(
     release: Release,
-    methods: Annotated[
-        str, typer.Option(help="Methods to compare, with commas between; all when not given.")
-    ] = "",
-    against: Annotated[
-        str, typer.Option(help="Show only how far the others agree with this one.")
-    ] = "cosine",
+    methods: Annotated[str, typer.Option(help="Methods to compare, with commas between; all when not given.")] = "",
+    against: Annotated[str, typer.Option(help="Show only how far the others agree with this one.")] = "cosine",
     atlas: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder of an atlas made before, such as one of `saeflow correlate`."),
+        list[Path] | None, typer.Option(help="Folder of an atlas made before, such as one of `saeflow correlate`.")
     ] = None,
     k: Annotated[int, typer.Option(help="Matches kept for each feature.")] = 5,
     model: Projector = "",
@@ -52,14 +47,7 @@ def agreement(
     dictionaries, opened = load_dictionaries(release), [open_atlas(folder) for folder in atlas or ()]
     with progress("matching") as report:
         tables = dict(
-            compare_methods(
-                dictionaries,
-                asked,
-                k=k,
-                projector=projector(model),
-                partial=True,
-                progress=report,
-            )
+            compare_methods(dictionaries, asked, k=k, projector=projector(model), partial=True, progress=report)
         )
     for made in opened:
         refuse_other_weights(made, dictionaries)
@@ -73,10 +61,14 @@ def agreement(
         save(agreement_by_layer([asdict(row) | {"part": row.part.value} for row in kept]), figure)
     rows = [
         {
-            "method": row.method_a, "part": row.part.value, "layer": row.layer, "same": round(row.same, 4),
-            f"in top {k}": round(row.in_top_k, 4), "features": row.n,
+            "method": row.method_a,
+            "part": row.part.value,
+            "layer": row.layer,
+            "same": round(row.same, 4),
+            f"in top {k}": round(row.in_top_k, 4),
+            "features": row.n,
         }
         for row in kept
-    ]  # fmt: skip
+    ]
     summary = {"release": release, "against": against}
     show(as_json, summary | {"rows": rows}, summary, rows)

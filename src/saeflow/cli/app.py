@@ -35,12 +35,9 @@ def _there(device: str) -> str:
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", callback=_there)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Projector = Annotated[
-    str, typer.Option(help="Model to project attention features with, where they live in z.")
-]
+Projector = Annotated[str, typer.Option(help="Model to project attention features with, where they live in z.")]
 Release = Annotated[
-    str,
-    typer.Argument(help='"demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.'),
+    str, typer.Argument(help='"demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.')
 ]
 
 
@@ -114,9 +111,7 @@ def _lines(what: str) -> Callable[[int, int, str], None]:
         if at - last < SECONDS:
             return
         last = at
-        left = (
-            f", about {duration((at - began) / (done - first) * (total - done))} left" if done > first else ""
-        )
+        left = f", about {duration((at - began) / (done - first) * (total - done))} left" if done > first else ""
         share = f"{done / total:.0%} " if total else ""
         typer.echo(f"{what} {now}".rstrip() + f": {share}({done:,} of {total:,}){left}", err=True)
 

@@ -64,9 +64,7 @@ def run() -> None:
         warnings.formatwarning = as_python_does
 
 
-def _line(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, _line: str | None = None
-) -> str:
+def _line(message: Warning | str, category: type[Warning], filename: str, lineno: int, _line: str | None = None) -> str:
     """One line for a warning of saeflow's own; others stand with the file and line they come from."""
     if issubclass(category, SaeflowWarning):
         return f"saeflow: {message}\n"

@@ -25,9 +25,7 @@ def correlate(
             "or a dataset on the hub."
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the atlas; in the cache when not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the atlas; in the cache when not given.")] = None,
     model: Annotated[str, typer.Option(help="Model to run; the release's own when not given.")] = "",
     n: Annotated[int, typer.Option(help="Texts taken from each source.")] = 500,
     tokens: Annotated[int, typer.Option(help="Stop after this many tokens that are not special.")] = 100_000,
@@ -61,9 +59,16 @@ def correlate(
     folder = out or atlas_folder(release, METHOD)
     with progress("correlating") as report:
         built = run(
-            load_model(name, device=device, prepend_bos=prepend_bos), dictionaries,
-            found, out=folder, k=k, max_length=max_length,
-            max_tokens=tokens, sites_at_once=sites_at_once or None, release=dictionaries.name,
-            keep_activations=keep, progress=report,
-        )  # fmt: skip
+            load_model(name, device=device, prepend_bos=prepend_bos),
+            dictionaries,
+            found,
+            out=folder,
+            k=k,
+            max_length=max_length,
+            max_tokens=tokens,
+            sites_at_once=sites_at_once or None,
+            release=dictionaries.name,
+            keep_activations=keep,
+            progress=report,
+        )
     typer.echo(f"{len(built)} tables of {len(built.sites)} sites, k = {built.k}, in {folder}")

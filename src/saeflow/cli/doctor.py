@@ -21,17 +21,13 @@ def add_to(app: typer.Typer) -> None:
 
 def doctor(
     release: Release,
-    model: Annotated[
-        str, typer.Option(help="Model to run; weights alone are looked at when not given.")
-    ] = "",
+    model: Annotated[str, typer.Option(help="Model to run; weights alone are looked at when not given.")] = "",
     site: Annotated[
         list[str] | None, typer.Option(help="A site such as 24/res, once or more; all when not given.")
     ] = None,
     texts: Annotated[
         list[str] | None,
-        typer.Option(
-            help='Where texts come from: a .txt, .jsonl or .parquet file, "demo", or a dataset on the hub.'
-        ),
+        typer.Option(help='Where texts come from: a .txt, .jsonl or .parquet file, "demo", or a dataset on the hub.'),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens looked at, special ones not counted.")] = 2_000,
     device: Device = "cpu",
@@ -39,9 +35,7 @@ def doctor(
     seed: Annotated[int, typer.Option(help="Sets which texts are taken.")] = 0,
     everything: Annotated[
         bool,
-        typer.Option(
-            "--all", help="Show everything that is as it should be, not only how well sites reconstruct."
-        ),
+        typer.Option("--all", help="Show everything that is as it should be, not only how well sites reconstruct."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -60,16 +54,17 @@ def doctor(
     chosen = [Site.parse(name) for name in site] if site else None
     with progress("examining") as report:
         found = examine(
-            dictionaries, release=dictionaries.name, sites=chosen, tokens=tokens, stated_l0=_stated(release),
-            atlas=_atlas_of(release), progress=report, **_run(model, texts, tokens, device, seed, prepend_bos),
-        )  # fmt: skip
+            dictionaries,
+            release=dictionaries.name,
+            sites=chosen,
+            tokens=tokens,
+            stated_l0=_stated(release),
+            atlas=_atlas_of(release),
+            progress=report,
+            **_run(model, texts, tokens, device, seed, prepend_bos),
+        )
     rows = [
-        {
-            "site": f.site or "release",
-            "": f.severity.value,
-            "check": f.check.value,
-            "found": _told(f.said, f.advice),
-        }
+        {"site": f.site or "release", "": f.severity.value, "check": f.check.value, "found": _told(f.said, f.advice)}
         for f in found.findings
         if everything or f.severity is not Severity.OK or f.check is Check.RECONSTRUCTION
     ]
@@ -107,9 +102,7 @@ def _run(
     from saeflow.sources.model import load_model
 
     # texts of unknown length: enough of them even where each is short
-    found = held_out(
-        [open_dataset(source) for source in expand(texts or ["demo"])], max(20, tokens // 50), seed
-    )
+    found = held_out([open_dataset(source) for source in expand(texts or ["demo"])], max(20, tokens // 50), seed)
     return {"model": load_model(model, device=device, prepend_bos=prepend_bos), "texts": found}
 
 

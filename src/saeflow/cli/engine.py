@@ -13,25 +13,20 @@ PANEL: Final = "Where it runs"
 
 Engine = Annotated[
     str,
-    typer.Option(
-        "--engine", help="here (one process), pool (processes of this machine), ray.", rich_help_panel=PANEL
-    ),
+    typer.Option("--engine", help="here (one process), pool (processes of this machine), ray.", rich_help_panel=PANEL),
 ]
 Workers = Annotated[
-    int,
-    typer.Option(help="Processes of the pool; 0 for as many as there are cores.", rich_help_panel=PANEL),
+    int, typer.Option(help="Processes of the pool; 0 for as many as there are cores.", rich_help_panel=PANEL)
 ]
 Address = Annotated[
     str,
     typer.Option(
-        help='Ray cluster to join: "auto", ray://HOST:10001; one of this machine when empty.',
-        rich_help_panel=PANEL,
+        help='Ray cluster to join: "auto", ray://HOST:10001; one of this machine when empty.', rich_help_panel=PANEL
     ),
 ]
 Cpus = Annotated[int, typer.Option(help="Cores, and threads, of a unit of work.", rich_help_panel=PANEL)]
 Gpus = Annotated[
-    float,
-    typer.Option(help="GPUs of a unit on Ray, or a part of one; it computes there.", rich_help_panel=PANEL),
+    float, typer.Option(help="GPUs of a unit on Ray, or a part of one; it computes there.", rich_help_panel=PANEL)
 ]
 
 

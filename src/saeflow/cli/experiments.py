@@ -22,19 +22,13 @@ if TYPE_CHECKING:
 
 Atlas = Annotated[str, typer.Option(help="Atlas of cosine matches; that of the release when not given.")]
 Model = Annotated[str, typer.Option(help="Language model; the one the release names when not given.")]
-Datasets = Annotated[
-    str, typer.Option(help='Datasets, with commas between: "demo", "demo:stories", fineweb, a file.')
-]
+Datasets = Annotated[str, typer.Option(help='Datasets, with commas between: "demo", "demo:stories", fineweb, a file.')]
 Texts = Annotated[int, typer.Option(help="Texts of each dataset, at most.")]
 TokensOf = Annotated[int, typer.Option("--tokens", help="Random tokens of each text.")]
-Layers = Annotated[
-    str, typer.Option(help="Residual layers, with commas between, 6-9 for a range; empty for all.")
-]
+Layers = Annotated[str, typer.Option(help="Residual layers, with commas between, 6-9 for a range; empty for all.")]
 MaxLength = Annotated[int, typer.Option(help="Tokens a text is cut to.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
-Pearson = Annotated[
-    str, typer.Option(help="Atlas of Pearson correlations; made on held-out texts when not given.")
-]
+Pearson = Annotated[str, typer.Option(help="Atlas of Pearson correlations; made on held-out texts when not given.")]
 PearsonDatasets = Annotated[
     str, typer.Option(help="Datasets it is made on; the first one, and for the demo all but python.")
 ]
@@ -76,9 +70,7 @@ def origins(
     from saeflow.experiments.inputs import origins as run
 
     where = opened(engine, workers, address, cpus, gpus)
-    asked = _opening(
-        release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos
-    )
+    asked = _opening(release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos)
     lab = Inputs.open(asked, first=0)
     size = OriginsSize(tuple(names_of(methods)), texts, tokens, max_length)
     folder = out or Path(f"origins-{Path(release).name}")
@@ -98,14 +90,10 @@ def deactivate(
     layers: Layers = "",
     strategies: Annotated[
         str,
-        typer.Option(
-            help="top-1, top-5, random, permutation, pearson, exhaustive, greedy; the first is swept over r."
-        ),
+        typer.Option(help="top-1, top-5, random, permutation, pearson, exhaustive, greedy; the first is swept over r."),
     ] = "top-1,top-5,random,permutation,pearson,exhaustive,greedy",
     r: Annotated[str, typer.Option("--r", help="Factors of the sweep.")] = "-2,-1,-0.5,0,0.5,1,1.5,2,3",
-    loss: Annotated[
-        str, typer.Option(help='Targets of a text whose sweep has the loss: a number, or "all".')
-    ] = "4",
+    loss: Annotated[str, typer.Option(help='Targets of a text whose sweep has the loss: a number, or "all".')] = "4",
     pearson: Pearson = "",
     pearson_datasets: PearsonDatasets = "",
     max_length: MaxLength = 128,
@@ -117,9 +105,7 @@ def deactivate(
     address: Address = "",
     cpus: Cpus = 1,
     gpus: Gpus = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Results folder; deactivation-RELEASE when not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Results folder; deactivation-RELEASE when not given.")] = None,
     as_json: Json = False,
 ) -> None:
     """Remove the predecessors of active features, and see what is left of them (section 5.2)."""
@@ -127,15 +113,11 @@ def deactivate(
     from saeflow.experiments.inputs import deactivation as run
 
     where = opened(engine, workers, address, cpus, gpus)
-    asked = _opening(
-        release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos
-    )
+    asked = _opening(release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos)
     factors = numbers_of("--r", r)
     loss_targets = None if loss == "all" else int(number_of("--loss", loss))
     lab = Inputs.open(asked, first=1)
-    size = DeactivationSize(
-        tuple(names_of(strategies)), texts, tokens, features, factors, loss_targets, max_length
-    )
+    size = DeactivationSize(tuple(names_of(strategies)), texts, tokens, features, factors, loss_targets, max_length)
     folder = out or Path(f"deactivation-{Path(release).name}")
     with bars() as bar, where:
         results = run(lab, size, out=folder, bars=bar, note=_note, engine=where)
@@ -158,9 +140,17 @@ def _opening(
     from saeflow.experiments.inputs import InputNames
 
     return InputNames(
-        release, model, atlas, device, layers_of(layers), tuple(names_of(datasets)), pearson,
-        tuple(names_of(pearson_datasets)), seed, prepend_bos,
-    )  # fmt: skip
+        release,
+        model,
+        atlas,
+        device,
+        layers_of(layers),
+        tuple(names_of(datasets)),
+        pearson,
+        tuple(names_of(pearson_datasets)),
+        seed,
+        prepend_bos,
+    )
 
 
 def _note(text: str) -> None:

@@ -66,12 +66,9 @@ def explain(
     sites: Annotated[
         str, typer.Option(help="Sites or parts, commas between: 12/res,13/res or res; all their features.")
     ] = "",
-    limit: Annotated[
-        int, typer.Option(help="Features of each site at most, those that fire most; 0 for all.")
-    ] = 0,
+    limit: Annotated[int, typer.Option(help="Features of each site at most, those that fire most; 0 for all.")] = 0,
     endpoint: Annotated[
-        str,
-        typer.Option(help="Address of the chat API; OPENAI_BASE_URL, else that of OpenAI, when not given."),
+        str, typer.Option(help="Address of the chat API; OPENAI_BASE_URL, else that of OpenAI, when not given.")
     ] = "",
     model_name: Annotated[
         str, typer.Option(help="Model that is asked; SAEFLOW_JUDGE_MODEL, else gpt-4o-mini, when not given.")
@@ -80,12 +77,9 @@ def explain(
     per_minute: Annotated[float, typer.Option(help="Requests a minute at most; 0 for no limit.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Sets which silent passages are shown, and the order.")] = 0,
     words: Annotated[
-        Path | None,
-        typer.Option(help="Folder of words with passages; the one made or fetched when not given."),
+        Path | None, typer.Option(help="Folder of words with passages; the one made or fetched when not given.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say how many requests it would be, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many requests it would be, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Let a language model label features by their passages, and test the labels on others.
@@ -108,9 +102,7 @@ def explain(
     written = 0
     if not dry_run:
         secret = _secret(address, needed=told.requests > 0)
-        with Endpoint(
-            name, base_url=address, secret=secret, temperature=0.0, pacing=pacing, json_mode=True
-        ) as at:
+        with Endpoint(name, base_url=address, secret=secret, temperature=0.0, pacing=pacing, json_mode=True) as at:
             chat = EndpointChat(name, at, concurrency=concurrency, seed=seed)
             try:
                 _ask(folder, chat, asked, seed, found)
@@ -119,9 +111,7 @@ def explain(
     _show(told, found, folder, written, name, as_json=as_json, dry_run=dry_run)
 
 
-def _ask(
-    folder: Path, chat: EndpointChat, asked: Sequence[FeatureId], seed: int, found: list[Explained]
-) -> None:
+def _ask(folder: Path, chat: EndpointChat, asked: Sequence[FeatureId], seed: int, found: list[Explained]) -> None:
     from saeflow.labels.explain import explain as explained
 
     with progress("asking") as report:
@@ -151,9 +141,7 @@ def _features(folder: Path, named: Sequence[str], sites: str, limit: int) -> lis
     if bool(named) == bool(sites):
         raise InvalidArgument("name features, such as 4/res/72, or sites with --sites: one of the two.")
     if limit < 0:
-        raise InvalidArgument(
-            f"--limit {limit} is below 0. Give 0 for all features, or how many of each site."
-        )
+        raise InvalidArgument(f"--limit {limit} is below 0. Give 0 for all features, or how many of each site.")
     there = words_sites(folder)
     if named:
         asked = [FeatureId.parse(name) for name in named]
@@ -169,9 +157,7 @@ def _sites(asked: str, there: Sequence[Site], folder: Path) -> list[Site]:
 
     chosen: set[Site] = set()
     for name in names_of(asked):
-        some = (
-            {site for site in there if site.part.value == name} if name in set(Part) else {Site.parse(name)}
-        )
+        some = {site for site in there if site.part.value == name} if name in set(Part) else {Site.parse(name)}
         if not some or not some <= set(there):
             raise InvalidArgument(f"--sites names {name}, and {folder} has {', '.join(map(str, there))}.")
         chosen |= some
@@ -219,21 +205,12 @@ def _secret(address: str | None, *, needed: bool) -> Secret:
 def _said(told: Estimate, name: str, place: str, n: int) -> str:
     """What will be asked, in a sentence."""
     requests = f"{told.requests} request{'' if told.requests == 1 else 's'}"
-    said = (
-        f"{n} feature{'' if n == 1 else 's'}: {requests} to {name} at {place}, {told.cached} answers are kept"
-    )
+    said = f"{n} feature{'' if n == 1 else 's'}: {requests} to {name} at {place}, {told.cached} answers are kept"
     return f"{said}; {told.silent} have no passages" if told.silent else said
 
 
 def _show(
-    told: Estimate,
-    found: Sequence[Explained],
-    folder: Path,
-    written: int,
-    name: str,
-    *,
-    as_json: bool,
-    dry_run: bool,
+    told: Estimate, found: Sequence[Explained], folder: Path, written: int, name: str, *, as_json: bool, dry_run: bool
 ) -> None:
     rows = [_row(one) for one in found]
     if as_json:
@@ -243,9 +220,7 @@ def _show(
     if dry_run:
         return
     shown = [{**row, "score": "" if row["score"] is None else f"{row['score']:.2f}"} for row in rows]
-    print_table(
-        "", [{k: row[k] for k in ("feature", "label", "score", "silent from", "problem")} for row in shown]
-    )
+    print_table("", [{k: row[k] for k in ("feature", "label", "score", "silent from", "problem")} for row in shown])
     typer.echo(f"{written} labels written to {folder}; a score of 0.5 is what guessing gives")
 
 
@@ -255,9 +230,11 @@ def _row(one: Explained) -> dict[str, Any]:
 
     detection = one.detection
     return {
-        "feature": str(one.feature), "label": one_line(one.label),
+        "feature": str(one.feature),
+        "label": one_line(one.label),
         "score": None if detection is None else round(detection.score, 4),
         "found": None if detection is None else round(detection.found, 4),
         "left": None if detection is None else round(detection.left, 4),
-        "silent from": "" if detection is None else detection.silent_from, "problem": one.problem,
-    }  # fmt: skip
+        "silent from": "" if detection is None else detection.silent_from,
+        "problem": one.problem,
+    }

@@ -34,22 +34,16 @@ def add_to(app: typer.Typer) -> None:
 def graph(
     release: Release,
     feature: Annotated[str, typer.Argument(help="layer/part/index, such as 4/res/123.")],
-    t_res: Annotated[
-        float, typer.Option(help="t(R): the flow stops below it. 0 follows the whole depth.")
-    ] = T_RES,
+    t_res: Annotated[float, typer.Option(help="t(R): the flow stops below it. 0 follows the whole depth.")] = T_RES,
     t_mlp: Annotated[float, typer.Option(help="t(M): MLP features below it are dropped.")] = T_MODULE,
     t_att: Annotated[float, typer.Option(help="t(A): attention features below it are dropped.")] = T_MODULE,
-    high: Annotated[
-        float, typer.Option(help="The line between high and low scores, for the cases A to D.")
-    ] = HIGH,
+    high: Annotated[float, typer.Option(help="The line between high and low scores, for the cases A to D.")] = HIGH,
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="Thresholds by layer from the atlas's nulls, at --fdr.")
     ] = False,
     fdr: Annotated[
         float | None,
-        typer.Option(
-            help=f"False-discovery rate of calibrated thresholds, 0.01 with --calibrated alone; {EXCEEDS}"
-        ),
+        typer.Option(help=f"False-discovery rate of calibrated thresholds, 0.01 with --calibrated alone; {EXCEEDS}"),
     ] = None,
     k: Annotated[int, typer.Option(help="Matches considered at each site.")] = 1,
     direction: Annotated[str, typer.Option(help="both, backward or forward.")] = "both",
@@ -102,12 +96,7 @@ def graph(
         thresholds = thresholds_of(atlas, t_res, t_mlp, t_att, fdr, high)
     words = words_for(atlas.release, beside=atlas.folder)
     grown = trace(
-        seed,
-        atlas,
-        thresholds=thresholds,
-        k=k,
-        backward=direction != "forward",
-        forward=direction != "backward",
+        seed, atlas, thresholds=thresholds, k=k, backward=direction != "forward", forward=direction != "backward"
     )
     if published is not None:
         _show_comparison(compare(grown, published), as_json)
@@ -138,19 +127,19 @@ def _show_comparison(comparison: Comparison, as_json: bool) -> None:
     print_table("", sites)
     scores = [
         {
-            "feature": str(s.published.child), "predecessor": str(s.published.parent),
-            "published": f"{s.published.score:.2f}", "found": "-" if s.found is None else f"{s.found:.3f}",
+            "feature": str(s.published.child),
+            "predecessor": str(s.published.parent),
+            "published": f"{s.published.score:.2f}",
+            "found": "-" if s.found is None else f"{s.found:.3f}",
             "": "" if s.agrees else "differs",
         }
         for s in comparison.scores
-    ]  # fmt: skip
+    ]
     if scores:
         print_table("", scores)
 
 
-def write_graph(
-    grown: FlowGraph, words: Words, folder: Path, release: str, formats: Sequence[str] = ()
-) -> list[Path]:
+def write_graph(grown: FlowGraph, words: Words, folder: Path, release: str, formats: Sequence[str] = ()) -> list[Path]:
     """The graph as {release}-{seed} with the ending of each format, by default those of `saeflow graph`."""
     from saeflow.files import write_atomic
     from saeflow.report.exports import export, format_named
@@ -169,8 +158,7 @@ def write_graph(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the files of the graph.")] = Path(),
-    as_json: Json = False,
+    out: Annotated[Path, typer.Option(help="Folder for the files of the graph.")] = Path(), as_json: Json = False
 ) -> None:
     """The main job on the embedded pack: pick a feature, grow its graph, draw it."""
     from saeflow.demo.pick import worth_a_look
@@ -193,9 +181,7 @@ def demo(
         return
     print_table("Features worth a look", pick_rows(picks))
     typer.echo(render(first, to="text", words=words))
-    typer.echo(
-        f"\nwritten: {written[0]}  (open it in a browser)\n         {written[1]}\n         {written[2]}"
-    )
+    typer.echo(f"\nwritten: {written[0]}  (open it in a browser)\n         {written[1]}\n         {written[2]}")
     other = str(picks[min(1, len(picks) - 1)].graph.seed)
     called = "saeflow" if shutil.which("saeflow") else os.path.relpath(sys.argv[0])
     following = {

@@ -35,9 +35,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the words; in the cach
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    labels = typer.Typer(
-        help="What is known of features: fetch, make, show, search, explain.", no_args_is_help=True
-    )
+    labels = typer.Typer(help="What is known of features: fetch, make, show, search, explain.", no_args_is_help=True)
     labels.command()(fetch)
     labels.command()(make)
     labels.command("show")(show_feature)
@@ -53,9 +51,7 @@ def fetch(
         str, typer.Option(help="explanations, features, activations, with commas between.")
     ] = "explanations,features",
     contexts: Annotated[int, typer.Option(help="Passages kept of each feature, from activations.")] = 4,
-    explainer: Annotated[
-        str, typer.Option(help="Prefer explanations of a model with this in its name.")
-    ] = "",
+    explainer: Annotated[str, typer.Option(help="Prefer explanations of a model with this in its name.")] = "",
     source: Pattern = "",
     bucket: Annotated[
         str, typer.Option(help="Where the exports are: an address, or a folder with the same tree.")
@@ -79,33 +75,30 @@ def fetch(
     if unknown:
         raise InvalidArgument(f"--kinds names {', '.join(unknown)}. Kinds are {', '.join(Kind)}.")
     place = Bucket(
-        bucket or BUCKET,
-        cache_folder() / "neuronpedia" / "exports",
-        Fetcher(),
-        offline=offline or is_offline(),
+        bucket or BUCKET, cache_folder() / "neuronpedia" / "exports", Fetcher(), offline=offline or is_offline()
     )
     folder = out or words_folder(release, NEURONPEDIA)
     with progress("listing") as report:
         plan = plan_fetch(
-            release, sources_of(release, source), _sites(release, sites), place, kinds=[Kind(k) for k in asked],
+            release,
+            sources_of(release, source),
+            _sites(release, sites),
+            place,
+            kinds=[Kind(k) for k in asked],
             progress=report,
-        )  # fmt: skip
+        )
     told = _told(plan, place, folder)
     if not as_json:
         typer.echo(told["said"], err=True)
     if not dry_run:
         with progress("fetching") as report:
-            fetch_words(
-                plan, place, folder, contexts=contexts, explainer=explainer, keep=keep, progress=report
-            )
+            fetch_words(plan, place, folder, contexts=contexts, explainer=explainer, keep=keep, progress=report)
         told |= {"written": _about(folder)}
     if as_json:
         typer.echo(json.dumps({name: value for name, value in told.items() if name != "said"}, indent=1))
     elif not dry_run:
         rows = [{"site": site, **about} for site, about in told["written"].items()]
-        print_table(
-            "", [{name: row.get(name) for name in ("site", "source", "features", "labelled")} for row in rows]
-        )
+        print_table("", [{name: row.get(name) for name in ("site", "source", "features", "labelled")} for row in rows])
         typer.echo(f"in {folder}")
 
 
@@ -121,9 +114,7 @@ def make(
     model: Annotated[str, typer.Option(help="Model to run; the release's own when not given.")] = "",
     sites: Sites = "",
     n: Annotated[int, typer.Option(help="Texts taken from each source.")] = 2000,
-    tokens: Annotated[
-        int, typer.Option(help="Stop after this many tokens that are not special.")
-    ] = 1_000_000,
+    tokens: Annotated[int, typer.Option(help="Stop after this many tokens that are not special.")] = 1_000_000,
     contexts: Annotated[int, typer.Option(help="Passages shown of each feature; 20 for explanations.")] = 4,
     max_length: Annotated[int, typer.Option(help="Tokens of each text at most.")] = 128,
     sites_at_once: Annotated[
@@ -156,16 +147,21 @@ def make(
     asked = _chosen(sites, dictionaries.sites)
     with progress("reading") as report:
         make_words(
-            load_model(name, device=device, prepend_bos=prepend_bos), dictionaries,
-            found, folder, sites=asked, contexts=contexts,
-            max_length=max_length, max_tokens=tokens, sites_at_once=sites_at_once or None, seed=seed,
-            release=dictionaries.name, progress=report,
-        )  # fmt: skip
+            load_model(name, device=device, prepend_bos=prepend_bos),
+            dictionaries,
+            found,
+            folder,
+            sites=asked,
+            contexts=contexts,
+            max_length=max_length,
+            max_tokens=tokens,
+            sites_at_once=sites_at_once or None,
+            seed=seed,
+            release=dictionaries.name,
+            progress=report,
+        )
     about = _about(folder)
-    rows = [
-        {"site": str(site), **_counted(folder, site), "tokens": about[str(site)]["n_tokens"]}
-        for site in asked
-    ]
+    rows = [{"site": str(site), **_counted(folder, site), "tokens": about[str(site)]["n_tokens"]} for site in asked]
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "sites": rows}, indent=1))
         return
@@ -199,13 +195,9 @@ def show_feature(
         if at is not None:
             known = api.feature(at, asked.index, refresh=refresh) or known
     if as_json:
-        typer.echo(
-            json.dumps({"feature": feature, "words": None if known is None else asdict(known)}, indent=1)
-        )
+        typer.echo(json.dumps({"feature": feature, "words": None if known is None else asdict(known)}, indent=1))
     elif known is None:
-        typer.echo(
-            f"{feature}: nothing is known. Fetch its words (saeflow labels fetch) or make them (labels make)."
-        )
+        typer.echo(f"{feature}: nothing is known. Fetch its words (saeflow labels fetch) or make them (labels make).")
     else:
         _print_words(feature, known)
 
@@ -298,9 +290,7 @@ def _chosen(asked: str, there: Sequence[Site]) -> list[Site]:
     names = [name.strip() for name in asked.split(",") if name.strip()]
     chosen: set[Site] = set()
     for name in names:
-        sites = (
-            {site for site in there if site.part.value == name} if name in set(Part) else {Site.parse(name)}
-        )
+        sites = {site for site in there if site.part.value == name} if name in set(Part) else {Site.parse(name)}
         if not sites or not sites <= set(there):
             raise InvalidArgument(f"--sites names {name}, and there are {', '.join(map(str, there))}.")
         chosen |= sites
@@ -333,10 +323,15 @@ def _told(plan: FetchPlan, place: Bucket, folder: Path) -> dict[str, Any]:
     if plan.missing:
         said += f"\nNeuronpedia has nothing of {', '.join(map(str, plan.missing))}"
     return {
-        "said": said, "from": place.place, "folder": str(folder), "files": files, "bytes": plan.size,
-        "to_fetch": plan.to_fetch, "sites": [str(site.site) for site in plan.sites],
+        "said": said,
+        "from": place.place,
+        "folder": str(folder),
+        "files": files,
+        "bytes": plan.size,
+        "to_fetch": plan.to_fetch,
+        "sites": [str(site.site) for site in plan.sites],
         "missing": [str(site) for site in plan.missing],
-    }  # fmt: skip
+    }
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -93,9 +93,7 @@ def parts_of(text: str) -> tuple[Part, ...]:
     names = names_of(text)
     unknown = sorted(set(names) - {part.value for part in Part})
     if unknown or not names:
-        raise InvalidArgument(
-            f"--parts {text!r} names {', '.join(unknown) or 'none'}. Parts are res, mlp, att."
-        )
+        raise InvalidArgument(f"--parts {text!r} names {', '.join(unknown) or 'none'}. Parts are res, mlp, att.")
     return tuple(part for part in Part if part.value in names)
 
 

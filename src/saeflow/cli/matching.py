@@ -19,9 +19,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(match)
     app.command()(methods)
-    atlas = typer.Typer(
-        help="Build and inspect atlases: all match tables of a release.", no_args_is_help=True
-    )
+    atlas = typer.Typer(help="Build and inspect atlases: all match tables of a release.", no_args_is_help=True)
     atlas.command("build")(atlas_build)
     atlas.command("info")(atlas_info)
     calibrate.add_to(atlas)
@@ -36,9 +34,7 @@ def match(
         int | None, typer.Option(help="Matches kept for each feature; 5, or 1 for one-to-one methods.")
     ] = None,
     method: Method = "cosine",
-    other: Annotated[
-        str, typer.Option(help="Release of the target, where it is another one of the same model.")
-    ] = "",
+    other: Annotated[str, typer.Option(help="Release of the target, where it is another one of the same model.")] = "",
     limit: Annotated[int, typer.Option(help="Features printed, best matched first.")] = 20,
     model: Projector = "",
     out: Annotated[Path | None, typer.Option(help="Write the whole table here (.safetensors).")] = None,
@@ -55,9 +51,7 @@ def match(
     dictionaries = load_dictionaries(release)
     there = load_dictionaries(other) if other else dictionaries
     kept = find_method(method).default_k if k is None else k
-    table, back = match_pair(
-        dictionaries[sites[0]], there[sites[1]], k=kept, method=method, projector=projector(model)
-    )
+    table, back = match_pair(dictionaries[sites[0]], there[sites[1]], k=kept, method=method, projector=projector(model))
     if out:
         table.save(out)
     summary, rows = match_rows(table, limit, back)
@@ -74,9 +68,7 @@ def methods(as_json: Json = False) -> None:
 
 def atlas_build(
     release: Release,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the atlas; in the cache when not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the atlas; in the cache when not given.")] = None,
     k: Annotated[
         int | None, typer.Option(help="Matches kept for each feature; 5, or 1 for one-to-one methods.")
     ] = None,
@@ -107,9 +99,17 @@ def atlas_build(
     folder = out or atlas_folder(release, method)
     with progress("matching") as report, where:
         built = build_atlas(
-            dictionaries, out=folder, k=k, method=method, release=dictionaries.name, model=dictionaries.model,
-            projector=projector(model), progress=report, engine=where, shard_rows=shard_rows or None,
-        )  # fmt: skip
+            dictionaries,
+            out=folder,
+            k=k,
+            method=method,
+            release=dictionaries.name,
+            model=dictionaries.model,
+            projector=projector(model),
+            progress=report,
+            engine=where,
+            shard_rows=shard_rows or None,
+        )
     typer.echo(f"{len(built)} tables of {len(built.sites)} sites, k = {built.k}, in {folder}")
 
 

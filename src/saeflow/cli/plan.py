@@ -29,9 +29,7 @@ DEMO_TEXTS = 8
 """Texts of each domain of the demo pack that hidden norms are measured on where none are named."""
 
 Theme = Annotated[str, typer.Option(help="A theme of the release, or the path of a theme's .toml file.")]
-Start = Annotated[
-    str, typer.Option(help="Features to grow graphs from, with commas between: 2/res/114,3/res/541.")
-]
+Start = Annotated[str, typer.Option(help="Features to grow graphs from, with commas between: 2/res/114,3/res/541.")]
 Way = Annotated[str, typer.Option("--direction", help="activate or suppress.")]
 Spread = Annotated[str, typer.Option("--schedule", help="constant, linear or exponential.")]
 Strength = Annotated[float, typer.Option("-s", "--strength", help="s, to activate.")]
@@ -54,17 +52,14 @@ def plan(
     strength: Strength = 1.5,
     s_end: Annotated[float, typer.Option(help="Strength at the last layer of a linear schedule.")] = 1.0,
     alpha: Annotated[float, typer.Option(help="Decay a layer of an exponential schedule.")] = -0.05,
-    r: Annotated[
-        float, typer.Option("--r", help="Factor, to suppress: 0 removes, below 0 turns round.")
-    ] = 0.0,
+    r: Annotated[float, typer.Option("--r", help="Factor, to suppress: 0 removes, below 0 turns round.")] = 0.0,
     reach: Reached = "span",
     upto: Annotated[int | None, typer.Option(help="The layer of --reach single and cumulative.")] = None,
     t_res: Annotated[float, typer.Option(help="t(R): graphs end where the flow falls below it.")] = T_RES,
     t_mlp: Annotated[float, typer.Option(help="t(M): MLP features below it are left out.")] = T_MODULE,
     t_att: Annotated[float, typer.Option(help="t(A): attention features below it are left out.")] = T_MODULE,
     fdr: Annotated[
-        float | None,
-        typer.Option(help=f"Calibrated thresholds at this false-discovery rate instead; {EXCEEDS}"),
+        float | None, typer.Option(help=f"Calibrated thresholds at this false-discovery rate instead; {EXCEEDS}")
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="Matches followed at each site.")] = 1,
     parts: Annotated[str, typer.Option(help="Parts whose features are changed.")] = "res,mlp,att",
@@ -84,9 +79,7 @@ def plan(
     texts: Annotated[
         str, typer.Option(help='What they are measured on: "demo:stories", a file; the theme\'s examples.')
     ] = "",
-    atlas: Annotated[
-        str, typer.Option(help="Atlas to grow graphs from; that of the release when not given.")
-    ] = "",
+    atlas: Annotated[str, typer.Option(help="Atlas to grow graphs from; that of the release when not given.")] = "",
     model: Annotated[str, typer.Option(help="Model; the one the release names when not given.")] = "",
     device: Device = "cpu",
     prepend_bos: PrependBos = None,
@@ -156,10 +149,7 @@ def show_plan(made: SteeringPlan) -> None:
     shares: dict[str, Any] = made.made_by.get("shares", {})
     print_table(
         f"{len(made.steps)} features to {made.direction.value}, at layers {', '.join(map(str, made.layers))}",
-        [
-            {"feature": str(step.feature), name: step.value, "label": step.label, "why": step.why}
-            for step in made.steps
-        ],
+        [{"feature": str(step.feature), name: step.value, "label": step.label, "why": step.why} for step in made.steps],
     )
     if made.dropped:
         rows = [{"feature": str(gone.feature), "why": gone.why} for gone in made.dropped]
@@ -207,14 +197,17 @@ def build_from_names(
 
     # grown once without weights, which takes no time: a slip is told before anything large is loaded
     build_plan(request.from_graphs_alone(), atlas=atlas)
-    weights, loaded, measured = _weights_model_and_texts(
-        request, request.release, model, device, texts, prepend_bos
-    )
+    weights, loaded, measured = _weights_model_and_texts(request, request.release, model, device, texts, prepend_bos)
     with progress("output scores") if request.min_output_score is not None else nullcontext() as bar:
         made = build_plan(
-            request, atlas=atlas, dictionaries=weights, model=loaded,
-            words=words_for(atlas.release, beside=atlas.folder), texts=measured, progress=bar,
-        )  # fmt: skip
+            request,
+            atlas=atlas,
+            dictionaries=weights,
+            model=loaded,
+            words=words_for(atlas.release, beside=atlas.folder),
+            texts=measured,
+            progress=bar,
+        )
     return made, weights, loaded
 
 

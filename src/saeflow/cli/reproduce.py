@@ -34,9 +34,7 @@ def reproduce(
         str, typer.Option(help="Figures and tables, with commas between: fig5,table1; all when empty.")
     ] = "",
     out: Annotated[Path | None, typer.Option(help="Its folder; reproduce-RECIPE when not given.")] = None,
-    judge: Annotated[
-        str, typer.Option(help="Of steered texts: offline or llm; the recipe's when empty.")
-    ] = "",
+    judge: Annotated[str, typer.Option(help="Of steered texts: offline or llm; the recipe's when empty.")] = "",
     judge_model: Annotated[str, typer.Option(help="Name of the llm; the recipe's when empty.")] = "",
     judge_url: Annotated[str, typer.Option(help="Its address; that of OpenAI when empty.")] = "",
     device: Device = "cpu",
@@ -83,11 +81,14 @@ def _list(*, as_json: bool) -> None:
     recipes = [open_recipe(name) for name in known_recipes()]
     rows: list[dict[str, Any]] = [
         {
-            "recipe": one.name, "what": one.title, "release": one.release, "figures and tables": len(answered(one)),
+            "recipe": one.name,
+            "what": one.title,
+            "release": one.release,
+            "figures and tables": len(answered(one)),
             "stages": " ".join(stage.value for stage in Stage if stage in one.sizes),
         }
         for one in recipes
-    ]  # fmt: skip
+    ]
     show(as_json, {"recipes": rows}, {}, rows)
 
 
@@ -113,11 +114,15 @@ def _finish(made: Reproduction, *, as_json: bool) -> None:
         return
     shown = [
         {
-            "stage": row["name"], "state": row["state"], "minutes": f"{row['seconds'] / 60:.1f}",
-            "MB": row["peak_mb"], "answers": short(row["items"]), "why": row["why"],
+            "stage": row["name"],
+            "state": row["state"],
+            "minutes": f"{row['seconds'] / 60:.1f}",
+            "MB": row["peak_mb"],
+            "answers": short(row["items"]),
+            "why": row["why"],
         }
         for row in rows
-    ]  # fmt: skip
+    ]
     print_table("", shown)
     typer.echo(f"open {page}")
 

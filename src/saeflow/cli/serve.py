@@ -20,9 +20,7 @@ def add_to(app: typer.Typer) -> None:
 def serve(
     release: Release = "demo",
     atlas: Annotated[str, typer.Option(help="Atlas to explore; that of the release when not given.")] = "",
-    model: Annotated[
-        str, typer.Option(help="Model to steer; none when not given, the embedded one for demo.")
-    ] = "",
+    model: Annotated[str, typer.Option(help="Model to steer; none when not given, the embedded one for demo.")] = "",
     results: Annotated[
         list[Path] | None, typer.Option(help="A results folder to show; may be given several times.")
     ] = None,

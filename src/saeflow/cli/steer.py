@@ -59,17 +59,12 @@ def steer(
     prompt: Annotated[str, typer.Argument(help="What the texts go on from.")],
     theme: Theme = "",
     start: Start = "",
-    plan: Annotated[
-        Path | None, typer.Option(help="A plan's file, as --save or `saeflow plan` wrote it.")
-    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan's file, as --save or `saeflow plan` wrote it.")] = None,
     suppress: Annotated[bool, typer.Option("--suppress", help="Steer away from it, not towards it.")] = False,
     strength: Annotated[
-        float | None,
-        typer.Option("-s", "--strength", help="s, to activate; 3 within --budget-total when not given."),
+        float | None, typer.Option("-s", "--strength", help="s, to activate; 3 within --budget-total when not given.")
     ] = None,
-    r: Annotated[
-        float, typer.Option("--r", help="Factor, to suppress: 0 removes, below 0 turns round.")
-    ] = 0.0,
+    r: Annotated[float, typer.Option("--r", help="Factor, to suppress: 0 removes, below 0 turns round.")] = 0.0,
     schedule: Spread = "exponential",
     s_end: Annotated[float, typer.Option(help="Strength at the last layer of a linear schedule.")] = 1.0,
     alpha: Annotated[float, typer.Option(help="Decay a layer of an exponential schedule.")] = -0.05,
@@ -92,14 +87,10 @@ def steer(
     temperature: Annotated[float, typer.Option(help="0 is greedy; the paper takes 1.27.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Probability of the nucleus; the paper takes 0.7.")] = 0.9,
     model: Annotated[str, typer.Option(help="Model; the one the release names when not given.")] = "",
-    atlas: Annotated[
-        str, typer.Option(help="Atlas graphs grow in; that of the release when not given.")
-    ] = "",
+    atlas: Annotated[str, typer.Option(help="Atlas graphs grow in; that of the release when not given.")] = "",
     device: Device = "cpu",
     prepend_bos: PrependBos = None,
-    save: Annotated[
-        Path | None, typer.Option(help="Write the plan here (.json), to edit and repeat.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the plan here (.json), to edit and repeat.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write steered beside unsteered text, as it comes. The same plan and seed give the same text."""
@@ -181,9 +172,7 @@ class _Inputs:
         return _Inputs(release, plan, loaded, weights)
 
     @staticmethod
-    def of_request(
-        request: PlanRequest, atlas: str, model: str, device: str, prepend_bos: bool | None
-    ) -> _Inputs:
+    def of_request(request: PlanRequest, atlas: str, model: str, device: str, prepend_bos: bool | None) -> _Inputs:
         from saeflow.matching.atlas import open_atlas
 
         plan, weights, loaded = build_from_names(request, open_atlas(atlas), model, device, "", prepend_bos)
@@ -248,9 +237,7 @@ def _live(console: Console, prompt: str) -> Generator[Show]:
     """Two columns that grow; the last state stays."""
     from rich.live import Live
 
-    with Live(
-        _columns(prompt, ("", "")), console=console, refresh_per_second=12, vertical_overflow="visible"
-    ) as live:
+    with Live(_columns(prompt, ("", "")), console=console, refresh_per_second=12, vertical_overflow="visible") as live:
 
         def show(texts: Sequence[str]) -> None:
             live.update(_columns(prompt, texts))
@@ -269,9 +256,7 @@ def _columns(prompt: str, texts: Sequence[str]) -> RenderableType:
     return table
 
 
-def _told(
-    inputs: _Inputs, prompt: str, sampling: Sampling, made: Sequence[Sequence[Generation]]
-) -> dict[str, Any]:
+def _told(inputs: _Inputs, prompt: str, sampling: Sampling, made: Sequence[Sequence[Generation]]) -> dict[str, Any]:
     return {
         "release": inputs.release,
         "model": inputs.model.name,
@@ -282,11 +267,13 @@ def _told(
             {
                 "seed": steered.request.seed,
                 "steered": {
-                    "text": steered.text, "tokens": len(steered.ids), "share_layer": steered.share_layer,
+                    "text": steered.text,
+                    "tokens": len(steered.ids),
+                    "share_layer": steered.share_layer,
                     "share_total": steered.share_total,
                 },
                 "unsteered": {"text": unsteered.text, "tokens": len(unsteered.ids)},
             }
             for steered, unsteered in made
         ],
-    }  # fmt: skip
+    }

@@ -14,16 +14,7 @@ import typer
 
 from saeflow.cli.app import Device, Json, PrependBos, Release, bars, print_table
 from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
-from saeflow.cli.lists import (
-    EXCEEDS,
-    T_MODULE,
-    T_RES,
-    layers_of,
-    names_of,
-    numbers_of,
-    parts_of,
-    thresholds_of,
-)
+from saeflow.cli.lists import EXCEEDS, T_MODULE, T_RES, layers_of, names_of, numbers_of, parts_of, thresholds_of
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -53,63 +44,41 @@ def sweep(
     layers: Annotated[str, typer.Option(help="Layers l, as 2,3 or 2-5; all with a feature when empty.")] = "",
     methods: Annotated[
         str,
-        typer.Option(
-            help="prompt, start, random, single, constant, linear, exponential, cumulative; all when empty."
-        ),
+        typer.Option(help="prompt, start, random, single, constant, linear, exponential, cumulative; all when empty."),
     ] = "",
-    judge: Annotated[
-        str, typer.Option(help="offline, or llm: a model behind the chat API of OpenAI.")
-    ] = "offline",
+    judge: Annotated[str, typer.Option(help="offline, or llm: a model behind the chat API of OpenAI.")] = "offline",
     judge_model: Annotated[str, typer.Option(help="Its name; gpt-4o-mini when not given.")] = "",
     judge_url: Annotated[str, typer.Option(help="Its address; that of OpenAI when not given.")] = "",
     background: Annotated[
-        str,
-        typer.Option(
-            help="Texts to tell themes from: a dataset or a file, commas between; the demo has its own."
-        ),
+        str, typer.Option(help="Texts to tell themes from: a dataset or a file, commas between; the demo has its own.")
     ] = "",
-    model: Annotated[
-        str, typer.Option(help="Language model; the one the release names when not given.")
-    ] = "",
-    atlas: Annotated[
-        str, typer.Option(help="Atlas graphs grow in; that of the release when not given.")
-    ] = "",
-    t_res: Annotated[
-        float, typer.Option(help="t(R): graphs are cut below it.", rich_help_panel=_VARIANT)
-    ] = T_RES,
+    model: Annotated[str, typer.Option(help="Language model; the one the release names when not given.")] = "",
+    atlas: Annotated[str, typer.Option(help="Atlas graphs grow in; that of the release when not given.")] = "",
+    t_res: Annotated[float, typer.Option(help="t(R): graphs are cut below it.", rich_help_panel=_VARIANT)] = T_RES,
     t_mlp: Annotated[float, typer.Option(help="t(M).", rich_help_panel=_VARIANT)] = T_MODULE,
     t_att: Annotated[float, typer.Option(help="t(A).", rich_help_panel=_VARIANT)] = T_MODULE,
     fdr: Annotated[
         float | None,
-        typer.Option(
-            help=f"Calibrated thresholds at this false-discovery rate; {EXCEEDS}",
-            rich_help_panel=_VARIANT,
-        ),
+        typer.Option(help=f"Calibrated thresholds at this false-discovery rate; {EXCEEDS}", rich_help_panel=_VARIANT),
     ] = None,
     k: Annotated[int, typer.Option(help="Matches of each site followed.", rich_help_panel=_VARIANT)] = 1,
     parts: Annotated[
         str, typer.Option(help="Parts whose features are changed.", rich_help_panel=_VARIANT)
     ] = "res,mlp,att",
     fold: Annotated[
-        bool,
-        typer.Option(help="Count s in units of each feature's threshold (B.2).", rich_help_panel=_VARIANT),
+        bool, typer.Option(help="Count s in units of each feature's threshold (B.2).", rich_help_panel=_VARIANT)
     ] = True,
     output_score: Annotated[
-        float | None,
-        typer.Option(help="Leave out features of a lower output score.", rich_help_panel=_VARIANT),
+        float | None, typer.Option(help="Leave out features of a lower output score.", rich_help_panel=_VARIANT)
     ] = None,
     budget_layer: Annotated[
         float | None,
-        typer.Option(
-            help="Most that is changed at a layer, 0.1 = 10 % of the norm.", rich_help_panel=_VARIANT
-        ),
+        typer.Option(help="Most that is changed at a layer, 0.1 = 10 % of the norm.", rich_help_panel=_VARIANT),
     ] = None,
     budget_total: Annotated[
         float | None, typer.Option(help="The same of all layers together.", rich_help_panel=_VARIANT)
     ] = None,
-    s_end: Annotated[
-        float, typer.Option(help="s* of the linear schedule (B.2).", rich_help_panel=_VARIANT)
-    ] = 1.0,
+    s_end: Annotated[float, typer.Option(help="s* of the linear schedule (B.2).", rich_help_panel=_VARIANT)] = 1.0,
     alpha: Annotated[
         float, typer.Option(help="alpha of the exponential schedule (B.2).", rich_help_panel=_VARIANT)
     ] = -0.05,
@@ -139,14 +108,17 @@ def sweep(
     make = judge_maker(judge, judge_model, judge_url, texts)
     matches = open_atlas(atlas or release)
     variant = Variant(
-        thresholds_of(matches, t_res, t_mlp, t_att, fdr), k, parts_of(parts), output_score, fold,
-        (Constant(1.0), Linear(1.0, s_end), Exponential(1.0, alpha)), _budget(budget_layer, budget_total),
-    )  # fmt: skip
+        thresholds_of(matches, t_res, t_mlp, t_att, fdr),
+        k,
+        parts_of(parts),
+        output_score,
+        fold,
+        (Constant(1.0), Linear(1.0, s_end), Exponential(1.0, alpha)),
+        _budget(budget_layer, budget_total),
+    )
     grid = _grid(s, r, layers, methods, samples, confirm)
     design = Design(tuple(chosen), _directions(direction), grid, variant, seed)
-    inputs = open_inputs(
-        release, matches, texts, model=model, device=device, batch=batch, prepend_bos=prepend_bos
-    )
+    inputs = open_inputs(release, matches, texts, model=model, device=device, batch=batch, prepend_bos=prepend_bos)
     folder = out or Path(f"sweep-{Path(release).name}")
     with bars() as bar, where:
         results, _ = run_sweep(inputs, design, make, out=folder, progress=bar, engine=where)
@@ -157,9 +129,13 @@ def _grid(s: str, r: str, layers: str, methods: str, samples: int, confirm: int)
     from saeflow.steering.sweep.settings import ACTIVATE, SUPPRESS, Grid
 
     return Grid(
-        numbers_of("--s", s) or ACTIVATE, numbers_of("--r", r) or SUPPRESS, layers_of(layers) or None,
-        tuple(names_of(methods)), samples, confirm,
-    )  # fmt: skip
+        numbers_of("--s", s) or ACTIVATE,
+        numbers_of("--r", r) or SUPPRESS,
+        layers_of(layers) or None,
+        tuple(names_of(methods)),
+        samples,
+        confirm,
+    )
 
 
 def _budget(layer: float | None, total: float | None) -> Budget | None:
@@ -199,21 +175,30 @@ def _best_row(row: dict[str, Any]) -> dict[str, Any]:
     method = f"random for {row['mirrors']}" if row["mirrors"] else row["method"]
     steered = row["method"] not in ("none", "prompt")
     return {
-        "theme": row["theme"], "direction": row["direction"],
+        "theme": row["theme"],
+        "direction": row["direction"],
         "method": f"{method} (start layer)" if row["choice"] == "start layer" else method,
-        "layer": row["layer"] if row["layer"] >= 0 else "", "value": f"{row['value']:g}" if steered else "",
-        "behavior": f"{row['behavior']:.2f}", "coherence": f"{row['coherence']:.2f}",
-        "score": _interval(row, "score"), "share": f"{row['share_total']:.2f}" if steered else "",
-    }  # fmt: skip
+        "layer": row["layer"] if row["layer"] >= 0 else "",
+        "value": f"{row['value']:g}" if steered else "",
+        "behavior": f"{row['behavior']:.2f}",
+        "coherence": f"{row['coherence']:.2f}",
+        "score": _interval(row, "score"),
+        "share": f"{row['share_total']:.2f}" if steered else "",
+    }
 
 
 def _paired_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of `steering_paired` for a terminal."""
     p, q = (f"{row[name]:.2g}" if row[name] is not None else "" for name in ("p", "q"))
     return {
-        "theme": row["theme"], "direction": row["direction"], "method a": row["method_a"],
-        "method b": row["method_b"], "difference": _interval(row, "difference"), "p": p, "q": q,
-    }  # fmt: skip
+        "theme": row["theme"],
+        "direction": row["direction"],
+        "method a": row["method_a"],
+        "method b": row["method_b"],
+        "difference": _interval(row, "difference"),
+        "p": p,
+        "q": q,
+    }
 
 
 def _interval(row: dict[str, Any], name: str) -> str:

@@ -49,13 +49,15 @@ def themes(
         return
     rows = [
         {
-            "release": theme.release, "theme": theme.name, "subject": theme.subject,
+            "release": theme.release,
+            "theme": theme.name,
+            "subject": theme.subject,
             "starts": " ".join(map(str, theme.starts)),
             "tasks": ", ".join(key for key in ("activate", "suppress") if getattr(theme, key)),
             "examples": len(theme.examples),
         }
         for theme in found
-    ]  # fmt: skip
+    ]
     print_table("", rows)
 
 
@@ -81,12 +83,8 @@ def find(
     n: Annotated[int, typer.Option(help="Texts taken of each source, at most.")] = 500,
     min_share: Annotated[float, typer.Option(help="Share of the texts a feature must fire on.")] = 0.25,
     fdr: Annotated[float, typer.Option(help="False-discovery rate of what is found by texts.")] = 0.05,
-    hold_out: Annotated[
-        bool, typer.Option(help="Choose on half of the texts and measure again on the others.")
-    ] = True,
-    atlas: Annotated[
-        str, typer.Option(help="Atlas whose words are used; the release's when not given.")
-    ] = "",
+    hold_out: Annotated[bool, typer.Option(help="Choose on half of the texts and measure again on the others.")] = True,
+    atlas: Annotated[str, typer.Option(help="Atlas whose words are used; the release's when not given.")] = "",
     device: Device = "cpu",
     prepend_bos: PrependBos = None,
     seed: Annotated[int, typer.Option(help="Sets which texts are taken and how they are split.")] = 0,
@@ -191,14 +189,25 @@ def _by_texts(
     told = _labels(asked.release, atlas)
     with progress("comparing") as report:
         made = contrast(
-            load_model(name, device=device, prepend_bos=prepend_bos), dictionaries,
-            examples, others, sites=where or None, limit=limit,
-            min_share=min_share, fdr=fdr, hold_out=hold_out, seed=asked.seed, words=told, progress=report,
-        )  # fmt: skip
+            load_model(name, device=device, prepend_bos=prepend_bos),
+            dictionaries,
+            examples,
+            others,
+            sites=where or None,
+            limit=limit,
+            min_share=min_share,
+            fdr=fdr,
+            hold_out=hold_out,
+            seed=asked.seed,
+            words=told,
+            progress=report,
+        )
     summary: dict[str, Any] = {
-        "release": asked.release, "texts": len(examples), "background": len(others),
+        "release": asked.release,
+        "texts": len(examples),
+        "background": len(others),
         "features looked at": made.looked_at,
-    }  # fmt: skip
+    }
     _show_contrast(made, summary, as_json)
 
 
@@ -224,30 +233,36 @@ def _show_contrast(made: Contrast, summary: dict[str, Any], as_json: bool) -> No
         )
     rows = [
         {
-            "feature": str(row.feature), "g": row.effect, "held out": row.replicated, "texts": row.share,
-            "background": row.background, "p": f"{row.p:.1e}", "label": row.label,
+            "feature": str(row.feature),
+            "g": row.effect,
+            "held out": row.replicated,
+            "texts": row.share,
+            "background": row.background,
+            "p": f"{row.p:.1e}",
+            "label": row.label,
         }
         for row in made.found
-    ]  # fmt: skip
+    ]
     show(as_json, data, summary, rows)
 
 
 def _show_words(found: Sequence[Found], summary: dict[str, Any], as_json: bool) -> None:
     rows = [
         {
-            "feature": str(row.feature), "score": row.effect, "active on": row.background, "label": row.label,
+            "feature": str(row.feature),
+            "score": row.effect,
+            "active on": row.background,
+            "label": row.label,
             "why": row.why,
         }
         for row in found
-    ]  # fmt: skip
+    ]
     show(as_json, summary | {"found": [_found_row(row) for row in found]}, summary, rows)
 
 
 def _found_row(found: Found) -> dict[str, Any]:
     row = asdict(found) | {"feature": str(found.feature)}
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()
-    }
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 
 def _show_one(theme: Theme, as_json: bool) -> None:
@@ -270,12 +285,16 @@ def _show_one(theme: Theme, as_json: bool) -> None:
 
 def _theme_row(theme: Theme) -> dict[str, Any]:
     return {
-        "name": theme.name, "release": theme.release, "subject": theme.subject,
+        "name": theme.name,
+        "release": theme.release,
+        "subject": theme.subject,
         "starts": [str(start) for start in theme.starts],
         "activate": theme.activate and asdict(theme.activate),
         "suppress": theme.suppress and asdict(theme.suppress),
-        "subjects": list(theme.subjects), "examples": len(theme.examples), "note": theme.note,
-    }  # fmt: skip
+        "subjects": list(theme.subjects),
+        "examples": len(theme.examples),
+        "note": theme.note,
+    }
 
 
 def _sites(text: str) -> list[Site]:
@@ -291,9 +310,7 @@ def _words(atlas: str) -> tuple[Words, list[Site]]:
     from saeflow.matching.atlas import open_atlas
 
     opened = open_atlas(atlas)
-    return words_for(opened.release, beside=opened.folder), [
-        site for site in opened.sites if site.part is Part.RES
-    ]
+    return words_for(opened.release, beside=opened.folder), [site for site in opened.sites if site.part is Part.RES]
 
 
 def _read(sources: Sequence[str], n: int, seed: int) -> list[str]:

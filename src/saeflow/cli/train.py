@@ -68,9 +68,7 @@ def train(
     ] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Of the gradient of thresholds.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Where thresholds begin.")] = None,
-    unit_decoder: Annotated[
-        bool | None, typer.Option(help="Keep decoder rows at norm 1 in every step.")
-    ] = None,
+    unit_decoder: Annotated[bool | None, typer.Option(help="Keep decoder rows at norm 1 in every step.")] = None,
     centre: Annotated[bool, typer.Option(help="Subtract the mean activation; folded in at the end.")] = True,
     start: Annotated[str, typer.Option(help="A release or folder of dictionaries to go on from.")] = "",
     context: Annotated[int, typer.Option(help="Tokens of a window at most.")] = 256,
@@ -128,19 +126,32 @@ def train(
     l0 = l0 or (0 if left_to_penalty else max(1, round(0.03 * lm.d_model)))
     settings = Settings(
         sparsity(
-            architecture, l0=l0, coefficient=penalty, warm_up=penalty_warm_up,
-            bandwidth=bandwidth, threshold=threshold, unit_decoder=unit_decoder,
+            architecture,
+            l0=l0,
+            coefficient=penalty,
+            warm_up=penalty_warm_up,
+            bandwidth=bandwidth,
+            threshold=threshold,
+            unit_decoder=unit_decoder,
         ),
         Optimiser(tokens, batch, lr, lr_warm_up, lr_decay, beta1),
         Stream(context, windows, buffer, half),
-        seed=seed, centre=centre, checkpoint_every=checkpoint_every,
-        checkpoint_minutes=checkpoint_minutes, metrics_every=metrics_every or max(1, tokens // 10),
-    )  # fmt: skip
+        seed=seed,
+        centre=centre,
+        checkpoint_every=checkpoint_every,
+        checkpoint_minutes=checkpoint_minutes,
+        metrics_every=metrics_every or max(1, tokens // 10),
+    )
     check_targets(targets, settings)
     run = TextRun(
-        lm, _Texts(tuple(open_dataset(name) for name in expand(texts)), seed), targets, settings, eval_texts,
-        load_dictionaries(start) if start else None, ", ".join(texts),
-    )  # fmt: skip
+        lm,
+        _Texts(tuple(open_dataset(name) for name in expand(texts)), seed),
+        targets,
+        settings,
+        eval_texts,
+        load_dictionaries(start) if start else None,
+        ", ".join(texts),
+    )
     if dry_run:
         _show_needs(run, max(1, shards), as_json=as_json)
         return
@@ -174,9 +185,7 @@ def _point_widths(lm: LanguageModel, targets: Sequence[Target]) -> dict[Any, int
 
 def _widths(text: str) -> list[int]:
     if not all(name.isdigit() for name in names_of(text)) or not names_of(text):
-        raise InvalidArgument(
-            f"--width {text!r} is no list of whole numbers. Write it as 16384 or 768,768,384."
-        )
+        raise InvalidArgument(f"--width {text!r} is no list of whole numbers. Write it as 16384 or 768,768,384.")
     return [int(name) for name in names_of(text)]
 
 
@@ -197,13 +206,8 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     lm, settings = run.model, run.settings
     widths, itemsize = _point_widths(lm, run.targets), lm.hf_model.dtype.itemsize
     vocabulary = int(lm.hf_model.config.get_text_config().vocab_size)
-    each = [
-        needs(group, widths, settings, itemsize, vocabulary)._asdict()
-        for group in grouped(run.targets, shards)
-    ]
-    needed = {"model": lm.hf_model.get_memory_footprint()} | {
-        key: max(one[key] for one in each) for key in each[0]
-    }
+    each = [needs(group, widths, settings, itemsize, vocabulary)._asdict() for group in grouped(run.targets, shards)]
+    needed = {"model": lm.hf_model.get_memory_footprint()} | {key: max(one[key] for one in each) for key in each[0]}
     peak = sum(needed[key] for key in ("model", "dictionaries", "buffer", "measuring"))
     about = {
         "model": "memory: weights",
@@ -248,9 +252,7 @@ def _show(done: Trained, settings: Settings, *, as_json: bool) -> None:
     from saeflow.training.record import missed_by
 
     asked = settings.sparsity.l0
-    missed = {
-        site: share for site, q in done.quality.items() if (share := missed_by(q.l0, asked)) is not None
-    }
+    missed = {site: share for site, q in done.quality.items() if (share := missed_by(q.l0, asked)) is not None}
     rows: list[dict[str, Any]] = [
         {
             "site": str(site),
@@ -264,12 +266,7 @@ def _show(done: Trained, settings: Settings, *, as_json: bool) -> None:
     ]
     if as_json:
         told = {str(site): round(share, 4) for site, share in missed.items()}
-        data = {
-            "folder": str(done.folder),
-            "settings": settings.to_json(),
-            "sites": rows,
-            "L0 missed by": told,
-        }
+        data = {"folder": str(done.folder), "settings": settings.to_json(), "sites": rows, "L0 missed by": told}
         show(True, data, {}, [])
         return
     print_table("", rows)

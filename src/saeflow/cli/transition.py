@@ -31,14 +31,9 @@ def add_to(app: typer.Typer) -> None:
 
 def transition(
     release: Release,
-    model: Annotated[
-        str, typer.Option(help="Language model; the one the release names when not given.")
-    ] = "",
+    model: Annotated[str, typer.Option(help="Language model; the one the release names when not given.")] = "",
     layers: Annotated[
-        str,
-        typer.Option(
-            help="Layers t of the pairs t to t + 1, commas between, 6-9 for a range; empty for all."
-        ),
+        str, typer.Option(help="Layers t of the pairs t to t + 1, commas between, 6-9 for a range; empty for all.")
     ] = "",
     part: Annotated[str, typer.Option(help="Part whose dictionaries are paired: res, mlp or att.")] = "res",
     pairs: Annotated[
@@ -50,9 +45,7 @@ def transition(
     ] = "demo",
     tokens: Annotated[int, typer.Option(help="Tokens to measure on, in all.")] = 20_000,
     fit_tokens: Annotated[int, typer.Option(help="Tokens to fit on, of other texts, at most.")] = 100_000,
-    loss: Annotated[
-        int, typer.Option(help="Texts of each dataset on which a layer is skipped; 0 for none.")
-    ] = 20,
+    loss: Annotated[int, typer.Option(help="Texts of each dataset on which a layer is skipped; 0 for none.")] = 20,
     max_length: Annotated[int, typer.Option(help="Tokens a text is cut to.")] = 128,
     memory: Annotated[float, typer.Option(help="GiB that sums and maps of a group of pairs may take.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
@@ -63,9 +56,7 @@ def transition(
     address: Address = "",
     cpus: Cpus = 1,
     gpus: Gpus = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Results folder; transition-RELEASE when not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Results folder; transition-RELEASE when not given.")] = None,
     as_json: Json = False,
 ) -> None:
     """Predict each layer from the features of the one before through matches, and skip layers so (appendix F)."""
@@ -80,9 +71,14 @@ def transition(
     named = tuple(_named_pair(one) for one in names_of(pairs))
     size = TransitionSize(named, Part(part), _ks(k), tokens, fit_tokens, loss, max_length, memory)
     asked = InputNames(
-        release, model, device=device, layers=layers_of(layers), datasets=tuple(names_of(datasets)), seed=seed,
+        release,
+        model,
+        device=device,
+        layers=layers_of(layers),
+        datasets=tuple(names_of(datasets)),
+        seed=seed,
         prepend_bos=prepend_bos,
-    )  # fmt: skip
+    )
     folder = out or Path(f"transition-{Path(release).name}")
     with bars() as bar, where:
         results = run(asked, size, out=folder, bars=bar, engine=where)
@@ -136,9 +132,7 @@ def save_plates(tables: Sequence[SummaryTable], folder: Path) -> list[Path]:
     for table in tables:
         for ending, medium in (("", PAGE), ("-narrow", PHONE)):
             plate = draw(table, medium=medium)[0]
-            written += [
-                save(plate.figure, folder / f"{plate.name}{ending}{kind}") for kind in (".svg", ".png")
-            ]
+            written += [save(plate.figure, folder / f"{plate.name}{ending}{kind}") for kind in (".svg", ".png")]
     return written
 
 

@@ -57,9 +57,7 @@ def worth_a_look(atlas: Atlas, words: Words, n: int, *, thresholds: Thresholds |
 
 def _readable(known: FeatureWords) -> bool:
     """Whether the words say something: whole words among them, and neither rare nor everywhere."""
-    whole = sum(
-        token.startswith(" ") and token[1:].isalpha() and len(token) > 3 for token in known.tokens[:4]
-    )
+    whole = sum(token.startswith(" ") and token[1:].isalpha() and len(token) > 3 for token in known.tokens[:4])
     return whole >= 3 and bool(known.contexts) and RAREST <= (known.frequency or 0.0) <= COMMONEST
 
 

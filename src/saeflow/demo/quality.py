@@ -23,6 +23,4 @@ def quality() -> dict[str, Any]:
     try:
         return cast("dict[str, Any]", json.loads(path.read_bytes()))
     except (OSError, ValueError) as error:
-        raise BadFile(
-            f"{path} cannot be read ({error}). Install saeflow again: its demo pack is incomplete."
-        ) from None
+        raise BadFile(f"{path} cannot be read ({error}). Install saeflow again: its demo pack is incomplete.") from None

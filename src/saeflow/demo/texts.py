@@ -18,16 +18,7 @@ from saeflow.files import PACK
 
 DOMAINS = ("stories", "novels", "textbooks", "maths", "python")
 """The domains the demo model was trained on. Texts of python come from the interpreter's own library."""
-_SKIPPED = {
-    "test",
-    "tests",
-    "idle_test",
-    "site-packages",
-    "dist-packages",
-    "lib2to3",
-    "encodings",
-    "pydoc_data",
-}
+_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "encodings", "pydoc_data"}
 _SHORTEST, _LONGEST = 300, 1200
 
 
@@ -40,9 +31,7 @@ def texts(domain: str, n: int, seed: int = 0) -> list[str]:
     """
     known = all_texts(domain)
     if not 0 <= n <= len(known):
-        raise InvalidArgument(
-            f"{n} texts of {domain} were asked for, and there are {len(known)}. Give n up to that."
-        )
+        raise InvalidArgument(f"{n} texts of {domain} were asked for, and there are {len(known)}. Give n up to that.")
     return random.Random(seed).sample(known, n)  # noqa: S311 - a sample, not a secret
 
 
@@ -64,9 +53,7 @@ def _written(domain: str) -> list[str]:
     try:
         return list(json.loads(gzip.decompress(path.read_bytes())))
     except (OSError, EOFError, ValueError) as error:
-        raise BadFile(
-            f"{path} cannot be read ({error}). Install saeflow again: its demo pack is incomplete."
-        ) from None
+        raise BadFile(f"{path} cannot be read ({error}). Install saeflow again: its demo pack is incomplete.") from None
 
 
 @lru_cache(maxsize=1)
@@ -82,7 +69,5 @@ def _stdlib() -> list[str]:
         except (OSError, UnicodeDecodeError):
             continue
         pieces = (piece.strip("\n")[:_LONGEST] for piece in source.split("\n\n\n"))
-        found += [
-            piece for piece in pieces if len(piece) >= _SHORTEST and piece.startswith(("def ", "class "))
-        ]
+        found += [piece for piece in pieces if len(piece) >= _SHORTEST and piece.startswith(("def ", "class "))]
     return found

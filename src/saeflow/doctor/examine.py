@@ -78,8 +78,9 @@ def examine(
             widths[site] = dictionary.d_in
             weights = examine_weights(dictionary)
             findings += weights
-            sound = not any(f.check in (Check.FINITE, Check.ZERO_ROWS, Check.FILE) and f.severity is Severity.WRONG
-                            for f in weights)  # fmt: skip
+            sound = not any(
+                f.check in (Check.FINITE, Check.ZERO_ROWS, Check.FILE) and f.severity is Severity.WRONG for f in weights
+            )
             if model is not None and sound:
                 stated = (stated_l0 or {}).get(site, _stated(dictionary))
                 explained = any(finding.severity is Severity.WRONG for finding in weights)
@@ -107,10 +108,7 @@ def _chosen(dictionaries: Mapping[Site, Dictionary], sites: Collection[Site] | N
 
 
 def _atlas(
-    atlas: Atlas,
-    dictionaries: Mapping[Site, Dictionary],
-    sites: Collection[Site],
-    model: LanguageModel | None,
+    atlas: Atlas, dictionaries: Mapping[Site, Dictionary], sites: Collection[Site], model: LanguageModel | None
 ) -> Finding:
     """Whether an atlas was made from these dictionaries."""
     try:
@@ -122,9 +120,13 @@ def _atlas(
     if not other:
         return Finding(Check.ATLAS, "", Severity.OK, f"{told} is of these weights", {"sites that differ": 0})
     return Finding(
-        Check.ATLAS, "", Severity.WRONG, f"{told} is of other weights at {', '.join(map(str, other))}",
-        {"sites that differ": len(other)}, "Build it again with `saeflow atlas build`.",
-    )  # fmt: skip
+        Check.ATLAS,
+        "",
+        Severity.WRONG,
+        f"{told} is of other weights at {', '.join(map(str, other))}",
+        {"sites that differ": len(other)},
+        "Build it again with `saeflow atlas build`.",
+    )
 
 
 def _begin(model: LanguageModel, texts: Sequence[str], dictionaries: Mapping[Site, Dictionary]) -> Finding:
@@ -141,15 +143,23 @@ def _begin(model: LanguageModel, texts: Sequence[str], dictionaries: Mapping[Sit
     numbers: dict[str, Number] = {"loss": losses[now], "loss then": losses[not now], "begins": now}
     if told is not None and told != now:
         return Finding(
-            Check.BEGIN, "", Severity.WRONG, f"{said}; the dictionaries were trained {how[told]}", numbers,
+            Check.BEGIN,
+            "",
+            Severity.WRONG,
+            f"{said}; the dictionaries were trained {how[told]}",
+            numbers,
             "Leave --prepend-bos out, which then follows the files.",
-        )  # fmt: skip
+        )
     if losses[now] < losses[not now] + _MUCH or told is not None:
         return Finding(Check.BEGIN, "", Severity.OK, said, numbers)
     return Finding(
-        Check.BEGIN, "", Severity.LOOK, said, numbers,
+        Check.BEGIN,
+        "",
+        Severity.LOOK,
+        said,
+        numbers,
         f"No file says how training began its texts: compare with {'--no-prepend-bos' if now else '--prepend-bos'}.",
-    )  # fmt: skip
+    )
 
 
 def _units(model: LanguageModel | None, texts: Sequence[str], tokens: int) -> list[Unit]:
@@ -179,12 +189,7 @@ def _opened(
 
 
 def _measured(
-    dictionary: Dictionary,
-    model: LanguageModel,
-    units: Sequence[Unit],
-    stated: float | None,
-    *,
-    explained: bool,
+    dictionary: Dictionary, model: LanguageModel, units: Sequence[Unit], stated: float | None, *, explained: bool
 ) -> list[Finding]:
     if own_spot(dictionary).layer < model.n_layers:
         dictionary = dictionary.on(model)
@@ -192,11 +197,14 @@ def _measured(
     if own.layer >= model.n_layers:
         return [
             Finding(
-                Check.WIDTHS, site, Severity.WRONG,
+                Check.WIDTHS,
+                site,
+                Severity.WRONG,
                 f"the model has {model.n_layers} layers, and this dictionary reads layer {own.layer}",
-                {"layers": model.n_layers}, "Load the model the release was trained on.",
+                {"layers": model.n_layers},
+                "Load the model the release was trained on.",
             )
-        ]  # fmt: skip
+        ]
     tried = spots_around(dictionary, model)
     seen = see(model, units, tuple(dict.fromkeys((*tried, written))))
     width = int(seen.rest[own].shape[1])
@@ -204,12 +212,14 @@ def _measured(
         fitting = [str(spot) for spot, h in seen.rest.items() if h.shape[1] == dictionary.d_in]
         return [
             Finding(
-                Check.WIDTHS, site, Severity.WRONG,
+                Check.WIDTHS,
+                site,
+                Severity.WRONG,
                 f"reads width {dictionary.d_in}, and {own} of the model is {width} wide",
                 {"reads": dictionary.d_in, "model": width},
                 f"Of that width here: {', '.join(fitting) or 'none'}. Correct the tap, or load the right model.",
             )
-        ]  # fmt: skip
+        ]
     return examine_measured(Case(dictionary, seen, own, written, tried, stated, explained))
 
 
@@ -220,24 +230,21 @@ def _sites(sites: Sequence[Site]) -> Finding:
     missing = [str(Site(layer, part)) for layer in layers for part in parts if Site(layer, part) not in sites]
     gaps = sorted(set(range(layers[0], layers[-1] + 1)) - set(layers))
     absent = [part.value for part in Part if part not in parts]
-    numbers: dict[str, Number] = {
-        "sites": len(sites),
-        "missing": ", ".join(missing),
-        "parts absent": " ".join(absent),
-    }
+    numbers: dict[str, Number] = {"sites": len(sites), "missing": ", ".join(missing), "parts absent": " ".join(absent)}
     said = f"{len(sites)} sites of {', '.join(part.value for part in parts)} at {len(layers)} layers"
     told = [f"{', '.join(missing[:6])}{'...' if len(missing) > 6 else ''} missing" if missing else ""]
-    told += [
-        f"no layer {', '.join(map(str, gaps))}" if gaps else "",
-        f"no {' and no '.join(absent)}" if absent else "",
-    ]
+    told += [f"no layer {', '.join(map(str, gaps))}" if gaps else "", f"no {' and no '.join(absent)}" if absent else ""]
     said = "; ".join([said, *filter(None, told)])
     if not (missing or gaps or absent):
         return Finding(Check.SITES, "", Severity.OK, said, numbers)
     return Finding(
-        Check.SITES, "", Severity.LOOK, said, numbers,
+        Check.SITES,
+        "",
+        Severity.LOOK,
+        said,
+        numbers,
         "A flow ends where a layer is missing, and s(P) of a part that is missing is not known, which is not 0.",
-    )  # fmt: skip
+    )
 
 
 def _widths(widths: Mapping[Site, int]) -> Finding:
@@ -250,9 +257,13 @@ def _widths(widths: Mapping[Site, int]) -> Finding:
     if all(len(found) <= 1 for found in by_part.values()):
         return Finding(Check.WIDTHS, "", Severity.OK, f"widths read: {told}", numbers)
     return Finding(
-        Check.WIDTHS, "", Severity.WRONG, f"dictionaries of one part read several widths: {told}", numbers,
+        Check.WIDTHS,
+        "",
+        Severity.WRONG,
+        f"dictionaries of one part read several widths: {told}",
+        numbers,
         "They are of several models, or of several taps: check the files of the sites that differ.",
-    )  # fmt: skip
+    )
 
 
 def _stated(dictionary: Dictionary) -> float | None:

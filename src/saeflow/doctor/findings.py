@@ -123,11 +123,15 @@ class Examination:
         try:
             findings = tuple(
                 Finding(
-                    Check(told["check"]), str(told["site"]), Severity(told["severity"]), str(told["said"]),
-                    dict(told["numbers"]), str(told["advice"]),
+                    Check(told["check"]),
+                    str(told["site"]),
+                    Severity(told["severity"]),
+                    str(told["said"]),
+                    dict(told["numbers"]),
+                    str(told["advice"]),
                 )
                 for told in data["findings"]
-            )  # fmt: skip
+            )
             return Examination(str(data["release"]), str(data["model"]), int(data["n_tokens"]), findings)
         except (KeyError, TypeError, ValueError) as error:
             raise BadFile(f"this is no examination ({error!r}). Run saeflow doctor --json again.") from error

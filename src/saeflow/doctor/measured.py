@@ -101,8 +101,12 @@ def _suspected(case: Case, now: Fit, one: Suspicion, top: Suspicion | None) -> F
     severity = _severity(now, one)
     shadow = top is not None and one.check is not top.check and severity is not Severity.OK
     numbers: dict[str, Number] = {
-        "FVE": now.fve, "L0": now.l0, "FVE then": one.fit.fve, "L0 then": one.fit.l0, "what": one.said,
-    }  # fmt: skip
+        "FVE": now.fve,
+        "L0": now.l0,
+        "FVE then": one.fit.fve,
+        "L0 then": one.fit.l0,
+        "what": one.said,
+    }
     if math.isfinite(one.value):
         numbers["factor"] = one.value
     site = str(case.dictionary.site)
@@ -167,9 +171,13 @@ def _l0(case: Case, now: Fit, *, thresholds_may_be: bool) -> Finding:
     if case.explained:
         return Finding(Check.L0, site, Severity.LOOK, said, numbers, "See what is wrong at this site.")
     return Finding(
-        Check.L0, site, Severity.LOOK if 1 / 3 <= far <= 3 else Severity.WRONG, said, numbers,
+        Check.L0,
+        site,
+        Severity.LOOK if 1 / 3 <= far <= 3 else Severity.WRONG,
+        said,
+        numbers,
         "Other text can move it twofold; more means thresholds in other units, or another dictionary than stated.",
-    )  # fmt: skip
+    )
 
 
 def _first(case: Case) -> Finding:
@@ -230,9 +238,13 @@ class _Counts:
         if share <= 0.2:
             return Finding(Check.DENSE, site, Severity.OK, said, numbers)
         return Finding(
-            Check.DENSE, site, Severity.LOOK, said, numbers,
+            Check.DENSE,
+            site,
+            Severity.LOOK,
+            said,
+            numbers,
             "A dictionary that is this dense is hardly sparse: see L0 and the scale of the thresholds.",
-        )  # fmt: skip
+        )
 
 
 def _pre(dictionary: Dictionary, h: Tensor) -> Tensor:

@@ -37,9 +37,7 @@ class Spot:
         """`3/att`, `3/att before o_proj`, `3/mlp before its norm`, `embedding`."""
         if self.layer < 0:
             return "embedding"
-        told = {Tap.Z: "att before o_proj", Tap.MLP_IN: "mlp_in", Tap.MID: "mid"}.get(
-            self.tap, self.tap.value
-        )
+        told = {Tap.Z: "att before o_proj", Tap.MLP_IN: "mlp_in", Tap.MID: "mid"}.get(self.tap, self.tap.value)
         return f"{self.layer}/{told}{' before its norm' if self.raw else ''}"
 
 
@@ -77,9 +75,7 @@ def spots_around(dictionary: Dictionary, model: LanguageModel) -> tuple[Spot, ..
     if model.architecture.att_norm is not None:
         spots += [Spot(own.layer, tap, raw=True) for tap in _RAW]
     embedding = Spot(-1, Tap.RES)
-    return tuple(
-        dict.fromkeys(spot for spot in spots if 0 <= spot.layer < model.n_layers or spot == embedding)
-    )
+    return tuple(dict.fromkeys(spot for spot in spots if 0 <= spot.layer < model.n_layers or spot == embedding))
 
 
 def see(model: LanguageModel, units: Sequence[Unit], spots: Sequence[Spot]) -> Seen:
@@ -115,17 +111,17 @@ def _held(model: LanguageModel, tokens: Tokens, spots: Sequence[Spot]) -> dict[S
     with ExitStack() as stack:
         for spot in spots:
             if spot.raw:
-                module = model.block(spot.layer).get_submodule(
-                    model.architecture.module(spot.tap, View.MODULE)
-                )
+                module = model.block(spot.layer).get_submodule(model.architecture.module(spot.tap, View.MODULE))
 
                 def keep(h: Tensor, spot: Spot = spot) -> None:
                     kept[spot] = h.detach()
 
                 stack.callback(watch_output(module, keep).remove)
         captured = model.capture(
-            tokens, [(spot.layer, spot.tap) for spot in plain], inputs=[0] if embedded else [],
+            tokens,
+            [(spot.layer, spot.tap) for spot in plain],
+            inputs=[0] if embedded else [],
             stop_after_last=not any(spot.raw for spot in spots),
-        )  # fmt: skip
+        )
     found = {spot: captured[spot.layer, spot.tap] for spot in plain}
     return kept | found | dict.fromkeys(embedded, captured.inputs.get(0, torch.empty(0)))

@@ -137,9 +137,7 @@ def suspicions(
     """
     h = seen[own][:SCANNED]
     target = seen[written][:SCANNED] if dictionary.is_transcoder else None
-    found = [
-        _at(dictionary, seen, spot, target) for spot in tried if spot != own and _fits(dictionary, seen[spot])
-    ]
+    found = [_at(dictionary, seen, spot, target) for spot in tried if spot != own and _fits(dictionary, seen[spot])]
     if dictionary.preprocessing.norm is Norm.NONE:
         found.append(_scaled(lambda c, n: fit(dictionary, h[:n], _first(target, n), scale=c)))
     threshold = dictionary.activation
@@ -191,9 +189,7 @@ def _scaled(at: Callable[[float, int], Fit]) -> Suspicion:
     return Suspicion(Check.SCALE, f"with the input times {c:.3g}", best, c)
 
 
-def _cut(
-    dictionary: Dictionary, activation: JumpReLU | BatchTopK, h: Tensor, target: Tensor | None
-) -> Suspicion:
+def _cut(dictionary: Dictionary, activation: JumpReLU | BatchTopK, h: Tensor, target: Tensor | None) -> Suspicion:
     def at(c: float, n: int) -> Fit:
         cut = replace(activation, threshold=activation.threshold * c)
         return fit(variant(dictionary, activation=cut), h[:n], _first(target, n))

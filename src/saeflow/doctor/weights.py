@@ -71,10 +71,13 @@ def _zero_rows(dictionary: Dictionary) -> Finding:
     if not len(zero):
         return Finding(Check.ZERO_ROWS, site, Severity.OK, "every decoder row has a direction", numbers)
     return Finding(
-        Check.ZERO_ROWS, site, Severity.WRONG if len(zero) == n else Severity.LOOK,
-        f"{len(zero)} of {n} decoder rows are zeros (first rows {first_rows(zero)})", numbers,
+        Check.ZERO_ROWS,
+        site,
+        Severity.WRONG if len(zero) == n else Severity.LOOK,
+        f"{len(zero)} of {n} decoder rows are zeros (first rows {first_rows(zero)})",
+        numbers,
         "These features have no direction: they match nothing and cannot steer. All others are as they would be alone.",
-    )  # fmt: skip
+    )
 
 
 def _norms(dictionary: Dictionary) -> Finding:
@@ -88,9 +91,13 @@ def _norms(dictionary: Dictionary) -> Finding:
     told = "all are 1" if unit == 1 else f"{low:.3g} to {high:.3g} (1 to 99 %), median {middle:.3g}"
     if high > 100 * low:
         return Finding(
-            Check.NORMS, str(dictionary.site), Severity.LOOK, f"decoder norms spread widely: {told}", numbers,
+            Check.NORMS,
+            str(dictionary.site),
+            Severity.LOOK,
+            f"decoder norms spread widely: {told}",
+            numbers,
             "Matching uses directions and does not mind; sizes of activations are not comparable between features.",
-        )  # fmt: skip
+        )
     return Finding(Check.NORMS, str(dictionary.site), Severity.OK, f"decoder norms: {told}", numbers)
 
 
@@ -106,20 +113,31 @@ def _thresholds(dictionary: Dictionary, threshold: Tensor) -> Finding:
     told = f"thresholds: median {float(t.median()):.3g}; a feature that is on writes {middle:.3g} or more (median)"
     if zero == n:
         return Finding(
-            Check.THRESHOLDS, site, Severity.LOOK, f"all {n} thresholds are 0, so that it is a ReLU", numbers,
+            Check.THRESHOLDS,
+            site,
+            Severity.LOOK,
+            f"all {n} thresholds are 0, so that it is a ReLU",
+            numbers,
             "If it was trained with thresholds, they are missing from the file: fetch it again.",
-        )  # fmt: skip
+        )
     if negative > n / 100:
         return Finding(
-            Check.THRESHOLDS, site, Severity.WRONG if negative > n / 2 else Severity.LOOK,
-            f"{negative} of {n} thresholds are below 0, which cuts nothing; {told}", numbers,
+            Check.THRESHOLDS,
+            site,
+            Severity.WRONG if negative > n / 2 else Severity.LOOK,
+            f"{negative} of {n} thresholds are below 0, which cuts nothing; {told}",
+            numbers,
             "They may be logarithms, or another tensor read in their place: check the file. They cannot be folded.",
-        )  # fmt: skip
+        )
     if middle > 0 and top > 1000 * middle:
         return Finding(
-            Check.THRESHOLDS, site, Severity.LOOK, f"the largest threshold is {top / middle:,.0f} times the median",
-            numbers, "Features with such thresholds never fire; see dead features.",
-        )  # fmt: skip
+            Check.THRESHOLDS,
+            site,
+            Severity.LOOK,
+            f"the largest threshold is {top / middle:,.0f} times the median",
+            numbers,
+            "Features with such thresholds never fire; see dead features.",
+        )
     told += f"; {negative} of {n} below 0, and these cannot be folded" if negative else ""
     return Finding(Check.THRESHOLDS, site, Severity.OK, told, numbers)
 
@@ -186,22 +204,30 @@ def _alignment(dictionary: Dictionary) -> Finding:
         which = _turned_one(W_dec) if both else best
         cosine = found[best].matched
         return Finding(
-            Check.TRANSPOSED, site, Severity.WRONG,
+            Check.TRANSPOSED,
+            site,
+            Severity.WRONG,
             f"{told}; with the {which} read the other way round, [d_in, n_features], it is {cosine:.2f}",
             numbers | {"turned": which, "cosine turned": cosine},
             f"Transpose {'W_dec' if which == 'decoder' else 'W_enc'} in the file.",
-        )  # fmt: skip
+        )
     if (order := _best_partner(W_enc, W_dec)) > 2 * max(now.matched, now.chance):
         return Finding(
-            Check.ORDER, site, Severity.WRONG,
+            Check.ORDER,
+            site,
+            Severity.WRONG,
             f"{told}, and {order:.2f} with the decoder row it is most alike (median)",
             numbers | {"best partner": order},
             "Encoder and decoder list the features in different orders: they may be of two files.",
-        )  # fmt: skip
+        )
     return Finding(
-        Check.ALIGNMENT, site, Severity.WRONG, told, numbers,
+        Check.ALIGNMENT,
+        site,
+        Severity.WRONG,
+        told,
+        numbers,
         "Encoder and decoder are not of one dictionary, or one of them was not trained.",
-    )  # fmt: skip
+    )
 
 
 def _turned_one(W_dec: Tensor) -> str:
@@ -236,6 +262,10 @@ def _duplicates(dictionary: Dictionary) -> Finding:
     if share <= 0.005:
         return Finding(Check.DUPLICATES, str(dictionary.site), Severity.OK, said, numbers)
     return Finding(
-        Check.DUPLICATES, str(dictionary.site), Severity.WRONG if share > 0.1 else Severity.LOOK, said, numbers,
+        Check.DUPLICATES,
+        str(dictionary.site),
+        Severity.WRONG if share > 0.1 else Severity.LOOK,
+        said,
+        numbers,
         "Twins share a match, and a one-to-one matching parts them: leave one of each out, or train anew.",
-    )  # fmt: skip
+    )

@@ -20,12 +20,7 @@ __all__ = ["ENGINES", "Engine", "InProcess", "device_of_worker", "open_engine"]
 
 
 def open_engine(
-    name: str = "here",
-    *,
-    workers: int | None = None,
-    address: str = "",
-    cpus: int = 1,
-    gpus: float = 0,
+    name: str = "here", *, workers: int | None = None, address: str = "", cpus: int = 1, gpus: float = 0
 ) -> Engine:
     """The engine of that name. Close it, or use it in a `with`.
 
@@ -54,9 +49,7 @@ def open_engine(
         )
     if name == "here":
         if workers not in (None, 1):
-            raise InvalidArgument(
-                f"the engine here is this one process; {workers} workers were asked for. Take pool."
-            )
+            raise InvalidArgument(f"the engine here is this one process; {workers} workers were asked for. Take pool.")
         return InProcess()
     if name == "pool":
         from saeflow.engines.pool import Pool

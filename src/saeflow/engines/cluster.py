@@ -28,9 +28,7 @@ _LOOK: Final = 5.0
 class Cluster(Engine):
     """A Ray cluster; see the head of the file."""
 
-    def __init__(
-        self, workers: int | None = None, *, address: str = "", cpus: int = 1, gpus: float = 0
-    ) -> None:
+    def __init__(self, workers: int | None = None, *, address: str = "", cpus: int = 1, gpus: float = 0) -> None:
         """Nothing is joined or started before the first run.
 
         Raises:
@@ -95,10 +93,7 @@ class Cluster(Engine):
         # in a list: Ray fetches an argument for every task, and what lies inside one when it is asked for
         held = [self._ray.put(packed)]
         task = self._ray.remote(
-            num_cpus=self._slot.cpus,
-            num_gpus=self._slot.gpus or None,
-            max_retries=TRIES - 1,
-            name=f"saeflow {name}",
+            num_cpus=self._slot.cpus, num_gpus=self._slot.gpus or None, max_retries=TRIES - 1, name=f"saeflow {name}"
         )(_unit)
         flying: dict[Any, tuple[int, Any]] = {}
         drawn, more = iter(units), True

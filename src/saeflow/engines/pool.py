@@ -189,9 +189,7 @@ def _threads(cpus: int) -> Generator[None]:
 
 def _serve(connection: Connection, slot: Slot) -> None:
     """A worker: answer until the pipe or the driver ends."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the driver ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver ends the workers
     signal.signal(signal.SIGTERM, _leave)
     os.environ["TQDM_DISABLE"] = "1"  # the driver shows progress
     threading.Thread(target=_end_with_driver, daemon=True).start()

@@ -90,9 +90,7 @@ class DeactivationSettings:
             )
         unknown = set(self.searches) - {EXHAUSTIVE, GREEDY}
         if unknown:
-            raise InvalidArgument(
-                f"there is no search {', '.join(sorted(unknown))}. Known: {EXHAUSTIVE}, {GREEDY}."
-            )
+            raise InvalidArgument(f"there is no search {', '.join(sorted(unknown))}. Known: {EXHAUSTIVE}, {GREEDY}.")
         if not all(np.isfinite(self.r)):
             raise InvalidArgument(f"the factors r = {self.r} hold one that is no number. 0 removes, 1 keeps.")
 
@@ -174,21 +172,15 @@ class _Deactivate:
         return RowNorms(self.dictionaries, {})
 
     def __call__(self, unit: Row) -> list[Row]:
-        trials = deactivate(
-            self.model, self.dictionaries, self.strategies, Sample.of(unit), self.settings, self.norms
-        )
+        trials = deactivate(self.model, self.dictionaries, self.strategies, Sample.of(unit), self.settings, self.norms)
         return [trial.to_row(number) for number, trial in enumerate(trials)]
 
 
 def _check(
-    dictionaries: Mapping[Site, Dictionary],
-    strategies: Sequence[Predecessors],
-    settings: DeactivationSettings,
+    dictionaries: Mapping[Site, Dictionary], strategies: Sequence[Predecessors], settings: DeactivationSettings
 ) -> None:
     if not strategies:
-        raise InvalidArgument(
-            "deactivation was asked for without strategies. Give one or more, such as top-1."
-        )
+        raise InvalidArgument("deactivation was asked for without strategies. Give one or more, such as top-1.")
     for layer in settings.layers:
         site = Site(layer, Part.RES)
         if site not in dictionaries:
@@ -229,9 +221,7 @@ class _TextTrials:
         self.planned: list[_Planned] = []
         self.controls: dict[tuple[int, FeatureId, tuple[FeatureId, ...]], tuple[FeatureId, ...] | None] = {}
         self.places = [
-            TokenLayer.at(
-                text, layer, position, sample, norms, n_targets=settings.n_targets, seed=settings.seed
-            )
+            TokenLayer.at(text, layer, position, sample, norms, n_targets=settings.n_targets, seed=settings.seed)
             for position in sample.positions
             for layer in settings.layers
         ]
@@ -273,9 +263,7 @@ class _TextTrials:
         if not features:
             return
         for r in sorted(set(self.settings.r) - {0.0}):
-            self._plan_with_control(
-                here, target, first.method, available, tuple(available), features, named, r=r
-            )
+            self._plan_with_control(here, target, first.method, available, tuple(available), features, named, r=r)
         if (here.position, target) in self.with_loss:
             for edited in filter(None, (features, self._control(here, target, features))):
                 for r in {*self.settings.r, 0.0}:
@@ -324,9 +312,14 @@ class _TextTrials:
         """Add a row, ask for what it needs, and return its number."""
         norm = float(np.sqrt(sum(here.norm(feature) ** 2 for feature in features)))
         removal = Removal(
-            strategy, controls is not None, Origin.of(available), Origin.of(parts),
-            {feature: here.of(feature) for feature in features}, norm, r,
-        )  # fmt: skip
+            strategy,
+            controls is not None,
+            Origin.of(available),
+            Origin.of(parts),
+            {feature: here.of(feature) for feature in features},
+            norm,
+            r,
+        )
         edit = TokenEdit.of(here.layer, here.position, features, r)
         planned = _Planned(here, target, removal, edit, named, controls)
         self.asked.ask(edit, planned.watch)
@@ -354,11 +347,7 @@ class _TextTrials:
     def _loss_targets(self) -> set[tuple[int, FeatureId]]:
         """Targets with an available predecessor whose sweep has the loss, drawn once for the text."""
         first, n = self.strategies[0], self.settings.loss_targets
-        every = [
-            (here.position, target)
-            for here, target in self.targets
-            if here.available(here.named(first, target))
-        ]
+        every = [(here.position, target) for here, target in self.targets if here.available(here.named(first, target))]
         if n is None or len(every) <= n:
             return set(every)
         rng = generator(self.settings.seed, "loss", self.sample.dataset, self.sample.content)
@@ -371,22 +360,13 @@ class _TextTrials:
             for part, features in planned.named.items()
             if any(self.asked.after(edit, feature) > 0 for feature in features)
         ]
-        swept = (
-            planned.removal.strategy == self.strategies[0].method
-            and (edit.position, target) in self.with_loss
-        )
+        swept = planned.removal.strategy == self.strategies[0].method and (edit.position, target) in self.with_loss
         whole = planned.removal.removed == planned.removal.group
         old, new = (self.asked.losses(edit) if swept and whole else None) or (None, None)
         z_old = planned.here.targets[target]
         effect = Effect(z_old, self.asked.after(edit, target), Origin.of(still), old, new)
         return DeactivationTrial(
-            self.sample.dataset,
-            self.sample.text,
-            edit.position,
-            target,
-            planned.removal,
-            effect,
-            planned.controls,
+            self.sample.dataset, self.sample.text, edit.position, target, planned.removal, effect, planned.controls
         )
 
 

@@ -64,10 +64,14 @@ _RATES = (
     "control_change, control_change_low, control_change_high, control_n, features"
 )
 _SHORT = {
-    "deactivated_low": "low", "deactivated_high": "high", "deactivated_n": "n", "n_features": "features",
-    "control_deactivated_low": "control_low", "control_deactivated_high": "control_high",
+    "deactivated_low": "low",
+    "deactivated_high": "high",
+    "deactivated_n": "n",
+    "n_features": "features",
+    "control_deactivated_low": "control_low",
+    "control_deactivated_high": "control_high",
     "control_change_n": "control_n",
-}  # fmt: skip
+}
 
 
 def _rows(frame: pd.DataFrame, columns: str, short: Mapping[str, str] = _SHORT) -> list[tuple[Any, ...]]:
@@ -123,7 +127,7 @@ def by_rescale(trials: Trials) -> SummaryTable:
     found = beside_controls(every, ["strategy", "r", "group"], _BOTH | {"loss_change": None})
     short = _SHORT | {
         f"{side}loss_change_{end}": f"{side}loss_{end}" for side in ("", "control_") for end in ("low", "high", "n")
-    }  # fmt: skip
+    }
     columns = (
         "strategy, r, group, deactivated, low, high, change, change_low, change_high, loss_change, loss_low, "
         "loss_high, n, loss_n, control_deactivated, control_low, control_high, control_change, control_change_low, "
@@ -152,9 +156,13 @@ def one_predecessor(trials: Trials) -> SummaryTable:
         "control_low, control_high, control_deactivated, control_deactivated_low, control_deactivated_high, control_n"
     )
     short = {
-        "change_low": "low", "change_high": "high", "change_n": "n", "control_change_low": "control_low",
-        "control_change_high": "control_high", "control_change_n": "control_n",
-    }  # fmt: skip
+        "change_low": "low",
+        "change_high": "high",
+        "change_n": "n",
+        "control_change_low": "control_low",
+        "control_change_high": "control_high",
+        "control_change_n": "control_n",
+    }
     return SummaryTable.of(
         "one_predecessor",
         "Removing one predecessor at a time",
@@ -173,9 +181,7 @@ def groups_by_strategy(trials: Trials) -> SummaryTable:
     for strategy in trials.names:
         groups = trials.groups(strategy).tolist()
         if strategy not in SEARCHES:
-            rows += [
-                (strategy, group, n, n / len(groups)) for group in _GROUPS for n in [groups.count(group)]
-            ]
+            rows += [(strategy, group, n, n / len(groups)) for group in _GROUPS for n in [groups.count(group)]]
     return SummaryTable.of(
         "groups_by_strategy",
         "Groups of the targets under each strategy",
@@ -259,9 +265,7 @@ def table_1(trials: Trials) -> SummaryTable:
         and (found := _per_target(trials, strategy, control=control)) is not None
     ]
     frame = pd.concat(tried)
-    found = beside_controls(
-        frame.assign(strategy=pd.Categorical(frame["strategy"], order)), ["strategy"], _BOTH
-    )
+    found = beside_controls(frame.assign(strategy=pd.Categorical(frame["strategy"], order)), ["strategy"], _BOTH)
     short = _SHORT | {"deactivated_n": "n"}
     columns = (
         "strategy, deactivated, low, high, change, change_low, change_high, n, control_deactivated, control_low, "
@@ -321,9 +325,7 @@ def remaining(trials: Trials) -> SummaryTable:
         outcomes = (BY_FIRST, BY_ANOTHER, BY_SET, BY_NONE)
         chosen = np.select(gone, outcomes[:3], BY_NONE)
         groups = pd.Categorical(trials.groups(trials.first), _GROUPS)
-        told = trials.targets.assign(
-            group=groups, **{name: (chosen == name).astype(float) for name in outcomes}
-        )
+        told = trials.targets.assign(group=groups, **{name: (chosen == name).astype(float) for name in outcomes})
         own = means(with_all(told, "group"), ["group"], dict.fromkeys(outcomes, RATE))
         control = _per_target(trials, trials.first, control=True)
         beside = None

@@ -124,9 +124,7 @@ class Inputs:
         for name in (*asked.sampled, *asked.held):
             open_dataset(name)
         atlas = open_atlas(asked.atlas or asked.release)
-        covered = sorted(
-            {source.layer for source, target in atlas if source.part is Part.RES and target < source}
-        )
+        covered = sorted({source.layer for source, target in atlas if source.part is Part.RES and target < source})
         layers = list(asked.layers) or [layer for layer in covered if layer >= first]
         if missing := sorted(set(layers) - set(covered)):
             raise InvalidArgument(
@@ -143,10 +141,17 @@ class Inputs:
         """The tables of every matching method, each made or opened when first asked for."""
         asked = self.asked
         return Matchings(
-            self.model, self.dictionaries, self.atlas, self.layers, cache_folder() / "matches",
+            self.model,
+            self.dictionaries,
+            self.atlas,
+            self.layers,
+            cache_folder() / "matches",
             [open_dataset(name) for name in asked.held],
-            self._pearson(), asked.release, asked.seed, bars,
-        )  # fmt: skip
+            self._pearson(),
+            asked.release,
+            asked.seed,
+            bars,
+        )
 
     def _pearson(self) -> Atlas | None:
         """The Pearson tables that were named, which must be of the same dictionaries."""
@@ -171,24 +176,27 @@ class Inputs:
         for name in self.asked.sampled:
             drawn = draw(
                 open_dataset(name), encode, n_texts=texts, n_tokens=tokens, seed=self.asked.seed, special=special
-            )  # fmt: skip
+            )
             if len(drawn) < texts and note:
                 note(f"{name}: {len(drawn)} texts, as many as there are to sample")
             found += drawn
         return found
 
-    def request(
-        self, experiment: str, methods: Sequence[Predecessors], arguments: Mapping[str, Any]
-    ) -> RunRequest:
+    def request(self, experiment: str, methods: Sequence[Predecessors], arguments: Mapping[str, Any]) -> RunRequest:
         """The record of what is asked, by which a results folder is known again."""
         asked = self.asked
         atlases = {method.method: method.made_by for method in methods}
         made_here = any("pearson" in name for name in atlases) and not asked.pearson
         fitted = list(asked.held) if made_here else []
         return RunRequest(
-            experiment, asked.release, self.model.name or asked.release, asked.seed, asked.sampled, atlases,
+            experiment,
+            asked.release,
+            self.model.name or asked.release,
+            asked.seed,
+            asked.sampled,
+            atlases,
             {**arguments, "pearson_datasets": fitted, "prepend_bos": self.model.prepend_bos},
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +223,7 @@ class DeactivationSize:
         max_length: tokens a text is cut to.
     """
 
-    strategies: tuple[str, ...] = (
-        "top-1", "top-5", "random", "permutation", "pearson", "exhaustive", "greedy"
-    )  # fmt: skip
+    strategies: tuple[str, ...] = ("top-1", "top-5", "random", "permutation", "pearson", "exhaustive", "greedy")
     texts: int = 35
     tokens: int = 5
     features: int = 25
@@ -245,14 +251,17 @@ def origins(
     from saeflow.experiments.origins import run_origins
 
     matched = origin_methods(size.methods, lab.matchings(bars))
-    arguments = {
-        "texts": size.texts, "tokens": size.tokens, "layers": lab.layers, "max_length": size.max_length
-    }  # fmt: skip
+    arguments = {"texts": size.texts, "tokens": size.tokens, "layers": lab.layers, "max_length": size.max_length}
     return run_origins(
-        lab.model, lab.dictionaries, matched,
+        lab.model,
+        lab.dictionaries,
+        matched,
         partial(lab.samples, size.texts, size.tokens, size.max_length, note),
-        request=lab.request("origins", matched, arguments), out=out, progress=bars and bars("origins"), engine=engine,
-    )  # fmt: skip
+        request=lab.request("origins", matched, arguments),
+        out=out,
+        progress=bars and bars("origins"),
+        engine=engine,
+    )
 
 
 def deactivation(
@@ -278,12 +287,23 @@ def deactivation(
         tuple(lab.layers), size.features, size.r, size.loss, searches, size.max_length, lab.asked.seed
     )
     arguments = {
-        "texts": size.texts, "tokens": size.tokens, "features": size.features, "layers": lab.layers, "r": size.r,
-        "loss": "all" if size.loss is None else str(size.loss), "searches": searches, "max_length": size.max_length,
-    }  # fmt: skip
+        "texts": size.texts,
+        "tokens": size.tokens,
+        "features": size.features,
+        "layers": lab.layers,
+        "r": size.r,
+        "loss": "all" if size.loss is None else str(size.loss),
+        "searches": searches,
+        "max_length": size.max_length,
+    }
     return run_deactivation(
-        lab.model, lab.dictionaries, matched,
-        partial(lab.samples, size.texts, size.tokens, size.max_length, note), settings,
-        request=lab.request("deactivation", matched, arguments), out=out, progress=bars and bars("deactivation"),
+        lab.model,
+        lab.dictionaries,
+        matched,
+        partial(lab.samples, size.texts, size.tokens, size.max_length, note),
+        settings,
+        request=lab.request("deactivation", matched, arguments),
+        out=out,
+        progress=bars and bars("deactivation"),
         engine=engine,
-    )  # fmt: skip
+    )

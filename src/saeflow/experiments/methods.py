@@ -58,10 +58,7 @@ class NamedPredecessors:
     score: Float[np.ndarray, " n_source"]
 
     def active(
-        self,
-        features: Int[np.ndarray, " n"],
-        rows: Int[np.ndarray, " n"],
-        on: Bool[np.ndarray, "batch n_target"],
+        self, features: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"], on: Bool[np.ndarray, "batch n_target"]
     ) -> Bool[np.ndarray, " n"]:
         """Whether any named predecessor of `features[i]` is on at token `rows[i]` of `on` (appendix A.2)."""
         named = self.index[features]
@@ -144,9 +141,7 @@ def to_bytes(methods: Iterable[Predecessors]) -> bytes:
 
 
 def _choose(
-    method: str,
-    tables: Tables,
-    choose: Callable[[Pair, Int[np.ndarray, "n_source k"]], Int[np.ndarray, "n_source n"]],
+    method: str, tables: Tables, choose: Callable[[Pair, Int[np.ndarray, "n_source k"]], Int[np.ndarray, "n_source n"]]
 ) -> Predecessors:
     pairs = sorted(pair for pair in tables if pair[1] in pair[0].predecessors)
     if not pairs:
@@ -164,9 +159,7 @@ def _choose(
         named[pair] = NamedPredecessors(index, score)
         digest.update(f"{pair[0]} {pair[1]}".encode() + index.tobytes() + score.tobytes())
     kinds = sorted({tables[pair].method for pair in pairs})
-    return Predecessors(
-        method, named, f"{', '.join(kinds)}, {len(pairs)} tables, sha256 {digest.hexdigest()[:16]}"
-    )
+    return Predecessors(method, named, f"{', '.join(kinds)}, {len(pairs)} tables, sha256 {digest.hexdigest()[:16]}")
 
 
 @dataclass(frozen=True)
@@ -206,13 +199,15 @@ class Matchings:
     @cached_property
     def permutation(self) -> Tables:
         """One-to-one tables from the decoder rows; a pair that is kept from before is not matched again."""
-        sites = {
-            site: self.dictionaries[site] for site in sorted({site for pair in self.pairs for site in pair})
-        }
+        sites = {site: self.dictionaries[site] for site in sorted({site for pair in self.pairs for site in pair})}
         return build_atlas(
-            sites, out=self.folder / f"permutation-{self._key()}", method="permutation", release=self.release,
-            projector=self.model, progress=self._progress("permutation:"),
-        )  # fmt: skip
+            sites,
+            out=self.folder / f"permutation-{self._key()}",
+            method="permutation",
+            release=self.release,
+            projector=self.model,
+            progress=self._progress("permutation:"),
+        )
 
     @cached_property
     def pearson(self) -> Tables:
@@ -224,14 +219,18 @@ class Matchings:
         if self.given is not None:
             return self.given
         if not self.fitted:
-            raise InvalidArgument(
-                "Pearson tables need datasets to be made on. Give some, or an atlas with --pearson."
-            )
+            raise InvalidArgument("Pearson tables need datasets to be made on. Give some, or an atlas with --pearson.")
         texts = held_out(self.fitted, PEARSON_TEXTS, self.seed)
         return correlate(
-            self.model, self.dictionaries, texts, out=self.folder / f"pearson-{self._key(*texts)}", pairs=self.pairs,
-            max_tokens=PEARSON_TOKENS, release=self.release, progress=self._progress("Pearson:"),
-        )  # fmt: skip
+            self.model,
+            self.dictionaries,
+            texts,
+            out=self.folder / f"pearson-{self._key(*texts)}",
+            pairs=self.pairs,
+            max_tokens=PEARSON_TOKENS,
+            release=self.release,
+            progress=self._progress("Pearson:"),
+        )
 
     def _key(self, *texts: str) -> str:
         """A name for tables of these pairs, made from these weights on these texts."""
@@ -270,9 +269,7 @@ def origin_methods(names: Sequence[str], matchings: Matchings) -> list[Predecess
     return [_METHODS[name](matchings) for name in names]
 
 
-def deactivation_strategies(
-    names: Sequence[str], matchings: Matchings
-) -> tuple[list[Predecessors], tuple[str, ...]]:
+def deactivation_strategies(names: Sequence[str], matchings: Matchings) -> tuple[list[Predecessors], tuple[str, ...]]:
     """The strategies of the deactivation experiment by name, of `STRATEGIES`, and the searches among them.
 
     Raises:

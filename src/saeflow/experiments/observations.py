@@ -66,9 +66,7 @@ class Observations:
         cluster, dataset, layer = np.repeat(each, sizes, axis=0).T
         feature = np.fromiter((f for row in kept for f in row["features"]), np.int64, int(sizes.sum()))
         groups = {
-            method: np.frombuffer("".join(row["groups"][method] for row in kept).encode(), np.uint8).astype(
-                np.int64
-            )
+            method: np.frombuffer("".join(row["groups"][method] for row in kept).encode(), np.uint8).astype(np.int64)
             - ord("0")
             for method in kept[0]["groups"]
         }

@@ -81,11 +81,15 @@ def observe_origins(
             here = rows == row
             found.append(
                 OriginTrial(
-                    sample.dataset, sample.text, position, site.layer, tuple(features[here].tolist()),
+                    sample.dataset,
+                    sample.text,
+                    position,
+                    site.layer,
+                    tuple(features[here].tolist()),
                     tuple(significant(value, 5) for value in values[here].tolist()),
                     {name: _digits(digits[here]) for name, digits in groups.items()},
                 )
-            )  # fmt: skip
+            )
     order = {position: place for place, position in enumerate(columns)}
     return sorted(found, key=lambda trial: (order[trial.position], trial.layer))
 
@@ -128,9 +132,8 @@ class _Observe:
 
     def __call__(self, unit: Row) -> list[Row]:
         trials = observe_origins(
-            self.model, self.dictionaries, self.methods, Sample.of(unit), layers=self.layers,
-            max_length=self.max_length,
-        )  # fmt: skip
+            self.model, self.dictionaries, self.methods, Sample.of(unit), layers=self.layers, max_length=self.max_length
+        )
         return [trial.to_row() for trial in trials]
 
 

@@ -177,8 +177,7 @@ def separability(tests: list[Test]) -> SummaryTable:
     for method, a, b, part, p in tests:
         found.setdefault((method, a, b, part), []).append(p)
     rows = [
-        (method, LABELS[a], LABELS[b], SCORE_NAMES[part], *_passed(ps))
-        for (method, a, b, part), ps in found.items()
+        (method, LABELS[a], LABELS[b], SCORE_NAMES[part], *_passed(ps)) for (method, a, b, part), ps in found.items()
     ]
     return SummaryTable.of(
         "separability",
@@ -287,9 +286,7 @@ def most_probable(features: SummaryTable) -> SummaryTable:
     for (method, layer), total in totals.items():
         for value in ORDER:
             sure = found.get((method, layer, LABELS[value]), [])
-            rows.append(
-                (method, layer, LABELS[value], len(sure), len(sure) / total, np.mean(sure) if sure else None)
-            )
+            rows.append((method, layer, LABELS[value], len(sure), len(sure) / total, np.mean(sure) if sure else None))
     return SummaryTable.of(
         "most_probable",
         "Features by their most probable group",

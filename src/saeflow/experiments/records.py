@@ -247,15 +247,28 @@ class DeactivationTrial:
         """The trial as the row `number` of its text."""
         removal, effect = self.removal, self.effect
         return {
-            "dataset": self.dataset, "text": self.text, "position": self.position, "layer": self.target.layer,
-            "target": str(self.target), "trial": number, "controls": self.controls,
-            "strategy": removal.strategy, "control": removal.control, "group": removal.group.label,
-            "removed": removal.removed.label, "norm": _short(removal.norm), "r": removal.r,
+            "dataset": self.dataset,
+            "text": self.text,
+            "position": self.position,
+            "layer": self.target.layer,
+            "target": str(self.target),
+            "trial": number,
+            "controls": self.controls,
+            "strategy": removal.strategy,
+            "control": removal.control,
+            "group": removal.group.label,
+            "removed": removal.removed.label,
+            "norm": _short(removal.norm),
+            "r": removal.r,
             "features": {str(feature): _short(a) for feature, a in removal.features.items()},
-            "z_old": _short(effect.z_old), "z_new": _short(effect.z_new), "deactivated": effect.deactivated,
-            "change": _short(effect.change), "new_group": effect.new_group.label,
-            "loss_old": effect.loss_old, "loss_new": effect.loss_new,
-        }  # fmt: skip
+            "z_old": _short(effect.z_old),
+            "z_new": _short(effect.z_new),
+            "deactivated": effect.deactivated,
+            "change": _short(effect.change),
+            "new_group": effect.new_group.label,
+            "loss_old": effect.loss_old,
+            "loss_new": effect.loss_new,
+        }
 
 
 def _short(value: float) -> float:

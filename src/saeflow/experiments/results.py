@@ -65,9 +65,7 @@ class SummaryTable:
     rows: tuple[tuple[Cell, ...], ...]
 
     @staticmethod
-    def of(
-        name: str, title: str, paper: str, note: str, columns: str, rows: Iterable[Sequence[Any]]
-    ) -> SummaryTable:
+    def of(name: str, title: str, paper: str, note: str, columns: str, rows: Iterable[Sequence[Any]]) -> SummaryTable:
         """A table from cells of any numeric type; `columns` is a line of names with commas between.
 
         Raises:
@@ -77,9 +75,7 @@ class SummaryTable:
         plain = tuple(tuple(_cell(cell) for cell in row) for row in rows)
         for row in plain:
             if len(row) != len(names):
-                raise InvalidArgument(
-                    f"a row of table {name} has {len(row)} cells for {len(names)} columns: {row}."
-                )
+                raise InvalidArgument(f"a row of table {name} has {len(row)} cells for {len(names)} columns: {row}.")
         return SummaryTable(name, title, paper, note, names, plain)
 
     def dicts(self) -> list[Row]:
@@ -164,10 +160,7 @@ class Results:
 
     @staticmethod
     def start(
-        folder: Path | str,
-        request: RunRequest,
-        units: Callable[[], Sequence[Row]],
-        versions: Mapping[str, str],
+        folder: Path | str, request: RunRequest, units: Callable[[], Sequence[Row]], versions: Mapping[str, str]
     ) -> Results:
         """A new folder, or the one there is when it was made by the same request.
 
@@ -196,9 +189,7 @@ class Results:
             raise InvalidArgument(f"{folder} holds rows without a manifest. Give an empty folder with --out.")
         made = list(units())
         if not made:
-            raise InvalidArgument(
-                "no text has enough tokens to sample from. Give other datasets or fewer --tokens."
-            )
+            raise InvalidArgument("no text has enough tokens to sample from. Give other datasets or fewer --tokens.")
         write_atomic(folder / SAMPLES, _packed(made))
         record = RunRecord(request, dict(versions), _now(), None, 0, len(made))
         write_atomic(folder / MANIFEST, record.to_json().encode())
@@ -322,9 +313,12 @@ class Results:
         written: Row = {}
         for table in tables:
             written[table.name] = {
-                "title": table.title, "paper": table.paper, "note": table.note,
-                "columns": table.columns, "rows": table.rows,
-            }  # fmt: skip
+                "title": table.title,
+                "paper": table.paper,
+                "note": table.note,
+                "columns": table.columns,
+                "rows": table.rows,
+            }
             write_atomic(self.folder / "tables" / f"{table.name}.csv", table.to_csv().encode())
         text = json.dumps({"tables": written}, indent=None, allow_nan=False, ensure_ascii=False)
         write_atomic(self.folder / SUMMARY, (text + "\n").encode())
@@ -340,11 +334,15 @@ class Results:
             data = cast("Row", read_json(path))
             return {
                 name: SummaryTable(
-                    name, told["title"], told["paper"], told["note"], tuple(told["columns"]),
+                    name,
+                    told["title"],
+                    told["paper"],
+                    told["note"],
+                    tuple(told["columns"]),
                     tuple(tuple(row) for row in told["rows"]),
                 )
                 for name, told in data["tables"].items()
-            }  # fmt: skip
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadFile(
                 f"{path} cannot be read as a summary ({error!r}). Run the experiment's command again."
@@ -387,9 +385,7 @@ def _cell(value: Any) -> Cell:
 
 
 def _packed(rows: Iterable[Row]) -> bytes:
-    lines = [
-        json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n" for row in rows
-    ]
+    lines = [json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     # mtime = 0: the same rows are the same bytes
     return gzip.compress("".join(lines).encode(), compresslevel=6, mtime=0)
 

@@ -70,12 +70,7 @@ class Sample:
 
     def to_row(self) -> dict[str, Any]:
         """The sample as a unit of a results folder."""
-        return {
-            "dataset": self.dataset,
-            "text": self.text,
-            "content": self.content,
-            "positions": list(self.positions),
-        }
+        return {"dataset": self.dataset, "text": self.text, "content": self.content, "positions": list(self.positions)}
 
     @staticmethod
     def of(row: dict[str, Any]) -> Sample:
@@ -122,9 +117,7 @@ def open_dataset(name: str) -> Dataset:
     path = Path(name).expanduser()
     if path.suffix in _READERS:
         if not path.is_file():
-            raise InvalidArgument(
-                f"there is no file {path}. Give a .txt, .jsonl or .parquet file that exists."
-            )
+            raise InvalidArgument(f"there is no file {path}. Give a .txt, .jsonl or .parquet file that exists.")
         # its whole path: another process may run in another folder
         return Dataset(name, partial(_shuffled, name, partial(_READERS[path.suffix], path.absolute())))
     known = recipes()
@@ -155,13 +148,7 @@ def held_out(datasets: Sequence[Dataset], n: int, seed: int = 0) -> list[str]:
 
 
 def draw(
-    dataset: Dataset,
-    encode: Encode,
-    *,
-    n_texts: int,
-    n_tokens: int,
-    seed: int = 0,
-    special: Collection[int] = (),
+    dataset: Dataset, encode: Encode, *, n_texts: int, n_tokens: int, seed: int = 0, special: Collection[int] = ()
 ) -> list[Sample]:
     """Up to `n_texts` texts of a dataset with `n_tokens` random tokens each, none of them special.
 
@@ -182,9 +169,7 @@ def draw(
         Unreachable: when it cannot be fetched.
     """
     if n_texts < 1 or n_tokens < 1:
-        raise InvalidArgument(
-            f"{n_texts} texts with {n_tokens} tokens each give no sample. Give 1 or more of both."
-        )
+        raise InvalidArgument(f"{n_texts} texts with {n_tokens} tokens each give no sample. Give 1 or more of both.")
     left_out, passed, found = set(special), 0, list[Sample]()
     for content in dataset.read(seed):
         if is_held_out(content):
@@ -219,9 +204,7 @@ def _streamed(recipe: dict[str, str], seed: int) -> Iterator[str]:
             "Install it with `pip install 'saeflow[data]'`, or give a local file."
         ) from None
     try:
-        stream = datasets.load_dataset(
-            recipe["repo"], recipe["config"] or None, split=recipe["split"], streaming=True
-        )
+        stream = datasets.load_dataset(recipe["repo"], recipe["config"] or None, split=recipe["split"], streaming=True)
         for row in stream.shuffle(seed=seed, buffer_size=BUFFER):
             yield str(row[recipe["column"]])
     except KeyError:

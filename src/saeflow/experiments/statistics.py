@@ -113,9 +113,15 @@ class Tally:
             )
 
     def told(
-        self, of: Callable[[np.ndarray], np.ndarray] = ratio, *, n: float = 0, span: Span | None = None,
-        sizes: np.ndarray | None = None, chosen: bool = False, level: float = LEVEL,
-    ) -> Estimate:  # fmt: skip
+        self,
+        of: Callable[[np.ndarray], np.ndarray] = ratio,
+        *,
+        n: float = 0,
+        span: Span | None = None,
+        sizes: np.ndarray | None = None,
+        chosen: bool = False,
+        level: float = LEVEL,
+    ) -> Estimate:
         """`of(totals)` with its interval.
 
         Args:
@@ -152,9 +158,14 @@ class Tally:
         return found, max(p, 2.0 ** (1 - found.texts))
 
     def _found(
-        self, of: Callable[[np.ndarray], np.ndarray], n: float, span: Span | None, sizes: np.ndarray | None,
-        chosen: bool, level: float,
-    ) -> tuple[Estimate, float, float]:  # fmt: skip
+        self,
+        of: Callable[[np.ndarray], np.ndarray],
+        n: float,
+        span: Span | None,
+        sizes: np.ndarray | None,
+        chosen: bool,
+        level: float,
+    ) -> tuple[Estimate, float, float]:
         """The estimate, its standard error (not a number where there is none), and degrees of freedom."""
         flat = self.sums.reshape(len(self.sums), -1).astype(np.float64)
         value, rows = float(self.now(of)), round(n)
@@ -171,9 +182,10 @@ class Tally:
         strata = _strata(datasets[there])
         replicated, factors = (_halves if chosen else _all_but_one)(flat.sum(0), flat[there], strata)
         step = max(1, _AT_ONCE // max(1, flat.shape[1]))
-        moved = np.concatenate([
-            self._apply(of, replicated(slice(at, at + step))) for at in range(0, len(factors), step)
-        ]) - value  # fmt: skip
+        moved = (
+            np.concatenate([self._apply(of, replicated(slice(at, at + step))) for at in range(0, len(factors), step)])
+            - value
+        )
         if not np.isfinite(moved).all():
             return nothing
         moved[np.abs(moved) < _ROUNDING * max(1.0, abs(value))] = 0.0
@@ -230,9 +242,7 @@ _Replicates: TypeAlias = tuple[Callable[[slice], np.ndarray], Float[np.ndarray, 
 
 
 def _all_but_one(
-    totals: Float[np.ndarray, " n_columns"],
-    of_text: Float[np.ndarray, "n n_columns"],
-    strata: Int[np.ndarray, " n"],
+    totals: Float[np.ndarray, " n_columns"], of_text: Float[np.ndarray, "n n_columns"], strata: Int[np.ndarray, " n"]
 ) -> _Replicates:
     """Totals without each text in turn; the others of its dataset stand in for it."""
     texts = np.bincount(strata).astype(np.float64)
@@ -247,9 +257,7 @@ def _all_but_one(
 
 
 def _halves(
-    totals: Float[np.ndarray, " n_columns"],
-    of_text: Float[np.ndarray, "n n_columns"],
-    strata: Int[np.ndarray, " n"],
+    totals: Float[np.ndarray, " n_columns"], of_text: Float[np.ndarray, "n n_columns"], strata: Int[np.ndarray, " n"]
 ) -> _Replicates:
     """Totals of twice a random half of each dataset's texts; of an odd number one counts once."""
     rng = np.random.default_rng(0)
@@ -306,10 +314,7 @@ def mann_whitney(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " k"]) -> floa
 
 
 def by_text(
-    texts: Int[np.ndarray, " n"],
-    groups: Int[np.ndarray, " n"],
-    values: Float[np.ndarray, " n"],
-    shape: tuple[int, int],
+    texts: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], values: Float[np.ndarray, " n"], shape: tuple[int, int]
 ) -> Float[np.ndarray, "n_source n_target"]:
     """Sum of `values` for each text (rows) and group (columns); `shape` is (texts, groups)."""
     flat = np.bincount(texts * shape[1] + groups, weights=values, minlength=shape[0] * shape[1])

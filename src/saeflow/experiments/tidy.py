@@ -42,9 +42,9 @@ def means(frame: pd.DataFrame, by: Sequence[str], values: Mapping[str, Span | No
         sums, counts = (by_text(*at, each, shape) for each in (column[known], np.ones(int(known.sum()))))
         estimates = mean_estimates(sums, counts, datasets, span=span)
         found |= _columns(name, estimates)
-    return pd.DataFrame(found, index=keys, dtype=object).infer_objects().astype(
-        {f"{name}_n": np.int64 for name in values}
-    )  # fmt: skip
+    return (
+        pd.DataFrame(found, index=keys, dtype=object).infer_objects().astype({f"{name}_n": np.int64 for name in values})
+    )
 
 
 def less(frame: pd.DataFrame, a: str, b: str, span: Span | None) -> tuple[Estimate, float | None]:
@@ -56,9 +56,7 @@ def less(frame: pd.DataFrame, a: str, b: str, span: Span | None) -> tuple[Estima
     return Tally(sums.to_numpy(), datasets).difference(n=len(known), span=span)
 
 
-def beside_controls(
-    frame: pd.DataFrame, by: Sequence[str], values: Mapping[str, Span | None]
-) -> pd.DataFrame:
+def beside_controls(frame: pd.DataFrame, by: Sequence[str], values: Mapping[str, Span | None]) -> pd.DataFrame:
     """`means` of the lines that are no control, and with the prefix `control_` of those that are."""
     own, controls = (means(frame[frame["control"] == side], by, values) for side in (False, True))
     both = own.join(controls.add_prefix("control_"))

@@ -56,14 +56,7 @@ class TokenLayer:
 
     @staticmethod
     def at(
-        text: PreparedText,
-        layer: int,
-        position: int,
-        sample: Sample,
-        norms: RowNorms,
-        *,
-        n_targets: int,
-        seed: int,
+        text: PreparedText, layer: int, position: int, sample: Sample, norms: RowNorms, *, n_targets: int, seed: int
     ) -> TokenLayer:
         """Read the clean pass; of more than `n_targets` active features so many are drawn (appendix A.2)."""
         site = Site(layer, Part.RES)
@@ -116,9 +109,7 @@ class TokenLayer:
         yet, and of these the one whose norm is nearest in ratio is taken. The draw depends on the token, the
         target and what is removed. None where a site has not enough other active features.
         """
-        rng = generator(
-            seed, "control", sample.dataset, sample.content, self.position, str(target), *map(str, removed)
-        )
+        rng = generator(seed, "control", sample.dataset, sample.content, self.position, str(target), *map(str, removed))
         taken: list[FeatureId] = []
         for feature in removed:
             others = [f for f in self.active[feature.part] if f not in removed and f not in taken]

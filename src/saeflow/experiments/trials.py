@@ -150,9 +150,7 @@ class Trials:
         found = here.set_index("target")["group"].reindex(self.targets.index).astype(object)
         return found.where(found.notna(), None).to_numpy()
 
-    def by_text(
-        self, values: Float[np.ndarray, " k"], where: Bool[np.ndarray, " k"]
-    ) -> Float[np.ndarray, " n"]:
+    def by_text(self, values: Float[np.ndarray, " k"], where: Bool[np.ndarray, " k"]) -> Float[np.ndarray, " n"]:
         """Sum over the targets of each text."""
         told = self.targets[where]
         clusters = self.texts.clusters(told["dataset"].tolist(), told["text"].tolist())

@@ -5,5 +5,15 @@ from saeflow.flow.scores import Evolution, Scores, Thresholds
 from saeflow.flow.trace import Matches, trace
 
 __all__ = [
-    "Direction", "Edge", "End", "Evolution", "FlowGraph", "Matches", "Node", "Reason", "Scores", "Thresholds", "trace",
-]  # fmt: skip
+    "Direction",
+    "Edge",
+    "End",
+    "Evolution",
+    "FlowGraph",
+    "Matches",
+    "Node",
+    "Reason",
+    "Scores",
+    "Thresholds",
+    "trace",
+]

@@ -239,9 +239,7 @@ class FlowGraph:
         graph = nx.DiGraph(seed=str(self.seed), release=self.release)
         for node in self.nodes:
             scores = (
-                {}
-                if node.scores is None
-                else {f"s_{k}": v for k, v in asdict(node.scores).items() if v is not None}
+                {} if node.scores is None else {f"s_{k}": v for k, v in asdict(node.scores).items() if v is not None}
             )
             graph.add_node(
                 str(node.feature),
@@ -282,12 +280,7 @@ def _thresholds_out(thresholds: Thresholds) -> dict[str, Any]:
     names = ("res", "module", "mlp", "att", "high", "fdr")
     keys = sorted({*thresholds.cuts, *thresholds.ahead}, key=lambda key: (key[0], key[1].rank))
     layers = [
-        {
-            "layer": n,
-            "part": part,
-            "cut": thresholds.cuts.get((n, part)),
-            "ahead": thresholds.ahead.get((n, part)),
-        }
+        {"layer": n, "part": part, "cut": thresholds.cuts.get((n, part)), "ahead": thresholds.ahead.get((n, part))}
         for n, part in keys
     ]
     return {name: getattr(thresholds, name) for name in names} | {"layers": layers}
@@ -330,15 +323,26 @@ def _read(data: dict[str, Any]) -> FlowGraph:
         for n in data["nodes"]
     )
     edges = tuple(
-        Edge(parse(e["parent"]), parse(e["child"]), _number(e["score"]), _count(e["rank"]), _known(e.get("p")),
-             _truth(e.get("mutual")))
+        Edge(
+            parse(e["parent"]),
+            parse(e["child"]),
+            _number(e["score"]),
+            _count(e["rank"]),
+            _known(e.get("p")),
+            _truth(e.get("mutual")),
+        )
         for e in data["edges"]
-    )  # fmt: skip
+    )
     ends = tuple(
-        End(parse(e["feature"]), Direction(e["direction"]), Reason(e["reason"]), _known(e["score"]),
-            _known(e["threshold"]))
+        End(
+            parse(e["feature"]),
+            Direction(e["direction"]),
+            Reason(e["reason"]),
+            _known(e["score"]),
+            _known(e["threshold"]),
+        )
         for e in data["ends"]
-    )  # fmt: skip
+    )
     span = None if data["span"] is None else (_count(data["span"][0]), _count(data["span"][1]))
     thresholds = _thresholds_in(data["thresholds"])
     seed, floor, release = parse(data["seed"]), _known(data.get("p_floor")), str(data["release"])

@@ -165,9 +165,7 @@ def published_graph(release: str, seed: FeatureId) -> PublishedGraph:
         if graph.seed == seed:
             return graph
     have = ", ".join(str(graph.seed) for graph in graphs) or "none"
-    raise InvalidArgument(
-        f"no published graph of {release} grows from {seed}. Seeds of published graphs: {have}."
-    )
+    raise InvalidArgument(f"no published graph of {release} grows from {seed}. Seeds of published graphs: {have}.")
 
 
 def compare(graph: FlowGraph, published: PublishedGraph) -> Comparison:
@@ -204,7 +202,6 @@ def _read(entry: dict[str, Any]) -> PublishedGraph:
         thresholds=Thresholds(res=float(cuts["res"]), mlp=float(cuts["mlp"])),
         nodes=tuple(sorted(parse(feature) for feature in entry["nodes"])),
         scores=tuple(
-            PublishedScore(parse(s["child"]), parse(s["parent"]), float(s["score"]))
-            for s in entry.get("scores", ())
+            PublishedScore(parse(s["child"]), parse(s["parent"]), float(s["score"])) for s in entry.get("scores", ())
         ),
     )

@@ -52,9 +52,7 @@ def union(graphs: Sequence[FlowGraph]) -> FlowGraph:
     return _whole(first, nodes.values(), edges.values(), ends.values(), max(floors, default=None))
 
 
-def expand(
-    graph: FlowGraph, features: Iterable[FeatureId], matches: Matches, *, k: int, modules: int = 1
-) -> FlowGraph:
+def expand(graph: FlowGraph, features: Iterable[FeatureId], matches: Matches, *, k: int, modules: int = 1) -> FlowGraph:
     """The graph with the best `k` matches of some of its features at every neighbouring site.
 
     These are shown whatever they score, so that what a threshold cut off can be read. A residual feature that is

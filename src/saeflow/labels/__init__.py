@@ -5,18 +5,18 @@ explained by a language model (`explain`), and searched (`search`). All but `loc
 """
 
 from saeflow.labels.sources import words_folder, words_folders, words_for
-from saeflow.labels.words import (
-    Context,
-    FeatureWords,
-    Merged,
-    Words,
-    WordsFolder,
-    no_words,
-    open_words,
-    write_words,
-)
+from saeflow.labels.words import Context, FeatureWords, Merged, Words, WordsFolder, no_words, open_words, write_words
 
 __all__ = [
-    "Context", "FeatureWords", "Merged", "Words", "WordsFolder", "no_words", "open_words", "words_folder",
-    "words_folders", "words_for", "write_words",
-]  # fmt: skip
+    "Context",
+    "FeatureWords",
+    "Merged",
+    "Words",
+    "WordsFolder",
+    "no_words",
+    "open_words",
+    "words_folder",
+    "words_folders",
+    "words_for",
+    "write_words",
+]

@@ -175,9 +175,7 @@ class Bucket:
 def _page(data: bytes, url: str) -> tuple[list[tuple[str, int]], str]:
     """Keys and sizes of one page of a list, and the token of the next; no token on the last."""
     try:
-        if (
-            b"<!DOCTYPE" in data or b"<!ENTITY" in data
-        ):  # a list has neither, and entities can grow without bound
+        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # a list has neither, and entities can grow without bound
             raise ValueError("it defines entities")
         root = ET.fromstring(data)  # noqa: S314 - without entities, see above
         if _name(root) != "ListBucketResult":

@@ -162,9 +162,12 @@ def fetch_words(
             rows = found.rows()
             write_words(out, site_plan.site, rows)
             about["sites"][str(site_plan.site)] = {
-                "source": str(site_plan.source), "request": asked, "features": len(rows),
-                "labelled": sum(row is not None and bool(row.by) for row in rows), "skipped": found.skipped,
-            }  # fmt: skip
+                "source": str(site_plan.source),
+                "request": asked,
+                "features": len(rows),
+                "labelled": sum(row is not None and bool(row.by) for row in rows),
+                "skipped": found.skipped,
+            }
             write_atomic(out / ABOUT, json.dumps(add_check(about), indent=1).encode())
         if not keep:
             for export in site_plan.exports:
@@ -193,9 +196,7 @@ class _Gathered:
         elif kind is Kind.EXPLANATIONS:
             text = " ".join(str(row.get("description") or "").split())
             if text:
-                self.explained.setdefault(index, []).append(
-                    (row.get("explanationModelName") or "a person", text)
-                )
+                self.explained.setdefault(index, []).append((row.get("explanationModelName") or "a person", text))
         elif kind is Kind.FEATURES:
             self.promotes[index] = promotes_of(row)
             share = frequency_of(row)
@@ -225,16 +226,18 @@ class _Gathered:
         if not any(index in part for part in (self.explained, self.promotes, self.frequency, self.passages)):
             return None
         told = self.explained.get(index, ())
-        by, label = min(
-            told, key=lambda row: (self._foreign(row[0]), -counts[row[0]], row[0]), default=("", "")
-        )
+        by, label = min(told, key=lambda row: (self._foreign(row[0]), -counts[row[0]], row[0]), default=("", ""))
         passages = sorted(self.passages.get(index, ()), key=lambda passage: -passage[0])
         tokens = tuple(dict.fromkeys(token for _, token, _ in passages))[:TOKENS]
         contexts = (Context(tuple(t), tuple(v), source) for t, v, source in map(json.loads, _texts(passages)))
         return FeatureWords(
-            label or label_of(tokens), tokens, self.promotes.get(index, ()),
-            tuple(contexts)[: self.contexts], self.frequency.get(index), by,
-        )  # fmt: skip
+            label or label_of(tokens),
+            tokens,
+            self.promotes.get(index, ()),
+            tuple(contexts)[: self.contexts],
+            self.frequency.get(index),
+            by,
+        )
 
     def _foreign(self, by: str) -> bool:
         return bool(self.explainer) and self.explainer not in by
@@ -307,22 +310,20 @@ def _tell(progress: Progress | None, done: int, total: int, site: Site) -> Progr
 
 def _request(plan: SitePlan, contexts: int, explainer: str) -> str:
     """A digest of everything that determines the words of a site."""
-    said = [
-        str(plan.source),
-        contexts,
-        explainer,
-        VERSION,
-        [[e.key, e.size] for e in plan.exports],
-    ]
+    said = [str(plan.source), contexts, explainer, VERSION, [[e.key, e.size] for e in plan.exports]]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 def _read_about(out: Path, plan: FetchPlan) -> dict[str, Any]:
     """What the folder says of itself; anew where it says nothing that can be read."""
     fresh = {
-        "format": FORMAT, "version": VERSION, "release": plan.release, "origin": NEURONPEDIA,
-        "model": plan.sources.model, "sites": {},
-    }  # fmt: skip
+        "format": FORMAT,
+        "version": VERSION,
+        "release": plan.release,
+        "origin": NEURONPEDIA,
+        "model": plan.sources.model,
+        "sites": {},
+    }
     try:
         told = read_json(out / ABOUT)
         same = all(told[name] == fresh[name] for name in ("format", "version", "release", "origin", "model"))

@@ -71,9 +71,7 @@ class Trial:
             InvalidArgument: when there is not one answer for each passage.
         """
         if len(answers) != len(self.examples):
-            raise InvalidArgument(
-                f"{len(answers)} answers for {len(self.examples)} passages. Give one for each."
-            )
+            raise InvalidArgument(f"{len(answers)} answers for {len(self.examples)} passages. Give one for each.")
         firing = [said for said, example in zip(answers, self.examples, strict=True) if example.fires]
         silent = [not said for said, example in zip(answers, self.examples, strict=True) if not example.fires]
         return Detection(
@@ -108,9 +106,7 @@ class Silence:
                 told: dict[str, Any] = parse_json(line)
                 found.append(("".join(told["tokens"]), frozenset(int(one) for one in told["active"])))
             except (ValueError, KeyError, TypeError) as error:
-                raise BadFile(
-                    f"{path}: line {number} holds no passage ({error!r}). Make the words again."
-                ) from None
+                raise BadFile(f"{path}: line {number} holds no passage ({error!r}). Make the words again.") from None
         return Silence(site, tuple(found), rows)
 
     def passages(self, feature: FeatureId, n: int, rng: np.random.Generator) -> tuple[list[str], str]:
@@ -140,9 +136,7 @@ def make_trial(
     silent, silent_from = silence.passages(feature, n_silent, rng)
     if not held_out or not silent:
         return None
-    examples = [Example(text_of(context), True) for context in held_out] + [
-        Example(text, False) for text in silent
-    ]
+    examples = [Example(text_of(context), True) for context in held_out] + [Example(text, False) for text in silent]
     order = rng.permutation(len(examples)).tolist()
     return Trial(tuple(examples[place] for place in order), silent_from)
 

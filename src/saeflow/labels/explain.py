@@ -218,13 +218,7 @@ class _Case:
 
 
 def _case(
-    folder: Path,
-    sites: dict[Site, Silence],
-    feature: FeatureId,
-    shown: int,
-    held_out: int,
-    silent: int,
-    seed: int,
+    folder: Path, sites: dict[Site, Silence], feature: FeatureId, shown: int, held_out: int, silent: int, seed: int
 ) -> _Case:
     site = feature.site
     if site not in sites:
@@ -236,30 +230,20 @@ def _case(
     contexts = () if known is None else known.contexts
     digest = hashlib.sha256(f"{seed} {feature}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-    return _Case(
-        feature, contexts[0::2][:shown], make_trial(feature, contexts[1::2][:held_out], silence, silent, rng)
-    )
+    return _Case(feature, contexts[0::2][:shown], make_trial(feature, contexts[1::2][:held_out], silence, silent, rng))
 
 
 def _explained(asker: _Asker, cases: Sequence[_Case]) -> Iterator[Explained]:
     """Labels of some features, then their scores: two rounds of questions."""
     possible = [case for case in cases if case.shown]
     labels = dict(
-        zip(
-            (c.feature for c in possible),
-            asker.ask((ask_label(c.shown) for c in possible), read_label),
-            strict=True,
-        )
+        zip((c.feature for c in possible), asker.ask((ask_label(c.shown) for c in possible), read_label), strict=True)
     )
     tried = [(case, case.trial, label) for case in possible if case.trial and (label := labels[case.feature])]
     questions = (ask_fires(label, trial) for _, trial, label in tried)
     lengths = [len(trial.examples) for _, trial, _ in tried]
     answers = asker.ask(questions, *[read_fires(n) for n in lengths])
-    scores = {
-        case.feature: trial.scored(said)
-        for (case, trial, _), said in zip(tried, answers, strict=True)
-        if said
-    }
+    scores = {case.feature: trial.scored(said) for (case, trial, _), said in zip(tried, answers, strict=True) if said}
     for case in cases:
         label, detection = labels.get(case.feature) or "", scores.get(case.feature)
         yield Explained(case.feature, label, asker.chat.name, detection, _problem(case, label, detection))
@@ -315,14 +299,10 @@ class _Asker:
     def _answers(self, conversations: Sequence[Messages]) -> list[str]:
         """Kept answers, and those the chat gives to the others."""
         kept = [self._kept(conversation) for conversation in conversations]
-        missing = [
-            conversation for conversation, answer in zip(conversations, kept, strict=True) if answer is None
-        ]
+        missing = [conversation for conversation, answer in zip(conversations, kept, strict=True) if answer is None]
         given = list(self.chat.complete(missing)) if missing else []
         if len(given) != len(missing):
-            raise BadFile(
-                f"{self.chat.name} gave {len(given)} answers to {len(missing)} questions. Check the client."
-            )
+            raise BadFile(f"{self.chat.name} gave {len(given)} answers to {len(missing)} questions. Check the client.")
         new = iter(given)
         return [next(new) if answer is None else answer for answer in kept]
 
@@ -343,6 +323,4 @@ class _Asker:
             write_atomic(path, add_sha256(json.dumps({"model": self.chat.name, "answer": answer}).encode()))
 
 
-__all__ = [
-    "TRIES", "Chat", "Estimate", "Explained", "Messages", "estimate", "explain", "marked", "write_explanations",
-]  # fmt: skip
+__all__ = ["TRIES", "Chat", "Estimate", "Explained", "Messages", "estimate", "explain", "marked", "write_explanations"]

@@ -94,10 +94,7 @@ class Seen:
         self._new.append((feature * self.vocabulary + ids[text, column], value))
 
     def _add_contexts(
-        self,
-        acts: Float[Tensor, "batch pos n_features"],
-        ids: Int[Tensor, "batch pos"],
-        source: Int[Tensor, " batch"],
+        self, acts: Float[Tensor, "batch pos n_features"], ids: Int[Tensor, "batch pos"], source: Int[Tensor, " batch"]
     ) -> None:
         """Keep the strongest passages; of equal ones those that came first."""
         n_texts, n_tokens, n_features = acts.shape
@@ -106,9 +103,7 @@ class Seen:
         inside = (columns >= 0) & (columns < n_tokens)
         columns = columns.clamp(0, n_tokens - 1)
         values = acts.gather(1, columns) * inside
-        tokens = ids[torch.arange(n_texts, device=ids.device)[:, None, None], columns].masked_fill(
-            ~inside, -1
-        )
+        tokens = ids[torch.arange(n_texts, device=ids.device)[:, None, None], columns].masked_fill(~inside, -1)
         both = torch.cat([self.peak, peak.T.to(self.peak)], 1)
         order = both.sort(dim=1, descending=True, stable=True).indices[:, : self.peak.shape[1]]
         wide = order[..., None].expand(-1, -1, WINDOW)
@@ -197,9 +192,13 @@ class State:
     def pack(self) -> bytes:
         """The state as a safetensors file."""
         told = {
-            "units": self.units, "n_texts": self.n_texts, "n_tokens": self.n_tokens, "digest": self.digest,
-            "sources": self.sources, "controls": [[c.ticket, c.ids, c.source, c.active] for c in self.controls],
-        }  # fmt: skip
+            "units": self.units,
+            "n_texts": self.n_texts,
+            "n_tokens": self.n_tokens,
+            "digest": self.digest,
+            "sources": self.sources,
+            "controls": [[c.ticket, c.ids, c.source, c.active] for c in self.controls],
+        }
         tensors = {f"{site}/{name}": t for site, seen in self.seen.items() for name, t in seen.state.items()}
         tensors["occurred"] = self.occurred
         tensors["told"] = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
@@ -215,9 +214,7 @@ class State:
         """
         found = load(data)
         told = parse_json(bytes(found["told"].tolist()))
-        restored = {
-            site: {name: found[f"{site}/{name}"] for name in seen.state} for site, seen in self.seen.items()
-        }
+        restored = {site: {name: found[f"{site}/{name}"] for name in seen.state} for site, seen in self.seen.items()}
         controls = [Control(*one) for one in told.pop("controls")]
         for site, state in restored.items():
             self.seen[site].restore(state)

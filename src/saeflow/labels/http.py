@@ -86,9 +86,7 @@ class Fetcher:
         """
         return self._patiently(url, lambda: within(self._whole, lambda: self._get_once(url)))
 
-    def download(
-        self, url: str, path: Path, *, size: int | None = None, received: Received | None = None
-    ) -> None:
+    def download(self, url: str, path: Path, *, size: int | None = None, received: Received | None = None) -> None:
         """Fetch a file to `path`, whole or not at all; a piece that an earlier call left is gone on from.
 
         Args:
@@ -107,14 +105,10 @@ class Fetcher:
             if not (waited and path.is_file() and size in (None, path.stat().st_size)):
                 self._download(url, path, part, size, received)
 
-    def _download(
-        self, url: str, path: Path, part: Path, size: int | None, received: Received | None
-    ) -> None:
+    def _download(self, url: str, path: Path, part: Path, size: int | None, received: Received | None) -> None:
         found = self._patiently(url, lambda: self._download_once(url, part, size, received))
         if found is None:
-            raise Unreachable(
-                f"{url} does not exist (404). Check the names, or fetch the list of files again."
-            )
+            raise Unreachable(f"{url} does not exist (404). Check the names, or fetch the list of files again.")
         here = part.stat().st_size
         if size is not None and here != size:
             _forget(part)
@@ -195,9 +189,7 @@ class Fetcher:
             try:
                 data = Meter(_MOST, seconds=self._whole).whole(_pieces(answer))
             except TooLong:
-                raise Unreachable(
-                    f"{url} answers with more than {_MOST >> 20} MB. Check the address."
-                ) from None
+                raise Unreachable(f"{url} answers with more than {_MOST >> 20} MB. Check the address.") from None
             announced = answer.headers.get("Content-Length")
         if len(data) < (_length(announced) or 0):
             raise http.client.IncompleteRead(b"", (_length(announced) or 0) - len(data))

@@ -27,9 +27,7 @@ BLOCK: Final = 256
 """Lines of a gzip member."""
 
 _LEVEL: Final = 6
-_HEAD: Final = struct.Struct(
-    "<4sIxBH2sH"
-)  # magic, method, flags; time; flags, system; lengths of the extra field
+_HEAD: Final = struct.Struct("<4sIxBH2sH")  # magic, method, flags; time; flags, system; lengths of the extra field
 _COUNTS: Final = struct.Struct("<IQ")  # lines of a block, lines in all
 _TAIL: Final = struct.Struct("<I4s")  # length of the last member, mark
 _MARK: Final = b"SFL1"

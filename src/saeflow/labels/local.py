@@ -35,13 +35,7 @@ from saeflow.ids import Site
 from saeflow.labels.bulk import ABOUT, FORMAT, VERSION
 from saeflow.labels.gather import Control, Seen, State
 from saeflow.labels.lines import is_whole, write_lines
-from saeflow.labels.local_rows import (
-    AT_ONCE,
-    control_line,
-    controls_path,
-    feature_rows,
-    vocabulary_of,
-)
+from saeflow.labels.local_rows import AT_ONCE, control_line, controls_path, feature_rows, vocabulary_of
 from saeflow.labels.neuronpedia import CONTEXTS
 from saeflow.labels.sources import LOCAL
 from saeflow.labels.words import AFTER, BEFORE, words_path, write_words
@@ -116,9 +110,7 @@ def make_words(
     said = [contexts, max_length, max_tokens, texts_at_once, seed, VERSION, model_digest(model)]
     for number, group in enumerate(groups):
         key = _key(said, [dictionaries[site] for site in group], model)
-        run = _Run(
-            model, dictionaries, texts, out, group, key, contexts, max_length, max_tokens, texts_at_once, seed
-        )
+        run = _Run(model, dictionaries, texts, out, group, key, contexts, max_length, max_tokens, texts_at_once, seed)
         if not run.is_done():
             state = run.gather(checkpoint_seconds, _within(progress, number, len(groups), texts))
             run.write(state, release)
@@ -170,11 +162,7 @@ class _Run:
             if number < state.units:
                 continue
             full = self._take(state, unit)
-            state.units, state.n_texts, state.digest = (
-                number + 1,
-                state.n_texts + len(unit),
-                digest.hexdigest(),
-            )
+            state.units, state.n_texts, state.digest = (number + 1, state.n_texts + len(unit), digest.hexdigest())
             if progress:
                 progress(state.n_texts, 0, f"{self.group[0]} to {self.group[-1]}")
             if full:
@@ -183,9 +171,7 @@ class _Run:
                 write_atomic(self._checkpoint, add_sha256(state.pack()))
                 saved = time.monotonic()
         if state.n_tokens == 0:
-            raise InvalidArgument(
-                "the texts hold no token that is not special. Give texts that are not empty."
-            )
+            raise InvalidArgument("the texts hold no token that is not special. Give texts that are not empty.")
         return state
 
     def write(self, state: State, release: str) -> None:
@@ -198,9 +184,12 @@ class _Run:
             lines = (control_line(control, site, state.sources, spelling) for control in state.controls)
             write_lines(controls_path(self.out, site), lines)
             about["sites"][str(site)] = {
-                "key": self.key, "texts": state.digest, "units": state.units, "n_texts": state.n_texts,
+                "key": self.key,
+                "texts": state.digest,
+                "units": state.units,
+                "n_texts": state.n_texts,
                 "n_tokens": state.n_tokens,
-            }  # fmt: skip
+            }
         about["sites"] = dict(sorted(about["sites"].items()))
         write_atomic(self.out / ABOUT, json.dumps(add_check(about), indent=1).encode())
         self._checkpoint.unlink(missing_ok=True)
@@ -229,9 +218,7 @@ class _Run:
     def _fresh(self) -> State:
         device = self.dictionaries[self.group[0]].W_enc.device
         vocabulary = vocabulary_of(self.model)
-        seen = {
-            s: Seen(self.dictionaries[s].n_features, vocabulary, self.contexts, device) for s in self.group
-        }
+        seen = {s: Seen(self.dictionaries[s].n_features, vocabulary, self.contexts, device) for s in self.group}
         return State(seen, torch.zeros(vocabulary, dtype=torch.int64, device=device))
 
     def _take(self, state: State, unit: Sequence[Passage]) -> bool:
@@ -245,17 +232,10 @@ class _Run:
         state.occurred += torch.bincount(ids[real], minlength=len(state.occurred)).to(state.occurred)
         source = torch.tensor([_number_of(one.source, state.sources) for one in unit], device=ids.device)
         drawn = self._draw(state, ids, real, source)
-        captured = self.model.capture(
-            tokens, {site: self.dictionaries[site].place for site in self.group}.values()
-        )
+        captured = self.model.capture(tokens, {site: self.dictionaries[site].place for site in self.group}.values())
         for site in self.group:
             self._take_site(
-                state,
-                site,
-                captured[self.dictionaries[site].place],
-                Tokens(ids, real.long()),
-                source,
-                drawn,
+                state, site, captured[self.dictionaries[site].place], Tokens(ids, real.long()), source, drawn
             )
         return self.max_tokens is not None and state.n_tokens >= self.max_tokens
 
@@ -301,9 +281,7 @@ class _Run:
             kept = torch.where(real[text], ids[text], -1)[span].tolist()
             control = Control(int.from_bytes(bits[:8], "big"), kept, int(source[text]), {})
             drawn[text] = span, control
-        lowest = heapq.nsmallest(
-            CONTROLS, [*state.controls, *(c for _, c in drawn.values())], key=lambda c: c.ticket
-        )
+        lowest = heapq.nsmallest(CONTROLS, [*state.controls, *(c for _, c in drawn.values())], key=lambda c: c.ticket)
         state.controls = lowest
         return {text: one for text, one in drawn.items() if any(one[1] is control for control in lowest)}
 
@@ -312,9 +290,7 @@ def _check(texts: object, **numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise InvalidArgument(f"{name} = {value}. Give 1 or more.")
-    if isinstance(texts, str) or (
-        isinstance(texts, Iterable) and iter(cast("Iterable[Any]", texts)) is texts
-    ):
+    if isinstance(texts, str) or (isinstance(texts, Iterable) and iter(cast("Iterable[Any]", texts)) is texts):
         raise InvalidArgument(
             f"texts are read more than once, and this {type(texts).__name__} cannot be. Give a list, or an object "
             "whose __iter__ begins anew."
@@ -332,9 +308,7 @@ def _key(said: list[Any], dictionaries: Sequence[Dictionary], model: LanguageMod
     """A digest of everything but the texts that determines the words of a group."""
     digest = hashlib.sha256(json.dumps(said).encode())
     for dictionary in dictionaries:
-        digest.update(
-            f"{dictionary.site} {encoder_digest(dictionary, model)} {dictionary.W_dec.dtype}".encode()
-        )
+        digest.update(f"{dictionary.site} {encoder_digest(dictionary, model)} {dictionary.W_dec.dtype}".encode())
         rows = dictionary.W_dec.detach().cpu().contiguous()
         digest.update(rows.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]

@@ -33,8 +33,16 @@ TOKENS: Final = 10
 
 _OFFLINE: Final = ("SAEFLOW_OFFLINE", "HF_HUB_OFFLINE")
 _KEPT: Final = (
-    "modelId", "layer", "index", "explanations", "activations", "pos_str", "pos_values", "frac_nonzero", "maxActApprox"
-)  # fmt: skip
+    "modelId",
+    "layer",
+    "index",
+    "explanations",
+    "activations",
+    "pos_str",
+    "pos_values",
+    "frac_nonzero",
+    "maxActApprox",
+)
 _SPACES: Final = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n", "↵": "\n"})
 
 
@@ -122,11 +130,7 @@ class Neuronpedia:
             BadFile: when the answer is none of its kind.
         """
         told = self.raw(source, index, refresh=refresh)
-        return (
-            None
-            if told is None
-            else words_of(told, f"feature {index} of {source}", explainer=self._explainer)
-        )
+        return None if told is None else words_of(told, f"feature {index} of {source}", explainer=self._explainer)
 
     def words(self, sources: Sources) -> NeuronpediaWords:
         """The words of a release, asked for one feature at a time."""
@@ -267,11 +271,7 @@ def explanation_of(rows: Sequence[Mapping[str, Any]], explainer: str = "") -> tu
         ValueError: when a score is no number.
     """
     told = [
-        (
-            " ".join(str(row["description"]).split()),
-            str(row.get("explanationModelName") or "a person"),
-            _score(row),
-        )
+        (" ".join(str(row["description"]).split()), str(row.get("explanationModelName") or "a person"), _score(row))
         for row in rows
         if row.get("description")
     ]
@@ -294,11 +294,7 @@ def _checked(data: bytes, source: Source, index: int, where: str) -> dict[str, A
         raise BadFile(f"{where} holds no JSON ({error}). Check the address, and fetch it again.") from None
     about = {"modelId": source.model, "layer": source.id, "index": str(index)}
     if not isinstance(told, dict) or any(str(told.get(name, said)) != said for name, said in about.items()):
-        raise BadFile(
-            f"{where} is not about feature {index} of {source}. Check the address, and fetch it again."
-        )
+        raise BadFile(f"{where} is not about feature {index} of {source}. Check the address, and fetch it again.")
     if not any(name in told for name in ("explanations", "activations", "pos_str", "frac_nonzero")):
-        raise BadFile(
-            f"{where} holds nothing that describes a feature. Check the address, and fetch it again."
-        )
+        raise BadFile(f"{where} holds nothing that describes a feature. Check the address, and fetch it again.")
     return cast("dict[str, Any]", told)

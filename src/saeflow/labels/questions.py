@@ -57,9 +57,7 @@ def ask_label(passages: Sequence[Context]) -> Messages:
 
 def ask_fires(label: str, trial: Trial) -> Messages:
     """In which passages of a trial a feature with this label fires."""
-    shown = "\n\n".join(
-        f"Passage {number}:\n{example.text}" for number, example in enumerate(trial.examples, 1)
-    )
+    shown = "\n\n".join(f"Passage {number}:\n{example.text}" for number, example in enumerate(trial.examples, 1))
     told = f"The feature fires on: {label}\n\n{shown}"
     return [{"role": "system", "content": _DETECT}, {"role": "user", "content": told}]
 

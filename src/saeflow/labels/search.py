@@ -177,10 +177,7 @@ def _is_current(path: Path, fingerprint: str) -> bool:
         return False
     try:
         with closing(_open(path)) as database:
-            return database.execute("SELECT version, fingerprint FROM about").fetchone() == (
-                VERSION,
-                fingerprint,
-            )
+            return database.execute("SELECT version, fingerprint FROM about").fetchone() == (VERSION, fingerprint)
     except sqlite3.Error:
         return False
 
@@ -236,9 +233,7 @@ def _write(part: Path, folder: Path, fingerprint: str, progress: Progress | None
         # nothing reads the file before it is whole, and one that was begun is thrown away
         database.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;")
         database.executescript(_SCHEMA)
-        database.execute(
-            "CREATE TEMP TABLE read (length INTEGER, layer, part, row, label, tokens, frequency, text)"
-        )
+        database.execute("CREATE TEMP TABLE read (length INTEGER, layer, part, row, label, tokens, frequency, text)")
         vocabulary: set[str] = set()
         entries = _read(folder, vocabulary, progress)
         database.executemany("INSERT INTO read VALUES (?, ?, ?, ?, ?, ?, ?, ?)", entries)
@@ -281,11 +276,7 @@ def _mark(site: Site) -> str:
 
 def _at(sites: Collection[Site] | None) -> str:
     """What keeps a search to some sites; nothing for all."""
-    return (
-        ""
-        if sites is None
-        else f" AND ({' OR '.join(_quoted(_mark(site)) for site in sites) or _quoted(_NONE)})"
-    )
+    return "" if sites is None else f" AND ({' OR '.join(_quoted(_mark(site)) for site in sites) or _quoted(_NONE)})"
 
 
 def _quoted(word: str) -> str:

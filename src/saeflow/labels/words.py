@@ -65,9 +65,14 @@ class FeatureWords:
         told = self if self.label else other
         frequency = other.frequency if self.frequency is None else self.frequency
         return FeatureWords(
-            told.label, self.tokens or other.tokens, self.promotes or other.promotes,
-            self.contexts or other.contexts, frequency, told.by, told.score,
-        )  # fmt: skip
+            told.label,
+            self.tokens or other.tokens,
+            self.promotes or other.promotes,
+            self.contexts or other.contexts,
+            frequency,
+            told.by,
+            told.score,
+        )
 
 
 @runtime_checkable

@@ -67,8 +67,7 @@ class Agreement:
         if not n:
             where = "anywhere" if part is None else f"at {part.value}"
             raise InvalidArgument(
-                f"{method_a!r} and {method_b!r} were not compared {where}. Compared were: "
-                f"{', '.join(self.methods)}."
+                f"{method_a!r} and {method_b!r} were not compared {where}. Compared were: {', '.join(self.methods)}."
             )
         same = sum(row.same * row.n for row in rows) / n
         return same, sum(row.in_top_k * row.n for row in rows) / n, n

@@ -16,14 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from saeflow.errors import (
-    BadFile,
-    CorruptAtlas,
-    InvalidArgument,
-    SaeflowWarning,
-    UnknownRelease,
-    UnknownSite,
-)
+from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, SaeflowWarning, UnknownRelease, UnknownSite
 from saeflow.files import PACK, add_check, agrees_with_check, cache_folder, folder_and_pattern, write_atomic
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
@@ -46,13 +39,7 @@ Pair = tuple[Site, Site]
 def flow_pairs(sites: list[Site]) -> list[Pair]:
     """Pairs (residual site, predecessor) that a flow graph needs, in order, from the sites there are."""
     present = set(sites)
-    return [
-        (site, p)
-        for site in sorted(present)
-        if site.part is Part.RES
-        for p in site.predecessors
-        if p in present
-    ]
+    return [(site, p) for site in sorted(present) if site.part is Part.RES for p in site.predecessors if p in present]
 
 
 if TYPE_CHECKING:
@@ -277,9 +264,7 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
         data = cast("dict[str, Any]", read_json(path))
         kind, version = data["format"], data["version"]
         if (kind, version) != (FORMAT, VERSION):
-            raise CorruptAtlas(
-                f"{path} is {kind!r} version {version}, not {FORMAT!r} version {VERSION}. {AGAIN}"
-            )
+            raise CorruptAtlas(f"{path} is {kind!r} version {version}, not {FORMAT!r} version {VERSION}. {AGAIN}")
         if verify and not agrees_with_check(data):
             raise CorruptAtlas(f"{path} has changed since it was written: its checksum differs. {AGAIN}")
         files = {
@@ -288,19 +273,23 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
         }
         if not files:
             raise ValueError("it lists no table")
-        blocks = {
-            pair: _from_hex(t["blocks"])
-            for pair, t in zip(files, data["tables"], strict=True)
-            if "blocks" in t
-        }
+        blocks = {pair: _from_hex(t["blocks"]) for pair, t in zip(files, data["tables"], strict=True) if "blocks" in t}
         made_by, method = data["made_by"], data.get("method", "cosine")
         nulls = data.get("calibration")
         calibration = None if nulls is None else (_inside(folder, nulls["file"]), str(nulls["sha256"]))
         return Atlas(
-            folder, data["release"], data["model"], data["k"], made_by, files, method, trusted=not verify,
-            calibration=calibration, blocks=blocks,
+            folder,
+            data["release"],
+            data["model"],
+            data["k"],
+            made_by,
+            files,
+            method,
+            trusted=not verify,
+            calibration=calibration,
+            blocks=blocks,
             weights={Site.parse(site): str(digest) for site, digest in data.get("weights", {}).items()},
-        )  # fmt: skip
+        )
     except CorruptAtlas:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -355,9 +344,7 @@ def _content(folder: Path) -> str:
 def _inside(folder: Path, name: str) -> str:
     """A file name from a manifest, refused when it leaves the folder."""
     if Path(name).name != name:
-        raise CorruptAtlas(
-            f"{folder / MANIFEST} names the file {name!r}, which lies outside the atlas. {AGAIN}"
-        )
+        raise CorruptAtlas(f"{folder / MANIFEST} names the file {name!r}, which lies outside the atlas. {AGAIN}")
     return name
 
 

@@ -109,9 +109,7 @@ def build_atlas(
     pairs = flow_pairs(list(dictionaries))
     if not pairs:
         found = ", ".join(str(s) for s in sorted(dictionaries)) or "none"
-        raise UnknownSite(
-            f"no residual site has a predecessor among the sites found ({found}). A flow needs two."
-        )
+        raise UnknownSite(f"no residual site has a predecessor among the sites found ({found}). A flow needs two.")
     for pair in pairs:
         for site, role in zip(pair, roles(*pair), strict=True):
             check(dictionaries[site], method, role)
@@ -142,9 +140,7 @@ def _whole(work: MatchPair, pairs: list[Pair], out: Path, engine: Engine, progre
         for number, (source, target) in enumerate(pairs):
             if progress:
                 progress(done, len(pairs), f"{source} and {target}")
-            on_disk = [
-                provenance_on_disk(out / table_file(*way)) for way in ((source, target), (target, source))
-            ]
+            on_disk = [provenance_on_disk(out / table_file(*way)) for way in ((source, target), (target, source))]
             yield number, PairUnit(source, target, (on_disk[0], on_disk[1]))
 
     for number, tables in engine.run(work, units(), name="pairs of sites"):

@@ -48,9 +48,7 @@ _RELATIVES: Final = 8
 """Rows of the target whose mean stands for the family of a row."""
 
 
-def rotated(
-    rows: Float[Tensor, "n d_model"], n: int, generator: torch.Generator
-) -> Float[Tensor, "k d_model"]:
+def rotated(rows: Float[Tensor, "n d_model"], n: int, generator: torch.Generator) -> Float[Tensor, "k d_model"]:
     """`n` unit rows, each as a random rotation of a unit row leaves it: uniform over directions.
 
     A rotation of all rows at once (Haar, by QR of a Gaussian) gives every row this distribution; drawn one by
@@ -59,9 +57,7 @@ def rotated(
     return _unit(torch.randn(n, rows.shape[1], generator=generator).to(rows))
 
 
-def like_moments(
-    rows: Float[Tensor, "n d_model"], n: int, generator: torch.Generator
-) -> Float[Tensor, "k d_model"]:
+def like_moments(rows: Float[Tensor, "n d_model"], n: int, generator: torch.Generator) -> Float[Tensor, "k d_model"]:
     """`n` Gaussian rows with the mean and the covariance of `rows`, at unit norm.
 
     m + (1 / sqrt(N)) sum_i g_i (f_i - m), with g_i standard normal: exact also where rows span less than
@@ -73,10 +69,7 @@ def like_moments(
 
 
 def like_families(
-    rows: Float[Tensor, "n d_model"],
-    target: Float[Tensor, "n_target d_model"],
-    n: int,
-    generator: torch.Generator,
+    rows: Float[Tensor, "n d_model"], target: Float[Tensor, "n_target d_model"], n: int, generator: torch.Generator
 ) -> Float[Tensor, "k d_model"]:
     """`n` rows that lie in the families that `rows` have at the target, and are otherwise like `like_moments`.
 

@@ -51,9 +51,7 @@ class Moments:
         """The moments of activations, tokens by features."""
         n, _ = size(acts)
         every = np.ones(n)
-        squared = sp.csc_array(
-            (acts.data.astype(np.float64) ** 2, acts.indices, acts.indptr), shape=acts.shape
-        )
+        squared = sp.csc_array((acts.data.astype(np.float64) ** 2, acts.indices, acts.indptr), shape=acts.shape)
         total, squares = acts.T @ every, squared.T @ every
         return Moments(n, total, squares)
 
@@ -69,9 +67,7 @@ class Moments:
         return self.spread == 0.0
 
 
-def top_correlations(
-    x: sp.csc_array, y: sp.csc_array, k: int, *, block: int = BLOCK
-) -> tuple[Ranked, Ranked]:
+def top_correlations(x: sp.csc_array, y: sp.csc_array, k: int, *, block: int = BLOCK) -> tuple[Ranked, Ranked]:
     """The `k` columns of `y` that correlate best with each column of `x`, and the other way round.
 
     Scores are r in [-1, 1]. Where two are equal to the bit the lower index comes first, except at place
@@ -210,8 +206,6 @@ def _check(x: sp.csc_array, y: sp.csc_array, k: int, block: int) -> None:
         raise InvalidArgument("there are no tokens to correlate over. Give texts with at least two tokens.")
     smaller = min(n_source, n_target)
     if not 1 <= k <= smaller:
-        raise InvalidArgument(
-            f"k={k} matches were asked of {smaller} features. Give k between 1 and {smaller}."
-        )
+        raise InvalidArgument(f"k={k} matches were asked of {smaller} features. Give k between 1 and {smaller}.")
     if block < 1:
         raise InvalidArgument(f"block={block} holds no feature. Give 1 or more.")

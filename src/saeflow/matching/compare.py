@@ -38,9 +38,7 @@ def compare_methods(
     pairs = flow_pairs(list(dictionaries))
     if not pairs:
         found = ", ".join(str(s) for s in sorted(dictionaries)) or "none"
-        raise UnknownSite(
-            f"no residual site has a predecessor among the sites found ({found}). A flow needs two."
-        )
+        raise UnknownSite(f"no residual site has a predecessor among the sites found ({found}). A flow needs two.")
     refused = _refused(dictionaries, pairs, methods, raises=not partial)
     made: dict[str, dict[Pair, MatchTable]] = {method: {} for method in methods}
     for done, (source, target) in enumerate(pairs):

@@ -20,16 +20,7 @@ from typing import Any, Final, cast
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.files import write_atomic
 from saeflow.ids import Site
-from saeflow.matching.atlas import (
-    MANIFEST,
-    Atlas,
-    Pair,
-    flow_pairs,
-    open_atlas,
-    save_manifest,
-    table_entry,
-    table_file,
-)
+from saeflow.matching.atlas import MANIFEST, Atlas, Pair, flow_pairs, open_atlas, save_manifest, table_entry, table_file
 from saeflow.matching.coactivation import Ranked, size, top_correlations
 from saeflow.matching.methods import Role, rows_of
 from saeflow.matching.same_weights import weights_of
@@ -96,9 +87,7 @@ def correlate(
     wanted = _pairs(dictionaries, pairs)
     _refuse_other_files(out)
     model = model.as_trained(dictionaries)
-    units = cut_into_units(
-        model, texts, max_length=max_length, max_tokens=max_tokens, texts_at_once=texts_at_once
-    )
+    units = cut_into_units(model, texts, max_length=max_length, max_tokens=max_tokens, texts_at_once=texts_at_once)
     run = _Run(out, Stream(out / _SHARDS, units, model, dictionaries), k)
     writers = run.begin(wanted, max_length)
     missing = [pair for pair in wanted if not run.is_done(pair)]
@@ -112,9 +101,7 @@ def correlate(
         progress(len(missing), len(missing), "done")
     files = {pair: table_entry(out, *pair) for ab in wanted for pair in (ab, (ab[1], ab[0]))}
     weights = weights_of(dictionaries, writers)
-    save_manifest(
-        Atlas(out, release, model.name, k, f"saeflow {__version__}", files, METHOD, weights=weights)
-    )
+    save_manifest(Atlas(out, release, model.name, k, f"saeflow {__version__}", files, METHOD, weights=weights))
     if not keep_activations:
         shutil.rmtree(out / _SHARDS, ignore_errors=True)
     return open_atlas(out)
@@ -198,12 +185,7 @@ def _pairs(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair] | None
 
 
 def _check(k: int, max_tokens: int | None, texts_at_once: int, sites_at_once: int | None) -> None:
-    numbers = {
-        "k": k,
-        "max_tokens": max_tokens,
-        "texts_at_once": texts_at_once,
-        "sites_at_once": sites_at_once,
-    }
+    numbers = {"k": k, "max_tokens": max_tokens, "texts_at_once": texts_at_once, "sites_at_once": sites_at_once}
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise InvalidArgument(f"{name}={number} is out of range. Give 1 or more.")
@@ -212,9 +194,7 @@ def _check(k: int, max_tokens: int | None, texts_at_once: int, sites_at_once: in
 def _refuse_other_files(out: Path) -> None:
     """A folder is written into when it is empty, missing, or this method's."""
     if not (out / RUN).is_file() and out.is_dir() and any(out.iterdir()):
-        raise InvalidArgument(
-            f"{out} holds other files. Give an empty folder, or one of an earlier correlation."
-        )
+        raise InvalidArgument(f"{out} holds other files. Give an empty folder, or one of an earlier correlation.")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -33,11 +33,7 @@ class DirectMatches:
     """
 
     def __init__(
-        self,
-        dictionaries: Mapping[Site, Dictionary],
-        *,
-        release: str = "",
-        projector: AttentionWriter | None = None,
+        self, dictionaries: Mapping[Site, Dictionary], *, release: str = "", projector: AttentionWriter | None = None
     ) -> None:
         """`projector` is the model, needed where a dictionary lives in z."""
         self._dictionaries = dictionaries

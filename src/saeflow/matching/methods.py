@@ -243,11 +243,7 @@ def _assigned(a: Rows, b: Rows) -> Assignment:
 
 
 def permutation(
-    source: Dictionary,
-    target: Dictionary,
-    *,
-    method: str = "permutation",
-    projector: AttentionWriter | None = None,
+    source: Dictionary, target: Dictionary, *, method: str = "permutation", projector: AttentionWriter | None = None
 ) -> Assignment:
     """The one-to-one matching of two dictionaries with its certificate: value, bound and gap.
 
@@ -263,11 +259,7 @@ def permutation(
 
 
 def sides(
-    source: Dictionary,
-    target: Dictionary,
-    *,
-    method: str = "cosine",
-    projector: AttentionWriter | None = None,
+    source: Dictionary, target: Dictionary, *, method: str = "cosine", projector: AttentionWriter | None = None
 ) -> tuple[Rows, Rows]:
     """The rows of both sides. Their fingerprints are the `made_from` of the tables they make.
 
@@ -373,9 +365,7 @@ def _plain_and_folded(
 ) -> tuple[Method, Method]:
     return (
         Method(name, sentence, source, rows, one_to_one, folded=False, reads_encoder=encoder),
-        Method(
-            f"{name}-folded", sentence + _FOLDED, source, rows, one_to_one, folded=True, reads_encoder=encoder
-        ),
+        Method(f"{name}-folded", sentence + _FOLDED, source, rows, one_to_one, folded=True, reads_encoder=encoder),
     )
 
 
@@ -387,43 +377,49 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             *_plain_and_folded(
                 "permutation",
                 "One partner for each feature: decoder rows as they are, the sum of dot products at its largest.",
-                _MATCH, _decoder, one_to_one=True,
+                _MATCH,
+                _decoder,
+                one_to_one=True,
             ),
             *_plain_and_folded(
                 "permutation-encoder",
                 "One partner for each feature: decoder and encoder rows side by side.",
-                _MATCH, _encoder_too, one_to_one=True, encoder=True,
+                _MATCH,
+                _encoder_too,
+                one_to_one=True,
+                encoder=True,
             ),
             *_plain_and_folded(
                 "permutation-encoder-bias",
                 "One partner for each feature: decoder row, encoder row and encoder bias side by side.",
-                _MATCH, _bias_too, one_to_one=True, encoder=True,
+                _MATCH,
+                _bias_too,
+                one_to_one=True,
+                encoder=True,
             ),
             *_plain_and_folded(
                 "virtual",
                 "The k largest virtual weights: what the earlier feature writes, times what the later one reads.",
-                _TRANSCODER, _virtual, encoder=True,
+                _TRANSCODER,
+                _virtual,
+                encoder=True,
             ),
             *_plain_and_folded(
                 "decoder-product", "The k largest dot products of decoder rows as they are.", _PRODUCT, _decoder
             ),
         )
     }
-)  # fmt: skip
+)
 """Every method by its name."""
 
 
 def _table(how: Method, a: Rows, b: Rows, top: TopK) -> MatchTable:
     index, score = top.index.to(torch.int32).cpu().numpy(), top.score.float().cpu().numpy()
-    return MatchTable(
-        a.site, b.site, how.name, len(b.rows), index, score, (a.fingerprint, b.fingerprint)
-    )  # fmt: skip
+    return MatchTable(a.site, b.site, how.name, len(b.rows), index, score, (a.fingerprint, b.fingerprint))
 
 
 def _paired(how: Method, a: Rows, b: Rows, found: Assignment) -> MatchTable:
     """One column; a feature without partner has index 0 and score -inf."""
     index = np.where(found.index == NO_PARTNER, 0, found.index).astype(np.int32)[:, None]
     score = found.score.astype(np.float32)[:, None]
-    return MatchTable(
-        a.site, b.site, how.name, len(b.rows), index, score, (a.fingerprint, b.fingerprint)
-    )  # fmt: skip
+    return MatchTable(a.site, b.site, how.name, len(b.rows), index, score, (a.fingerprint, b.fingerprint))

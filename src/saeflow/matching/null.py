@@ -138,12 +138,16 @@ def read_nulls(path: Path) -> dict[tuple[Site, Site], NullDistribution]:
             (found.source, found.target): found
             for found in (
                 NullDistribution(
-                    Site.parse(row["source"]), Site.parse(row["target"]), row["kind"], row["n"],
-                    tuple(row["scores"]), row["seed"],
+                    Site.parse(row["source"]),
+                    Site.parse(row["target"]),
+                    row["kind"],
+                    row["n"],
+                    tuple(row["scores"]),
+                    row["seed"],
                 )
                 for row in data["nulls"]
             )
-        }  # fmt: skip
+        }
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, BadFile):
             raise

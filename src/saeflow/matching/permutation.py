@@ -80,9 +80,7 @@ class Assignment:
             InvalidArgument: when a partner lies outside `n_target`.
         """
         if len(self.index) and self.index.max() >= n_target:
-            raise InvalidArgument(
-                f"row {self.index.max()} is a partner, beyond {n_target} rows of that side."
-            )
+            raise InvalidArgument(f"row {self.index.max()} is a partner, beyond {n_target} rows of that side.")
         rows = np.flatnonzero(self.index != NO_PARTNER)
         index = np.full(n_target, NO_PARTNER, dtype=np.int64)
         score = np.full(n_target, -np.inf)
@@ -124,9 +122,8 @@ def assign(
     _check(a, b)
     if len(a) > len(b):
         return assign(
-            b, a, candidates=candidates, tolerance=tolerance, rounds=rounds, dense_entries=dense_entries,
-            memory=memory,
-        ).inverse(len(a))  # fmt: skip
+            b, a, candidates=candidates, tolerance=tolerance, rounds=rounds, dense_entries=dense_entries, memory=memory
+        ).inverse(len(a))
     if len(a) * len(b) <= dense_entries:
         return _dense(a, b)
     needed = len(a) * len(b) * DENSE_BYTES
@@ -204,9 +201,7 @@ class _Core:
         )
 
 
-def _by_core(
-    a: Tensor, b: Tensor, candidates: int, tolerance: float, rounds: int, largest: int
-) -> Assignment:
+def _by_core(a: Tensor, b: Tensor, candidates: int, tolerance: float, rounds: int, largest: int) -> Assignment:
     """Steps 1 to 4 of the head of the file; `a` is the smaller side, `largest` what a core may hold."""
     core = _feasible(_first_core(a, b, min(candidates, len(a))), a, b)
     bound, done = np.inf, 0
@@ -300,9 +295,7 @@ def _priced(a: Tensor, b: Tensor, price: np.ndarray, k: int) -> tuple[np.ndarray
     # in float64 where it decides: the best few of each row, of which one is the best up to rounding
     few = min(k, 3)
     row = np.repeat(np.arange(len(a)), few)
-    worth[:, :few] = (_products(a, b, row, index[:, :few].ravel()) - price[index[:, :few].ravel()]).reshape(
-        -1, few
-    )
+    worth[:, :few] = (_products(a, b, row, index[:, :few].ravel()) - price[index[:, :few].ravel()]).reshape(-1, few)
     return index, worth
 
 

@@ -32,12 +32,7 @@ class TableRows:
     """Rows of the table from `source` to `target` that `MatchTable.save` wrote."""
 
     def __init__(
-        self,
-        path: Path,
-        source: Site,
-        target: Site,
-        sha256: str | None = None,
-        blocks: Sequence[int] | None = None,
+        self, path: Path, source: Site, target: Site, sha256: str | None = None, blocks: Sequence[int] | None = None
     ) -> None:
         """Map the file.
 
@@ -62,11 +57,7 @@ class TableRows:
             index, score = (header[name]["data_offsets"] for name in ("index", "score"))
             kinds = header["index"]["dtype"], header["score"]["dtype"]
             sizes = {end - start for start, end in (index, score)} | {self.n_source * self.k * 4}
-            if (
-                kinds != ("I32", "F32")
-                or len(sizes) > 1
-                or 8 + length + max(index[1], score[1]) > len(self._data)
-            ):
+            if kinds != ("I32", "F32") or len(sizes) > 1 or 8 + length + max(index[1], score[1]) > len(self._data):
                 raise ValueError(f"{kinds} of {sizes} bytes")
         except (ValueError, KeyError, TypeError, struct.error) as error:
             raise BadFile(f"{path}: not a readable match table ({error}). {AGAIN}") from None
@@ -140,9 +131,7 @@ def checked(path: Path, sha256: str | None) -> mmap.mmap:
         raise CorruptAtlas(f"{path} cannot be read ({error}). {AGAIN}") from None
     found = hashlib.sha256(data).hexdigest() if sha256 else None
     if found != sha256:
-        raise CorruptAtlas(
-            f"{path} has checksum {str(found)[:12]}…, the atlas states {str(sha256)[:12]}…. {AGAIN}"
-        )
+        raise CorruptAtlas(f"{path} has checksum {str(found)[:12]}…, the atlas states {str(sha256)[:12]}…. {AGAIN}")
     return data
 
 

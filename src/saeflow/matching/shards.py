@@ -138,9 +138,7 @@ class MatchShards:
     method: str
     k: int
     projector: AttentionWriter | None = None
-    _rows: RowCache[tuple[Site, Role, int, int], Rows] = field(
-        default_factory=lambda: RowCache(KEPT), repr=False
-    )
+    _rows: RowCache[tuple[Site, Role, int, int], Rows] = field(default_factory=lambda: RowCache(KEPT), repr=False)
 
     def __call__(self, unit: ShardUnit) -> bytes:
         """The k best of every row of either shard in the other, as the bytes of a part."""
@@ -281,10 +279,7 @@ class ShardedBuild:
                 both[side].index[some], both[side].score[some] = better.index, better.score
         ways = ((pair, both[0], sizes[1], a, b), ((pair[1], pair[0]), both[1], sizes[0], b, a))
         for (source, target), best, n_target, one, other in ways:
-            table = MatchTable(
-                source, target, self.method, n_target, best.rows, best.score,
-                (one.whole, other.whole),
-            )  # fmt: skip
+            table = MatchTable(source, target, self.method, n_target, best.rows, best.score, (one.whole, other.whole))
             table.save(self.out / table_file(source, target))
         for unit in units:
             self._part(pair, unit, digests).unlink()

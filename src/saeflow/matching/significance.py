@@ -60,6 +60,4 @@ def rows_needed(null: NullDistribution, best: Float[np.ndarray, " n"], fdr: floa
 
 def _check_rate(fdr: float) -> None:
     if not 0.0 < fdr < 1.0:
-        raise InvalidArgument(
-            f"fdr={fdr} is no false-discovery rate. Give a share between 0 and 1, such as 0.01."
-        )
+        raise InvalidArgument(f"fdr={fdr} is no false-discovery rate. Give a share between 0 and 1, such as 0.01.")

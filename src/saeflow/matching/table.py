@@ -107,12 +107,8 @@ class MatchTable:
                 f"{feature} does not exist: the dictionary at {self.source} has {self.n_source} features, "
                 f"0 to {self.n_source - 1}."
             )
-        pairs = zip(
-            self.index[feature.index, :k].tolist(), self.score[feature.index, :k].tolist(), strict=True
-        )
-        return tuple(
-            Match(FeatureId(self.target, index), score) for index, score in pairs if score != -np.inf
-        )
+        pairs = zip(self.index[feature.index, :k].tolist(), self.score[feature.index, :k].tolist(), strict=True)
+        return tuple(Match(FeatureId(self.target, index), score) for index, score in pairs if score != -np.inf)
 
     def to_bytes(self) -> bytes:
         """The table as the bytes of its file."""
@@ -160,9 +156,7 @@ class MatchTable:
                 f"{path}: index {index.shape} and score {score.shape} do not form a table into {n_target} features. "
                 f"{AGAIN}"
             )
-        return MatchTable(
-            source, target, header["method"], n_target, index, score, (made_from[0], made_from[1])
-        )
+        return MatchTable(source, target, header["method"], n_target, index, score, (made_from[0], made_from[1]))
 
 
 def provenance_on_disk(path: Path) -> Provenance | None:
@@ -223,7 +217,5 @@ def _check(header: dict[str, Any], index: np.ndarray, score: np.ndarray) -> str:
 def _header(path: Path, text: str) -> dict[str, Any]:
     header = cast("dict[str, Any]", parse_json(text))
     if header.get("version") != VERSION:
-        raise BadFile(
-            f"{path} is no match table of version {VERSION} (it says {header.get('version')!r}). {AGAIN}"
-        )
+        raise BadFile(f"{path} is no match table of version {VERSION} (it says {header.get('version')!r}). {AGAIN}")
     return header

@@ -372,10 +372,7 @@ def screening_bounds(
 
 def _norms(rows: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     """The norm of every row, and of what rounding took from it, in float64."""
-    whole, error = (
-        rows.new_empty(len(rows), dtype=torch.float64),
-        rows.new_empty(len(rows), dtype=torch.float64),
-    )
+    whole, error = (rows.new_empty(len(rows), dtype=torch.float64), rows.new_empty(len(rows), dtype=torch.float64))
     for top in range(0, len(rows), SMALLEST):
         some = slice(top, top + SMALLEST)
         exact = rows[some].double()

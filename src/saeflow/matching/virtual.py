@@ -143,9 +143,7 @@ def _check(acts: Tensor, source: Dictionary, target: Dictionary, k: int) -> None
             "it. Give the earlier one as source."
         )
     if not bool(torch.isfinite(acts).all()):
-        raise InvalidArgument(
-            f"activations at {source.site} hold NaN or infinity. Encode finite hidden states."
-        )
+        raise InvalidArgument(f"activations at {source.site} hold NaN or infinity. Encode finite hidden states.")
     if not 1 <= k <= source.n_features:
         raise InvalidArgument(
             f"k={k} matches were asked of {source.n_features} features. Give k between 1 and {source.n_features}."

@@ -51,7 +51,7 @@ from saeflow.paper import (
     thresholds,
     transition_loss,
     transition_paired,
-)  # fmt: skip
+)
 from saeflow.paper.frame import Cell, Frame, TableLike
 from saeflow.paper.kinds import Drawing
 from saeflow.paper.saving import save, svg_text
@@ -124,9 +124,7 @@ def draw(table: TableLike, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
     """
     frame = Frame.of(table)
     if frame.name not in FIGURES:
-        raise InvalidArgument(
-            f"table {frame.name!r} has no figure. Those that have one: {', '.join(FIGURES)}."
-        )
+        raise InvalidArgument(f"table {frame.name!r} has no figure. Those that have one: {', '.join(FIGURES)}.")
     drawing = FIGURES[frame.name]
     missing = [column for column in drawing.needs if column not in frame.columns]
     if missing and frame.rows:
@@ -169,9 +167,7 @@ def _parted(frame: Frame, columns: Sequence[str]) -> list[tuple[dict[str, str], 
 
 def _new_name(name: str, taken: set[str]) -> str:
     """`name`, or with a number where another value has the same in letters of a file name; noted as taken."""
-    fresh = next(
-        found for i in range(1, len(taken) + 2) if (found := name if i == 1 else f"{name}-{i}") not in taken
-    )
+    fresh = next(found for i in range(1, len(taken) + 2) if (found := name if i == 1 else f"{name}-{i}") not in taken)
     taken.add(fresh)
     return fresh
 
@@ -220,7 +216,21 @@ def _slug(text: str) -> str:
 
 
 __all__ = [
-    "COLUMN", "FIGURES", "MEDIA", "PAGE", "PHONE", "SPREAD", "Drawing", "Frame", "Medium", "Plate", "TableLike",
-    "agreement_by_layer", "calibrated_thresholds", "draw", "reading", "save",
+    "COLUMN",
+    "FIGURES",
+    "MEDIA",
+    "PAGE",
+    "PHONE",
+    "SPREAD",
+    "Drawing",
+    "Frame",
+    "Medium",
+    "Plate",
+    "TableLike",
+    "agreement_by_layer",
+    "calibrated_thresholds",
+    "draw",
+    "reading",
+    "save",
     "svg_text",
-]  # fmt: skip
+]

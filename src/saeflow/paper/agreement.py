@@ -10,15 +10,7 @@ from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, in_order, only
 from saeflow.paper.kinds import Drawing, line, panels
-from saeflow.paper.style import (
-    MUTED,
-    Medium,
-    Sign,
-    colour,
-    layer_axis,
-    shares_axis,
-    tidy,
-)
+from saeflow.paper.style import MUTED, Medium, Sign, colour, layer_axis, shares_axis, tidy
 from saeflow.paper.words import capital, count, listed, percent
 
 PARTS = ("res", "mlp", "att")
@@ -67,10 +59,7 @@ def tone_of(part: str) -> str:
 def _agreement_lines(axes: Axes, frame: Frame, part: str, layers: Sequence[int], em: float) -> None:
     found = frame.where(part=part).lookup("layer")
     rows = [found.get((str(layer),)) for layer in layers]
-    for names, hollow, told in (
-        (("in_top_k",), True, "among the k best"),
-        (("same", "share"), False, "the same"),
-    ):
+    for names, hollow, told in ((("in_top_k",), True, "among the k best"), (("same", "share"), False, "the same")):
         series = [
             Estimate(value, row.number("low"), row.number("high"), row.number("n"))
             if row is not None and (value := row.number(*names)) is not None
@@ -108,9 +97,7 @@ def _agreed(frame: Frame) -> float | None:
     if every is not None:
         return every.number("same", "share")
     known = [
-        (share, row.number("n") or 1.0)
-        for row in frame.records
-        if (share := row.number("same", "share")) is not None
+        (share, row.number("n") or 1.0) for row in frame.records if (share := row.number("same", "share")) is not None
     ]
     return sum(share * n for share, n in known) / sum(n for _, n in known) if known else None
 

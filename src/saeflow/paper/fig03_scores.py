@@ -61,13 +61,7 @@ def _lowest(frame: Frame) -> float:
 
 
 def _ridges(
-    canvas: Canvas,
-    box: Box,
-    rows: dict[str, Row],
-    groups: Sequence[str],
-    limits: tuple[float, float],
-    *,
-    names: bool,
+    canvas: Canvas, box: Box, rows: dict[str, Row], groups: Sequence[str], limits: tuple[float, float], *, names: bool
 ) -> None:
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     em = canvas.medium.text
@@ -86,9 +80,7 @@ def _ridges(
     axes.set_xlim(*limits)
     step = 0.25 if limits[1] - limits[0] <= 1.3 else 0.5
     ticks = [k * step for k in range(-4, 5) if limits[0] - 1e-9 <= k * step <= limits[1]]
-    axes.set_xticks(
-        ticks, [decimal(tick, 0 if tick in {-1, 0, 1} else 2).rstrip("0") or "0" for tick in ticks]
-    )
+    axes.set_xticks(ticks, [decimal(tick, 0 if tick in {-1, 0, 1} else 2).rstrip("0") or "0" for tick in ticks])
     axes.set_yticks([])
     tidy(axes, values="x", em=em)
 
@@ -108,9 +100,7 @@ def _ridge(axes: Axes, base: float, row: Row, group: str, em: float, order: int)
     middle = row.number("median")
     if middle is not None:
         for tone, wide in ((PAPER, 0.34), (INK, 0.16)):  # seen on the darkest ridge too
-            axes.plot(
-                (middle, middle), (base - 0.16, base + 0.16), color=tone, lw=wide * em, zorder=order + 0.5
-            )
+            axes.plot((middle, middle), (base - 0.16, base + 0.16), color=tone, lw=wide * em, zorder=order + 0.5)
 
 
 def sentence(frame: Frame) -> str:

@@ -35,13 +35,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             for module, line in zip(modules, rows, strict=True)
         ]
         names = list(modules) if box.left == area.left else [""] * len(modules)
-        heat(
-            axes,
-            [[share_tested(r) for r in line] for line in rows],
-            (names, columns),
-            em=medium.text,
-            tips=tips,
-        )
+        heat(axes, [[share_tested(r) for r in line] for line in rows], (names, columns), em=medium.text, tips=tips)
         heat_head(canvas, axes, Box(box.left, box.top - 1.4, box.width, 0), kind)
         canvas.write(box.left, box.top - 2.0, KINDS.get(kind, ""), size=0.74, colour=MUTED)
     canvas.caption(caption)

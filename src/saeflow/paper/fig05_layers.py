@@ -64,9 +64,7 @@ def _stack_panel(
 ) -> None:
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     columns = {group: [_share(found, dataset, layer, group) for layer in layers] for group in groups}
-    stack(
-        axes, layers, columns, [f"layer {layer}" for layer in layers], width=0.94 if len(layers) < 14 else 1.0
-    )
+    stack(axes, layers, columns, [f"layer {layer}" for layer in layers], width=0.94 if len(layers) < 14 else 1.0)
     shares_axis(axes, "y", 0, 1)
     layer_axis(axes, layers, box.width)
     axes.set_xlim(layers[0] - 0.55, layers[-1] + 0.55)
@@ -104,10 +102,7 @@ def _line_panel(
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     em = canvas.medium.text
     values = {
-        group: [
-            row.estimate("share") if (row := found.get((dataset, str(layer), group))) else None
-            for layer in layers
-        ]
+        group: [row.estimate("share") if (row := found.get((dataset, str(layer), group))) else None for layer in layers]
         for group in groups
     }
     _, high = reach([e for column in values.values() for e in column])
@@ -156,9 +151,7 @@ def sentence(frame: Frame) -> str:
         return f"{capital(told[0])}."
     nowhere = ""
     if all("nowhere" in shares for shares in ends):
-        nowhere = (
-            f"; nowhere goes from {percent(ends[0]['nowhere'].value)} to {percent(ends[1]['nowhere'].value)}"
-        )
+        nowhere = f"; nowhere goes from {percent(ends[0]['nowhere'].value)} to {percent(ends[1]['nowhere'].value)}"
     return f"{capital(told[0])}, {told[1]}{nowhere}."
 
 

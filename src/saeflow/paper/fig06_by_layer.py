@@ -7,17 +7,7 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame, Row, only
-from saeflow.paper.kinds import (
-    CHANGE,
-    DEACTIVATED,
-    Box,
-    Drawing,
-    control_signs,
-    line,
-    panels,
-    reach,
-    told,
-)
+from saeflow.paper.kinds import CHANGE, DEACTIVATED, Box, Drawing, control_signs, line, panels, reach, told
 from saeflow.paper.style import ACCENT, MUTED, Canvas, Medium, layer_axis, tidy
 from saeflow.paper.trials import both, control_beside, main_strategy, measure_axis, rate_told
 from saeflow.paper.words import count, listed, percent, percent_interval
@@ -29,9 +19,18 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     across = medium.across(len(strategies), 12.5, beside=3)
     tall = 7.5
     canvas, places = panels(
-        medium, caption, len(strategies), across=across, tall=2 * tall + 6.0, drop=2.0, below=1.2, gap=1.8, right=1.2,
-        head=2.0, signs=control_signs(),
-    )  # fmt: skip
+        medium,
+        caption,
+        len(strategies),
+        across=across,
+        tall=2 * tall + 6.0,
+        drop=2.0,
+        below=1.2,
+        gap=1.8,
+        right=1.2,
+        head=2.0,
+        signs=control_signs(),
+    )
     for strategy, box in zip(strategies, places, strict=True):
         canvas.title(box.left, box.top - 0.6, box.width, strategy)
         canvas.write(box.left, box.top + 0.6, _in_all(frame, strategy), size=0.74, colour=MUTED)
@@ -61,9 +60,7 @@ def _layer_panel(canvas: Canvas, box: Box, frame: Frame, strategy: str, index: i
     for which, tone in ((1, MUTED), (0, ACCENT)):
         name = f"control of {strategy}" if which else strategy
         series = [pair[which] for pair in pairs]
-        tips = [
-            told(f"{name}, layer {n}", e, measure) if e else "" for n, e in zip(layers, series, strict=True)
-        ]
+        tips = [told(f"{name}, layer {n}", e, measure) if e else "" for n, e in zip(layers, series, strict=True)]
         line(axes, layers, series, name, tone=tone, em=em, hollow=bool(which), tips=tips)
     low, high = reach([e for row in frame.records for e in both(row)[index]])
     measure_axis(axes, measure, low, high)
@@ -73,9 +70,7 @@ def _layer_panel(canvas: Canvas, box: Box, frame: Frame, strategy: str, index: i
     axes.set_xlim(layers[0] - 0.4, layers[-1] + 0.4)
     tidy(axes, values="y", em=em)
     if first:
-        canvas.write(
-            box.left, box.top + box.height + 2.1, f"↑ {measure.head} · layer", size=0.74, colour=MUTED
-        )
+        canvas.write(box.left, box.top + box.height + 2.1, f"↑ {measure.head} · layer", size=0.74, colour=MUTED)
 
 
 def sentence(frame: Frame) -> str:

@@ -8,18 +8,7 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Estimate, Frame, Row
-from saeflow.paper.kinds import (
-    CHANGE,
-    DEACTIVATED,
-    Box,
-    Drawing,
-    Measure,
-    control_signs,
-    line,
-    panels,
-    reach,
-    told,
-)
+from saeflow.paper.kinds import CHANGE, DEACTIVATED, Box, Drawing, Measure, control_signs, line, panels, reach, told
 from saeflow.paper.style import MUTED, Canvas, Medium, colour, group_signs, tidy
 from saeflow.paper.trials import control_beside, control_change, measure_axis
 from saeflow.paper.words import decimal_interval, percent
@@ -53,22 +42,25 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """
     groups = tuple(group for group in frame.groups() if group in GROUPS)
     canvas, places = panels(
-        medium, caption, len(_DOSES), across=len(_DOSES) if medium.wide else 1, tall=15.0, drop=4.8, below=2.8, gap=4.6,
-        left=3.6, right=0.8, signs=group_signs(groups) + control_signs("rescaled", dashed=True),
-    )  # fmt: skip
+        medium,
+        caption,
+        len(_DOSES),
+        across=len(_DOSES) if medium.wide else 1,
+        tall=15.0,
+        drop=4.8,
+        below=2.8,
+        gap=4.6,
+        left=3.6,
+        right=0.8,
+        signs=group_signs(groups) + control_signs("rescaled", dashed=True),
+    )
     for dose, box in zip(_DOSES, places, strict=True):
         _dose_panel(canvas, box, frame, groups, *dose)
     return canvas.figure
 
 
 def _dose_panel(
-    canvas: Canvas,
-    box: Box,
-    frame: Frame,
-    groups: Sequence[str],
-    measure: Measure,
-    own: _Columns,
-    control: _Columns,
+    canvas: Canvas, box: Box, frame: Frame, groups: Sequence[str], measure: Measure, own: _Columns, control: _Columns
 ) -> None:
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     em = canvas.medium.text
@@ -82,9 +74,7 @@ def _dose_panel(
             doses.update(at)
             everything += found
             name = f"control of {group}" if hollow else group
-            tips = [
-                told(f"{name}, r = {r:g}", e, measure) if e else "" for r, e in zip(at, found, strict=True)
-            ]
+            tips = [told(f"{name}, r = {r:g}", e, measure) if e else "" for r, e in zip(at, found, strict=True)]
             line(axes, at, found, name, tone=colour(group), em=em, hollow=hollow, tips=tips)
     low, high = reach(everything, least=0.001 if measure is LOSS else 0.05)
     measure_axis(axes, measure, low, high)
@@ -95,9 +85,7 @@ def _dose_panel(
     axes.set_xticks(shown, [f"{r:g}".replace("-", "\u2212") for r in shown])
     tidy(axes, values="y", em=em)
     canvas.write(box.left, box.top - 0.7, measure.head, size=0.9, weight="bold")
-    canvas.write(
-        box.left, box.top + box.height + 2.6, "r; 0 removes, 1 changes nothing", size=0.74, colour=MUTED
-    )
+    canvas.write(box.left, box.top + box.height + 2.6, "r; 0 removes, 1 changes nothing", size=0.74, colour=MUTED)
 
 
 def _apart(doses: Sequence[float], share: float) -> list[float]:

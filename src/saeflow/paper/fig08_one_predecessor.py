@@ -32,12 +32,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             rate = row.estimate("deactivated", "deactivated_low", "deactivated_high")
             cells = ((change, row.estimate("control_change", "control_low", "control_high", "control_n")),)
             cells += (
-                (
-                    rate,
-                    row.estimate(
-                        "control_deactivated", "control_deactivated_low", "control_deactivated_high"
-                    ),
-                ),
+                (rate, row.estimate("control_deactivated", "control_deactivated_low", "control_deactivated_high")),
             )
             lines.append(Line(group, colour(group), cells, row.number("n"), head))
             head = ""
@@ -49,16 +44,12 @@ def sentence(frame: Frame) -> str:
     told: list[str] = []
     for part in ("RES", "MLP", "ATT"):
         rows = {
-            g: row
-            for g in GROUPS
-            if (row := only(frame, group=g, removed=part)) and row.number("change") is not None
+            g: row for g in GROUPS if (row := only(frame, group=g, removed=part)) and row.number("change") is not None
         }
         company = [group for group in rows if group != part]
         if part in rows and company:
             last = company[-1]
-            alone, joined = (
-                f"{decimal(rows[g].number('change'))}{control_change(rows[g])}" for g in (part, last)
-            )
+            alone, joined = (f"{decimal(rows[g].number('change'))}{control_change(rows[g])}" for g in (part, last))
             told.append(f"{alone} alone and {joined} in {last} for {part}")
     return f"Activation change when one predecessor is removed: {'; '.join(told)}." if told else ""
 

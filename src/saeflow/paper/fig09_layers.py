@@ -35,18 +35,7 @@ from saeflow.paper.steering import (
     unsteered,
     unsteered_sign,
 )
-from saeflow.paper.style import (
-    ACCENT,
-    INK,
-    MUTED,
-    Canvas,
-    Medium,
-    Sign,
-    layer_axis,
-    nothing,
-    numbers_axis,
-    tidy,
-)
+from saeflow.paper.style import ACCENT, INK, MUTED, Canvas, Medium, Sign, layer_axis, nothing, numbers_axis, tidy
 from saeflow.paper.words import capital, decimal, decimal_interval, listed
 
 _ROW: Final = 1.15  # of the strip of best layers, in ems
@@ -122,17 +111,13 @@ def _doses(axes: Axes, strip: Axes, frame: Frame, method: str, em: float) -> Non
         found = [row.estimate("score") if row else None for row in rows]
         tips = [told(row, e) if row and e else "" for row, e in zip(rows, found, strict=True)]
         line(axes, layers, found, f"r = {plain(r)}", tone=ACCENT, em=em, tips=tips, strength=strength)
-        strip.plot(
-            (layers[0] - 0.4, layers[-1] + 0.4), (i, i), color=ACCENT, lw=0.13 * em, alpha=strength, zorder=2
-        )
+        strip.plot((layers[0] - 0.4, layers[-1] + 0.4), (i, i), color=ACCENT, lw=0.13 * em, alpha=strength, zorder=2)
         top = best(row for row in rows if row is not None)
         if top is not None and (e := top.estimate("score")) is not None:
             at, text = _layer(top) or 0.0, f"best layer: {told(top, e)}"
             mark(axes, at, e, "best", tone=BEST, em=em, text=text, upright=True, order=5)
             mark(strip, at, Estimate(i), "best", tone=BEST, em=em, text=text, upright=True, order=5)
-    strip.set_yticks(
-        range(len(doses)), [f"r {plain(r)}" if i == 0 else plain(r) for i, r in enumerate(doses)]
-    )
+    strip.set_yticks(range(len(doses)), [f"r {plain(r)}" if i == 0 else plain(r) for i, r in enumerate(doses)])
     strip.set_ylim(len(doses) - 0.4, -0.6)
 
 
@@ -159,20 +144,35 @@ def _one_method(axes: Axes, frame: Frame, method: str, em: float) -> None:
     rows = _by_layer(frame.where(method=method).records, layers)
     found = [row.estimate("score") if row else None for row in rows]
     tips = [told(row, e) if row and e else "" for row, e in zip(rows, found, strict=True)]
-    line(
-        axes, layers, found, shown.name, tone=shown.tone, em=em, tips=tips, shape=shown.shape, hollow=shown.hollow
-    )  # fmt: skip
+    line(axes, layers, found, shown.name, tone=shown.tone, em=em, tips=tips, shape=shown.shape, hollow=shown.hollow)
     top = best(row for row in rows if row is not None)
     if top is not None and (e := top.estimate("score")) is not None:
         at = _layer(top) or 0.0
         mark(
-            axes, at, e, shown.name, tone=shown.tone, em=em, hollow=shown.hollow, shape=shown.shape,
-            text=f"best layer: {told(top, e)}", upright=True, order=5,
-        )  # fmt: skip
+            axes,
+            at,
+            e,
+            shown.name,
+            tone=shown.tone,
+            em=em,
+            hollow=shown.hollow,
+            shape=shown.shape,
+            text=f"best layer: {told(top, e)}",
+            upright=True,
+            order=5,
+        )
         axes.plot(
-            [at], [e.value], marker="o", ms=1.0 * em, mfc="none", mec=INK, mew=0.1 * em, ls="none", zorder=7,
+            [at],
+            [e.value],
+            marker="o",
+            ms=1.0 * em,
+            mfc="none",
+            mec=INK,
+            mew=0.1 * em,
+            ls="none",
+            zorder=7,
             clip_on=False,
-        )  # fmt: skip
+        )
 
 
 def _behind(axes: Axes, frame: Frame, others: Sequence[str], em: float) -> None:
@@ -184,9 +184,7 @@ def _behind(axes: Axes, frame: Frame, others: Sequence[str], em: float) -> None:
             if (layer := _layer(row)) is not None and (score := row.number("score")) is not None
         ]
         known.sort()
-        axes.plot(
-            [x for x, _ in known], [y for _, y in known], color=MUTED, lw=0.07 * em, alpha=0.55, zorder=1.5
-        )
+        axes.plot([x for x, _ in known], [y for _, y in known], color=MUTED, lw=0.07 * em, alpha=0.55, zorder=1.5)
 
 
 def sentence(frame: Frame) -> str:
@@ -225,11 +223,7 @@ def _layers_by_dose(frame: Frame) -> str:
     ]
     top = best(row for row in frame.records if row.words("method") in MULTI)
     found = top.estimate("score") if top else None
-    joint = (
-        f"; cumulative reaches {decimal_interval(found)} with {place(top)} at {dose(top)}"
-        if top and found
-        else ""
-    )
+    joint = f"; cumulative reaches {decimal_interval(found)} with {place(top)} at {dose(top)}" if top and found else ""
     return f"{capital(told[0])}, {told[1]}{joint}{unsteered(frame)}."
 
 
@@ -254,9 +248,7 @@ def _best_layers(frame: Frame) -> str:
 
 
 def _where_best(themes: Mapping[str, Frame]) -> str:
-    found = {
-        theme: row for theme, rows in themes.items() if (row := best(rows.where(method="single").records))
-    }
+    found = {theme: row for theme, rows in themes.items() if (row := best(rows.where(method="single").records))}
     layers = {theme: int(row.number("layer") or 0) for theme, row in found.items()}
     if not layers:
         return ""

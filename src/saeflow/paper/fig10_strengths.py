@@ -130,13 +130,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def _course_panel(
-    canvas: Canvas,
-    box: Box,
-    frame: Frame,
-    shown: Sequence[str],
-    measure: _Measure,
-    axis: _Axis,
-    default: float | None,
+    canvas: Canvas, box: Box, frame: Frame, shown: Sequence[str], measure: _Measure, axis: _Axis, default: float | None
 ) -> None:
     """One measure of every method over the coefficient, with bands."""
     axes, em = canvas.axes(box.left, box.top, box.width, box.height), canvas.medium.text
@@ -150,9 +144,16 @@ def _course_panel(
         tips = [told(row, e, what) if e else "" for (_, row), e in zip(at, found, strict=True)]
         kind = look(method)
         line(
-            axes, [x for x, _ in at], found, kind.name, tone=kind.tone, em=em, hollow=kind.hollow,
-            tips=tips, shape=kind.shape,
-        )  # fmt: skip
+            axes,
+            [x for x, _ in at],
+            found,
+            kind.name,
+            tone=kind.tone,
+            em=em,
+            hollow=kind.hollow,
+            tips=tips,
+            shape=kind.shape,
+        )
         everything += found
     low, high = reach(everything) if measure.top is None else (0.0, measure.top)
     numbers_axis(axes, "y", low, high)
@@ -206,9 +207,15 @@ def _same_scores(axes: Axes, em: float, *, suppress: bool) -> None:
         ys = [MARK * MARK * score / x for x in kept]
         axes.plot(xs, ys, color=RULE, lw=0.09 * em, zorder=1)
         axes.text(
-            xs[-1], ys[-1] + 0.06, decimal(score, 1), fontsize=0.66 * em, color=MUTED,
-            ha="left" if suppress else "right", va="bottom", zorder=1,
-        )  # fmt: skip
+            xs[-1],
+            ys[-1] + 0.06,
+            decimal(score, 1),
+            fontsize=0.66 * em,
+            color=MUTED,
+            ha="left" if suppress else "right",
+            va="bottom",
+            zorder=1,
+        )
 
 
 def sentence(frame: Frame) -> str:
@@ -232,11 +239,7 @@ def _winners(themes: Mapping[str, Frame], direction: str) -> str:
     tops = [row for rows in themes.values() if (row := best(rows.records)) is not None]
     wins = {m: sum(row.words("method") == m for row in tops) for m in {row.words("method") for row in tops}}
     told = [f"{look(m).name} in {wins[m]}" for m in sorted(wins, key=lambda m: (-wins[m], m))]
-    return (
-        f"{verb(direction)}, the highest score of {len(tops)} themes is that of {listed(told)}."
-        if told
-        else ""
-    )
+    return f"{verb(direction)}, the highest score of {len(tops)} themes is that of {listed(told)}." if told else ""
 
 
 DRAWING: Final = Drawing(

@@ -22,9 +22,17 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     across = medium.across(len(datasets), 16, beside=names)
     height = 1.75 * len(groups)
     canvas, places = panels(
-        medium, caption, len(datasets), across=across, tall=height, drop=4.2, gap=2.0, left=names + 0.4, right=1.8,
+        medium,
+        caption,
+        len(datasets),
+        across=across,
+        tall=height,
+        drop=4.2,
+        gap=2.0,
+        left=names + 0.4,
+        right=1.8,
         head=2.2,
-    )  # fmt: skip
+    )
     found = frame.lookup("dataset", "group")
     _, high = reach([row.estimate("share") for row in frame.records])
     for dataset, box in zip(datasets, places, strict=True):
@@ -50,12 +58,7 @@ def _bar_panel(
         _whisker(axes, i, found, em)
         top = found.value + found.reach[1]
         axes.text(
-            top + 0.35 * high / box.width,
-            i,
-            percent(found.value),
-            va="center_baseline",
-            fontsize=0.8 * em,
-            zorder=5,
+            top + 0.35 * high / box.width, i, percent(found.value), va="center_baseline", fontsize=0.8 * em, zorder=5
         )
     shares_axis(axes, "x", 0, high)
     tidy(axes, values="x", em=em)

@@ -37,11 +37,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         n = max((row.number("n") or 0.0 for row in line if row), default=0.0)
         y = box.top + 2.1 * (i + 0.5) + 0.3
         canvas.write(
-            box.left + box.width + 0.6,
-            y,
-            f"n = {count(n)}" if medium.wide else count(n),
-            size=0.74,
-            colour=MUTED,
+            box.left + box.width + 0.6, y, f"n = {count(n)}" if medium.wide else count(n), size=0.74, colour=MUTED
         )
     canvas.caption(caption)
     return canvas.figure
@@ -51,9 +47,7 @@ def sentence(frame: Frame) -> str:
     """Which group features keep most often and least, and where they go otherwise."""
     frame, method = first_method(frame)
     found = frame.lookup("group_a", "group_b")
-    stay = {
-        g: p for g in GROUPS if (row := found.get((g, g))) and (p := row.number("probability")) is not None
-    }
+    stay = {g: p for g in GROUPS if (row := found.get((g, g))) and (p := row.number("probability")) is not None}
     if not stay:
         return ""
     low, high = min(stay, key=stay.__getitem__), max(stay, key=stay.__getitem__)
@@ -61,11 +55,7 @@ def sentence(frame: Frame) -> str:
         f"A feature seen in {high} is in the same group in another context with probability {percent(stay[high])}, "
         f"one seen in {low} with {percent(stay[low])}{method}"
     )
-    away = [
-        (p, g)
-        for g in GROUPS
-        if g != high and (row := found.get((high, g))) and (p := row.number("probability"))
-    ]
+    away = [(p, g) for g in GROUPS if g != high and (row := found.get((high, g))) and (p := row.number("probability"))]
     if away:
         told += f"; out of {high} it most often goes to {max(away)[1]} ({percent(max(away)[0])})"
     return f"{told}."

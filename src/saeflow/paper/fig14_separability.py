@@ -26,9 +26,18 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     size = len(groups) - 1
     height = 1.9 * size
     canvas, places = panels(
-        medium, caption, len(columns), across=across, tall=height, drop=4.2, below=0.6, gap=1.6, left=left, right=0.6,
+        medium,
+        caption,
+        len(columns),
+        across=across,
+        tall=height,
+        drop=4.2,
+        below=0.6,
+        gap=1.6,
+        left=left,
+        right=0.6,
         head=3.6,
-    )  # fmt: skip
+    )
     for score, box in zip(columns, places, strict=True):
         axes = canvas.axes(box.left, box.top, box.width, box.height)
         values, tips = _pairs(found, score, groups)
@@ -60,9 +69,7 @@ def sentence(frame: Frame) -> str:
     """By which score groups are told apart most often, and the pair that is hardest."""
     frame, method = first_method(frame)
     by_score = {
-        s: share
-        for s in frame.distinct("score")
-        if (share := _pooled(frame.where(score=s).records)) is not None
+        s: share for s in frame.distinct("score") if (share := _pooled(frame.where(score=s).records)) is not None
     }
     if not by_score:
         return ""

@@ -8,14 +8,7 @@ from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame
 from saeflow.paper.kinds import Drawing, panels, strip
-from saeflow.paper.style import (
-    INK,
-    MUTED,
-    Medium,
-    advance,
-    group_signs,
-    shares_axis,
-)
+from saeflow.paper.style import INK, MUTED, Medium, advance, group_signs, shares_axis
 from saeflow.paper.words import count, listed, percent
 
 
@@ -24,9 +17,17 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     strategies, groups = frame.distinct("strategy"), frame.groups()
     names = max(advance(strategy, 0.82) for strategy in strategies) + 1.0
     canvas, (box,) = panels(
-        medium, caption, 1, across=1, tall=2.1 * len(strategies), head=0.8, below=2.2, left=names, right=7.2,
+        medium,
+        caption,
+        1,
+        across=1,
+        tall=2.1 * len(strategies),
+        head=0.8,
+        below=2.2,
+        left=names,
+        right=7.2,
         signs=group_signs(groups),
-    )  # fmt: skip
+    )
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     for i, strategy in enumerate(strategies):
         rows = {row.words("group"): row for row in frame.where(strategy=strategy).records}
@@ -46,9 +47,7 @@ def sentence(frame: Frame) -> str:
     """For how many of the same features each strategy names no active predecessor."""
     rows = frame.where(group="nowhere").records
     told = [
-        f"{percent(share)} under {row.words('strategy')}"
-        for row in rows
-        if (share := row.number("share")) is not None
+        f"{percent(share)} under {row.words('strategy')}" for row in rows if (share := row.number("share")) is not None
     ]
     return f"The share from nowhere is {listed(told)} of the same features." if told else ""
 

@@ -72,9 +72,7 @@ def _panel_tops(heights: Sequence[float], across: int) -> tuple[list[float], flo
     return tops, y - 1.8
 
 
-def _outcome_panel(
-    canvas: Canvas, box: Box, rows: dict[str, list[Row | None]], outcomes: Sequence[str]
-) -> None:
+def _outcome_panel(canvas: Canvas, box: Box, rows: dict[str, list[Row | None]], outcomes: Sequence[str]) -> None:
     """A strip for each set removed, and a low one under it for its control."""
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     em, pitch = canvas.medium.text, box.height / max(1, len(rows))
@@ -88,16 +86,27 @@ def _outcome_panel(
         if controls:
             low = 0.28 / pitch
             strip(
-                axes, at + own / 2 + 0.1 / pitch + low / 2, controls, f"control of {removed} removed",
-                em=em, room=0.0, height=low,
-            )  # fmt: skip
+                axes,
+                at + own / 2 + 0.1 / pitch + low / 2,
+                controls,
+                f"control of {removed} removed",
+                em=em,
+                room=0.0,
+                height=low,
+            )
         n = max((row.number("n") or 0.0 for _, row in known), default=0.0)
         y = box.top + pitch * (at + 0.5) + 0.3
         canvas.write(box.left + box.width + 0.5, y, f"n = {count(n)}", size=0.74, colour=MUTED)
         axes.text(
-            -0.5 / box.width, at, f"−{removed}", ha="right", va="center_baseline", fontsize=0.82 * em,
-            color=INK, transform=axes.transData,
-        )  # fmt: skip
+            -0.5 / box.width,
+            at,
+            f"−{removed}",
+            ha="right",
+            va="center_baseline",
+            fontsize=0.82 * em,
+            color=INK,
+            transform=axes.transData,
+        )
     axes.set_xlim(0, 1)
     axes.set_xticks([])
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -134,6 +143,4 @@ def _became(frame: Frame, group: str, outcome: str) -> Row | None:
     return None if row is None or row.number("probability") is None else row
 
 
-DRAWING: Final = Drawing(
-    figure, sentence, ("group", "removed", "new_group", "probability"), each=("strategy",)
-)
+DRAWING: Final = Drawing(figure, sentence, ("group", "removed", "new_group", "probability"), each=("strategy",))

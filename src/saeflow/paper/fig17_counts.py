@@ -21,9 +21,17 @@ def counted(frame: Frame, medium: Medium, caption: str, column: str, other: str,
     """One strip per layer: shares of the features in each group, or their number; the totals beside."""
     groups, layers = frame.groups(), frame.layers()
     canvas, (box,) = panels(
-        medium, caption, 1, across=1, tall=1.7 * len(layers), head=1.2, below=2.4 if shares else 2.0, left=4.6,
-        right=8.6 if shares else 13.0, signs=group_signs(groups),
-    )  # fmt: skip
+        medium,
+        caption,
+        1,
+        across=1,
+        tall=1.7 * len(layers),
+        head=1.2,
+        below=2.4 if shares else 2.0,
+        left=4.6,
+        right=8.6 if shares else 13.0,
+        signs=group_signs(groups),
+    )
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     totals = [_sums(frame, layer, column) for layer in layers]
     most = max((sum(total.values()) for total in totals), default=0) or 1
@@ -32,14 +40,7 @@ def counted(frame: Frame, medium: Medium, caption: str, column: str, other: str,
         ordered = {group: total[group] / (whole if shares else most) for group in groups if group in total}
         share_of = 1.0 if shares else whole / most
         strip(
-            axes,
-            i,
-            ordered,
-            f"layer {layer}",
-            height=0.84,
-            em=medium.text,
-            whole=share_of,
-            room=box.width * share_of,
+            axes, i, ordered, f"layer {layer}", height=0.84, em=medium.text, whole=share_of, room=box.width * share_of
         )
         text = f"{count(whole)} {column}"
         if not shares:
@@ -63,9 +64,7 @@ def _sums(frame: Frame, layer: int, column: str) -> dict[str, float]:
 
 def sentence(frame: Frame) -> str:
     """How many targets and trials there are."""
-    features, trials = (
-        sum(row.number(name) or 0.0 for row in frame.records) for name in ("features", "trials")
-    )
+    features, trials = (sum(row.number(name) or 0.0 for row in frame.records) for name in ("features", "trials"))
     layers = frame.layers()
     told = f"{count(features)} targets and {count(trials)} trials" if trials else f"{count(features)} targets"
     return f"{told} at {len(layers)} {'layer' if len(layers) == 1 else 'layers'}." if layers else f"{told}."

@@ -41,16 +41,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     signs.append(Sign("layers of start features", shape=DASHES))
     across = medium.across(len(themes), 19, beside=3)
     canvas, places = panels(
-        medium,
-        caption,
-        len(themes),
-        across=across,
-        tall=8.5,
-        below=2.8,
-        gap=3.0,
-        left=2.6,
-        right=0.4,
-        signs=signs,
+        medium, caption, len(themes), across=across, tall=8.5, below=2.8, gap=3.0, left=2.6, right=0.4, signs=signs
     )
     top = max(max(_by_layer(frame.where(theme=theme), "features").values()) for theme in themes)
     for theme, box in zip(themes, places, strict=True):
@@ -91,9 +82,15 @@ def _feature_bars(axes: Axes, frame: Frame, parts: Sequence[str], em: float) -> 
             if layer is None or layer < 0 or not features:
                 continue
             bar = axes.bar(
-                layer, features, width=0.82, bottom=bottoms[int(layer)], color=colour(part.upper()),
-                edgecolor=PAPER, lw=0.4, zorder=2,
-            )  # fmt: skip
+                layer,
+                features,
+                width=0.82,
+                bottom=bottoms[int(layer)],
+                color=colour(part.upper()),
+                edgecolor=PAPER,
+                lw=0.4,
+                zorder=2,
+            )
             starts = row.count("starts")
             more = f", {count(starts)} of them {'a start' if starts == 1 else 'starts'}" if starts else ""
             tip(

@@ -10,17 +10,7 @@ from matplotlib.figure import Figure
 from saeflow.paper.frame import Frame, Row, in_order
 from saeflow.paper.kinds import Box, Drawing, mark, panels, reach
 from saeflow.paper.origins import EVERY, every_of, name_of, panel_title
-from saeflow.paper.style import (
-    INK,
-    RULE,
-    Canvas,
-    Medium,
-    Sign,
-    advance,
-    colour,
-    shares_axis,
-    tidy,
-)
+from saeflow.paper.style import INK, RULE, Canvas, Medium, Sign, advance, colour, shares_axis, tidy
 from saeflow.paper.words import listed, percent_interval
 
 _SHAPES = ("o", "D", "s", "^")
@@ -39,15 +29,21 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     if out:
         signs.append(Sign("† texts the Pearson tables were not made on", shape=""))
     canvas, places = panels(
-        medium, caption, len(datasets), across=across, tall=height, drop=4.4, gap=2.0, left=names + 0.4, right=1.8,
+        medium,
+        caption,
+        len(datasets),
+        across=across,
+        tall=height,
+        drop=4.4,
+        gap=2.0,
+        left=names + 0.4,
+        right=1.8,
         signs=signs,
-    )  # fmt: skip
+    )
     _, high = reach([row.estimate("share") for row in frame.records])
     found = frame.lookup("dataset", "group", "method")
     for dataset, box in zip(datasets, places, strict=True):
-        _methods_panel(
-            canvas, box, dataset, found, groups, shapes, min(1.0, high), names=box.left == places[0].left
-        )
+        _methods_panel(canvas, box, dataset, found, groups, shapes, min(1.0, high), names=box.left == places[0].left)
         ns = [n for row in frame.where(dataset=dataset).records if (n := row.number("n"))]
         panel_title(canvas, box, name_of(dataset) + (" †" if dataset in out else ""), max(ns) if ns else None)
     return canvas.figure
@@ -73,9 +69,7 @@ def _methods_panel(
             if row is None or (estimate := row.estimate("share")) is None:
                 continue
             y = i + (j - (len(shapes) - 1) / 2) * pitch
-            mark(
-                axes, y, estimate, f"{method}, {group}", tone=colour(group), em=em, hollow=j > 0, shape=shape
-            )
+            mark(axes, y, estimate, f"{method}, {group}", tone=colour(group), em=em, hollow=j > 0, shape=shape)
         if i:
             axes.axhline(i - 0.5, color=RULE, lw=0.045 * em, zorder=1)
     shares_axis(axes, "x", 0, high)
@@ -91,9 +85,7 @@ def sentence(frame: Frame) -> str:
     if not told:
         return ""
     out = [r.words("dataset") for r in frame.records if r.words("in_distribution") == "False"]
-    new = "".join(
-        f" On {d}, new to Pearson: {listed(_nowhere_by_method(frame, d))}." for d in dict.fromkeys(out)
-    )
+    new = "".join(f" On {d}, new to Pearson: {listed(_nowhere_by_method(frame, d))}." for d in dict.fromkeys(out))
     return f"The share from nowhere is {listed(told)}.{new}"
 
 

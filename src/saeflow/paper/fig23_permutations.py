@@ -41,12 +41,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         for matched in rows.distinct("matched"):
             here = rows.where(matched=matched).records
             marks = tuple(
-                (
-                    found,
-                    TONES.get(row.words("applied"), INK),
-                    map_told(row, found, f"matched {matched}"),
-                    False,
-                )
+                (found, TONES.get(row.words("applied"), INK), map_told(row, found, f"matched {matched}"), False)
                 for row in here
                 if (found := row.estimate("ev"))
             )
@@ -74,9 +69,7 @@ def sentence(frame: Frame) -> str:
     """The best cosine against the best permutation, in the units that suit each, and what folding does."""
     here = one_pair(frame)
     cosine = best_row(here.where(method="cosine top-1"))
-    names = [
-        name for name in here.where(kind="matching").distinct("method") if name.startswith("permutation")
-    ]
+    names = [name for name in here.where(kind="matching").distinct("method") if name.startswith("permutation")]
     tops = [row for name in names if (row := best_row(here.where(method=name))) is not None]
     top = max(tops, key=lambda row: row.number("ev") or 0.0) if tops else None
     if cosine is None or top is None:
@@ -86,14 +79,10 @@ def sentence(frame: Frame) -> str:
         f"permutation {shown_as(top)} ({top.words('method')}, matched {top.words('matched')}, applied "
         f"{top.words('applied')}){baselines_beside(here, 'method')}."
     )
-    raw, folded = (
-        only(here, method="cosine top-1", applied=how) for how in ("raw", "folded")
-    )  # fmt: skip
+    raw, folded = (only(here, method="cosine top-1", applied=how) for how in ("raw", "folded"))
     if raw is None or folded is None or raw.number("ev") is None or folded.number("ev") is None:
         return told
     return f"{told} Folded when applied, the best cosine explains {shown_as(folded)} in place of {shown_as(raw)}."
 
 
-DRAWING: Final = Drawing(
-    figure, sentence, ("pair", "kind", "method", "matched", "applied", "ev"), each=("pair",)
-)
+DRAWING: Final = Drawing(figure, sentence, ("pair", "kind", "method", "matched", "applied", "ev"), each=("pair",))

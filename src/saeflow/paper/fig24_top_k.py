@@ -34,13 +34,24 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     across = max(1, len(products)) if medium.wide else 1
     tall, right = (14.0, 8.6) if medium.wide else (13.0, 8.2)
     signs = [
-        *applied_signs(), Sign("values"), Sign("binary: I(x > 0)", shape="s", hollow=True),
+        *applied_signs(),
+        Sign("values"),
+        Sign("binary: I(x > 0)", shape="s", hollow=True),
         Sign("below the axis", MUTED, "v", hollow=True),
-    ]  # fmt: skip
+    ]
     canvas, places = panels(
-        medium, caption, len(shown), across=across, tall=tall, drop=4.4, below=2.8, gap=right + 3.0, left=3.0,
-        right=right + 0.2, signs=signs,
-    )  # fmt: skip
+        medium,
+        caption,
+        len(shown),
+        across=across,
+        tall=tall,
+        drop=4.4,
+        below=2.8,
+        gap=right + 3.0,
+        left=3.0,
+        right=right + 0.2,
+        signs=signs,
+    )
     for (measure, product), box in zip(shown, places, strict=True):
         _k_panel(canvas, box, frame, product, measure)
     return canvas.figure
@@ -58,11 +69,7 @@ def _k_panel(canvas: Canvas, box: Box, frame: Frame, product: str, measure: str)
         found = rows.where(entries=entries, applied=how).lookup("k")
         shift = 0.1 * (place - (len(series) - 1) / 2)
         points = [
-            (
-                i + shift,
-                row.estimate(*columns),
-                map_told(row, Estimate(row.number(columns[0]) or 0.0), measure),
-            )
+            (i + shift, row.estimate(*columns), map_told(row, Estimate(row.number(columns[0]) or 0.0), measure))
             for i, k in enumerate(ks)
             if (row := found.get((k,))) is not None and row.number(columns[0]) is not None
         ]
@@ -84,15 +91,20 @@ def _k_panel(canvas: Canvas, box: Box, frame: Frame, product: str, measure: str)
 
 def _series(
     axes: Axes, points: Sequence[tuple[float, Estimate | None, str]], entries: str, tone: str, low: float, em: float
-) -> None:  # fmt: skip
+) -> None:
     """A line that runs out of the panel where it must, with marks where it is within."""
     known = [(x, e, told) for x, e, told in points if e is not None]
     hollow = entries == "binary"
     style = (0, (1.2, 1.6)) if hollow else "solid"
     axes.plot(
-        [x for x, _, _ in known], [max(e.value, 4 * low - 3) for _, e, _ in known], color=tone, lw=0.1 * em,
-        ls=style, zorder=2, alpha=0.75,
-    )  # fmt: skip
+        [x for x, _, _ in known],
+        [max(e.value, 4 * low - 3) for _, e, _ in known],
+        color=tone,
+        lw=0.1 * em,
+        ls=style,
+        zorder=2,
+        alpha=0.75,
+    )
     for x, e, told in known:
         if e.value < low:
             point(axes, x, low, told, tone=tone, size=0.4 * em, shape="v", hollow=True)
@@ -133,9 +145,7 @@ def sentence(frame: Frame) -> str:
     if not told:
         return ""
     said = f"{listed(told)}{baselines_beside(here, 'weights')}."
-    two = only(
-        here, weights="W_dec W_dec", k="2", entries="values", matched="raw", applied="folded"
-    )  # fmt: skip
+    two = only(here, weights="W_dec W_dec", k="2", entries="values", matched="raw", applied="folded")
     other = only(here, weights="permutation", applied="raw")
     if two is None or other is None or two.number("ev") is None or other.number("ev") is None:
         return said
@@ -147,6 +157,4 @@ def _setting(row: Row) -> str:
     return f"{k}, {row.words('entries')}, applied {row.words('applied')}"
 
 
-DRAWING: Final = Drawing(
-    figure, sentence, ("pair", "kind", "weights", "k", "entries", "applied", "ev"), each=("pair",)
-)
+DRAWING: Final = Drawing(figure, sentence, ("pair", "kind", "weights", "k", "entries", "applied", "ev"), each=("pair",))

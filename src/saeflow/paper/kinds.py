@@ -35,15 +35,7 @@ from saeflow.paper.style import (
     shares_axis,
     tidy,
 )
-from saeflow.paper.words import (
-    count,
-    decimal,
-    decimal_interval,
-    percent,
-    percent_interval,
-    points,
-    points_interval,
-)
+from saeflow.paper.words import count, decimal, decimal_interval, percent, percent_interval, points, points_interval
 
 _PITCH = 1.5
 CONTROL = "control: random active features of the same sites and norm"
@@ -183,14 +175,7 @@ def _measure(
         if control is not None:
             name = f"control of {entry.label}"
             mark(
-                axes,
-                place,
-                control,
-                name,
-                tone=entry.tone,
-                em=0.9 * em,
-                hollow=True,
-                text=told(name, control, measure),
+                axes, place, control, name, tone=entry.tone, em=0.9 * em, hollow=True, text=told(name, control, measure)
             )
         if found is not None:
             text = told(entry.label, found, measure)
@@ -213,9 +198,7 @@ def _measure(
     tidy(axes, values="x", em=em)
     canvas.write(box.left, box.top - 0.6, measure.head, size=0.9, weight="bold")
     if controls:
-        canvas.write(
-            box.left + box.width - 0.4, box.top - 0.6, "control", size=0.74, colour=MUTED, align="right"
-        )
+        canvas.write(box.left + box.width - 0.4, box.top - 0.6, "control", size=0.74, colour=MUTED, align="right")
 
 
 def told(name: str, found: Estimate, measure: Measure) -> str:
@@ -230,9 +213,20 @@ def chance(p: float) -> str:
 
 
 def panels(
-    medium: Medium, caption: str, n: int, *, across: int, tall: float, drop: float = 4.6, below: float = 3.0,
-    gap: float = 2.6, left: float = 3.2, right: float = 1.0, head: float = 1.8, signs: Sequence[Sign] = (),
-) -> tuple[Canvas, list[Box]]:  # fmt: skip
+    medium: Medium,
+    caption: str,
+    n: int,
+    *,
+    across: int,
+    tall: float,
+    drop: float = 4.6,
+    below: float = 3.0,
+    gap: float = 2.6,
+    left: float = 3.2,
+    right: float = 1.0,
+    head: float = 1.8,
+    signs: Sequence[Sign] = (),
+) -> tuple[Canvas, list[Box]]:
     """A canvas with a key, a caption and `n` equal panels in rows of `across`; everything in ems.
 
     Args:
@@ -291,12 +285,7 @@ def said(name: str, found: Estimate) -> str:
 
 
 def stack(
-    axes: Axes,
-    at: Sequence[float],
-    shares: Mapping[str, Sequence[float | None]],
-    names: Sequence[str],
-    *,
-    width: float,
+    axes: Axes, at: Sequence[float], shares: Mapping[str, Sequence[float | None]], names: Sequence[str], *, width: float
 ) -> None:
     """Columns that are the sum of their groups. `names` says what each column is."""
     bottoms = [0.0] * len(at)
@@ -329,21 +318,12 @@ def strip(
     left = 0.0
     for group, share in shares.items():
         face, ink = (tones or {}).get(group, (colour(group), on(group)))
-        bar = axes.barh(
-            y, share, height=height, left=left, color=face, edgecolor=edge(group), lw=0.6, zorder=2
-        )
+        bar = axes.barh(y, share, height=height, left=left, color=face, edgecolor=edge(group), lw=0.6, zorder=2)
         tip(bar.patches[0], f"{name}, {group}: {percent(share / whole, 1)}")
         label = percent(share / whole).removesuffix("\u00a0%")
         if share / whole * room > advance(label, 0.78) + 0.5:
             axes.text(
-                left + share / 2,
-                y,
-                label,
-                ha="center",
-                va="center_baseline",
-                fontsize=0.78 * em,
-                color=ink,
-                zorder=3,
+                left + share / 2, y, label, ha="center", va="center_baseline", fontsize=0.78 * em, color=ink, zorder=3
             )
         left += share
 
@@ -374,9 +354,7 @@ def heat(
             axes.add_patch(cell)
             text = blank if value is None else percent(value).removesuffix("\u00a0%")
             tone = MUTED if value is None else PAPER if strength > 0.66 else INK
-            axes.text(
-                j + 0.5, i + 0.52, text, ha="center", va="center_baseline", fontsize=0.78 * em, color=tone
-            )
+            axes.text(j + 0.5, i + 0.52, text, ha="center", va="center_baseline", fontsize=0.78 * em, color=tone)
     axes.set_xlim(0, columns)
     axes.set_ylim(rows, 0)
     axes.set_xticks([j + 0.5 for j in range(columns)], list(names[1]))
@@ -384,21 +362,49 @@ def heat(
 
 
 def point(
-    axes: Axes, x: float, y: float, text: str, *, tone: str, size: float, shape: str = "o", hollow: bool = False,
-    order: float = 4, alpha: float | None = None,
-) -> None:  # fmt: skip
+    axes: Axes,
+    x: float,
+    y: float,
+    text: str,
+    *,
+    tone: str,
+    size: float,
+    shape: str = "o",
+    hollow: bool = False,
+    order: float = 4,
+    alpha: float | None = None,
+) -> None:
     """A mark that says `text` when pointed at. `size` is that of a circle, in points; other shapes look as large."""
     (drawn,) = axes.plot(
-        [x], [y], marker=shape, ms=size * {"D": 0.8, "s": 0.88, "^": 1.04, "v": 1.04}.get(shape, 1.0), mec=tone,
-        color=PAPER if hollow else tone, mew=0.18 * size, ls="none", zorder=order, clip_on=False, alpha=alpha,
-    )  # fmt: skip
+        [x],
+        [y],
+        marker=shape,
+        ms=size * {"D": 0.8, "s": 0.88, "^": 1.04, "v": 1.04}.get(shape, 1.0),
+        mec=tone,
+        color=PAPER if hollow else tone,
+        mew=0.18 * size,
+        ls="none",
+        zorder=order,
+        clip_on=False,
+        alpha=alpha,
+    )
     tip(drawn, text)
 
 
 def mark(
-    axes: Axes, y: float, found: Estimate, name: str, *, tone: str, em: float, hollow: bool = False,
-    shape: str = "o", text: str = "", upright: bool = False, order: float = 3,
-) -> None:  # fmt: skip
+    axes: Axes,
+    y: float,
+    found: Estimate,
+    name: str,
+    *,
+    tone: str,
+    em: float,
+    hollow: bool = False,
+    shape: str = "o",
+    text: str = "",
+    upright: bool = False,
+    order: float = 3,
+) -> None:
     """A value at height `y`, or at `y` along the axis if `upright`, with its interval. Controls are hollow."""
     below, above = found.reach
     if below or above:
@@ -407,15 +413,31 @@ def mark(
         axes.plot(*along, color=tone, lw=(0.07 if hollow else 0.13) * em, zorder=order)
     x, height = (y, found.value) if upright else (found.value, y)
     point(
-        axes, x, height, text or said(name, found), tone=tone, size=0.5 * em, shape=shape, hollow=hollow,
+        axes,
+        x,
+        height,
+        text or said(name, found),
+        tone=tone,
+        size=0.5 * em,
+        shape=shape,
+        hollow=hollow,
         order=order + 1,
-    )  # fmt: skip
+    )
 
 
 def line(
-    axes: Axes, at: Sequence[float], found: Sequence[Estimate | None], name: str, *, tone: str, em: float,
-    hollow: bool = False, tips: Sequence[str] | None = None, shape: str = "o", strength: float = 1.0,
-) -> None:  # fmt: skip
+    axes: Axes,
+    at: Sequence[float],
+    found: Sequence[Estimate | None],
+    name: str,
+    *,
+    tone: str,
+    em: float,
+    hollow: bool = False,
+    tips: Sequence[str] | None = None,
+    shape: str = "o",
+    strength: float = 1.0,
+) -> None:
     """Values over `at`, joined where neighbours are there, with their intervals as a band.
 
     `strength` in (0, 1] fades the whole line, for lines of one colour that have an order.
@@ -430,9 +452,7 @@ def line(
             faint = (0.1 if hollow else 0.16) * strength
             axes.fill_between(xs, lows, highs, color=tone, alpha=faint, lw=0, zorder=2)
             style = (0, (1.2, 1.6)) if hollow else "solid"
-            axes.plot(
-                xs, [e.value for e in values], color=tone, lw=0.13 * em, ls=style, alpha=alpha, zorder=3
-            )
+            axes.plot(xs, [e.value for e in values], color=tone, lw=0.13 * em, ls=style, alpha=alpha, zorder=3)
         elif any(sum(e.reach) for e in values):
             axes.plot(xs * 2, [lows[0], highs[0]], color=tone, lw=0.1 * em, alpha=alpha, zorder=3)
         for i, x, e in zip(run, xs, values, strict=True):

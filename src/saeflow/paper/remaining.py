@@ -8,17 +8,7 @@ from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Estimate, Frame, Row, in_order
 from saeflow.paper.kinds import CONTROL, DEACTIVATED, Drawing, Tone, mark, panels, strip, told
-from saeflow.paper.style import (
-    ACCENT,
-    FAINT,
-    INK,
-    MUTED,
-    PAPER,
-    SQUARE,
-    Medium,
-    Sign,
-    advance,
-)
+from saeflow.paper.style import ACCENT, FAINT, INK, MUTED, PAPER, SQUARE, Medium, Sign, advance
 from saeflow.paper.trials import control_beside
 from saeflow.paper.words import count, listed, percent
 
@@ -40,16 +30,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     if controlled:
         signs.append(Sign(f"deactivated by the {CONTROL}", hollow=True))
     canvas, (box,) = panels(
-        medium,
-        caption,
-        1,
-        across=1,
-        tall=1.8 * len(groups),
-        head=0.4,
-        below=0.6,
-        left=names,
-        right=5.6,
-        signs=signs,
+        medium, caption, 1, across=1, tall=1.8 * len(groups), head=0.4, below=0.6, left=names, right=5.6, signs=signs
     )
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     found = frame.lookup("group", "outcome")
@@ -61,13 +42,17 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         if control is not None:
             name = f"control of {group}"
             mark(
-                axes, i, control, name, tone=INK, em=0.9 * medium.text, hollow=True,
+                axes,
+                i,
+                control,
+                name,
+                tone=INK,
+                em=0.9 * medium.text,
+                hollow=True,
                 text=told(name, control, DEACTIVATED),
-            )  # fmt: skip
+            )
         n = max((row.number("n") or 0.0 for row in rows.values()), default=0.0)
-        canvas.write(
-            box.left + box.width + 0.5, box.top + 1.8 * i + 1.2, f"n = {count(n)}", size=0.74, colour=MUTED
-        )
+        canvas.write(box.left + box.width + 0.5, box.top + 1.8 * i + 1.2, f"n = {count(n)}", size=0.74, colour=MUTED)
     axes.set_xlim(0, 1)
     axes.set_xticks([])
     axes.set_ylim(len(groups) - 0.5, -0.5)
@@ -84,8 +69,7 @@ def sentence(frame: Frame) -> str:
     """What silences targets of all groups together."""
     rows = [row for row in frame.where(group="all").records if row.number("share") is not None]
     told = [
-        f"{row.words('outcome')} {percent(row.number('share'))}{control_beside(row, 'control_share')}"
-        for row in rows
+        f"{row.words('outcome')} {percent(row.number('share'))}{control_beside(row, 'control_share')}" for row in rows
     ]
     n = max((row.number("n") or 0.0 for row in rows), default=0.0)
     return f"Of {count(n)} targets: {listed(told)}." if told else ""

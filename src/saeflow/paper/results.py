@@ -38,34 +38,55 @@ MOST_ROWS: Final = 400
 
 _EXPECTED: Final[Mapping[str, Sequence[str]]] = {
     "origins": (
-        "shares_by_layer", "shares_by_dataset", "scores", "separability", "activity_differences",
-        "transition", "most_probable", "methods", "agreement",
+        "shares_by_layer",
+        "shares_by_dataset",
+        "scores",
+        "separability",
+        "activity_differences",
+        "transition",
+        "most_probable",
+        "methods",
+        "agreement",
     ),
     "deactivation": (
-        "by_strategy_layer", "table_1", "by_strategy", "one_predecessor", "by_rescale", "new_group",
-        "groups_by_strategy", "paired", "remaining", "counts", "control_match",
+        "by_strategy_layer",
+        "table_1",
+        "by_strategy",
+        "one_predecessor",
+        "by_rescale",
+        "new_group",
+        "groups_by_strategy",
+        "paired",
+        "remaining",
+        "counts",
+        "control_match",
     ),
     "steering": (
-        "steering_by_layer", "steering_by_value", "steering_features", "steering_best", "steering_paired",
-        "steering_by_share", "steering_sensitivity", "steering_samples", "steering_cells",
+        "steering_by_layer",
+        "steering_by_value",
+        "steering_features",
+        "steering_best",
+        "steering_paired",
+        "steering_by_share",
+        "steering_sensitivity",
+        "steering_samples",
+        "steering_cells",
     ),
     "transition": (
-        "transition_permutations", "transition_top_k", "transition_loss", "transition_paired", "transition_fits",
+        "transition_permutations",
+        "transition_top_k",
+        "transition_loss",
+        "transition_paired",
+        "transition_fits",
     ),
-}  # fmt: skip
+}
 _TITLES: Final = {
     "origins": "Where active features come from",
     "deactivation": "Removing predecessors",
     "steering": "Steering along the flow",
     "transition": "A match as a transcoder",
 }
-_LEADS: Final = (
-    "shares_by_dataset",
-    "table_1",
-    "by_strategy_layer",
-    "steering_best",
-    "transition_permutations",
-)
+_LEADS: Final = ("shares_by_dataset", "table_1", "by_strategy_layer", "steering_best", "transition_permutations")
 _SAMPLES: Final = "steering_samples"
 _PICKED: Final = ("theme", "direction")
 """What the reader picks once for all figures of the page."""
@@ -102,9 +123,7 @@ class Section:
     @property
     def id(self) -> str:
         """An id from a name that a file gave."""
-        return "t-" + "".join(
-            c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in self.table.name
-        )
+        return "t-" + "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in self.table.name)
 
     @property
     def title(self) -> str:
@@ -184,7 +203,7 @@ def _section(table: SummaryTable, tables: Mapping[str, SummaryTable], figures: P
 
 def shown_plates(
     frame: Frame, said: str, *, prefix: str = "", own: bool = False, written: Callable[[str, bytes], None] | None = None
-) -> tuple[ShownPlate, ...]:  # fmt: skip
+) -> tuple[ShownPlate, ...]:
     """The figures of a table for a page, each drawn for a window and for a phone.
 
     Args:
@@ -222,12 +241,20 @@ def page_html(record: RunRecord, sections: Sequence[Section], missing: Sequence[
     said = {section.table.name: section.said for section in sections}
     templates().filters["short"] = _short
     return document(
-        "results.html.j2", f"{what}: {asked.release}", styles=("palette.css", "page.css", "results.css"),
-        more_style=stylesheet(), scripts=("results.js",), kind="results", finished=record.finished is not None,
-        lead=next((said[name] for name in _LEADS if said.get(name)), ""), facts=[*_facts(record)],
-        record=_record(record), drawn=[s for s in sections if s.plates or s.block],
-        rest=[s for s in sections if not (s.plates or s.block)], missing=missing,
-    )  # fmt: skip
+        "results.html.j2",
+        f"{what}: {asked.release}",
+        styles=("palette.css", "page.css", "results.css"),
+        more_style=stylesheet(),
+        scripts=("results.js",),
+        kind="results",
+        finished=record.finished is not None,
+        lead=next((said[name] for name in _LEADS if said.get(name)), ""),
+        facts=[*_facts(record)],
+        record=_record(record),
+        drawn=[s for s in sections if s.plates or s.block],
+        rest=[s for s in sections if not (s.plates or s.block)],
+        missing=missing,
+    )
 
 
 def _short(number: float) -> str:
@@ -241,9 +268,7 @@ def _facts(record: RunRecord) -> Iterable[tuple[str, str]]:
     yield "seed", str(asked.seed)
     steering = asked.experiment == "steering"
     yield "themes" if steering else "datasets", ", ".join(asked.datasets)
-    sizes = [
-        f"{asked.arguments[k]} {k}" for k in ("texts", "tokens") if isinstance(asked.arguments.get(k), int)
-    ]
+    sizes = [f"{asked.arguments[k]} {k}" for k in ("texts", "tokens") if isinstance(asked.arguments.get(k), int)]
     if steering and isinstance(asked.arguments.get("samples"), int):
         again = asked.arguments.get("confirm")
         confirmed = f", {again} to confirm the best" if isinstance(again, int) else ""
@@ -280,8 +305,10 @@ def _record(record: RunRecord) -> list[tuple[str, str]]:
     """Everything of the manifest that the header leaves out."""
     asked = record.request
     groups: list[tuple[str, Mapping[str, Any]]] = [
-        ("Arguments", asked.arguments), ("Matches", asked.atlases), ("Versions", record.versions)
-    ]  # fmt: skip
+        ("Arguments", asked.arguments),
+        ("Matches", asked.atlases),
+        ("Versions", record.versions),
+    ]
     return [
         (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         for name, group in groups

@@ -38,9 +38,7 @@ class _Column:
     def how(self) -> str:
         """The method, where the role does not name it, and its setting."""
         method = look(self.row.words("method")).name
-        return ", ".join(
-            word for word in (method if method not in self.role else "", setting(self.row)) if word
-        )
+        return ", ".join(word for word in (method if method not in self.role else "", setting(self.row)) if word)
 
     @property
     def score(self) -> str:
@@ -60,9 +58,7 @@ def samples_html(table: TableLike, chosen: TableLike | None = None) -> Markup | 
         return ""
     rivals = Frame.of(chosen) if chosen is not None else None
     blocks: list[dict[str, Any]] = []
-    for theme, direction in dict.fromkeys(
-        (row.words("theme"), row.words("direction")) for row in frame.records
-    ):
+    for theme, direction in dict.fromkeys((row.words("theme"), row.words("direction")) for row in frame.records):
         where = {"theme": theme, "direction": direction}
         columns = _columns(frame.where(**where), rivals.where(**where) if rivals else None)
         samples = sorted({sample for column in columns for sample in column.texts}, key=_in_numbers)

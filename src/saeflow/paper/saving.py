@@ -30,11 +30,22 @@ _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}hre
 # The whole of what a style attribute may become; anything else is left out.
 _KEPT: Final = frozenset(
     {
-        "fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray",
-        "stroke-dashoffset", "stroke-linecap", "stroke-linejoin", "opacity",
-        "font-size", "font-weight", "font-style", "text-anchor",
+        "fill",
+        "fill-opacity",
+        "stroke",
+        "stroke-opacity",
+        "stroke-width",
+        "stroke-dasharray",
+        "stroke-dashoffset",
+        "stroke-linecap",
+        "stroke-linejoin",
+        "opacity",
+        "font-size",
+        "font-weight",
+        "font-style",
+        "text-anchor",
     }
-)  # fmt: skip
+)
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _FORMATS: Final = {".svg", ".png", ".pdf"}
 
@@ -69,9 +80,7 @@ def format_of(path: Path) -> str:
     """
     ending = path.suffix.lower()
     if ending not in _FORMATS:
-        raise InvalidArgument(
-            f"figures are not written as {ending!r} ({path.name}). End it in .svg, .png or .pdf."
-        )
+        raise InvalidArgument(f"figures are not written as {ending!r} ({path.name}). End it in .svg, .png or .pdf.")
     return ending
 
 
@@ -117,9 +126,7 @@ def svg_text(
 
 def stylesheet() -> str:
     """Rules that turn a figure dark where the reader prefers it; paper and print stay light."""
-    rules = "".join(
-        f".plot .f-{name}{{fill:{dark}}}.plot .s-{name}{{stroke:{dark}}}" for name, dark in DARK_OF.items()
-    )
+    rules = "".join(f".plot .f-{name}{{fill:{dark}}}.plot .s-{name}{{stroke:{dark}}}" for name, dark in DARK_OF.items())
     return f"@media screen and (prefers-color-scheme:dark){{{rules}}}"
 
 
@@ -228,9 +235,7 @@ def _collapse(parent: ET.Element) -> None:
         child.tail = None
         if child.tag == f"{_SVG}g" and not child.attrib and not _titled(child):
             flat += list(child)
-        elif (
-            child.get("fill") != "none" or child.get("stroke") is not None
-        ):  # a panel's empty ground shows nothing
+        elif child.get("fill") != "none" or child.get("stroke") is not None:  # a panel's empty ground shows nothing
             flat.append(child)
     if parent.tag != f"{_SVG}text":
         parent.text = parent.text if parent.text and parent.text.strip() else None

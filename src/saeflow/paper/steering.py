@@ -16,19 +16,7 @@ from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Estimate, Frame, Row, in_order
 from saeflow.paper.kinds import Box, mark, panels, reach, tip
-from saeflow.paper.style import (
-    COLOURS,
-    DASHES,
-    INK,
-    MUTED,
-    Canvas,
-    Medium,
-    Sign,
-    advance,
-    nothing,
-    numbers_axis,
-    tidy,
-)
+from saeflow.paper.style import COLOURS, DASHES, INK, MUTED, Canvas, Medium, Sign, advance, nothing, numbers_axis, tidy
 from saeflow.paper.words import count, decimal, decimal_interval
 
 SUPPRESS: Final = "suppress"
@@ -282,9 +270,18 @@ def draw_sheet(sheet: Sheet, medium: Medium, caption: str) -> Figure:
     alike = {panel.n for panel in sheet.panels}
     signs = [*sheet.signs, *(Sign(n, shape="") for n in alike if n and len(alike) == 1)]
     canvas, places = panels(
-        medium, caption, len(sheet.panels), across=across, tall=height, drop=5.0, below=2.8, gap=1.8, left=names,
-        right=0.4, signs=signs,
-    )  # fmt: skip
+        medium,
+        caption,
+        len(sheet.panels),
+        across=across,
+        tall=height,
+        drop=5.0,
+        below=2.8,
+        gap=1.8,
+        left=names,
+        right=0.4,
+        signs=signs,
+    )
     limits = _limits(sheet)
     for box, panel in zip(places, sheet.panels, strict=True):
         if box.left == places[0].left:
@@ -349,6 +346,13 @@ def _place_dot(axes: Axes, middle: float, dot: Dot, theme: str, em: float) -> No
             axes.plot((end, end), (y - 0.22, y + 0.22), color=kind.tone, lw=0.08 * em, zorder=2.5)
     small = 0.85 * em if dot.down else em
     mark(
-        axes, y, dot.found, kind.name, tone=kind.tone, em=small, hollow=kind.hollow, shape=kind.shape,
+        axes,
+        y,
+        dot.found,
+        kind.name,
+        tone=kind.tone,
+        em=small,
+        hollow=kind.hollow,
+        shape=kind.shape,
         text=f"{theme}, {dot.text}",
-    )  # fmt: skip
+    )

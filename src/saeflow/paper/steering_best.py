@@ -106,16 +106,13 @@ def _matters(row: Row, top: Row | None) -> bool:
 
 
 def _above(themes: Mapping[str, Frame], direction: str) -> str:
-    tops = {
-        t: row for t, rows in themes.items() if (row := best(of_methods(rows.records, *MULTI))) is not None
-    }
+    tops = {t: row for t, rows in themes.items() if (row := best(of_methods(rows.records, *MULTI))) is not None}
     if not tops:
         return ""
     told: list[str] = []
     for other in ("start", "single", "prompt", "random", "none"):
         rows = {
-            t: [row for row in of_methods(themes[t].records, other) if _matters(row, top)]
-            for t, top in tops.items()
+            t: [row for row in of_methods(themes[t].records, other) if _matters(row, top)] for t, top in tops.items()
         }
         rivals = {t: row for t, found in rows.items() if (row := best(found)) is not None}
         if rivals:

@@ -63,22 +63,25 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def _share_lines(axes: Axes, frame: Frame, shown: Sequence[str], limits: Sequence[float], em: float) -> None:
     dashed(axes, default_of(frame), em)
     for method in shown:
-        rows = {
-            share: row for row in frame.where(method=method).records if (share := row.number("share_limit"))
-        }
+        rows = {share: row for row in frame.where(method=method).records if (share := row.number("share_limit"))}
         kept = [(i, rows[share]) for i, share in enumerate(limits) if share in rows]
         found = [row.estimate("score") for _, row in kept]
         tips = [
-            f"at most {100 * (row.number('share_limit') or 0.0):g}\u00a0% changed: {told(row, e)}"
-            if e
-            else ""
+            f"at most {100 * (row.number('share_limit') or 0.0):g}\u00a0% changed: {told(row, e)}" if e else ""
             for (_, row), e in zip(kept, found, strict=True)
         ]
         kind = look(method)
         line(
-            axes, [i for i, _ in kept], found, kind.name, tone=kind.tone, em=em, hollow=kind.hollow,
-            tips=tips, shape=kind.shape,
-        )  # fmt: skip
+            axes,
+            [i for i, _ in kept],
+            found,
+            kind.name,
+            tone=kind.tone,
+            em=em,
+            hollow=kind.hollow,
+            tips=tips,
+            shape=kind.shape,
+        )
 
 
 def sentence(frame: Frame) -> str:
@@ -94,9 +97,7 @@ def sentence(frame: Frame) -> str:
                 norm = "" if parts else " of the hidden norm"
                 parts.append(f"{wins} of {len(pairs)} themes with at most {percent(share)}{norm} changed")
         if parts:
-            told.append(
-                f"{verb(direction)}, several layers score above a single one in {' and in '.join(parts)}."
-            )
+            told.append(f"{verb(direction)}, several layers score above a single one in {' and in '.join(parts)}.")
     return " ".join(told)
 
 

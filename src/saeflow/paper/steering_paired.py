@@ -66,9 +66,7 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 def _difference(row: Row, found: Estimate) -> str:
     a, b = (look(row.words(name)).name for name in ("method_a", "method_b"))
-    ends = (
-        "" if found.low is None or found.high is None else f" ({signed(found.low)} to {signed(found.high)})"
-    )
+    ends = "" if found.low is None or found.high is None else f" ({signed(found.low)} to {signed(found.high)})"
     p, q = row.number("p"), row.number("q")
     chances = "".join(f", {name} {chance(v)}" for name, v in (("p", p), ("q", q)) if v is not None)
     n = "" if found.n is None else f", n = {count(found.n)}"

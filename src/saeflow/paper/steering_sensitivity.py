@@ -42,9 +42,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     for theme in frame.distinct("theme"):
         rows = frame.where(theme=theme)
         lines = {
-            row_key(row): SheetLine(
-                (Dot(e, look(row.words("method")), _grid(row, e), ends=_ends(row)),), _spread(row)
-            )
+            row_key(row): SheetLine((Dot(e, look(row.words("method")), _grid(row, e), ends=_ends(row)),), _spread(row))
             for row in rows.records
             if (e := row.estimate("mean_score")) is not None
         }
@@ -86,10 +84,7 @@ def sentence(frame: Frame) -> str:
             if m not in {"none", "prompt"}
             and (known := [s for r in rows.where(method=m).records if (s := r.number("spread")) is not None])
         }
-        parts = [
-            f"{decimal(value)} with {look(m).name}"
-            for m, value in sorted(spreads.items(), key=lambda i: i[1])
-        ]
+        parts = [f"{decimal(value)} with {look(m).name}" for m, value in sorted(spreads.items(), key=lambda i: i[1])]
         of = " in the median theme" if len(by_theme(rows)) > 1 else ""
         if parts:
             symbol = "r" if direction == SUPPRESS else "s"
@@ -99,6 +94,4 @@ def sentence(frame: Frame) -> str:
     return " ".join(told)
 
 
-DRAWING: Final = Drawing(
-    figure, sentence, ("theme", "direction", "method", "mean_score"), each=("direction",)
-)
+DRAWING: Final = Drawing(figure, sentence, ("theme", "direction", "method", "mean_score"), each=("direction",))

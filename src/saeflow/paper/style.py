@@ -39,18 +39,10 @@ GONE: Final = "deactivated"
 """What a target is after an edit that silenced it, in place of a group (fig. 15b)."""
 
 COLOURS: Final = dict(
-    zip(
-        GROUPS,
-        ("#a19e9a", "#1a539f", "#df5712", "#058774", "#760d61", "#61c4eb", "#e7c340", "#322d26"),
-        strict=True,
-    )
+    zip(GROUPS, ("#a19e9a", "#1a539f", "#df5712", "#058774", "#760d61", "#61c4eb", "#e7c340", "#322d26"), strict=True)
 )
 DARK: Final = dict(
-    zip(
-        GROUPS,
-        ("#5b5853", "#5382cd", "#e65e45", "#3db594", "#8d4894", "#83cbdf", "#edcc78", "#f2eee6"),
-        strict=True,
-    )
+    zip(GROUPS, ("#5b5853", "#5382cd", "#e65e45", "#3db594", "#8d4894", "#83cbdf", "#edcc78", "#f2eee6"), strict=True)
 )
 # Numbers on a group's colour, each in a colour of its own so that its class can choose anew in the dark.
 _WHITE_ON: Final = frozenset({"RES", "ATT", "RES & MLP", "RES & MLP & ATT"})
@@ -198,17 +190,21 @@ class Canvas:
     ) -> None:
         """One line of text with its baseline at `y`."""
         self.figure.text(
-            x / self.width, 1 - y / self.height, text,
-            fontsize=size * self.medium.text, color=colour, ha=align, va="baseline", fontweight=weight,
+            x / self.width,
+            1 - y / self.height,
+            text,
+            fontsize=size * self.medium.text,
+            color=colour,
+            ha=align,
+            va="baseline",
+            fontweight=weight,
             gid=name or None,
-        )  # fmt: skip
+        )
 
     def swatch(self, x: float, y: float, face: str | tuple[str, float], *, line: str = PAPER) -> None:
         """A small square that stands on the baseline `y`."""
         w, h = 0.7 / self.width, 0.7 / self.height
-        box = Rectangle(
-            (x / self.width, 1 - y / self.height), w, h, fc=face, ec=line, lw=0.0 if line == PAPER else 0.6
-        )
+        box = Rectangle((x / self.width, 1 - y / self.height), w, h, fc=face, ec=line, lw=0.0 if line == PAPER else 0.6)
         box.set_transform(self.figure.transFigure)
         self.figure.add_artist(box)
 
@@ -233,9 +229,16 @@ class Canvas:
         """A mark as it stands in a panel, for a key."""
         em = self.medium.text
         mark = Line2D(
-            [x / self.width], [1 - y / self.height], marker=shape, ms=0.5 * em, mew=0.09 * em,
-            mfc=PAPER if hollow else colour, mec=colour, ls="none", transform=self.figure.transFigure,
-        )  # fmt: skip
+            [x / self.width],
+            [1 - y / self.height],
+            marker=shape,
+            ms=0.5 * em,
+            mew=0.09 * em,
+            mfc=PAPER if hollow else colour,
+            mec=colour,
+            ls="none",
+            transform=self.figure.transFigure,
+        )
         self.figure.add_artist(mark)
 
     def key(self, signs: Sequence[Sign]) -> None:
@@ -325,9 +328,7 @@ def foot(medium: Medium, text: str) -> float:
 
 def advance(text: str, size: float = 1.0) -> float:
     """About how wide a line is, in ems: wide enough for the widest of the faces it may be set in."""
-    wide = sum(
-        0.86 if c in "MW&%" else 0.4 if c in " .,:;()|ilj1" else 0.72 if c.isupper() else 0.6 for c in text
-    )
+    wide = sum(0.86 if c in "MW&%" else 0.4 if c in " .,:;()|ilj1" else 0.72 if c.isupper() else 0.6 for c in text)
     return size * wide
 
 
@@ -346,9 +347,7 @@ def nice_ticks(low: float, high: float, most: float = 5.5) -> tuple[list[float],
     return [i * step for i in range(first, last + 1)], max(0, -math.floor(math.log10(step) + 1e-9))
 
 
-def shares_axis(
-    axes: Axes, which: str, low: float, high: float, *, unit: str = "%", most: float = 5.5
-) -> None:
+def shares_axis(axes: Axes, which: str, low: float, high: float, *, unit: str = "%", most: float = 5.5) -> None:
     """Ticks in percent, or another hundredth such as "pp", at a step that suits the reach."""
     ticks, digits = nice_ticks(low, high, most)
     digits = max(0, digits - 2)
@@ -369,12 +368,8 @@ def numbers_axis(axes: Axes, which: str, low: float, high: float, *, most: float
 
 def layer_axis(axes: Axes, layers: Sequence[int], room: float) -> None:
     """As many numbered layers under a panel as fit into `room` ems."""
-    step = next(
-        s for s in (1, 2, 4, 5, 8, 10, 16, 25, 50, 100, 1000) if len(layers) / s * 1.7 <= room or s == 1000
-    )
-    shown = (
-        [layer for layer in layers if (layer - layers[0]) % step == 0] if len(layers) > 1 else list(layers)
-    )
+    step = next(s for s in (1, 2, 4, 5, 8, 10, 16, 25, 50, 100, 1000) if len(layers) / s * 1.7 <= room or s == 1000)
+    shown = [layer for layer in layers if (layer - layers[0]) % step == 0] if len(layers) > 1 else list(layers)
     axes.set_xticks(shown, [str(layer) for layer in shown])
 
 

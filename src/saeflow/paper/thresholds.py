@@ -31,16 +31,20 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     band = "band: median to 99 % of the null"
     signs = [Sign("calibrated"), Sign("fixed at 0.5 and 0.15", shape=DASHES), Sign(band, shape="")]
     canvas, places = panels(
-        medium, caption, len(parts), across=across, tall=block - 2.0, drop=3.4, below=0.0, gap=3.8, left=3.4,
-        right=1.4, signs=signs,
-    )  # fmt: skip
+        medium,
+        caption,
+        len(parts),
+        across=across,
+        tall=block - 2.0,
+        drop=3.4,
+        below=0.0,
+        gap=3.8,
+        left=3.4,
+        right=1.4,
+        signs=signs,
+    )
     _, top = reach(
-        [
-            Estimate(v)
-            for r in frame.records
-            for n in ("threshold", "null_q99")
-            if (v := r.number(n)) is not None
-        ]
+        [Estimate(v) for r in frame.records for n in ("threshold", "null_q99") if (v := r.number(n)) is not None]
     )
     for part, box in zip(parts, places, strict=True):
         canvas.write(box.left, box.top - 0.7, part, size=0.9, weight="bold")
@@ -55,9 +59,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     return canvas.figure
 
 
-def _threshold_panel(
-    canvas: Canvas, box: Box, frame: Frame, part: str, layers: Sequence[int], top: float
-) -> None:
+def _threshold_panel(canvas: Canvas, box: Box, frame: Frame, part: str, layers: Sequence[int], top: float) -> None:
     axes = canvas.axes(box.left, box.top, box.width, box.height)
     em, tone = canvas.medium.text, tone_of(part)
     found = frame.lookup("layer")
@@ -74,8 +76,7 @@ def _threshold_panel(
         axes.fill_between(at, low, high, color=MUTED, alpha=0.22, lw=0, zorder=1)
     series = [Estimate(v) if row and (v := row.number("threshold")) is not None else None for row in rows]
     tips = [
-        "" if e is None else f"{part}, layer {n}: {decimal(e.value, 3)}"
-        for n, e in zip(layers, series, strict=True)
+        "" if e is None else f"{part}, layer {n}: {decimal(e.value, 3)}" for n, e in zip(layers, series, strict=True)
     ]
     line(axes, layers, series, part, tone=tone, em=em, tips=tips)
     if part.lower() in FIXED:
@@ -98,9 +99,7 @@ def _kept_panel(canvas: Canvas, box: Box, frame: Frame, part: str, layers: Seque
     for column, hollow, told in (("kept_fixed", True, "fixed"), ("kept", False, "calibrated")):
         series = [Estimate(v) if row and (v := row.number(column)) is not None else None for row in rows]
         tips = [
-            ""
-            if e is None
-            else f"{part}, layer {n}, {told}: {count(e.value) if counted else percent(e.value, 1)} kept"
+            "" if e is None else f"{part}, layer {n}, {told}: {count(e.value) if counted else percent(e.value, 1)} kept"
             for n, e in zip(layers, series, strict=True)
         ]
         line(axes, layers, series, part, tone=tone_of(part), em=em, hollow=hollow, tips=tips)

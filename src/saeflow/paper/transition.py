@@ -92,9 +92,7 @@ def baselines_beside(frame: Frame, column: str) -> str:
 def map_told(row: Row, found: Estimate, how: str) -> str:
     """A map with the units it is applied in and its explained variance, for tips."""
     fitted = row.number("scaled")
-    after = (
-        "" if fitted is None else f"; {decimal(fitted, 3)} after a factor of {decimal(row.number('scale'))}"
-    )
+    after = "" if fitted is None else f"; {decimal(fitted, 3)} after a factor of {decimal(row.number('scale'))}"
     name = row.words("method") or " ".join(
         word for word in (row.words("weights"), row.words("k"), row.words("entries")) if word
     )
@@ -131,11 +129,7 @@ def dots(
     for place, line in enumerate(lines):
         at = len(lines) - 1 - place
         if above or stacked:
-            x, y = (
-                (box.left, box.top + step * place)
-                if above
-                else (box.left - 0.5, box.top + step * place + 0.1)
-            )
+            x, y = (box.left, box.top + step * place) if above else (box.left - 0.5, box.top + step * place + 0.1)
             _names_stacked(canvas, x, y, line, right=stacked)
         else:
             y = box.top + step * (place + 0.5) + 0.28
@@ -174,9 +168,7 @@ def _names_stacked(canvas: Canvas, x: float, top: float, line: DotLine, *, right
             y += 1.05 if right else 1.3
 
 
-def _line_marks(
-    axes: Axes, at: float, line: DotLine, ends: tuple[float, float], em: float, room: float
-) -> None:
+def _line_marks(axes: Axes, at: float, line: DotLine, ends: tuple[float, float], em: float, room: float) -> None:
     """The marks of a line, side by side in height; one beyond an end is a triangle there."""
     low, high = ends
     n = len(line.marks)

@@ -31,9 +31,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         lines.append(DotLine(name, "", ((found, INK if known else COLOURS["RES"], told, known),), False))
     others = [row.number("high", "change") or 0.0 for row in rows if row.words("map") != "mean"]
     ceiling = 1.08 * max(others, default=1.0)
-    return dots(
-        lines, medium, caption, "loss above the clean model's, nats", floor=0.0, ceiling=ceiling, signs=_SIGNS
-    )
+    return dots(lines, medium, caption, "loss above the clean model's, nats", floor=0.0, ceiling=ceiling, signs=_SIGNS)
 
 
 def sentence(frame: Frame) -> str:

@@ -20,9 +20,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         found = row.estimate("difference")
         if found is not None:
             told = f"{row.words('a')} less {row.words('b')}: {decimal_interval(found, 3)}"
-            lines.append(
-                DotLine(row.words("a"), f"less {row.words('b')}", ((found, INK, told, False),), False)
-            )
+            lines.append(DotLine(row.words("a"), f"less {row.words('b')}", ((found, INK, told, False),), False))
     return dots(lines, medium, caption, "difference in explained variance", floor=-1.0, ceiling=1.0)
 
 

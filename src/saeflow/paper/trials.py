@@ -57,10 +57,7 @@ def control_change(row: Row) -> str:
 def both(row: Row) -> tuple[tuple[Estimate | None, Estimate | None], ...]:
     """The two measures of a row with their controls, as the tables of deactivation name them."""
     return (
-        (
-            row.estimate("deactivated"),
-            row.estimate("control_deactivated", "control_low", "control_high", "control_n"),
-        ),
+        (row.estimate("deactivated"), row.estimate("control_deactivated", "control_low", "control_high", "control_n")),
         (
             row.estimate("change", "change_low", "change_high"),
             row.estimate("control_change", "control_change_low", "control_change_high", "control_n"),

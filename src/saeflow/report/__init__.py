@@ -6,6 +6,14 @@ from saeflow.report.svg import graph_svg
 from saeflow.report.views import graph_page
 
 __all__ = [
-    "GraphFigure", "Heading", "KeyValues", "Notes", "Page", "Paragraph", "Table",
-    "graph_page", "graph_svg", "render",
-]  # fmt: skip
+    "GraphFigure",
+    "Heading",
+    "KeyValues",
+    "Notes",
+    "Page",
+    "Paragraph",
+    "Table",
+    "graph_page",
+    "graph_svg",
+    "render",
+]

@@ -24,9 +24,15 @@ _MODULE = re.compile(r"^(import .*\n|export )", re.MULTILINE)
 
 
 def document(
-    template: str, title: str, *, styles: Sequence[str], scripts: Sequence[str], more_style: str = "", kind: str = "",
+    template: str,
+    title: str,
+    *,
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    more_style: str = "",
+    kind: str = "",
     **values: object,
-) -> str:  # fmt: skip
+) -> str:
     """A page as one HTML document.
 
     Args:
@@ -63,9 +69,13 @@ def templates() -> Environment:
         return value if isinstance(value, Markup) else "" if value is None else one_line(str(value))
 
     found = Environment(
-        loader=PackageLoader("saeflow.report"), autoescape=True, finalize=shown, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("saeflow.report"),
+        autoescape=True,
+        finalize=shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     more: dict[str, Any] = {"hash": _hash, "sentence": sentence}
     found.filters.update(more)
     return found

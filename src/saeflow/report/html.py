@@ -31,8 +31,7 @@ def page_html(page: Page) -> str:
     subtitle = f'<p class="subtitle">{escape(page.subtitle)}</p>' if page.subtitle else ""
     blocks = "".join(_block(block) for block in page.blocks)
     body = (
-        f"<header><h1>{_title(page.title)}</h1>{subtitle}{_key_values(page.facts)}</header>\n"
-        f"<main>\n{blocks}\n</main>"
+        f"<header><h1>{_title(page.title)}</h1>{subtitle}{_key_values(page.facts)}</header>\n<main>\n{blocks}\n</main>"
     )
     # The explorer loads the same scripts as modules; here they stand in one another's scope.
     text = document("document.html.j2", page.title, styles=_STYLES, scripts=_SCRIPTS, body=Markup(body))  # noqa: S704
@@ -62,9 +61,7 @@ def _block(block: Block) -> str:
 
 
 def _key_values(block: KeyValues) -> str:
-    pairs = "".join(
-        f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in block.pairs
-    )
+    pairs = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in block.pairs)
     return f"<dl>{pairs}</dl>\n"
 
 

@@ -199,9 +199,7 @@ def _centred(i: int, stack: Sequence[Node]) -> float:
     return i - (len(stack) - 1) / 2
 
 
-def _mean(
-    rows: dict[FeatureId, float], feature: FeatureId, neighbours: dict[FeatureId, list[FeatureId]]
-) -> float:
+def _mean(rows: dict[FeatureId, float], feature: FeatureId, neighbours: dict[FeatureId, list[FeatureId]]) -> float:
     near = [rows[f] for f in neighbours.get(feature, ()) if f in rows]
     return sum(near) / len(near) if near else rows[feature]
 
@@ -217,9 +215,7 @@ def _lanes(stacks: dict[Site, list[Node]], height: float) -> dict[Part, Lane]:
     return lanes
 
 
-def _wires(
-    graph: FlowGraph, places: dict[FeatureId, Place], stacks: dict[Site, list[Node]]
-) -> tuple[Wire, ...]:
+def _wires(graph: FlowGraph, places: dict[FeatureId, Place], stacks: dict[Site, list[Node]]) -> tuple[Wire, ...]:
     drawn = [e for e in graph.edges if e.parent in places and e.child in places]
     fans: dict[tuple[FeatureId, Part], int] = {}
     for edge in drawn:

@@ -30,7 +30,7 @@ from saeflow.report.layout import (
     lay_out,
     port,
     wrap,
-)  # fmt: skip
+)
 from saeflow.report.tokens import headline, one_line
 from saeflow.report.views import SILENT, facts, p_text, score_text
 
@@ -47,10 +47,7 @@ def graph_svg(graph: FlowGraph, words: Words = no_words) -> str:
     layout = lay_out(graph, words)
     style = static("figure.css")
     label = escape(f"Feature flow of {graph.seed}")
-    width, height = (
-        layout.width,
-        layout.height + (_LEGEND_HEIGHT if layout.width > 620 else 2 * _LEGEND_HEIGHT),
-    )
+    width, height = (layout.width, layout.height + (_LEGEND_HEIGHT if layout.width > 620 else 2 * _LEGEND_HEIGHT))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="flow" role="img" aria-label="{label}" '
         f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.1f} {height:.1f}">'
@@ -271,9 +268,7 @@ def _inscription(place: Place, *, dead: bool) -> Iterable[str]:
         yield _text(x, y + (i + 1) * LINE, line, "ink words", font_size=TEXT_SIZE)
     # From afar a page shows this in the place of all other words: lane and column say the rest of the id.
     middle: dict[str, Any] = {"text_anchor": "middle", "font_size": 27, "display": "none"}
-    yield _text(
-        place.x + BOX_WIDTH / 2 + 3, place.middle + 10, str(place.node.feature.index), "ink brief", **middle
-    )
+    yield _text(place.x + BOX_WIDTH / 2 + 3, place.middle + 10, str(place.node.feature.index), "ink brief", **middle)
 
 
 def _joint(x: float, y: float) -> str:

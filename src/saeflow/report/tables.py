@@ -47,9 +47,13 @@ def match_rows(table: MatchTable, limit: int, back: MatchTable | None = None) ->
     With `back`, the table of the opposite direction, mutual best matches are counted and marked.
     """
     summary: Row = {
-        "source": str(table.source), "target": str(table.target), "method": table.method, "k": table.k,
-        "features": table.n_source, "features of the target": table.n_target,
-    }  # fmt: skip
+        "source": str(table.source),
+        "target": str(table.target),
+        "method": table.method,
+        "k": table.k,
+        "features": table.n_source,
+        "features of the target": table.n_target,
+    }
     rows: list[Row] = []
     both = None if back is None else mutual(table, back)[:, 0]
     if both is not None:
@@ -72,9 +76,14 @@ def match_rows(table: MatchTable, limit: int, back: MatchTable | None = None) ->
 def atlas_rows(atlas: Atlas) -> tuple[Row, list[Row]]:
     """(summary, one row for each table)."""
     summary: Row = {
-        "release": atlas.release, "model": atlas.model, "k": atlas.k, "made by": atlas.made_by,
-        "sites": len(atlas.sites), "tables": len(atlas), "folder": str(atlas.folder),
-    }  # fmt: skip
+        "release": atlas.release,
+        "model": atlas.model,
+        "k": atlas.k,
+        "made by": atlas.made_by,
+        "sites": len(atlas.sites),
+        "tables": len(atlas),
+        "folder": str(atlas.folder),
+    }
     rows: list[Row] = [
         {"source": str(source), "target": str(target), "features": table.n_source, **best_summary(table)}
         for (source, target), table in atlas.items()
@@ -175,16 +184,9 @@ def pick_rows(picks: Sequence[Any]) -> list[Row]:
     """Features chosen for a first look."""
 
     def row(graph: FlowGraph, label: str) -> Row:
-        circuits = ", ".join(
-            str(node.feature.layer) for node in graph.circuits if node.feature.part is Part.RES
-        )
+        circuits = ", ".join(str(node.feature.layer) for node in graph.circuits if node.feature.part is Part.RES)
         span = "-" if graph.span is None else f"{graph.span[0]}-{graph.span[1]}"
-        return {
-            "feature": str(graph.seed),
-            "fires on": label,
-            "layers": span,
-            "modules join at": circuits or "-",
-        }
+        return {"feature": str(graph.seed), "fires on": label, "layers": span, "modules join at": circuits or "-"}
 
     return [row(pick.graph, pick.label) for pick in picks]
 

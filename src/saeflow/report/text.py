@@ -17,18 +17,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from saeflow.report.blocks import (
-    Block,
-    GraphFigure,
-    Heading,
-    KeyValues,
-    Notes,
-    Page,
-    Paragraph,
-    Role,
-    Row,
-    Table,
-)
+from saeflow.report.blocks import Block, GraphFigure, Heading, KeyValues, Notes, Page, Paragraph, Role, Row, Table
 
 _PAD = 2  # columns stand two blanks apart: one of padding, one drawn by the box
 _MIN_WORDS = 16  # a column of words narrower than this says too little
@@ -143,9 +132,7 @@ def _widths(table: Table, room: int) -> list[int]:
 
 
 def _rich_table(table: Table, widths: Sequence[int]) -> RichTable:
-    rich = RichTable(
-        box=_RULED, show_edge=False, padding=(0, _PAD - 1, 0, 0), pad_edge=False, header_style="dim"
-    )
+    rich = RichTable(box=_RULED, show_edge=False, padding=(0, _PAD - 1, 0, 0), pad_edge=False, header_style="dim")
     for column, width in zip(table.columns, widths, strict=True):
         justify = "right" if column.role is Role.NUMBER else "left"
         rich.add_column(Text(column.header), justify=justify, no_wrap=True, min_width=width, max_width=width)

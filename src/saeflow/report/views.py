@@ -56,10 +56,7 @@ def threshold_text(thresholds: Thresholds) -> str:
     if thresholds.fdr is not None:
         said = [f"t({k}) {_range(thresholds, part)}" for k, part in cuts]
         return f"by layer, at a false-discovery rate of {thresholds.fdr:g}: {', '.join(said)}; high from the same"
-    return (
-        ", ".join(f"t({k}) = {thresholds.of(part):g}" for k, part in cuts)
-        + f"; high from {thresholds.high:g}"
-    )
+    return ", ".join(f"t({k}) = {thresholds.of(part):g}" for k, part in cuts) + f"; high from {thresholds.high:g}"
 
 
 def _range(thresholds: Thresholds, part: Part) -> str:
@@ -167,9 +164,7 @@ _NARROW = (
 _Cell = Edge | FeatureId | None
 
 
-def _entries(
-    graph: FlowGraph, layer: int, lanes: Sequence[Part]
-) -> Iterable[tuple[Node | _Cell | None, ...]]:
+def _entries(graph: FlowGraph, layer: int, lanes: Sequence[Part]) -> Iterable[tuple[Node | _Cell | None, ...]]:
     """Rows of a layer: each residual feature with its module parents, then modules that write into none."""
     here = [node for node in graph.nodes if node.feature.layer == layer]
     shown: set[FeatureId] = set()
@@ -185,20 +180,13 @@ def _entries(
         yield (None, *row)
 
 
-def _wide_row(
-    graph: FlowGraph, words: Words, layer: int, res: object, edges: Sequence[object], *, opens: bool
-) -> Row:
+def _wide_row(graph: FlowGraph, words: Words, layer: int, res: object, edges: Sequence[object], *, opens: bool) -> Row:
     node = res if isinstance(res, Node) else None
     cells = [str(layer) if opens else ""]
     if node is None:
         cells += [""] * 7
     else:
-        cells += [
-            _mark(graph, words, node),
-            str(node.feature),
-            *_scores(node),
-            _case(node.evolution, long=True),
-        ]
+        cells += [_mark(graph, words, node), str(node.feature), *_scores(node), _case(node.evolution, long=True)]
         cells.append(headline(words.get(node.feature)))
     for edge in edges:
         if isinstance(edge, Edge):
@@ -217,12 +205,7 @@ def _narrow_rows(graph: FlowGraph, words: Words) -> Iterable[Row]:
         opens = True
         for res, *edges in _entries(graph, layer, MODULES):
             if isinstance(res, Node):
-                cells = (
-                    _mark(graph, words, res),
-                    str(res.feature),
-                    *_scores(res),
-                    _case(res.evolution, long=False),
-                )
+                cells = (_mark(graph, words, res), str(res.feature), *_scores(res), _case(res.evolution, long=False))
                 text = headline(words.get(res.feature))
                 strong = res.feature == graph.seed
                 yield Row((*cells, text), opens, strong, _tone(res))

@@ -63,31 +63,37 @@ class Cases:
         return where
 
     def between(
-        self, values: np.ndarray, a: np.ndarray, b: np.ndarray, words: str, *, rule: Rule = ABOVE_0,
-        unit: Unit = Unit.POINTS, span: Span | None = None,
-    ) -> Contrast:  # fmt: skip
-        """Mean of `values` over the trials of `a` less that over those of `b`, and the same of their controls."""
-        return self.contrast(
-            values, [a, b], lambda m: m[:, 0] - m[:, 1], words, rule=rule, unit=unit, span=span
-        )
-
-    def mean(
         self,
         values: np.ndarray,
         a: np.ndarray,
+        b: np.ndarray,
         words: str,
         *,
-        rule: Rule,
-        unit: Unit = Unit.SHARE,
-        span: Span = RATE,
+        rule: Rule = ABOVE_0,
+        unit: Unit = Unit.POINTS,
+        span: Span | None = None,
+    ) -> Contrast:
+        """Mean of `values` over the trials of `a` less that over those of `b`, and the same of their controls."""
+        return self.contrast(values, [a, b], lambda m: m[:, 0] - m[:, 1], words, rule=rule, unit=unit, span=span)
+
+    def mean(
+        self, values: np.ndarray, a: np.ndarray, words: str, *, rule: Rule, unit: Unit = Unit.SHARE, span: Span = RATE
     ) -> Contrast:
         """Mean of `values` over the trials of `a`, and over their controls."""
         return self.contrast(values, [a], lambda m: m[:, 0], words, rule=rule, unit=unit, span=span)
 
     def contrast(
-        self, values: np.ndarray, sets: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray], words: str, *,
-        rule: Rule = ABOVE_0, unit: Unit = Unit.POINTS, sides: str = "{} against {}", span: Span | None = None,
-    ) -> Contrast:  # fmt: skip
+        self,
+        values: np.ndarray,
+        sets: Sequence[np.ndarray],
+        of: Callable[[np.ndarray], np.ndarray],
+        words: str,
+        *,
+        rule: Rule = ABOVE_0,
+        unit: Unit = Unit.POINTS,
+        sides: str = "{} against {}",
+        span: Span | None = None,
+    ) -> Contrast:
         """`of` the means over several sets of trials (cases by sets), and of those over their controls."""
         own = self.tally(values, sets)
         control = self._told(self.tally(values, sets, control=True), of, span)

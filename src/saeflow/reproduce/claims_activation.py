@@ -57,9 +57,7 @@ def fig11_coherence(run: SteeringRun) -> list[Contrast]:
 
 def _chosen(run: SteeringRun, theme: str, direction: Direction, keep: Callable[[Setting], bool]) -> list[int]:
     """The confirmed best settings of a theme, without those that were chosen for the start layer."""
-    return [
-        n for n in find(run.fresh, theme, direction, keep) if run.roles.get(run.fresh.cells[n]) != START_LAYER
-    ]
+    return [n for n in find(run.fresh, theme, direction, keep) if run.roles.get(run.fresh.cells[n]) != START_LAYER]
 
 
 def _best(
@@ -72,9 +70,7 @@ def _best(
     for theme in themes(run.fresh, direction):
         against = _chosen(run, theme, direction, lambda s: s.method == other)
         several = _chosen(run, theme, direction, lambda s: s.method in MULTI[direction])
-        randoms = find(
-            run.fresh, theme, direction, lambda s: s.method == RANDOM and s.mirrors in MULTI[direction]
-        )
+        randoms = find(run.fresh, theme, direction, lambda s: s.method == RANDOM and s.mirrors in MULTI[direction])
         single = find(run.grid, theme, direction, lambda s: s.method == SINGLE)
         # up to the first layer of all they change that one alone, and are single themselves
         first = min((run.grid.cells[n].setting.layer for n in single), default=-1)
@@ -88,9 +84,7 @@ def _best(
     return each, control
 
 
-def _both_ways(
-    run: SteeringRun, measure: str, other: str, words: str, *, lower: bool = False
-) -> list[Contrast]:
+def _both_ways(run: SteeringRun, measure: str, other: str, words: str, *, lower: bool = False) -> list[Contrast]:
     found: list[Contrast] = []
     for direction in (ACTIVATE, SUPPRESS):
         if not any(cell.direction is direction for cell in run.fresh.cells):
@@ -143,11 +137,7 @@ def fig16_elsewhere(run: SteeringRun) -> list[Contrast]:
         places = find(run.fresh, theme, ACTIVATE, lambda s: s.method == SINGLE)
         at_start = [n for n in places if run.roles.get(run.fresh.cells[n]) == START_LAYER]
         best = [n for n in places if n not in at_start]
-        if (
-            at_start
-            and best
-            and run.fresh.cells[best[0]].setting.layer != run.fresh.cells[at_start[0]].setting.layer
-        ):
+        if at_start and best and run.fresh.cells[best[0]].setting.layer != run.fresh.cells[at_start[0]].setting.layer:
             each[theme] = scores[best[0]] - scores[at_start[0]]
     if not each:
         raise NotMeasured(
@@ -170,6 +160,4 @@ def fig17_unnamed(run: SteeringRun) -> list[Contrast]:
             each[theme] = grid.crossfit(outside) - grid.crossfit(inside)
     if not each:
         raise NotMeasured("No theme was steered at layers with and without start features.")
-    return _any_theme(
-        grid, each, "score of the best layer without start features less that of the best with some"
-    )
+    return _any_theme(grid, each, "score of the best layer without start features less that of the best with some")

@@ -44,12 +44,15 @@ def fig6_modules(trials: Trials) -> list[Contrast]:
     one, five = Cases(trials, TOP_1), Cases(trials, TOP_5)
     return [
         one.between(
-            gone, five.removing([group]), one.removing([group]),
+            gone,
+            five.removing([group]),
+            one.removing([group]),
             f"rate of top-5 less that of top-1, From {LABELS[group]}",
-            rule=Rule(Kind.WITHIN, ALIKE), span=GAP,
+            rule=Rule(Kind.WITHIN, ALIKE),
+            span=GAP,
         )
         for group in (MLP, ATT)
-    ]  # fmt: skip
+    ]
 
 
 def fig6_combined(trials: Trials) -> list[Contrast]:
@@ -60,9 +63,7 @@ def fig6_combined(trials: Trials) -> list[Contrast]:
     gone = trials["deactivated"]
     sides = "{} against {} beside a module, {} against {} in From MLP and From ATT"
     return [
-        one.contrast(
-            gone, sets, lambda m: (m[:, 0] - m[:, 1]) - (m[:, 2] - m[:, 3]), words, sides=sides, span=(-2, 2)
-        )
+        one.contrast(gone, sets, lambda m: (m[:, 0] - m[:, 1]) - (m[:, 2] - m[:, 3]), words, sides=sides, span=(-2, 2))
     ]
 
 
@@ -73,16 +74,12 @@ def residual_most(trials: Trials) -> list[Contrast]:
     for part in (MLP, ATT):
         a, b = cases.removing([RES], [RES]), cases.removing([part], [part])
         found.append(
-            cases.between(
-                change, a, b, f"change by RES in From RES less that by {LABELS[part]} in From {LABELS[part]}"
-            )
+            cases.between(change, a, b, f"change by RES in From RES less that by {LABELS[part]} in From {LABELS[part]}")
         )
         both = RES | part
         a, b = cases.removing([both], [RES]), cases.removing([both], [part])
         found.append(
-            cases.between(
-                change, a, b, f"change by RES less that by {LABELS[part]}, both in From {LABELS[both]}"
-            )
+            cases.between(change, a, b, f"change by RES less that by {LABELS[part]}, both in From {LABELS[both]}")
         )
     return found
 
@@ -96,9 +93,7 @@ def fig7_positive(trials: Trials) -> list[Contrast]:
     where = cases.swept(1, np.inf)
     grown = -trials["change"]
     a, b = (where & np.isin(cases.group, groups) for groups in (WITH_RES, SINGLES))
-    words = (
-        "growth of the target at r > 1 where RES stands with a module, less that in groups of one predecessor"
-    )
+    words = "growth of the target at r > 1 where RES stands with a module, less that in groups of one predecessor"
     return [cases.between(grown, a, b, words)]
 
 
@@ -111,10 +106,7 @@ def fig7_negative(trials: Trials) -> list[Contrast]:
     others = [g for g in range(1, 8) if g != RES and (where & (cases.group == g)).any()]
     return [
         cases.between(
-            change,
-            a,
-            where & (cases.group == g),
-            f"change at r < 1 in From RES less that in From {LABELS[g]}",
+            change, a, where & (cases.group == g), f"change at r < 1 in From RES less that in From {LABELS[g]}"
         )
         for g in others
     ]
@@ -131,11 +123,14 @@ def fig7_loss(trials: Trials) -> list[Contrast]:
     b = cases.removing([RES])
     return [
         cases.between(
-            loss, cases.removing([g]), b, f"relative loss change at r = 0 in From {LABELS[g]} less that in From RES",
+            loss,
+            cases.removing([g]),
+            b,
+            f"relative loss change at r = 0 in From {LABELS[g]} less that in From RES",
             unit=Unit.NUMBER,
         )
         for g in (RES | MLP, RES | MLP | ATT)
-    ]  # fmt: skip
+    ]
 
 
 def fig7_bent(trials: Trials) -> list[Contrast]:
@@ -147,11 +142,7 @@ def fig7_bent(trials: Trials) -> list[Contrast]:
     change = np.where(r == 0.5, 2 * trials["change"], trials["change"])
     every = list(range(1, 8))
     words = "change at r = 0 less twice that at r = 0.5"
-    return [
-        cases.between(
-            change, cases.removing(every), half, words, rule=Rule(Kind.APART, 0.02), unit=Unit.NUMBER
-        )
-    ]
+    return [cases.between(change, cases.removing(every), half, words, rule=Rule(Kind.APART, 0.02), unit=Unit.NUMBER)]
 
 
 # --- figure 8 ---------------------------------------------------------------------------------------------------------
@@ -162,11 +153,13 @@ def fig8_alone(trials: Trials) -> list[Contrast]:
     cases, change = Cases(trials), trials["change"]
     return [
         cases.between(
-            change, cases.removing([part], [part]), cases.removing([g for g in COMBINED if g & part], [part]),
+            change,
+            cases.removing([part], [part]),
+            cases.removing([g for g in COMBINED if g & part], [part]),
             f"change by {LABELS[part]} where it is alone less that where others are active",
         )
         for part in SINGLES
-    ]  # fmt: skip
+    ]
 
 
 # --- table 1 ----------------------------------------------------------------------------------------------------------
@@ -176,9 +169,7 @@ def table1_alike(trials: Trials) -> list[Contrast]:
     """Cosine and Pearson silence about as many of the targets that either puts into a group of one predecessor."""
     named(trials, PEARSON)
     single = [LABELS[part] for part in SINGLES]
-    scope = np.isin(trials.groups(TOP_1).astype(str), single) | np.isin(
-        trials.groups(PEARSON).astype(str), single
-    )
+    scope = np.isin(trials.groups(TOP_1).astype(str), single) | np.isin(trials.groups(PEARSON).astype(str), single)
     return [paired(trials, TOP_1, PEARSON, scope=scope, rule=Rule(Kind.WITHIN, CLOSE))]
 
 
@@ -201,9 +192,7 @@ def fig15_more(trials: Trials) -> list[Contrast]:
         own = [np.isin(group, labels).astype(np.float64) for group in groups]
         columns = [trials.by_text(v, where) for v in (*own, np.ones(len(where)))]
         tally = Tally(np.stack(columns, -1), trials.texts.datasets)
-        estimate = tally.told(
-            lambda x: (x[:, 1] - x[:, 0]) / x[:, 2], n=len(where), span=GAP, sizes=tally.sums[:, 2]
-        )
+        estimate = tally.told(lambda x: (x[:, 1] - x[:, 0]) / x[:, 2], n=len(where), span=GAP, sizes=tally.sums[:, 2])
         beside = f"{percent(float(own[1].mean()))} against {percent(float(own[0].mean()))}"
         found.append(Contrast(f"{what} by top-5 less those by top-1", estimate, ABOVE_0, beside=beside))
     return found
@@ -215,12 +204,15 @@ def fig15_equal(trials: Trials) -> list[Contrast]:
     orphan = ((gone == 0) & (trials.origins("new_group") == 0)).astype(np.float64)
     return [
         cases.mean(
-            gone - orphan, cases.removing([g], [RES]),
+            gone - orphan,
+            cases.removing([g], [RES]),
             f"targets silenced less targets left without a predecessor, RES removed in From {LABELS[g]}",
-            rule=Rule(Kind.WITHIN, ALIKE), unit=Unit.POINTS, span=GAP,
+            rule=Rule(Kind.WITHIN, ALIKE),
+            unit=Unit.POINTS,
+            span=GAP,
         )
         for g in (RES | MLP, RES | ATT)
-    ]  # fmt: skip
+    ]
 
 
 def fig15_full(trials: Trials) -> list[Contrast]:
@@ -244,9 +236,7 @@ def fig15_new(trials: Trials) -> list[Contrast]:
     cases, group = Cases(trials), trials.origins("group")
     fresh = (trials["deactivated"] == 0) & ((trials.origins("new_group") & ~group) > 0)
     words = "trials after which a part has an active predecessor that had none"
-    return [
-        cases.mean(fresh.astype(np.float64), cases.of & trials.removing, words, rule=Rule(Kind.BELOW, 0.1))
-    ]
+    return [cases.mean(fresh.astype(np.float64), cases.of & trials.removing, words, rule=Rule(Kind.BELOW, 0.1))]
 
 
 def missed(trials: Trials) -> list[Contrast]:
@@ -257,11 +247,13 @@ def missed(trials: Trials) -> list[Contrast]:
     stay = first.named & (first.deactivated == 0)
     estimates = [
         mean_estimates(
-            trials.by_text(result.deactivated, where)[:, None], trials.by_text(np.ones(len(where)), where)[:, None],
-            trials.texts.datasets, span=RATE,
+            trials.by_text(result.deactivated, where)[:, None],
+            trials.by_text(np.ones(len(where)), where)[:, None],
+            trials.texts.datasets,
+            span=RATE,
         )[0]
         for result in (other, beside)
         if (where := stay & np.isfinite(result.deactivated)) is not None
-    ]  # fmt: skip
+    ]
     words = "targets that their predecessors do not silence and another single active feature does"
     return [Contrast(words, estimates[0], Rule(Kind.ABOVE, 0.05), Unit.SHARE, estimates[1])]

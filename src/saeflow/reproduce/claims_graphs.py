@@ -41,13 +41,7 @@ def table5_nodes(run: GraphsRun) -> list[Contrast]:
     found = exact(float(of - agree), of)
     beside = f"{agree} of {of} agree"
     return [
-        Contrast(
-            "features of Table 5 that the grown graph does not have",
-            found,
-            NONE_AMISS,
-            Unit.COUNT,
-            beside=beside,
-        )
+        Contrast("features of Table 5 that the grown graph does not have", found, NONE_AMISS, Unit.COUNT, beside=beside)
     ]
 
 
@@ -88,9 +82,12 @@ def table5_between(run: GraphsRun) -> list[Contrast]:
     gaps = [
         (node.scores.res - node.scores.mlp, node.feature)
         for node in graph.nodes
-        if node.feature.part is Part.RES and 8 <= node.feature.layer <= 16
-        and node.scores and node.scores.res is not None and node.scores.mlp is not None
-    ]  # fmt: skip
+        if node.feature.part is Part.RES
+        and 8 <= node.feature.layer <= 16
+        and node.scores
+        and node.scores.res is not None
+        and node.scores.mlp is not None
+    ]
     if not gaps:
         raise NotMeasured("The graph has no scores at layers 8 to 16.")
     least, feature = min(gaps)
@@ -103,8 +100,4 @@ def fig20_shows(run: GraphsRun) -> list[Contrast]:
     there = {node.feature for node in _graph(run, LONDON).nodes}
     missing = [name for name in SHOWS if FeatureId.parse(name) not in there]
     words = f"of {' and '.join(SHOWS)}, features that the graph does not have"
-    return [
-        Contrast(
-            words, exact(float(len(missing)), len(SHOWS)), NONE_AMISS, Unit.COUNT, beside=", ".join(missing)
-        )
-    ]
+    return [Contrast(words, exact(float(len(missing)), len(SHOWS)), NONE_AMISS, Unit.COUNT, beside=", ".join(missing))]

@@ -11,16 +11,7 @@ from saeflow.experiments.sampling import PYTHON
 from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
 from saeflow.experiments.tables import LABELS
 from saeflow.ids import Part
-from saeflow.reproduce.claims_origins import (
-    ATT,
-    BLOCKS,
-    COSINE,
-    PEARSON,
-    RES,
-    WITH_ATT,
-    groups_of,
-    percent,
-)
+from saeflow.reproduce.claims_origins import ATT, BLOCKS, COSINE, PEARSON, RES, WITH_ATT, groups_of, percent
 from saeflow.reproduce.evidence import OriginsRun
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 
@@ -83,9 +74,7 @@ def fig13_nowhere(run: OriginsRun) -> list[Contrast]:
     into_each = tally.now(into)
     other = 1 + int(np.nan_to_num(into_each[1:]).argmax())
     beside = f"nowhere {percent(into_each[0])}, {LABELS[other]} {percent(into_each[other])}"
-    found = tally.told(
-        lambda x: into(x)[:, 0] - into(x)[:, 1:].max(-1), n=float(tally.sums[..., 8].sum()), span=GAP
-    )
+    found = tally.told(lambda x: into(x)[:, 0] - into(x)[:, 1:].max(-1), n=float(tally.sums[..., 8].sum()), span=GAP)
     words = "mean probability to go to nowhere less that to the next likely group"
     return [Contrast(words, found, ABOVE_0, beside=beside)]
 
@@ -124,9 +113,7 @@ class Methods:
         self.datasets, self.new = seen.datasets, run.new_to_pearson
         shape = (len(seen.texts.number), len(seen.datasets) * 8)
         columns = [
-            by_text(
-                seen.cluster, seen.dataset * 8 + groups_of(run, method), np.ones(len(seen.feature)), shape
-            )
+            by_text(seen.cluster, seen.dataset * 8 + groups_of(run, method), np.ones(len(seen.feature)), shape)
             for method in (COSINE, PEARSON)
         ]
         sums = np.stack(columns, 1).reshape(shape[0], 2, -1, 8)
@@ -153,9 +140,7 @@ class Methods:
 
         cosine, pearson = self.tally.now(share).tolist()
         sizes = self.tally.sums[:, 0, places].sum((1, 2))
-        found = self.tally.told(
-            lambda x: share(x)[:, 1] - share(x)[:, 0], n=float(sizes.sum()), span=GAP, sizes=sizes
-        )
+        found = self.tally.told(lambda x: share(x)[:, 1] - share(x)[:, 0], n=float(sizes.sum()), span=GAP, sizes=sizes)
         where = ", ".join(self.datasets[place] for place in places)
         words = f"{what} by Pearson less that by cosine, on {where}"
         return Contrast(words, found, rule, beside=f"{percent(pearson)} against {percent(cosine)}")
@@ -232,9 +217,11 @@ def fig18_agreement(run: OriginsRun) -> list[Contrast]:
             continue
         sides = [float(sums[:, p, 0].sum() / sums[:, p, 1].sum()) for p in (res, at)]
         estimate = tally.told(
-            lambda x, at=at: x[:, res, 0] / x[:, res, 1] - x[:, at, 0] / x[:, at, 1], n=sums[:, at, 1].sum(), span=GAP,
+            lambda x, at=at: x[:, res, 0] / x[:, res, 1] - x[:, at, 0] / x[:, at, 1],
+            n=sums[:, at, 1].sum(),
+            span=GAP,
             sizes=sums[:, [res, at], 1],
-        )  # fmt: skip
+        )
         words = f"features for which both methods name the same RES predecessor, less the same {part.name} predecessor"
         found.append(Contrast(words, estimate, ABOVE_0, beside=" against ".join(map(percent, sides))))
     if not found:

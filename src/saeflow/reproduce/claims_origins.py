@@ -54,12 +54,8 @@ class Shares:
         self.layers = seen.layers
         self.datasets = seen.datasets
         shape = (len(self.layers), len(seen.datasets), 8)
-        code = (np.searchsorted(self.layers, seen.layer) * shape[1] + seen.dataset) * 8 + groups_of(
-            run, method
-        )
-        counts = by_text(
-            seen.cluster, code, np.ones(len(code)), (len(seen.texts.number), int(np.prod(shape)))
-        )
+        code = (np.searchsorted(self.layers, seen.layer) * shape[1] + seen.dataset) * 8 + groups_of(run, method)
+        counts = by_text(seen.cluster, code, np.ones(len(code)), (len(seen.texts.number), int(np.prod(shape))))
         self.tally = Tally(counts.reshape(-1, *shape), seen.texts.datasets)
         self.n = len(seen.feature)
 
@@ -77,11 +73,7 @@ class Shares:
     def parts(self) -> tuple[list[int], list[int], list[int]]:
         """Places of the first, the middle and the last part."""
         first, middle, last = thirds(max(self.layers) + 1)
-        return (
-            self.places(first, "first part"),
-            self.places(middle, "middle part"),
-            self.places(last, "last part"),
-        )
+        return (self.places(first, "first part"), self.places(middle, "middle part"), self.places(last, "last part"))
 
     def now(self, places: Sequence[int], groups: Sequence[int]) -> float:
         """Mean over layers of the share of some groups, in the data themselves."""
@@ -120,16 +112,12 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def between_parts(
-    run: OriginsRun, groups: Sequence[int], a: int, b: int, rule: Rule, what: str
-) -> list[Contrast]:
+def between_parts(run: OriginsRun, groups: Sequence[int], a: int, b: int, rule: Rule, what: str) -> list[Contrast]:
     """The share of some groups in one part of the model less that in another."""
     shares = Shares(run, COSINE)
     parts = shares.parts()
     one, two = parts[a], parts[b]
-    found = shares.tally.told(
-        lambda x: mean_share(x, one, groups) - mean_share(x, two, groups), n=shares.n, span=GAP
-    )
+    found = shares.tally.told(lambda x: mean_share(x, one, groups) - mean_share(x, two, groups), n=shares.n, span=GAP)
     sides = [f"{percent(shares.now(p, groups))} in {shares.named(p)}" for p in (one, two)]
     words = f"share of {what} in {shares.named(one)} less that in {shares.named(two)}"
     return [Contrast(words, found, rule, beside=" against ".join(sides))]
@@ -185,9 +173,7 @@ def fig5_uncertain_early(run: OriginsRun) -> list[Contrast]:
     shares = Shares(run, COSINE)
     first, (_, middle, last) = _early(shares), shares.parts()
     rest = middle + last
-    found = shares.tally.told(
-        lambda x: mean_share(x, first, [0]) - mean_share(x, rest, [0]), n=shares.n, span=GAP
-    )
+    found = shares.tally.told(lambda x: mean_share(x, first, [0]) - mean_share(x, rest, [0]), n=shares.n, span=GAP)
     beside = " against ".join(percent(shares.now(p, [0])) for p in (first, rest))
     words = f"share of nowhere in {shares.named(first)} less that in {shares.named(rest)}"
     return [Contrast(words, found, ABOVE_0, beside=beside)]
@@ -229,9 +215,7 @@ def fig5_datasets(run: OriginsRun) -> list[Contrast]:
         return known_mean(np.stack(each, -1), (1, 2))
 
     found = shares.tally.told(lambda x: apart(x, last) - apart(x, first + middle), n=shares.n, span=GAP)
-    words = (
-        f"distance between two data sets in {shares.named(last)} less that in {shares.named(first + middle)}"
-    )
+    words = f"distance between two data sets in {shares.named(last)} less that in {shares.named(first + middle)}"
     return [Contrast(words, found, ABOVE_0)]
 
 
@@ -253,9 +237,7 @@ def fig12_nowhere(run: OriginsRun) -> list[Contrast]:
     shares, told = every_layer(run, COSINE, lambda p: p[:, 0] - p[:, 1:].max(-1))
     total = shares.tally.sums.sum((0, 1, 2))
     other = 1 + int(total[1:].argmax())
-    beside = (
-        f"nowhere {percent(total[0] / total.sum())}, {LABELS[other]} {percent(total[other] / total.sum())}"
-    )
+    beside = f"nowhere {percent(total[0] / total.sum())}, {LABELS[other]} {percent(total[other] / total.sum())}"
     found = shares.tally.told(told, n=shares.n, span=GAP)
     return [Contrast("share of nowhere less that of the largest other group", found, ABOVE_0, beside=beside)]
 

@@ -11,16 +11,7 @@ import numpy as np
 from saeflow.experiments.observations import is_on
 from saeflow.experiments.origins_tables import ALPHA, FEWEST_TESTED
 from saeflow.experiments.records import PARTS, Origin
-from saeflow.experiments.statistics import (
-    GAP,
-    RATE,
-    Estimate,
-    Tally,
-    by_text,
-    known_mean,
-    mann_whitney,
-    ratio,
-)
+from saeflow.experiments.statistics import GAP, RATE, Estimate, Tally, by_text, known_mean, mann_whitney, ratio
 from saeflow.experiments.tables import LABELS
 from saeflow.ids import Part
 from saeflow.reproduce.claims_origins import ATT, COSINE, MLP, RES, groups_of, percent
@@ -96,9 +87,7 @@ def fig3_proxy(run: OriginsRun) -> list[Contrast]:
         layer = np.searchsorted(seen.layers, seen.layer[known])
         shape = (len(seen.layers), 2, BINS)
         code = (layer * 2 + on) * BINS + bins
-        sums = by_text(
-            seen.cluster[known], code, np.ones(len(code)), (len(seen.texts.number), int(np.prod(shape)))
-        )
+        sums = by_text(seen.cluster[known], code, np.ones(len(code)), (len(seen.texts.number), int(np.prod(shape))))
         tally = Tally(sums.reshape(-1, *shape), seen.texts.datasets)
         estimate = tally.told(auc, n=float(known.sum()), span=RATE)
         words = f"area under the curve of {SCORE[part]} for an active {part.name} predecessor"
@@ -178,17 +167,8 @@ def fig4_active_in_one(run: OriginsRun) -> list[Contrast]:
         for n, what in ((2, "in both"), (0, "in neither")):
             masks = [((n_on == k)[:, None] & score) for k in (1, n)]
             tally, size, beside = rate_between(passed, *masks)
-            words = (
-                f"tests passed on {SCORE[part]} where {part.name} is active in one group, less where {what}"
-            )
-            found.append(
-                Contrast(
-                    words,
-                    _gap(tally, size),
-                    ABOVE_0,
-                    beside=beside,
-                )
-            )
+            words = f"tests passed on {SCORE[part]} where {part.name} is active in one group, less where {what}"
+            found.append(Contrast(words, _gap(tally, size), ABOVE_0, beside=beside))
     return found
 
 

@@ -51,9 +51,14 @@ def by_value(cells: Cells, theme: str, direction: Direction, method: str) -> dic
 
 
 def over_themes(
-    cells: Cells, each: Mapping[str, np.ndarray], words: str, rule: Rule = ABOVE_0, unit: Unit = Unit.NUMBER, *,
+    cells: Cells,
+    each: Mapping[str, np.ndarray],
+    words: str,
+    rule: Rule = ABOVE_0,
+    unit: Unit = Unit.NUMBER,
+    *,
     control: Mapping[str, np.ndarray] | None = None,
-) -> Contrast:  # fmt: skip
+) -> Contrast:
     """The mean over themes of one number a sample, and in how many themes its own interval is on either side of 0.
 
     Raises:
@@ -145,11 +150,7 @@ def fig9_stronger(run: SteeringRun) -> list[Contrast]:
         scores = list(by_value(run.grid, theme, SUPPRESS, SINGLE).values())
         if len(scores) > 1:
             each[theme] = scores[-1] - scores[0]
-    return [
-        over_themes(
-            run.grid, each, "score of the best single layer at the strongest r less that at the weakest"
-        )
-    ]
+    return [over_themes(run.grid, each, "score of the best single layer at the strongest r less that at the weakest")]
 
 
 # --- figure 10: suppression by strength -------------------------------------------------------------------------------
@@ -193,9 +194,7 @@ def fig10_steady(run: SteeringRun) -> list[Contrast]:
         blocks = [
             np.stack([list(by_value(grid, theme, SUPPRESS, m).values()) for m in (other, CUMULATIVE)])
             for theme in themes(grid, SUPPRESS)
-            if len(by_value(grid, theme, SUPPRESS, other))
-            == len(by_value(grid, theme, SUPPRESS, CUMULATIVE))
-            > 1
+            if len(by_value(grid, theme, SUPPRESS, other)) == len(by_value(grid, theme, SUPPRESS, CUMULATIVE)) > 1
         ]
         if not blocks:
             raise NotMeasured(f"{other} and cumulative were not both run at several r.")
@@ -236,8 +235,6 @@ def fig10_small(run: SteeringRun) -> list[Contrast]:
             if all(sides):
                 each[theme] = grid.crossfit(sides[0]) - grid.crossfit(sides[1])
         if len(each) == len(themes(grid, SUPPRESS)):
-            words = (
-                f"score of cumulative less that of single, both within {100 * limit:.0f} % of the hidden norm"
-            )
+            words = f"score of cumulative less that of single, both within {100 * limit:.0f} % of the hidden norm"
             return [over_themes(grid, each, words)]
     raise NotMeasured("There is no limit on the change under which every theme has both methods.")

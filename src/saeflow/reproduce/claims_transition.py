@@ -51,18 +51,14 @@ def variance(x: np.ndarray) -> np.ndarray:
 def difference(run: TransitionRun, a: str, b: str, rule: Rule = ABOVE_0) -> Contrast:
     """Explained variance of map a less that of map b."""
     tally, n = explained(run, [a, b])
-    if np.array_equal(
-        tally.sums[..., 0], tally.sums[..., 1]
-    ):  # one map by two names: no text could tell them apart
+    if np.array_equal(tally.sums[..., 0], tally.sums[..., 1]):  # one map by two names: no text could tell them apart
         found = Estimate(0.0, 0.0, 0.0, n)
     else:
         found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1], n=n)
     one, two = tally.now(variance).tolist()
     told = [named.told if (named := VariantName.of(name)) else name for name in (a, b)]
     words = f"explained variance of {told[0]} less that of {told[1]}"
-    return Contrast(
-        words, found, rule, Unit.NUMBER, beside=f"{one:.3f} against {two:.3f}".replace("-", MINUS)
-    )
+    return Contrast(words, found, rule, Unit.NUMBER, beside=f"{one:.3f} against {two:.3f}".replace("-", MINUS))
 
 
 def fig23_cosine(run: TransitionRun) -> list[Contrast]:
@@ -78,9 +74,7 @@ def fig23_use(run: TransitionRun) -> list[Contrast]:
 def fig23_find(run: TransitionRun) -> list[Contrast]:
     """Folding has almost no effect on finding permutations."""
     rule = Rule(Kind.WITHIN, SLIGHT)
-    return [
-        difference(run, f"{name}/1/binary/FOLDED/RAW", f"{name}/1/binary/RAW/RAW", rule) for name in PLAIN
-    ]
+    return [difference(run, f"{name}/1/binary/FOLDED/RAW", f"{name}/1/binary/RAW/RAW", rule) for name in PLAIN]
 
 
 def fig23_bias(run: TransitionRun) -> list[Contrast]:
@@ -97,10 +91,12 @@ def fig24_top_2(run: TransitionRun) -> list[Contrast]:
 def fig24_cosine(run: TransitionRun) -> list[Contrast]:
     """The best cosine explains more than every other map from the weights."""
     others = [
-        name for name in run.names
-        if (named := VariantName.of(name)) and not named.is_cosine
+        name
+        for name in run.names
+        if (named := VariantName.of(name))
+        and not named.is_cosine
         and np.isfinite(run.missed[:, :, run.names.index(name)]).all()
-    ]  # fmt: skip
+    ]
     if not others:
         raise NotMeasured("No other map from the weights was measured.")
     tally, n = explained(run, [COSINE, *others])

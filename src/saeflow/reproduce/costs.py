@@ -123,9 +123,7 @@ class Costs:
         disk = sum(16.0 * 5 * self.sizes[site].n_features for pair in pairs for site in pair)
         seconds = 0.0 if self._has_atlas else self._products(pairs) * BOTH_WAYS
         nulls = self._products(pairs) * 2 if calibrated else 0.0
-        return Cost(
-            seconds + nulls, BASE + sum(largest[:4]) + self._projecting, 0.0 if self._has_atlas else disk
-        )
+        return Cost(seconds + nulls, BASE + sum(largest[:4]) + self._projecting, 0.0 if self._has_atlas else disk)
 
     def _graphs(self) -> Cost:
         rows = 4.0 * max(s.n_features * s.d_in for s in self.sizes.values())
@@ -164,10 +162,13 @@ class Costs:
     def _steering(self, table: Any) -> Cost:
         plain = Grid()
         grid = Grid(
-            tuple(table.get("s", plain.activate)), tuple(table.get("r", plain.suppress)),
-            tuple(table["layers"]) if "layers" in table else None, tuple(table.get("methods", ())),
-            table.get("samples", plain.samples), table.get("confirm", plain.confirm),
-        )  # fmt: skip
+            tuple(table.get("s", plain.activate)),
+            tuple(table.get("r", plain.suppress)),
+            tuple(table["layers"]) if "layers" in table else None,
+            tuple(table.get("methods", ())),
+            table.get("samples", plain.samples),
+            table.get("confirm", plain.confirm),
+        )
         written, texts = 0.0, 0
         wanted = {Direction(one) for one in table.get("directions", tuple(Direction))}
         for theme in find_themes(table.get("themes", ()), self.recipe.release):
@@ -191,17 +192,13 @@ class Costs:
 
     def _transition(self, table: Any) -> Cost:
         size = TransitionSize()
-        layers = table.get("layers") or [
-            layer for layer in self._layers({}, 0) if layer + 1 in self._layers({}, 0)
-        ]
+        layers = table.get("layers") or [layer for layer in self._layers({}, 0) if layer + 1 in self._layers({}, 0)]
         tokens = table.get("tokens", size.tokens) + table.get("fit_tokens", size.fit_tokens)
         seconds, most = tokens * self._pass(1) * (1 + 0.5 * len(layers)), 0.0
         for layer in layers:
             n, d = self._rows(Site(layer, Part.RES))
             # two regressions of n features on d_model, T of every kind, and what each predicts
-            seconds += (
-                2 * n**3 / 3 + tokens * 2.0 * n * self.active + MAPS * 2.0 * n * n * d
-            ) / self.speeds.products
+            seconds += (2 * n**3 / 3 + tokens * 2.0 * n * self.active + MAPS * 2.0 * n * n * d) / self.speeds.products
             most = max(most, 12.0 * n * n)
         lost = table.get("loss_texts", size.loss_texts) * self._n_datasets(Stage.TRANSITION) * len(layers)
         seconds += lost * MAPS * self._pass(table.get("max_length", size.max_length)) / 2
@@ -246,10 +243,7 @@ class Costs:
     def _products(self, pairs: Sequence[tuple[Site, Site]]) -> float:
         """Seconds of the bare products of all pairs."""
         flops = sum(
-            2.0
-            * self.sizes[a].n_features
-            * self.sizes[b].n_features
-            * max(self.sizes[a].d_in, self.shape.d_model)
+            2.0 * self.sizes[a].n_features * self.sizes[b].n_features * max(self.sizes[a].d_in, self.shape.d_model)
             for a, b in pairs
         )
         return flops / self.speeds.products

@@ -102,9 +102,7 @@ class GraphsRun:
 class Evidence:
     """Everything a reproduction measured, stage by stage."""
 
-    def __init__(
-        self, out: Path | None = None, *, why: Mapping[str, str] | None = None, **runs: object
-    ) -> None:
+    def __init__(self, out: Path | None = None, *, why: Mapping[str, str] | None = None, **runs: object) -> None:
         """From a folder, or from runs already in hand by stage (`origins=OriginsRun(…)`).
 
         Args:
@@ -207,9 +205,7 @@ def _transition(results: Results) -> TransitionRun:
     names = tuple(dict.fromkeys(name for row in rows for name in row["missed"]))
     place = {name: number for number, name in enumerate(names)}
     shape = len(texts.number), len(pairs)
-    run = TransitionRun(
-        names, np.zeros((*shape, len(names))), np.zeros(shape), np.zeros(shape), texts.datasets
-    )
+    run = TransitionRun(names, np.zeros((*shape, len(names))), np.zeros(shape), np.zeros(shape), texts.datasets)
     there = np.zeros((len(pairs), len(names)), dtype=bool)
     for text, row in zip(at.tolist(), rows, strict=True):
         pair = pairs.index(row["pair"])

@@ -33,9 +33,7 @@ WHOLE = Thresholds(res=0.0, mlp=0.25, att=0.25)
 """Of the graphs of appendix E: through the whole depth, modules from 0.25 on."""
 
 
-def make_graphs(
-    recipe: Recipe, out: Path, *, device: str = "cpu", only: frozenset[str] = frozenset()
-) -> Path:
+def make_graphs(recipe: Recipe, out: Path, *, device: str = "cpu", only: frozenset[str] = frozenset()) -> Path:
     """Grow the graphs of a recipe, compare those that were published, and write both.
 
     Args:
@@ -54,9 +52,7 @@ def make_graphs(
     size = recipe.sizes[Stage.GRAPHS]
     if told := size.get("published", ""):
         published = published_graph(recipe.release, FeatureId.parse(told))
-        grown = trace(
-            published.seed, _matches(recipe, published, only, device), thresholds=published.thresholds
-        )
+        grown = trace(published.seed, _matches(recipe, published, only, device), thresholds=published.thresholds)
         accepted = acceptance(compare(grown, published), grown)
         write_atomic(out / ACCEPTANCE, (json.dumps(accepted, indent=1) + "\n").encode())
         _save(grown, words_for(recipe.release), out)
@@ -78,25 +74,35 @@ def acceptance(compared: Comparison, grown: FlowGraph) -> dict[str, Any]:
     told = compared.published
     rows = [
         {
-            "layer": site.site.layer, "part": site.site.part.value,
-            "paper": _index(site.published), "found": _index(site.found),
+            "layer": site.site.layer,
+            "part": site.site.part.value,
+            "paper": _index(site.published),
+            "found": _index(site.found),
             "score": _reached(grown, site.found[0]) if site.found else None,
             "same": site.agrees,
         }
         for site in compared.sites
-    ]  # fmt: skip
+    ]
     pairs = [
         {
-            "feature": str(score.published.child), "parent": str(score.published.parent),
-            "part": score.published.parent.part.value, "paper": score.published.score, "found": score.found,
+            "feature": str(score.published.child),
+            "parent": str(score.published.parent),
+            "part": score.published.parent.part.value,
+            "paper": score.published.score,
+            "found": score.found,
             "same": score.agrees,
         }
         for score in compared.scores
-    ]  # fmt: skip
+    ]
     return {
-        "seed": str(told.seed), "source": told.source, "sentence": compared.sentence, "rows": rows, "pairs": pairs,
-        "agree": compared.n_same, "of": len(told.nodes),
-    }  # fmt: skip
+        "seed": str(told.seed),
+        "source": told.source,
+        "sentence": compared.sentence,
+        "rows": rows,
+        "pairs": pairs,
+        "agree": compared.n_same,
+        "of": len(told.nodes),
+    }
 
 
 def _matches(recipe: Recipe, published: PublishedGraph, only: frozenset[str], device: str) -> Matches:

@@ -17,9 +17,12 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
         Nothing.
     """
     return {
-        "cpu": _processor(), "cores": cores(), "memory_gb": round(memory() / 1e9, 1), "gpu": _gpu(device),
+        "cpu": _processor(),
+        "cores": cores(),
+        "memory_gb": round(memory() / 1e9, 1),
+        "gpu": _gpu(device),
         "system": platform.platform(),
-    }  # fmt: skip
+    }
 
 
 def cores() -> int:

@@ -89,17 +89,13 @@ def active_features(dictionaries: DictionarySet, model: LanguageModel, texts: Se
     """
     layers = sorted(site for site in dictionaries.sites if site.part is Part.RES)
     if not layers or not texts:
-        raise InvalidArgument(
-            f"{len(layers)} residual dictionaries and {len(texts)} texts. Give one of each, or more."
-        )
+        raise InvalidArgument(f"{len(layers)} residual dictionaries and {len(texts)} texts. Give one of each, or more.")
     counts: list[float] = []
     for site in dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])):
         dictionary = dictionaries[site]
         for text in texts:
             tokens = model.tokenize([text], max_length=PASS_TOKENS)
-            held = model.capture(tokens, [dictionary.place])[dictionary.place][
-                0, 1:
-            ]  # the first has many of its own
+            held = model.capture(tokens, [dictionary.place])[dictionary.place][0, 1:]  # the first has many of its own
             counts += (dictionary.encode(held) > 0).sum(-1).tolist()
     return statistics.fmean(counts)
 

@@ -115,15 +115,30 @@ def page_html(material: Material) -> str:
     counts = {o: sum(v.outcome is o for v in material.verdicts.values()) for o in Outcome}
     groups = {"Hardware": "hardware", "Versions": "versions", "Revisions": "revisions", "Sizes": "arguments"}
     return document(
-        "reproduction.html.j2", f"The paper on {record.words('release') or 'a release'}", styles=STYLES,
-        more_style=stylesheet(), scripts=("results.js", "reproduce.js"), kind="results reproduction",
-        in_words=in_words(material.verdicts), notices=[*_notices(record)], note=" ".join(record.words("note").split()),
-        facts=[*_facts(record)], entries=[_entry(item, material) for item in items()], claims=material.claims,
-        verdicts=material.verdicts, names={item.id: item.name for item in items()}, counts=counts,
-        bars=[*_bars(counts)], stages=record.stages, took=_took(record),
+        "reproduction.html.j2",
+        f"The paper on {record.words('release') or 'a release'}",
+        styles=STYLES,
+        more_style=stylesheet(),
+        scripts=("results.js", "reproduce.js"),
+        kind="results reproduction",
+        in_words=in_words(material.verdicts),
+        notices=[*_notices(record)],
+        note=" ".join(record.words("note").split()),
+        facts=[*_facts(record)],
+        entries=[_entry(item, material) for item in items()],
+        claims=material.claims,
+        verdicts=material.verdicts,
+        names={item.id: item.name for item in items()},
+        counts=counts,
+        bars=[*_bars(counts)],
+        stages=record.stages,
+        took=_took(record),
         groups=[(name, record.group(key)) for name, key in groups.items()],
-        interval=interval, told=told, verdict_sentence=verdict_sentence, strip_of=strip_of,
-    )  # fmt: skip
+        interval=interval,
+        told=told,
+        verdict_sentence=verdict_sentence,
+        strip_of=strip_of,
+    )
 
 
 def read_tables(out: Path, stages: Sequence[str]) -> dict[str, dict[str, SummaryTable]]:
@@ -315,11 +330,7 @@ def _compared(acceptance: Mapping[str, Any] | None) -> dict[str, Any] | None:
             site = cast("dict[str, Any]", row)
             score = site.get("score")
             shown = f"{score:.3f}" if isinstance(score, int | float) else ""
-            cells = (
-                f"{site.get('layer')}/{site.get('part')}",
-                _index(site.get("paper")),
-                _index(site.get("found")),
-            )
+            cells = (f"{site.get('layer')}/{site.get('part')}", _index(site.get("paper")), _index(site.get("found")))
             found.append((site.get("same") is True, (*cells, shown)))
     said = f"{acceptance.get('agree')} of {acceptance.get('of')} features agree."
     return {"said": said, "rows": found}

@@ -117,34 +117,49 @@ class Plan:
         """A row for each stage, for a terminal."""
         return [
             {
-                "stage": one.stage.value, "time": "done" if one.done else told_time(one.cost.seconds),
-                "fetch GB": f"{one.download / GB:.1f}", "memory GB": f"{one.cost.memory / GB:.1f}",
-                "disk GB": f"{(one.download + one.cost.disk) / GB:.2f}", "judge": f"{one.cost.requests:,}",
+                "stage": one.stage.value,
+                "time": "done" if one.done else told_time(one.cost.seconds),
+                "fetch GB": f"{one.download / GB:.1f}",
+                "memory GB": f"{one.cost.memory / GB:.1f}",
+                "disk GB": f"{(one.download + one.cost.disk) / GB:.2f}",
+                "judge": f"{one.cost.requests:,}",
                 "answers": short(one.items),
             }
             for one in self.stages
-        ]  # fmt: skip
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: bytes and seconds."""
         return {
-            "recipe": self.recipe.name, "folder": str(self.folder), "seconds": round(self.seconds, 1),
-            "download": round(self.download), "memory": round(self.memory), "disk": round(self.disk),
+            "recipe": self.recipe.name,
+            "folder": str(self.folder),
+            "seconds": round(self.seconds, 1),
+            "download": round(self.download),
+            "memory": round(self.memory),
+            "disk": round(self.disk),
             "judge_requests": self.requests,
             "measured": {
-                "products": self.speeds.products, "tokens_a_second": self.speeds.passes, "small": self.speeds.small,
-                "threads": self.speeds.threads, "device": self.speeds.device,
+                "products": self.speeds.products,
+                "tokens_a_second": self.speeds.passes,
+                "small": self.speeds.small,
+                "threads": self.speeds.threads,
+                "device": self.speeds.device,
             },
             "stages": [
                 {
-                    "name": one.stage.value, "items": list(one.items), "done": one.done,
-                    "seconds": round(one.cost.seconds, 1), "download": round(one.download),
-                    "memory": round(one.cost.memory), "disk": round(one.cost.disk), "judge_requests": one.cost.requests,
+                    "name": one.stage.value,
+                    "items": list(one.items),
+                    "done": one.done,
+                    "seconds": round(one.cost.seconds, 1),
+                    "download": round(one.download),
+                    "memory": round(one.cost.memory),
+                    "disk": round(one.cost.disk),
+                    "judge_requests": one.cost.requests,
                 }
                 for one in self.stages
             ],
             "remarks": list(self.remarks),
-        }  # fmt: skip
+        }
 
 
 def make_plan(
@@ -233,12 +248,8 @@ class _Fetching:
             return set(self.entries), set()
         if stage is Stage.TRANSITION:
             wanted = layers | {layer + 1 for layer in layers}
-            return set(), {
-                s for s in self.entries if s.part is Part.RES and (not layers or s.layer in wanted)
-            }
-        around = {
-            one for layer in layers for one in (Site(layer, Part.RES), *Site(layer, Part.RES).predecessors)
-        }
+            return set(), {s for s in self.entries if s.part is Part.RES and (not layers or s.layer in wanted)}
+        around = {one for layer in layers for one in (Site(layer, Part.RES), *Site(layer, Part.RES).predecessors)}
         return set(), {site for site in self.entries if not layers or site in around}
 
     def _part(self, site: Site, *, whole: bool) -> float:
@@ -291,9 +302,7 @@ def _active(recipe: Recipe, device: str) -> float | None:
     named = model_of(recipe)
     if named != "demo" and not is_held(named):
         return None
-    if is_recipe(recipe.release) and any(
-        here(e) is not Here.YES for e in read_recipe(recipe.release).sites.values()
-    ):
+    if is_recipe(recipe.release) and any(here(e) is not Here.YES for e in read_recipe(recipe.release).sites.values()):
         return None
     local = [name for name in expand(recipe.text.get("datasets", ())) if name not in known_datasets()]
     try:
@@ -319,9 +328,7 @@ def _told_active(active: float | None) -> str:
 def _remarks(plan: Plan) -> list[str]:
     recipe, found = plan.recipe, list[str]()
     found.append("Times are of one process and right within a factor of about two.")
-    streamed = {
-        name for one in plan.to_run if one.stage is not Stage.ATLAS for name in _streamed(recipe, one.stage)
-    }
+    streamed = {name for one in plan.to_run if one.stage is not Stage.ATLAS for name in _streamed(recipe, one.stage)}
     if streamed:
         found.append(f"Texts are streamed besides, some megabytes each: {', '.join(sorted(streamed))}.")
     if memory() and plan.memory > memory():

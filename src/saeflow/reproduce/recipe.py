@@ -38,27 +38,46 @@ _PATHS: Final = ("release", "model", "datasets", "fitted", "background", "themes
 _SAMPLED: Final = {"datasets": _NAMES, "layers": _LAYERS, "texts": int, "tokens": int, "max_length": int}
 KEYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "": {
-        "title": str, "release": str, "model": str, "datasets": _NAMES, "seed": int, "note": str,
+        "title": str,
+        "release": str,
+        "model": str,
+        "datasets": _NAMES,
+        "seed": int,
+        "note": str,
         "needs_model_to_match": bool,
     },
     "shape": {"parameters": float, "layers": int, "d_model": int, "vocabulary": int, "value_bytes": int},
     "atlas": {"null": str},
     "graphs": {"seeds": _NAMES, "figures": _NAMES, "published": str, "picks": int, "thresholds": dict},
     "origins": {**_SAMPLED, "methods": _NAMES, "fitted": _NAMES},
-    "deactivation": {
-        **_SAMPLED, "strategies": _NAMES, "fitted": _NAMES, "features": int, "r": _NUMBERS, "loss": int,
-    },
+    "deactivation": {**_SAMPLED, "strategies": _NAMES, "fitted": _NAMES, "features": int, "r": _NUMBERS, "loss": int},
     "steering": {
-        "themes": _NAMES, "directions": _NAMES, "methods": _NAMES, "layers": _LAYERS, "parts": _NAMES,
-        "s": _NUMBERS, "r": _NUMBERS, "samples": int, "confirm": int, "judge": str, "judge_model": str,
-        "background": _NAMES, "batch": int,
+        "themes": _NAMES,
+        "directions": _NAMES,
+        "methods": _NAMES,
+        "layers": _LAYERS,
+        "parts": _NAMES,
+        "s": _NUMBERS,
+        "r": _NUMBERS,
+        "samples": int,
+        "confirm": int,
+        "judge": str,
+        "judge_model": str,
+        "background": _NAMES,
+        "batch": int,
     },
     "transition": {
-        "datasets": _NAMES, "layers": _LAYERS, "max_length": int, "k": (list, (int, str)), "tokens": int,
-        "fit_tokens": int, "loss_texts": int, "memory": float,
+        "datasets": _NAMES,
+        "layers": _LAYERS,
+        "max_length": int,
+        "k": (list, (int, str)),
+        "tokens": int,
+        "fit_tokens": int,
+        "loss_texts": int,
+        "memory": float,
     },
     "unanswered": {},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +225,7 @@ def _beside(folder: Path, told: Table) -> dict[str, Any]:
             return [found(one) for one in value]
         name = folder_and_pattern(str(folder / Path(value).expanduser()))[0]
         known = value == "demo" or is_recipe(value) or value in known_datasets()
-        return (
-            value if known or not Path(name).exists() else str(folder.absolute() / Path(value).expanduser())
-        )
+        return value if known or not Path(name).exists() else str(folder.absolute() / Path(value).expanduser())
 
     return {key: found(value) if key in _PATHS else value for key, value in told.items()}
 
@@ -216,11 +233,7 @@ def _beside(folder: Path, told: Table) -> dict[str, Any]:
 def _shape(path: Path, told: Table) -> Shape:
     try:
         return Shape(
-            float(told["parameters"]),
-            told["layers"],
-            told["d_model"],
-            told["vocabulary"],
-            told.get("value_bytes", 2),
+            float(told["parameters"]), told["layers"], told["d_model"], told["vocabulary"], told.get("value_bytes", 2)
         )
     except KeyError as error:
         raise BadFile(

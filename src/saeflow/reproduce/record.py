@@ -58,13 +58,7 @@ class Record:
     def words(self, name: str) -> str:
         """A value as words; "" for a gap."""
         value = self.told.get(name)
-        return (
-            ""
-            if value is None
-            else value
-            if isinstance(value, str)
-            else json.dumps(value, ensure_ascii=False)
-        )
+        return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     def group(self, name: str) -> dict[str, Any]:
         """A value that is an object; empty for a gap."""
@@ -92,10 +86,13 @@ def _stage(row: Any) -> StageTold:
     told = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
     items = told.get("items")
     return StageTold(
-        str(told.get("name", "")), tuple(map(str, items)) if isinstance(items, list) else (),
-        str(told.get("state", "left out")), str(told.get("why") or ""), _known(told.get("seconds")),
+        str(told.get("name", "")),
+        tuple(map(str, items)) if isinstance(items, list) else (),
+        str(told.get("state", "left out")),
+        str(told.get("why") or ""),
+        _known(told.get("seconds")),
         _known(told.get("peak_mb")),
-    )  # fmt: skip
+    )
 
 
 def _known(value: Any) -> float | None:

@@ -27,9 +27,24 @@ from saeflow.reproduce.verdicts import Contrast, NotMeasured, Outcome, Verdict
 from saeflow.reproduce.wording import sentence as verdict_sentence
 
 COLUMNS: Final = (
-    "id", "item", "section", "said_of", "statement", "verdict", "number", "value", "low", "high", "rule", "bound",
-    "control", "control_low", "control_high", "n", "sentence",
-)  # fmt: skip
+    "id",
+    "item",
+    "section",
+    "said_of",
+    "statement",
+    "verdict",
+    "number",
+    "value",
+    "low",
+    "high",
+    "rule",
+    "bound",
+    "control",
+    "control_low",
+    "control_high",
+    "n",
+    "sentence",
+)
 
 
 def write_report(out: Path | str) -> Path:
@@ -86,33 +101,42 @@ def claims_json(record: Record, verdicts: Mapping[str, Verdict]) -> str:
         "counts": {o.value: sum(v.outcome is o for v in verdicts.values()) for o in Outcome},
         "claims": [
             {
-                "id": claim.id, "item": claim.item, "section": claim.section, "said_of": claim.said_of,
-                "statement": claim.statement, "verdict": verdicts[claim.id].outcome.value,
+                "id": claim.id,
+                "item": claim.item,
+                "section": claim.section,
+                "said_of": claim.said_of,
+                "statement": claim.statement,
+                "verdict": verdicts[claim.id].outcome.value,
                 "sentence": verdict_sentence(verdicts[claim.id], any_of=claim.any_of),
-                "why": verdicts[claim.id].why, "any_of": claim.any_of,
+                "why": verdicts[claim.id].why,
+                "any_of": claim.any_of,
                 "numbers": [_contrast(one, verdicts[claim.id]) for one in verdicts[claim.id].contrasts],
             }
             for claim in claims()
         ],
-    }  # fmt: skip
+    }
     return json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _contrast(one: Contrast, verdict: Verdict) -> dict[str, Any]:
     return {
-        "what": one.words, **_estimate(one.found), "n": one.found.n, "unit": one.unit.value,
+        "what": one.words,
+        **_estimate(one.found),
+        "n": one.found.n,
+        "unit": one.unit.value,
         "rule": one.rule.kind.value,
-        "bound": one.rule.bound, "verdict": one.outcome.value, "decides": one is verdict.deciding,
-        **_estimate(one.control, "control"), "beside": one.beside,
-    }  # fmt: skip
+        "bound": one.rule.bound,
+        "verdict": one.outcome.value,
+        "decides": one is verdict.deciding,
+        **_estimate(one.control, "control"),
+        "beside": one.beside,
+    }
 
 
 def _estimate(found: Estimate, name: str = "") -> dict[str, float | None]:
     names = (name, f"{name}_low", f"{name}_high") if name else ("value", "low", "high")
     values = found.interval
-    return {
-        key: None if value is None else significant(value) for key, value in zip(names, values, strict=True)
-    }
+    return {key: None if value is None else significant(value) for key, value in zip(names, values, strict=True)}
 
 
 def claims_csv(verdicts: Mapping[str, Verdict]) -> str:

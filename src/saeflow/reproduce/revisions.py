@@ -20,9 +20,7 @@ def revisions(recipe: Recipe) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     if recipe.release == "demo":
-        found["demo pack"] = (
-            f"sha256 {hashlib.sha256((PACK / 'atlas' / 'atlas.json').read_bytes()).hexdigest()[:16]}"
-        )
+        found["demo pack"] = f"sha256 {hashlib.sha256((PACK / 'atlas' / 'atlas.json').read_bytes()).hexdigest()[:16]}"
     elif is_recipe(recipe.release):
         for entry in read_recipe(recipe.release).sites.values():
             found.setdefault(entry.repo, _commit(entry.repo, entry.files[0], entry.revision))

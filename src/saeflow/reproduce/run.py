@@ -72,18 +72,30 @@ class StageRecord:
         """As `reproduction.json` holds it."""
         folder = "" if self.stage is Stage.ATLAS else self.stage.value
         return {
-            "name": self.stage.value, "folder": folder, "items": list(self.items), "state": self.state.value,
-            "why": self.why, "seconds": round(self.seconds, 1), "cpu_seconds": round(self.cpu_seconds, 1),
-            "peak_mb": round(self.peak_mb), "made": list(self.made),
-        }  # fmt: skip
+            "name": self.stage.value,
+            "folder": folder,
+            "items": list(self.items),
+            "state": self.state.value,
+            "why": self.why,
+            "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 1),
+            "peak_mb": round(self.peak_mb),
+            "made": list(self.made),
+        }
 
     @staticmethod
     def of(told: Mapping[str, Any]) -> StageRecord:
         """The inverse of `to_dict`."""
         return StageRecord(
-            Stage(told["name"]), tuple(told["items"]), State(told["state"]), str(told["why"]),
-            float(told["seconds"]), float(told["cpu_seconds"]), float(told["peak_mb"]), tuple(told["made"]),
-        )  # fmt: skip
+            Stage(told["name"]),
+            tuple(told["items"]),
+            State(told["state"]),
+            str(told["why"]),
+            float(told["seconds"]),
+            float(told["cpu_seconds"]),
+            float(told["peak_mb"]),
+            tuple(told["made"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -141,15 +153,23 @@ class Reproduction:
         # of two runs into a folder, one of everything: everything was asked for
         asked = sorted({*before, *only}, key=order) if before and only else []
         told = {
-            "recipe": recipe.name, "title": recipe.title, "note": recipe.note, "release": recipe.release,
-            "model": recipe.model, "revisions": revisions(recipe), "seed": recipe.seed, "versions": versions(),
-            "hardware": hardware(settings.device), "only": asked, "started": begun, "finished": None,
-            "unanswered": dict(recipe.unanswered), "digest": recipe.digest,
+            "recipe": recipe.name,
+            "title": recipe.title,
+            "note": recipe.note,
+            "release": recipe.release,
+            "model": recipe.model,
+            "revisions": revisions(recipe),
+            "seed": recipe.seed,
+            "versions": versions(),
+            "hardware": hardware(settings.device),
+            "only": asked,
+            "started": begun,
+            "finished": None,
+            "unanswered": dict(recipe.unanswered),
+            "digest": recipe.digest,
             "arguments": {**settings.told(recipe), **_sizes(recipe)},
-        }  # fmt: skip
-        return Reproduction(
-            folder, told, {stage: _record(recipe, stage, stages.get(stage)) for stage in Stage}
-        )
+        }
+        return Reproduction(folder, told, {stage: _record(recipe, stage, stages.get(stage)) for stage in Stage})
 
     def with_stage(self, changed: StageRecord) -> Reproduction:
         """The same with another record of a stage, written."""

@@ -88,9 +88,7 @@ def parse_only(recipe: Recipe, names: Iterable[str]) -> tuple[str, ...]:
                 f"tables as table1; this recipe answers {', '.join(sorted(answered(recipe), key=order))}."
             )
         if item not in answered(recipe):
-            raise InvalidArgument(
-                f"the recipe {recipe.name} has no stage for {item}. Leave it out of --only."
-            )
+            raise InvalidArgument(f"the recipe {recipe.name} has no stage for {item}. Leave it out of --only.")
         found.add(item)
     return tuple(sorted(found, key=order))
 
@@ -119,10 +117,7 @@ def stages_for(recipe: Recipe, only: Collection[str]) -> tuple[Stage, ...]:
 
 def short(items: Sequence[str]) -> str:
     """Figures and tables in few letters, for a terminal: "fig 3-5 18, table 1"."""
-    kinds = {
-        "fig": [int(i[3:]) for i in items if i[:3] == "fig"],
-        "table": [int(i[5:]) for i in items if i[0] == "t"],
-    }
+    kinds = {"fig": [int(i[3:]) for i in items if i[:3] == "fig"], "table": [int(i[5:]) for i in items if i[0] == "t"]}
     return ", ".join(f"{kind} {_ranges(sorted(numbers))}" for kind, numbers in kinds.items() if numbers)
 
 

@@ -36,13 +36,7 @@ def interval(found: Estimate, unit: Unit, rule: Rule | None = None) -> str:
     return f"{value} ({_number(found.low, unit, digits)} to {_number(found.high, unit, digits)})"
 
 
-_UNITS: Final = {
-    Unit.POINTS: "\u00a0pp",
-    Unit.SHARE: "\u00a0%",
-    Unit.NUMBER: "",
-    Unit.LEVEL: "",
-    Unit.COUNT: "",
-}
+_UNITS: Final = {Unit.POINTS: "\u00a0pp", Unit.SHARE: "\u00a0%", Unit.NUMBER: "", Unit.LEVEL: "", Unit.COUNT: ""}
 
 
 def _digits(found: Estimate, unit: Unit, rule: Rule | None) -> int:

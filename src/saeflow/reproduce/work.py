@@ -75,11 +75,7 @@ class Settings:
     def told(self, recipe: Recipe) -> dict[str, Any]:
         """As `reproduction.json` holds them; the judge's address may be private and is not among them."""
         engine = _ENGINES.get(type(self.engine).__name__, "here")
-        return {
-            "device": self.device,
-            "judge": " ".join(filter(None, self.judge_of(recipe))),
-            "engine": engine,
-        }
+        return {"device": self.device, "judge": " ".join(filter(None, self.judge_of(recipe))), "engine": engine}
 
 
 @dataclass(frozen=True)
@@ -110,9 +106,14 @@ class Place:
         """The names that a stage opens."""
         recipe, size = self.recipe, self.recipe.sizes[stage]
         return InputNames(
-            recipe.release, recipe.model, device=self.settings.device, layers=tuple(size.get("layers", ())),
-            datasets=recipe.datasets(stage), fitted=tuple(size.get("fitted", ())), seed=recipe.seed,
-        )  # fmt: skip
+            recipe.release,
+            recipe.model,
+            device=self.settings.device,
+            layers=tuple(size.get("layers", ())),
+            datasets=recipe.datasets(stage),
+            fitted=tuple(size.get("fitted", ())),
+            seed=recipe.seed,
+        )
 
     def dictionaries(self) -> DictionarySet:
         """Those of the release; nothing is read yet."""
@@ -136,33 +137,43 @@ def _atlas(place: Place) -> None:
     if null and atlas.calibration is None:
         dictionaries = place.dictionaries()
         calibrate(
-            dictionaries, atlas, null=null, projector=place.projector(dictionaries),
-            seed=place.recipe.seed, progress=place.bars and place.bars("calibrating"),
-        )  # fmt: skip
+            dictionaries,
+            atlas,
+            null=null,
+            projector=place.projector(dictionaries),
+            seed=place.recipe.seed,
+            progress=place.bars and place.bars("calibrating"),
+        )
 
 
 def _built(place: Place, release: str) -> Atlas:
     dictionaries = place.dictionaries()
     return build_atlas(
-        dictionaries, out=atlas_folder(release), release=dictionaries.name,
-        model=dictionaries.model, projector=place.projector(dictionaries), engine=place.settings.engine,
+        dictionaries,
+        out=atlas_folder(release),
+        release=dictionaries.name,
+        model=dictionaries.model,
+        projector=place.projector(dictionaries),
+        engine=place.settings.engine,
         progress=place.bars and place.bars("matching"),
-    )  # fmt: skip
+    )
 
 
 def _graphs(place: Place) -> None:
-    make_graphs(
-        place.recipe, place.out / Stage.GRAPHS.value, device=place.settings.device, only=frozenset(place.only)
-    )
+    make_graphs(place.recipe, place.out / Stage.GRAPHS.value, device=place.settings.device, only=frozenset(place.only))
 
 
 def _origins(place: Place) -> None:
     given = _given(place.size(Stage.ORIGINS), "texts", "tokens", "max_length", methods="methods")
     lab = Inputs.open(place.opening(Stage.ORIGINS), first=0)
     results = origins(
-        lab, OriginsSize(**given), out=place.out / Stage.ORIGINS.value, bars=place.bars, note=place.note,
+        lab,
+        OriginsSize(**given),
+        out=place.out / Stage.ORIGINS.value,
+        bars=place.bars,
+        note=place.note,
         engine=place.settings.engine,
-    )  # fmt: skip
+    )
     summarize(results)
     write_page(results.folder)
 
@@ -180,9 +191,13 @@ def _deactivation(place: Place) -> None:
     )
     lab = Inputs.open(place.opening(Stage.DEACTIVATION), first=1)
     results = deactivation(
-        lab, DeactivationSize(**given), out=place.out / Stage.DEACTIVATION.value, bars=place.bars,
-        note=place.note, engine=place.settings.engine,
-    )  # fmt: skip
+        lab,
+        DeactivationSize(**given),
+        out=place.out / Stage.DEACTIVATION.value,
+        bars=place.bars,
+        note=place.note,
+        engine=place.settings.engine,
+    )
     summarize(results)
     write_page(results.folder)
 
@@ -193,24 +208,21 @@ def _steering(place: Place) -> None:
     background = background_texts(size.get("background", ()), recipe.release, recipe.seed)
     kind, model = settings.judge_of(recipe)
     make = judge_maker(kind, model, settings.judge_url, background)
-    grid = Grid(
-        **_given(size, "samples", "confirm", s="activate", r="suppress", layers="layers", methods="methods")
-    )
+    grid = Grid(**_given(size, "samples", "confirm", s="activate", r="suppress", layers="layers", methods="methods"))
     directions = tuple(Direction(one) for one in size.get("directions", tuple(Direction)))
     parts = tuple(Part(part) for part in size.get("parts", tuple(Part)))
     variant = Variant(parts=tuple(part for part in Part if part in parts))
     design = Design(tuple(themes), directions, grid, variant, recipe.seed)
     inputs = open_inputs(
-        recipe.release, open_atlas(recipe.release), background, model=recipe.model, device=settings.device,
+        recipe.release,
+        open_atlas(recipe.release),
+        background,
+        model=recipe.model,
+        device=settings.device,
         batch=size.get("batch", 256),
-    )  # fmt: skip
+    )
     results, _ = run_sweep(
-        inputs,
-        design,
-        make,
-        out=place.out / Stage.STEERING.value,
-        progress=place.bars,
-        engine=settings.engine,
+        inputs, design, make, out=place.out / Stage.STEERING.value, progress=place.bars, engine=settings.engine
     )
     summarize_sweep(results.folder)
     write_page(results.folder)
@@ -222,9 +234,12 @@ def _transition(place: Place) -> None:
         given["k"] = tuple(None if k == "all" else int(k) for k in ks)
     asked = place.opening(Stage.TRANSITION)
     results = transition(
-        asked, TransitionSize(**given), out=place.out / Stage.TRANSITION.value, bars=place.bars,
+        asked,
+        TransitionSize(**given),
+        out=place.out / Stage.TRANSITION.value,
+        bars=place.bars,
         engine=place.settings.engine,
-    )  # fmt: skip
+    )
     summarize_transition(results.folder)
     write_page(results.folder)
 

@@ -131,9 +131,7 @@ class TopK:
         """
         n_features = pre.shape[-1]
         if self.k > n_features:
-            raise InvalidArgument(
-                f"TopK with k = {self.k} on {n_features} features. Give k of {n_features} at most."
-            )
+            raise InvalidArgument(f"TopK with k = {self.k} on {n_features} features. Give k of {n_features} at most.")
         values, index = torch.topk(torch.relu(pre), self.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter(-1, index, values)
 
@@ -213,6 +211,5 @@ Activation: TypeAlias = ReLU | JumpReLU | TopK | BatchTopK
 def _check_width(pre: Tensor, threshold: Tensor) -> None:
     if pre.shape[-1] != threshold.shape[0]:
         raise InvalidArgument(
-            f"{threshold.shape[0]} thresholds for {pre.shape[-1]} pre-activations. Give one threshold a "
-            "feature."
+            f"{threshold.shape[0]} thresholds for {pre.shape[-1]} pre-activations. Give one threshold a feature."
         )

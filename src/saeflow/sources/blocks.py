@@ -103,18 +103,14 @@ class CleanPass:
                 **{_cache_argument(model.trunk): cache},
             )
         for (layer, what), h in kept.items():
-            refuse_infinite(
-                f"hidden states of layer {layer} ({what})" if layer >= 0 else "the last hidden states", h
-            )
+            refuse_infinite(f"hidden states of layer {layer} ({what})" if layer >= 0 else "the last hidden states", h)
         self._output_type = cast("Callable[..., object]", type(out))
         self._keys_values = [_kept(entry) for entry in cache.layers]
         self._visible = self._visibility()
         self.final: Float[Tensor, "pos d_model"] = kept[-1, "final"]
         self.stages: dict[int, Stages] = {
             layer: Stages(
-                kept[layer, "entry"],
-                kept[layer, "attention"],
-                {tap: kept[layer, tap.value] for tap in SAE_TAPS},
+                kept[layer, "entry"], kept[layer, "attention"], {tap: kept[layer, tap.value] for tap in SAE_TAPS}
             )
             for layer in sorted(set(layers))
         }
@@ -206,9 +202,7 @@ class CleanPass:
         path = self._model.architecture.o_proj.rpartition(".")[0]
         return self._model.block(layer).get_submodule(path)
 
-    def _recall_attention(
-        self, layer: int, positions: Int[Tensor, " n"], *, through_z: bool
-    ) -> Callable[..., object]:
+    def _recall_attention(self, layer: int, positions: Int[Tensor, " n"], *, through_z: bool) -> Callable[..., object]:
         """What attention returned in the clean pass; `through_z` projects z again, so that a hook can change it."""
         stages = self.stages[layer]
 

@@ -27,11 +27,7 @@ def known_device(asked: torch.device | str) -> torch.device:
         return device
     here = ["cpu", *(f"{kind}:{index}" for kind in _KINDS for index in range(_count(kind)))]
     what = f"no device is called {str(asked)!r}" if device is None else f"torch finds no device {device} here"
-    hint = (
-        " It is built without CUDA."
-        if device and device.type == "cuda" and torch.version.cuda is None
-        else ""
-    )
+    hint = " It is built without CUDA." if device and device.type == "cuda" and torch.version.cuda is None else ""
     raise InvalidArgument(f"{what} (torch {torch.__version__}).{hint} Give one of: {', '.join(here)}.")
 
 

@@ -66,9 +66,7 @@ NOTHING_TOLD: Final = Told()
 class AttentionWriter(Protocol):
     """A model that can say how its attention writes z into the residual stream."""
 
-    def attention_writer(
-        self, layer: int
-    ) -> tuple[Float[Tensor, "d_model d_in"], Float[Tensor, " d_model"] | None]:
+    def attention_writer(self, layer: int) -> tuple[Float[Tensor, "d_model d_in"], Float[Tensor, " d_model"] | None]:
         """`W_O`, and what a norm between it and the stream multiplies each channel by, if there is one.
 
         On Gemma 2 and 3 the factor is (1 + weight) of the norm after attention.
@@ -177,9 +175,7 @@ class Dictionary:
 
     def __repr__(self) -> str:
         """Site, sizes and tap; reads no tensor."""
-        return (
-            f"Dictionary({self.site}, {self.n_features} features of width {self.d_in}, tap {self.tap.value})"
-        )
+        return f"Dictionary({self.site}, {self.n_features} features of width {self.d_in}, tap {self.tap.value})"
 
     @property
     def n_features(self) -> int:
@@ -310,9 +306,7 @@ class Dictionary:
         """
         return self.activation(torch.nn.functional.linear(self._read_by(h), self.W_enc, self.b_enc))
 
-    def encode_only(
-        self, h: Float[Tensor, "*batch d_in"], features: Int[Tensor, " k"]
-    ) -> Float[Tensor, "*batch k"]:
+    def encode_only(self, h: Float[Tensor, "*batch d_in"], features: Int[Tensor, " k"]) -> Float[Tensor, "*batch k"]:
         """The columns `features` of `encode(h)`, without computing the others where they do not matter.
 
         Under TopK the features compete, so all are computed. Equal to `encode` up to the rounding of the
@@ -373,11 +367,7 @@ class Dictionary:
         if norm is Norm.NONE and skip is None:
             return out
         if h is None:
-            why = (
-                "adds a linear skip of what it reads"
-                if skip is not None
-                else f"normalises every token ({norm})"
-            )
+            why = "adds a linear skip of what it reads" if skip is not None else f"normalises every token ({norm})"
             raise InvalidArgument(
                 f"The dictionary at {self.site} {why}, so activations alone do not give the reconstruction. Call "
                 "decode(acts, h) with the hidden states that were encoded."
@@ -426,9 +416,7 @@ class Dictionary:
             )
         return rows
 
-    def project(
-        self, rows: Float[Tensor, "n d_out"], model: AttentionWriter | None
-    ) -> Float[Tensor, "n d_model"]:
+    def project(self, rows: Float[Tensor, "n d_out"], model: AttentionWriter | None) -> Float[Tensor, "n d_model"]:
         """Rows of `W_dec` as the model writes them into the stream: on z through W_O, and times a norm's gain.
 
         Raises:
@@ -478,9 +466,7 @@ class Dictionary:
         if self.preprocessing.center or self.preprocessing.norm is not Norm.NONE:
             return self
         shift = known.value_bias(self.site.layer)
-        return self._with(
-            told=told, weights=Shifted(self._weights, shift, by_b_dec=self.preprocessing.subtract_b_dec)
-        )
+        return self._with(told=told, weights=Shifted(self._weights, shift, by_b_dec=self.preprocessing.subtract_b_dec))
 
     def added(self) -> Dictionary:
         """The same, for a model in which what the part's module returns is added to the stream as it is.
@@ -499,11 +485,7 @@ class Dictionary:
         return self._with(told=told)
 
     def _with(
-        self,
-        *,
-        told: Told,
-        weights: Weights | None = None,
-        preprocessing: Preprocessing | None = None,
+        self, *, told: Told, weights: Weights | None = None, preprocessing: Preprocessing | None = None
     ) -> Dictionary:
         return Dictionary.reading(
             self.site,

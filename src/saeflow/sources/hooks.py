@@ -238,9 +238,7 @@ class Shares:
         acts = self._encoder.unchecked(h)
         return acts if self._columns is None else acts[..., self._columns.like(h, torch.long)]
 
-    def written(
-        self, acts: Float[Tensor, "*batch k"], h: Float[Tensor, "*batch d_in"]
-    ) -> Float[Tensor, "*batch d_in"]:
+    def written(self, acts: Float[Tensor, "*batch k"], h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """What activations write: acts @ V, in the dtype of the dictionary."""
         return acts @ self._rows.like(h, self.dtype) * self._encoder.scale(h)
 
@@ -358,10 +356,7 @@ def rescaled_at(edit: Rescale, dictionary: Dictionary) -> Point:
 
 
 def resolve(
-    edits: Iterable[Edit],
-    dictionaries: Mapping[Site, Dictionary] | None,
-    model: AttentionWriter,
-    clock: Clock,
+    edits: Iterable[Edit], dictionaries: Mapping[Site, Dictionary] | None, model: AttentionWriter, clock: Clock
 ) -> list[tuple[Point, Change]]:
     """Where edits act, and the functions they are there, in their order.
 

@@ -20,13 +20,7 @@ from huggingface_hub.file_download import repo_folder_name
 from saeflow.errors import BadFile, NoSpace, Unreachable
 from saeflow.files import write_atomic
 from saeflow.reading import read_bytes, read_text
-from saeflow.sources.formats.remote_tensors import (
-    ENDINGS,
-    read_pointer,
-    tensors_here,
-    unlink_pointer,
-    write_pointer,
-)
+from saeflow.sources.formats.remote_tensors import ENDINGS, read_pointer, tensors_here, unlink_pointer, write_pointer
 from saeflow.sources.recipes import Entry
 from saeflow.sources.remote.hub_file import REFUSALS, HubFile, is_commit, is_offline, refused, resolve
 from saeflow.sources.remote.transport import RangesIgnored, fetch_whole
@@ -199,9 +193,7 @@ def _tree(entry: Entry) -> Path | None:
 def _check_space(entry: Entry) -> None:
     if entry.size is None or is_cached(entry):
         return
-    folder = next(
-        path for path in (_root(entry), *_root(entry).parents) if path.is_dir() or path == path.parent
-    )
+    folder = next(path for path in (_root(entry), *_root(entry).parents) if path.is_dir() or path == path.parent)
     free = shutil.disk_usage(folder).free
     if free < entry.size.n_bytes:
         raise NoSpace(

@@ -100,9 +100,14 @@ class DictionarySet(_Sites):
         """The dictionaries at some sites alone; opens nothing. Sites that are not there are left out."""
         openers = {site: opener for site, opener in self._openers.items() if site in sites}
         return DictionarySet(
-            self._name, self._model, openers,
-            device=self._device, hub=self._hub, asked=self._asked, left_out=self._left_out,
-        )  # fmt: skip
+            self._name,
+            self._model,
+            openers,
+            device=self._device,
+            hub=self._hub,
+            asked=self._asked,
+            left_out=self._left_out,
+        )
 
     def only(self, parts: Collection[Part]) -> DictionarySet:
         """The dictionaries of some parts alone; opens nothing.
@@ -210,9 +215,7 @@ def load_dictionaries(
         return _from_folder(Path(folder), device, asked, chosen)
     if is_recipe(name):
         # its path where it is a file: another process may run in another folder
-        return _from_recipe(
-            read_recipe(name), device, str(Path(name).absolute()) if Path(name).is_file() else name
-        )
+        return _from_recipe(read_recipe(name), device, str(Path(name).absolute()) if Path(name).is_file() else name)
     if name.startswith(SAE_LENS):
         from saeflow.sources.sae_lens_release import sae_lens_openers
 
@@ -274,9 +277,7 @@ def _open_entry(site: Site, entry: Entry) -> Dictionary:
     path = open_entry(entry)
     found = load(path, site)
     if not isinstance(found, Dictionary):
-        raise BadFile(
-            f"{path} holds several dictionaries, expected the one at {site}. Fetch the release again."
-        )
+        raise BadFile(f"{path} holds several dictionaries, expected the one at {site}. Fetch the release again.")
     if entry.added or found.told.view is View.PROCESSED:  # the recipe says whether it is centred
         found = found.added()
     return found.centred() if entry.center else found

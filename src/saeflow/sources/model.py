@@ -31,17 +31,7 @@ from saeflow.sources.architectures import Architecture, Point, Tap, View, archit
 from saeflow.sources.decoding import check_context, complete, sampling_config, seeded
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
-from saeflow.sources.hooks import (
-    Change,
-    Clock,
-    Timed,
-    Watcher,
-    less,
-    resolve,
-    spliced,
-    watch_input,
-    watch_output,
-)
+from saeflow.sources.hooks import Change, Clock, Timed, Watcher, less, resolve, spliced, watch_input, watch_output
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.modules import LinearMaps, applied, constant_of, device_of, gain_of
 from saeflow.sources.pretrained import fetch
@@ -81,11 +71,7 @@ class LanguageModel:
             inside = " Pass model.get_base_model(), in which the adapters act, or model.merge_and_unload()."
             raise InvalidArgument(
                 f"a {type(hf_model).__name__} is no model of transformers, whose modules saeflow could name."
-                + (
-                    inside
-                    if hasattr(hf_model, "get_base_model")
-                    else " Pass the model itself, or use load_model."
-                )
+                + (inside if hasattr(hf_model, "get_base_model") else " Pass the model itself, or use load_model.")
             )
         self.hf_model: PreTrainedModel = hf_model.eval()
         self.tokenizer = tokenizer
@@ -157,9 +143,7 @@ class LanguageModel:
     @property
     def parallel(self) -> bool:
         """Whether the MLP reads the block's input rather than the stream after attention."""
-        return self.architecture.parallel and bool(
-            getattr(self.hf_model.config, "use_parallel_residual", True)
-        )
+        return self.architecture.parallel and bool(getattr(self.hf_model.config, "use_parallel_residual", True))
 
     @property
     def trunk(self) -> nn.Module:
@@ -174,9 +158,7 @@ class LanguageModel:
         """
         return self._block(layer)
 
-    def tokenize(
-        self, texts: Sequence[str], *, add_bos: bool | None = None, max_length: int | None = None
-    ) -> Tokens:
+    def tokenize(self, texts: Sequence[str], *, add_bos: bool | None = None, max_length: int | None = None) -> Tokens:
         """Token ids of some texts, padded on the right.
 
         Args:
@@ -189,9 +171,7 @@ class LanguageModel:
             InvalidArgument: for no texts, a single string, a text without tokens, or a `max_length` below 1.
         """
         if isinstance(texts, str) or not texts:
-            raise InvalidArgument(
-                f"tokenize takes a list of one or more texts, not {texts!r}. Wrap it in a list."
-            )
+            raise InvalidArgument(f"tokenize takes a list of one or more texts, not {texts!r}. Wrap it in a list.")
         if max_length is not None and max_length < 1:
             raise InvalidArgument(f"max_length = {max_length} leaves no token. Give 1 or more, or None.")
         wanted = self.prepend_bos if add_bos is None else add_bos
@@ -248,11 +228,7 @@ class LanguageModel:
         with contextlib.ExitStack() as stack, torch.no_grad():
             for key in wanted:
                 watch = partial(keep, key)
-                hook = (
-                    self._watch(key, watch)
-                    if isinstance(key, Point)
-                    else watch_input(self._block(key), watch)
-                )
+                hook = self._watch(key, watch) if isinstance(key, Point) else watch_input(self._block(key), watch)
                 stack.callback(hook.remove)
             with contextlib.suppress(_Stop):
                 out = self._logits(tokens) if logits else self._run_trunk(tokens)
@@ -338,11 +314,7 @@ class LanguageModel:
         if n < 1:
             raise InvalidArgument(f"n = {n} completions of each prompt. Give 1 or more.")
         config = sampling_config(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            end=self.end_ids,
-            pad=self.pad_id,
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, end=self.end_ids, pad=self.pad_id
         )
         completions: list[list[str]] = []
         for prompt in prompts:
@@ -386,9 +358,7 @@ class LanguageModel:
         """
         logits = self.unembed(directions)
         if not 1 <= k <= logits.shape[1]:
-            raise InvalidArgument(
-                f"k = {k} tokens of a vocabulary of {logits.shape[1]}. Give 1 to {logits.shape[1]}."
-            )
+            raise InvalidArgument(f"k = {k} tokens of a vocabulary of {logits.shape[1]}. Give 1 to {logits.shape[1]}.")
         best = logits.float().topk(k, dim=-1)
         return [
             [TokenLogit(self.spelling.token(i), i, value) for i, value in zip(ids, values, strict=True)]
@@ -406,9 +376,7 @@ class LanguageModel:
         """
         block, dtype = self._block(layer), self.hf_model.dtype
         norm = self.architecture.att_norm
-        gain = (
-            None if norm is None else gain_of(block.get_submodule(norm), self.d_model, dtype, centred=False)
-        )
+        gain = None if norm is None else gain_of(block.get_submodule(norm), self.d_model, dtype, centred=False)
         W_O = self._maps.of(block.get_submodule(self.architecture.o_proj), self._z_width, dtype)
         return OutputProjection(W_O, gain)
 

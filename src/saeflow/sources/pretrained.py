@@ -26,14 +26,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from saeflow.errors import (
-    BadFile,
-    MissingExtra,
-    UnknownArchitecture,
-    UnknownRelease,
-    Unreachable,
-    UnsupportedFormat,
-)
+from saeflow.errors import BadFile, MissingExtra, UnknownArchitecture, UnknownRelease, Unreachable, UnsupportedFormat
 from saeflow.reading import regular, safetensors
 from saeflow.sources.architectures import architecture_of
 
@@ -207,9 +200,7 @@ def _from_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
             f"{reason} Give the model that it was converted from, as a folder of safetensors or a name on the hub."
         ) from error
     quantizer = getattr(hf_model, "hf_quantizer", None)
-    if (
-        quantizer is not None
-    ):  # the weights are plain now; with it, save_pretrained would refuse them as quantised
+    if quantizer is not None:  # the weights are plain now; with it, save_pretrained would refuse them as quantised
         quantizer.remove_quantization_config(hf_model)
     hf_model.config.name_or_path = str(file)
     return cast("PreTrainedModel", hf_model), tokenizer

@@ -50,9 +50,22 @@ CANONICAL: Final = "canonical"
 _CLOSE_TO: Final = 100
 _WIDTHS: Final = {f"{k}k": round(k / 16.384) * 2**14 for k in (16, 32, 65, 131, 262, 524)} | {"1m": 2**20}
 _KEYS: Final = {
-    "part", "repo", "revision", "paths", "optional", "when", "layers", "l0", "canonical", "labels", "n_features",
-    "d_in", "values", "center", "added",
-}  # fmt: skip
+    "part",
+    "repo",
+    "revision",
+    "paths",
+    "optional",
+    "when",
+    "layers",
+    "l0",
+    "canonical",
+    "labels",
+    "n_features",
+    "d_in",
+    "values",
+    "center",
+    "added",
+}
 
 
 class Size(NamedTuple):
@@ -150,9 +163,7 @@ def read_recipe(name: str) -> Recipe:
         other, more = _split(str(data["same_as"]))
         told = ",".join(f"{key}={value}" for key, value in (more | asked).items())
         made = read_recipe(f"{other}@{told}" if told else other)
-        return Recipe(
-            name, made.model, str(data.get("about", made.about)), made.chosen, made.sites, made.options
-        )
+        return Recipe(name, made.model, str(data.get("about", made.about)), made.chosen, made.sites, made.options)
     return _Reader(path, data).recipe(name, asked)
 
 
@@ -176,9 +187,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return read_toml(path)
     except (OSError, ValueError) as error:
-        raise BadFile(
-            f"{path}: cannot be read as TOML ({error}). See docs/releases.md for the form."
-        ) from error
+        raise BadFile(f"{path}: cannot be read as TOML ({error}). See docs/releases.md for the form.") from error
 
 
 class _Reader:
@@ -208,9 +217,7 @@ class _Reader:
         for told in self.files:
             if all(chosen[key] in self._strings(told["when"], key) for key in told.get("when", {})):
                 for layer in self._layers(told):
-                    sites.setdefault(
-                        Site(layer, Part(told["part"])), self._entry_of(told, layer, chosen, name)
-                    )
+                    sites.setdefault(Site(layer, Part(told["part"])), self._entry_of(told, layer, chosen, name))
         if not sites:
             told = ", ".join(f"{key} {value}" for key, value in chosen.items())
             raise InvalidArgument(f"{name!r}: there are no files with {told} together. See docs/releases.md.")
@@ -291,9 +298,9 @@ class _Reader:
                 self._entry(told, key, kind)
         numbers = told.get("layers", []), *told.get("l0", {}).values()
         layers = told.get("l0", {}), told.get("canonical", {})
-        if not all(
-            isinstance(row, list) and all(isinstance(n, int) for n in row) for row in numbers
-        ) or not all(key.isdigit() for table in layers for key in table):
+        if not all(isinstance(row, list) and all(isinstance(n, int) for n in row) for row in numbers) or not all(
+            key.isdigit() for table in layers for key in table
+        ):
             raise BadFile(f"{self.path}: layers and L0s of {told['repo']} are not all numbers.")
         strangers = sorted(set(told.get("when", {})) - set(self.defaults))
         if strangers or ("l0" in told and "l0" not in self.defaults) or not told["paths"]:

@@ -21,14 +21,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from saeflow.errors import (
-    BadFile,
-    InvalidArgument,
-    MissingExtra,
-    UnknownRelease,
-    Unreachable,
-    UnsupportedFormat,
-)
+from saeflow.errors import BadFile, InvalidArgument, MissingExtra, UnknownRelease, Unreachable, UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats.hooks import site_of_hook
@@ -40,10 +33,7 @@ _PARTS: Final = (
     (Part.ATT, re.compile(r"(?:^|[/_.-])(?:att|attn|attention|lxa|hook_z)(?=$|[/_.-])|^l\d+a_")),
     (Part.MLP, re.compile(r"(?:^|[/_.-])(?:mlp|transcoders?|lxm)(?=$|[/_.-])|^l\d+m_")),
     # the last three name releases whose SAEs are all of the residual stream, which no name of theirs says
-    (
-        Part.RES,
-        re.compile(r"(?:^|[/_.-])(?:res|resid|lxr)(?=$|[/_.-])|^l\d+r_|^qwen-scope|^goodfire|-andyrdt$"),
-    ),
+    (Part.RES, re.compile(r"(?:^|[/_.-])(?:res|resid|lxr)(?=$|[/_.-])|^l\d+r_|^qwen-scope|^goodfire|-andyrdt$")),
 )
 _CLT: Final = re.compile(r"(?:^|[/_])clt(?=$|[/_])")
 _CROSS_LAYER: Final = (
@@ -69,9 +59,7 @@ def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], s
     listed = _listing(release)
     names = [sae for sae in listed.saes_map if not pattern or fnmatch.fnmatchcase(sae, pattern)]
     if not names:
-        raise InvalidArgument(
-            f"{pattern!r} fits none of the SAEs of {release}: {_some(list(listed.saes_map))}."
-        )
+        raise InvalidArgument(f"{pattern!r} fits none of the SAEs of {release}: {_some(list(listed.saes_map))}.")
     at: dict[Site, list[str]] = {}
     left_out: dict[str, str] = {}
     for sae in names:
@@ -137,13 +125,9 @@ def _open(release: str, names: list[str], site: Site) -> Dictionary:
     tensors: Mapping[str, Tensor] = sae.state_dict()
     config: dict[str, Any] = sae.cfg.to_dict()
     transcoder = "transcoder" in str(config.get("architecture"))
-    made = sae_lens_dictionary(
-        config, lambda: _InMemory(where, tensors), None if transcoder else site, where=where
-    )
+    made = sae_lens_dictionary(config, lambda: _InMemory(where, tensors), None if transcoder else site, where=where)
     if made.site != site:
-        raise UnsupportedFormat(
-            f"{where}: is at {made.site}, and its name says {site}. Save it, and pass the folder."
-        )
+        raise UnsupportedFormat(f"{where}: is at {made.site}, and its name says {site}. Save it, and pass the folder.")
     return made
 
 
@@ -157,9 +141,7 @@ def _listing(release: str) -> Any:
     directory: Mapping[str, Any] = _module(_DIRECTORY).get_pretrained_saes_directory()
     if release not in directory:
         like = [name for name in directory if name.startswith(release[:6])] or list(directory)
-        raise UnknownRelease(
-            f"sae-lens has no release {release!r} among its {len(directory)}: {_some(like)}."
-        )
+        raise UnknownRelease(f"sae-lens has no release {release!r} among its {len(directory)}: {_some(like)}.")
     return directory[release]
 
 
@@ -177,9 +159,7 @@ def _site(release: str, sae: str) -> Site | None:
     hook = _HOOK.match(sae)  # some are followed by a width or the name of a training run
     if hook is not None:
         try:
-            return site_of_hook(
-                hook[0].replace(".hook_z", ".attn.hook_z").replace("attn.attn.", "attn."), "", sae
-            )[0]
+            return site_of_hook(hook[0].replace(".hook_z", ".attn.hook_z").replace("attn.attn.", "attn."), "", sae)[0]
         except UnsupportedFormat:
             return None
     if "embed" in sae:

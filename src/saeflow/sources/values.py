@@ -116,9 +116,7 @@ class Captured(Mapping["Site | Point", Tensor]):
         point = Point.at(place)
         if point not in self.tensors:
             have = ", ".join(map(str, self.asked)) or "none"
-            raise UnknownSite(
-                f"{point} was not captured; captured: {have}. Name it in capture(tokens, sites)."
-            )
+            raise UnknownSite(f"{point} was not captured; captured: {have}. Name it in capture(tokens, sites).")
         return self.tensors[point]
 
     def __iter__(self) -> Iterator[Site | Point]:

@@ -101,9 +101,7 @@ def digest(weights: Weights) -> str:
     found, n = hashlib.sha256(), weights.shape[0]
     step = max(1, _AT_ONCE // weights.d_out)
     for start in range(0, n, step):
-        part = (
-            weights.read("W_dec") if step >= n else read_rows(weights, "W_dec", start, min(start + step, n))
-        )
+        part = weights.read("W_dec") if step >= n else read_rows(weights, "W_dec", start, min(start + step, n))
         found.update(part.detach().float().cpu().contiguous().numpy().data)
     if stamp:
         with suppress(SaeflowError, OSError):  # a cache that cannot be written costs time alone

@@ -14,26 +14,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from saeflow.steering.build import PlanRequest, build_plan
     from saeflow.steering.generate import Generation, Request
-    from saeflow.steering.growth import (
-        Reach,
-        Target,
-        activation_plan,
-        grow,
-        pick,
-        suppression_plan,
-        targets,
-    )
+    from saeflow.steering.growth import Reach, Target, activation_plan, grow, pick, suppression_plan, targets
     from saeflow.steering.output_score import output_scores
     from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step, load_plan
     from saeflow.steering.sampling import Sampling
-    from saeflow.steering.schedule import (
-        Constant,
-        Exponential,
-        Linear,
-        Schedule,
-        ScheduleKind,
-        schedule_from,
-    )
+    from saeflow.steering.schedule import Constant, Exponential, Linear, Schedule, ScheduleKind, schedule_from
     from saeflow.steering.sizes import (
         Budget,
         NormShares,
@@ -95,13 +80,49 @@ _HOME = {
 }
 
 __all__ = [
-    "Budget", "Constant", "Direction", "Dropped", "Exponential", "Found", "Generation", "Linear",
-    "NormShares", "PlanChange", "PlanRequest", "Reach", "Request", "Sampling", "Schedule", "ScheduleKind",
-    "SteeringPlan", "Step", "Target", "Task", "Theme", "activation_plan", "build_plan", "find_by_texts",
-    "find_by_words", "fit_budget", "fold_scales", "grow", "hidden_norms", "load_plan", "load_theme",
-    "norm_sites", "output_scores", "pick", "plan_change", "schedule_from", "shares", "suppression_plan",
-    "targets", "themes", "typical_activations", "within",
-]  # fmt: skip
+    "Budget",
+    "Constant",
+    "Direction",
+    "Dropped",
+    "Exponential",
+    "Found",
+    "Generation",
+    "Linear",
+    "NormShares",
+    "PlanChange",
+    "PlanRequest",
+    "Reach",
+    "Request",
+    "Sampling",
+    "Schedule",
+    "ScheduleKind",
+    "SteeringPlan",
+    "Step",
+    "Target",
+    "Task",
+    "Theme",
+    "activation_plan",
+    "build_plan",
+    "find_by_texts",
+    "find_by_words",
+    "fit_budget",
+    "fold_scales",
+    "grow",
+    "hidden_norms",
+    "load_plan",
+    "load_theme",
+    "norm_sites",
+    "output_scores",
+    "pick",
+    "plan_change",
+    "schedule_from",
+    "shares",
+    "suppression_plan",
+    "targets",
+    "themes",
+    "typical_activations",
+    "within",
+]
 
 
 def __getattr__(name: str) -> object:

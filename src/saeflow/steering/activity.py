@@ -77,9 +77,7 @@ def activity(
     for number, group in enumerate(groups):
         for unit, start in enumerate(starts):
             if progress:
-                progress(
-                    number * len(starts) + unit, len(groups) * len(starts), f"at {group[0]} to {group[-1]}"
-                )
+                progress(number * len(starts) + unit, len(groups) * len(starts), f"at {group[0]} to {group[-1]}")
             some = texts[start : start + TEXTS_AT_ONCE]
             counted, rows = _unit(model, {site: dictionaries[site] for site in group}, some, max_length)
             lengths[start : start + len(some)] = counted
@@ -120,8 +118,7 @@ def _unit(
     places = {site: dictionary.place for site, dictionary in dictionaries.items()}
     held = model.capture(tokens, places.values())
     rows = {
-        site: _means(dictionaries[site], held[place][real], text_of_token, counted)
-        for site, place in places.items()
+        site: _means(dictionaries[site], held[place][real], text_of_token, counted) for site, place in places.items()
     }
     return counted.cpu().numpy(), rows
 

@@ -114,9 +114,7 @@ class PlanRequest:
 
     def from_graphs_alone(self) -> PlanRequest:
         """The same without what needs weights or a model: it finds the features, and refuses what it cannot mean."""
-        return replace(
-            self, fold=False, shares=False, min_output_score=None, budget_layer=None, budget_total=None
-        )
+        return replace(self, fold=False, shares=False, min_output_score=None, budget_layer=None, budget_total=None)
 
     @property
     def folds(self) -> bool:
@@ -126,9 +124,7 @@ class PlanRequest:
     @property
     def needs_model(self) -> bool:
         """Whether a plan cannot be made without the model, whatever the dictionaries read."""
-        return any(
-            limit is not None for limit in (self.budget_layer, self.budget_total, self.min_output_score)
-        )
+        return any(limit is not None for limit in (self.budget_layer, self.budget_total, self.min_output_score))
 
     @property
     def needs_dictionaries(self) -> bool:
@@ -176,9 +172,15 @@ def build_plan(
 
     # 1. features of graphs; weights that the atlas was not made from are refused before anything is run
     chosen = choose(
-        starts, atlas, thresholds=request.thresholds, k=request.k, parts=request.parts, drop=request.drop,
-        keep=request.keep, min_score=request.min_score,
-    )  # fmt: skip
+        starts,
+        atlas,
+        thresholds=request.thresholds,
+        k=request.k,
+        parts=request.parts,
+        drop=request.drop,
+        keep=request.keep,
+        min_score=request.min_score,
+    )
     if dictionaries is not None and isinstance(atlas, Atlas):
         from saeflow.matching.same_weights import refuse_other_weights
 
@@ -205,11 +207,20 @@ def build_plan(
     # 4. a value for each
     known = {target.feature: words.get(target.feature) for target in chosen.kept}
     plan = valued(
-        chosen, request.direction, request.schedule, request.r, reach=request.reach, upto=request.upto,
-        scales=scales, span=span, labels={feature: of.label for feature, of in known.items() if of},
-        release=request.release, model=_model_name(request, atlas, dictionaries, model),
-        theme=theme.name if theme else "", made_by=_found_by(request, starts),
-    )  # fmt: skip
+        chosen,
+        request.direction,
+        request.schedule,
+        request.r,
+        reach=request.reach,
+        upto=request.upto,
+        scales=scales,
+        span=span,
+        labels={feature: of.label for feature, of in known.items() if of},
+        release=request.release,
+        model=_model_name(request, atlas, dictionaries, model),
+        theme=theme.name if theme else "",
+        made_by=_found_by(request, starts),
+    )
 
     # 5. within the budget, with the shares of the hidden norm noted
     limited = request.budget_layer is not None or request.budget_total is not None
@@ -386,8 +397,6 @@ def valued(
     if direction is Direction.SUPPRESS:
         plan = suppression_plan(chosen.kept, r, reach=reach, upto=upto, labels=labels)
     else:
-        plan = activation_plan(
-            chosen.kept, schedule, reach=reach, upto=upto, scales=scales, span=span, labels=labels
-        )
+        plan = activation_plan(chosen.kept, schedule, reach=reach, upto=upto, scales=scales, span=span, labels=labels)
     noted = {**plan.made_by, **made_by}
     return replace(plan, release=release, model=model, theme=theme, dropped=chosen.dropped, made_by=noted)

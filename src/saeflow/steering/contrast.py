@@ -128,18 +128,20 @@ def contrast(
     where = None if sites is None else tuple(sites)
     model = model.as_trained(dictionaries)
     on = activity(
-        model, dictionaries, texts, sites=where, max_length=max_length, sites_at_once=sites_at_once,
-        progress=progress,
-    )  # fmt: skip
+        model, dictionaries, texts, sites=where, max_length=max_length, sites_at_once=sites_at_once, progress=progress
+    )
     cut = int(np.median(on.lengths)) + model.prepend_bos
     off = activity(
-        model, dictionaries, background, sites=on.sites, max_length=min(cut, max_length),
-        sites_at_once=sites_at_once, progress=progress,
-    )  # fmt: skip
-    rng = np.random.default_rng(seed)
-    halves = _Halves(
-        on, off, _first_half(len(texts), rng, hold_out), _first_half(len(background), rng, hold_out)
+        model,
+        dictionaries,
+        background,
+        sites=on.sites,
+        max_length=min(cut, max_length),
+        sites_at_once=sites_at_once,
+        progress=progress,
     )
+    rng = np.random.default_rng(seed)
+    halves = _Halves(on, off, _first_half(len(texts), rng, hold_out), _first_half(len(background), rng, hold_out))
     return halves.contrast(limit, min_share, fdr, words)
 
 
@@ -252,9 +254,12 @@ class Side:
         for start in range(0, len(higher), _TESTED_AT_ONCE):
             some = higher[start : start + _TESTED_AT_ONCE]
             test = stats.mannwhitneyu(
-                self.on[:, some].toarray(), self.off[:, some].toarray(),
-                alternative="greater", method="asymptotic", axis=0,
-            )  # fmt: skip
+                self.on[:, some].toarray(),
+                self.off[:, some].toarray(),
+                alternative="greater",
+                method="asymptotic",
+                axis=0,
+            )
             p[some] = test.pvalue
         return p
 

@@ -152,9 +152,7 @@ def _batch(
     texts = [follow.without_end(row) for row in ids.tolist()]
     return [
         Generation(request, follow.decode(row), tuple(row), layer, total)
-        for request, row, layer, total in zip(
-            requests, texts, meter.largest(rows), meter.total(rows), strict=True
-        )
+        for request, row, layer, total in zip(requests, texts, meter.largest(rows), meter.total(rows), strict=True)
     ]
 
 

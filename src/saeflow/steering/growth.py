@@ -106,12 +106,7 @@ def targets(graphs: Iterable[FlowGraph], *, parts: Collection[Part] = tuple(Part
             seeds.setdefault(feature, set()).add(graph.seed)
     starts = {seed for found in seeds.values() for seed in found}
     return tuple(
-        Target(
-            feature,
-            feature in starts,
-            None if feature in starts else best[feature],
-            tuple(sorted(seeds[feature])),
-        )
+        Target(feature, feature in starts, None if feature in starts else best[feature], tuple(sorted(seeds[feature])))
         for feature in sorted(best)
         if feature.part in parts
     )
@@ -163,10 +158,7 @@ def pick(
 
 
 def _against(
-    target: Target,
-    drop: Mapping[FeatureId, str],
-    keep: Collection[FeatureId] | None,
-    min_score: float | None,
+    target: Target, drop: Mapping[FeatureId, str], keep: Collection[FeatureId] | None, min_score: float | None
 ) -> str | None:
     """Why a target is left out, None where nothing is against it."""
     if target.feature in drop:

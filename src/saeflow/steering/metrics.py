@@ -29,11 +29,7 @@ LOGITS_GPU: Final = 2**32
 
 
 def losses(
-    model: LanguageModel,
-    prompt: str,
-    generations: Sequence[Sequence[int]],
-    *,
-    batch: int | None = None,
+    model: LanguageModel, prompt: str, generations: Sequence[Sequence[int]], *, batch: int | None = None
 ) -> list[float]:
     """Mean loss of each generated text in nats a token, given the prompt: -1/n sum log p(token | what precedes it).
 
@@ -69,9 +65,7 @@ def losses(
     return found
 
 
-def _groups(
-    model: LanguageModel, prompt: int, lengths: Sequence[int], batch: int | None
-) -> Iterator[list[int]]:
+def _groups(model: LanguageModel, prompt: int, lengths: Sequence[int], batch: int | None) -> Iterator[list[int]]:
     """Texts with tokens in groups of one forward pass, longest first, so that little is padding."""
     order = sorted((number for number, n in enumerate(lengths) if n), key=lambda number: -lengths[number])
     room = LOGITS_CPU if model.device.type == "cpu" else LOGITS_GPU
@@ -93,9 +87,7 @@ def perplexity(losses: Sequence[float], n_tokens: Sequence[int] | None = None) -
         InvalidArgument: when there are not as many counts as losses.
     """
     if n_tokens is not None and len(n_tokens) != len(losses):
-        raise InvalidArgument(
-            f"{len(n_tokens)} counts of tokens for {len(losses)} losses. Give one for each."
-        )
+        raise InvalidArgument(f"{len(n_tokens)} counts of tokens for {len(losses)} losses. Give one for each.")
     weights = [1] * len(losses) if n_tokens is None else n_tokens
     known = [(loss, n) for loss, n in zip(losses, weights, strict=True) if n and not math.isnan(loss)]
     if not known:

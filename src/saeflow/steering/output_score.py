@@ -93,10 +93,7 @@ def output_scores(
                 progress(len(found), n_features, str(dictionary.site))
             lens = model.logit_lens(stream_rows(dictionary, some, model).float().to(model.device), k)
             promoted = torch.tensor([[token.id for token in row] for row in lens])
-            scores = [
-                _scores(_turned_up(model, dictionary, some, tokens, amount), promoted)
-                for tokens, amount in loud
-            ]
+            scores = [_scores(_turned_up(model, dictionary, some, tokens, amount), promoted) for tokens, amount in loud]
             found |= dict(zip(some, torch.stack(scores).mean(0).tolist(), strict=True))
     return found
 

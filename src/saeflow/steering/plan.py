@@ -195,8 +195,7 @@ class SteeringPlan:
         suppressing = self.direction is Direction.SUPPRESS
         # c r + (1 - c) is exact at c = 0 and at c = 1, which 1 + c (r - 1) is not
         steps = tuple(
-            replace(step, value=c * step.value + (1 - c) if suppressing else c * step.value)
-            for step in self.steps
+            replace(step, value=c * step.value + (1 - c) if suppressing else c * step.value) for step in self.steps
         )
         return replace(self, steps=steps)
 

@@ -84,18 +84,14 @@ def read(text: str) -> SteeringPlan:
         for number, told in enumerate(_list(data, "steps", needed=True), 1)
     ]
     _each_once(steps)
-    dropped = [
-        _dropped(told, _Place("dropped", number)) for number, told in enumerate(_list(data, "dropped"), 1)
-    ]
+    dropped = [_dropped(told, _Place("dropped", number)) for number, told in enumerate(_list(data, "dropped"), 1)]
     texts = {key: _text(data, key, _Place()) for key in _TEXTS}
     tokens = _tokens(data.get("tokens", "all"))
     made_by = data.get("made_by", {})
     if not _is_object(made_by):
         raise BadFile(f'"made_by" is {_shown(made_by)}. Write an object {{...}}, or leave it out.')
     try:
-        return SteeringPlan(
-            direction, tuple(steps), **texts, dropped=tuple(dropped), made_by=made_by, tokens=tokens
-        )
+        return SteeringPlan(direction, tuple(steps), **texts, dropped=tuple(dropped), made_by=made_by, tokens=tokens)
     except InvalidArgument as error:
         raise BadFile(str(error)) from None
 
@@ -176,9 +172,7 @@ def _feature(row: Mapping[str, Any], where: _Place, shape: str) -> FeatureId:
     if "feature" not in row:
         raise BadFile(f'{where.name}: there is no "feature". Write it as {shape}.')
     try:
-        feature = FeatureId.parse(
-            row["feature"] if isinstance(row["feature"], str) else _shown(row["feature"])
-        )
+        feature = FeatureId.parse(row["feature"] if isinstance(row["feature"], str) else _shown(row["feature"]))
     except InvalidId as error:
         raise BadFile(f'{where.name}: "feature": {error}') from None
     where.about(feature)
@@ -201,9 +195,7 @@ def _number(told: object, name: str, where: _Place) -> float:
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        raise BadFile(
-            f'{where.name}: "{name}" is {_shown(told)}. Write a finite number, such as "{name}": 0.5.'
-        )
+        raise BadFile(f'{where.name}: "{name}" is {_shown(told)}. Write a finite number, such as "{name}": 0.5.')
     return value
 
 

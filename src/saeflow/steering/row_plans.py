@@ -93,12 +93,7 @@ class _Draft:
     dictionary: Dictionary | None = None
 
     def made(
-        self,
-        point: Point,
-        where: tuple[Where, ...],
-        model: LanguageModel,
-        clock: Clock,
-        meter: ShareMeter | None,
+        self, point: Point, where: tuple[Where, ...], model: LanguageModel, clock: Clock, meter: ShareMeter | None
     ) -> RowChange:
         added_rows = None
         if self.vectors:
@@ -110,9 +105,7 @@ class _Draft:
 
 
 def _drafts(
-    plans: Sequence[SteeringPlan | None],
-    dictionaries: Mapping[Site, Dictionary] | None,
-    model: LanguageModel,
+    plans: Sequence[SteeringPlan | None], dictionaries: Mapping[Site, Dictionary] | None, model: LanguageModel
 ) -> defaultdict[Point, _Draft]:
     drafts: defaultdict[Point, _Draft] = defaultdict(lambda: _Draft(len(plans)))
     rows_of: dict[int, list[int]] = {}

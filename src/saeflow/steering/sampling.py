@@ -110,9 +110,7 @@ def likelier(
     return above, above.sum(dim=-1)
 
 
-def draw(
-    logits: Float[Tensor, "n vocab"], noise: Float[Tensor, "#n vocab"], top_p: float
-) -> Int[Tensor, " n"]:
+def draw(logits: Float[Tensor, "n vocab"], noise: Float[Tensor, "#n vocab"], top_p: float) -> Int[Tensor, " n"]:
     """For each row, the token of the nucleus where logits + noise is highest: an exact draw."""
     noisy = logits + noise
     found = noisy.max(dim=-1).indices  # faster than argmax
@@ -147,9 +145,7 @@ class Sampler(LogitsProcessor):
         self._n_before = n_before
         self._noise: Noise | None = None
 
-    def __call__(
-        self, input_ids: Int[Tensor, "n pos"], scores: Float[Tensor, "n vocab"]
-    ) -> Float[Tensor, "n vocab"]:
+    def __call__(self, input_ids: Int[Tensor, "n pos"], scores: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
         """0 at the drawn token of each row, minus infinity elsewhere."""
         if self._noise is None:
             self._noise = Noise(scores.shape[1], scores.device)

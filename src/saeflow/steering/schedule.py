@@ -167,27 +167,19 @@ def schedule_from(data: Mapping[str, Any]) -> Schedule:
     values = {name: value for name, value in data.items() if name != "kind"}
     known = tuple(field.name for field in fields(made))
     if strange := sorted(set(values) - set(known)):
-        raise InvalidArgument(
-            f"a {kind} schedule has no {', '.join(map(repr, strange))}. It takes {', '.join(known)}."
-        )
+        raise InvalidArgument(f"a {kind} schedule has no {', '.join(map(repr, strange))}. It takes {', '.join(known)}.")
     if "s" not in values:
         raise InvalidArgument(f'a {kind} schedule needs its coefficient. Write "s": 8, for instance.')
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidArgument(
-                f"{name} = {value!r} of a {kind} schedule is no number. Write one, such as 8."
-            )
+            raise InvalidArgument(f"{name} = {value!r} of a {kind} schedule is no number. Write one, such as 8.")
     try:
         return made(**{name: float(value) for name, value in values.items()})
     except OverflowError:
-        raise InvalidArgument(
-            f"{values} of a {kind} schedule are too large. Write numbers, such as 8."
-        ) from None
+        raise InvalidArgument(f"{values} of a {kind} schedule are too large. Write numbers, such as 8.") from None
 
 
 def _finite(schedule: Schedule, **values: float) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
-            raise InvalidArgument(
-                f"{name} = {value} of a {schedule.kind.value} schedule is not finite. Give a number."
-            )
+            raise InvalidArgument(f"{name} = {value} of a {schedule.kind.value} schedule is not finite. Give a number.")

@@ -57,10 +57,7 @@ class ShareMeter:
         self._last, self._clock = last, clock
 
     def note(
-        self,
-        point: Point,
-        h: Float[Tensor, "batch pos d_in"],
-        change: Float[Tensor, "#batch #pos d_model"] | None,
+        self, point: Point, h: Float[Tensor, "batch pos d_in"], change: Float[Tensor, "#batch #pos d_model"] | None
     ) -> None:
         """At `point` the hidden state `h` came in, and the stream is changed by `change`; None for no change."""
         if point == self._first:
@@ -76,10 +73,7 @@ class ShareMeter:
             self._in_layer = None
 
     def _end_of_layer(
-        self,
-        layer: int,
-        h: Float[Tensor, "batch pos d_model"],
-        change: Float[Tensor, "#batch #pos d_model"],
+        self, layer: int, h: Float[Tensor, "batch pos d_model"], change: Float[Tensor, "#batch #pos d_model"]
     ) -> None:
         size = _length(h).clamp_min_(torch.finfo(torch.float32).tiny)
         self._carried = change if self._carried is None else self._carried + change

@@ -132,8 +132,7 @@ def plan_change(
     values = {step.feature: step.value for step in plan.steps}
     if plan.direction is Direction.ACTIVATE:
         vectors = {
-            dictionary.site: _weights(values, here) @ unit_rows(dictionary, here, model)
-            for dictionary, here in groups
+            dictionary.site: _weights(values, here) @ unit_rows(dictionary, here, model) for dictionary, here in groups
         }
         return _lengths({site: vector[None] for site, vector in vectors.items()})
     if model is None or not texts:
@@ -169,10 +168,7 @@ class NormShares:
 
     def to_dict(self) -> dict[str, Any]:
         """As a plan notes it."""
-        return {
-            "per_layer": {str(layer): share for layer, share in self.at_layer.items()},
-            "total": self.total,
-        }
+        return {"per_layer": {str(layer): share for layer, share in self.at_layer.items()}, "total": self.total}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +223,7 @@ def shares(change: PlanChange, norms: Mapping[Site, float]) -> NormShares:
     )
 
 
-def within(
-    plan: SteeringPlan, budget: Budget, norms: Mapping[Site, float], change: PlanChange
-) -> SteeringPlan:
+def within(plan: SteeringPlan, budget: Budget, norms: Mapping[Site, float], change: PlanChange) -> SteeringPlan:
     """The plan, scaled down as a whole until a change in proportion to it fits a budget; never scaled up.
 
     That is exact for activation, and for suppression as `plan_change` measures it unsteered. One factor for all steps
@@ -308,9 +302,7 @@ def fit_budget(
     return _noted(plan, budget, fits, before, after)
 
 
-def _noted(
-    plan: SteeringPlan, budget: Budget, c: float, before: NormShares, after: NormShares
-) -> SteeringPlan:
+def _noted(plan: SteeringPlan, budget: Budget, c: float, before: NormShares, after: NormShares) -> SteeringPlan:
     """The plan scaled by c, with what it was held to and what that changed."""
     told = {
         "per_layer": budget.per_layer,

@@ -89,9 +89,7 @@ class Theme:
     def __post_init__(self) -> None:
         """Refuse a theme without a subject, and starts named twice."""
         if not self.subject.strip():
-            raise InvalidArgument(
-                f"the theme {self.name!r} has no subject. Give a phrase a judge understands."
-            )
+            raise InvalidArgument(f"the theme {self.name!r} has no subject. Give a phrase a judge understands.")
         twice = sorted({str(start) for start in self.starts if self.starts.count(start) > 1})
         if twice:
             raise InvalidArgument(f"starts names {', '.join(twice)} more than once. Name each feature once.")
@@ -195,17 +193,7 @@ def _read_unchanged(path: Path, changed: int) -> Theme:  # noqa: ARG001 - part o
     return _Reader(path).theme(data)
 
 
-_KEYS: Final = {
-    "name",
-    "subject",
-    "release",
-    "starts",
-    "examples",
-    "note",
-    "subjects",
-    "activate",
-    "suppress",
-}
+_KEYS: Final = {"name", "subject", "release", "starts", "examples", "note", "subjects", "activate", "suppress"}
 _TASK_KEYS: Final = {"prompt", "asked", "max_new_tokens"}
 
 
@@ -220,10 +208,7 @@ class _Reader:
         texts = {key: self._text(data, key, "") for key in ("name", "subject", "release", "note")}
         if not texts["subject"]:
             raise self._bad("subject", "is missing or empty", "Give a phrase a judge understands")
-        about: dict[str, Any] = texts | {
-            "name": texts["name"] or self.path.stem,
-            "note": texts["note"].strip(),
-        }
+        about: dict[str, Any] = texts | {"name": texts["name"] or self.path.stem, "note": texts["note"].strip()}
         made = self._checked("starts", lambda: Theme(**about, starts=self._starts(data)))
         made = replace(made, examples=self._texts(data, "examples"))
         tasks = {key: self._task(data[key], key) for key in _LENGTHS if key in data}
@@ -265,9 +250,7 @@ class _Reader:
     def _known(self, data: _Table, keys: set[str], where: str) -> None:
         unknown = sorted(set(data) - keys)
         if unknown:
-            raise self._bad(
-                f"{where}{unknown[0]}", "is no key of a theme", f"Keys are {', '.join(sorted(keys))}"
-            )
+            raise self._bad(f"{where}{unknown[0]}", "is no key of a theme", f"Keys are {', '.join(sorted(keys))}")
 
     def _checked(self, key: str, make: Callable[[], _T]) -> _T:
         try:

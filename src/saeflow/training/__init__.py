@@ -25,7 +25,25 @@ from saeflow.training.text_run import TextRun
 from saeflow.training.texts import TextBatches, WindowBatches, evaluation_texts
 
 __all__ = [
-    "Evaluation", "Job", "Learners", "Objective", "Optimiser", "Quality", "Settings", "Sparsity", "Stream", "Target",
-    "TextBatches", "TextRun", "Trained", "WindowBatches", "evaluation_texts", "needs", "read_metrics", "sparsity",
-    "targets_of", "train", "train_in_shards",
-]  # fmt: skip
+    "Evaluation",
+    "Job",
+    "Learners",
+    "Objective",
+    "Optimiser",
+    "Quality",
+    "Settings",
+    "Sparsity",
+    "Stream",
+    "Target",
+    "TextBatches",
+    "TextRun",
+    "Trained",
+    "WindowBatches",
+    "evaluation_texts",
+    "needs",
+    "read_metrics",
+    "sparsity",
+    "targets_of",
+    "train",
+    "train_in_shards",
+]

@@ -86,9 +86,7 @@ def fold(weights: TrainedWeights, target: Target, read: Normalisation, written: 
     size = n / written.scale
     b_enc = (weights.b_enc.double() - read.scale * (W_enc @ read.mean.to(W_enc))) * size
     activation: Activation = (
-        TopK(weights.k)
-        if weights.threshold is None
-        else JumpReLU((weights.threshold.double() * size).float())
+        TopK(weights.k) if weights.threshold is None else JumpReLU((weights.threshold.double() * size).float())
     )
     return Dictionary(
         target.site,
@@ -127,8 +125,6 @@ def unfold(dictionary: Dictionary, read: Normalisation, written: Normalisation) 
         b_enc=b_enc.float(),
         W_dec=(dictionary.W_dec.double() / n[:, None]).float(),
         b_dec=((dictionary.b_dec.double() - written.mean.to(W_enc)) * written.scale).float(),
-        threshold=(activation.threshold.double() * size).float()
-        if isinstance(activation, JumpReLU)
-        else None,
+        threshold=(activation.threshold.double() * size).float() if isinstance(activation, JumpReLU) else None,
         k=activation.k if isinstance(activation, TopK) else 0,
     )

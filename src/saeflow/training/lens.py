@@ -159,14 +159,10 @@ class SaeLensLearners:
                 "another --out."
             )
         for name, trainer in self._trainers.items():
-            mine = {
-                key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")
-            }
+            mine = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
             # cloned: tensors of a file lie at any address, and sums of matrix products can depend on it
             device = trainer.sae.device
-            sae = {
-                key.removeprefix("sae."): t.to(device) for key, t in mine.items() if key.startswith("sae.")
-            }
+            sae = {key.removeprefix("sae."): t.to(device) for key, t in mine.items() if key.startswith("sae.")}
             trainer.sae.load_state_dict(sae)
             for key in _COUNTS:
                 setattr(trainer, key, mine[key].to(device).clone())
@@ -225,15 +221,18 @@ def make_sae(target: Target, job: Job) -> Any:
         quadratic = loss.objective is Objective.JUMPRELU_L0
         # pre-activations are as large as the rows the encoder starts with
         start = rows * first_threshold(loss.l0, target.width) if loss.threshold is None else loss.threshold
-        base, config = lens.JumpReLUTrainingSAE, lens.JumpReLUTrainingSAEConfig(
-            **common,
-            jumprelu_sparsity_loss_mode="quadratic" if quadratic else "step",
-            jumprelu_init_threshold=start,
-            jumprelu_bandwidth=loss.bandwidth,
-            l0_coefficient=loss.coefficient,
-            l0_warm_up_steps=round(loss.warm_up * settings.optimiser.steps),
-            target_l0=loss.l0 if quadratic else None,
-        )  # fmt: skip
+        base, config = (
+            lens.JumpReLUTrainingSAE,
+            lens.JumpReLUTrainingSAEConfig(
+                **common,
+                jumprelu_sparsity_loss_mode="quadratic" if quadratic else "step",
+                jumprelu_init_threshold=start,
+                jumprelu_bandwidth=loss.bandwidth,
+                l0_coefficient=loss.coefficient,
+                l0_warm_up_steps=round(loss.warm_up * settings.optimiser.steps),
+                target_l0=loss.l0 if quadratic else None,
+            ),
+        )
     elif loss.objective is Objective.TOPK:
         config = lens.TopKTrainingSAEConfig(**common, k=int(loss.l0), aux_loss_coefficient=loss.coefficient)
         base = lens.TopKTrainingSAE
@@ -296,9 +295,7 @@ def trained_weights(sae: Any) -> TrainedWeights:
         rows = held["W_dec"].norm(dim=1).clamp(min=1e-8)
         threshold = (held["topk_threshold"] / rows.double()).float()
     k = 0 if threshold is not None else int(sae.cfg.k)
-    return TrainedWeights(
-        held["W_enc"].T.contiguous(), held["b_enc"], held["W_dec"], held["b_dec"], threshold, k
-    )
+    return TrainedWeights(held["W_enc"].T.contiguous(), held["b_enc"], held["W_dec"], held["b_dec"], threshold, k)
 
 
 @torch.no_grad()

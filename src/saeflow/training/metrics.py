@@ -55,9 +55,7 @@ class Evaluation:
         self._batches = [(tokens, ~special_tokens(model, tokens)) for tokens in batches]
         self._tokens = sum(int(kept.sum()) for _, kept in self._batches)
         if self._tokens < 2:
-            raise InvalidArgument(
-                f"{self._tokens} tokens are kept for measuring. Give more texts, or longer ones."
-            )
+            raise InvalidArgument(f"{self._tokens} tokens are kept for measuring. Give more texts, or longer ones.")
         self._clean: float | None = None
         self._zero: dict[Point, float] = {}
 
@@ -119,8 +117,7 @@ class Evaluation:
 
     def _loss(
         self,
-        places: Callable[[Bool[Tensor, "batch pos"]], dict[Place, Callable[[Tensor], Tensor]]]
-        | Mapping[None, None],
+        places: Callable[[Bool[Tensor, "batch pos"]], dict[Place, Callable[[Tensor], Tensor]]] | Mapping[None, None],
     ) -> float:
         """Mean loss in nats a token, with what `places` puts in, which is made for the tokens of each batch."""
         total, n = 0.0, 0
@@ -141,9 +138,7 @@ class _Sums:
         self.squares = 0.0
         self.fired: Tensor | None = None
 
-    def add(
-        self, dictionary: Dictionary, read: Float[Tensor, "n d_in"], written: Float[Tensor, "n d_out"]
-    ) -> None:
+    def add(self, dictionary: Dictionary, read: Float[Tensor, "n d_in"], written: Float[Tensor, "n d_out"]) -> None:
         acts = dictionary.encode(read)
         self.error += float((dictionary.decode(acts, read) - written).double().square().sum())
         self.n += len(read)

@@ -128,9 +128,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, RecursionError) as error:
             if number == len(lines):  # a kill cuts the last line; it is measured again
                 break
-            raise BadFile(
-                f"{path}: line {number} is no JSON ({error}). Remove the folder to begin again."
-            ) from error
+            raise BadFile(f"{path}: line {number} is no JSON ({error}). Remove the folder to begin again.") from error
     return rows
 
 
@@ -150,9 +148,7 @@ def last_measured(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, flo
         rows = dict[str, Any](told["quality"]) if told.get("finished") else {}
         # later rows of a site take the place of earlier ones
         rows = rows or {str(row["site"]): row for row in read_metrics(folder)}
-        return {"training": state}, {
-            site: {key: _finite(row.get(key)) for key in _SHOWN} for site, row in rows.items()
-        }
+        return {"training": state}, {site: {key: _finite(row.get(key)) for key in _SHOWN} for site, row in rows.items()}
     except (BadFile, KeyError, TypeError, ValueError, AttributeError) as error:
         return {"training": f"{MANIFEST} or {METRICS} is damaged ({error})"}, {}
 

@@ -161,8 +161,7 @@ class _Run:
             self.batches.restore(dict(found.told["batches"]))
             tensors = dict(found.buffer)
             self.norms = {
-                p: Normalisation(tensors.pop(f"mean.{p}").clone(), found.told["scales"][str(p)])
-                for p in self.points
+                p: Normalisation(tensors.pop(f"mean.{p}").clone(), found.told["scales"][str(p)]) for p in self.points
             }
             self.buffer.restore(tensors, found.told["buffer"])
             record.cut_metrics(self.out, self.step)
@@ -173,9 +172,7 @@ class _Run:
             if t.site in start and found is None
         }
         if found is None and self.settings.keeps_checkpoints:
-            wanted = needs(
-                self.targets, {p: self._width(p) for p in self.points}, self.settings, self.dtype.itemsize
-            )
+            wanted = needs(self.targets, {p: self._width(p) for p in self.points}, self.settings, self.dtype.itemsize)
             checkpoint.require_space(self.out, wanted.checkpoint, "two checkpoints, one replacing the other,")
         self.learners = make(Job(self.targets, widths, self.settings, self.model.device, given))
         if found is not None:

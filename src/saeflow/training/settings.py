@@ -287,9 +287,7 @@ class Settings:
                 "more; 0 for none."
             )
         if not (math.isfinite(self.checkpoint_minutes) and self.checkpoint_minutes >= 0):
-            raise InvalidArgument(
-                f"checkpoints every {self.checkpoint_minutes} minutes. Give 0 or more; 0 for none."
-            )
+            raise InvalidArgument(f"checkpoints every {self.checkpoint_minutes} minutes. Give 0 or more; 0 for none.")
 
     @property
     def keeps_checkpoints(self) -> bool:
@@ -337,11 +335,7 @@ class Needs(NamedTuple):
 
 
 def needs(
-    targets: Sequence[Target],
-    widths: dict[Point, int],
-    settings: Settings,
-    bytes_a_value: int,
-    vocabulary: int = 0,
+    targets: Sequence[Target], widths: dict[Point, int], settings: Settings, bytes_a_value: int, vocabulary: int = 0
 ) -> Needs:
     """What a run needs, from the widths of its points. See `Needs`.
 

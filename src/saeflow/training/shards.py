@@ -180,9 +180,7 @@ def _move(source: Path, target: Path) -> None:
             shutil.rmtree(target)
         source.rename(target)
     if not (target / CONFIG).is_file():
-        raise BadFile(
-            f"{target} is missing from a shard that was finished. Remove {target.parent} to begin again."
-        )
+        raise BadFile(f"{target} is missing from a shard that was finished. Remove {target.parent} to begin again.")
 
 
 def _measured(folders: Sequence[Path], targets: Sequence[Target]) -> tuple[list[dict[str, Any]], float]:

@@ -67,16 +67,21 @@ class TextRun:
     model_name: str = ""
     learners: MakeLearners = sae_lens_learners
 
-    def train(
-        self, out: Path, *, targets: Sequence[Target] | None = None, progress: Progress | None = None
-    ) -> Trained:
+    def train(self, out: Path, *, targets: Sequence[Target] | None = None, progress: Progress | None = None) -> Trained:
         """Train all targets, or some of them, in this process. Raises what `saeflow.training.train` does."""
         return train(
-            self.model, self._batches(),
-            self.targets if targets is None else targets, self.settings, out=out,
+            self.model,
+            self._batches(),
+            self.targets if targets is None else targets,
+            self.settings,
+            out=out,
             evaluation=self._measured(),
-            start=self.start, texts=self.texts, model_name=self.model_name, progress=progress, learners=self.learners,
-        )  # fmt: skip
+            start=self.start,
+            texts=self.texts,
+            model_name=self.model_name,
+            progress=progress,
+            learners=self.learners,
+        )
 
     def _batches(self) -> TextBatches:
         stream = self.settings.stream
@@ -109,9 +114,7 @@ class TextRun:
             p: Normalisation.of(h.mean(0).double(), (h - h.mean(0)).norm(dim=1).double().mean(), str(p))
             for p, h in held.items()
         }
-        widths = {
-            one.name: (read[0][one.read].shape[1], read[0][one.written].shape[1]) for one in self.targets
-        }
+        widths = {one.name: (read[0][one.read].shape[1], read[0][one.written].shape[1]) for one in self.targets}
         learners = self.learners(Job([target], widths, self.settings, self.model.device, {}))
         ready = {target.name: torch.cat([norms[p](h.to(self.model.device)) for p, h in held.items()], dim=1)}
         learners.step(ready)  # the first one makes Adam's moments
@@ -126,7 +129,5 @@ class TextRun:
         measured = time.perf_counter() - began
         sizes = [one.width * sum(widths[one.name]) for one in self.targets]
         return Pace(
-            row_seconds,
-            step_seconds * sum(sizes) / (target.width * sum(widths[target.name])),
-            measured * len(sizes),
+            row_seconds, step_seconds * sum(sizes) / (target.width * sum(widths[target.name])), measured * len(sizes)
         )

@@ -194,9 +194,7 @@ class WindowBatches:
         self._order = self._shuffled()
 
     def _shuffled(self) -> Int[np.ndarray, " n"]:
-        return np.random.default_rng(seed_of(self._seed, "windows", str(self._pass))).permutation(
-            len(self._windows)
-        )
+        return np.random.default_rng(seed_of(self._seed, "windows", str(self._pass))).permutation(len(self._windows))
 
 
 def padded(rows: Sequence[Sequence[int]], model: LanguageModel) -> Tokens:
@@ -207,7 +205,5 @@ def padded(rows: Sequence[Sequence[int]], model: LanguageModel) -> Tokens:
     """
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[model.pad_id] * (width - len(row))] for row in rows], device=model.device)
-    mask: Tensor = torch.tensor(
-        [[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device
-    )
+    mask: Tensor = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
     return Tokens(ids, mask)

@@ -208,9 +208,7 @@ class Access:
 
     def _too_large(self) -> Refused:
         return Refused(
-            413,
-            f"the body is larger than {self._limits.body} bytes.",
-            "Send a smaller one: no plan is that long.",
+            413, f"the body is larger than {self._limits.body} bytes.", "Send a smaller one: no plan is that long."
         )
 
     async def _take_turn(self, receive: Receive) -> bool:

@@ -270,8 +270,7 @@ class GraphAnswer(Answer):
     took_ms: float
     counts: Counts
     groups: Annotated[
-        dict[str, OriginShares] | None,
-        Field(description="Of the features that were seen; null without results."),
+        dict[str, OriginShares] | None, Field(description="Of the features that were seen; null without results.")
     ]
 
 
@@ -283,15 +282,12 @@ class CompareAnswer(Answer):
     took_ms: float
     counts: Counts
     groups: Annotated[
-        dict[str, OriginShares] | None,
-        Field(description="Of the features that were seen; null without results."),
+        dict[str, OriginShares] | None, Field(description="Of the features that were seen; null without results.")
     ]
     in_a: Annotated[list[str], Field(description="Features of the first alone.")]
     in_b: Annotated[list[str], Field(description="Features of the second alone.")]
     both: list[str]
-    edges_in: Annotated[
-        list[Literal["a", "b", "ab"]], Field(description="Of each edge of `data`, in its order.")
-    ]
+    edges_in: Annotated[list[Literal["a", "b", "ab"]], Field(description="Of each edge of `data`, in its order.")]
     edges_a: int
     edges_b: int
     edges_both: int

@@ -63,9 +63,7 @@ class GrowthAsked(Parameters):
     k: Annotated[int, Field(ge=1, le=100, description="Matches followed at each site.")] = 1
     fdr: Annotated[
         float | None,
-        Field(
-            gt=0.0, lt=1.0, description="Calibrated thresholds at this false-discovery rate, in place of t_*."
-        ),
+        Field(gt=0.0, lt=1.0, description="Calibrated thresholds at this false-discovery rate, in place of t_*."),
     ] = None
     direction: Literal["both", "backward", "forward"] = "both"
     from_layer: Annotated[Layer | None, Field(description="Leave out earlier layers.")] = None
@@ -77,8 +75,7 @@ class GraphAsked(GrowthAsked):
 
     feature: FeatureText
     expand: Annotated[
-        str,
-        Field(pattern=f"^$|{FEATURES}", description="Features whose own matches are added, commas between."),
+        str, Field(pattern=f"^$|{FEATURES}", description="Features whose own matches are added, commas between.")
     ] = ""
 
 
@@ -111,9 +108,7 @@ class ScheduleAsked(Body):
 
     kind: Literal["constant", "linear", "exponential"] = "exponential"
     s: Strength = 1.5
-    s_end: Annotated[
-        Strength | None, Field(description="Of a linear schedule: the strength at the last layer.")
-    ] = None
+    s_end: Annotated[Strength | None, Field(description="Of a linear schedule: the strength at the last layer.")] = None
     alpha: Annotated[
         float | None, Field(ge=-10.0, le=1.0, description="Of an exponential schedule: the decay a layer.")
     ] = None
@@ -136,12 +131,9 @@ class PlanAsked(Body):
         list[FeatureText], Field(max_length=MOST_FEATURES, description="Exactly these are changed.")
     ] = []
     starts: Annotated[
-        list[FeatureText],
-        Field(max_length=64, description="Graphs grow from these, and all of them is changed."),
+        list[FeatureText], Field(max_length=64, description="Graphs grow from these, and all of them is changed.")
     ] = []
-    theme: Annotated[
-        str, Field(max_length=100, description="Name of a theme of /api/info, noted in the plan.")
-    ] = ""
+    theme: Annotated[str, Field(max_length=100, description="Name of a theme of /api/info, noted in the plan.")] = ""
     direction: Literal["activate", "suppress"] = "activate"
     schedule: Annotated[ScheduleAsked, Field(description="To activate.")] = ScheduleAsked()
     r: Annotated[Strength, Field(description="To suppress: 0 removes, 1 changes nothing.")] = 0.0
@@ -151,16 +143,10 @@ class PlanAsked(Body):
     parts: Annotated[list[PartText], Field(min_length=1, max_length=3)] = ["res", "mlp", "att"]
     fold: Annotated[
         bool | None,
-        Field(
-            description="Count s in units of each feature's threshold; null: where the weights can be read."
-        ),
+        Field(description="Count s in units of each feature's threshold; null: where the weights can be read."),
     ] = None
-    budget_layer: Annotated[float | None, Field(gt=0.0, le=100.0, description="Most a layer may change.")] = (
-        None
-    )
-    budget_total: Annotated[
-        float | None, Field(gt=0.0, le=100.0, description="Most all layers may change.")
-    ] = None
+    budget_layer: Annotated[float | None, Field(gt=0.0, le=100.0, description="Most a layer may change.")] = None
+    budget_total: Annotated[float | None, Field(gt=0.0, le=100.0, description="Most all layers may change.")] = None
 
 
 class CheckAsked(Body):

@@ -14,15 +14,7 @@ from saeflow.interventions import EVERYWHERE
 from saeflow.steering.plan import SteeringPlan
 from saeflow.web.answers import ModelInfo
 from saeflow.web.answers_bench import PlanAnswer, PlanRow, TextAnswer
-from saeflow.web.asked import (
-    MOST_FEATURES,
-    CheckAsked,
-    ModelAsked,
-    Nothing,
-    PlanAsked,
-    SteerAsked,
-    TextAsked,
-)
+from saeflow.web.asked import MOST_FEATURES, CheckAsked, ModelAsked, Nothing, PlanAsked, SteerAsked, TextAsked
 from saeflow.web.desk import Desk
 from saeflow.web.explorer import Explorer
 from saeflow.web.info import model_of

@@ -27,8 +27,14 @@ def feature_answer(explorer: Explorer, asked: FeatureAsked) -> FeatureAnswer:
     alone = trace(feature, explorer.atlas, thresholds=cuts, backward=False, forward=False).nodes[0]
     known = explorer.words.get(feature)
     told: dict[str, Any] = {
-        "label": "", "by": "", "score": None, "tokens": [], "promotes": [], "contexts": [], "frequency": None
-    }  # fmt: skip
+        "label": "",
+        "by": "",
+        "score": None,
+        "tokens": [],
+        "promotes": [],
+        "contexts": [],
+        "frequency": None,
+    }
     if known is not None:
         told = {
             "label": known.label,
@@ -37,8 +43,7 @@ def feature_answer(explorer: Explorer, asked: FeatureAsked) -> FeatureAnswer:
             "tokens": list(known.tokens),
             "promotes": list(known.promotes),
             "contexts": [
-                ContextData(tokens=list(c.tokens), values=list(c.values), source=c.source)
-                for c in known.contexts
+                ContextData(tokens=list(c.tokens), values=list(c.values), source=c.source) for c in known.contexts
             ],
             "frequency": known.frequency,
         }

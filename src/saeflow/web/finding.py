@@ -79,9 +79,7 @@ class Finder:
 
     def _hit(self, feature: FeatureId) -> Hit:
         known = self._words.get(feature)
-        return (
-            Hit(feature, known.label, known.tokens, known.frequency) if known else Hit(feature, "", (), None)
-        )
+        return Hit(feature, known.label, known.tokens, known.frequency) if known else Hit(feature, "", (), None)
 
     def build(self) -> None:
         """Build the index where it is missing or old; why that failed is in `problem`."""

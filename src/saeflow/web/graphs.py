@@ -32,9 +32,7 @@ def graph_answer(explorer: Explorer, asked: GraphAsked) -> GraphAnswer:
     start = time.perf_counter()
     graph = grown(explorer, asked)
     data, svg = _drawn(graph, explorer.words)
-    return GraphAnswer(
-        data=data, svg=svg, took_ms=_ms(start), counts=_counts(graph), groups=_groups(explorer, graph)
-    )
+    return GraphAnswer(data=data, svg=svg, took_ms=_ms(start), counts=_counts(graph), groups=_groups(explorer, graph))
 
 
 def compare_answer(explorer: Explorer, asked: CompareAsked) -> CompareAnswer:
@@ -50,10 +48,7 @@ def compare_answer(explorer: Explorer, asked: CompareAsked) -> CompareAnswer:
     whole = _bounded(within(union([one, other]), asked.from_layer, asked.to_layer))
     data, svg = _drawn(whole, explorer.words)
     ends = [{(edge.parent, edge.child) for edge in graph.edges} for graph in (one, other)]
-    sides = [
-        "".join(name for name, there in zip("ab", ends, strict=True) if pair in there)
-        for pair in _pairs(whole)
-    ]
+    sides = ["".join(name for name, there in zip("ab", ends, strict=True) if pair in there) for pair in _pairs(whole)]
     mine, theirs = one.by_feature, other.by_feature
     shown = [node.feature for node in whole.nodes]
     return CompareAnswer.model_validate(
@@ -97,12 +92,8 @@ def grown(explorer: Explorer, asked: GraphAsked) -> FlowGraph:
 def _thresholds(explorer: Explorer, asked: GrowthAsked) -> Thresholds:
     plain = asked.model_fields_set & {"t_res", "t_mlp", "t_att", "high"}
     if asked.fdr is not None and plain:
-        raise InvalidArgument(
-            f"calibrated thresholds replace {', '.join(sorted(plain))}. Give either those, or fdr."
-        )
-    return explorer.thresholds(
-        res=asked.t_res, mlp=asked.t_mlp, att=asked.t_att, high=asked.high, fdr=asked.fdr
-    )
+        raise InvalidArgument(f"calibrated thresholds replace {', '.join(sorted(plain))}. Give either those, or fdr.")
+    return explorer.thresholds(res=asked.t_res, mlp=asked.t_mlp, att=asked.t_att, high=asked.high, fdr=asked.fdr)
 
 
 def _trace(explorer: Explorer, seed: FeatureId, asked: GrowthAsked, thresholds: Thresholds) -> FlowGraph:

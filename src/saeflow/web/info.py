@@ -44,13 +44,8 @@ def info_of(explorer: Explorer) -> Info:
         method=atlas.method,
         k=atlas.k,
         layers=list(explorer.layers),
-        sites=[
-            SiteInfo(site=str(site), n_features=n, words=site in with_words)
-            for site, n in explorer.sizes.items()
-        ],
-        defaults=Defaults(
-            t_res=cuts.res, t_mlp=cuts.of(Part.MLP), t_att=cuts.of(Part.ATT), high=cuts.high, k=1
-        ),
+        sites=[SiteInfo(site=str(site), n_features=n, words=site in with_words) for site, n in explorer.sizes.items()],
+        defaults=Defaults(t_res=cuts.res, t_mlp=cuts.of(Part.MLP), t_att=cuts.of(Part.ATT), high=cuts.high, k=1),
         calibrated=atlas.calibration is not None,
         themes=[_theme(theme) for theme in explorer.themes],
         results=[folder.info() for folder in explorer.results],

@@ -90,8 +90,7 @@ class Live:
             with torch.no_grad():
                 rows = _strongest(dictionary, held[dictionary.place][0], asked.top)
             active[str(site)] = [
-                [Active(index=i, value=value, label=label(FeatureId(site, i))) for i, value in row]
-                for row in rows
+                [Active(index=i, value=value, label=label(FeatureId(site, i))) for i, value in row] for row in rows
             ]
             if large:
                 dictionary.unload()
@@ -119,9 +118,7 @@ class Live:
             for which in (plan, None)
         ]
         teller = _Teller(put, len(requests))
-        made = generate(
-            self.model, self.dictionaries, requests, sampling, batch=len(requests), on_token=teller.tell
-        )
+        made = generate(self.model, self.dictionaries, requests, sampling, batch=len(requests), on_token=teller.tell)
         for row, one in enumerate(made):
             shares = {"share_layer": _finite(one.share_layer), "share_total": _finite(one.share_total)}
             told = {"text": printable(one.text), "tokens": len(one.ids), **shares}
@@ -163,9 +160,7 @@ class Live:
         judge = self._judge(prompt, theme, others, sampling, put)
         return judge.score(theme, direction, self._with_losses(prompt, made))
 
-    def _judge(
-        self, prompt: str, theme: Theme, others: Sequence[Theme], sampling: Sampling, put: Put
-    ) -> OfflineJudge:
+    def _judge(self, prompt: str, theme: Theme, others: Sequence[Theme], sampling: Sampling, put: Put) -> OfflineJudge:
         """The judge of texts of a prompt: it has read unsteered ones, and keeps the topics it has learnt."""
         key = (theme.name, prompt, sampling)
         if key not in self._judges:
@@ -182,9 +177,7 @@ class Live:
             # seeds that no sample of a page has, so that no text is its own reference
             wanted = [Request(prompt, -1 - number) for number in range(REFERENCE)]
             plain = generate(self.model, None, wanted, sampling, on_token=tell)
-            self._judges[key] = OfflineJudge(
-                self._background(theme, others), self._with_losses(prompt, plain)
-            )
+            self._judges[key] = OfflineJudge(self._background(theme, others), self._with_losses(prompt, plain))
         return self._judges[key]
 
     def _with_losses(self, prompt: str, made: Sequence[Generation]) -> list[Judged]:
@@ -226,9 +219,7 @@ def _finite(share: float) -> float | None:
     return share if math.isfinite(share) else None
 
 
-def _strongest(
-    dictionary: Dictionary, h: Float[Tensor, "pos d_in"], top: int
-) -> list[list[tuple[int, float]]]:
+def _strongest(dictionary: Dictionary, h: Float[Tensor, "pos d_in"], top: int) -> list[list[tuple[int, float]]]:
     """For each token its active features, strongest first, at most `top`."""
     active = dictionary.encode(h.to(dictionary.W_enc.dtype)).float()
     best = active.topk(min(top, active.shape[1]), dim=-1)

@@ -75,9 +75,7 @@ def printable(text: str) -> str:
 def _printable(known: FeatureWords | None) -> FeatureWords | None:
     if known is None:
         return None
-    contexts = tuple(
-        Context(tuple(map(printable, c.tokens)), c.values, printable(c.source)) for c in known.contexts
-    )
+    contexts = tuple(Context(tuple(map(printable, c.tokens)), c.values, printable(c.source)) for c in known.contexts)
     return replace(
         known,
         label=printable(known.label),

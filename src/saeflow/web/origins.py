@@ -69,9 +69,12 @@ class Origins:
             if estimate.value
         }
         return Groups(
-            n=int(counts.sum()), texts=int(np.count_nonzero(counts.sum(1))), method=self._method,
-            result=self._result, shares=shares,
-        )  # fmt: skip
+            n=int(counts.sum()),
+            texts=int(np.count_nonzero(counts.sum(1))),
+            method=self._method,
+            result=self._result,
+            shares=shares,
+        )
 
     def read(self) -> None:
         """Read the rows; why that failed is in `problem`."""
@@ -96,8 +99,7 @@ class Origins:
         counts = np.bincount(cells, minlength=len(features) * 8).reshape(-1, 8)
         self._seen = seen
         self._counts = {
-            (layer, index): tuple(row)
-            for (layer, index), row in zip(features.tolist(), counts.tolist(), strict=True)
+            (layer, index): tuple(row) for (layer, index), row in zip(features.tolist(), counts.tolist(), strict=True)
         }
 
 

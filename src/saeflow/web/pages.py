@@ -100,11 +100,7 @@ class Painter:
 
         The future raises `BadFile` when it cannot be drawn.
         """
-        told = [
-            __version__,
-            _painters(),
-            *(hashlib.sha256(source[name]).hexdigest() for name in sorted(source)),
-        ]
+        told = [__version__, _painters(), *(hashlib.sha256(source[name]).hexdigest() for name in sorted(source))]
         kept = cache_folder() / "results" / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:32]}.html"
         with suppress(OSError, ValueError):  # it is not there, or no longer what was written
             found: Future[str] = Future()
@@ -128,10 +124,13 @@ class Painter:
                 [sys.executable, "-c", _DRAW, folder],
                 cwd=folder,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
                 errors="replace",
                 start_new_session=True,  # Ctrl-C is for the server, which ends this
-            )  # fmt: skip
+            )
             if self._closed:
                 self._process.kill()
             try:
@@ -263,8 +262,6 @@ def open_results(folders: Sequence[Path], painter: Painter) -> tuple[ResultsFold
 
 
 def _csv(table: SummaryTable) -> Offered:
-    name = "".join(
-        char if char.isascii() and (char.isalnum() or char in "_-") else "-" for char in table.name
-    )
+    name = "".join(char if char.isascii() and (char.isalnum() or char in "_-") else "-" for char in table.name)
     data = table.to_csv().encode("utf-8", "replace")
     return Offered(f"{name[:100] or 'table'}.csv", "text/csv; charset=utf-8", data)

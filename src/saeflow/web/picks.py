@@ -44,9 +44,7 @@ class _Some:
 class Picks:
     """Looks for the features once."""
 
-    def __init__(
-        self, atlas: Atlas, words: Words, sizes: Mapping[Site, int], most: int = MOST_JUDGED
-    ) -> None:
+    def __init__(self, atlas: Atlas, words: Words, sizes: Mapping[Site, int], most: int = MOST_JUDGED) -> None:
         """Nothing is done before `look`; at most about `most` features are judged."""
         self._atlas, self._words, self._sizes, self._most = atlas, words, sizes, most
         self._found: list[Pick] | None = None

@@ -61,15 +61,11 @@ def _request(explorer: Explorer, asked: PlanAsked) -> PlanRequest:
     chosen = tuple(explorer.feature(name) for name in dict.fromkeys(asked.features or asked.starts))
     left_out = [str(feature) for feature in chosen if feature.part.value not in asked.parts]
     if asked.features and left_out:
-        raise InvalidArgument(
-            f"{', '.join(left_out[:5])} are of parts that are left out. Add these to parts."
-        )
+        raise InvalidArgument(f"{', '.join(left_out[:5])} are of parts that are left out. Add these to parts.")
     cuts = asked.thresholds
     plain = {"t_res", "t_mlp", "t_att"} & cuts.model_fields_set
     if cuts.fdr is not None and plain:
-        raise InvalidArgument(
-            f"calibrated thresholds replace {', '.join(sorted(plain))}. Give either those, or fdr."
-        )
+        raise InvalidArgument(f"calibrated thresholds replace {', '.join(sorted(plain))}. Give either those, or fdr.")
     thresholds = explorer.thresholds(res=cuts.t_res, mlp=cuts.t_mlp, att=cuts.t_att, fdr=cuts.fdr)
     return PlanRequest(
         release=explorer.release,

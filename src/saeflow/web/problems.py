@@ -14,7 +14,7 @@ from saeflow.errors import (
     UnknownRelease,
     UnknownSite,
     Unreachable,
-)  # fmt: skip
+)
 from saeflow.web.answers import Problem
 
 _SENTENCE: Final = re.compile(r"(?<=[.?!]) (?=[A-Z`])")
@@ -39,9 +39,7 @@ class Busy(SaeflowError):
 
     def __init__(self, jobs: int) -> None:
         """`jobs` run or wait."""
-        super().__init__(
-            f"the model has {jobs} jobs to do already. Wait for one to end, or leave it, and ask again."
-        )
+        super().__init__(f"the model has {jobs} jobs to do already. Wait for one to end, or leave it, and ask again.")
 
 
 _STATUS: Final[tuple[tuple[type[SaeflowError], int], ...]] = (

@@ -11,14 +11,7 @@ from saeflow.errors import UnknownSite
 from saeflow.report.exports import FORMATS, export
 from saeflow.web.answers import CompareAnswer, FeatureAnswer, GraphAnswer, Info, SearchAnswer
 from saeflow.web.answers_bench import ResultsAnswer
-from saeflow.web.asked import (
-    CompareAsked,
-    ExportAsked,
-    FeatureAsked,
-    GraphAsked,
-    Nothing,
-    SearchAsked,
-)
+from saeflow.web.asked import CompareAsked, ExportAsked, FeatureAsked, GraphAsked, Nothing, SearchAsked
 from saeflow.web.explorer import Explorer
 from saeflow.web.features import feature_answer
 from saeflow.web.graphs import compare_answer, graph_answer, grown
@@ -51,10 +44,7 @@ _HTML: Final[dict[int | str, dict[str, Any]]] = {
     },
 }
 _FILE: Final[dict[int | str, dict[str, Any]]] = {
-    200: {
-        "description": "The file.",
-        "content": {kind: {"schema": {"type": "string"}} for kind in ("text/csv",)},
-    }
+    200: {"description": "The file.", "content": {kind: {"schema": {"type": "string"}} for kind in ("text/csv",)}}
 }
 
 
@@ -125,9 +115,7 @@ def file(explorer: Explored, id: str, number: str, _: Annotated[Nothing, Query()
     files = {str(n): offered for n, offered in enumerate(_folder(explorer, id).files())}
     offered = files.get(number)
     if offered is None:
-        raise UnknownSite(
-            f"the results {id!r} have no file {number[:40]!r}. Take its number from /api/results."
-        )
+        raise UnknownSite(f"the results {id!r} have no file {number[:40]!r}. Take its number from /api/results.")
     headers = {"content-disposition": f'attachment; filename="{offered.name}"'}
     return Response(offered.data, media_type=offered.kind, headers=headers)
 

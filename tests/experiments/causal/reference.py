@@ -12,9 +12,7 @@ from saeflow.sources.architectures import Point
 
 def order(edit, layer):
     """The order of computation: res L-1, att L, mlp L."""
-    return [Site(layer - 1, Part.RES) if layer else None, Site(layer, Part.ATT), Site(layer, Part.MLP)].index(
-        edit.site
-    )
+    return [Site(layer - 1, Part.RES) if layer else None, Site(layer, Part.ATT), Site(layer, Part.MLP)].index(edit.site)
 
 
 class Reference:

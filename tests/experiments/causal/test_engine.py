@@ -34,9 +34,7 @@ class World:
         self.dictionaries = dictionaries_on(self.model, self.tokens, KINDS[kind])
 
     def prepare(self, **options):
-        return PreparedText(
-            self.model, self.dictionaries, self.tokens, **{"layers": range(N_LAYERS)} | options
-        )
+        return PreparedText(self.model, self.dictionaries, self.tokens, **{"layers": range(N_LAYERS)} | options)
 
     def loud(self, site, position):
         return active_features(self.model, self.dictionaries, self.tokens, site, position)
@@ -139,9 +137,7 @@ def test_only_the_watched_rows_are_encoded(gemma, monkeypatch):
     widths = []
     encode_only = Dictionary.encode_only
     monkeypatch.setattr(Dictionary, "encode", lambda *_: pytest.fail("encoded every feature"))
-    monkeypatch.setattr(
-        Dictionary, "encode_only", lambda d, h, f: widths.append(len(f)) or encode_only(d, h, f)
-    )
+    monkeypatch.setattr(Dictionary, "encode_only", lambda d, h, f: widths.append(len(f)) or encode_only(d, h, f))
     text.run([trial])
     assert widths == [1, 1]
 
@@ -289,19 +285,10 @@ def test_half_precision_runs_and_stays_close():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda: Trial(0, 3, (Rescale((feature("0/res/1"),)),), ()),
-            "layer 0 cannot edit 0/res.*0/att, 0/mlp",
-        ),
+        (lambda: Trial(0, 3, (Rescale((feature("0/res/1"),)),), ()), "layer 0 cannot edit 0/res.*0/att, 0/mlp"),
         (lambda: Trial(0, 3, (Rescale((feature("1/mlp/1"),)),), ()), "Before layer 0 there is no residual"),
-        (
-            lambda: Trial(2, 3, (Rescale((feature("2/res/1"),)),), ()),
-            "cannot edit 2/res. Name features at 1/res",
-        ),
-        (
-            lambda: Trial(2, 3, (), (feature("0/res/1"),)),
-            "cannot watch 0/res/1. Name features at 1/res.*2/res",
-        ),
+        (lambda: Trial(2, 3, (Rescale((feature("2/res/1"),)),), ()), "cannot edit 2/res. Name features at 1/res"),
+        (lambda: Trial(2, 3, (), (feature("0/res/1"),)), "cannot watch 0/res/1. Name features at 1/res.*2/res"),
         (lambda: Trial(2, -1, (), ()), "token -1. Both count from 0"),
         (
             lambda: Trial(2, 3, (Rescale((feature("2/mlp/1"),)), Rescale((feature("2/mlp/2"),), 2.0)), ()),

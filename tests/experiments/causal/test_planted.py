@@ -33,11 +33,7 @@ def top_1(planted, target, site):
 
 def group(planted, text, target, position):
     """The parts whose top-1 predecessor is active."""
-    return {
-        site.part
-        for site in RES.predecessors
-        if text.activations([top_1(planted, target, site)], position)[0] > 0
-    }
+    return {site.part for site in RES.predecessors if text.activations([top_1(planted, target, site)], position)[0] > 0}
 
 
 def change(text, target, position, *edits):
@@ -115,9 +111,7 @@ def test_boosting_is_linear_in_r(planted, text):
 def test_the_loss_moves_with_what_is_removed(planted, text):
     position = positions("carry")[-1]
     target = planted.feature(RES, "carried")
-    trials = [
-        Trial(LAYER, position, (Rescale(planted.predecessors("carried"), r),), (target,)) for r in (1.0, 0.0)
-    ]
+    trials = [Trial(LAYER, position, (Rescale(planted.predecessors("carried"), r),), (target,)) for r in (1.0, 0.0)]
     kept, removed = text.run(trials, loss=True)
     assert kept.loss_after == kept.loss_before == removed.loss_before
     assert abs(removed.loss_after - removed.loss_before) > 1e-3

@@ -35,10 +35,7 @@ VARIANTS = {name: (name, {}) for name in CONFIGS} | {
     "gemma2 hard caps": ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gpt_neox serial": ("gpt_neox", {"use_parallel_residual": False}),
     "gpt2 eager": ("gpt2", {"_attn_implementation": "eager"}),
-    "gpt2 scaled by layer": (
-        "gpt2",
-        {"scale_attn_by_inverse_layer_idx": True, "_attn_implementation": "eager"},
-    ),
+    "gpt2 scaled by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "_attn_implementation": "eager"}),
     "llama eager": ("llama", {"_attn_implementation": "eager"}),
 }
 """Every mapped family, and what its configuration can change in attention."""
@@ -123,13 +120,9 @@ def trials_at(model, dictionaries, tokens, layer, position, rescalings=(-1.0, 0.
     sites = [Site(layer - 1, Part.RES)] if layer else []
     sites += [Site(layer, Part.ATT), Site(layer, Part.MLP)]
     loud = {site: active_features(model, dictionaries, tokens, site, position) for site in sites}
-    silent = {
-        site: [f for i in range(N_FEATURES) if (f := FeatureId(site, i)) not in loud[site]] for site in sites
-    }
+    silent = {site: [f for i in range(N_FEATURES) if (f := FeatureId(site, i)) not in loud[site]] for site in sites}
     watch = tuple(
-        FeatureId(site, index)
-        for site in [*sites, Site(layer, Part.RES)]
-        for index in range(0, N_FEATURES, 2)
+        FeatureId(site, index) for site in [*sites, Site(layer, Part.RES)] for index in range(0, N_FEATURES, 2)
     )
     trials = [Trial(layer, position, (), watch)]
     for n, chosen in enumerate(product([False, True], repeat=len(sites))):

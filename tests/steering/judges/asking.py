@@ -26,9 +26,7 @@ def expected(n):
 
 
 def judge(server, tmp_path, **changes):
-    return LLMJudge(
-        "m", server.url, **({"key": KEY, "cache": tmp_path / "answers", "pacing": FAST} | changes)
-    )
+    return LLMJudge("m", server.url, **({"key": KEY, "cache": tmp_path / "answers", "pacing": FAST} | changes))
 
 
 def score(of, n=1, **options):

@@ -7,60 +7,16 @@ import numpy as np
 from saeflow.steering.judges import Judged
 from saeflow.steering.theme import Task, Theme
 
-SEA = (
-    "sail",
-    "mast",
-    "harbour",
-    "captain",
-    "wave",
-    "deck",
-    "anchor",
-    "rope",
-    "crew",
-    "tide",
-    "storm",
-    "keel",
-)
-LAND = (
-    "bread",
-    "oven",
-    "butter",
-    "recipe",
-    "garden",
-    "tomato",
-    "soup",
-    "pepper",
-    "kitchen",
-    "flower",
-    "apple",
-)
-COMMON = (
-    "the",
-    "a",
-    "of",
-    "and",
-    "to",
-    "in",
-    "was",
-    "on",
-    "with",
-    "that",
-    "they",
-    "it",
-    "for",
-    "then",
-    "near",
-    "old",
-)
+SEA = ("sail", "mast", "harbour", "captain", "wave", "deck", "anchor", "rope", "crew", "tide", "storm", "keel")
+LAND = ("bread", "oven", "butter", "recipe", "garden", "tomato", "soup", "pepper", "kitchen", "flower", "apple")
+COMMON = ("the", "a", "of", "and", "to", "in", "was", "on", "with", "that", "they", "it", "for", "then", "near", "old")
 PROMPT = "I think"
 
 
 def written(words: tuple[str, ...], n: int, seed: int, length: int = 32) -> list[str]:
     """Texts of which a third are words of a topic."""
     draw = np.random.default_rng(seed)
-    return [
-        " ".join(str(draw.choice(words if at % 3 == 1 else COMMON)) for at in range(length)) for _ in range(n)
-    ]
+    return [" ".join(str(draw.choice(words if at % 3 == 1 else COMMON)) for at in range(length)) for _ in range(n)]
 
 
 def theme(**changes) -> Theme:

@@ -85,10 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with self.server.lock:
             asked = Asked(
-                len(self.server.asked),
-                body,
-                {k.lower(): v for k, v in self.headers.items()},
-                time.monotonic(),
+                len(self.server.asked), body, {k.lower(): v for k, v in self.headers.items()}, time.monotonic()
             )
             self.server.asked.append(asked)
             self.server.under_way += 1

@@ -49,9 +49,12 @@ def test_what_is_sent_is_the_rubric_and_the_text_alone(tmp_path) -> None:
     rubric = rubric_for(THEME, Direction.ACTIVATE)
     sent, prompted, plain = (asked.body for asked in server.asked)
     assert sent == {
-        "model": "m", "temperature": 0.0, "seed": 0, "response_format": {"type": "json_object"},
+        "model": "m",
+        "temperature": 0.0,
+        "seed": 0,
+        "response_format": {"type": "json_object"},
         "messages": [{"role": "system", "content": rubric.system}, {"role": "user", "content": rubric.ask("text 0")}],
-    }  # fmt: skip
+    }
     assert prompted["messages"][1]["content"] == rubric.ask("I thinktext 0")
     assert set(plain) == {"model", "messages", "seed"}
     assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
@@ -96,9 +99,7 @@ def test_trouble_on_the_way_is_waited_out(trouble, tmp_path) -> None:
 def test_trouble_without_end_is_an_error_that_keeps_what_was_answered(trouble, tmp_path) -> None:
     bad = lambda asked: by_number(asked) if asked.text != "text 3" else TROUBLES[trouble]  # noqa: E731
     with serving(bad) as server:
-        with pytest.raises(
-            Unreachable, match=r"gave no answer in 4 tries.*127\.0\.0\.1|127\.0\.0\.1.*in 4 tries"
-        ):
+        with pytest.raises(Unreachable, match=r"gave no answer in 4 tries.*127\.0\.0\.1|127\.0\.0\.1.*in 4 tries"):
             score(judge(server, tmp_path, pacing=Pacing(concurrency=1, retries=3, backoff=0.01)), 6)
         server.answer = by_number
         asks = judge(server, tmp_path)
@@ -200,10 +201,7 @@ def test_a_parameter_the_endpoint_does_not_know_is_left_out(unknown, tmp_path) -
 
 def test_a_temperature_the_endpoint_does_not_allow_is_an_error_that_says_so(tmp_path) -> None:
     reply = Reply('{"error": {"message": "temperature must be 1"}}', 400)
-    with (
-        serving(lambda asked: reply) as server,
-        pytest.raises(InvalidArgument, match="Set temperature to None"),
-    ):
+    with serving(lambda asked: reply) as server, pytest.raises(InvalidArgument, match="Set temperature to None"):
         score(judge(server, tmp_path))
 
 
@@ -232,9 +230,7 @@ def test_an_answer_that_comes_right_at_the_third_try(bad, tmp_path) -> None:
 def test_an_answer_that_never_comes_right_stops_no_other(tmp_path) -> None:
     never = lambda asked: says('{"coherence": 7}') if asked.text == "text 2" else by_number(asked)  # noqa: E731
     with serving(never) as server:
-        with pytest.raises(
-            BadAnswer, match=r"1 of 20 answers of m could not be read.*3 times.*lacks behavioral"
-        ):
+        with pytest.raises(BadAnswer, match=r"1 of 20 answers of m could not be read.*3 times.*lacks behavioral"):
             score(judge(server, tmp_path), 20)
         server.answer = by_number
         asks = judge(server, tmp_path)
@@ -264,9 +260,7 @@ def test_the_estimate_is_what_is_then_asked(tmp_path) -> None:
         told = asks.estimate(THEME, Direction.ACTIVATE, texts(10) * 2)
         assert (told.requests, told.cached) == (7, 3)
         rubric = rubric_for(THEME, Direction.ACTIVATE)
-        assert (
-            told.input_tokens * 4 >= 7 * len(rubric.system + rubric.ask("text 9")) > told.input_tokens * 4 - 4
-        )
+        assert told.input_tokens * 4 >= 7 * len(rubric.system + rubric.ask("text 9")) > told.input_tokens * 4 - 4
         before = len(server.asked)
         score(asks, 10)
         assert len(server.asked) - before == told.requests

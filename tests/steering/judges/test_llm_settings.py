@@ -106,9 +106,7 @@ def test_a_user_in_the_address_is_not_shown(tmp_path) -> None:
     assert repr(asks) == "LLMJudge('m' at http://127.0.0.1:1/v1)"
 
 
-def test_without_the_package_the_error_names_the_extra_and_the_cache_still_answers(
-    tmp_path, monkeypatch
-) -> None:
+def test_without_the_package_the_error_names_the_extra_and_the_cache_still_answers(tmp_path, monkeypatch) -> None:
     with serving(by_number) as server:
         score(judge(server, tmp_path), 2)
         monkeypatch.setitem(sys.modules, "openai", None)

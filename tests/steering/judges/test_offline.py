@@ -39,9 +39,7 @@ def judge(**changes):
 
 
 def behavior(of, texts, about=None):
-    scores = of.score(
-        about or theme(), Direction.ACTIVATE, [Judged(text, PROMPT, 3.0, FRESH) for text in texts]
-    )
+    scores = of.score(about or theme(), Direction.ACTIVATE, [Judged(text, PROMPT, 3.0, FRESH) for text in texts])
     return [score.behavior for score in scores]
 
 
@@ -157,9 +155,7 @@ def test_nothing_is_learned_from_samples_of_other_prompts_than_the_plain_one() -
 def test_unsteered_samples_are_marked_as_if_they_had_not_been_seen() -> None:
     """Texts of half the topic: those in the background would else get lower marks than others of their kind."""
     mixed = [f"{a} {b}" for a, b in zip(written(SEA, 80, 91, 12), written(LAND, 80, 92, 16), strict=True)]
-    samples = [
-        dataclasses.replace(sample, text=text) for sample, text in zip(unsteered(40), mixed[:40], strict=True)
-    ]
+    samples = [dataclasses.replace(sample, text=text) for sample, text in zip(unsteered(40), mixed[:40], strict=True)]
     of = OfflineJudge(background(), samples)
     seen, unseen = np.mean(behavior(of, mixed[:40])), np.mean(behavior(of, mixed[40:]))
     assert seen == pytest.approx(unseen, abs=0.25)
@@ -193,9 +189,7 @@ def test_a_prompt_without_samples_is_refused_except_the_one_that_asks_for_the_th
     asked = Judged("it was on the sea", "A text about ships. I think", 3.0, FRESH)
     assert of.score(theme(), Direction.ACTIVATE, [asked])[0].coherence == 5
     for text, direction in [(asked, Direction.SUPPRESS), (judged(), Direction.ACTIVATE)]:
-        unknown = dataclasses.replace(
-            text, prompt=text.prompt if direction is Direction.SUPPRESS else "Never seen"
-        )
+        unknown = dataclasses.replace(text, prompt=text.prompt if direction is Direction.SUPPRESS else "Never seen")
         with pytest.raises(InvalidArgument, match="there are some of 'I think'"):
             of.score(theme(), direction, [unknown])
 
@@ -265,9 +259,7 @@ class Counting:
     name = "counting"
 
     def embed(self, texts):
-        return np.array(
-            [[sum(text.split().count(w) for w in topic) for topic in (SEA, LAND)] for text in texts]
-        )
+        return np.array([[sum(text.split().count(w) for w in topic) for topic in (SEA, LAND)] for text in texts])
 
 
 def test_an_embedder_takes_the_place_of_words() -> None:
@@ -284,11 +276,7 @@ def test_an_embedder_that_gives_no_vectors_is_refused(rows) -> None:
         name = "bad"
 
         def embed(self, texts):
-            return (
-                np.zeros((len(texts), 2)) * rows.ravel()[0]
-                if rows.ndim == 2
-                else np.zeros((len(texts) + 1, 2))
-            )
+            return np.zeros((len(texts), 2)) * rows.ravel()[0] if rows.ndim == 2 else np.zeros((len(texts) + 1, 2))
 
     with pytest.raises(InvalidArgument, match="one finite vector a text"):
         behavior(judge(embedder=Bad()), ["text"])
@@ -297,9 +285,7 @@ def test_an_embedder_that_gives_no_vectors_is_refused(rows) -> None:
 @pytest.mark.parametrize(("examples", "texts", "what"), [(4, 25, "examples"), (20, 0, "background")])
 def test_too_little_to_learn_from_is_refused(examples, texts, what) -> None:
     few = theme(examples=tuple(written(SEA, examples, 1)))
-    of = OfflineJudge(
-        background(texts), [dataclasses.replace(s, prompt=few.activate.asked) for s in unsteered()]
-    )
+    of = OfflineJudge(background(texts), [dataclasses.replace(s, prompt=few.activate.asked) for s in unsteered()])
     with pytest.raises(InvalidArgument, match=rf"the theme 'sailing': \d {what}"):
         of.report(few)
     with pytest.raises(InvalidArgument, match="window = 3"):
@@ -327,7 +313,10 @@ def test_marks_are_the_same_in_another_process() -> None:
     )
     expected = str(behavior(judge(), written(SEA, 3, 81) + written(LAND, 3, 82)))
     told = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
         env=os.environ | {"PYTHONHASHSEED": "7"},
-    )  # fmt: skip
+    )
     assert told.stdout.strip() == expected

@@ -19,9 +19,13 @@ pytest.importorskip("openai")
 @pytest.mark.parametrize("moves", [True, False])
 def test_refusals_for_being_busy_count_only_while_nobody_is_answered(moves, monkeypatch) -> None:
     endpoint = Endpoint(
-        "m", base_url="http://127.0.0.1:1", secret=Secret(KEY), temperature=0, json_mode=True,
+        "m",
+        base_url="http://127.0.0.1:1",
+        secret=Secret(KEY),
+        temperature=0,
+        json_mode=True,
         pacing=Pacing(retries=2, backoff=0),
-    )  # fmt: skip
+    )
     replies = [Failure("it is busy", busy=True)] * 10 + ["4"]
 
     def once(messages, seed):
@@ -39,15 +43,7 @@ def test_refusals_for_being_busy_count_only_while_nobody_is_answered(moves, monk
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"concurrency": 0},
-        {"retries": -1},
-        {"per_minute": 0},
-        {"timeout": 0},
-        {"longest": -1},
-        {"backoff": -1},
-    ],
+    "wrong", [{"concurrency": 0}, {"retries": -1}, {"per_minute": 0}, {"timeout": 0}, {"longest": -1}, {"backoff": -1}]
 )
 def test_pacing_that_never_asks_is_refused(wrong) -> None:
     with pytest.raises(InvalidArgument):
@@ -92,11 +88,5 @@ def test_retry_after_is_read_in_all_its_forms() -> None:
     assert retry_after({"retry-after-ms": "2500", "retry-after": "9"}) == 2.5
     assert retry_after({"retry-after": formatdate(time.time() + 60, usegmt=True)}) == pytest.approx(60, abs=5)
     assert retry_after({"retry-after": formatdate(time.time() - 60, usegmt=True)}) == 0
-    for told in (
-        {},
-        {"retry-after": ""},
-        {"retry-after": "soon"},
-        {"retry-after": "-1"},
-        {"retry-after": "nan"},
-    ):
+    for told in ({}, {"retry-after": ""}, {"retry-after": "soon"}, {"retry-after": "-1"}, {"retry-after": "nan"}):
         assert retry_after(told) is None

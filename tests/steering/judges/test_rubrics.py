@@ -110,9 +110,7 @@ def test_a_theme_of_the_paper_is_judged_with_the_papers_rubric_whichever_subject
 
 
 def test_what_is_suppressed_without_named_subjects_is_the_only_subject_of_b1() -> None:
-    rubric = rubric_for(
-        Theme("ships", "ships and the sea", "", (), suppress=Task("I", "", 9)), Direction.SUPPRESS
-    )
+    rubric = rubric_for(Theme("ships", "ships and the sea", "", (), suppress=Task("I", "", 9)), Direction.SUPPRESS)
     assert (rubric.name, rubric.subjects) == ("B.1", (Subject("ships and the sea"),))
     assert "[a]" in rubric.system
     assert rubric.read('{"coherence": 1, "behavioral": [2]}') == Marks(1, (2,))
@@ -124,17 +122,17 @@ def test_what_is_suppressed_without_named_subjects_is_the_only_subject_of_b1() -
         ("Ships", Subject("Ships")),
         ("** Ships **. Masts, sails.", Subject("Ships", "Masts, sails.")),
         ("scientific concepts and entities", PAPER_SUBJECTS[1]),
-        ("** Scientific concepts and entities **. Other words.",
-         Subject("Scientific concepts and entities", "Other words.")),
+        (
+            "** Scientific concepts and entities **. Other words.",
+            Subject("Scientific concepts and entities", "Other words."),
+        ),
     ],
-)  # fmt: skip
+)
 def test_subjects_are_read_from_text(told, subject) -> None:
     assert Subject.of(told) == subject
 
 
-@pytest.mark.parametrize(
-    ("subjects", "own"), [((), 0), ([Subject(str(n)) for n in range(27)], 0), ([Subject("a")], 1)]
-)
+@pytest.mark.parametrize(("subjects", "own"), [((), 0), ([Subject(str(n)) for n in range(27)], 0), ([Subject("a")], 1)])
 def test_no_rubric_of_no_subject_too_many_or_an_own_that_is_none(subjects, own) -> None:
     with pytest.raises(InvalidArgument):
         several_subjects(subjects, own)
@@ -144,9 +142,7 @@ good = st.integers(0, 5)
 
 
 @given(
-    good,
-    st.lists(good, min_size=3, max_size=3),
-    st.sampled_from(["{}", "```json\n{}\n```", "```\n{}```", " \n{}\n"]),
+    good, st.lists(good, min_size=3, max_size=3), st.sampled_from(["{}", "```json\n{}\n```", "```\n{}```", " \n{}\n"])
 )
 def test_what_is_written_as_asked_is_read_as_written(coherence, behavioral, frame) -> None:
     told = json.dumps({"behavioral": behavioral, "coherence": coherence}, indent=1)

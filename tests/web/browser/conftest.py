@@ -8,9 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 420, "height": 860}
 
 

@@ -133,9 +133,7 @@ def test_the_address_holds_what_is_seen_and_never_the_token(visit, expect):
     expect(node(page, FORCE)).to_be_visible()
     assert sorted(drawn(page)) == sorted(
         str(n.feature)
-        for n in trace(
-            FeatureId.parse(FORCE), open_atlas("demo"), thresholds=Thresholds(res=0.92), forward=False
-        ).nodes
+        for n in trace(FeatureId.parse(FORCE), open_atlas("demo"), thresholds=Thresholds(res=0.92), forward=False).nodes
     )
     assert page.get_by_label("t(R)", exact=True).input_value() == "0.92"
     page.get_by_label("cuts").select_option("0.01")

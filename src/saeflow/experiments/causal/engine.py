@@ -117,10 +117,7 @@ class PreparedText:
         for feature in features:
             self._activations.check(feature.site, feature.index)
         position = self._inside(position)
-        return [
-            self._activations.at(feature.site, position).by_index.get(feature.index, 0.0)
-            for feature in features
-        ]
+        return [self._activations.at(feature.site, position).by_index.get(feature.index, 0.0) for feature in features]
 
     def run(self, trials: Sequence[Trial], *, loss: bool = False) -> list[Outcome]:
         """Answer trials of any layers and tokens, in their order.
@@ -137,9 +134,7 @@ class PreparedText:
             InvalidArgument: for a transcoder.
         """
         if loss and self.n_tokens < 2:
-            raise InvalidArgument(
-                "a text of one token has no next-token loss. Give a longer text, or loss=False."
-            )
+            raise InvalidArgument("a text of one token has no next-token loss. Give a longer text, or loss=False.")
         for trial in trials:
             self._check(trial)
         self._encode_clean(trials)
@@ -153,9 +148,7 @@ class PreparedText:
                     readings[stage, feature.index] = 0.0
         with torch.no_grad():
             losses = self._fill(wanted, loss=loss)
-        return [
-            self._outcome(trial, one, wanted[one], losses) for trial, one in zip(trials, asked, strict=True)
-        ]
+        return [self._outcome(trial, one, wanted[one], losses) for trial, one in zip(trials, asked, strict=True)]
 
     def _outcome(
         self,
@@ -190,9 +183,7 @@ class PreparedText:
 
     def _read(self, layer: int, batch: Sequence[ReducedTrial], held: HiddenStates, wanted: Readings) -> None:
         for stage in Stage:
-            pairs = [
-                (row, index) for row, one in enumerate(batch) for at, index in wanted[one] if at is stage
-            ]
+            pairs = [(row, index) for row, one in enumerate(batch) for at, index in wanted[one] if at is stage]
             if not pairs:
                 continue
             dictionary = self._activations.dictionary(stage.site(layer))
@@ -234,8 +225,7 @@ class PreparedText:
     def _inside(self, position: int) -> int:
         if not 0 <= position < self.n_tokens:
             raise InvalidArgument(
-                f"token {position} lies outside the text, which has {self.n_tokens} tokens, 0 to "
-                f"{self.n_tokens - 1}."
+                f"token {position} lies outside the text, which has {self.n_tokens} tokens, 0 to {self.n_tokens - 1}."
             )
         return position
 
@@ -252,11 +242,7 @@ class CleanActivations:
     """The clean activations at the sites around some layers, encoded when first asked for."""
 
     def __init__(
-        self,
-        model: LanguageModel,
-        clean: CleanPass,
-        dictionaries: Mapping[Site, Dictionary],
-        positions: Iterable[int],
+        self, model: LanguageModel, clean: CleanPass, dictionaries: Mapping[Site, Dictionary], positions: Iterable[int]
     ) -> None:
         """`positions` are tokens to encode together when the first of them is asked for."""
         self._model, self._clean, self._dictionaries = model, clean, dictionaries
@@ -366,9 +352,7 @@ def _reduced(trial: Trial, clean: CleanActivations) -> ReducedTrial:
     edits = sorted(
         StageEdit(stage, tuple(sorted(feature.index for feature in edit.features)), edit.r)
         for edit in trial.edits
-        if not isinstance(edit.r, tuple)
-        and edit.r != 1.0
-        and (stage := Stage.of(edit.site, trial.layer)) is not None
+        if not isinstance(edit.r, tuple) and edit.r != 1.0 and (stage := Stage.of(edit.site, trial.layer)) is not None
     )
     while edits:
         stage, features, r = edits[0]
@@ -407,9 +391,7 @@ def _recompute(
     return {None: entry, **held}
 
 
-def _added(
-    clean: CleanPass, layer: int, positions: Int[Tensor, " n"], changes: Mapping[Tap, Change]
-) -> HiddenStates:
+def _added(clean: CleanPass, layer: int, positions: Int[Tensor, " n"], changes: Mapping[Tap, Change]) -> HiddenStates:
     held: dict[Tap | None, Tensor] = {}
     exit_ = clean.stages[layer].taps[Tap.RES][positions]
     for tap, change in changes.items():
@@ -451,9 +433,7 @@ class RowEdit(NamedTuple):
     values: tuple[float, ...] | None
 
 
-def rescaled(
-    h: Float[Tensor, "n d_in"], dictionary: Dictionary, edits: Sequence[RowEdit]
-) -> Float[Tensor, "n d_in"]:
+def rescaled(h: Float[Tensor, "n d_in"], dictionary: Dictionary, edits: Sequence[RowEdit]) -> Float[Tensor, "n d_in"]:
     """`h` with some of its rows edited; activations that are not known are read from `h`.
 
     Raises:

@@ -95,8 +95,7 @@ class Losses:
     def _loss(self, h: Float[Tensor, "n d_model"], following: Tensor) -> Float[Tensor, " n"]:
         n = max(1, _LOGITS_AT_ONCE // self._clean.n_vocabulary)
         parts = [
-            nats(self._clean.logits(some), tokens)
-            for some, tokens in zip(h.split(n), following.split(n), strict=True)
+            nats(self._clean.logits(some), tokens) for some, tokens in zip(h.split(n), following.split(n), strict=True)
         ]
         return torch.cat(parts).double()
 

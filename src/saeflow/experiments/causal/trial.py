@@ -79,21 +79,15 @@ class Trial:
             edited.add(self._edited_stage(edit))
         if len(edited) != len(self.edits):
             sites = ", ".join(str(edit.site) for edit in self.edits)
-            raise InvalidArgument(
-                f"a trial edits {sites}, a site more than once. Put all its features in one Rescale."
-            )
+            raise InvalidArgument(f"a trial edits {sites}, a site more than once. Put all its features in one Rescale.")
         for feature in self.watch:
             if Stage.of(feature.site, self.layer) is None:
-                raise InvalidArgument(
-                    f"a trial of layer {self.layer} cannot watch {feature}. {self._sites(read=True)}"
-                )
+                raise InvalidArgument(f"a trial of layer {self.layer} cannot watch {feature}. {self._sites(read=True)}")
 
     def _edited_stage(self, edit: Rescale) -> Stage:
         stage = Stage.of(edit.site, self.layer)
         if stage is None or stage is Stage.EXIT:
-            raise InvalidArgument(
-                f"a trial of layer {self.layer} cannot edit {edit.site}. {self._sites(read=False)}"
-            )
+            raise InvalidArgument(f"a trial of layer {self.layer} cannot edit {edit.site}. {self._sites(read=False)}")
         if edit.tokens not in (EVERYWHERE, Positions((self.position,))):
             raise InvalidArgument(
                 f"the edit at {edit.site} is for tokens {edit.tokens}, and the trial for token "

@@ -30,13 +30,7 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.results import significant
 from saeflow.experiments.transition.facts import KEY, fit_path
-from saeflow.experiments.transition.maps import (
-    TransitionMap,
-    Units,
-    in_memory,
-    means_as_scale,
-    transition_maps,
-)
+from saeflow.experiments.transition.maps import TransitionMap, Units, in_memory, means_as_scale, transition_maps
 from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, squared, sums
 from saeflow.files import write_atomic
 from saeflow.matching.stream import Unit, cut_into_units
@@ -151,19 +145,12 @@ class Fits:
             if told.pop("check", None) not in (None, _check(told, held)):
                 raise ValueError("it has changed since it was written")
             fitted = Fitted(
-                held["mean"],
-                held["centre"],
-                held["least_squares"],
-                held["affine"],
-                told["scales"],
-                told["facts"],
+                held["mean"], held["centre"], held["least_squares"], held["affine"], told["scales"], told["facts"]
             )
             units = Units(held["source_size"], held["target_size"]) if "source_size" in held else None
             return fitted, units
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise BadFile(
-                f"{path} cannot be read ({error!r}). Remove it and run the command again."
-            ) from None
+            raise BadFile(f"{path} cannot be read ({error!r}). Remove it and run the command again.") from None
 
     def _cut(self, texts: Sequence[str]) -> list[Unit]:
         return cut_into_units(self.setup.model, texts, max_length=self.setup.max_length)
@@ -246,9 +233,11 @@ class _Candidates:
         if self.units is not None:
             tensors |= {"source_size": self.units.source, "target_size": self.units.target}
         facts = {
-            "least_squares_strength": least, "affine_strength": affine, "fit_tokens": self.moments.n,
+            "least_squares_strength": least,
+            "affine_strength": affine,
+            "fit_tokens": self.moments.n,
             "validation_tokens": self.n,
-        }  # fmt: skip
+        }
         # one entry alone, so that the same fit is always the same bytes
         told = {"facts": facts, "scales": scales}
         said = {KEY: json.dumps({**told, "check": _check(told, tensors)})}
@@ -272,9 +261,7 @@ def _solved(solve: Callable[[float], Float[Tensor, "n k"]]) -> dict[float, Float
         except la.LinAlgError:
             continue  # features that are copies of each other: a larger strength parts them
     if not found:
-        raise InvalidArgument(
-            "no ridge strength gives a solution: activations are not finite, or there are none."
-        )
+        raise InvalidArgument("no ridge strength gives a solution: activations are not finite, or there are none.")
     return found
 
 
@@ -327,9 +314,7 @@ class Moments:
         """The mean of h_B, over all tokens taken in."""
         return torch.from_numpy(self.truth / max(self.n, 1)).float()
 
-    def least_squares(
-        self, strength: float, W_dec: Float[Tensor, "n_target d_out"]
-    ) -> Float[Tensor, "n_source d_out"]:
+    def least_squares(self, strength: float, W_dec: Float[Tensor, "n_target d_out"]) -> Float[Tensor, "n_source d_out"]:
         """T W_dec(B) of ridge regression: what each feature of A adds to h_B, in the span of B's decoder rows."""
         found = ridge(self.gram, self.cross, strength)
         basis = la.orth(W_dec.double().cpu().numpy().T)

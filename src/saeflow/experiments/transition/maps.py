@@ -227,11 +227,7 @@ def check_pair(source: Dictionary, target: Dictionary) -> None:
 
 
 def transition_maps(
-    source: Dictionary,
-    target: Dictionary,
-    *,
-    ks: Sequence[int | None] = KS,
-    means: Units | None = None,
+    source: Dictionary, target: Dictionary, *, ks: Sequence[int | None] = KS, means: Units | None = None
 ) -> dict[Variant, TransitionMap]:
     """Every variant for a pair of dictionaries; on the device of the target's weights.
 
@@ -275,10 +271,7 @@ def in_memory(
     if 4 * len(maps) * n_source * d_out > most_bytes:
         return dict(maps)
     every = torch.arange(n_source, device=device)
-    return {
-        variant: one if isinstance(one, InMemory) else InMemory(one.rows(every))
-        for variant, one in maps.items()
-    }
+    return {variant: one if isinstance(one, InMemory) else InMemory(one.rows(every)) for variant, one in maps.items()}
 
 
 def _units(source: Dictionary, target: Dictionary, means: Units | None) -> dict[Scaling, Units]:
@@ -304,9 +297,7 @@ def _scaled(dictionary: Dictionary, size: Tensor) -> Dictionary:
         b_enc=dictionary.b_enc / rows[:, 0],
         W_dec=dictionary.W_dec * rows,
         b_dec=dictionary.b_dec,
-        activation=JumpReLU(activation.threshold / rows[:, 0])
-        if isinstance(activation, JumpReLU)
-        else activation,
+        activation=JumpReLU(activation.threshold / rows[:, 0]) if isinstance(activation, JumpReLU) else activation,
         preprocessing=dictionary.preprocessing,
         told=dictionary.told,
     )
@@ -348,12 +339,7 @@ def _top_k(
 
 
 def _all(
-    a: Dictionary,
-    b: Dictionary,
-    weights: Weights,
-    matched: Scaling,
-    units: Mapping[Scaling, Units],
-    target: Dictionary,
+    a: Dictionary, b: Dictionary, weights: Weights, matched: Scaling, units: Mapping[Scaling, Units], target: Dictionary
 ) -> Iterator[tuple[Variant, TransitionMap]]:
     """Every entry. What is above 0 does not depend on scales, so folded rows add no binary form."""
     left = rows_of(a, Role.PARENT, _method(weights)).rows
@@ -364,10 +350,7 @@ def _all(
         yield Variant(weights, None, False, matched, how), Product(left, 1 / one.source, right.T @ scaled)
         if matched is Scaling.RAW:
             blocks = [(block @ right.T > 0).float() @ scaled for block in left.split(_BLOCK)]
-            yield (
-                Variant(weights, None, True, matched, how),
-                InMemory(torch.cat(blocks) / one.source[:, None]),
-            )
+            yield (Variant(weights, None, True, matched, how), InMemory(torch.cat(blocks) / one.source[:, None]))
 
 
 def _method(weights: Weights) -> str:

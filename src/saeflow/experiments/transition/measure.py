@@ -142,9 +142,7 @@ def sums(ends: Ends, rest: Float[Tensor, "n d_out"], maps: Mapping[str, Transiti
     return found
 
 
-def baselines(
-    pair: DictionaryPair, ends: Ends, fitted: Fitted
-) -> Iterator[tuple[str, Float[Tensor, "n d_out"]]]:
+def baselines(pair: DictionaryPair, ends: Ends, fitted: Fitted) -> Iterator[tuple[str, Float[Tensor, "n d_out"]]]:
     """Predictions of h_B that use no transition matrix of the weights."""
     device = ends.truth.device
     source, target = pair.source, pair.target

@@ -125,12 +125,7 @@ class TransitionSize:
 
 
 def transition(
-    asked: InputNames,
-    size: TransitionSize,
-    *,
-    out: Path | str,
-    bars: Bars | None = None,
-    engine: Engine | None = None,
+    asked: InputNames, size: TransitionSize, *, out: Path | str, bars: Bars | None = None, engine: Engine | None = None
 ) -> Results:
     """The experiment of appendix F into a results folder; a run that was begun resumes.
 
@@ -146,36 +141,34 @@ def transition(
     opened = [open_dataset(name) for name in names]
     dictionaries = load_dictionaries(asked.release, device=asked.device)
     pairs = size.pairs or neighbours(dictionaries, size.part, asked.layers)
-    settings = TransitionSettings(
-        pairs, size.k, size.loss_texts, size.max_length, int(size.memory * (1 << 30))
-    )
+    settings = TransitionSettings(pairs, size.k, size.loss_texts, size.max_length, int(size.memory * (1 << 30)))
     named = model_name(asked.release, dictionaries, asked.model)
     model = load_model(named, device=asked.device, prepend_bos=asked.prepend_bos).as_trained(dictionaries)
     arguments: dict[str, Any] = {
-        "pairs": [f"{a} > {b}" for a, b in pairs], "k": list(settings.ks), "tokens": size.tokens,
-        "fit_tokens": size.fit_tokens, "loss_texts": size.loss_texts, "max_length": size.max_length,
+        "pairs": [f"{a} > {b}" for a, b in pairs],
+        "k": list(settings.ks),
+        "tokens": size.tokens,
+        "fit_tokens": size.fit_tokens,
+        "loss_texts": size.loss_texts,
+        "max_length": size.max_length,
         "prepend_bos": model.prepend_bos,
-        "memory": size.memory, "weights": weights_digest(model, dictionaries, pairs),
-    }  # fmt: skip
-    request = RunRequest(
-        EXPERIMENT, asked.release, model.name or asked.release, asked.seed, names, {}, arguments
-    )
+        "memory": size.memory,
+        "weights": weights_digest(model, dictionaries, pairs),
+    }
+    request = RunRequest(EXPERIMENT, asked.release, model.name or asked.release, asked.seed, names, {}, arguments)
     texts = partial(
-        take_texts, opened, _counter(model, size.max_length), tokens=size.tokens, fit_tokens=size.fit_tokens,
+        take_texts,
+        opened,
+        _counter(model, size.max_length),
+        tokens=size.tokens,
+        fit_tokens=size.fit_tokens,
         seed=asked.seed,
-    )  # fmt: skip
-    return run_transition(
-        model, dictionaries, settings, texts, request=request, out=out, progress=bars, engine=engine
     )
+    return run_transition(model, dictionaries, settings, texts, request=request, out=out, progress=bars, engine=engine)
 
 
 def take_texts(
-    datasets: Sequence[Dataset],
-    count: Callable[[str], int],
-    *,
-    tokens: int,
-    fit_tokens: int,
-    seed: int = 0,
+    datasets: Sequence[Dataset], count: Callable[[str], int], *, tokens: int, fit_tokens: int, seed: int = 0
 ) -> Texts:
     """Texts of some datasets, one of each in turn, until there are tokens enough; fewer where there are no more.
 
@@ -246,15 +239,11 @@ def run_transition(
     missing = [group for group in groups if not fits.are_done(group)]
     for number, group in enumerate(missing):
         fits.make(group, progress and progress(_named("fitting", number, missing)))
-    measure = _MeasureText(
-        setup, dictionaries, [[pair.sites for pair in group] for group in groups], results.folder
-    )
+    measure = _MeasureText(setup, dictionaries, [[pair.sites for pair in group] for group in groups], results.folder)
     return results.run(measure, progress and progress("measuring"), engine)
 
 
-def weights_digest(
-    model: LanguageModel, dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair]
-) -> str:
+def weights_digest(model: LanguageModel, dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair]) -> str:
     """Tells apart what a run was made from: a digest of the model and of both ends of every pair.
 
     Raises:
@@ -313,9 +302,13 @@ class _MeasureText:
             }
             said = {name: [_short(squared(ends.truth, rows))] for name, rows in baselines(pair, ends, fitted)}
             row: Row = {
-                "dataset": unit["dataset"], "text": unit["text"], "pair": pair.name, "tokens": len(ends.truth),
-                "total": _short(squared(ends.truth, centre)), "missed": said | missed,
-            }  # fmt: skip
+                "dataset": unit["dataset"],
+                "text": unit["text"],
+                "pair": pair.name,
+                "tokens": len(ends.truth),
+                "total": _short(squared(ends.truth, centre)),
+                "missed": said | missed,
+            }
             if unit["loss"]:
                 run = {name: of for name, of in maps.items() if is_run(Variant.named(name))}
                 told = loss_through(model, pair, one.tokens, one.real, ends, run, fitted)
@@ -343,12 +336,16 @@ def _units(groups: list[list[DictionaryPair]], texts: Texts, settings: Transitio
     """Each text once for each group of pairs."""
     return [
         {
-            "dataset": dataset, "text": number, "content": text, "group": group,
-            "pairs": [pair.name for pair in groups[group]], "loss": number < settings.loss_texts,
+            "dataset": dataset,
+            "text": number,
+            "content": text,
+            "group": group,
+            "pairs": [pair.name for pair in groups[group]],
+            "loss": number < settings.loss_texts,
         }
         for group in range(len(groups))
         for dataset, number, text in texts.measured
-    ]  # fmt: skip
+    ]
 
 
 def _measured(results: Results) -> list[str]:

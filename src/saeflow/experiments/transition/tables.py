@@ -98,18 +98,21 @@ class _Measured:
         """Read the rows."""
         rows = list(results.rows())
         if not rows:
-            raise InvalidArgument(
-                f"{results.folder} holds no rows yet. Run its command again to go on with it."
-            )
+            raise InvalidArgument(f"{results.folder} holds no rows yet. Run its command again to go on with it.")
         texts = Texts.of([row["dataset"] for row in rows], [row["text"] for row in rows])
         at = texts.clusters([row["dataset"] for row in rows], [row["text"] for row in rows])
         pairs = list(dict.fromkeys(row["pair"] for row in rows))
         names = list(dict.fromkeys(name for row in rows for name in row["missed"]))
         shape = len(texts.number), len(pairs)
         found = _Measured(
-            texts, pairs, names, np.full((*shape, len(names)), np.nan), np.full((*shape, len(names)), np.nan),
-            np.zeros(shape), np.zeros(shape),
-        )  # fmt: skip
+            texts,
+            pairs,
+            names,
+            np.full((*shape, len(names)), np.nan),
+            np.full((*shape, len(names)), np.nan),
+            np.zeros(shape),
+            np.zeros(shape),
+        )
         for text, row in zip(at.tolist(), rows, strict=True):
             pair = pairs.index(row["pair"])
             found.total[text, pair], found.tokens[text, pair] = row["total"], row["tokens"]
@@ -173,9 +176,7 @@ class _Explained:
         """a - b with its interval, on the same texts."""
         return self._told(place, [a, b], lambda ev: ev[:, 0] - ev[:, 1])
 
-    def _told(
-        self, place: int, names: list[int], of: Callable[[np.ndarray], np.ndarray]
-    ) -> tuple[Any, Any, Any]:
+    def _told(self, place: int, names: list[int], of: Callable[[np.ndarray], np.ndarray]) -> tuple[Any, Any, Any]:
         pairs = slice(None) if place == self.total.shape[1] else slice(place, place + 1)
         sums = np.concatenate([self.missed[:, pairs][..., names], self.total[:, pairs, None]], -1)
         tally = Tally(sums, self.datasets)
@@ -198,9 +199,12 @@ def summarize_transition(folder: Path | str) -> dict[str, SummaryTable]:
         return scale.get((pair, name))
 
     tables = [
-        _permutations(measured, of), _top_k(measured, of), *_losses(results, measured.texts), _paired(measured),
+        _permutations(measured, of),
+        _top_k(measured, of),
+        *_losses(results, measured.texts),
+        _paired(measured),
         _fits(facts),
-    ]  # fmt: skip
+    ]
     results.write_tables(tables)
     return {table.name: table for table in tables}
 
@@ -221,11 +225,14 @@ def _permutations(measured: _Measured, scale: _Scale) -> SummaryTable:
                     yield [pair, MATCHING, method, SCALES[told.matched], SCALES[told.applied], *cells]
 
     return SummaryTable.of(
-        "transition_permutations", "A match as a transcoder: permutations and the best cosine", "fig. 23",
+        "transition_permutations",
+        "A match as a transcoder: permutations and the best cosine",
+        "fig. 23",
         _DEFINED + "matched: the rows the permutation was found on; applied: the units of activations and decoder rows "
         "when it is used. " + _SCALED + _ABOUT,
-        f"pair, kind, method, matched, applied, {_EV}", rows(),
-    )  # fmt: skip
+        f"pair, kind, method, matched, applied, {_EV}",
+        rows(),
+    )
 
 
 def _top_k(measured: _Measured, scale: _Scale) -> SummaryTable:
@@ -243,11 +250,14 @@ def _top_k(measured: _Measured, scale: _Scale) -> SummaryTable:
                     yield [pair, MATCHING, weights, k, entries, on, how, *cells]
 
     return SummaryTable.of(
-        "transition_top_k", "A match as a transcoder: the k largest products of weights", "fig. 24",
+        "transition_top_k",
+        "A match as a transcoder: the k largest products of weights",
+        "fig. 24",
         _DEFINED + "T holds the k largest entries of each row of W_dec(A) W_dec(B)^T or W_dec(A) W_enc(B)^T, as they "
         "are (values) or as 1 where above 0 (binary; of decoders by cosine). " + _SCALED + _ABOUT,
-        f"pair, kind, weights, k, entries, matched, applied, {_EV}", rows(),
-    )  # fmt: skip
+        f"pair, kind, weights, k, entries, matched, applied, {_EV}",
+        rows(),
+    )
 
 
 def _losses(results: Results, texts: Texts) -> list[SummaryTable]:
@@ -271,7 +281,8 @@ def _losses(results: Results, texts: Texts) -> list[SummaryTable]:
     every = [(ALL, len(pairs))] if len(pairs) > 1 else []
     found = [
         [
-            pair, BASELINE if VariantName.of(name) is None else MATCHING,
+            pair,
+            BASELINE if VariantName.of(name) is None else MATCHING,
             told.told if (told := VariantName.of(name)) else name,
             *explained.at(place, i),
             float((clean.sum(0) / n.sum(0))[place if place < len(pairs) else slice(None)].mean()),
@@ -280,16 +291,19 @@ def _losses(results: Results, texts: Texts) -> list[SummaryTable]:
         for pair, place in [*every, *((pair, place) for place, pair in enumerate(pairs))]
         for i, name in enumerate(names)
         if np.isfinite(explained.value[place, i])
-    ]  # fmt: skip
+    ]
     return [
         SummaryTable.of(
-            "transition_loss", "Skipping a layer through a map", "appendix F, beyond the paper",
+            "transition_loss",
+            "Skipping a layer through a map",
+            "appendix F, beyond the paper",
             "Next-token loss in nats above that of the model left alone (clean), with the prediction in place of the "
             "stream at B, and the rest of the model run on. identity skips the layer; reconstruction is what B's own "
             "dictionary makes of the stream; special tokens keep theirs. " + _ABOUT,
-            "pair, kind, map, change, low, high, clean, n", found,
+            "pair, kind, map, change, low, high, clean, n",
+            found,
         )
-    ]  # fmt: skip
+    ]
 
 
 def _paired(measured: _Measured) -> SummaryTable:
@@ -322,17 +336,22 @@ def _paired(measured: _Measured) -> SummaryTable:
                     yield [pair, *told, *measured.plain.difference(place, i, j), measured.n(place)]
 
     return SummaryTable.of(
-        "transition_paired", "Differences in explained variance", "appendix F, beyond the paper",
+        "transition_paired",
+        "Differences in explained variance",
+        "appendix F, beyond the paper",
         "a - b on the same tokens, without a fitted factor. " + _ABOUT,
-        "pair, a, b, difference, low, high, n", rows(),
-    )  # fmt: skip
+        "pair, a, b, difference, low, high, n",
+        rows(),
+    )
 
 
 def _fits(facts: dict[str, dict[str, Any]]) -> SummaryTable:
     names = ("least_squares_strength", "affine_strength", "fit_tokens", "validation_tokens")
     return SummaryTable.of(
-        "transition_fits", "What was fitted", "",
+        "transition_fits",
+        "What was fitted",
+        "",
         "Ridge strengths, as shares of each variable's sum of squares, chosen on validation texts; tokens of either.",
         ", ".join(("pair", *names)),
         ([pair, *(told["facts"][name] for name in names)] for pair, told in facts.items()),
-    )  # fmt: skip
+    )

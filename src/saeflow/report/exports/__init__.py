@@ -43,25 +43,17 @@ def _rendered(to: str) -> Callable[[FlowGraph, Words], bytes]:
 
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
     {
-        "html": Format(
-            ".graph.html", "text/html; charset=utf-8", "one page that opens offline", _rendered("html")
-        ),
+        "html": Format(".graph.html", "text/html; charset=utf-8", "one page that opens offline", _rendered("html")),
         "json": Format(".graph.json", "application/json", "what saeflow reads back", _rendered("json")),
         "graphml": Format(
-            ".graph.graphml",
-            "application/graphml+xml",
-            "networkx, Gephi, yEd",
-            lambda g, _: g.to_graphml().encode(),
+            ".graph.graphml", "application/graphml+xml", "networkx, Gephi, yEd", lambda g, _: g.to_graphml().encode()
         ),
         "svg": Format(".graph.svg", "image/svg+xml", "the figure, for papers", _rendered("svg")),
         "png": Format(".graph.png", "image/png", "the figure, for slides", png),
         "dot": Format(".graph.dot", "text/vnd.graphviz", "Graphviz", dot),
         "mermaid": Format(".graph.mmd", "text/vnd.mermaid", "a diagram in Markdown", mermaid),
         "circuit-tracer": Format(
-            ".circuit-tracer.json",
-            "application/json",
-            "circuit-tracer's viewer and Neuronpedia",
-            circuit_tracer_json,
+            ".circuit-tracer.json", "application/json", "circuit-tracer's viewer and Neuronpedia", circuit_tracer_json
         ),
     }
 )

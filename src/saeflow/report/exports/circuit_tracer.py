@@ -46,10 +46,7 @@ def circuit_tracer_json(graph: FlowGraph, words: Words = no_words) -> bytes:
             "sg_pos": "",
         },
         "nodes": [*(_node(node.feature, _label(node, words)) for node in graph.nodes), _no_output(graph)],
-        "links": [
-            {"source": _node_id(e.parent), "target": _node_id(e.child), "weight": e.score}
-            for e in graph.edges
-        ],
+        "links": [{"source": _node_id(e.parent), "target": _node_id(e.child), "weight": e.score} for e in graph.edges],
     }
     return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 

@@ -27,9 +27,7 @@ def dot(graph: FlowGraph, words: Words = no_words) -> bytes:
     for edge in graph.edges:
         ends = f"{_quoted(str(edge.parent))} -> {_quoted(str(edge.child))}"
         width = f"penwidth={0.5 + 3 * max(edge.score, 0.0):.2f}"
-        lines.append(
-            f'  {ends} [label="{score_text(edge.score)}", weight={1 + round(8 * abs(edge.score))}, {width}];'
-        )
+        lines.append(f'  {ends} [label="{score_text(edge.score)}", weight={1 + round(8 * abs(edge.score))}, {width}];')
     return "\n".join([*lines, "}", ""]).encode("utf-8", "replace")
 
 

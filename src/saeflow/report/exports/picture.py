@@ -33,8 +33,6 @@ def png(graph: FlowGraph, words: Words = no_words, *, scale: int = SCALE) -> byt
         zoom=min(float(scale), 16_000 / width),
         sans_serif_family="DejaVu Sans",
         monospace_family="DejaVu Sans Mono",
-        font_files=[
-            str(faces / name) for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf")
-        ],
+        font_files=[str(faces / name) for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf")],
     )
     return bytes(found)

@@ -82,9 +82,7 @@ class Found:
     left_out: Mapping[str, str]
 
 
-def load(
-    path: Path | str, site: Site | None = None, *, pattern: str = ""
-) -> Dictionary | Mapping[Site, Dictionary]:
+def load(path: Path | str, site: Site | None = None, *, pattern: str = "") -> Dictionary | Mapping[Site, Dictionary]:
     """Read what lies at `path`: one Dictionary from the files of one SAE, a mapping from a folder of several.
 
     `site` says where a single SAE belongs when its files do not; for a folder of several it picks one, and
@@ -220,20 +218,14 @@ def _singles(path: Path) -> list[tuple[Reader, Path]]:
             singles.append(single)
             below.clear()
         else:
-            singles += [
-                found for name in sorted(files) if (found := _of_name(Path(folder, name))) is not None
-            ]
+            singles += [found for name in sorted(files) if (found := _of_name(Path(folder, name))) is not None]
     return singles
 
 
 def _single(path: Path) -> tuple[Reader, Path] | None:
     """The reader of the one SAE at `path`, a folder or one of its files, and what to give it."""
     folder = path.parent if path.is_file() else path
-    if (
-        path.is_file()
-        and path.name == llama_scope.WEIGHTS.name
-        and folder.name == llama_scope.WEIGHTS.parent.name
-    ):
+    if path.is_file() and path.name == llama_scope.WEIGHTS.name and folder.name == llama_scope.WEIGHTS.parent.name:
         folder = folder.parent
     rules: tuple[tuple[tuple[Path | str, ...], Reader, Path], ...] = (
         ((sae_lens.CONFIG, sae_lens.WEIGHTS), sae_lens.read_sae_lens, folder),

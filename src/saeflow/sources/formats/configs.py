@@ -66,7 +66,5 @@ def count(config: Mapping[str, Any], key: str, where: str | Path, *, least: int 
     """
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BadFile(
-            f"{where}: {key} is {value!r}, expected an integer of {least} or more. Fetch the file again."
-        )
+        raise BadFile(f"{where}: {key} is {value!r}, expected an integer of {least} or more. Fetch the file again.")
     return value

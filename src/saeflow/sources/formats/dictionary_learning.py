@@ -28,14 +28,7 @@ import torch
 
 from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Part, Site
-from saeflow.sources.activations import (
-    Activation,
-    ActivationKind,
-    JumpReLU,
-    ReLU,
-    TopK,
-    kept_threshold,
-)
+from saeflow.sources.activations import Activation, ActivationKind, JumpReLU, ReLU, TopK, kept_threshold
 from saeflow.sources.architectures import Tap, View
 from saeflow.sources.dictionary import Dictionary, Preprocessing, Told
 from saeflow.sources.formats.configs import count, read_json
@@ -71,9 +64,7 @@ class _Class:
 
 _CLASSES: Final = {
     "AutoEncoder": _Class({**_LINEAR, "b_dec": Stored("bias")}, ActivationKind.RELU, subtracts=True),
-    "AutoEncoderNew": _Class(
-        {**_LINEAR, "b_dec": Stored("decoder.bias")}, ActivationKind.RELU, subtracts=False
-    ),
+    "AutoEncoderNew": _Class({**_LINEAR, "b_dec": Stored("decoder.bias")}, ActivationKind.RELU, subtracts=False),
     "GatedAutoEncoder": _Class(
         {
             **_LINEAR,
@@ -103,8 +94,13 @@ _NAMED_PLACE: Final = re.compile(
     r"(?:.*_)?(?:(res|resid)(?:_post|_out)?|(mlp|attn|att|attention)(?:_out)?)_layer_?([0-9]+)"
 )
 _PARTS: Final = {
-    "resid": Part.RES, "res": Part.RES, "mlp": Part.MLP, "attn": Part.ATT, "attention": Part.ATT, "att": Part.ATT,
-}  # fmt: skip
+    "resid": Part.RES,
+    "res": Part.RES,
+    "mlp": Part.MLP,
+    "attn": Part.ATT,
+    "attention": Part.ATT,
+    "att": Part.ATT,
+}
 
 
 def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictionary:
@@ -130,9 +126,7 @@ def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictiona
         place,
         tap=Tap.of(place.part),
         weights=gated_weights(weights) if made.gated else weights,
-        activation=_activation(made, trainer, file, weights, str(path))
-        if told
-        else refused(_untold(path, file)),
+        activation=_activation(made, trainer, file, weights, str(path)) if told else refused(_untold(path, file)),
         preprocessing=Preprocessing(subtract_b_dec=made.subtracts),
         # parts are named as `mlp_out`, what the module returns, whatever the model does with it
         told=Told(View.OWN if place.part is Part.RES else View.MODULE),
@@ -173,9 +167,7 @@ def _activation(
         return lambda: JumpReLU(weights.threshold())
     if made.activation is ActivationKind.TOPK:
         return lambda: TopK(
-            count({"k": int(file.number("k"))}, "k", file.path)
-            if "k" in file.shapes
-            else count(trainer, "k", where)
+            count({"k": int(file.number("k"))}, "k", file.path) if "k" in file.shapes else count(trainer, "k", where)
         )
     if "threshold" not in file.shapes:
         return refused(

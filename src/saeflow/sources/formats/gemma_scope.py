@@ -62,9 +62,7 @@ def read_gemma_scope(file: Path, site: Site | None = None) -> Dictionary:
     if kind != "transcoders":
         return _dictionary(place, _TAPS[place.part], open_tensors(file))
     if place.part is not Part.MLP:
-        raise UnsupportedFormat(
-            f"{file}: a transcoder writes what an MLP writes, not {place}. Pass its mlp site."
-        )
+        raise UnsupportedFormat(f"{file}: a transcoder writes what an MLP writes, not {place}. Pass its mlp site.")
     return _dictionary(place, Tap.MID, open_tensors(file), Preprocessing(norm=Norm.RESCALE))
 
 
@@ -98,11 +96,7 @@ def _dictionary(site: Site, tap: Tap, file: TensorFile, preprocessing: Preproces
         layout["W_skip"] = Stored(_SKIP, transposed=True)
     weights = FileWeights(file, layout, transcoder=tap.is_read_only)
     return Dictionary.reading(
-        site,
-        tap=tap,
-        weights=weights,
-        activation=lambda: JumpReLU(weights.threshold()),
-        preprocessing=preprocessing,
+        site, tap=tap, weights=weights, activation=lambda: JumpReLU(weights.threshold()), preprocessing=preprocessing
     )
 
 

@@ -78,9 +78,7 @@ def read_openmoss(folder: Path, site: Site | None = None) -> Dictionary:
     by_norm = bool(config.get("sparsity_include_decoder_norm", True))
 
     def norms() -> Tensor:
-        return (
-            torch.linalg.vector_norm(weights.read("W_dec"), dim=1).clamp(min=1e-8) * s_out if by_norm else one
-        )
+        return torch.linalg.vector_norm(weights.read("W_dec"), dim=1).clamp(min=1e-8) * s_out if by_norm else one
 
     one = torch.ones(weights.shape[0])
     ranked = by_norm and config.get("act_fn") == "topk"
@@ -99,9 +97,7 @@ def _layout(file: TensorFile, s_in: float, s_out: float) -> dict[str, Stored]:
     former = "encoder.weight" in file.shapes
     threshold = ("" if former else "activation_function.") + "log_jumprelu_threshold"
     return {
-        "W_enc": Stored("encoder.weight", times=s_in)
-        if former
-        else Stored("W_E", transposed=True, times=s_in),
+        "W_enc": Stored("encoder.weight", times=s_in) if former else Stored("W_E", transposed=True, times=s_in),
         "b_enc": Stored("encoder.bias" if former else "b_E"),
         "W_dec": Stored("decoder.weight", transposed=True, times=1 / s_out)
         if former
@@ -137,8 +133,7 @@ def _scales(
         )
     root = math.sqrt(positive_number(config, "d_model", path))
     s_in, s_out = (
-        root / positive_number({name: float(file.read(name).reshape(-1)[0])}, name, file.path)
-        for name in names
+        root / positive_number({name: float(file.read(name).reshape(-1)[0])}, name, file.path) for name in names
     )
     return s_in, s_out, norm
 

@@ -32,9 +32,13 @@ _BLOCK: Final = 1 << 14
 _END: Final = 22
 """Bytes of the end of a zip's directory."""
 _TORCH: Final[Mapping[str, torch.dtype]] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 _BYTES: Final = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -95,15 +99,7 @@ def read_index(name: str, size: int, bytes_at: BytesAt, *, where: str = "") -> d
         if name.endswith(".npz"):
             return _npz_index(size, bytes_at)
         return _safetensors_index(size, bytes_at)
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        RuntimeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise BadFile(f"{where or name}: its headers cannot be read ({error}). {FETCH_AGAIN}") from error
 
 
@@ -123,9 +119,7 @@ def _safetensors_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
         dtype = str(told["dtype"])
         bits = _TORCH[dtype].itemsize if dtype in _TORCH else _BYTES.get(dtype)
         if not 0 <= begin <= end <= size - start or (bits and end - begin != math.prod(shape) * bits):
-            raise ValueError(
-                f"{name!r} of shape {list(shape)} and type {dtype} is said to lie at {begin} to {end}"
-            )
+            raise ValueError(f"{name!r} of shape {list(shape)} and type {dtype} is said to lie at {begin} to {end}")
         found[name] = Segment(start + begin, start + end, 0, shape, dtype)
     return found
 
@@ -145,9 +139,7 @@ def _member(archive: zipfile.ZipFile, raw: _Fetched, info: zipfile.ZipInfo) -> S
     if packed and info.compress_type != zipfile.ZIP_DEFLATED:
         raise ValueError(f"{info.filename} is packed by method {info.compress_type}, and numpy deflates")
     start = member_start(raw, info)
-    return Segment(
-        start, start + info.compress_size, offset, shape, np.dtype(dtype).str, fortran, packed, info.CRC
-    )
+    return Segment(start, start + info.compress_size, offset, shape, np.dtype(dtype).str, fortran, packed, info.CRC)
 
 
 class _Fetched(io.RawIOBase):

@@ -103,9 +103,7 @@ def read_pointer(path: Path) -> Pointer | None:
         index = {name: Segment(**(at | {"shape": tuple(at["shape"])})) for name, at in told["index"].items()}
         return Pointer(HubFile(**told["file"]), index)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BadFile(
-            f"{path}: cannot be read as a pointer ({error}). Remove it: it is made again."
-        ) from error
+        raise BadFile(f"{path}: cannot be read as a pointer ({error}). Remove it: it is made again.") from error
 
 
 def write_pointer(path: Path, file: HubFile) -> Pointer:
@@ -119,11 +117,7 @@ def write_pointer(path: Path, file: HubFile) -> Pointer:
     empty = Pointer(file, {})
     index = read_index(file.file, file.size, empty.ranges(path).bytes_at, where=str(file))
     pointer = Pointer(file, index)
-    told = {
-        _MARK: _VERSION,
-        "file": asdict(file),
-        "index": {name: asdict(at) for name, at in pointer.index.items()},
-    }
+    told = {_MARK: _VERSION, "file": asdict(file), "index": {name: asdict(at) for name, at in pointer.index.items()}}
     write_atomic(path, add_sha256(json.dumps(told).encode()))
     return pointer
 

@@ -96,9 +96,7 @@ def sae_lens_dictionary(
     file = open_file()
     scale, unsized = _scale(config, factor, where)
     weights = FileWeights(file, _layout(architecture, file, scale), transcoder=place.tap.is_read_only)
-    rescaled = architecture in ("topk", *BATCHTOPK) and bool(
-        config.get("rescale_acts_by_decoder_norm", False)
-    )
+    rescaled = architecture in ("topk", *BATCHTOPK) and bool(config.get("rescale_acts_by_decoder_norm", False))
     told: dict[str, Any] = metadata.get("model_from_pretrained_kwargs") or {}
     norm = NORMS[config.get("normalize_activations") or "none"]
     read: Weights = gated_weights(weights) if architecture == "gated" else weights
@@ -142,9 +140,7 @@ def _processed(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     if metadata is not config or not str(metadata.get("hook_name") or "").startswith("blocks."):
         return False  # of version 6, or of a model of another library
     # files older than the entry hold the settings of the training, which converted ones do not
-    return (
-        metadata.get("model_class_name", "HookedTransformer" if "lr" in config else "") == "HookedTransformer"
-    )
+    return metadata.get("model_class_name", "HookedTransformer" if "lr" in config else "") == "HookedTransformer"
 
 
 def gated_weights(weights: FileWeights) -> Weights:
@@ -168,9 +164,7 @@ def _scale(config: Mapping[str, Any], factor: Callable[[], float] | None, where:
     try:
         if factor is not None:
             return factor(), ""
-        missing = (
-            f"{where}: normalize_activations is {AVERAGE!r}, whose factor is not in the folder ({SCALER})."
-        )
+        missing = f"{where}: normalize_activations is {AVERAGE!r}, whose factor is not in the folder ({SCALER})."
     except BadFile as error:
         missing = f"{where}: normalize_activations is {AVERAGE!r}, and {error}"
     return 1.0, (
@@ -184,9 +178,7 @@ def _layout(architecture: str, file: TensorFile, scale: float) -> dict[str, Stor
     names |= {"b_enc": Stored("b_enc"), "W_enc": Stored("W_enc", transposed=True, times=scale)}
     if architecture == "gated":
         names |= {"b_enc": Stored("b_mag"), "b_gate": Stored("b_gate"), "r_mag": Stored("r_mag")}
-    if architecture.startswith("jumprelu") or (
-        architecture in BATCHTOPK and "topk_threshold" not in file.shapes
-    ):
+    if architecture.startswith("jumprelu") or (architecture in BATCHTOPK and "topk_threshold" not in file.shapes):
         # before July 2026 sae-lens kept its logarithm
         names["threshold"] = Stored(_LOG if _LOG in file.shapes else "threshold")
     if "skip" in architecture:
@@ -207,9 +199,7 @@ def _activation(
 ) -> Callable[[], Activation]:
     if config.get("finetuning_scaling_factor") and "scaling_factor" in weights.file.shapes:
         # multiplied into the activations before version 6; most are ones
-        found = _activation(
-            architecture, dict(config) | {"finetuning_scaling_factor": False}, weights, where, times
-        )
+        found = _activation(architecture, dict(config) | {"finetuning_scaling_factor": False}, weights, where, times)
         return lambda: _unless_finetuned(found, weights.file)
     if architecture in ("standard", "transcoder", "skip_transcoder"):
         return ReLU
@@ -217,9 +207,7 @@ def _activation(
         return lambda: gated_activation(weights)
     if architecture == "topk":
         kwargs: dict[str, Any] = config.get("activation_fn_kwargs") or {}
-        return lambda: TopK(
-            count({"k": config.get("k", kwargs.get("k"))}, "k", f"{where}: architecture topk")
-        )
+        return lambda: TopK(count({"k": config.get("k", kwargs.get("k"))}, "k", f"{where}: architecture topk"))
     if "threshold" in weights.layout:
         log = weights.layout["threshold"].name == _LOG
         return lambda: JumpReLU((weights.threshold().exp() if log else weights.threshold()) * times)

@@ -23,8 +23,11 @@ ARCHITECTURES: Final = ("standard", "jumprelu", "topk", "gated", *BATCHTOPK, *TR
 AVERAGE: Final = "expected_average_only_in"
 """Every h multiplied by one number, which training estimates."""
 NORMS: Final = {
-    "none": Norm.NONE, "layer_norm": Norm.LAYER_NORM, "constant_norm_rescale": Norm.RESCALE, AVERAGE: Norm.NONE,
-}  # fmt: skip
+    "none": Norm.NONE,
+    "layer_norm": Norm.LAYER_NORM,
+    "constant_norm_rescale": Norm.RESCALE,
+    AVERAGE: Norm.NONE,
+}
 _OLD_NAMES: Final = {
     "hook_point": "hook_name",
     "hook_point_head_index": "hook_head_index",
@@ -132,10 +135,7 @@ def place_of(metadata: Mapping[str, Any], site: Site | None, where: str, *, tran
     if not hooks:
         raise BadFile(f"{where}: neither hook_name nor hf_hook_name is given. Pass site=...")
     return _first(
-        [
-            lambda hook=hook: Place(*site_of_hook(hook, model, where), view=view_of_hook(hook))
-            for hook in hooks
-        ]
+        [lambda hook=hook: Place(*site_of_hook(hook, model, where), view=view_of_hook(hook)) for hook in hooks]
     )
 
 

@@ -38,11 +38,7 @@ _LENS: Final = {
     Tap.MLP_IN: "mlp.hook_in",
     Tap.MID: "hook_resid_mid",
 }
-_NORMS: Final = {
-    Norm.NONE: "none",
-    Norm.LAYER_NORM: "layer_norm",
-    Norm.RESCALE: "constant_norm_rescale",
-}
+_NORMS: Final = {Norm.NONE: "none", Norm.LAYER_NORM: "layer_norm", Norm.RESCALE: "constant_norm_rescale"}
 
 
 def lens_hook(point: Point) -> str:

@@ -26,15 +26,7 @@ from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnsupportedForma
 from saeflow.files import atomic_file, write_atomic
 from saeflow.ids import Site
 from saeflow.reading import read_json
-from saeflow.sources.activations import (
-    Activation,
-    ActivationKind,
-    BatchTopK,
-    JumpReLU,
-    ReLU,
-    TopK,
-    kept_threshold,
-)
+from saeflow.sources.activations import Activation, ActivationKind, BatchTopK, JumpReLU, ReLU, TopK, kept_threshold
 from saeflow.sources.architectures import Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Told
 from saeflow.sources.formats.file_weights import FileWeights, Stored
@@ -68,12 +60,8 @@ class Manifest:
         name = _entry(entry, "file", str, where)
         if PurePath(name).name != name:
             raise BadFile(f"{where}: file {name!r} is no plain name. Files lie beside {MANIFEST}.")
-        kind = _member(
-            ActivationKind, _entry(_entry(entry, "activation", dict, where), "kind", str, where), where
-        )
-        stored = _NAMES + (
-            ("threshold",) if kind in (ActivationKind.JUMPRELU, ActivationKind.BATCHTOPK) else ()
-        )
+        kind = _member(ActivationKind, _entry(_entry(entry, "activation", dict, where), "kind", str, where), where)
+        stored = _NAMES + (("threshold",) if kind in (ActivationKind.JUMPRELU, ActivationKind.BATCHTOPK) else ())
         tap: Tap = _member(Tap, _entry(entry, "tap", str, where), where)
         file = SafetensorsFile(self.folder / name)
         stored += ("W_skip",) if "W_skip" in file.shapes else ()
@@ -152,9 +140,7 @@ def save_release(
             save_file(tensors, part)
         sites[str(site)] = _describe(dictionary, file)
         dictionary.unload()
-    text = json.dumps(
-        {"format": FORMAT, "version": VERSION, "name": name, "model": model, "sites": sites}, indent=1
-    )
+    text = json.dumps({"format": FORMAT, "version": VERSION, "name": name, "model": model, "sites": sites}, indent=1)
     write_atomic(folder / MANIFEST, f"{text}\n".encode())
 
 
@@ -191,8 +177,11 @@ def _describe(dictionary: Dictionary, file: str) -> dict[str, Any]:
             "center": before.center,
             "norm": before.norm.value,
         }
-    told_of = {"view": dictionary.told.view.value or None, "prepend_bos": dictionary.told.prepend_bos,
-               "context_size": dictionary.told.context_size}  # fmt: skip
+    told_of = {
+        "view": dictionary.told.view.value or None,
+        "prepend_bos": dictionary.told.prepend_bos,
+        "context_size": dictionary.told.context_size,
+    }
     if training := {key: value for key, value in told_of.items() if value is not None}:
         entry["training"] = training
     return entry
@@ -231,9 +220,7 @@ def _told(told: Mapping[str, Any], where: str) -> Told:
 def _entry(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     value = data.get(key)
     if not isinstance(value, kind):
-        raise BadFile(
-            f"{where}: entry {key!r} is {value!r}, expected {kind.__name__}. Write the release again."
-        )
+        raise BadFile(f"{where}: entry {key!r} is {value!r}, expected {kind.__name__}. Write the release again.")
     return value
 
 

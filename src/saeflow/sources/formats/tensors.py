@@ -130,9 +130,7 @@ def shards_of(path: Path) -> list[Path]:
     if not parts:
         return []
     many = parts[0].stem.rpartition("-")[2]
-    wanted = [
-        f"{path.stem}-{i + 1:0{len(many)}}-of-{many}{path.suffix}" for i in range(min(int(many), _PARTS))
-    ]
+    wanted = [f"{path.stem}-{i + 1:0{len(many)}}-of-{many}{path.suffix}" for i in range(min(int(many), _PARTS))]
     missing = sorted(set(wanted) - {part.name for part in parts})
     if missing or len(parts) != int(many):
         lacks = f", {missing[0]} not" if missing else ""
@@ -278,9 +276,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
         return _Member(shape, fortran, dtype, member_start(raw, info) + header)
 
 
-def member_header(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo
-) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """What `npy_header` says of a member of an archive, and how many bytes that is.
 
     Raises:
@@ -295,9 +291,7 @@ def member_header(
         header = file.tell()
     # the product in Python's integers, which do not wrap; objects are refused when they are read
     if dtype.kind != "O" and info.file_size != header + math.prod(shape) * dtype.itemsize:
-        raise ValueError(
-            f"{info.filename} holds {info.file_size} bytes, which its shape {list(shape)} does not fill"
-        )
+        raise ValueError(f"{info.filename} holds {info.file_size} bytes, which its shape {list(shape)} does not fill")
     return shape, fortran, dtype, header
 
 
@@ -327,6 +321,4 @@ def not_floating(path: Path, name: str, dtype: str) -> str:
     Raises:
         Nothing.
     """
-    return (
-        f"{path}: tensor {name!r} is {dtype}, expected floating-point numbers. Convert the file to float32."
-    )
+    return f"{path}: tensor {name!r} is {dtype}, expected floating-point numbers. Convert the file to float32."

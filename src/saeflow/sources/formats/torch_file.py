@@ -92,9 +92,7 @@ class TorchFile:
                 f"({reason}). Use a file that holds a state_dict alone, from a source you trust."
             ) from error
         except Exception as error:  # torch's unpickler of damaged bytes raises whatever its stack gives
-            raise BadFile(
-                f"{self._path}: cannot be read as tensors ({_first_line(error)}). {FETCH_AGAIN}"
-            ) from error
+            raise BadFile(f"{self._path}: cannot be read as tensors ({_first_line(error)}). {FETCH_AGAIN}") from error
         return self._checked(data)
 
     def _checked(self, data: object) -> dict[str, Tensor]:
@@ -123,14 +121,8 @@ class TorchFile:
 def _check_archive(path: Path) -> None:
     try:
         with opened_zip(path) as archive:
-            large = [
-                info
-                for info in archive.infolist()
-                if info.filename.endswith(".pkl") and info.file_size > _PICKLE
-            ]
-            packed = [
-                info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED
-            ]
+            large = [info for info in archive.infolist() if info.filename.endswith(".pkl") and info.file_size > _PICKLE]
+            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
     except SPOILED as error:
         raise BadFile(
             f"{path}: cannot be opened as a .pt archive ({error}). {FETCH_AGAIN} A file of PyTorch before 1.6 has "
@@ -142,9 +134,7 @@ def _check_archive(path: Path) -> None:
             f"{_PICKLE} are read. Save sae.state_dict() alone."
         )
     if packed:
-        raise BadFile(
-            f"{path}: member {packed[0]!r} is compressed, as torch.save never writes it. {FETCH_AGAIN}"
-        )
+        raise BadFile(f"{path}: member {packed[0]!r} is compressed, as torch.save never writes it. {FETCH_AGAIN}")
 
 
 def _first_line(error: Exception) -> str:

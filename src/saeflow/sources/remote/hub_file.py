@@ -88,8 +88,11 @@ def resolve(repo: str, file: str, revision: str) -> HubFile | None:
     url = hf_hub_url(repo, file, revision=revision, endpoint=constants.ENDPOINT)
     ask = partial(
         get_hf_file_metadata,
-        url, timeout=constants.HF_HUB_ETAG_TIMEOUT, library_name="saeflow", library_version=__version__,
-    )  # fmt: skip
+        url,
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        library_name="saeflow",
+        library_version=__version__,
+    )
     told = within(WHOLE, ask)
     if not told.commit_hash or not told.etag or not told.size:
         return None
@@ -137,25 +140,17 @@ def refused(file: str, repo: str, error: BaseException, *, revision: str = "") -
 def _advice(repo: str, error: BaseException) -> str:
     page = f"{constants.ENDPOINT}/{repo}"
     has_token = huggingface_hub.get_token() is not None
-    token = (
-        "the token of this machine is not of an account that may"
-        if has_token
-        else "this machine has no token"
-    )
+    token = "the token of this machine is not of an account that may" if has_token else "this machine has no token"
     login = "log in (hf auth login, or set HF_TOKEN)"
     code = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, GatedRepoError) or code == 403:
         return f"The repository is gated, and {token}. Accept its conditions at {page}, then {login} and try again."
-    if isinstance(error, RevisionNotFoundError | EntryNotFoundError) and not isinstance(
-        error, FileNotFoundError
-    ):
+    if isinstance(error, RevisionNotFoundError | EntryNotFoundError) and not isinstance(error, FileNotFoundError):
         return f"There is no such file at this revision: see {page}, and correct the recipe."
     if isinstance(error, RepositoryNotFoundError) or code == 401:
         return f"The repository does not exist, or it is private and {token}: {login} with one that may read {page}."
     if isinstance(error, OfflineModeIsEnabled) or is_offline():
-        return (
-            "HF_HUB_OFFLINE is set: unset it once to fetch the file, or pass a folder that holds it already."
-        )
+        return "HF_HUB_OFFLINE is set: unset it once to fetch the file, or pass a folder that holds it already."
     return (
         "Check the network and that your account may read the repository (hf auth login), or pass a folder "
         "that holds the file already."

@@ -181,9 +181,7 @@ class Ranges:
                     report(0, size)
         return part
 
-    def _append(
-        self, part: Path, start: int, stop: int, here: int, report: Callable[[int, int], None]
-    ) -> int:
+    def _append(self, part: Path, start: int, stop: int, here: int, report: Callable[[int, int], None]) -> int:
         tag_file = part.with_name(f"{part.name}.tag")
         tag = tag_file.read_text() if here and tag_file.is_file() else ""
         with opened(self.file, start + here, stop, tag=tag) as answer:
@@ -262,9 +260,7 @@ def _progress(what: str, here: int, size: int) -> Generator[Callable[[int, int],
         asked(what, here, size)
         yield lambda done, total: asked(what, done, total)
         return
-    with tqdm(
-        desc=what, total=size, initial=here, unit="B", unit_scale=True, name="huggingface_hub.http_get"
-    ) as bar:
+    with tqdm(desc=what, total=size, initial=here, unit="B", unit_scale=True, name="huggingface_hub.http_get") as bar:
 
         def moved(done: int, total: int) -> None:  # noqa: ARG001
             bar.update(done - int(bar.n))

@@ -139,9 +139,7 @@ def fetch_whole(repo: str, file: str, revision: str) -> Path:
             told = resolve(repo, file, revision)
             most = LARGEST if told is None else told.size
         if JSON < most < LARGEST and file.endswith(_SMALL_FILES):
-            raise BadFile(
-                f"{file} of {repo} has {most:,} bytes, and at most {JSON:,} are read. Check HF_ENDPOINT."
-            )
+            raise BadFile(f"{file} of {repo} has {most:,} bytes, and at most {JSON:,} are read. Check HF_ENDPOINT.")
     moved = threading.Event()
 
     class Bar(tqdm):  # the one place where huggingface_hub tells what came

@@ -128,9 +128,12 @@ class Endpoint:
         self._extras: dict[str, Any] = {"response_format": {"type": "json_object"}} if json_mode else {}
         self._refused: set[str] = set()
         self._client = openai.OpenAI(
-            api_key=secret.reveal(), base_url=base_url, timeout=pacing.timeout, max_retries=0,
+            api_key=secret.reveal(),
+            base_url=base_url,
+            timeout=pacing.timeout,
+            max_retries=0,
             http_client=openai.DefaultHttpxClient(event_hooks={"response": [self._read]}),
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> Endpoint:
         """Itself."""

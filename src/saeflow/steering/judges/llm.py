@@ -134,12 +134,7 @@ class LLMJudge:
         return self._counts
 
     def score(
-        self,
-        theme: Theme,
-        direction: Direction,
-        texts: Sequence[Judged],
-        *,
-        progress: Progress | None = None,
+        self, theme: Theme, direction: Direction, texts: Sequence[Judged], *, progress: Progress | None = None
     ) -> list[Score]:
         """A score for each text, in order: the behavior mark is that of the theme's own subject.
 
@@ -154,12 +149,7 @@ class LLMJudge:
         return [Score(float(answer.coherence), float(answer.behavioral[own])) for answer in found]
 
     def answers(
-        self,
-        theme: Theme,
-        direction: Direction,
-        texts: Sequence[Judged],
-        *,
-        progress: Progress | None = None,
+        self, theme: Theme, direction: Direction, texts: Sequence[Judged], *, progress: Progress | None = None
     ) -> list[Marks]:
         """The whole answer for each text, with the marks of all subjects in the order of `rubric_for`.
 
@@ -203,9 +193,13 @@ class LLMJudge:
         """Answers to all questions, each kept as soon as it is there; one that cannot be read stops no other."""
         found, unread = dict[str, Marks](), list[BadAnswer]()
         endpoint = Endpoint(
-            self.model, base_url=self._base_url, secret=self._secret, temperature=self._temperature,
-            pacing=self._pacing, json_mode=self._json_mode,
-        )  # fmt: skip
+            self.model,
+            base_url=self._base_url,
+            secret=self._secret,
+            temperature=self._temperature,
+            pacing=self._pacing,
+            json_mode=self._json_mode,
+        )
         with endpoint, ThreadPoolExecutor(min(self._pacing.concurrency, len(missing))) as pool:
             asked = {pool.submit(self._ask, endpoint, rubric, *item): item[0] for item in missing.items()}
             try:
@@ -234,10 +228,7 @@ class LLMJudge:
 
     def _ask(self, endpoint: Endpoint, rubric: Rubric, key: str, message: str) -> Marks:
         """One answer, put into the cache; the question is put again where it cannot be read."""
-        first: Messages = [
-            {"role": "system", "content": rubric.system},
-            {"role": "user", "content": message},
-        ]
+        first: Messages = [{"role": "system", "content": rubric.system}, {"role": "user", "content": message}]
         messages, wrong = first, ""
         for attempt in range(self._reasks + 1):
             if attempt:
@@ -248,11 +239,7 @@ class LLMJudge:
             except BadAnswer as error:
                 wrong = self._secret.hide(str(error))
                 again = f"That cannot be read: {wrong} Answer again, with the JSON object alone."
-                messages = [
-                    *first,
-                    {"role": "assistant", "content": said},
-                    {"role": "user", "content": again},
-                ]
+                messages = [*first, {"role": "assistant", "content": said}, {"role": "user", "content": again}]
             else:
                 self._cache.put(key, self.model, rubric, answer)
                 return answer
@@ -261,10 +248,7 @@ class LLMJudge:
     def _add(self, more: Counts) -> None:
         old = self._counts
         self._counts = Counts(
-            old.asked + more.asked,
-            old.cached + more.cached,
-            old.retried + more.retried,
-            old.reasked + more.reasked,
+            old.asked + more.asked, old.cached + more.cached, old.retried + more.retried, old.reasked + more.reasked
         )
 
 

@@ -19,16 +19,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.records import Progress
 from saeflow.steering.judges.coherence import Usual, by_prompt
 from saeflow.steering.judges.scores import Judged, Score
-from saeflow.steering.judges.topic import (
-    WINDOW,
-    Embedder,
-    Topic,
-    TopicReport,
-    Windows,
-    fit,
-    held_out,
-    windows_of,
-)
+from saeflow.steering.judges.topic import WINDOW, Embedder, Topic, TopicReport, Windows, fit, held_out, windows_of
 from saeflow.steering.plan import Direction
 from saeflow.steering.theme import Theme
 
@@ -90,12 +81,7 @@ class OfflineJudge:
         return f"offline (loss and {self._embedder.name if self._embedder else 'TF-IDF'})"
 
     def score(
-        self,
-        theme: Theme,
-        direction: Direction,
-        texts: Sequence[Judged],
-        *,
-        progress: Progress | None = None,
+        self, theme: Theme, direction: Direction, texts: Sequence[Judged], *, progress: Progress | None = None
     ) -> list[Score]:
         """A score for each text, in order. The behavior mark is the same in both directions.
 

@@ -181,9 +181,7 @@ class Rubric:
                 f"behavioral is {_short(marks)}, no list. Give a list of {len(self.subjects)} whole numbers."
             )
         if len(marks) != len(self.subjects):
-            raise BadAnswer(
-                f"behavioral has {len(marks)} numbers, and there are {len(self.subjects)} subjects."
-            )
+            raise BadAnswer(f"behavioral has {len(marks)} numbers, and there are {len(self.subjects)} subjects.")
         named = [_mark(mark, f"behavioral[{i}]") for i, mark in enumerate(cast("list[Any]", marks))]
         return Marks(coherence, tuple(named))
 

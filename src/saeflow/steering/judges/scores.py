@@ -72,12 +72,7 @@ class Judge(Protocol):
         ...
 
     def score(
-        self,
-        theme: Theme,
-        direction: Direction,
-        texts: Sequence[Judged],
-        *,
-        progress: Progress | None = None,
+        self, theme: Theme, direction: Direction, texts: Sequence[Judged], *, progress: Progress | None = None
     ) -> list[Score]:
         """A score for each text, in order."""
         ...

@@ -206,9 +206,7 @@ def fit(windows: Windows, *, window: int = WINDOW, embedder: Embedder | None = N
     return Topic(_regression(windows, embedder), seen, slope, offset, window)
 
 
-def held_out(
-    name: str, windows: Windows, *, window: int = WINDOW, embedder: Embedder | None = None
-) -> TopicReport:
+def held_out(name: str, windows: Windows, *, window: int = WINDOW, embedder: Embedder | None = None) -> TopicReport:
     """How windows are judged by classifiers that have seen nothing of their texts.
 
     Raises:
@@ -234,9 +232,7 @@ def held_out(
     )
 
 
-def _regression(
-    windows: Windows, embedder: Embedder | None
-) -> Callable[[Sequence[str]], Float[np.ndarray, " n"]]:
+def _regression(windows: Windows, embedder: Embedder | None) -> Callable[[Sequence[str]], Float[np.ndarray, " n"]]:
     """Logistic regression on these windows, as a function of texts."""
     linear = _sklearn("linear_model")
     if embedder is None:
@@ -300,9 +296,7 @@ def _weights(topic: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.where(topic, 0.5 / topic.sum(), 0.5 / (~topic).sum())
 
 
-def _bins(
-    told: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"], weights: Float[np.ndarray, " n"]
-) -> list[Bin]:
+def _bins(told: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> list[Bin]:
     """The bins that hold something, in order."""
     place = np.minimum((told * BINS).astype(np.int64), BINS - 1)
     found: list[Bin] = []

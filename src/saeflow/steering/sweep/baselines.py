@@ -136,9 +136,7 @@ def _rows(
             apart = np.abs(np.log(active[left]) - np.log(own))
         apart[(active[left] == 0) & (own == 0)] = 0.0
         near = np.argsort(apart, kind="stable")[:NEAREST]
-        alike = near[
-            np.isfinite(apart[near])
-        ]  # a silent row does not stand in for an active one, if it can be helped
+        alike = near[np.isfinite(apart[near])]  # a silent row does not stand in for an active one, if it can be helped
         found.append(int(rng.choice(left[alike if len(alike) else near])))
     return found
 

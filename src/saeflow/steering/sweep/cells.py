@@ -130,9 +130,7 @@ class Cells:
         sums, counts = np.where(there, values, 0.0).T, there.T.astype(np.float64)
         return mean_estimates(sums, counts, [0] * len(counts), span=(0.0, highest))
 
-    def difference(
-        self, a: Float[np.ndarray, " k"], b: Float[np.ndarray, " k"]
-    ) -> tuple[Estimate, float | None]:
+    def difference(self, a: Float[np.ndarray, " k"], b: Float[np.ndarray, " k"]) -> tuple[Estimate, float | None]:
         """The mean of a - b over samples that have both, with its interval and p."""
         both = np.isfinite(a) & np.isfinite(b)
         return self.tally(a - b).difference(n=int(both.sum()))
@@ -156,10 +154,9 @@ class Cells:
         scored = [(self.mean("score", cell), cell) for cell in candidates]
         if not (scored := [pair for pair in scored if np.isfinite(pair[0])]):
             raise InvalidArgument("there is no setting with a score to choose from. Judge the rows first.")
-        return min(
-            scored,
-            key=lambda pair: (-pair[0], self.mean("share_total", pair[1]), self.cells[pair[1]].setting),
-        )[1]
+        return min(scored, key=lambda pair: (-pair[0], self.mean("share_total", pair[1]), self.cells[pair[1]].setting))[
+            1
+        ]
 
     def crossfit(self, candidates: Sequence[int]) -> Float[np.ndarray, " k"]:
         """The score of each sample at the best of some settings, as chosen on samples of the other half.
@@ -177,9 +174,12 @@ class Cells:
 
     def _best_on(self, half: Bool[np.ndarray, " k"], candidates: Sequence[int]) -> int:
         part = Cells(
-            self.judge, self.cells, tuple(np.array(self.samples)[half].tolist()),
-            {name: self.values[name][:, half] for name in ("score", "share_total")}, self.rows[:, half],
-        )  # fmt: skip
+            self.judge,
+            self.cells,
+            tuple(np.array(self.samples)[half].tolist()),
+            {name: self.values[name][:, half] for name in ("score", "share_total")},
+            self.rows[:, half],
+        )
         return part.best(candidates)
 
 

@@ -60,8 +60,6 @@ def choose(cells: Cells, themes: Sequence[Theme], grid: Grid) -> list[Choice]:
             if method == SINGLE and there:
                 at_start = cells.cells[cells.best(there)].setting
                 chosen += [(at_start, START_LAYER)] if at_start != best else []
-        chosen.sort(
-            key=lambda pair: (ORDER.index(pair[0].method), ORDER.index(pair[0].mirrors or pair[0].method))
-        )
+        chosen.sort(key=lambda pair: (ORDER.index(pair[0].method), ORDER.index(pair[0].mirrors or pair[0].method)))
         found += [Choice(theme, direction, setting, role) for setting, role in chosen]
     return found

@@ -40,9 +40,7 @@ def by_layer(grid: Cells) -> SummaryTable:
             for candidates in options:
                 found = grid.estimate(grid.crossfit(candidates))
                 value = grid.cells[grid.best(candidates)].setting.value
-                rows.append((
-                    theme, direction.value, method, layer, value, found.n, *found.interval, default
-                ))  # fmt: skip
+                rows.append((theme, direction.value, method, layer, value, found.n, *found.interval, default))
     return SummaryTable.of(
         "steering_by_layer",
         "Score by layer",
@@ -63,10 +61,20 @@ def by_value(grid: Cells) -> SummaryTable:
         for value, candidates in _by(numbers, lambda n: grid.cells[n].setting.value).items():
             found = grid.estimate(grid.crossfit(candidates))
             best = grid.best(candidates)
-            rows.append((
-                theme, direction.value, method, value, grid.cells[best].setting.layer, found.n,
-                grid.mean("behavior", best), grid.mean("coherence", best), *found.interval, default,
-            ))  # fmt: skip
+            rows.append(
+                (
+                    theme,
+                    direction.value,
+                    method,
+                    value,
+                    grid.cells[best].setting.layer,
+                    found.n,
+                    grid.mean("behavior", best),
+                    grid.mean("coherence", best),
+                    *found.interval,
+                    default,
+                )
+            )
     return SummaryTable.of(
         "steering_by_value",
         "Score by strength, at the best layer",
@@ -88,10 +96,20 @@ def sensitivity(grid: Cells) -> SummaryTable:
         each = [estimate.value for estimate in grid.estimates(scores)]
         mean = grid.estimate(scores.mean(0))
         known = [value for value in each if value is not None]
-        rows.append((
-            theme, direction.value, method, len(values), *mean.interval, min(known), max(known),
-            max(known) - min(known), *_spread(grid, scores).interval[1:], grid.default(theme, direction),
-        ))  # fmt: skip
+        rows.append(
+            (
+                theme,
+                direction.value,
+                method,
+                len(values),
+                *mean.interval,
+                min(known),
+                max(known),
+                max(known) - min(known),
+                *_spread(grid, scores).interval[1:],
+                grid.default(theme, direction),
+            )
+        )
     return SummaryTable.of(
         "steering_sensitivity",
         "Sensitivity to the strength",
@@ -119,10 +137,20 @@ def by_share(grid: Cells) -> SummaryTable:
             found = grid.estimate(grid.crossfit(candidates))
             best = grid.best(candidates)
             setting = grid.cells[best].setting
-            rows.append((
-                theme, direction.value, method, limit, setting.layer, setting.value, shares[best], found.n,
-                *found.interval, default,
-            ))  # fmt: skip
+            rows.append(
+                (
+                    theme,
+                    direction.value,
+                    method,
+                    limit,
+                    setting.layer,
+                    setting.value,
+                    shares[best],
+                    found.n,
+                    *found.interval,
+                    default,
+                )
+            )
     return SummaryTable.of(
         "steering_by_share",
         "Score within a limit on the change of hidden states",

@@ -63,9 +63,7 @@ def find_themes(names: Sequence[str], release: str) -> list[Theme]:
     if names:
         return [load_theme(name, under) for name in names]
     if not under:
-        raise InvalidArgument(
-            f"no themes of {release!r} come with saeflow. Name the .toml file of one with --themes."
-        )
+        raise InvalidArgument(f"no themes of {release!r} come with saeflow. Name the .toml file of one with --themes.")
     return list(known_themes(release))
 
 

@@ -34,15 +34,7 @@ from saeflow.steering.sweep.cells import Cells
 from saeflow.steering.sweep.confirm import FOLDER, Choice, choose
 from saeflow.steering.sweep.inputs import Inputs
 from saeflow.steering.sweep.scoring import MakeJudge, Scores, judge_rows, unsteered
-from saeflow.steering.sweep.settings import (
-    CONFIRMED,
-    GRID,
-    ORDER,
-    PROMPT,
-    Grid,
-    Setting,
-    Variant,
-)
+from saeflow.steering.sweep.settings import CONFIRMED, GRID, ORDER, PROMPT, Grid, Setting, Variant
 from saeflow.steering.sweep.theme_plans import ThemePlans
 from saeflow.steering.sweep.unit import SweepUnit
 from saeflow.steering.theme import Task, Theme
@@ -108,9 +100,7 @@ class Sweep:
             InvalidArgument: for a theme without features, or of which none is left.
             UnknownFeature, UnknownSite: for starts that the matches do not know.
         """
-        return {
-            theme.name: ThemePlans.of(self.inputs, theme, self.design.variant) for theme in self.design.themes
-        }
+        return {theme.name: ThemePlans.of(self.inputs, theme, self.design.variant) for theme in self.design.themes}
 
     def run_grid(self, progress: Progress | None = None) -> Results:
         """Generate the samples of every setting; what is there is not generated again.
@@ -146,9 +136,14 @@ class Sweep:
             **more,
         }
         return RunRequest(
-            experiment, self.inputs.release, self.inputs.model.name or self.inputs.release, design.seed,
-            tuple(theme.name for theme in design.themes), {"graphs": self.inputs.matched}, arguments,
-        )  # fmt: skip
+            experiment,
+            self.inputs.release,
+            self.inputs.model.name or self.inputs.release,
+            design.seed,
+            tuple(theme.name for theme in design.themes),
+            {"graphs": self.inputs.matched},
+            arguments,
+        )
 
     def _grid_units(self) -> list[Row]:
         """A unit for each theme, direction and method."""
@@ -176,9 +171,7 @@ class Sweep:
             for (theme, direction, method), choices in chosen.items()
         ]
 
-    def _run(
-        self, results: Results, stage: str, n: int, grid: Results | None, progress: Progress | None
-    ) -> Results:
+    def _run(self, results: Results, stage: str, n: int, grid: Results | None, progress: Progress | None) -> Results:
         """Do the units that are not done; progress tells of the texts of the running unit as well."""
         now = (0, 0, "")
 
@@ -198,10 +191,7 @@ class Sweep:
 
 
 def judge_sweep(
-    grid: Results,
-    make: MakeJudge,
-    themes: Sequence[Theme],
-    progress: Progress | None = None,
+    grid: Results, make: MakeJudge, themes: Sequence[Theme], progress: Progress | None = None
 ) -> tuple[Judge, Scores]:
     """The judge of a sweep, made with its unsteered texts, and what it says of the grid.
 
@@ -251,9 +241,13 @@ def run_sweep(
 def _unit(theme: Theme, direction: Direction, method: str, settings: Iterable[Setting]) -> Row:
     """A unit of work; dataset and text are what progress names it by."""
     return {
-        "dataset": theme.name, "text": f"{direction.value} {method}", "theme": theme.name,
-        "direction": direction.value, "method": method, "settings": [s.to_list() for s in settings],
-    }  # fmt: skip
+        "dataset": theme.name,
+        "text": f"{direction.value} {method}",
+        "theme": theme.name,
+        "direction": direction.value,
+        "method": method,
+        "settings": [s.to_list() for s in settings],
+    }
 
 
 def _digest(theme: Theme) -> str:

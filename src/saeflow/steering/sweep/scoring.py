@@ -65,9 +65,7 @@ def unsteered(results: Results) -> dict[tuple[str, Direction], list[Judged]]:
     return found
 
 
-def judge_rows(
-    results: Results, judge: Judge, themes: Sequence[Theme], progress: Progress | None = None
-) -> Scores:
+def judge_rows(results: Results, judge: Judge, themes: Sequence[Theme], progress: Progress | None = None) -> Scores:
     """Ask the judge about every row, and keep what it says beside what other judges said.
 
     The texts of a theme and direction go to the judge together. The judge's own lines are replaced and stand
@@ -90,9 +88,11 @@ def judge_rows(
     for (theme, direction), numbers in groups.items():
         texts = [judged(rows[number]) for number in numbers]
         said = judge.score(
-            known[theme], Direction(direction), texts,
+            known[theme],
+            Direction(direction),
+            texts,
             progress=_counting(progress, len(scores), len(rows), f"{theme} {direction}"),
-        )  # fmt: skip
+        )
         scores |= dict(zip(numbers, said, strict=True))
     if progress:
         progress(len(rows), len(rows), "done")
@@ -131,9 +131,7 @@ def read_scores(results: Results, judge: str = "") -> Scores:
         raise BadFile(
             f"{path} has {len(own)} scores of {name} for {n} rows. Run `saeflow sweep` with --judge on it again."
         )
-    coherence, behavior = (
-        np.array([line[what] for line in own], float) for what in ("coherence", "behavior")
-    )
+    coherence, behavior = (np.array([line[what] for line in own], float) for what in ("coherence", "behavior"))
     return Scores(name, coherence, behavior)
 
 
@@ -141,12 +139,7 @@ def _keep(results: Results, name: str, scores: Sequence[Score]) -> Scores:
     path = results.folder / SCORES
     lines = [line for line in _lines(path) if line["judge"] != name]
     lines += [
-        {
-            "row": row,
-            "judge": name,
-            "coherence": significant(score.coherence),
-            "behavior": significant(score.behavior),
-        }
+        {"row": row, "judge": name, "coherence": significant(score.coherence), "behavior": significant(score.behavior)}
         for row, score in enumerate(scores)
     ]
     text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
@@ -165,9 +158,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         raise BadFile(f"{path} cannot be read ({error!r}). Remove it, and ask the judge again.") from None
 
 
-def _counting(
-    progress: Progress | None, before: int, total: int, name: str
-) -> Callable[[int, int, str], None] | None:
+def _counting(progress: Progress | None, before: int, total: int, name: str) -> Callable[[int, int, str], None] | None:
     """Progress within one theme as progress over all rows."""
     if progress is None:
         return None

@@ -37,10 +37,7 @@ NONE, PROMPT, START, RANDOM = "none", "prompt", "start", "random"
 SINGLE, CUMULATIVE = "single", "cumulative"
 CONSTANT = ScheduleKind.CONSTANT.value
 SCHEDULES: Final = tuple(kind.value for kind in ScheduleKind)
-MULTI: Final[Mapping[Direction, tuple[str, ...]]] = {
-    Direction.ACTIVATE: SCHEDULES,
-    Direction.SUPPRESS: (CUMULATIVE,),
-}
+MULTI: Final[Mapping[Direction, tuple[str, ...]]] = {Direction.ACTIVATE: SCHEDULES, Direction.SUPPRESS: (CUMULATIVE,)}
 """The methods that change several layers at once."""
 
 ORDER: Final = (NONE, PROMPT, START, RANDOM, SINGLE, *SCHEDULES, CUMULATIVE)
@@ -122,9 +119,7 @@ class Grid:
                 f"Give more, such as 64 and 96."
             )
         if unknown := [name for name in self.methods if name not in ORDER]:
-            raise InvalidArgument(
-                f"there is no steering method {', '.join(unknown)}. Known: {', '.join(ORDER)}."
-            )
+            raise InvalidArgument(f"there is no steering method {', '.join(unknown)}. Known: {', '.join(ORDER)}.")
         for name, values in (("s", self.activate), ("r", self.suppress)):
             if not values or len(set(values)) < len(values) or not all(map(math.isfinite, values)):
                 raise InvalidArgument(f"{name} = {values} is no list of values. Give each number once.")
@@ -206,9 +201,7 @@ class Variant:
         """Refuse parts or schedules that are missing or doubled."""
         kinds = [schedule.kind.value for schedule in self.schedules]
         if set(kinds) != set(SCHEDULES) or len(kinds) != len(set(kinds)):
-            raise InvalidArgument(
-                f"the schedules are {kinds}. Give one each of constant, linear, exponential."
-            )
+            raise InvalidArgument(f"the schedules are {kinds}. Give one each of constant, linear, exponential.")
         if not self.parts or len(set(self.parts)) != len(self.parts):
             raise InvalidArgument(f"the parts are {list(self.parts)}. Give each once, of res, mlp, att.")
 

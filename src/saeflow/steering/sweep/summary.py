@@ -40,14 +40,7 @@ def steering_tables(results: Results, judge: str = "") -> list[SummaryTable]:
         BadFile: when a file of the folder is damaged.
     """
     grid = Cells.of(results, read_scores(results, judge))
-    tables = [
-        features(results, grid),
-        cells(grid),
-        by_layer(grid),
-        by_value(grid),
-        sensitivity(grid),
-        by_share(grid),
-    ]
+    tables = [features(results, grid), cells(grid), by_layer(grid), by_value(grid), sensitivity(grid), by_share(grid)]
     if not (results.folder / FOLDER / MANIFEST).is_file():
         return tables
     again = Results.open(results.folder / FOLDER)
@@ -101,13 +94,25 @@ def cells(grid: Cells) -> SummaryTable:
     for (theme, direction, _), numbers in grid.groups():
         for number in numbers:
             s = grid.cells[number].setting
-            rows.append((
-                theme, direction.value, s.method, s.layer, s.schedule, s.value, score[number].n,
-                grid.mean("behavior", number), grid.mean("coherence", number), *score[number].interval,
-                grid.perplexity(number), grid.mean("distinct_2", number),
-                grid.mean("share_layer", number), grid.mean("share_total", number),
-                grid.mean("n_features", number),
-            ))  # fmt: skip
+            rows.append(
+                (
+                    theme,
+                    direction.value,
+                    s.method,
+                    s.layer,
+                    s.schedule,
+                    s.value,
+                    score[number].n,
+                    grid.mean("behavior", number),
+                    grid.mean("coherence", number),
+                    *score[number].interval,
+                    grid.perplexity(number),
+                    grid.mean("distinct_2", number),
+                    grid.mean("share_layer", number),
+                    grid.mean("share_total", number),
+                    grid.mean("n_features", number),
+                )
+            )
     return SummaryTable.of(
         "steering_cells",
         "Every setting that was tried",
@@ -144,12 +149,25 @@ class Confirmed:
             for number in numbers:
                 cell = self.cells.cells[number]
                 s = cell.setting
-                rows.append((
-                    theme, direction.value, s.method, s.layer, s.value, score[number].n,
-                    *behavior[number].interval, *coherence[number].interval, *score[number].interval,
-                    self.cells.perplexity(number), self.cells.mean("distinct_2", number),
-                    self.cells.mean("share_total", number), s.mirrors, self.roles[cell], before.get(cell),
-                ))  # fmt: skip
+                rows.append(
+                    (
+                        theme,
+                        direction.value,
+                        s.method,
+                        s.layer,
+                        s.value,
+                        score[number].n,
+                        *behavior[number].interval,
+                        *coherence[number].interval,
+                        *score[number].interval,
+                        self.cells.perplexity(number),
+                        self.cells.mean("distinct_2", number),
+                        self.cells.mean("share_total", number),
+                        s.mirrors,
+                        self.roles[cell],
+                        before.get(cell),
+                    )
+                )
         return SummaryTable.of(
             "steering_best",
             "The best setting of each method, on fresh samples",
@@ -205,12 +223,21 @@ class Confirmed:
                     row = int(self.cells.rows[number, column])
                     if row >= 0:
                         s = self.cells.cells[number].setting
-                        rows.append((
-                            theme, direction.value, s.method, s.layer, s.value, sample,
-                            self.cells.values["behavior"][number, column],
-                            self.cells.values["coherence"][number, column],
-                            texts[row]["prompt"], texts[row]["text"], s.mirrors,
-                        ))  # fmt: skip
+                        rows.append(
+                            (
+                                theme,
+                                direction.value,
+                                s.method,
+                                s.layer,
+                                s.value,
+                                sample,
+                                self.cells.values["behavior"][number, column],
+                                self.cells.values["coherence"][number, column],
+                                texts[row]["prompt"],
+                                texts[row]["text"],
+                                s.mirrors,
+                            )
+                        )
         return SummaryTable.of(
             "steering_samples",
             "Texts of each method, side by side",

@@ -56,20 +56,23 @@ class ThemePlans:
                 f"the theme {theme.name!r} has no features to start from. Find some with `saeflow find`, and name them "
                 "as starts in its file."
             )
-        chosen = choose(
-            theme.starts, inputs.matches, thresholds=variant.thresholds, k=variant.k, parts=variant.parts
-        )
+        chosen = choose(theme.starts, inputs.matches, thresholds=variant.thresholds, k=variant.k, parts=variant.parts)
         features = [target.feature for target in chosen.kept]
-        chosen = chosen.without({
-            feature: f"there is no dictionary at {feature.site}"
-            for feature in features
-            if feature.site not in inputs.dictionaries
-        })  # fmt: skip
+        chosen = chosen.without(
+            {
+                feature: f"there is no dictionary at {feature.site}"
+                for feature in features
+                if feature.site not in inputs.dictionaries
+            }
+        )
         if variant.min_output_score is not None and chosen.kept:
             weak = weak_features(
-                [target.feature for target in chosen.kept], variant.min_output_score, inputs.dictionaries,
-                inputs.model, prompts=sorted({task.prompt for task in (theme.activate, theme.suppress) if task}),
-            )  # fmt: skip
+                [target.feature for target in chosen.kept],
+                variant.min_output_score,
+                inputs.dictionaries,
+                inputs.model,
+                prompts=sorted({task.prompt for task in (theme.activate, theme.suppress) if task}),
+            )
             chosen = chosen.without(weak)
         if not chosen.kept:
             gone = chosen.dropped
@@ -116,10 +119,18 @@ class ThemePlans:
         schedule = variant.schedule(setting.schedule, setting.value)
         scales = self.scales if variant.fold and activates else None
         plan = valued(
-            chosen, direction, schedule, setting.value, reach=reach, upto=upto, scales=scales,
-            release=inputs.release, model=inputs.model.name, theme=self.theme.name,
+            chosen,
+            direction,
+            schedule,
+            setting.value,
+            reach=reach,
+            upto=upto,
+            scales=scales,
+            release=inputs.release,
+            model=inputs.model.name,
+            theme=self.theme.name,
             made_by={"method": setting.method, **variant.to_arguments()},
-        )  # fmt: skip
+        )
         if variant.budget is None or not plan.steps:
             return plan
         # a theme's features are silent on other texts: what a suppression changes is measured on its own

@@ -133,14 +133,26 @@ def _whole(prepared: ThemePlans, texts: Sequence[Judged]) -> list[str]:
 def _row(unit: Row, setting: Setting, sample: int, made: Generation, loss: float) -> Row:
     asked = made.request
     return {
-        "theme": unit["theme"], "direction": unit["direction"], "method": setting.method,
-        "layer": setting.layer, "schedule": setting.schedule, "value": setting.value, "sample": sample,
-        "seed": asked.seed, "prompt": asked.prompt, "text": made.text, "ids": list(made.ids), "n_tokens": len(made.ids),
+        "theme": unit["theme"],
+        "direction": unit["direction"],
+        "method": setting.method,
+        "layer": setting.layer,
+        "schedule": setting.schedule,
+        "value": setting.value,
+        "sample": sample,
+        "seed": asked.seed,
+        "prompt": asked.prompt,
+        "text": made.text,
+        "ids": list(made.ids),
+        "n_tokens": len(made.ids),
         "loss": significant(loss) if math.isfinite(loss) else None,
-        "distinct_1": significant(distinct(made.ids, 1)), "distinct_2": significant(distinct(made.ids, 2)),
-        "share_layer": significant(made.share_layer), "share_total": significant(made.share_total),
-        "n_features": len(asked.plan.steps) if asked.plan else 0, "mirrors": setting.mirrors,
-    }  # fmt: skip
+        "distinct_1": significant(distinct(made.ids, 1)),
+        "distinct_2": significant(distinct(made.ids, 2)),
+        "share_layer": significant(made.share_layer),
+        "share_total": significant(made.share_total),
+        "n_features": len(asked.plan.steps) if asked.plan else 0,
+        "mirrors": setting.mirrors,
+    }
 
 
 def _packed(drawn: Sequence[SteeringPlan]) -> bytes:
