@@ -89,6 +89,7 @@ PAGES: Final = (
         "saeflow.experiments",
         "Origins, deactivation and transitions on a running model, and their results folders.",
         modules=(
+            "experiments.settings",
             "experiments.results",
             "experiments.origins",
             "experiments.deactivation",

@@ -11,7 +11,8 @@ import torch
 from saeflow.doctor.examine import examine
 from saeflow.doctor.findings import Check, Severity
 from saeflow.errors import InvalidArgument, UnknownRelease
-from saeflow.experiments.inputs import InputNames, Inputs
+from saeflow.experiments.inputs import Inputs
+from saeflow.experiments.settings import InputNames
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.agreement import agreement
 from saeflow.matching.atlas import atlas_folder, open_atlas, save_manifest

@@ -17,8 +17,8 @@ from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of, number_of, numbers_of
 
 if TYPE_CHECKING:
-    from saeflow.experiments.inputs import InputNames
     from saeflow.experiments.results import Results, SummaryTable
+    from saeflow.experiments.settings import InputNames
 
 Atlas = Annotated[str, typer.Option(help="Atlas of cosine matches; that of the release when not given.")]
 Model = Annotated[str, typer.Option(help="Language model; the one the release names when not given.")]
@@ -66,8 +66,9 @@ def origins(
     as_json: Json = False,
 ) -> None:
     """Which matched predecessors are active with each active feature (section 5.1)."""
-    from saeflow.experiments.inputs import Inputs, OriginsSize
+    from saeflow.experiments.inputs import Inputs
     from saeflow.experiments.inputs import origins as run
+    from saeflow.experiments.settings import OriginsSize
 
     where = opened(engine, workers, address, cpus, gpus)
     asked = _opening(release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos)
@@ -109,8 +110,9 @@ def deactivate(
     as_json: Json = False,
 ) -> None:
     """Remove the predecessors of active features, and see what is left of them (section 5.2)."""
-    from saeflow.experiments.inputs import DeactivationSize, Inputs
+    from saeflow.experiments.inputs import Inputs
     from saeflow.experiments.inputs import deactivation as run
+    from saeflow.experiments.settings import DeactivationSize
 
     where = opened(engine, workers, address, cpus, gpus)
     asked = _opening(release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos)
@@ -137,7 +139,7 @@ def _opening(
     prepend_bos: bool | None,
 ) -> InputNames:
     """The names that both commands take."""
-    from saeflow.experiments.inputs import InputNames
+    from saeflow.experiments.settings import InputNames
 
     return InputNames(
         release,

@@ -60,8 +60,7 @@ def transition(
     as_json: Json = False,
 ) -> None:
     """Predict each layer from the features of the one before through matches, and skip layers so (appendix F)."""
-    from saeflow.experiments.inputs import InputNames
-    from saeflow.experiments.transition.run import TransitionSize
+    from saeflow.experiments.settings import InputNames, TransitionSize
     from saeflow.experiments.transition.run import transition as run
     from saeflow.ids import Part
 

@@ -16,7 +16,8 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.methods import Matchings, Predecessors, deactivation_strategies, origin_methods
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Results
-from saeflow.experiments.sampling import Sample, draw, expand, open_dataset
+from saeflow.experiments.sampling import Sample, draw, open_dataset
+from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSize
 from saeflow.files import cache_folder
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, open_atlas
@@ -45,49 +46,6 @@ def model_name(release: str, dictionaries: DictionarySet, given: str = "") -> st
     if not named:
         raise InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
     return named
-
-
-@dataclass(frozen=True, slots=True)
-class InputNames:
-    """What to open, by name.
-
-    Attributes:
-        release: "demo", a folder, or the name of a release.
-        model: the language model; "" for the one the release names.
-        atlas: cosine matches; "" for those of the release.
-        device: where to compute.
-        layers: residual layers; none for all from the first that the experiment can use.
-        datasets: what is sampled from; "demo" stands for its five domains.
-        pearson: an atlas of Pearson correlations; "" for one that is made on held-out texts when it is needed.
-        fitted: datasets it is made on; none for the first one, and of the demo pack all but Python.
-        seed: of everything that is drawn.
-        prepend_bos: whether texts begin with the begin-of-text token; None for what the dictionaries' files say,
-            else what the tokenizer does.
-    """
-
-    release: str
-    model: str = ""
-    atlas: str = ""
-    device: str = "cpu"
-    layers: Sequence[int] = ()
-    datasets: Sequence[str] = ("demo",)
-    pearson: str = ""
-    fitted: Sequence[str] = ()
-    seed: int = 0
-    prepend_bos: bool | None = None
-
-    @property
-    def sampled(self) -> tuple[str, ...]:
-        """Names of single datasets that texts are sampled from."""
-        return expand(self.datasets)
-
-    @property
-    def held(self) -> tuple[str, ...]:
-        """Names of single datasets whose held-out texts Pearson tables are made on."""
-        if self.fitted:
-            return expand(self.fitted)
-        own = tuple(name for name in self.sampled if name.startswith("demo:") and name != "demo:python")
-        return own or self.sampled[:1]
 
 
 @dataclass(frozen=True)
@@ -197,39 +155,6 @@ class Inputs:
             atlases,
             {**arguments, "pearson_datasets": fitted, "prepend_bos": self.model.prepend_bos},
         )
-
-
-@dataclass(frozen=True, slots=True)
-class OriginsSize:
-    """How much of section 5.1 is done: methods, texts of each dataset, tokens of each, tokens a text is cut to."""
-
-    methods: tuple[str, ...] = ("cosine", "cosine-top-5", "permutation", "pearson")
-    texts: int = 250
-    tokens: int = 5
-    max_length: int = 128
-
-
-@dataclass(frozen=True, slots=True)
-class DeactivationSize:
-    """How much of section 5.2 is done.
-
-    Attributes:
-        strategies: of `methods.STRATEGIES`; the first is swept over r.
-        texts: of each dataset.
-        tokens: of each text.
-        features: targets of a token and layer, at most.
-        r: factors of the sweep.
-        loss: targets of a text whose sweep has the loss; None for all.
-        max_length: tokens a text is cut to.
-    """
-
-    strategies: tuple[str, ...] = ("top-1", "top-5", "random", "permutation", "pearson", "exhaustive", "greedy")
-    texts: int = 35
-    tokens: int = 5
-    features: int = 25
-    r: tuple[float, ...] = (-2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
-    loss: int | None = 4
-    max_length: int = 128
 
 
 def origins(

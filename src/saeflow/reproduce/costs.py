@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from saeflow.errors import SaeflowError
-from saeflow.experiments.inputs import DeactivationSize, OriginsSize
 from saeflow.experiments.methods import PEARSON_TOKENS
 from saeflow.experiments.sampling import expand
-from saeflow.experiments.transition.run import TransitionSize
+from saeflow.experiments.settings import DeactivationSize, OriginsSize, TransitionSize
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.reproduce.measure import Speeds

@@ -11,19 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from saeflow.errors import UnknownRelease
-from saeflow.experiments.inputs import (
-    Bars,
-    DeactivationSize,
-    InputNames,
-    Inputs,
-    Note,
-    OriginsSize,
-    deactivation,
-    model_name,
-    origins,
-)
+from saeflow.experiments.inputs import Bars, Inputs, Note, deactivation, model_name, origins
+from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSize, TransitionSize
 from saeflow.experiments.tables import summarize
-from saeflow.experiments.transition.run import TransitionSize, transition
+from saeflow.experiments.transition.run import transition
 from saeflow.experiments.transition.tables import summarize_transition
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, atlas_folder, open_atlas
@@ -111,7 +102,7 @@ class Place:
             device=self.settings.device,
             layers=tuple(size.get("layers", ())),
             datasets=recipe.datasets(stage),
-            fitted=tuple(size.get("fitted", ())),
+            pearson_datasets=tuple(size.get("fitted", ())),
             seed=recipe.seed,
         )
 

@@ -32,12 +32,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument
+from saeflow.experiments.settings import KS
 from saeflow.matching.methods import Role, match, rows_of
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.dictionary import Dictionary, Norm
-
-KS: Final[tuple[int | None, ...]] = (1, 2, 5, 10, 50, None)
-"""How many entries of each row are kept by default; None for all."""
 
 _BLOCK: Final = 1024
 

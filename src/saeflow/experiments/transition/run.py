@@ -23,20 +23,21 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from saeflow.engines import Engine
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
-from saeflow.experiments.inputs import Bars, InputNames, model_name
+from saeflow.experiments.inputs import Bars, model_name
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Results, Row, significant, versions
 from saeflow.experiments.sampling import Dataset, is_held_out, open_dataset
+from saeflow.experiments.settings import KS, InputNames, TransitionSize
 from saeflow.experiments.transition.fit import Fits, Setup
 from saeflow.experiments.transition.loss import is_run, loss_through
-from saeflow.experiments.transition.maps import KS, TransitionMap, Variant, check_pair
+from saeflow.experiments.transition.maps import TransitionMap, Variant, check_pair
 from saeflow.experiments.transition.measure import DictionaryPair, Fitted, baselines, squared, sums
 from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
@@ -97,31 +98,6 @@ class TransitionSettings:
                 f"loss_texts = {self.loss_texts}, max_length = {self.max_length}, memory = {self.memory}: give 0, 2 "
                 "and 1 at least."
             )
-
-
-@dataclass(frozen=True, slots=True)
-class TransitionSize:
-    """How much of appendix F is done.
-
-    Attributes:
-        pairs: of sites; none for those of neighbouring layers.
-        part: whose dictionaries are paired where no pair is named.
-        k: entries of a row of T that are kept; None for all.
-        tokens: to measure on, in all.
-        fit_tokens: to fit on, of other texts, at most.
-        loss_texts: texts of each dataset on which a layer is skipped; 0 for none.
-        max_length: tokens a text is cut to.
-        memory: GiB that sums and maps of a group of pairs may take.
-    """
-
-    pairs: tuple[Pair, ...] = ()
-    part: Part = Part.RES
-    k: tuple[int | None, ...] = field(default=KS)
-    tokens: int = 20_000
-    fit_tokens: int = 100_000
-    loss_texts: int = 20
-    max_length: int = 128
-    memory: float = 4.0
 
 
 def transition(

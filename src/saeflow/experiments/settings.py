@@ -1,0 +1,126 @@
+"""What origins, deactivation and transition run on, and how much of each is done: names and numbers alone, no torch.
+
+The command line takes its options from these classes, and their help from the docstrings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from saeflow.ids import Part, Site
+
+KS: Final[tuple[int | None, ...]] = (1, 2, 5, 10, 50, None)
+"""Entries of a row of a transition that are kept; None for all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputNames:
+    """What to open, by name.
+
+    Attributes:
+        release: "demo", a folder, or the name of a release.
+        model: Language model; the one the release names by default.
+        atlas: Atlas of cosine matches; the atlas of the release by default.
+        device: Where to compute: cpu, cuda, cuda:1, mps.
+        layers: Residual layers, such as 2,3 or 6-9; by default all from the first that the experiment can use.
+        datasets: Datasets to sample from: "demo" (its five domains), "demo:stories", fineweb, a file.
+        pearson: Atlas of Pearson correlations; by default one is made on held-out texts when it is needed.
+        pearson_datasets: Datasets that atlas is made on; by default the first one, or all of the demo pack but Python.
+        seed: Seed of everything that is drawn.
+        prepend_bos: Begin texts with the begin-of-text token; by default as the SAEs' files say, or else the tokenizer.
+    """
+
+    release: str
+    model: str = ""
+    atlas: str = ""
+    device: str = "cpu"
+    layers: Sequence[int] = ()
+    datasets: Sequence[str] = ("demo",)
+    pearson: str = ""
+    pearson_datasets: Sequence[str] = ()
+    seed: int = 0
+    prepend_bos: bool | None = None
+
+    @property
+    def sampled(self) -> tuple[str, ...]:
+        """Names of single datasets that texts are sampled from."""
+        from saeflow.experiments.sampling import expand
+
+        return expand(self.datasets)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of single datasets whose held-out texts Pearson tables are made on."""
+        if self.pearson_datasets:
+            from saeflow.experiments.sampling import expand
+
+            return expand(self.pearson_datasets)
+        own = tuple(name for name in self.sampled if name.startswith("demo:") and name != "demo:python")
+        return own or self.sampled[:1]
+
+
+@dataclass(frozen=True, slots=True)
+class OriginsSize:
+    """How much of section 5.1 is done.
+
+    Attributes:
+        methods: Matching methods: cosine, cosine-top-5, permutation, pearson.
+        texts: Texts of each dataset, at most.
+        tokens: Random tokens of each text.
+        max_length: Tokens each text is cut to.
+    """
+
+    methods: tuple[str, ...] = ("cosine", "cosine-top-5", "permutation", "pearson")
+    texts: int = 250
+    tokens: int = 5
+    max_length: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class DeactivationSize:
+    """How much of section 5.2 is done.
+
+    Attributes:
+        strategies: top-1, top-5, random, permutation, pearson, exhaustive, greedy; the first is swept over r.
+        texts: Texts of each dataset, at most.
+        tokens: Random tokens of each text.
+        features: Targets of each token and layer, at most.
+        r: Factors of the sweep.
+        loss: Targets of each text whose sweep measures the loss; None for all.
+        max_length: Tokens each text is cut to.
+    """
+
+    strategies: tuple[str, ...] = ("top-1", "top-5", "random", "permutation", "pearson", "exhaustive", "greedy")
+    texts: int = 35
+    tokens: int = 5
+    features: int = 25
+    r: tuple[float, ...] = (-2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
+    loss: int | None = 4
+    max_length: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionSize:
+    """How much of appendix F is done.
+
+    Attributes:
+        pairs: Pairs of sites; none for those of neighbouring layers.
+        part: Part whose dictionaries are paired where no pair is named: res, mlp or att.
+        k: Entries of each row of T that are kept; "all" for all of them.
+        tokens: Tokens to measure on, in total.
+        fit_tokens: Tokens to fit on, of other texts, at most.
+        loss_texts: Texts of each dataset on which a layer is skipped; 0 for none.
+        max_length: Tokens each text is cut to.
+        memory: GiB that the sums and maps of a group of pairs may take.
+    """
+
+    pairs: tuple[tuple[Site, Site], ...] = ()
+    part: Part = Part.RES
+    k: tuple[int | None, ...] = KS
+    tokens: int = 20_000
+    fit_tokens: int = 100_000
+    loss_texts: int = 20
+    max_length: int = 128
+    memory: float = 4.0
