@@ -35,7 +35,7 @@ from saeflow.ids import Part, Site
 from saeflow.labels import FeatureWords, write_words
 from saeflow.matching.atlas import MANIFEST, Atlas, flow_pairs, save_manifest
 from saeflow.matching.table import MatchTable
-from saeflow.web.assets import assets
+from saeflow.web.app import assets
 from search import made, vocabulary
 
 LAYERS, WIDTH, K = 26, 16_384, 5

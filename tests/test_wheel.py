@@ -65,7 +65,7 @@ def test_data_files_are_found(installed, tmp_path):
     _, run = installed
     ran = run(
         "from saeflow.sources.recipes import read_recipe; from saeflow.steering import themes, load_theme;"
-        "from saeflow.web.assets import assets;"
+        "from saeflow.web.app import assets;"
         "print(len(read_recipe('gemma-scope-2b').sites), len(themes('demo')), 'index.html' in assets())",
         tmp_path,
     )

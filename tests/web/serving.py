@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from saeflow.matching.atlas import open_atlas
-from saeflow.web.answers_bench import Active, TextAnswer, TokenInfo
 from saeflow.web.app import create_app
-from saeflow.web.desk import Desk
-from saeflow.web.finding import Finder
+from saeflow.web.model_thread import ModelThread
+from saeflow.web.responses import ActiveFeature, TextResponse, TokenInfo
+from saeflow.web.search import Finder
 from saeflow.web.server import bound, exploring, server_of
 
 TOKEN = "test-token-of-a-server"  # noqa: S105 - of a server that lives for a test
@@ -57,8 +57,8 @@ class Typist:
 
     def text(self, asked, sites, label):
         tokens = [TokenInfo(text=word, id=n) for n, word in enumerate(asked.text.split())]
-        active = {str(site): [[Active(index=0, value=1.0, label="")] for _ in tokens] for site in sites}
-        return TextAnswer(tokens=tokens, active=active, took_ms=0.0)
+        active = {str(site): [[ActiveFeature(index=0, value=1.0, label="")] for _ in tokens] for site in sites}
+        return TextResponse(tokens=tokens, active=active, took_ms=0.0)
 
     def steer(self, asked, plan, theme, others, put):
         self.asked.append(asked)
@@ -78,16 +78,16 @@ class Typist:
 
 @contextmanager
 def serving(atlas="demo", *, worker=None, limits=None, results=(), searching=False):
-    """A server over an atlas; `worker` is what its desk loads, None for no model; words are indexed where asked."""
+    """A server over an atlas; `worker` is what its thread loads, None for no model; words are indexed where asked."""
     with exploring(open_atlas(atlas), results=results) as explorer, TemporaryDirectory() as some:
         # words of two sites: the index of all takes seconds under the checks of a test
         for name in ("3.res.jsonl.gz", "3.att.jsonl.gz"):
             shutil.copy(explorer.atlas.folder / "words" / name, some)
         explorer.finder = Finder(Path(some) if searching else None, explorer.words, explorer.sizes)
-        if explorer.desk is not None:
-            explorer.desk.close()
+        if explorer.model is not None:
+            explorer.model.close()
         explorer.picks.look = lambda: None  # a thousand graphs, slow under the checks of a test
-        explorer.desk = None if worker is None else Desk(lambda: worker)
+        explorer.model = None if worker is None else ModelThread(lambda: worker)
         with running(explorer, limits) as served:
             yield served
 

@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager
 import pytest
 
 from saeflow.errors import BadFile
-from saeflow.web import pages
-from saeflow.web.pages import open_results
+from saeflow.web import results
+from saeflow.web.results import open_results
 
 from .made_results import write_origins
 from .serving import get, serving, until
@@ -68,7 +68,7 @@ def painting(monkeypatch, tmp_path):
     """What is drawn, without drawing: a list of sources, a process that writes the name of what it draws."""
     monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        pages,
+        results,
         "_DRAW",
         "import sys, time, pathlib as p; f = p.Path(sys.argv[1]); began = time.monotonic(); time.sleep(0.3);"
         "(f / 'index.html').write_text(f'{began} {time.monotonic()} ' + (f / 'summary.json').read_text())",
@@ -92,24 +92,24 @@ def test_pages_are_drawn_once_for_their_content_and_one_at_a_time(painting, tmp_
     write_origins(tmp_path / "b", title="Another")
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
     with painter_of(tmp_path / "a", tmp_path / "b") as (a, b):
-        assert a.page() is b.page() is pages.WAITING
-        until(lambda: b.page() is not pages.WAITING, 30)
-        (began, ended), (began_b, _) = (map(float, one.page().html.split(" ")[:2]) for one in (a, b))
+        assert a.page() is b.page() is results.WAITING
+        until(lambda: b.page() is not results.WAITING, 30)
+        (began, ended), (began_b, _) = (map(float, one.page()[0].split(" ")[:2]) for one in (a, b))
         assert began < ended <= began_b
-        first = a.page().html
+        first = a.page()[0]
     with painter_of(tmp_path / "copy") as [copy]:
         # another start, another folder of the same content: nothing is drawn
-        assert copy.page().html == first
+        assert copy.page()[0] == first
         summary = tmp_path / "copy" / "summary.json"
         summary.write_text(summary.read_text().replace("Origin of", "Changed"))
-        assert copy.page() is pages.WAITING
-        until(lambda: copy.page() is not pages.WAITING, 30)
-        assert "Changed" in copy.page().html
+        assert copy.page() is results.WAITING
+        until(lambda: copy.page() is not results.WAITING, 30)
+        assert "Changed" in copy.page()[0]
 
 
 def test_a_page_that_cannot_be_drawn_is_told_in_a_sentence(painting, monkeypatch, tmp_path):
     write_origins(tmp_path / "a")
-    monkeypatch.setattr(pages, "_DRAW", "raise OSError('no paint')")
+    monkeypatch.setattr(results, "_DRAW", "raise OSError('no paint')")
     with painter_of(tmp_path / "a") as [folder]:
         folder.page()
         until(folder._drawing.done, 30)
@@ -119,7 +119,7 @@ def test_a_page_that_cannot_be_drawn_is_told_in_a_sentence(painting, monkeypatch
 
 def test_what_is_drawn_ends_with_the_server(painting, monkeypatch, tmp_path):
     write_origins(tmp_path / "a")
-    monkeypatch.setattr(pages, "_DRAW", "import time; time.sleep(600)")
+    monkeypatch.setattr(results, "_DRAW", "import time; time.sleep(600)")
     with painter_of(tmp_path / "a") as [folder]:
         folder.page()
         until(lambda: folder._painter._process is not None)
@@ -128,7 +128,7 @@ def test_what_is_drawn_ends_with_the_server(painting, monkeypatch, tmp_path):
 
 @contextmanager
 def painter_of(*folders):
-    with closing(pages.Painter()) as painter:
+    with closing(results.Painter()) as painter:
         yield open_results(folders, painter)
 
 

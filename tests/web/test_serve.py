@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from saeflow.errors import InvalidArgument
-from saeflow.web.extra import PACKAGES
+from saeflow.web import PACKAGES
 from saeflow.web.server import bound
 
 

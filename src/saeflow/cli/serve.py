@@ -30,9 +30,9 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as a line of JSON.")] = False,
 ) -> None:
     """Explore an atlas in the browser: search features, see their flow, steer. Stop it with Ctrl-C."""
-    from saeflow.web.extra import need_the_extra
+    from saeflow.web import require_packages
 
-    need_the_extra()
+    require_packages()
 
     from saeflow.matching.atlas import open_atlas
     from saeflow.web.server import serve as run

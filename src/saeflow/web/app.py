@@ -1,29 +1,41 @@
-"""The application over an `Explorer`, behind `Access`: routes put together, errors made answers. No torch.
+"""The application over an `Explorer`, behind `Access`: routes put together, the files of the page, errors as responses.
 
-Every route takes a model of `asked` and gives one of `answers`, so that `/api/openapi.json` says exactly what goes in
-and out. Work is done in threads: growing a graph is milliseconds of Python, and drawing one may be more.
+Every route takes a model of `requests` and gives one of `responses`: `/api/openapi.json` says exactly what goes in and
+out. Work is done in threads: growing a graph is milliseconds of Python, and drawing one may be more. Imports no torch.
 """
 
 from __future__ import annotations
 
 import logging
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
 
-from fastapi import FastAPI, Request, Security
+from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from saeflow.errors import SaeflowError
 from saeflow.version import __version__
-from saeflow.web import assets, bench, reading
+from saeflow.web import routes_graph, routes_model
 from saeflow.web.access import Access, App, Limits
-from saeflow.web.answers import Problem
 from saeflow.web.explorer import Explorer
-from saeflow.web.problems import headers_of, problem_of, unread
+from saeflow.web.problems import invalid_request, problem_of
+from saeflow.web.responses import Problem
 
 _log = logging.getLogger("saeflow.web")
 _bearer = HTTPBearer(auto_error=False, description="The token of the address that `saeflow serve` printed.")
+_static: Final = APIRouter(include_in_schema=False)
+_KINDS: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".woff2": "font/woff2",
+}
 
 
 def create_app(explorer: Explorer) -> FastAPI:
@@ -40,11 +52,11 @@ def create_app(explorer: Explorer) -> FastAPI:
         dependencies=[Security(_bearer)],
     )
     app.state.explorer = explorer
-    for module in (assets, reading, bench):
-        app.include_router(module.router)
-    app.add_exception_handler(SaeflowError, _refused)
-    app.add_exception_handler(RequestValidationError, _unread)
-    app.add_exception_handler(HTTPException, _http)
+    for router in (_static, routes_graph.router, routes_model.router):
+        app.include_router(router)
+    app.add_exception_handler(SaeflowError, _saeflow_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -54,32 +66,50 @@ def guarded(app: FastAPI, token: str, port: int, limits: Limits | None = None) -
     return Access(app, token=token, port=port, limits=limits)
 
 
-def _problem(status: int, problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
-    text = {name: value.encode("utf-8", "replace").decode() for name, value in problem.model_dump().items()}
-    return JSONResponse(text, status_code=status, headers=headers)
+def assets() -> dict[str, Path]:
+    """Every file that is sent, by its name after `/static/`: those of the page, and the report's under `report/`."""
+    found: dict[str, Path] = {}
+    for package, prefix in (("saeflow.report", "report/"), ("saeflow.web", "")):
+        root = Path(str(files(package))) / "static"
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and path.suffix in _KINDS:
+                found[f"{prefix}{path.relative_to(root).as_posix()}"] = path
+    return found
 
 
-def _refused(_: Request, error: Exception) -> JSONResponse:
+@_static.get("/")
+def index() -> Response:
+    """The page."""
+    return asset("index.html")
+
+
+@_static.get("/static/{name:path}")
+def asset(name: str) -> Response:
+    """A file of the page: found in the list of what there is, never by joining a path."""
+    path = assets().get(name)
+    if path is None:
+        raise HTTPException(404, f"there is no file {name[:60]!r}")
+    return FileResponse(path, media_type=_KINDS[path.suffix], headers={"cache-control": "no-cache"})
+
+
+def _saeflow_error(_: Request, error: Exception) -> JSONResponse:
     status, problem = problem_of(error if isinstance(error, SaeflowError) else SaeflowError(str(error)))
-    return _problem(status, problem, headers_of(status))
+    return _response(status, problem, {"retry-after": "2"} if status in (429, 503) else None)
 
 
-def _unread(_: Request, error: Exception) -> JSONResponse:
-    return _problem(422, unread(error.errors() if isinstance(error, RequestValidationError) else []))
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    return _response(422, invalid_request(error.errors() if isinstance(error, RequestValidationError) else []))
 
 
-def _http(request: Request, error: Exception) -> JSONResponse:
+def _http_error(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-    told = {
+    known = {
         404: f"there is nothing at {request.url.path[:80]!r}.",
         405: f"{request.method} is not what {request.url.path[:80]!r} takes.",
     }
-    problem = Problem(
-        error=told.get(status, f"{getattr(error, 'detail', error)}."),
-        what_to_do="/api/openapi.json says what there is.",
-    )
-    return _problem(status, problem, headers)
+    message = known.get(status, f"{getattr(error, 'detail', error)}.")
+    return _response(status, Problem(error=message, what_to_do="/api/openapi.json says what there is."), headers)
 
 
 def _failed(request: Request, error: Exception) -> JSONResponse:
@@ -88,4 +118,9 @@ def _failed(request: Request, error: Exception) -> JSONResponse:
         error=f"saeflow failed on this request ({type(error).__name__}).",
         what_to_do="Report what the server printed, with the request.",
     )
-    return _problem(500, problem)
+    return _response(500, problem)
+
+
+def _response(status: int, problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    text = {name: value.encode("utf-8", "replace").decode() for name, value in problem.model_dump().items()}
+    return JSONResponse(text, status_code=status, headers=headers)

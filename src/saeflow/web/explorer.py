@@ -8,23 +8,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from saeflow.errors import InvalidArgument, SaeflowError, UnknownFeature, UnknownSite
-from saeflow.flow.scores import Thresholds
-from saeflow.ids import FeatureId, Part, Site
+from saeflow.flow.scores import HIGH, Thresholds
+from saeflow.ids import FeatureId, Site
 from saeflow.labels.sources import Sources
 from saeflow.labels.words import Words
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.rows import TableRows
-from saeflow.steering.plan import SteeringPlan
 from saeflow.steering.theme import Theme
-from saeflow.web.asked import PlanAsked
-from saeflow.web.desk import Desk
-from saeflow.web.finding import Finder
-from saeflow.web.origins import Origins
-from saeflow.web.pages import ResultsFolder
-from saeflow.web.picks import Picks
+from saeflow.web.model_thread import ModelThread
+from saeflow.web.requests import GrowthQuery, ThresholdsBody
+from saeflow.web.results import Origins, ResultsFolder
+from saeflow.web.search import Finder, Picks
 
 HEAD_START = 2.0
 """Seconds that the work in the background waits for the first graph or search, which come first."""
@@ -33,22 +29,9 @@ MOST_CUTS = 64
 """Sets of calibrated thresholds that are kept."""
 
 
-@runtime_checkable
-class Planner(Protocol):
-    """What makes a plan of what was asked; `saeflow.web.plans` has the one there is."""
-
-    def __call__(self, explorer: Explorer, asked: PlanAsked) -> SteeringPlan:
-        """The plan.
-
-        Raises:
-            SaeflowError: when it cannot be made.
-        """
-        ...
-
-
 @dataclass(eq=False)
 class Explorer:
-    """An atlas, and what is known beside it.
+    """An atlas, and what is known about its features.
 
     Attributes:
         atlas: where graphs grow.
@@ -60,8 +43,7 @@ class Explorer:
         results: the results folders given at the start.
         origins: shares of origin groups of features, from those of the results that have them.
         picks: features worth a look.
-        desk: where the model works; None when there is no model.
-        planner: what makes plans.
+        model: the thread in which the model works; None when there is no model.
     """
 
     atlas: Atlas
@@ -73,11 +55,10 @@ class Explorer:
     results: Sequence[ResultsFolder]
     origins: Origins | None
     picks: Picks
-    desk: Desk | None
-    planner: Planner
-    _cuts: dict[float, Thresholds] = field(default_factory=dict[float, Thresholds])
-    asked: threading.Event = field(default_factory=threading.Event)
+    model: ModelThread | None
+    first_request: threading.Event = field(default_factory=threading.Event)
     """Set when the first graph is drawn, or something is searched for."""
+    _calibrated: dict[float, Thresholds] = field(default_factory=dict[float, Thresholds])
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
@@ -127,36 +108,34 @@ class Explorer:
         known = self.words.get(feature)
         return known.label if known else ""
 
-    def thresholds(
-        self, *, res: float, mlp: float, att: float, high: float = 0.5, fdr: float | None = None
-    ) -> Thresholds:
-        """Plain thresholds, or those calibrated for a false-discovery rate, which are kept.
+    def thresholds(self, chosen: GrowthQuery | ThresholdsBody) -> Thresholds:
+        """The thresholds of a request: plain ones, or those calibrated for a false-discovery rate.
+
+        Raises:
+            InvalidArgument: when both are given, or the atlas has no nulls.
+        """
+        plain = chosen.model_fields_set & {"t_res", "t_mlp", "t_att", "high"}
+        if chosen.fdr is None:
+            high = chosen.high if isinstance(chosen, GrowthQuery) else HIGH
+            return Thresholds(res=chosen.t_res, mlp=chosen.t_mlp, att=chosen.t_att, high=high)
+        if plain:
+            raise InvalidArgument(
+                f"calibrated thresholds replace {', '.join(sorted(plain))}. Give either those, or fdr."
+            )
+        return self.calibrated(chosen.fdr)
+
+    def calibrated(self, fdr: float) -> Thresholds:
+        """Thresholds calibrated for a false-discovery rate; they are kept.
 
         Raises:
             InvalidArgument: when the atlas has no nulls.
         """
-        if fdr is None:
-            return Thresholds(res=res, mlp=mlp, att=att, high=high)
         with self._lock:
-            if fdr not in self._cuts:
-                if len(self._cuts) >= MOST_CUTS:
-                    self._cuts.clear()
-                self._cuts[fdr] = Thresholds.calibrated(self.atlas, fdr)
-            return self._cuts[fdr]
-
-    def begin(self) -> None:
-        """Begin what works in the background: the index of words, picks, origins, pages of results; one by one."""
-        threading.Thread(target=self._begin, name="saeflow-begin", daemon=True).start()
-
-    def _begin(self) -> None:
-        self.asked.wait(HEAD_START)
-        self.finder.build()
-        self.picks.look()
-        if self.origins is not None:
-            self.origins.read()
-        for folder in self.results:
-            with suppress(SaeflowError):  # a run without tables; whoever asks for its page is told
-                folder.page()
+            if fdr not in self._calibrated:
+                if len(self._calibrated) >= MOST_CUTS:
+                    self._calibrated.clear()
+                self._calibrated[fdr] = Thresholds.calibrated(self.atlas, fdr)
+            return self._calibrated[fdr]
 
     def theme(self, name: str) -> Theme:
         """The theme of a name, from those that come with saeflow: never a file.
@@ -170,6 +149,21 @@ class Explorer:
         known = ", ".join(theme.name for theme in self.themes) or "none"
         raise InvalidArgument(f"there is no theme {name!r} of {self.atlas.release}. Themes: {known}.")
 
+    def begin(self) -> None:
+        """Begin what works in the background: the index of words, picks, origins, pages of results; one by one."""
+
+        def work() -> None:
+            self.first_request.wait(HEAD_START)
+            self.finder.build()
+            self.picks.look()
+            if self.origins is not None:
+                self.origins.read()
+            for folder in self.results:
+                with suppress(SaeflowError):  # a run without tables: its page says so
+                    folder.page()
+
+        threading.Thread(target=work, name="saeflow-begin", daemon=True).start()
+
 
 def sizes_of(atlas: Atlas) -> dict[Site, int]:
     """How many features each site has: the rows of a table that starts there."""
@@ -178,7 +172,3 @@ def sizes_of(atlas: Atlas) -> dict[Site, int]:
         if source not in found:
             found[source] = TableRows(Path(atlas.folder) / name, source, target).n_source
     return dict(sorted(found.items()))
-
-
-PARTS = (Part.RES, Part.MLP, Part.ATT)
-"""The order of parts on the page."""

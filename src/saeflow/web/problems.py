@@ -1,4 +1,4 @@
-"""Errors as answers: a status, what is wrong, what to do. No torch."""
+"""Errors as responses: a status, what is wrong, what to do. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saeflow.errors import (
     UnknownSite,
     Unreachable,
 )
-from saeflow.web.answers import Problem
+from saeflow.web.responses import Problem
 
 _SENTENCE: Final = re.compile(r"(?<=[.?!]) (?=[A-Z`])")
 _DO: Final = {
@@ -25,7 +25,7 @@ _DO: Final = {
 
 
 class NoModel(SaeflowError):
-    """Something was asked for that needs a model, and there is none."""
+    """A request needs a model, and there is none."""
 
     def __init__(self, what: str) -> None:
         """`what` needs the model."""
@@ -60,11 +60,6 @@ def problem_of(error: SaeflowError) -> tuple[int, Problem]:
     return status, split(str(error), status)
 
 
-def headers_of(status: int) -> dict[str, str]:
-    """Headers that go with a status: when to ask again."""
-    return {"retry-after": "2"} if status in (429, 503) else {}
-
-
 def split(message: str, status: int) -> Problem:
     """A message in the style of `saeflow.errors` in its two parts; the last sentence is what to do."""
     *before, last = _SENTENCE.split(message)
@@ -73,20 +68,15 @@ def split(message: str, status: int) -> Problem:
     return Problem(error=" ".join(before), what_to_do=last)
 
 
-def unread(errors: Sequence[Mapping[str, Any]]) -> Problem:
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> Problem:
     """What pydantic found wrong with a request, in a sentence for each place, at most three."""
-    told = [f"{_place(error['loc'])}: {error['msg']}{_value(error)}" for error in errors[:3]]
+    sentences: list[str] = []
+    for error in errors[:3]:
+        where = ".".join(str(step) for step in error["loc"][1:]) or str(error["loc"][0])
+        value = ""
+        if error["type"] not in ("missing", "json_invalid"):
+            text = repr(error.get("input"))
+            value = f", not {text if len(text) <= 60 else text[:57] + '...'}"
+        sentences.append(f"{where}: {error['msg']}{value}")
     more = f" ({len(errors) - 3} more)" if len(errors) > 3 else ""
-    return Problem(error="; ".join(told) + more + ".", what_to_do=_DO[422])
-
-
-def _place(where: Sequence[object]) -> str:
-    return ".".join(str(step) for step in where[1:]) or str(where[0])
-
-
-def _value(error: Mapping[str, Any]) -> str:
-    """The value that was refused, where it is short."""
-    if error["type"] in ("missing", "json_invalid"):
-        return ""
-    text = repr(error.get("input"))
-    return f", not {text if len(text) <= 60 else text[:57] + '...'}"
+    return Problem(error="; ".join(sentences) + more + ".", what_to_do=_DO[422])

@@ -14,16 +14,13 @@ from saeflow.labels import words_for
 from saeflow.labels.sources import Sources, sources_of, words_folders
 from saeflow.matching.atlas import Atlas
 from saeflow.steering.theme import Theme, themes
+from saeflow.web import require_packages
 from saeflow.web.access import Limits
-from saeflow.web.desk import Desk, Worker
 from saeflow.web.explorer import Explorer, sizes_of
-from saeflow.web.extra import need_the_extra
-from saeflow.web.finding import Finder
-from saeflow.web.lookups import Printable
-from saeflow.web.origins import EXPERIMENT, Origins
-from saeflow.web.pages import Painter, open_results
-from saeflow.web.picks import Picks
-from saeflow.web.plans import make_plan
+from saeflow.web.limits import UnicodeWords
+from saeflow.web.model_thread import ModelThread, ModelWorker
+from saeflow.web.results import Origins, Painter, open_results
+from saeflow.web.search import Finder, Picks
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -56,56 +53,43 @@ def exploring(
         BadFile: when a results folder has no manifest.
     """
     release = release or atlas.release
-    words = Printable(words_for(release, beside=atlas.folder))
-    sizes = sizes_of(atlas)
+    model = model or ("demo" if release == "demo" else "")
+    words = UnicodeWords(words_for(release, beside=atlas.folder))
     folders = words_folders(release, beside=atlas.folder)
+    sizes = sizes_of(atlas)
+    known_themes: tuple[Theme, ...] = ()
+    with suppress(UnknownRelease):
+        known_themes = themes(release)
+    sources: Sources | None = None
+    with suppress(UnknownRelease, InvalidArgument):
+        sources = sources_of(release)
+
+    def load() -> ModelWorker:
+        from saeflow.web.model_worker import LoadedModel
+
+        return LoadedModel.load(release, model, device)
+
     painter = Painter()
     pages = open_results(results, painter)
-    seen = next((page for page in pages if page.kind == EXPERIMENT), None)
+    with_origins = next((page for page in pages if page.experiment == "origins"), None)
     explorer = Explorer(
         atlas=atlas,
         release=release,
         words=words,
         finder=Finder(folders[0] if folders else None, words, sizes),
-        themes=_themes(release),
-        sources=_sources(release),
+        themes=known_themes,
+        sources=sources,
         results=pages,
-        origins=None if seen is None else Origins(seen.folder, seen.id),
+        origins=None if with_origins is None else Origins(with_origins.folder, with_origins.id),
         picks=Picks(atlas, words, sizes),
-        desk=_desk(release, model, device),
-        planner=make_plan,
+        model=ModelThread(load) if model else None,
     )
     try:
         yield explorer
     finally:
         painter.close()
-        if explorer.desk is not None:
-            explorer.desk.close()
-
-
-def _desk(release: str, model: str, device: str) -> Desk | None:
-    named = model or ("demo" if release == "demo" else "")
-    if not named:
-        return None
-
-    def load() -> Worker:
-        from saeflow.web.live import Live
-
-        return Live.load(release, named, device)
-
-    return Desk(load)
-
-
-def _themes(release: str) -> tuple[Theme, ...]:
-    with suppress(UnknownRelease):
-        return themes(release)
-    return ()
-
-
-def _sources(release: str) -> Sources | None:
-    with suppress(UnknownRelease, InvalidArgument):
-        return sources_of(release)
-    return None
+        if explorer.model is not None:
+            explorer.model.close()
 
 
 def serve(
@@ -121,26 +105,25 @@ def serve(
     """Serve an atlas on 127.0.0.1 until Ctrl-C.
 
     Args:
-        atlas: what is explored.
+        atlas: its features are explored.
         release: name of its dictionaries, that of the atlas when empty.
         model: the model to steer, loaded at the first need; the embedded one of "demo"; none when empty.
         device: where the model computes.
         results: results folders to show.
         port: 0 for a free one.
-        ready: called with the address, token and all, when it can be opened.
+        ready: called with the address and its token when it can be opened.
 
     Raises:
         MissingExtra: when FastAPI or uvicorn is not installed.
         BadFile: when a results folder has no manifest.
         InvalidArgument: when the port is taken.
     """
-    need_the_extra()
+    require_packages()
     from saeflow.web.app import create_app
 
-    what = exploring(atlas, release=release, model=model, device=device, results=results)
-    with bound(port) as own, what as explorer, suppress(KeyboardInterrupt):
-        made = server_of(explorer, create_app(explorer), own, token_urlsafe(24), ready)
-        made.run(sockets=[own])
+    opened = exploring(atlas, release=release, model=model, device=device, results=results)
+    with bound(port) as own, opened as explorer, suppress(KeyboardInterrupt):
+        server_of(explorer, create_app(explorer), own, token_urlsafe(24), ready).run(sockets=[own])
 
 
 @contextmanager
@@ -173,10 +156,10 @@ def server_of(
     """A server of uvicorn that runs `app`, guarded, at a socket of `bound`.
 
     Args:
-        explorer: what `app` explores; its work in the background begins when the server has started.
-        app: what `create_app` made.
+        explorer: the one that `app` is over; its work in the background begins when the server has started.
+        app: the application, from `create_app`.
         own: where to listen.
-        token: what requests must know.
+        token: requests must know it.
         ready: called with the address when the server answers.
         limits: how much it takes; the defaults of `Limits` when None.
     """
@@ -192,8 +175,8 @@ def server_of(
                 ready(f"http://127.0.0.1:{at}/?token={token}")
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            if explorer.desk is not None:
-                explorer.desk.closed.set()  # texts stop at the next token, so that nothing is waited for
+            if explorer.model is not None:
+                explorer.model.closed.set()  # texts stop at the next token: nothing is waited for
             await super().shutdown(sockets)
 
     at = int(own.getsockname()[1])

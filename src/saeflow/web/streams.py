@@ -17,7 +17,7 @@ from typing import Any, Final
 from fastapi.responses import StreamingResponse
 
 from saeflow.errors import SaeflowError
-from saeflow.web.desk import Line
+from saeflow.web.model_thread import Line
 from saeflow.web.problems import problem_of
 
 MOST_LINES: Final = 256

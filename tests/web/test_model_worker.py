@@ -1,4 +1,4 @@
-"""The model at the desk: the demo model reads texts and writes with and without a plan, as the library does."""
+"""The loaded model: the demo model reads texts and writes with and without a plan, as the library does."""
 
 import json
 
@@ -14,9 +14,9 @@ from saeflow.steering.plan import Direction, SteeringPlan, Step
 from saeflow.steering.sampling import Sampling
 from saeflow.steering.schedule import Constant
 from saeflow.steering.theme import load_theme, themes
-from saeflow.web.asked import SteerAsked, TextAsked
-from saeflow.web.desk import Desk
-from saeflow.web.live import Live
+from saeflow.web.model_thread import ModelThread
+from saeflow.web.model_worker import LoadedModel
+from saeflow.web.requests import SteerBody, TextBody
 from saeflow.web.streams import Left
 
 from .serving import serving
@@ -25,8 +25,8 @@ STARTS = (FeatureId.parse("3/res/541"), FeatureId.parse("2/res/412"))
 
 
 @pytest.fixture(scope="module")
-def live():
-    return Live.load("demo", "demo", "cpu")
+def loaded():
+    return LoadedModel.load("demo", "demo", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +35,20 @@ def plan():
 
 
 def asked(**more):
-    return SteerAsked(**{"plan": {}, "prompt": "I think", "samples": 2, "new_tokens": 8, "seed": 3} | more)
+    return SteerBody(**{"plan": {}, "prompt": "I think", "samples": 2, "new_tokens": 8, "seed": 3} | more)
 
 
-def steered(live, plan, theme=None, **more):
+def steered(loaded, plan, theme=None, **more):
     told = []
-    live.steer(asked(**more), plan, theme, themes("demo"), told.append)
+    loaded.steer(asked(**more), plan, theme, themes("demo"), told.append)
     json.dumps(told, allow_nan=False)
     return told
 
 
-def test_both_sides_are_those_of_the_library_in_one_batch(live, plan):
-    told = steered(live, plan)
+def test_both_sides_are_those_of_the_library_in_one_batch(loaded, plan):
+    told = steered(loaded, plan)
     requests = [Request("I think", seed, which) for seed in (3, 4) for which in (plan, None)]
-    expected = generate(live.model, live.dictionaries, requests, Sampling(8, 0.8, 0.9))
+    expected = generate(loaded.model, loaded.dictionaries, requests, Sampling(8, 0.8, 0.9))
     samples = [line for line in told if line["type"] == "sample"]
     assert [(s["sample"], s["side"], s["seed"]) for s in samples] == [
         (0, "steered", 3),
@@ -62,8 +62,8 @@ def test_both_sides_are_those_of_the_library_in_one_batch(live, plan):
     assert told[-1]["type"] == "done"
 
 
-def test_pieces_joined_are_the_text(live, plan):
-    told = steered(live, plan, new_tokens=12)
+def test_pieces_joined_are_the_text(loaded, plan):
+    told = steered(loaded, plan, new_tokens=12)
     for sample in (line for line in told if line["type"] == "sample"):
         text = ""
         for line in told:
@@ -72,9 +72,9 @@ def test_pieces_joined_are_the_text(live, plan):
         assert text == sample["text"].rstrip("\ufffd")
 
 
-def test_writing_stops_at_the_token_at_which_nobody_listens_and_leaves_no_hook(live, plan):
-    tokens = live.model.tokenize(["I think"])
-    before = live.model.capture(tokens, [Site(5, Part.RES)], logits=True).logits
+def test_writing_stops_at_the_token_at_which_nobody_listens_and_leaves_no_hook(loaded, plan):
+    tokens = loaded.model.tokenize(["I think"])
+    before = loaded.model.capture(tokens, [Site(5, Part.RES)], logits=True).logits
     heard = []
 
     def put(line):
@@ -83,41 +83,41 @@ def test_writing_stops_at_the_token_at_which_nobody_listens_and_leaves_no_hook(l
             raise Left
 
     with pytest.raises(Left):
-        live.steer(asked(new_tokens=200), plan, None, (), put)
+        loaded.steer(asked(new_tokens=200), plan, None, (), put)
     assert len(heard) == 6
-    after = live.model.capture(tokens, [Site(5, Part.RES)], logits=True).logits
+    after = loaded.model.capture(tokens, [Site(5, Part.RES)], logits=True).logits
     assert torch.equal(before, after)
 
 
-def test_scores_follow_where_the_theme_is_known(live, plan):
+def test_scores_follow_where_the_theme_is_known(loaded, plan):
     pytest.importorskip("sklearn")
-    told = steered(live, plan, load_theme("physics", "demo"), new_tokens=16)
+    told = steered(loaded, plan, load_theme("physics", "demo"), new_tokens=16)
     scores = [line for line in told if line["type"] == "scores"]
     assert [(s["sample"], s["side"]) for s in scores] == [(0, "steered"), (0, "plain"), (1, "steered"), (1, "plain")]
     for s in scores:
         assert 0 <= s["behavior"] <= 5
         assert 0 <= s["coherence"] <= 5
         assert s["final"] == pytest.approx(s["behavior"] * s["coherence"] / 25)
-    again = steered(live, plan, load_theme("physics", "demo"), new_tokens=16)
+    again = steered(loaded, plan, load_theme("physics", "demo"), new_tokens=16)
     assert [line for line in again if line["type"] == "scores"] == scores
     assert not [line for line in again if line["type"] == "progress"]
 
 
-def test_a_theme_without_examples_gives_a_note_and_no_scores(live, plan):
+def test_a_theme_without_examples_gives_a_note_and_no_scores(loaded, plan):
     from dataclasses import replace
 
     pytest.importorskip("sklearn")
-    told = steered(live, plan, replace(load_theme("physics", "demo"), examples=()))
+    told = steered(loaded, plan, replace(load_theme("physics", "demo"), examples=()))
     assert [line["type"] for line in told[-2:]] == ["note", "done"]
     assert "No scores" in told[-2]["text"]
 
 
-def test_a_text_shows_what_fires_as_the_dictionaries_encode_it(live):
+def test_a_text_shows_what_fires_as_the_dictionaries_encode_it(loaded):
     site = Site(4, Part.RES)
-    told = live.text(TextAsked(text="The force on a body", top=3), [site], lambda f: f"label of {f}")
-    tokens = live.model.tokenize(["The force on a body"])
+    told = loaded.text(TextBody(text="The force on a body", top=3), [site], lambda f: f"label of {f}")
+    tokens = loaded.model.tokenize(["The force on a body"])
     assert [token.id for token in told.tokens] == tokens.input_ids[0].tolist()
-    active = live.dictionaries[site].encode(live.model.capture(tokens, [site])[site])[0]
+    active = loaded.dictionaries[site].encode(loaded.model.capture(tokens, [site])[site])[0]
     for row, values in zip(told.active["4/res"], active, strict=True):
         best = values.topk(3)
         assert [one.index for one in row] == [i for i, v in zip(*map(list, best[::-1]), strict=True) if v > 0]
@@ -125,18 +125,18 @@ def test_a_text_shows_what_fires_as_the_dictionaries_encode_it(live):
         assert all(one.label == f"label of 4/res/{one.index}" for one in row)
 
 
-def test_a_text_at_a_site_that_is_not_there_is_refused(live):
+def test_a_text_at_a_site_that_is_not_there_is_refused(loaded):
     with pytest.raises(UnknownSite):
-        live.text(TextAsked(text="x"), [Site(9, Part.RES)], str)
+        loaded.text(TextBody(text="x"), [Site(9, Part.RES)], str)
 
 
-def test_a_plan_is_folded_and_held_within_its_budget_at_the_desk(own_cache, live):
+def test_a_plan_is_folded_and_held_within_its_budget_by_the_model(own_cache, loaded):
     with serving() as served, served.client() as client:
-        served.explorer.desk = Desk(lambda: live)
+        served.explorer.model = ModelThread(lambda: loaded)
         body = {"features": [str(start) for start in STARTS], "schedule": {"kind": "constant", "s": 2.0}}
         told = client.post("/api/plan", json=body).json()
         request = PlanRequest("demo", starts=STARTS, keep=STARTS, schedule=Constant(2.0), shares=False)
-        expected = build_plan(request, atlas=open_atlas("demo"), dictionaries=live.dictionaries, model=live.model)
+        expected = build_plan(request, atlas=open_atlas("demo"), dictionaries=loaded.dictionaries, model=loaded.model)
         assert [row["value"] for row in told["table"]] == pytest.approx([step.value for step in expected.steps])
         assert told["folded"] is True
         held = client.post("/api/plan", json=body | {"budget_total": 0.05}).json()

@@ -14,10 +14,9 @@ from saeflow.labels.words import Context, FeatureWords
 from saeflow.matching.atlas import open_atlas
 from saeflow.report.data import graph_data
 from saeflow.report.exports import FORMATS, export
-from saeflow.web import lookups
-from saeflow.web.finding import Finder
-from saeflow.web.lookups import Bounded, Printable
-from saeflow.web.picks import Picks
+from saeflow.web import limits
+from saeflow.web.limits import LimitedAtlas, UnicodeWords
+from saeflow.web.search import Finder, Picks
 
 from .serving import get, refused, serving, until
 
@@ -144,12 +143,12 @@ def test_more_matches_than_the_atlas_keeps_are_refused_with_the_number_it_keeps(
 
 
 def test_a_graph_too_large_to_read_is_refused_with_the_way_out(client, atlas, monkeypatch):
-    monkeypatch.setattr(lookups, "MOST_LOOKUPS", 1_000)
+    monkeypatch.setattr(limits, "MOST_LOOKUPS", 1_000)
     said = refused(client, "/api/graph", feature=str(SEED), t_res=-1, t_mlp=-1, t_att=-1, k=5)
     assert "Raise the thresholds" in said
     with pytest.raises(Exception, match="more than 10 rows"):
-        trace(SEED, Bounded(atlas, 10))
-    assert trace(SEED, Bounded(atlas)) == trace(SEED, atlas)
+        trace(SEED, LimitedAtlas(atlas, 10))
+    assert trace(SEED, LimitedAtlas(atlas)) == trace(SEED, atlas)
 
 
 def test_comparing_tells_what_is_in_which(client):
@@ -295,9 +294,9 @@ def test_text_without_utf_8_is_sent_with_a_mark_in_its_place():
         def site(self, site):
             return [None, self.get(FeatureId(site, 1))]
 
-    mended = Printable(Torn()).get(SEED)
+    mended = UnicodeWords(Torn()).get(SEED)
     assert mended == FeatureWords("half ?", ("?",), ("ok",), (Context(("a", "?"), (0.0, 1.0), "x"),))
-    assert Printable(Torn()).site(SEED.site) == [None, mended]
+    assert UnicodeWords(Torn()).site(SEED.site) == [None, mended]
 
 
 def test_the_page_and_its_files_are_sent_with_their_kinds(client):

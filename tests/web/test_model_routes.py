@@ -11,7 +11,7 @@ from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId
 from saeflow.steering.growth import grow, targets
 from saeflow.steering.plan import SteeringPlan
-from saeflow.web.desk import MOST_WAITING, Desk
+from saeflow.web.model_thread import MOST_WAITING, ModelThread
 from saeflow.web.problems import Busy, split
 
 from .serving import TOKEN, Typist, serving, until
@@ -202,7 +202,7 @@ def test_a_client_that_leaves_stops_the_writing_between_two_tokens(own_cache, pl
                 pass
         until(lambda: typist.stopped == 1)
         assert typist.words < 150
-        until(lambda: served.explorer.desk.pending == 0)
+        until(lambda: served.explorer.model.pending == 0)
         with client.stream("POST", "/api/steer", json=asked | {"new_tokens": 2}) as answer:
             assert lines(answer)[-1]["type"] == "done"
 
@@ -217,11 +217,11 @@ def test_a_client_that_leaves_while_it_waits_is_never_written_for(own_cache, pla
             with client.stream("POST", "/api/steer", json=asked | {"prompt": "second"}) as second:
                 heard = second.iter_lines()  # kept: the connection closes with it
                 assert json.loads(next(heard))["type"] == "state"
-                assert served.explorer.desk.pending == 2
+                assert served.explorer.model.pending == 2
             until(lambda: len(served.server.server_state.tasks) == 1)
             typist.gate.set()
             assert lines(first)[-1]["type"] == "done"
-        until(lambda: served.explorer.desk.pending == 0)
+        until(lambda: served.explorer.model.pending == 0)
     assert [one.prompt for one in typist.asked] == ["first"]
 
 
@@ -295,7 +295,7 @@ def test_a_model_that_does_not_load_is_told_and_tried_again(own_cache, plan):
         return Typist()
 
     with serving(worker=Typist()) as served, served.client() as client:
-        served.explorer.desk = Desk(load)
+        served.explorer.model = ModelThread(load)
         assert client.get("/api/model").json()["model_state"] == "idle"
         assert post(client, "/api/model")["model_state"] in ("loading", "failed")
         until(lambda: client.get("/api/model").json()["model_state"] == "failed")
@@ -334,19 +334,19 @@ def test_the_server_that_stops_ends_its_streams(own_cache, plan):
         assert typist.stopped == 1
 
 
-def test_a_closed_desk_takes_no_job_and_drops_those_that_wait():
+def test_a_closed_thread_takes_no_job_and_drops_those_that_wait():
     began, go_on = threading.Event(), threading.Event()
-    desk = Desk(Typist)
-    first = desk.submit(lambda _: began.set() or go_on.wait(5))
+    thread = ModelThread(Typist)
+    first = thread.submit(lambda _: began.set() or go_on.wait(5))
     assert began.wait(5)
-    second = desk.submit(lambda _: 1)
-    desk.closed.set()
+    second = thread.submit(lambda _: 1)
+    thread.closed.set()
     go_on.set()
-    desk.close()
+    thread.close()
     assert first.result() is True
     assert second.cancelled()
     with pytest.raises(Busy):
-        desk.submit(lambda _: 1)
+        thread.submit(lambda _: 1)
 
 
 def test_a_message_is_told_in_two_parts():

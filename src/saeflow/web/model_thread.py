@@ -1,7 +1,7 @@
-"""The desk where the model works: one thread, which loads it at the first need and takes one job at a time.
+"""The thread in which the model works: it loads the model at the first need and takes one job at a time.
 
-No torch by itself: what loads the model is given. Hooks of a plan are on the model while it writes, so that two jobs
-must never run together; and a second text would only slow the first.
+Imports no torch: the function that loads the model is given. Hooks of a plan are on the model while it writes, so two
+jobs must never run together; and a second text would only slow the first.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from saeflow.errors import SaeflowError
 from saeflow.ids import FeatureId, Site
 from saeflow.steering.plan import SteeringPlan
 from saeflow.steering.theme import Theme
-from saeflow.web.answers import ModelInfo, ModelState
-from saeflow.web.answers_bench import TextAnswer
-from saeflow.web.asked import SteerAsked, TextAsked
 from saeflow.web.problems import Busy
+from saeflow.web.requests import SteerBody, TextBody
+from saeflow.web.responses import ModelInfo, ModelState, TextResponse
 
 _T = TypeVar("_T")
 
@@ -31,20 +30,20 @@ MOST_WAITING: Final = 3
 
 
 @runtime_checkable
-class Worker(Protocol):
-    """A loaded model with its dictionaries; `saeflow.web.live` has the one there is."""
+class ModelWorker(Protocol):
+    """A loaded model with its dictionaries; `saeflow.web.model_worker.LoadedModel` is the one there is."""
 
     def lend(self, use: Callable[[Any, Any], _T]) -> _T:
-        """What `use` makes of (dictionaries, model)."""
+        """The result of `use(dictionaries, model)`."""
         ...
 
-    def text(self, asked: TextAsked, sites: Sequence[Site], label: Callable[[FeatureId], str]) -> TextAnswer:
+    def text(self, request: TextBody, sites: Sequence[Site], label: Callable[[FeatureId], str]) -> TextResponse:
         """The strongest features of each token of a text, at some sites."""
         ...
 
     def steer(
         self,
-        asked: SteerAsked,
+        request: SteerBody,
         plan: SteeringPlan,
         theme: Theme | None,
         others: Sequence[Theme],
@@ -54,13 +53,13 @@ class Worker(Protocol):
         ...
 
 
-class Desk:
+class ModelThread:
     """A thread that owns a model."""
 
-    def __init__(self, load: Callable[[], Worker]) -> None:
+    def __init__(self, load: Callable[[], ModelWorker]) -> None:
         """`load` is called in the thread, at the first job."""
         self._load = load
-        self._worker: Worker | None = None
+        self._worker: ModelWorker | None = None
         self._state: ModelState = "idle"
         self._error: str | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -70,8 +69,8 @@ class Desk:
         self.closed = threading.Event()
         """Set when the server stops: jobs look at it between two tokens."""
 
-    def told(self) -> ModelInfo:
-        """The state of the model."""
+    def info(self) -> ModelInfo:
+        """The state of the model, and why it did not load."""
         return ModelInfo(model_state=self._state, model_error=self._error)
 
     @property
@@ -84,7 +83,7 @@ class Desk:
         """Jobs that run or wait."""
         return self._pending
 
-    def submit(self, job: Callable[[Worker], _T]) -> Future[_T]:
+    def submit(self, job: Callable[[ModelWorker], _T]) -> Future[_T]:
         """Do `job` with the model when its turn comes; the future has its result, or why the model did not load.
 
         Raises:
@@ -128,7 +127,7 @@ class Desk:
                 with self._lock:
                     self._pending -= 1
 
-    def _loaded(self) -> Worker:
+    def _loaded(self) -> ModelWorker:
         """The model; loaded now if it was not, and tried again after a failure."""
         if self._worker is None:
             try:

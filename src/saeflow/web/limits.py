@@ -1,7 +1,7 @@
-"""Matches and words as a server lends them: so many rows a request, and text that can be sent. No torch.
+"""The most that a request may ask for, and matches and words within it. No torch.
 
 With a threshold of -1 and k = 5 the graph of a feature of a large release is all of the release, and growing it takes
-minutes. What is drawn has some hundred nodes, and asks for some thousand rows.
+minutes. What is drawn has some hundred nodes, and reads some thousand rows.
 """
 
 from __future__ import annotations
@@ -16,15 +16,31 @@ from saeflow.matching.atlas import Atlas
 from saeflow.matching.null import NullDistribution
 from saeflow.records import Match
 
+MOST_TEXT: Final = 4_000
+"""Characters of a pasted text."""
+
+MOST_PROMPT: Final = 2_000
+MOST_SAMPLES: Final = 8
+MOST_NEW_TOKENS: Final = 200
+
+MOST_FEATURES: Final = 500
+"""Features of a plan."""
+
+MOST_NESTED: Final = 30
+"""Levels of values in a plan's file."""
+
+MOST_NODES: Final = 600
+"""Nodes of a graph that is drawn: beyond, nobody can read it, and it takes seconds."""
+
 MOST_LOOKUPS: Final = 40_000
 """Rows of match tables that one request may read: about half a second."""
 
 
-class Bounded:
+class LimitedAtlas:
     """An atlas for one request."""
 
     def __init__(self, atlas: Atlas, most: int | None = None) -> None:
-        """`most` rows may be asked for, `MOST_LOOKUPS` when None."""
+        """`most` rows may be read, `MOST_LOOKUPS` when None."""
         self._atlas = atlas
         self._left = self._most = MOST_LOOKUPS if most is None else most
         self.release, self.sites, self.model = atlas.release, atlas.sites, atlas.model
@@ -37,7 +53,7 @@ class Bounded:
         """The best `k` matches of `feature` at `target`, best first.
 
         Raises:
-            InvalidArgument: when the request has asked for too many, or for too large a `k`.
+            InvalidArgument: when the request has read too many rows, or for too large a `k`.
         """
         self._left -= 1
         if self._left < 0:
@@ -53,18 +69,18 @@ class Bounded:
 
 
 @dataclass(frozen=True)
-class Printable:
+class UnicodeWords:
     """Words whose every text has UTF-8: a tokenizer can leave half a character in a token."""
 
     words: Words
 
     def get(self, feature: FeatureId) -> FeatureWords | None:
         """What is known of `feature`, None when nothing is."""
-        return _printable(self.words.get(feature))
+        return _printable_words(self.words.get(feature))
 
     def site(self, site: Site) -> list[FeatureWords | None]:
         """Words of every row of a site, in order."""
-        return [_printable(known) for known in self.words.site(site)]
+        return [_printable_words(known) for known in self.words.site(site)]
 
 
 def printable(text: str) -> str:
@@ -72,7 +88,7 @@ def printable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _printable(known: FeatureWords | None) -> FeatureWords | None:
+def _printable_words(known: FeatureWords | None) -> FeatureWords | None:
     if known is None:
         return None
     contexts = tuple(Context(tuple(map(printable, c.tokens)), c.values, printable(c.source)) for c in known.contexts)

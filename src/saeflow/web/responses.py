@@ -1,32 +1,34 @@
-"""What answers hold: the bodies of the OpenAPI schema. Features are written "4/res/123", sites "4/res"."""
+"""What responses hold: the bodies of the OpenAPI schema. Features are written "4/res/123", sites "4/res"."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from saeflow.web.asked import PartText
+from saeflow.web.requests import PartText
 
-CaseText: TypeAlias = Literal["translated", "processed", "newborn", "unexplained"]
 ModelState: TypeAlias = Literal["none", "idle", "loading", "ready", "failed"]
 Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Answer(BaseModel):
+class ResponseBody(BaseModel):
     """A body that is sent; floats are finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Problem(Answer):
+class Problem(ResponseBody):
     """Every error: what is wrong, with the values, and what to do."""
 
     error: str
     what_to_do: str
 
 
-class SiteInfo(Answer):
+# /api/info, /api/model
+
+
+class SiteInfo(ResponseBody):
     """A site of the atlas."""
 
     site: str
@@ -34,7 +36,7 @@ class SiteInfo(Answer):
     words: Annotated[bool, Field(description="Whether there are words of its features.")]
 
 
-class Defaults(Answer):
+class Defaults(ResponseBody):
     """Thresholds where none are given."""
 
     t_res: float
@@ -44,7 +46,7 @@ class Defaults(Answer):
     k: int
 
 
-class PromptInfo(Answer):
+class PromptInfo(ResponseBody):
     """What a theme is steered on."""
 
     direction: Literal["activate", "suppress"]
@@ -52,7 +54,7 @@ class PromptInfo(Answer):
     new_tokens: int
 
 
-class ThemeInfo(Answer):
+class ThemeInfo(ResponseBody):
     """A theme that comes with saeflow."""
 
     name: str
@@ -62,7 +64,7 @@ class ThemeInfo(Answer):
     prompts: list[PromptInfo]
 
 
-class ResultInfo(Answer):
+class ResultInfo(ResponseBody):
     """A results folder; its page is /results/{id}."""
 
     id: str
@@ -71,7 +73,7 @@ class ResultInfo(Answer):
     finished: bool
 
 
-class Pick(Answer):
+class PickInfo(ResponseBody):
     """A feature worth a look."""
 
     feature: str
@@ -79,17 +81,7 @@ class Pick(Answer):
     why: str
 
 
-class LimitsInfo(Answer):
-    """The most a request may ask for."""
-
-    text: int
-    prompt: int
-    samples: int
-    new_tokens: int
-    features: int
-
-
-class ModelInfo(Answer):
+class ModelInfo(ResponseBody):
     """Whether a model is there. "idle": one is, and is loaded at first need."""
 
     model_state: ModelState
@@ -111,15 +103,21 @@ class Info(ModelInfo):
     calibrated: Annotated[bool, Field(description="Whether `fdr` can be given.")]
     themes: list[ThemeInfo]
     results: list[ResultInfo]
-    picks: list[Pick]
+    picks: list[PickInfo]
     picks_ready: Annotated[bool, Field(description="Picks are looked for after the start; ask again.")]
     neuronpedia: bool
     origins: Annotated[bool, Field(description="Whether there are shares of origin groups.")]
     formats: list[str]
-    limits: LimitsInfo
+    limits: Annotated[
+        dict[Literal["text", "prompt", "samples", "new_tokens", "features"], int],
+        Field(description="The most a request may ask for; texts in characters."),
+    ]
 
 
-class Hit(Answer):
+# /api/search
+
+
+class SearchHit(ResponseBody):
     """A feature that was found."""
 
     feature: str
@@ -128,162 +126,51 @@ class Hit(Answer):
     frequency: float | None
 
 
-class Indexing(Answer):
+class Indexing(ResponseBody):
     """How far the index of words is, in sites."""
 
     done: int
     total: int
 
 
-class SearchAnswer(Answer):
+class SearchResponse(ResponseBody):
     """Features, best first."""
 
     query: str
     took_ms: float
-    hits: list[Hit]
+    hits: list[SearchHit]
     indexing: Annotated[Indexing | None, Field(description="Words are being indexed: ask again.")]
     problem: Annotated[str | None, Field(description="Why words cannot be searched.")]
 
 
-class ScoresData(Answer):
-    """s(R), s(M), s(A), or their p-values; null where nothing was matched."""
-
-    res: float | None
-    mlp: float | None
-    att: float | None
+# /api/graph, /api/compare
 
 
-class ContextData(Answer):
-    """A passage, with the feature's activation on each token."""
-
-    tokens: list[str]
-    values: list[float]
-    source: str
-
-
-class WordsData(Answer):
-    """What is known of a feature."""
-
-    label: str
-    tokens: list[str]
-    promotes: list[str]
-    contexts: list[ContextData]
-    frequency: float | None
-    by: str
-    score: float | None
-
-
-class NodeData(Answer):
-    """A feature of a graph."""
-
-    feature: str
-    scores: ScoresData | None
-    evolution: CaseText | None
-    joins: list[PartText]
-    p: ScoresData | None
-    words: WordsData | None
-    silent: bool | None
-    case: Literal["A", "B", "C", "D"] | None
-    sentence: str | None
-
-
-class EdgeData(Answer):
-    """`child` continues `parent`."""
-
-    parent: str
-    child: str
-    score: float
-    rank: int
-    p: float | None
-    mutual: bool | None
-    by_chance: bool | None
-
-
-class EndData(Answer):
-    """Where the flow stops, and why."""
-
-    feature: str
-    direction: Literal["backward", "forward"]
-    reason: str
-    score: float | None
-    threshold: float | None
-    sentence: str
-
-
-class CutData(Answer):
-    """A calibrated threshold."""
-
-    layer: int
-    part: PartText
-    cut: float | None
-    ahead: float | None
-
-
-class ThresholdsData(Answer):
-    """Where the graph was cut."""
-
-    res: float
-    module: float
-    mlp: float | None
-    att: float | None
-    high: float
-    fdr: float | None
-    layers: list[CutData]
-
-
-class GraphData(Answer):
-    """A flow graph with the words of its features: what `saeflow graph --json` prints."""
-
-    format: Literal["saeflow-graph"]
-    version: int
-    release: str
-    seed: str
-    span: list[int] | None
-    thresholds: ThresholdsData
-    p_floor: float | None
-    nodes: list[NodeData]
-    edges: list[EdgeData]
-    ends: list[EndData]
-
-
-class Counts(Answer):
-    """How much a graph holds."""
-
-    res: int
-    mlp: int
-    att: int
-    edges: int
-
-
-class OriginShares(Answer):
+class OriginShares(ResponseBody):
     """In which group of appendix A.1 a feature was seen: shares of its `n` observations."""
 
     n: int
     shares: Annotated[dict[str, Share], Field(description='By group: "nowhere", "RES", "RES & MLP", ...')]
 
 
-class GraphAnswer(Answer):
+class GraphResponse(ResponseBody):
     """A graph and its drawing."""
 
-    data: GraphData
+    data: Annotated[
+        dict[str, Any],
+        Field(description="The graph with the words of its features: what `saeflow graph --json` prints."),
+    ]
     svg: str
     took_ms: float
-    counts: Counts
+    counts: Annotated[dict[Literal["res", "mlp", "att", "edges"], int], Field(description="How much the graph holds.")]
     groups: Annotated[
         dict[str, OriginShares] | None, Field(description="Of the features that were seen; null without results.")
     ]
 
 
-class CompareAnswer(Answer):
+class CompareResponse(GraphResponse):
     """Two graphs as one: `data` and `svg` are those of their union, with the seed of the first."""
 
-    data: GraphData
-    svg: str
-    took_ms: float
-    counts: Counts
-    groups: Annotated[
-        dict[str, OriginShares] | None, Field(description="Of the features that were seen; null without results.")
-    ]
     in_a: Annotated[list[str], Field(description="Features of the first alone.")]
     in_b: Annotated[list[str], Field(description="Features of the second alone.")]
     both: list[str]
@@ -293,7 +180,26 @@ class CompareAnswer(Answer):
     edges_both: int
 
 
-class Neighbour(Answer):
+# /api/feature
+
+
+class ScoresInfo(ResponseBody):
+    """s(R), s(M), s(A), or their p-values; null where nothing was matched."""
+
+    res: float | None
+    mlp: float | None
+    att: float | None
+
+
+class ContextInfo(ResponseBody):
+    """A passage, with the feature's activation on each token."""
+
+    tokens: list[str]
+    values: list[float]
+    source: str
+
+
+class Neighbour(ResponseBody):
     """A match of a feature."""
 
     feature: str
@@ -302,15 +208,15 @@ class Neighbour(Answer):
     p: float | None
 
 
-class CaseData(Answer):
+class CaseInfo(ResponseBody):
     """The case A to D of section 3.3."""
 
     case: Literal["A", "B", "C", "D"]
-    name: CaseText
+    name: Literal["translated", "processed", "newborn", "unexplained"]
     sentence: str
 
 
-class Interval(Answer):
+class ShareInterval(ResponseBody):
     """A share with its 95 % interval, of texts; null where one text does not give it."""
 
     share: Share
@@ -318,40 +224,113 @@ class Interval(Answer):
     high: float | None
 
 
-class Groups(Answer):
+class OriginGroups(ResponseBody):
     """In which group of appendix A.1 the feature was seen, over `n` observations in `texts` texts."""
 
     n: int
     texts: int
     method: str
     result: Annotated[str, Field(description="The id of the results.")]
-    shares: dict[str, Interval]
+    shares: dict[str, ShareInterval]
 
 
-class Link(Answer):
+class Link(ResponseBody):
     """A page elsewhere."""
 
     title: str
     url: str
 
 
-class FeatureAnswer(Answer):
+class FeatureResponse(ResponseBody):
     """The card of a feature."""
 
     feature: str
     site: str
-    label: str
-    by: str
-    score: float | None
-    tokens: list[str]
-    promotes: list[str]
-    contexts: list[ContextData]
-    frequency: float | None
-    scores: ScoresData | None
-    p: ScoresData | None
-    evolution: CaseData | None
+    label: str = ""
+    by: str = ""
+    score: float | None = None
+    tokens: list[str] = []
+    promotes: list[str] = []
+    contexts: list[ContextInfo] = []
+    frequency: float | None = None
+    scores: ScoresInfo | None
+    p: ScoresInfo | None
+    evolution: CaseInfo | None
     joins: list[PartText]
     predecessors: dict[PartText, list[Neighbour]]
     successors: dict[PartText, list[Neighbour]]
-    groups: Groups | None
+    groups: OriginGroups | None
     links: list[Link]
+
+
+# /api/plan, /api/plan/check
+
+
+class PlanRow(ResponseBody):
+    """A step of a plan."""
+
+    feature: str
+    label: str
+    value: float
+    layer: int
+    why: str
+
+
+class PlanResponse(ResponseBody):
+    """A plan, to keep as a file, and as rows."""
+
+    plan: Annotated[dict[str, Any], Field(description="A plan's file, as `saeflow steer --plan` reads it.")]
+    table: list[PlanRow]
+    span: list[int] | None
+    folded: bool
+    notes: list[str]
+
+
+# /api/text
+
+
+class TokenInfo(ResponseBody):
+    """A token of a text."""
+
+    text: str
+    id: int
+
+
+class ActiveFeature(ResponseBody):
+    """A feature that fires on a token."""
+
+    index: int
+    value: float
+    label: str
+
+
+class TextResponse(ResponseBody):
+    """Tokens of a text, and for each site and token the strongest features, strongest first."""
+
+    tokens: list[TokenInfo]
+    active: dict[str, list[list[ActiveFeature]]]
+    took_ms: float
+
+
+# /api/results
+
+
+class FileInfo(ResponseBody):
+    """A file of results: /results/{id}/files/{n}."""
+
+    n: int
+    name: str
+    bytes: int
+
+
+class ResultFiles(ResultInfo):
+    """A results folder with the files it offers, and why it has none yet."""
+
+    files: list[FileInfo]
+    problem: str | None
+
+
+class ResultsResponse(ResponseBody):
+    """Results folders."""
+
+    results: list[ResultFiles]

@@ -1,11 +1,15 @@
-"""Pages of results folders. No torch.
+"""Results folders: their pages and tables, and the origin groups of features from a run of `saeflow origins`. No torch.
 
-A folder may come from somebody else, so that nothing in it is sent as it is: its manifest and its summary are copied
-to a place of their own, the page is drawn there from them (`paper.results` escapes every word), and that page and
-its tables are sent, by numbers from a list. A path is never built from a request.
+A folder may come from somebody else, so nothing in it is sent as it is: its manifest and its summary are copied to a
+folder of their own, the page is drawn there from them (`paper.results` escapes every word), and that page and its
+tables are sent, by numbers from a list. A path is never built from a request.
 
 Drawing takes the processor for many seconds. So it is done outside of requests, by a process of its own, one page at a
-time, and what was drawn is kept in saeflow's cache under the content of the two files.
+time, and the drawn page is kept in saeflow's cache under the content of the two files.
+
+Rows of origins are read in the background after the start; a card that is requested before waits. Shares of one feature
+are over all its observations; their intervals are of texts (saeflow.experiments.statistics), and there is none where
+all observations are of one text.
 """
 
 from __future__ import annotations
@@ -21,19 +25,21 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from html import unescape
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from saeflow.errors import BadFile, SaeflowError
-from saeflow.experiments.results import MANIFEST, SUMMARY, Results, SummaryTable
+from saeflow.experiments.results import MANIFEST, SUMMARY, Results
 from saeflow.files import add_sha256, cache_folder, check_sha256, write_atomic
+from saeflow.ids import FeatureId, Part
 from saeflow.version import __version__
-from saeflow.web.answers import ResultInfo
-from saeflow.web.answers_bench import FileInfo, ResultFiles
+from saeflow.web.responses import FileInfo, OriginGroups, OriginShares, ResultFiles, ResultInfo, ShareInterval
+
+if TYPE_CHECKING:
+    from saeflow.experiments.observations import Observations
 
 _log = logging.getLogger("saeflow.web")
 _TITLES: Final = {
@@ -53,37 +59,23 @@ write_page(Path(sys.argv[1]))
 SECONDS: Final = 600.0
 """How long a page may take to be drawn."""
 
-MOST_KEPT: Final = 32
+MOST_PAGES: Final = 32
 """Pages in saeflow's cache; the oldest go."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """A file that can be downloaded."""
-
-    name: str
-    kind: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A page with its own policy: it holds blocks whose hashes that names."""
-
-    html: str
-    policy: str
-
-
-WAITING: Final = Drawn(
+_WAITING_HTML: Final = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>The figures are being drawn</title>'
     '<meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="refresh" content="2">'
     '<link rel="stylesheet" href="/static/report/palette.css"><link rel="stylesheet" href="/static/base.css">'
     '<link rel="stylesheet" href="/static/bench.css"></head>\n<body class="sheet"><p class="none" role="status">'
     "The figures of these results are being drawn, which takes a while the first time. They appear here by themselves."
-    "</p></body></html>\n",
+    "</p></body></html>\n"
+)
+WAITING: Final = (
+    _WAITING_HTML,
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
 )
-"""What is sent meanwhile."""
+"""The page that is sent meanwhile, and its content security policy."""
 
 
 class Painter:
@@ -100,8 +92,8 @@ class Painter:
 
         The future raises `BadFile` when it cannot be drawn.
         """
-        told = [__version__, _painters(), *(hashlib.sha256(source[name]).hexdigest() for name in sorted(source))]
-        kept = cache_folder() / "results" / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:32]}.html"
+        facts = [__version__, _painters(), *(hashlib.sha256(source[name]).hexdigest() for name in sorted(source))]
+        kept = cache_folder() / "results" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.html"
         with suppress(OSError, ValueError):  # it is not there, or no longer what was written
             found: Future[str] = Future()
             found.set_result(check_sha256(kept.read_bytes()).decode())
@@ -149,24 +141,24 @@ class Painter:
         with suppress(OSError):  # then it is kept in memory alone
             write_atomic(kept, add_sha256(html.encode()))
             pages = sorted(kept.parent.glob("*.html"), key=lambda path: path.stat().st_mtime)
-            for old in pages[:-MOST_KEPT]:
+            for old in pages[:-MOST_PAGES]:
                 old.unlink(missing_ok=True)
         return html
 
 
 @cache
 def _painters() -> str:
-    """Changes when what draws pages does."""
-    root = Path(str(files("saeflow.report")))
-    told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(root.rglob("*.*"))]
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    """Changes when the code that draws pages does."""
+    paths = [path for name in ("saeflow.paper", "saeflow.report") for path in Path(str(files(name))).rglob("*.*")]
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 class ResultsFolder:
     """A results folder under an id."""
 
     def __init__(self, number: int, folder: Path, painter: Painter) -> None:
-        """Read the manifest; the page is drawn by `painter` when it is first asked for.
+        """Read the manifest; the page is drawn by `painter` at its first request.
 
         Raises:
             BadFile: when the folder has no manifest that can be read.
@@ -177,68 +169,68 @@ class ResultsFolder:
         self._lock = threading.Lock()
         self._stamps: list[tuple[int, int]] = []
         self._source: dict[str, bytes] = {}
-        self._files: tuple[Offered, ...] = ()
+        self._files: tuple[tuple[str, bytes], ...] = ()
         self._drawing: Future[str] | None = None
         self._record = Results.open(folder).record
 
     @property
-    def kind(self) -> str:
-        """The experiment."""
+    def experiment(self) -> str:
+        """Its name: "origins", "deactivation", "steering"."""
         return self._record.request.experiment
 
     def info(self) -> ResultInfo:
-        """What a list says of it."""
-        asked = self._record.request
-        title = f"{_TITLES.get(asked.experiment, f'Results of {asked.experiment}')}: {asked.release}"
-        finished = self._record.finished is not None
-        return ResultInfo(id=self.id, title=title, kind=asked.experiment, finished=finished)
+        """Its row of the list of results."""
+        name, release = self.experiment, self._record.request.release
+        title = f"{_TITLES.get(name, f'Results of {name}')}: {release}"
+        return ResultInfo(id=self.id, title=title, kind=name, finished=self._record.finished is not None)
 
     def listed(self) -> ResultFiles:
         """The same with the files it offers, or why there are none."""
         problem = None
-        offered: tuple[Offered, ...] = ()
+        files: tuple[tuple[str, bytes], ...] = ()
         try:
-            offered = self.files()
+            files = self.files()
         except SaeflowError as error:
             problem = str(error)
-        listed = [FileInfo(n=n, name=file.name, bytes=len(file.data)) for n, file in enumerate(offered)]
+        listed = [FileInfo(n=n, name=name, bytes=len(data)) for n, (name, data) in enumerate(files)]
         return ResultFiles(**self.info().model_dump(), files=listed, problem=problem)
 
-    def files(self) -> tuple[Offered, ...]:
-        """The tables as CSV, in the order of the summary.
+    def files(self) -> tuple[tuple[str, bytes], ...]:
+        """The name and content of each table as CSV, in the order of the summary.
 
         Raises:
             BadFile: when there is no summary, or it cannot be read.
         """
         with self._lock:
-            self._look()
+            self._refresh()
             return self._files
 
-    def page(self) -> Drawn:
-        """The page, `WAITING` while it is being drawn; drawn again when the manifest or the summary changed.
+    def page(self) -> tuple[str, str]:
+        """The page and its content security policy, which names the hashes of its blocks; `WAITING` while it is drawn.
+
+        It is drawn again when the manifest or the summary changed.
 
         Raises:
             BadFile: when there is no summary, or it cannot be read or drawn.
         """
         with self._lock:
-            self._look()
+            self._refresh()
             if self._drawing is None:
                 self._drawing = self._painter.drawing(self._source)
                 self._source = {}
             if not self._drawing.done():
                 return WAITING
             html = self._drawing.result()
-        for number, file in enumerate(self._files):
-            html = html.replace(f'href="tables/{file.name}"', f'href="/results/{self.id}/files/{number}"')
+        for number, (name, _) in enumerate(self._files):
+            html = html.replace(f'href="tables/{name}"', f'href="/results/{self.id}/files/{number}"')
         policy = _POLICY.search(html)
-        told = unescape(policy[1]) if policy else "default-src 'none'"
-        return Drawn(html, f"{told}; frame-ancestors 'self'")
+        return html, (unescape(policy[1]) if policy else "default-src 'none'") + "; frame-ancestors 'self'"
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         """Read the manifest and the summary where one is new."""
         paths = [self.folder / name for name in (MANIFEST, SUMMARY)]
         try:
-            stamps = [(told.st_size, told.st_mtime_ns) for told in (path.stat() for path in paths)]
+            stamps = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in paths)]
         except OSError as error:
             raise BadFile(
                 f"{paths[1]} cannot be read ({error.strerror}): the run has no tables yet. Let its command finish, or "
@@ -247,7 +239,9 @@ class ResultsFolder:
         if stamps == self._stamps:
             return
         results = Results.open(self.folder)
-        self._files = tuple(_csv(table) for table in results.tables().values())
+        self._files = tuple(
+            (_file_name(table.name), table.to_csv().encode("utf-8", "replace")) for table in results.tables().values()
+        )
         self._source = {path.name: path.read_bytes() for path in paths}
         self._record, self._stamps, self._drawing = results.record, stamps, None
 
@@ -261,7 +255,83 @@ def open_results(folders: Sequence[Path], painter: Painter) -> tuple[ResultsFold
     return tuple(ResultsFolder(number, folder, painter) for number, folder in enumerate(folders, 1))
 
 
-def _csv(table: SummaryTable) -> Offered:
-    name = "".join(char if char.isascii() and (char.isalnum() or char in "_-") else "-" for char in table.name)
-    data = table.to_csv().encode("utf-8", "replace")
-    return Offered(f"{name[:100] or 'table'}.csv", "text/csv; charset=utf-8", data)
+def _file_name(table: str) -> str:
+    name = "".join(char if char.isascii() and (char.isalnum() or char in "_-") else "-" for char in table)
+    return f"{name[:100] or 'table'}.csv"
+
+
+class Origins:
+    """In which groups of appendix A.1 each feature was seen, in one results folder.
+
+    Attributes:
+        problem: why the rows cannot be used; empty when they can, or are not read yet.
+    """
+
+    def __init__(self, folder: Path, result: str) -> None:
+        """`result` is the id of the results on the page."""
+        self._folder, self._result = folder, result
+        self._seen: Observations | None = None
+        self._method = ""
+        self._labels: list[str] = []
+        self._counts: Mapping[tuple[int, int], tuple[int, ...]] = {}
+        self._ready = threading.Event()
+        self.problem = ""
+
+    def shares(self, feature: FeatureId) -> OriginShares | None:
+        """The shares of a feature, None when it was not seen or the rows are not read yet."""
+        counts = self._counts.get((feature.layer, feature.index)) if feature.part is Part.RES else None
+        if counts is None:
+            return None
+        n = sum(counts)
+        return OriginShares(n=n, shares={self._labels[v]: c / n for v, c in enumerate(counts) if c})
+
+    def groups(self, feature: FeatureId, timeout: float = 60.0) -> OriginGroups | None:
+        """The shares of a feature with their intervals, None when it was not seen; waits for the rows."""
+        self._ready.wait(timeout)
+        seen = self._seen
+        if seen is None or (feature.layer, feature.index) not in self._counts or feature.part is not Part.RES:
+            return None
+        import numpy as np
+
+        from saeflow.experiments.statistics import RATE, by_text, mean_estimates
+
+        rows = (seen.layer == feature.layer) & (seen.feature == feature.index)
+        shape = (len(seen.texts.number), 8)
+        counts = by_text(seen.cluster[rows], seen.groups[self._method][rows], np.ones(int(rows.sum())), shape)
+        totals = counts.sum(1, keepdims=True).repeat(8, axis=1)
+        shares = {
+            self._labels[value]: ShareInterval(share=estimate.value, low=estimate.low, high=estimate.high)
+            for value, estimate in enumerate(mean_estimates(counts, totals, seen.texts.datasets, span=RATE))
+            if estimate.value
+        }
+        return OriginGroups(
+            n=int(counts.sum()),
+            texts=int(np.count_nonzero(counts.sum(1))),
+            method=self._method,
+            result=self._result,
+            shares=shares,
+        )
+
+    def read(self) -> None:
+        """Read the rows; why that failed is in `problem`."""
+        import numpy as np
+
+        from saeflow.experiments.observations import Observations
+        from saeflow.experiments.records import Origin
+
+        try:
+            seen = Observations.of(Results.open(self._folder).rows())
+            self._method = next(iter(seen.groups))
+            pairs = np.stack([seen.layer, seen.feature], 1)
+            features, which = np.unique(pairs, axis=0, return_inverse=True)
+            cells = which.reshape(-1) * 8 + seen.groups[self._method]
+            counts = np.bincount(cells, minlength=len(features) * 8).reshape(-1, 8)
+            self._seen, self._labels = seen, [Origin(value).label for value in range(8)]
+            self._counts = {
+                (layer, index): tuple(row)
+                for (layer, index), row in zip(features.tolist(), counts.tolist(), strict=True)
+            }
+        except (SaeflowError, OSError, KeyError, ValueError) as error:
+            self.problem = str(error)
+        finally:
+            self._ready.set()

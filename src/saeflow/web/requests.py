@@ -1,4 +1,4 @@
-"""What requests hold, checked before anything is done with it: the parameters and bodies of the OpenAPI schema."""
+"""What requests hold, checked before anything is done: the parameters and bodies of the OpenAPI schema."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from saeflow.flow.scores import HIGH, T_MODULE, T_RES
+from saeflow.web.limits import MOST_FEATURES, MOST_NEW_TOKENS, MOST_PROMPT, MOST_SAMPLES, MOST_TEXT
 
 FEATURE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})$"
 SITE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)$"
 FEATURES: Final = FEATURE[:-1] + r"(,(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})){0,63}$"
-
-MOST_TEXT: Final = 4_000
-"""Characters of a pasted text."""
-MOST_PROMPT: Final = 2_000
-MOST_SAMPLES: Final = 8
-MOST_NEW_TOKENS: Final = 200
-MOST_FEATURES: Final = 500
-"""Features of a plan."""
 
 FeatureText: TypeAlias = Annotated[str, StringConstraints(pattern=FEATURE)]
 SiteText: TypeAlias = Annotated[str, StringConstraints(pattern=SITE)]
@@ -29,31 +22,27 @@ Prompt: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=MO
 Strength: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
-class Parameters(BaseModel):
-    """Parameters of an address; unknown ones are refused."""
+class QueryParameters(BaseModel):
+    """Parameters of an address; unknown ones are refused. On its own: an address without parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Body(BaseModel):
-    """A body; unknown keys are refused, and a text is no number."""
+class JsonBody(BaseModel):
+    """A body; unknown keys are refused, and a text is not a number. On its own: an empty object."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
-class Nothing(Parameters):
-    """An address without parameters."""
-
-
-class SearchAsked(Parameters):
-    """What is searched for."""
+class SearchQuery(QueryParameters):
+    """A search for features."""
 
     q: Annotated[str, Field(max_length=200, description="Words, the beginning of one, or an id.")]
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     site: Annotated[SiteText | None, Field(description="Only features of this site.")] = None
 
 
-class GrowthAsked(Parameters):
+class GrowthQuery(QueryParameters):
     """How a graph is grown."""
 
     t_res: Annotated[Cosine, Field(description="t(R): the flow stops below it.")] = T_RES
@@ -70,7 +59,7 @@ class GrowthAsked(Parameters):
     to_layer: Annotated[Layer | None, Field(description="Leave out later layers.")] = None
 
 
-class GraphAsked(GrowthAsked):
+class GraphQuery(GrowthQuery):
     """The graph of a feature."""
 
     feature: FeatureText
@@ -79,14 +68,14 @@ class GraphAsked(GrowthAsked):
     ] = ""
 
 
-class CompareAsked(GrowthAsked):
+class CompareQuery(GrowthQuery):
     """The graphs of two features."""
 
     a: FeatureText
     b: FeatureText
 
 
-class FeatureAsked(Parameters):
+class FeatureQuery(QueryParameters):
     """The card of a feature."""
 
     id: FeatureText
@@ -97,24 +86,24 @@ class FeatureAsked(Parameters):
 FormatName: TypeAlias = Literal["html", "json", "graphml", "svg", "png", "dot", "mermaid", "circuit-tracer"]
 
 
-class ExportAsked(GraphAsked):
+class ExportQuery(GraphQuery):
     """The graph of a feature as a file."""
 
     format: FormatName = "json"
 
 
-class ScheduleAsked(Body):
+class ScheduleBody(JsonBody):
     """How a strength is spread over layers (appendix B.2)."""
 
     kind: Literal["constant", "linear", "exponential"] = "exponential"
     s: Strength = 1.5
     s_end: Annotated[Strength | None, Field(description="Of a linear schedule: the strength at the last layer.")] = None
     alpha: Annotated[
-        float | None, Field(ge=-10.0, le=1.0, description="Of an exponential schedule: the decay a layer.")
+        float | None, Field(ge=-10.0, le=1.0, description="Of an exponential schedule: the decay per layer.")
     ] = None
 
 
-class ThresholdsAsked(Body):
+class ThresholdsBody(JsonBody):
     """Where the graphs of a plan's starts are cut."""
 
     t_res: Cosine = T_RES
@@ -124,7 +113,7 @@ class ThresholdsAsked(Body):
     k: Annotated[int, Field(ge=1, le=100)] = 1
 
 
-class PlanAsked(Body):
+class PlanBody(JsonBody):
     """A plan of exactly some features, or of the graphs that grow from some."""
 
     features: Annotated[
@@ -135,11 +124,11 @@ class PlanAsked(Body):
     ] = []
     theme: Annotated[str, Field(max_length=100, description="Name of a theme of /api/info, noted in the plan.")] = ""
     direction: Literal["activate", "suppress"] = "activate"
-    schedule: Annotated[ScheduleAsked, Field(description="To activate.")] = ScheduleAsked()
+    schedule: Annotated[ScheduleBody, Field(description="To activate.")] = ScheduleBody()
     r: Annotated[Strength, Field(description="To suppress: 0 removes, 1 changes nothing.")] = 0.0
     reach: Literal["single", "cumulative", "span"] = "span"
     upto: Annotated[Layer | None, Field(description="The layer of the reaches single and cumulative.")] = None
-    thresholds: ThresholdsAsked = ThresholdsAsked()
+    thresholds: ThresholdsBody = ThresholdsBody()
     parts: Annotated[list[PartText], Field(min_length=1, max_length=3)] = ["res", "mlp", "att"]
     fold: Annotated[
         bool | None,
@@ -149,14 +138,14 @@ class PlanAsked(Body):
     budget_total: Annotated[float | None, Field(gt=0.0, le=100.0, description="Most all layers may change.")] = None
 
 
-class CheckAsked(Body):
+class PlanCheckBody(JsonBody):
     """A plan's file."""
 
     plan: Annotated[dict[str, Any], Field(description="As `saeflow plan` writes it.")]
 
 
-class SteerAsked(Body):
-    """What is written with and without a plan."""
+class SteerBody(JsonBody):
+    """Text to generate with and without a plan."""
 
     plan: Annotated[dict[str, Any], Field(description="As /api/plan gives it, or `saeflow plan`.")]
     prompt: Prompt
@@ -170,13 +159,9 @@ class SteerAsked(Body):
     ] = None
 
 
-class TextAsked(Body):
-    """A text whose active features are asked for."""
+class TextBody(JsonBody):
+    """A text to find active features in."""
 
     text: Annotated[str, StringConstraints(min_length=1, max_length=MOST_TEXT)]
     sites: Annotated[list[SiteText], Field(max_length=200, description="All sites when empty.")] = []
-    top: Annotated[int, Field(ge=1, le=20, description="Features of a token and site, the strongest.")] = 5
-
-
-class ModelAsked(Body):
-    """A wish that the model be loaded; an empty object."""
+    top: Annotated[int, Field(ge=1, le=20, description="The strongest features at each token and site.")] = 5

@@ -1,0 +1,245 @@
+"""Routes of the steering bench and the text view. The model works in its own thread.
+
+Without a model a plan has strengths as lengths along unit rows. With one they are folded, in units of each feature's
+threshold (appendix B.2), and can be held within a budget: such a plan is made in the thread of the model. Imports no
+torch before that; `steering.build` does where it folds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.flow.scores import Thresholds
+from saeflow.ids import Part, Site
+from saeflow.interventions import EVERYWHERE
+from saeflow.steering.build import PlanRequest, build_plan
+from saeflow.steering.growth import Reach
+from saeflow.steering.plan import Direction, SteeringPlan
+from saeflow.steering.schedule import schedule_from
+from saeflow.web.explorer import Explorer
+from saeflow.web.limits import MOST_FEATURES, MOST_NESTED, LimitedAtlas
+from saeflow.web.model_thread import ModelThread
+from saeflow.web.problems import NoModel
+from saeflow.web.requests import JsonBody, PlanBody, PlanCheckBody, QueryParameters, SteerBody, TextBody
+from saeflow.web.responses import ModelInfo, PlanResponse, PlanRow, TextResponse
+from saeflow.web.routes_graph import Explored, model_info
+from saeflow.web.streams import Outlet, Streamed
+
+TEXTS_EACH: Final = 4
+"""Texts of each domain of the demo pack that hidden norms are measured on where a theme has none."""
+
+_ALONE: Final = Thresholds(res=1.0, mlp=1.0, att=1.0)
+"""Graphs of one node: the picked features are changed, and nothing else."""
+
+_STREAM: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": (
+            "A line of JSON for each step: state, token, sample, scores, note, done or error (see docs/explorer.md)."
+        ),
+        "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+    }
+}
+
+router: Final = APIRouter()
+
+
+@router.get("/api/model")
+def model(explorer: Explored, _: Annotated[QueryParameters, Query()]) -> ModelInfo:
+    """Whether there is a model, and whether it is loaded."""
+    return model_info(explorer)
+
+
+@router.post("/api/model")
+def load_model(explorer: Explored, body: JsonBody, _: Annotated[QueryParameters, Query()]) -> ModelInfo:  # noqa: ARG001
+    """Begin to load the model, if there is one that is not loaded; answers at once."""
+    thread = explorer.model
+    if thread is not None and thread.state in ("idle", "failed") and thread.pending == 0:
+        thread.submit(lambda worker: None)  # noqa: ARG005 - loading is all
+    return model_info(explorer)
+
+
+@router.post("/api/plan")
+def plan(explorer: Explored, body: PlanBody, _: Annotated[QueryParameters, Query()]) -> PlanResponse:
+    """A steering plan of picked features, or of the graphs of some starts."""
+    request = _plan_request(explorer, body)
+
+    def built(dictionaries: Any = None, model: Any = None) -> SteeringPlan:
+        texts: list[str] = []
+        own = request.theme and explorer.theme(request.theme).examples
+        if model is not None and explorer.release == "demo" and not own:
+            from saeflow.demo.texts import DOMAINS
+            from saeflow.demo.texts import texts as demo_texts
+
+            texts = [text for domain in DOMAINS for text in demo_texts(domain, TEXTS_EACH, 0)]
+        return build_plan(
+            request,
+            atlas=LimitedAtlas(explorer.atlas),
+            dictionaries=dictionaries,
+            model=model,
+            words=explorer.words,
+            texts=texts,
+        )
+
+    # grown once without weights, which takes no time: a slip is reported before the model is waited for
+    build_plan(request.from_graphs_alone(), atlas=LimitedAtlas(explorer.atlas))
+    if request.needs_dictionaries:
+        thread = _thread(explorer, "folding and budgets")
+        made = thread.submit(lambda worker: worker.lend(built)).result()
+    else:
+        made = built()
+    if body.features:
+        made = replace(made, steps=tuple(replace(step, why="picked") for step in made.steps))
+    return _plan_response(explorer, made)
+
+
+def _plan_request(explorer: Explorer, body: PlanBody) -> PlanRequest:
+    if body.features and body.starts:
+        raise InvalidArgument(
+            "features and starts are both given. Give features to change exactly these, or starts to grow graphs."
+        )
+    theme = explorer.theme(body.theme).name if body.theme else ""
+    if not (body.features or body.starts or theme):
+        raise InvalidArgument("a plan needs features. Give features, starts or a theme.")
+    chosen = tuple(explorer.feature(name) for name in dict.fromkeys(body.features or body.starts))
+    left_out = [str(feature) for feature in chosen if feature.part.value not in body.parts]
+    if body.features and left_out:
+        raise InvalidArgument(f"{', '.join(left_out[:5])} are of parts that are left out. Add these to parts.")
+    thresholds = explorer.thresholds(body.thresholds)
+    return PlanRequest(
+        release=explorer.release,
+        direction=Direction(body.direction),
+        theme=theme,
+        starts=chosen,
+        schedule=schedule_from(body.schedule.model_dump(exclude_none=True)),
+        r=body.r,
+        reach=Reach(body.reach),
+        upto=body.upto,
+        thresholds=_ALONE if body.features else thresholds,
+        k=body.thresholds.k,
+        parts=tuple(Part(part) for part in dict.fromkeys(body.parts)),
+        keep=chosen if body.features else None,
+        fold=explorer.model is not None if body.fold is None else body.fold,
+        budget_layer=body.budget_layer,
+        budget_total=body.budget_total,
+        shares=False,  # measured with a budget alone: it takes seconds, and a slider is moved often
+    )
+
+
+@router.post("/api/plan/check")
+def check(explorer: Explored, body: PlanCheckBody, _: Annotated[QueryParameters, Query()]) -> PlanResponse:
+    """A plan's file as the page shows it, or what is wrong with it."""
+    return _plan_response(explorer, _read_plan(explorer, body.plan))
+
+
+@router.post("/api/steer", response_class=Response, responses=_STREAM)
+async def steer(explorer: Explored, body: SteerBody, _: Annotated[QueryParameters, Query()]) -> Response:
+    """Write with and without a plan; both texts come as they are written, a line of JSON for each step."""
+    thread = _thread(explorer, "steering")
+    made = _read_plan(explorer, body.plan)
+    if not made.steps:
+        raise InvalidArgument("the plan changes no feature. Pick one or more.")
+    theme = None if body.theme is None else explorer.theme(body.theme)
+    outlet = Outlet(thread.closed)
+    state = "ready" if thread.state == "ready" else "loading"
+    job = thread.submit(lambda worker: worker.steer(body, made, theme, explorer.themes, outlet.put))
+    return Streamed(outlet, job, {"type": "state", "model": state})
+
+
+@router.post("/api/text")
+def text(explorer: Explored, body: TextBody, _: Annotated[QueryParameters, Query()]) -> TextResponse:
+    """The features that are active on each token of a text."""
+    thread = _thread(explorer, "reading a text")
+    sites = [Site.parse(name) for name in dict.fromkeys(body.sites)] or list(explorer.sizes)
+    for site in sites:
+        explorer.site(site)
+    return thread.submit(lambda worker: worker.text(body, sites, explorer.label)).result()
+
+
+def _thread(explorer: Explorer, what: str) -> ModelThread:
+    if explorer.model is None:
+        raise NoModel(what)
+    return explorer.model
+
+
+def _read_plan(explorer: Explorer, data: dict[str, Any]) -> SteeringPlan:
+    """A plan of features of this atlas, from the values of its file; refuses what could not be sent back.
+
+    Raises:
+        BadFile: when it is no plan, has values nested too deep, or text that has no UTF-8.
+        UnknownSite: when a feature's site is not of this atlas.
+        UnknownFeature: when a feature's index lies outside its dictionary.
+        InvalidArgument: when it is of another release, or has too many features.
+    """
+    # 1. the text of the file: not too deep, and Unicode
+    level: list[Any] = [data]
+    for _ in range(MOST_NESTED):
+        containers = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level = [one for container in containers for one in container]
+        if not level:
+            break
+    else:
+        raise BadFile(f"the plan has more than {MOST_NESTED} levels. Write it as `saeflow plan` does.")
+    text = json.dumps(data, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadFile(f"the plan has text that is no Unicode ({error.reason}). Write it again.") from None
+
+    # 2. the plan, and whether it is one for this atlas
+    made = SteeringPlan.from_json(text)
+    if made.release and made.release != explorer.release:
+        raise InvalidArgument(
+            f"this is a plan for the features of {made.release}, and this page is of {explorer.release}. Serve "
+            f"{made.release}, or correct the file."
+        )
+    if len(made.steps) > MOST_FEATURES:
+        raise InvalidArgument(f"the plan has {len(made.steps)} features. Give {MOST_FEATURES} or fewer.")
+    for step in made.steps:
+        explorer.feature(str(step.feature))
+    return made
+
+
+def _plan_response(explorer: Explorer, made: SteeringPlan) -> PlanResponse:
+    """A plan as rows, with what its reader should know."""
+    notes: list[str] = []
+    if made.direction == "activate" and made.made_by.get("folded") is False:
+        notes.append("Strengths are lengths along unit rows: they are not folded (appendix B.2).")
+    if share := _percent(made, "shares", "total"):
+        notes.append(f"All together change {share} of the hidden norm at the last layer changed.")
+    if made.tokens != EVERYWHERE:
+        notes.append(f"Only {made.tokens} are changed.")
+    if scale := _percent(made, "budget", "scale"):
+        notes.append(f"Weakened to {scale} to hold the budget.")
+    if made.dropped:
+        notes.append(f"{len(made.dropped)} features of the graphs were left out.")
+    if made.release == "":
+        notes.append(f"The file names no release; its features are taken as those of {explorer.release}.")
+    return PlanResponse(
+        plan=json.loads(made.to_json()),
+        table=[
+            PlanRow(
+                feature=str(step.feature),
+                label=step.label or explorer.label(step.feature),
+                value=step.value,
+                layer=step.feature.layer,
+                why=step.why,
+            )
+            for step in made.steps
+        ],
+        span=None if made.span is None else list(made.span),
+        folded=bool(made.made_by.get("folded", False)),
+        notes=notes,
+    )
+
+
+def _percent(made: SteeringPlan, group: str, name: str) -> str:
+    """A number that the plan notes of itself as a percentage; empty where there is none."""
+    noted = made.made_by.get(group)
+    value = noted.get(name) if isinstance(noted, dict) else None
+    return f"{value:.1%}" if isinstance(value, int | float) else ""
