@@ -50,19 +50,21 @@ def _read_index(place: Path) -> object:
 
 
 def _judgements(place: Path) -> None:
-    from saeflow.steering.judges.cache import AnswerCache
+    from saeflow.llm.answers import Answers
+    from saeflow.steering.judges.llm import marks_to_keep
     from saeflow.steering.judges.rubrics import Marks, one_subject
 
     for number in range(3):
-        AnswerCache(place).put(f"{number:064x}", "judge", one_subject("Physics"), Marks(number, (2,)))
+        Answers(place).put(f"{number:064x}", marks_to_keep(Marks(number, (2,)), one_subject("Physics"), "judge"))
 
 
 def _read_judgements(place: Path) -> None:
-    from saeflow.steering.judges.cache import AnswerCache
+    from saeflow.llm.answers import Answers
+    from saeflow.steering.judges.llm import kept_marks
     from saeflow.steering.judges.rubrics import Marks, one_subject
 
     for number in range(3):
-        found = AnswerCache(place).get(f"{number:064x}", one_subject("Physics"))
+        found = kept_marks(Answers(place).get(f"{number:064x}"), one_subject("Physics"))
         if found not in (None, Marks(number, (2,))):
             raise AssertionError(f"another judgement: {found}")
 

@@ -1,6 +1,6 @@
 """Asking a server as a guest should, and believing it no more than needed: every wait, answer and time has a limit.
 
-Shared by what asks Neuronpedia (`labels.http`), a hub (`sources.remote`) and language models (`steering.judges`).
+Shared by what asks Neuronpedia (`labels.http`), a hub (`sources.remote`) and language models (`llm`).
 Limits that a caller sets are arguments there; those of all are here.
 
     retry_after   how long a server asks to wait

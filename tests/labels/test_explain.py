@@ -10,7 +10,7 @@ from saeflow.errors import BadFile, InvalidArgument, Unreachable
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import Context, FeatureWords, WordsFolder, write_words
 from saeflow.labels.detection import CONTROLS, OTHERS, Detection, Example, Silence, Trial, make_trial
-from saeflow.labels.explain import TRIES, Chat, Estimate, estimate, explain, marked, write_explanations
+from saeflow.labels.explain import TRIES, Chat, RequestEstimate, estimate, explain, marked, write_explanations
 from saeflow.labels.lines import write_lines
 
 SITE = Site.parse("4/res")
@@ -256,13 +256,15 @@ def test_requests_are_counted_before_they_are_made(folder, tmp_path):
     missing = FeatureId(SITE, 3)
     asked = [KING, FRUIT, ALONE, missing]
     before = estimate(folder, Reader.name, asked, cache=kept)
-    assert before == Estimate(requests=5, cached=0, silent=1), (
+    assert before == RequestEstimate(requests=5, cached=0, silent=1), (
         "three labels; two scores, for ALONE has no held-out passage"
     )
     assert not kept.exists()
     chat = Reader()
     list(explain(folder, chat, asked, cache=kept))
     assert len(chat.asked) == before.requests
-    assert estimate(folder, Reader.name, asked, cache=kept) == Estimate(0, 5, 1)
+    assert estimate(folder, Reader.name, asked, cache=kept) == RequestEstimate(0, 5, 1)
     assert estimate(folder, "another", asked, cache=kept) == before
-    assert estimate(folder, Reader.name, [KING], cache=kept, seed=1) == Estimate(1, 1, 0), "other passages, same label"
+    assert estimate(folder, Reader.name, [KING], cache=kept, seed=1) == RequestEstimate(1, 1, 0), (
+        "other passages, same label"
+    )

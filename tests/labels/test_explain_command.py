@@ -9,11 +9,11 @@ import typer
 from typer.testing import CliRunner
 
 from saeflow.cli import labels
-from saeflow.cli.explain import EndpointChat
 from saeflow.errors import InvalidArgument, Unreachable
 from saeflow.ids import FeatureId
 from saeflow.labels import WordsFolder, words_folder
 from saeflow.labels.explain import Chat
+from saeflow.llm.endpoint import Endpoint, Pacing, Secret
 
 from ..steering.judges.server import KEY, Reply, says, serving
 from .test_explain import FRUIT, KING, SITE, folder
@@ -167,13 +167,14 @@ def test_words_that_were_made_are_found_by_the_name_of_the_release(run, server, 
 
 
 def test_an_endpoint_is_a_chat_and_answers_in_order():
-    class Echo:
-        def ask(self, messages, *, seed):
-            return f"{messages[0]['content']} {seed}"
+    def echo(asked):
+        return says(f"{asked.messages[0]['content']} {asked.body['seed']}")
 
-    chat = EndpointChat("echo", Echo(), concurrency=3, seed=7)
-    assert isinstance(chat, Chat)
-    said = chat.complete([[{"role": "user", "content": str(i)}] for i in range(20)])
-    assert said == [f"{i} 7" for i in range(20)]
-    assert chat.complete([]) == []
+    with serving(echo) as server:
+        pacing = Pacing(concurrency=3)
+        with Endpoint("echo", base_url=server.url, secret=Secret(KEY), temperature=0, seed=7, pacing=pacing) as chat:
+            assert isinstance(chat, Chat)
+            said = chat.complete([[{"role": "user", "content": str(i)}] for i in range(20)])
+            assert said == [f"{i} 7" for i in range(20)]
+            assert chat.complete([]) == []
     assert FeatureId(SITE, 0) == KING

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,42 +19,8 @@ from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.ids import FeatureId, Site
-    from saeflow.labels.explain import Estimate, Explained, Messages
-    from saeflow.steering.judges.endpoint import Endpoint, Secret
-
-MODEL: Final = "gpt-4o-mini"
-
-
-class EndpointChat:
-    """An endpoint as something that answers conversations, many at once.
-
-    Args:
-        name: the model's name.
-        endpoint: where it is asked.
-        concurrency: conversations under way at once.
-        seed: sent where the endpoint knows it.
-    """
-
-    def __init__(self, name: str, endpoint: Endpoint, *, concurrency: int = 8, seed: int = 0) -> None:
-        """Nothing is sent yet."""
-        self.name = name
-        self._endpoint, self._concurrency, self._seed = endpoint, concurrency, seed
-
-    def complete(self, conversations: Sequence[Messages]) -> Sequence[str]:
-        """The answer to each conversation, in order.
-
-        Raises:
-            Unreachable: when an answer does not come, or the endpoint refuses the key.
-            InvalidArgument: when the endpoint does not know the model or the request.
-        """
-        with ThreadPoolExecutor(min(self._concurrency, max(1, len(conversations)))) as pool:
-            asked = [pool.submit(self._endpoint.ask, one, seed=self._seed) for one in conversations]
-            try:
-                return [future.result() for future in asked]
-            except BaseException:
-                self._endpoint.gate.stop()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+    from saeflow.labels.explain import Chat, Explained, RequestEstimate
+    from saeflow.llm.endpoint import Secret
 
 
 def explain(
@@ -87,12 +52,11 @@ def explain(
     The key is read from OPENAI_API_KEY and written nowhere. Answers are kept: those that are there cost nothing.
     """
     from saeflow.labels.explain import estimate, write_explanations
-    from saeflow.steering.judges.endpoint import Endpoint, place_of
-    from saeflow.steering.judges.pacing import Pacing
+    from saeflow.llm.endpoint import DEFAULT_MODEL, Endpoint, Pacing, place_of
 
     folder = words or _folder(release)
     asked = _features(folder, features or [], sites, limit)
-    name = model_name or os.environ.get("SAEFLOW_JUDGE_MODEL") or MODEL
+    name = model_name or os.environ.get("SAEFLOW_JUDGE_MODEL") or DEFAULT_MODEL
     address = _address(endpoint or os.environ.get("OPENAI_BASE_URL") or "")
     pacing = Pacing(concurrency=concurrency, per_minute=per_minute or None)
     told = estimate(folder, name, asked, seed=seed)
@@ -102,8 +66,7 @@ def explain(
     written = 0
     if not dry_run:
         secret = _secret(address, needed=told.requests > 0)
-        with Endpoint(name, base_url=address, secret=secret, temperature=0.0, pacing=pacing, json_mode=True) as at:
-            chat = EndpointChat(name, at, concurrency=concurrency, seed=seed)
+        with Endpoint(name, base_url=address, secret=secret, temperature=0.0, seed=seed, pacing=pacing) as chat:
             try:
                 _ask(folder, chat, asked, seed, found)
             finally:
@@ -111,7 +74,7 @@ def explain(
     _show(told, found, folder, written, name, as_json=as_json, dry_run=dry_run)
 
 
-def _ask(folder: Path, chat: EndpointChat, asked: Sequence[FeatureId], seed: int, found: list[Explained]) -> None:
+def _ask(folder: Path, chat: Chat, asked: Sequence[FeatureId], seed: int, found: list[Explained]) -> None:
     from saeflow.labels.explain import explain as explained
 
     with progress("asking") as report:
@@ -179,7 +142,7 @@ def _address(url: str) -> str | None:
     """A base URL that can be asked; None for that of OpenAI."""
     if not url:
         return None
-    from saeflow.steering.judges.endpoint import is_address
+    from saeflow.llm.endpoint import is_address
 
     if not is_address(url):
         raise InvalidArgument(
@@ -191,7 +154,7 @@ def _address(url: str) -> str | None:
 
 def _secret(address: str | None, *, needed: bool) -> Secret:
     """The key of the environment. A server of one's own may need none, and kept answers need nobody."""
-    from saeflow.steering.judges.endpoint import Secret
+    from saeflow.llm.endpoint import Secret
 
     key = os.environ.get("OPENAI_API_KEY") or ""
     if not key and address is None and needed:
@@ -202,7 +165,7 @@ def _secret(address: str | None, *, needed: bool) -> Secret:
     return Secret(key or "none")
 
 
-def _said(told: Estimate, name: str, place: str, n: int) -> str:
+def _said(told: RequestEstimate, name: str, place: str, n: int) -> str:
     """What will be asked, in a sentence."""
     requests = f"{told.requests} request{'' if told.requests == 1 else 's'}"
     said = f"{n} feature{'' if n == 1 else 's'}: {requests} to {name} at {place}, {told.cached} answers are kept"
@@ -210,7 +173,14 @@ def _said(told: Estimate, name: str, place: str, n: int) -> str:
 
 
 def _show(
-    told: Estimate, found: Sequence[Explained], folder: Path, written: int, name: str, *, as_json: bool, dry_run: bool
+    told: RequestEstimate,
+    found: Sequence[Explained],
+    folder: Path,
+    written: int,
+    name: str,
+    *,
+    as_json: bool,
+    dry_run: bool,
 ) -> None:
     rows = [_row(one) for one in found]
     if as_json:

@@ -13,7 +13,6 @@ of that JSON is ever read.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +21,13 @@ from typing import Final, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from saeflow.errors import BadFile, InvalidArgument
-from saeflow.files import add_sha256, cache_folder, check_sha256, write_atomic
+from saeflow.files import cache_folder
 from saeflow.ids import FeatureId, Site
 from saeflow.labels.detection import Detection, Silence, Trial, make_trial
-from saeflow.labels.questions import Messages, ask_fires, ask_label, marked, read_fires, read_label
+from saeflow.labels.questions import ask_fires, ask_label, marked, read_fires, read_label
 from saeflow.labels.words import Context, FeatureWords, WordsFolder, write_words
-from saeflow.reading import parse_json, read_bytes
+from saeflow.llm.answers import Answers
+from saeflow.llm.endpoint import Messages
 from saeflow.records import Progress
 
 TRIES: Final = 3
@@ -76,7 +76,7 @@ class Explained:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class RequestEstimate:
     """What explaining some features will take, before anything is asked.
 
     Attributes:
@@ -101,13 +101,13 @@ def estimate(
     silent: int = 5,
     seed: int = 0,
     cache: Path | None = None,
-) -> Estimate:
+) -> RequestEstimate:
     """How many requests `explain` will make with a chat of this name, other arguments alike; asks nothing.
 
     Raises:
         BadFile: when the words cannot be read.
     """
-    asker = _Asker(_Nobody(name), cache_folder() / "answers" if cache is None else cache)
+    asker = _Asker(name, cache)
     sites: dict[Site, Silence] = {}
     requests = kept = without = 0
     for feature in sorted(set(features)):
@@ -123,18 +123,7 @@ def estimate(
             answers.append(None if question is None else asker.known(question, read))
         kept += sum(one is not None for one in answers)
         requests += sum(one is None for one in answers)
-    return Estimate(requests, kept, without)
-
-
-@dataclass(frozen=True, slots=True)
-class _Nobody:
-    """A chat that is only named."""
-
-    name: str
-
-    def complete(self, conversations: Sequence[Messages]) -> Sequence[str]:
-        """Nothing is asked of it."""
-        raise BadFile(f"{self.name} was asked {len(conversations)} questions while they were counted.")
+    return RequestEstimate(requests, kept, without)
 
 
 def explain(
@@ -175,7 +164,7 @@ def explain(
     for name, value in {"shown": shown, "held_out": held_out, "silent": silent, "at_once": at_once}.items():
         if value < 1:
             raise InvalidArgument(f"{name} = {value}. Give 1 or more.")
-    asker = _Asker(chat, cache_folder() / "answers" if cache is None else cache)
+    asker = _Asker(chat.name, cache)
     asked = sorted(set(features))
     sites: dict[Site, Silence] = {}
     for start in range(0, len(asked), at_once):
@@ -183,7 +172,7 @@ def explain(
         if progress:
             progress(start, len(asked), str(some[0]))
         cases = [_case(folder, sites, feature, shown, held_out, silent, seed) for feature in some]
-        yield from _explained(asker, cases)
+        yield from _explained(asker, chat, cases)
 
 
 def write_explanations(folder: Path, explained: Iterable[Explained]) -> int:
@@ -233,20 +222,24 @@ def _case(
     return _Case(feature, contexts[0::2][:shown], make_trial(feature, contexts[1::2][:held_out], silence, silent, rng))
 
 
-def _explained(asker: _Asker, cases: Sequence[_Case]) -> Iterator[Explained]:
+def _explained(asker: _Asker, chat: Chat, cases: Sequence[_Case]) -> Iterator[Explained]:
     """Labels of some features, then their scores: two rounds of questions."""
     possible = [case for case in cases if case.shown]
     labels = dict(
-        zip((c.feature for c in possible), asker.ask((ask_label(c.shown) for c in possible), read_label), strict=True)
+        zip(
+            (c.feature for c in possible),
+            asker.ask(chat, (ask_label(c.shown) for c in possible), read_label),
+            strict=True,
+        )
     )
     tried = [(case, case.trial, label) for case in possible if case.trial and (label := labels[case.feature])]
     questions = (ask_fires(label, trial) for _, trial, label in tried)
     lengths = [len(trial.examples) for _, trial, _ in tried]
-    answers = asker.ask(questions, *[read_fires(n) for n in lengths])
+    answers = asker.ask(chat, questions, *[read_fires(n) for n in lengths])
     scores = {case.feature: trial.scored(said) for (case, trial, _), said in zip(tried, answers, strict=True) if said}
     for case in cases:
         label, detection = labels.get(case.feature) or "", scores.get(case.feature)
-        yield Explained(case.feature, label, asker.chat.name, detection, _problem(case, label, detection))
+        yield Explained(case.feature, label, asker.name, detection, _problem(case, label, detection))
 
 
 def _problem(case: _Case, label: str, detection: Detection | None) -> str:
@@ -262,65 +255,53 @@ def _problem(case: _Case, label: str, detection: Detection | None) -> str:
 class _Asker:
     """Asks until answers can be read, and keeps those that could."""
 
-    def __init__(self, chat: Chat, cache: Path) -> None:
-        self.chat, self._cache = chat, cache
+    def __init__(self, name: str, cache: Path | None) -> None:
+        self.name = name
+        self._answers = Answers(cache_folder() / "answers" if cache is None else cache)
 
-    def ask(self, questions: Iterable[Messages], *read: Callable[[str], T]) -> list[T | None]:
+    def ask(self, chat: Chat, questions: Iterable[Messages], *read: Callable[[str], T]) -> list[T | None]:
         """What each question was answered with, None where no answer could be read; one reader, or one for each."""
-        first = [list(question) for question in questions]
-        asked = list(first)
+        asked = [list(question) for question in questions]
+        keys = [self._key(question) for question in asked]
         readers = list(read) * len(asked) if len(read) == 1 else list(read)
         found: list[T | None] = [None] * len(asked)
         open_ = list(range(len(asked)))
         for _ in range(TRIES):
-            said = self._answers([asked[place] for place in open_])
-            still: list[int] = []
-            for place, answer in zip(open_, said, strict=True):
+            kept = {place: self._kept(self._key(asked[place])) for place in open_}
+            missing = [place for place, answer in kept.items() if answer is None]
+            given = list(chat.complete([asked[place] for place in missing])) if missing else []
+            if len(given) != len(missing):
+                raise BadFile(f"{self.name} gave {len(given)} answers to {len(missing)} questions. Check the client.")
+            kept |= dict(zip(missing, given, strict=True))
+            open_ = []
+            for place, answer in kept.items():
+                said = str(answer)
                 try:
-                    found[place] = readers[place](answer)
-                    self._keep(first[place], answer)
+                    found[place] = readers[place](said)
+                    if self._kept(keys[place]) is None:
+                        self._answers.put(keys[place], {"model": self.name, "answer": said})
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
                     again = {"role": "user", "content": _AGAIN.format(why=str(error)[:200])}
-                    asked[place] = [*asked[place], {"role": "assistant", "content": answer[:2000]}, again]
-                    still.append(place)
-            open_ = still
+                    asked[place] = [*asked[place], {"role": "assistant", "content": said[:2000]}, again]
+                    open_.append(place)
             if not open_:
                 break
         return found
 
     def known(self, question: Messages, read: Callable[[str], T]) -> T | None:
         """What is kept as the answer to a question; None where nothing is, or it cannot be read."""
-        answer = self._kept(question)
+        answer = self._kept(self._key(question))
         try:
             return None if answer is None else read(answer)
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def _answers(self, conversations: Sequence[Messages]) -> list[str]:
-        """Kept answers, and those the chat gives to the others."""
-        kept = [self._kept(conversation) for conversation in conversations]
-        missing = [conversation for conversation, answer in zip(conversations, kept, strict=True) if answer is None]
-        given = list(self.chat.complete(missing)) if missing else []
-        if len(given) != len(missing):
-            raise BadFile(f"{self.chat.name} gave {len(given)} answers to {len(missing)} questions. Check the client.")
-        new = iter(given)
-        return [next(new) if answer is None else answer for answer in kept]
+    def _key(self, conversation: Messages) -> str:
+        return self._answers.key(self.name, [dict(message) for message in conversation])
 
-    def _path(self, conversation: Messages) -> Path:
-        said = json.dumps([self.chat.name, [dict(message) for message in conversation]], sort_keys=True)
-        name = hashlib.sha256(said.encode()).hexdigest()
-        return self._cache / name[:2] / f"{name}.json"
-
-    def _kept(self, conversation: Messages) -> str | None:
-        try:
-            return str(parse_json(check_sha256(read_bytes(self._path(conversation))))["answer"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _keep(self, conversation: Messages, answer: str) -> None:
-        path = self._path(conversation)
-        if self._kept(conversation) is None:
-            write_atomic(path, add_sha256(json.dumps({"model": self.chat.name, "answer": answer}).encode()))
+    def _kept(self, key: str) -> str | None:
+        kept = self._answers.get(key)
+        return str(kept["answer"]) if isinstance(kept, dict) and "answer" in kept else None
 
 
-__all__ = ["TRIES", "Chat", "Estimate", "Explained", "Messages", "estimate", "explain", "marked", "write_explanations"]
+__all__ = ["TRIES", "Chat", "Explained", "RequestEstimate", "estimate", "explain", "marked", "write_explanations"]

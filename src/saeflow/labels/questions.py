@@ -6,11 +6,12 @@ No torch. What passages say is material and may hold anything, so that nothing b
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from saeflow.labels.detection import Trial
 from saeflow.labels.words import Context
+from saeflow.llm.endpoint import Messages
 from saeflow.reading import parse_json
 
 LONGEST: Final = 160
@@ -18,9 +19,6 @@ LONGEST: Final = 160
 
 MARKED: Final = 0.2
 """Tokens are marked from this share of the passage's strongest activation on."""
-
-Messages: TypeAlias = Sequence[Mapping[str, str]]
-"""A conversation: messages with `role` and `content`, as chat APIs take them."""
 
 _EXPLAIN: Final = (
     "You are told where one feature inside a language model fires. Each passage shows the tokens it fires on between "

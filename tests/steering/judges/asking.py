@@ -1,7 +1,7 @@
 """Questions to a server that stands in for a language model, and the answers they get."""
 
+from saeflow.llm.endpoint import Pacing
 from saeflow.steering.judges import Judged, LLMJudge, Score
-from saeflow.steering.judges.pacing import Pacing
 from saeflow.steering.plan import Direction
 from saeflow.steering.theme import Theme
 

@@ -2,9 +2,9 @@
 
 import sys
 
+from saeflow.llm.endpoint import Pacing
 from saeflow.steering.judges import Judged
 from saeflow.steering.judges.llm import LLMJudge
-from saeflow.steering.judges.pacing import Pacing
 from saeflow.steering.plan import Direction
 from saeflow.steering.theme import Theme
 

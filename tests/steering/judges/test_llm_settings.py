@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import pytest
 
 from saeflow.errors import InvalidArgument, MissingExtra, Unreachable
+from saeflow.llm.endpoint import Pacing
 from saeflow.steering.judges import LLMJudge
-from saeflow.steering.judges.pacing import Pacing
 from saeflow.steering.judges.rubrics import BadAnswer
 from saeflow.steering.plan import Direction
 

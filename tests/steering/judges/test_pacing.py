@@ -6,9 +6,8 @@ from email.utils import formatdate
 import pytest
 
 from saeflow.errors import InvalidArgument, Unreachable
+from saeflow.llm.endpoint import Endpoint, Failure, Gate, Pacing, Secret
 from saeflow.patience import retry_after
-from saeflow.steering.judges.endpoint import Endpoint, Failure, Secret
-from saeflow.steering.judges.pacing import Gate, Pacing
 
 from .asking import by_number, judge, score
 from .server import KEY, serving
@@ -23,7 +22,7 @@ def test_refusals_for_being_busy_count_only_while_nobody_is_answered(moves, monk
         base_url="http://127.0.0.1:1",
         secret=Secret(KEY),
         temperature=0,
-        json_mode=True,
+        seed=0,
         pacing=Pacing(retries=2, backoff=0),
     )
     replies = [Failure("it is busy", busy=True)] * 10 + ["4"]
@@ -36,10 +35,10 @@ def test_refusals_for_being_busy_count_only_while_nobody_is_answered(moves, monk
     monkeypatch.setattr(endpoint, "_once", once)
     with endpoint:
         if moves:
-            assert endpoint.ask([{"role": "user", "content": "?"}], seed=0) == "4"
+            assert endpoint.ask([{"role": "user", "content": "?"}]) == "4"
         else:
             with pytest.raises(Unreachable, match="in 3 tries"):
-                endpoint.ask([{"role": "user", "content": "?"}], seed=0)
+                endpoint.ask([{"role": "user", "content": "?"}])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One endpoint that speaks the chat API of OpenAI: asks, waits, tries again, and never tells the key. No torch.
+"""One endpoint that speaks the chat API of OpenAI: asks, waits, tries again, and never shows the key. No torch.
 
     busy (429, 503), broken (5xx), cut or slow, no JSON      waits and tries again, up to `Pacing.retries` times
     refused (401, 403), unknown model, bad request           ends at once, with what to do
@@ -10,23 +10,115 @@ of the handlers that caught the client's: those hold the request, and with it th
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
 from saeflow.errors import InvalidArgument, MissingExtra, SaeflowError, Unreachable
-from saeflow.patience import LATER, Meter, TooLong, masked, retry_after, within
-from saeflow.steering.judges.pacing import Gate, Pacing
+from saeflow.patience import LATER, Meter, TooLong, doubled, masked, retry_after, within
 
 _AGAIN: Final = LATER | {409}
 MOST: Final = 1 << 20
 """Bytes that an answer may have."""
-Messages = Sequence[Mapping[str, str]]
+
+DEFAULT_MODEL: Final = "gpt-4o-mini"
+"""The model that is asked where none is named: the judge of the paper (B.1)."""
+
+Messages: TypeAlias = Sequence[Mapping[str, str]]
+"""A conversation: messages with `role` and `content`, as chat APIs take them."""
+
+X = TypeVar("X")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How an endpoint is asked.
+
+    Attributes:
+        concurrency: requests under way at once.
+        per_minute: requests a minute, retries among them; None for no limit but the endpoint's own.
+        timeout: seconds until a request without a whole answer counts as failed.
+        retries: tries after the first, where the endpoint is busy, broken or out of reach.
+        backoff: seconds before the first retry; twice as many before each further one.
+        longest: the longest wait in seconds. Where the endpoint asks for more, the run ends with an error.
+
+    Raises:
+        InvalidArgument: for a value outside its range.
+    """
+
+    concurrency: int = 8
+    per_minute: float | None = None
+    timeout: float = 60.0
+    retries: int = 6
+    backoff: float = 1.0
+    longest: float = 120.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that would never ask, or never end."""
+        if self.concurrency < 1 or self.retries < 0:
+            raise InvalidArgument(
+                f"concurrency = {self.concurrency}, retries = {self.retries}: give 1 or more, and 0 or more."
+            )
+        rate = math.inf if self.per_minute is None else self.per_minute
+        for name, value in (("per_minute", rate), ("timeout", self.timeout), ("longest", self.longest)):
+            if not value > 0:
+                raise InvalidArgument(f"{name} = {value} lets nothing through. Give a number above 0.")
+        if not 0 <= self.backoff < math.inf:
+            raise InvalidArgument(f"backoff = {self.backoff} is no time. Give seconds, 0 or more.")
+
+    def delay(self, attempt: int, what: str) -> float:
+        """Seconds before try `attempt` + 1 (from 0), between half and all of the doubled backoff.
+
+        The fraction is a function of `what` is asked: requests that were refused together do not come back together,
+        and a run can be repeated.
+        """
+        digest = hashlib.sha256(f"{attempt}\n{what}".encode("utf-8", "surrogatepass")).digest()
+        part = 0.5 + digest[0] / 510
+        return doubled(attempt + 1, self.backoff * part, self.longest)
+
+
+class Gate:
+    """Where every request waits for its turn; one for all threads of a run."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        """At most `per_minute` requests pass in a minute, evenly spaced; None: as many as come."""
+        self._interval = 60.0 / per_minute if per_minute else 0.0
+        self._lock = threading.Lock()
+        self._next = self._closed_until = 0.0
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let nothing more through, and wake all who wait."""
+        self._stopped.set()
+
+    def close(self, seconds: float) -> None:
+        """Let nobody through for so long, as the endpoint asks."""
+        with self._lock:
+            self._closed_until = max(self._closed_until, time.monotonic() + seconds)
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait; False when the run was stopped."""
+        return not self._stopped.wait(max(0.0, seconds))
+
+    def enter(self) -> bool:
+        """Wait for a turn; False when the run was stopped."""
+        with self._lock:
+            turn = max(time.monotonic(), self._next, self._closed_until)
+            self._next = turn + self._interval
+        while (rest := max(turn, self._closed_until) - time.monotonic()) > 0:
+            if not self.sleep(rest):
+                return False
+        return not self._stopped.is_set()
 
 
 class Secret:
@@ -87,29 +179,22 @@ class Stopped(Exception):
 
 
 class Endpoint:
-    """An open connection, shared by threads; a context manager.
+    """An open connection, shared by threads; a context manager. Meets `saeflow.labels.explain.Chat`.
 
     Args:
-        model: its name at the endpoint.
+        name: of the model at the endpoint.
         base_url: where the chat API is, "http://localhost:8000/v1"; None for that of OpenAI.
         secret: the key.
         temperature: of sampling; None leaves it to the endpoint.
+        seed: sent where the endpoint knows it.
         pacing: when requests go out.
-        json_mode: ask for a JSON object, where the endpoint can.
 
     Raises:
         MissingExtra: when the package openai is not installed.
     """
 
     def __init__(
-        self,
-        model: str,
-        *,
-        base_url: str | None,
-        secret: Secret,
-        temperature: float | None,
-        pacing: Pacing,
-        json_mode: bool,
+        self, name: str, *, base_url: str | None, secret: Secret, temperature: float | None, seed: int, pacing: Pacing
     ) -> None:
         """Open it; nothing is sent yet."""
         try:
@@ -119,13 +204,12 @@ class Endpoint:
                 "a language model is asked with the package openai, which is not installed. Install it with "
                 "`pip install 'saeflow[judge]'`, or judge offline."
             ) from None
-        self._model, self._secret, self._pacing = model, secret, pacing
+        self.name, self._secret, self._seed, self._pacing = name, secret, seed, pacing
         self.place = place_of(base_url)
         self.gate = Gate(pacing.per_minute)
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
-        self._extras: dict[str, Any] = {"response_format": {"type": "json_object"}} if json_mode else {}
         self._refused: set[str] = set()
         self._client = openai.OpenAI(
             api_key=secret.reveal(),
@@ -145,8 +229,38 @@ class Endpoint:
         """Close the connections."""
         self._client.close()
 
-    def ask(self, messages: Messages, *, seed: int) -> str:
-        """The answer's text; empty where the model said nothing.
+    def complete(self, conversations: Sequence[Messages]) -> Sequence[str]:
+        """The answer to each conversation, in order.
+
+        Raises:
+            Unreachable: when an answer does not come, or the endpoint refuses the key.
+            InvalidArgument: when the endpoint does not know the model or the request.
+        """
+        found: dict[int, str] = {}
+        self.ask_all(
+            lambda number: self.ask(conversations[number]),
+            range(len(conversations)),
+            lambda number, answer: found.update({number: answer.result()}),
+        )
+        return [found[number] for number in range(len(conversations))]
+
+    def ask_all(self, ask: Callable[[X], T], items: Sequence[X], take: Callable[[X, Future[T]], object]) -> None:
+        """Call `ask` for every item, `Pacing.concurrency` at once, and `take` with each as soon as it is there.
+
+        An error of `take` ends the run: nothing more is sent, and what is under way comes to its end first.
+        """
+        with ThreadPoolExecutor(min(self._pacing.concurrency, max(1, len(items)))) as pool:
+            asked = {pool.submit(ask, item): item for item in items}
+            try:
+                for future in as_completed(asked):
+                    take(asked[future], future)
+            except BaseException:
+                self.gate.stop()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def ask(self, messages: Messages, *, attempt: int = 0) -> str:
+        """The answer's text; empty where the model said nothing. `attempt` is added to the seed.
 
         Refusals for being busy count only while nobody is answered: the endpoint is up, and the queue long.
 
@@ -159,7 +273,7 @@ class Endpoint:
         while True:
             if not self.gate.enter():
                 raise Stopped
-            got = self._once(messages, seed)
+            got = self._once(messages, self._seed + attempt)
             if isinstance(got, str):
                 self.count("answered")
                 return got
@@ -169,39 +283,35 @@ class Endpoint:
             answered = self.counts["answered"]
             failed = 0 if got.busy and answered > seen else failed + 1
             seen = answered
-            if got.final or failed > self._pacing.retries or (got.wait or 0) > self._pacing.longest:
-                raise self._failed(got, failed)
+            if got.final:
+                raise got.final(f"{self.place}: {got.told}")
+            if (got.wait or 0) > self._pacing.longest:
+                raise Unreachable(
+                    f"{self.place}: {got.told}; it asks to wait {got.wait:.0f} s, more than Pacing.longest of "
+                    f"{self._pacing.longest:.0f} s. Go on later: what was answered is kept."
+                )
+            if failed > self._pacing.retries:
+                raise Unreachable(
+                    f"{self.place} gave no answer in {failed} tries; at the last {got.told}. Check the address and the "
+                    "service, or ask more slowly (Pacing: concurrency, per_minute); what was answered is kept."
+                )
             self.count("retried")
             if got.wait is not None:
                 self.gate.close(got.wait)
             elif not self.gate.sleep(self._pacing.delay(max(0, failed - 1), what)):
                 raise Stopped
 
-    def _failed(self, got: Failure, tries: int) -> SaeflowError:
-        """The error that ends a request."""
-        if got.final:
-            return got.final(f"{self.place}: {got.told}")
-        told = f"{self.place} gave no answer in {tries} tries; at the last {got.told}"
-        if got.wait is not None and got.wait > self._pacing.longest:
-            return Unreachable(
-                f"{self.place}: {got.told}; it asks to wait {got.wait:.0f} s, more than Pacing.longest of "
-                f"{self._pacing.longest:.0f} s. Go on later: what was answered is kept."
-            )
-        return Unreachable(
-            f"{told}. Check the address and the service, or ask more slowly (Pacing: concurrency, per_minute); "
-            "what was answered is kept."
-        )
-
     def _once(self, messages: Messages, seed: int) -> str | Failure:
         import openai  # pyright: ignore[reportMissingImports]
 
-        extras = {k: v for k, v in {**self._extras, "seed": seed}.items() if k not in self._refused}
+        extras: dict[str, Any] = {"response_format": {"type": "json_object"}, "seed": seed}
+        extras = {name: value for name, value in extras.items() if name not in self._refused}
         create = cast("Callable[..., Any]", self._client.chat.completions.with_raw_response.create)
         self.count("asked")
         try:
             raw = within(
                 self._pacing.timeout,
-                lambda: create(model=self._model, messages=list(messages), **self._options, **extras),
+                lambda: create(model=self.name, messages=list(messages), **self._options, **extras),
             )
             return self._content(str(raw.http_response.text))
         except openai.APIStatusError as error:
@@ -235,8 +345,11 @@ class Endpoint:
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: str) -> Failure:
         """What a status other than success means."""
-        said = self._shown(_message(body))
-        told = f"it answered {status}: {said.removesuffix('.')}"
+        try:
+            message = str(json.loads(body)["error"]["message"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            message = body or "nothing"
+        told = f"it answered {status}: {self._shown(message).removesuffix('.')}"
         if status == 429 and "insufficient_quota" in body:
             return Failure(f"{told}. The account has no quota left: what was answered is kept.", Unreachable)
         if status in _AGAIN or status >= 500:
@@ -244,7 +357,7 @@ class Endpoint:
         if status in {401, 403}:
             return Failure(f"{told}. Give a key that it accepts, in OPENAI_API_KEY or as key.", Unreachable)
         if status == 404:
-            return Failure(f"{told}. Check the model {self._model!r} and the base URL.", InvalidArgument)
+            return Failure(f"{told}. Check the model {self.name!r} and the base URL.", InvalidArgument)
         advice = "Set temperature to None." if "temperature" in body else "Check the model and its limits."
         return Failure(f"{told}. {advice}", InvalidArgument)
 
@@ -266,14 +379,6 @@ def place_of(base_url: str | None) -> str:
     parts = urlsplit(base_url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
-
-
-def _message(body: str) -> str:
-    """The message of an error's body, or the body."""
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return body or "nothing"
 
 
 def is_address(url: str) -> bool:
