@@ -33,6 +33,7 @@ from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
 from saeflow.sources.hooks import Change, Clock, Timed, Watcher, less, resolve, spliced, watch_input, watch_output
 from saeflow.sources.library import load_dictionaries
+from saeflow.sources.model_packages import fetched_model, name_of_folder
 from saeflow.sources.modules import LinearMaps, applied, constant_of, device_of, gain_of
 from saeflow.sources.pretrained import fetch
 from saeflow.sources.spelling import Spelling
@@ -85,8 +86,8 @@ class LanguageModel:
     @property
     def name(self) -> str:
         """The name or path the model was loaded by; empty for one built in memory."""
-        told = str(self.hf_model.config.name_or_path)
-        return "demo" if told == str(DEMO_FOLDER) else told
+        path = str(self.hf_model.config.name_or_path)
+        return "demo" if path == str(DEMO_FOLDER) else name_of_folder(path) or path
 
     def __reduce__(self) -> Reduced:
         """For another process: what it was loaded by. Raises InvalidArgument for one built in memory."""
@@ -490,21 +491,23 @@ def load_model(
 
     Args:
         name_or_path: a folder in the format of Hugging Face, a GGUF file or a folder of one, a name on the hub
-            of Hugging Face, or "demo".
+            of Hugging Face, "demo", or one of `model_packages.MODELS` that has been fetched: "smollm2-135m",
+            "gemma-3-270m".
         device: where to put the weights.
         dtype: what to compute in, whatever the file holds.
         prepend_bos: whether texts begin with the begin-of-text token; None for what the files of dictionaries say
             (`as_trained`), else what the tokenizer does by itself.
 
     Raises:
-        UnknownRelease: when there is no folder or repository of that name, or the demo model is missing.
+        UnknownRelease: when there is no folder or repository of that name, the demo model is missing, or a packaged
+            model has not been fetched.
         Unreachable: when the hub cannot be reached or refuses the files.
         UnknownArchitecture: when the sites of this kind of model are not mapped.
         BadFile: when a folder or a GGUF file is there and does not load as a model.
         MissingExtra: for a GGUF file, without the packages that the extra gguf installs.
     """
     device = known_device(device)
-    place = DEMO_FOLDER if name_or_path == "demo" else name_or_path
+    place = DEMO_FOLDER if name_or_path == "demo" else fetched_model(name_or_path) or name_or_path
     if name_or_path == "demo" and not (DEMO_FOLDER / "config.json").is_file():
         raise UnknownRelease(
             f"the demo model is not at {DEMO_FOLDER}. Install saeflow with its demo pack, or build the pack "
