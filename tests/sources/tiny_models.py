@@ -7,7 +7,6 @@ the family allows it, so that a swapped width shows; Gemma's sliding window is s
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -111,35 +110,3 @@ def hooks_on(model: LanguageModel) -> int:
 
 
 TEXTS = ["w5 w9 w12 w7 w30 w41 w8 w19 w3 w22", "w17 w4 w40", "w11 w11 w25 w6 w33 w2 w9"]
-
-
-def write_gguf(model: PreTrainedModel, file: Path) -> None:
-    """A Qwen 2 of `tiny_hf_model` as llama.cpp keeps it: configuration, byte-level tokenizer and float32 weights."""
-    import gguf
-
-    config = model.config
-    writer = gguf.GGUFWriter(file, "qwen2")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_vocab_size(VOCAB)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<pad>", "<bos>", "<eos>", *(chr(97 + i) for i in range(VOCAB - 5)), "ab", "cd"])
-    writer.add_token_types([3, 3, 3, *[1] * (VOCAB - 3)])
-    writer.add_token_merges(["a b", "c d"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
-    for name, value in model.state_dict().items():
-        module, _, kind = name.rpartition(".")
-        writer.add_tensor(f"{names.get_name(module)}.{kind}", value.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

@@ -29,6 +29,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from saeflow.errors import BadFile, MissingExtra, UnknownArchitecture, UnknownRelease, Unreachable, UnsupportedFormat
 from saeflow.reading import regular, safetensors
 from saeflow.sources.architectures import architecture_of
+from saeflow.sources.gguf_settings import mend_config, refuse_incomplete
 
 _FAST: Final = "TokenizersBackend"
 """What transformers 5 calls the class that transformers 4 calls PreTrainedTokenizerFast, in what it saves."""
@@ -54,7 +55,8 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
         BadFile: when a folder is there and lacks a file or holds one that cannot be read, or transformers does not
             convert a GGUF file.
         MissingExtra: for a GGUF file, when gguf or accelerate is not installed.
-        UnsupportedFormat: when the transformers installed would drop the rotary settings of the file.
+        UnsupportedFormat: when the transformers installed would drop the rotary settings of the file, or weights of
+            a GGUF file.
     """
     gguf = _gguf(Path(place))
     if gguf is not None:
@@ -187,11 +189,14 @@ def _from_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     unpacked = {} if config is None else {"quantization_config": config(dequantize=True)}
     try:
         named = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-        architecture_of(str(AutoConfig.from_pretrained(**named).model_type))
-        hf_model: Any = AutoModelForCausalLM.from_pretrained(**named, dtype=dtype, **unpacked)
+        config = AutoConfig.from_pretrained(**named)
+        architecture_of(str(config.model_type))
+        config = mend_config(file, config)
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(**named, config=config, dtype=dtype, **unpacked)
+        refuse_incomplete(file, hf_model)
         tokenizer = AutoTokenizer.from_pretrained(**named)
         tokenizer("a")
-    except UnknownArchitecture:
+    except (UnknownArchitecture, UnsupportedFormat):
         raise
     except Exception as error:  # of bytes that are no GGUF, gguf and numpy raise whatever they stumble on
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
