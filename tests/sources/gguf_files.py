@@ -1,4 +1,4 @@
-"""GGUF files as llama.cpp's converter writes them, from tiny random models; weights plain or in blocks of 8 or 4 bits."""
+"""GGUF files as llama.cpp's converter writes them, from tiny random models; weights plain or in blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAMILIES = {
 
 
 def _stored(name: str, value: torch.Tensor, family: str, config) -> np.ndarray:
-    """A parameter as the converter keeps it: rotary halves of Llama interleaved, Gemma's norms plus 1, Conv1D transposed."""
+    """A parameter as the converter keeps it: Llama's rotary halves interleaved, Gemma's norms + 1, Conv1D turned."""
     if family == "llama" and name.endswith(("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")):
         heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
         value = value.reshape(heads, 2, -1, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
@@ -32,7 +32,7 @@ def _stored(name: str, value: torch.Tensor, family: str, config) -> np.ndarray:
     return value.detach().float().contiguous().numpy()
 
 
-def write_gguf(
+def write_gguf(  # noqa: PLR0912  (one key after the other)
     model: PreTrainedModel, file: Path, blocks: str = "F32", *, scaling: dict | None = None, extra=None
 ) -> None:
     """A model of `tiny_hf_model` as a GGUF file.

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.sources.gguf_files import FAMILIES, write_gguf
-from tests.sources.tiny_models import CONFIGS
+from gguf_files import FAMILIES, write_gguf
+from tiny_models import CONFIGS
 from transformers import AutoModelForCausalLM
 
 from saeflow.errors import UnsupportedFormat

@@ -9,19 +9,9 @@ import pickle
 import pytest
 import torch
 import transformers
+from gguf_files import write_gguf
 from huggingface_hub.errors import RepositoryNotFoundError
-from tiny_models import (
-    CONFIGS,
-    D_MODEL,
-    N_LAYERS,
-    TEXTS,
-    VOCAB,
-    hooks_on,
-    tiny_hf_model,
-    tiny_model,
-    tiny_tokenizer,
-    write_gguf,
-)
+from tiny_models import CONFIGS, D_MODEL, N_LAYERS, TEXTS, VOCAB, hooks_on, tiny_hf_model, tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, OPTConfig

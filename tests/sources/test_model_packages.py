@@ -11,8 +11,8 @@ import zipfile
 
 import pytest
 import torch
-from tests.sources.gguf_files import write_gguf
-from tests.sources.tiny_models import tiny_hf_model
+from gguf_files import write_gguf
+from tiny_models import tiny_hf_model
 
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra, UnknownRelease, Unreachable
 from saeflow.sources import get_model as get_module

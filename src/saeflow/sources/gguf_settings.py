@@ -114,7 +114,7 @@ def _set_rotary(config: Any, scaling: dict[str, Any]) -> None:
         entries.get("full_attention", entries).update(scaling)
 
 
-def refuse_incomplete(file: Path, hf_model: torch.nn.Module) -> None:
+def refuse_incomplete(file: Path, hf_model: Any) -> None:
     """Check that every number of a GGUF file is in the model that was made of it, and no others are.
 
     transformers skips tensors that it does not know, and makes weights that it does not find at random.
