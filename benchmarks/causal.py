@@ -35,7 +35,7 @@ from saeflow.experiments.causal import Outcome, PreparedText, Trial
 from saeflow.interventions import Positions
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.architectures import Tap
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 N_TEXTS, N_TOKENS_A_TEXT, N_FEATURES_A_TOKEN, N_STRATEGIES = 35, 5, 25, 4
 N_ACTIVE = 60

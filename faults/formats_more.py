@@ -197,9 +197,9 @@ def _recipe(place: Path) -> None:
 
 
 def _read_recipe(place: Path) -> None:
-    from saeflow.sources.recipes import read_recipe
+    from saeflow.sources.releases import read_release
 
-    list(read_recipe(str(place / "mine.toml")).sites)
+    list(read_release(str(place / "mine.toml")).sites)
 
 
 def _model(place: Path) -> None:

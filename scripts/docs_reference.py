@@ -56,7 +56,7 @@ PAGES: Final = (
         "sources",
         "saeflow.sources",
         "Where features come from: dictionaries on disk or on a hub, and the model they were trained on.",
-        modules=("sources.dictionary", "sources.library", "sources.model", "sources.recipes", "sources.remote"),
+        modules=("sources.dictionary", "sources.library", "sources.model", "sources.releases", "sources.remote"),
     ),
     Page(
         "matching",

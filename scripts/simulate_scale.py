@@ -47,11 +47,11 @@ Sides = dict[Any, tuple[int, int, float]]
 
 def sides_of(releases: list[str]) -> dict[str, tuple[Sides, int]]:
     """What each release holds, from the recipes that come with saeflow."""
-    from saeflow.sources.recipes import read_recipe
+    from saeflow.sources.releases import read_release
 
     found: dict[str, tuple[Sides, int]] = {}
     for name in releases:
-        recipe = read_recipe(name)
+        recipe = read_release(name)
         sizes = {site: entry.size for site, entry in recipe.sites.items() if entry.size is not None}
         width = max(size.d_in for site, size in sizes.items() if site.part.value == "res")
         sides = {site: (size.n_features, size.d_in, float(size.value_bytes)) for site, size in sizes.items()}
@@ -144,12 +144,12 @@ def _median(act: Callable[[], object], repeats: int = 5) -> float:
 def jobs(shared: Machine) -> dict[str, tuple[list[str], int | None, Machine]]:
     """What is simulated: name -> (releases, rows of a shard, the cluster)."""
     from saeflow.errors import InvalidArgument
-    from saeflow.sources.recipes import read_recipe
+    from saeflow.sources.releases import read_release
 
     widths: list[str] = []
     for width in ("16k", "32k", "65k", "131k", "262k", "524k", "1m"):
         try:
-            read_recipe(f"gemma-scope-2b@width={width}")
+            read_release(f"gemma-scope-2b@width={width}")
         except InvalidArgument:
             continue
         widths.append(f"gemma-scope-2b@width={width}")

@@ -11,9 +11,9 @@ import pytest
 from saeflow.flow import Thresholds, trace
 from saeflow.ids import Part
 from saeflow.matching.build import build_atlas
-from saeflow.sources import hub, recipes
-from saeflow.sources.hub import Here
-from saeflow.sources.recipes import Entry, known_releases, read_recipe
+from saeflow.sources import hub, releases
+from saeflow.sources.hub import CacheState
+from saeflow.sources.releases import ReleaseEntry, known_releases, read_release
 
 from .matching.planted import plant
 
@@ -66,17 +66,22 @@ def test_one_release_is_listed_site_by_site(saeflow, cached):
 
 def test_what_of_a_release_is_here_is_told_apart(saeflow, cached, monkeypatch: pytest.MonkeyPatch):
     """W_dec alone, headers alone; tests/sources/test_remote.py fetches them."""
-    held = {"0/res": Here.DECODER, "1/res": Here.DECODER, "2/res": Here.HEADERS, "24/res": Here.YES}
+    held = {
+        "0/res": CacheState.DECODER,
+        "1/res": CacheState.DECODER,
+        "2/res": CacheState.HEADERS,
+        "24/res": CacheState.YES,
+    }
     files = {
         entry.files[0]: str(site)
-        for site, entry in read_recipe("gemma-scope-2b").sites.items()
+        for site, entry in read_release("gemma-scope-2b").sites.items()
         if entry.repo.endswith("res")
     }
 
-    def look(entry: Entry) -> Here:
-        return held.get(files.get(entry.files[0], ""), Here.NO) if entry.repo.endswith("res") else Here.NO
+    def look(entry: ReleaseEntry) -> CacheState:
+        return held.get(files.get(entry.files[0], ""), CacheState.NO) if entry.repo.endswith("res") else CacheState.NO
 
-    monkeypatch.setattr(hub, "here", look)
+    monkeypatch.setattr(hub, "cache_state", look)
     _, out, _ = saeflow("releases", "gemma-scope-2b", "--json")
     told = json.loads(out)
     assert (told["in cache"], told["W_dec only"]) == ("1 of 78", 2)
@@ -120,7 +125,7 @@ def publish(folder: Path, atlas, *, change: bool) -> str:
 def test_a_graph_is_compared_with_the_published_one(
     saeflow, atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: bool
 ):
-    monkeypatch.setattr(recipes, "RELEASES", tmp_path)
+    monkeypatch.setattr(releases, "RELEASES", tmp_path)
     seed = publish(tmp_path, atlas, change=change)
     code, out, err = saeflow("graph", atlas.folder, seed, "--compare-paper", "--no-files", "--json")
     told = json.loads(out)
@@ -134,7 +139,7 @@ def test_a_graph_is_compared_with_the_published_one(
 def test_comparing_goes_with_no_threshold_of_ones_own_and_a_published_seed(
     saeflow, atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(recipes, "RELEASES", tmp_path)
+    monkeypatch.setattr(releases, "RELEASES", tmp_path)
     seed = publish(tmp_path, atlas, change=False)
     for option in (("--t-res", "0.1"), ("--k", "2"), ("--direction", "forward"), ("--fdr", "0.05")):
         code, _, err = saeflow("graph", atlas.folder, seed, "--compare-paper", *option)

@@ -22,14 +22,14 @@ from saeflow.labels.words import FeatureWords, WordsFolder, write_words
 from saeflow.matching.rows import checked
 from saeflow.sources.formats import load
 from saeflow.sources.formats.configs import read_json
-from saeflow.sources.recipes import read_recipe
+from saeflow.sources.releases import read_release
 from saeflow.steering import load_plan, load_theme
 
 READERS = {
     "config": read_json,
     "manifest": lambda path: load(path.parent),
     "plan": load_plan,
-    "recipe": lambda path: read_recipe(str(path)),
+    "recipe": lambda path: read_release(str(path)),
     "texts": lambda path: list(open_dataset(str(path)).read(0)),
     "theme": lambda path: load_theme(str(path), "demo"),
     "words": lambda path: list(WordsFolder(path.parent).site(SITE)),

@@ -64,9 +64,9 @@ def test_the_installed_package_is_the_one_that_runs_and_does_the_main_job(instal
 def test_data_files_are_found(installed, tmp_path):
     _, run = installed
     ran = run(
-        "from saeflow.sources.recipes import read_recipe; from saeflow.steering import themes, load_theme;"
+        "from saeflow.sources.releases import read_release; from saeflow.steering import themes, load_theme;"
         "from saeflow.web.app import assets;"
-        "print(len(read_recipe('gemma-scope-2b').sites), len(themes('demo')), 'index.html' in assets())",
+        "print(len(read_release('gemma-scope-2b').sites), len(themes('demo')), 'index.html' in assets())",
         tmp_path,
     )
     assert ran.returncode == 0, ran.stderr

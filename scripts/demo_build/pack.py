@@ -15,7 +15,7 @@ from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.build import build_atlas
 from saeflow.matching.calibration import calibrate
-from saeflow.sources.dictionary import Dictionary, Told
+from saeflow.sources.dictionary import Dictionary, TrainingInfo
 from saeflow.sources.formats import save_release
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
@@ -52,8 +52,8 @@ def open_model(folder: Path) -> LanguageModel:
 
 def write_dictionaries(found: Mapping[Site, Dictionary], out: Path) -> tuple[DictionarySet, Atlas]:
     """The SAEs as a saeflow folder in float16, and their atlas, from what was written."""
-    told = Told(prepend_bos=True, context_size=CONTEXT)
-    made = {site: dictionary.telling(told) for site, dictionary in found.items()}
+    told = TrainingInfo(prepend_bos=True, context_size=CONTEXT)
+    made = {site: dictionary.with_training(told) for site, dictionary in found.items()}
     save_release(out / "saes", made, name="demo", model=NAME)
     dictionaries = load_dictionaries(out / "saes")
     atlas = build_atlas(dictionaries, out=out / "atlas", k=5, release="demo", model=NAME)

@@ -18,7 +18,7 @@ from saeflow.matching.topk import top_k_both
 from saeflow.report.tables import best_summary, score_summary
 from saeflow.sources.library import DictionarySet
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 from .corpus import DOMAINS, load_windows
 from .model import CONTEXT

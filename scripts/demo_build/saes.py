@@ -29,7 +29,7 @@ from saeflow.ids import Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.training import Optimiser, Settings, Stream, Trained, WindowBatches, sparsity, targets_of, train
 from saeflow.training.settings import seed_of
 

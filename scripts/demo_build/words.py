@@ -17,7 +17,7 @@ from saeflow.demo.texts import DOMAINS, texts
 from saeflow.ids import Site
 from saeflow.sources.library import DictionarySet
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 from .corpus import load_windows
 from .model import CONTEXT, MIXTURE

@@ -17,10 +17,9 @@ from saeflow.doctor.examine import examine
 from saeflow.doctor.findings import Check, Examination, Severity
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, ReLU
-from saeflow.sources.dictionary import Dictionary, Tap
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
-from saeflow.sources.preprocessing import Norm, Preprocessing
 
 RES, ATT, MLP = Site.parse("3/res"), Site.parse("3/att"), Site.parse("3/mlp")
 

@@ -23,11 +23,10 @@ from saeflow.ids import Part, Site
 from saeflow.matching.stream import cut_into_units
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
-from saeflow.sources.dictionary import Dictionary, Told
+from saeflow.sources.dictionary import Dictionary, Preprocessing, TrainingInfo
 from saeflow.sources.formats import save_release
 from saeflow.sources.library import DictionarySet
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.preprocessing import Preprocessing
 
 from .faults import FAULTS, MLP, RES, World, changed_rows, examined, remade, stated, texts
 from .faults import world as demo_world
@@ -388,6 +387,6 @@ def test_texts_that_begin_otherwise_than_in_training_are_told_and_what_it_costs(
     assert "the dictionaries were trained with the begin-of-text token" in mismatch.said
     assert (mismatch.numbers["loss"], mismatch.numbers["loss then"]) == (told["loss then"], told["loss"])
     assert float(told["loss"]) + 0.02 < float(told["loss then"])
-    silent = of(examined(d.telling(Told()), replace(world, model=other)), Check.BEGIN)
+    silent = of(examined(d.with_training(TrainingInfo()), replace(world, model=other)), Check.BEGIN)
     assert silent.severity is Severity.LOOK
     assert "--prepend-bos" in silent.advice

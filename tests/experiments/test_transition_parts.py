@@ -26,8 +26,7 @@ from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted,
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, TopK
 from saeflow.sources.architectures import Tap
-from saeflow.sources.dictionary import Dictionary, Norm
-from saeflow.sources.preprocessing import Preprocessing
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
 
 from ..sources.tiny_models import D_MODEL
 from .transition_world import A, B, dictionary, plant, random_pair, still_model

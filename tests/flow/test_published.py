@@ -14,7 +14,7 @@ from saeflow.flow import FlowGraph, Thresholds, trace
 from saeflow.flow.published import Comparison, PublishedGraph, compare, published_graph, published_graphs
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.direct import DirectMatches
-from saeflow.sources import recipes
+from saeflow.sources import releases
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
@@ -147,7 +147,7 @@ def test_what_was_not_published_is_refused_with_what_was():
 
 @pytest.mark.parametrize("text", ["[[graphs]]\nseed = '1/res/0'", "graphs = 3", "[[graphs", "[[graphs]]\nseed='x'"])
 def test_published_data_that_is_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str):
-    monkeypatch.setattr(recipes, "RELEASES", tmp_path)
+    monkeypatch.setattr(releases, "RELEASES", tmp_path)
     (tmp_path / "mine.graphs.toml").write_text(text)
     with pytest.raises(BadFile, match=r"mine\.graphs\.toml: holds no published graphs"):
         published_graphs("mine")

@@ -14,7 +14,7 @@ from saeflow.labels import no_words, words_for
 from saeflow.labels.http import Fetcher
 from saeflow.labels.neuronpedia import Neuronpedia, words_of
 from saeflow.labels.sources import Source, sources_of
-from saeflow.sources.recipes import known_releases, read_recipe
+from saeflow.sources.releases import known_releases, read_release
 
 from .service import Fault
 
@@ -288,12 +288,12 @@ def test_sites_have_the_names_of_the_table(release, site, source):
 def test_the_table_of_the_paper_s_releases_is_complete():
     for release in ("gemma-scope-2b", "gemma-scope-9b", "llama-scope-8b-8x", "llama-scope-8b-32x", "gpt2-small-v5"):
         sources = sources_of(release)
-        assert all(sources.at(site) is not None for site in read_recipe(release).sites), release
+        assert all(sources.at(site) is not None for site in read_release(release).sites), release
 
 
 def test_every_source_of_every_release_can_be_asked_for():
     for release in known_releases():
-        told = {site: entry.labels for site, entry in read_recipe(release).sites.items() if entry.labels}
+        told = {site: entry.labels for site, entry in read_release(release).sites.items() if entry.labels}
         if told:
             sources = sources_of(release)
             assert {site: str(sources.at(site)) for site in told} == told

@@ -24,7 +24,6 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import save_release
 from saeflow.sources.formats.file_weights import FileWeights, Stored
 from saeflow.sources.formats.tensors import SafetensorsFile
-from saeflow.sources.row_ranges import rows_from
 
 SITES = [Site(0, Part.RES), Site(1, Part.MLP), Site(1, Part.RES)]
 
@@ -213,7 +212,7 @@ def test_rows_of_a_file_are_read_by_range_and_are_those_of_the_whole(tmp_path, m
     weights = FileWeights(SafetensorsFile(tmp_path / "one.safetensors"), layout)
     whole = Dictionary.reading(SITES[0], tap=Tap.RES, weights=weights, activation=lambda: JumpReLU(weights.threshold()))
     monkeypatch.setattr(SafetensorsFile, "read", lambda self, name: pytest.fail(f"{name} was read whole"))
-    part = rows_from(whole, 10, 30).to(dtype=torch.float32)
+    part = whole.rows(10, 30).to(dtype=torch.float32)
     assert (part.n_features, part.d_in, part.d_out) == (20, 8, 8)
     for name in ("W_enc", "W_dec", "b_enc"):
         assert torch.equal(getattr(part, name), tensors[name].float()[10:30] * 2)
@@ -235,10 +234,10 @@ def test_a_part_of_a_part_is_a_part(activation):
         b_dec=torch.zeros(4),
         activation=activation,
     )
-    again = rows_from(rows_from(whole, 2, 9), 1, 4)
+    again = whole.rows(2, 9).rows(1, 4)
     assert torch.equal(again.directions(), whole.directions()[3:6])
     with pytest.raises(InvalidArgument, match="rows 5 to 12"):
-        rows_from(whole, 5, 12)
+        whole.rows(5, 12)
 
 
 def test_on_the_command_line(saeflow, tmp_path):

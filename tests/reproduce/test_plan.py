@@ -21,7 +21,7 @@ from saeflow.reproduce.stages import Stage, State, parse_only
 from saeflow.reproduce.work import Settings
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.sources.recipes import read_recipe
+from saeflow.sources.releases import read_release
 
 FAST = Speeds(products=1e11, small=1.0, passes=None, threads=2, device="cpu")
 
@@ -49,7 +49,7 @@ def by_stage(plan: Plan) -> dict[str, float]:
 
 
 def test_downloads_are_those_of_the_release_and_each_tensor_once():
-    files = sum(entry.size.n_bytes for entry in read_recipe("gemma-scope-2b").sites.values() if entry.size)
+    files = sum(entry.size.n_bytes for entry in read_release("gemma-scope-2b").sites.values() if entry.size)
     model = 4 * 2.614e9
     plan = planned("gemma-2-2b")
     found = by_stage(plan)
@@ -63,7 +63,7 @@ def test_downloads_are_those_of_the_release_and_each_tensor_once():
 def test_table_5_alone_fetches_the_decoders_it_shows_and_no_model():
     plan = planned("gemma-2-2b", "table5")
     assert [one.stage for one in plan.stages] == [Stage.GRAPHS]
-    sizes = [e.size for site, e in read_recipe("gemma-scope-2b").sites.items() if site.part.value != "att"]
+    sizes = [e.size for site, e in read_release("gemma-scope-2b").sites.items() if site.part.value != "att"]
     assert plan.download == pytest.approx(sum(size.n_bytes for size in sizes if size) / 2)
     assert plan.requests == 0
 

@@ -14,7 +14,7 @@ from saeflow.reproduce.items import items as items_of_the_paper
 from saeflow.reproduce.recipe import KEYS, Recipe, known_recipes, open_recipe
 from saeflow.reproduce.stages import ITEMS, Stage, answered, items_of, order, parse_only, short, stages_for
 from saeflow.sources.library import load_dictionaries
-from saeflow.sources.recipes import read_recipe
+from saeflow.sources.releases import read_release
 from saeflow.steering.sweep.settings import Grid
 from saeflow.steering.theme import load_theme
 
@@ -29,7 +29,7 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 def sites(recipe: Recipe) -> set[Site]:
     if recipe.release == "demo":
         return set(load_dictionaries("demo").sites)
-    return set(read_recipe(recipe.release).sites)
+    return set(read_release(recipe.release).sites)
 
 
 def test_every_figure_and_table_is_answered_or_there_is_a_reason(recipe: Recipe):
@@ -49,7 +49,7 @@ def test_the_stages_are_those_that_the_paper_s_items_name():
 def test_what_a_recipe_names_is_there(recipe: Recipe):
     there = sites(recipe)
     if recipe.release != "demo":
-        assert recipe.model == read_recipe(recipe.release).model
+        assert recipe.model == read_release(recipe.release).model
         assert recipe.shape is not None
         assert {site.layer for site in there} == set(range(recipe.shape.layers))
     for stage, size in recipe.sizes.items():

@@ -14,7 +14,7 @@ from demo_build import corpus, pack, saes, texts
 from saeflow.ids import Site
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 SMALL = {
     "res": saes.Recipe(width=24, target_l0=4, tokens=3 * saes.BATCH, refine_l0=3, refine_tokens=2 * saes.BATCH),

@@ -15,7 +15,7 @@ from saeflow.errors import BadFile, InvalidArgument, WidthMismatch
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
-from saeflow.sources.weights import Held
+from saeflow.sources.weights import InMemory
 
 SITE = Site.parse("3/res")
 
@@ -122,7 +122,7 @@ def test_shapes_that_do_not_go_together_are_refused_by_name():
     a = arrays()
     tensors = {name: torch.from_numpy(getattr(a, name)) for name in ("b_enc", "W_dec", "b_dec")}
     with pytest.raises(InvalidArgument, match=r"x: W_enc has shape \[4, 7\], expected \[7, 4\]"):
-        Held({"W_enc": torch.from_numpy(a.W_enc.T), **tensors}, "x")
+        InMemory({"W_enc": torch.from_numpy(a.W_enc.T), **tensors}, "x")
 
 
 def test_a_dictionary_is_frozen():

@@ -11,9 +11,9 @@ from layouts import arrays, write_sae_lens
 from remote_release import NPZ_RECIPE, SITE, N
 
 from saeflow.errors import BadFile, SaeflowError, Unreachable
-from saeflow.sources.hub import Here, here
+from saeflow.sources.hub import CacheState, cache_state
 from saeflow.sources.library import load_dictionaries
-from saeflow.sources.recipes import read_recipe
+from saeflow.sources.releases import read_release
 from saeflow.sources.remote import hub_file, transport
 from saeflow.sources.remote.hub_file import HubFile
 from saeflow.sources.remote.ranges import Ranges
@@ -59,8 +59,8 @@ def test_what_stands_in_the_cache_is_believed_no_more(hub: Hub, release, tmp_pat
     release()[SITE]
     [ref] = (tmp_path / "cache").rglob("saeflow/refs/main")
     ref.write_text("../../../../..")
-    entry = next(iter(read_recipe(str(tmp_path / "mine.toml")).sites.values()))
-    assert here(entry) is Here.NO
+    entry = next(iter(read_release(str(tmp_path / "mine.toml")).sites.values()))
+    assert cache_state(entry) is CacheState.NO
     for wrong in ({"commit": ".."}, {"file": "../a"}, {"size": 10**30}, {"size": "9"}):
         with pytest.raises(BadFile, match="A commit has 40 hexadecimal digits"):
             HubFile(**{"repo": "a/b", "file": "c.npz", "commit": COMMIT, "etag": "e", "size": 9} | wrong)
@@ -70,13 +70,13 @@ def test_what_stands_in_the_cache_is_believed_no_more(hub: Hub, release, tmp_pat
 def test_a_recipe_that_leads_out_of_its_repository_is_refused(wrong: str, tmp_path: Path):
     lines = NPZ_RECIPE.replace("layer_24/width_16k/average_l0_73/params.npz", wrong)
     with pytest.raises(BadFile, match="leads out of its repository"):
-        read_recipe(recipe(tmp_path / "a.toml", lines, layers=26))
+        read_release(recipe(tmp_path / "a.toml", lines, layers=26))
     lines = NPZ_RECIPE.replace('part = "res"', 'part = "res"\nrevision = "../../main"')
     with pytest.raises(BadFile, match="leads out of its repository"):
-        read_recipe(recipe(tmp_path / "b.toml", lines, layers=26))
+        read_release(recipe(tmp_path / "b.toml", lines, layers=26))
     lines = NPZ_RECIPE.replace("layer_24/", "layer_{layer:>999999999}/")
     with pytest.raises(BadFile, match="more than a name"):
-        read_recipe(recipe(tmp_path / "c.toml", lines, layers=26))
+        read_release(recipe(tmp_path / "c.toml", lines, layers=26))
 
 
 def test_a_body_without_an_end_is_cut_where_what_was_asked_for_ends(hub: Hub, release):

@@ -35,9 +35,9 @@ from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.blocks import CleanPass
 from saeflow.sources.decoding import check_context
-from saeflow.sources.dictionary import Dictionary, Told
+from saeflow.sources.dictionary import Dictionary, TrainingInfo
 from saeflow.sources.model import LanguageModel, load_model
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 EVERY_SITE = [Site(layer, part) for layer in range(N_LAYERS) for part in Part]
 EVERY_PLACE = [*EVERY_SITE, *((layer, Tap.Z) for layer in range(N_LAYERS))]
@@ -566,7 +566,14 @@ def _bare(**settings):
 def _trained(begun):
     W = torch.ones(3, D_MODEL)
     d = Dictionary(
-        LAST, tap=Tap.RES, W_enc=W, b_enc=W[:, 0], W_dec=W, b_dec=W[0], activation=ReLU(), told=Told(prepend_bos=begun)
+        LAST,
+        tap=Tap.RES,
+        W_enc=W,
+        b_enc=W[:, 0],
+        W_dec=W,
+        b_dec=W[0],
+        activation=ReLU(),
+        training=TrainingInfo(prepend_bos=begun),
     )
     return {d.site: d}
 

@@ -22,9 +22,9 @@ from layouts import Arrays, arrays, write_gemma_scope
 from remote_release import DECODER, NPZ, NPZ_RECIPE, SITE, D, N, same, size_of
 
 from saeflow.errors import BadFile, NoSpace, Unreachable
-from saeflow.sources.hub import Here, here
+from saeflow.sources.hub import CacheState, cache_state
 from saeflow.sources.library import load_dictionaries
-from saeflow.sources.recipes import read_recipe
+from saeflow.sources.releases import read_release
 from saeflow.sources.remote import ranges, reporting, transport
 from saeflow.sources.remote.hub_file import HubFile
 from saeflow.sources.remote.transport import Patience
@@ -212,7 +212,7 @@ def test_a_server_without_ranges_gives_the_whole_file(hub: Hub, release, planted
     found = release()[SITE]
     same(found, planted)
     assert "/snapshots/" in found.origin
-    assert here(next(iter(read_recipe(str(tmp_path / "mine.toml")).sites.values()))) is Here.YES
+    assert cache_state(next(iter(read_release(str(tmp_path / "mine.toml")).sites.values()))) is CacheState.YES
 
 
 def test_a_server_that_stops_giving_ranges_gives_the_whole_file(hub: Hub, release, planted: Arrays):

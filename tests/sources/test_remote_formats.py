@@ -20,9 +20,9 @@ from saeflow.matching.build import build_atlas
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import remote_tensors
 from saeflow.sources.formats.remote_index import read_index
-from saeflow.sources.hub import Here, here
+from saeflow.sources.hub import CacheState, cache_state
 from saeflow.sources.library import load_dictionaries
-from saeflow.sources.recipes import read_recipe
+from saeflow.sources.releases import read_release
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -210,19 +210,19 @@ paths = ["layer_{layer}/width_16k/average_l0_73/params.npz"]
 
 
 def test_what_is_here_is_told_without_a_network(hub: Hub, release, tmp_path: Path):
-    entry = next(iter(read_recipe(str(tmp_path / "mine.toml")).sites.values()))
-    states = [here(entry)]
+    entry = next(iter(read_release(str(tmp_path / "mine.toml")).sites.values()))
+    states = [cache_state(entry)]
     opened = release()
     assert opened.to_fetch(SITE) == f"google/gemma-scope-2b-pt-res/{NPZ}"
     found = opened[SITE]
-    states.append(here(entry))
+    states.append(cache_state(entry))
     assert opened.to_fetch(SITE) is None
     _ = found.W_dec
-    states.append(here(entry))
+    states.append(cache_state(entry))
     _ = found.W_enc, found.b_enc, found.b_dec, found.activation
     hub.forget()
-    states.append(here(entry))
-    assert states == [Here.NO, Here.HEADERS, Here.DECODER, Here.YES]
+    states.append(cache_state(entry))
+    assert states == [CacheState.NO, CacheState.HEADERS, CacheState.DECODER, CacheState.YES]
     assert hub.log == []
 
 

@@ -19,7 +19,7 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Add, Rescale
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Point, Tap, View
-from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Told
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, TrainingInfo
 from saeflow.sources.formats import save_release
 from saeflow.sources.formats.sae_lens_writer import write_sae_lens_release
 from saeflow.sources.hooks import watch_output
@@ -41,13 +41,13 @@ def of_model(tap: Tap, view: View, d_in: int = D_MODEL, **more: object) -> Dicti
         W_dec=W[1],
         b_dec=torch.randn(d_in),
         activation=ReLU(),
-        told=Told(view),
+        training=TrainingInfo(view),
         **more,
     )
 
 
 def held(model: LanguageModel, dictionary: Dictionary) -> Tensor:
-    return model.capture(model.tokenize(TEXTS[:1]), [dictionary.place])[dictionary.place]
+    return model.capture(model.tokenize(TEXTS[:1]), [dictionary.point])[dictionary.point]
 
 
 def of_module(model: LanguageModel, path: str) -> Tensor:
@@ -83,7 +83,7 @@ def test_a_module_s_own_output_is_read_before_the_norm_that_follows_whatever_the
     gained = normalize(rows.W_dec * (1 + norm.weight.detach()), dim=-1)
     torch.testing.assert_close(rows.directions(sandwich), gained, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rows.directions(plain), normalize(rows.W_dec, dim=-1))
-    assert rows.on(plain).place == rows.site
+    assert rows.for_model(plain).point == Point.at(rows.site)
     with pytest.raises(InvalidArgument, match=r"only the model says whether a norm follows.*--model"):
         rows.directions()
 
@@ -92,8 +92,8 @@ def test_parts_of_sparsify_and_dictionary_learning_are_what_their_modules_return
     sparse = one(write_sparsify(tmp_path / "s", arrays(), hookpoint="layers.3.mlp"))
     told = {"trainer": {"dict_class": "AutoEncoder", "submodule_name": "mlp_out_layer_3"}}
     learned = one(write_dictionary_learning(tmp_path / "d", arrays(), dict_class="AutoEncoder", config=told))
-    assert sparse.place == learned.place == Point(3, Tap.MLP, View.MODULE)
-    assert one(write_sparsify(tmp_path / "n", arrays(), hookpoint="layers.3.attention")).place == Site(3, Part.ATT)
+    assert sparse.point == learned.point == Point(3, Tap.MLP, View.MODULE)
+    assert one(write_sparsify(tmp_path / "n", arrays(), hookpoint="layers.3.attention")).point == (3, Tap.ATT)
 
 
 def test_add_writes_the_row_with_the_gain_and_what_is_read_before_a_norm_is_not_rescaled():
@@ -149,7 +149,7 @@ def test_files_of_the_time_when_sae_lens_processed_weights_say_so_by_naming_no_c
     tmp_path: Path, told: dict[str, object], processed: bool
 ):
     d = former(tmp_path, arrays(), hook_name="blocks.1.hook_resid_post", **told)
-    assert (d.told.view is View.PROCESSED) is processed
+    assert (d.training.view is View.PROCESSED) is processed
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2", "llama"])
@@ -169,8 +169,8 @@ def test_z_of_processed_weights_is_z_less_the_value_bias(family: str, subtract: 
     assert bool(bias.any()) is (family != "llama")
     torch.testing.assert_close(model.value_bias(1), bias)
     d = of_model(Tap.Z, View.PROCESSED, width, preprocessing=Preprocessing(subtract_b_dec=subtract))
-    h, bound = raw - bias, d.on(model)
-    assert bound.place == (1, Tap.Z)
+    h, bound = raw - bias, d.for_model(model)
+    assert bound.point == (1, Tap.Z)
     torch.testing.assert_close(bound.encode(raw), d.encode(h), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(bound.decode(d.encode(h)), d.decode(d.encode(h)) + bias, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(held(model, d), bias.expand_as(raw) - bias, atol=1e-6, rtol=0)
@@ -184,8 +184,8 @@ def test_the_stream_of_processed_weights_is_centred_where_the_model_has_layer_no
         raw = model.capture(model.tokenize(TEXTS[:1]), [d.site])[d.site]
         right = raw - raw.mean(dim=-1, keepdim=True) if centred else raw
         torch.testing.assert_close(held(model, d), right)
-        torch.testing.assert_close(d.on(model).encode(raw), d.encode(right), atol=1e-5, rtol=1e-5)
-        with model.intervening({d.place: lambda h: h + 1.0}):
+        torch.testing.assert_close(d.for_model(model).encode(raw), d.encode(right), atol=1e-5, rtol=1e-5)
+        with model.intervening({d.point: lambda h: h + 1.0}):
             torch.testing.assert_close(
                 model.capture(model.tokenize(TEXTS[:1]), [d.site])[d.site], raw + 1.0, atol=1e-5, rtol=1e-5
             )
@@ -194,13 +194,13 @@ def test_the_stream_of_processed_weights_is_centred_where_the_model_has_layer_no
 def test_how_training_began_its_texts_is_read_kept_and_written_again(tmp_path: Path):
     hook = {"hook_name": "blocks.1.hook_resid_post", "prepend_bos": False, "context_size": 128}
     d = one(write_sae_lens(tmp_path / "a", arrays(), metadata=hook))
-    assert (d.prepend_bos, d.told.context_size) == (False, 128)
-    assert d.fold().told == d.to(dtype=torch.float64).told == d.told
+    assert (d.prepend_bos, d.training.context_size) == (False, 128)
+    assert d.fold().training == d.to(dtype=torch.float64).training == d.training
     save_release(tmp_path / "own", {d.site: d}, name="x", model="y", dtype=torch.float32)
     write_sae_lens_release(tmp_path / "lens", {d.site: d})
     for folder in ("own", "lens"):
         assert load_dictionaries(tmp_path / folder).prepend_bos is False
-        assert load_dictionaries(tmp_path / folder)[d.site].told == d.told
+        assert load_dictionaries(tmp_path / folder)[d.site].training == d.training
     silent = one(
         write_sae_lens(
             tmp_path / "b", arrays(), metadata={"hook_name": "blocks.1.hook_resid_post", "prepend_bos": None}
@@ -213,7 +213,7 @@ def test_a_view_is_kept_by_every_folder_that_is_written(tmp_path: Path):
     for tap, view in ((Tap.MLP, View.MODULE), (Tap.RES, View.PROCESSED)):
         d = of_model(tap, view)
         save_release(tmp_path / view, {d.site: d}, name="x", model="y", dtype=torch.float32)
-        assert load_dictionaries(tmp_path / view)[d.site].place == d.place
+        assert load_dictionaries(tmp_path / view)[d.site].point == d.point
     processed = of_model(Tap.Z, View.PROCESSED, 32)
     write_sae_lens_release(tmp_path / "lens", {processed.site: processed})
-    assert load_dictionaries(tmp_path / "lens")[processed.site].place == processed.place
+    assert load_dictionaries(tmp_path / "lens")[processed.site].point == processed.point

@@ -9,7 +9,7 @@ from saeflow.interventions import EVERYWHERE
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.steering.plan import Direction, SteeringPlan, Step
 
 from ..sources.tiny_models import D_MODEL, N_LAYERS, tiny_model

@@ -34,11 +34,11 @@ def by_hand(model, dictionary, index, prompt, factor):
         acts[:, -1, index] += factor * acts[:, -1].max()
         return dictionary.decode(acts, h) + error
 
-    with model.intervening({dictionary.place: amplify}):
+    with model.intervening({dictionary.point: amplify}):
         logits = model.capture(tokens, [], logits=True).logits[0, -1]
     p = torch.softmax(logits, dim=0)
     hf = model.hf_model
-    lens = hf.get_output_embeddings()(hf.model.norm(dictionary.written(model)))[index]
+    lens = hf.get_output_embeddings()(hf.model.norm(dictionary.written_rows(model)))[index]
     promoted = torch.topk(torch.softmax(lens, dim=0), K).indices.tolist()
     order = torch.argsort(p, descending=True).tolist()
     rank = min(order.index(token) for token in promoted)
@@ -79,7 +79,7 @@ def test_a_transcoder_is_turned_up_where_it_writes_by_what_it_reads():
     model, site = tiny_model("llama"), Site(1, Part.MLP)
     dictionary = random_dictionary(site, tap=Tap.MLP_IN, preprocessing=Preprocessing(norm=Norm.RESCALE))
     tokens = model.tokenize(PROMPTS[:1])
-    loudest = dictionary.encode(model.capture(tokens, [dictionary.place])[dictionary.place])[0, -1].max()
+    loudest = dictionary.encode(model.capture(tokens, [dictionary.point])[dictionary.point])[0, -1].max()
     found = output_scores(model, {site: dictionary}, features(site, 4), prompts=PROMPTS[:1], factor=2.0, k=K)
     for feature, score in found.items():
         row = dictionary.W_dec[feature.index]

@@ -13,7 +13,7 @@ from saeflow.interventions import Add, Positions, Rescale, Span
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.steering.plan import Direction
 from saeflow.steering.row_plans import row_changes
 from saeflow.steering.share_meter import ShareMeter

@@ -9,7 +9,7 @@ import torch
 
 from saeflow.ids import Part, Site
 from saeflow.sources.architectures import Point
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.steering.row_plans import row_changes
 from saeflow.steering.share_meter import ShareMeter
 

@@ -155,4 +155,4 @@ def test_rows_in_the_stream_are_those_a_dictionary_tells():
     model = tiny_model("gemma2")
     for dictionary in (random_dictionary(RES), random_dictionary(ATT, width=Z_WIDTH, tap=Tap.Z)):
         rows = stream_rows(dictionary, at(dictionary.site, 3, 8), model)
-        torch.testing.assert_close(rows.float(), dictionary.written(model)[[3, 8]])
+        torch.testing.assert_close(rows.float(), dictionary.written_rows(model)[[3, 8]])

@@ -15,7 +15,7 @@ from torch import Tensor
 from saeflow.ids import Site
 from saeflow.sources.architectures import Tap
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.training import Optimiser, Settings, Stream, Target, Trained, WindowBatches, sparsity, train
 from saeflow.training.folding import TrainedWeights
 from saeflow.training.learners import Job

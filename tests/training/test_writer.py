@@ -15,7 +15,7 @@ from saeflow.sources.activations import BatchTopK, JumpReLU, ReLU, TopK
 from saeflow.sources.architectures import ARCHITECTURES, Point, Tap
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
 from saeflow.sources.formats import load, save_release
-from saeflow.sources.formats.hooks import site_of_hook
+from saeflow.sources.formats.hook_names import site_of_hook
 from saeflow.sources.formats.sae_lens_writer import hf_hook, lens_hook, write_sae_lens, write_sae_lens_release
 from saeflow.sources.library import load_dictionaries
 

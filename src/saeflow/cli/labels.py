@@ -185,11 +185,11 @@ def show_feature(
     from saeflow.labels import words_for
     from saeflow.labels.neuronpedia import BASE_URL, Neuronpedia
     from saeflow.labels.sources import sources_of
-    from saeflow.sources.recipes import is_recipe
+    from saeflow.sources.releases import is_release
 
     asked = FeatureId.parse(feature)
     known = words_for(release).get(asked)
-    if (known is None or refresh) and (source or is_recipe(release)):
+    if (known is None or refresh) and (source or is_release(release)):
         at = sources_of(release, source).at(asked.site)
         api = Neuronpedia(base_url=base_url or BASE_URL, offline=True if offline else None)
         if at is not None:
@@ -266,10 +266,10 @@ def _sites(release: str, asked: str) -> list[Site]:
     """The sites asked for, of those the release has; of a release that cannot be opened, those named one by one."""
     from saeflow.errors import InvalidId, UnknownRelease
     from saeflow.ids import Site
-    from saeflow.sources.recipes import is_recipe, read_recipe
+    from saeflow.sources.releases import is_release, read_release
 
-    if is_recipe(release):
-        return _chosen(asked, list(read_recipe(release).sites))
+    if is_release(release):
+        return _chosen(asked, list(read_release(release).sites))
     from saeflow.sources.library import load_dictionaries
 
     try:

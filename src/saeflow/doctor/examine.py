@@ -192,7 +192,7 @@ def _measured(
     dictionary: Dictionary, model: LanguageModel, units: Sequence[Unit], stated: float | None, *, explained: bool
 ) -> list[Finding]:
     if own_spot(dictionary).layer < model.n_layers:
-        dictionary = dictionary.on(model)
+        dictionary = dictionary.for_model(model)
     own, written, site = own_spot(dictionary), written_spot(dictionary), str(dictionary.site)
     if own.layer >= model.n_layers:
         return [

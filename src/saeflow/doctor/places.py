@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeflow.matching.stream import Unit
-from saeflow.sources.architectures import Point, Tap, View
+from saeflow.sources.architectures import Tap, View
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import watch_output
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 _RAW = (Tap.ATT, Tap.MLP)
 """What a sandwich norm follows."""
@@ -51,13 +51,13 @@ class Seen:
 
 def own_spot(dictionary: Dictionary) -> Spot:
     """Where the release says the dictionary reads."""
-    point = Point.at(dictionary.place)
+    point = dictionary.point
     return Spot(point.layer, point.tap, raw=point.view is View.MODULE)
 
 
 def written_spot(dictionary: Dictionary) -> Spot:
     """What it reconstructs: what it reads, but for a transcoder."""
-    raw = dictionary.told.view is View.MODULE
+    raw = dictionary.training.view is View.MODULE
     site = dictionary.site
     return Spot(site.layer, Tap.of(site.part), raw=raw) if dictionary.is_transcoder else own_spot(dictionary)
 

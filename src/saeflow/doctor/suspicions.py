@@ -23,8 +23,7 @@ from saeflow.doctor.findings import Check
 from saeflow.doctor.places import Spot
 from saeflow.doctor.weights import turned
 from saeflow.sources.activations import Activation, BatchTopK, JumpReLU
-from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.preprocessing import Norm
+from saeflow.sources.dictionary import Dictionary, Norm
 
 SCANNED: Final = 256
 """Tokens that suspicions are tried on."""
@@ -123,7 +122,7 @@ def variant(
         W_skip=dictionary.W_skip,
         activation=activation or dictionary.activation,
         preprocessing=replace(dictionary.preprocessing, **preprocessing),  # pyright: ignore[reportArgumentType]
-        told=dictionary.told,
+        training=dictionary.training,
     )
 
 

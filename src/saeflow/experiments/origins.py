@@ -64,7 +64,7 @@ def observe_origins(
             f"token {max(sample.positions)} of text {sample.text} of {sample.dataset} lies beyond its "
             f"{tokens.input_ids.shape[1]} tokens. Sample with the same max_length."
         )
-    places = {site: dictionaries[site].place for site in needed}
+    places = {site: dictionaries[site].point for site in needed}
     captured = model.capture(tokens, places.values())
     found: list[OriginTrial] = []
     columns = list(sample.positions)

@@ -15,7 +15,7 @@ from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.reading import read_toml
-from saeflow.sources import recipes
+from saeflow.sources import releases
 
 ROUNDING: Final = 0.005
 """What a score printed with two digits may differ from the score itself."""
@@ -143,7 +143,7 @@ def published_graphs(release: str) -> tuple[PublishedGraph, ...]:
     Raises:
         BadFile: when the data beside the recipe is not as the head of this module says.
     """
-    path = recipes.RELEASES / f"{release.partition('@')[0]}{recipes.BESIDE}.toml"
+    path = releases.RELEASES / f"{release.partition('@')[0]}{releases.BESIDE}.toml"
     if "/" in release or not path.is_file():
         return ()
     try:

@@ -44,7 +44,7 @@ from saeflow.reading import SHARD, read_bytes, read_json
 from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 CONTROLS: Final = 128
 """Passages drawn at random, at most one of a text."""
@@ -232,10 +232,10 @@ class _Run:
         state.occurred += torch.bincount(ids[real], minlength=len(state.occurred)).to(state.occurred)
         source = torch.tensor([_number_of(one.source, state.sources) for one in unit], device=ids.device)
         drawn = self._draw(state, ids, real, source)
-        captured = self.model.capture(tokens, {site: self.dictionaries[site].place for site in self.group}.values())
+        captured = self.model.capture(tokens, {site: self.dictionaries[site].point for site in self.group}.values())
         for site in self.group:
             self._take_site(
-                state, site, captured[self.dictionaries[site].place], Tokens(ids, real.long()), source, drawn
+                state, site, captured[self.dictionaries[site].point], Tokens(ids, real.long()), source, drawn
             )
         return self.max_tokens is not None and state.n_tokens >= self.max_tokens
 

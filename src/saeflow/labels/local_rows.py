@@ -16,7 +16,7 @@ from saeflow.labels.neuronpedia import TOKENS
 from saeflow.labels.words import Context, FeatureWords, label_of
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.spelling import Spelling
+from saeflow.sources.tokens import Spelling
 
 AT_ONCE: Final = 1 << 26
 """Numbers in memory at a time: activations of some texts, logits of some features."""

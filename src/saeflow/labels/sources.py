@@ -18,7 +18,7 @@ from saeflow.errors import InvalidArgument, UnknownRelease
 from saeflow.files import PACK, cache_folder, folder_and_pattern
 from saeflow.ids import Part, Site
 from saeflow.labels.words import Merged, Words, WordsFolder, no_words, words_sites
-from saeflow.sources.recipes import CANONICAL, is_recipe, read_recipe
+from saeflow.sources.releases import CANONICAL, is_release, read_release
 
 NEURONPEDIA: Final = "neuronpedia"
 LOCAL: Final = "local"
@@ -87,7 +87,7 @@ def sources_of(release: str, pattern: str = "") -> Sources:
     """
     if pattern:
         return _from_pattern(pattern)
-    recipe = read_recipe(release) if is_recipe(release) else None
+    recipe = read_release(release) if is_release(release) else None
     told = {site: entry.labels for site, entry in recipe.sites.items() if entry.labels} if recipe else {}
     if recipe is None or not told:
         raise UnknownRelease(

@@ -333,11 +333,11 @@ def _unit(dictionary: Dictionary, _: Role, projector: AttentionWriter | None) ->
 
 
 def _decoder(dictionary: Dictionary, _: Role, projector: AttentionWriter | None) -> Tensor:
-    return dictionary.written(projector)
+    return dictionary.written_rows(projector)
 
 
 def _encoder_too(dictionary: Dictionary, _: Role, projector: AttentionWriter | None) -> Tensor:
-    return _beside(dictionary.written(projector), reading_rows(dictionary))
+    return _beside(dictionary.written_rows(projector), reading_rows(dictionary))
 
 
 def _bias_too(dictionary: Dictionary, role: Role, projector: AttentionWriter | None) -> Tensor:
@@ -350,7 +350,7 @@ def _beside(written: Tensor, more: Tensor) -> Tensor:
 
 
 def _virtual(dictionary: Dictionary, role: Role, projector: AttentionWriter | None) -> Tensor:
-    return dictionary.written(projector) if role is Role.PARENT else reading_rows(dictionary)
+    return dictionary.written_rows(projector) if role is Role.PARENT else reading_rows(dictionary)
 
 
 _FLOW = "section 3.2"

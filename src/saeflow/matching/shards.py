@@ -38,7 +38,6 @@ from saeflow.matching.table import MatchTable, Provenance, provenance_on_disk
 from saeflow.matching.topk import COLUMNS
 from saeflow.reading import SHARD, read_bytes
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
-from saeflow.sources.row_ranges import rows_from
 
 PARTS: Final = "parts"
 KEPT: Final = 2
@@ -124,7 +123,7 @@ class HashRows:
         bounds = shard_bounds(self.dictionaries[site].n_features, self.rows, self.k)
         whole, shards = hashlib.sha256(), list[str]()
         for start, stop in bounds:
-            made = rows_of(rows_from(self.dictionaries[site], start, stop), role, self.method, self.projector)
+            made = rows_of(self.dictionaries[site].rows(start, stop), role, self.method, self.projector)
             whole.update(made.rows.cpu().contiguous().numpy().data)
             shards.append(made.fingerprint)
         return Digests(bounds, tuple(shards), whole.hexdigest())
@@ -157,7 +156,7 @@ class MatchShards:
         site, role, start, stop = end
 
         def read() -> Rows:
-            return rows_of(rows_from(self.dictionaries[site], start, stop), role, self.method, self.projector)
+            return rows_of(self.dictionaries[site].rows(start, stop), role, self.method, self.projector)
 
         return self._rows.get(end, read)
 

@@ -29,11 +29,10 @@ from saeflow.files import add_sha256, check_sha256, write_atomic
 from saeflow.ids import Site
 from saeflow.reading import SHARD, read_bytes
 from saeflow.records import Progress
-from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.modules import parameters_of
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 ENCODED_AT_ONCE: Final = 1024
 """Tokens whose dense activations are in memory at a time: 64 MiB at 16,384 features."""
@@ -145,7 +144,7 @@ class Stream:
         return sp.csc_array(sp.vstack(parts, format="csc"))
 
     def _encoded(self, sites: Sequence[Site], unit: Unit) -> Iterator[tuple[Site, bytes]]:
-        places = {site: self.dictionaries[site].place for site in sites}
+        places = {site: self.dictionaries[site].point for site in sites}
         held = self.model.capture(unit.tokens, places.values())
         for site, place in places.items():
             yield site, _shard_bytes(self.dictionaries[site], held[place][unit.real])
@@ -161,7 +160,7 @@ def encoder_digest(dictionary: Dictionary, model: LanguageModel) -> str:
         BadFile: when a tensor read at first use is bad.
     """
     activation = dictionary.activation
-    said = f"{Point.at(dictionary.place)} {dictionary.preprocessing} {activation.kind} {model.device.type}"
+    said = f"{dictionary.point} {dictionary.preprocessing} {activation.kind} {model.device.type}"
     digest = hashlib.sha256(said.encode())
     numbers: list[Tensor] = [dictionary.W_enc, dictionary.b_enc]
     if dictionary.preprocessing.subtract_b_dec:

@@ -108,7 +108,7 @@ def weighted_virtual(
     silent = torch.nonzero(acts == 0).flatten()[:k]
     taking_part = torch.cat([torch.nonzero(acts).flatten(), silent]).sort().values
     reads = reading_rows(target).float()
-    writes = (source.written(projector)[taking_part] * acts[taking_part, None].to(source.W_dec)).float()
+    writes = (source.written_rows(projector)[taking_part] * acts[taking_part, None].to(source.W_dec)).float()
     if writes.shape[1] != reads.shape[1]:
         raise WidthMismatch(
             f"what {source.site} writes is {writes.shape[1]} wide and what {target.site} reads {reads.shape[1]}. "

@@ -95,7 +95,7 @@ def active_features(dictionaries: DictionarySet, model: LanguageModel, texts: Se
         dictionary = dictionaries[site]
         for text in texts:
             tokens = model.tokenize([text], max_length=PASS_TOKENS)
-            held = model.capture(tokens, [dictionary.place])[dictionary.place][0, 1:]  # the first has many of its own
+            held = model.capture(tokens, [dictionary.point])[dictionary.point][0, 1:]  # the first has many of its own
             counts += (dictionary.encode(held) > 0).sum(-1).tolist()
     return statistics.fmean(counts)
 

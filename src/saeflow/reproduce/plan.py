@@ -24,10 +24,10 @@ from saeflow.reproduce.recipe import Recipe, Shape
 from saeflow.reproduce.revisions import is_held
 from saeflow.reproduce.run import RECORD, Reproduction
 from saeflow.reproduce.stages import FROM_WEIGHTS, Stage, items_of, short, stages_for
-from saeflow.sources.hub import Here, here
+from saeflow.sources.hub import CacheState, cache_state
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.sources.recipes import Entry, is_recipe, read_recipe
+from saeflow.sources.releases import ReleaseEntry, is_release, read_release
 
 GB: Final = 1e9
 
@@ -215,7 +215,7 @@ class _Fetching:
 
     def __init__(self, recipe: Recipe, shape: Shape) -> None:
         self.recipe, self.shape = recipe, shape
-        self.entries = read_recipe(recipe.release).sites if is_recipe(recipe.release) else {}
+        self.entries = read_release(recipe.release).sites if is_release(recipe.release) else {}
         self.decoders: set[Site] = set()
         self.whole: set[Site] = set()
         self.model = is_held(model_of(recipe))
@@ -257,16 +257,16 @@ class _Fetching:
         entry = self.entries[site]
         if entry.size is None:
             return 0.0
-        held = here(entry)
-        if held is Here.YES or (held is Here.DECODER and not whole):
+        held = cache_state(entry)
+        if held is CacheState.YES or (held is CacheState.DECODER and not whole):
             return 0.0
         half = entry.size.n_bytes / 2
-        if held is Here.DECODER:
+        if held is CacheState.DECODER:
             return half
         return 2 * half if whole or not _apart(entry) else half
 
 
-def _apart(entry: Entry) -> bool:
+def _apart(entry: ReleaseEntry) -> bool:
     """Whether a decoder can be fetched without the rest of its file."""
     return any(file.endswith((".npz", ".safetensors")) for file in entry.files)
 
@@ -286,8 +286,8 @@ def _shape(recipe: Recipe) -> Shape:
 
 def _sizes(recipe: Recipe) -> dict[Site, Size]:
     """Of every dictionary: from the release's data, or from the dictionaries that are here."""
-    if is_recipe(recipe.release):
-        entries = read_recipe(recipe.release).sites
+    if is_release(recipe.release):
+        entries = read_release(recipe.release).sites
         known = {site: e.size for site, e in entries.items() if e.size is not None}
         return {site: Size(size.n_features, size.d_in, size.n_bytes) for site, size in known.items()}
     found: dict[Site, Size] = {}
@@ -302,7 +302,9 @@ def _active(recipe: Recipe, device: str) -> float | None:
     named = model_of(recipe)
     if named != "demo" and not is_held(named):
         return None
-    if is_recipe(recipe.release) and any(here(e) is not Here.YES for e in read_recipe(recipe.release).sites.values()):
+    if is_release(recipe.release) and any(
+        cache_state(e) is not CacheState.YES for e in read_release(recipe.release).sites.values()
+    ):
         return None
     local = [name for name in expand(recipe.text.get("datasets", ())) if name not in known_datasets()]
     try:

@@ -25,7 +25,7 @@ from saeflow.experiments.sampling import recipes as known_datasets
 from saeflow.files import folder_and_pattern
 from saeflow.reading import read_toml
 from saeflow.reproduce.stages import SCHEMAS, Stage
-from saeflow.sources.recipes import is_recipe
+from saeflow.sources.releases import is_release
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 
@@ -224,7 +224,7 @@ def _beside(folder: Path, told: Table) -> dict[str, Any]:
         if isinstance(value, list):
             return [found(one) for one in value]
         name = folder_and_pattern(str(folder / Path(value).expanduser()))[0]
-        known = value == "demo" or is_recipe(value) or value in known_datasets()
+        known = value == "demo" or is_release(value) or value in known_datasets()
         return value if known or not Path(name).exists() else str(folder.absolute() / Path(value).expanduser())
 
     return {key: found(value) if key in _PATHS else value for key, value in told.items()}

@@ -9,7 +9,7 @@ import huggingface_hub
 
 from saeflow.files import PACK
 from saeflow.reproduce.recipe import Recipe
-from saeflow.sources.recipes import is_recipe, read_recipe
+from saeflow.sources.releases import is_release, read_release
 
 
 def revisions(recipe: Recipe) -> dict[str, str]:
@@ -21,8 +21,8 @@ def revisions(recipe: Recipe) -> dict[str, str]:
     found: dict[str, str] = {}
     if recipe.release == "demo":
         found["demo pack"] = f"sha256 {hashlib.sha256((PACK / 'atlas' / 'atlas.json').read_bytes()).hexdigest()[:16]}"
-    elif is_recipe(recipe.release):
-        for entry in read_recipe(recipe.release).sites.values():
+    elif is_release(recipe.release):
+        for entry in read_release(recipe.release).sites.values():
             found.setdefault(entry.repo, _commit(entry.repo, entry.files[0], entry.revision))
     if recipe.model.count("/") == 1 and not Path(recipe.model).exists():
         found[recipe.model] = _commit(recipe.model, "config.json", "main")

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from saeflow.errors import UnknownArchitecture
 from saeflow.ids import Part, Site
@@ -97,7 +97,7 @@ class Point(NamedTuple):
     view: View = View.OWN
 
     @staticmethod
-    def at(where: Site | tuple[int, Tap] | Point) -> Point:
+    def at(where: PointLike) -> Point:
         """The point a site names, or the point itself."""
         if isinstance(where, Point):
             return where
@@ -116,6 +116,10 @@ class Point(NamedTuple):
     def __str__(self) -> str:
         """`24/z`, `24/mlp (module)`."""
         return f"{self.layer}/{self.tap.value}{f' ({self.view.value})' if self.view else ''}"
+
+
+PointLike: TypeAlias = Site | tuple[int, Tap] | Point
+"""A site, `(layer, Tap.Z)` for the head outputs before the output projection, which are no site, or a `Point`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ from saeflow.sources.architectures import SAE_TAPS, Tap
 from saeflow.sources.decoding import check_context
 from saeflow.sources.hooks import Change, answered_by, watch_input, watch_output
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens, refuse_infinite
+from saeflow.sources.tokens import Tokens
+from saeflow.sources.weights import refuse_infinite
 
 _MASKED_ATTENTION = ("sdpa", "eager")
 

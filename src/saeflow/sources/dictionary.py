@@ -4,8 +4,10 @@
     acts = activation(pre)
     h'   = acts @ W_dec + b_dec (+ prepare(h) @ W_skip^T)     W_dec [n_features d_out]
 
+    prepare: h centred over d_in;  (h - shift) / scale, numbers of each token taken from the token itself;  less b_dec
+
 An autoencoder reconstructs what it reads, and d_out = d_in. A transcoder reads what the MLP reads (its `tap`)
-and predicts what the MLP writes (its `site`), some with a linear skip beside the features.
+and predicts what the MLP writes (its `site`), some with a linear skip next to the features.
 Rows are features in both matrices, whatever the file says: the readers in `formats` turn them, nothing
 else does. Matching without data (section 3.2 of arXiv 2502.03032) needs `W_dec` alone, so every tensor is
 read by itself, at first use, and checked then: values that are not finite are a BadFile. A decoder row of zeros
@@ -16,6 +18,7 @@ direction and matches nothing, and all others match as if it were not there.
 from __future__ import annotations
 
 import contextlib
+import enum
 from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, replace
 from functools import cached_property
@@ -29,24 +32,62 @@ from saeflow.errors import BadFile, InvalidArgument, SaeflowError, WidthMismatch
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, TopK
 from saeflow.sources.architectures import Point, Tap, View
-from saeflow.sources.preprocessing import PLAIN, Norm, Preprocessing
-from saeflow.sources.values import refuse_infinite
 from saeflow.sources.weights import (
-    Held,
-    Moved,
+    Cast,
+    InMemory,
+    RowRange,
     RowScaled,
     Shifted,
     Weights,
     check_values,
     digest,
     first_rows,
+    refuse_infinite,
     row_peaks,
 )
 
 
+class Norm(enum.StrEnum):
+    """How each token's vector is normalised before encoding, and restored after decoding."""
+
+    NONE = "none"
+    LAYER_NORM = "layer_norm"
+    """(h - mean) / (std + 1e-5), std with Bessel's correction, as sae-lens does."""
+    RESCALE = "rescale"
+    """h * sqrt(d_in) / |h|: also what an RMSNorm does before it multiplies by its gain."""
+
+
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a dictionary's file tells of how it was trained, beside its tensors.
+class Preprocessing:
+    """What is done to h before `W_enc`: centre over d_in, normalise, subtract `b_dec`, in this order."""
+
+    subtract_b_dec: bool = False
+    center: bool = False
+    norm: Norm = Norm.NONE
+
+    def prepare(
+        self, h: Float[Tensor, "*batch d_in"]
+    ) -> tuple[Float[Tensor, "*batch d_in"], Tensor | float, Tensor | float]:
+        """h centred and normalised, and the scale and shift that undo the normalisation."""
+        if self.center:
+            h = h - h.mean(dim=-1, keepdim=True)
+        if self.norm is Norm.LAYER_NORM:
+            mean = h.mean(dim=-1, keepdim=True)
+            std = (h - mean).std(dim=-1, keepdim=True)
+            return (h - mean) / (std + 1e-5), std, mean
+        if self.norm is Norm.RESCALE:
+            scale = torch.linalg.vector_norm(h, dim=-1, keepdim=True) / h.shape[-1] ** 0.5
+            return h / scale.clamp_min(torch.finfo(h.dtype).tiny), scale, 0.0  # 0 stays 0
+        return h, 1.0, 0.0
+
+
+PLAIN: Final = Preprocessing()
+"""Nothing is done to h."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInfo:
+    """What a dictionary's file says of its training, besides its tensors.
 
     Attributes:
         view: how the file names the tensor it was trained on.
@@ -59,7 +100,7 @@ class Told:
     context_size: int | None = None
 
 
-NOTHING_TOLD: Final = Told()
+_UNKNOWN: Final = TrainingInfo()
 
 
 @runtime_checkable
@@ -99,13 +140,13 @@ class Dictionary:
         site: what is written: matching compares directions there.
         tap: what is read, in the layer of `site`; the site's own tensor or its `z`, but for a transcoder.
         preprocessing: what is done to a hidden state before `W_enc`.
-        told: what its file tells of its training.
+        training: what its file says of its training.
     """
 
     site: Site
     tap: Tap
     preprocessing: Preprocessing
-    told: Told
+    training: TrainingInfo
     _weights: Weights
     _activation: Callable[[], Activation]
 
@@ -121,7 +162,7 @@ class Dictionary:
         activation: Activation,
         preprocessing: Preprocessing = PLAIN,
         W_skip: Float[Tensor, "d_out d_in"] | None = None,
-        told: Told = NOTHING_TOLD,
+        training: TrainingInfo = _UNKNOWN,
     ) -> None:
         """Hold tensors that are in memory. For a file, see `saeflow.sources.formats.load`.
 
@@ -130,8 +171,8 @@ class Dictionary:
         """
         named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
         named |= {} if W_skip is None else {"W_skip": W_skip}
-        held = Held(named, f"the dictionary at {site}", transcoder=tap.is_read_only)
-        self._fill(site, tap, held, lambda: activation, preprocessing, told)
+        weights = InMemory(named, f"the dictionary at {site}", transcoder=tap.is_read_only)
+        self._fill(site, tap, weights, lambda: activation, preprocessing, training)
 
     def _fill(
         self,
@@ -140,19 +181,12 @@ class Dictionary:
         weights: Weights,
         activation: Callable[[], Activation],
         preprocessing: Preprocessing,
-        told: Told,
+        training: TrainingInfo,
     ) -> None:
         if "_weights" in self.__dict__:
             raise FrozenInstanceError(f"the dictionary at {site} is made already")
-        values: dict[str, object] = {
-            "site": site,
-            "tap": tap,
-            "preprocessing": preprocessing,
-            "told": told,
-            "_weights": weights,
-            "_activation": activation,
-        }
-        self.__dict__.update(values)
+        values: dict[str, object] = {"site": site, "tap": tap, "preprocessing": preprocessing, "training": training}
+        self.__dict__.update(values, _weights=weights, _activation=activation)
 
     @staticmethod
     def reading(
@@ -162,16 +196,33 @@ class Dictionary:
         weights: Weights,
         activation: Callable[[], Activation],
         preprocessing: Preprocessing = PLAIN,
-        told: Told = NOTHING_TOLD,
+        training: TrainingInfo = _UNKNOWN,
     ) -> Dictionary:
         """A dictionary whose tensors are read at first use; `activation` is called at first use too.
 
-        Raises:
-            Nothing; what is wrong in a file shows when it is read.
+        What is wrong in a file shows when it is read.
         """
         made = object.__new__(Dictionary)
-        made._fill(site, tap, weights, activation, preprocessing, told)
+        made._fill(site, tap, weights, activation, preprocessing, training)
         return made
+
+    def _with(
+        self,
+        *,
+        weights: Weights | None = None,
+        activation: Callable[[], Activation] | None = None,
+        preprocessing: Preprocessing | None = None,
+        training: TrainingInfo | None = None,
+    ) -> Dictionary:
+        """The same but for what is given; reads nothing."""
+        return Dictionary.reading(
+            self.site,
+            tap=self.tap,
+            weights=weights or self._weights,
+            activation=activation or self._activation,
+            preprocessing=preprocessing or self.preprocessing,
+            training=training or self.training,
+        )
 
     def __repr__(self) -> str:
         """Site, sizes and tap; reads no tensor."""
@@ -198,16 +249,14 @@ class Dictionary:
         return self.tap.is_read_only
 
     @property
-    def place(self) -> Site | tuple[int, Tap] | Point:
-        """Where the hidden states that `encode` takes are captured: the site, a layer and a tap, or a `Point`."""
-        if self.told.view is not View.OWN:
-            return Point(self.site.layer, self.tap, self.told.view)
-        return self.site if self.tap is Tap.of(self.site.part) else (self.site.layer, self.tap)
+    def point(self) -> Point:
+        """The tensor whose hidden states `encode` takes, as `LanguageModel.capture` takes it."""
+        return Point(self.site.layer, self.tap, self.training.view)
 
     @property
     def prepend_bos(self) -> bool | None:
         """Whether the texts of its training began with the begin-of-text token; None where its file does not say."""
-        return self.told.prepend_bos
+        return self.training.prepend_bos
 
     @property
     def origin(self) -> str:
@@ -216,7 +265,7 @@ class Dictionary:
 
     @cached_property
     def W_enc(self) -> Float[Tensor, "n_features d_in"]:  # noqa: N802
-        """The encoder, a row a feature. Raises BadFile where a row is not finite."""
+        """The encoder, one row per feature. Raises BadFile where a row is not finite."""
         return self._read("W_enc")
 
     @cached_property
@@ -226,7 +275,7 @@ class Dictionary:
 
     @cached_property
     def W_dec(self) -> Float[Tensor, "n_features d_out"]:  # noqa: N802
-        """The decoder, a row a feature. Raises BadFile where a row is not finite."""
+        """The decoder, one row per feature. Raises BadFile where a row is not finite."""
         return self._read("W_dec")
 
     @cached_property
@@ -236,7 +285,7 @@ class Dictionary:
 
     @cached_property
     def W_skip(self) -> Float[Tensor, "d_out d_in"] | None:  # noqa: N802
-        """What is added to the output linearly, beside the features; mostly None. Raises BadFile as W_enc."""
+        """What is added to the output linearly, besides the features; mostly None. Raises BadFile as W_enc."""
         return self._read("W_skip") if self._weights.has_skip else None
 
     @cached_property
@@ -266,7 +315,7 @@ class Dictionary:
 
     @property
     def projects(self) -> bool:
-        """Whether its directions need the model: it lives in z."""
+        """Whether its directions need the model: it is trained on z."""
         return self.tap is Tap.Z
 
     def digest(self) -> str:
@@ -278,11 +327,7 @@ class Dictionary:
         return digest(self._weights)
 
     def unload(self) -> None:
-        """Forget the tensors that were read; the next use reads them again. Values do not change.
-
-        Raises:
-            Nothing.
-        """
+        """Forget the tensors that were read; the next use reads them again. Values do not change."""
         for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "activation"):
             self.__dict__.pop(name, None)
 
@@ -295,16 +340,16 @@ class Dictionary:
             BadFile: when a tensor read at first use is bad.
         """
         refuse_infinite(f"hidden states that the dictionary at {self.site} reads", h.to(self.W_enc.dtype))
-        return self.unchecked(h)
+        return self.encode_unchecked(h)
 
-    def unchecked(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_features"]:
+    def encode_unchecked(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_features"]:
         """As `encode`, without the look at `h`, which waits for the device: for hooks, where padding may be anything.
 
         Raises:
             WidthMismatch: when `h` is not `d_in` wide.
             BadFile: when a tensor read at first use is bad.
         """
-        return self.activation(torch.nn.functional.linear(self._read_by(h), self.W_enc, self.b_enc))
+        return self.activation(torch.nn.functional.linear(self._prepared(h), self.W_enc, self.b_enc))
 
     def encode_only(self, h: Float[Tensor, "*batch d_in"], features: Int[Tensor, " k"]) -> Float[Tensor, "*batch k"]:
         """The columns `features` of `encode(h)`, without computing the others where they do not matter.
@@ -318,8 +363,8 @@ class Dictionary:
         """
         activation = self.activation
         if isinstance(activation, TopK):
-            return self.unchecked(h)[..., features]
-        pre = torch.nn.functional.linear(self._read_by(h), self.W_enc[features], self.b_enc[features])
+            return self.encode_unchecked(h)[..., features]
+        pre = torch.nn.functional.linear(self._prepared(h), self.W_enc[features], self.b_enc[features])
         return activation.of(features)(pre)
 
     def scale(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"] | float:
@@ -330,7 +375,7 @@ class Dictionary:
         """
         return 1.0 if self.is_transcoder else self.preprocessing.prepare(h.to(self.W_enc.dtype))[1]
 
-    def _read_by(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+    def _prepared(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """What `W_enc` multiplies."""
         if h.shape[-1] != self.d_in:
             raise WidthMismatch(
@@ -380,7 +425,7 @@ class Dictionary:
         """What each feature writes into the residual stream: unit rows in d_model.
 
         The decoder rows, at unit norm; no release promises that they are. A row v of a dictionary on z is
-        written as `(W_O v) * gain`: a norm after attention also divides by a positive number a token, which a
+        written as `(W_O v) * gain`: a norm after attention also divides by a positive number per token, which a
         direction does not see. A row of zeros, or one that is not finite, has no direction and is given as zeros.
         Reads `W_dec` and nothing else.
 
@@ -388,14 +433,14 @@ class Dictionary:
             WidthMismatch: on z without a model, or with a model whose z has another width.
             BadFile: when the tensor cannot be read.
         """
-        rows = self.written(model)
+        rows = self.written_rows(model)
         # a row is scaled by its largest entry first, so that no square under- or overflows
         peaks = row_peaks(rows)[:, None]
         rows = rows / torch.where(peaks > 0, peaks, 1)
         # at least 1 but for a row of zeros
         return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=0.5)
 
-    def written(self, model: AttentionWriter | None = None) -> Float[Tensor, "n_features d_model"]:
+    def written_rows(self, model: AttentionWriter | None = None) -> Float[Tensor, "n_features d_model"]:
         """What an activation of 1 of each feature writes into the residual stream, in the units of the weights.
 
         The decoder rows, zeros where a row is not finite; on z the rows as the model projects them, up to the
@@ -403,13 +448,14 @@ class Dictionary:
 
         Raises:
             WidthMismatch: on z without a model, or with a model whose z has another width.
-            BadFile: when the tensor cannot be read, or the model projects rows to what is not finite.
+            BadFile: when the tensor cannot be read, or the model projects rows to values that are not finite.
         """
-        if self.tap is not Tap.Z and self.told.view is not View.MODULE:
-            return self.finite_rows("W_dec")
-        rows = self.project(self.finite_rows("W_dec"), model)
+        stored = self.finite_rows("W_dec")
+        rows = self.project(stored, model)
+        if rows is stored:
+            return rows
         check_values(rows, "W_dec projected by W_O", self.origin)
-        if not rows.any() and self.finite_rows("W_dec").any():
+        if not rows.any() and stored.any():
             raise BadFile(
                 f"{self.origin}: the output projection of the model at layer {self.site.layer} takes every row of "
                 "'W_dec' to zeros, so that no feature has a direction. Load the model the dictionary was trained on."
@@ -423,10 +469,8 @@ class Dictionary:
             WidthMismatch: on z without a model, or with a model whose z has another width.
             InvalidArgument: without a model, where only the model says whether a norm follows.
         """
-        if self.tap is not Tap.Z and self.told.view is not View.MODULE:
-            return rows
         if self.tap is not Tap.Z:
-            gain = _settling(model, self).part_gain(self.site)
+            gain = None if self.training.view is not View.MODULE else self._settling(model).part_gain(self.site)
             return rows if gain is None else rows * gain.to(rows)
         if model is None:
             raise WidthMismatch(
@@ -445,7 +489,7 @@ class Dictionary:
         out = rows @ W_O.to(rows).T
         return out if gain is None else out * gain.to(rows)
 
-    def on(self, model: AttentionWriter) -> Dictionary:
+    def for_model(self, model: AttentionWriter) -> Dictionary:
         """The same for one model, whose tensors it then reads as they stand wherever that can be.
 
         What TransformerLens did to the weights it was trained on is folded in: hidden states are centred first
@@ -454,47 +498,40 @@ class Dictionary:
         Raises:
             InvalidArgument: when the model has no tensor as the file names it.
         """
-        if self.told.view is View.OWN:
+        if self.training.view is View.OWN:
             return self
-        known = _settling(model, self)
-        told = replace(self.told, view=known.settled(Point.at(self.place)).view)
-        if told.view is not View.PROCESSED:
-            return self._with(told=told)
-        told = replace(told, view=View.OWN)
+        known = self._settling(model)
+        training = replace(self.training, view=known.settled(self.point).view)
+        if training.view is not View.PROCESSED:
+            return self._with(training=training)
+        training = replace(training, view=View.OWN)
+        before = self.preprocessing
         if self.tap is not Tap.Z:
-            return self._with(told=told, preprocessing=replace(self.preprocessing, center=True))
-        if self.preprocessing.center or self.preprocessing.norm is not Norm.NONE:
+            return self._with(training=training, preprocessing=replace(before, center=True))
+        if before.center or before.norm is not Norm.NONE:
             return self
         shift = known.value_bias(self.site.layer)
-        return self._with(told=told, weights=Shifted(self._weights, shift, by_b_dec=self.preprocessing.subtract_b_dec))
+        return self._with(training=training, weights=Shifted(self._weights, shift, by_b_dec=before.subtract_b_dec))
 
-    def added(self) -> Dictionary:
-        """The same, for a model in which what the part's module returns is added to the stream as it is.
-
-        Raises:
-            Nothing.
-        """
-        return self._with(told=replace(self.told, view=View.OWN))
-
-    def telling(self, told: Told) -> Dictionary:
-        """The same, with `told` in place of what its file tells.
-
-        Raises:
-            Nothing.
-        """
-        return self._with(told=told)
-
-    def _with(
-        self, *, told: Told, weights: Weights | None = None, preprocessing: Preprocessing | None = None
-    ) -> Dictionary:
-        return Dictionary.reading(
-            self.site,
-            tap=self.tap,
-            weights=weights or self._weights,
-            activation=self._activation,
-            preprocessing=preprocessing or self.preprocessing,
-            told=told,
+    def _settling(self, model: AttentionWriter | None) -> Settles:
+        if isinstance(model, Settles):
+            return model
+        raise InvalidArgument(
+            f"The dictionary at {self.site} is named by its module, and only the model says whether a norm follows "
+            "before the stream, whose gain its directions need. Load the model and call directions(model); on the "
+            "command line give --model, or leave the part out with --parts."
         )
+
+    def with_training(self, training: TrainingInfo) -> Dictionary:
+        """The same, with `training` in place of what its file says."""
+        return self._with(training=training)
+
+    def centred(self) -> Dictionary:
+        """The same, on hidden states that are centred over `d_in` first.
+
+        For a dictionary trained on a model with centred writing weights, whose file does not say so.
+        """
+        return self._with(preprocessing=replace(self.preprocessing, center=True))
 
     def fold(self) -> Dictionary:
         """The same function with every threshold at 1: W_enc / t, b_enc / t, W_dec * t, t -> 1.
@@ -519,59 +556,48 @@ class Dictionary:
                 f"{len(low)} of {len(t)} thresholds at {self.site} are not above 0 (first rows "
                 f"{first_rows(low)}), and folding divides by them. Match without folding."
             )
-        return Dictionary.reading(
-            self.site,
-            tap=self.tap,
-            weights=RowScaled(self._weights, lambda: 1 / t),
-            activation=lambda: JumpReLU(torch.ones_like(t)),
-            preprocessing=self.preprocessing,
-            told=self.told,
+        return self._with(
+            weights=RowScaled(self._weights, lambda: 1 / t), activation=lambda: JumpReLU(torch.ones_like(t))
         )
-
-    def centred(self) -> Dictionary:
-        """The same, on hidden states that are centred over `d_in` first.
-
-        For a dictionary trained on a model with centred writing weights, whose file does not say so.
-
-        Raises:
-            Nothing.
-        """
-        return self._with(told=self.told, preprocessing=replace(self.preprocessing, center=True))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
         """The same on `device` in `dtype`; still reads at first use.
 
-        Raises:
-            Nothing here; torch's RuntimeError at first use when the device does not exist.
+        At first use torch raises RuntimeError when the device does not exist.
         """
-        return Dictionary.reading(
-            self.site,
-            tap=self.tap,
-            weights=Moved(self._weights, device, dtype),
-            activation=lambda: self.activation.to(device, dtype),
-            preprocessing=self.preprocessing,
-            told=self.told,
+        return self._with(
+            weights=Cast(self._weights, device, dtype), activation=lambda: self.activation.to(device, dtype)
         )
+
+    def rows(self, start: int, stop: int) -> Dictionary:
+        """The features `start` to `stop` - 1, for a dictionary too large to read whole; reads nothing yet.
+
+        Feature i of the result is feature `start` + i. Its directions, encoder rows and thresholds are those of the
+        whole, read from the file by range. Under a TopK the features of the whole compete, so that what it encodes is
+        not a part of what the whole encodes.
+
+        Raises:
+            InvalidArgument: when the range is empty or outside the dictionary.
+        """
+        if not 0 <= start < stop <= self.n_features:
+            raise InvalidArgument(
+                f"rows {start} to {stop} are no range of the {self.n_features} features at {self.site}."
+            )
+
+        def activation() -> Activation:
+            whole = self.activation
+            return whole if isinstance(whole, TopK) else whole.of(torch.arange(start, stop))
+
+        return self._with(weights=RowRange(self._weights, start, stop), activation=activation)
 
 
 def prepend_bos_of(dictionaries: Mapping[Site, Dictionary]) -> bool | None:
-    """What the first dictionary whose file says it tells of the begin-of-text token; None where none says it.
+    """What the first dictionary whose file says it says of the begin-of-text token; None where none says it.
 
-    Raises:
-        Nothing: one that cannot be opened says nothing.
+    One that cannot be opened says nothing.
     """
     for site in dictionaries:
         with contextlib.suppress(SaeflowError):
-            if (told := dictionaries[site].prepend_bos) is not None:
-                return told
+            if (begun := dictionaries[site].prepend_bos) is not None:
+                return begun
     return None
-
-
-def _settling(model: AttentionWriter | None, dictionary: Dictionary) -> Settles:
-    if isinstance(model, Settles):
-        return model
-    raise InvalidArgument(
-        f"The dictionary at {dictionary.site} is named by its module, and only the model says whether a norm follows "
-        "before the stream, whose gain its directions need. Load the model and call directions(model); on the command "
-        "line give --model, or leave the part out with --parts."
-    )

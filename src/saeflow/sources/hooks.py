@@ -203,7 +203,7 @@ def negative_zeros(change: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batc
     return change.masked_fill(change == 0, -0.0)
 
 
-class Shares:
+class FeatureContribution:
     """The part of a reconstruction that some features of a dictionary have: a V, in the space of its tap.
 
     V are the decoder rows as the dictionary scales them, and activations are those of its own encoder. Only the
@@ -235,7 +235,7 @@ class Shares:
         """
         if h.device != self._device:
             self._encoder, self._device = self._encoder.to(h.device), h.device
-        acts = self._encoder.unchecked(h)
+        acts = self._encoder.encode_unchecked(h)
         return acts if self._columns is None else acts[..., self._columns.like(h, torch.long)]
 
     def written(self, acts: Float[Tensor, "*batch k"], h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
@@ -254,7 +254,7 @@ def _restricted(dictionary: Dictionary, index: Tensor, activation: Activation) -
         b_dec=dictionary.b_dec,
         activation=activation,
         preprocessing=dictionary.preprocessing,
-        told=dictionary.told,
+        training=dictionary.training,
     )
 
 
@@ -270,7 +270,7 @@ def rescaling(edit: Rescale, dictionary: Dictionary) -> Change:
     moved = [(i, r) for i, r in zip(indices(edit.features, dictionary), edit.factors, strict=True) if r != 1]
     if not moved:
         return _unchanged
-    shares = Shares(dictionary, [i for i, _ in moved])
+    shares = FeatureContribution(dictionary, [i for i, _ in moved])
     factors = Placed(torch.tensor([r - 1.0 for _, r in moved], dtype=torch.float64))
 
     def rescale(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
@@ -346,7 +346,7 @@ def rescaled_at(edit: Rescale, dictionary: Dictionary) -> Point:
             f"{edit.features[0]} belongs to a transcoder: it reads {dictionary.tap.value} and writes {edit.site}, so "
             "it has no share in a hidden state that could be rescaled. Use an SAE's features, or Add."
         )
-    point = Point.at(dictionary.place)
+    point = dictionary.point
     if point.view is not View.OWN:
         raise InvalidArgument(
             f"{edit.features[0]} is read at {point}, before a norm, where no edit acts. Use Add, which acts on "
@@ -371,7 +371,7 @@ def resolve(
     """
     steps: dict[Point, list[tuple[Where, Change | Tensor]]] = {}
     for edit in edits:
-        dictionary = dictionary_of(edit, dictionaries).on(model)
+        dictionary = dictionary_of(edit, dictionaries).for_model(model)
         if isinstance(edit, Rescale):
             here = steps.setdefault(rescaled_at(edit, dictionary), [])
             here.append((edit.tokens, rescaling(edit, dictionary)))

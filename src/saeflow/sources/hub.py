@@ -21,7 +21,7 @@ from saeflow.errors import BadFile, NoSpace, Unreachable
 from saeflow.files import write_atomic
 from saeflow.reading import read_bytes, read_text
 from saeflow.sources.formats.remote_tensors import ENDINGS, read_pointer, tensors_here, unlink_pointer, write_pointer
-from saeflow.sources.recipes import Entry
+from saeflow.sources.releases import ReleaseEntry
 from saeflow.sources.remote.hub_file import REFUSALS, HubFile, is_commit, is_offline, refused, resolve
 from saeflow.sources.remote.transport import RangesIgnored, fetch_whole
 
@@ -30,7 +30,7 @@ WHOLE_FILES = "SAEFLOW_WHOLE_FILES"
 _DECODERS = ("W_dec", "w_dec", "decoder.weight")
 
 
-class Here(enum.StrEnum):
+class CacheState(enum.StrEnum):
     """How much of a dictionary's files is on this machine."""
 
     NO = "no"
@@ -41,29 +41,29 @@ class Here(enum.StrEnum):
     YES = "yes"
 
 
-def here(entry: Entry) -> Here:
+def cache_state(entry: ReleaseEntry) -> CacheState:
     """How much of an entry is on this machine; asks no network.
 
     Raises:
         Nothing.
     """
     if is_cached(entry):
-        return Here.YES
+        return CacheState.YES
     tree = _tree(entry)
     if tree is None or not all((tree / file).is_file() for file in entry.files):
-        return Here.NO
+        return CacheState.NO
     held: list[bool] = []
     decoder = False
     for file in (file for file in entry.files if file.endswith(ENDINGS)):
         found = tensors_here(tree / file)
         if found is None:
-            return Here.NO
+            return CacheState.NO
         held.append(all(found.values()))
         decoder = decoder or any(found.get(name, False) for name in _DECODERS)
-    return Here.YES if held and all(held) else Here.DECODER if decoder else Here.HEADERS
+    return CacheState.YES if held and all(held) else CacheState.DECODER if decoder else CacheState.HEADERS
 
 
-def is_cached(entry: Entry) -> bool:
+def is_cached(entry: ReleaseEntry) -> bool:
     """Whether the hub's cache on this machine holds every file of an entry, whole; asks no network.
 
     Raises:
@@ -75,7 +75,7 @@ def is_cached(entry: Entry) -> bool:
     )
 
 
-def open_entry(entry: Entry) -> Path:
+def open_entry(entry: ReleaseEntry) -> Path:
     """The first file of an entry, or a pointer to it, with the others beside it; see the head of the file.
 
     Raises:
@@ -103,7 +103,7 @@ def open_entry(entry: Entry) -> Path:
     return fetch(entry) if commit is None else _root(entry) / commit / entry.files[0]
 
 
-def fetch(entry: Entry) -> Path:
+def fetch(entry: ReleaseEntry) -> Path:
     """The first file of an entry, with the others beside it; fetched whole where the hub's cache lacks them.
 
     Raises:
@@ -122,7 +122,7 @@ def fetch(entry: Entry) -> Path:
     return paths[0]
 
 
-def _pointers(entry: Entry) -> str | None:
+def _pointers(entry: ReleaseEntry) -> str | None:
     """Leave pointers to the large files of an entry and copies of the small ones; the commit they are of.
 
     None where the hub does not say enough to pin a file to a commit.
@@ -173,13 +173,13 @@ def _point(path: Path, file: HubFile) -> None:
     write_pointer(path, file)
 
 
-def _root(entry: Entry) -> Path:
+def _root(entry: ReleaseEntry) -> Path:
     """saeflow's folder in the repository's folder of the hub's cache: it is removed together with that."""
     name = repo_folder_name(repo_id=entry.repo, repo_type="model")
     return Path(constants.HF_HUB_CACHE) / name / "saeflow"
 
 
-def _tree(entry: Entry) -> Path | None:
+def _tree(entry: ReleaseEntry) -> Path | None:
     """The folder of the commit that the revision meant when the hub was last asked; None if it never was."""
     root = _root(entry)
     try:
@@ -190,7 +190,7 @@ def _tree(entry: Entry) -> Path | None:
         return tree if tree.is_dir() else None
 
 
-def _check_space(entry: Entry) -> None:
+def _check_space(entry: ReleaseEntry) -> None:
     if entry.size is None or is_cached(entry):
         return
     folder = next(path for path in (_root(entry), *_root(entry).parents) if path.is_dir() or path == path.parent)
@@ -202,12 +202,12 @@ def _check_space(entry: Entry) -> None:
         )
 
 
-def _fetched(entry: Entry, file: str) -> Path:
+def _fetched(entry: ReleaseEntry, file: str) -> Path:
     try:
         return _download(entry, file)
     except REFUSALS as error:
         raise refused(file, entry.repo, error, revision=entry.revision) from error
 
 
-def _download(entry: Entry, file: str) -> Path:
+def _download(entry: ReleaseEntry, file: str) -> Path:
     return fetch_whole(entry.repo, file, entry.revision)

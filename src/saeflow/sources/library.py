@@ -2,12 +2,13 @@
 
 What the rest of saeflow is given. Opening a set reads a list of sites; `set[site]` fetches the file if it is
 on a hub and reads its header; a tensor is read when it is used. Releases are data, in `releases/*.toml` (see
-`saeflow.sources.recipes`).
+`saeflow.sources.releases`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,8 +25,8 @@ from saeflow.sources.dictionary import Dictionary, prepend_bos_of
 from saeflow.sources.formats import discover, left_out_sentence, load
 from saeflow.sources.formats.sae_lens_writer import trained_on
 from saeflow.sources.formats.saeflow_folder import MANIFEST, read_manifest
-from saeflow.sources.hub import Here, here, open_entry
-from saeflow.sources.recipes import Entry, Recipe, is_recipe, known_releases, read_recipe
+from saeflow.sources.hub import CacheState, cache_state, open_entry
+from saeflow.sources.releases import Release, ReleaseEntry, is_release, known_releases, read_release
 
 DEMO: Final = "demo"
 SAE_LENS: Final = "sae-lens:"
@@ -49,7 +50,7 @@ class DictionarySet(_Sites):
         openers: Mapping[Site, Callable[[], Dictionary]],
         *,
         device: torch.device | str = "cpu",
-        hub: Mapping[Site, Entry] | None = None,
+        hub: Mapping[Site, ReleaseEntry] | None = None,
         asked: str = "",
         left_out: Mapping[str, str] | None = None,
     ) -> None:
@@ -127,7 +128,7 @@ class DictionarySet(_Sites):
     def to_fetch(self, site: Site) -> str | None:
         """The file on a hub that opening `site` would ask for; None when it, or its header, is on this machine."""
         entry = self._hub.get(site)
-        if entry is None or here(entry) is not Here.NO:
+        if entry is None or cache_state(entry) is not CacheState.NO:
             return None
         return f"{entry.repo}/{entry.files[0]}"
 
@@ -213,9 +214,9 @@ def load_dictionaries(
     if Path(folder).exists() and not folder.endswith(".toml"):
         asked = f"{Path(folder).absolute()}{'@' * bool(chosen)}{chosen}"
         return _from_folder(Path(folder), device, asked, chosen)
-    if is_recipe(name):
+    if is_release(name):
         # its path where it is a file: another process may run in another folder
-        return _from_recipe(read_recipe(name), device, str(Path(name).absolute()) if Path(name).is_file() else name)
+        return _from_recipe(read_release(name), device, str(Path(name).absolute()) if Path(name).is_file() else name)
     if name.startswith(SAE_LENS):
         from saeflow.sources.sae_lens_release import sae_lens_openers
 
@@ -255,7 +256,7 @@ def _from_folder(folder: Path, device: torch.device | str, asked: str, pattern: 
     return DictionarySet(name, model, found.openers, device=device, asked=asked, left_out=found.left_out)
 
 
-def _from_recipe(recipe: Recipe, device: torch.device | str, asked: str) -> DictionarySet:
+def _from_recipe(recipe: Release, device: torch.device | str, asked: str) -> DictionarySet:
     openers = {site: partial(_open_entry, site, entry) for site, entry in recipe.sites.items()}
     return DictionarySet(recipe.name, recipe.model, openers, device=device, hub=recipe.sites, asked=asked)
 
@@ -273,13 +274,14 @@ def _again(asked: str, device: str, sites: tuple[Site, ...]) -> DictionarySet:
     return whole.only_sites(sites)
 
 
-def _open_entry(site: Site, entry: Entry) -> Dictionary:
+def _open_entry(site: Site, entry: ReleaseEntry) -> Dictionary:
     path = open_entry(entry)
     found = load(path, site)
     if not isinstance(found, Dictionary):
         raise BadFile(f"{path} holds several dictionaries, expected the one at {site}. Fetch the release again.")
-    if entry.added or found.told.view is View.PROCESSED:  # the recipe says whether it is centred
-        found = found.added()
+    if entry.added or found.training.view is View.PROCESSED:  # the recipe says whether it is centred
+        # what the part's module returns is added to the stream as it is
+        found = found.with_training(replace(found.training, view=View.OWN))
     return found.centred() if entry.center else found
 
 

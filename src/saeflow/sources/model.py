@@ -11,10 +11,11 @@ see the padding, so a batch gives what each text gives alone, up to the rounding
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -22,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from saeflow.engines import device_of_worker
 from saeflow.errors import InvalidArgument, UnknownRelease, UnknownSite, WidthMismatch
 from saeflow.files import PACK
 from saeflow.ids import Part, Site
 from saeflow.interventions import Edit
-from saeflow.sources.again import Asked, Reduced, asked_for, reduced
-from saeflow.sources.architectures import Architecture, Point, Tap, View, architecture_of
+from saeflow.sources.architectures import Architecture, Point, PointLike, Tap, View, architecture_of
 from saeflow.sources.decoding import check_context, complete, sampling_config, seeded
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
@@ -36,14 +37,97 @@ from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model_packages import fetched_model, name_of_folder
 from saeflow.sources.modules import LinearMaps, applied, constant_of, device_of, gain_of
 from saeflow.sources.pretrained import fetch
-from saeflow.sources.spelling import Spelling
-from saeflow.sources.values import Captured, OutputProjection, Place, TokenLogit, Tokens, refuse_infinite
+from saeflow.sources.tokens import Spelling, Tokens
+from saeflow.sources.weights import refuse_infinite
 
 DEMO_FOLDER = PACK / "model"
 
 
 class _Stop(Exception):
-    """Everything asked for has been read."""
+    """Everything requested has been read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Captured(Mapping[Site | Point, Tensor]):
+    """What one forward pass held at the requested sites and points.
+
+    Each value is `Float[Tensor, "batch pos d_model"]` (`d_in` wide for `z`) in the model's dtype, without
+    gradient. Values at padding are there and mean nothing.
+
+    Attributes:
+        tensors: point -> tensor; index the object itself by site, `(layer, Tap.Z)` or point.
+        requested: the sites and points, as they were named.
+        inputs: layer -> what its block read, for the requested layers.
+        logits: `Float[Tensor, "batch pos vocab"]` where requested.
+    """
+
+    tensors: Mapping[Point, Tensor]
+    requested: tuple[Site | Point, ...]
+    inputs: Mapping[int, Tensor]
+    logits: Tensor | None
+
+    def __getitem__(self, point: PointLike) -> Tensor:
+        """The tensor at a point.
+
+        Raises:
+            UnknownSite: when it was not requested.
+        """
+        point = Point.at(point)
+        if point not in self.tensors:
+            have = ", ".join(map(str, self.requested)) or "none"
+            raise UnknownSite(f"{point} was not captured; captured: {have}. Name it in capture(tokens, sites).")
+        return self.tensors[point]
+
+    def __iter__(self) -> Iterator[Site | Point]:
+        """The sites and points, as they were named."""
+        return iter(self.requested)
+
+    def __len__(self) -> int:
+        """How many were requested."""
+        return len(self.requested)
+
+
+class OutputProjection(NamedTuple):
+    """What turns a direction v of `z` into the stream: `(W_O v) * gain`, up to one positive factor a token.
+
+    `gain` is that of the sandwich norm, for models that have one: its division by the root mean square
+    is one number per token, so the direction is exact without data.
+    """
+
+    W_O: Float[Tensor, "d_model d_in"]
+    gain: Float[Tensor, " d_model"] | None
+
+    def project(self, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_model"]:
+        """Directions of `z`, one a row, as directions of the stream; not of unit length.
+
+        Raises:
+            WidthMismatch: when the rows are not as wide as `z`.
+        """
+        if rows.shape[1] != self.W_O.shape[1]:
+            raise WidthMismatch(
+                f"directions of width {rows.shape[1]} cannot pass an output projection that reads "
+                f"{self.W_O.shape[1]}. Check that model and dictionary belong together."
+            )
+        written = rows @ self.W_O.to(rows).T
+        return written if self.gain is None else written * self.gain.to(rows)
+
+
+class TokenLogit(NamedTuple):
+    """A token a direction promotes, and by how much."""
+
+    token: str
+    id: int
+    logit: float
+
+
+class LoadArguments(NamedTuple):
+    """What a model was loaded by: how it goes to another process, never as its weights."""
+
+    name: str
+    """A folder by its whole path, since another process may run elsewhere."""
+    device: str
+    dtype: torch.dtype
+    prepend_bos: bool | None
 
 
 class LanguageModel:
@@ -60,11 +144,11 @@ class LanguageModel:
         self,
         hf_model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        asked: Asked | None = None,
+        loaded_by: LoadArguments | None = None,
         *,
         prepend_bos: bool | None = None,
     ) -> None:
-        """Wrap a model that is already loaded; `asked` is what `load_model` loads the same by.
+        """Wrap a model that is already loaded; `loaded_by` is what `load_model` loads the same by.
 
         `prepend_bos`: whether texts begin with the begin-of-text token; None for what the tokenizer does by itself.
         """
@@ -77,7 +161,7 @@ class LanguageModel:
         self.hf_model: PreTrainedModel = hf_model.eval()
         self.tokenizer = tokenizer
         self.architecture: Architecture = architecture_of(str(hf_model.config.model_type))
-        self._asked = asked
+        self._loaded_by = loaded_by
         self._prepend_bos = prepend_bos
         self._maps = LinearMaps()
         self._trunk = hf_model.get_submodule(self.architecture.trunk)
@@ -89,13 +173,18 @@ class LanguageModel:
         path = str(self.hf_model.config.name_or_path)
         return "demo" if path == str(DEMO_FOLDER) else name_of_folder(path) or path
 
-    def __reduce__(self) -> Reduced:
+    def __reduce__(self) -> tuple[Callable[..., LanguageModel], tuple[object, ...]]:
         """For another process: what it was loaded by. Raises InvalidArgument for one built in memory."""
-        return reduced(None if self._asked is None else (*self._asked[:3], self._prepend_bos))
+        if self._loaded_by is None:
+            raise InvalidArgument(
+                "the model was built in memory, and another process cannot load it by name. Save it with its tokenizer "
+                "(save_pretrained) and load the folder with load_model, or take the engine here."
+            )
+        return _load_in_worker, (*self._loaded_by[:3], self._prepend_bos)
 
     @cached_property
     def prepend_bos(self) -> bool:
-        """Whether `tokenize` begins texts with the begin-of-text token: as asked for, else as the tokenizer does."""
+        """Whether `tokenize` begins texts with the begin-of-text token: as requested, else as the tokenizer does."""
         bos = cast("int | None", self.tokenizer.bos_token_id)
         if bos is None or self._prepend_bos is not None:
             return bos is not None and bool(self._prepend_bos)
@@ -104,18 +193,15 @@ class LanguageModel:
     def as_trained(self, dictionaries: Mapping[Site, Dictionary]) -> LanguageModel:
         """The same model, its texts begun as those were that dictionaries were trained on, where a file says how.
 
-        What was asked for when it was loaded stands. Opens dictionaries until one says it: those of a release were
-        trained alike.
-
-        Raises:
-            Nothing; what is wrong with a file shows when it is used.
+        What was requested when it was loaded stands. Opens dictionaries until one says it: those of a release were
+        trained alike. What is wrong with a file shows when it is used.
         """
         if self._prepend_bos is not None:
             return self
-        told = prepend_bos_of(dictionaries)
-        if told is None or told == self.prepend_bos:
+        begun = prepend_bos_of(dictionaries)
+        if begun is None or begun == self.prepend_bos:
             return self
-        return LanguageModel(self.hf_model, self.tokenizer, self._asked, prepend_bos=told)
+        return LanguageModel(self.hf_model, self.tokenizer, self._loaded_by, prepend_bos=begun)
 
     @property
     def n_layers(self) -> int:
@@ -157,7 +243,11 @@ class LanguageModel:
         Raises:
             UnknownSite: for a layer the model does not have.
         """
-        return self._block(layer)
+        if not 0 <= layer < self.n_layers:
+            raise UnknownSite(
+                f"the model has no layer {layer}. Its {self.n_layers} layers are 0 to {self.n_layers - 1}."
+            )
+        return self._blocks[layer]
 
     def tokenize(self, texts: Sequence[str], *, add_bos: bool | None = None, max_length: int | None = None) -> Tokens:
         """Token ids of some texts, padded on the right.
@@ -193,7 +283,7 @@ class LanguageModel:
     def capture(
         self,
         tokens: Tokens,
-        sites: Iterable[Place],
+        sites: Iterable[PointLike],
         *,
         inputs: Iterable[int] = (),
         logits: bool = False,
@@ -206,7 +296,7 @@ class LanguageModel:
 
         Args:
             tokens: what `tokenize` returned.
-            sites: sites, or `(layer, Tap.Z)`, or the `place` of a dictionary.
+            sites: sites, or `(layer, Tap.Z)`, or the `point` of a dictionary.
             inputs: layers whose block input is wanted too.
             logits: keep the logits, which needs the whole pass.
             stop_after_last: without logits, end the pass once everything is read.
@@ -214,10 +304,10 @@ class LanguageModel:
         Raises:
             UnknownSite: for a layer the model does not have.
             InvalidArgument: for a text beyond the model's context, or when what is kept holds NaN or infinite values
-                at a token; the first place is named.
+                at a token; the first point is named.
         """
-        asked = tuple(dict.fromkeys(place if isinstance(place, Site) else Point.at(place) for place in sites))
-        wanted: set[Point | int] = {*map(Point.at, asked), *inputs}
+        requested = tuple(dict.fromkeys(site if isinstance(site, Site) else Point.at(site) for site in sites))
+        wanted: set[Point | int] = {*map(Point.at, requested), *inputs}
         kept: dict[Point | int, Tensor] = {}
 
         def keep(key: Point | int, h: Tensor) -> None:
@@ -229,7 +319,7 @@ class LanguageModel:
         with contextlib.ExitStack() as stack, torch.no_grad():
             for key in wanted:
                 watch = partial(keep, key)
-                hook = self._watch(key, watch) if isinstance(key, Point) else watch_input(self._block(key), watch)
+                hook = self._watch(key, watch) if isinstance(key, Point) else watch_input(self.block(key), watch)
                 stack.callback(hook.remove)
             with contextlib.suppress(_Stop):
                 out = self._logits(tokens) if logits else self._run_trunk(tokens)
@@ -237,22 +327,22 @@ class LanguageModel:
             what = f"at {key}" if isinstance(key, Point) else f"that layer {key} reads"
             refuse_infinite(f"hidden states {what}", h, tokens.attention_mask)
         points = {key: h for key, h in kept.items() if isinstance(key, Point)}
-        return Captured(points, asked, {key: h for key, h in kept.items() if isinstance(key, int)}, out)
+        return Captured(points, requested, {key: h for key, h in kept.items() if isinstance(key, int)}, out)
 
     @contextlib.contextmanager
     def intervening(
         self,
-        edits: Iterable[Edit] | Mapping[Site, Change] | Mapping[Point, Change] | Mapping[Place, Change],
+        edits: Iterable[Edit] | Mapping[Site, Change] | Mapping[Point, Change] | Mapping[PointLike, Change],
         dictionaries: Mapping[Site, Dictionary] | None = None,
     ) -> Generator[None, None, None]:
         """Apply edits in every forward pass made inside, by this object or by `hf_model` itself.
 
-        Edits apply in the order given, those at one place each to what the one before left (`Add`s next to
+        Edits apply in the order given, those at one point each to what the one before left (`Add`s next to
         each other as one vector); a nested `intervening` comes after the outer one. The hooks are gone
         afterwards, whatever happened inside.
 
         Args:
-            edits: `Rescale` and `Add`, or a steering plan, which yields them; or functions by place, each taking
+            edits: `Rescale` and `Add`, or a steering plan, which yields them; or functions by point, each taking
                 the hidden state `Float[Tensor, "batch pos d_in"]` and returning its replacement.
             dictionaries: where the vectors of `Rescale` and `Add` come from; only the sites named are read.
                 Without any, those of the release that the edits name, as a plan does.
@@ -266,8 +356,8 @@ class LanguageModel:
         clock = edits.clock if isinstance(edits, Timed) else Clock()
         with contextlib.ExitStack() as stack:
             if isinstance(edits, Mapping):
-                places = cast("Mapping[Place, Change]", edits)
-                changes = [(Point.at(place), spliced(Point.at(place), fn)) for place, fn in places.items()]
+                functions = cast("Mapping[PointLike, Change]", edits)
+                changes = [(Point.at(point), spliced(Point.at(point), fn)) for point, fn in functions.items()]
             else:
                 if dictionaries is None and (release := str(getattr(edits, "release", ""))):
                     dictionaries = load_dictionaries(release)
@@ -375,7 +465,7 @@ class LanguageModel:
             UnknownSite: for a layer the model does not have.
             InvalidArgument: when a module cannot be run on its own.
         """
-        block, dtype = self._block(layer), self.hf_model.dtype
+        block, dtype = self.block(layer), self.hf_model.dtype
         norm = self.architecture.att_norm
         gain = None if norm is None else gain_of(block.get_submodule(norm), self.d_model, dtype, centred=False)
         W_O = self._maps.of(block.get_submodule(self.architecture.o_proj), self._z_width, dtype)
@@ -387,7 +477,7 @@ class LanguageModel:
         Raises:
             UnknownSite: for a layer the model does not have.
         """
-        block = self._block(site.layer)
+        block = self.block(site.layer)
         if self.architecture.att_norm is None or site.part is Part.RES:
             return None
         norm = block.get_submodule(self.architecture.module(Tap.of(site.part)))
@@ -401,7 +491,7 @@ class LanguageModel:
         """
         config, fused = self.hf_model.config.get_text_config(), self.architecture.fused
         names = (self.architecture.first_norm, self.architecture.v_proj)
-        norm, module = map(self._block(layer).get_submodule, names)
+        norm, module = map(self.block(layer).get_submodule, names)
         bias, d = constant_of(norm, module, self.d_model, self.hf_model.dtype), self._z_width
         heads = config.num_attention_heads
         if fused == "heads":
@@ -456,16 +546,9 @@ class LanguageModel:
         per_head = cast("int | None", getattr(config, "head_dim", None))
         return config.num_attention_heads * (per_head or config.hidden_size // config.num_attention_heads)
 
-    def _block(self, layer: int) -> nn.Module:
-        if not 0 <= layer < self.n_layers:
-            raise UnknownSite(
-                f"the model has no layer {layer}. Its {self.n_layers} layers are 0 to {self.n_layers - 1}."
-            )
-        return self._blocks[layer]
-
     def _watch(self, point: Point, act: Watcher) -> RemovableHandle:
         point = self.settled(point)
-        module = self._block(point.layer).get_submodule(self.architecture.module(point.tap, point.view))
+        module = self.block(point.layer).get_submodule(self.architecture.module(point.tap, point.view))
         if point.view is View.PROCESSED:
             act = less(self.value_bias(point.layer) if point.tap is Tap.Z else None, act)
         return watch_input(module, act) if point.tap.is_input else watch_output(module, act)
@@ -507,13 +590,21 @@ def load_model(
         MissingExtra: for a GGUF file, without the packages that the extra gguf installs.
     """
     device = known_device(device)
-    place = DEMO_FOLDER if name_or_path == "demo" else fetched_model(name_or_path) or name_or_path
+    folder = DEMO_FOLDER if name_or_path == "demo" else fetched_model(name_or_path) or name_or_path
     if name_or_path == "demo" and not (DEMO_FOLDER / "config.json").is_file():
         raise UnknownRelease(
             f"the demo model is not at {DEMO_FOLDER}. Install saeflow with its demo pack, or build the pack "
             "with scripts/build_demo.py."
         )
-    hf_model, tokenizer = fetch(place, dtype)
+    hf_model, tokenizer = fetch(folder, dtype)
     placed = cast("PreTrainedModel", nn.Module.to(hf_model, device))
-    asked = asked_for(name_or_path, device, dtype, prepend_bos)
-    return LanguageModel(placed, tokenizer, asked, prepend_bos=prepend_bos)
+    name = Path(name_or_path).absolute() if name_or_path != "demo" and Path(name_or_path).exists() else name_or_path
+    return LanguageModel(
+        placed, tokenizer, LoadArguments(str(name), str(device), dtype, prepend_bos), prepend_bos=prepend_bos
+    )
+
+
+@lru_cache(maxsize=1)
+def _load_in_worker(name: str, device: str, dtype: torch.dtype, prepend_bos: bool | None) -> LanguageModel:
+    """In a worker: the model, loaded once for all works of the process."""
+    return load_model(name, device=device_of_worker(device), dtype=dtype, prepend_bos=prepend_bos)

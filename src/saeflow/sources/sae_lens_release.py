@@ -24,7 +24,7 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra, UnknownRelease, Unreachable, UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.formats.hooks import site_of_hook
+from saeflow.sources.formats.hook_names import site_of_hook
 from saeflow.sources.formats.sae_lens import sae_lens_dictionary
 
 _DIRECTORY: Final = "sae_lens.loading.pretrained_saes_directory"

@@ -1,4 +1,4 @@
-"""Weights: where the tensors of a Dictionary come from, and what is checked when one is read.
+"""Weights: where the tensors of a Dictionary come from, and what is checked when values are read.
 
 Below dictionary.py and the file readers. A Weights knows its shape from a header and reads one tensor at a
 time; wrappers change what is read without reading anything else: other device or dtype, rows scaled.
@@ -120,7 +120,7 @@ def read_rows(weights: Weights, name: str, start: int, stop: int) -> Tensor:
     return weights.read(name)[start:stop]
 
 
-class _Over:
+class _Derived:
     """Weights made from others: the same file, the same shape."""
 
     def __init__(self, base: Weights) -> None:
@@ -147,7 +147,7 @@ class _Over:
         return self._base.has_skip
 
 
-class RowScaled(_Over):
+class RowScaled(_Derived):
     """Weights with feature i's activation multiplied by factor[i] and its decoder row divided by it."""
 
     def __init__(self, base: Weights, factor: Callable[[], Float[Tensor, " n_features"]]) -> None:
@@ -170,7 +170,7 @@ class RowScaled(_Over):
         return tensor * factor[:, None] if name == "W_enc" else tensor / factor[:, None]
 
 
-class EncoderScaled(_Over):
+class EncoderScaled(_Derived):
     """Weights whose encoder rows are multiplied by factor[i], and nothing else."""
 
     def __init__(self, base: Weights, factor: Callable[[], Float[Tensor, " n_features"]]) -> None:
@@ -188,7 +188,7 @@ class EncoderScaled(_Over):
         return tensor * self._factor().to(tensor)[:, None] if name == "W_enc" else tensor
 
 
-class DirectionsOnly(_Over):
+class DirectionsOnly(_Derived):
     """Weights of which the directions of the decoder's rows are known, and nothing else.
 
     A number that all of them are to be multiplied by is missing: `W_dec` is read up to it, and all else refused.
@@ -223,7 +223,7 @@ class DirectionsOnly(_Over):
         return name
 
 
-class Shifted(_Over):
+class Shifted(_Derived):
     """Weights for `h` where the base is for `h - shift`: the same activations, and `h` is reconstructed."""
 
     def __init__(self, base: Weights, shift: Float[Tensor, " d_in"], *, by_b_dec: bool) -> None:
@@ -246,7 +246,7 @@ class Shifted(_Over):
         return tensor
 
 
-class Moved(_Over):
+class Cast(_Derived):
     """Weights on another device or in another dtype."""
 
     def __init__(self, base: Weights, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
@@ -277,7 +277,7 @@ class Moved(_Over):
         return base.stamp if isinstance(base, Stamped) and self._dtype in (None, torch.float32) else ""
 
 
-class RowRange(_Over):
+class RowRange(_Derived):
     """Some features of other weights."""
 
     def __init__(self, base: Weights, start: int, stop: int) -> None:
@@ -306,7 +306,7 @@ class RowRange(_Over):
         return read_rows(self._base, name, self._start, self._stop)
 
 
-class Held:
+class InMemory:
     """Weights in memory."""
 
     def __init__(self, tensors: Mapping[str, Tensor], origin: str, *, transcoder: bool = False) -> None:
@@ -364,11 +364,7 @@ class Held:
 
 
 def expected_shapes(n_features: int, d_in: int, d_out: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor a dictionary may have, rows being features; `W_skip` is not in all of them.
-
-    Raises:
-        Nothing.
-    """
+    """The shape of each tensor a dictionary may have, rows being features; `W_skip` is not in all of them."""
     return {
         "W_enc": (n_features, d_in),
         "b_enc": (n_features,),
@@ -393,6 +389,33 @@ def check_values(tensor: Tensor, name: str, origin: str) -> None:
         )
 
 
+def refuse_infinite(what: str, h: Float[Tensor, "*tokens width"], real: Tensor | None = None) -> None:
+    """Refuse hidden states that hold NaN or infinite values; no feature is active on them, silently.
+
+    Args:
+        what: what they are, in the plural, for the message: "hidden states at 3/res".
+        h: in any dtype; adding up a token keeps NaN and makes infinity of infinity, and nothing else does in float32.
+        real: `Int[Tensor, "*tokens"]`, not 0 where the value counts; None for everywhere.
+
+    Raises:
+        InvalidArgument: with how many tokens are concerned.
+    """
+    fine = h.sum(dim=-1, dtype=torch.promote_types(h.dtype, torch.float32)).isfinite()
+    if real is not None:
+        fine = fine | (real == 0)
+    if not bool(fine.all()):
+        raise infinite_values(what, fine, torch.ones_like(fine) if real is None else real)
+
+
+def infinite_values(what: str, fine: Tensor, real: Tensor) -> InvalidArgument:
+    """The error for values that are NaN or infinite at the tokens that are real and not `fine`."""
+    return InvalidArgument(
+        f"{what} hold NaN or infinite values, at {int((~fine).sum())} of {int((real != 0).sum())} tokens. float16 "
+        "overflows above 65,504: load the model and its dictionaries in bfloat16 or float32; else look at the weights, "
+        "and at what edits them."
+    )
+
+
 def unit_rows(rows: Float[Tensor, "n width"], features: Sequence[FeatureId]) -> Float[Tensor, "n width"]:
     """The decoder rows of some features at unit length, for those who add them to hidden states.
 
@@ -414,9 +437,6 @@ def row_peaks(tensor: Float[Tensor, "*rows columns"]) -> Float[Tensor, " n_rows"
     """The largest absolute entry of each row, or each entry of a vector.
 
     NaN or infinite where any entry of the row is, and 0 only in a row of zeros: no square under- or overflows.
-
-    Raises:
-        Nothing.
     """
     if tensor.ndim < 2:
         return tensor.abs().reshape(-1)
@@ -425,9 +445,5 @@ def row_peaks(tensor: Float[Tensor, "*rows columns"]) -> Float[Tensor, " n_rows"
 
 
 def first_rows(rows: Tensor) -> list[int]:
-    """The first five row numbers, for a message.
-
-    Raises:
-        Nothing.
-    """
+    """The first five row numbers, for a message."""
     return [int(row) for row in rows[:5]]

@@ -115,7 +115,7 @@ def _unit(
             f"the text {texts[empty[0]]!r} has no token that is not special. Leave it out, or raise max_length."
         )
     text_of_token = real.nonzero()[:, 0]
-    places = {site: dictionary.place for site, dictionary in dictionaries.items()}
+    places = {site: dictionary.point for site, dictionary in dictionaries.items()}
     held = model.capture(tokens, places.values())
     rows = {
         site: _means(dictionaries[site], held[place][real], text_of_token, counted) for site, place in places.items()

@@ -48,7 +48,7 @@ def losses(
     """
     import torch
 
-    from saeflow.sources.values import Tokens
+    from saeflow.sources.tokens import Tokens
 
     if batch is not None and batch < 1:
         raise InvalidArgument(f"batch = {batch} texts in a forward pass. Give 1 or more.")

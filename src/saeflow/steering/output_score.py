@@ -32,7 +32,7 @@ from saeflow.ids import FeatureId, Site
 from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.steering.stream_rows import by_site, stream_rows
 
 PROMPTS: Final = ("From my experience,",)
@@ -100,7 +100,7 @@ def output_scores(
 
 def _largest_activation(model: LanguageModel, dictionary: Dictionary, tokens: Tokens) -> float:
     """a_max: of any feature on the last token."""
-    last = model.capture(tokens, [dictionary.place])[dictionary.place][0, -1:]
+    last = model.capture(tokens, [dictionary.point])[dictionary.point][0, -1:]
     return float(dictionary.encode(last.to(dictionary.W_enc)).max())
 
 
@@ -119,7 +119,7 @@ def _turned_up(
     n = len(features)
     batch = Tokens(tokens.input_ids.expand(n, -1), tokens.attention_mask.expand(n, -1))
     # a transcoder reads one tensor and writes another: its site's
-    place = dictionary.site if dictionary.is_transcoder else dictionary.place
+    place = dictionary.site if dictionary.is_transcoder else dictionary.point
     with model.intervening({place: turn_up}):
         logits = model.capture(batch, [], logits=True).logits
     if logits is None:

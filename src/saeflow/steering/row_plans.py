@@ -30,8 +30,8 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import (
     Change,
     Clock,
+    FeatureContribution,
     Placed,
-    Shares,
     Timed,
     added,
     dictionary_of,
@@ -116,7 +116,7 @@ def _drafts(
         dictionaries = _released(tuple(distinct.values()))
     for key, plan in distinct.items():
         for edit in plan.edits:
-            dictionary = dictionary_of(edit, dictionaries).on(model)
+            dictionary = dictionary_of(edit, dictionaries).for_model(model)
             if isinstance(edit, Add):
                 vector = added(edit, dictionary, model)
                 if vector.any():
@@ -161,7 +161,7 @@ def _last_layers(drafts: Mapping[Point, _Draft], rows: int) -> dict[int, Float[T
 class _Rescaled:
     """What is rescaled in some rows of a batch."""
 
-    shares: Shares
+    shares: FeatureContribution
     factors: Placed
     """r - 1, of shape [touched 1 k]."""
     rows: Placed | None
@@ -174,7 +174,7 @@ class _Rescaled:
         table = [[factors[row].get(index, 1.0) - 1.0 for index in features] for row in touched]
         placed = Placed(torch.tensor(table, dtype=torch.float64)[:, None])
         some = None if len(touched) == rows else Placed(torch.tensor(touched))
-        return _Rescaled(Shares(dictionary, features), placed, some)
+        return _Rescaled(FeatureContribution(dictionary, features), placed, some)
 
     def change(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         """What is added to `h`; -0.0 in the other rows."""

@@ -33,11 +33,11 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.sources.architectures import Point
+from saeflow.sources.architectures import Point, PointLike
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import Change
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Place, Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.steering.plan import Direction, SteeringPlan
 from saeflow.steering.stream_rows import (
     MAX_LENGTH,
@@ -351,7 +351,7 @@ def _mean_change(
 def _held(
     model: LanguageModel,
     tokens: Tokens,
-    places: Sequence[Place],
+    places: Sequence[PointLike],
     edits: tuple[SteeringPlan, Mapping[Site, Dictionary]] | None,
 ) -> dict[Point, Tensor]:
     """What stands at some places, before the edit of each place and after those of all earlier ones."""

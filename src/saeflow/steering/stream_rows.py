@@ -32,10 +32,10 @@ from saeflow.ids import FeatureId, Site
 from saeflow.matching.stream import special_tokens
 from saeflow.sources import weights
 from saeflow.sources.activations import BatchTopK, JumpReLU
-from saeflow.sources.architectures import Tap, View
+from saeflow.sources.architectures import PointLike, Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Place, Tokens
+from saeflow.sources.tokens import Tokens
 
 TEXTS_AT_ONCE: Final = 8
 MAX_LENGTH: Final = 128
@@ -89,11 +89,11 @@ def unit_rows(
     return weights.unit_rows(stream_rows(dictionary, features, model), features)
 
 
-def read_places(dictionary: Dictionary, model: LanguageModel) -> tuple[Place, ...]:
+def read_places(dictionary: Dictionary, model: LanguageModel) -> tuple[PointLike, ...]:
     """What has to be captured to know activations and factors at a dictionary's site."""
     if _behind_norm(dictionary, model):
-        return (dictionary.place, dictionary.site)
-    return (dictionary.place,)
+        return (dictionary.point, dictionary.site)
+    return (dictionary.point,)
 
 
 def token_factors(
@@ -220,7 +220,7 @@ def typical_activations(
     groups = list(by_site(features, dictionaries))
     total = {feature: 0.0 for _, here in groups for feature in here}
     count = dict.fromkeys(total, 0)
-    places = [dictionary.place for dictionary, _ in groups]
+    places = [dictionary.point for dictionary, _ in groups]
     for tokens, real in token_batches(model, texts, max_length=max_length):
         held = model.capture(tokens, places)
         for place, (dictionary, here) in zip(places, groups, strict=True):
@@ -262,7 +262,7 @@ def _mean_factor(dictionary: Dictionary, model: LanguageModel | None, texts: Seq
 
 
 def _behind_norm(dictionary: Dictionary, model: LanguageModel | None) -> bool:
-    before = dictionary.tap is Tap.Z or dictionary.told.view is View.MODULE
+    before = dictionary.tap is Tap.Z or dictionary.training.view is View.MODULE
     return before and model is not None and model.architecture.att_norm is not None
 
 

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument
 from saeflow.sources.activations import Activation, JumpReLU, TopK
-from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.preprocessing import PLAIN
+from saeflow.sources.dictionary import PLAIN, Dictionary
 from saeflow.training.settings import Target
 
 

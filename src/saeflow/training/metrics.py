@@ -23,10 +23,10 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
 from saeflow.matching.stream import special_tokens
-from saeflow.sources.architectures import Point
+from saeflow.sources.architectures import Point, PointLike
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Place, Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.training.settings import Target
 
 
@@ -104,20 +104,21 @@ class Evaluation:
             seen["h"] = h
             return h
 
-        def places(kept: Bool[Tensor, "batch pos"]) -> dict[Place, Callable[[Tensor], Tensor]]:
+        def places(kept: Bool[Tensor, "batch pos"]) -> dict[PointLike, Callable[[Tensor], Tensor]]:
             def replace(h: Tensor) -> Tensor:
                 source = seen["h"] if target.is_transcoder else h
                 made = torch.zeros_like(h) if put is torch.zeros_like else put(source.float()).to(h)
                 return torch.where(kept[..., None], made, h)
 
-            own: dict[Place, Callable[[Tensor], Tensor]] = {written: replace}
+            own: dict[PointLike, Callable[[Tensor], Tensor]] = {written: replace}
             return {read: remember} | own if target.is_transcoder else own
 
         return self._loss(places)
 
     def _loss(
         self,
-        places: Callable[[Bool[Tensor, "batch pos"]], dict[Place, Callable[[Tensor], Tensor]]] | Mapping[None, None],
+        places: Callable[[Bool[Tensor, "batch pos"]], dict[PointLike, Callable[[Tensor], Tensor]]]
+        | Mapping[None, None],
     ) -> float:
         """Mean loss in nats a token, with what `places` puts in, which is made for the tokens of each batch."""
         total, n = 0.0, 0

@@ -29,7 +29,7 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats.sae_lens_writer import VERSION as LENS_VERSION
 from saeflow.sources.formats.sae_lens_writer import write_sae_lens_release
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.training import checkpoint, record
 from saeflow.training.buffer import ActivationRows, ShuffledBuffer
 from saeflow.training.folding import Normalisation, TrainedWeights, fold, unfold

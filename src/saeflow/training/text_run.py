@@ -13,7 +13,7 @@ from saeflow.ids import Site
 from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.training.buffer import ActivationRows
 from saeflow.training.folding import Normalisation, fold
 from saeflow.training.learners import Job, MakeLearners

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 from saeflow.training.settings import seed_of
 
 EVALUATED: Final = 20

@@ -18,7 +18,7 @@ from saeflow.interventions import Positions, Rescale
 from saeflow.sources.activations import ReLU
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 from ...sources.tiny_models import N_LAYERS
 from .worlds import KINDS, TEXT, active_features, dictionaries_on, language_model, trials_at

@@ -29,12 +29,12 @@ from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.experiments.causal.loss import ChangedToken, Losses
 from saeflow.experiments.causal.trial import Outcome, ReducedTrial, Stage, StageEdit, Trial, by_layer_and_work
 from saeflow.ids import FeatureId, Site
-from saeflow.sources.architectures import Point, Tap, View
+from saeflow.sources.architectures import Tap, View
 from saeflow.sources.blocks import CleanPass
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import Change
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 _ENCODED_AT_ONCE = 64
 """Tokens encoded in one product, so that the dense activations stay small beside the dictionary."""
@@ -260,11 +260,11 @@ class CleanActivations:
         if site not in self._dictionaries:
             raise UnknownSite(f"there is no dictionary at {site}. Pass one to PreparedText.")
         if site not in self._bound:
-            self._bound[site] = self._dictionaries[site].on(self._model)
+            self._bound[site] = self._dictionaries[site].for_model(self._model)
         found = self._bound[site]
-        if found.told.view is not View.OWN:
+        if found.training.view is not View.OWN:
             raise InvalidArgument(
-                f"the dictionary at {site} reads {Point.at(found.place)}, which a trial does not edit. Leave "
+                f"the dictionary at {site} reads {found.point}, which a trial does not edit. Leave "
                 f"{site} out, or give one of the tensor that is added to the stream."
             )
         if found.is_transcoder:

@@ -17,7 +17,7 @@ from torch import Tensor
 from saeflow.experiments.causal.trial import ReducedTrial
 from saeflow.sources.architectures import Tap
 from saeflow.sources.blocks import CleanPass
-from saeflow.sources.values import Tokens, nats
+from saeflow.sources.tokens import Tokens, nats
 
 _LOGITS_AT_ONCE = 2**24
 """Logits computed in one product: 64 MiB in float32."""

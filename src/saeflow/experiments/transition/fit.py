@@ -115,9 +115,9 @@ class Fits:
         for done, unit in enumerate(measured):
             if progress:
                 progress(len(fitting) + len(validation) + done, steps, "means")
-            captured = self.setup.model.capture(unit.tokens, [pair.target.place for pair in group])
+            captured = self.setup.model.capture(unit.tokens, [pair.target.point for pair in group])
             for trial in trials:
-                trial.add_truth(trial.pair.centred(captured[trial.pair.target.place][unit.real]))
+                trial.add_truth(trial.pair.centred(captured[trial.pair.target.point][unit.real]))
         for pair, trial in zip(group, trials, strict=True):
             write_atomic(self.path(pair), trial.to_bytes())
         if progress:
@@ -159,7 +159,7 @@ class Fits:
         self, group: Sequence[DictionaryPair], beside: Sequence[Any], unit: Unit, *, encode: bool
     ) -> list[tuple[DictionaryPair, Any, Ends, Tensor]]:
         """Every pair with what goes with it, what stands at its ends, and, if asked for, the activations at B."""
-        places = [end.place for pair in group for end in (pair.source, pair.target)]
+        places = [end.point for pair in group for end in (pair.source, pair.target)]
         captured = self.setup.model.capture(unit.tokens, places)
         found: list[tuple[DictionaryPair, Any, Ends, Tensor]] = []
         for pair, one in zip(group, beside, strict=True):

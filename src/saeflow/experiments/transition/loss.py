@@ -18,9 +18,8 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.transition.maps import Scaling, TransitionMap, Variant, Weights
 from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, baselines, written
-from saeflow.sources.architectures import Point
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 CLEAN: Final = "clean"
 _LOGITS_AT_ONCE: Final = 1 << 27
@@ -102,5 +101,5 @@ def _losses(
         return out
 
     many = Tokens(tokens.input_ids.expand(len(rows), -1), tokens.attention_mask.expand(len(rows), -1))
-    with model.intervening({Point.at(pair.target.place): replaced}):
+    with model.intervening({pair.target.point: replaced}):
         return model.loss(many).double().nanmean(dim=1).tolist()

@@ -35,6 +35,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.settings import KS
 from saeflow.matching.methods import Role, match, rows_of
 from saeflow.sources.activations import JumpReLU
+from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary, Norm
 
 _BLOCK: Final = 1024
@@ -207,7 +208,7 @@ def check_pair(source: Dictionary, target: Dictionary) -> None:
                 "what the MLP writes, so that its activations do not stand for the hidden state of its site. Give "
                 "sparse autoencoders."
             )
-        if dictionary.place != dictionary.site:
+        if dictionary.point != Point.at(dictionary.site):
             raise InvalidArgument(
                 f"the dictionary at {dictionary.site} reads {dictionary.tap.value}, which is not the tensor of its "
                 "site. Transitions are measured between tensors of the residual stream: give parts res or mlp."
@@ -297,7 +298,7 @@ def _scaled(dictionary: Dictionary, size: Tensor) -> Dictionary:
         b_dec=dictionary.b_dec,
         activation=JumpReLU(activation.threshold / rows[:, 0]) if isinstance(activation, JumpReLU) else activation,
         preprocessing=dictionary.preprocessing,
-        told=dictionary.told,
+        training=dictionary.training,
     )
 
 

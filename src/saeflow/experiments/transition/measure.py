@@ -22,7 +22,7 @@ from saeflow.errors import WidthMismatch
 from saeflow.experiments.transition.maps import TransitionMap
 from saeflow.ids import Site
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.values import Captured
+from saeflow.sources.model import Captured
 
 LEAST_SQUARES, AFFINE = "least squares", "affine map of h"
 RECONSTRUCTION, OWN, IDENTITY, MEAN = "reconstruction", "source reconstruction", "identity", "mean"
@@ -77,9 +77,9 @@ class DictionaryPair:
     def ends(self, captured: Captured, real: Bool[Tensor, "batch pos"]) -> Ends:
         """What a forward pass held at both ends, on the real tokens."""
         with torch.no_grad():
-            h = captured[self.source.place][real]
+            h = captured[self.source.point][real]
             z = self.source.encode(h).float()
-            return Ends(h.float(), z, self.centred(captured[self.target.place][real]))
+            return Ends(h.float(), z, self.centred(captured[self.target.point][real]))
 
     def centred(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """The stream at B as its dictionary sees it, in float32."""

@@ -264,7 +264,7 @@ class _MeasureText:
             self.at = unit["group"]
         model = self.setup.model
         [one] = cut_into_units(model, [unit["content"]], max_length=self.setup.max_length)
-        places = [end.place for pair, _, _ in self.held for end in (pair.source, pair.target)]
+        places = [end.point for pair, _, _ in self.held for end in (pair.source, pair.target)]
         captured = model.capture(one.tokens, places)
         for pair, fitted, maps in self.held:
             ends = pair.ends(captured, one.real)
@@ -302,7 +302,7 @@ def _opened(
     model: LanguageModel, dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair]
 ) -> list[tuple[Dictionary, Dictionary]]:
     _check_sites(dictionaries, pairs)
-    found = [(dictionaries[a].on(model), dictionaries[b].on(model)) for a, b in pairs]
+    found = [(dictionaries[a].for_model(model), dictionaries[b].for_model(model)) for a, b in pairs]
     for source, target in found:
         check_pair(source, target)
     return found

@@ -24,10 +24,10 @@ from typing import Any, Final
 from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK
-from saeflow.sources.dictionary import Dictionary, Preprocessing, Told
+from saeflow.sources.dictionary import Dictionary, Preprocessing, TrainingInfo
 from saeflow.sources.formats.configs import count, read_yaml
 from saeflow.sources.formats.file_weights import FileWeights, Stored
-from saeflow.sources.formats.hooks import transcoder_of_hooks, view_of_hook
+from saeflow.sources.formats.hook_names import transcoder_of_hooks, view_of_hook
 from saeflow.sources.formats.remote_tensors import open_tensors
 
 CONFIG: Final = "config.yaml"
@@ -66,7 +66,7 @@ def read_circuit_tracer(file: Path, site: Site | None = None) -> Dictionary:
         weights=weights,
         activation=_activation(config, weights, path),
         preprocessing=Preprocessing(norm=norm),
-        told=Told(view_of_hook(written, norm)),
+        training=TrainingInfo(view_of_hook(written, norm)),
     )
 
 

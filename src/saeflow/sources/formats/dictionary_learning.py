@@ -30,7 +30,7 @@ from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.activations import Activation, ActivationKind, JumpReLU, ReLU, TopK, kept_threshold
 from saeflow.sources.architectures import Tap, View
-from saeflow.sources.dictionary import Dictionary, Preprocessing, Told
+from saeflow.sources.dictionary import Dictionary, Preprocessing, TrainingInfo
 from saeflow.sources.formats.configs import count, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
 from saeflow.sources.formats.sae_lens import gated_activation, gated_weights
@@ -129,7 +129,7 @@ def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictiona
         activation=_activation(made, trainer, file, weights, str(path)) if told else refused(_untold(path, file)),
         preprocessing=Preprocessing(subtract_b_dec=made.subtracts),
         # parts are named as `mlp_out`, what the module returns, whatever the model does with it
-        told=Told(View.OWN if place.part is Part.RES else View.MODULE),
+        training=TrainingInfo(View.OWN if place.part is Part.RES else View.MODULE),
     )
 
 

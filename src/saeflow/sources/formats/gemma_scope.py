@@ -20,13 +20,12 @@ from typing import Any
 from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.activations import JumpReLU
-from saeflow.sources.dictionary import Dictionary, Norm, Tap
+from saeflow.sources.dictionary import PLAIN, Dictionary, Norm, Preprocessing, Tap
 from saeflow.sources.formats.configs import read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored
-from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks
+from saeflow.sources.formats.hook_names import site_of_hook, transcoder_of_hooks
 from saeflow.sources.formats.remote_tensors import open_tensors
 from saeflow.sources.formats.tensors import TensorFile
-from saeflow.sources.preprocessing import PLAIN, Preprocessing
 
 PARAMS = "params.npz"
 CONFIG_2 = "config.json"

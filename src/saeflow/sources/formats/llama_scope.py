@@ -33,7 +33,7 @@ from saeflow.sources.activations import JumpReLU
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
 from saeflow.sources.formats.configs import positive_number, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
-from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks
+from saeflow.sources.formats.hook_names import site_of_hook, transcoder_of_hooks
 from saeflow.sources.formats.remote_tensors import open_tensors
 from saeflow.sources.weights import DirectionsOnly
 

@@ -29,10 +29,10 @@ from torch import Tensor
 from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK
-from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap, Told
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap, TrainingInfo
 from saeflow.sources.formats.configs import count, positive_number, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
-from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks, view_of_hook
+from saeflow.sources.formats.hook_names import site_of_hook, transcoder_of_hooks, view_of_hook
 from saeflow.sources.formats.remote_tensors import open_tensors
 from saeflow.sources.formats.tensors import TensorFile
 from saeflow.sources.weights import DirectionsOnly, RowScaled
@@ -89,7 +89,7 @@ def read_openmoss(folder: Path, site: Site | None = None) -> Dictionary:
         weights=DirectionsOnly(weights, unknown) if unknown else read_by,
         activation=refused(unknown) if unknown else _activation(config, weights, norms, path),
         preprocessing=Preprocessing(norm=norm),
-        told=Told(view),
+        training=TrainingInfo(view),
     )
 
 

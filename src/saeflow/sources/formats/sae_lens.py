@@ -31,7 +31,7 @@ from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK, kept_threshold
 from saeflow.sources.architectures import View
-from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Told
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, TrainingInfo
 from saeflow.sources.formats.configs import count, positive_number, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
 from saeflow.sources.formats.remote_tensors import open_tensors
@@ -115,13 +115,13 @@ def sae_lens_dictionary(
             center=bool(told.get("center_writing_weights", False)),
             norm=place.norm if norm is Norm.NONE else norm,
         ),
-        told=_told(config, metadata, place),
+        training=_told(config, metadata, place),
     )
 
 
-def _told(config: Mapping[str, Any], metadata: Mapping[str, Any], place: Place) -> Told:
+def _told(config: Mapping[str, Any], metadata: Mapping[str, Any], place: Place) -> TrainingInfo:
     begins, context = metadata.get("prepend_bos"), metadata.get("context_size")
-    return Told(
+    return TrainingInfo(
         View.PROCESSED if place.view is View.OWN and _processed(config, metadata) else place.view,
         begins if isinstance(begins, bool) else None,
         context if isinstance(context, int) and context > 0 else None,

@@ -13,8 +13,8 @@ from typing import Any, Final
 from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.architectures import Tap, View
-from saeflow.sources.formats.hooks import site_of_hook, transcoder_of_hooks, view_of_hook
-from saeflow.sources.preprocessing import Norm
+from saeflow.sources.dictionary import Norm
+from saeflow.sources.formats.hook_names import site_of_hook, transcoder_of_hooks, view_of_hook
 
 BATCHTOPK: Final = ("batchtopk", "matryoshka_batchtopk", "matryoshka")
 """Saved as they are trained: a trained one is otherwise saved as jumprelu."""

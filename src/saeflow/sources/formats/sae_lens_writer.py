@@ -186,8 +186,8 @@ def _metadata(dictionary: Dictionary, model_name: str, architecture: Architectur
         "model_class_name": "AutoModelForCausalLM",
         "hook_name": f"blocks.{read.layer}.ln2.hook_normalized" if rescaled else lens_hook(read),
         "hook_head_index": None,
-        **({} if dictionary.told.prepend_bos is None else {"prepend_bos": dictionary.told.prepend_bos}),
-        **({} if dictionary.told.context_size is None else {"context_size": dictionary.told.context_size}),
+        **({} if dictionary.training.prepend_bos is None else {"prepend_bos": dictionary.training.prepend_bos}),
+        **({} if dictionary.training.context_size is None else {"context_size": dictionary.training.context_size}),
         "neuronpedia_id": None,
     }
     if dictionary.is_transcoder:
@@ -198,7 +198,7 @@ def _metadata(dictionary: Dictionary, model_name: str, architecture: Architectur
             told["hf_hook_name_out"] = hf_hook(written, architecture)
     kwargs = {
         "center_writing_weights": dictionary.preprocessing.center,
-        "fold_value_biases": dictionary.told.view is View.PROCESSED,
+        "fold_value_biases": dictionary.training.view is View.PROCESSED,
     }
     if any(kwargs.values()):
         told["model_from_pretrained_kwargs"] = {key: True for key, value in kwargs.items() if value}

@@ -28,7 +28,7 @@ from saeflow.ids import Site
 from saeflow.reading import read_json
 from saeflow.sources.activations import Activation, ActivationKind, BatchTopK, JumpReLU, ReLU, TopK, kept_threshold
 from saeflow.sources.architectures import Tap, View
-from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Told
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, TrainingInfo
 from saeflow.sources.formats.file_weights import FileWeights, Stored
 from saeflow.sources.formats.tensors import SafetensorsFile
 
@@ -72,7 +72,7 @@ class Manifest:
             weights=weights,
             activation=_activation(kind, entry["activation"], weights, where),
             preprocessing=_preprocessing(entry.get("preprocessing", {}), where),
-            told=_told(entry.get("training", {}), where),
+            training=_told(entry.get("training", {}), where),
         )
 
 
@@ -178,9 +178,9 @@ def _describe(dictionary: Dictionary, file: str) -> dict[str, Any]:
             "norm": before.norm.value,
         }
     told_of = {
-        "view": dictionary.told.view.value or None,
-        "prepend_bos": dictionary.told.prepend_bos,
-        "context_size": dictionary.told.context_size,
+        "view": dictionary.training.view.value or None,
+        "prepend_bos": dictionary.training.prepend_bos,
+        "context_size": dictionary.training.context_size,
     }
     if training := {key: value for key, value in told_of.items() if value is not None}:
         entry["training"] = training
@@ -208,13 +208,13 @@ def _preprocessing(told: Mapping[str, Any], where: str) -> Preprocessing:
     return Preprocessing(bool(told.get("subtract_b_dec", False)), bool(told.get("center", False)), norm)
 
 
-def _told(told: Mapping[str, Any], where: str) -> Told:
+def _told(told: Mapping[str, Any], where: str) -> TrainingInfo:
     unknown = sorted(set(told) - {"view", "prepend_bos", "context_size"})
     begins, context = told.get("prepend_bos"), told.get("context_size")
     kinds = isinstance(begins, bool | None) and isinstance(context, int | None)
     if unknown or not kinds:
         raise UnsupportedFormat(f"{where}: training {dict(told)!r} is not known. Update saeflow.")
-    return Told(_member(View, str(told.get("view", "")), where), begins, context)
+    return TrainingInfo(_member(View, str(told.get("view", "")), where), begins, context)
 
 
 def _entry(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:

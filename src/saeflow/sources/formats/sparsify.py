@@ -21,10 +21,10 @@ from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.activations import Activation, TopK
 from saeflow.sources.architectures import Tap
-from saeflow.sources.dictionary import Dictionary, Preprocessing, Told
+from saeflow.sources.dictionary import Dictionary, Preprocessing, TrainingInfo
 from saeflow.sources.formats.configs import count, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
-from saeflow.sources.formats.hooks import site_of_hook, view_of_hook
+from saeflow.sources.formats.hook_names import site_of_hook, view_of_hook
 from saeflow.sources.formats.remote_tensors import open_tensors
 
 CONFIG: Final = "cfg.json"
@@ -67,7 +67,7 @@ def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
         weights=weights,
         activation=_activation(config, str(path)),
         preprocessing=Preprocessing(subtract_b_dec=not config.get("transcode")),
-        told=Told(view_of_hook(hookpoint.name)),
+        training=TrainingInfo(view_of_hook(hookpoint.name)),
     )
 
 

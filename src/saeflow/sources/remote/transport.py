@@ -85,7 +85,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RangeResponse:
     """What a range request brought: pieces of bytes, and the entity tag of the whole."""
 
     pieces: Iterator[bytes]
@@ -93,7 +93,7 @@ class Answer:
 
 
 @contextmanager
-def opened(file: HubFile, start: int, stop: int, *, tag: str = "") -> Generator[Answer]:
+def opened(file: HubFile, start: int, stop: int, *, tag: str = "") -> Generator[RangeResponse]:
     """Bytes `start` to `stop` of a file; with a `tag` only if the file still has it.
 
     Raises:
@@ -118,7 +118,7 @@ def opened(file: HubFile, start: int, stop: int, *, tag: str = "") -> Generator[
         raise Cut(f"no answer ({type(error).__name__}: {error})") from error
     try:
         _check(file, response, pieces, start)
-        yield Answer(_steady(pieces, stop - start), strong_tag(response.headers))
+        yield RangeResponse(_steady(pieces, stop - start), strong_tag(response.headers))
     finally:
         response.close()
 

@@ -60,7 +60,7 @@ def written_on(
     found = activity(model, dictionaries, texts, sites=sites, max_length=max_length)
     share = found.lengths / found.lengths.sum()
     lengths = {
-        site: torch.linalg.vector_norm(dictionaries[site].written(model), dim=1).float().cpu().numpy()
+        site: torch.linalg.vector_norm(dictionaries[site].written_rows(model), dim=1).float().cpu().numpy()
         for site in found.sites
     }
     return {site: (share @ means) * lengths[site] for site, means in found.means.items()}

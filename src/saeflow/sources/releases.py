@@ -68,7 +68,7 @@ _KEYS: Final = {
 }
 
 
-class Size(NamedTuple):
+class DictionarySize(NamedTuple):
     """How large a dictionary is: features, the width it reads, and the bytes of a value in its file."""
 
     n_features: int
@@ -82,7 +82,7 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReleaseEntry:
     """Where a release keeps one site's dictionary.
 
     Attributes:
@@ -101,13 +101,13 @@ class Entry:
     files: tuple[str, ...]
     optional: tuple[str, ...] = ()
     labels: str = ""
-    size: Size | None = None
+    size: DictionarySize | None = None
     center: bool = False
     added: bool = False
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Release:
     """A release as its TOML file says it, with its parameters chosen.
 
     Attributes:
@@ -123,7 +123,7 @@ class Recipe:
     model: str
     about: str
     chosen: Mapping[str, str]
-    sites: Mapping[Site, Entry]
+    sites: Mapping[Site, ReleaseEntry]
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
@@ -136,7 +136,7 @@ def known_releases() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in RELEASES.glob("*.toml") if not path.stem.endswith(BESIDE)))
 
 
-def is_recipe(name: str) -> bool:
+def is_release(name: str) -> bool:
     """Whether `name`, parameters after an @ aside, is a named release or a path that ends in .toml.
 
     Raises:
@@ -146,7 +146,7 @@ def is_recipe(name: str) -> bool:
     return base in known_releases() or (base.endswith(".toml") and Path(base).is_file())
 
 
-def read_recipe(name: str) -> Recipe:
+def read_release(name: str) -> Release:
     """The recipe of a named release, or of a .toml file, with parameters after an @.
 
     Raises:
@@ -162,8 +162,8 @@ def read_recipe(name: str) -> Recipe:
     if "same_as" in data:
         other, more = _split(str(data["same_as"]))
         told = ",".join(f"{key}={value}" for key, value in (more | asked).items())
-        made = read_recipe(f"{other}@{told}" if told else other)
-        return Recipe(name, made.model, str(data.get("about", made.about)), made.chosen, made.sites, made.options)
+        made = read_release(f"{other}@{told}" if told else other)
+        return Release(name, made.model, str(data.get("about", made.about)), made.chosen, made.sites, made.options)
     return _Reader(path, data).recipe(name, asked)
 
 
@@ -201,7 +201,7 @@ class _Reader:
         self.defaults = {key: str(value) for key, value in self._entry(data, "parameters", dict, {}).items()}
         self.files = [self._checked(told) for told in self._entry(data, "files", list)]
 
-    def recipe(self, name: str, asked: Mapping[str, str]) -> Recipe:
+    def recipe(self, name: str, asked: Mapping[str, str]) -> Release:
         options = self._options()
         unknown = sorted(set(asked) - set(options))
         if unknown:
@@ -213,7 +213,7 @@ class _Reader:
                 raise InvalidArgument(
                     f"{name!r}: there are no files with {key} {chosen[key]!r}. There are: {', '.join(values)}."
                 )
-        sites: dict[Site, Entry] = {}
+        sites: dict[Site, ReleaseEntry] = {}
         for told in self.files:
             if all(chosen[key] in self._strings(told["when"], key) for key in told.get("when", {})):
                 for layer in self._layers(told):
@@ -221,7 +221,7 @@ class _Reader:
         if not sites:
             told = ", ".join(f"{key} {value}" for key, value in chosen.items())
             raise InvalidArgument(f"{name!r}: there are no files with {told} together. See docs/releases.md.")
-        return Recipe(name, self.model, self.about, chosen, dict(sorted(sites.items())), options)
+        return Release(name, self.model, self.about, chosen, dict(sorted(sites.items())), options)
 
     def _options(self) -> dict[str, tuple[str, ...]]:
         options: dict[str, dict[str, None]] = {key: {value: None} for key, value in self.defaults.items()}
@@ -232,7 +232,7 @@ class _Reader:
             options["l0"] |= dict.fromkeys((CANONICAL, "a number"))
         return {key: tuple(values) for key, values in options.items()}
 
-    def _entry_of(self, told: Mapping[str, Any], layer: int, chosen: Mapping[str, str], name: str) -> Entry:
+    def _entry_of(self, told: Mapping[str, Any], layer: int, chosen: Mapping[str, str], name: str) -> ReleaseEntry:
         values = {**chosen, "layer": layer, "next": layer + 1}
         if "l0" in told:
             values["l0"] = self._closest(told, layer, chosen["l0"], name)
@@ -243,13 +243,13 @@ class _Reader:
         for what in (told["repo"], revision, *files, *optional):
             if not is_inside(what):
                 raise BadFile(f"{self.path}: {what!r} leads out of its repository. Give a path in it.")
-        return Entry(
+        return ReleaseEntry(
             repo=told["repo"],
             revision=revision,
             files=files,
             optional=optional,
             labels="".join(self._filled([told["labels"]], values)) if "labels" in told else "",
-            size=Size(n_features, d_in, told.get("values", 4)) if n_features and d_in else None,
+            size=DictionarySize(n_features, d_in, told.get("values", 4)) if n_features and d_in else None,
             center=bool(told.get("center", False)),
             added=bool(told.get("added", False)),
         )

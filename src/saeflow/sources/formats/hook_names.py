@@ -12,7 +12,7 @@ import re
 from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.architectures import Tap, View
-from saeflow.sources.preprocessing import Norm
+from saeflow.sources.dictionary import Norm
 
 # TransformerLens: what follows `blocks.{L}.`. On Gemma these are after the norm, as added to the stream.
 _LENS = {

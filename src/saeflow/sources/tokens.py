@@ -1,4 +1,4 @@
-"""Token ids as the text they are inside a text.
+"""Texts as token ids, the loss of their next tokens, and the texts that ids stand for.
 
 Tokenizers of the SentencePiece kind (Llama 2, Mistral, TinyStories) drop the space that a decoded text begins with, so
 that a token decoded alone, or a completion without its prompt, loses the space in front; and a character of several
@@ -8,15 +8,66 @@ bytes may be spread over several tokens. So ids are decoded behind a letter, whi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, cast
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from saeflow.errors import WidthMismatch
+from saeflow.sources.weights import infinite_values
 
 PIECE: Final = "\ufffd"
 """What stands for a piece of a character, which cannot be shown."""
 _LONGEST: Final = 4
 """Bytes of a character, at most."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """A batch of texts as token ids, padded on the right; the mask is 1 on real tokens."""
+
+    input_ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many real tokens each text has."""
+        return [int(n) for n in self.attention_mask.sum(dim=1).tolist()]
+
+    def loss(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "batch pos-1"]:
+        """Loss of each next token in nats, in float32: column t is -log p(token t+1 | tokens up to t).
+
+        NaN where token t+1 is padding, so that a mean has to be `nanmean` and cannot count padding.
+
+        Raises:
+            WidthMismatch: when the logits are not of this batch.
+            InvalidArgument: when logits are NaN or infinite, so that a token has no loss.
+        """
+        if logits.shape[:2] != self.input_ids.shape:
+            raise WidthMismatch(
+                f"logits of shape {tuple(logits.shape)} are not of tokens of shape "
+                f"{tuple(self.input_ids.shape)}. Pass the logits of the same batch."
+            )
+        following = self.input_ids[:, 1:]
+        rows = [nats(text[:-1], ids) for text, ids in zip(logits, following, strict=True)]
+        loss, real = torch.stack(rows), self.attention_mask[:, 1:] != 0
+        if bool((loss.isnan() & real).any()):
+            raise infinite_values("the logits", loss.isfinite() | ~real, real)
+        return loss.masked_fill(~real, float("nan"))
+
+
+def nats(logits: Float[Tensor, "n vocab"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """-log p(token) of each row, in float32 and within 1e-5 of float64: log sum exp(l - l_token).
+
+    Torch's `cross_entropy` adds the vocabulary up one by one in float32: too low by up to 1e-3 nats for 260,000 tokens
+    where they are strided, 4e-5 where they are not. Its `logsumexp` adds them in pairs.
+    """
+    scores = logits.float()
+    return torch.logsumexp(scores - scores.gather(1, ids[:, None]), dim=1)
 
 
 class Spelling:

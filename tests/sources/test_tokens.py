@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saeflow.ids import Part, Site
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.spelling import Spelling
+from saeflow.sources.tokens import Spelling
 from saeflow.steering.generate import Request, generate
 from saeflow.steering.sampling import Sampling
 

@@ -9,8 +9,8 @@ import pytest
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease
 from saeflow.ids import Part, Site
-from saeflow.sources import recipes
-from saeflow.sources.recipes import Recipe, is_recipe, known_releases, read_recipe
+from saeflow.sources import releases
+from saeflow.sources.releases import Release, is_release, known_releases, read_release
 
 # The canonical average L0s of three layers, as pretrained_saes.yaml of sae-lens has them.
 CANONICAL = {
@@ -21,14 +21,14 @@ CANONICAL = {
 }
 
 
-def l0(recipe: Recipe, site: str) -> int:
+def l0(recipe: Release, site: str) -> int:
     [file] = recipe.sites[Site.parse(site)].files
     return int(file.split("average_l0_")[1].split("/")[0])
 
 
 @pytest.mark.parametrize("name", known_releases())
 def test_every_recipe_names_a_model_and_files_that_differ(name: str):
-    recipe = read_recipe(name)
+    recipe = read_release(name)
     files = [(entry.repo, file) for entry in recipe.sites.values() for file in entry.files]
     assert recipe.model.count("/") == 1
     assert recipe.about
@@ -40,14 +40,14 @@ def test_every_recipe_names_a_model_and_files_that_differ(name: str):
 
 @pytest.mark.parametrize("name", known_releases())
 def test_every_value_of_every_parameter_has_files(name: str):
-    options = read_recipe(name).options
+    options = read_release(name).options
     for key, values in options.items():
         for value in values:
             asked = f"{name}@{key}={value if value != 'a number' else 20}"
             try:
-                found = read_recipe(asked)
+                found = read_release(asked)
             except InvalidArgument:  # some values go with others only
-                found = read_recipe(f"{asked},depths=four" if "depths" in options else f"{asked},width=16k")
+                found = read_release(f"{asked},depths=four" if "depths" in options else f"{asked},width=16k")
             assert found.sites
 
 
@@ -72,51 +72,51 @@ def test_every_value_of_every_parameter_has_files(name: str):
     ],
 )
 def test_complete_releases_are_complete(name: str, layers: int, parts: int):
-    sites = read_recipe(name).sites
+    sites = read_release(name).sites
     assert len(sites) == layers * parts
     assert {site.layer for site in sites} == set(range(layers))
 
 
 @pytest.mark.parametrize("name", CANONICAL)
 def test_the_canonical_files_are_those_the_field_calls_so(name: str):
-    recipe = read_recipe(name)
+    recipe = read_release(name)
     assert {site: l0(recipe, site) for site in CANONICAL[name]} == CANONICAL[name]
 
 
 def test_another_name_is_the_same_files_under_its_own_name():
-    mine, theirs = read_recipe("gemma-scope-2b-65k"), read_recipe("gemma-scope-2b@width=65k")
+    mine, theirs = read_release("gemma-scope-2b-65k"), read_release("gemma-scope-2b@width=65k")
     assert (mine.name, mine.sites) == ("gemma-scope-2b-65k", theirs.sites)
-    more = read_recipe("gemma-scope-2b-65k@l0=20")
-    assert l0(more, "0/res") == l0(read_recipe("gemma-scope-2b@width=65k,l0=20"), "0/res") != 73
+    more = read_release("gemma-scope-2b-65k@l0=20")
+    assert l0(more, "0/res") == l0(read_release("gemma-scope-2b@width=65k,l0=20"), "0/res") != 73
 
 
 def test_an_l0_by_number_is_the_closest_there_is():
     """Layer 0 of the residual stream has 13, 25, 46, 105 and 226."""
-    got = [l0(read_recipe(f"gemma-scope-2b@l0={asked}"), "0/res") for asked in (1, 19, 20, 75, 76, 999)]
+    got = [l0(read_release(f"gemma-scope-2b@l0={asked}"), "0/res") for asked in (1, 19, 20, 75, 76, 999)]
     assert got == [13, 13, 25, 46, 105, 226]
 
 
 def test_a_width_of_some_layers_gives_those():
-    sites = read_recipe("gemma-scope-2b@width=1m").sites
+    sites = read_release("gemma-scope-2b@width=1m").sites
     assert list(sites) == [Site(5, Part.RES), Site(12, Part.RES), Site(19, Part.RES)]
-    assert [site.layer for site in read_recipe("gemma-scope-2-1b-pt@depths=four,l0=medium,width=1m").sites][:2] == [
+    assert [site.layer for site in read_release("gemma-scope-2-1b-pt@depths=four,l0=medium,width=1m").sites][:2] == [
         7,
         7,
     ]
 
 
 def test_a_parameter_chooses_files_and_labels():
-    entry = read_recipe("gemma-scope-2b").sites[Site.parse("24/res")]
+    entry = read_release("gemma-scope-2b").sites[Site.parse("24/res")]
     assert entry.labels == "gemma-2-2b/24-gemmascope-res-16k"
     assert entry.size.n_bytes == 4 * (2 * 16384 * 2304 + 2 * 16384 + 2304)
-    tc = read_recipe("gemma-scope-2b@mlp=transcoder").sites[Site.parse("3/mlp")]
+    tc = read_release("gemma-scope-2b@mlp=transcoder").sites[Site.parse("3/mlp")]
     assert (tc.repo, tc.labels) == ("google/gemma-scope-2b-pt-transcoders", "gemma-2-2b/3-gemmascope-transcoder-16k")
-    v5 = read_recipe("gpt2-small-v5@width=128k").sites[Site.parse("3/res")]
+    v5 = read_release("gpt2-small-v5@width=128k").sites[Site.parse("3/res")]
     assert v5.files == ("v5_128k_layer_3/cfg.json", "v5_128k_layer_3/sae_weights.safetensors")
 
 
 def test_a_dictionary_before_a_block_is_the_one_after_the_block_before():
-    sites = read_recipe("gpt2-small-res-jb").sites
+    sites = read_release("gpt2-small-res-jb").sites
     assert sites[Site.parse("0/res")].files[0] == "blocks.1.hook_resid_pre/cfg.json"
     assert sites[Site.parse("11/res")].files[0] == "blocks.11.hook_resid_post/cfg.json"
     assert all(entry.center for entry in sites.values())
@@ -137,14 +137,14 @@ def test_a_dictionary_before_a_block_is_the_one_after_the_block_before():
 )
 def test_a_choice_there_is_not_is_refused_with_those_there_are(name: str, message: str):
     with pytest.raises(InvalidArgument, match=message):
-        read_recipe(name)
+        read_release(name)
 
 
 def test_what_is_no_release_is_refused():
-    assert not is_recipe("gemma")
-    assert not is_recipe("gone.toml")
+    assert not is_release("gemma")
+    assert not is_release("gone.toml")
     with pytest.raises(UnknownRelease, match=r"'gemma' is no named release\. Releases: eleuther"):
-        read_recipe("gemma@width=16k")
+        read_release("gemma@width=16k")
 
 
 OWN = """
@@ -163,8 +163,8 @@ when = { run = ["a", "b"] }
 def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text(OWN)
-    assert is_recipe(str(path))
-    sites = read_recipe(f"{path}@run=b").sites
+    assert is_release(str(path))
+    sites = read_release(f"{path}@run=b").sites
     assert [entry.files for entry in sites.values()] == [("b/0.npz",), ("b/1.npz",)]
     assert next(iter(sites.values())).revision == "main"
 
@@ -189,11 +189,11 @@ def test_a_recipe_that_is_wrong_is_refused_by_entry(tmp_path: Path, edit: Callab
     path = tmp_path / "mine.toml"
     path.write_text(edit(OWN))
     with pytest.raises(BadFile, match=rf"mine\.toml: .*{message}"):
-        read_recipe(str(path))
+        read_release(str(path))
 
 
 def test_data_beside_a_recipe_is_no_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(recipes, "RELEASES", tmp_path)
+    monkeypatch.setattr(releases, "RELEASES", tmp_path)
     (tmp_path / "mine.toml").write_text(OWN)
     (tmp_path / "mine.graphs.toml").write_text("")
     assert known_releases() == ("mine",)
