@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 COMMA := ,
 LOCK := requirements/torch.txt requirements/cuda.txt pyproject.toml
 
-.PHONY: demo test test-newest test-oldest golden check docs docs-look faults format bench bench-matching venv lock clean
+.PHONY: demo test test-newest test-oldest test-real golden check docs docs-look faults format bench bench-matching venv lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/saeflow demo
@@ -33,6 +33,10 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
 	.venv-oldest/bin/python -m pip list
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto
+
+# What is assumed of a language model, on two that others trained; downloads 330 MB at the first run.
+test-real: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real tests/real
 
 # What every command answers on the demo pack, against what is kept in tests/golden; a few minutes.
 golden: venv

@@ -529,6 +529,13 @@ def test_a_gguf_file_is_the_model_it_was_made_of(tmp_path):
     assert torch.equal(load_model(tmp_path / "saved").loss(tokens), model.loss(tokens))
 
 
+def test_a_model_of_a_relative_path_has_a_name_that_holds_elsewhere(tmp_path, monkeypatch):
+    tiny_hf_model("llama").save_pretrained(tmp_path / "saved")
+    tiny_tokenizer().save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    assert load_model("saved").name == str(tmp_path / "saved")
+
+
 def test_of_several_gguf_files_one_must_be_named(tmp_path):
     for name in ("model.Q4_K_M.gguf", "model.Q8_0.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")

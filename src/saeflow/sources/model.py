@@ -591,6 +591,8 @@ def load_model(
     """
     device = known_device(device)
     folder = DEMO_FOLDER if name_or_path == "demo" else fetched_model(name_or_path) or name_or_path
+    if Path(folder).exists():
+        folder = Path(folder).absolute()  # what is written about the model must hold in other folders too
     if name_or_path == "demo" and not (DEMO_FOLDER / "config.json").is_file():
         raise UnknownRelease(
             f"the demo model is not at {DEMO_FOLDER}. Install saeflow with its demo pack, or build the pack "
