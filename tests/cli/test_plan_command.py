@@ -23,7 +23,7 @@ from saeflow.sources.model import load_model
 from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.growth import Reach
 from saeflow.steering.output_score import output_scores
-from saeflow.steering.plan import Direction, SteeringPlan, load_plan
+from saeflow.steering.plan import SteeringDirection, SteeringPlan, load_plan
 from saeflow.steering.schedule import Constant, Exponential, Linear
 
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_hf_model, tiny_tokenizer
@@ -101,7 +101,7 @@ def test_options_reach_the_plan(place, run):
     exponential = ("--schedule", "exponential", "--strength", 2, "--alpha", -0.25)
     assert made(*exponential).steps == expected(schedule=Exponential(2.0, -0.25))
     one = ("--direction", "suppress", "--r", -2, "--reach", "single", "--upto", 1)
-    assert made(*one).steps == expected(direction=Direction.SUPPRESS, r=-2.0, reach=Reach.SINGLE, upto=1)
+    assert made(*one).steps == expected(direction=SteeringDirection.SUPPRESS, r=-2.0, reach=Reach.SINGLE, upto=1)
     upto = ("--reach", "cumulative", "--upto", 1, "--parts", "res,att")
     assert made(*upto).steps == expected(reach=Reach.CUMULATIVE, upto=1, parts=(Part.RES, Part.ATT))
     victim = next(f for f in made().features if f != START)

@@ -22,7 +22,7 @@ from saeflow.sources.formats import save_release
 from saeflow.sources.formats.file_weights import FileWeights
 from saeflow.sources.library import load_dictionaries
 from saeflow.steering.build import PlanRequest, build_plan
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 
 from .planted import dictionary, plant
 
@@ -82,7 +82,9 @@ def test_other_weights_are_found_at_their_site_also_where_an_atlas_states_no_dig
 
 
 def test_a_plan_an_agreement_and_the_doctor_ask_whose_weights_they_were(planted, retrained, atlas, tmp_path):
-    request = PlanRequest(release="planted", direction=Direction.ACTIVATE, starts=(FeatureId(SITE, 3),), fold=True)
+    request = PlanRequest(
+        release="planted", direction=SteeringDirection.ACTIVATE, starts=(FeatureId(SITE, 3),), fold=True
+    )
     with pytest.raises(InvalidArgument, match="decoders differ at 2/res"):
         build_plan(request, atlas=atlas, dictionaries=retrained)
     other = build_atlas(retrained, out=tmp_path / "other", k=1, method="permutation")

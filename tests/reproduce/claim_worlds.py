@@ -19,7 +19,7 @@ from saeflow.experiments.tables import Texts
 from saeflow.experiments.trials import Trials
 from saeflow.ids import Part, Site
 from saeflow.reproduce.evidence import OriginsRun, SteeringRun, TransitionRun
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cell, Cells
 from saeflow.steering.sweep.settings import Setting
 
@@ -190,12 +190,12 @@ def _row(text: int, position: int, number: int, cut: Cut, controls: int | None) 
 
 # --- steering ---------------------------------------------------------------------------------------------------------
 
-Marks = Callable[[str, Direction, Setting], Mapping[str, float]]
+Marks = Callable[[str, SteeringDirection, Setting], Mapping[str, float]]
 """From a theme, a direction and a setting to score, behavior, coherence and share_total."""
 
 
 def steering(
-    settings: Sequence[tuple[Direction, Setting]],
+    settings: Sequence[tuple[SteeringDirection, Setting]],
     worlds: Sequence[Marks],
     *,
     themes: Sequence[str] = ("one", "two"),

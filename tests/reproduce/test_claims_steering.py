@@ -10,17 +10,17 @@ import pytest
 from saeflow.reproduce.claims import claims
 from saeflow.reproduce.evidence import Evidence
 from saeflow.reproduce.verdicts import Outcome, Verdict
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.settings import Setting
 from tests.reproduce.claim_worlds import Marks, mostly, steering
 
 CLAIMS = {claim.id: claim for claim in claims()}
-ON, OFF = Direction.ACTIVATE, Direction.SUPPRESS
+ON, OFF = SteeringDirection.ACTIVATE, SteeringDirection.SUPPRESS
 LAYERS, S, R = (0, 1, 2), (1.0, 4.0), (0.5, 0.0, -2.0, -8.0)
 MULTI = ("constant", "linear", "exponential")
 AT_START = Setting("single", 1, "constant", 1.0)
 
-SETTINGS: list[tuple[Direction, Setting]] = [
+SETTINGS: list[tuple[SteeringDirection, Setting]] = [
     *((OFF, Setting("single", layer, "constant", r)) for layer in LAYERS for r in R),
     *((OFF, Setting("cumulative", layer, "constant", r)) for layer in LAYERS for r in R),
     *((OFF, Setting("start", -1, "constant", r)) for r in R),
@@ -28,7 +28,7 @@ SETTINGS: list[tuple[Direction, Setting]] = [
     *((ON, Setting("single", layer, "constant", s)) for layer in LAYERS for s in S),
     *((ON, Setting("start", -1, "constant", s)) for s in S),
 ]
-CHOSEN: list[tuple[Direction, Setting]] = [
+CHOSEN: list[tuple[SteeringDirection, Setting]] = [
     (OFF, Setting("single", 2, "constant", 0.0)),
     (OFF, Setting("cumulative", 2, "constant", 0.0)),
     (OFF, Setting("start", -1, "constant", 0.0)),
@@ -44,7 +44,7 @@ CHOSEN: list[tuple[Direction, Setting]] = [
 def marks(of: Any) -> Marks:
     """The marks of a setting: those `of` gives, and 0.4 for a score it does not."""
 
-    def told(theme: str, direction: Direction, setting: Setting) -> Mapping[str, float]:
+    def told(theme: str, direction: SteeringDirection, setting: Setting) -> Mapping[str, float]:
         return {"score": 0.4, "share_total": 0.05, **of(setting)}
 
     return told
@@ -133,7 +133,7 @@ def test_a_setting_of_one_layer_is_not_compared_as_several() -> None:
 
 
 def test_one_theme_is_enough_where_the_claim_says_some() -> None:
-    def somewhere(theme: str, direction: Direction, setting: Setting) -> Mapping[str, float]:
+    def somewhere(theme: str, direction: SteeringDirection, setting: Setting) -> Mapping[str, float]:
         return (layer(2) if theme == "two" else layer(1))(theme, direction, setting)
 
     found = verdict("fig16-elsewhere", mostly(somewhere, layer(1)))

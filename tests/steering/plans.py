@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import EVERYWHERE, Positions, Span
-from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step
+from saeflow.steering.plan import Dropped, SteeringDirection, SteeringPlan, Step
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 counts = st.integers(0, 2**40)
@@ -20,7 +20,7 @@ json_values = st.recursive(
 
 raw_plans = st.fixed_dictionaries(
     {
-        "direction": st.sampled_from(Direction),
+        "direction": st.sampled_from(SteeringDirection),
         "steps": st.lists(st.tuples(features, finite, texts, texts), max_size=6, unique_by=lambda row: row[0]),
         "release": texts,
         "model": texts,
@@ -51,5 +51,5 @@ def feature(text):
 def plan_of(direction, values, **about):
     """A plan from `{"2/res/1": 3.0}`."""
     return SteeringPlan(
-        Direction(direction), tuple(Step(feature(name), value) for name, value in values.items()), **about
+        SteeringDirection(direction), tuple(Step(feature(name), value) for name, value in values.items()), **about
     )

@@ -10,7 +10,7 @@ from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.tokens import Tokens
-from saeflow.steering.plan import Direction, SteeringPlan, Step
+from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
 
 from ..sources.tiny_models import D_MODEL, N_LAYERS, tiny_model
 
@@ -40,11 +40,11 @@ def dictionaries():
 
 def activation(values, tokens=EVERYWHERE, **about):
     """A plan from {"1/res/3": 2.0}."""
-    return _plan(Direction.ACTIVATE, values, tokens, about)
+    return _plan(SteeringDirection.ACTIVATE, values, tokens, about)
 
 
 def suppression(values, tokens=EVERYWHERE, **about):
-    return _plan(Direction.SUPPRESS, values, tokens, about)
+    return _plan(SteeringDirection.SUPPRESS, values, tokens, about)
 
 
 def _plan(direction, values, tokens, about):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.methods import match
 from saeflow.steering.judges import Score
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.run import Design, run_sweep
 from saeflow.steering.sweep.settings import Grid, Variant
-from saeflow.steering.sweep.theme_plans import Inputs
+from saeflow.steering.sweep.theme_plans import SweepInputs
 from saeflow.steering.theme import Task, Theme
 
 from ..experiments.planted import N_LAYERS, plant
@@ -42,7 +42,7 @@ def inputs(**changes):
     stream = [Site(layer, Part.RES) for layer in range(N_LAYERS)]
     forward = {pair: match(made[pair[0]], made[pair[1]], k=1) for pair in itertools.pairwise(stream)}
     told = {"background": TEXTS, "release": "planted", "matched": "cosine", "batch": 16}
-    return Inputs(planted.model, made, Tables(cosine(planted) | forward), **(told | changes))
+    return SweepInputs(planted.model, made, Tables(cosine(planted) | forward), **(told | changes))
 
 
 def theme(name="carrying", start="carried", **changes):
@@ -58,7 +58,7 @@ def theme(name="carrying", start="carried", **changes):
     return Theme(name, **(told | changes))
 
 
-def design(*themes, grid=SMALL, variant=None, directions=tuple(Direction), seed=0):
+def design(*themes, grid=SMALL, variant=None, directions=tuple(SteeringDirection), seed=0):
     return Design(themes or (theme(),), directions, grid, variant or Variant(), seed)
 
 

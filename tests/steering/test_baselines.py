@@ -10,7 +10,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.steering.plan import Direction, SteeringPlan, Step
+from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
 from saeflow.steering.sizes import plan_change
 from saeflow.steering.sweep.baselines import NEAREST, random_mirrors, written_on
 
@@ -27,7 +27,7 @@ def demo():
 
 
 PLAN = SteeringPlan(
-    Direction.ACTIVATE,
+    SteeringDirection.ACTIVATE,
     tuple(
         Step(feature(name), value)
         for name, value in [("2/res/5", 4.0), ("2/res/9", 2.0), ("2/mlp/7", -3.0), ("3/res/1", 1.0), ("3/att/2", 2.0)]
@@ -44,7 +44,7 @@ def test_what_is_added_is_as_long_at_every_site_whatever_rows_are_drawn(demo) ->
     for plan in drawn:
         assert plan_change(plan, dictionaries, model).at_site == pytest.approx(lengths, rel=1e-6)
         assert Counter(f.site for f in plan.features) == Counter(f.site for f in PLAN.features)
-        assert plan.direction is Direction.ACTIVATE
+        assert plan.direction is SteeringDirection.ACTIVATE
 
 
 def test_draws_differ_between_seeds_and_hold_no_target(demo) -> None:
@@ -60,7 +60,7 @@ def test_a_target_is_avoided_even_where_few_rows_are_left() -> None:
     planted = plant()
     site = Site.parse("1/mlp")
     n = planted.dictionaries[site].n_features
-    plan = SteeringPlan(Direction.ACTIVATE, (Step(FeatureId(site, 0), 1.0), Step(FeatureId(site, 1), 1.0)))
+    plan = SteeringPlan(SteeringDirection.ACTIVATE, (Step(FeatureId(site, 0), 1.0), Step(FeatureId(site, 1), 1.0)))
     planted.dictionaries[site].W_dec[7] = 0  # a feature without a direction is never drawn
     free = {FeatureId(site, 5), FeatureId(site, n - 1)}
     avoid = {FeatureId(site, index) for index in range(n) if index != 7} - free
@@ -94,7 +94,7 @@ def test_a_suppression_is_mirrored_by_features_that_write_about_as_much(demo) ->
     order = np.argsort(active)[::-1]
     loud, quiet, silent = int(order[3]), int(order[200]), 500
     steps = tuple(Step(FeatureId(site, row), -2.0) for row in (loud, quiet, silent))
-    plan = SteeringPlan(Direction.SUPPRESS, steps)
+    plan = SteeringPlan(SteeringDirection.SUPPRESS, steps)
     drawn = random_mirrors(plan, dictionaries, model, avoid=(), seeds=range(60), active={site: active})
     rank = {int(row): place for place, row in enumerate(order)}
     for one in drawn:
@@ -111,7 +111,7 @@ def test_silent_features_stand_in_for_an_active_one_only_where_there_is_no_other
     site = Site.parse("1/res")
     active = np.zeros(planted.dictionaries[site].n_features)
     active[[0, 4, 6]] = 1.0, 5.0, 0.2
-    plan = SteeringPlan(Direction.SUPPRESS, (Step(FeatureId(site, 0), 0.0),))
+    plan = SteeringPlan(SteeringDirection.SUPPRESS, (Step(FeatureId(site, 0), 0.0),))
     drawn = random_mirrors(plan, planted.dictionaries, planted.model, avoid=(), seeds=range(200), active={site: active})
     chosen = {plan.features[0].index for plan in drawn}
     assert chosen == {4, 6}
@@ -122,6 +122,6 @@ def test_silent_features_stand_in_for_an_active_one_only_where_there_is_no_other
 
 def test_a_suppression_without_activity_is_refused() -> None:
     planted = plant()
-    plan = SteeringPlan(Direction.SUPPRESS, (Step(feature("1/res/0"), 0.0),))
+    plan = SteeringPlan(SteeringDirection.SUPPRESS, (Step(feature("1/res/0"), 0.0),))
     with pytest.raises(InvalidArgument, match="written_on"):
         random_mirrors(plan, planted.dictionaries, planted.model, avoid=(), seeds=[0])

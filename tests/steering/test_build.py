@@ -14,7 +14,7 @@ from saeflow.sources.activations import ReLU
 from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.growth import Reach, activation_plan, grow, pick, suppression_plan, targets
 from saeflow.steering.output_score import output_scores
-from saeflow.steering.plan import Direction, Dropped
+from saeflow.steering.plan import Dropped, SteeringDirection
 from saeflow.steering.schedule import Constant, Linear
 from saeflow.steering.sizes import hidden_norms, norm_sites, plan_change, shares
 from saeflow.steering.stream_rows import fold_scales, typical_activations
@@ -112,7 +112,7 @@ def test_only_what_is_in_reach_is_folded_with_the_coefficients_of_the_whole(atla
 
 
 def test_suppression_gives_each_feature_r_and_needs_no_weights(atlas, found):
-    asked = ask(direction=Direction.SUPPRESS, r=-1.0, reach=Reach.CUMULATIVE, upto=1)
+    asked = ask(direction=SteeringDirection.SUPPRESS, r=-1.0, reach=Reach.CUMULATIVE, upto=1)
     made = build_plan(asked, atlas=atlas)
     assert made.steps == suppression_plan(found, -1.0, reach=Reach.CUMULATIVE, upto=1).steps
     assert not asked.needs_dictionaries
@@ -152,7 +152,7 @@ def test_features_that_do_not_drive_the_output_are_left_out(atlas, found):
     assert all(d.why.startswith("output score") for d in made.dropped)
 
 
-@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("direction", SteeringDirection)
 def test_a_budget_holds_and_shares_are_those_after_it(atlas, direction):
     loose = ask(direction=direction, schedule=Constant(5.0), r=-3.0)
     tight = ask(direction=direction, schedule=Constant(5.0), r=-3.0, budget_layer=0.08, budget_total=0.1)

@@ -10,7 +10,7 @@ from transformers import TopPLogitsWarper
 
 from saeflow.errors import InvalidArgument
 from saeflow.steering.generate import Request, generate
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sampling import Noise, Sampling
 
 from ..sources.tiny_models import TEXTS, VOCAB, hooks_on, tiny_model
@@ -77,7 +77,7 @@ def test_the_same_call_gives_the_same_bits():
 
 def test_a_plan_that_changes_nothing_gives_the_unsteered_text_of_the_seed():
     model, made = tiny_model("llama"), dictionaries()
-    plans = (None, everywhere(Direction.ACTIVATE, 0.0), everywhere(Direction.SUPPRESS, 1.0), STEERED)
+    plans = (None, everywhere(SteeringDirection.ACTIVATE, 0.0), everywhere(SteeringDirection.SUPPRESS, 1.0), STEERED)
     found = generate(model, made, [Request(TEXTS[0], 5, plan) for plan in plans], SHORT)
     assert found[0].ids == found[1].ids == found[2].ids != found[3].ids
     assert [one.share_total for one in found[:3]] == [one.share_layer for one in found[:3]] == [0, 0, 0]

@@ -13,7 +13,7 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.build import build_atlas
 from saeflow.steering.build import Chosen, valued
 from saeflow.steering.growth import Reach, Target, activation_plan, grow, pick, schedule_span, suppression_plan, targets
-from saeflow.steering.plan import Direction, Dropped
+from saeflow.steering.plan import Dropped, SteeringDirection
 from saeflow.steering.schedule import Constant, Exponential, Linear
 
 from ..matching.planted import plant
@@ -206,7 +206,7 @@ def test_a_plan_says_what_it_was_made_of():
         "reach": Reach.CUMULATIVE,
         "upto": 2,
     }
-    for direction in Direction:
+    for direction in SteeringDirection:
         plan = valued(chosen, direction, Constant(1.0), 0.0, **about)
         assert plan.direction is direction
         assert (plan.release, plan.model, plan.theme) == ("r", "m", "t")

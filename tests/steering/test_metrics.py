@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from saeflow.errors import InvalidArgument
 from saeflow.steering.judges import Score
 from saeflow.steering.metrics import combined, distinct, losses, perplexity
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 
 from ..sources.tiny_models import VOCAB, tiny_model
 
@@ -112,8 +112,8 @@ def test_perplexity_of_equally_likely_tokens_is_their_number() -> None:
 @pytest.mark.parametrize(("behavior", "coherence"), list(itertools.product(range(6), repeat=2)))
 def test_the_combined_score_is_that_of_section_4_2_in_both_directions(behavior, coherence) -> None:
     score = Score(coherence=coherence, behavior=behavior)
-    assert combined(score, Direction.ACTIVATE) == pytest.approx(behavior * coherence / 25)
-    assert combined(score, Direction.SUPPRESS) == pytest.approx((5 - behavior) * coherence / 25)
+    assert combined(score, SteeringDirection.ACTIVATE) == pytest.approx(behavior * coherence / 25)
+    assert combined(score, SteeringDirection.SUPPRESS) == pytest.approx((5 - behavior) * coherence / 25)
 
 
 @pytest.mark.parametrize("marks", [(5.1, 0), (0, -0.1), (math.nan, 1), (1, math.inf)])

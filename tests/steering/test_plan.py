@@ -13,7 +13,7 @@ from hypothesis import given
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Part, Site
 from saeflow.interventions import Add, Positions, Rescale, Span
-from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step, load_plan
+from saeflow.steering.plan import Dropped, SteeringDirection, SteeringPlan, Step, load_plan
 
 from ..sources.tiny_models import TEXTS, tiny_model
 from .dictionaries import random_dictionaries
@@ -187,7 +187,7 @@ def test_a_plan_goes_into_a_model_as_its_edits_do(plan):
 @given(raw_plans)
 def test_scaled_by_nothing_changes_nothing_and_by_one_is_the_plan(raw):
     plan = plan_from(raw)
-    neutral = 1.0 if plan.direction is Direction.SUPPRESS else 0.0
+    neutral = 1.0 if plan.direction is SteeringDirection.SUPPRESS else 0.0
     assert all(step.value == neutral for step in plan.scaled(0.0).steps)
     assert plan.scaled(1.0) == plan
 
@@ -224,7 +224,7 @@ def test_a_plan_is_sorted_keeps_its_own_copies_and_refuses_what_it_cannot_mean()
     assert plan.made_by == {"span": [1, 2]}
     assert plan.features == (feature("1/res/1"), feature("3/res/5"))
     with pytest.raises(InvalidArgument, match="two steps for 1/res/1"):
-        SteeringPlan(Direction.ACTIVATE, (Step(feature("1/res/1"), 1.0), Step(feature("1/res/1"), 2.0)))
+        SteeringPlan(SteeringDirection.ACTIVATE, (Step(feature("1/res/1"), 1.0), Step(feature("1/res/1"), 2.0)))
     with pytest.raises(InvalidArgument, match="value nan of 1/res/1"):
         Step(feature("1/res/1"), float("nan"))
     with pytest.raises(InvalidArgument, match="made_by is no JSON"):

@@ -14,7 +14,7 @@ from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.tokens import Tokens
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.row_plans import row_changes
 from saeflow.steering.share_meter import ShareMeter
 
@@ -52,7 +52,7 @@ def test_s_of_0_and_r_of_1_change_no_bit(model_type):
     model, made = tiny_model(model_type), dictionaries()
     tokens = model.tokenize(TEXTS)
     plain = states(model, tokens)
-    for plan in (everywhere(Direction.ACTIVATE, 0.0), everywhere(Direction.SUPPRESS, 1.0)):
+    for plan in (everywhere(SteeringDirection.ACTIVATE, 0.0), everywhere(SteeringDirection.SUPPRESS, 1.0)):
         for edits in (plan, row_changes([plan], made, model), row_changes([plan, None, plan], made, model)):
             with model.intervening(edits, made):
                 assert all(same_bits(value, plain[key]) for key, value in states(model, tokens).items())
@@ -61,7 +61,7 @@ def test_s_of_0_and_r_of_1_change_no_bit(model_type):
 @pytest.mark.parametrize("value", [-0.0, 0.0, float("inf"), float("-inf"), float("nan")])
 def test_rows_without_a_plan_at_a_point_keep_every_bit(value):
     model, made = tiny_model("llama"), dictionaries()
-    plans = [everywhere(Direction.ACTIVATE, 2.0), None, everywhere(Direction.SUPPRESS, 0.0), None]
+    plans = [everywhere(SteeringDirection.ACTIVATE, 2.0), None, everywhere(SteeringDirection.SUPPRESS, 0.0), None]
     h = torch.randn(4, 3, D_MODEL)
     h[[1, 3]] = value
     for change in row_changes(plans, made, model).values():

@@ -8,12 +8,12 @@ import pytest
 from saeflow.errors import InvalidArgument
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import Part
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.schedule import Constant, Exponential, Linear
 from saeflow.steering.sizes import Budget
 from saeflow.steering.sweep.settings import ACTIVATE, MULTI, ORDER, SUPPRESS, Grid, Setting, Variant, seed_of
 
-UP, DOWN = Direction.ACTIVATE, Direction.SUPPRESS
+UP, DOWN = SteeringDirection.ACTIVATE, SteeringDirection.SUPPRESS
 
 
 def test_a_grid_is_every_layer_at_every_value_for_each_method_of_the_direction() -> None:

@@ -12,7 +12,7 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Norm, Preprocessing
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sizes import Budget, PlanChange, fit_budget, hidden_norms, norm_sites, plan_change, shares, within
 
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_model
@@ -195,7 +195,7 @@ NORMS = hidden_norms(MODEL, RES, TEXTS)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(Direction), chosen, limits, limits)
+@given(st.sampled_from(SteeringDirection), chosen, limits, limits)
 def test_a_budget_is_never_exceeded_and_never_strengthens(direction, strengths, per_layer, total):
     plan, budget = plan_of(direction, strengths), Budget(per_layer, total)
     change = plan_change(plan, DICTIONARIES, MODEL, texts=TEXTS)

@@ -17,7 +17,7 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.results import Results
 from saeflow.ids import Part
 from saeflow.steering.generate import Generation
-from saeflow.steering.plan import Direction, load_plan
+from saeflow.steering.plan import SteeringDirection, load_plan
 from saeflow.steering.sizes import Budget, plan_change
 from saeflow.steering.sweep import unit as sweep_unit
 from saeflow.steering.sweep.run import judge_sweep, run_sweep
@@ -214,9 +214,9 @@ def test_judging_replaces_a_judges_own_scores_and_needs_the_themes_of_the_rows(t
 def test_the_judge_is_made_with_the_unsteered_texts_of_the_grid(done) -> None:
     _, grid, _, _ = done
     found = unsteered(grid)
-    assert list(found) == [("carrying", Direction.ACTIVATE), ("carrying", Direction.SUPPRESS)]
+    assert list(found) == [("carrying", SteeringDirection.ACTIVATE), ("carrying", SteeringDirection.SUPPRESS)]
     rows = [row for row in grid.rows() if row["method"] == "none" and row["direction"] == "suppress"]
-    told = found["carrying", Direction.SUPPRESS]
+    told = found["carrying", SteeringDirection.SUPPRESS]
     assert [(j.text, j.prompt, list(j.ids)) for j in told] == [(r["text"], r["prompt"], r["ids"]) for r in rows]
 
 
@@ -239,7 +239,7 @@ def test_themes_and_directions_without_a_task_are_left_out(tmp_path) -> None:
         ("unasked", "single"),
     }
     with pytest.raises(InvalidArgument, match="no theme of pushed has a task to suppress"):
-        design(only, directions=(Direction.SUPPRESS,))
+        design(only, directions=(SteeringDirection.SUPPRESS,))
     with pytest.raises(InvalidArgument, match="name one twice"):
         design(only, only)
 
@@ -267,13 +267,13 @@ def test_a_theme_whose_file_changed_is_not_taken_for_the_old_one(done) -> None:
 def test_variants_change_the_plans_they_are_about(monkeypatch) -> None:
     here = inputs()
     setting = Setting("constant", 2, "constant", 2.0)
-    plain = ThemePlans.of(here, theme(), Variant()).plan(Direction.ACTIVATE, setting)
-    unfolded = ThemePlans.of(here, theme(), Variant(fold=False)).plan(Direction.ACTIVATE, setting)
+    plain = ThemePlans.of(here, theme(), Variant()).plan(SteeringDirection.ACTIVATE, setting)
+    unfolded = ThemePlans.of(here, theme(), Variant(fold=False)).plan(SteeringDirection.ACTIVATE, setting)
     assert {step.value for step in unfolded.steps} == {2.0}
     assert [step.value for step in plain.steps] != [step.value for step in unfolded.steps]
     alone = ThemePlans.of(here, theme(), Variant(parts=(Part.RES,)))
-    assert {feature.part for feature in alone.plan(Direction.ACTIVATE, setting).features} == {Part.RES}
-    tight = ThemePlans.of(here, theme(), Variant(budget=Budget(total=1e-3))).plan(Direction.ACTIVATE, setting)
+    assert {feature.part for feature in alone.plan(SteeringDirection.ACTIVATE, setting).features} == {Part.RES}
+    tight = ThemePlans.of(here, theme(), Variant(budget=Budget(total=1e-3))).plan(SteeringDirection.ACTIVATE, setting)
     told = tight.made_by["budget"]
     assert told["before"]["total"] > told["after"]["total"] == pytest.approx(1e-3, rel=1e-3)
     assert tight.features == plain.features
@@ -294,11 +294,11 @@ def test_variants_change_the_plans_they_are_about(monkeypatch) -> None:
 
 def test_start_changes_the_themes_own_features_alone_and_single_one_layer() -> None:
     prepared = ThemePlans.of(inputs(), theme(), Variant())
-    start = prepared.plan(Direction.SUPPRESS, Setting("start", -1, "constant", 0.0))
+    start = prepared.plan(SteeringDirection.SUPPRESS, Setting("start", -1, "constant", 0.0))
     assert start.features == theme().starts
-    single = prepared.plan(Direction.SUPPRESS, Setting("single", 1, "constant", 0.0))
+    single = prepared.plan(SteeringDirection.SUPPRESS, Setting("single", 1, "constant", 0.0))
     assert set(single.layers) == {1}
-    upto = prepared.plan(Direction.SUPPRESS, Setting("cumulative", 1, "constant", 0.0))
+    upto = prepared.plan(SteeringDirection.SUPPRESS, Setting("cumulative", 1, "constant", 0.0))
     assert set(upto.layers) == {layer for layer in prepared.layers if layer <= 1}
     assert set(single.features) < set(upto.features)
     assert prepared.counts[str(theme().starts[0].site)][1] == 1

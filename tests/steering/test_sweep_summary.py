@@ -8,10 +8,10 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import Results
 from saeflow.steering.judges import Score
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cells, methods
 from saeflow.steering.sweep.confirm import choose, start_layer
-from saeflow.steering.sweep.scoring import Scores, judge_rows
+from saeflow.steering.sweep.scoring import JudgeScores, judge_rows
 from saeflow.steering.sweep.settings import Grid, Setting
 from saeflow.steering.sweep.summary import steering_tables, summarize_sweep
 
@@ -322,7 +322,7 @@ def test_what_is_chosen_is_best_by_score_then_by_the_smaller_change(tmp_path) ->
     scores = judge_rows(grid, TextJudge(), [theme()])
     cells = Cells.of(grid, scores)
     found = choose(cells, [theme()], Grid())
-    activate = [(c.setting, c.role) for c in found if c.direction is Direction.ACTIVATE]
+    activate = [(c.setting, c.role) for c in found if c.direction is SteeringDirection.ACTIVATE]
     assert activate == [
         (Setting("none"), "baseline"),
         (Setting("prompt"), "baseline"),
@@ -348,7 +348,7 @@ def test_settings_without_scores_cannot_be_chosen_from(tmp_path) -> None:
 
     grid = results(tmp_path, {key: GRID[key] for key in list(GRID)[:4]})
     n = 16
-    cells = Cells.of(grid, Scores("nobody", np.full(n, 5.0), np.full(n, 5.0)))
+    cells = Cells.of(grid, JudgeScores("nobody", np.full(n, 5.0), np.full(n, 5.0)))
     cells.values["score"][:] = np.nan
     with pytest.raises(InvalidArgument, match="no setting with a score"):
         choose(cells, [theme()], Grid())

@@ -10,7 +10,7 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.atlas import open_atlas
 from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.generate import Request, generate
-from saeflow.steering.plan import Direction, SteeringPlan, Step
+from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
 from saeflow.steering.sampling import Sampling
 from saeflow.steering.schedule import Constant
 from saeflow.steering.theme import load_theme, themes
@@ -31,7 +31,7 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def plan():
-    return SteeringPlan(Direction.ACTIVATE, tuple(Step(start, 6.0) for start in STARTS), release="demo")
+    return SteeringPlan(SteeringDirection.ACTIVATE, tuple(Step(start, 6.0) for start in STARTS), release="demo")
 
 
 def asked(**more):

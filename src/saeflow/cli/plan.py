@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from saeflow.sources.model import LanguageModel
     from saeflow.steering.build import PlanRequest
     from saeflow.steering.growth import Reach
-    from saeflow.steering.plan import Direction, SteeringPlan
+    from saeflow.steering.plan import SteeringDirection, SteeringPlan
     from saeflow.steering.schedule import Schedule
 
 _Member = TypeVar("_Member", bound=enum.StrEnum)
@@ -141,9 +141,9 @@ def features_of(option: str, text: str) -> tuple[FeatureId, ...]:
 def show_plan(made: SteeringPlan) -> None:
     """Print a plan: its steps, what was left out and why, and its shares of the hidden norm where they are known."""
     from saeflow.interventions import EVERYWHERE
-    from saeflow.steering.plan import Direction
+    from saeflow.steering.plan import SteeringDirection
 
-    name = "strength" if made.direction is Direction.ACTIVATE else "r"
+    name = "strength" if made.direction is SteeringDirection.ACTIVATE else "r"
     told = (("release", made.release), ("model", made.model), ("theme", made.theme))
     typer.echo("  ".join(f"{key}: {value}" for key, value in told if value))
     shares: dict[str, Any] = made.made_by.get("shares", {})
@@ -251,10 +251,10 @@ def _texts(named: str, limit: int = 64) -> list[str]:
     return [text for name in names for text in itertools.islice(open_dataset(name).read(0), each)]
 
 
-def _direction(text: str) -> Direction:
-    from saeflow.steering.plan import Direction
+def _direction(text: str) -> SteeringDirection:
+    from saeflow.steering.plan import SteeringDirection
 
-    return _one_of("--direction", text, Direction)
+    return _one_of("--direction", text, SteeringDirection)
 
 
 def reach_of(text: str) -> Reach:

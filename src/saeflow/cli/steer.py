@@ -94,7 +94,7 @@ def steer(
     as_json: Json = False,
 ) -> None:
     """Write steered beside unsteered text, as it comes. The same plan and seed give the same text."""
-    from saeflow.steering.plan import Direction
+    from saeflow.steering.plan import SteeringDirection
     from saeflow.steering.sampling import Sampling
 
     check_ending("--save", save, ".json")
@@ -111,7 +111,7 @@ def steer(
         unlimited = suppress or strength is not None or budget_total is not None
         request = PlanRequest(
             release=release,
-            direction=Direction.SUPPRESS if suppress else Direction.ACTIVATE,
+            direction=SteeringDirection.SUPPRESS if suppress else SteeringDirection.ACTIVATE,
             theme=theme,
             starts=features_of("--start", start),
             schedule=schedule_of(schedule, STRENGTH if strength is None else strength, s_end, alpha),

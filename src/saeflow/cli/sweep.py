@@ -19,7 +19,7 @@ from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.experiments.results import Results, SummaryTable
-    from saeflow.steering.plan import Direction
+    from saeflow.steering.plan import SteeringDirection
     from saeflow.steering.sizes import Budget
     from saeflow.steering.sweep.settings import Grid
 
@@ -144,14 +144,14 @@ def _budget(layer: float | None, total: float | None) -> Budget | None:
     return None if layer is None and total is None else Budget(layer, total)
 
 
-def _directions(text: str) -> tuple[Direction, ...]:
-    from saeflow.steering.plan import Direction
+def _directions(text: str) -> tuple[SteeringDirection, ...]:
+    from saeflow.steering.plan import SteeringDirection
 
     if text == "both":
-        return tuple(Direction)
-    if text not in set(Direction):
+        return tuple(SteeringDirection)
+    if text not in set(SteeringDirection):
         raise InvalidArgument(f"--direction {text!r} is none of activate, suppress, both.")
-    return (Direction(text),)
+    return (SteeringDirection(text),)
 
 
 def _finish(results: Results, tables: dict[str, SummaryTable], *, as_json: bool) -> None:

@@ -17,8 +17,8 @@ from saeflow.errors import InvalidArgument
 if TYPE_CHECKING:
     from saeflow.ids import Site
     from saeflow.labels import Words
-    from saeflow.steering.contrast import Contrast
-    from saeflow.steering.starts import Found
+    from saeflow.steering.contrast import TextSearch
+    from saeflow.steering.starts import Candidate
     from saeflow.steering.theme import Theme
 
 DEMO_BACKGROUND = 80
@@ -224,7 +224,7 @@ def _labels(release: str, atlas: str) -> Words:
         return no_words
 
 
-def _show_contrast(made: Contrast, summary: dict[str, Any], as_json: bool) -> None:
+def _show_contrast(made: TextSearch, summary: dict[str, Any], as_json: bool) -> None:
     check = made.check
     data = summary | {"check": check and asdict(check), "found": [_found_row(row) for row in made.found]}
     if check:
@@ -246,7 +246,7 @@ def _show_contrast(made: Contrast, summary: dict[str, Any], as_json: bool) -> No
     show(as_json, data, summary, rows)
 
 
-def _show_words(found: Sequence[Found], summary: dict[str, Any], as_json: bool) -> None:
+def _show_words(found: Sequence[Candidate], summary: dict[str, Any], as_json: bool) -> None:
     rows = [
         {
             "feature": str(row.feature),
@@ -260,7 +260,7 @@ def _show_words(found: Sequence[Found], summary: dict[str, Any], as_json: bool) 
     show(as_json, summary | {"found": [_found_row(row) for row in found]}, summary, rows)
 
 
-def _found_row(found: Found) -> dict[str, Any]:
+def _found_row(found: Candidate) -> dict[str, Any]:
     row = asdict(found) | {"feature": str(found.feature)}
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 

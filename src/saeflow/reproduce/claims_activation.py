@@ -11,7 +11,7 @@ from saeflow.experiments.statistics import LEVEL
 from saeflow.reproduce.claims_steering import ACTIVATE, SUPPRESS, find, over_themes, themes
 from saeflow.reproduce.evidence import SteeringRun
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, Contrast, NotMeasured, Unit
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cells
 from saeflow.steering.sweep.confirm import START_LAYER
 from saeflow.steering.sweep.settings import MULTI, RANDOM, SINGLE, START, Setting
@@ -55,13 +55,13 @@ def fig11_coherence(run: SteeringRun) -> list[Contrast]:
 # --- the best settings, on fresh samples ------------------------------------------------------------------------------
 
 
-def _chosen(run: SteeringRun, theme: str, direction: Direction, keep: Callable[[Setting], bool]) -> list[int]:
+def _chosen(run: SteeringRun, theme: str, direction: SteeringDirection, keep: Callable[[Setting], bool]) -> list[int]:
     """The confirmed best settings of a theme, without those that were chosen for the start layer."""
     return [n for n in find(run.fresh, theme, direction, keep) if run.roles.get(run.fresh.cells[n]) != START_LAYER]
 
 
 def _best(
-    run: SteeringRun, direction: Direction, measure: str, other: str
+    run: SteeringRun, direction: SteeringDirection, measure: str, other: str
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """A measure of the multi-layer methods less that of another method, by theme; and of their random controls."""
     values = run.fresh.values[measure]

@@ -15,16 +15,16 @@ import numpy as np
 from saeflow.experiments.statistics import Estimate, Tally, known_mean, ratio
 from saeflow.reproduce.evidence import SteeringRun
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, UNKNOWN, Contrast, NotMeasured, Rule, Unit
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cells
 from saeflow.steering.sweep.settings import CUMULATIVE, SINGLE, START, Setting
 
-ACTIVATE, SUPPRESS = Direction.ACTIVATE, Direction.SUPPRESS
+ACTIVATE, SUPPRESS = SteeringDirection.ACTIVATE, SteeringDirection.SUPPRESS
 SMALL: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Limits on the change of a hidden state, as a share of its norm, that are tried from the smallest."""
 
 
-def themes(cells: Cells, direction: Direction) -> list[str]:
+def themes(cells: Cells, direction: SteeringDirection) -> list[str]:
     """The themes of a direction.
 
     Raises:
@@ -36,12 +36,12 @@ def themes(cells: Cells, direction: Direction) -> list[str]:
     return found
 
 
-def find(cells: Cells, theme: str, direction: Direction, keep: Callable[[Setting], bool]) -> list[int]:
+def find(cells: Cells, theme: str, direction: SteeringDirection, keep: Callable[[Setting], bool]) -> list[int]:
     """The cells of a theme that are kept."""
     return cells.where(lambda c: c.theme == theme and c.direction is direction and keep(c.setting))
 
 
-def by_value(cells: Cells, theme: str, direction: Direction, method: str) -> dict[float, np.ndarray]:
+def by_value(cells: Cells, theme: str, direction: SteeringDirection, method: str) -> dict[float, np.ndarray]:
     """For each s or r, weak to strong, the score of each sample at the best layer for it, cross-fitted."""
     found: dict[float, list[int]] = {}
     for number in find(cells, theme, direction, lambda s: s.method == method):

@@ -22,7 +22,7 @@ from saeflow.reproduce.measure import Speeds
 from saeflow.reproduce.recipe import Recipe, Shape
 from saeflow.reproduce.stages import Stage
 from saeflow.steering.growth import grow, targets
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.inputs import find_themes
 from saeflow.steering.sweep.settings import NONE, ORDER, PROMPT, Grid
 
@@ -169,11 +169,11 @@ class Costs:
             table.get("confirm", plain.confirm),
         )
         written, texts = 0.0, 0
-        wanted = {Direction(one) for one in table.get("directions", tuple(Direction))}
+        wanted = {SteeringDirection(one) for one in table.get("directions", tuple(SteeringDirection))}
         for theme in find_themes(table.get("themes", ()), self.recipe.release):
             layers = self._steered(theme.starts, table)
-            for direction in Direction:
-                task = theme.activate if direction is Direction.ACTIVATE else theme.suppress
+            for direction in SteeringDirection:
+                task = theme.activate if direction is SteeringDirection.ACTIVATE else theme.suppress
                 if task is None or direction not in wanted:
                     continue
                 settings = sum(

@@ -24,7 +24,7 @@ from saeflow.experiments.trials import Trials
 from saeflow.flow.graph import FlowGraph
 from saeflow.reading import read_json, read_text
 from saeflow.reproduce.verdicts import NotMeasured
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cell, Cells
 from saeflow.steering.sweep.confirm import FOLDER
 from saeflow.steering.sweep.scoring import read_scores
@@ -188,7 +188,7 @@ def _steering(results: Results) -> SteeringRun:
         return SteeringRun(grid, None, {}, starts)
     fresh = Results.open(again)
     roles = {
-        Cell(unit["theme"], Direction(unit["direction"]), Setting.of(setting)): role
+        Cell(unit["theme"], SteeringDirection(unit["direction"]), Setting.of(setting)): role
         for unit in fresh.units()
         for setting, role in zip(unit["settings"], unit["roles"], strict=True)
     }

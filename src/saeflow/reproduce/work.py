@@ -26,7 +26,7 @@ from saeflow.reproduce.recipe import Recipe, Table
 from saeflow.reproduce.stages import Stage
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.inputs import background_texts, find_themes, judge_maker, open_inputs
 from saeflow.steering.sweep.run import Design, run_sweep
 from saeflow.steering.sweep.settings import Grid, Variant
@@ -200,7 +200,7 @@ def _steering(place: Place) -> None:
     kind, model = settings.judge_of(recipe)
     make = judge_maker(kind, model, settings.judge_url, background)
     grid = Grid(**_given(size, "samples", "confirm", s="activate", r="suppress", layers="layers", methods="methods"))
-    directions = tuple(Direction(one) for one in size.get("directions", tuple(Direction)))
+    directions = tuple(SteeringDirection(one) for one in size.get("directions", tuple(SteeringDirection)))
     parts = tuple(Part(part) for part in size.get("parts", tuple(Part)))
     variant = Variant(parts=tuple(part for part in Part if part in parts))
     design = Design(tuple(themes), directions, grid, variant, recipe.seed)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from saeflow.steering.generate import Generation, Request
     from saeflow.steering.growth import Reach, Target, activation_plan, grow, pick, suppression_plan, targets
     from saeflow.steering.output_score import output_scores
-    from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step, load_plan
+    from saeflow.steering.plan import Dropped, SteeringDirection, SteeringPlan, Step, load_plan
     from saeflow.steering.sampling import Sampling
     from saeflow.steering.schedule import Constant, Exponential, Linear, Schedule, ScheduleKind, schedule_from
     from saeflow.steering.sizes import (
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
         shares,
         within,
     )
-    from saeflow.steering.starts import Found, find_by_texts, find_by_words
+    from saeflow.steering.starts import Candidate, find_by_texts, find_by_words
     from saeflow.steering.stream_rows import fold_scales, typical_activations
     from saeflow.steering.theme import Task, Theme, load_theme, themes
 
 _HOME = {
     "Budget": "sizes",
     "Constant": "schedule",
-    "Direction": "plan",
+    "SteeringDirection": "plan",
     "Dropped": "plan",
     "Exponential": "schedule",
-    "Found": "starts",
+    "Candidate": "starts",
     "Generation": "generate",
     "Linear": "schedule",
     "PlanChange": "sizes",
@@ -81,11 +81,10 @@ _HOME = {
 
 __all__ = [
     "Budget",
+    "Candidate",
     "Constant",
-    "Direction",
     "Dropped",
     "Exponential",
-    "Found",
     "Generation",
     "Linear",
     "NormShares",
@@ -96,6 +95,7 @@ __all__ = [
     "Sampling",
     "Schedule",
     "ScheduleKind",
+    "SteeringDirection",
     "SteeringPlan",
     "Step",
     "Target",

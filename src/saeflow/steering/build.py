@@ -35,7 +35,7 @@ from saeflow.steering.growth import (
     targets,
     targets_within,
 )
-from saeflow.steering.plan import Direction, Dropped, SteeringPlan
+from saeflow.steering.plan import Dropped, SteeringDirection, SteeringPlan
 from saeflow.steering.schedule import Exponential, Schedule
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class PlanRequest:
     """
 
     release: str = ""
-    direction: Direction = Direction.ACTIVATE
+    direction: SteeringDirection = SteeringDirection.ACTIVATE
     theme: str = ""
     starts: tuple[FeatureId, ...] = ()
     schedule: Schedule = field(default_factory=lambda: Exponential(STRENGTH))
@@ -119,7 +119,7 @@ class PlanRequest:
     @property
     def folds(self) -> bool:
         """Whether values are folded: a factor r has no unit, and needs none."""
-        return self.fold and self.direction is Direction.ACTIVATE
+        return self.fold and self.direction is SteeringDirection.ACTIVATE
 
     @property
     def needs_model(self) -> bool:
@@ -375,7 +375,7 @@ def own_scales(
 
 def valued(
     chosen: Chosen,
-    direction: Direction,
+    direction: SteeringDirection,
     schedule: Schedule,
     r: float,
     *,
@@ -394,7 +394,7 @@ def valued(
     Raises:
         As these two.
     """
-    if direction is Direction.SUPPRESS:
+    if direction is SteeringDirection.SUPPRESS:
         plan = suppression_plan(chosen.kept, r, reach=reach, upto=upto, labels=labels)
     else:
         plan = activation_plan(chosen.kept, schedule, reach=reach, upto=upto, scales=scales, span=span, labels=labels)

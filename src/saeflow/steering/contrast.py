@@ -29,7 +29,7 @@ from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.steering.activity import Activity, activity
-from saeflow.steering.starts import MIN_SHARE, Found
+from saeflow.steering.starts import MIN_SHARE, Candidate
 
 FDR: Final = 0.05
 """False-discovery rate of the candidates."""
@@ -43,7 +43,7 @@ _ROUNDING: Final = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class HeldOutCheck:
     """How well the candidates, as one set, tell held-out texts from held-out background.
 
     Attributes:
@@ -62,14 +62,14 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class TextSearch:
     """What was found: candidates, the largest effect first, and the check; None without candidates or held-out texts.
 
     `looked_at` counts the features that the p-values are corrected for.
     """
 
-    found: tuple[Found, ...]
-    check: Check | None
+    found: tuple[Candidate, ...]
+    check: HeldOutCheck | None
     looked_at: int
 
 
@@ -89,7 +89,7 @@ def contrast(
     words: Words = no_words,
     sites_at_once: int | None = None,
     progress: Progress | None = None,
-) -> Contrast:
+) -> TextSearch:
     """Features more active on `texts` than on `background`, and whether that holds on texts not chosen with.
 
     Args:
@@ -162,7 +162,7 @@ class _Halves:
     first_on: Bool[np.ndarray, " n"]
     first_off: Bool[np.ndarray, " k"]
 
-    def contrast(self, limit: int, min_share: float, fdr: float, words: Words) -> Contrast:
+    def contrast(self, limit: int, min_share: float, fdr: float, words: Words) -> TextSearch:
         sides = {site: self._side(site, first=True) for site in self.on.sites}
         p = corrected([side.p_values() for side in sides.values()])
         shares = {site: side.shares() for site, side in sides.items()}
@@ -179,7 +179,7 @@ class _Halves:
             for effect, feature, chance in chosen
         )
         looked_at = sum(len(of_site) for of_site in p)
-        return Contrast(found, self._check(features, sides) if features else None, looked_at)
+        return TextSearch(found, self._check(features, sides) if features else None, looked_at)
 
     def _side(self, site: Site, *, first: bool) -> Side:
         on = self.on.means[site][np.flatnonzero(self.first_on == first)]
@@ -193,7 +193,7 @@ class _Halves:
         effects = {site: self._side(site, first=False).effects() for site in {f.site for f in features}}
         return {feature: float(effects[feature.site][feature.index]) for feature in features}
 
-    def _check(self, features: Sequence[FeatureId], sides: Mapping[Site, Side]) -> Check | None:
+    def _check(self, features: Sequence[FeatureId], sides: Mapping[Site, Side]) -> HeldOutCheck | None:
         if self.first_on.all():
             return None
         scores = [np.zeros(int((~self.first_on).sum())), np.zeros(int((~self.first_off).sum()))]
@@ -205,7 +205,7 @@ class _Halves:
             scores[1] += (later.off[:, index].toarray() / spread).sum(axis=1)
         test = stats.mannwhitneyu(scores[0], scores[1], alternative="greater", method="asymptotic")
         size = len(scores[0]) * len(scores[1])
-        return Check(float(test.statistic) / size, float(test.pvalue), len(scores[0]), len(scores[1]))
+        return HeldOutCheck(float(test.statistic) / size, float(test.pvalue), len(scores[0]), len(scores[1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,9 +298,9 @@ def _told(
     p: float,
     again: float | None,
     words: Words,
-) -> Found:
+) -> Candidate:
     on, off = (float(share[feature.index]) for share in shares)
     known = words.get(feature)
     held_out = "" if again is None else f", {again:.2f} on those held out"
     why = f"fires on {on:.0%} of the texts and {off:.0%} of the background; g = {effect:.2f}{held_out}"
-    return Found(feature, "" if known is None else known.label, effect, on, off, p, why, again)
+    return Candidate(feature, "" if known is None else known.label, effect, on, off, p, why, again)

@@ -21,7 +21,7 @@ from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Thresholds
 from saeflow.flow.trace import Matches, trace
 from saeflow.ids import FeatureId, Part
-from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step
+from saeflow.steering.plan import Dropped, SteeringDirection, SteeringPlan, Step
 from saeflow.steering.schedule import Schedule
 
 
@@ -234,7 +234,7 @@ def activation_plan(
         for target in reached
     ]
     how = {"schedule": schedule.to_dict(), "span": span, "folded": scales is not None}
-    return SteeringPlan(Direction.ACTIVATE, tuple(steps), made_by={**how, **_reach_told(reach, upto)})
+    return SteeringPlan(SteeringDirection.ACTIVATE, tuple(steps), made_by={**how, **_reach_told(reach, upto)})
 
 
 def suppression_plan(
@@ -265,7 +265,7 @@ def suppression_plan(
         Step(target.feature, r, (labels or {}).get(target.feature, ""), target.why)
         for target in targets_within(chosen, reach, upto)
     )
-    return SteeringPlan(Direction.SUPPRESS, steps, made_by={"r": r, **_reach_told(reach, upto)})
+    return SteeringPlan(SteeringDirection.SUPPRESS, steps, made_by={"r": r, **_reach_told(reach, upto)})
 
 
 def targets_within(targets: Iterable[Target], reach: Reach, upto: int | None) -> list[Target]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from saeflow.errors import InvalidArgument
 from saeflow.steering.judges.scores import Score, final_score
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 
 if TYPE_CHECKING:
     from saeflow.sources.model import LanguageModel
@@ -116,10 +116,10 @@ def distinct(units: Sequence[int] | Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def combined(score: Score, direction: Direction) -> float:
+def combined(score: Score, direction: SteeringDirection) -> float:
     """The final metric of section 4.2, 0 to 1: Behavioral x Coherence, or (1 - Behavioral) x Coherence to suppress.
 
     Both marks are divided by 5 first: the judge's marks are 0 to 5, and 1 - Behavioral needs shares. Appendix C.3
     writes "Behavioral x Cumulative" for the same.
     """
-    return final_score(score.behavior, score.coherence, suppress=direction is Direction.SUPPRESS)
+    return final_score(score.behavior, score.coherence, suppress=direction is SteeringDirection.SUPPRESS)

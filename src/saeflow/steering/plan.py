@@ -28,7 +28,7 @@ from saeflow.interventions import EVERYWHERE, Add, Edit, Rescale, Where
 from saeflow.reading import read_text
 
 
-class Direction(enum.StrEnum):
+class SteeringDirection(enum.StrEnum):
     """Whether a plan steers towards its theme or away from it."""
 
     ACTIVATE = "activate"
@@ -89,7 +89,7 @@ class SteeringPlan:
         InvalidArgument: when a feature has two steps, or `made_by` holds something that is no JSON.
     """
 
-    direction: Direction
+    direction: SteeringDirection
     steps: tuple[Step, ...]
     release: str = ""
     model: str = ""
@@ -109,7 +109,7 @@ class SteeringPlan:
             told = json.loads(json.dumps(dict(self.made_by), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise InvalidArgument(f"made_by is no JSON ({error}). Give numbers, texts and lists.") from None
-        object.__setattr__(self, "direction", Direction(self.direction))
+        object.__setattr__(self, "direction", SteeringDirection(self.direction))
         object.__setattr__(self, "steps", tuple(sorted(self.steps, key=lambda step: step.feature)))
         object.__setattr__(self, "made_by", told)
 
@@ -124,7 +124,7 @@ class SteeringPlan:
         found: list[Edit] = []
         for site in self.sites:
             here = [step for step in self.steps if step.feature.site == site]
-            if self.direction is Direction.ACTIVATE:
+            if self.direction is SteeringDirection.ACTIVATE:
                 found.append(Add({step.feature: step.value for step in here}, self.tokens))
                 continue
             factors = tuple(step.value for step in here)
@@ -192,7 +192,7 @@ class SteeringPlan:
         """
         if not math.isfinite(c):
             raise InvalidArgument(f"a plan cannot be scaled by {c}. Give a number.")
-        suppressing = self.direction is Direction.SUPPRESS
+        suppressing = self.direction is SteeringDirection.SUPPRESS
         # c r + (1 - c) is exact at c = 0 and at c = 1, which 1 + c (r - 1) is not
         steps = tuple(
             replace(step, value=c * step.value + (1 - c) if suppressing else c * step.value) for step in self.steps

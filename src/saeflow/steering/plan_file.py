@@ -37,12 +37,12 @@ from saeflow.errors import BadFile, InvalidArgument, InvalidId
 from saeflow.ids import FeatureId
 from saeflow.interventions import EVERYWHERE, Positions, Span, Where
 from saeflow.reading import parse_json
-from saeflow.steering.plan import Direction, Dropped, SteeringPlan, Step
+from saeflow.steering.plan import Dropped, SteeringDirection, SteeringPlan, Step
 
 FORMAT: Final = "saeflow-plan"
 VERSION: Final = 1
 
-_VALUE: Final = {Direction.ACTIVATE: "strength", Direction.SUPPRESS: "r"}
+_VALUE: Final = {SteeringDirection.ACTIVATE: "strength", SteeringDirection.SUPPRESS: "r"}
 _TEXTS: Final = ("release", "model", "theme")
 _KEYS: Final = ("format", "version", "direction", *_TEXTS, "tokens", "steps", "dropped", "made_by")
 
@@ -131,15 +131,15 @@ def _parse(text: str) -> Mapping[str, Any]:
     return data
 
 
-def _direction(told: object) -> Direction:
-    if told not in list(Direction):
+def _direction(told: object) -> SteeringDirection:
+    if told not in list(SteeringDirection):
         raise BadFile(f'"direction" is {_shown(told)}. Write "activate" or "suppress".')
-    return Direction(str(told))
+    return SteeringDirection(str(told))
 
 
-def _step(told: object, direction: Direction, where: _Place) -> Step:
+def _step(told: object, direction: SteeringDirection, where: _Place) -> Step:
     name, other = _VALUE[direction], _VALUE[_other(direction)]
-    shape = f'{{"feature": "2/res/114", "{name}": {6.2 if direction is Direction.ACTIVATE else 0.0}}}'
+    shape = f'{{"feature": "2/res/114", "{name}": {6.2 if direction is SteeringDirection.ACTIVATE else 0.0}}}'
     row = _row(told, where, shape)
     feature = _feature(row, where, shape)
     if other in row:
@@ -262,8 +262,8 @@ def _no_others(row: Mapping[str, Any], known: Collection[str], where: str) -> No
             raise BadFile(f'{where}: "{key}" is no key here. {meant}Keys are {", ".join(known)}.')
 
 
-def _other(direction: Direction) -> Direction:
-    return Direction.SUPPRESS if direction is Direction.ACTIVATE else Direction.ACTIVATE
+def _other(direction: SteeringDirection) -> SteeringDirection:
+    return SteeringDirection.SUPPRESS if direction is SteeringDirection.ACTIVATE else SteeringDirection.ACTIVATE
 
 
 def _is_object(told: object) -> TypeGuard[Mapping[str, Any]]:

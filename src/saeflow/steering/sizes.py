@@ -38,7 +38,7 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import Change
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
-from saeflow.steering.plan import Direction, SteeringPlan
+from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.stream_rows import (
     MAX_LENGTH,
     by_site,
@@ -130,7 +130,7 @@ def plan_change(
     """
     groups = list(by_site(plan.features, dictionaries))
     values = {step.feature: step.value for step in plan.steps}
-    if plan.direction is Direction.ACTIVATE:
+    if plan.direction is SteeringDirection.ACTIVATE:
         vectors = {
             dictionary.site: _weights(values, here) @ unit_rows(dictionary, here, model) for dictionary, here in groups
         }
@@ -283,7 +283,7 @@ def fit_budget(
     """
     if norms is None:
         norms = hidden_norms(model, norm_sites(plan), texts)
-    if plan.direction is Direction.ACTIVATE or not plan.steps:
+    if plan.direction is SteeringDirection.ACTIVATE or not plan.steps:
         return within(plan, budget, norms, plan_change(plan, dictionaries, model, texts=texts))
 
     def measured(c: float) -> NormShares:

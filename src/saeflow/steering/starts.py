@@ -36,7 +36,7 @@ _PLACES: Final = ("label", "fires on", "promotes")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Candidate:
     """A feature that may start a theme.
 
     Attributes:
@@ -73,10 +73,10 @@ def find_by_texts(
     sites: Iterable[Site] | None = None,
     limit: int = 20,
     min_share: float = MIN_SHARE,
-) -> list[Found]:
+) -> list[Candidate]:
     """Features more active on `texts` than on `background`, the largest effect first.
 
-    Chosen on half of both; the other half says whether the effect is there again (`Found.replicated`). This is
+    Chosen on half of both; the other half says whether the effect is there again (`Candidate.replicated`). This is
     `contrast.contrast` with its other options left alone, and without its check of the set as a whole.
 
     Args:
@@ -99,7 +99,7 @@ def find_by_texts(
     return list(made.found)
 
 
-def find_by_words(words: Words, query: str, sites: Iterable[Site], limit: int = 20) -> list[Found]:
+def find_by_words(words: Words, query: str, sites: Iterable[Site], limit: int = 20) -> list[Candidate]:
     """Features whose words hold the terms of `query`, best first.
 
     Terms are words with spaces or commas between; capitals do not matter. A term is met by a whole word (1.0), by
@@ -148,7 +148,7 @@ class _Met:
     place: str
 
 
-def _hit(feature: FeatureId, known: FeatureWords, terms: Sequence[str]) -> Found | None:
+def _hit(feature: FeatureId, known: FeatureWords, terms: Sequence[str]) -> Candidate | None:
     met = {term: tuple(_met(known, term)) for term in terms}
     scores = [_score(places) for places in met.values()]
     if not any(scores):
@@ -161,7 +161,7 @@ def _hit(feature: FeatureId, known: FeatureWords, terms: Sequence[str]) -> Found
         if places
     )
     share = sum(score > 0 for score in scores) / len(terms)
-    return Found(feature, known.label, round(effect, 6), share, frequency, None, why)
+    return Candidate(feature, known.label, round(effect, 6), share, frequency, None, why)
 
 
 def _score(places: Sequence[_Met]) -> float:

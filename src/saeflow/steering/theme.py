@@ -100,7 +100,7 @@ class Theme:
             )
 
     def task(self, direction: str) -> Task:
-        """The task of a direction, "activate" or "suppress" (a `Direction` is one).
+        """The task of a direction, "activate" or "suppress" (a `SteeringDirection` is one).
 
         Raises:
             InvalidArgument: for another word, or where the theme has no such task.

@@ -21,7 +21,7 @@ from saeflow.steering.generate import Generation, Request, generate
 from saeflow.steering.judges.offline import OfflineJudge
 from saeflow.steering.judges.scores import Judged, final_score
 from saeflow.steering.metrics import losses
-from saeflow.steering.plan import Direction, SteeringPlan
+from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.sampling import Sampling
 from saeflow.steering.theme import Theme
 from saeflow.web.limits import printable
@@ -149,7 +149,7 @@ class LoadedModel:
     def _score(
         self,
         written: Sequence[Generation],
-        direction: Direction,
+        direction: SteeringDirection,
         theme: Theme,
         others: Sequence[Theme],
         sampling: Sampling,
@@ -164,7 +164,7 @@ class LoadedModel:
             put({"type": "note", "text": f"No scores: {error}"})
             return
         for row, score in enumerate(scores):
-            final = final_score(score.behavior, score.coherence, suppress=direction is Direction.SUPPRESS)
+            final = final_score(score.behavior, score.coherence, suppress=direction is SteeringDirection.SUPPRESS)
             marks = {"behavior": score.behavior, "coherence": score.coherence, "final": final}
             put({"type": "scores", **_sample(row), **marks})
 

@@ -20,7 +20,7 @@ from saeflow.ids import Part, Site
 from saeflow.interventions import EVERYWHERE
 from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.growth import Reach
-from saeflow.steering.plan import Direction, SteeringPlan
+from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.schedule import schedule_from
 from saeflow.web.explorer import Explorer
 from saeflow.web.limits import MOST_FEATURES, MOST_NESTED, LimitedAtlas
@@ -113,7 +113,7 @@ def _plan_request(explorer: Explorer, body: PlanBody) -> PlanRequest:
     thresholds = explorer.thresholds(body.thresholds)
     return PlanRequest(
         release=explorer.release,
-        direction=Direction(body.direction),
+        direction=SteeringDirection(body.direction),
         theme=theme,
         starts=chosen,
         schedule=schedule_from(body.schedule.model_dump(exclude_none=True)),

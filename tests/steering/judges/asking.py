@@ -2,7 +2,7 @@
 
 from saeflow.llm.endpoint import Pacing
 from saeflow.steering.judges import Judged, LLMJudge, Score
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Theme
 
 from .server import KEY, Asked, Reply, marks
@@ -30,4 +30,4 @@ def judge(server, tmp_path, **changes):
 
 
 def score(of, n=1, **options):
-    return of.score(THEME, Direction.ACTIVATE, texts(n), **options)
+    return of.score(THEME, SteeringDirection.ACTIVATE, texts(n), **options)

@@ -14,7 +14,7 @@ from saeflow.errors import InvalidArgument, Unreachable
 from saeflow.llm.endpoint import Pacing
 from saeflow.steering.judges import Judge, LLMJudge, Score
 from saeflow.steering.judges.rubrics import BadAnswer, rubric_for
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Theme, load_theme
 
 from . import killed_run
@@ -45,7 +45,7 @@ def test_what_is_sent_is_the_rubric_and_the_text_alone(tmp_path) -> None:
     with serving(lambda asked: marks(4, 2)) as server:
         score(judge(server, tmp_path))
         score(judge(server, tmp_path, temperature=None))
-    rubric = rubric_for(THEME, Direction.ACTIVATE)
+    rubric = rubric_for(THEME, SteeringDirection.ACTIVATE)
     sent, plain = (asked.body for asked in server.asked)
     assert sent == {
         "model": "m",
@@ -62,8 +62,8 @@ def test_behavior_is_the_mark_of_the_themes_own_subject_and_the_others_are_kept(
     theme = load_theme("scientific-concepts", "gemma-scope-2b")
     with serving(lambda asked: marks(4, [1, 5, 3])) as server:
         asks = judge(server, tmp_path)
-        assert asks.score(theme, Direction.SUPPRESS, texts(1)) == [Score(4, 5)]
-        assert asks.answers(theme, Direction.SUPPRESS, texts(1))[0].behavioral == (1, 5, 3)
+        assert asks.score(theme, SteeringDirection.SUPPRESS, texts(1)) == [Score(4, 5)]
+        assert asks.answers(theme, SteeringDirection.SUPPRESS, texts(1))[0].behavioral == (1, 5, 3)
     assert len(server.asked) == 1
 
 
@@ -240,9 +240,9 @@ def test_equal_texts_are_asked_once_and_other_questions_again(tmp_path) -> None:
     other = Theme("letters", "letters and words", "", ())
     with serving(by_number) as server:
         asks = judge(server, tmp_path)
-        assert asks.score(THEME, Direction.ACTIVATE, texts(2) * 5) == expected(2) * 5
+        assert asks.score(THEME, SteeringDirection.ACTIVATE, texts(2) * 5) == expected(2) * 5
         assert asks.counts["asked"] == 2
-        for theme, direction in [(other, Direction.ACTIVATE), (THEME, Direction.ACTIVATE)]:
+        for theme, direction in [(other, SteeringDirection.ACTIVATE), (THEME, SteeringDirection.ACTIVATE)]:
             asks.score(theme, direction, texts(2))
         assert asks.counts["asked"] == 4
         for changes in ({"temperature": 0.5}, {"seed": 1}):

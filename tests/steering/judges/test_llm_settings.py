@@ -13,7 +13,7 @@ from saeflow.errors import InvalidArgument, MissingExtra, Unreachable
 from saeflow.llm.endpoint import Pacing
 from saeflow.steering.judges import LLMJudge
 from saeflow.steering.judges.rubrics import BadAnswer
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 
 from .asking import FAST, THEME, by_number, expected, judge, score, texts
 from .server import KEY, Asked, Reply, says, serving
@@ -43,7 +43,7 @@ def test_the_key_is_in_no_message_log_file_or_repr(tmp_path, caplog, capfd) -> N
         score(asks)
         for text in texts(7)[1:]:
             with pytest.raises((Unreachable, BadAnswer)) as caught:
-                asks.score(THEME, Direction.ACTIVATE, [text])
+                asks.score(THEME, SteeringDirection.ACTIVATE, [text])
             shown += [repr(caught.value), *traceback.format_exception(caught.value)]
             assert caught.value.__cause__ is None
             assert caught.value.__context__ is None

@@ -16,7 +16,7 @@ from saeflow.steering.judges import Judge, Judged, OfflineJudge
 from saeflow.steering.judges.coherence import Usual
 from saeflow.steering.judges.offline import demo_background
 from saeflow.steering.judges.topic import cut, fit, held_out, logistic_curve, windows_of
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Task
 
 from .planted import LAND, PROMPT, SEA, theme, unsteered, written
@@ -39,7 +39,9 @@ def judge(**changes):
 
 
 def behavior(of, texts, about=None):
-    scores = of.score(about or theme(), Direction.ACTIVATE, [Judged(text, PROMPT, 3.0, FRESH) for text in texts])
+    scores = of.score(
+        about or theme(), SteeringDirection.ACTIVATE, [Judged(text, PROMPT, 3.0, FRESH) for text in texts]
+    )
     return [score.behavior for score in scores]
 
 
@@ -169,8 +171,8 @@ def test_both_directions_get_the_same_marks_and_progress_is_told() -> None:
     told, of = [], judge()
     texts = unsteered(8)
     about = theme(suppress=Task(PROMPT, "No ships. I think", 36))
-    there = of.score(about, Direction.ACTIVATE, texts, progress=lambda *now: told.append(now[:2]))
-    assert of.score(about, Direction.SUPPRESS, texts) == there
+    there = of.score(about, SteeringDirection.ACTIVATE, texts, progress=lambda *now: told.append(now[:2]))
+    assert of.score(about, SteeringDirection.SUPPRESS, texts) == there
     assert told == [(0, 8), (8, 8)]
 
 
@@ -179,7 +181,7 @@ def test_samples_may_come_by_prompt_or_in_one_row() -> None:
     one = OfflineJudge(background(), {"any": unsteered(), ("key", 1): other})
     two = OfflineJudge(background(), iter([*other, *unsteered()]))
     text = Judged(written(SEA, 1, 46)[0], "It is", 3.0, FRESH)
-    scores = [of.score(theme(), Direction.ACTIVATE, [text])[0] for of in (one, two)]
+    scores = [of.score(theme(), SteeringDirection.ACTIVATE, [text])[0] for of in (one, two)]
     assert scores[0] == scores[1]
     assert scores[0].coherence == pytest.approx(5 * math.exp(1 - 3))
 
@@ -187,9 +189,11 @@ def test_samples_may_come_by_prompt_or_in_one_row() -> None:
 def test_a_prompt_without_samples_is_refused_except_the_one_that_asks_for_the_theme() -> None:
     of = judge()
     asked = Judged("it was on the sea", "A text about ships. I think", 3.0, FRESH)
-    assert of.score(theme(), Direction.ACTIVATE, [asked])[0].coherence == 5
-    for text, direction in [(asked, Direction.SUPPRESS), (judged(), Direction.ACTIVATE)]:
-        unknown = dataclasses.replace(text, prompt=text.prompt if direction is Direction.SUPPRESS else "Never seen")
+    assert of.score(theme(), SteeringDirection.ACTIVATE, [asked])[0].coherence == 5
+    for text, direction in [(asked, SteeringDirection.SUPPRESS), (judged(), SteeringDirection.ACTIVATE)]:
+        unknown = dataclasses.replace(
+            text, prompt=text.prompt if direction is SteeringDirection.SUPPRESS else "Never seen"
+        )
         with pytest.raises(InvalidArgument, match="there are some of 'I think'"):
             of.score(theme(), direction, [unknown])
 

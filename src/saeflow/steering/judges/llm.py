@@ -25,7 +25,7 @@ from saeflow.llm.endpoint import DEFAULT_MODEL, Endpoint, Messages, Pacing, Secr
 from saeflow.records import Progress
 from saeflow.steering.judges.rubrics import BadAnswer, Marks, Rubric, rubric_for
 from saeflow.steering.judges.scores import Judged, Score
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Theme
 
 FORMAT: Final = "saeflow-answer"
@@ -100,7 +100,7 @@ class LLMJudge:
         return f"{self.model} (rubrics of appendix B)"
 
     def score(
-        self, theme: Theme, direction: Direction, texts: Sequence[Judged], *, progress: Progress | None = None
+        self, theme: Theme, direction: SteeringDirection, texts: Sequence[Judged], *, progress: Progress | None = None
     ) -> list[Score]:
         """A score for each text, in order: the behavior mark is that of the theme's own subject.
 
@@ -115,7 +115,7 @@ class LLMJudge:
         return [Score(float(answer.coherence), float(answer.behavioral[own])) for answer in found]
 
     def answers(
-        self, theme: Theme, direction: Direction, texts: Sequence[Judged], *, progress: Progress | None = None
+        self, theme: Theme, direction: SteeringDirection, texts: Sequence[Judged], *, progress: Progress | None = None
     ) -> list[Marks]:
         """The whole answer for each text, with the marks of all subjects in the order of `rubric_for`.
 

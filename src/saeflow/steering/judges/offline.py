@@ -20,7 +20,7 @@ from saeflow.records import Progress
 from saeflow.steering.judges.coherence import Usual, by_prompt
 from saeflow.steering.judges.scores import Judged, Score
 from saeflow.steering.judges.topic import WINDOW, Embedder, Topic, TopicReport, Windows, fit, held_out, windows_of
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Theme
 
 AT_ONCE: Final = 256
@@ -81,7 +81,7 @@ class OfflineJudge:
         return f"offline (loss and {self._embedder.name if self._embedder else 'TF-IDF'})"
 
     def score(
-        self, theme: Theme, direction: Direction, texts: Sequence[Judged], *, progress: Progress | None = None
+        self, theme: Theme, direction: SteeringDirection, texts: Sequence[Judged], *, progress: Progress | None = None
     ) -> list[Score]:
         """A score for each text, in order. The behavior mark is the same in both directions.
 
@@ -131,8 +131,8 @@ class OfflineJudge:
         except InvalidArgument as error:
             raise InvalidArgument(f"the theme {theme.name!r}: {error}") from None
 
-    def _usual_of(self, theme: Theme, direction: Direction, prompt: str) -> Usual:
-        task = theme.activate if direction is Direction.ACTIVATE else theme.suppress
+    def _usual_of(self, theme: Theme, direction: SteeringDirection, prompt: str) -> Usual:
+        task = theme.activate if direction is SteeringDirection.ACTIVATE else theme.suppress
         for known in (prompt, task.prompt if task and prompt == task.asked else prompt):
             if known in self._usual:
                 return self._usual[known]

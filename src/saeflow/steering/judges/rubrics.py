@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 
 from saeflow.errors import InvalidArgument, SaeflowError
 from saeflow.steering.judges.scores import HIGHEST
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Theme
 
 
@@ -212,14 +212,14 @@ def one_subject(subject: str) -> Rubric:
     return Rubric("B.2", _ONE, (Subject(subject),))
 
 
-def rubric_for(theme: Theme, direction: Direction) -> Rubric:
+def rubric_for(theme: Theme, direction: SteeringDirection) -> Rubric:
     """The rubric a theme is judged with.
 
     B.1 for a theme with several subjects, in either direction (C.3 activates one of the subjects of B.1), and for
     what is suppressed; B.2 for other activation. The paper's three subjects are listed in the paper's order,
     whichever is the theme's own.
     """
-    if not theme.subjects and direction is Direction.ACTIVATE:
+    if not theme.subjects and direction is SteeringDirection.ACTIVATE:
         return one_subject(theme.subject)
     subjects = [Subject.of(told) for told in theme.subjects or (theme.subject,)]
     own = subjects[0]

@@ -9,7 +9,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from saeflow.errors import InvalidArgument
 from saeflow.records import Progress
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Theme
 
 HIGHEST: Final = 5
@@ -72,7 +72,7 @@ class Judge(Protocol):
         ...
 
     def score(
-        self, theme: Theme, direction: Direction, texts: Sequence[Judged], *, progress: Progress | None = None
+        self, theme: Theme, direction: SteeringDirection, texts: Sequence[Judged], *, progress: Progress | None = None
     ) -> list[Score]:
         """A score for each text, in order."""
         ...

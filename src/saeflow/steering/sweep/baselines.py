@@ -26,7 +26,7 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.weights import row_peaks
 from saeflow.steering.activity import activity
-from saeflow.steering.plan import Direction, SteeringPlan, Step
+from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
 from saeflow.steering.stream_rows import unit_rows
 
 NEAREST: Final = 8
@@ -89,7 +89,7 @@ def random_mirrors(
         InvalidArgument: for a suppression without `active`; when a site has too few other rows.
         UnknownSite: for a site without a dictionary.
     """
-    if plan.direction is Direction.SUPPRESS and active is None:
+    if plan.direction is SteeringDirection.SUPPRESS and active is None:
         raise InvalidArgument(
             "random features for a suppression are chosen by how much they write, and that was not given. Pass "
             "active=written_on(model, dictionaries, plan.sites, texts)."
@@ -107,7 +107,7 @@ def random_mirrors(
                 "baseline. Leave the random method out, or steer fewer features."
             )
         chosen = [_rows(steps, free, seed, None if active is None else active[site]) for seed in seeds]
-        if plan.direction is Direction.ACTIVATE:
+        if plan.direction is SteeringDirection.ACTIVATE:
             found = _as_long(steps, chosen, dictionaries[site], model)
         else:
             found = [_in_place_of(steps, rows, [step.value for step in steps]) for rows in chosen]

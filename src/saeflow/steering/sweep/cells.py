@@ -20,8 +20,8 @@ from saeflow.experiments.results import Results
 from saeflow.experiments.statistics import Estimate, Tally, mean_estimates
 from saeflow.steering.judges import Score
 from saeflow.steering.metrics import combined, perplexity
-from saeflow.steering.plan import Direction
-from saeflow.steering.sweep.scoring import Scores
+from saeflow.steering.plan import SteeringDirection
+from saeflow.steering.sweep.scoring import JudgeScores
 from saeflow.steering.sweep.settings import NONE, ORDER, Setting
 
 MEASURES: Final = ("loss", "distinct_1", "distinct_2", "share_layer", "share_total", "n_features")
@@ -32,7 +32,7 @@ class Cell:
     """A setting of a theme and a direction."""
 
     theme: str
-    direction: Direction
+    direction: SteeringDirection
     setting: Setting
 
 
@@ -56,7 +56,7 @@ class Cells:
     rows: Int[np.ndarray, "n k"]
 
     @staticmethod
-    def of(results: Results, scores: Scores) -> Cells:
+    def of(results: Results, scores: JudgeScores) -> Cells:
         """The rows of a folder with a judge's scores.
 
         Raises:
@@ -68,7 +68,7 @@ class Cells:
         if not told["theme"]:
             raise InvalidArgument(f"{results.folder} has no rows. Run the sweep again to finish it.")
         keys = [
-            Cell(theme, Direction(direction), Setting(*setting))
+            Cell(theme, SteeringDirection(direction), Setting(*setting))
             for theme, direction, *setting in zip(*(told[name] for name in names[:7]), strict=True)
         ]
         place = {cell: number for number, cell in enumerate(dict.fromkeys(keys))}
@@ -97,9 +97,9 @@ class Cells:
 
     def groups(
         self, key: Callable[[Cell], Any] = lambda _: ()
-    ) -> Iterator[tuple[tuple[str, Direction, Any], list[int]]]:
+    ) -> Iterator[tuple[tuple[str, SteeringDirection, Any], list[int]]]:
         """Cells by theme, direction and `key`: themes as they come, directions and methods in the order of tables."""
-        found: dict[tuple[str, Direction, Any], list[int]] = {}
+        found: dict[tuple[str, SteeringDirection, Any], list[int]] = {}
         themes = list(dict.fromkeys(cell.theme for cell in self.cells))
         order = sorted(
             range(len(self.cells)),
@@ -140,7 +140,7 @@ class Cells:
         there = np.isfinite(values)
         return Tally(np.moveaxis(np.stack([np.where(there, values, 0.0), there], -1), -2, 0))
 
-    def default(self, theme: str, direction: Direction) -> float | None:
+    def default(self, theme: str, direction: SteeringDirection) -> float | None:
         """The mean score of unsteered text."""
         found = self.where(lambda c: (c.theme, c.direction, c.setting.method) == (theme, direction, NONE))
         return self.mean("score", found[0]) if found else None
@@ -191,5 +191,5 @@ def methods(cells: Iterable[Cell]) -> list[str]:
 
 def _place(cell: Cell) -> tuple[Any, ...]:
     setting = cell.setting
-    direction = list(Direction).index(cell.direction)
+    direction = list(SteeringDirection).index(cell.direction)
     return direction, ORDER.index(setting.method), setting.mirrors, setting.layer, setting.value

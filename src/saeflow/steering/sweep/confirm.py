@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cells
 from saeflow.steering.sweep.settings import MULTI, ORDER, RANDOM, SINGLE, Grid, Setting
 from saeflow.steering.theme import Theme
@@ -25,7 +25,7 @@ class Choice:
     """A setting to measure again, and why: the best of its method, the best at the start layer, or a baseline."""
 
     theme: str
-    direction: Direction
+    direction: SteeringDirection
     setting: Setting
     role: str
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from saeflow.experiments.results import SummaryTable
 from saeflow.experiments.statistics import Estimate, ratio
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cells
 from saeflow.steering.sweep.settings import NONE, PROMPT
 
@@ -25,7 +25,7 @@ CROSSFIT: Final = (
     "each half of the samples is scored at the setting that is best on the other half, so that choosing does not "
     "flatter it"
 )
-Group = tuple[str, Direction, str, list[int]]
+Group = tuple[str, SteeringDirection, str, list[int]]
 
 
 def by_layer(grid: Cells) -> SummaryTable:
@@ -36,7 +36,7 @@ def by_layer(grid: Cells) -> SummaryTable:
         for layer, here in _by(numbers, lambda n: grid.cells[n].setting.layer).items():
             if layer < 0:
                 continue
-            options = [here] if direction is Direction.ACTIVATE else [[number] for number in here]
+            options = [here] if direction is SteeringDirection.ACTIVATE else [[number] for number in here]
             for candidates in options:
                 found = grid.estimate(grid.crossfit(candidates))
                 value = grid.cells[grid.best(candidates)].setting.value

@@ -28,7 +28,7 @@ BACKGROUND_TEXTS: Final = 300
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class SweepInputs:
     """What a sweep runs on.
 
     Attributes:
@@ -127,7 +127,7 @@ def open_inputs(
     device: str = "cpu",
     batch: int = 256,
     prepend_bos: bool | None = None,
-) -> Inputs:
+) -> SweepInputs:
     """Model and dictionaries beside an atlas, with a checksum of its tables for the record.
 
     Raises:
@@ -141,4 +141,4 @@ def open_inputs(
     digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()[:12]
     loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(dictionaries)
     told = f"{matches.method}, tables {digest}"
-    return Inputs(loaded, dictionaries, matches, background, release, told, batch)
+    return SweepInputs(loaded, dictionaries, matches, background, release, told, batch)

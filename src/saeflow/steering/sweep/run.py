@@ -29,11 +29,11 @@ from saeflow.experiments.records import RunRequest
 from saeflow.experiments.results import MANIFEST, Results, Row, versions
 from saeflow.records import Progress
 from saeflow.steering.judges import Judge
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cells
 from saeflow.steering.sweep.confirm import FOLDER, Choice, choose
-from saeflow.steering.sweep.inputs import Inputs
-from saeflow.steering.sweep.scoring import MakeJudge, Scores, judge_rows, unsteered
+from saeflow.steering.sweep.inputs import SweepInputs
+from saeflow.steering.sweep.scoring import JudgeScores, MakeJudge, judge_rows, unsteered
 from saeflow.steering.sweep.settings import CONFIRMED, GRID, ORDER, PROMPT, Grid, Setting, Variant
 from saeflow.steering.sweep.theme_plans import ThemePlans
 from saeflow.steering.sweep.unit import SweepUnit
@@ -58,7 +58,7 @@ class Design:
     """
 
     themes: tuple[Theme, ...]
-    directions: tuple[Direction, ...]
+    directions: tuple[SteeringDirection, ...]
     grid: Grid
     variant: Variant
     seed: int = 0
@@ -75,20 +75,20 @@ class Design:
             )
 
     @property
-    def tasks(self) -> list[tuple[Theme, Direction, Task]]:
+    def tasks(self) -> list[tuple[Theme, SteeringDirection, Task]]:
         """Each theme and direction with what is generated, in order."""
         return [
             (theme, direction, theme.task(direction))
             for theme in self.themes
             for direction in self.directions
-            if (theme.activate if direction is Direction.ACTIVATE else theme.suppress) is not None
+            if (theme.activate if direction is SteeringDirection.ACTIVATE else theme.suppress) is not None
         ]
 
 
 class Sweep:
     """A sweep into a folder; a killed one resumes."""
 
-    def __init__(self, inputs: Inputs, design: Design, out: Path | str, engine: Engine | None = None) -> None:
+    def __init__(self, inputs: SweepInputs, design: Design, out: Path | str, engine: Engine | None = None) -> None:
         """Nothing is computed or written yet. `engine` is where texts are generated; this process when None."""
         self.inputs, self.design, self.out, self.engine = inputs, design, Path(out), engine
 
@@ -111,7 +111,7 @@ class Sweep:
         results = Results.start(self.out, self._request(EXPERIMENT, {}), self._grid_units, versions())
         return self._run(results, GRID, self.design.grid.samples, None, progress)
 
-    def run_confirmed(self, grid: Results, scores: Scores, progress: Progress | None = None) -> Results:
+    def run_confirmed(self, grid: Results, scores: JudgeScores, progress: Progress | None = None) -> Results:
         """Choose settings by `scores` and generate their fresh samples; a folder that is there keeps its choice.
 
         Raises:
@@ -159,8 +159,8 @@ class Sweep:
                     units.append(unit | {"features": prepared.counts})
         return units
 
-    def _confirmed_units(self, grid: Results, scores: Scores) -> list[Row]:
-        chosen: dict[tuple[str, Direction, str], list[Choice]] = {}
+    def _confirmed_units(self, grid: Results, scores: JudgeScores) -> list[Row]:
+        chosen: dict[tuple[str, SteeringDirection, str], list[Choice]] = {}
         for choice in choose(Cells.of(grid, scores), self.design.themes, self.design.grid):
             key = choice.theme, choice.direction, choice.setting.method
             chosen.setdefault(key, []).append(choice)
@@ -192,7 +192,7 @@ class Sweep:
 
 def judge_sweep(
     grid: Results, make: MakeJudge, themes: Sequence[Theme], progress: Progress | None = None
-) -> tuple[Judge, Scores]:
+) -> tuple[Judge, JudgeScores]:
     """The judge of a sweep, made with its unsteered texts, and what it says of the grid.
 
     Raises:
@@ -204,7 +204,7 @@ def judge_sweep(
 
 
 def run_sweep(
-    inputs: Inputs,
+    inputs: SweepInputs,
     design: Design,
     make: MakeJudge,
     *,
@@ -238,7 +238,7 @@ def run_sweep(
     return grid, confirmed
 
 
-def _unit(theme: Theme, direction: Direction, method: str, settings: Iterable[Setting]) -> Row:
+def _unit(theme: Theme, direction: SteeringDirection, method: str, settings: Iterable[Setting]) -> Row:
     """A unit of work; dataset and text are what progress names it by."""
     return {
         "dataset": theme.name,

@@ -24,20 +24,20 @@ from saeflow.files import write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
 from saeflow.records import Progress
 from saeflow.steering.judges import Judge, Judged, Score
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.settings import NONE
 from saeflow.steering.theme import Theme
 
 SCORES: Final = "scores.jsonl.gz"
 
-References: TypeAlias = Mapping[tuple[str, Direction], Sequence[Judged]]
+References: TypeAlias = Mapping[tuple[str, SteeringDirection], Sequence[Judged]]
 """The unsteered texts of the grid by theme and direction: what a judge compares with."""
 
 MakeJudge: TypeAlias = Callable[[References], Judge]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scores:
+class JudgeScores:
     """What a judge said of every row of a folder, in their order; both from 0 to 5."""
 
     judge: str
@@ -52,20 +52,22 @@ def judged(row: Mapping[str, Any]) -> Judged:
     return Judged(text=row["text"], prompt=row["prompt"], loss=told, ids=tuple(row["ids"]))
 
 
-def unsteered(results: Results) -> dict[tuple[str, Direction], list[Judged]]:
+def unsteered(results: Results) -> dict[tuple[str, SteeringDirection], list[Judged]]:
     """The unsteered texts of each theme and direction of a folder, for a judge to compare with.
 
     Raises:
         BadFile: when a shard is damaged.
     """
-    found: dict[tuple[str, Direction], list[Judged]] = {}
+    found: dict[tuple[str, SteeringDirection], list[Judged]] = {}
     for row in results.rows():
         if row["method"] == NONE:
-            found.setdefault((row["theme"], Direction(row["direction"])), []).append(judged(row))
+            found.setdefault((row["theme"], SteeringDirection(row["direction"])), []).append(judged(row))
     return found
 
 
-def judge_rows(results: Results, judge: Judge, themes: Sequence[Theme], progress: Progress | None = None) -> Scores:
+def judge_rows(
+    results: Results, judge: Judge, themes: Sequence[Theme], progress: Progress | None = None
+) -> JudgeScores:
     """Ask the judge about every row, and keep what it says beside what other judges said.
 
     The texts of a theme and direction go to the judge together. The judge's own lines are replaced and stand
@@ -89,7 +91,7 @@ def judge_rows(results: Results, judge: Judge, themes: Sequence[Theme], progress
         texts = [judged(rows[number]) for number in numbers]
         said = judge.score(
             known[theme],
-            Direction(direction),
+            SteeringDirection(direction),
             texts,
             progress=_counting(progress, len(scores), len(rows), f"{theme} {direction}"),
         )
@@ -108,7 +110,7 @@ def judges_of(results: Results) -> list[str]:
     return list(dict.fromkeys(line["judge"] for line in _lines(results.folder / SCORES)))
 
 
-def read_scores(results: Results, judge: str = "") -> Scores:
+def read_scores(results: Results, judge: str = "") -> JudgeScores:
     """What a judge said of every row; the last one that was asked when not named.
 
     Raises:
@@ -132,10 +134,10 @@ def read_scores(results: Results, judge: str = "") -> Scores:
             f"{path} has {len(own)} scores of {name} for {n} rows. Run `saeflow sweep` with --judge on it again."
         )
     coherence, behavior = (np.array([line[what] for line in own], float) for what in ("coherence", "behavior"))
-    return Scores(name, coherence, behavior)
+    return JudgeScores(name, coherence, behavior)
 
 
-def _keep(results: Results, name: str, scores: Sequence[Score]) -> Scores:
+def _keep(results: Results, name: str, scores: Sequence[Score]) -> JudgeScores:
     path = results.folder / SCORES
     lines = [line for line in _lines(path) if line["judge"] != name]
     lines += [

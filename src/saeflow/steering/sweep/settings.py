@@ -27,7 +27,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.sampling import generator
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import Part
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.schedule import Constant, Exponential, Linear, Schedule, ScheduleKind
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ NONE, PROMPT, START, RANDOM = "none", "prompt", "start", "random"
 SINGLE, CUMULATIVE = "single", "cumulative"
 CONSTANT = ScheduleKind.CONSTANT.value
 SCHEDULES: Final = tuple(kind.value for kind in ScheduleKind)
-MULTI: Final[Mapping[Direction, tuple[str, ...]]] = {Direction.ACTIVATE: SCHEDULES, Direction.SUPPRESS: (CUMULATIVE,)}
+MULTI: Final[Mapping[SteeringDirection, tuple[str, ...]]] = {
+    SteeringDirection.ACTIVATE: SCHEDULES,
+    SteeringDirection.SUPPRESS: (CUMULATIVE,),
+}
 """The methods that change several layers at once."""
 
 ORDER: Final = (NONE, PROMPT, START, RANDOM, SINGLE, *SCHEDULES, CUMULATIVE)
@@ -72,9 +75,9 @@ class Setting:
     value: float = 0.0
     mirrors: str = ""
 
-    def name(self, direction: Direction) -> str:
+    def name(self, direction: SteeringDirection) -> str:
         """A name for files: "activate-exponential-l4-s2", "suppress-random-single-l2-r-1"."""
-        letter = "s" if direction is Direction.ACTIVATE else "r"
+        letter = "s" if direction is SteeringDirection.ACTIVATE else "r"
         words = [direction.value, self.method, self.mirrors, f"l{self.layer}" if self.layer >= 0 else ""]
         return "-".join([*filter(None, words), f"{letter}{self.value:g}"])
 
@@ -126,19 +129,19 @@ class Grid:
         if 1.0 in self.suppress:
             raise InvalidArgument("r = 1 changes nothing, and none is tried anyway. Leave 1 out of the r.")
 
-    def values(self, direction: Direction) -> tuple[float, ...]:
+    def values(self, direction: SteeringDirection) -> tuple[float, ...]:
         """The s or the r."""
-        return self.activate if direction is Direction.ACTIVATE else self.suppress
+        return self.activate if direction is SteeringDirection.ACTIVATE else self.suppress
 
     def wants(self, method: str) -> bool:
         """Whether a method is tried."""
         return method == NONE or not self.methods or method in self.methods
 
-    def steered(self, direction: Direction) -> tuple[str, ...]:
+    def steered(self, direction: SteeringDirection) -> tuple[str, ...]:
         """The methods that use targets of graphs, of those that are tried."""
         return tuple(name for name in (SINGLE, *MULTI[direction]) if self.wants(name))
 
-    def of_method(self, direction: Direction, method: str, layers: Iterable[int]) -> tuple[Setting, ...]:
+    def of_method(self, direction: SteeringDirection, method: str, layers: Iterable[int]) -> tuple[Setting, ...]:
         """Every setting of a method of the grid; none where it is not tried.
 
         Args:

@@ -17,7 +17,7 @@ from scipy import stats
 from saeflow.experiments.results import MANIFEST, Results, Row, SummaryTable
 from saeflow.ids import Part
 from saeflow.steering.judges import HIGHEST
-from saeflow.steering.plan import Direction
+from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cell, Cells
 from saeflow.steering.sweep.confirm import FOLDER, START_LAYER
 from saeflow.steering.sweep.curves import by_layer, by_share, by_value, sensitivity
@@ -256,7 +256,7 @@ class Confirmed:
         return cell.setting.method, cell.setting.mirrors
 
 
-def _pairs(direction: Direction) -> list[tuple[str, str]]:
+def _pairs(direction: SteeringDirection) -> list[tuple[str, str]]:
     """What is compared: every method of graphs with the baselines, and those of several layers with single ones."""
     baselines = (START, PROMPT, RANDOM, NONE)
     several = [
@@ -272,5 +272,5 @@ def _roles(units: Sequence[Row]) -> dict[Cell, str]:
     found: dict[Cell, str] = {}
     for unit in units:
         for setting, role in zip(unit["settings"], unit["roles"], strict=True):
-            found[Cell(unit["theme"], Direction(unit["direction"]), Setting.of(setting))] = role
+            found[Cell(unit["theme"], SteeringDirection(unit["direction"]), Setting.of(setting))] = role
     return found

@@ -15,9 +15,9 @@ from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.steering.build import Chosen, choose, own_scales, valued, weak_features
 from saeflow.steering.growth import Reach, Target
-from saeflow.steering.plan import Direction, SteeringPlan
+from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.sizes import fit_budget, hidden_norms
-from saeflow.steering.sweep.inputs import Inputs
+from saeflow.steering.sweep.inputs import SweepInputs
 from saeflow.steering.sweep.settings import SINGLE, START, Setting, Variant
 from saeflow.steering.theme import Theme
 
@@ -37,14 +37,14 @@ class ThemePlans:
         starts: the theme's own features, for the baseline that changes these alone; no filter leaves one out.
     """
 
-    inputs: Inputs
+    inputs: SweepInputs
     theme: Theme
     variant: Variant
     chosen: Chosen
     starts: tuple[Target, ...]
 
     @staticmethod
-    def of(inputs: Inputs, theme: Theme, variant: Variant) -> ThemePlans:
+    def of(inputs: SweepInputs, theme: Theme, variant: Variant) -> ThemePlans:
         """Grow the graphs of a theme and choose among their features.
 
         Raises:
@@ -104,7 +104,7 @@ class ThemePlans:
         named = (*self.chosen.kept, *self.starts, *self.chosen.dropped)
         return frozenset(one.feature for one in named)
 
-    def plan(self, direction: Direction, setting: Setting) -> SteeringPlan:
+    def plan(self, direction: SteeringDirection, setting: Setting) -> SteeringPlan:
         """The plan of a setting that changes features of this theme.
 
         Raises:
@@ -115,7 +115,7 @@ class ThemePlans:
             chosen, reach, upto = replace(chosen, kept=self.starts), Reach.SPAN, None
         elif setting.method == SINGLE:
             reach = Reach.SINGLE
-        inputs, variant, activates = self.inputs, self.variant, direction is Direction.ACTIVATE
+        inputs, variant, activates = self.inputs, self.variant, direction is SteeringDirection.ACTIVATE
         schedule = variant.schedule(setting.schedule, setting.value)
         scales = self.scales if variant.fold and activates else None
         plan = valued(

@@ -18,13 +18,13 @@ from saeflow.records import Match, Progress
 from saeflow.steering.generate import Generation, Request, generate
 from saeflow.steering.judges import Judged
 from saeflow.steering.metrics import distinct, losses
-from saeflow.steering.plan import Direction, SteeringPlan
+from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.sampling import Sampling
 from saeflow.steering.sweep.baselines import random_mirrors, written_on
 from saeflow.steering.sweep.settings import NONE, PROMPT, RANDOM, Setting, seed_of
 from saeflow.steering.sweep.theme_plans import ThemePlans
 
-Unsteered = Mapping[tuple[str, Direction], Sequence[Judged]]
+Unsteered = Mapping[tuple[str, SteeringDirection], Sequence[Judged]]
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class SweepUnit:
 
     def __call__(self, unit: Row) -> Made:
         """The settings of the unit one after the other, each with the same samples."""
-        prepared, direction = self.theme_plans[unit["theme"]], Direction(unit["direction"])
+        prepared, direction = self.theme_plans[unit["theme"]], SteeringDirection(unit["direction"])
         inputs, task = prepared.inputs, prepared.theme.task(direction)
         settings = [Setting.of(told) for told in unit["settings"]]
         seeds = [seed_of(self.seed, self.stage, sample) for sample in range(self.n)]
@@ -82,7 +82,7 @@ class SweepUnit:
         self,
         files: dict[str, bytes],
         prepared: ThemePlans,
-        direction: Direction,
+        direction: SteeringDirection,
         setting: Setting,
         seeds: Sequence[int],
     ) -> Sequence[SteeringPlan | None]:
@@ -97,7 +97,7 @@ class SweepUnit:
         copied = Setting(setting.mirrors, setting.layer, setting.schedule, setting.value)
         plan, inputs = prepared.plan(direction, copied), prepared.inputs
         active = None
-        if direction is Direction.SUPPRESS and self.unsteered is not None:
+        if direction is SteeringDirection.SUPPRESS and self.unsteered is not None:
             texts = _whole(prepared, self.unsteered[prepared.theme.name, direction])
             active = written_on(inputs.model, inputs.dictionaries, plan.sites, texts)
         drawn = random_mirrors(
