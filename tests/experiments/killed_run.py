@@ -3,10 +3,10 @@
 import time
 
 from saeflow.experiments.deactivation import DeactivationSettings, run_deactivation
+from saeflow.experiments.deactivation_tables import summarize_deactivation
 from saeflow.experiments.methods import top_k
 from saeflow.experiments.records import RunRequest
 from saeflow.experiments.sampling import Sample
-from saeflow.experiments.tables import summarize
 
 from .planted import LAYER, TEXT, plant
 from .planted_tables import cosine
@@ -36,5 +36,5 @@ def run(folder, *, slow=False):
         out=folder,
         progress=pause,
     )
-    summarize(results)
+    summarize_deactivation(results)
     return results

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from saeflow.experiments import deactivation_tables as deactivation
-from saeflow.experiments.deactivation_tables import control_match, paired, remaining, table_1
+from saeflow.experiments.deactivation_tables import control_match, paired, remaining, table_1, trials_frame
 from saeflow.experiments.records import DeactivationTrial, Effect, Origin, Removal
-from saeflow.experiments.trials import Trials
 from saeflow.ids import FeatureId, Part, Site
 
 NOWHERE, RES, MLP, BOTH = Origin.NOWHERE, Origin.RES, Origin.MLP, Origin.RES | Origin.MLP
@@ -72,7 +71,7 @@ DEACTIVATION = rows_of(
 
 @pytest.fixture(scope="module")
 def trials():
-    return Trials.of(DEACTIVATION)
+    return trials_frame(DEACTIVATION)
 
 
 def test_rates_by_strategy_group_and_what_was_removed(trials) -> None:
@@ -134,7 +133,7 @@ def swept_text(text, gone, z_control):
 
 @pytest.fixture(scope="module")
 def swept():
-    return Trials.of(rows_of(swept_text(0, gone=0.0, z_control=0.0), swept_text(1, gone=1.0, z_control=1.5)))
+    return trials_frame(rows_of(swept_text(0, gone=0.0, z_control=0.0), swept_text(1, gone=1.0, z_control=1.5)))
 
 
 def test_every_r_of_the_sweep_stands_beside_its_control(swept) -> None:
@@ -256,7 +255,7 @@ def test_where_a_strategy_names_nothing_its_control_fails_with_it() -> None:
         trial(0, 1, "pearson top-1", RES, RES, 0.0),
         trial(0, 1, "pearson top-1", RES, RES, 1.0, controls=4),
     ]
-    table = table_1(Trials.of(rows_of(rows)))
+    table = table_1(trials_frame(rows_of(rows)))
     row = one(table, strategy="top-1")
     assert (row["deactivated"], row["n"]) == (row["control_deactivated"], row["control_n"]) == (0.5, 2)
     row = one(table, strategy="pearson top-1")
@@ -308,10 +307,10 @@ def test_controls_are_compared_in_norm(trials) -> None:
 
 
 def test_a_control_belongs_to_a_trial_of_its_own_text(trials) -> None:
-    for control in np.flatnonzero(trials.controlling):
+    for control in np.flatnonzero(trials["control"]):
         of = trials["controls"][control]
         assert trials["target"][of] == trials["target"][control]
-        assert not trials.controlling[of]
+        assert not trials["control"][of]
 
 
 def test_every_table_with_a_rate_says_what_its_control_does(swept) -> None:
@@ -333,5 +332,7 @@ def test_every_table_with_a_rate_says_what_its_control_does(swept) -> None:
 def test_rows_in_another_order_of_texts_give_the_same_tables() -> None:
     first = [row for row in DEACTIVATION if row["text"] == 0]
     second = [row for row in DEACTIVATION if row["text"] == 1]
-    forward, backward = (deactivation.by_strategy_layer(Trials.of(rows)) for rows in (first + second, second + first))
+    forward, backward = (
+        deactivation.by_strategy_layer(trials_frame(rows)) for rows in (first + second, second + first)
+    )
     assert sorted(forward.rows, key=str) == sorted(backward.rows, key=str)

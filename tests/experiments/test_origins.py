@@ -7,11 +7,10 @@ import pytest
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.experiments.methods import random_of_top_k, top_k
-from saeflow.experiments.observations import Matched, Observations
 from saeflow.experiments.origins import MATCHES, observe_origins, run_origins
+from saeflow.experiments.origins_tables import Matches, observations, summarize_origins
 from saeflow.experiments.records import Origin, RunRequest
 from saeflow.experiments.sampling import Sample
-from saeflow.experiments.tables import summarize
 from saeflow.ids import Part, Site
 from saeflow.matching.table import MatchTable
 
@@ -182,7 +181,7 @@ def results(planted, methods, tmp_path_factory):
         request=request,
         out=tmp_path_factory.mktemp("origins"),
     )
-    summarize(found)
+    summarize_origins(found)
     return found
 
 
@@ -231,11 +230,11 @@ def test_shares_sum_to_1(results, name, keys, share) -> None:
 
 
 def test_shares_count_what_was_observed_and_datasets_add_up(results) -> None:
-    seen = Observations.of(results.rows())
+    seen = observations(results.rows())
     [carried] = rows(results, "shares_by_layer", method="cosine", dataset="all", layer=LAYER, group="RES")
-    here = seen.layer == LAYER
+    here = seen["layer"] == LAYER
     assert carried["n"] == here.sum()
-    assert carried["share"] == pytest.approx((seen.groups["cosine"][here] == 1).mean(), abs=1e-5)
+    assert carried["share"] == pytest.approx((seen["cosine"][here] == "RES").mean(), abs=1e-5)
     assert carried["low"] < carried["share"] < carried["high"]
     parts = [rows(results, "shares_by_dataset", method="cosine", dataset=d, group="RES")[0] for d in ("one", "two")]
     [both] = rows(results, "shares_by_dataset", method="cosine", dataset="all", group="RES")
@@ -261,12 +260,12 @@ def test_scores_of_true_predecessors_are_those_of_the_matches(planted, results) 
 
 
 def test_best_matches_are_kept_beside_the_rows(planted, results) -> None:
-    matched, tables = Matched.of(results), cosine(planted)
+    matched, tables = Matches.of(results), cosine(planted)
     for part, target in ((Part.RES, Site(0, Part.RES)), (Part.MLP, Site(1, Part.MLP))):
-        assert matched.index("cosine", LAYER, part).tolist() == tables[RES, target].index[:, 0].tolist()
-        assert matched.score("cosine", LAYER, part) == pytest.approx(tables[RES, target].score[:, 0])
-    assert matched.index("cosine", 0, Part.RES) is None
+        assert matched.at("cosine", LAYER, part, "index").tolist() == tables[RES, target].index[:, 0].tolist()
+        assert matched.at("cosine", LAYER, part, "score") == pytest.approx(tables[RES, target].score[:, 0])
+    assert matched.at("cosine", 0, Part.RES, "index") is None
     (results.folder / MATCHES).rename(results.folder / "away")
     with pytest.raises(BadFile, match="matches"):
-        Matched.of(results)
+        Matches.of(results)
     (results.folder / "away").rename(results.folder / MATCHES)

@@ -10,13 +10,11 @@ from scipy import stats
 import saeflow as sf
 from saeflow.errors import InvalidArgument
 from saeflow.experiments import origins_tables as origins
-from saeflow.experiments.observations import Matched, Observations
+from saeflow.experiments.deactivation_tables import trials_frame
+from saeflow.experiments.origins_tables import Matches, observations
 from saeflow.experiments.records import Origin, OriginTrial, RunRequest
 from saeflow.experiments.results import Results, SummaryTable
-from saeflow.experiments.statistics import GAP, RATE, mean_estimates
-from saeflow.experiments.tables import summarize
-from saeflow.experiments.tidy import beside_controls, less, means
-from saeflow.experiments.trials import Trials
+from saeflow.experiments.statistics import GAP, RATE, mean_difference, mean_estimates, means, means_and_controls, shares
 
 NOWHERE, RES, MLP, BOTH = Origin.NOWHERE, Origin.RES, Origin.MLP, Origin.RES | Origin.MLP
 
@@ -48,7 +46,7 @@ ORIGINS = [
 
 @pytest.fixture
 def seen():
-    return Observations.of(ORIGINS)
+    return observations(ORIGINS)
 
 
 def test_shares_of_groups_over_active_features(seen) -> None:
@@ -101,7 +99,7 @@ def test_the_most_probable_group_of_a_feature_seen_three_times(seen) -> None:
 
 def test_among_equal_groups_the_one_with_fewer_predecessors_is_named() -> None:
     rows = [seen_at("a", n, (0,), digit) for n, digit in enumerate("3311")]
-    assert origins.most_probable_features(Observations.of(rows)).column("group") == ["RES"]
+    assert origins.most_probable_features(observations(rows)).column("group") == ["RES"]
 
 
 def matched(**arrays):
@@ -110,7 +108,7 @@ def matched(**arrays):
         part, what = name.split("_")
         site = {"res": "0/res", "mlp": "1/mlp", "att": "1/att"}[part]
         found[f"cosine 1/res-{site} {what}"] = np.array(values)
-    return Matched(found)
+    return Matches(found)
 
 
 def test_scores_count_as_often_as_their_feature_is_active(seen) -> None:
@@ -126,13 +124,13 @@ def test_scores_count_as_often_as_their_feature_is_active(seen) -> None:
 def many(groups, scores):
     """Features of one layer and text, each active once; the groups as digits."""
     rows = [seen_at("a", 0, tuple(range(len(groups))), groups)]
-    return Observations.of(rows), matched(res_score=scores)
+    return observations(rows), matched(res_score=scores)
 
 
 def test_a_test_is_made_only_where_both_groups_have_eight_rows() -> None:
     low, high = np.linspace(0.1, 0.3, 20), np.linspace(0.7, 0.9, 20)
     seen, scores = many("1" * 20 + "2" * 20 + "0" * 7, [*high, *low, *low[:7]])
-    tests = list(origins._tests(seen, scores))
+    tests = origins.score_tests(seen, scores)
     table = origins.separability(tests)
     row = one(table, group_a="RES", group_b="MLP", score="s(R)")
     assert (row["tests"], row["passed"], row["share"], row["skipped"]) == (1, 1, 1.0, 0)
@@ -154,7 +152,7 @@ def test_agreement_is_over_active_features_that_both_match() -> None:
         OriginTrial("a", 1, 1, 1, (0,), (1.0,), {"cosine": "1", "pearson": "1"}).to_row(),
     ]
     arrays = {"cosine 1/res-0/res index": np.array([4, 5, 6]), "pearson 1/res-0/res index": np.array([4, 7, -1])}
-    row = one(origins.agreement(Observations.of(rows), Matched(arrays)), layer="all")
+    row = one(origins.agreement(observations(rows), Matches(arrays)), layer="all")
     assert (row["part"], row["share"], row["n"]) == ("RES", pytest.approx(2 / 3, abs=1e-5), 3)
 
 
@@ -182,18 +180,30 @@ def test_means_of_a_group_have_the_interval_of_their_texts() -> None:
     assert tuple(one) == (*wanted.interval, wanted.n)
 
 
+def test_shares_of_a_group_have_the_interval_of_their_texts() -> None:
+    frame = pd.DataFrame({"dataset": list("aaabb"), "text": [0, 0, 1, 0, 1], "key": list("xxxyx"), "v": list("pqppp")})
+    frame["v"] = pd.Categorical(frame["v"], ["q", "p", "r"])
+    found = shares(frame, ["key"], "v")
+    assert found[["key", "v"]].to_numpy().tolist() == [[key, v] for key in "xy" for v in "qpr"]
+    assert found["n"].tolist() == [4] * 3 + [1] * 3
+    counts, totals = np.array([[1.0], [1], [0], [1]]), np.array([[2.0], [1], [0], [1]])
+    [wanted] = mean_estimates(counts, totals, [0, 0, 1, 1], span=RATE)
+    assert tuple(found.loc[1, ["share", "low", "high", "n"]]) == (*wanted.interval, wanted.n)
+    assert shares(frame, [], "v")["share"].tolist() == [0.2, 0.8, 0]
+
+
 def test_a_difference_is_over_the_rows_that_know_both() -> None:
     frame = pd.DataFrame({"dataset": "a", "text": [0, 0, 1, 2], "a": [1, 1, 0, 1], "b": [0.0, 1, 0, np.nan]})
-    difference, p = less(frame, "a", "b", GAP)
+    difference, p = mean_difference(frame, "a", "b", GAP)
     assert (difference.value, difference.n, difference.texts) == (pytest.approx(1 / 3), 3, 2)
     assert p is not None
-    assert less(frame, "a", "a", GAP)[1] == 1
+    assert mean_difference(frame, "a", "a", GAP)[1] == 1
 
 
 def test_means_beside_those_of_controls_have_a_line_where_there_is_no_control() -> None:
     frame = pd.DataFrame({"dataset": "a", "text": range(4), "key": list("xxyy"), "v": [1.0, 0, 1, 1]})
     frame["control"] = [False, True, False, False]
-    found = beside_controls(frame, ["key"], {"v": RATE})
+    found = means_and_controls(frame, ["key"], {"v": RATE})
     assert found["control_v_n"].tolist() == [1, 0]
     assert found.loc["x", "control_v"] == 0
     assert pd.isna(found.loc["y", "control_v"])
@@ -215,12 +225,8 @@ def test_a_table_and_the_rows_of_a_folder_are_data_frames(tmp_path) -> None:
         results.table("u")
 
 
-def test_runs_without_rows_or_summary_are_refused(tmp_path) -> None:
+def test_runs_without_rows_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="no trial"):
-        Trials.of([])
+        trials_frame([])
     with pytest.raises(InvalidArgument, match="no active feature"):
-        Observations.of([seen_at("a", 0, (), "")])
-    request = RunRequest("steering", "demo", "demo", 0, ("a",), {}, {})
-    results = Results.start(tmp_path, request, lambda: [{"dataset": "a", "text": 0}], {})
-    with pytest.raises(InvalidArgument, match="no summary of 'steering'"):
-        summarize(results)
+        observations([seen_at("a", 0, (), "")])

@@ -11,10 +11,9 @@ import torch
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.experiments.results import Results
 from saeflow.experiments.sampling import Dataset, is_held_out
-from saeflow.experiments.transition.facts import fit_path, read_facts
-from saeflow.experiments.transition.maps import Scaling, Variant, Weights
 from saeflow.experiments.transition.run import FITTING, Texts, TransitionSettings, take_texts
 from saeflow.experiments.transition.tables import summarize_transition
+from saeflow.experiments.transition.variants import MapSource, MapVariant, Scaling, fit_path, read_facts
 from saeflow.ids import Site
 
 from ..sources.tiny_models import D_MODEL
@@ -32,7 +31,7 @@ def world():
 @pytest.fixture(scope="module")
 def results(world, tmp_path_factory):
     found = run(tmp_path_factory.mktemp("transition"), world)
-    summarize_transition(found.folder)
+    summarize_transition(found)
     return found
 
 
@@ -122,7 +121,7 @@ def test_every_top_k_is_the_formula_in_numpy(unrelated, reads, binary, folded, k
     said = z @ T @ dec_b + b_dec
     expected = 1 - ((h - said) ** 2).sum() / ((h - mean) ** 2).sum()
     scaling = Scaling.FOLDED if folded else Scaling.RAW
-    name = Variant(Weights.READS if reads else Weights.DECODERS, k, binary, Scaling.RAW, scaling).name
+    name = MapVariant(MapSource.READS if reads else MapSource.DECODERS, k, binary, Scaling.RAW, scaling).name
     assert explained(results)[name] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
@@ -197,7 +196,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(results, worl
     def unread() -> Texts:
         raise AssertionError("a run that is taken up reads its texts from its folder")
 
-    summarize_transition(run(tmp_path, world, given=unread).folder)
+    summarize_transition(run(tmp_path, world, given=unread))
     assert folder_digest(tmp_path) == folder_digest(results.folder)
     assert {path: path.stat().st_mtime_ns for path in there} == there
 
@@ -250,7 +249,7 @@ def test_damaged_files_are_named(world, tmp_path) -> None:
     )
     fit_path(tmp_path, (A, B)).write_bytes(b"no fit")
     with pytest.raises(BadFile, match=r"0\.res-1\.res"):
-        summarize_transition(tmp_path)
+        summarize_transition(Results.open(tmp_path))
     (tmp_path / FITTING).write_bytes(b"no texts")
     fit_path(tmp_path, (A, B)).unlink()
     with pytest.raises(BadFile, match="fitting"):
@@ -319,7 +318,7 @@ def test_all_pairs_are_the_mean_of_each(world, tmp_path) -> None:
     two = {**world.dictionaries, Site.parse("2/res"): dictionary(Site.parse("2/res"), world.dictionaries[A].W_dec)}
     settings = TransitionSettings(((A, B), (B, Site.parse("2/res"))), ks=(1,), loss_texts=1)
     found = run(tmp_path, replace(world, dictionaries=two), settings=settings, given=lambda: texts(8))
-    summarize_transition(found.folder)
+    summarize_transition(found)
     values = {row["pair"]: row["ev"] for row in rows(found, "transition_permutations", method="identity")}
     assert list(values) == ["all pairs", "0/res > 1/res", "1/res > 2/res"]
     assert values.pop("all pairs") == pytest.approx(np.mean(list(values.values())), abs=1e-6)
@@ -337,4 +336,4 @@ def test_a_folder_without_rows_has_no_tables(world, tmp_path) -> None:
     with pytest.raises(Killed):
         run(tmp_path, world, progress=progress, given=lambda: texts(4))
     with pytest.raises(InvalidArgument, match="no rows yet"):
-        summarize_transition(tmp_path)
+        summarize_transition(Results.open(tmp_path))

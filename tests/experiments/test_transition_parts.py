@@ -12,10 +12,7 @@ from saeflow.experiments.transition.loss import is_run, loss_through
 from saeflow.experiments.transition.maps import (
     KS,
     InMemory,
-    Scaling,
     Units,
-    Variant,
-    Weights,
     check_pair,
     in_memory,
     means_as_scale,
@@ -23,6 +20,7 @@ from saeflow.experiments.transition.maps import (
     transition_maps,
 )
 from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, Sums, squared, sums, written
+from saeflow.experiments.transition.variants import MapSource, MapVariant, Scaling
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, TopK
 from saeflow.sources.architectures import Tap
@@ -52,16 +50,17 @@ def pair():
 
 def test_a_name_and_its_variant_are_inverse() -> None:
     made = transition_maps(*random_pair().values(), means=Units(torch.ones(30), torch.ones(26)))
-    assert all(Variant.named(variant.name) == variant for variant in made)
+    assert all(MapVariant.of(variant.name) == variant for variant in made)
     assert len({variant.name for variant in made}) == len(made)
-    for bad in ("identity", "decoders/x/binary/RAW/RAW", "decoders/1/both/RAW/RAW", "decoders/1/binary/RAW"):
+    assert MapVariant.of("identity") is None
+    for bad in ("decoders/x/binary/RAW/RAW", "decoders/1/both/RAW/RAW", "decoders/1/binary/RAW"):
         with pytest.raises(InvalidArgument, match="names no variant"):
-            Variant.named(bad)
+            MapVariant.of(bad)
 
 
 def test_a_permutation_names_each_target_once_and_leaves_the_rest_out(pair) -> None:
     made = transition_maps(pair[A], pair[B], ks=(1,))
-    T = made[Variant(Weights.PERMUTATION)]
+    T = made[MapVariant(MapSource.PERMUTATION)]
     counts = torch.bincount(T.index[T.value > 0], minlength=26)
     assert counts.tolist() == [1] * 26
     assert int((T.value == 0).sum()) == 4, "30 features of A, 26 of B"
@@ -235,6 +234,6 @@ def test_a_loss_needs_one_text_of_two_tokens() -> None:
 
 
 def test_variants_are_values() -> None:
-    one = Variant(Weights.DECODERS, 2, binary=False)
+    one = MapVariant(MapSource.DECODERS, 2, binary=False)
     assert replace(one, k=None).name == "decoders/all/values/RAW/RAW"
-    assert one == Variant(Weights.DECODERS, 2, binary=False)
+    assert one == MapVariant(MapSource.DECODERS, 2, binary=False)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 
-from saeflow.experiments.observations import Matched, Observations
-from saeflow.experiments.records import Origin
-from saeflow.experiments.tables import Texts
-from saeflow.experiments.trials import Trials
+from saeflow.experiments.deactivation_tables import trials_frame
+from saeflow.experiments.origins_tables import Matches
+from saeflow.experiments.records import GROUPS, LABELS, Origin
 from saeflow.ids import Part, Site
+from saeflow.reproduce.cases import Trials
 from saeflow.reproduce.evidence import OriginsRun, SteeringRun, TransitionRun
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cell, Cells
@@ -83,19 +84,11 @@ def origins(
                 row = (number, datasets.index(dataset), layer, feature, *(drawn[m][i] for m in methods))
                 for column, cell in zip(columns.values(), row, strict=True):
                     column.append(cell)
-    clusters = Texts.of([dataset for dataset, _ in texts], list(range(len(texts))))
-    at = clusters.clusters([texts[t][0] for t in columns["text"]], columns["text"])
-    arrays = {name: np.array(column, dtype=np.int64) for name, column in columns.items()}
-    seen = Observations(
-        clusters,
-        at,
-        arrays["dataset"],
-        arrays["layer"],
-        arrays["feature"],
-        {method: arrays[method] for method in methods},
-        tuple(datasets),
-    )
-    return OriginsRun(seen, Matched(_matches(worlds, layers, methods)), tuple(new))
+    seen = pd.DataFrame(columns)
+    names = pd.Categorical([datasets[code] for code in seen["dataset"]], sorted(datasets))
+    groups = {method: pd.Categorical([LABELS[code] for code in seen[method]], GROUPS) for method in methods}
+    seen = seen.assign(dataset=names, **groups)[["dataset", "text", "layer", "feature", *methods]]
+    return OriginsRun(seen, Matches(_matches(worlds, layers, methods)), tuple(new))
 
 
 def _allocated(weights: Mapping[str, float], n: int) -> list[int]:
@@ -158,7 +151,7 @@ def trials(texts: Sequence[Sequence[Sequence[Cut]]]) -> Trials:
                 rows.append(_row(text, position, number, cut, None))
                 if cut.control is not None and cut.group != "nowhere":
                     rows.append(_row(text, position, number + 1, cut, number))
-    return Trials.of(rows)
+    return Trials(trials_frame(rows))
 
 
 def _row(text: int, position: int, number: int, cut: Cut, controls: int | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Both go on where a killed run stopped, when they are called again with the same 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,6 +68,7 @@ def origins(
     """Which matched predecessors are active with each active feature (section 5.1)."""
     from saeflow.experiments.inputs import Inputs
     from saeflow.experiments.inputs import origins as run
+    from saeflow.experiments.origins_tables import summarize_origins
     from saeflow.experiments.settings import OriginsSize
 
     where = opened(engine, workers, address, cpus, gpus)
@@ -77,7 +78,8 @@ def origins(
     folder = out or Path(f"origins-{Path(release).name}")
     with bars() as bar, where:
         results = run(lab, size, out=folder, bars=bar, note=_note, engine=where)
-    _finish(results, ("shares_by_dataset", "activity_differences", "agreement"), as_json=as_json)
+    shown = ("shares_by_dataset", "activity_differences", "agreement")
+    _finish(results, summarize_origins(results), shown, as_json=as_json)
 
 
 def deactivate(
@@ -110,6 +112,7 @@ def deactivate(
     as_json: Json = False,
 ) -> None:
     """Remove the predecessors of active features, and see what is left of them (section 5.2)."""
+    from saeflow.experiments.deactivation_tables import summarize_deactivation
     from saeflow.experiments.inputs import Inputs
     from saeflow.experiments.inputs import deactivation as run
     from saeflow.experiments.settings import DeactivationSize
@@ -123,7 +126,8 @@ def deactivate(
     folder = out or Path(f"deactivation-{Path(release).name}")
     with bars() as bar, where:
         results = run(lab, size, out=folder, bars=bar, note=_note, engine=where)
-    _finish(results, ("by_strategy_layer", "table_1", "paired", "remaining"), as_json=as_json)
+    shown = ("by_strategy_layer", "table_1", "paired", "remaining")
+    _finish(results, summarize_deactivation(results), shown, as_json=as_json)
 
 
 def _opening(
@@ -159,12 +163,10 @@ def _note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _finish(results: Results, shown: Sequence[str], *, as_json: bool) -> None:
-    """Make the tables and the page, and print the tables that say most."""
-    from saeflow.experiments.tables import summarize
+def _finish(results: Results, tables: Mapping[str, SummaryTable], shown: Sequence[str], *, as_json: bool) -> None:
+    """Make the page, and print the tables that say most."""
     from saeflow.paper.results import write_page
 
-    tables = summarize(results)
     page = write_page(results.folder)
     if as_json:
         told = {name: {"columns": table.columns, "rows": table.rows} for name, table in tables.items()}

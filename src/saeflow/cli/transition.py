@@ -109,7 +109,7 @@ def _finish(folder: Path, *, as_json: bool) -> None:
     from saeflow.experiments.transition.tables import summarize_transition
     from saeflow.paper.results import write_page
 
-    tables = summarize_transition(folder)
+    tables = summarize_transition(Results.open(folder))
     page = write_page(folder)
     save_plates([tables[name] for name in _SHOWN if name in tables], folder / "figures")
     if as_json:

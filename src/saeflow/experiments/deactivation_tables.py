@@ -1,24 +1,37 @@
 """The tables of the deactivation experiment: sections 5.2, A.2, C.2 and table 1, and beyond them. No torch.
 
+    rows -> trials_frame: one line per trial; outcomes: one line per target -> queries
+
 Rates are over trials, intervals of texts. "deactivated" is the paper's successful deactivations: of
 the targets with an available predecessor, the share that is silent afterwards. "change" is 1 - z_new / z_old.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from saeflow.experiments.records import EXHAUSTIVE, GREEDY, PARTS, SEARCHES
-from saeflow.experiments.results import Results, SummaryTable
-from saeflow.experiments.statistics import CHANGE, GAP, RATE, Span
-from saeflow.experiments.tables import ALL, LABELS, ORDER
-from saeflow.experiments.tidy import beside_controls, less, means, with_all
-from saeflow.experiments.trials import CONTROL, NOWHERE, PEARSON, Trials
+from saeflow.errors import InvalidArgument
+from saeflow.experiments.records import ALL, EXHAUSTIVE, GREEDY, GROUPS, PARTS, SEARCHES, Origin
+from saeflow.experiments.results import Results, Row, SummaryTable
+from saeflow.experiments.statistics import (
+    CHANGE,
+    GAP,
+    RATE,
+    TEXT,
+    Span,
+    mean_difference,
+    means,
+    means_and_controls,
+    shares,
+    with_all,
+)
 
+NOWHERE = Origin.NOWHERE.label
+TOP_1, PEARSON, CONTROL = "top-1", "pearson top-1", "active control"
 DEACTIVATED = "deactivated"
 BY_FIRST = "deactivated by its predecessors"
 BY_ANOTHER = "by another single feature"
@@ -33,30 +46,91 @@ CHOSEN = (
 """What the controls of searches mean."""
 
 _BOTH: dict[str, Span | None] = {DEACTIVATED: RATE, "change": CHANGE}
-_GROUPS = [LABELS[value] for value in ORDER]
+_SINGLE = [part.name for part in PARTS]
+_SHARE = ["share", "low", "high", "n"]
 
 
-def deactivation_tables(results: Results) -> list[SummaryTable]:
-    """All tables of a deactivation run.
+def trials_frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """Every trial of a run, one line each, from the rows of a results folder, each text with all of its rows.
+
+    Columns: dataset, text, position, layer, control, r, norm, deactivated (0 or 1), change, loss_old and loss_new as
+    in the rows; strategy, a category in the order of the run: the first is swept over r, and searches are seen
+    through it; group, removed and new_group, categories in the order of every table; n_features: how many features
+    were rescaled; target: number of the feature at its token; controls: for a control, the line it controls, else -1;
+    removing: r = 0, and something is removed; whole: one trial for each target and strategy, and its control, that
+    removes all that is named at once (of exhaustive search the best single feature of any site, of greedy its set).
+
+    Raises:
+        InvalidArgument: when there is none.
+    """
+    frame = pd.DataFrame({**row, "features": len(row["features"])} for row in rows)
+    if frame.empty:
+        raise InvalidArgument("the run has no trial: no target is active. Give more texts or tokens.")
+    first = np.maximum.accumulate(np.where(frame["trial"] == 0, np.arange(len(frame)), 0))
+    numbers = ("r", "norm", DEACTIVATED, "change", "loss_old", "loss_new")
+    frame = frame.rename(columns={"features": "n_features"}).assign(
+        strategy=pd.Categorical(frame["strategy"], frame["strategy"].unique()),
+        controls=(frame["controls"] + first).fillna(-1).astype(np.int64),
+        target=frame.groupby([*TEXT, "position", "target"], sort=False).ngroup(),
+        **{name: pd.Categorical(frame[name], GROUPS) for name in ("group", "removed", "new_group")},
+        **{name: frame[name].astype(np.float64) for name in numbers},
+    )
+    frame["removing"] = (frame["r"] == 0) & (frame["removed"] != NOWHERE)
+    searched = (frame["strategy"] == EXHAUSTIVE) & ~frame["control"]
+    by_change = frame[searched].sort_values("change", ascending=False, kind="stable")
+    best = frame.index.isin(by_change.drop_duplicates("target").index)
+    same = (frame["removed"] == frame["group"]) | (frame["strategy"] == GREEDY)
+    whole = np.where(searched, best, same) & (frame["r"] == 0)
+    whole[frame["control"]] = whole[frame.loc[frame["control"], "controls"]].to_numpy()
+    return frame.assign(whole=whole)
+
+
+def outcomes(trials: pd.DataFrame, strategy: str, *, control: bool = False) -> pd.DataFrame | None:
+    """What a strategy, or its controls, did to each target by removing all it names: one line per target.
+
+    Columns: dataset, text; group under the strategy, deactivated (1 where the target is silent afterwards) and change
+    (1 - z_new / z_old), all missing where the strategy was not tried; named: whether it removed anything.
+
+    A search is tried on every target; it counts as naming where the first strategy does. Where a strategy removes
+    nothing, its control removes nothing either: the target is kept, with change 0, in both. "active control" is the
+    control of the first strategy. None for a strategy that was not run, or that has no control.
+    """
+    if strategy == CONTROL:
+        strategy, control = _first(trials), True
+    if strategy not in trials["strategy"].cat.categories:
+        return None
+    targets = trials.drop_duplicates("target").set_index("target")[TEXT]
+    mine = trials[trials["strategy"] == strategy]
+    group = mine.drop_duplicates("target", keep="last").set_index("target")["group"]
+    mine = mine[mine["whole"] & ((mine["control"] == control) | (mine["removed"] == NOWHERE))]
+    last = mine.drop_duplicates("target", keep="last").set_index("target")[[DEACTIVATED, "change"]]
+    named = targets.index.isin(mine.loc[mine["group"] != NOWHERE, "target"])
+    return None if control and not named.any() else targets.join(group).join(last).assign(named=named)
+
+
+def summarize_deactivation(results: Results) -> dict[str, SummaryTable]:
+    """Make the tables of a run from its rows and write them as summary.json and CSV files.
 
     Raises:
         BadFile: when a file of the folder is damaged.
         InvalidArgument: when it has no rows.
     """
-    trials = Trials.of(results.rows())
-    return [
-        by_strategy(trials),
-        by_strategy_layer(trials),
-        by_rescale(trials),
-        one_predecessor(trials),
-        groups_by_strategy(trials),
-        new_group(trials),
-        counts(trials),
-        table_1(trials),
-        paired(trials),
-        remaining(trials),
-        control_match(trials),
-    ]
+    trials = trials_frame(results.rows())
+    return results.write_tables(
+        [
+            by_strategy(trials),
+            by_strategy_layer(trials),
+            by_rescale(trials),
+            one_predecessor(trials),
+            groups_by_strategy(trials),
+            new_group(trials),
+            counts(trials),
+            table_1(trials),
+            paired(trials),
+            remaining(trials),
+            control_match(trials),
+        ]
+    )
 
 
 _RATES = (
@@ -74,57 +148,61 @@ _SHORT = {
 }
 
 
-def _rows(frame: pd.DataFrame, columns: str, short: Mapping[str, str] = _SHORT) -> list[tuple[Any, ...]]:
-    """Some columns of a frame, index included, renamed by `short`, as the rows of a table."""
-    named = frame.reset_index().rename(columns=short)
-    return list(named[columns.split(", ")].astype(object).itertuples(index=False, name=None))
+def _first(trials: pd.DataFrame) -> str:
+    """The strategy that was swept over r, and through which searches are seen."""
+    return trials["strategy"].cat.categories[0]
 
 
-def by_strategy(trials: Trials) -> SummaryTable:
+def _columns(frame: pd.DataFrame, columns: str, short: Mapping[str, str] = _SHORT) -> pd.DataFrame:
+    """Some columns of a frame, index included, renamed by `short`."""
+    return frame.reset_index().rename(columns=short)[columns.split(", ")]
+
+
+def by_strategy(trials: pd.DataFrame) -> SummaryTable:
     """Success of each strategy by group and by what was removed."""
-    found = beside_controls(
-        trials.frame[trials.removing], ["strategy", "group", "removed"], _BOTH | {"n_features": None}
+    first = _first(trials)
+    found = means_and_controls(
+        trials[trials["removing"]], ["strategy", "group", "removed"], _BOTH | {"n_features": None}
     )
     columns = f"strategy, group, removed, {_RATES}"
-    return SummaryTable.of(
+    return SummaryTable.from_frame(
         "by_strategy",
         "Deactivation by strategy, group of the target and predecessors removed",
         "fig. 6",
         "One trial removes what the strategy names at the parts in removed, where active, at one token: features many "
         "on average. Controls remove other active features of the same sites, as many and alike in norm. exhaustive is "
         "the best of all active features of one site, greedy a set of up to five; both carry the group of "
-        f"{trials.first}, and are the only ones with targets from nowhere. {CHOSEN}",
-        columns,
-        _rows(found, columns),
+        f"{first}, and are the only ones with targets from nowhere. {CHOSEN}",
+        _columns(found, columns),
     )
 
 
-def by_strategy_layer(trials: Trials) -> SummaryTable:
+def by_strategy_layer(trials: pd.DataFrame) -> SummaryTable:
     """Success of each strategy by layer, all available predecessors removed."""
-    frame = trials.frame[trials.whole & ~trials.is_("group", NOWHERE)]
+    first = _first(trials)
+    frame = trials[trials["whole"] & (trials["group"] != NOWHERE)]
     layers = pd.Categorical(frame["layer"], sorted(frame["layer"].unique()))
     every = with_all(frame.assign(layer=layers), "layer")
-    found = beside_controls(every, ["strategy", "layer"], _BOTH | {"n_features": None})
+    found = means_and_controls(every, ["strategy", "layer"], _BOTH | {"n_features": None})
     columns = f"strategy, layer, {_RATES}"
-    return SummaryTable.of(
+    return SummaryTable.from_frame(
         "by_strategy_layer",
         "Deactivation by strategy and layer",
         "fig. 6",
         "All groups together, all available predecessors removed at once. A strategy is judged on the targets it names "
         "an active predecessor for, so n differs; paired compares on the same targets. exhaustive (the best single "
-        f"feature of any site) and greedy are judged on the targets of {trials.first}. {CHOSEN}",
-        columns,
-        _rows(found, columns),
+        f"feature of any site) and greedy are judged on the targets of {first}. {CHOSEN}",
+        _columns(found, columns),
     )
 
 
-def by_rescale(trials: Trials) -> SummaryTable:
+def by_rescale(trials: pd.DataFrame) -> SummaryTable:
     """What rescaling all available predecessors by r does, and what it does to others in their place."""
-    whole = trials.is_("strategy", trials.first) & (trials.origins("removed") == trials.origins("group"))
-    frame = trials.frame[whole & ~trials.is_("removed", NOWHERE)]
+    frame = trials[trials["strategy"] == _first(trials)]
+    frame = frame[(frame["removed"] == frame["group"]) & (frame["removed"] != NOWHERE)]
     loss = (frame["loss_new"] - frame["loss_old"]) / frame["loss_old"]
     every = with_all(frame.assign(loss_change=loss), "group")
-    found = beside_controls(every, ["strategy", "r", "group"], _BOTH | {"loss_change": None})
+    found = means_and_controls(every, ["strategy", "r", "group"], _BOTH | {"loss_change": None})
     short = _SHORT | {
         f"{side}loss_change_{end}": f"{side}loss_{end}" for side in ("", "control_") for end in ("low", "high", "n")
     }
@@ -133,7 +211,7 @@ def by_rescale(trials: Trials) -> SummaryTable:
         "loss_high, n, loss_n, control_deactivated, control_low, control_high, control_change, control_change_low, "
         "control_change_high, control_loss_change, control_loss_low, control_loss_high, control_n, control_loss_n"
     )
-    return SummaryTable.of(
+    return SummaryTable.from_frame(
         "by_rescale",
         "Rescaling all available predecessors",
         "fig. 7",
@@ -141,16 +219,16 @@ def by_rescale(trials: Trials) -> SummaryTable:
         "change of the text's mean next-token loss, over loss_n trials; one token of a text is edited, so it "
         "is small. Controls rescale other active features of the same sites by the same r, as many and alike in norm; "
         "a target has the same ones for all r.",
-        columns,
-        _rows(found, columns, short),
+        _columns(found, columns, short),
     )
 
 
-def one_predecessor(trials: Trials) -> SummaryTable:
+def one_predecessor(trials: pd.DataFrame) -> SummaryTable:
     """What the removal of one predecessor alone does, by group."""
-    single = trials.frame["removed"].isin([part.name for part in PARTS])
-    frame = trials.frame[trials.removing & trials.is_("strategy", trials.first) & single]
-    found = beside_controls(frame, ["group", "removed"], _BOTH)
+    first = _first(trials)
+    single = trials["removed"].isin(_SINGLE)
+    frame = trials[trials["removing"] & (trials["strategy"] == first) & single]
+    found = means_and_controls(frame, ["group", "removed"], _BOTH)
     columns = (
         "group, removed, change, low, high, deactivated, deactivated_low, deactivated_high, n, control_change, "
         "control_low, control_high, control_deactivated, control_deactivated_low, control_deactivated_high, control_n"
@@ -163,51 +241,42 @@ def one_predecessor(trials: Trials) -> SummaryTable:
         "control_change_high": "control_high",
         "control_change_n": "control_n",
     }
-    return SummaryTable.of(
+    return SummaryTable.from_frame(
         "one_predecessor",
         "Removing one predecessor at a time",
         "fig. 8",
-        f"Strategy {trials.first}. A predecessor that matters less in a group with others than alone speaks for "
+        f"Strategy {first}. A predecessor that matters less in a group with others than alone speaks for "
         "circuit-like behaviour of the group. Controls remove another active feature of the same site, alike in norm. "
         "low, high and control_low, control_high belong to change.",
-        columns,
-        _rows(found, columns, short),
+        _columns(found, columns, short),
     )
 
 
-def groups_by_strategy(trials: Trials) -> SummaryTable:
+def groups_by_strategy(trials: pd.DataFrame) -> SummaryTable:
     """Which groups a strategy finds."""
-    rows: list[tuple[Any, ...]] = []
-    for strategy in trials.names:
-        groups = trials.groups(strategy).tolist()
-        if strategy not in SEARCHES:
-            rows += [(strategy, group, n, n / len(groups)) for group in _GROUPS for n in [groups.count(group)]]
-    return SummaryTable.of(
+    frame = trials[~trials["strategy"].isin(SEARCHES)].drop_duplicates(["strategy", "target"], keep="last")
+    found = frame.groupby(["strategy", "group"], observed=False).size().rename("features").reset_index()
+    found = found[~found["strategy"].isin(SEARCHES)]
+    return SummaryTable.from_frame(
         "groups_by_strategy",
         "Groups of the targets under each strategy",
         "fig. 15a",
         "Every target under every strategy; shares of a strategy sum to 1. Nothing is edited yet, hence no control.",
-        "strategy, group, features, share",
-        rows,
+        found.assign(share=found["features"] / trials["target"].nunique()),
     )
 
 
-def new_group(trials: Trials) -> SummaryTable:
+def new_group(trials: pd.DataFrame) -> SummaryTable:
     """The group of a target after the edit."""
-    frame = trials.frame[trials.removing & ~trials.frame["strategy"].isin(SEARCHES)]
-    gone = frame[DEACTIVATED] == 1
-    outcomes = {DEACTIVATED: gone} | {label: ~gone & (frame["new_group"] == label) for label in _GROUPS}
+    frame = trials[trials["removing"] & ~trials["strategy"].isin(SEARCHES)]
+    after = frame["new_group"].astype(str).mask(frame[DEACTIVATED] == 1, DEACTIVATED)
+    frame = frame.assign(new_group=pd.Categorical(after, [DEACTIVATED, *GROUPS]))
     keys = ["strategy", "group", "removed"]
-    shares = pd.DataFrame(outcomes).astype(np.float64).add_prefix("to ")
-    frame = pd.concat([frame.drop(columns=DEACTIVATED), shares], axis=1)
-    found = beside_controls(frame, keys, dict.fromkeys(shares.columns, RATE))
-    cells = [f"{side}{end}" for side in ("{0}", "control_{0}") for end in ("", "_low", "_high", "_n")]
-    rows = [
-        (*key, label, *(one[cell.format(f"to {label}")] for cell in cells))
-        for key, one in zip(found.index, found.to_dict("records"), strict=True)
-        for label in outcomes
-    ]
-    return SummaryTable.of(
+    own, controls = (shares(frame[frame["control"] == side], keys, "new_group") for side in (False, True))
+    found = own.merge(controls, "left", on=[*keys, "new_group"], suffixes=("", "_control"))
+    numbers = {"share": "probability", "low": "low", "high": "high", "n": "n"}
+    found = found.rename(columns=numbers | {f"{name}_control": f"control_{to}" for name, to in numbers.items()})
+    return SummaryTable.from_frame(
         "new_group",
         "Group of the target after the edit",
         "fig. 15b",
@@ -215,94 +284,78 @@ def new_group(trials: Trials) -> SummaryTable:
         "the target is silent, whatever its predecessors do. Probabilities of one (strategy, group, removed) sum to 1. "
         "control_probability is the same after the removal of other active features of the same sites, as many and "
         "alike in norm: the strategy's own predecessors are then left in place.",
-        "strategy, group, removed, new_group, probability, low, high, n, control_probability, control_low, "
-        "control_high, control_n",
-        rows,
+        found.assign(control_n=found["control_n"].fillna(0).astype(np.int64)),
     )
 
 
-def counts(trials: Trials) -> SummaryTable:
+def counts(trials: pd.DataFrame) -> SummaryTable:
     """How many targets and trials there are."""
-    frame = trials.frame[trials.is_("strategy", trials.first) & ~trials.controlling]
+    first = _first(trials)
+    frame = trials[(trials["strategy"] == first) & ~trials["control"]]
     frame = frame.assign(edited=frame["removed"] != NOWHERE)
-    found = frame.groupby(["layer", "group"], observed=False).agg({"target": "nunique", "edited": "sum"})
-    rows = list(found.reset_index().itertuples(index=False, name=None))
-    return SummaryTable.of(
+    found = frame.groupby(["layer", "group"], observed=False).agg(
+        features=("target", "nunique"), trials=("edited", "sum")
+    )
+    return SummaryTable.from_frame(
         "counts",
         "Targets and trials",
         "fig. 17a",
-        f"features: targets, each a feature at a token, by group under {trials.first}. trials: its edits of them, over "
+        f"features: targets, each a feature at a token, by group under {first}. trials: its edits of them, over "
         "all sets removed and all r, without controls.",
-        "layer, group, features, trials",
-        rows,
+        found.reset_index(),
     )
 
 
-def _per_target(trials: Trials, strategy: str, *, control: bool = False) -> pd.DataFrame | None:
-    """What a strategy did to each target, or its control; None where it was not run, or has no control."""
-    name, control = (trials.first, True) if strategy == CONTROL else (strategy, control)
-    if name not in trials.names:
-        return None
-    result = trials.per_target(name, control=control)
-    if control and not result.named.any():
-        return None
-    known = {DEACTIVATED: result.deactivated, "change": result.change, "named": result.named}
-    return trials.targets.assign(**known)
-
-
-def table_1(trials: Trials) -> SummaryTable:
+def table_1(trials: pd.DataFrame) -> SummaryTable:
     """All strategies on the targets that cosine or Pearson name from one part."""
-    single = [part.name for part in PARTS]
-    shared = np.isin(trials.groups(trials.first).astype(str), single)
-    if PEARSON in trials.names:
-        shared |= np.isin(trials.groups(PEARSON).astype(str), single)
-    order = list(dict.fromkeys((trials.first, PEARSON, EXHAUSTIVE, GREEDY, CONTROL, *trials.names)))
+    first, names = _first(trials), list(trials["strategy"].cat.categories)
+    shared = outcomes(trials, first)["group"].isin(_SINGLE)
+    if PEARSON in names:
+        shared |= outcomes(trials, PEARSON)["group"].isin(_SINGLE)
+    order = list(dict.fromkeys((first, PEARSON, EXHAUSTIVE, GREEDY, CONTROL, *names)))
     tried = [
         found[shared].assign(strategy=strategy, control=control)
         for strategy in order
         for control in (False, True)
-        if not (control and strategy == CONTROL)
-        and (found := _per_target(trials, strategy, control=control)) is not None
+        if not (control and strategy == CONTROL) and (found := outcomes(trials, strategy, control=control)) is not None
     ]
     frame = pd.concat(tried)
-    found = beside_controls(frame.assign(strategy=pd.Categorical(frame["strategy"], order)), ["strategy"], _BOTH)
+    found = means_and_controls(frame.assign(strategy=pd.Categorical(frame["strategy"], order)), ["strategy"], _BOTH)
     short = _SHORT | {"deactivated_n": "n"}
     columns = (
         "strategy, deactivated, low, high, change, change_low, change_high, n, control_deactivated, control_low, "
         "control_high, control_change, control_change_low, control_change_high, control_n"
     )
-    return SummaryTable.of(
+    return SummaryTable.from_frame(
         "table_1",
         "Strategies on shared targets",
         "table 1",
-        f"Targets that {trials.first} or {PEARSON} puts into From RES, From MLP or From ATT. A strategy removes all it "
+        f"Targets that {first} or {PEARSON} puts into From RES, From MLP or From ATT. A strategy removes all it "
         "names; where it names nothing active the target counts as kept, with change 0. exhaustive: the best single "
         "active feature of any site, by change. greedy: sets of up to five. Controls remove other active features of "
         "the same sites, as many and alike in norm, on the targets where there are some; where the strategy names "
-        f"nothing its control removes nothing either. {CONTROL}: the control of {trials.first}. {CHOSEN}",
-        columns,
-        _rows(found, columns, short),
+        f"nothing its control removes nothing either. {CONTROL}: the control of {first}. {CHOSEN}",
+        _columns(found, columns, short),
     )
 
 
-def paired(trials: Trials) -> SummaryTable:
+def paired(trials: pd.DataFrame) -> SummaryTable:
     """The difference in deactivation between two strategies on the same targets."""
-    first = trials.first
-    others = [name for name in trials.names if name != first]
+    first, *others = trials["strategy"].cat.categories
     pairs = [(first, other) for other in (*others, CONTROL)]
     if EXHAUSTIVE in others and GREEDY in others:
         pairs.append((EXHAUSTIVE, GREEDY))
     rows: list[tuple[Any, ...]] = []
     for a, b in pairs:
-        one, two = _per_target(trials, a), _per_target(trials, b)
+        one, two = outcomes(trials, a), outcomes(trials, b)
         if one is None or two is None:
             continue
         scopes = {"both name": one["named"] & two["named"]}
         if b != CONTROL:
             scopes["either names"] = one["named"] | two["named"]
-        both = trials.targets.assign(a=one[DEACTIVATED], b=two[DEACTIVATED])
+        both = one[TEXT].assign(a=one[DEACTIVATED], b=two[DEACTIVATED])
         for scope, chosen in scopes.items():
-            difference, p = less(both[chosen], "a", "b", GAP)
+            difference, p = mean_difference(both[chosen], "a", "b", GAP)
             rows.append((a, b, scope, *difference.interval, p, difference.n))
     return SummaryTable.of(
         "paired",
@@ -316,52 +369,45 @@ def paired(trials: Trials) -> SummaryTable:
     )
 
 
-def remaining(trials: Trials) -> SummaryTable:
+def remaining(trials: pd.DataFrame) -> SummaryTable:
     """What would have silenced the targets that matching did not."""
-    found = [_per_target(trials, name) for name in (trials.first, EXHAUSTIVE, GREEDY)]
-    rows: list[tuple[Any, ...]] = []
-    if all(one is not None for one in found):
-        gone = [(one[DEACTIVATED] == 1).to_numpy() for one in found if one is not None]
-        outcomes = (BY_FIRST, BY_ANOTHER, BY_SET, BY_NONE)
-        chosen = np.select(gone, outcomes[:3], BY_NONE)
-        groups = pd.Categorical(trials.groups(trials.first), _GROUPS)
-        told = trials.targets.assign(group=groups, **{name: (chosen == name).astype(float) for name in outcomes})
-        own = means(with_all(told, "group"), ["group"], dict.fromkeys(outcomes, RATE))
-        control = _per_target(trials, trials.first, control=True)
-        beside = None
+    first = _first(trials)
+    columns = ["group", "outcome", *_SHARE, *(f"control_{name}" for name in _SHARE)]
+    tried = [outcomes(trials, name) for name in (first, EXHAUSTIVE, GREEDY)]
+    found = pd.DataFrame(columns=columns)
+    if all(one is not None for one in tried):
+        names = (BY_FIRST, BY_ANOTHER, BY_SET, BY_NONE)
+        chosen = np.select([(one[DEACTIVATED] == 1).to_numpy() for one in tried], names[:3], BY_NONE)
+        targets = tried[0].assign(outcome=pd.Categorical(chosen, names))
+        every = pd.MultiIndex.from_product([[ALL, *GROUPS], names], names=["group", "outcome"])
+        found = shares(with_all(targets, "group"), ["group"], "outcome").set_index(["group", "outcome"]).reindex(every)
+        control = outcomes(trials, first, control=True)
         if control is not None:
-            beside = means(with_all(control.assign(group=groups), "group"), ["group"], {DEACTIVATED: RATE})
-        nothing = (None, None, None, 0)
-        for group in (ALL, *_GROUPS):
-            for name in outcomes:
-                share, other = nothing, nothing
-                if group in own.index:
-                    share = tuple(own.loc[group, [name, f"{name}_low", f"{name}_high", f"{name}_n"]])
-                if beside is not None and name == BY_FIRST and group != NOWHERE and group in beside.index:
-                    other = tuple(beside.loc[group])
-                rows.append((group, name, *share, *other))
-    return SummaryTable.of(
+            kept = means(with_all(control, "group"), ["group"], {DEACTIVATED: RATE}).drop(NOWHERE, errors="ignore")
+            kept.columns = [f"control_{name}" for name in _SHARE]
+            found = found.join(kept.assign(outcome=BY_FIRST).set_index("outcome", append=True))
+        found = found.reset_index().reindex(columns=columns)
+        found = found.assign(**{name: found[name].fillna(0).astype(np.int64) for name in ("n", "control_n")})
+    return SummaryTable.from_frame(
         "remaining",
         "What silences a target",
         "beyond the paper",
-        f"Targets by group under {trials.first}: silenced by removing all available predecessors; else by the removal "
+        f"Targets by group under {first}: silenced by removing all available predecessors; else by the removal "
         "of another single active feature of the predecessor sites; else by a greedy set of up to five of them; else "
         "by none tried, which leaves what the dictionaries do not reconstruct, and larger sets. control_share: targets "
-        f"silenced by the control of {trials.first}, other active features in place of its predecessors; targets from "
+        f"silenced by the control of {first}, other active features in place of its predecessors; targets from "
         "nowhere, of which neither removes anything, count as kept in both. The outcomes after the first are the best "
         "of many tries by definition, so that no random choice is a control of theirs.",
-        "group, outcome, share, low, high, n, control_share, control_low, control_high, control_n",
-        rows,
+        found,
     )
 
 
-def control_match(trials: Trials) -> SummaryTable:
+def control_match(trials: pd.DataFrame) -> SummaryTable:
     """How well controls are matched in norm."""
-    norm, control = trials["norm"], trials.controlling
-    ratio = np.full(len(norm), np.nan)
-    ratio[control] = norm[control] / norm[trials["controls"][control]]
+    controls = trials[trials["control"]]
+    ratio = controls["norm"] / trials.loc[controls["controls"], "norm"].to_numpy()
     # a control of the sweep edits what that of r = 0 does
-    frame = trials.frame.assign(ratio=ratio)[trials.removing]
+    frame = trials.assign(ratio=ratio)[trials["removing"]]
     rows: list[tuple[Any, ...]] = []
     for key, some in frame.groupby(["strategy", "removed"], observed=True):
         values = some["ratio"].dropna().to_numpy()

@@ -1,5 +1,7 @@
 """The tables of the origins experiment: sections 5.1, C.1 and C.4. No torch.
 
+    rows -> observations: one line per active feature at a token -> queries
+
 Every share is counted over (token, active feature) pairs; its interval is of texts. Scores are those of the
 feature's best match under the method, so that a score counts as often as its feature is active.
 """
@@ -8,138 +10,209 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int
+import pandas as pd
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from saeflow.experiments.observations import Matched, Observations
-from saeflow.experiments.records import PARTS, Origin
-from saeflow.experiments.results import Results, SummaryTable
-from saeflow.experiments.statistics import RATE, Estimate, by_text, mann_whitney, mean_estimates
-from saeflow.experiments.tables import ALL, LABELS, ORDER
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.experiments.records import ALL, GROUPS, ORDER, PARTS, Origin
+from saeflow.experiments.results import Results, Row, SummaryTable
+from saeflow.experiments.statistics import mann_whitney, shares
 from saeflow.ids import FeatureId, Part, Site
+from saeflow.reading import safetensors
+
+OBSERVED: Final = ["dataset", "text", "layer", "feature"]
+"""Columns of observations before those of the methods."""
 
 SCORE_NAMES = {Part.RES: "s(R)", Part.MLP: "s(M)", Part.ATT: "s(A)"}
 BINS = 40
 ALPHA = 0.001
 FEWEST_TESTED = 8
 FEWEST_SEEN = 3
+_SHARES = ["share", "low", "high", "n"]
 
 
-def origins_tables(results: Results) -> list[SummaryTable]:
-    """All tables of an origins run.
+def observations(rows: Iterable[Row]) -> pd.DataFrame:
+    """Every active feature at every sampled token, one line each, from the rows of a results folder.
+
+    Columns: dataset (a category), text, layer (L of the residual site), feature (its row in the dictionary there),
+    and for each method, under its name, the group of the feature: a category, in the order of every table.
+
+    Raises:
+        InvalidArgument: when there is no row, or none with an active feature.
+    """
+    kept = list(rows)
+    sizes = np.array([len(row["features"]) for row in kept], dtype=np.int64)
+    if not sizes.sum():
+        raise InvalidArgument("the run has no active feature at any token. Give more texts or tokens.")
+    tokens = pd.DataFrame({name: [row[name] for row in kept] for name in ("dataset", "text", "layer")})
+    tokens["dataset"] = tokens["dataset"].astype("category")
+    found = tokens.loc[tokens.index.repeat(sizes)].reset_index(drop=True)
+    found["feature"] = np.fromiter((f for row in kept for f in row["features"]), np.int64, int(sizes.sum()))
+    place = np.argsort(ORDER)
+    for method in kept[0]["groups"]:
+        values = np.frombuffer("".join(row["groups"][method] for row in kept).encode(), np.uint8) - ord("0")
+        found[method] = pd.Categorical.from_codes(place[values], list(GROUPS))
+    return found
+
+
+def methods_of(seen: pd.DataFrame) -> list[str]:
+    """The matching methods of observations, in the order of the run."""
+    return [name for name in seen.columns if name not in OBSERVED]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matches:
+    """The best match and score of every feature under every method, as the run kept them: `matches.safetensors`."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    @staticmethod
+    def of(results: Results) -> Matches:
+        """Those of a results folder.
+
+        Raises:
+            BadFile: when the file is missing or damaged.
+        """
+        path: Path = results.folder / "matches.safetensors"
+        try:
+            return Matches(load_file(safetensors(path)))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise BadFile(f"{path} cannot be read ({error}). Run the experiment's command again.") from None
+
+    def at(self, method: str, layer: int, part: Part, what: str) -> np.ndarray | None:
+        """For each feature of a layer its best match (`what` = "index", -1 for none) or s(P) ("score", NaN for none).
+
+        None where the method has no table.
+        """
+        site = Site(layer, Part.RES)
+        predecessor = next((one for one in site.predecessors if one.part is part), None)
+        return self.arrays.get(f"{method} {site}-{predecessor} {what}")
+
+    def of_each(self, seen: pd.DataFrame, method: str, part: Part, what: str = "score") -> Float[np.ndarray, " n"]:
+        """The same for each line of observations; NaN where there is none."""
+        found = np.full(len(seen), np.nan)
+        feature, layer = seen["feature"].to_numpy(), seen["layer"].to_numpy()
+        for each in seen["layer"].unique().tolist():
+            values = self.at(method, each, part, what)
+            if values is not None:
+                here = layer == each
+                found[here] = values[feature[here]]
+        return np.where(found < 0, np.nan, found) if what == "index" else found
+
+    def scored(self, seen: pd.DataFrame, method: str) -> pd.DataFrame:
+        """Observations under one method: dataset, text, layer, feature, group, and the scores s(R), s(M), s(A)."""
+        scores = {SCORE_NAMES[part]: self.of_each(seen, method, part) for part in PARTS}
+        return seen[OBSERVED].assign(group=seen[method], **scores)
+
+
+def summarize_origins(results: Results) -> dict[str, SummaryTable]:
+    """Make the tables of a run from its rows and write them as summary.json and CSV files.
 
     Raises:
         BadFile: when a file of the folder is damaged.
         InvalidArgument: when it has no rows.
     """
-    seen, matched = Observations.of(results.rows()), Matched.of(results)
-    tests = list(_tests(seen, matched))
+    seen, matches = observations(results.rows()), Matches.of(results)
+    tested = score_tests(seen, matches)
     features = most_probable_features(seen)
-    fitted = results.record.request.arguments.get("pearson_datasets", [])
-    return [
-        shares_by_layer(seen),
-        shares_by_dataset(seen),
-        scores(seen, matched),
-        separability(tests),
-        activity_differences(tests),
-        transition(seen),
-        most_probable(features),
-        features,
-        methods(seen, fitted),
-        agreement(seen, matched),
-    ]
+    by_dataset = shares_by_dataset(seen)
+    return results.write_tables(
+        [
+            shares_by_layer(seen),
+            by_dataset,
+            scores(seen, matches),
+            separability(tested),
+            activity_differences(tested),
+            transition(seen),
+            most_probable(features),
+            features,
+            methods(by_dataset, results.record.request.arguments.get("pearson_datasets", [])),
+            agreement(seen, matches),
+        ]
+    )
 
 
-def shares_by_layer(seen: Observations) -> SummaryTable:
+def _every(seen: pd.DataFrame, column: str) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """The lines of each value of a column, after those of all where there are several datasets, or of all layers."""
+    values = seen[column].unique().tolist()
+    if len(values) > 1 or column == "layer":
+        yield ALL, seen
+    for value in values if column == "dataset" else sorted(values):
+        yield value, seen[seen[column] == value]
+
+
+def shares_by_layer(seen: pd.DataFrame) -> SummaryTable:
     """How the groups share the active features of each layer."""
-    rows = [
-        (method, dataset, layer, LABELS[value], *estimate.interval, estimate.n)
-        for method in seen.groups
-        for dataset, layer, value, estimate in _shares(seen, method, by_layer=True)
-    ]
-    return SummaryTable.of(
+    found: list[pd.DataFrame] = []
+    layers = pd.DataFrame({"layer": np.unique(seen["layer"])})
+    for method, (dataset, some) in itertools.product(methods_of(seen), list(_every(seen, "dataset"))):
+        every = layers.merge(pd.DataFrame({"group": GROUPS}), how="cross")
+        each = every.merge(shares(some, ["layer"], method).rename(columns={method: "group"}), how="left")
+        found.append(each.assign(method=method, dataset=dataset, n=each["n"].fillna(0).astype(np.int64)))
+    return SummaryTable.from_frame(
         "shares_by_layer",
         "Origin of active features by layer",
         "fig. 5, 19b",
         "Share of the active features of a layer in each group. n counts the (token, active feature) pairs of the "
         "layer; shares of a layer sum to 1.",
-        "method, dataset, layer, group, share, low, high, n",
-        rows,
+        pd.concat(found)[["method", "dataset", "layer", "group", *_SHARES]],
     )
 
 
-def shares_by_dataset(seen: Observations) -> SummaryTable:
+def shares_by_dataset(seen: pd.DataFrame) -> SummaryTable:
     """How the groups share the active features of each dataset."""
-    rows = [
-        (method, dataset, LABELS[value], *estimate.interval, estimate.n)
-        for method in seen.groups
-        for dataset, _, value, estimate in _shares(seen, method, by_layer=False)
+    found = [
+        shares(some, [], method).rename(columns={method: "group"}).assign(method=method, dataset=dataset)
+        for method in methods_of(seen)
+        for dataset, some in _every(seen, "dataset")
     ]
-    return SummaryTable.of(
+    return SummaryTable.from_frame(
         "shares_by_dataset",
         "Origin of active features by dataset",
         "fig. 12a, 19a",
         "Share of the active features of a dataset in each group, all layers together. Layer 0 has no residual "
         "predecessor.",
-        "method, dataset, group, share, low, high, n",
-        rows,
+        pd.concat(found)[["method", "dataset", "group", *_SHARES]],
     )
 
 
-def methods(seen: Observations, fitted: list[str]) -> SummaryTable:
+def methods(by_dataset: SummaryTable, fitted: list[str]) -> SummaryTable:
     """The same tokens under each matching method."""
-    rows: list[tuple[Any, ...]] = []
-    for method in seen.groups:
-        for dataset, _, value, estimate in _shares(seen, method, by_layer=False):
-            inside = None if not fitted or dataset == ALL else dataset in fitted
-            rows.append((method, dataset, inside, LABELS[value], *estimate.interval, estimate.n))
-    return SummaryTable.of(
+    found = by_dataset.frame()
+    inside = [None if not fitted or dataset == ALL else dataset in fitted for dataset in found["dataset"]]
+    found.insert(2, "in_distribution", pd.Series(inside, dtype=object))
+    return SummaryTable.from_frame(
         "methods",
         "Origin of active features by matching method",
         "fig. 18",
         "The same tokens and active features under every method. in_distribution: whether the Pearson tables were made "
         "on texts of this dataset (others than the sampled ones). A method that finds more active predecessors has a "
         "smaller nowhere; whether they are causes is for the deactivation experiment.",
-        "method, dataset, in_distribution, group, share, low, high, n",
-        rows,
+        found,
     )
 
 
-def _shares(seen: Observations, method: str, *, by_layer: bool) -> Iterator[tuple[str, int, int, Estimate]]:
-    """(dataset or "all", layer, group, share) in the order of the tables."""
-    layers = seen.layers if by_layer else [0]
-    place = np.searchsorted(layers, seen.layer) if by_layer else np.zeros_like(seen.layer)
-    shape = (len(seen.texts.number), len(layers) * 8)
-    for code in range(-1 if len(seen.datasets) > 1 else 0, len(seen.datasets)):
-        here = np.full(len(seen.dataset), True) if code < 0 else seen.dataset == code
-        cells = place[here] * 8 + seen.groups[method][here]
-        counts = by_text(seen.cluster[here], cells, np.ones(len(cells)), shape)
-        totals = counts.reshape(shape[0], -1, 8).sum(-1).repeat(8, axis=1)
-        estimates = mean_estimates(counts, totals, seen.texts.datasets, span=RATE)
-        for column, layer in enumerate(layers):
-            for value in ORDER:
-                yield ALL if code < 0 else seen.datasets[code], layer, value, estimates[column * 8 + value]
-
-
-def scores(seen: Observations, matched: Matched) -> SummaryTable:
+def scores(seen: pd.DataFrame, matches: Matches) -> SummaryTable:
     """How the three scores are distributed in each group."""
     rows: list[tuple[Any, ...]] = []
     edges = np.linspace(-1, 1, BINS + 1)
-    for method, groups in seen.groups.items():
-        of_part = {part: matched.scores_of(method, seen, part) for part in PARTS}
-        for layer in [ALL, *seen.layers]:
-            here = np.full(len(groups), True) if layer == ALL else seen.layer == layer
-            for value, part in itertools.product(ORDER, PARTS):
-                values = of_part[part][here & (groups == value)]
-                values = values[np.isfinite(values)]
-                if len(values):
-                    cuts = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
-                    histogram = json.dumps(np.histogram(values.clip(-1, 1), edges)[0].tolist())
-                    row = (method, layer, LABELS[value], SCORE_NAMES[part], len(values), values.mean())
-                    rows.append((*row, *cuts, histogram))
+    for method in methods_of(seen):
+        for layer, some in _every(matches.scored(seen, method), "layer"):
+            for group, lines in some.groupby("group", observed=True):
+                for score in SCORE_NAMES.values():
+                    values = lines[score].dropna().to_numpy()
+                    if len(values):
+                        cuts = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+                        histogram = json.dumps(np.histogram(values.clip(-1, 1), edges)[0].tolist())
+                        rows.append((method, layer, group, score, len(values), values.mean(), *cuts, histogram))
     return SummaryTable.of(
         "scores",
         "Scores by origin",
@@ -150,94 +223,99 @@ def scores(seen: Observations, matched: Matched) -> SummaryTable:
     )
 
 
-Test = tuple[str, int, int, Part, float | None]
-"""(method, group, group, part of the score, p), with p None where a group has fewer than 8 rows."""
+def score_tests(seen: pd.DataFrame, matches: Matches) -> pd.DataFrame:
+    """Mann-Whitney U tests: method, dataset, layer, score, group_a, group_b, p.
+
+    One line for each dataset, layer, pair of groups and score; p is NaN where a group has fewer than 8 rows.
+    """
+    found: list[tuple[Any, ...]] = []
+    pairs = list(itertools.combinations(GROUPS, 2))
+    layers, datasets = np.unique(seen["layer"]).tolist(), seen["dataset"].unique().tolist()
+    for method in methods_of(seen):
+        frame = matches.scored(seen, method)
+        cells = dict(list(frame.groupby(["dataset", "layer", "group"], observed=True)))
+        for dataset, layer, score in itertools.product(datasets, layers, SCORE_NAMES.values()):
+            values = {
+                group: cells[key][score].dropna().to_numpy()
+                if (key := (dataset, layer, group)) in cells
+                else np.empty(0)
+                for group in GROUPS
+            }
+            for a, b in pairs:
+                enough = min(len(values[a]), len(values[b])) >= FEWEST_TESTED
+                p = mann_whitney(values[a], values[b]) if enough else np.nan
+                found.append((method, dataset, layer, score, a, b, p))
+    return pd.DataFrame(found, columns=["method", "dataset", "layer", "score", "group_a", "group_b", "p"])
 
 
-def _tests(seen: Observations, matched: Matched) -> Iterator[Test]:
-    """One Mann-Whitney U test for each method, dataset, layer, pair of groups and score."""
-    for method, groups in seen.groups.items():
-        of_part = {part: matched.scores_of(method, seen, part) for part in PARTS}
-        for code, layer in itertools.product(range(len(seen.datasets)), seen.layers):
-            here = (seen.dataset == code) & (seen.layer == layer)
-            for part in PARTS:
-                known = here & np.isfinite(of_part[part])
-                values = {value: of_part[part][known & (groups == value)] for value in ORDER}
-                for a, b in itertools.combinations(ORDER, 2):
-                    yield method, a, b, part, _tested(values[a], values[b])
+def _passed(tested: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """How many tests there are of each group of `by`, in order of appearance, and how many passed."""
+    made = tested.assign(tests=tested["p"].notna(), passed=tested["p"] < ALPHA, skipped=tested["p"].isna())
+    found = made.groupby(by, sort=False, observed=False)[["tests", "passed", "skipped"]].sum().reset_index()
+    found["share"] = found["passed"] / found["tests"].where(found["tests"] > 0)
+    return found[[*by, "tests", "passed", "share", "skipped"]]
 
 
-def _tested(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " k"]) -> float | None:
-    return None if min(len(a), len(b)) < FEWEST_TESTED else mann_whitney(a, b)
-
-
-def separability(tests: list[Test]) -> SummaryTable:
+def separability(tested: pd.DataFrame) -> SummaryTable:
     """In which share of tests two groups differ in a score."""
-    found: dict[tuple[str, int, int, Part], list[float | None]] = {}
-    for method, a, b, part, p in tests:
-        found.setdefault((method, a, b, part), []).append(p)
-    rows = [
-        (method, LABELS[a], LABELS[b], SCORE_NAMES[part], *_passed(ps)) for (method, a, b, part), ps in found.items()
-    ]
-    return SummaryTable.of(
+    return SummaryTable.from_frame(
         "separability",
         "How often two groups differ in a score",
         "fig. 14, 19d",
         "One Mann-Whitney U test, two-sided, for each dataset and layer; passed: p < 0.001. A group with fewer than 8 "
         "rows is not tested, and counted in skipped. Rows of one feature repeat its score, so that p is smaller than "
         "independent rows would give: read the shares against each other.",
-        "method, group_a, group_b, score, tests, passed, share, skipped",
-        rows,
+        _passed(tested, ["method", "group_a", "group_b", "score"]),
     )
 
 
-def activity_differences(tests: list[Test]) -> SummaryTable:
+def activity_differences(tested: pd.DataFrame) -> SummaryTable:
     """Whether groups differ in a score when they differ in the activity of a module."""
-    found: dict[tuple[str, Part, Part, str], list[float | None]] = {}
-    for method, a, b, part, p in tests:
-        for module in PARTS:
-            active = [bool(value & Origin[module.name].value) for value in (a, b)]
-            kind = "AB" if all(active) else "AO" if any(active) else "IB"
-            found.setdefault((method, module, part, kind), []).append(p)
-    keys = [
-        (method, module, part, kind)
-        for method in dict.fromkeys(test[0] for test in tests)
-        for module, part, kind in itertools.product(PARTS, PARTS, ("AO", "AB", "IB"))
-    ]
-    rows = [
-        (method, module.name, SCORE_NAMES[part], kind, *_passed(found[method, module, part, kind]))
-        for method, module, part, kind in keys
-    ]
-    return SummaryTable.of(
+    kinds = np.array(["IB", "AO", "AB"])
+    found: list[pd.DataFrame] = []
+    for part in PARTS:
+        active = [
+            tested[name].map(lambda label, part=part: part in Origin.named(label).parts)
+            for name in ("group_a", "group_b")
+        ]
+        kind = pd.Categorical(kinds[active[0].astype(int) + active[1].astype(int)], ["AO", "AB", "IB"])
+        found.append(
+            tested.assign(module=pd.Categorical([part.name] * len(tested), [p.name for p in PARTS]), kind=kind)
+        )
+    every = pd.concat(found)
+    every["method"] = pd.Categorical(every["method"], every["method"].unique())
+    every["score"] = pd.Categorical(every["score"], list(SCORE_NAMES.values()))
+    pooled = _passed(every, ["method", "module", "score", "kind"])
+    return SummaryTable.from_frame(
         "activity_differences",
         "Differences in score by activity of a module",
         "fig. 4",
         "The tests of separability, pooled over pairs of groups. AO: the module is active in only one of the two "
         "groups; AB: in both; IB: in neither.",
-        "method, module, score, kind, tests, passed, share, skipped",
-        rows,
+        pooled.sort_values(["method", "module", "score", "kind"]),
     )
 
 
-def _passed(ps: list[float | None]) -> tuple[int, int, float | None, int]:
-    done = [p for p in ps if p is not None]
-    passed = sum(p < ALPHA for p in done)
-    return len(done), passed, passed / len(done) if done else None, len(ps) - len(done)
+def counts_by_feature(seen: pd.DataFrame, method: str) -> pd.DataFrame:
+    """How often each feature, a line by (layer, feature), was seen in each of the eight groups."""
+    features = seen.groupby(["layer", "feature"])
+    keys = features.size().index
+    cells = features.ngroup().to_numpy() * 8 + seen[method].cat.codes.to_numpy()
+    return pd.DataFrame(np.bincount(cells, minlength=len(keys) * 8).reshape(-1, 8), keys, GROUPS)
 
 
-def transition(seen: Observations) -> SummaryTable:
+def transition(seen: pd.DataFrame) -> SummaryTable:
     """Where a feature seen in one group is seen in another context."""
     rows: list[tuple[Any, ...]] = []
-    for method in seen.groups:
-        _, counts = _counts(seen, method)
+    for method in methods_of(seen):
+        counts = counts_by_feature(seen, method).to_numpy()
         counts = counts[counts.sum(1) > 1]
-        others = counts.sum(1, keepdims=True) - 1
-        for a in ORDER:
-            starts = counts[:, a : a + 1]
-            again = counts - np.eye(8, dtype=np.int64)[a]
-            total = int(starts.sum())
-            shares = (starts * again / others).sum(0) / total if total else [None] * 8
-            rows += [(method, LABELS[a], LABELS[b], shares[b], total) for b in ORDER]
+        others = counts.sum(1) - 1
+        for place, a in enumerate(GROUPS):
+            starts, total = counts[:, place], int(counts[:, place].sum())
+            again = counts - np.eye(8, dtype=np.int64)[place]
+            chances = ((starts / others)[:, None] * again).sum(0) / total if total else [None] * 8
+            rows += [(method, a, b, chance, total) for b, chance in zip(GROUPS, chances, strict=True)]
     return SummaryTable.of(
         "transition",
         "Groups of one feature in other contexts",
@@ -250,80 +328,60 @@ def transition(seen: Observations) -> SummaryTable:
     )
 
 
-def most_probable_features(seen: Observations) -> SummaryTable:
+def most_probable_features(seen: pd.DataFrame) -> SummaryTable:
     """The most frequent group of every feature seen often enough."""
-    rows: list[tuple[Any, ...]] = []
-    order = np.array(ORDER)
-    for method in seen.groups:
-        features, counts = _counts(seen, method)
-        often = counts.sum(1) >= FEWEST_SEEN
-        best = order[counts[:, order].argmax(1)]  # the first of the order among equals
-        for (layer, index), row, value in zip(
-            features[often].tolist(), counts[often], best[often].tolist(), strict=True
-        ):
-            feature = FeatureId(Site(layer, Part.RES), index)
-            rows.append((method, str(feature), LABELS[value], row[value] / row.sum(), row.sum()))
-    return SummaryTable.of(
+    found: list[pd.DataFrame] = []
+    for method in methods_of(seen):
+        counts = counts_by_feature(seen, method)
+        counts = counts[counts.sum(axis=1) >= FEWEST_SEEN]
+        best = counts.idxmax(axis=1)  # the first of the order among equals
+        total = counts.sum(axis=1)
+        names = [str(FeatureId(Site(layer, Part.RES), index)) for layer, index in counts.index]
+        columns = {"feature": names, "group": best, "probability": counts.max(axis=1) / total, "seen": total}
+        found.append(pd.DataFrame({"method": method, **columns}))
+    return SummaryTable.from_frame(
         "most_probable_features",
         "The most probable group of each feature",
         "C.1",
         f"Features seen at least {FEWEST_SEEN} times. probability: share of its observations in the group, which for "
         "few observations is too high. Among equal groups the one with fewer predecessors is named.",
-        "method, feature, group, probability, seen",
-        rows,
+        pd.concat(found),
     )
 
 
 def most_probable(features: SummaryTable) -> SummaryTable:
     """How many features of a layer have each most probable group."""
-    found: dict[tuple[str, int, str], list[float]] = {}
-    totals: dict[tuple[str, int], int] = {}
-    for row in features.dicts():
-        layer = FeatureId.parse(row["feature"]).layer
-        found.setdefault((row["method"], layer, row["group"]), []).append(row["probability"])
-        totals[row["method"], layer] = totals.get((row["method"], layer), 0) + 1
-    rows: list[tuple[Any, ...]] = []
-    for (method, layer), total in totals.items():
-        for value in ORDER:
-            sure = found.get((method, layer, LABELS[value]), [])
-            rows.append((method, layer, LABELS[value], len(sure), len(sure) / total, np.mean(sure) if sure else None))
-    return SummaryTable.of(
+    frame = features.frame()
+    layer = frame["feature"].map(lambda name: FeatureId.parse(name).layer).astype(np.int64)
+    method = pd.Categorical(frame["method"], frame["method"].unique())
+    frame = frame.assign(method=method, layer=layer, group=pd.Categorical(frame["group"], GROUPS))
+    grouped = frame.groupby(["method", "layer", "group"], observed=False)
+    found = grouped["probability"].agg(features="size", certainty="mean").reset_index()
+    found["share"] = found["features"] / found.groupby(["method", "layer"], observed=True)["features"].transform("sum")
+    return SummaryTable.from_frame(
         "most_probable",
         "Features by their most probable group",
         "C.1",
         f"Features seen at least {FEWEST_SEEN} times, each counted once. certainty: mean share of a feature's "
         "observations in that group.",
-        "method, layer, group, features, share, certainty",
-        rows,
+        found[["method", "layer", "group", "features", "share", "certainty"]],
     )
 
 
-def _counts(seen: Observations, method: str) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, "n n_target"]]:
-    """(layer, feature) of every feature seen, and how often it was seen in each of the eight groups."""
-    features, which = np.unique(np.stack([seen.layer, seen.feature], 1), axis=0, return_inverse=True)
-    cells = which.reshape(-1) * 8 + seen.groups[method]
-    return features, np.bincount(cells, minlength=len(features) * 8).reshape(-1, 8)
-
-
-def agreement(seen: Observations, matched: Matched) -> SummaryTable:
+def agreement(seen: pd.DataFrame, matches: Matches) -> SummaryTable:
     """How often two methods name the same best match for an active feature."""
+    layers = np.unique(seen["layer"]).tolist()
+    different: dict[tuple[bytes | None, ...], str] = {}  # of methods whose best matches are all the same, the first
+    for method in methods_of(seen):
+        tables = [matches.at(method, layer, part, "index") for layer in layers for part in PARTS]
+        different.setdefault(tuple(None if table is None else table.tobytes() for table in tables), method)
     rows: list[tuple[Any, ...]] = []
-    for a, b in itertools.combinations(_different(seen, matched), 2):
+    for a, b in itertools.combinations(different.values(), 2):
         for part in PARTS:
-            same = np.full(len(seen.feature), np.nan)
-            for layer in seen.layers:
-                first, second = matched.index(a, layer, part), matched.index(b, layer, part)
-                if first is None or second is None:
-                    continue
-                here = seen.layer == layer
-                mine, theirs = first[seen.feature[here]], second[seen.feature[here]]
-                both = (mine >= 0) & (theirs >= 0)
-                same[here] = np.where(both, mine == theirs, np.nan)
-            for layer in [ALL, *seen.layers]:
-                values = same if layer == ALL else same[seen.layer == layer]
-                values = values[np.isfinite(values)]
-                if len(values):
-                    rows.append((a, b, part.name, layer, values.mean(), len(values)))
+            mine, theirs = (matches.of_each(seen, method, part, "index") for method in (a, b))
+            both = np.isfinite(mine) & np.isfinite(theirs)
+            same = seen[OBSERVED].assign(same=mine == theirs)[both]
+            rows += [(a, b, part.name, layer, some["same"].mean(), len(some)) for layer, some in _every(same, "layer")]
     return SummaryTable.of(
         "agreement",
         "How often two methods name the same predecessor",
@@ -331,14 +389,5 @@ def agreement(seen: Observations, matched: Matched) -> SummaryTable:
         "Over (token, active feature) pairs where both methods name a match: whether the best one is the same feature, "
         "active or not. Methods with the same best matches, as cosine and cosine top-5, are told once.",
         "method_a, method_b, part, layer, share, n",
-        rows,
+        (row for row in rows if row[-1]),
     )
-
-
-def _different(seen: Observations, matched: Matched) -> list[str]:
-    """The methods, without those whose best matches are all those of one before."""
-    kept: dict[tuple[bytes | None, ...], str] = {}
-    for method in seen.groups:
-        tables = [matched.index(method, layer, part) for layer in seen.layers for part in PARTS]
-        kept.setdefault(tuple(None if table is None else table.tobytes() for table in tables), method)
-    return list(kept.values())

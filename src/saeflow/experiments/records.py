@@ -60,6 +60,19 @@ class Origin(enum.Flag):
         return " & ".join(part.name for part in self.parts) or "nowhere"
 
 
+ALL: Final = "all"
+"""All datasets, layers or groups together, in tables."""
+
+ORDER: Final = tuple(origin.value for origin in Origin.groups())
+"""Values of `Origin` in the order of every table."""
+
+GROUPS: Final = tuple(origin.label for origin in Origin.groups())
+"""Their labels, in that order."""
+
+LABELS: Final = tuple(Origin(value).label for value in range(8))
+"""The label of each value of `Origin`."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunRequest:
     """What was asked of an experiment: with the inputs it names, it determines every row.

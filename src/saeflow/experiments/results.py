@@ -78,6 +78,12 @@ class SummaryTable:
                 raise InvalidArgument(f"a row of table {name} has {len(row)} cells for {len(names)} columns: {row}.")
         return SummaryTable(name, title, paper, note, names, plain)
 
+    @staticmethod
+    def from_frame(name: str, title: str, paper: str, note: str, frame: pd.DataFrame) -> SummaryTable:
+        """A table of the columns of a DataFrame; its index is left out."""
+        rows = frame.astype(object).itertuples(index=False, name=None)
+        return SummaryTable.of(name, title, paper, note, ",".join(frame.columns), rows)
+
     def dicts(self) -> list[Row]:
         """The rows, each as column -> cell."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
@@ -308,8 +314,9 @@ class Results:
             raise InvalidArgument(f"{self.folder} has no table {name!r}. It has {', '.join(tables)}.")
         return tables[name].frame()
 
-    def write_tables(self, tables: Iterable[SummaryTable]) -> None:
-        """Write `summary.json` and a CSV file for each table."""
+    def write_tables(self, tables: Iterable[SummaryTable]) -> dict[str, SummaryTable]:
+        """Write `summary.json` and a CSV file for each table; the tables by name."""
+        tables = list(tables)
         written: Row = {}
         for table in tables:
             written[table.name] = {
@@ -322,6 +329,7 @@ class Results:
             write_atomic(self.folder / "tables" / f"{table.name}.csv", table.to_csv().encode())
         text = json.dumps({"tables": written}, indent=None, allow_nan=False, ensure_ascii=False)
         write_atomic(self.folder / SUMMARY, (text + "\n").encode())
+        return {table.name: table for table in tables}
 
     def tables(self) -> dict[str, SummaryTable]:
         """The tables of `summary.json` by name.

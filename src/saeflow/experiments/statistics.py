@@ -16,22 +16,33 @@ texts, each dataset by itself, since the datasets are chosen and not drawn. One 
 
 Texts count by their rows: n texts of which one has most of the rows are worth little more than one (Kish 1965).
 scripts/coverage_of_intervals.py measures how often the intervals hold what they should.
+
+Rows of experiments are DataFrames with the columns `dataset` and `text`. Tables are queries on them:
+
+    trials = sf.open_results(folder).frame()                   one line per row of the folder
+    means(trials, ["strategy"], {"change": CHANGE})            change, change_low, change_high, change_n per strategy
+    shares(seen, ["layer"], "cosine")                          share, low, high, n of each category per layer
+    mean_difference(targets, "top-1", "random", GAP)           the difference of two columns on the same lines
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 from scipy import stats
 
 from saeflow.errors import InvalidArgument
 
 LEVEL: Final = 0.95
+TEXT: Final = ["dataset", "text"]
+"""The columns that name a text: what is drawn."""
+
 Span: TypeAlias = tuple[float, float]
 """The least and the largest value that a number can have."""
 
@@ -319,3 +330,88 @@ def by_text(
     """Sum of `values` for each text (rows) and group (columns); `shape` is (texts, groups)."""
     flat = np.bincount(texts * shape[1] + groups, weights=values, minlength=shape[0] * shape[1])
     return flat.astype(np.float64).reshape(shape)  # numpy gives integers where there is no row
+
+
+def text_codes(frame: pd.DataFrame) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " k"]]:
+    """The text of each line as 0, 1, …, and the dataset of each text as 0, 1, …: what `Tally` needs."""
+    texts = frame.groupby(TEXT, observed=True)
+    return texts.ngroup().to_numpy(), pd.factorize(texts.size().index.get_level_values("dataset"))[0]
+
+
+def means(frame: pd.DataFrame, by: Sequence[str], values: Mapping[str, Span | None]) -> pd.DataFrame:
+    """The mean of each column of `values` in each group of `by`: NAME, NAME_low, NAME_high, NAME_n; not a number where
+    nothing is known.
+
+    Args:
+        frame: one line per observation, with `dataset` and `text`; what is not a number is left out.
+        by: columns that together name a group. Groups come in the order of their values (or categories).
+        values: columns to average, with the bounds of their values; None for none.
+    """
+    grouped = frame.groupby(list(by), observed=True)
+    group, keys = grouped.ngroup().to_numpy(), grouped.size().index
+    text, datasets = text_codes(frame)
+    shape = len(datasets), len(keys)
+    found: dict[str, list[float | None]] = {}
+    for name, span in values.items():
+        column = frame[name].to_numpy(dtype=np.float64)
+        known = np.isfinite(column)
+        at = text[known], group[known]
+        sums, counts = (by_text(*at, each, shape) for each in (column[known], np.ones(int(known.sum()))))
+        estimates = mean_estimates(sums, counts, datasets, span=span)
+        found |= {
+            name: [one.value for one in estimates],
+            f"{name}_low": [one.low for one in estimates],
+            f"{name}_high": [one.high for one in estimates],
+            f"{name}_n": [one.n for one in estimates],
+        }
+    return (
+        pd.DataFrame(found, index=keys, dtype=object).infer_objects().astype({f"{name}_n": np.int64 for name in values})
+    )
+
+
+def means_and_controls(frame: pd.DataFrame, by: Sequence[str], values: Mapping[str, Span | None]) -> pd.DataFrame:
+    """`means` of the lines that are no control, and with the prefix `control_` of those that are."""
+    own, controls = (means(frame[frame["control"] == side], by, values) for side in (False, True))
+    both = own.join(controls.add_prefix("control_"))
+    return both.astype(object).fillna({f"control_{name}_n": 0 for name in values})
+
+
+def shares(frame: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
+    """How the lines of each group of `by` fall to the categories of `column`: share, low, high, and n of the group.
+
+    Args:
+        frame: one line per observation, with `dataset` and `text`.
+        by: columns that together name a group; none for all lines together.
+        column: categories, all of which have a line in every group.
+    """
+    keys = frame.groupby(list(by), observed=True).ngroup().to_numpy() if by else np.zeros(len(frame), np.int64)
+    names = (
+        frame[list(by)].drop_duplicates().sort_values(list(by), ignore_index=True) if by else pd.DataFrame(index=[0])
+    )
+    text, datasets = text_codes(frame)
+    categories = frame[column].cat.categories
+    k = len(categories)
+    cells = keys * k + frame[column].cat.codes.to_numpy()
+    counts = by_text(text, cells, np.ones(len(frame)), (len(datasets), len(names) * k))
+    totals = counts.reshape(len(datasets), -1, k).sum(-1).repeat(k, axis=1)
+    found = names.loc[names.index.repeat(k)].reset_index(drop=True)
+    found[column] = pd.Categorical(np.tile(categories, len(names)), categories)
+    estimates = mean_estimates(counts, totals, datasets, span=RATE)
+    columns = {"share": [one.value for one in estimates], "low": [one.low for one in estimates]}
+    columns |= {"high": [one.high for one in estimates], "n": [one.n for one in estimates]}
+    return found.assign(**columns)
+
+
+def mean_difference(frame: pd.DataFrame, a: str, b: str, span: Span | None) -> tuple[Estimate, float | None]:
+    """The mean of column `a` less column `b` over the lines that know both, with its interval and two-sided p."""
+    known = frame[np.isfinite(frame[a]) & np.isfinite(frame[b])]
+    each = pd.DataFrame({"difference": known[a] - known[b], "n": 1.0})
+    sums = each.groupby([known[name] for name in TEXT], observed=True).sum()
+    return Tally(sums.to_numpy(), text_codes(known)[1]).difference(n=len(known), span=span)
+
+
+def with_all(frame: pd.DataFrame, column: str, name: str = "all") -> pd.DataFrame:
+    """The lines twice: first with `name` in a column of categories, then as they are."""
+    known = [name, *frame[column].cat.categories]
+    every = frame.assign(**{column: pd.Categorical([name] * len(frame), known)})
+    return pd.concat([every, frame.assign(**{column: pd.Categorical(frame[column], known)})])

@@ -9,15 +9,61 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
-from saeflow.experiments.statistics import GAP, RATE, Estimate, Span, Tally, by_text, ratio
-from saeflow.experiments.trials import CONTROL, Trials
+from saeflow.experiments.deactivation_tables import CONTROL, outcomes
+from saeflow.experiments.records import ORDER
+from saeflow.experiments.statistics import GAP, RATE, TEXT, Estimate, Span, Tally, by_text, ratio, text_codes
 from saeflow.reproduce.verdicts import ABOVE_0, UNKNOWN, Contrast, NotMeasured, Rule, Unit
 
 
 def percent(value: float) -> str:
     """A share in words."""
     return f"{100 * value:.1f} %"
+
+
+class Trials:
+    """Every trial of a run, its columns as arrays.
+
+    Attributes:
+        frame: `trials_frame`.
+        names: the strategies, in the order of the run.
+        first: the one that was swept over r.
+        targets: dataset and text of each target.
+        cluster: the text of each trial.
+        datasets: the data set of each text, as a number.
+    """
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        """From the trials of a run."""
+        self.frame, self.names = frame, list(frame["strategy"].cat.categories)
+        self.first = self.names[0]
+        self.targets = frame.drop_duplicates("target").set_index("target")[TEXT]
+        self.cluster, self.datasets = text_codes(frame)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """A column of `frame`."""
+        return self.frame[column].to_numpy()
+
+    def origins(self, column: str) -> np.ndarray:
+        """The value of `Origin` of each trial in a column of groups."""
+        return np.array(ORDER)[self.frame[column].cat.codes]
+
+    def is_(self, column: str, value: str) -> np.ndarray:
+        """Where a column has a value."""
+        return (self.frame[column] == value).to_numpy()
+
+    def per_target(self, strategy: str, *, control: bool = False) -> pd.DataFrame:
+        """What a strategy, or its controls, did to each target."""
+        found = outcomes(self.frame, strategy, control=control)
+        if found is not None:
+            return found
+        return self.targets.assign(group=None, deactivated=np.nan, change=np.nan, named=False)
+
+    def by_text(self, values: np.ndarray, where: np.ndarray) -> np.ndarray:
+        """Sum over the targets of each text."""
+        text = text_codes(self.targets)[0][where]
+        return by_text(text, np.zeros_like(text), np.asarray(values)[where], (len(self.datasets), 1))[:, 0]
 
 
 def named(trials: Trials, strategy: str) -> np.ndarray:
@@ -107,15 +153,15 @@ class Cases:
     def tally(self, values: np.ndarray, sets: Sequence[np.ndarray], *, control: bool = False) -> Tally:
         """Sum of `values` and number of trials of each set, by text."""
         trials = self.trials
-        side = (trials.controlling == control) & np.isfinite(values)
-        shape = (len(trials.texts.number), 1)
+        side = (trials["control"] == control) & np.isfinite(values)
+        shape = (len(trials.datasets), 1)
         columns: list[np.ndarray] = []
         for where in (kept & side for kept in sets):
             clusters = trials.cluster[where]
             code = np.zeros_like(clusters)
             pair = [by_text(clusters, code, v, shape)[:, 0] for v in (values[where], np.ones(len(clusters)))]
             columns.append(np.stack(pair, -1))
-        return Tally(np.stack(columns, 1), trials.texts.datasets)
+        return Tally(np.stack(columns, 1), trials.datasets)
 
     def _told(self, tally: Tally, of: Callable[[np.ndarray], np.ndarray], span: Span | None) -> Estimate:
         sizes = tally.sums[..., 1]
@@ -141,7 +187,7 @@ def paired(trials: Trials, a: str, b: str, scope: np.ndarray | None = None, rule
     where = np.isfinite(one.deactivated) & np.isfinite(two.deactivated)
     where &= one.named & two.named if scope is None else scope
     columns = [trials.by_text(v, where) for v in (one.deactivated, two.deactivated, np.ones(len(where)))]
-    tally = Tally(np.stack(columns, -1), trials.texts.datasets)
+    tally = Tally(np.stack(columns, -1), trials.datasets)
     n = float(tally.sums[:, 2].sum())
     words = f"rate of {a} less that of {b} on the same targets"
     if not n:

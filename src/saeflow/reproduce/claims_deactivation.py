@@ -6,11 +6,10 @@ from typing import Final
 
 import numpy as np
 
-from saeflow.experiments.records import EXHAUSTIVE, PARTS, Origin
+from saeflow.experiments.deactivation_tables import CONTROL, PEARSON, TOP_1
+from saeflow.experiments.records import EXHAUSTIVE, LABELS, PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Tally, mean_estimates
-from saeflow.experiments.tables import LABELS
-from saeflow.experiments.trials import CONTROL, PEARSON, TOP_1, Trials
-from saeflow.reproduce.cases import Cases, named, paired, percent
+from saeflow.reproduce.cases import Cases, Trials, named, paired, percent
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 
 TOP_5, RANDOM_5 = "top-5", "random of top-5"
@@ -169,7 +168,9 @@ def table1_alike(trials: Trials) -> list[Contrast]:
     """Cosine and Pearson silence about as many of the targets that either puts into a group of one predecessor."""
     named(trials, PEARSON)
     single = [LABELS[part] for part in SINGLES]
-    scope = np.isin(trials.groups(TOP_1).astype(str), single) | np.isin(trials.groups(PEARSON).astype(str), single)
+    scope = np.isin(trials.per_target(TOP_1)["group"].astype(str), single) | np.isin(
+        trials.per_target(PEARSON)["group"].astype(str), single
+    )
     return [paired(trials, TOP_1, PEARSON, scope=scope, rule=Rule(Kind.WITHIN, CLOSE))]
 
 
@@ -180,7 +181,7 @@ def fig15_more(trials: Trials) -> list[Contrast]:
     """Top-5 finds an active predecessor for more targets, and more combined groups, RES & MLP above all."""
     for name in (TOP_1, TOP_5):
         named(trials, name)
-    groups = [trials.groups(name).astype(str) for name in (TOP_1, TOP_5)]
+    groups = [trials.per_target(name)["group"].astype(str) for name in (TOP_1, TOP_5)]
     where = np.full(len(groups[0]), True)
     asked = {
         "targets with an active predecessor": [LABELS[g] for g in range(1, 8)],
@@ -191,7 +192,7 @@ def fig15_more(trials: Trials) -> list[Contrast]:
     for what, labels in asked.items():
         own = [np.isin(group, labels).astype(np.float64) for group in groups]
         columns = [trials.by_text(v, where) for v in (*own, np.ones(len(where)))]
-        tally = Tally(np.stack(columns, -1), trials.texts.datasets)
+        tally = Tally(np.stack(columns, -1), trials.datasets)
         estimate = tally.told(lambda x: (x[:, 1] - x[:, 0]) / x[:, 2], n=len(where), span=GAP, sizes=tally.sums[:, 2])
         beside = f"{percent(float(own[1].mean()))} against {percent(float(own[0].mean()))}"
         found.append(Contrast(f"{what} by top-5 less those by top-1", estimate, ABOVE_0, beside=beside))
@@ -218,14 +219,14 @@ def fig15_equal(trials: Trials) -> list[Contrast]:
 def fig15_full(trials: Trials) -> list[Contrast]:
     """Of the targets of combined groups that removing all predecessors silences, most need the removal of all."""
     cases, gone = Cases(trials), trials["deactivated"] == 1
-    real = ~trials.controlling
+    real = ~trials["control"]
     n = len(trials.targets)
     whole, part = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     whole[trials["target"][cases.removing(COMBINED) & gone & real]] = True
-    fewer = cases.of & trials.removing & ~cases.whole & np.isin(cases.group, COMBINED)
+    fewer = cases.of & trials["removing"] & ~cases.whole & np.isin(cases.group, COMBINED)
     part[trials["target"][fewer & gone & real]] = True
     columns = [trials.by_text(v, whole) for v in ((~part).astype(np.float64), np.ones(n))]
-    tally = Tally(np.stack(columns, -1), trials.texts.datasets)
+    tally = Tally(np.stack(columns, -1), trials.datasets)
     found = tally.told(n=float(whole.sum()), span=RATE, sizes=tally.sums[:, 1])
     words = "targets of combined groups silenced by removing all predecessors and by no fewer"
     return [Contrast(words, found, Rule(Kind.ABOVE, 0.5), Unit.SHARE)]
@@ -236,7 +237,7 @@ def fig15_new(trials: Trials) -> list[Contrast]:
     cases, group = Cases(trials), trials.origins("group")
     fresh = (trials["deactivated"] == 0) & ((trials.origins("new_group") & ~group) > 0)
     words = "trials after which a part has an active predecessor that had none"
-    return [cases.mean(fresh.astype(np.float64), cases.of & trials.removing, words, rule=Rule(Kind.BELOW, 0.1))]
+    return [cases.mean(fresh.astype(np.float64), cases.of & trials["removing"], words, rule=Rule(Kind.BELOW, 0.1))]
 
 
 def missed(trials: Trials) -> list[Contrast]:
@@ -249,7 +250,7 @@ def missed(trials: Trials) -> list[Contrast]:
         mean_estimates(
             trials.by_text(result.deactivated, where)[:, None],
             trials.by_text(np.ones(len(where)), where)[:, None],
-            trials.texts.datasets,
+            trials.datasets,
             span=RATE,
         )[0]
         for result in (other, beside)

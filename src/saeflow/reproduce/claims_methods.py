@@ -6,10 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from saeflow.experiments.records import PARTS
+from saeflow.experiments.records import LABELS, PARTS
 from saeflow.experiments.sampling import PYTHON
 from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
-from saeflow.experiments.tables import LABELS
 from saeflow.ids import Part
 from saeflow.reproduce.claims_origins import ATT, BLOCKS, COSINE, PEARSON, RES, WITH_ATT, groups_of, percent
 from saeflow.reproduce.evidence import OriginsRun
@@ -27,8 +26,8 @@ def contexts(run: OriginsRun) -> Tally:
 
     The statement is of features, so features are drawn, in blocks: those of one remainder of their number.
     """
-    seen, groups = run.seen, groups_of(run, COSINE)
-    features, which = np.unique(np.stack([seen.layer, seen.feature], 1), axis=0, return_inverse=True)
+    groups = groups_of(run, COSINE)
+    features, which = np.unique(np.stack([run.layer, run.feature], 1), axis=0, return_inverse=True)
     which = which.reshape(-1)
     counts = np.bincount(which * 8 + groups, minlength=len(features) * 8).reshape(-1, 8).astype(np.float64)
     often = counts.sum(1) > 1
@@ -109,15 +108,14 @@ class Methods:
         Raises:
             NotMeasured: when one is missing.
         """
-        seen = run.seen
-        self.datasets, self.new = seen.datasets, run.new_to_pearson
-        shape = (len(seen.texts.number), len(seen.datasets) * 8)
+        self.datasets, self.new = run.datasets, run.new_to_pearson
+        shape = (len(run.texts[1]), len(run.datasets) * 8)
         columns = [
-            by_text(seen.cluster, seen.dataset * 8 + groups_of(run, method), np.ones(len(seen.feature)), shape)
+            by_text(run.texts[0], run.dataset * 8 + groups_of(run, method), np.ones(len(run.feature)), shape)
             for method in (COSINE, PEARSON)
         ]
         sums = np.stack(columns, 1).reshape(shape[0], 2, -1, 8)
-        self.tally, self.n = Tally(sums, seen.texts.datasets), len(seen.feature)
+        self.tally, self.n = Tally(sums, run.texts[1]), len(run.feature)
 
     def places(self, *, new: bool) -> list[int]:
         """The data sets that Pearson's tables had seen, or those that are new to it.
@@ -194,21 +192,16 @@ def fig18_datasets(run: OriginsRun) -> list[Contrast]:
 
 def fig18_agreement(run: OriginsRun) -> list[Contrast]:
     """Both name the same residual predecessor more often than the same module predecessor."""
-    seen = run.seen
     groups_of(run, PEARSON)
-    sums = np.zeros((len(seen.texts.number), len(PARTS), 2))
+    sums = np.zeros((len(run.texts[1]), len(PARTS), 2))
     for at, part in enumerate(PARTS):
-        for layer in seen.layers:
-            here = seen.layer == layer
-            tables = [run.matched.index(method, layer, part) for method in (COSINE, PEARSON)]
-            if tables[0] is None or tables[1] is None:
-                continue
-            one, two = (table[seen.feature[here]] for table in tables if table is not None)
-            both = (one >= 0) & (two >= 0)
-            clusters = seen.cluster[here][both]
-            np.add.at(sums[:, at, 0], clusters, (one == two)[both].astype(np.float64))
-            np.add.at(sums[:, at, 1], clusters, 1.0)
-    tally = Tally(sums, seen.texts.datasets)
+        one, two = (run.matches.of_each(run.seen, method, part, "index") for method in (COSINE, PEARSON))
+        both = np.isfinite(one) & np.isfinite(two)
+        shape = (len(sums), 1)
+        for place, values in enumerate(((one == two)[both].astype(np.float64), np.ones(int(both.sum())))):
+            text = run.texts[0][both]
+            sums[:, at, place] = by_text(text, np.zeros_like(text), values, shape)[:, 0]
+    tally = Tally(sums, run.texts[1])
     res = PARTS.index(Part.RES)
     found: list[Contrast] = []
     for part in (Part.MLP, Part.ATT):

@@ -12,9 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from saeflow.experiments.records import PARTS, Origin
+from saeflow.experiments.records import LABELS, ORDER, PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
-from saeflow.experiments.tables import LABELS
 from saeflow.ids import Part
 from saeflow.reproduce.evidence import OriginsRun
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, Contrast, Kind, NotMeasured, Rule, Unit
@@ -50,14 +49,13 @@ class Shares:
         Raises:
             NotMeasured: when the run did not use it.
         """
-        seen = run.seen
-        self.layers = seen.layers
-        self.datasets = seen.datasets
-        shape = (len(self.layers), len(seen.datasets), 8)
-        code = (np.searchsorted(self.layers, seen.layer) * shape[1] + seen.dataset) * 8 + groups_of(run, method)
-        counts = by_text(seen.cluster, code, np.ones(len(code)), (len(seen.texts.number), int(np.prod(shape))))
-        self.tally = Tally(counts.reshape(-1, *shape), seen.texts.datasets)
-        self.n = len(seen.feature)
+        self.layers = run.layers
+        self.datasets = run.datasets
+        shape = (len(self.layers), len(run.datasets), 8)
+        code = (np.searchsorted(self.layers, run.layer) * shape[1] + run.dataset) * 8 + groups_of(run, method)
+        counts = by_text(run.texts[0], code, np.ones(len(code)), (len(run.texts[1]), int(np.prod(shape))))
+        self.tally = Tally(counts.reshape(-1, *shape), run.texts[1])
+        self.n = len(run.feature)
 
     def places(self, layers: Sequence[int], what: str) -> list[int]:
         """Where these layers are.
@@ -91,9 +89,9 @@ def groups_of(run: OriginsRun, method: str) -> np.ndarray:
     Raises:
         NotMeasured: when the run did not use it.
     """
-    if method not in run.seen.groups:
+    if method not in run.seen:
         raise NotMeasured(f"Matching by {method} was not run.")
-    return run.seen.groups[method]
+    return np.array(ORDER)[run.seen[method].cat.codes]
 
 
 def pooled(x: Totals) -> np.ndarray:

@@ -8,11 +8,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from saeflow.experiments.observations import is_on
 from saeflow.experiments.origins_tables import ALPHA, FEWEST_TESTED
-from saeflow.experiments.records import PARTS, Origin
+from saeflow.experiments.records import LABELS, PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Estimate, Tally, by_text, known_mean, mann_whitney, ratio
-from saeflow.experiments.tables import LABELS
 from saeflow.ids import Part
 from saeflow.reproduce.claims_origins import ATT, COSINE, MLP, RES, groups_of, percent
 from saeflow.reproduce.evidence import OriginsRun
@@ -28,16 +26,16 @@ BINS: Final = 50
 
 def score_means(run: OriginsRun) -> Tally:
     """Sum and number of each score in each group: parts by groups by two."""
-    seen, groups = run.seen, groups_of(run, COSINE)
+    groups = groups_of(run, COSINE)
     columns: list[np.ndarray] = []
     for part in PARTS:
-        scores = run.matched.scores_of(COSINE, seen, part)
+        scores = run.matches.of_each(run.seen, COSINE, part)
         known = np.isfinite(scores)
-        shape = (len(seen.texts.number), 8)
-        sums = by_text(seen.cluster[known], groups[known], scores[known], shape)
-        counts = by_text(seen.cluster[known], groups[known], np.ones(int(known.sum())), shape)
+        shape = (len(run.texts[1]), 8)
+        sums = by_text(run.texts[0][known], groups[known], scores[known], shape)
+        counts = by_text(run.texts[0][known], groups[known], np.ones(int(known.sum())), shape)
         columns.append(np.stack([sums, counts], -1))
-    return Tally(np.stack(columns, 1), seen.texts.datasets)
+    return Tally(np.stack(columns, 1), run.texts[1])
 
 
 def score_between(run: OriginsRun, part: Part, a: int, b: int) -> Contrast:
@@ -69,26 +67,26 @@ def fig12_scores(run: OriginsRun) -> list[Contrast]:
     return [
         score_between(run, part, Origin[part.name].value, 0)
         for part in PARTS
-        if np.isfinite(run.matched.scores_of(COSINE, run.seen, part)).any()
+        if np.isfinite(run.matches.of_each(run.seen, COSINE, part)).any()
     ]
 
 
 def fig3_proxy(run: OriginsRun) -> list[Contrast]:
     """How well a score tells that the matched predecessor is active, within layers."""
-    seen, groups = run.seen, groups_of(run, COSINE)
+    groups = groups_of(run, COSINE)
     found: list[Contrast] = []
     for part in PARTS:
-        scores = run.matched.scores_of(COSINE, seen, part)
+        scores = run.matches.of_each(run.seen, COSINE, part)
         known = np.isfinite(scores)
         if not known.any():
             continue
         bins = np.clip(((scores[known] + 1) / 2 * BINS).astype(np.int64), 0, BINS - 1)
-        on = is_on(groups[known], part).astype(np.int64)
-        layer = np.searchsorted(seen.layers, seen.layer[known])
-        shape = (len(seen.layers), 2, BINS)
+        on = ((groups[known] & Origin[part.name].value) > 0).astype(np.int64)
+        layer = np.searchsorted(run.layers, run.layer[known])
+        shape = (len(run.layers), 2, BINS)
         code = (layer * 2 + on) * BINS + bins
-        sums = by_text(seen.cluster[known], code, np.ones(len(code)), (len(seen.texts.number), int(np.prod(shape))))
-        tally = Tally(sums.reshape(-1, *shape), seen.texts.datasets)
+        sums = by_text(run.texts[0][known], code, np.ones(len(code)), (len(run.texts[1]), int(np.prod(shape))))
+        tally = Tally(sums.reshape(-1, *shape), run.texts[1])
         estimate = tally.told(auc, n=float(known.sum()), span=RATE)
         words = f"area under the curve of {SCORE[part]} for an active {part.name} predecessor"
         found.append(Contrast(words, estimate, Rule(Kind.ABOVE, 0.5), Unit.LEVEL, beside="0.5 is chance"))
@@ -125,14 +123,14 @@ def tested(run: OriginsRun) -> tuple[np.ndarray, list[tuple[int, int]]]:
 
 
 def _tests(run: OriginsRun) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    seen, groups = run.seen, groups_of(run, COSINE)
+    groups = groups_of(run, COSINE)
     pairs = list(itertools.combinations(range(8), 2))
-    cells = list(itertools.product(range(len(seen.datasets)), seen.layers))
+    cells = list(itertools.product(range(len(run.datasets)), run.layers))
     passed = np.full((len(cells), len(pairs), len(PARTS)), np.nan)
     for at, part in enumerate(PARTS):
-        scores = run.matched.scores_of(COSINE, seen, part)
+        scores = run.matches.of_each(run.seen, COSINE, part)
         for number, (dataset, layer) in enumerate(cells):
-            here = (seen.dataset == dataset) & (seen.layer == layer) & np.isfinite(scores)
+            here = (run.dataset == dataset) & (run.layer == layer) & np.isfinite(scores)
             values = [scores[here & (groups == group)] for group in range(8)]
             for place, (a, b) in enumerate(pairs):
                 if min(len(values[a]), len(values[b])) >= FEWEST_TESTED:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from saeflow.experiments.statistics import Estimate, Tally
-from saeflow.experiments.transition.tables import VariantName
+from saeflow.experiments.transition.variants import MapVariant
 from saeflow.reproduce.evidence import TransitionRun
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
 
@@ -56,7 +56,7 @@ def difference(run: TransitionRun, a: str, b: str, rule: Rule = ABOVE_0) -> Cont
     else:
         found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1], n=n)
     one, two = tally.now(variance).tolist()
-    told = [named.told if (named := VariantName.of(name)) else name for name in (a, b)]
+    told = [named.words if (named := MapVariant.of(name)) else name for name in (a, b)]
     words = f"explained variance of {told[0]} less that of {told[1]}"
     return Contrast(words, found, rule, Unit.NUMBER, beside=f"{one:.3f} against {two:.3f}".replace("-", MINUS))
 
@@ -93,7 +93,7 @@ def fig24_cosine(run: TransitionRun) -> list[Contrast]:
     others = [
         name
         for name in run.names
-        if (named := VariantName.of(name))
+        if (named := MapVariant.of(name))
         and not named.is_cosine
         and np.isfinite(run.missed[:, :, run.names.index(name)]).all()
     ]
@@ -101,8 +101,8 @@ def fig24_cosine(run: TransitionRun) -> list[Contrast]:
         raise NotMeasured("No other map from the weights was measured.")
     tally, n = explained(run, [COSINE, *others])
     values = tally.now(variance)
-    best = VariantName.of(others[int(values[1:].argmax())])
-    told = best.told if best else ""
+    best = MapVariant.of(others[int(values[1:].argmax())])
+    told = best.words if best else ""
     found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1:].max(-1), n=n)
     words = f"explained variance of cosine top-1 less that of the best of {len(others)} others"
     beside = f"{values[0]:.3f} against {values[1:].max():.3f} ({told})".replace("-0", f"{MINUS}0")

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numpy as np
+import pandas as pd
 
-from saeflow.errors import BadFile, SaeflowError
-from saeflow.experiments.observations import Matched, Observations
+from saeflow.errors import BadFile, InvalidArgument, SaeflowError
+from saeflow.experiments.deactivation_tables import trials_frame
+from saeflow.experiments.origins_tables import Matches, observations
 from saeflow.experiments.results import MANIFEST, Results
-from saeflow.experiments.tables import Texts
-from saeflow.experiments.trials import Trials
+from saeflow.experiments.statistics import TEXT, text_codes
+from saeflow.experiments.transition.tables import measured
 from saeflow.flow.graph import FlowGraph
 from saeflow.reading import read_json, read_text
+from saeflow.reproduce.cases import Trials
 from saeflow.reproduce.verdicts import NotMeasured
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cell, Cells
@@ -37,11 +40,47 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class OriginsRun:
-    """Rows of `origins`, and the data sets that the Pearson tables had not seen."""
+    """Rows of `origins`, and the data sets that the Pearson tables had not seen.
 
-    seen: Observations
-    matched: Matched
+    Attributes:
+        seen: `observations`.
+        matches: the best matches and their scores.
+        new_to_pearson: names of data sets.
+    """
+
+    seen: pd.DataFrame
+    matches: Matches
     new_to_pearson: tuple[str, ...] = ()
+
+    @cached_property
+    def texts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The text of each line, and the data set of each text, as numbers."""
+        return text_codes(self.seen)
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """The layers there are."""
+        return np.unique(self.seen["layer"]).tolist()
+
+    @cached_property
+    def datasets(self) -> tuple[str, ...]:
+        """Names, in the order of the run."""
+        return tuple(self.seen["dataset"].unique())
+
+    @cached_property
+    def layer(self) -> np.ndarray:
+        """L of each line."""
+        return self.seen["layer"].to_numpy()
+
+    @cached_property
+    def feature(self) -> np.ndarray:
+        """The feature of each line."""
+        return self.seen["feature"].to_numpy()
+
+    @cached_property
+    def dataset(self) -> np.ndarray:
+        """The number of each line's data set in `datasets`."""
+        return self.seen["dataset"].cat.reorder_categories(self.datasets).cat.codes.to_numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +159,7 @@ class Evidence:
     @cached_property
     def deactivation(self) -> Trials:
         """Trials of `deactivation`."""
-        return self._run("deactivation", Trials, lambda results: Trials.of(results.rows()))
+        return self._run("deactivation", Trials, lambda results: Trials(trials_frame(results.rows())))
 
     @cached_property
     def steering(self) -> SteeringRun:
@@ -168,10 +207,10 @@ class Evidence:
 
 
 def _origins(results: Results) -> OriginsRun:
-    seen = Observations.of(results.rows())
+    seen = observations(results.rows())
     fitted = results.record.request.arguments.get("pearson_datasets", [])
-    new = tuple(name for name in seen.datasets if name not in fitted) if fitted else ()
-    return OriginsRun(seen, Matched.of(results), new)
+    new = tuple(name for name in seen["dataset"].unique() if name not in fitted) if fitted else ()
+    return OriginsRun(seen, Matches.of(results), new)
 
 
 def _steering(results: Results) -> SteeringRun:
@@ -196,24 +235,22 @@ def _steering(results: Results) -> SteeringRun:
 
 
 def _transition(results: Results) -> TransitionRun:
-    rows = list(results.rows())
-    if not rows:
-        raise NotMeasured("The stage transition has no rows yet.")
-    texts = Texts.of([row["dataset"] for row in rows], [row["text"] for row in rows])
-    at = texts.clusters([row["dataset"] for row in rows], [row["text"] for row in rows])
-    pairs = list(dict.fromkeys(row["pair"] for row in rows))
-    names = tuple(dict.fromkeys(name for row in rows for name in row["missed"]))
-    place = {name: number for number, name in enumerate(names)}
-    shape = len(texts.number), len(pairs)
-    run = TransitionRun(names, np.zeros((*shape, len(names))), np.zeros(shape), np.zeros(shape), texts.datasets)
-    there = np.zeros((len(pairs), len(names)), dtype=bool)
-    for text, row in zip(at.tolist(), rows, strict=True):
-        pair = pairs.index(row["pair"])
-        run.total[text, pair], run.tokens[text, pair] = row["total"], row["tokens"]
-        for name, values in row["missed"].items():
-            run.missed[text, pair, place[name]], there[pair, place[name]] = values[0], True
-    run.missed[:, ~there] = np.nan  # folding is not possible everywhere
-    return run
+    try:
+        lines = measured(results.rows())
+    except InvalidArgument:
+        raise NotMeasured("The stage transition has no rows yet.") from None
+    pairs, names = lines["pair"].unique().tolist(), lines["map"].unique().tolist()
+    wide = lines.pivot(index=TEXT, columns=["pair", "map"], values="missed")
+    there = wide.notna().any()  # folding is not possible everywhere
+    missed = wide.fillna(0.0).where(there, np.nan).reindex(columns=pd.MultiIndex.from_product([pairs, names]))
+    each = lines.drop_duplicates([*TEXT, "pair"])
+    total, tokens = (
+        each.pivot(index=TEXT, columns="pair", values=name).fillna(0.0)[pairs].to_numpy(dtype=np.float64)
+        for name in ("total", "tokens")
+    )
+    datasets = pd.factorize(wide.index.get_level_values("dataset"))[0]
+    shape = len(datasets), len(pairs), len(names)
+    return TransitionRun(tuple(names), missed.to_numpy().reshape(shape), total, tokens, datasets)
 
 
 def read_graphs(folder: Path) -> GraphsRun:

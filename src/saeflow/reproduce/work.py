@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from saeflow.errors import UnknownRelease
+from saeflow.experiments.deactivation_tables import summarize_deactivation
 from saeflow.experiments.inputs import Bars, Inputs, Note, deactivation, model_name, origins
+from saeflow.experiments.origins_tables import summarize_origins
 from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSize, TransitionSize
-from saeflow.experiments.tables import summarize
 from saeflow.experiments.transition.run import transition
 from saeflow.experiments.transition.tables import summarize_transition
 from saeflow.ids import Part
@@ -165,7 +166,7 @@ def _origins(place: Place) -> None:
         note=place.note,
         engine=place.settings.engine,
     )
-    summarize(results)
+    summarize_origins(results)
     write_page(results.folder)
 
 
@@ -189,7 +190,7 @@ def _deactivation(place: Place) -> None:
         note=place.note,
         engine=place.settings.engine,
     )
-    summarize(results)
+    summarize_deactivation(results)
     write_page(results.folder)
 
 
@@ -231,7 +232,7 @@ def _transition(place: Place) -> None:
         bars=place.bars,
         engine=place.settings.engine,
     )
-    summarize_transition(results.folder)
+    summarize_transition(results)
     write_page(results.folder)
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from saeflow.errors import BadFile, SaeflowError
+from saeflow.experiments.records import GROUPS
 from saeflow.experiments.results import MANIFEST, SUMMARY, Results
 from saeflow.files import add_sha256, cache_folder, check_sha256, write_atomic
 from saeflow.ids import FeatureId, Part
@@ -39,7 +40,7 @@ from saeflow.version import __version__
 from saeflow.web.responses import FileInfo, OriginGroups, OriginShares, ResultFiles, ResultInfo, ShareInterval
 
 if TYPE_CHECKING:
-    from saeflow.experiments.observations import Observations
+    import pandas as pd
 
 _log = logging.getLogger("saeflow.web")
 _TITLES: Final = {
@@ -270,9 +271,8 @@ class Origins:
     def __init__(self, folder: Path, result: str) -> None:
         """`result` is the id of the results on the page."""
         self._folder, self._result = folder, result
-        self._seen: Observations | None = None
+        self._seen: pd.DataFrame | None = None
         self._method = ""
-        self._labels: list[str] = []
         self._counts: Mapping[tuple[int, int], tuple[int, ...]] = {}
         self._ready = threading.Event()
         self.problem = ""
@@ -283,7 +283,7 @@ class Origins:
         if counts is None:
             return None
         n = sum(counts)
-        return OriginShares(n=n, shares={self._labels[v]: c / n for v, c in enumerate(counts) if c})
+        return OriginShares(n=n, shares={group: c / n for group, c in zip(GROUPS, counts, strict=True) if c})
 
     def groups(self, feature: FeatureId, timeout: float = 60.0) -> OriginGroups | None:
         """The shares of a feature with their intervals, None when it was not seen; waits for the rows."""
@@ -291,46 +291,33 @@ class Origins:
         seen = self._seen
         if seen is None or (feature.layer, feature.index) not in self._counts or feature.part is not Part.RES:
             return None
-        import numpy as np
+        from saeflow.experiments.statistics import TEXT, shares
 
-        from saeflow.experiments.statistics import RATE, by_text, mean_estimates
-
-        rows = (seen.layer == feature.layer) & (seen.feature == feature.index)
-        shape = (len(seen.texts.number), 8)
-        counts = by_text(seen.cluster[rows], seen.groups[self._method][rows], np.ones(int(rows.sum())), shape)
-        totals = counts.sum(1, keepdims=True).repeat(8, axis=1)
-        shares = {
-            self._labels[value]: ShareInterval(share=estimate.value, low=estimate.low, high=estimate.high)
-            for value, estimate in enumerate(mean_estimates(counts, totals, seen.texts.datasets, span=RATE))
-            if estimate.value
-        }
+        rows = seen[(seen["layer"] == feature.layer) & (seen["feature"] == feature.index)]
+        found = shares(rows, [], self._method).astype(object)
         return OriginGroups(
-            n=int(counts.sum()),
-            texts=int(np.count_nonzero(counts.sum(1))),
+            n=len(rows),
+            texts=len(rows.drop_duplicates(TEXT)),
             method=self._method,
             result=self._result,
-            shares=shares,
+            shares={
+                line[self._method]: ShareInterval(share=line["share"], low=line["low"], high=line["high"])
+                for line in found.where(found.notna(), None).to_dict("records")
+                if line["share"]
+            },
         )
 
     def read(self) -> None:
         """Read the rows; why that failed is in `problem`."""
-        import numpy as np
-
-        from saeflow.experiments.observations import Observations
-        from saeflow.experiments.records import Origin
+        # pandas comes in here, in a thread after the start
+        from saeflow.experiments.origins_tables import counts_by_feature, methods_of, observations
 
         try:
-            seen = Observations.of(Results.open(self._folder).rows())
-            self._method = next(iter(seen.groups))
-            pairs = np.stack([seen.layer, seen.feature], 1)
-            features, which = np.unique(pairs, axis=0, return_inverse=True)
-            cells = which.reshape(-1) * 8 + seen.groups[self._method]
-            counts = np.bincount(cells, minlength=len(features) * 8).reshape(-1, 8)
-            self._seen, self._labels = seen, [Origin(value).label for value in range(8)]
-            self._counts = {
-                (layer, index): tuple(row)
-                for (layer, index), row in zip(features.tolist(), counts.tolist(), strict=True)
-            }
+            seen = observations(Results.open(self._folder).rows())
+            self._method = methods_of(seen)[0]
+            counts = counts_by_feature(seen, self._method)
+            self._counts = dict(zip(counts.index.tolist(), map(tuple, counts.to_numpy().tolist()), strict=True))
+            self._seen = seen
         except (SaeflowError, OSError, KeyError, ValueError) as error:
             self.problem = str(error)
         finally:

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.results import significant
-from saeflow.experiments.transition.facts import KEY, fit_path
 from saeflow.experiments.transition.maps import TransitionMap, Units, in_memory, means_as_scale, transition_maps
 from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, squared, sums
+from saeflow.experiments.transition.variants import KEY, fit_path
 from saeflow.files import write_atomic
 from saeflow.matching.stream import Unit, cut_into_units
 from saeflow.reading import parse_json, safetensors

@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.transition.maps import Scaling, TransitionMap, Variant, Weights
+from saeflow.experiments.transition.maps import TransitionMap
 from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, baselines, written
+from saeflow.experiments.transition.variants import CLEAN, MapSource, MapVariant, Scaling
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
 
-CLEAN: Final = "clean"
 _LOGITS_AT_ONCE: Final = 1 << 27
 """Logits of one pass at most: half a gigabyte in float32."""
 
@@ -33,14 +33,14 @@ _DECODERS: Final = {
 """Of the decoders' product: entries kept, and whether they are binary."""
 
 
-def is_run(variant: Variant) -> bool:
+def is_run(variant: MapVariant) -> bool:
     """Whether a layer is skipped through this variant: those that the paper names, and a few around them."""
     if variant.matched is not Scaling.RAW or variant.applied is Scaling.MEAN:
         return False
     raw = variant.applied is Scaling.RAW
-    if variant.weights.one_to_one:
-        return variant.weights is Weights.PERMUTATION or (raw and variant.weights is Weights.PERMUTATION_BIAS)
-    if variant.weights is Weights.READS:
+    if variant.source.one_to_one:
+        return variant.source is MapSource.PERMUTATION or (raw and variant.source is MapSource.PERMUTATION_BIAS)
+    if variant.source is MapSource.READS:
         return raw and (variant.k, variant.binary) in {(1, True), (None, False)}
     return (variant.k, variant.binary) in _DECODERS[variant.applied]
 

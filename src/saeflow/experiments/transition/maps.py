@@ -21,7 +21,6 @@ size (the feature fires at any): the median of the others stands in.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
@@ -33,77 +32,13 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.settings import KS
+from saeflow.experiments.transition.variants import MapSource, MapVariant, Scaling
 from saeflow.matching.methods import Role, match, rows_of
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary, Norm
 
 _BLOCK: Final = 1024
-
-
-class Weights(enum.StrEnum):
-    """What T is read from."""
-
-    PERMUTATION = "permutation"
-    PERMUTATION_ENCODER = "permutation-encoder"
-    PERMUTATION_BIAS = "permutation-encoder-bias"
-    DECODERS = "decoders"
-    """W_dec(A) W_dec(B)^T."""
-    READS = "reads"
-    """W_dec(A) W_enc(B)^T: what A writes times what B reads (equation 1)."""
-
-    @property
-    def one_to_one(self) -> bool:
-        """Whether it is a permutation."""
-        return self.value.startswith("permutation")
-
-
-class Scaling(enum.StrEnum):
-    """In what units activations and rows are taken."""
-
-    RAW = "raw"
-    FOLDED = "folded"
-    MEAN = "mean activation"
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One way to make and apply T.
-
-    Attributes:
-        weights: what T is read from.
-        k: entries kept in a row, None for all; 1 for a permutation.
-        binary: entries above 0 become 1, the others 0.
-        matched: the rows T was found on, `RAW` or `FOLDED`.
-        applied: the units T is applied in.
-    """
-
-    weights: Weights
-    k: int | None = 1
-    binary: bool = True
-    matched: Scaling = Scaling.RAW
-    applied: Scaling = Scaling.RAW
-
-    @property
-    def name(self) -> str:
-        """The variant in one word, as rows of results have it."""
-        entries = "binary" if self.binary else "values"
-        return "/".join((self.weights, str(self.k or "all"), entries, self.matched.name, self.applied.name))
-
-    @staticmethod
-    def named(name: str) -> Variant:
-        """The inverse of `name`.
-
-        Raises:
-            InvalidArgument: for a name that is none.
-        """
-        try:
-            weights, k, entries, matched, applied = name.split("/")
-            binary = {"binary": True, "values": False}[entries]
-            number = None if k == "all" else int(k)
-            return Variant(Weights(weights), number, binary, Scaling[matched], Scaling[applied])
-        except (ValueError, KeyError):
-            raise InvalidArgument(f"{name!r} names no variant of a transition matrix.") from None
 
 
 @runtime_checkable
@@ -227,7 +162,7 @@ def check_pair(source: Dictionary, target: Dictionary) -> None:
 
 def transition_maps(
     source: Dictionary, target: Dictionary, *, ks: Sequence[int | None] = KS, means: Units | None = None
-) -> dict[Variant, TransitionMap]:
+) -> dict[MapVariant, TransitionMap]:
     """Every variant for a pair of dictionaries; on the device of the target's weights.
 
     Folded variants are left out where a dictionary has no thresholds to fold by, those in units of mean
@@ -252,11 +187,11 @@ def transition_maps(
     sides = {Scaling.RAW: (source, target)}
     if (fold := units.get(Scaling.FOLDED)) is not None:
         sides[Scaling.FOLDED] = (_scaled(source, fold.source), _scaled(target, fold.target))
-    made: dict[Variant, TransitionMap] = {}
+    made: dict[MapVariant, TransitionMap] = {}
     for matched, (a, b) in sides.items():
         applied = units if matched is Scaling.RAW else {Scaling.FOLDED: units[Scaling.FOLDED]}
         made.update(_permutations(a, b, matched, units, target))
-        for weights in (Weights.DECODERS, Weights.READS):
+        for weights in (MapSource.DECODERS, MapSource.READS):
             made.update(_top_k(a, b, weights, kept, matched, applied, target))
             if None in kept:
                 made.update(_all(a, b, weights, matched, applied, target))
@@ -264,8 +199,8 @@ def transition_maps(
 
 
 def in_memory(
-    maps: Mapping[Variant, TransitionMap], n_source: int, d_out: int, most_bytes: int, device: torch.device
-) -> dict[Variant, TransitionMap]:
+    maps: Mapping[MapVariant, TransitionMap], n_source: int, d_out: int, most_bytes: int, device: torch.device
+) -> dict[MapVariant, TransitionMap]:
     """The same maps, each as a matrix where all of them together take no more than `most_bytes`: faster to apply."""
     if 4 * len(maps) * n_source * d_out > most_bytes:
         return dict(maps)
@@ -304,57 +239,62 @@ def _scaled(dictionary: Dictionary, size: Tensor) -> Dictionary:
 
 def _permutations(
     a: Dictionary, b: Dictionary, matched: Scaling, units: Mapping[Scaling, Units], target: Dictionary
-) -> Iterator[tuple[Variant, TransitionMap]]:
-    for weights in filter(lambda one: one.one_to_one, Weights):
+) -> Iterator[tuple[MapVariant, TransitionMap]]:
+    for weights in filter(lambda one: one.one_to_one, MapSource):
         table = match(a, b, method=weights.value)
         paired = np.isfinite(table.score).astype(np.float32)
         for how, one in units.items():
             made = _sparse(table.index, paired, one, target)
-            yield Variant(weights, matched=matched, applied=how), made
+            yield MapVariant(weights, matched=matched, applied=how), made
 
 
 def _top_k(
     a: Dictionary,
     b: Dictionary,
-    weights: Weights,
+    weights: MapSource,
     ks: Sequence[int | None],
     matched: Scaling,
     units: Mapping[Scaling, Units],
     target: Dictionary,
-) -> Iterator[tuple[Variant, TransitionMap]]:
+) -> Iterator[tuple[MapVariant, TransitionMap]]:
     """The k largest entries of each row. Of raw decoders the binary form takes those of unit rows."""
     numbers = [k for k in ks if k is not None]
     if not numbers:
         return
     for binary in (False, True):
-        cosine = binary and weights is Weights.DECODERS and matched is Scaling.RAW
+        cosine = binary and weights is MapSource.DECODERS and matched is Scaling.RAW
         method = "cosine" if cosine else _method(weights)
         table = match(a, b, k=max(numbers), method=method)
         value = (table.score > 0).astype(np.float32) if binary else table.score
         for k in numbers:
             for how, one in units.items():
                 made = _sparse(table.index[:, :k], value[:, :k], one, target)
-                yield Variant(weights, k, binary, matched, how), made
+                yield MapVariant(weights, k, binary, matched, how), made
 
 
 def _all(
-    a: Dictionary, b: Dictionary, weights: Weights, matched: Scaling, units: Mapping[Scaling, Units], target: Dictionary
-) -> Iterator[tuple[Variant, TransitionMap]]:
+    a: Dictionary,
+    b: Dictionary,
+    weights: MapSource,
+    matched: Scaling,
+    units: Mapping[Scaling, Units],
+    target: Dictionary,
+) -> Iterator[tuple[MapVariant, TransitionMap]]:
     """Every entry. What is above 0 does not depend on scales, so folded rows add no binary form."""
     left = rows_of(a, Role.PARENT, _method(weights)).rows
     right = rows_of(b, Role.CHILD, _method(weights)).rows
     W_dec = target.W_dec.float()
     for how, one in units.items():
         scaled = W_dec * one.target[:, None]
-        yield Variant(weights, None, False, matched, how), Product(left, 1 / one.source, right.T @ scaled)
+        yield MapVariant(weights, None, False, matched, how), Product(left, 1 / one.source, right.T @ scaled)
         if matched is Scaling.RAW:
             blocks = [(block @ right.T > 0).float() @ scaled for block in left.split(_BLOCK)]
-            yield (Variant(weights, None, True, matched, how), InMemory(torch.cat(blocks) / one.source[:, None]))
+            yield (MapVariant(weights, None, True, matched, how), InMemory(torch.cat(blocks) / one.source[:, None]))
 
 
-def _method(weights: Weights) -> str:
+def _method(weights: MapSource) -> str:
     """The matching method whose scores are this product."""
-    return "virtual" if weights is Weights.READS else "decoder-product"
+    return "virtual" if weights is MapSource.READS else "decoder-product"
 
 
 def _sparse(index: np.ndarray, value: np.ndarray, units: Units, target: Dictionary) -> Sparse:

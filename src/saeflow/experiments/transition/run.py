@@ -37,8 +37,9 @@ from saeflow.experiments.sampling import Dataset, is_held_out, open_dataset
 from saeflow.experiments.settings import KS, InputNames, TransitionSize
 from saeflow.experiments.transition.fit import Fits, Setup
 from saeflow.experiments.transition.loss import is_run, loss_through
-from saeflow.experiments.transition.maps import TransitionMap, Variant, check_pair
+from saeflow.experiments.transition.maps import TransitionMap, check_pair
 from saeflow.experiments.transition.measure import DictionaryPair, Fitted, baselines, squared, sums
+from saeflow.experiments.transition.variants import MapVariant
 from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
 from saeflow.matching.stream import cut_into_units, encoder_digest, model_digest
@@ -286,7 +287,7 @@ class _MeasureText:
                 "missed": said | missed,
             }
             if unit["loss"]:
-                run = {name: of for name, of in maps.items() if is_run(Variant.named(name))}
+                run = {name: of for name, of in maps.items() if (variant := MapVariant.of(name)) and is_run(variant)}
                 told = loss_through(model, pair, one.tokens, one.real, ends, run, fitted)
                 row["loss"] = {name: _short(value) for name, value in told.items()}
             yield row

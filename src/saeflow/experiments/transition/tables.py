@@ -1,39 +1,27 @@
 """Tables of a transition: figures 23 and 24, the loss of skipping a layer, and differences on the same texts. No torch.
 
-Every number is a ratio of sums over tokens; its interval is of texts. "all pairs"
-is their mean, each counted once.
+    rows -> measured: one line per text, pair and map -> Explained -> tables
+
+Every number is a ratio of sums over tokens; its interval is of texts. "all pairs" is their mean, each counted once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float
+import pandas as pd
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.results import Results, SummaryTable
-from saeflow.experiments.statistics import Tally
-from saeflow.experiments.tables import Texts
-from saeflow.experiments.transition.facts import read_facts
+from saeflow.experiments.results import Results, Row, SummaryTable
+from saeflow.experiments.statistics import TEXT, Estimate, Tally
+from saeflow.experiments.transition.variants import CLEAN, MapSource, MapVariant, Scaling, read_facts
 
-BINARY, VALUES = "binary", "values"
 MATCHING, BASELINE = "matching", "baseline"
-CLEAN: Final = "clean"
 ALL: Final = "all pairs"
 COSINE: Final = "cosine top-1"
-PERMUTATIONS: Final = {
-    "permutation": "permutation",
-    "permutation-encoder": "permutation + encoder",
-    "permutation-encoder-bias": "permutation + encoder + b_enc",
-}
-PRODUCTS: Final = {"decoders": "W_dec W_dec", "reads": "W_dec W_enc"}
-SCALES: Final = {"RAW": "raw", "FOLDED": "folded", "MEAN": "mean activation"}
-_EV = "ev, low, high, n, scale, scaled, scaled_low, scaled_high"
+_EV = ["ev", "low", "high", "n", "scale", "scaled", "scaled_low", "scaled_high"]
 _DEFINED = (
     "Explained variance: 1 - sum |h - prediction|^2 / sum |h - mean|^2, over tokens and all dimensions together, the "
     "begin-of-text and other special tokens left out. The mean is that of the tokens measured. "
@@ -42,255 +30,158 @@ _SCALED = "scaled: the same after one factor (scale), fitted on validation texts
 _ABOUT = "n counts tokens; intervals are of texts; all pairs: their mean."
 
 
-@dataclass(frozen=True, slots=True)
-class VariantName:
-    """The name of a variant, taken apart: as `Variant`, without torch."""
+def measured(rows: Iterable[Row]) -> pd.DataFrame:
+    """What every map missed, one line for each text, pair and map, from the rows of a results folder.
 
-    weights: str
-    k: str
-    entries: str
-    matched: str
-    applied: str
+    Columns: dataset, text, pair, tokens, total (squared distance from the mean), map, missed (squared error), scaled
+    (the same with a fitted factor), loss (of the text, with the prediction in place of the layer) and clean (of the
+    model left alone), both in nats and missing where no loss was measured.
 
-    @staticmethod
-    def of(name: str) -> VariantName | None:
-        """The parts of a variant's name; None for a baseline."""
-        parts = name.split("/")
-        return VariantName(*parts) if len(parts) == 5 else None
-
-    @property
-    def is_permutation(self) -> bool:
-        """Whether it pairs features one to one."""
-        return self.weights in PERMUTATIONS
-
-    @property
-    def is_cosine(self) -> bool:
-        """Whether it is the best cosine, as 1."""
-        return (self.weights, self.k, self.entries, self.matched) == ("decoders", "1", BINARY, "RAW")
-
-    @property
-    def told(self) -> str:
-        """The variant in words."""
-        how = {"RAW": "", "FOLDED": ", applied folded", "MEAN": ", applied by mean"}[self.applied]
-        on = "" if self.matched == "RAW" else ", matched folded"
-        if self.is_permutation:
-            return f"{PERMUTATIONS[self.weights]}{on}{how}"
-        if self.is_cosine:
-            return f"{COSINE}{how}"
-        top = "all" if self.k == "all" else f"top-{self.k}"
-        return f"{top} {PRODUCTS[self.weights]}, {self.entries}{on}{how}"
+    Raises:
+        InvalidArgument: when there is no row.
+    """
+    lines = [
+        {name: row[name] for name in (*TEXT, "pair", "tokens", "total")}
+        | {"map": name, "missed": values[0], "scaled": values[-1]}
+        | {"loss": row.get("loss", {}).get(name), "clean": row.get("loss", {}).get(CLEAN)}
+        for row in rows
+        for name, values in row["missed"].items()
+    ]
+    if not lines:
+        raise InvalidArgument("the run has no rows yet. Run its command again to go on with it.")
+    return pd.DataFrame(lines).astype({"loss": np.float64, "clean": np.float64})
 
 
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """All rows of a run as arrays: texts by pairs by what predicts."""
+class Explained:
+    """Explained variance, 1 - sum missed / sum total, of every map at every pair, and its mean over pairs.
 
-    texts: Texts
-    pairs: list[str]
-    names: list[str]
-    missed: Float[np.ndarray, "n k n_maps"]
-    scaled: Float[np.ndarray, "n k n_maps"]
-    total: Float[np.ndarray, "n k"]
-    tokens: Float[np.ndarray, "n k"]
+    Attributes:
+        pairs: in the order of the rows.
+        shown: what tables show: all pairs first where there are several.
+        maps: in the order of the rows.
+    """
 
-    @staticmethod
-    def of(results: Results) -> _Measured:
-        """Read the rows."""
-        rows = list(results.rows())
-        if not rows:
-            raise InvalidArgument(f"{results.folder} holds no rows yet. Run its command again to go on with it.")
-        texts = Texts.of([row["dataset"] for row in rows], [row["text"] for row in rows])
-        at = texts.clusters([row["dataset"] for row in rows], [row["text"] for row in rows])
-        pairs = list(dict.fromkeys(row["pair"] for row in rows))
-        names = list(dict.fromkeys(name for row in rows for name in row["missed"]))
-        shape = len(texts.number), len(pairs)
-        found = _Measured(
-            texts,
-            pairs,
-            names,
-            np.full((*shape, len(names)), np.nan),
-            np.full((*shape, len(names)), np.nan),
-            np.zeros(shape),
-            np.zeros(shape),
+    def __init__(self, lines: pd.DataFrame, missed: str = "missed") -> None:
+        """From lines of `measured`, or others with the columns `missed` and total."""
+        self.pairs, self.maps = lines["pair"].unique().tolist(), lines["map"].unique().tolist()
+        self.shown = [ALL, *self.pairs] if len(self.pairs) > 1 else self.pairs
+        self._missed = lines.pivot(index=TEXT, columns=["map", "pair"], values=missed)
+        each = lines.drop_duplicates([*TEXT, "pair"])
+        self._total, self._tokens = (
+            each.pivot(index=TEXT, columns="pair", values=name) for name in ("total", "tokens")
         )
-        for text, row in zip(at.tolist(), rows, strict=True):
-            pair = pairs.index(row["pair"])
-            found.total[text, pair], found.tokens[text, pair] = row["total"], row["tokens"]
-            for name, values in row["missed"].items():
-                place = text, pair, names.index(name)
-                found.missed[place], found.scaled[place] = values[0], values[-1]
-        return found
+        self._datasets = pd.factorize(self._total.index.get_level_values("dataset"))[0]
 
-    @cached_property
-    def plain(self) -> _Explained:
-        """Explained variance of every prediction."""
-        return _Explained(self.missed, self.total, self.texts.datasets)
+    def at(self, pair: str, name: str, less: str | None = None) -> Estimate:
+        """The explained variance of a map at a pair, or of all pairs, less that of another where one is named."""
+        pairs = self.pairs if pair == ALL else [pair]
+        columns = [self._missed.reindex(columns=[(one, p) for p in pairs]) for one in (name, less) if one is not None]
+        sums = np.stack([*columns, self._total[pairs]], -1)
 
-    @cached_property
-    def fitted(self) -> _Explained:
-        """The same with one factor fitted."""
-        return _Explained(self.scaled, self.total, self.texts.datasets)
+        def of(x: np.ndarray) -> np.ndarray:
+            ev = 1 - x[..., :-1] / x[..., -1:]
+            return (ev[..., 0] if less is None else ev[..., 0] - ev[..., 1]).mean(1)
 
-    @property
-    def shown(self) -> list[tuple[str, int]]:
-        """Pairs with their place, the mean of all first where there are several."""
-        every = [(ALL, len(self.pairs))] if len(self.pairs) > 1 else []
-        return every + [(pair, place) for place, pair in enumerate(self.pairs)]
+        return Tally(sums, self._datasets).told(of, sizes=sums[..., -1])
 
-    def there(self, place: int) -> list[str]:
+    def maps_at(self, pair: str) -> list[str]:
         """What was measured at a pair: folding is not possible everywhere."""
-        known = np.isfinite(self.plain.value[place])
-        return [name for at, name in enumerate(self.names) if known[at]]
+        pairs = self.pairs if pair == ALL else [pair]
+        known = self._missed.notna().all()
+        return [name for name in self.maps if all(known.get((name, one), False) for one in pairs)]
 
-    def n(self, place: int) -> int:
+    def n(self, pair: str) -> int:
         """Tokens of a pair; of all pairs the most that one has."""
-        counts = self.tokens.sum(axis=0)
-        return int(counts[place] if place < len(counts) else counts.max())
-
-    def cells(self, place: int, name: str, scale: float | None) -> list[Any]:
-        """The cells of `_EV`."""
-        at = self.names.index(name)
-        fitted: Sequence[Any] = self.fitted.at(place, at) if VariantName.of(name) else (None, None, None)
-        return [*self.plain.at(place, at), self.n(place), scale, *fitted]
+        return int(self._tokens[self.pairs if pair == ALL else [pair]].sum().max())
 
 
-@dataclass(frozen=True, eq=False)
-class _Explained:
-    """Explained variance: sums by text; after the last pair comes the mean of all."""
-
-    missed: Float[np.ndarray, "n k n_maps"]
-    total: Float[np.ndarray, "n k"]
-    datasets: np.ndarray
-
-    @cached_property
-    def value(self) -> Float[np.ndarray, "k n_maps"]:
-        """In the data."""
-        found = 1 - self.missed.sum(axis=0) / self.total.sum(axis=0)[:, None]
-        return np.concatenate([found, found.mean(axis=0, keepdims=True)])
-
-    def at(self, place: int, name: int) -> tuple[Any, Any, Any]:
-        """A value with its interval."""
-        return self._told(place, [name], lambda ev: ev[:, 0])
-
-    def difference(self, place: int, a: int, b: int) -> tuple[Any, Any, Any]:
-        """a - b with its interval, on the same texts."""
-        return self._told(place, [a, b], lambda ev: ev[:, 0] - ev[:, 1])
-
-    def _told(self, place: int, names: list[int], of: Callable[[np.ndarray], np.ndarray]) -> tuple[Any, Any, Any]:
-        pairs = slice(None) if place == self.total.shape[1] else slice(place, place + 1)
-        sums = np.concatenate([self.missed[:, pairs][..., names], self.total[:, pairs, None]], -1)
-        tally = Tally(sums, self.datasets)
-        return tally.told(lambda x: of((1 - x[..., :-1] / x[..., -1:]).mean(1)), sizes=sums[..., -1]).interval
-
-
-def summarize_transition(folder: Path | str) -> dict[str, SummaryTable]:
-    """Make the tables of a folder from its rows and fits and write them as summary.json and CSV files.
+def summarize_transition(results: Results) -> dict[str, SummaryTable]:
+    """Make the tables of a run from its rows and write them as summary.json and CSV files.
 
     Raises:
         InvalidArgument: for a folder without rows.
         BadFile: when a file of the folder is damaged.
     """
-    results = Results.open(folder)
-    measured = _Measured.of(results)
-    facts = {pair: read_facts(results.folder, pair) for pair in measured.pairs}
-    scale = {(pair, name): value for pair, told in facts.items() for name, value in told["scales"].items()}
-
-    def of(pair: str, name: str) -> float | None:
-        return scale.get((pair, name))
-
-    tables = [
-        _permutations(measured, of),
-        _top_k(measured, of),
-        *_losses(results, measured.texts),
-        _paired(measured),
-        _fits(facts),
-    ]
-    results.write_tables(tables)
-    return {table.name: table for table in tables}
+    lines = measured(results.rows())
+    explained, scaled = Explained(lines), Explained(lines, "scaled")
+    facts = {pair: read_facts(results.folder, pair) for pair in explained.pairs}
+    found: list[dict[str, Any]] = []
+    for pair in explained.shown:
+        for name in explained.maps_at(pair):
+            cells = [*explained.at(pair, name).interval, explained.n(pair)]
+            cells += [facts[pair]["scales"].get(name) if pair in facts else None]
+            cells += scaled.at(pair, name).interval if MapVariant.of(name) else (None, None, None)
+            found.append({"pair": pair, "map": name} | dict(zip(_EV, cells, strict=True)))
+    maps = pd.DataFrame(found)
+    return results.write_tables([permutations(maps), top_k(maps), *losses(lines), paired(explained), fits(facts)])
 
 
-_Scale = Callable[[str, str], float | None]
-
-
-def _permutations(measured: _Measured, scale: _Scale) -> SummaryTable:
-    def rows() -> Iterator[list[Any]]:
-        for pair, place in measured.shown:
-            for name in measured.there(place):
-                cells = measured.cells(place, name, scale(pair, name))
-                told = VariantName.of(name)
-                if told is None:
-                    yield [pair, BASELINE, name, "", "", *cells]
-                elif told.is_permutation or told.is_cosine:
-                    method = COSINE if told.is_cosine else PERMUTATIONS[told.weights]
-                    yield [pair, MATCHING, method, SCALES[told.matched], SCALES[told.applied], *cells]
-
+def permutations(maps: pd.DataFrame) -> SummaryTable:
+    """Figure 23: permutations, the best cosine, and baselines. `maps` has pair, map and the numbers of each."""
+    rows: list[list[Any]] = []
+    for line in maps.astype(object).to_dict("records"):
+        variant, cells = MapVariant.of(line["map"]), [line[name] for name in _EV]
+        if variant is None:
+            rows.append([line["pair"], BASELINE, line["map"], "", "", *cells])
+        elif variant.source.one_to_one or variant.is_cosine:
+            method = COSINE if variant.is_cosine else variant.source.label
+            rows.append([line["pair"], MATCHING, method, variant.matched.value, variant.applied.value, *cells])
     return SummaryTable.of(
         "transition_permutations",
         "A match as a transcoder: permutations and the best cosine",
         "fig. 23",
         _DEFINED + "matched: the rows the permutation was found on; applied: the units of activations and decoder rows "
         "when it is used. " + _SCALED + _ABOUT,
-        f"pair, kind, method, matched, applied, {_EV}",
-        rows(),
+        f"pair, kind, method, matched, applied, {', '.join(_EV)}",
+        rows,
     )
 
 
-def _top_k(measured: _Measured, scale: _Scale) -> SummaryTable:
-    def rows() -> Iterator[list[Any]]:
-        for pair, place in measured.shown:
-            for name in measured.there(place):
-                cells = measured.cells(place, name, scale(pair, name))
-                told = VariantName.of(name)
-                if told is None:
-                    yield [pair, BASELINE, name, "", "", "", "", *cells]
-                elif not told.is_permutation or (told.weights, told.matched) == ("permutation", "RAW"):
-                    weights = PRODUCTS.get(told.weights, told.weights)
-                    entries, k = ("", "") if told.is_permutation else (told.entries, told.k)
-                    on, how = SCALES[told.matched], SCALES[told.applied]
-                    yield [pair, MATCHING, weights, k, entries, on, how, *cells]
-
+def top_k(maps: pd.DataFrame) -> SummaryTable:
+    """Figure 24: the k largest entries of each row, the plain permutation, and baselines."""
+    rows: list[list[Any]] = []
+    for line in maps.astype(object).to_dict("records"):
+        variant, cells = MapVariant.of(line["map"]), [line[name] for name in _EV]
+        if variant is None:
+            rows.append([line["pair"], BASELINE, line["map"], "", "", "", "", *cells])
+        elif not variant.source.one_to_one or (variant.source.label, variant.matched) == ("permutation", Scaling.RAW):
+            entries, k = ("", "") if variant.source.one_to_one else (variant.entries, str(variant.k or "all"))
+            how = [variant.source.label, k, entries, variant.matched.value, variant.applied.value]
+            rows.append([line["pair"], MATCHING, *how, *cells])
     return SummaryTable.of(
         "transition_top_k",
         "A match as a transcoder: the k largest products of weights",
         "fig. 24",
         _DEFINED + "T holds the k largest entries of each row of W_dec(A) W_dec(B)^T or W_dec(A) W_enc(B)^T, as they "
         "are (values) or as 1 where above 0 (binary; of decoders by cosine). " + _SCALED + _ABOUT,
-        f"pair, kind, weights, k, entries, matched, applied, {_EV}",
-        rows(),
+        f"pair, kind, weights, k, entries, matched, applied, {', '.join(_EV)}",
+        rows,
     )
 
 
-def _losses(results: Results, texts: Texts) -> list[SummaryTable]:
+def losses(lines: pd.DataFrame) -> list[SummaryTable]:
     """The loss table; none where no loss was measured."""
-    rows = [row for row in results.rows() if "loss" in row]
-    if not rows:
+    lines = lines[lines["clean"].notna()]
+    if lines.empty:
         return []
-    at = texts.clusters([row["dataset"] for row in rows], [row["text"] for row in rows])
-    pairs = list(dict.fromkeys(row["pair"] for row in rows))
-    names = [name for name in dict.fromkeys(name for row in rows for name in row["loss"]) if name != CLEAN]
-    shape = len(texts.number), len(pairs)
-    change, clean, n = np.zeros((*shape, len(names))), np.zeros(shape), np.zeros(shape)
-    for text, row in zip(at.tolist(), rows, strict=True):
-        pair = pairs.index(row["pair"])
-        n[text, pair] = row["tokens"]
-        clean[text, pair] = row["tokens"] * row["loss"][CLEAN]
-        for place, name in enumerate(names):
-            change[text, pair, place] = row["tokens"] * (row["loss"].get(name, np.nan) - row["loss"][CLEAN])
     # a loss change is a ratio of sums too: 1 - (1 - x)
-    explained = _Explained(n[:, :, None] - change, n, texts.datasets)
-    every = [(ALL, len(pairs))] if len(pairs) > 1 else []
-    found = [
+    kept = lines["tokens"] - lines["tokens"] * (lines["loss"] - lines["clean"])
+    explained = Explained(lines.assign(kept=kept, total=lines["tokens"].astype(np.float64)), "kept")
+    each = lines.drop_duplicates([*TEXT, "pair"]).assign(clean=lambda frame: frame["clean"] * frame["tokens"])
+    sums = each.groupby("pair", sort=False)[["clean", "tokens"]].sum()
+    clean = (sums["clean"] / sums["tokens"]).to_dict()
+    clean[ALL] = float(np.mean(list(clean.values())))
+    rows = [
         [
             pair,
-            BASELINE if VariantName.of(name) is None else MATCHING,
-            told.told if (told := VariantName.of(name)) else name,
-            *explained.at(place, i),
-            float((clean.sum(0) / n.sum(0))[place if place < len(pairs) else slice(None)].mean()),
-            int(n.sum(0)[place] if place < len(pairs) else n.sum(0).max()),
+            MATCHING if (variant := MapVariant.of(name)) else BASELINE,
+            variant.words if variant else name,
+            *explained.at(pair, name).interval,
+            clean[pair],
+            explained.n(pair),
         ]
-        for pair, place in [*every, *((pair, place) for place, pair in enumerate(pairs))]
-        for i, name in enumerate(names)
-        if np.isfinite(explained.value[place, i])
+        for pair in explained.shown
+        for name in explained.maps_at(pair)
     ]
     return [
         SummaryTable.of(
@@ -301,16 +192,17 @@ def _losses(results: Results, texts: Texts) -> list[SummaryTable]:
             "stream at B, and the rest of the model run on. identity skips the layer; reconstruction is what B's own "
             "dictionary makes of the stream; special tokens keep theirs. " + _ABOUT,
             "pair, kind, map, change, low, high, clean, n",
-            found,
+            rows,
         )
     ]
 
 
-def _paired(measured: _Measured) -> SummaryTable:
+def paired(explained: Explained) -> SummaryTable:
+    """Differences between maps on the same tokens."""
     cosine, plain = "decoders/1/binary/RAW/", "permutation/1/binary/RAW/"
     bias = "permutation-encoder-bias/1/binary/"
-    asked = [
-        *((f"{cosine}{how}", f"{plain}{how}") for how in SCALES),
+    pairs = [
+        *((f"{cosine}{how.name}", f"{plain}{how.name}") for how in Scaling),
         ("decoders/2/values/RAW/RAW", f"{plain}RAW"),
         ("decoders/2/values/RAW/FOLDED", f"{plain}FOLDED"),
         ("decoders/2/values/RAW/FOLDED", f"{plain}RAW"),
@@ -318,7 +210,8 @@ def _paired(measured: _Measured) -> SummaryTable:
         *((f"{one}MEAN", f"{one}RAW") for one in (cosine, plain)),
         *(
             (f"{one}/1/binary/FOLDED/{how}", f"{one}/1/binary/RAW/{how}")
-            for one in PERMUTATIONS
+            for one in MapSource
+            if one.one_to_one
             for how in ("RAW", "FOLDED")
         ),
         (f"{bias}FOLDED/RAW", f"{plain}RAW"),
@@ -326,26 +219,29 @@ def _paired(measured: _Measured) -> SummaryTable:
         ("least squares", "reconstruction"),
         ("least squares", "affine map of h"),
     ]
-
-    def rows() -> Iterator[list[Any]]:
-        for pair, place in measured.shown:
-            for a, b in asked:
-                if {a, b} <= set(measured.there(place)):
-                    told = [one.told if (one := VariantName.of(name)) else name for name in (a, b)]
-                    i, j = measured.names.index(a), measured.names.index(b)
-                    yield [pair, *told, *measured.plain.difference(place, i, j), measured.n(place)]
-
+    rows = [
+        [
+            pair,
+            *(variant.words if (variant := MapVariant.of(name)) else name for name in (a, b)),
+            *explained.at(pair, a, less=b).interval,
+            explained.n(pair),
+        ]
+        for pair in explained.shown
+        for a, b in pairs
+        if {a, b} <= set(explained.maps_at(pair))
+    ]
     return SummaryTable.of(
         "transition_paired",
         "Differences in explained variance",
         "appendix F, beyond the paper",
         "a - b on the same tokens, without a fitted factor. " + _ABOUT,
         "pair, a, b, difference, low, high, n",
-        rows(),
+        rows,
     )
 
 
-def _fits(facts: dict[str, dict[str, Any]]) -> SummaryTable:
+def fits(facts: dict[str, dict[str, Any]]) -> SummaryTable:
+    """What was fitted at each pair."""
     names = ("least_squares_strength", "affine_strength", "fit_tokens", "validation_tokens")
     return SummaryTable.of(
         "transition_fits",
@@ -353,5 +249,5 @@ def _fits(facts: dict[str, dict[str, Any]]) -> SummaryTable:
         "",
         "Ridge strengths, as shares of each variable's sum of squares, chosen on validation texts; tokens of either.",
         ", ".join(("pair", *names)),
-        ([pair, *(told["facts"][name] for name in names)] for pair, told in facts.items()),
+        ([pair, *(fit["facts"][name] for name in names)] for pair, fit in facts.items()),
     )
