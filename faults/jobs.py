@@ -21,7 +21,8 @@ MOMENTS = re.compile(
 )
 WARM = (
     "cli",
-    "experiments.tables",
+    "experiments.deactivation_tables",
+    "experiments.origins_tables",
     "labels.bulk",
     "labels.explain",
     "labels.local",

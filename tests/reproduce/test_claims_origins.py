@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -142,17 +143,7 @@ def test_claims_on_contexts_are_of_features(name: str, true: Origins, false: Ori
     few = [(dataset, world) for dataset in "ab" for world in (true, false)]
     run = origins(few, layers=(1,), each=160)
     kept = run.seen.feature % 40 < 1
-    assert CLAIMS[name].check(Evidence(origins=thinned(run, kept))).outcome is Outcome.OPEN
-
-
-def thinned(run: Any, kept: Any) -> Any:
-    """Some observations of a run."""
-    from dataclasses import replace
-
-    seen = run.seen
-    columns = {name: getattr(seen, name)[kept] for name in ("cluster", "dataset", "layer", "feature")}
-    groups = {method: column[kept] for method, column in seen.groups.items()}
-    return replace(run, seen=replace(seen, **columns, groups=groups))
+    assert CLAIMS[name].check(Evidence(origins=replace(run, seen=run.seen[kept]))).outcome is Outcome.OPEN
 
 
 # --- tests between groups: cells of a data set and layer are drawn ------------------------------------------------
