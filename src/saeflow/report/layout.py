@@ -1,14 +1,15 @@
-"""Where every node, edge and lane of a flow graph is drawn. One layout for the page and the figure.
+"""Where every node, edge, band and lane of a flow graph is drawn. One layout for the page and the figure.
 
-Layers run left to right and three lanes top to bottom: mlp, res, att. A box of R_L stands in column L;
-boxes of M_L and A_L, which the model computes between R_{L-1} and R_L, stand to the left of it. Columns
-are a channel apart, edges run in channels only, so no edge crosses a box:
+A layer is a band from top to bottom, and bands run left to right. Three lanes cross them: mlp, res, att. So the
+features of a layer stand over one another under its name: M_L above R_L, A_L below it. Edges between layers run from
+band to band; those of modules stay in their band, along its left side:
 
-    | M_L  |          x - SHIFT          features that share a site are stacked, in the order of
-    .......\\          x - CHANNEL       their neighbours (two barycentre sweeps), centred on
-    R_{L-1} --> R_L  x                  the lane
-    ......./
-    | A_L  |
+    layer L-1            layer L
+    +-----------+        +-----------+
+    | .-M_{L-1} |        | .-M_L     |     features that share a site are stacked, in the order of their neighbours
+    | '>R_{L-1}-|--------|->R_L      |     (two barycentre sweeps), centred on the lane; more than `ROWS` of them
+    | '-A_{L-1} |        | '-A_L     |     take several columns of the band, row by row, and edges pass behind them
+    +-----------+        +-----------+
 
 Lengths are SVG user units, at scale 1 CSS pixels.
 """
@@ -16,7 +17,7 @@ Lengths are SVG user units, at scale 1 CSS pixels.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from saeflow.flow.graph import Direction, Edge, End, FlowGraph, Node, Reason
@@ -24,19 +25,23 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import Words, no_words
 from saeflow.report.tokens import headline
 
-BOX_WIDTH, CHANNEL, STACK_GAP, MARGIN = 142.0, 54.0, 18.0, 22.0
-GUTTER = 40.0  # at the left, for the names of lanes
-PITCH = BOX_WIDTH + CHANNEL
-MODULE_CHANNEL = 30.0  # between a module's box and the residual box it writes into
-SHIFT = BOX_WIDTH + MODULE_CHANNEL
-LANE_HEAD, LANE_FOOT = 28.0, 14.0
+BOX_WIDTH, STACK_GAP, COLUMN_GAP = 128.0, 18.0, 16.0
+BAND_LEFT, BAND_RIGHT, BAND_GAP = 28.0, 8.0, 8.0  # room for the modules' edges, room at the right, between bands
+GUTTER = 36.0  # at the left, for the names of lanes
+HEAD, FOOT = 24.0, 6.0  # the name of a layer at the top of its band, room at its bottom
+LANE_HEAD, LANE_FOOT = 22.0, 18.0
 TEXT_SIZE, LINE, ID_LINE = 11.5, 14.0, 19.0
 PORT = 0.23  # modules enter a box this share of its height above and below its middle
 LANES = (Part.MLP, Part.RES, Part.ATT)
+ROWS = 8
+"""Features of a site that always stand in one column."""
+
+ASPECT = 1.6
+"""Width by height that a graph with taller stacks is given, as far as their columns allow."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NodeBox:
     """A node's box, and its words as lines that fit into it. `x`, `y` is the upper left corner."""
 
     node: Node
@@ -67,12 +72,21 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A band across the figure for one part of the layers."""
+    """A strip across the figure for one part of the layers."""
 
     part: Part
     y: float
     height: float
     empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A layer, from the top of the figure to its bottom: all of its features stand within it."""
+
+    layer: int
+    x: float
+    width: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +101,13 @@ class Stub:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A drawn graph, without colours. `columns` holds each layer with the middle of its column."""
+    """A drawn graph, without colours."""
 
     width: float
     height: float
     lanes: tuple[Lane, ...]
-    columns: tuple[tuple[int, float], ...]
-    places: tuple[Place, ...]
+    bands: tuple[Band, ...]
+    boxes: tuple[NodeBox, ...]
     wires: tuple[Wire, ...]
     stubs: tuple[Stub, ...]
 
@@ -104,32 +118,48 @@ def lay_out(graph: FlowGraph, words: Words = no_words) -> Layout:
     Layers without a node take no room.
     """
     texts = {node.feature: wrap(headline(words.get(node.feature))) for node in graph.nodes}
-    height = ID_LINE + 7 + LINE * max((len(lines) for lines in texts.values()), default=0)
+    box_height = ID_LINE + 7 + LINE * max((len(lines) for lines in texts.values()), default=0)
     stacks = _stacks(graph)
-    lanes = _lanes(stacks, height)
-    layers = sorted({site.layer for site in stacks})
-    modules_first = any(s.layer == layers[0] and s.part is not Part.RES for s in stacks) if layers else False
-    left = GUTTER + MARGIN + (SHIFT if modules_first else 0.0)
-    x_of = {layer: left + i * PITCH for i, layer in enumerate(layers)}
-    places: dict[FeatureId, Place] = {}
+
+    # 1. how many features stand over one another: the graph is to fill a screen rather than be a thread
+    def size(rows: int) -> tuple[float, float]:
+        bands, lanes = _bands(stacks, rows), _lanes(stacks, rows, box_height)
+        return bands[-1].x + bands[-1].width if bands else 0.0, lanes[-1].y + lanes[-1].height + FOOT
+
+    most = max([ROWS, *map(len, stacks.values())])
+    sizes = {rows: size(rows) for rows in range(ROWS, most + 1)}
+    rows = min(sizes, key=lambda rows: max(sizes[rows][0] / ASPECT, sizes[rows][1]))
+
+    # 2. boxes, row by row in the middle of their lane and band
+    bands, lanes = _bands(stacks, rows), _lanes(stacks, rows, box_height)
+    band_of, lane_of = {band.layer: band for band in bands}, {lane.part: lane for lane in lanes}
+    boxes: dict[FeatureId, NodeBox] = {}
     for site, stack in stacks.items():
-        lane = lanes[site.part]
-        used = len(stack) * height + (len(stack) - 1) * STACK_GAP
+        band, lane, columns = band_of[site.layer], lane_of[site.part], _columns(len(stack), rows)
+        used = -(-len(stack) // columns) * (box_height + STACK_GAP) - STACK_GAP
         top = lane.y + LANE_HEAD + (lane.height - LANE_HEAD - LANE_FOOT - used) / 2
-        x = x_of[site.layer] - (0.0 if site.part is Part.RES else SHIFT)
+        inner = band.width - BAND_LEFT - BAND_RIGHT
+        left = band.x + BAND_LEFT + (inner - columns * (BOX_WIDTH + COLUMN_GAP) + COLUMN_GAP) / 2
         for i, node in enumerate(stack):
-            y = top + i * (height + STACK_GAP)
-            places[node.feature] = Place(node, x, y, height, texts[node.feature])
-    right = max((place.right for place in places.values()), default=left) + MARGIN + 10.0
-    bottom = max(lane.y + lane.height for lane in lanes.values())
+            row, column = divmod(i, columns)
+            x, y = left + column * (BOX_WIDTH + COLUMN_GAP), top + row * (box_height + STACK_GAP)
+            boxes[node.feature] = NodeBox(node, x, y, box_height, texts[node.feature])
+
+    # 3. what joins them
+    stubs: list[Stub] = []
+    for end in graph.ends:
+        if end.reason is not Reason.MODULE_OUTPUT and end.feature in boxes:
+            box, back = boxes[end.feature], end.direction is Direction.BACKWARD
+            stubs.append(Stub(end, box.x if back else box.right, box.middle, -1.0 if back else 1.0))
+    width, height = sizes[rows]
     return Layout(
-        width=max(right, 320.0),
-        height=bottom,
-        lanes=tuple(lanes.values()),
-        columns=tuple((layer, x + BOX_WIDTH / 2) for layer, x in x_of.items()),
-        places=tuple(places[node.feature] for node in graph.nodes),
-        wires=_wires(graph, places, stacks),
-        stubs=_stubs(graph, places),
+        width=max(width + BAND_GAP, 320.0),
+        height=height,
+        lanes=lanes,
+        bands=bands,
+        boxes=tuple(boxes[node.feature] for node in graph.nodes),
+        wires=_wires(graph, boxes, stacks),
+        stubs=tuple(stubs),
     )
 
 
@@ -185,73 +215,78 @@ def _stacks(graph: FlowGraph) -> dict[Site, list[Node]]:
     for edge in sorted(graph.edges, key=lambda e: e.rank):
         before.setdefault(edge.child, []).append(edge.parent)
         after.setdefault(edge.parent, []).append(edge.child)
-    rows = {node.feature: _centred(i, stack) for stack in stacks.values() for i, node in enumerate(stack)}
+
+    # rows are counted from the middle of a stack
+    rows = {node.feature: i - (len(stack) - 1) / 2 for stack in stacks.values() for i, node in enumerate(stack)}
     for neighbours, sites in ((before, sorted(stacks)), (after, sorted(stacks, reverse=True))):
         for site in sites:
             stack = stacks[site]
-            means = {node.feature: _mean(rows, node.feature, neighbours) for node in stack}
+            means: dict[FeatureId, float] = {}
+            for node in stack:
+                near = [rows[f] for f in neighbours.get(node.feature, ()) if f in rows]
+                means[node.feature] = sum(near) / len(near) if near else rows[node.feature]
             stack.sort(key=lambda node: means[node.feature])
-            rows.update({node.feature: _centred(i, stack) for i, node in enumerate(stack)})
+            rows.update({node.feature: i - (len(stack) - 1) / 2 for i, node in enumerate(stack)})
     return stacks
 
 
-def _centred(i: int, stack: Sequence[Node]) -> float:
-    return i - (len(stack) - 1) / 2
+def _columns(n: int, rows: int) -> int:
+    """Columns of a site with `n` features, at most `rows` over one another."""
+    return -(-n // rows)
 
 
-def _mean(rows: dict[FeatureId, float], feature: FeatureId, neighbours: dict[FeatureId, list[FeatureId]]) -> float:
-    near = [rows[f] for f in neighbours.get(feature, ()) if f in rows]
-    return sum(near) / len(near) if near else rows[feature]
+def _bands(stacks: Mapping[Site, Sequence[Node]], rows: int) -> tuple[Band, ...]:
+    """The layers from left to right, each as wide as its widest site."""
+    bands: list[Band] = []
+    x = GUTTER + BAND_GAP
+    for layer in sorted({site.layer for site in stacks}):
+        columns = max(_columns(len(stack), rows) for site, stack in stacks.items() if site.layer == layer)
+        width = BAND_LEFT + columns * (BOX_WIDTH + COLUMN_GAP) - COLUMN_GAP + BAND_RIGHT
+        bands.append(Band(layer, x, width))
+        x += width + BAND_GAP
+    return tuple(bands)
 
 
-def _lanes(stacks: dict[Site, list[Node]], height: float) -> dict[Part, Lane]:
-    lanes: dict[Part, Lane] = {}
-    y = 0.0
+def _lanes(stacks: Mapping[Site, Sequence[Node]], rows: int, box_height: float) -> tuple[Lane, ...]:
+    """The parts from top to bottom, each as high as its highest site."""
+    lanes: list[Lane] = []
+    y = HEAD
     for part in LANES:
-        most = max((len(stack) for site, stack in stacks.items() if site.part is part), default=0)
-        inner = most * height + (most - 1) * STACK_GAP + LANE_FOOT if most else 0.0
-        lanes[part] = Lane(part, y, LANE_HEAD + inner, not most)
+        heights = [-(-len(stack) // _columns(len(stack), rows)) for site, stack in stacks.items() if site.part is part]
+        inner = max(heights) * (box_height + STACK_GAP) - STACK_GAP + LANE_FOOT if heights else 0.0
+        lanes.append(Lane(part, y, LANE_HEAD + inner, not heights))
         y += LANE_HEAD + inner
-    return lanes
+    return tuple(lanes)
 
 
-def _wires(graph: FlowGraph, places: dict[FeatureId, Place], stacks: dict[Site, list[Node]]) -> tuple[Wire, ...]:
-    drawn = [e for e in graph.edges if e.parent in places and e.child in places]
+def _wires(
+    graph: FlowGraph, boxes: Mapping[FeatureId, NodeBox], stacks: Mapping[Site, Sequence[Node]]
+) -> tuple[Wire, ...]:
+    drawn = [e for e in graph.edges if e.parent in boxes and e.child in boxes]
     fans: dict[tuple[FeatureId, Part], int] = {}
     for edge in drawn:
         key = (edge.child, edge.parent.part)
         fans[key] = fans.get(key, 0) + 1
     wires: list[Wire] = []
     for edge in drawn:
-        start, end = places[edge.parent], places[edge.child]
-        x1, y1, x2, y2 = start.right, start.middle, end.x, end.middle + port(edge.parent.part) * end.height
-        bend = max(abs(x2 - x1) * 0.55, 16.0)
-        path = f"M{x1:.1f} {y1:.1f}C{x1 + bend:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
-        alone = fans[edge.child, edge.parent.part] == 1 and len(stacks[edge.child.site]) == 1
-        alone = alone and len(stacks[edge.parent.site]) == 1
-        wires.append(Wire(edge, path, _label_at(edge, start, end) if alone else None))
+        start, end, part = boxes[edge.parent], boxes[edge.child], edge.parent.part
+        x2, y2 = end.x, end.middle + port(part) * end.height
+        if edge.parent.layer == edge.child.layer:  # out of the left side and in again: along the side of the band
+            x1, out = start.x, -0.9 * BAND_LEFT
+        else:
+            x1, out = start.right, max(abs(x2 - start.right) * 0.55, 16.0)
+        bend = abs(out)
+        y1 = start.middle
+        path = f"M{x1:.1f} {y1:.1f}C{x1 + out:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
+        label = None
+        if fans[edge.child, part] == 1 and len(stacks[edge.child.site]) == len(stacks[edge.parent.site]) == 1:
+            # a score stands over a residual edge, and at the box that a module's edge enters
+            above = end.y - 8.0 if part is Part.MLP else end.y + end.height + 16.0
+            label = (start.right + 16.0, start.middle - 5.0) if part is Part.RES else (end.x + 1.0, above)
+        wires.append(Wire(edge, path, label))
     return tuple(wires)
 
 
 def port(part: Part) -> float:
     """Where edges from `part` enter a box: a share of its height below the middle (mlp above it)."""
     return {Part.MLP: -PORT, Part.RES: 0.0, Part.ATT: PORT}[part]
-
-
-def _label_at(edge: Edge, start: Place, end: Place) -> tuple[float, float]:
-    """Where a score is written: over a residual edge; right of a module's, where it leaves the lane."""
-    if edge.parent.part is Part.RES:
-        return (start.right + 16.0, start.middle - 5.0)
-    below = end.y - 9.0 if edge.parent.part is Part.MLP else end.y + end.height + 17.0
-    return (end.x + 1.0, below)
-
-
-def _stubs(graph: FlowGraph, places: dict[FeatureId, Place]) -> tuple[Stub, ...]:
-    stubs: list[Stub] = []
-    for end in graph.ends:
-        if end.reason is Reason.MODULE_OUTPUT or end.feature not in places:
-            continue
-        place = places[end.feature]
-        back = end.direction is Direction.BACKWARD
-        stubs.append(Stub(end, place.x if back else place.right, place.middle, -1.0 if back else 1.0))
-    return tuple(stubs)

@@ -17,14 +17,18 @@ from saeflow.ids import Part
 from saeflow.labels.words import Words, no_words, silent
 from saeflow.report.document import static
 from saeflow.report.layout import (
+    BAND_GAP,
     BOX_WIDTH,
     GUTTER,
     ID_LINE,
+    LANE_FOOT,
+    LANE_HEAD,
     LINE,
     TEXT_SIZE,
+    Band,
     Lane,
     Layout,
-    Place,
+    NodeBox,
     Stub,
     Wire,
     lay_out,
@@ -34,7 +38,7 @@ from saeflow.report.layout import (
 from saeflow.report.tokens import headline, one_line
 from saeflow.report.views import SILENT, facts, p_text, score_text
 
-INK, MUTED, PAPER, LANE, WIRE = "#22201c", "#6a655b", "#fffefb", "#f4f1e9", "#5c574d"
+INK, MUTED, PAPER, BAND, WIRE = "#22201c", "#6a655b", "#fffefb", "#f4f1e9", "#5c574d"
 # Blue, amber, vermilion and grey stay apart for readers who see few colours; letters A-D say it again.
 TONES = {"translated": "#2a66a8", "processed": "#946900", "newborn": "#bf4318", "unexplained": "#77726a"}
 MODULE = "#17786a"
@@ -58,11 +62,7 @@ def graph_svg(graph: FlowGraph, words: Words = no_words) -> str:
 
 
 def figure_svg(graph: FlowGraph, words: Words = no_words) -> str:
-    """`graph` as an element for a page that brings figure.css and says what the colours mean beside it.
-
-    Raises:
-        Nothing.
-    """
+    """`graph` as an element for a page that brings figure.css and says what the colours mean beside it."""
     layout = lay_out(graph, words)
     label = escape(f"Feature flow of {graph.seed}, {len(graph.nodes)} features")
     return (
@@ -73,19 +73,17 @@ def figure_svg(graph: FlowGraph, words: Words = no_words) -> str:
 
 
 def draw(graph: FlowGraph, words: Words, layout: Layout) -> str:
-    """The figure's groups: lanes, edges, nodes and lane names, in the order they are painted."""
+    """The figure's groups: bands, edges, nodes and lane names, in the order they are painted."""
     empty = [lane for lane in layout.lanes if lane.empty and lane.part is not Part.RES]
-    top = next(lane.y for lane in layout.lanes if lane.part is Part.RES) + 18
     return _tag(
         "g",
-        *(_ground(lane, layout.width) for lane in layout.lanes),
+        *(_band(band, layout.height) for band in layout.bands),
         *(_wire(wire) for wire in layout.wires),
         *(_stub(stub) for stub in layout.stubs),
-        *(_place(graph, words, place) for place in layout.places),
+        *(_node(graph, words, box) for box in layout.boxes),
         *(_score(wire) for wire in layout.wires),
-        *(_layer_name(n, x, top) for n, x in layout.columns),
         *(_empty_lane(graph, lane) for lane in empty),
-        _tag("g", *(_gutter(lane) for lane in layout.lanes), class_="lane-names"),
+        _tag("g", *(_lane_name(lane) for lane in layout.lanes), class_="lane-names"),
         font_family=FACE,
     )
 
@@ -100,9 +98,9 @@ def wire_opacity(score: float) -> float:
     return 0.25 + 0.6 * min(max(score, 0.0), 1.0)
 
 
-def tone_of(place: Place) -> tuple[str, str]:
+def tone_of(box: NodeBox) -> tuple[str, str]:
     """The class and the colour of a node: its case, `module` for a module's feature."""
-    node = place.node
+    node = box.node
     if node.feature.part is not Part.RES:
         return "module", MODULE
     name = "unexplained" if node.evolution is None else node.evolution.value
@@ -127,20 +125,19 @@ def _text(x: float, y: float, text: str, kind: str, **more: str | float) -> str:
     return _tag("text", text=text, class_=kind, **(base | more))
 
 
-def _ground(lane: Lane, width: float) -> str:
-    kind, fill = ("lane", LANE) if lane.part is Part.RES else ("paper", PAPER)
-    return _tag("rect", class_=kind, x=0, y=lane.y, width=width, height=lane.height, fill=fill)
+def _band(band: Band, height: float) -> str:
+    """A layer with its name at the top, over all three of its parts."""
+    ground = _tag("rect", class_="band", x=band.x, y=0, width=band.width, height=height, rx=6, fill=BAND)
+    middle = band.x + band.width / 2
+    name = _text(middle, 17, f"layer {band.layer}", "muted layer-name", text_anchor="middle", font_size=11.5)
+    return _tag("g", ground, name, class_="layer", data_layer=str(band.layer))
 
 
-def _gutter(lane: Lane) -> str:
+def _lane_name(lane: Lane) -> str:
     """The name of a lane on a ground of its own, which a page keeps at the left while the rest scrolls."""
-    x, y = GUTTER / 2 - 2, lane.y + lane.height / 2 + 4
-    name = _text(x, y, lane.part.value, "muted lane-name", text_anchor="middle", font_size=12)
-    return _ground(lane, GUTTER - 4) + name
-
-
-def _layer_name(layer: int, x: float, y: float) -> str:
-    return _text(x, y, f"layer {layer}", "muted layer-name", text_anchor="middle", data_layer=str(layer))
+    ground = _tag("rect", class_="paper", x=0, y=lane.y, width=GUTTER - 4, height=lane.height, fill=PAPER)
+    x, y = GUTTER / 2 - 2, lane.y + (lane.height + LANE_HEAD - LANE_FOOT) / 2 + 4
+    return ground + _text(x, y, lane.part.value, "muted lane-name", text_anchor="middle", font_size=12)
 
 
 def _empty_lane(graph: FlowGraph, lane: Lane) -> str:
@@ -148,7 +145,7 @@ def _empty_lane(graph: FlowGraph, lane: Lane) -> str:
     said = f"no {lane.part.value} feature "
     line = "its threshold" if graph.thresholds.fdr else f"{graph.thresholds.of(lane.part):g}"
     said += f"reaches {line}" if matched else "was matched"
-    return _text(GUTTER + 6, lane.y + 18, said, "muted")
+    return _text(GUTTER + BAND_GAP + 6, lane.y + 15, said, "muted")
 
 
 def _wire(wire: Wire) -> str:
@@ -203,19 +200,19 @@ def _stub(stub: Stub) -> str:
     )
 
 
-def _place(graph: FlowGraph, words: Words, place: Place) -> str:
-    node = place.node
-    kind, colour = tone_of(place)
+def _node(graph: FlowGraph, words: Words, box: NodeBox) -> str:
+    node = box.node
+    kind, colour = tone_of(box)
     dead = bool(silent(words, node.feature))
-    name = _spoken(graph, place, headline(words.get(node.feature)), dead=dead)
+    name = _spoken(graph, box, headline(words.get(node.feature)), dead=dead)
     kind += " silent" if dead else ""
     return _tag(
         "g",
         _tag("title", text=name),
-        *(_ring(place) if node.feature == graph.seed else ()),
-        *_box(place),
-        *_inscription(place, dead=dead),
-        *(_joint(place.x, place.middle + port(part) * place.height) for part in node.joins),
+        *(_ring(box) if node.feature == graph.seed else ()),
+        *_box(box),
+        *_inscription(box, dead=dead),
+        *(_joint(box.x, box.middle + port(part) * box.height) for part in node.joins),
         class_=f"node {kind} seed" if node.feature == graph.seed else f"node {kind}",
         data_id=str(node.feature),
         tabindex="0",
@@ -225,8 +222,8 @@ def _place(graph: FlowGraph, words: Words, place: Place) -> str:
     )
 
 
-def _spoken(graph: FlowGraph, place: Place, text: str, *, dead: bool) -> str:
-    node = place.node
+def _spoken(graph: FlowGraph, box: NodeBox, text: str, *, dead: bool) -> str:
+    node = box.node
     said = [str(node.feature), text, "the seed" if node.feature == graph.seed else ""]
     if node.evolution is not None:
         said.append(f"case {node.evolution.case}, {node.evolution.value}")
@@ -235,40 +232,40 @@ def _spoken(graph: FlowGraph, place: Place, text: str, *, dead: bool) -> str:
     return one_line(". ".join(part for part in said if part))
 
 
-def _ring(place: Place) -> Iterable[str]:
-    x, y, width, height = place.x - 4, place.y - 4, BOX_WIDTH + 8, place.height + 8
+def _ring(box: NodeBox) -> Iterable[str]:
+    x, y, width, height = box.x - 4, box.y - 4, BOX_WIDTH + 8, box.height + 8
     line: dict[str, Any] = {"fill": "none", "stroke": INK, "stroke_width": 1.8}
     yield _tag("rect", class_="ring ink-line", x=x, y=y, width=width, height=height, rx=6, **line)
 
 
-def _box(place: Place) -> Iterable[str]:
-    x, y, h = place.x, place.y, place.height
+def _box(box: NodeBox) -> Iterable[str]:
+    x, y, h = box.x, box.y, box.height
     line: dict[str, Any] = {"fill": PAPER, "stroke": "currentColor", "stroke_width": 1.2}
-    if place.node.evolution is Evolution.UNEXPLAINED:
+    if box.node.evolution is Evolution.UNEXPLAINED:
         line["stroke_dasharray"] = "4 3"
     yield _tag("rect", class_="box paper", x=x, y=y, width=BOX_WIDTH, height=h, rx=3, **line)
     band = f"M{x + 3:.1f} {y:.1f}h3v{h:.1f}h-3a3 3 0 0 1 -3 -3v-{h - 6:.1f}a3 3 0 0 1 3 -3z"
     yield _tag("path", d=band, fill="currentColor")
 
 
-def _inscription(place: Place, *, dead: bool) -> Iterable[str]:
-    x, y = place.x + 13, place.y + ID_LINE - 4
+def _inscription(box: NodeBox, *, dead: bool) -> Iterable[str]:
+    x, y = box.x + 13, box.y + ID_LINE - 4
     yield _text(
         x,
         y,
-        f"{place.node.feature} {SILENT}" if dead else str(place.node.feature),
+        f"{box.node.feature} {SILENT}" if dead else str(box.node.feature),
         "muted id",
         font_family="Menlo, Consolas, monospace",
     )
-    if place.node.evolution is not None:
+    if box.node.evolution is not None:
         letter: dict[str, Any] = {"text_anchor": "end", "font_weight": "700", "fill": "currentColor"}
-        case = place.node.evolution.case
-        yield _tag("text", text=case, class_="letter", x=place.right - 8, y=y, font_size=11, **letter)
-    for i, line in enumerate(place.lines):
+        case = box.node.evolution.case
+        yield _tag("text", text=case, class_="letter", x=box.right - 8, y=y, font_size=11, **letter)
+    for i, line in enumerate(box.lines):
         yield _text(x, y + (i + 1) * LINE, line, "ink words", font_size=TEXT_SIZE)
-    # From afar a page shows this in the place of all other words: lane and column say the rest of the id.
+    # From afar a page shows this in the box of all other words: lane and column say the rest of the id.
     middle: dict[str, Any] = {"text_anchor": "middle", "font_size": 27, "display": "none"}
-    yield _text(place.x + BOX_WIDTH / 2 + 3, place.middle + 10, str(place.node.feature.index), "ink brief", **middle)
+    yield _text(box.x + BOX_WIDTH / 2 + 3, box.middle + 10, str(box.node.feature.index), "ink brief", **middle)
 
 
 def _joint(x: float, y: float) -> str:

@@ -81,7 +81,7 @@ class Access:
         self._waiting = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """ResponseBody, or pass on."""
+        """Answer, or pass on."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return

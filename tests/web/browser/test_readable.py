@@ -8,7 +8,7 @@ import pytest
 
 from saeflow.paper.style import COLOURS, DARK
 
-from .conftest import NARROW, drawn
+from .conftest import NARROW, WIDE, drawn
 
 FORCE = "3/res/541"
 VIEWS = {
@@ -39,6 +39,21 @@ _OUTSIDE = """() => Array.from(document.querySelectorAll("button, input, select,
     return box.width && (box.left < 0 || box.right > innerWidth);
   })
   .map((e) => e.outerHTML.slice(0, 80))"""
+
+_CUT_OFF = """() => {
+  const { left, right, top, bottom } = document.querySelector("#frame").getBoundingClientRect();
+  return Array.from(document.querySelectorAll("#frame .box"), (box) => box.getBoundingClientRect())
+    .filter((box) => box.left < left || box.right > right || box.top < top || box.bottom > bottom).length;
+}"""
+# each heading, and the layers of the features whose boxes it stands over
+_HEADINGS = """() => Array.from(document.querySelectorAll(".layer-head span:not(.out)"), (span) => {
+  const at = span.getBoundingClientRect(), middle = (at.left + at.right) / 2;
+  const under = Array.from(document.querySelectorAll("#frame .node")).filter((node) => {
+    const box = node.querySelector(".box").getBoundingClientRect();
+    return box.left <= middle && middle <= box.right;
+  }).map((node) => Number(node.dataset.id.split("/")[0]));
+  return [Number(span.textContent.replace("layer ", "")), [...new Set(under)]];
+})"""
 
 
 @pytest.fixture
@@ -105,6 +120,23 @@ def test_a_narrow_window_needs_no_sideways_scrolling(visit, expect, view):
     page = opened(visit, expect, view, viewport=NARROW)
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
     assert page.evaluate(_OUTSIDE) == []
+
+
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("more", ["", "&k=3&t_res=0"], ids=["few", "hundreds"])
+def test_a_fitted_graph_is_seen_whole_and_each_heading_stands_over_its_own_layer(visit, expect, viewport, more):
+    page = opened(visit, expect, "flow", viewport=viewport)
+    if more:
+        before = len(drawn(page))
+        page.evaluate("more => { location.hash += more; }", more)
+        expect(page.locator("#frame .node")).not_to_have_count(before, timeout=30_000)
+        page.get_by_label("Fit the whole graph").click()
+    page.locator("#frame").scroll_into_view_if_needed()
+    assert page.evaluate(_CUT_OFF) == 0
+    headings = page.evaluate(_HEADINGS)
+    assert [layer for layer, _ in headings] == sorted({int(name.split("/")[0]) for name in drawn(page)})
+    assert all(set(under) <= {layer} for layer, under in headings)
+    assert any(under for _, under in headings)
 
 
 def test_who_asks_for_less_motion_gets_none(visit, expect):

@@ -13,7 +13,7 @@ const MOST_STRETCH = 4.5;
  *   pins                      whether the chosen node keeps its card; `letsGo`: choosing it again lets go
  *   followsPointer            whether a path lights up under the pointer, and not only when chosen
  *   roving                    whether Tab stops once in the figure
- *   tall()                    the height that a fitted picture may take; as high as it is without
+ *   tall()                    the height that a fitted picture has to fit into; without, its width alone counts
  *   onChoose(id), onScale()   told of what the reader does
  */
 export function createFigure(root, card, options = {}) {
@@ -63,7 +63,7 @@ function groupBy(edges, end) {
 
 export function setScale(figure, scale, at = figure.frame.clientWidth / 2) {
   const { frame, svg } = figure;
-  const next = Math.max(0.1, Math.min(3, scale));
+  const next = Math.max(Math.min(0.1, whole(figure)), Math.min(3, scale));
   const held = (frame.scrollLeft + at) / figure.scale;
   const heldDown = (frame.scrollTop + frame.clientHeight / 2) / (figure.scale * figure.stretch);
   figure.scale = next;
@@ -72,6 +72,7 @@ export function setScale(figure, scale, at = figure.frame.clientWidth / 2) {
   svg.setAttribute("height", Math.round(figure.height * next * figure.stretch));
   svg.setAttribute("preserveAspectRatio", "none");
   svg.style.setProperty("--flat", 1 / figure.stretch);
+  svg.style.setProperty("--unit", `${1 / next}px`); // one pixel of the screen
   svg.classList.toggle("far", next < FAR);
   svg.classList.toggle("tiny", next < TINY);
   frame.scrollLeft = held * next - at;
@@ -82,8 +83,9 @@ export function setScale(figure, scale, at = figure.frame.clientWidth / 2) {
 
 /** A long graph seen from afar is a thin line: where there is height to spare, it is drawn taller. */
 function stretchAt(figure, scale) {
-  if (!figure.tall || scale >= FAR) return 1;
-  return Math.max(1, Math.min(MOST_STRETCH, 0.75 / scale, figure.tall() / (figure.height * scale)));
+  if (scale >= FAR) return 1;
+  const room = figure.tall ? figure.tall() : 0.5 * innerHeight;
+  return Math.max(1, Math.min(MOST_STRETCH, 0.75 / scale, room / (figure.height * scale)));
 }
 
 /** Keep lane names and the overview in step with the frame. */
@@ -105,36 +107,41 @@ function moved(figure) {
 /* The names of layers above the frame, which stay while it scrolls. */
 
 function drawHead(figure) {
-  const names = Array.from(figure.svg.querySelectorAll(".layer-name"), (text) => {
-    const name = make("span", "", text.textContent);
-    return [name, text.x.baseVal[0].value, text.dataset.layer];
+  figure.layers = Array.from(figure.svg.querySelectorAll(".layer"), (group) => {
+    const band = group.querySelector(".band");
+    return { name: make("span", ""), layer: group.dataset.layer, x: band.x.baseVal.value, width: band.width.baseVal.value };
   });
-  figure.layers = names;
-  figure.head.replaceChildren(...names.map(([name]) => name));
+  figure.head.replaceChildren(...figure.layers.map(({ name }) => name));
 }
 
+/** Each name over the middle of what is seen of its band: it stands over that layer's features alone. */
 function placeHead(figure) {
-  const { frame, scale, svg } = figure;
+  const { frame, scale } = figure;
   const start = frame.scrollLeft - Math.max(0, (frame.clientWidth - figure.width * scale) / 2);
-  const narrow = figure.layers.length > 1 && (figure.layers[1][1] - figure.layers[0][1]) * scale < 62;
-  for (const [name, x, layer] of figure.layers) {
-    const at = x * scale - start;
-    name.style.transform = `translateX(calc(${at.toFixed(1)}px - 50%))`;
-    name.classList.toggle("out", at < 44 || at > frame.clientWidth - 8);
-    const text = narrow ? layer : `layer ${layer}`;
+  for (const { name, layer, x, width } of figure.layers) {
+    const left = Math.max(x * scale - start, 0);
+    const right = Math.min((x + width) * scale - start, frame.clientWidth);
+    name.style.transform = `translateX(calc(${((left + right) / 2).toFixed(1)}px - 50%))`;
+    const text = width * scale < 62 ? layer : `layer ${layer}`;
+    name.classList.toggle("out", right - left < Math.min(9 * text.length, width * scale));
     if (name.textContent !== text) name.textContent = text;
   }
 }
 
-export function fit(figure) {
+/** The scale at which the whole graph is seen; without `tall` only its width counts, as the frame grows. */
+function whole(figure) {
   const room = figure.tall ? figure.tall() / figure.height : Infinity;
-  setScale(figure, Math.min(1.15, figure.frame.clientWidth / figure.width, room));
+  return Math.min(1.15, figure.frame.clientWidth / figure.width, room);
 }
 
-/** Open at a size that can be read: all of it where it fits, else around the seed. */
+export function fit(figure) {
+  setScale(figure, whole(figure));
+}
+
+/** Open with all of it where its features can still be told apart, else around the seed. */
 export function open(figure) {
-  const share = figure.frame.clientWidth / figure.width;
-  setScale(figure, share >= 0.8 ? Math.min(1.15, share) : 1);
+  const share = whole(figure);
+  setScale(figure, share >= TINY ? share : 1);
   bringIntoView(figure, figure.data.seed, 0.5, false);
 }
 

@@ -1,13 +1,13 @@
 /* A figure's nodes: pointing, clicking, keys. Arrows move along edges, Enter chooses. */
 import { bringIntoView, choose, follow, hideCard, showCard } from "./figure.js";
 
-/** The neighbour an arrow key leads to: along the best edge, or up and down within a layer. */
+/** The neighbour an arrow key leads to: along the best edge, or up and down within a layer, row by row. */
 export function neighbour(figure, id, key) {
   if (key === "ArrowLeft") return bestEnd(figure.into.get(id), "parent");
   if (key === "ArrowRight") return bestEnd(figure.outOf.get(id), "child");
   const layer = id.split("/")[0];
   const column = Array.from(figure.drawn.keys()).filter((name) => name.split("/")[0] === layer);
-  column.sort((a, b) => heightOf(figure, a) - heightOf(figure, b));
+  column.sort((a, b) => place(figure, a, "y") - place(figure, b, "y") || place(figure, a, "x") - place(figure, b, "x"));
   return column[column.indexOf(id) + (key === "ArrowUp" ? -1 : 1)];
 }
 
@@ -17,8 +17,8 @@ function bestEnd(edges, end) {
   return (edges.find((edge) => edge[end].split("/")[1] === "res") || edges[0])[end];
 }
 
-function heightOf(figure, id) {
-  return figure.drawn.get(id).querySelector(".box").y.baseVal.value;
+function place(figure, id, axis) {
+  return figure.drawn.get(id).querySelector(".box")[axis].baseVal.value;
 }
 
 export function focusNode(figure, id, share = null) {
