@@ -20,8 +20,8 @@ from saeflow.doctor.suspicions import fit, fve
 from saeflow.doctor.weights import examine_weights
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Part, Site
-from saeflow.matching.stream import cut_into_units
 from saeflow.sources.activations import JumpReLU, ReLU
+from saeflow.sources.activity import text_batches
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary, Preprocessing, TrainingInfo
 from saeflow.sources.formats import save_release
@@ -200,9 +200,9 @@ def low_rank(h: torch.Tensor, site: Site, tap: Tap, rank: int = 12, **preprocess
 
 def test_what_is_read_before_a_sandwich_norm_is_told():
     model, lines = gemma()
-    units = cut_into_units(model, lines)
+    batches = list(text_batches(model, lines))
     raw, own = Spot(1, Tap.ATT, raw=True), Spot(1, Tap.ATT)
-    seen = see(model, units, (own, raw))
+    seen = see(model, batches, (own, raw))
     d = low_rank(seen.rest[raw], Site(1, Part.ATT), Tap.ATT, rank=6)
     found = examine({d.site: d}, model=model, texts=lines, sites=[d.site])
     assert "reads best at 1/att before its norm, told 1/att" in of(found, Check.TAP).said
@@ -210,9 +210,9 @@ def test_what_is_read_before_a_sandwich_norm_is_told():
 
 def test_the_embedding_told_as_the_first_layer_is_told(world: World):
     lines = texts()
-    units = cut_into_units(world.model, lines, max_length=256, max_tokens=600)
+    batches = list(text_batches(world.model, lines, max_length=256, max_tokens=600))
     embedding = Spot(-1, Tap.RES)
-    d = low_rank(see(world.model, units, (embedding,)).rest[embedding], Site(0, Part.RES), Tap.RES, rank=120)
+    d = low_rank(see(world.model, batches, (embedding,)).rest[embedding], Site(0, Part.RES), Tap.RES, rank=120)
     assert "reads best at embedding, told 0/res" in of(examined(d, world), Check.TAP).said
 
 
@@ -249,9 +249,9 @@ def remade_preprocessing(d: Dictionary, **changed: bool) -> Dictionary:
 
 def test_a_transcoder_is_tried_at_other_inputs_and_not_for_alignment(world: World):
     """A linear map from what the MLP reads to what it writes, told to read the stream before the norm."""
-    units = cut_into_units(world.model, texts(), max_length=256, max_tokens=900)
+    batches = list(text_batches(world.model, texts(), max_length=256, max_tokens=900))
     before, after = Spot(3, Tap.MLP_IN), Spot(3, Tap.MLP)
-    seen = see(world.model, units, (before, after)).rest
+    seen = see(world.model, batches, (before, after)).rest
     x, y = seen[before], seen[after]
     both = torch.cat([torch.eye(192), -torch.eye(192)])
     fitted = torch.linalg.lstsq(x - x.mean(0), y - y.mean(0)).solution

@@ -16,12 +16,13 @@ import torch
 from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.flow import trace
 from saeflow.ids import FeatureId, Part, Site
+from saeflow.matching import stream
 from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.matching.build import build_atlas
 from saeflow.matching.coactivation import Moments, top_correlations
 from saeflow.matching.correlation import correlate
-from saeflow.matching.stream import Stream, cut_into_units, special_tokens
 from saeflow.sources.activations import JumpReLU
+from saeflow.sources.activity import text_batches
 from saeflow.sources.dictionary import Dictionary, Tap
 
 from ..sources.tiny_models import D_MODEL, N_LAYERS, tiny_model
@@ -195,25 +196,6 @@ def test_tables_say_what_they_were_made_from_as_those_of_cosine_do(tmp_path):
     assert all(pearson[pair].made_from == cosine[pair].made_from for pair in cosine)
 
 
-def test_special_tokens_do_not_count():
-    model = tiny_model("llama")
-    tokens = model.tokenize(["w5 <eos> w9", "w4"])
-    assert special_tokens(model, tokens).tolist() == [[True, False, True, False], [True, False, True, True]]
-    units = cut_into_units(model, TEXTS, texts_at_once=2)
-    ids = torch.cat([unit.tokens.input_ids[unit.real] for unit in units])
-    assert len(ids) == sum(len([w for w in text.split() if w[0] == "w" and w != "w2"]) for text in TEXTS)
-    assert (ids > 2).all()
-
-
-def test_the_number_of_tokens_can_be_limited_to_the_token():
-    model = tiny_model("llama")
-    units = cut_into_units(model, TEXTS, max_tokens=12, texts_at_once=2)
-    assert [int(unit.real.sum()) for unit in units] == [12]
-    assert sum(int(u.real.sum()) for u in cut_into_units(model, TEXTS, max_tokens=14, texts_at_once=1)) == 14
-    with pytest.raises(InvalidArgument, match="1 tokens that are not special"):
-        cut_into_units(model, ["w5"])
-
-
 def test_how_the_texts_are_grouped_changes_no_match(tmp_path):
     model, made = tiny_model("llama"), dictionaries()
     one = correlate(model, made, TEXTS, out=tmp_path / "one", k=2, texts_at_once=1)
@@ -225,7 +207,7 @@ def test_how_the_texts_are_grouped_changes_no_match(tmp_path):
 def test_a_second_run_reads_no_text_again(tmp_path, monkeypatch):
     model, made = tiny_model("llama"), dictionaries()
     first = correlate(model, made, TEXTS, out=tmp_path / "r", k=2)
-    monkeypatch.setattr(Stream, "_encoded", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(stream, "site_states", lambda *_: pytest.fail("encoded again"))
     again = correlate(model, made, TEXTS, out=tmp_path / "r", k=2)
     assert again.files == first.files
 
@@ -235,7 +217,7 @@ def test_activations_that_were_kept_serve_another_k(tmp_path, monkeypatch):
     first = correlate(model, made, TEXTS, out=tmp_path / "r", k=1, keep_activations=True)
     pair = next(iter(first))
     best = first[pair].score
-    monkeypatch.setattr(Stream, "_encoded", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(stream, "site_states", lambda *_: pytest.fail("encoded again"))
     second = correlate(model, made, TEXTS, out=tmp_path / "r", k=4)
     assert np.array_equal(best, second[pair].score[:, :1])
 
@@ -332,4 +314,4 @@ def test_the_run_says_what_it_read(tmp_path):
     correlate(model, made, TEXTS, out=tmp_path / "r", k=1, max_length=6)
     told = json.loads((tmp_path / "r" / "correlation.json").read_text())
     assert told["texts"] == len(TEXTS)
-    assert told["tokens"] == sum(int(u.real.sum()) for u in cut_into_units(model, TEXTS, max_length=6))
+    assert told["tokens"] == sum(int(u.real.sum()) for u in text_batches(model, TEXTS, max_length=6))

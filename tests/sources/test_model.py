@@ -28,10 +28,10 @@ from saeflow.errors import (
     WidthMismatch,
 )
 from saeflow.ids import Part, Site
-from saeflow.matching.stream import model_digest
 from saeflow.sources import model as model_module
 from saeflow.sources import pretrained
 from saeflow.sources.activations import ReLU
+from saeflow.sources.activity import model_digest
 from saeflow.sources.architectures import Tap
 from saeflow.sources.blocks import CleanPass
 from saeflow.sources.decoding import check_context

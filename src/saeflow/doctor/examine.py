@@ -19,8 +19,8 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.same_weights import other_weights
-from saeflow.matching.stream import Unit, cut_into_units
 from saeflow.records import Progress
+from saeflow.sources.activity import TextBatch, text_batches
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
 from saeflow.sources.model import LanguageModel
 
@@ -64,7 +64,7 @@ def examine(
     """
     chosen = _chosen(dictionaries, sites)
     model = None if model is None else model.as_trained({site: dictionaries[site] for site in chosen[:1]})
-    units = _units(model, texts, tokens)
+    batches = _batches(model, texts, tokens)
     findings = [] if sites is not None else [_sites(tuple(dictionaries))]
     widths: dict[Site, int] = {}
     for done, layer in enumerate(layers := sorted({site.layer for site in chosen})):
@@ -84,7 +84,7 @@ def examine(
             if model is not None and sound:
                 stated = (stated_l0 or {}).get(site, _stated(dictionary))
                 explained = any(finding.severity is Severity.WRONG for finding in weights)
-                findings += _measured(dictionary, model, units, stated, explained=explained)
+                findings += _measured(dictionary, model, batches, stated, explained=explained)
             dictionary.unload()
     if progress:
         progress(len(layers), len(layers), "done")
@@ -95,7 +95,7 @@ def examine(
     if atlas is not None:
         findings.append(_atlas(atlas, dictionaries, list(widths), model))
     name = "" if model is None else model.name
-    return Examination(release, name, n_seen(units) if units else 0, tuple(findings))
+    return Examination(release, name, n_seen(batches) if batches else 0, tuple(findings))
 
 
 def _chosen(dictionaries: Mapping[Site, Dictionary], sites: Collection[Site] | None) -> list[Site]:
@@ -162,18 +162,18 @@ def _begin(model: LanguageModel, texts: Sequence[str], dictionaries: Mapping[Sit
     )
 
 
-def _units(model: LanguageModel | None, texts: Sequence[str], tokens: int) -> list[Unit]:
+def _batches(model: LanguageModel | None, texts: Sequence[str], tokens: int) -> list[TextBatch]:
     if model is None:
         return []
     if not texts:
         raise InvalidArgument("A model is given and no text for it to read. Give texts.")
-    units = cut_into_units(model, texts, max_length=256, max_tokens=tokens)
-    if n_seen(units) < _LEAST_TOKENS:
+    batches = list(text_batches(model, texts, max_length=256, max_tokens=tokens))
+    if n_seen(batches) < _LEAST_TOKENS:
         raise InvalidArgument(
-            f"{len(texts)} texts hold {n_seen(units)} tokens that count, and {_LEAST_TOKENS} are needed. Give longer "
+            f"{len(texts)} texts hold {n_seen(batches)} tokens that count, and {_LEAST_TOKENS} are needed. Give longer "
             "texts, or more."
         )
-    return units
+    return batches
 
 
 def _opened(
@@ -189,7 +189,7 @@ def _opened(
 
 
 def _measured(
-    dictionary: Dictionary, model: LanguageModel, units: Sequence[Unit], stated: float | None, *, explained: bool
+    dictionary: Dictionary, model: LanguageModel, batches: Sequence[TextBatch], stated: float | None, *, explained: bool
 ) -> list[Finding]:
     if own_spot(dictionary).layer < model.n_layers:
         dictionary = dictionary.for_model(model)
@@ -206,7 +206,7 @@ def _measured(
             )
         ]
     tried = spots_around(dictionary, model)
-    seen = see(model, units, tuple(dict.fromkeys((*tried, written))))
+    seen = see(model, batches, tuple(dict.fromkeys((*tried, written))))
     width = int(seen.rest[own].shape[1])
     if width != dictionary.d_in:
         fitting = [str(spot) for spot, h in seen.rest.items() if h.shape[1] == dictionary.d_in]

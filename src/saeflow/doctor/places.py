@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeflow.matching.stream import Unit
+from saeflow.sources.activity import TextBatch
 from saeflow.sources.architectures import Tap, View
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import watch_output
@@ -78,20 +78,20 @@ def spots_around(dictionary: Dictionary, model: LanguageModel) -> tuple[Spot, ..
     return tuple(dict.fromkeys(spot for spot in spots if 0 <= spot.layer < model.n_layers or spot == embedding))
 
 
-def see(model: LanguageModel, units: Sequence[Unit], spots: Sequence[Spot]) -> Seen:
-    """Run the model over the units and keep the hidden states at the spots.
+def see(model: LanguageModel, batches: Sequence[TextBatch], spots: Sequence[Spot]) -> Seen:
+    """Run the model over the batches and keep the hidden states at the spots.
 
     Raises:
         UnknownSite: for a layer the model does not have.
     """
     rest: dict[Spot, list[Tensor]] = {spot: [] for spot in spots}
     first: dict[Spot, list[Tensor]] = {spot: [] for spot in spots}
-    for unit in units:
-        held = _held(model, unit.tokens, spots)
-        start = torch.zeros_like(unit.real)
+    for batch in batches:
+        held = _held(model, batch.tokens, spots)
+        start = torch.zeros_like(batch.real)
         start[:, 0] = True
         for spot in spots:
-            rest[spot].append(held[spot][unit.real & ~start].float())
+            rest[spot].append(held[spot][batch.real & ~start].float())
             first[spot].append(held[spot][:, 0].float())
     return Seen(
         {spot: torch.cat(parts) for spot, parts in rest.items()},
@@ -99,9 +99,9 @@ def see(model: LanguageModel, units: Sequence[Unit], spots: Sequence[Spot]) -> S
     )
 
 
-def n_seen(units: Sequence[Unit]) -> int:
+def n_seen(batches: Sequence[TextBatch]) -> int:
     """How many tokens `see` keeps of each spot: those that count and are not the first of their text."""
-    return sum(int(unit.real[:, 1:].sum()) for unit in units)
+    return sum(int(batch.real[:, 1:].sum()) for batch in batches)
 
 
 def _held(model: LanguageModel, tokens: Tokens, spots: Sequence[Spot]) -> dict[Spot, Tensor]:

@@ -39,12 +39,11 @@ from saeflow.labels.local_rows import AT_ONCE, control_line, controls_path, feat
 from saeflow.labels.neuronpedia import CONTEXTS
 from saeflow.labels.sources import LOCAL
 from saeflow.labels.words import AFTER, BEFORE, words_path, write_words
-from saeflow.matching.stream import encoder_digest, model_digest, special_tokens
 from saeflow.reading import SHARD, read_bytes, read_json
 from saeflow.records import Progress
+from saeflow.sources.activity import TextBatch, encoder_digest, model_digest, site_groups, site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-from saeflow.sources.tokens import Tokens
 
 CONTROLS: Final = 128
 """Passages drawn at random, at most one of a text."""
@@ -104,18 +103,15 @@ def make_words(
     """
     _check(texts, contexts=contexts, max_length=max_length, texts_at_once=texts_at_once)
     asked = sorted(dictionaries if sites is None else set(sites))
-    n = sites_at_once or max(len(asked), 1)
-    groups = [asked[i : i + n] for i in range(0, len(asked), n)]
+    n_groups = -(-len(asked) // (sites_at_once or max(len(asked), 1)))
     model = model.as_trained(dictionaries)
     said = [contexts, max_length, max_tokens, texts_at_once, seed, VERSION, model_digest(model)]
-    for number, group in enumerate(groups):
+    for number, group in enumerate(site_groups(dictionaries, asked, sites_at_once)):
         key = _key(said, [dictionaries[site] for site in group], model)
         run = _Run(model, dictionaries, texts, out, group, key, contexts, max_length, max_tokens, texts_at_once, seed)
         if not run.is_done():
-            state = run.gather(checkpoint_seconds, _within(progress, number, len(groups), texts))
+            state = run.gather(checkpoint_seconds, _within(progress, number, n_groups, texts))
             run.write(state, release)
-        for site in group:
-            dictionaries[site].unload()
     shutil.rmtree(out / _UNFINISHED, ignore_errors=True)
     return out
 
@@ -223,20 +219,16 @@ class _Run:
 
     def _take(self, state: State, unit: Sequence[Passage]) -> bool:
         """Run the model on some texts and take in what fires; returns whether `max_tokens` is reached."""
-        tokens = self.model.tokenize([one.text for one in unit], max_length=self.max_length)
-        real = ~special_tokens(self.model, tokens)
-        if self.max_tokens is not None:
-            real &= (real.flatten().cumsum(0) <= self.max_tokens - state.n_tokens).view_as(real)
-        state.n_tokens += int(real.sum())
-        ids = tokens.input_ids
+        left = None if self.max_tokens is None else self.max_tokens - state.n_tokens
+        texts = [one.text for one in unit]
+        batch = TextBatch.of(self.model, texts, max_length=self.max_length, max_tokens=left)
+        state.n_tokens += batch.n_tokens
+        ids, real = batch.tokens.input_ids, batch.real
         state.occurred += torch.bincount(ids[real], minlength=len(state.occurred)).to(state.occurred)
         source = torch.tensor([_number_of(one.source, state.sources) for one in unit], device=ids.device)
         drawn = self._draw(state, ids, real, source)
-        captured = self.model.capture(tokens, {site: self.dictionaries[site].point for site in self.group}.values())
-        for site in self.group:
-            self._take_site(
-                state, site, captured[self.dictionaries[site].point], Tokens(ids, real.long()), source, drawn
-            )
+        for site, h in site_states(self.model, self.dictionaries, self.group, batch.tokens).items():
+            self._take_site(state, site, h, batch, source, drawn)
         return self.max_tokens is not None and state.n_tokens >= self.max_tokens
 
     def _take_site(
@@ -244,7 +236,7 @@ class _Run:
         state: State,
         site: Site,
         h: Float[Tensor, "batch pos d_in"],
-        tokens: Tokens,
+        batch: TextBatch,
         source: Int[Tensor, " batch"],
         drawn: Mapping[int, tuple[slice, Control]],
     ) -> None:
@@ -252,7 +244,7 @@ class _Run:
         some = max(1, AT_ONCE // (h.shape[1] * dictionary.n_features))
         for start in range(0, len(h), some):
             here = slice(start, start + some)
-            ids, real = tokens.input_ids[here], tokens.attention_mask[here] > 0
+            ids, real = batch.tokens.input_ids[here], batch.real[here]
             with torch.no_grad():
                 acts = dictionary.encode(h[here]).float()
             seen.add(acts, ids, real, source[here])

@@ -24,10 +24,11 @@ from saeflow.matching.atlas import MANIFEST, Atlas, Pair, flow_pairs, open_atlas
 from saeflow.matching.coactivation import Ranked, size, top_correlations
 from saeflow.matching.methods import Role, rows_of
 from saeflow.matching.same_weights import weights_of
-from saeflow.matching.stream import Stream, cut_into_units, encoder_digest
+from saeflow.matching.stream import Stream
 from saeflow.matching.table import MatchTable
 from saeflow.reading import read_json
 from saeflow.records import Progress
+from saeflow.sources.activity import encoder_digest, text_batches
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.version import __version__
@@ -87,8 +88,8 @@ def correlate(
     wanted = _pairs(dictionaries, pairs)
     _refuse_other_files(out)
     model = model.as_trained(dictionaries)
-    units = cut_into_units(model, texts, max_length=max_length, max_tokens=max_tokens, texts_at_once=texts_at_once)
-    run = _Run(out, Stream(out / _SHARDS, units, model, dictionaries), k)
+    batches = text_batches(model, texts, max_length=max_length, max_tokens=max_tokens, texts_at_once=texts_at_once)
+    run = _Run(out, Stream(out / _SHARDS, list(batches), model, dictionaries), k)
     writers = run.begin(wanted, max_length)
     missing = [pair for pair in wanted if not run.is_done(pair)]
     sites = sorted({site for pair in missing for site in pair})

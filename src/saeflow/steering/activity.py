@@ -18,8 +18,8 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
-from saeflow.matching.stream import ENCODED_AT_ONCE, special_tokens
 from saeflow.records import Progress
+from saeflow.sources.activity import ENCODED_AT_ONCE, special_tokens
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.ids import FeatureId, Site
-from saeflow.matching.stream import special_tokens
 from saeflow.sources import weights
 from saeflow.sources.activations import BatchTopK, JumpReLU
+from saeflow.sources.activity import special_tokens
 from saeflow.sources.architectures import PointLike, Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm
 from saeflow.sources.model import LanguageModel

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, WidthMismatch
-from saeflow.matching.stream import special_tokens
+from saeflow.sources.activity import special_tokens
 from saeflow.sources.architectures import Point, Tap, View
 from saeflow.sources.model import LanguageModel
 from saeflow.training.texts import TokenBatches

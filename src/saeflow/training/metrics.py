@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
-from saeflow.matching.stream import special_tokens
+from saeflow.sources.activity import special_tokens
 from saeflow.sources.architectures import Point, PointLike
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel

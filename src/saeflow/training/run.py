@@ -22,8 +22,8 @@ from torch import Tensor
 
 from saeflow.errors import BadFile
 from saeflow.ids import Site
-from saeflow.matching.stream import model_digest
 from saeflow.records import Progress
+from saeflow.sources.activity import model_digest
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats.sae_lens_writer import VERSION as LENS_VERSION

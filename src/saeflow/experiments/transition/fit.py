@@ -33,9 +33,9 @@ from saeflow.experiments.transition.maps import TransitionMap, Units, in_memory,
 from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, squared, sums
 from saeflow.experiments.transition.variants import KEY, fit_path
 from saeflow.files import write_atomic
-from saeflow.matching.stream import Unit, cut_into_units
 from saeflow.reading import parse_json, safetensors
 from saeflow.records import Progress
+from saeflow.sources.activity import TextBatch, text_batches
 from saeflow.sources.model import LanguageModel
 
 STRENGTHS: Final = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -101,23 +101,23 @@ class Fits:
             Moments(pair.source.n_features, pair.target.n_features, pair.source.d_in, pair.target.d_in)
             for pair in group
         ]
-        for done, unit in enumerate(fitting):
+        for done, batch in enumerate(fitting):
             if progress:
                 progress(done, steps, "texts")
-            for pair, sums_, ends, y in self._each(group, moments, unit, encode=True):
+            for pair, sums_, ends, y in self._each(group, moments, batch, encode=True):
                 sums_.add(ends.h, ends.z, y, ends.truth, pair.target.b_dec)
         trials = [_Candidates.of(pair, found, self.setup) for pair, found in zip(group, moments, strict=True)]
-        for done, unit in enumerate(validation):
+        for done, batch in enumerate(validation):
             if progress:
                 progress(len(fitting) + done, steps, "validation")
-            for _, trial, ends, _ in self._each(group, trials, unit, encode=False):
+            for _, trial, ends, _ in self._each(group, trials, batch, encode=False):
                 trial.add(ends)
-        for done, unit in enumerate(measured):
+        for done, batch in enumerate(measured):
             if progress:
                 progress(len(fitting) + len(validation) + done, steps, "means")
-            captured = self.setup.model.capture(unit.tokens, [pair.target.point for pair in group])
+            captured = self.setup.model.capture(batch.tokens, [pair.target.point for pair in group])
             for trial in trials:
-                trial.add_truth(trial.pair.centred(captured[trial.pair.target.point][unit.real]))
+                trial.add_truth(trial.pair.centred(captured[trial.pair.target.point][batch.real]))
         for pair, trial in zip(group, trials, strict=True):
             write_atomic(self.path(pair), trial.to_bytes())
         if progress:
@@ -152,18 +152,18 @@ class Fits:
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise BadFile(f"{path} cannot be read ({error!r}). Remove it and run the command again.") from None
 
-    def _cut(self, texts: Sequence[str]) -> list[Unit]:
-        return cut_into_units(self.setup.model, texts, max_length=self.setup.max_length)
+    def _cut(self, texts: Sequence[str]) -> list[TextBatch]:
+        return list(text_batches(self.setup.model, texts, max_length=self.setup.max_length))
 
     def _each(
-        self, group: Sequence[DictionaryPair], beside: Sequence[Any], unit: Unit, *, encode: bool
+        self, group: Sequence[DictionaryPair], beside: Sequence[Any], batch: TextBatch, *, encode: bool
     ) -> list[tuple[DictionaryPair, Any, Ends, Tensor]]:
         """Every pair with what goes with it, what stands at its ends, and, if asked for, the activations at B."""
         places = [end.point for pair in group for end in (pair.source, pair.target)]
-        captured = self.setup.model.capture(unit.tokens, places)
+        captured = self.setup.model.capture(batch.tokens, places)
         found: list[tuple[DictionaryPair, Any, Ends, Tensor]] = []
         for pair, one in zip(group, beside, strict=True):
-            ends = pair.ends(captured, unit.real)
+            ends = pair.ends(captured, batch.real)
             with torch.no_grad():
                 y = pair.target.encode(ends.truth).float() if encode else ends.z[:0]
             found.append((pair, one, ends, y))

@@ -42,9 +42,9 @@ from saeflow.experiments.transition.measure import DictionaryPair, Fitted, basel
 from saeflow.experiments.transition.variants import MapVariant
 from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
-from saeflow.matching.stream import cut_into_units, encoder_digest, model_digest
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
 from saeflow.records import Progress
+from saeflow.sources.activity import encoder_digest, model_digest, text_batches
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
@@ -264,7 +264,7 @@ class _MeasureText:
             self.held = [(pair, fits.read(pair), fits.maps(pair)) for pair in pairs]
             self.at = unit["group"]
         model = self.setup.model
-        [one] = cut_into_units(model, [unit["content"]], max_length=self.setup.max_length)
+        [one] = text_batches(model, [unit["content"]], max_length=self.setup.max_length)
         places = [end.point for pair, _, _ in self.held for end in (pair.source, pair.target)]
         captured = model.capture(one.tokens, places)
         for pair, fitted, maps in self.held:
