@@ -13,7 +13,7 @@ from hypothesis import given
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Part, Site
 from saeflow.interventions import Add, Positions, Rescale, Span
-from saeflow.steering.plan import Dropped, SteeringDirection, SteeringPlan, Step, load_plan
+from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step, load_plan
 
 from ..sources.tiny_models import TEXTS, tiny_model
 from .dictionaries import random_dictionaries
@@ -199,24 +199,6 @@ def test_scaled_multiplies_what_is_changed():
         ACTIVATE.scaled(float("nan"))
 
 
-def test_without_moves_steps_to_what_was_dropped():
-    plan = ACTIVATE.without([feature("3/res/2")], "about sports")
-    assert plan.features == (feature("1/mlp/0"), feature("3/res/5"))
-    assert plan.dropped == (Dropped(feature("3/res/2"), "about sports"),)
-    with pytest.raises(InvalidArgument, match=r"3/res/9 cannot be dropped.*1/mlp/0, 3/res/2, 3/res/5"):
-        ACTIVATE.without([feature("3/res/9")], "")
-
-
-@given(raw_plans)
-def test_parts_of_a_plan_make_up_the_plan(raw):
-    plan = plan_from(raw)
-    assert plan.only(plan.features) == plan.at_layers(plan.layers) == plan
-    alone = [step for layer in plan.layers for step in plan.at_layers([layer]).steps]
-    assert tuple(alone) == plan.steps
-    assert plan.only([]).steps == ()
-    assert plan.only(plan.features[:1]).features == plan.features[:1]
-
-
 def test_a_plan_is_sorted_keeps_its_own_copies_and_refuses_what_it_cannot_mean():
     made_by = {"span": (1, 2)}
     plan = plan_of("activate", {"3/res/5": 2.0, "1/res/1": 1.0}, made_by=made_by)
@@ -231,7 +213,7 @@ def test_a_plan_is_sorted_keeps_its_own_copies_and_refuses_what_it_cannot_mean()
         plan_of("activate", {}, made_by={"when": object()})
 
 
-@pytest.mark.parametrize("module", ["", ".schedule", ".plan", ".plan_file", ".growth", ".build", ".theme", ".starts"])
+@pytest.mark.parametrize("module", ["", ".schedule", ".plan", ".growth", ".build", ".theme", ".starts"])
 def test_plans_are_made_and_read_without_torch(module):
     code = f"import saeflow.steering{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

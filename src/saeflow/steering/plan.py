@@ -1,31 +1,59 @@
-"""SteeringPlan: which features are changed, and by how much; data that a person reads and edits. No torch.
+"""SteeringPlan: which features are changed, and by how much; data in a file that a person reads and edits. No torch.
 
-A plan stands between a flow graph and a model. `growth` makes one, `sizes` weakens one, a person strikes out
-lines of its file, `LanguageModel.intervening(plan, dictionaries)` applies it:
+A plan stands between a flow graph and a model. `build` makes one, `sizes` weakens one, a person strikes out lines of
+its file, `LanguageModel.intervening(plan, dictionaries)` applies it:
 
     activate   h + s V            s is the length of what is added along the unit row V (appendix B.2)
     suppress   h + (r - 1) a V    r multiplies the feature's share of the hidden state (section 4.2)
 
-Each feature has an s or an r of its own. A schedule and folding have been applied already when a plan is made, so
-that its numbers are what is done, and changing one by hand does what it says.
+Each feature has an s or an r of its own. A schedule and folding have been applied already when a plan is made: its
+numbers are what is done, and changing one by hand does what it says. The file is JSON with one step per line:
+
+    {
+     "format": "saeflow-plan",
+     "version": 1,
+     "direction": "activate",
+     "release": "demo",
+     "model": "demo",
+     "theme": "physics",
+     "tokens": "all",
+     "steps": [
+      {"feature": "2/res/114", "strength": 6.2, "label": "force", "why": "start"},
+      {"feature": "3/res/541", "strength": 5.9, "label": "body", "why": "path 0.83 from 2/res/114"}
+     ],
+     "dropped": [
+      {"feature": "4/res/7", "why": "about sports"}
+     ],
+     "made_by": {"schedule": {"kind": "constant", "s": 3.0}}
+    }
+
+A plan that suppresses has "r" in the place of "strength". Lines may be struck out, added and changed: only format,
+version, direction and steps must be there, and of a step its feature and its value. `tokens` is "all", or
+{"start": 4, "stop": 9}, or {"at": [0, 3]}. What is not understood is refused, since a slip of the pen must not steer in
+silence.
 """
 
 from __future__ import annotations
 
+import difflib
 import enum
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
-from saeflow.errors import BadFile, InvalidArgument
+from saeflow.errors import BadFile, InvalidArgument, InvalidId
 from saeflow.files import write_atomic
 from saeflow.ids import FeatureId, Site
-from saeflow.interventions import EVERYWHERE, Add, Edit, Rescale, Where
-from saeflow.reading import read_text
+from saeflow.interventions import EVERYWHERE, Add, Edit, Positions, Rescale, Span, Where
+from saeflow.reading import parse_json, read_text
+
+FORMAT: Final = "saeflow-plan"
+VERSION: Final = 1
 
 
 class SteeringDirection(enum.StrEnum):
@@ -106,20 +134,20 @@ class SteeringPlan:
                 raise InvalidArgument(f"a plan has two steps for {step.feature}. Give each feature one.")
             seen.add(step.feature)
         try:
-            told = json.loads(json.dumps(dict(self.made_by), allow_nan=False))
+            made_by = json.loads(json.dumps(dict(self.made_by), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise InvalidArgument(f"made_by is no JSON ({error}). Give numbers, texts and lists.") from None
         object.__setattr__(self, "direction", SteeringDirection(self.direction))
         object.__setattr__(self, "steps", tuple(sorted(self.steps, key=lambda step: step.feature)))
-        object.__setattr__(self, "made_by", told)
+        object.__setattr__(self, "made_by", made_by)
 
     @cached_property
     def edits(self) -> tuple[Edit, ...]:
-        """The plan as edits of hidden states, one a site in order of computation.
+        """The plan as edits of hidden states, one per site in order of computation.
 
-        To activate, one `Add` a site. To suppress, one `Rescale` a site: its `r` is one number where all
-        features of the site share it, else one a feature. The features of a site are rescaled together, with
-        activations read before any of them is changed.
+        To activate, one `Add` per site. To suppress, one `Rescale` per site: its `r` is one number where all features
+        of the site share it, else one per feature. The features of a site are rescaled together, with activations read
+        before any of them is changed.
         """
         found: list[Edit] = []
         for site in self.sites:
@@ -133,7 +161,7 @@ class SteeringPlan:
         return tuple(found)
 
     def __iter__(self) -> Iterator[Edit]:
-        """The edits, so that `model.intervening(plan, dictionaries)` takes a plan as it is."""
+        """The edits: `model.intervening(plan, dictionaries)` takes a plan as it is."""
         return iter(self.edits)
 
     @property
@@ -154,33 +182,7 @@ class SteeringPlan:
     @property
     def span(self) -> tuple[int, int] | None:
         """The first and last layer changed; None for an empty plan."""
-        layers = self.layers
-        return (layers[0], layers[-1]) if layers else None
-
-    def without(self, features: Iterable[FeatureId], why: str) -> SteeringPlan:
-        """The plan with the steps of `features` moved to what was dropped, for the reason `why`.
-
-        Raises:
-            InvalidArgument: when one of them has no step.
-        """
-        out = set(features)
-        if strange := sorted(out - set(self.features)):
-            raise InvalidArgument(
-                f"{', '.join(map(str, strange))} cannot be dropped: the plan does not hold them. It holds "
-                f"{', '.join(map(str, self.features)) or 'no feature'}."
-            )
-        steps = tuple(step for step in self.steps if step.feature not in out)
-        dropped = (*self.dropped, *(Dropped(feature, why) for feature in sorted(out)))
-        return replace(self, steps=steps, dropped=dropped)
-
-    def only(self, features: Collection[FeatureId]) -> SteeringPlan:
-        """The plan with the steps of these features alone; features without a step are passed over."""
-        kept = set(features)
-        return replace(self, steps=tuple(step for step in self.steps if step.feature in kept))
-
-    def at_layers(self, layers: Collection[int]) -> SteeringPlan:
-        """The plan with the steps at these layers alone, with the values they have."""
-        return replace(self, steps=tuple(step for step in self.steps if step.feature.layer in layers))
+        return (self.layers[0], self.layers[-1]) if self.steps else None
 
     def scaled(self, c: float) -> SteeringPlan:
         """The plan with every change multiplied by `c`: 0 changes nothing, 1 gives the plan itself.
@@ -192,18 +194,36 @@ class SteeringPlan:
         """
         if not math.isfinite(c):
             raise InvalidArgument(f"a plan cannot be scaled by {c}. Give a number.")
-        suppressing = self.direction is SteeringDirection.SUPPRESS
         # c r + (1 - c) is exact at c = 0 and at c = 1, which 1 + c (r - 1) is not
-        steps = tuple(
-            replace(step, value=c * step.value + (1 - c) if suppressing else c * step.value) for step in self.steps
-        )
-        return replace(self, steps=steps)
+        rest = 1 - c if self.direction is SteeringDirection.SUPPRESS else 0.0
+        return replace(self, steps=tuple(replace(step, value=c * step.value + rest) for step in self.steps))
 
     def to_json(self) -> str:
-        """The plan as text that `from_json` reads back, and a person edits: a step a line."""
-        from saeflow.steering.plan_file import write
+        """The plan as text that `from_json` reads back, and a person edits: one step per line."""
 
-        return write(self)
+        def line(value: object) -> str:
+            return json.dumps(value, ensure_ascii=False)
+
+        def lines(rows: list[dict[str, Any]]) -> str:
+            return "[\n" + ",\n".join(f"  {line(row)}" for row in rows) + "\n ]" if rows else "[]"
+
+        tokens: str | dict[str, Any] = "all"
+        if self.tokens != EVERYWHERE:
+            at = self.tokens
+            tokens = {"at": list(at.at)} if isinstance(at, Positions) else {"start": at.start, "stop": at.stop}
+        name = _VALUE[self.direction]
+        steps = [{"feature": str(s.feature), name: s.value, "label": s.label, "why": s.why} for s in self.steps]
+        pieces = {
+            "format": line(FORMAT),
+            "version": line(VERSION),
+            "direction": line(self.direction.value),
+            **{key: line(getattr(self, key)) for key in _TEXTS},
+            "tokens": line(tokens),
+            "steps": lines(steps),
+            "dropped": lines([{"feature": str(gone.feature), "why": gone.why} for gone in self.dropped]),
+            "made_by": line(self.made_by),
+        }
+        return "{\n" + ",\n".join(f' "{key}": {text}' for key, text in pieces.items()) + "\n}\n"
 
     @staticmethod
     def from_json(text: str) -> SteeringPlan:
@@ -214,9 +234,41 @@ class SteeringPlan:
         Raises:
             BadFile: when the text is no plan; the message names the step and the field, and what to write.
         """
-        from saeflow.steering.plan_file import read
-
-        return read(text)
+        data = _parsed(text)
+        if data.get("format") != FORMAT or data.get("version") != VERSION:
+            raise BadFile(
+                f"this is {data.get('format')!r} version {data.get('version')!r}, not {FORMAT!r} version {VERSION}. "
+                f'Write "format": "{FORMAT}" and "version": {VERSION}, or make the plan again with `saeflow plan`.'
+            )
+        _no_others(data, _KEYS, "the plan")
+        if data.get("direction") not in list(SteeringDirection):
+            raise BadFile(f'"direction" is {_shown(data.get("direction"))}. Write "activate" or "suppress".')
+        direction = SteeringDirection(data["direction"])
+        steps: dict[FeatureId, Step] = {}
+        numbers: dict[FeatureId, int] = {}
+        for number, row in enumerate(_listed(data, "steps", needed=True), 1):
+            step = _step(row, direction, f"step {number}")
+            first = numbers.setdefault(step.feature, number)
+            if first != number:
+                raise BadFile(f"step {number} ({step.feature}): step {first} changes the same feature. Strike one out.")
+            steps[step.feature] = step
+        dropped: list[Dropped] = []
+        for number, row in enumerate(_listed(data, "dropped"), 1):
+            feature, where = _feature(row, f"dropped {number}", '{"feature": "2/res/114", "why": "about sports"}')
+            _no_others(row, ("feature", "why"), where)
+            dropped.append(Dropped(feature, _text(row, "why", where)))
+        texts = {key: _text(data, key, "the plan") for key in _TEXTS}
+        tokens = _tokens(data.get("tokens", "all"))
+        made_by = data.get("made_by", {})
+        if not isinstance(made_by, dict):
+            raise BadFile(f'"made_by" is {_shown(made_by)}. Write an object {{...}}, or leave it out.')
+        try:
+            known = cast("dict[str, Any]", made_by)
+            return SteeringPlan(
+                direction, tuple(steps.values()), **texts, dropped=tuple(dropped), made_by=known, tokens=tokens
+            )
+        except InvalidArgument as error:
+            raise BadFile(str(error)) from None
 
     def save(self, path: Path) -> None:
         """Write the plan to a file, whole or not at all.
@@ -245,3 +297,122 @@ def load_plan(path: Path | str) -> SteeringPlan:
         return SteeringPlan.from_json(text)
     except BadFile as error:
         raise BadFile(f"{path}: {error}") from None
+
+
+# --- reading the file: every error names the step and the field, and says what to write ------------------------------
+
+_VALUE: Final = {SteeringDirection.ACTIVATE: "strength", SteeringDirection.SUPPRESS: "r"}
+_TEXTS: Final = ("release", "model", "theme")
+_KEYS: Final = ("format", "version", "direction", *_TEXTS, "tokens", "steps", "dropped", "made_by")
+
+
+def _parsed(text: str) -> Mapping[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            times = Counter(key for key, _ in pairs)
+            twice = ", ".join(sorted(f'"{key}"' for key, n in times.items() if n > 1))
+            raise BadFile(f"{twice} stands more than once in {_shown(found)}. Write each key once.")
+        return found
+
+    try:
+        data = parse_json(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise BadFile(
+            f"this is no JSON: {error.msg} in line {error.lineno}, column {error.colno}. Steps stand between [ and ], "
+            "with a comma after each but the last."
+        ) from None
+    except BadFile:
+        raise
+    except ValueError as error:
+        raise BadFile(f"this JSON cannot be read ({error}). Write the plan with `saeflow plan`.") from None
+    if not isinstance(data, dict):
+        raise BadFile(f"this is {_shown(data)}, not a plan. Write the plan with `saeflow plan`.")
+    return cast("Mapping[str, Any]", data)
+
+
+def _feature(row: object, where: str, shape: str) -> tuple[FeatureId, str]:
+    """The feature of a step or of what was dropped; and `where` with its name, `step 3 (2/res/114)`."""
+    if not isinstance(row, dict):
+        raise BadFile(f"{where}: {_shown(row)} is no object. Write it as {shape}.")
+    if "feature" not in row:
+        raise BadFile(f'{where}: there is no "feature". Write it as {shape}.')
+    name: object = row["feature"]
+    try:
+        feature = FeatureId.parse(name if isinstance(name, str) else _shown(name))
+    except InvalidId as error:
+        raise BadFile(f'{where}: "feature": {error}') from None
+    return feature, f"{where} ({feature})"
+
+
+def _step(row: Any, direction: SteeringDirection, where: str) -> Step:
+    name, other = _VALUE[direction], next(key for way, key in _VALUE.items() if way is not direction)
+    shape = f'{{"feature": "2/res/114", "{name}": {6.2 if direction is SteeringDirection.ACTIVATE else 0.0}}}'
+    feature, where = _feature(row, where, shape)
+    if other in row:
+        raise BadFile(
+            f'{where}: a plan with "direction": "{direction.value}" has "{name}" in each step, not "{other}". '
+            f'Write "{name}".'
+        )
+    _no_others(row, ("feature", name, "label", "why"), where)
+    if name not in row:
+        raise BadFile(f'{where}: there is no "{name}". Write it as {shape}.')
+    told = row[name]
+    try:
+        value = math.nan if isinstance(told, bool) or not isinstance(told, int | float) else float(told)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise BadFile(f'{where}: "{name}" is {_shown(told)}. Write a finite number, such as "{name}": 0.5.')
+    return Step(feature, value, _text(row, "label", where), _text(row, "why", where))
+
+
+def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+    told = row.get(name, "")
+    if not isinstance(told, str):
+        raise BadFile(f'{where}: "{name}" is {_shown(told)}. Write a text in quotes, or leave it out.')
+    return told
+
+
+def _tokens(told: Any) -> Where:
+    def count(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    if told == "all":
+        return EVERYWHERE
+    try:
+        if (
+            isinstance(told, dict)
+            and set(told) == {"at"}
+            and isinstance(told["at"], list)
+            and all(map(count, told["at"]))
+        ):
+            return Positions(tuple(told["at"]))
+        if isinstance(told, dict) and told and set(told) <= {"start", "stop"}:
+            start, stop = told.get("start", 0), told.get("stop")
+            if count(start) and (stop is None or count(stop)):
+                return Span(start, stop)
+    except InvalidArgument as error:
+        raise BadFile(f'"tokens": {error}') from None
+    raise BadFile(f'"tokens" is {_shown(told)}. Write "all", {{"start": 4, "stop": 9}} or {{"at": [0, 3]}}.')
+
+
+def _listed(data: Mapping[str, Any], key: str, *, needed: bool = False) -> list[Any]:
+    found = data.get(key) if needed else data.get(key, [])
+    if not isinstance(found, list):
+        told = _shown(found) if key in data else "missing"
+        raise BadFile(f'"{key}" is {told}. Write a list: "{key}": [ ... ].')
+    return cast("list[Any]", found)
+
+
+def _no_others(row: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    for key in row:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            meant = f'Did you mean "{near[0]}"? ' if near else ""
+            raise BadFile(f'{where}: "{key}" is no key here. {meant}Keys are {", ".join(known)}.')
+
+
+def _shown(told: object) -> str:
+    text = json.dumps(told, ensure_ascii=False, default=repr)
+    return text if len(text) <= 60 else f"{text[:57]}..."
