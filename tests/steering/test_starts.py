@@ -17,8 +17,7 @@ from saeflow.matching.atlas import open_atlas
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
 from saeflow.steering.activity import activity
-from saeflow.steering.contrast import Side, contrast, corrected
-from saeflow.steering.starts import find_by_texts, find_by_words
+from saeflow.steering.starts import Side, corrected, find_by_texts, find_by_words
 from saeflow.steering.theme import load_theme, themes
 from tests.experiments.planted import TOKENS, plant
 
@@ -130,17 +129,11 @@ class TestActivity:
                 expected = planted.dictionaries[site].encode(h).mean(0).numpy()
                 np.testing.assert_allclose(found.means[site][[number]].toarray()[0], expected, atol=1e-6)
 
-    def test_groups_of_sites_change_nothing_and_progress_is_told(self, planted):
+    def test_residual_sites_are_looked_at_when_none_are_named_and_progress_is_told(self, planted):
         told, seen = sentences(None, 20, 0), []
-        whole = activity(planted.model, planted.dictionaries, told)
+        whole = activity(planted.model, planted.dictionaries, told, progress=lambda *now: seen.append(now))
         assert whole.sites == tuple(Site(layer, Part.RES) for layer in range(3))
-        apart = activity(
-            planted.model, planted.dictionaries, told, sites_at_once=1, progress=lambda *now: seen.append(now)
-        )
-        for site in whole.sites:
-            assert np.array_equal(whole.means[site].toarray(), apart.means[site].toarray())
-        assert [done for done, _, _ in seen] == list(range(6))
-        assert {total for _, total, _ in seen} == {6}
+        assert [(done, total) for done, total, _ in seen] == [(0, 2), (1, 2)]
 
     def test_max_length_counts_the_begin_of_text_token(self, planted):
         found = activity(planted.model, planted.dictionaries, ["carry " * 9], max_length=5)
@@ -186,7 +179,7 @@ class TestStatistics:
 
     @pytest.mark.parametrize("seed", range(3))
     def test_p_values_are_scipy_s_for_each_feature_alone(self, seed, monkeypatch):
-        monkeypatch.setattr("saeflow.steering.contrast._TESTED_AT_ONCE", 7)  # several rounds
+        monkeypatch.setattr("saeflow.steering.starts._TESTED_AT_ONCE", 7)  # several rounds
         side, on, off = random_side(seed)
         found, effects = side.p_values(), side.effects()
         for column in range(on.shape[1]):
@@ -212,7 +205,7 @@ class TestStatistics:
 class TestByTexts:
     def test_the_planted_features_of_a_word_are_found_at_every_site_it_reaches(self, planted):
         sites = [site for site in planted.dictionaries if site.part is not Part.ATT]
-        made = contrast(
+        made = find_by_texts(
             planted.model, planted.dictionaries, sentences("write", 24, 1), sentences(None, 60, 2), sites=sites
         )
         named = {planted.feature("0/res", "write_cause"), planted.feature("1/mlp", "written")}
@@ -233,7 +226,9 @@ class TestByTexts:
 
     def test_nothing_is_found_where_both_are_drawn_alike(self, planted):
         found = [
-            contrast(planted.model, planted.dictionaries, sentences(None, 24, seed), sentences(None, 60, 90 + seed))
+            find_by_texts(
+                planted.model, planted.dictionaries, sentences(None, 24, seed), sentences(None, 60, 90 + seed)
+            )
             for seed in range(10)
         ]
         assert sum(bool(made.found) for made in found) <= 2  # each with a chance of fdr = 0.05
@@ -249,18 +244,18 @@ class TestByTexts:
             halves[n] = np.arange(n) < n // 2
             return halves[n]
 
-        monkeypatch.setattr("saeflow.steering.contrast._first_half", split)
+        monkeypatch.setattr("saeflow.steering.starts._first_half", split)
         rich = ["double " * 8 + text for text in told]
-        first = contrast(planted.model, planted.dictionaries, rich[:10] + told[10:], others, sites=[target.site])
+        first = find_by_texts(planted.model, planted.dictionaries, rich[:10] + told[10:], others, sites=[target.site])
         assert [found.feature for found in first.found] == [target]
         assert first.found[0].effect > 2
         assert abs(first.found[0].replicated) < 1
-        second = contrast(planted.model, planted.dictionaries, told[:10] + rich[10:], others, sites=[target.site])
+        second = find_by_texts(planted.model, planted.dictionaries, told[:10] + rich[10:], others, sites=[target.site])
         assert second.found == ()
 
     def test_all_texts_are_chosen_with_when_none_are_held_out(self, planted):
         told, others = sentences("write", 3, 1), sentences(None, 40, 2)
-        made = contrast(planted.model, planted.dictionaries, told, others, hold_out=False, fdr=1.0)
+        made = find_by_texts(planted.model, planted.dictionaries, told, others, hold_out=False, fdr=1.0)
         assert made.found
         assert made.check is None
         assert {found.replicated for found in made.found} == {None}
@@ -269,14 +264,14 @@ class TestByTexts:
         """A feature that fires once in a long background text is not compared by its length."""
         told = sentences("write", 8, 1)
         long = ["nothing " * 30 + "write" for _ in range(24)]
-        made = contrast(planted.model, planted.dictionaries, told, long, sites=[Site.parse("0/res")])
+        made = find_by_texts(planted.model, planted.dictionaries, told, long, sites=[Site.parse("0/res")])
         [best] = [f for f in made.found if f.feature == planted.feature("0/res", "write_cause")]
         assert best.background == 0.0
 
     def test_the_same_seed_finds_the_same(self, planted):
         arguments = (planted.model, planted.dictionaries, sentences("source", 12, 1), sentences(None, 30, 2))
-        assert contrast(*arguments, seed=4) == contrast(*arguments, seed=4)
-        assert list(contrast(*arguments).found[:2]) == find_by_texts(*arguments, limit=2)
+        assert find_by_texts(*arguments, seed=4) == find_by_texts(*arguments, seed=4)
+        assert find_by_texts(*arguments).found[:2] == find_by_texts(*arguments, limit=2).found
 
     def test_torch_s_generator_is_left_alone(self, planted):
         state = torch.get_rng_state()
@@ -295,12 +290,12 @@ class TestByTexts:
     def test_settings_outside_their_range_are_refused(self, planted, options, words):
         told = sentences(None, 6, 0)
         with pytest.raises(InvalidArgument, match=words):
-            contrast(planted.model, planted.dictionaries, told, told, **options)
+            find_by_texts(planted.model, planted.dictionaries, told, told, **options)
 
     def test_too_few_texts_are_refused(self, planted):
         for told, others in ((3, 9), (9, 3)):
             with pytest.raises(InvalidArgument, match=r"too few to compare\. Give 4 or more"):
-                contrast(planted.model, planted.dictionaries, sentences(None, told, 0), sentences(None, others, 0))
+                find_by_texts(planted.model, planted.dictionaries, sentences(None, told, 0), sentences(None, others, 0))
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +309,7 @@ def test_starts_of_a_demo_theme_are_found_by_its_examples_and_replicate(demo, na
     background = [text for domain in DOMAINS for text in texts(domain, 8)]
     background += [text for other in themes("demo") if other != theme for text in other.examples[::4]]
     sites = sorted({start.site for start in theme.starts})
-    made = contrast(*demo, theme.examples, background, sites=sites, limit=200, words=no_words)
+    made = find_by_texts(*demo, theme.examples, background, sites=sites, limit=200, words=no_words)
     found = {row.feature: row for row in made.found}
     assert set(theme.starts) <= set(found)
     for start in theme.starts:

@@ -17,8 +17,7 @@ from saeflow.errors import InvalidArgument
 if TYPE_CHECKING:
     from saeflow.ids import Site
     from saeflow.labels import Words
-    from saeflow.steering.contrast import TextSearch
-    from saeflow.steering.starts import Candidate
+    from saeflow.steering.starts import Candidate, TextSearch
     from saeflow.steering.theme import Theme
 
 DEMO_BACKGROUND = 80
@@ -180,7 +179,7 @@ def _by_texts(
     others = asked.others()
     from saeflow.sources.library import load_dictionaries
     from saeflow.sources.model import load_model
-    from saeflow.steering.contrast import contrast
+    from saeflow.steering.starts import find_by_texts
 
     dictionaries = load_dictionaries(asked.release, device=device)
     name = model or ("demo" if asked.release == "demo" else dictionaries.model)
@@ -188,7 +187,7 @@ def _by_texts(
         raise InvalidArgument(f"{asked.release} does not say which model it is of. Name it with --model.")
     told = _labels(asked.release, atlas)
     with progress("comparing") as report:
-        made = contrast(
+        made = find_by_texts(
             load_model(name, device=device, prepend_bos=prepend_bos),
             dictionaries,
             examples,

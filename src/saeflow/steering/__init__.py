@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         shares,
         within,
     )
-    from saeflow.steering.starts import Candidate, find_by_texts, find_by_words
+    from saeflow.steering.starts import Candidate, HeldOutCheck, TextSearch, find_by_texts, find_by_words
     from saeflow.steering.stream_rows import fold_scales, typical_activations
     from saeflow.steering.theme import Task, Theme, load_theme, themes
 
@@ -42,6 +42,7 @@ _HOME = {
     "Exponential": "schedule",
     "Candidate": "starts",
     "Generation": "generate",
+    "HeldOutCheck": "starts",
     "Linear": "schedule",
     "PlanChange": "sizes",
     "PlanRequest": "build",
@@ -55,6 +56,7 @@ _HOME = {
     "Step": "plan",
     "Target": "growth",
     "Task": "theme",
+    "TextSearch": "starts",
     "Theme": "theme",
     "activation_plan": "growth",
     "build_plan": "build",
@@ -86,6 +88,7 @@ __all__ = [
     "Dropped",
     "Exponential",
     "Generation",
+    "HeldOutCheck",
     "Linear",
     "NormShares",
     "PlanChange",
@@ -100,6 +103,7 @@ __all__ = [
     "Step",
     "Target",
     "Task",
+    "TextSearch",
     "Theme",
     "activation_plan",
     "build_plan",

@@ -1,6 +1,5 @@
 """How active every feature is on each of some texts: the means over tokens, sparse, streamed over the texts.
 
-The model runs once over the texts for each group of sites; of a unit of texts only the per-text sums are kept.
 Special tokens are left out, the begin-of-text token above all: many features fire there on any text.
 """
 
@@ -13,8 +12,7 @@ from typing import Final
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
@@ -49,7 +47,6 @@ def activity(
     *,
     sites: Iterable[Site] | None = None,
     max_length: int = 128,
-    sites_at_once: int | None = None,
     progress: Progress | None = None,
 ) -> Activity:
     """Mean activation of every feature at `sites` on each of `texts`.
@@ -60,78 +57,43 @@ def activity(
         texts: one or more, each with a token that is not special.
         sites: where; all residual sites when not given.
         max_length: tokens of a text that are read, the begin-of-text token included.
-        sites_at_once: dictionaries in memory at a time, unloaded afterwards; all, and kept, when not given.
-        progress: is told (units done, units, what).
+        progress: called with (texts' units done, units, what).
 
     Raises:
         InvalidArgument: for no sites, or a text without a token that is not special.
         UnknownSite: for a site without a dictionary.
         WidthMismatch: for a dictionary that does not fit the model.
     """
-    asked = chosen_sites(dictionaries, sites)
-    step = sites_at_once or len(asked)
-    groups = [asked[start : start + step] for start in range(0, len(asked), step)]
-    starts = range(0, len(texts), TEXTS_AT_ONCE)
-    kept: dict[Site, list[sp.csr_array]] = {site: [] for site in asked}
-    lengths = np.zeros(len(texts), dtype=np.int64)
-    for number, group in enumerate(groups):
-        for unit, start in enumerate(starts):
-            if progress:
-                progress(number * len(starts) + unit, len(groups) * len(starts), f"at {group[0]} to {group[-1]}")
-            some = texts[start : start + TEXTS_AT_ONCE]
-            counted, rows = _unit(model, {site: dictionaries[site] for site in group}, some, max_length)
-            lengths[start : start + len(some)] = counted
-            for site, matrix in rows.items():
-                kept[site].append(matrix)
-        if len(groups) > 1:
-            for site in group:
-                dictionaries[site].unload()
-    means = {site: sp.csr_array(sp.vstack(parts, format="csr")) for site, parts in kept.items()}
-    return Activity(asked, means, lengths)
-
-
-def chosen_sites(dictionaries: Mapping[Site, Dictionary], sites: Iterable[Site] | None) -> tuple[Site, ...]:
-    """The sites asked for, in order of computation; all residual ones when None is.
-
-    Raises:
-        InvalidArgument: when there is none.
-    """
-    asked = [site for site in dictionaries if site.part is Part.RES] if sites is None else set(sites)
-    if not asked:
+    chosen = [site for site in dictionaries if site.part is Part.RES] if sites is None else set(sites)
+    if not chosen:
         raise InvalidArgument("there is no site to look at. Name some, such as 2/res.")
-    return tuple(sorted(asked))
-
-
-def _unit(
-    model: LanguageModel, dictionaries: Mapping[Site, Dictionary], texts: Sequence[str], max_length: int
-) -> tuple[Int[np.ndarray, " n"], dict[Site, sp.csr_array]]:
-    """For some texts: how many tokens counted in each, and the mean activations at each site."""
-    tokens = model.tokenize(texts, max_length=max_length)
-    real = ~special_tokens(model, tokens)
-    counted = real.sum(dim=1)
-    empty = torch.nonzero(counted == 0).flatten().tolist()
-    if empty:
-        raise InvalidArgument(
-            f"the text {texts[empty[0]]!r} has no token that is not special. Leave it out, or raise max_length."
-        )
-    text_of_token = real.nonzero()[:, 0]
-    places = {site: dictionary.point for site, dictionary in dictionaries.items()}
-    held = model.capture(tokens, places.values())
-    rows = {
-        site: _means(dictionaries[site], held[place][real], text_of_token, counted) for site, place in places.items()
-    }
-    return counted.cpu().numpy(), rows
-
-
-def _means(
-    dictionary: Dictionary,
-    h: Float[Tensor, "pos d_in"],
-    text_of_token: Int[Tensor, " pos"],
-    counted: Int[Tensor, " batch"],
-) -> sp.csr_array:
-    """Mean activations, texts by features, from the hidden states of all their tokens."""
-    sums = torch.zeros(len(counted), dictionary.n_features, dtype=torch.float32, device=h.device)
-    with torch.no_grad():
-        for some, of_text in zip(h.split(ENCODED_AT_ONCE), text_of_token.split(ENCODED_AT_ONCE), strict=True):
-            sums.index_add_(0, of_text, dictionary.encode(some).float())
-    return sp.csr_array((sums / counted[:, None]).cpu().numpy())
+    asked = tuple(sorted(chosen))
+    points = {site: dictionaries[site].point for site in asked}
+    kept: dict[Site, list[sp.csr_array]] = {site: [] for site in asked}
+    lengths: list[int] = []
+    starts = range(0, len(texts), TEXTS_AT_ONCE)
+    for unit, start in enumerate(starts):
+        if progress:
+            progress(unit, len(starts), f"at {asked[0]} to {asked[-1]}")
+        # 1. run some texts; the tokens of all of them that count are one long column
+        some = texts[start : start + TEXTS_AT_ONCE]
+        tokens = model.tokenize(some, max_length=max_length)
+        real = ~special_tokens(model, tokens)
+        counted = real.sum(dim=1)
+        if empty := torch.nonzero(counted == 0).flatten().tolist():
+            raise InvalidArgument(
+                f"the text {some[empty[0]]!r} has no token that is not special. Leave it out, or raise max_length."
+            )
+        lengths += counted.tolist()
+        text_of_token = real.nonzero()[:, 0].split(ENCODED_AT_ONCE)
+        held = model.capture(tokens, points.values())
+        # 2. of each site the sums by text
+        for site, point in points.items():
+            dictionary, h = dictionaries[site], held[point][real]
+            sums = torch.zeros(len(some), dictionary.n_features, dtype=torch.float32, device=h.device)
+            with torch.no_grad():
+                for part, of_text in zip(h.split(ENCODED_AT_ONCE), text_of_token, strict=True):
+                    sums.index_add_(0, of_text, dictionary.encode(part).float())
+            kept[site].append(sp.csr_array((sums / counted[:, None]).cpu().numpy()))
+    means = {site: sp.csr_array(sp.vstack(parts, format="csr")) for site, parts in kept.items()}
+    return Activity(asked, means, np.array(lengths, dtype=np.int64))

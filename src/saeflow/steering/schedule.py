@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import enum
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Final
 
 from saeflow.errors import InvalidArgument
 
@@ -30,28 +31,29 @@ class ScheduleKind(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
-    """The same coefficient at every layer: s' = s (appendix B.2).
+class Schedule(ABC):
+    """How a coefficient is spread over layers.
+
+    Attributes:
+        s: the coefficient.
 
     Raises:
-        InvalidArgument: when `s` is not finite.
+        InvalidArgument: when a number of it is not finite.
     """
 
-    kind: ClassVar[ScheduleKind] = ScheduleKind.CONSTANT
+    kind: ClassVar[ScheduleKind]
 
     s: float
 
     def __post_init__(self) -> None:
         """Refuse a value that is not a number."""
-        _finite(self, s=self.s)
+        for name, value in asdict(self).items():
+            if not math.isfinite(value):
+                raise InvalidArgument(f"{name} = {value} of a {self.kind.value} schedule is not finite. Give a number.")
 
-    def at(self, layer: int, span: tuple[int, int]) -> float:  # noqa: ARG002 - one signature for all
-        """The coefficient of a feature of `layer`."""
-        return self.s
-
-    def starting(self, s: float) -> Constant:
-        """The same schedule with another `s`."""
-        return replace(self, s=s)
+    @abstractmethod
+    def at(self, layer: int, span: tuple[int, int]) -> float:
+        """The coefficient of a feature of `layer`, in a graph from `span[0]` to `span[1]`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The schedule as JSON values, which `schedule_from` reads."""
@@ -59,24 +61,27 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class Constant(Schedule):
+    """The same coefficient at every layer: s' = s (appendix B.2)."""
+
+    kind: ClassVar[ScheduleKind] = ScheduleKind.CONSTANT
+
+    def at(self, layer: int, span: tuple[int, int]) -> float:  # noqa: ARG002 - one signature for all
+        """The coefficient of any feature."""
+        return self.s
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(Schedule):
     """From s at l_start to s_end at l_end in equal steps: s' = k l + b (appendix B.2, which takes s_end = 1).
 
     A span of one layer gives s. A layer outside the span gets what the nearer end gets: only a feature of a
     module can lie there, and going on along the line would turn the sign of what is added.
-
-    Raises:
-        InvalidArgument: when `s` or `s_end` is not finite.
     """
 
     kind: ClassVar[ScheduleKind] = ScheduleKind.LINEAR
 
-    s: float
     s_end: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse a value that is not a number."""
-        _finite(self, s=self.s, s_end=self.s_end)
 
     def at(self, layer: int, span: tuple[int, int]) -> float:
         """The coefficient of a feature of `layer`, in a graph from `span[0]` to `span[1]`.
@@ -91,34 +96,16 @@ class Linear:
             return self.s
         if layer >= end:
             return self.s_end
-        share = (layer - start) / (end - start)
-        return self.s + (self.s_end - self.s) * share
-
-    def starting(self, s: float) -> Linear:
-        """The same schedule with another `s`; `s_end` stays."""
-        return replace(self, s=s)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The schedule as JSON values, which `schedule_from` reads."""
-        return {"kind": self.kind.value, **asdict(self)}
+        return self.s + (self.s_end - self.s) * ((layer - start) / (end - start))
 
 
 @dataclass(frozen=True, slots=True)
-class Exponential:
-    """s' = s e^(alpha l), l the absolute layer (appendix B.2, which takes alpha = -0.05; C.3 takes -0.25).
-
-    Raises:
-        InvalidArgument: when `s` or `alpha` is not finite.
-    """
+class Exponential(Schedule):
+    """s' = s e^(alpha l), l the absolute layer (appendix B.2, which takes alpha = -0.05; C.3 takes -0.25)."""
 
     kind: ClassVar[ScheduleKind] = ScheduleKind.EXPONENTIAL
 
-    s: float
     alpha: float = -0.05
-
-    def __post_init__(self) -> None:
-        """Refuse a value that is not a number."""
-        _finite(self, s=self.s, alpha=self.alpha)
 
     def at(self, layer: int, span: tuple[int, int]) -> float:  # noqa: ARG002 - one signature for all
         """The coefficient of a feature of `layer`.
@@ -137,21 +124,8 @@ class Exponential:
             )
         return found
 
-    def starting(self, s: float) -> Exponential:
-        """The same schedule with another `s`; `alpha` stays."""
-        return replace(self, s=s)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The schedule as JSON values, which `schedule_from` reads."""
-        return {"kind": self.kind.value, **asdict(self)}
-
-
-Schedule: TypeAlias = Constant | Linear | Exponential
-"""How a coefficient is spread over layers."""
-
-_KINDS: dict[str, type[Constant | Linear | Exponential]] = {
-    made.kind.value: made for made in (Constant, Linear, Exponential)
-}
+_KINDS: Final[dict[str, type[Schedule]]] = {made.kind.value: made for made in (Constant, Linear, Exponential)}
 
 
 def schedule_from(data: Mapping[str, Any]) -> Schedule:
@@ -177,9 +151,3 @@ def schedule_from(data: Mapping[str, Any]) -> Schedule:
         return made(**{name: float(value) for name, value in values.items()})
     except OverflowError:
         raise InvalidArgument(f"{values} of a {kind} schedule are too large. Write numbers, such as 8.") from None
-
-
-def _finite(schedule: Schedule, **values: float) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise InvalidArgument(f"{name} = {value} of a {schedule.kind.value} schedule is not finite. Give a number.")

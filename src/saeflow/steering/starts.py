@@ -1,38 +1,33 @@
-"""Find the features a theme starts from: by words, or by example texts (appendix B begins with such a set). No torch.
+"""Find the features a theme starts from: by words, or by example texts (appendix B begins with such a set).
 
     by words    the query is looked for in a feature's label, in the tokens it fires on and in those it promotes
     by texts    features that are more active on example texts than on a background of other texts
 
-The second is in `contrast`, which needs the model. Either way the list is a set of candidates: whether a feature that
-fires on a topic also makes the model write about it, only steering tells (Arad et al. 2025, arXiv 2505.20063).
+Either way the list is a set of candidates: whether a feature that fires on a topic also makes the model write about
+it, only steering tells (Arad et al. 2025, arXiv 2505.20063). Torch is imported by the search by texts alone.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float, Int
+from scipy import stats
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
-from saeflow.labels import FeatureWords, Words
+from saeflow.labels import FeatureWords, Words, no_words
+from saeflow.records import Progress
 
 if TYPE_CHECKING:
     from saeflow.sources.dictionary import Dictionary
     from saeflow.sources.model import LanguageModel
-
-MIN_SHARE: Final = 0.25
-"""Share of the texts a feature must fire on to be found by texts."""
-
-WHOLE: Final = 1.0
-PREFIX: Final = 0.6
-INSIDE: Final = 0.1
-"""Scores of a whole word, of the beginning of one and of a match inside one; places add less than their gaps."""
-
-_SHORTEST_PREFIX: Final = 3
-_PLACES: Final = ("label", "fires on", "promotes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,39 +59,14 @@ class Candidate:
     replicated: float | None = None
 
 
-def find_by_texts(
-    model: LanguageModel,
-    dictionaries: Mapping[Site, Dictionary],
-    texts: Sequence[str],
-    background: Sequence[str],
-    *,
-    sites: Iterable[Site] | None = None,
-    limit: int = 20,
-    min_share: float = MIN_SHARE,
-) -> list[Candidate]:
-    """Features more active on `texts` than on `background`, the largest effect first.
+# --- by words --------------------------------------------------------------------------------------------------------
 
-    Chosen on half of both; the other half says whether the effect is there again (`Candidate.replicated`). This is
-    `contrast.contrast` with its other options left alone, and without its check of the set as a whole.
+WHOLE: Final = 1.0
+PREFIX: Final = 0.6
+INSIDE: Final = 0.1
+"""Scores of a whole word, of the beginning of one and of a match inside one; places add less than their gaps."""
 
-    Args:
-        model: the model the dictionaries were trained on.
-        dictionaries: by site.
-        texts: examples of the topic, four or more; twenty make a list worth having.
-        background: other texts, four or more, best of many kinds.
-        sites: where to look; all residual sites when not given.
-        limit: how many features at most.
-        min_share: the least share of the texts a feature fires on.
-
-    Raises:
-        InvalidArgument: for too few texts, no sites, or a setting outside its range.
-        UnknownSite: for a site without a dictionary.
-        WidthMismatch: for dictionaries that do not fit the model.
-    """
-    from saeflow.steering.contrast import contrast
-
-    made = contrast(model, dictionaries, texts, background, sites=sites, limit=limit, min_share=min_share)
-    return list(made.found)
+_SHORTEST_PREFIX: Final = 3
 
 
 def find_by_words(words: Words, query: str, sites: Iterable[Site], limit: int = 20) -> list[Candidate]:
@@ -123,65 +93,47 @@ def find_by_words(words: Words, query: str, sites: Iterable[Site], limit: int = 
     asked = tuple(dict.fromkeys(sites))
     if not asked or limit < 1:
         raise InvalidArgument(f"{len(asked)} sites and limit = {limit} find nothing. Give 1 or more of both.")
-    told = {site: words.site(site) for site in asked}
-    if not any(told.values()):
+    rows = {site: words.site(site) for site in asked}
+    if not any(rows.values()):
         raise InvalidArgument(
             f"nothing is known of features at {', '.join(map(str, asked))}. Words lie in the folder `words` of an "
             "atlas; without them, find features by example texts."
         )
-    hits = (
-        hit
-        for site, rows in told.items()
-        for index, known in enumerate(rows)
-        if known is not None and (hit := _hit(FeatureId(site, index), known, terms)) is not None
-    )
-    return sorted(hits, key=lambda found: (-found.effect, found.feature))[:limit]
+    hits: list[Candidate] = []
+    for site, of_site in rows.items():
+        for index, known in enumerate(of_site):
+            if known is None:
+                continue
+            met = [_met(known, term) for term in terms]
+            if not any(score for score, _ in met):
+                continue
+            effect = sum(score for score, _ in met) / len(terms)
+            share = sum(score > 0 for score, _ in met) / len(terms)
+            frequency = math.nan if known.frequency is None else known.frequency
+            why = "; ".join(f"{term}: {', '.join(where)}" for term, (_, where) in zip(terms, met, strict=True) if where)
+            feature = FeatureId(site, index)
+            hits.append(Candidate(feature, known.label, round(effect, 6), share, frequency, None, why))
+    return sorted(hits, key=lambda hit: (-hit.effect, hit.feature))[:limit]
 
 
-@dataclass(frozen=True, slots=True)
-class _Met:
-    """How a term is met in one place."""
+def _met(known: FeatureWords, term: str) -> tuple[float, list[str]]:
+    """How well a term is met by a feature's label, the tokens it fires on and those it promotes; and where it is.
 
-    level: float
-    bonus: float
-    text: str
-    place: str
-
-
-def _hit(feature: FeatureId, known: FeatureWords, terms: Sequence[str]) -> Candidate | None:
-    met = {term: tuple(_met(known, term)) for term in terms}
-    scores = [_score(places) for places in met.values()]
-    if not any(scores):
-        return None
-    effect = sum(scores) / len(terms)
-    frequency = math.nan if known.frequency is None else known.frequency
-    why = "; ".join(
-        f"{term}: {', '.join(f'{place.place} {place.text!r}' for place in places)}"
-        for term, places in met.items()
-        if places
-    )
-    share = sum(score > 0 for score in scores) / len(terms)
-    return Candidate(feature, known.label, round(effect, 6), share, frequency, None, why)
-
-
-def _score(places: Sequence[_Met]) -> float:
-    """The best level, and a little for every place that reaches it or comes near."""
-    if not places:
-        return 0.0
-    best = max(place.level for place in places)
-    return best + sum(place.bonus * place.level / best for place in places) / len(_PLACES)
-
-
-def _met(known: FeatureWords, term: str) -> Iterator[_Met]:
-    """Where a term is met best: in the label, in the tokens it fires on, in those it promotes."""
-    for name, entries in zip(_PLACES, ((known.label,), known.tokens, known.promotes), strict=True):
-        best: _Met | None = None
-        for rank, entry in enumerate(entries):
-            level = max((_level(piece, term) for piece in _pieces(entry)), default=0.0)
-            if level and (best is None or level > best.level):
-                best = _Met(level, 0.2 / (1 + 0.1 * rank), entry.strip(), name)
-        if best is not None:
-            yield best
+    The score is the best level, and a little for every place that reaches it or comes near.
+    """
+    found: list[tuple[float, float, str]] = []
+    places = {"label": (known.label,), "fires on": known.tokens, "promotes": known.promotes}
+    for place, entries in places.items():
+        levels = [max((_level(piece, term) for piece in _pieces(entry)), default=0.0) for entry in entries]
+        best = max(levels, default=0.0)
+        if best:
+            rank = levels.index(best)
+            found.append((best, 0.2 / (1 + 0.1 * rank), f"{place} {entries[rank].strip()!r}"))
+    if not found:
+        return 0.0, []
+    best = max(level for level, _, _ in found)
+    score = best + sum(bonus * level / best for level, bonus, _ in found) / len(places)
+    return score, [where for _, _, where in found]
 
 
 def _level(piece: str, term: str) -> float:
@@ -199,3 +151,238 @@ def _pieces(text: str) -> list[str]:
     """The words of a text in small letters; signs count where nothing else is there ("=", "$")."""
     found = re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.casefold())
     return found or text.casefold().replace(",", " ").split()
+
+
+# --- by texts --------------------------------------------------------------------------------------------------------
+
+FEWEST: Final = 4
+"""Texts of either kind that are needed: two in each half."""
+
+_TESTED_AT_ONCE: Final = 2048
+_ROUNDING: Final = 1e-5
+"""What float32 sums over a text may lose, as a share of their size."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutCheck:
+    """How well the candidates, as one set, tell held-out texts from held-out background.
+
+    Attributes:
+        auc: the chance that a text scores above a background text, ties counted half: 0.5 is no better than
+            guessing, 1 is always. A text's score is the mean over candidates of its mean activation in standard
+            deviations of the first halves.
+        p: one-sided Mann-Whitney test of the same scores.
+        texts: how many texts were held out.
+        background: how many background texts were.
+    """
+
+    auc: float
+    p: float
+    texts: int
+    background: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextSearch:
+    """What was found: candidates, the largest effect first, and the check; None without candidates or held-out texts.
+
+    `looked_at` counts the features that the p-values are corrected for.
+    """
+
+    found: tuple[Candidate, ...]
+    check: HeldOutCheck | None
+    looked_at: int
+
+
+def find_by_texts(
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    texts: Sequence[str],
+    background: Sequence[str],
+    *,
+    sites: Iterable[Site] | None = None,
+    limit: int = 20,
+    min_share: float = 0.25,
+    fdr: float = 0.05,
+    max_length: int = 128,
+    hold_out: bool = True,
+    seed: int = 0,
+    words: Words = no_words,
+    progress: Progress | None = None,
+) -> TextSearch:
+    """Features more active on `texts` than on `background`, and whether that holds on texts not chosen with.
+
+    1. Both kinds of text are split in two by a seed. The background is cut to the median length of the texts:
+       a longer text gives every feature more places to fire.
+    2. On the first halves each feature gets an effect (Hedges' g of per-text mean activations), the shares of texts
+       it fires on, and a rank test corrected for all features that were looked at.
+    3. Features that fire on enough texts and pass the test are ordered by effect: the candidates.
+    4. On the second halves each candidate's effect is measured again, and the candidates together sort texts from
+       background: the area under the ROC curve says how well.
+
+    Hedges' g is from Hedges (1981), doi 10.3102/10769986006002107.
+
+    Args:
+        model: the model the dictionaries were trained on.
+        dictionaries: by site.
+        texts: examples of the topic; 4 or more, 2 without holding out; twenty make a list worth having.
+        background: other texts, as many or more; best of many kinds.
+        sites: where to look; all residual sites when not given.
+        limit: how many features at most.
+        min_share: the least share of the texts a feature fires on, 0 to 1.
+        fdr: false-discovery rate of the list, in (0, 1].
+        max_length: tokens of a text that are read.
+        hold_out: keep half of both kinds for the check. Without it all are chosen with, and nothing says whether
+            the effects replicate.
+        seed: the halves are a function of it and of the number of texts.
+        words: where labels come from.
+        progress: called with (units done, units, what).
+
+    Raises:
+        InvalidArgument: for too few texts, no sites, or a setting outside its range.
+        UnknownSite: for a site without a dictionary.
+        WidthMismatch: for dictionaries that do not fit the model.
+    """
+    least = FEWEST if hold_out else FEWEST // 2
+    if len(texts) < least or len(background) < least:
+        raise InvalidArgument(
+            f"{len(texts)} texts and {len(background)} of background are too few to compare. Give {least} or more of "
+            "both; twenty texts make a list worth having."
+        )
+    if limit < 1 or not 0 <= min_share <= 1 or not 0 < fdr <= 1:
+        raise InvalidArgument(
+            f"limit = {limit}, min_share = {min_share}, fdr = {fdr}: give 1 or more, a share from 0 to 1, and a rate "
+            "above 0 up to 1."
+        )
+    from saeflow.steering.activity import activity
+
+    # 1. activities, and the halves
+    where = None if sites is None else tuple(sites)
+    model = model.as_trained(dictionaries)
+    on = activity(model, dictionaries, texts, sites=where, max_length=max_length, progress=progress)
+    cut = min(int(np.median(on.lengths)) + model.prepend_bos, max_length)
+    off = activity(model, dictionaries, background, sites=on.sites, max_length=cut, progress=progress)
+    rng = np.random.default_rng(seed)
+    first_on, first_off = _first_half(len(texts), rng, hold_out), _first_half(len(background), rng, hold_out)
+
+    def side(site: Site, *, first: bool) -> Side:
+        halves = on.means[site][np.flatnonzero(first_on == first)], off.means[site][np.flatnonzero(first_off == first)]
+        return Side(*map(sp.csc_array, halves))
+
+    # 2. what the first halves say of each feature
+    sides = {site: side(site, first=True) for site in on.sites}
+    p = dict(zip(sides, corrected([one.p_values() for one in sides.values()]), strict=True))
+    effects = {site: one.effects() for site, one in sides.items()}
+    shares = {site: one.shares() for site, one in sides.items()}
+    # 3. the candidates
+    chosen: list[FeatureId] = []
+    for site in sides:
+        kept = (effects[site] > 0) & (p[site] <= fdr) & (shares[site][0] >= min_share)
+        chosen += [FeatureId(site, index) for index in np.flatnonzero(kept).tolist()]
+    chosen = sorted(chosen, key=lambda feature: (-effects[feature.site][feature.index], feature))[:limit]
+    # 4. the second halves
+    later = {site: side(site, first=False) for site in sorted({feature.site for feature in chosen})} if hold_out else {}
+    effects_later = {site: one.effects() for site, one in later.items()}
+    check = None
+    if later:
+        n, k = int((~first_on).sum()), int((~first_off).sum())
+        scores_on, scores_off = np.zeros(n), np.zeros(k)
+        for site, one in later.items():
+            index = np.array([feature.index for feature in chosen if feature.site == site])
+            spread = sides[site].spread()[index]
+            scores_on += (one.on[:, index].toarray() / spread).sum(axis=1)
+            scores_off += (one.off[:, index].toarray() / spread).sum(axis=1)
+        test = stats.mannwhitneyu(scores_on, scores_off, alternative="greater", method="asymptotic")
+        check = HeldOutCheck(float(test.statistic) / (n * k), float(test.pvalue), n, k)
+    found: list[Candidate] = []
+    for feature in chosen:
+        site, index, known = feature.site, feature.index, words.get(feature)
+        effect, (share, other) = float(effects[site][index]), (float(of_kind[index]) for of_kind in shares[site])
+        again = float(effects_later[site][index]) if hold_out else None
+        held_out = "" if again is None else f", {again:.2f} on those held out"
+        why = f"fires on {share:.0%} of the texts and {other:.0%} of the background; g = {effect:.2f}{held_out}"
+        label = "" if known is None else known.label
+        found.append(Candidate(feature, label, effect, share, other, float(p[site][index]), why, again))
+    return TextSearch(tuple(found), check, sum(map(len, p.values())))
+
+
+def _first_half(n: int, rng: np.random.Generator, hold_out: bool) -> Bool[np.ndarray, " n"]:
+    """Which of `n` texts are chosen with: a random half, the larger one of an odd number."""
+    first = np.ones(n, dtype=bool)
+    if hold_out:
+        first[rng.permutation(n)[: n // 2]] = False
+    return first
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Mean activations of the features of one site, texts by features, on the texts and on the background."""
+
+    on: sp.csc_array
+    off: sp.csc_array
+
+    def shares(self) -> tuple[Float[np.ndarray, " n_features"], Float[np.ndarray, " n_features"]]:
+        """The share of texts, and of background texts, that each feature fires on."""
+        on, off = (np.asarray(side.count_nonzero(axis=0)) / _shape(side)[0] for side in (self.on, self.off))
+        return on, off
+
+    def spread(self) -> Float[np.ndarray, " n_features"]:
+        """The pooled standard deviation of each feature, and no less than the rounding of its sums.
+
+        Infinite for a feature that is silent on all texts, whose effect is 0.
+        """
+        n, k = _shape(self.on)[0], _shape(self.off)[0]
+        pooled = np.sqrt(((n - 1) * _variance(self.on) + (k - 1) * _variance(self.off)) / (n + k - 2))
+        least = np.maximum(pooled, self._rounding())
+        return np.where(least > 0, least, np.inf)
+
+    def effects(self) -> Float[np.ndarray, " n_features"]:
+        """Hedges' g of every feature: above 0 where the texts have more.
+
+        0 where the means differ by no more than the rounding of their sums: a feature that is equally active on
+        every text.
+        """
+        n = _shape(self.on)[0] + _shape(self.off)[0]
+        difference = _mean(self.on) - _mean(self.off)
+        difference[abs(difference) <= self._rounding()] = 0.0
+        return (1 - 3 / (4 * n - 9)) * difference / self.spread()
+
+    def _rounding(self) -> Float[np.ndarray, " n_features"]:
+        return _ROUNDING * np.maximum(abs(_mean(self.on)), abs(_mean(self.off)))
+
+    def p_values(self) -> Float[np.ndarray, " n_features"]:
+        """One-sided Mann-Whitney p of every feature, by its normal limit with ties and continuity corrected.
+
+        1 for a feature whose mean is not higher on the texts: it is looked at, and counts in the correction.
+        """
+        p = np.ones(_shape(self.on)[1])
+        higher = np.flatnonzero(self.effects() > 0)
+        for start in range(0, len(higher), _TESTED_AT_ONCE):
+            some = higher[start : start + _TESTED_AT_ONCE]
+            on, off = self.on[:, some].toarray(), self.off[:, some].toarray()
+            p[some] = stats.mannwhitneyu(on, off, alternative="greater", method="asymptotic", axis=0).pvalue
+        return p
+
+
+def corrected(p: Sequence[Float[np.ndarray, " _"]]) -> list[Float[np.ndarray, " _"]]:
+    """p-values of several sites corrected together (Benjamini and Hochberg 1995)."""
+    whole = np.asarray(stats.false_discovery_control(np.concatenate(p)))
+    return np.split(whole, np.cumsum([len(of_site) for of_site in p])[:-1])
+
+
+def _shape(matrix: sp.csc_array) -> tuple[int, int]:
+    """Texts and features."""
+    return cast("tuple[int, int]", matrix.shape)
+
+
+def _mean(matrix: sp.csc_array) -> Float[np.ndarray, " n_features"]:
+    return np.asarray(matrix.sum(axis=0), dtype=np.float64) / _shape(matrix)[0]
+
+
+def _variance(matrix: sp.csc_array) -> Float[np.ndarray, " n_features"]:
+    """Of the columns, with n - 1; two passes over what is stored, which keeps sums from cancelling."""
+    (n, width), mean = _shape(matrix), _mean(matrix)
+    stored = np.diff(matrix.indptr)
+    column: Int[np.ndarray, " k"] = np.repeat(np.arange(width), stored)
+    squares = np.bincount(column, weights=(matrix.data - mean[column]) ** 2, minlength=width)
+    return (squares + (n - stored) * mean**2) / (n - 1)

@@ -19,11 +19,11 @@ A theme is one TOML file, `themes/{release}/{name}.toml`, or a file of the user'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final
 
 from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnknownRelease
 from saeflow.ids import FeatureId
@@ -33,8 +33,8 @@ _SHIPPED: Final = Path(__file__).parent / "themes"
 _LENGTHS: Final = {"activate": 36, "suppress": 96}
 """Tokens of a generation where a file says none: those of B.2 and B.1."""
 
-_Table: TypeAlias = Mapping[str, Any]
-_T = TypeVar("_T")
+_KEYS: Final = ("name", "subject", "release", "starts", "examples", "note", "subjects", "activate", "suppress")
+_TASK_KEYS: Final = ("prompt", "asked", "max_new_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,77 +186,53 @@ def _read(path: Path) -> Theme:
 
 @lru_cache(maxsize=256)
 def _read_unchanged(path: Path, changed: int) -> Theme:  # noqa: ARG001 - part of the cache's key
+    """A theme from a file; every error names the file and the key."""
+
+    def bad(key: str, what: str, do: str) -> BadFile:
+        return BadFile(f"{path}: {key} {what}. {do}.")
+
+    def known(table: Mapping[str, Any], keys: Sequence[str], where: str = "") -> None:
+        if unknown := sorted(set(table) - set(keys)):
+            raise bad(f"{where}{unknown[0]}", "is no key of a theme", f"Keys are {', '.join(sorted(keys))}")
+
+    def text(table: Mapping[str, Any], key: str, where: str = "") -> str:
+        if not isinstance(found := table.get(key, ""), str):
+            raise bad(f"{where}{key}", f"is {found!r}", "Give a string")
+        return found
+
+    def texts(key: str) -> tuple[str, ...]:
+        if not isinstance(found := data.get(key, []), list):
+            raise bad(key, f"is {found!r}", "Give a list of strings")
+        for number, one in enumerate(found, 1):
+            if not isinstance(one, str) or not one.strip():
+                raise bad(key, f"holds {one!r} as number {number}", "Give strings that are not empty")
+        return tuple(one.strip("\n") for one in found)
+
+    def task(key: str) -> Task:
+        if not isinstance(table := data[key], dict):
+            raise bad(key, f"is {table!r}", "Make it a table with prompt, asked and max_new_tokens")
+        known(table, _TASK_KEYS, f"{key}.")
+        length = table.get("max_new_tokens", _LENGTHS[key])
+        if not isinstance(length, int) or isinstance(length, bool):
+            raise bad(f"{key}.max_new_tokens", f"is {length!r}", "Give a whole number")
+        return Task(text(table, "prompt", f"{key}."), text(table, "asked", f"{key}."), length)
+
     try:
         data = read_toml(path)
     except ValueError as error:
         raise BadFile(f"{path} is no TOML file ({error}). Correct it.") from None
-    return _Reader(path).theme(data)
-
-
-_KEYS: Final = {"name", "subject", "release", "starts", "examples", "note", "subjects", "activate", "suppress"}
-_TASK_KEYS: Final = {"prompt", "asked", "max_new_tokens"}
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads the keys of a theme's file; every error names the file and the key."""
-
-    path: Path
-
-    def theme(self, data: _Table) -> Theme:
-        self._known(data, _KEYS, "")
-        texts = {key: self._text(data, key, "") for key in ("name", "subject", "release", "note")}
-        if not texts["subject"]:
-            raise self._bad("subject", "is missing or empty", "Give a phrase a judge understands")
-        about: dict[str, Any] = texts | {"name": texts["name"] or self.path.stem, "note": texts["note"].strip()}
-        made = self._checked("starts", lambda: Theme(**about, starts=self._starts(data)))
-        made = replace(made, examples=self._texts(data, "examples"))
-        tasks = {key: self._task(data[key], key) for key in _LENGTHS if key in data}
-        made = replace(made, **tasks)
-        return self._checked("subjects", lambda: replace(made, subjects=self._texts(data, "subjects")))
-
-    def _task(self, table: object, key: str) -> Task:
-        if not isinstance(table, dict):
-            raise self._bad(key, f"is {table!r}", "Make it a table with prompt, asked and max_new_tokens")
-        self._known(table, _TASK_KEYS, f"{key}.")
-        length = table.get("max_new_tokens", _LENGTHS[key])
-        if not isinstance(length, int) or isinstance(length, bool):
-            raise self._bad(f"{key}.max_new_tokens", f"is {length!r}", "Give a whole number")
-        prompt = self._text(table, "prompt", f"{key}.")
-        asked = self._text(table, "asked", f"{key}.")
-        return self._checked(key, lambda: Task(prompt, asked, length))
-
-    def _starts(self, data: _Table) -> tuple[FeatureId, ...]:
-        try:
-            return tuple(map(FeatureId.parse, self._texts(data, "starts")))
-        except InvalidId as error:
-            raise BadFile(f"{self.path}: starts: {error}") from None
-
-    def _texts(self, data: _Table, key: str) -> tuple[str, ...]:
-        told = data.get(key, [])
-        if not isinstance(told, list):
-            raise self._bad(key, f"is {told!r}", "Give a list of strings")
-        for number, text in enumerate(told, 1):
-            if not isinstance(text, str) or not text.strip():
-                raise self._bad(key, f"holds {text!r} as number {number}", "Give strings that are not empty")
-        return tuple(text.strip("\n") for text in told)
-
-    def _text(self, data: _Table, key: str, where: str) -> str:
-        told = data.get(key, "")
-        if not isinstance(told, str):
-            raise self._bad(f"{where}{key}", f"is {told!r}", "Give a string")
-        return told
-
-    def _known(self, data: _Table, keys: set[str], where: str) -> None:
-        unknown = sorted(set(data) - keys)
-        if unknown:
-            raise self._bad(f"{where}{unknown[0]}", "is no key of a theme", f"Keys are {', '.join(sorted(keys))}")
-
-    def _checked(self, key: str, make: Callable[[], _T]) -> _T:
-        try:
-            return make()
-        except InvalidArgument as error:
-            raise BadFile(f"{self.path}: {key}: {error}") from None
-
-    def _bad(self, key: str, what: str, do: str) -> BadFile:
-        return BadFile(f"{self.path}: {key} {what}. {do}.")
+    known(data, _KEYS)
+    about: dict[str, Any] = {key: text(data, key) for key in ("name", "subject", "release", "note")}
+    if not about["subject"]:
+        raise bad("subject", "is missing or empty", "Give a phrase a judge understands")
+    about |= {"name": about["name"] or path.stem, "note": about["note"].strip()}
+    key = "starts"
+    try:
+        made = Theme(**about, starts=tuple(map(FeatureId.parse, texts(key))))
+        made = replace(made, examples=texts("examples"))
+        for key in _LENGTHS:
+            made = replace(made, **{key: task(key) if key in data else None})
+        key = "subjects"
+        return replace(made, subjects=texts(key))
+    except (InvalidArgument, InvalidId) as error:
+        raise BadFile(f"{path}: {key}: {error}") from None

@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from saeflow.errors import InvalidArgument
@@ -216,7 +216,7 @@ class Variant:
         """
         for schedule in self.schedules:
             if schedule.kind.value == kind:
-                return schedule.starting(s)
+                return replace(schedule, s=s)
         raise InvalidArgument(f"there is no schedule {kind!r}. Known: constant, linear, exponential.")
 
     def to_arguments(self) -> dict[str, Any]:
