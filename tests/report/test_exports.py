@@ -19,9 +19,7 @@ from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords
 from saeflow.report import render
-from saeflow.report.exports import FORMATS, export
-from saeflow.report.exports.circuit_tracer import LANES, feature_number
-from saeflow.report.exports.picture import png
+from saeflow.report.exports import COLUMNS, FORMATS, export, feature_number, png
 
 NASTY = 'say "yes" \\ no\n<script>alert(1)</script> ]--> #35; end\u202e'
 """Quotes, a backslash, a line break, markup, what ends a Mermaid node, an entity, a change of direction."""
@@ -162,7 +160,7 @@ def test_no_two_features_share_a_number_and_each_can_be_read_back():
     for number, i in numbers.items():
         w = (math.isqrt(8 * number + 1) - 1) // 2
         paired = number - w * (w + 1) // 2
-        assert (w - paired, *divmod(paired, 3)) == (i.layer, i.index, LANES[i.part])
+        assert (w - paired, *divmod(paired, 3)) == (i.layer, i.index, COLUMNS[i.part])
 
 
 def test_the_output_shares_no_number_with_a_feature(circuit):

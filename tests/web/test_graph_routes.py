@@ -12,8 +12,8 @@ from saeflow.labels import words_for
 from saeflow.labels.sources import Sources
 from saeflow.labels.words import Context, FeatureWords
 from saeflow.matching.atlas import open_atlas
-from saeflow.report.data import graph_data
 from saeflow.report.exports import FORMATS, export
+from saeflow.report.views import graph_data
 from saeflow.web import limits
 from saeflow.web.limits import LimitedAtlas, UnicodeWords
 from saeflow.web.search import Finder, Picks

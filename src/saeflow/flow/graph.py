@@ -9,6 +9,7 @@ import enum
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any, Final, cast
 
 from saeflow.errors import BadFile, SaeflowError
@@ -215,16 +216,12 @@ class FlowGraph:
 
         `saeflow.render(graph, "html", words)` takes other words; `saeflow.report.exports` has other formats.
         """
-        # Upwards, at call time only: what draws a graph lies above it, but people look for it here.
-        from saeflow.report.notebook import graph_html
-
-        return graph_html(self)
+        # By name and at call time only: drawing needs labels and lies above graphs, but people look for it here.
+        return import_module("saeflow.report.render").graph_html(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the page in a frame."""
-        from saeflow.report.notebook import framed
-
-        return framed(self.to_html(), title=f"Feature flow of {self.seed}")
+        return import_module("saeflow.report.render").framed(self.to_html(), title=f"Feature flow of {self.seed}")
 
     def to_graphml(self) -> str:
         """The graph as GraphML, which networkx, Gephi and yEd open."""

@@ -1,19 +1,8 @@
 """What people see: blocks, and their lowering to a terminal, one HTML file, SVG and JSON. No torch."""
 
-from saeflow.report.blocks import GraphFigure, Heading, KeyValues, Notes, Page, Paragraph, Table
+from saeflow.report.blocks import GraphFigure, Notes, Page, Table
 from saeflow.report.render import render
 from saeflow.report.svg import graph_svg
 from saeflow.report.views import graph_page
 
-__all__ = [
-    "GraphFigure",
-    "Heading",
-    "KeyValues",
-    "Notes",
-    "Page",
-    "Paragraph",
-    "Table",
-    "graph_page",
-    "graph_svg",
-    "render",
-]
+__all__ = ["GraphFigure", "Notes", "Page", "Table", "graph_page", "graph_svg", "render"]

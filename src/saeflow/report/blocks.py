@@ -1,8 +1,8 @@
 """What a report can show, apart from where it is shown.
 
 A view (views.py) turns a result into a Page of blocks; text.py and html.py each lower the same blocks,
-so a terminal and a page never disagree. Blocks hold finished strings: whoever makes one decides on
-digits and words, whoever lowers one decides on room and colour. No block holds markup.
+a terminal and a page never disagree. Blocks hold finished strings: a view decides on digits and words,
+the lowering on room and colour. No block holds markup.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from saeflow.flow.graph import FlowGraph
 from saeflow.labels.words import Words
 
 
-class Role(enum.StrEnum):
+class ColumnRole(enum.StrEnum):
     """What a column holds, which decides its alignment and whether it may be shortened."""
 
     MARK = "mark"
@@ -30,11 +30,11 @@ class Column:
     """A column of a table. Only columns of words are ever shortened."""
 
     header: str
-    role: Role
+    role: ColumnRole
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A row of a table.
 
     `opens` starts a group (a layer), `strong` sets the row off (the seed), `tone` names the colour of
@@ -57,7 +57,7 @@ class Table:
 
     caption: str
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     narrow: Table | None = None
 
     def __post_init__(self) -> None:
@@ -68,27 +68,6 @@ class Table:
                     f"a row of table {self.caption!r} has {len(row.cells)} cells "
                     f"for {len(self.columns)} columns. Give one cell per column."
                 )
-
-
-@dataclass(frozen=True, slots=True)
-class Heading:
-    """A title within a page."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Paragraph:
-    """Running text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class KeyValues:
-    """Names with their values, such as a seed and thresholds."""
-
-    pairs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +86,14 @@ class GraphFigure:
     words: Words
 
 
-Block = Heading | Paragraph | KeyValues | Notes | Table | GraphFigure
+Block = Notes | Table | GraphFigure
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A titled report. `facts` say what was asked: at the head of a page, at the foot in a terminal."""
+    """A titled report. `facts` are names with values, as a seed: at the head of a page, at the foot in a terminal."""
 
     title: str
     subtitle: str
-    facts: KeyValues
+    facts: tuple[tuple[str, str], ...]
     blocks: tuple[Block, ...]

@@ -1,9 +1,8 @@
 """Blocks as one self-contained HTML file: it loads nothing, and opens offline from a mail or a disk.
 
-The figure is drawn here (svg.py), so a page without scripts still shows it and prints; the scripts
-under static/ add zoom, paths and cards from JSON beside it. Whatever came from files of labels is
-escaped here and set with `textContent` there, and a Content-Security-Policy lets only the two inlined
-blocks run, by their hashes.
+The figure is drawn by svg.py: a page without scripts still shows it and prints. The scripts under static/ add
+zoom, paths and cards from JSON next to it. Whatever came from files of labels is escaped here and set with
+`textContent` there, and a Content-Security-Policy lets only the two inlined blocks run, by their hashes.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from html import escape
 from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Evolution
 from saeflow.labels.words import Words
-from saeflow.report.blocks import Block, Heading, KeyValues, Notes, Page, Paragraph, Role, Table
-from saeflow.report.data import graph_data
+from saeflow.report.blocks import Block, ColumnRole, Notes, Page, Table
 from saeflow.report.document import document
 from saeflow.report.svg import figure_svg, wire_opacity, wire_width
+from saeflow.report.views import graph_data
 
 _STYLES = ("palette.css", "page.css", "graph.css", "figure.css")
 _SCRIPTS = ("card.js", "figure.js", "keys.js", "page.js")
@@ -28,72 +27,53 @@ def page_html(page: Page) -> str:
     """The page as one HTML document."""
     from markupsafe import Markup
 
+    # the last word of a title, an id, is set as code
+    head, _, last = page.title.rpartition(" ")
+    title = f"{escape(head)} <code>{escape(last)}</code>" if "/" in last else escape(page.title)
     subtitle = f'<p class="subtitle">{escape(page.subtitle)}</p>' if page.subtitle else ""
+    pairs = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in page.facts)
     blocks = "".join(_block(block) for block in page.blocks)
-    body = (
-        f"<header><h1>{_title(page.title)}</h1>{subtitle}{_key_values(page.facts)}</header>\n<main>\n{blocks}\n</main>"
-    )
+    body = f"<header><h1>{title}</h1>{subtitle}<dl>{pairs}</dl>\n</header>\n<main>\n{blocks}\n</main>"
     # The explorer loads the same scripts as modules; here they stand in one another's scope.
     text = document("document.html.j2", page.title, styles=_STYLES, scripts=_SCRIPTS, body=Markup(body))  # noqa: S704
     # Lone surrogates, which a tokenizer can leave in a token, have no UTF-8.
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _title(title: str) -> str:
-    """The title with its last word, an id, set as code."""
-    head, _, last = title.rpartition(" ")
-    return f"{escape(head)} <code>{escape(last)}</code>" if "/" in last else escape(title)
-
-
 def _block(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"<h2>{escape(block.text)}</h2>\n"
-    if isinstance(block, Paragraph):
-        return f"<p>{escape(block.text)}</p>\n"
-    if isinstance(block, KeyValues):
-        return _key_values(block)
     if isinstance(block, Notes):
         items = "".join(f"<li>{escape(item)}</li>" for item in block.items)
         return f'<section class="notes"><h2>{escape(block.title)}</h2><ul>{items}</ul></section>\n'
     if isinstance(block, Table):
-        return _table(block)
+        wide = _table(block, "wide" if block.narrow else "")
+        narrow = _table(block.narrow, "narrow") if block.narrow else ""
+        return f'<section class="table"><h2>{escape(block.caption)}</h2>{wide}{narrow}</section>\n'
     return _figure(block.graph, block.words)
 
 
-def _key_values(block: KeyValues) -> str:
-    pairs = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in block.pairs)
-    return f"<dl>{pairs}</dl>\n"
-
-
-def _table(table: Table) -> str:
-    wide = _one_table(table, "wide" if table.narrow else "")
-    narrow = _one_table(table.narrow, "narrow") if table.narrow else ""
-    return f'<section class="table"><h2>{escape(table.caption)}</h2>{wide}{narrow}</section>\n'
-
-
-def _one_table(table: Table, kind: str) -> str:
+def _table(table: Table, kind: str) -> str:
     head = "".join(f'<th scope="col" class="{c.role}">{escape(c.header)}</th>' for c in table.columns)
     rows: list[str] = []
     for row in table.rows:
+        cells: list[str] = []
+        for text, column in zip(row.cells, table.columns, strict=True):
+            if column.role is ColumnRole.ID and text:
+                cells.append(f'<td class="id"><a href="#flow" data-feature="{escape(text)}">{escape(text)}</a></td>')
+            else:
+                toned = f" case-{row.tone}" if column.role is ColumnRole.TAG and row.tone else ""
+                cells.append(f'<td class="{column.role}{toned}">{escape(text)}</td>')
         classes = " ".join(name for name, on in (("opens", row.opens), ("strong", row.strong)) if on)
-        cells = zip(row.cells, table.columns, strict=True)
-        inner = "".join(_cell(text, column.role, row.tone) for text, column in cells)
-        rows.append(f'<tr class="{classes}">{inner}</tr>')
-    label = escape(table.caption)
+        rows.append(f'<tr class="{classes}">{"".join(cells)}</tr>')
     return (
-        f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{label}"><table>'
+        f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{escape(table.caption)}"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _cell(text: str, role: Role, tone: str) -> str:
-    if role is Role.ID and text:
-        return f'<td class="id"><a href="#flow" data-feature="{escape(text)}">{escape(text)}</a></td>'
-    toned = f" case-{tone}" if role is Role.TAG and tone else ""
-    return f'<td class="{role}{toned}">{escape(text)}</td>'
-
-
 def _figure(graph: FlowGraph, words: Words) -> str:
+    data = json.dumps(graph_data(graph, words), ensure_ascii=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":  # no HTML parser can mistake the JSON for markup
+        data = data.replace(char, f"\\u{ord(char):04x}")
     return (
         '<figure id="flow" class="graph"><div class="bar">'
         f'<div class="legend">{"".join(legend_html(graph))}</div>'
@@ -103,16 +83,8 @@ def _figure(graph: FlowGraph, words: Words) -> str:
         '<span class="hint" hidden>Point at a feature to read it, click to follow its path, '
         "<kbd>Esc</kbd> to let go. Arrow keys move along edges; "
         "drag to pan, <kbd>Ctrl</kbd> + wheel to zoom.</span></figcaption>"
-        f'<script type="application/json">{_embedded(graph, words)}</script></figure>\n'
+        f'<script type="application/json">{data}</script></figure>\n'
     )
-
-
-def _embedded(graph: FlowGraph, words: Words) -> str:
-    """JSON that no HTML parser can mistake for markup."""
-    text = json.dumps(graph_data(graph, words), ensure_ascii=False, separators=(",", ":"))
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return text
 
 
 def legend_html(graph: FlowGraph) -> Iterable[str]:

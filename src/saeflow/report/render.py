@@ -1,20 +1,25 @@
-"""The one way from a result to something to read: `render(thing, to=...)`."""
+"""The one way from a graph to something to read: `render(graph, to=...)`, and what a notebook shows of it."""
 
 from __future__ import annotations
 
 import json
-from typing import Literal
+from contextlib import suppress
+from html import escape
+from typing import Final, Literal
 
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, SaeflowError
 from saeflow.flow.graph import FlowGraph
+from saeflow.labels.sources import words_for
 from saeflow.labels.words import Words, no_words
 from saeflow.report.blocks import Page
-from saeflow.report.data import graph_data
 from saeflow.report.html import page_html
 from saeflow.report.svg import graph_svg
-from saeflow.report.views import graph_page
+from saeflow.report.views import graph_data, graph_page
 
 Target = Literal["text", "html", "json", "svg"]
+
+HEIGHT: Final = 640
+"""Pixels of a frame: the figure of a graph with one match a site, and the head of its page."""
 
 
 def render(
@@ -47,3 +52,20 @@ def render(
         return graph_svg(thing, words)
     text = json.dumps(graph_data(thing, words), indent=1, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+
+
+def graph_html(graph: FlowGraph) -> str:
+    """The page of a graph, with the words of its release that are on this machine; never asks the network."""
+    words: Words = no_words
+    if graph.release:
+        with suppress(SaeflowError):  # words that cannot be read are no reason to show no graph
+            words = words_for(graph.release)
+    return render(graph, to="html", words=words)
+
+
+def framed(page: str, *, title: str, height: int = HEIGHT) -> str:
+    """A page as an element to stand in another: its scripts run, but can reach neither that page nor the network."""
+    return (
+        f'<iframe title="{escape(title)}" srcdoc="{escape(page)}" sandbox="allow-scripts" width="100%" '
+        f'height="{height}" frameborder="0"></iframe>'
+    )

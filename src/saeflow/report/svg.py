@@ -302,7 +302,7 @@ def _legend(graph: FlowGraph, words: Words, layout: Layout) -> str:
                 x, y = 12.0, y + 16
             parts.append(_text(x, y, mark, "ink"))
             x += width
-    said = [f"{key} {value}" for key, value in facts(graph).pairs if key not in {"features", "edges"}]
+    said = [f"{key} {value}" for key, value in facts(graph) if key not in {"features", "edges"}]
     for i, line in enumerate(wrap("; ".join(said), lines=4, width=layout.width - 24)):
         parts.append(_text(12, y + 26 + 15 * i, line, "muted"))
     return _tag("g", *parts, class_="legend", font_family=FACE)

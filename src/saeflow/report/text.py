@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from rich.box import Box
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from saeflow.report.blocks import Block, GraphFigure, Heading, KeyValues, Notes, Page, Paragraph, Role, Row, Table
+from saeflow.report.blocks import ColumnRole, GraphFigure, Notes, Page, Table
 
 _PAD = 2  # columns stand two blanks apart: one of padding, one drawn by the box
 _MIN_WORDS = 16  # a column of words narrower than this says too little
@@ -46,47 +46,29 @@ def page_text(page: Page, *, width: int | None = None, colour: bool = False) -> 
         _environ={},
     )
     console.print(Text(page.title, style="bold"))
-    if page.subtitle:
-        console.print(Text(page.subtitle, style="italic"), width=max(room, 20))
-    for block in page.blocks:
-        _print(console, block, room)
-    console.print()
-    _print(console, page.facts, room)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
-def _print(console: Console, block: Block, room: int) -> None:
     wrap_at = max(room, 20)
-    if isinstance(block, Heading):
-        console.print(Text(f"\n{block.text}", style="bold"), width=wrap_at)
-    elif isinstance(block, Paragraph):
-        console.print(Text(f"\n{block.text}"), width=wrap_at)
-    elif isinstance(block, Notes):
-        console.print(Text(f"\n{block.title}", style="bold"))
-        for item in block.items:
-            console.print(_hanging(item), width=wrap_at)
-    elif isinstance(block, KeyValues):
-        key_width = max(len(key) for key, _ in block.pairs)
-        for key, value in block.pairs:
-            console.print(_keyed(key.ljust(key_width), value), width=wrap_at)
-    elif isinstance(block, Table):
-        table = _choose(block, room)
-        console.print(Text(f"\n{table.caption}", style="bold"), width=wrap_at)
-        console.print(_rich_table(table, _widths(table, room)))
-    else:
-        assert isinstance(block, GraphFigure)  # noqa: S101 - the last member of a closed union
-
-
-def _hanging(item: str) -> RenderableType:
-    return Padding(Text(item), (0, 0, 0, 2))
-
-
-def _keyed(key: str, value: str) -> RenderableType:
-    grid = RichTable.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column()
-    grid.add_row(Text(key, style="dim"), Text(value))
-    return grid
+    if page.subtitle:
+        console.print(Text(page.subtitle, style="italic"), width=wrap_at)
+    for block in page.blocks:
+        if isinstance(block, Notes):
+            console.print(Text(f"\n{block.title}", style="bold"))
+            for item in block.items:
+                console.print(Padding(Text(item), (0, 0, 0, 2)), width=wrap_at)
+        elif isinstance(block, Table):
+            table = _choose(block, room)
+            console.print(Text(f"\n{table.caption}", style="bold"), width=wrap_at)
+            console.print(_rich_table(table, _widths(table, room)))
+        else:
+            assert isinstance(block, GraphFigure)  # noqa: S101 - the last member of a closed union
+    console.print()
+    key_width = max(len(key) for key, _ in page.facts)
+    for key, value in page.facts:
+        grid = RichTable.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True)
+        grid.add_column()
+        grid.add_row(Text(key.ljust(key_width), style="dim"), Text(value))
+        console.print(grid, width=wrap_at)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def _choose(table: Table, room: int) -> Table:
@@ -102,7 +84,7 @@ def _least_width(table: Table, room: int, *, wide: bool = False) -> int:
     needs = _needs(chosen)
     least = _MIN_WORDS if wide else 5
     return _gaps(chosen) + sum(
-        min(need, least) if column.role is Role.WORDS else need
+        min(need, least) if column.role is ColumnRole.WORDS else need
         for need, column in zip(needs, chosen.columns, strict=True)
     )
 
@@ -121,7 +103,7 @@ def _gaps(table: Table) -> int:
 def _widths(table: Table, room: int) -> list[int]:
     """Widths of columns: what they need, with the columns of words sharing what is left."""
     widths = _needs(table)
-    words = [i for i, column in enumerate(table.columns) if column.role is Role.WORDS]
+    words = [i for i, column in enumerate(table.columns) if column.role is ColumnRole.WORDS]
     left = room - _gaps(table) - sum(w for i, w in enumerate(widths) if i not in words)
     # Narrowest needs first, so that what one column leaves the others share.
     for done, i in enumerate(sorted(words, key=lambda i: widths[i])):
@@ -134,16 +116,14 @@ def _widths(table: Table, room: int) -> list[int]:
 def _rich_table(table: Table, widths: Sequence[int]) -> RichTable:
     rich = RichTable(box=_RULED, show_edge=False, padding=(0, _PAD - 1, 0, 0), pad_edge=False, header_style="dim")
     for column, width in zip(table.columns, widths, strict=True):
-        justify = "right" if column.role is Role.NUMBER else "left"
+        justify = "right" if column.role is ColumnRole.NUMBER else "left"
         rich.add_column(Text(column.header), justify=justify, no_wrap=True, min_width=width, max_width=width)
     for row in table.rows:
-        cells = zip(row.cells, table.columns, widths, strict=True)
-        rich.add_row(*(_cell(text, column.role, width, row) for text, column, width in cells))
+        cells: list[Text] = []
+        for cell, column, width in zip(row.cells, table.columns, widths, strict=True):
+            cut = column.role is ColumnRole.WORDS and cell_len(cell) > width
+            text = set_cell_size(cell, width - 1).rstrip(" ,;·") + "…" if cut else cell
+            style = _TONES.get(row.tone, "") if column.role in {ColumnRole.TAG, ColumnRole.MARK} else ""
+            cells.append(Text(text, style=f"bold {style}".strip() if row.strong else style))
+        rich.add_row(*cells)
     return rich
-
-
-def _cell(text: str, role: Role, width: int, row: Row) -> Text:
-    if role is Role.WORDS and cell_len(text) > width:
-        text = set_cell_size(text, width - 1).rstrip(" ,;·") + "…"
-    style = _TONES.get(row.tone, "") if role in {Role.TAG, Role.MARK} else ""
-    return Text(text, style=f"bold {style}".strip() if row.strong else style)

@@ -1,6 +1,6 @@
 """Domain objects as blocks. A flow graph becomes the table of appendix E (table 5), a picture and notes.
 
-The table has a row per residual feature with the module features that write into it beside it; where
+The table has one row per residual feature, with the module features that write into it in further columns; where
 there is little room, module features take rows of their own. With k > 1 several features share a
 layer: each has its row, and a second table lists the residual edges.
 """
@@ -8,18 +8,21 @@ layer: each has its row, and a second table lists the residual edges.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import zip_longest
+from typing import Any
 
 from saeflow.flow.graph import Edge, End, FlowGraph, Node, Reason
 from saeflow.flow.scores import Evolution, Thresholds
 from saeflow.ids import FeatureId, Part
 from saeflow.labels.words import Words, no_words, silent
-from saeflow.report.blocks import Block, Column, GraphFigure, KeyValues, Notes, Page, Role, Row, Table
+from saeflow.report.blocks import Block, Column, ColumnRole, GraphFigure, Notes, Page, Table, TableRow
 from saeflow.report.tokens import headline
 
 SEED, CIRCUIT, MUTUAL, NONE = "▶", "⊕", "⇄", "–"
 SILENT, CHANCE = "†", "≈"
 MODULES = (Part.MLP, Part.ATT)
+_NAMED = (("R", Part.RES), ("M", Part.MLP), ("A", Part.ATT))
 _CAPTION = "Every feature of the graph, by layer"
 
 
@@ -36,7 +39,7 @@ def graph_page(graph: FlowGraph, words: Words = no_words) -> Page:
     return Page(f"Feature flow of {graph.seed}", headline(words.get(graph.seed)), facts(graph), tuple(blocks))
 
 
-def facts(graph: FlowGraph) -> KeyValues:
+def facts(graph: FlowGraph) -> tuple[tuple[str, str], ...]:
     """Seed, release, span, thresholds and size of a graph."""
     counts = ", ".join(f"{n} {part}" for part in (Part.RES, *MODULES) if (n := _count(graph, part)))
     pairs = [("seed", str(graph.seed))]
@@ -46,25 +49,23 @@ def facts(graph: FlowGraph) -> KeyValues:
         first, last = graph.span
         pairs.append(("span", f"layer {first}" if first == last else f"layers {first} to {last}"))
     pairs.append(("thresholds", threshold_text(graph.thresholds)))
-    pairs += [("features", counts or "none"), ("edges", _edge_count(graph))]
-    return KeyValues(tuple(pairs))
+    mutual = [edge.mutual for edge in graph.edges if edge.mutual is not None]  # none where one direction was matched
+    edges = f"{len(graph.edges)}" + (f", {sum(mutual)} of them mutual best matches" if mutual else "")
+    pairs += [("features", counts or "none"), ("edges", edges)]
+    return tuple(pairs)
 
 
 def threshold_text(thresholds: Thresholds) -> str:
     """`t(R) = 0.5, t(M) = 0.15, t(A) = 0.15; high from 0.5`, or the ranges over layers where calibrated."""
-    cuts = zip("RMA", (Part.RES, *MODULES), strict=True)
-    if thresholds.fdr is not None:
-        said = [f"t({k}) {_range(thresholds, part)}" for k, part in cuts]
-        return f"by layer, at a false-discovery rate of {thresholds.fdr:g}: {', '.join(said)}; high from the same"
-    return ", ".join(f"t({k}) = {thresholds.of(part):g}" for k, part in cuts) + f"; high from {thresholds.high:g}"
-
-
-def _range(thresholds: Thresholds, part: Part) -> str:
-    found = [cut for (_, other), cut in thresholds.cuts.items() if other is part]
-    if not found:
-        return f"= {thresholds.of(part):g}"
-    low, high = _cut_text(min(found)), _cut_text(max(found))
-    return f"= {low}" if low == high else f"{low} to {high}"
+    if thresholds.fdr is None:
+        plain = [f"t({k}) = {thresholds.of(part):g}" for k, part in _NAMED]
+        return f"{', '.join(plain)}; high from {thresholds.high:g}"
+    ranges: list[str] = []
+    for k, part in _NAMED:
+        cuts = [cut for (_, other), cut in thresholds.cuts.items() if other is part]
+        low, high = (_cut_text(min(cuts)), _cut_text(max(cuts))) if cuts else (f"{thresholds.of(part):g}",) * 2
+        ranges.append(f"t({k}) = {low}" if low == high else f"t({k}) {low} to {high}")
+    return f"by layer, at a false-discovery rate of {thresholds.fdr:g}: {', '.join(ranges)}; high from the same"
 
 
 def _cut_text(cut: float | None) -> str:
@@ -78,24 +79,15 @@ def p_text(p: float | None) -> str:
 
 
 def threshold_table(thresholds: Thresholds) -> Table:
-    """The calibrated thresholds, a row a layer: the cut of matches looked for backward, and forward."""
-    columns = [Column("layer", Role.NUMBER)]
+    """The calibrated thresholds, one row per layer: the cut of matches looked for backward, and forward."""
+    columns = [Column("layer", ColumnRole.NUMBER)]
     for k in "RMA":
-        columns += [Column(f"t({k})", Role.NUMBER), Column("forward", Role.NUMBER)]
-    rows = tuple(
-        Row(
-            (
-                str(layer),
-                *(
-                    _cut_text(cuts.get((layer, part)))
-                    for part in (Part.RES, *MODULES)
-                    for cuts in (thresholds.cuts, thresholds.ahead)
-                ),
-            )
-        )
-        for layer in thresholds.layers
-    )
-    return Table("Thresholds by layer of the residual feature", tuple(columns), rows)
+        columns += [Column(f"t({k})", ColumnRole.NUMBER), Column("forward", ColumnRole.NUMBER)]
+    rows: list[TableRow] = []
+    for layer in thresholds.layers:
+        cuts = [by.get((layer, part)) for _, part in _NAMED for by in (thresholds.cuts, thresholds.ahead)]
+        rows.append(TableRow((str(layer), *map(_cut_text, cuts))))
+    return Table("Thresholds by layer of the residual feature", tuple(columns), tuple(rows))
 
 
 def score_text(score: float | None) -> str:
@@ -106,31 +98,67 @@ def score_text(score: float | None) -> str:
 
 
 def flow_table(graph: FlowGraph, words: Words = no_words) -> Table:
-    """A row per residual feature with its modules beside it; `narrow` has a row per feature."""
+    """One row per residual feature with its modules; `narrow` has one row per feature."""
+
+    def mark(feature: FeatureId, *, joins: bool = False, by_chance: bool = False) -> str:
+        seed, dead = SEED if feature == graph.seed else "", SILENT if silent(words, feature) else ""
+        return seed + (CIRCUIT if joins else "") + dead + (CHANCE if by_chance else "")
+
     lanes = tuple(part for part in MODULES if _count(graph, part))
-    columns = [Column("layer", Role.NUMBER), Column("", Role.MARK), Column("res", Role.ID)]
-    columns += [Column(f"s({k})", Role.NUMBER) for k in "RMA"]
-    columns += [Column("case", Role.TAG), Column("words", Role.WORDS)]
-    for part in lanes:
-        columns += [Column("", Role.MARK), Column(part.value, Role.ID)]
-        columns += [Column("score", Role.NUMBER), Column("words", Role.WORDS)]
-    rows: list[Row] = []
-    for layer in _layers(graph):
-        opens = True
-        for res, *edges in _entries(graph, layer, lanes):
-            rows.append(_wide_row(graph, words, layer, res, edges, opens=opens))
+    wide: list[TableRow] = []
+    narrow: list[TableRow] = []
+    for layer in sorted({node.feature.layer for node in graph.nodes}):
+        opens = opens_narrow = True
+        for node, *modules in _entries(graph, layer, lanes):
+            strong, tone = False, ""
+            cells = [str(layer) if opens else ""]
+            if isinstance(node, Node):
+                # 1. the residual feature, in both tables
+                case = node.evolution
+                strong, tone = node.feature == graph.seed, "" if case is None else case.value
+                found = (None,) * 3 if node.scores is None else (node.scores.res, node.scores.mlp, node.scores.att)
+                head = (mark(node.feature, joins=bool(node.joins)), str(node.feature), *map(score_text, found))
+                text = headline(words.get(node.feature))
+                cells += [*head, NONE if case is None else f"{case.case} {case.value}", text]
+                narrow.append(TableRow((*head, NONE if case is None else case.case, text), opens_narrow, strong, tone))
+                opens_narrow = False
+            else:
+                cells += [""] * 7
+            for module in modules:
+                # 2. what its modules write: in further columns, and in rows of their own
+                if not isinstance(module, Edge | FeatureId):
+                    cells += [""] * 4
+                    continue
+                edge = module if isinstance(module, Edge) else None
+                feature = edge.parent if edge else module
+                assert isinstance(feature, FeatureId)  # noqa: S101 - an edge or a feature
+                score = score_text(edge.score) if edge else NONE
+                named = (mark(feature, by_chance=edge is not None and edge.by_chance is True), str(feature))
+                text = headline(words.get(feature))
+                cells += [*named, score, text]
+                scores = ("", score, "") if feature.part is Part.MLP else ("", "", score)
+                narrow.append(TableRow((*named, *scores, "", text), opens_narrow, feature == graph.seed))
+                opens_narrow = False
+            wide.append(TableRow(tuple(cells), opens, strong, tone))
             opens = False
-    narrow = Table(_CAPTION, _NARROW, tuple(_narrow_rows(graph, words)))
-    return _without_empty(Table(_CAPTION, tuple(columns), tuple(rows), _without_empty(narrow)))
+    columns = [Column("layer", ColumnRole.NUMBER), Column("", ColumnRole.MARK), Column("res", ColumnRole.ID)]
+    columns += [Column(f"s({k})", ColumnRole.NUMBER) for k in "RMA"]
+    columns += [Column("case", ColumnRole.TAG), Column("words", ColumnRole.WORDS)]
+    for part in lanes:
+        columns += [Column("", ColumnRole.MARK), Column(part.value, ColumnRole.ID)]
+        columns += [Column("score", ColumnRole.NUMBER), Column("words", ColumnRole.WORDS)]
+    columns_narrow = [columns[1], Column("feature", ColumnRole.ID), *columns[3:8]]
+    small = Table(_CAPTION, tuple(columns_narrow), tuple(narrow))
+    return _without_empty(Table(_CAPTION, tuple(columns), tuple(wide), _without_empty(small)))
 
 
 def edge_table(graph: FlowGraph) -> Table:
     """Every residual edge with its score and which match it is; with p-values, every edge."""
     columns = (
-        Column("from", Role.ID),
-        Column("to", Role.ID),
-        Column("score", Role.NUMBER),
-        Column("match", Role.NUMBER),
+        Column("from", ColumnRole.ID),
+        Column("to", ColumnRole.ID),
+        Column("score", ColumnRole.NUMBER),
+        Column("match", ColumnRole.NUMBER),
     )
     tested = any(e.p is not None for e in graph.edges)
     shown = [e for e in graph.edges if tested or e.parent.part is Part.RES]
@@ -145,20 +173,10 @@ def edge_table(graph: FlowGraph) -> Table:
         for e in ordered
     ]
     if not tested:
-        return Table("Residual edges: which feature continues which", columns, tuple(map(Row, cells)))
-    rows = tuple(Row((*row, p_text(e.p))) for row, e in zip(cells, ordered, strict=True))
-    return Table("Edges: which feature continues which", (*columns, Column("p", Role.NUMBER)), rows)
+        return Table("Residual edges: which feature continues which", columns, tuple(map(TableRow, cells)))
+    rows = tuple(TableRow((*row, p_text(e.p))) for row, e in zip(cells, ordered, strict=True))
+    return Table("Edges: which feature continues which", (*columns, Column("p", ColumnRole.NUMBER)), rows)
 
-
-_NARROW = (
-    Column("", Role.MARK),
-    Column("feature", Role.ID),
-    Column("s(R)", Role.NUMBER),
-    Column("s(M)", Role.NUMBER),
-    Column("s(A)", Role.NUMBER),
-    Column("case", Role.TAG),
-    Column("words", Role.WORDS),
-)
 
 # A residual feature, and one edge (or a module feature alone) for each module lane.
 _Cell = Edge | FeatureId | None
@@ -166,62 +184,18 @@ _Cell = Edge | FeatureId | None
 
 def _entries(graph: FlowGraph, layer: int, lanes: Sequence[Part]) -> Iterable[tuple[Node | _Cell | None, ...]]:
     """Rows of a layer: each residual feature with its module parents, then modules that write into none."""
-    here = [node for node in graph.nodes if node.feature.layer == layer]
+    nodes = [node for node in graph.nodes if node.feature.layer == layer]
     shown: set[FeatureId] = set()
-    for node in here:
+    for node in nodes:
         if node.feature.part is not Part.RES:
             continue
         found = [[e for e in graph.parents(node.feature) if e.parent.part is part] for part in lanes]
         shown.update(e.parent for edges in found for e in edges)
         for row in zip_longest([node], *found):
             yield row
-    alone = [[n.feature for n in here if n.feature.part is p and n.feature not in shown] for p in lanes]
+    alone = [[n.feature for n in nodes if n.feature.part is p and n.feature not in shown] for p in lanes]
     for row in zip_longest(*alone):
         yield (None, *row)
-
-
-def _wide_row(graph: FlowGraph, words: Words, layer: int, res: object, edges: Sequence[object], *, opens: bool) -> Row:
-    node = res if isinstance(res, Node) else None
-    cells = [str(layer) if opens else ""]
-    if node is None:
-        cells += [""] * 7
-    else:
-        cells += [_mark(graph, words, node), str(node.feature), *_scores(node), _case(node.evolution, long=True)]
-        cells.append(headline(words.get(node.feature)))
-    for edge in edges:
-        if isinstance(edge, Edge):
-            feature, score = edge.parent, score_text(edge.score)
-        elif isinstance(edge, FeatureId):
-            feature, score = edge, NONE
-        else:
-            cells += [""] * 4
-            continue
-        cells += [_module_mark(graph, words, edge), str(feature), score, headline(words.get(feature))]
-    return Row(tuple(cells), opens, node is not None and node.feature == graph.seed, _tone(node))
-
-
-def _narrow_rows(graph: FlowGraph, words: Words) -> Iterable[Row]:
-    for layer in _layers(graph):
-        opens = True
-        for res, *edges in _entries(graph, layer, MODULES):
-            if isinstance(res, Node):
-                cells = (_mark(graph, words, res), str(res.feature), *_scores(res), _case(res.evolution, long=False))
-                text = headline(words.get(res.feature))
-                strong = res.feature == graph.seed
-                yield Row((*cells, text), opens, strong, _tone(res))
-                opens = False
-            for edge in edges:
-                if isinstance(edge, Edge | FeatureId):
-                    yield _module_row(graph, words, edge, opens=opens)
-                    opens = False
-
-
-def _module_row(graph: FlowGraph, words: Words, edge: Edge | FeatureId, *, opens: bool) -> Row:
-    feature = edge.parent if isinstance(edge, Edge) else edge
-    score = score_text(edge.score) if isinstance(edge, Edge) else NONE
-    scores = ("", score, "") if feature.part is Part.MLP else ("", "", score)
-    mark, text = _module_mark(graph, words, edge), headline(words.get(feature))
-    return Row((mark, str(feature), *scores, "", text), opens, feature == graph.seed)
 
 
 def _without_empty(table: Table) -> Table:
@@ -229,10 +203,10 @@ def _without_empty(table: Table) -> Table:
     keep = [
         i
         for i, column in enumerate(table.columns)
-        if column.role is not Role.MARK or any(r.cells[i] for r in table.rows)
+        if column.role is not ColumnRole.MARK or any(r.cells[i] for r in table.rows)
     ]
     columns = tuple(table.columns[i] for i in keep)
-    rows = tuple(Row(tuple(r.cells[i] for i in keep), r.opens, r.strong, r.tone) for r in table.rows)
+    rows = tuple(TableRow(tuple(r.cells[i] for i in keep), r.opens, r.strong, r.tone) for r in table.rows)
     return Table(table.caption, columns, rows, table.narrow)
 
 
@@ -276,57 +250,28 @@ def _marks(graph: FlowGraph, words: Words) -> Iterable[str]:
     yield from (f"{case.case} {case.value}. {case.sentence}" for case in Evolution if case in met)
 
 
-def _edge_count(graph: FlowGraph) -> str:
-    """`17, 9 of them mutual best matches`; the number alone where only one direction was matched."""
-    known = [edge.mutual for edge in graph.edges if edge.mutual is not None]
-    return f"{len(graph.edges)}" + (f", {sum(known)} of them mutual best matches" if known else "")
-
-
 def _shows_edges(graph: FlowGraph) -> bool:
-    """Whether the page lists edges: where the table of features does not say all of them, or p is asked for."""
-    return graph.thresholds.fdr is not None or _branches(graph)
-
-
-def _branches(graph: FlowGraph) -> bool:
+    """Whether the page lists edges: where the table of features does not say all of them, or there are p-values."""
     sites = [node.feature.site for node in graph.nodes]
-    return len(set(sites)) < len(sites)
-
-
-def _layers(graph: FlowGraph) -> list[int]:
-    return sorted({node.feature.layer for node in graph.nodes})
+    return graph.thresholds.fdr is not None or len(set(sites)) < len(sites)
 
 
 def _count(graph: FlowGraph, part: Part) -> int:
     return sum(node.feature.part is part for node in graph.nodes)
 
 
-def _scores(node: Node) -> tuple[str, str, str]:
-    found = node.scores
-    if found is None:
-        return NONE, NONE, NONE
-    return score_text(found.res), score_text(found.mlp), score_text(found.att)
+def graph_data(graph: FlowGraph, words: Words = no_words) -> dict[str, Any]:
+    """`graph.to_dict()` with what is known of each node under `words` (null where nothing is).
 
-
-def _case(case: Evolution | None, *, long: bool) -> str:
-    if case is None:
-        return NONE
-    return f"{case.case} {case.value}" if long else case.case
-
-
-def _tone(node: Node | None) -> str:
-    return "" if node is None or node.evolution is None else node.evolution.value
-
-
-def _seed_mark(graph: FlowGraph, feature: FeatureId) -> str:
-    return SEED if feature == graph.seed else ""
-
-
-def _mark(graph: FlowGraph, words: Words, node: Node) -> str:
-    dead = SILENT if silent(words, node.feature) else ""
-    return _seed_mark(graph, node.feature) + (CIRCUIT if node.joins else "") + dead
-
-
-def _module_mark(graph: FlowGraph, words: Words, edge: Edge | FeatureId) -> str:
-    feature, by_chance = (edge.parent, edge.by_chance) if isinstance(edge, Edge) else (edge, False)
-    dead = SILENT if silent(words, feature) else ""
-    return _seed_mark(graph, feature) + dead + (CHANCE if by_chance else "")
+    `FlowGraph.from_json` reads the result; it passes over the words. `silent` says whether a node is dead by its words,
+    null where nobody looked. `case` and `sentence` of a node say its case of section 3.3 in the paper's letter and in a
+    sentence.
+    """
+    data = graph.to_dict()
+    for node, row in zip(graph.nodes, data["nodes"], strict=True):
+        found = words.get(node.feature)
+        row["words"] = None if found is None else asdict(found)
+        row["silent"] = silent(words, node.feature)
+        row["case"] = None if node.evolution is None else node.evolution.case
+        row["sentence"] = None if node.evolution is None else node.evolution.sentence
+    return data

@@ -17,9 +17,9 @@ from saeflow.flow.union import MORE, expand, union, within
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.sources import words_folders
 from saeflow.labels.words import words_sites
-from saeflow.report.data import graph_data
 from saeflow.report.exports import FORMATS, export
 from saeflow.report.svg import figure_svg
+from saeflow.report.views import graph_data
 from saeflow.steering.theme import Theme
 from saeflow.version import __version__
 from saeflow.web import limits

@@ -1,0 +1,281 @@
+"""A flow graph in the formats of other tools: `export(graph, "circuit-tracer")`. No torch.
+
+Pictures (`svg`, `png`) are the figure of the page; `html` is the page; `json` is what saeflow reads back.
+`graphml` opens in networkx, Gephi and yEd, `dot` in Graphviz, `mermaid` in Markdown, `circuit-tracer` in the
+viewer of attribution graphs and on Neuronpedia. In DOT and Mermaid layers run from left to right, as in the figure, and
+words are quoted for each language: a label may hold anything.
+
+The formats of circuit-tracer know prompts, tokens and one kind of feature; a flow graph has neither prompt nor
+activation. So the three parts stand where tokens would, left to right: attention, MLP, residual stream. The weight of a
+link is the cosine, and labels are in `clerp`. What their viewer needs, read in circuit-tracer 0.5:
+
+- a feature in more than two thirds of the tokens is thrown away: with one token, every node;
+- nodes are told apart by layer, number and token, and labels edited there are kept by the number alone: 3/res/7
+  and 3/mlp/7 need tokens and numbers of their own;
+- without an output node the axis has 26 layers, and the label of one must hold its probability: there is one
+  output, linked to nothing, that says there is none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from saeflow.errors import InvalidArgument, UnknownRelease
+from saeflow.flow.graph import FlowGraph, Node
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.labels.sources import sources_of
+from saeflow.labels.words import Words, no_words
+from saeflow.report.render import render
+from saeflow.report.svg import FACE, MODULE, TONES, WIRE, graph_svg
+from saeflow.report.tokens import headline, one_line
+from saeflow.report.views import score_text
+from saeflow.version import __version__
+
+SCALE: Final = 2
+"""Pixels to a pixel of the page: sharp on a dense screen and in print at 150 dots an inch."""
+
+# resvg knows no fontconfig: a face that stands in for Helvetica has to be named.
+_FACES: Final = "Helvetica, Arial, Liberation Sans, DejaVu Sans"
+
+COLUMNS: Final = {Part.ATT: 0, Part.MLP: 1, Part.RES: 2}
+"""The place of a part among the tokens of circuit-tracer."""
+_TOKENS: Final = ("attn", "mlp", "resid")
+_PINNED: Final = 18
+"""Nodes put into the subgraph of the viewer; more cannot be read there."""
+
+
+def png(graph: FlowGraph, words: Words = no_words, *, scale: int = SCALE) -> bytes:
+    """The figure as PNG, light, `scale` times the size of the SVG; at most 16,000 pixels wide.
+
+    Words are set in Helvetica, Arial or Liberation Sans where the machine has one, else in the DejaVu Sans that
+    comes with matplotlib.
+    """
+    import matplotlib as mpl
+    import resvg_py
+
+    text = graph_svg(graph, words).replace(FACE, _FACES)
+    width = float(text.partition('width="')[2].partition('"')[0])
+    faces = Path(mpl.get_data_path()) / "fonts" / "ttf"
+    found = resvg_py.svg_to_bytes(
+        svg_string=text,
+        zoom=min(float(scale), 16_000 / width),
+        sans_serif_family="DejaVu Sans",
+        monospace_family="DejaVu Sans Mono",
+        font_files=[str(faces / name) for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf")],
+    )
+    return bytes(found)
+
+
+def dot(graph: FlowGraph, words: Words = no_words) -> bytes:
+    """`graph` in the DOT language: nodes of a part in line, the width of an edge by its score."""
+
+    def escaped(text: str) -> str:
+        return text.replace("\\", "\\\\").replace('"', '\\"')
+
+    lines = [
+        "digraph flow {",
+        f'  label="{escaped(f"Feature flow of {graph.seed}, {graph.release}")}";',
+        "  rankdir=LR; fontname=Helvetica;",
+        '  node [shape=box, style="rounded", fontname=Helvetica, fontsize=11];',
+        f'  edge [fontname=Helvetica, fontsize=9, color="{WIRE}"];',
+    ]
+    for node in graph.nodes:
+        text = "\\n".join(escaped(one_line(line)) for line in _lines(node, words))
+        bold = ", penwidth=2.5" if node.feature == graph.seed else ""
+        look = f'label="{text}", group={node.feature.part}, color="{_tone(node)[1]}"{bold}'
+        lines.append(f'  "{node.feature}" [{look}];')
+    for edge in graph.edges:
+        width = f"penwidth={0.5 + 3 * max(edge.score, 0.0):.2f}"
+        look = f'label="{score_text(edge.score)}", weight={1 + round(8 * abs(edge.score))}, {width}'
+        lines.append(f'  "{edge.parent}" -> "{edge.child}" [{look}];')
+    return "\n".join([*lines, "}", ""]).encode("utf-8", "replace")
+
+
+def mermaid(graph: FlowGraph, words: Words = no_words) -> bytes:
+    """`graph` as a Mermaid flowchart, which GitHub and many editors draw in Markdown."""
+
+    def name(feature: FeatureId) -> str:
+        return f"f{feature.layer}_{feature.part}_{feature.index}"
+
+    def entities(text: str) -> str:
+        # Entities of HTML are the one way to write quotes and brackets that Mermaid takes everywhere.
+        return "".join(char if char.isalnum() or char in " ,./-" else f"#{ord(char)};" for char in text)
+
+    # No subgraph for a layer: it would push each layer below the one before it.
+    lines = ["flowchart LR"]
+    for node in graph.nodes:
+        text = "<br/>".join(map(entities, _lines(node, words)))
+        opening, closing = ("([", "])") if node.feature == graph.seed else ("[", "]")
+        lines.append(f'  {name(node.feature)}{opening}"{text}"{closing}:::{_tone(node)[0]}')
+    for edge in graph.edges:
+        arrow = "-->" if edge.parent.part is Part.RES else "-.->"
+        lines.append(f"  {name(edge.parent)} {arrow}|{score_text(edge.score)}| {name(edge.child)}")
+    lines += [f"  classDef {tone} stroke:{colour}" for tone, colour in dict(map(_tone, graph.nodes)).items()]
+    return "\n".join([*lines, ""]).encode("utf-8", "replace")
+
+
+def _lines(node: Node, words: Words) -> list[str]:
+    """What a drawn node says: its id, and its words where any are known."""
+    return [line for line in (str(node.feature), one_line(headline(words.get(node.feature)))) if line]
+
+
+def _tone(node: Node) -> tuple[str, str]:
+    """The name and the colour of a node's case, or of a module's feature."""
+    if node.feature.part is not Part.RES:
+        return "module", MODULE
+    name = "unexplained" if node.evolution is None else node.evolution.value
+    return name, TONES[name]
+
+
+def circuit_tracer_json(graph: FlowGraph, words: Words = no_words) -> bytes:
+    """`graph` as the JSON of an attribution graph (schema version 1).
+
+    `feature` is `feature_number`: another for every feature, and layer, part and row can be read back from it.
+    """
+    seed, release = str(graph.seed), _plain(graph.release)
+    try:
+        model = sources_of(graph.release).model  # as Neuronpedia calls it; the release where nothing says it
+    except (UnknownRelease, InvalidArgument):
+        model = release or "unknown"
+
+    # 1. every feature, and an output that says there is none
+    nodes: list[dict[str, Any]] = []
+    for node in graph.nodes:
+        case = "" if node.evolution is None else f" ({node.evolution.case})"
+        label = f"{node.feature}{case} {one_line(headline(words.get(node.feature)))}".rstrip()
+        nodes.append(_circuit_node(node.feature, label))
+    last = max(node.feature.layer for node in graph.nodes) + 1
+    output = {"feature_type": "logit", "jsNodeId": "L_0-0", "clerp": 'Output "none" (p=0.000)'}
+    nodes.append(_circuit_node(FeatureId(Site(last, Part.RES), 0), "") | output)
+
+    # 2. what the viewer's subgraph starts with: the stream nearest to the seed, then the modules that write into it
+    def away(node: Node) -> tuple[bool, bool, int]:
+        feature = node.feature
+        return feature != graph.seed, feature.part is not Part.RES, abs(feature.layer - graph.seed.layer)
+
+    nearest = sorted(graph.nodes, key=away)[:_PINNED]
+    data = {
+        "metadata": {
+            "slug": f"saeflow-{release or 'graph'}-{seed.replace('/', '-')}",
+            "scan": model,
+            "transcoder_list": [],
+            "prompt_tokens": list(_TOKENS),
+            "prompt": f"Feature flow of {seed}, from the weights: cosines of decoder rows, no prompt.",
+            "schema_version": 1,
+            "info": {
+                "description": "Columns are parts of the model (attention, MLP, residual stream), not tokens. "
+                "Weights are cosines of decoder rows, not attributions.",
+                "generator": {"name": "saeflow", "version": __version__},
+            },
+        },
+        "qParams": {
+            "pinnedIds": [_node_id(node.feature) for node in nearest],
+            "supernodes": [],
+            "linkType": "both",
+            "clickedId": _node_id(graph.seed),
+            "sg_pos": "",
+        },
+        "nodes": nodes,
+        "links": [{"source": _node_id(e.parent), "target": _node_id(e.child), "weight": e.score} for e in graph.edges],
+    }
+    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def feature_number(feature: FeatureId) -> int:
+    """One number for a layer l, a part and a row: (l + i)(l + i + 1) / 2 + i with i = 3 row + place of the part.
+
+    The Cantor pair of circuit-tracer, which has one kind of feature and i = row. The places are those of `COLUMNS`.
+    """
+    index = len(COLUMNS) * feature.index + COLUMNS[feature.part]
+    return (feature.layer + index) * (feature.layer + index + 1) // 2 + index
+
+
+def _plain(name: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_." else "-" for char in name).strip("-.")
+
+
+def _node_id(feature: FeatureId) -> str:
+    return f"{feature.layer}_{feature.index}_{COLUMNS[feature.part]}"
+
+
+def _circuit_node(feature: FeatureId, label: str) -> dict[str, Any]:
+    column = COLUMNS[feature.part]
+    return {
+        "node_id": _node_id(feature),
+        "feature": feature_number(feature),
+        "layer": str(feature.layer),
+        "ctx_idx": column,
+        "feature_type": "cross layer transcoder",
+        "token_prob": 0.0,
+        "is_target_logit": False,
+        "run_idx": 0,
+        "reverse_ctx_idx": len(_TOKENS) - 1 - column,
+        "jsNodeId": f"{feature.layer}_{feature.index}-{len(_TOKENS) - 1 - column}",
+        "clerp": label,
+        "influence": None,
+        "activation": None,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format to export to.
+
+    Attributes:
+        suffix: the ending of a file, such as ".graph.json"; no two formats share one.
+        media_type: what a server says of it.
+        title: what it is for, in a few words.
+    """
+
+    suffix: str
+    media_type: str
+    title: str
+    write: Callable[[FlowGraph, Words], bytes]
+
+
+def _rendered(to: str) -> Callable[[FlowGraph, Words], bytes]:
+    return lambda graph, words: render(graph, to=to, words=words).encode()
+
+
+FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
+    {
+        "html": Format(".graph.html", "text/html; charset=utf-8", "one page that opens offline", _rendered("html")),
+        "json": Format(".graph.json", "application/json", "what saeflow reads back", _rendered("json")),
+        "graphml": Format(
+            ".graph.graphml", "application/graphml+xml", "networkx, Gephi, yEd", lambda g, _: g.to_graphml().encode()
+        ),
+        "svg": Format(".graph.svg", "image/svg+xml", "the figure, for papers", _rendered("svg")),
+        "png": Format(".graph.png", "image/png", "the figure, for slides", png),
+        "dot": Format(".graph.dot", "text/vnd.graphviz", "Graphviz", dot),
+        "mermaid": Format(".graph.mmd", "text/vnd.mermaid", "a diagram in Markdown", mermaid),
+        "circuit-tracer": Format(
+            ".circuit-tracer.json", "application/json", "circuit-tracer's viewer and Neuronpedia", circuit_tracer_json
+        ),
+    }
+)
+"""What a graph can be written as, by the name that `--formats` takes."""
+
+
+def export(graph: FlowGraph, to: str, words: Words = no_words) -> bytes:
+    """`graph` as a file of the format `to`, one of FORMATS.
+
+    Raises:
+        InvalidArgument: for another format.
+    """
+    return format_named(to).write(graph, words)
+
+
+def format_named(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        InvalidArgument: when there is none.
+    """
+    if name not in FORMATS:
+        raise InvalidArgument(f"graphs are not exported to {name!r}. Choose one of {', '.join(FORMATS)}.")
+    return FORMATS[name]
