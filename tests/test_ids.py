@@ -1,9 +1,11 @@
 """Names of sites and features: what is printed is what is read."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import saeflow as sf
 from saeflow.errors import InvalidId
 from saeflow.ids import FeatureId, Part, Site
 
@@ -76,3 +78,38 @@ def test_predecessors_are_those_of_section_3_3():
     assert Site.parse("24/mlp").predecessors == ()
     assert str(Site.parse("24/mlp").successor) == "24/res"
     assert str(Site.parse("24/res").successor) == "25/res"
+
+
+@given(features)
+def test_a_name_is_taken_wherever_a_site_or_a_feature_is(feature):
+    assert (
+        FeatureId(str(feature)) == FeatureId(str(feature.site), feature.index) == FeatureId.of(str(feature)) == feature
+    )
+    assert (
+        Site(str(feature.site)) == Site(feature.layer, str(feature.part)) == Site.of(str(feature.site)) == feature.site
+    )
+    assert FeatureId.of(feature) is feature
+    assert type(Site(np.int64(3), "mlp").layer) is int
+
+
+@pytest.mark.parametrize("wrong", [(4, "resid"), (4.0, "res"), ("4", "res"), (None, "res"), (4, None), (-1, "res")])
+def test_what_is_no_site_is_refused_when_it_is_made(wrong):
+    with pytest.raises(InvalidId, match=r"no site|negative"):
+        Site(*wrong)
+
+
+@pytest.mark.parametrize("wrong", [("4/res", None), ("4/res", 1.5), ("4/res", -1), ("4/resid", 3), (4, 3)])
+def test_what_is_no_feature_is_refused_when_it_is_made(wrong):
+    with pytest.raises(InvalidId):
+        FeatureId(*wrong)
+
+
+def test_dictionaries_atlases_and_graphs_take_names():
+    atlas, dictionaries = sf.open_atlas("demo"), sf.load_dictionaries("demo")
+    assert dictionaries["4/res"] is dictionaries[Site(4, Part.RES)]
+    assert "4/res" in dictionaries
+    assert "4/none" not in dictionaries
+    assert atlas["4/res", "3/res"] is atlas[Site(4, Part.RES), Site(3, Part.RES)]
+    assert sf.trace("4/res/72", atlas) == sf.trace(FeatureId.parse("4/res/72"), atlas)
+    with pytest.raises(InvalidId, match="4/resid/72"):
+        sf.trace("4/resid/72", atlas)

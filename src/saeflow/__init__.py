@@ -3,7 +3,7 @@
     import saeflow as sf
 
     atlas = sf.open_atlas("demo")
-    graph = sf.trace(sf.FeatureId.parse("4/res/123"), atlas)
+    graph = sf.trace("4/res/123", atlas)
     print(sf.render(graph, to="text"))
 
 The method is that of Laptev et al., "Analyze Feature Flow to Enhance Interpretation and Steering in

@@ -8,9 +8,11 @@ R_L, M_L and A_L).
 from __future__ import annotations
 
 import enum
+import operator
 import re
 from dataclasses import dataclass
 from functools import total_ordering
+from typing import TypeAlias
 
 from saeflow.errors import InvalidId
 
@@ -28,22 +30,38 @@ class Part(enum.StrEnum):
         return ("att", "mlp", "res").index(self.value)
 
 
+_PARTS = {part.value: part for part in Part}
 _SITE = re.compile(r"(0|[1-9][0-9]{0,3})/(att|mlp|res)")
 _FEATURE = re.compile(r"(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})")
 
 
 @total_ordering
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Site:
     """A layer and a part of it, written `24/res`. Layers count from 0."""
 
     layer: int
     part: Part
 
-    def __post_init__(self) -> None:
-        """Refuse a negative layer."""
-        if self.layer < 0:
-            raise InvalidId(f"layer {self.layer} of a site is negative. Layers count from 0.")
+    def __init__(self, layer: int | str, part: Part | str | None = None) -> None:
+        """`Site(24, Part.RES)`, `Site(24, "res")` or `Site("24/res")`.
+
+        Raises:
+            InvalidId: for anything else.
+        """
+        if isinstance(layer, str) and part is None:
+            found = _SITE.fullmatch(layer)
+            if found is None:
+                raise InvalidId(f"{layer!r} is no site. Write layer/part with part one of att, mlp, res: '24/res'.")
+            layer, part = int(found[1]), found[2]
+        if isinstance(layer, str) or not hasattr(layer, "__index__") or part not in _PARTS:
+            raise InvalidId(
+                f"layer {layer!r} and part {part!r} are no site. Give an integer and one of att, mlp, res, or '24/res'."
+            )
+        if layer < 0:
+            raise InvalidId(f"layer {layer} of a site is negative. Layers count from 0.")
+        object.__setattr__(self, "layer", operator.index(layer))  # numpy's integers too
+        object.__setattr__(self, "part", _PARTS[part])
 
     @staticmethod
     def parse(text: str) -> Site:
@@ -52,10 +70,16 @@ class Site:
         Raises:
             InvalidId: when `text` has another form.
         """
-        found = _SITE.fullmatch(text)
-        if found is None:
-            raise InvalidId(f"{text!r} is no site. Write layer/part with part one of att, mlp, res: '24/res'.")
-        return Site(int(found[1]), Part(found[2]))
+        return Site(text)
+
+    @staticmethod
+    def of(site: SiteLike) -> Site:
+        """A site from itself or from its name, for whatever takes either.
+
+        Raises:
+            InvalidId: for anything else.
+        """
+        return site if isinstance(site, Site) else Site(site)
 
     def __str__(self) -> str:
         """`24/res`."""
@@ -84,17 +108,33 @@ class Site:
 
 
 @total_ordering
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class FeatureId:
     """One row of the dictionary at a site, written `24/res/14548`. Rows count from 0."""
 
     site: Site
     index: int
 
-    def __post_init__(self) -> None:
-        """Refuse a negative index."""
-        if self.index < 0:
-            raise InvalidId(f"feature index {self.index} at {self.site} is negative. Rows count from 0.")
+    def __init__(self, site: Site | str, index: int | None = None) -> None:
+        """`FeatureId(Site(24, "res"), 14548)`, `FeatureId("24/res", 14548)` or `FeatureId("24/res/14548")`.
+
+        Raises:
+            InvalidId: for anything else.
+        """
+        if isinstance(site, str) and index is None:
+            found = _FEATURE.fullmatch(site)
+            if found is None:
+                raise InvalidId(
+                    f"{site!r} is no feature. Write layer/part/index with part one of att, mlp, res: '24/res/14548'."
+                )
+            site, index = Site(int(found[1]), found[2]), int(found[3])
+        if not hasattr(index, "__index__"):
+            raise InvalidId(f"{site!r} and {index!r} are no feature. Give a site and an integer, or '24/res/14548'.")
+        row = operator.index(index)  # pyright: ignore[reportArgumentType]
+        if row < 0:
+            raise InvalidId(f"feature index {row} at {site} is negative. Rows count from 0.")
+        object.__setattr__(self, "site", Site.of(site))
+        object.__setattr__(self, "index", row)
 
     @staticmethod
     def parse(text: str) -> FeatureId:
@@ -103,12 +143,16 @@ class FeatureId:
         Raises:
             InvalidId: when `text` has another form.
         """
-        found = _FEATURE.fullmatch(text)
-        if found is None:
-            raise InvalidId(
-                f"{text!r} is no feature. Write layer/part/index with part one of att, mlp, res: '24/res/14548'."
-            )
-        return FeatureId(Site(int(found[1]), Part(found[2])), int(found[3]))
+        return FeatureId(text)
+
+    @staticmethod
+    def of(feature: FeatureLike) -> FeatureId:
+        """A feature from itself or from its name, for whatever takes either.
+
+        Raises:
+            InvalidId: for anything else.
+        """
+        return feature if isinstance(feature, FeatureId) else FeatureId(feature)
 
     def __str__(self) -> str:
         """`24/res/14548`."""
@@ -127,3 +171,10 @@ class FeatureId:
     def part(self) -> Part:
         """The part of the feature's site."""
         return self.site.part
+
+
+SiteLike: TypeAlias = Site | str
+"""A site or its name: `24/res`."""
+
+FeatureLike: TypeAlias = FeatureId | str
+"""A feature or its name: `24/res/14548`."""

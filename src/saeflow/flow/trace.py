@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 from saeflow.errors import InvalidArgument
 from saeflow.flow.graph import Direction, Edge, End, FlowGraph, Node, Reason
 from saeflow.flow.scores import Scores, Thresholds, evolution
-from saeflow.ids import FeatureId, Part, Site
+from saeflow.ids import FeatureId, FeatureLike, Part, Site
 from saeflow.records import Match
 
 
@@ -62,7 +62,7 @@ class WithNulls(Protocol):
 
 
 def trace(
-    seed: FeatureId,
+    seed: FeatureLike,
     matches: Matches,
     *,
     thresholds: Thresholds | None = None,
@@ -73,7 +73,7 @@ def trace(
     """The flow graph of `seed`.
 
     Args:
-        seed: A feature of any part.
+        seed: A feature of any part, or its name: `"4/res/72"`.
         matches: Where matches come from; an Atlas, or anything with `has` and `best`.
         thresholds: Where to cut; t(R) = 0.5 and t(M) = t(A) = 0.15 by default (B.2), or
             `Thresholds.calibrated(atlas)`.
@@ -82,12 +82,14 @@ def trace(
         forward: Ask where it goes.
 
     Raises:
+        InvalidId: when `seed` is the name of no feature.
         UnknownSite: when there is no dictionary at the seed's site.
         UnknownFeature: when the seed's index lies outside it.
         InvalidArgument: when `k` is below 1 or more than `matches` keeps.
     """
     if k < 1:
         raise InvalidArgument(f"k={k} matches were asked for. Give k of at least 1.")
+    seed = FeatureId.of(seed)
     growth = _Growth(matches, thresholds or Thresholds(), k)
     _check_seed(seed, matches)
     if backward:

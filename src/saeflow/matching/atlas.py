@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, SaeflowWarning, UnknownRelease, UnknownSite
 from saeflow.files import PACK, add_check, agrees_with_check, cache_folder, folder_and_pattern, write_atomic
-from saeflow.ids import FeatureId, Part, Site
+from saeflow.ids import FeatureId, Part, Site, SiteLike
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
 from saeflow.matching.rows import AGAIN, TableRows, checked
 from saeflow.reading import read_json
@@ -82,13 +82,15 @@ class Atlas(_Tables):
         """Every site with a table, in order of computation."""
         return tuple(sorted({site for pair in self.files for site in pair}))
 
-    def __getitem__(self, pair: Pair) -> MatchTable:
-        """The table from `pair[0]` to `pair[1]`.
+    def __getitem__(self, pair: tuple[SiteLike, SiteLike]) -> MatchTable:
+        """The table from `pair[0]` to `pair[1]`; `atlas["4/res", "3/res"]`.
 
         Raises:
+            InvalidId: when a name is that of no site.
             UnknownSite: when the atlas has no such table.
             CorruptAtlas: when the file no longer has the checksum the atlas states.
         """
+        pair = (Site.of(pair[0]), Site.of(pair[1]))
         if pair not in self._tables:
             from saeflow.matching.table import MatchTable
 

@@ -18,7 +18,7 @@ import torch
 from saeflow.engines import device_of_worker
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite
 from saeflow.files import PACK, folder_and_pattern
-from saeflow.ids import Part, Site
+from saeflow.ids import Part, Site, SiteLike
 from saeflow.sources.architectures import View
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
@@ -132,15 +132,17 @@ class DictionarySet(_Sites):
             return None
         return f"{entry.repo}/{entry.files[0]}"
 
-    def __getitem__(self, site: Site) -> Dictionary:
-        """The dictionary at `site`, the same object each time.
+    def __getitem__(self, site: SiteLike) -> Dictionary:
+        """The dictionary at `site`, the same object each time; `dictionaries["24/res"]`.
 
         Raises:
+            InvalidId: when `site` is the name of none.
             UnknownSite: when there is none; the message lists what there is, and what was left out.
             InvalidArgument: when several SAEs of the folder are at it; the message says how to choose.
             Unreachable: when its file must be fetched and cannot be.
             BadFile: when its file is bad.
         """
+        site = Site.of(site)
         if site not in self._openers:
             raise UnknownSite(
                 f"{self._name} has no dictionary at {site}. It has {_layers(self.sites)}."
@@ -152,8 +154,8 @@ class DictionarySet(_Sites):
         return self._open[site]
 
     def __contains__(self, site: object) -> bool:
-        """Whether there is a dictionary at `site`; opens nothing."""
-        return site in self._openers
+        """Whether there is a dictionary at `site`, which may be its name; opens nothing."""
+        return site in self._openers or (isinstance(site, str) and site in map(str, self._openers))
 
     def __iter__(self) -> Iterator[Site]:
         """Sites in order of computation; opens nothing."""
