@@ -14,7 +14,7 @@ little left to save.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -24,8 +24,9 @@ import saeflow
 from _timing import Row, arguments, interleaved, peak_memory, show
 from saeflow import Add, FeatureId, LanguageModel, Part, Site
 from saeflow.sources.library import DictionarySet
+from saeflow.steering.build import PlanRequest, plan_of
 from saeflow.steering.generate import Generation, Request, generate
-from saeflow.steering.growth import activation_plan, grow, targets
+from saeflow.steering.growth import Chosen, grow, targets
 from saeflow.steering.plan import SteeringPlan
 from saeflow.steering.sampling import Sampling
 from saeflow.steering.schedule import Exponential
@@ -50,7 +51,8 @@ def world() -> World:
     model, dictionaries = saeflow.load_model("demo"), saeflow.load_dictionaries("demo")
     starts = [FeatureId(Site(3, Part.RES), index) for index in (541, 5, 17)]
     found = targets(grow(starts, saeflow.open_atlas("demo"), thresholds=saeflow.Thresholds(res=0.0, mlp=0.0, att=0.0)))
-    return World(model, dictionaries, replace(activation_plan(found, Exponential(1.0)), release="demo"))
+    request = PlanRequest("demo", starts=tuple(starts), schedule=Exponential(1.0))
+    return World(model, dictionaries, plan_of(Chosen(found), request))
 
 
 def plainly(world: World, tokens: int, *, rows: int = 16) -> None:

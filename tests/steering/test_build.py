@@ -11,8 +11,8 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords
 from saeflow.matching.build import build_atlas
 from saeflow.sources.activations import ReLU
-from saeflow.steering.build import PlanRequest, build_plan
-from saeflow.steering.growth import Reach, activation_plan, grow, pick, suppression_plan, targets
+from saeflow.steering.build import PlanRequest, build_plan, plan_of
+from saeflow.steering.growth import Chosen, Reach, grow, pick, targets
 from saeflow.steering.output_score import output_scores
 from saeflow.steering.plan import Dropped, SteeringDirection
 from saeflow.steering.schedule import Constant, Linear
@@ -51,8 +51,9 @@ def found(atlas):
 
 
 def test_without_weights_or_model_a_plan_is_that_of_the_graphs(atlas, found):
-    made = build_plan(ask(fold=False, schedule=Constant(2.0)), atlas=atlas)
-    assert made.steps == activation_plan(found, Constant(2.0)).steps
+    asked = ask(fold=False, schedule=Constant(2.0))
+    made = build_plan(asked, atlas=atlas)
+    assert made.steps == plan_of(Chosen(found), asked).steps
     assert (made.release, made.model) == ("tiny", "tiny-model")
     assert made.made_by["starts"] == [str(START)]
     assert made.made_by["t_res"] == 0.3
@@ -60,9 +61,10 @@ def test_without_weights_or_model_a_plan_is_that_of_the_graphs(atlas, found):
 
 
 def test_folding_multiplies_by_scales(atlas, found):
-    made = build_plan(ask(schedule=Linear(8.0, 1.0)), atlas=atlas, dictionaries=DICTIONARIES)
+    asked = ask(schedule=Linear(8.0, 1.0))
+    made = build_plan(asked, atlas=atlas, dictionaries=DICTIONARIES)
     scales = fold_scales(DICTIONARIES, [t.feature for t in found])
-    assert made.steps == activation_plan(found, Linear(8.0, 1.0), scales=scales).steps
+    assert made.steps == plan_of(Chosen(found), asked, scales=scales).steps
     assert made.made_by["folded"] is True
 
 
@@ -106,7 +108,7 @@ def test_only_what_is_in_reach_is_folded_with_the_coefficients_of_the_whole(atla
     asked = {"schedule": Linear(8.0, 1.0)}
     whole = build_plan(ask(**asked), atlas=atlas, dictionaries=DICTIONARIES)
     one = build_plan(ask(**asked, reach=Reach.SINGLE, upto=1), atlas=atlas, dictionaries=watched)
-    assert one.steps == whole.at_layers([1]).steps
+    assert one.steps == tuple(step for step in whole.steps if step.feature.layer == 1)
     assert opened <= {0, 1}, "the check of types under pytest looks at the first item, at layer 0"
     assert 1 in opened
 
@@ -114,7 +116,7 @@ def test_only_what_is_in_reach_is_folded_with_the_coefficients_of_the_whole(atla
 def test_suppression_gives_each_feature_r_and_needs_no_weights(atlas, found):
     asked = ask(direction=SteeringDirection.SUPPRESS, r=-1.0, reach=Reach.CUMULATIVE, upto=1)
     made = build_plan(asked, atlas=atlas)
-    assert made.steps == suppression_plan(found, -1.0, reach=Reach.CUMULATIVE, upto=1).steps
+    assert made.steps == plan_of(Chosen(found), asked).steps
     assert not asked.needs_dictionaries
 
 

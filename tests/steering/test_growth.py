@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.flow import Edge, FlowGraph, Node, Thresholds, trace
 from saeflow.ids import FeatureId, Part, Site
+from saeflow.labels.words import FeatureWords
 from saeflow.matching.build import build_atlas
-from saeflow.steering.build import Chosen, valued
-from saeflow.steering.growth import Reach, Target, activation_plan, grow, pick, schedule_span, suppression_plan, targets
+from saeflow.steering.build import PlanRequest, plan_of
+from saeflow.steering.growth import Chosen, Reach, Target, grow, pick, schedule_span, targets
 from saeflow.steering.plan import Dropped, SteeringDirection
 from saeflow.steering.schedule import Constant, Exponential, Linear
 
@@ -159,14 +160,22 @@ def test_the_span_is_that_of_residual_targets():
         schedule_span(())
 
 
+START = feature("2/res/9")
+SUPPRESS = SteeringDirection.SUPPRESS
+
+
+def planned(kept=TARGETS, scales=None, **how):
+    return plan_of(Chosen(tuple(kept)), PlanRequest(starts=(START,), **how), scales=scales)
+
+
 SCHEDULES = [Constant(3.0), Linear(8.0, 1.0), Exponential(3.0, -0.25)]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_each_target_gets_the_coefficient_of_its_layer_times_its_scale(schedule):
     scales = {t.feature: 1.0 + t.feature.index for t in TARGETS}
-    plain = activation_plan(TARGETS, schedule)
-    folded = activation_plan(TARGETS, schedule, scales=scales)
+    plain = planned(schedule=schedule)
+    folded = planned(schedule=schedule, scales=scales)
     for bare, scaled in zip(plain.steps, folded.steps, strict=True):
         assert bare.value == schedule.at(bare.feature.layer, (1, 4))
         assert scaled.value == bare.value * scales[bare.feature]
@@ -175,9 +184,7 @@ def test_each_target_gets_the_coefficient_of_its_layer_times_its_scale(schedule)
 
 
 def plans_of(**how):
-    return [activation_plan(TARGETS, schedule, **how) for schedule in SCHEDULES] + [
-        suppression_plan(TARGETS, -2.0, **how)
-    ]
+    return [planned(schedule=schedule, **how) for schedule in SCHEDULES] + [planned(direction=SUPPRESS, r=-2.0, **how)]
 
 
 def test_single_is_cumulative_at_the_first_layer():
@@ -196,20 +203,19 @@ def test_cumulative_at_the_last_layer_is_the_whole_span_and_singles_make_it_up()
 
 def test_a_plan_says_what_it_was_made_of():
     chosen = Chosen(TARGETS, (Dropped(feature("9/res/9"), "no"),))
-    about = {
-        "release": "r",
-        "model": "m",
-        "theme": "t",
-        "made_by": {"k": 2},
-        "scales": None,
-        "labels": {feature("1/res/1"): "tides"},
-        "reach": Reach.CUMULATIVE,
-        "upto": 2,
-    }
+
+    class Known:
+        def get(self, one):
+            return FeatureWords("tides") if one == feature("1/res/1") else None
+
+        def site(self, site):
+            return []
+
     for direction in SteeringDirection:
-        plan = valued(chosen, direction, Constant(1.0), 0.0, **about)
+        request = PlanRequest("r", direction, "t", reach=Reach.CUMULATIVE, upto=2)
+        plan = plan_of(chosen, request, words=Known(), made_by={"k": 2})
         assert plan.direction is direction
-        assert (plan.release, plan.model, plan.theme) == ("r", "m", "t")
+        assert (plan.release, plan.theme) == ("r", "t")
         assert plan.dropped == chosen.dropped
         assert [step.label for step in plan.steps] == ["", "tides", "", ""]
         assert [step.why for step in plan.steps][2:] == ["path 0.50 from 0/res/0", "start"]
@@ -227,23 +233,22 @@ def test_a_plan_says_what_it_was_made_of():
     ],
 )
 def test_a_plan_without_a_step_says_where_there_are_targets(how, said):
-    with pytest.raises(InvalidArgument, match=said):
-        activation_plan(TARGETS, Constant(1.0), **how)
-    with pytest.raises(InvalidArgument, match=said):
-        suppression_plan(TARGETS, 0.0, **how)
+    for direction in SteeringDirection:
+        with pytest.raises(InvalidArgument, match=said):
+            planned(direction=direction, **how)
 
 
 def test_no_target_or_no_scale_is_refused():
-    for make in (lambda: activation_plan((), Constant(1.0)), lambda: suppression_plan((), 0.0)):
+    for direction in SteeringDirection:
         with pytest.raises(InvalidArgument, match="no target is left"):
-            make()
+            planned((), direction=direction)
     with pytest.raises(InvalidArgument, match="no scale for 1/res/1, 2/mlp/2"):
-        activation_plan(TARGETS, Constant(1.0), scales={TARGETS[i].feature: 1.0 for i in (0, 3, 4)})
+        planned(scales={TARGETS[i].feature: 1.0 for i in (0, 3, 4)})
 
 
 def test_sites_and_ids_are_the_real_ones(planted, atlas):
     """A plan of a planted chain names the site of every layer of the chain."""
     found = targets(grow([planted.feature(2, 3)], atlas, thresholds=CUT), parts=[Part.RES])
-    plan = suppression_plan(found, 0.0)
+    plan = planned(found, direction=SUPPRESS)
     assert plan.sites == tuple(Site(layer, Part.RES) for layer in sorted(planted.chains[2]))
     assert all(isinstance(f, FeatureId) for f in plan.features)

@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saeflow.steering.build import PlanRequest, build_plan
+    from saeflow.steering.build import PlanRequest, build_plan, plan_of
     from saeflow.steering.generate import Generation, Request
-    from saeflow.steering.growth import Reach, Target, activation_plan, grow, pick, suppression_plan, targets
+    from saeflow.steering.growth import Chosen, Reach, Target, grow, pick, targets
     from saeflow.steering.output_score import output_scores
     from saeflow.steering.plan import Dropped, SteeringDirection, SteeringPlan, Step, load_plan
     from saeflow.steering.sampling import Sampling
@@ -41,6 +41,7 @@ _HOME = {
     "Dropped": "plan",
     "Exponential": "schedule",
     "Candidate": "starts",
+    "Chosen": "growth",
     "Generation": "generate",
     "HeldOutCheck": "starts",
     "Linear": "schedule",
@@ -58,7 +59,6 @@ _HOME = {
     "Task": "theme",
     "TextSearch": "starts",
     "Theme": "theme",
-    "activation_plan": "growth",
     "build_plan": "build",
     "find_by_texts": "starts",
     "find_by_words": "starts",
@@ -72,9 +72,9 @@ _HOME = {
     "output_scores": "output_score",
     "pick": "growth",
     "plan_change": "sizes",
+    "plan_of": "build",
     "schedule_from": "schedule",
     "shares": "sizes",
-    "suppression_plan": "growth",
     "targets": "growth",
     "themes": "theme",
     "typical_activations": "stream_rows",
@@ -84,6 +84,7 @@ _HOME = {
 __all__ = [
     "Budget",
     "Candidate",
+    "Chosen",
     "Constant",
     "Dropped",
     "Exponential",
@@ -105,7 +106,6 @@ __all__ = [
     "Task",
     "TextSearch",
     "Theme",
-    "activation_plan",
     "build_plan",
     "find_by_texts",
     "find_by_words",
@@ -119,9 +119,9 @@ __all__ = [
     "output_scores",
     "pick",
     "plan_change",
+    "plan_of",
     "schedule_from",
     "shares",
-    "suppression_plan",
     "targets",
     "themes",
     "typical_activations",

@@ -3,7 +3,7 @@
 1. `choose` grows the graphs of the starts, joins their features to targets, and leaves out what is ruled out.
 2. `weak_features` finds those of a low output score, to be left out as well.
 3. `own_scales` finds what a coefficient of 1 means for each feature: s counts in these units (folding, B.2).
-4. `valued` gives each feature that is left its value: s as its layer has it in the schedule, or r.
+4. `plan_of` gives each feature that is left its value: s as its layer has it in the schedule, or r.
 5. `sizes.fit_budget` weakens the plan until it fits a budget.
 
 `build_plan` takes these steps for one request; `sweep.theme_plans` takes the first three once for a theme, and the
@@ -13,7 +13,7 @@ others for each setting of a grid. Steps that need the weights or the model say 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,18 +24,8 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels import Words, no_words
 from saeflow.matching.atlas import Atlas
 from saeflow.records import Progress
-from saeflow.steering.growth import (
-    Reach,
-    Target,
-    activation_plan,
-    grow,
-    pick,
-    schedule_span,
-    suppression_plan,
-    targets,
-    targets_within,
-)
-from saeflow.steering.plan import Dropped, SteeringDirection, SteeringPlan
+from saeflow.steering.growth import Chosen, Reach, grow, pick, schedule_span, targets, targets_within
+from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
 from saeflow.steering.schedule import Exponential, Schedule
 
 if TYPE_CHECKING:
@@ -142,10 +132,10 @@ def build_plan(
     texts: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> SteeringPlan:
-    """The plan a request asks for; see the head of the file for the steps.
+    """The plan that is requested; see the head of the file for the steps.
 
     Args:
-        request: what is asked for.
+        request: what the plan is to be.
         atlas: where matches come from.
         dictionaries: of the release; not needed without folding, budgets, shares and output scores.
         model: the model of the release; not needed without budgets, shares and output scores, unless dictionaries
@@ -153,7 +143,7 @@ def build_plan(
         words: labels of features.
         texts: what hidden norms and activations are measured on; the theme's examples where empty. To suppress, give
             texts in which the features fire.
-        progress: is told (done, all, what) while output scores are computed.
+        progress: called with (done, all, what) while output scores are computed.
 
     Raises:
         InvalidArgument: when nothing is left to steer, something is dropped that was not found, the weights, the
@@ -162,25 +152,27 @@ def build_plan(
         UnknownFeature: when a start's index lies outside its dictionary.
         BadFile: when the theme's file is bad.
     """
+
+    def weights_for(what: str) -> Mapping[Site, Dictionary]:
+        if dictionaries is None:
+            raise InvalidArgument(f"{what} needs the weights. Pass the dictionaries of the release.")
+        return dictionaries
+
+    def model_for(what: str) -> LanguageModel:
+        if model is None:
+            raise InvalidArgument(f"{what} needs the model of the release. Load it and pass it (--model).")
+        return model
+
     theme = None
     if request.theme:
         from saeflow.steering.theme import load_theme
 
         theme = load_theme(request.theme, request.release)
-    starts = request.starts or (theme.starts if theme else ())
+        request = replace(request, theme=theme.name, starts=request.starts or theme.starts)
     measured_on = tuple(texts) or (theme.examples if theme else ())
 
     # 1. features of graphs; weights that the atlas was not made from are refused before anything is run
-    chosen = choose(
-        starts,
-        atlas,
-        thresholds=request.thresholds,
-        k=request.k,
-        parts=request.parts,
-        drop=request.drop,
-        keep=request.keep,
-        min_score=request.min_score,
-    )
+    chosen = choose(request, atlas)
     if dictionaries is not None and isinstance(atlas, Atlas):
         from saeflow.matching.same_weights import refuse_other_weights
 
@@ -188,39 +180,22 @@ def build_plan(
         refuse_other_weights(atlas, dictionaries, used, projector=model)
 
     # 2. those that do not drive the output
-    if request.min_output_score is not None:
-        features = [target.feature for target in chosen.kept]
-        weights, runs = _weights(dictionaries, "output scores"), _model(model, "output scores")
-        weak = weak_features(features, request.min_output_score, weights, runs, progress=progress)
-        chosen = chosen.without(weak)
+    if (least := request.min_output_score) is not None:
+        weights, runs = weights_for("output scores"), model_for("output scores")
+        chosen = chosen.without(weak_features(chosen.features, least, weights, runs, progress=progress))
 
     # 3. scales of those in reach; the schedule's span is that of all, the silent as well
     span, scales = schedule_span(chosen.kept), None
     if request.folds:
-        reached = targets_within(chosen.kept, request.reach, request.upto)
-        weights = _weights(dictionaries, "folding")
-        scales, silent = own_scales(
-            [target.feature for target in reached], weights, model, measured_on, leave_out_silent=True
-        )
+        reached = [target.feature for target in targets_within(chosen.kept, request.reach, request.upto)]
+        scales, silent = own_scales(reached, weights_for("folding"), model, measured_on, leave_out_silent=True)
         chosen = chosen.without(silent)
 
-    # 4. a value for each
-    known = {target.feature: words.get(target.feature) for target in chosen.kept}
-    plan = valued(
-        chosen,
-        request.direction,
-        request.schedule,
-        request.r,
-        reach=request.reach,
-        upto=request.upto,
-        scales=scales,
-        span=span,
-        labels={feature: of.label for feature, of in known.items() if of},
-        release=request.release,
-        model=_model_name(request, atlas, dictionaries, model),
-        theme=theme.name if theme else "",
-        made_by=_found_by(request, starts),
-    )
+    # 4. a value for each; the model as `load_model` takes it: the one given, else that of the atlas or the dictionaries
+    made_for = [getattr(model, "name", ""), request.release if request.release == "demo" else ""]
+    made_for += [getattr(atlas, "model", ""), getattr(dictionaries, "model", "")]
+    plan = plan_of(chosen, request, scales=scales, span=span, words=words, made_by=_found_by(request))
+    plan = replace(plan, model=next((str(name) for name in made_for if name), ""))
 
     # 5. within the budget, with the shares of the hidden norm noted
     limited = request.budget_layer is not None or request.budget_total is not None
@@ -228,7 +203,7 @@ def build_plan(
         return plan
     from saeflow.steering.sizes import Budget, fit_budget, hidden_norms, norm_sites, plan_change, shares
 
-    weights, runs = _weights(dictionaries, "a budget"), _model(model, "a budget")
+    weights, runs = weights_for("a budget"), model_for("a budget")
     if not measured_on:
         raise InvalidArgument(
             "a budget is a share of the hidden norm, which is measured on texts. Give some (--texts), or a theme with "
@@ -239,35 +214,15 @@ def build_plan(
         budget = Budget(request.budget_layer, request.budget_total)
         plan = fit_budget(plan, budget, weights, runs, measured_on, norms=norms)
     change = plan_change(plan, weights, runs, texts=measured_on, steered=True)
-    told = {**shares(change, norms).to_dict(), "texts": len(measured_on)}
-    return replace(plan, made_by={**plan.made_by, "shares": told})
+    noted = {**shares(change, norms).to_dict(), "texts": len(measured_on)}
+    return replace(plan, made_by={**plan.made_by, "shares": noted})
 
 
-def _weights(dictionaries: Mapping[Site, Dictionary] | None, what: str) -> Mapping[Site, Dictionary]:
-    if dictionaries is None:
-        raise InvalidArgument(f"{what} needs the weights. Pass the dictionaries of the release.")
-    return dictionaries
-
-
-def _model(model: LanguageModel | None, what: str) -> LanguageModel:
-    if model is None:
-        raise InvalidArgument(f"{what} needs the model of the release. Load it and pass it (--model).")
-    return model
-
-
-def _model_name(request: PlanRequest, *known: object) -> str:
-    """As `load_model` takes it: that of the model itself, else the one the atlas or the dictionaries were made for."""
-    *others, model = known
-    names = [getattr(model, "name", ""), request.release if request.release == "demo" else ""]
-    names += [getattr(other, "model", "") for other in others]
-    return next((str(name) for name in names if name), "")
-
-
-def _found_by(request: PlanRequest, starts: Sequence[FeatureId]) -> dict[str, Any]:
+def _found_by(request: PlanRequest) -> dict[str, Any]:
     """What a plan notes of how its features were found."""
     cuts = request.thresholds
-    told: dict[str, Any] = {
-        "starts": [str(start) for start in starts],
+    noted: dict[str, Any] = {
+        "starts": [str(start) for start in request.starts],
         "t_res": cuts.res,
         "t_mlp": cuts.of(Part.MLP),
         "t_att": cuts.of(Part.ATT),
@@ -277,50 +232,28 @@ def _found_by(request: PlanRequest, starts: Sequence[FeatureId]) -> dict[str, An
         "min_score": request.min_score,
         "min_output_score": request.min_output_score,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in noted.items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The features of some graphs that are left to steer with, and those left out with the reason; both sorted."""
-
-    kept: tuple[Target, ...]
-    dropped: tuple[Dropped, ...]
-
-    def without(self, why: Mapping[FeatureId, str]) -> Chosen:
-        """The same without some features, each with its reason."""
-        kept, more = pick(self.kept, drop=why)
-        return Chosen(kept, tuple(sorted((*self.dropped, *more), key=lambda gone: gone.feature)))
-
-
-def choose(
-    starts: Iterable[FeatureId],
-    matches: Matches,
-    *,
-    thresholds: Thresholds,
-    k: int,
-    parts: Collection[Part],
-    drop: Mapping[FeatureId, str] = {},
-    keep: Collection[FeatureId] | None = None,
-    min_score: float | None = None,
-) -> Chosen:
-    """The features of the starts' graphs, but those that are ruled out; arguments as those of `PlanRequest`.
+def choose(request: PlanRequest, matches: Matches) -> Chosen:
+    """The features of the graphs of the request's starts, but those that are ruled out.
 
     Raises:
         InvalidArgument: for no start, or where something is dropped or kept that was not found.
         UnknownSite: when there are no matches at a start's site.
         UnknownFeature: when a start's index lies outside its dictionary.
     """
-    found = targets(grow(starts, matches, thresholds=thresholds, k=k), parts=parts)
+    graphs = grow(request.starts, matches, thresholds=request.thresholds, k=request.k)
+    found = targets(graphs, parts=request.parts)
     there = {target.feature for target in found}
     # most likely a slip of the pen
-    for word, named in (("drop", drop), ("keep", keep or ())):
+    for word, named in (("drop", request.drop), ("keep", request.keep or ())):
         if strange := sorted(set(named) - there):
             raise InvalidArgument(
                 f"there is no {', '.join(map(str, strange))} to {word} among the {len(there)} features of the graphs: "
                 f"{', '.join(map(str, sorted(there))) or 'none'}."
             )
-    return Chosen(*pick(found, drop=drop, keep=keep, min_score=min_score))
+    return pick(found, drop=request.drop, keep=request.keep, min_score=request.min_score)
 
 
 def weak_features(
@@ -373,30 +306,58 @@ def own_scales(
     return fold_scales(dictionaries, there, activity=activity, model=model, texts=texts), silent
 
 
-def valued(
+def plan_of(
     chosen: Chosen,
-    direction: SteeringDirection,
-    schedule: Schedule,
-    r: float,
+    request: PlanRequest,
     *,
-    reach: Reach,
-    upto: int | None,
-    scales: Mapping[FeatureId, float] | None,
+    scales: Mapping[FeatureId, float] | None = None,
     span: tuple[int, int] | None = None,
-    labels: Mapping[FeatureId, str] | None = None,
-    release: str,
-    model: str,
-    theme: str,
-    made_by: Mapping[str, Any],
+    words: Words = no_words,
+    made_by: Mapping[str, Any] | None = None,
 ) -> SteeringPlan:
-    """The plan of what was chosen, by `activation_plan` or `suppression_plan`, with what it notes of itself.
+    """The plan of what was chosen: each target in reach with the value that the request gives its layer.
+
+    To activate, a target gets the coefficient its layer has in the schedule (appendix B.2). The schedule's span is that
+    of all targets, whatever the reach leaves of them: a feature has the same strength in the plan of its own layer, in
+    the cumulative ones and in the whole. To suppress, all get the same r (sections 4.2 and 5.3).
+
+    Args:
+        chosen: what is steered; a plan names what was left out.
+        request: direction, schedule or r, reach, and the names of release and theme.
+        scales: to activate, what a coefficient of 1 means for each feature in reach, in units of the hidden state;
+            `fold_scales` gives them. None: a coefficient is the length of what is added.
+        span: l_start and l_end of the schedule; those of the targets where not given.
+        words: labels of features.
+        made_by: what else the plan notes of how it was made, besides schedule or r and the reach.
 
     Raises:
-        As these two.
+        InvalidArgument: when no target lies in reach, `upto` and `reach` do not go together, a target has no
+            scale, or a value is not finite.
     """
-    if direction is SteeringDirection.SUPPRESS:
-        plan = suppression_plan(chosen.kept, r, reach=reach, upto=upto, labels=labels)
+    own = schedule_span(chosen.kept)
+    span = own if span is None else span
+    reached = targets_within(chosen.kept, request.reach, request.upto)
+    if request.direction is SteeringDirection.SUPPRESS:
+        values = dict.fromkeys((target.feature for target in reached), request.r)
+        how: dict[str, Any] = {"r": request.r}
     else:
-        plan = activation_plan(chosen.kept, schedule, reach=reach, upto=upto, scales=scales, span=span, labels=labels)
-    noted = {**plan.made_by, **made_by}
-    return replace(plan, release=release, model=model, theme=theme, dropped=chosen.dropped, made_by=noted)
+        if scales is not None and (bare := [str(t.feature) for t in reached if t.feature not in scales]):
+            raise InvalidArgument(
+                f"there is no scale for {', '.join(bare)}. Get scales for all targets in reach with fold_scales."
+            )
+        values = {target.feature: request.schedule.at(target.feature.layer, span) for target in reached}
+        if scales is not None:
+            values = {feature: value * scales[feature] for feature, value in values.items()}
+        how = {"schedule": request.schedule.to_dict(), "span": span, "folded": scales is not None}
+    how |= {"reach": request.reach.value} | ({} if request.upto is None else {"upto": request.upto})
+    known = {target.feature: words.get(target.feature) for target in reached}
+    labels = {feature: of.label for feature, of in known.items() if of}
+    steps = [Step(t.feature, values[t.feature], labels.get(t.feature, ""), t.why) for t in reached]
+    return SteeringPlan(
+        request.direction,
+        tuple(steps),
+        release=request.release,
+        theme=request.theme,
+        dropped=chosen.dropped,
+        made_by={**how, **(made_by or {})},
+    )

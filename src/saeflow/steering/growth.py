@@ -1,11 +1,12 @@
-"""From starting features to a plan: grow their flow graphs, join them, choose, give each feature its value. No torch.
+"""From starting features to targets: grow their flow graphs, join them, choose. No torch.
 
 1. `grow` follows each start backward and forward, cut at t(R) and at t(M), t(A) (appendix B.2).
 2. `targets` joins the graphs: each feature once, with how well it hangs together with the starts.
 3. `pick` leaves out what a person or a score rules out ("we manually choose some of the subgraphs based on
    semantic considerations and threshold values", C.3).
-4. `activation_plan` spreads a coefficient over the layers of what is left, `suppression_plan` gives each feature
-   the same r; both for one layer, for all layers up to one, or for the whole span (sections 4.2 and 5.3).
+
+`build` gives each target its value. A plan is for one layer, for all layers up to one, or for the whole span
+(`Reach`, sections 4.2 and 5.3).
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ import enum
 import heapq
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from saeflow.errors import InvalidArgument
 from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Thresholds
 from saeflow.flow.trace import Matches, trace
 from saeflow.ids import FeatureId, Part
-from saeflow.steering.plan import Dropped, SteeringDirection, SteeringPlan, Step
-from saeflow.steering.schedule import Schedule
+from saeflow.steering.plan import Dropped
 
 
 class Reach(enum.StrEnum):
@@ -34,12 +34,6 @@ class Reach(enum.StrEnum):
     """Layers 0 to l."""
     SPAN = "span"
     """All."""
-
-    def covers(self, layer: int, upto: int | None) -> bool:
-        """Whether a target of `layer` is changed, with l = `upto`."""
-        if upto is None:
-            return True
-        return layer == upto if self is Reach.SINGLE else layer <= upto
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +125,30 @@ def _paths(graph: FlowGraph) -> dict[FeatureId, float]:
     return found
 
 
+class Chosen(NamedTuple):
+    """The features of some graphs that are left to steer with, and those left out with the reason; both sorted."""
+
+    kept: tuple[Target, ...]
+    dropped: tuple[Dropped, ...] = ()
+
+    @property
+    def features(self) -> list[FeatureId]:
+        """Those that are left."""
+        return [target.feature for target in self.kept]
+
+    def without(self, why: Mapping[FeatureId, str]) -> Chosen:
+        """The same without some features, each with its reason."""
+        kept, more = pick(self.kept, drop=why)
+        return Chosen(kept, tuple(sorted((*self.dropped, *more), key=lambda gone: gone.feature)))
+
+
 def pick(
     targets: Iterable[Target],
     *,
     drop: Mapping[FeatureId, str] = {},
     keep: Collection[FeatureId] | None = None,
     min_score: float | None = None,
-) -> tuple[tuple[Target, ...], tuple[Dropped, ...]]:
+) -> Chosen:
     """The targets to change, and those left out with the reason.
 
     Args:
@@ -149,36 +160,26 @@ def pick(
     kept: list[Target] = []
     dropped: list[Dropped] = []
     for target in targets:
-        why = _against(target, drop, keep, min_score)
-        if why is None:
-            kept.append(target)
+        feature, score = target.feature, target.score
+        if feature in drop:
+            dropped.append(Dropped(feature, drop[feature]))
+        elif keep is not None and feature not in keep:
+            dropped.append(Dropped(feature, "not among those kept"))
+        elif min_score is not None and score is not None and score < min_score:
+            dropped.append(Dropped(feature, f"path {score:.3f}, below {min_score:g}"))
         else:
-            dropped.append(Dropped(target.feature, why))
-    return tuple(kept), tuple(dropped)
+            kept.append(target)
+    return Chosen(tuple(kept), tuple(dropped))
 
 
-def _against(
-    target: Target, drop: Mapping[FeatureId, str], keep: Collection[FeatureId] | None, min_score: float | None
-) -> str | None:
-    """Why a target is left out, None where nothing is against it."""
-    if target.feature in drop:
-        return drop[target.feature]
-    if keep is not None and target.feature not in keep:
-        return "not among those kept"
-    if min_score is not None and target.score is not None and target.score < min_score:
-        return f"path {target.score:.3f}, below {min_score:g}"
-    return None
-
-
-def schedule_span(targets: Iterable[Target]) -> tuple[int, int]:
+def schedule_span(targets: Collection[Target]) -> tuple[int, int]:
     """l_start and l_end: the first and last layer of the residual targets, of all where none is residual.
 
     Raises:
         InvalidArgument: without targets.
     """
-    found = tuple(targets)
-    layers = [target.feature.layer for target in found if target.feature.part is Part.RES]
-    layers = layers or [target.feature.layer for target in found]
+    layers = [target.feature.layer for target in targets if target.feature.part is Part.RES]
+    layers = layers or [target.feature.layer for target in targets]
     if not layers:
         raise InvalidArgument(
             "no target is left to steer with. Drop fewer features, or lower the thresholds and scores asked for."
@@ -186,102 +187,22 @@ def schedule_span(targets: Iterable[Target]) -> tuple[int, int]:
     return min(layers), max(layers)
 
 
-def activation_plan(
-    targets: Iterable[Target],
-    schedule: Schedule,
-    *,
-    reach: Reach = Reach.SPAN,
-    upto: int | None = None,
-    scales: Mapping[FeatureId, float] | None = None,
-    span: tuple[int, int] | None = None,
-    labels: Mapping[FeatureId, str] | None = None,
-) -> SteeringPlan:
-    """A plan that adds each target at the coefficient its layer has in the schedule (appendix B.2).
-
-    `made_by` notes the schedule, its span and the reach; `dataclasses.replace` names the release, the model, the theme.
-    The schedule's span is that of all targets, whatever `reach` leaves of them: a feature has the same strength
-    in the plan of its own layer, in the cumulative ones and in the whole.
-
-    Args:
-        targets: what `pick` kept.
-        schedule: coefficients over layers.
-        reach: layer `upto` alone, all layers up to it, or all.
-        upto: l of the first two, None for the third.
-        scales: what a coefficient of 1 means for each feature in reach, in units of the hidden state; `fold_scales`
-            gives them. None: a coefficient is the length of what is added.
-        span: l_start and l_end of the schedule; those of the targets where not given.
-        labels: what features stand for.
-
-    Raises:
-        InvalidArgument: when no target lies in reach, `upto` and `reach` do not go together, a target has no
-            scale, or a strength is not finite.
-    """
-    chosen = tuple(targets)
-    own = schedule_span(chosen)
-    span = own if span is None else span
-    reached = targets_within(chosen, reach, upto)
-    if scales is not None and (bare := [str(t.feature) for t in reached if t.feature not in scales]):
-        raise InvalidArgument(
-            f"there is no scale for {', '.join(bare)}. Get scales for all targets in reach with fold_scales."
-        )
-    steps = [
-        Step(
-            target.feature,
-            schedule.at(target.feature.layer, span) * (1.0 if scales is None else scales[target.feature]),
-            (labels or {}).get(target.feature, ""),
-            target.why,
-        )
-        for target in reached
-    ]
-    how = {"schedule": schedule.to_dict(), "span": span, "folded": scales is not None}
-    return SteeringPlan(SteeringDirection.ACTIVATE, tuple(steps), made_by={**how, **_reach_told(reach, upto)})
-
-
-def suppression_plan(
-    targets: Iterable[Target],
-    r: float,
-    *,
-    reach: Reach = Reach.SPAN,
-    upto: int | None = None,
-    labels: Mapping[FeatureId, str] | None = None,
-) -> SteeringPlan:
-    """A plan that multiplies each target's share of the hidden state by `r` (sections 4.2 and 5.3).
-
-    `made_by` notes r and the reach; `dataclasses.replace` names the release, the model, the theme.
-
-    Args:
-        targets: what `pick` kept.
-        r: 0 removes, 1 changes nothing, below 0 turns round; the same for every target.
-        reach: layer `upto` alone, all layers up to it, or all.
-        upto: l of the first two, None for the third.
-        labels: what features stand for.
-
-    Raises:
-        InvalidArgument: when no target lies in reach, `upto` and `reach` do not go together, or `r` is not finite.
-    """
-    chosen = tuple(targets)
-    schedule_span(chosen)  # refuses an empty choice with the reason
-    steps = tuple(
-        Step(target.feature, r, (labels or {}).get(target.feature, ""), target.why)
-        for target in targets_within(chosen, reach, upto)
-    )
-    return SteeringPlan(SteeringDirection.SUPPRESS, steps, made_by={"r": r, **_reach_told(reach, upto)})
-
-
-def targets_within(targets: Iterable[Target], reach: Reach, upto: int | None) -> list[Target]:
-    """The targets whose layer a plan of that reach changes.
+def targets_within(targets: Collection[Target], reach: Reach, upto: int | None) -> list[Target]:
+    """The targets whose layer a plan of that reach changes, with l = `upto`: None for the whole span.
 
     Raises:
         InvalidArgument: when there is none, or `upto` and `reach` do not go together.
     """
-    targets = tuple(targets)
     if reach is Reach.SPAN and upto is not None:
         raise InvalidArgument(
             f"upto = {upto} has no meaning for the whole span. Leave it out, or give reach single or cumulative."
         )
     if reach is not Reach.SPAN and upto is None:
         raise InvalidArgument(f"reach {reach.value} needs a layer. Give upto, such as upto = 4.")
-    found = [target for target in targets if reach.covers(target.feature.layer, upto)]
+    if upto is None:
+        return list(targets)
+    first = upto if reach is Reach.SINGLE else 0
+    found = [target for target in targets if first <= target.feature.layer <= upto]
     if not found:
         there = sorted({target.feature.layer for target in targets})
         where = f"at layer {upto}" if reach is Reach.SINGLE else f"at layers 0 to {upto}"
@@ -289,7 +210,3 @@ def targets_within(targets: Iterable[Target], reach: Reach, upto: int | None) ->
             f"no target lies {where}. There are targets at layers {', '.join(map(str, there))}: give one of these."
         )
     return found
-
-
-def _reach_told(reach: Reach, upto: int | None) -> dict[str, Any]:
-    return {"reach": reach.value} if upto is None else {"reach": reach.value, "upto": upto}

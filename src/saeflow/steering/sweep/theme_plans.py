@@ -13,8 +13,8 @@ from typing import Final
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.steering.build import Chosen, choose, own_scales, valued, weak_features
-from saeflow.steering.growth import Reach, Target
+from saeflow.steering.build import PlanRequest, choose, own_scales, plan_of, weak_features
+from saeflow.steering.growth import Chosen, Reach, Target
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.sizes import fit_budget, hidden_norms
 from saeflow.steering.sweep.inputs import SweepInputs
@@ -56,22 +56,13 @@ class ThemePlans:
                 f"the theme {theme.name!r} has no features to start from. Find some with `saeflow find`, and name them "
                 "as starts in its file."
             )
-        chosen = choose(theme.starts, inputs.matches, thresholds=variant.thresholds, k=variant.k, parts=variant.parts)
-        features = [target.feature for target in chosen.kept]
-        chosen = chosen.without(
-            {
-                feature: f"there is no dictionary at {feature.site}"
-                for feature in features
-                if feature.site not in inputs.dictionaries
-            }
-        )
+        chosen = choose(_request(inputs, theme, variant), inputs.matches)
+        strange = [feature for feature in chosen.features if feature.site not in inputs.dictionaries]
+        chosen = chosen.without({feature: f"there is no dictionary at {feature.site}" for feature in strange})
         if variant.min_output_score is not None and chosen.kept:
+            prompts = sorted({task.prompt for task in (theme.activate, theme.suppress) if task})
             weak = weak_features(
-                [target.feature for target in chosen.kept],
-                variant.min_output_score,
-                inputs.dictionaries,
-                inputs.model,
-                prompts=sorted({task.prompt for task in (theme.activate, theme.suppress) if task}),
+                chosen.features, variant.min_output_score, inputs.dictionaries, inputs.model, prompts=prompts
             )
             chosen = chosen.without(weak)
         if not chosen.kept:
@@ -110,33 +101,24 @@ class ThemePlans:
         Raises:
             InvalidArgument: when no feature lies in its reach.
         """
-        chosen, reach, upto = self.chosen, Reach.CUMULATIVE, setting.layer
-        if setting.method == START:
-            chosen, reach, upto = replace(chosen, kept=self.starts), Reach.SPAN, None
-        elif setting.method == SINGLE:
-            reach = Reach.SINGLE
-        inputs, variant, activates = self.inputs, self.variant, direction is SteeringDirection.ACTIVATE
-        schedule = variant.schedule(setting.schedule, setting.value)
-        scales = self.scales if variant.fold and activates else None
-        plan = valued(
-            chosen,
-            direction,
-            schedule,
-            setting.value,
-            reach=reach,
-            upto=upto,
-            scales=scales,
-            release=inputs.release,
-            model=inputs.model.name,
-            theme=self.theme.name,
-            made_by={"method": setting.method, **variant.to_arguments()},
+        inputs, variant, start = self.inputs, self.variant, setting.method == START
+        request = replace(
+            _request(inputs, self.theme, variant),
+            direction=direction,
+            schedule=variant.schedule(setting.schedule, setting.value),
+            r=setting.value,
+            reach=Reach.SPAN if start else Reach.SINGLE if setting.method == SINGLE else Reach.CUMULATIVE,
+            upto=None if start else setting.layer,
         )
+        chosen = Chosen(self.starts, self.chosen.dropped) if start else self.chosen
+        made_by = {"method": setting.method, **variant.to_arguments()}
+        plan = plan_of(chosen, request, scales=self.scales if request.folds else None, made_by=made_by)
+        plan = replace(plan, model=inputs.model.name)
         if variant.budget is None or not plan.steps:
             return plan
         # a theme's features are silent on other texts: what a suppression changes is measured on its own
         texts = [*self.theme.examples, *self._texts]
-        norms = self._norms
-        return fit_budget(plan, variant.budget, inputs.dictionaries, inputs.model, texts, norms=norms)
+        return fit_budget(plan, variant.budget, inputs.dictionaries, inputs.model, texts, norms=self._norms)
 
     @cached_property
     def scales(self) -> dict[FeatureId, float]:
@@ -161,6 +143,19 @@ class ThemePlans:
                 "a budget needs texts to measure hidden norms on. Give some with --background, or leave the budget out."
             )
         return _spread(self.inputs.background)
+
+
+def _request(inputs: SweepInputs, theme: Theme, variant: Variant) -> PlanRequest:
+    """What all settings of a theme have in common."""
+    return PlanRequest(
+        release=inputs.release,
+        theme=theme.name,
+        starts=theme.starts,
+        thresholds=variant.thresholds,
+        k=variant.k,
+        parts=variant.parts,
+        fold=variant.fold,
+    )
 
 
 def _spread(texts: Sequence[str]) -> list[str]:
