@@ -30,11 +30,11 @@ from saeflow.demo.texts import DOMAINS, all_texts
 from saeflow.sources.architectures import Point
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.training import (
+    ActivationStream,
     Optimiser,
-    Settings,
-    Stream,
-    Target,
     TextBatches,
+    TrainingSettings,
+    TrainingTarget,
     evaluation_texts,
     read_metrics,
     sparsity,
@@ -43,9 +43,9 @@ from saeflow.training import (
 )
 from saeflow.training.buffer import ActivationRows, Rows, ShuffledBuffer
 from saeflow.training.folding import Normalisation
-from saeflow.training.learners import Job
-from saeflow.training.lens import extra, make_sae, sae_lens_learners, trainer_config
+from saeflow.training.sae_lens_trainer import SaeLensTrainer, extra, make_sae, trainer_config
 from saeflow.training.settings import first_threshold
+from saeflow.training.trainer import TrainerInputs
 
 L0 = 6
 
@@ -131,14 +131,16 @@ def speed(sites: int, width: int, batch: int, steps: int, repeats: int) -> list[
     model = load_model("demo")
     targets = targets_of(["res"], list(range(sites)), [width])
     points = [target.read for target in targets]
-    settings = Settings(sparsity("jumprelu-l0", l0=L0), Optimiser(steps * batch, batch, 3e-3), Stream(buffer=4 * batch))
+    settings = TrainingSettings(
+        sparsity("jumprelu-l0", l0=L0), Optimiser(steps * batch, batch, 3e-3), ActivationStream(buffer=4 * batch)
+    )
     rows = captured(model, points, 4 * batch)
     d_in = model.d_model
     norms = {
         p: Normalisation.of(h.mean(0).double(), (h - h.mean(0)).norm(dim=1).mean().double(), str(p))
         for p, h in rows.items()
     }
-    job = Job(targets, {t.name: (d_in, d_in) for t in targets}, settings, torch.device("cpu"), {})
+    job = TrainerInputs(targets, {t.name: (d_in, d_in) for t in targets}, settings, torch.device("cpu"), {})
 
     def sae_lens() -> None:
         trainer = extra("sae_lens.training.sae_trainer").SAETrainer
@@ -153,7 +155,7 @@ def speed(sites: int, width: int, batch: int, steps: int, repeats: int) -> list[
                 ).fit()
 
     def ours(source: Iterator[Rows]) -> None:
-        buffer, learners = ShuffledBuffer(source, rows=4 * batch, batch=batch, seed=0), sae_lens_learners(job)
+        buffer, learners = ShuffledBuffer(source, rows=4 * batch, batch=batch, seed=0), SaeLensTrainer(job)
         for _ in range(steps):
             found = next(buffer)
             learners.step({t.name: norms[t.read](found[t.read]) for t in targets})
@@ -193,10 +195,10 @@ def quality(tokens: int, l0: int, layer: int, width: int, batch: int, parts: lis
     model, found = load_model("demo"), list[dict[str, object]]()
     measured = evaluation_texts(mixed, 32)
     evaluation = [model.tokenize(measured[i : i + 8], max_length=256) for i in range(0, len(measured), 8)]
-    targets: list[Target] = targets_of(parts, [layer], [width])
+    targets: list[TrainingTarget] = targets_of(parts, [layer], [width])
     for objective in ("jumprelu-l0", "topk"):
-        settings = Settings(
-            sparsity(objective, l0=l0), Optimiser(tokens, batch, 3e-3), Stream(), metrics_every=tokens // 10
+        settings = TrainingSettings(
+            sparsity(objective, l0=l0), Optimiser(tokens, batch, 3e-3), ActivationStream(), metrics_every=tokens // 10
         )
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"

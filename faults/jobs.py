@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import multiprocessing
 import os
 import re
@@ -333,7 +333,6 @@ def jobs(folder: Path, there: Services, alone: Callable[[Job, Path], object]) ->
                 "--out",
                 str(out),
             ],
-            ready=_learner,
         ),
         Job(
             "reproduce",
@@ -341,18 +340,6 @@ def jobs(folder: Path, there: Services, alone: Callable[[Job, Path], object]) ->
             unequal=("index.html", "reproduction.json"),
         ),
     ]
-
-
-def _learner() -> None:
-    """Without sae-lens, the plain learner of the tests moves the weights."""
-    if importlib.util.find_spec("sae_lens") is not None:
-        return
-    from tests.training.learning import PlainLearners
-
-    from saeflow.training import lens, run
-
-    lens.extra = lambda module="sae_lens": None
-    lens.SaeLensLearners = run.sae_lens_learners = PlainLearners
 
 
 def _checkpoints_often() -> None:

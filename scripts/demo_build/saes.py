@@ -30,7 +30,16 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.sources.tokens import Tokens
-from saeflow.training import Optimiser, Settings, Stream, Trained, WindowBatches, sparsity, targets_of, train
+from saeflow.training import (
+    ActivationStream,
+    Optimiser,
+    Trained,
+    TrainingSettings,
+    WindowBatches,
+    sparsity,
+    targets_of,
+    train,
+)
 from saeflow.training.settings import seed_of
 
 from .corpus import DOMAINS, load_windows
@@ -64,7 +73,7 @@ RECIPES = {
 }
 
 
-def settings_of(recipe: Recipe, seed: int, *, refine: bool) -> Settings:
+def settings_of(recipe: Recipe, seed: int, *, refine: bool) -> TrainingSettings:
     """The settings of one run: the pack's penalty and schedule."""
     tokens = recipe.refine_tokens if refine else recipe.tokens
     steps = max(1, tokens // BATCH)
@@ -77,10 +86,10 @@ def settings_of(recipe: Recipe, seed: int, *, refine: bool) -> Settings:
         warm_up=0.0 if refine else min(1.0, 300 / steps),
     )
     optimiser = Optimiser(tokens, BATCH, LEARNING_RATE, warm_up=min(0.1, 100 / steps), decay=0.5 if refine else 0.3)
-    return Settings(
+    return TrainingSettings(
         loss,
         optimiser,
-        Stream(CONTEXT, AT_ONCE),
+        ActivationStream(CONTEXT, AT_ONCE),
         seed=seed,
         checkpoint_every=500_000,
         metrics_every=max(1, tokens // 10),

@@ -1,4 +1,4 @@
-"""What the tests of shards send to workers: texts, and learners that are killed or interrupted once."""
+"""What the tests of shards send to workers: texts, and trainers that are killed or interrupted once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from saeflow.sources.model import LanguageModel, load_model
-from saeflow.training import Settings, TextRun
-from saeflow.training.learners import Job
+from saeflow.training import TextRun, TrainingSettings
+from saeflow.training.sparse_trainer import SparseTrainer
+from saeflow.training.trainer import TrainerInputs
 
 from ..sources.tiny_models import tiny_model
-from .learning import TARGETS, PlainLearners
+from .learning import TARGETS
 
 
 @dataclass(frozen=True)
@@ -35,30 +36,32 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Ends:
-    """Learners that note every step in a folder, and of which one ends once at a step."""
+    """Makes trainers that note every step in a folder, and of which one ends once at a step."""
+
+    name = "sparse"
 
     folder: Path
     target: str
     step: int
     kill: bool
 
-    def __call__(self, job: Job) -> PlainLearners:
+    def __call__(self, inputs: TrainerInputs) -> SparseTrainer:
         ends = self
 
-        class Noting(PlainLearners):
+        class Noting(SparseTrainer):
             def step(self, batch):
-                mine = next(iter(self.targets))
+                mine = inputs.targets[0].name
                 log = ends.folder / mine
                 log.parent.mkdir(exist_ok=True)
                 with log.open("a") as file:
-                    file.write(f"{self.steps}\n")
+                    file.write(f"{self.state()[1][mine]['steps']}\n")
                 if mine == ends.target and log.read_text().split() == [str(n) for n in range(ends.step + 1)]:
                     if ends.kill:
                         os.kill(os.getpid(), signal.SIGKILL)
                     raise Stopped
                 super().step(batch)
 
-        return Noting(job)
+        return Noting(inputs)
 
 
 def named_model(folder: Path) -> LanguageModel:
@@ -69,6 +72,6 @@ def named_model(folder: Path) -> LanguageModel:
     return load_model(folder)
 
 
-def text_run(model: LanguageModel, told: Settings, learners=PlainLearners, targets=TARGETS, **more) -> TextRun:
+def text_run(model: LanguageModel, told: TrainingSettings, trainer=SparseTrainer, targets=TARGETS, **more) -> TextRun:
     """A run over random words."""
-    return TextRun(model, Words(), targets, told, 2, texts="words", learners=learners, **more)
+    return TextRun(model, Words(), targets, told, 2, texts="words", trainer=trainer, **more)

@@ -11,11 +11,8 @@ import pytest
 
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.training import Optimiser, Settings, Stream, sparsity
-from saeflow.training import run as running
+from saeflow.training import ActivationStream, Optimiser, TrainingSettings, sparsity
 from saeflow.training.text_run import Pace
-
-from .learning import PlainLearners
 
 SMALL = (
     "--texts",
@@ -43,16 +40,7 @@ SMALL = (
 )
 
 
-@pytest.fixture
-def plain(monkeypatch):
-    """The command with a plain learner."""
-    # the command imports what trains at its own run; the learner is all that is replaced
-    monkeypatch.setattr("saeflow.training.lens.extra", lambda module="sae_lens": None)
-    monkeypatch.setattr("saeflow.training.lens.SaeLensLearners", PlainLearners)
-    monkeypatch.setattr(running, "sae_lens_learners", PlainLearners)
-
-
-def test_a_dry_run_says_what_it_needs_and_how_long_it_takes_and_trains_nothing(saeflow, tmp_path, plain):
+def test_a_dry_run_says_what_it_needs_and_how_long_it_takes_and_trains_nothing(saeflow, tmp_path):
     code, out, _ = saeflow("train", "demo", "--out", "r", *SMALL, "--dry-run", "--json")
     told = json.loads(out)
     assert (code, told["dictionaries"], told["steps"]) == (0, 4, 10)
@@ -71,16 +59,11 @@ def test_a_dry_run_says_what_it_needs_and_how_long_it_takes_and_trains_nothing(s
     assert re.search(r"time: about \d+ s here", out)
 
 
-def test_a_dry_run_without_the_extra_says_that_the_time_is_not_known(saeflow, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sae_lens", None)
-    code, out, _ = saeflow("train", "demo", "--out", "r", *SMALL, "--dry-run")
-    assert code == 0
-    assert "time: not known: it is measured with sae-lens, which is not installed" in out
-
-
 def test_the_time_of_a_run_is_that_of_its_parts():
     pace = Pace(row=0.001, step=0.5, measurement=7.0)
-    told = Settings(sparsity("topk", l0=4), Optimiser(1000, 100), Stream(buffer=200), metrics_every=250)
+    told = TrainingSettings(
+        sparsity("topk", l0=4), Optimiser(1000, 100), ActivationStream(buffer=200), metrics_every=250
+    )
     assert pace.seconds(told) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 5 * 7)
 
 
@@ -94,6 +77,7 @@ def test_the_time_of_a_run_is_that_of_its_parts():
         (("--dtype", "int8"), "--dtype 'int8' is not known"),
         (("--buffer", "100"), "Give a buffer of 256 or more"),
         (("--lr", "0"), "learning rate 0.0"),
+        (("--trainer", "dense"), "--trainer 'dense' is not known. Give one of sparse, sae-lens"),
     ],
 )
 def test_options_outside_their_range_are_refused_with_a_message(saeflow, options, message):
@@ -102,21 +86,20 @@ def test_options_outside_their_range_are_refused_with_a_message(saeflow, options
     assert message in err
 
 
-def test_without_the_extra_nothing_is_loaded_and_the_message_names_it(saeflow, monkeypatch):
+def test_sae_lens_is_asked_for_before_a_model_is_loaded(saeflow, monkeypatch):
     monkeypatch.setitem(sys.modules, "sae_lens", None)
-    code, _, err = saeflow("train", "no-such-model", "--out", "r", *SMALL)
+    code, _, err = saeflow("train", "no-such-model", "--out", "r", *SMALL, "--trainer", "sae-lens")
     assert code == 2
     assert 'pip install "saeflow[train]"' in err
 
 
-@pytest.mark.parametrize("real", [False, True], ids=["plain", "sae-lens"])
+@pytest.mark.parametrize("trainer", ["sparse", "sae-lens"])
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_from_texts_to_folders(saeflow, request, tmp_path, real):
-    if real and importlib.util.find_spec("sae_lens") is None:
+def test_a_run_from_texts_to_folders(saeflow, tmp_path, trainer):
+    if trainer == "sae-lens" and importlib.util.find_spec("sae_lens") is None:
         pytest.skip("sae-lens is not installed: pip install 'saeflow[train]'")
-    if not real:
-        request.getfixturevalue("plain")
-    code, out, err = saeflow("train", "demo", "--out", "r", *SMALL, "--json")
+    command = ("train", "demo", "--out", "r", *SMALL, "--trainer", trainer)
+    code, out, err = saeflow(*command, "--json")
     assert code == 0, err
     told = json.loads(out)
     assert [row["site"] for row in told["sites"]] == ["1/att", "1/res", "2/att", "2/res"]
@@ -142,12 +125,11 @@ def test_a_run_from_texts_to_folders(saeflow, request, tmp_path, real):
     assert "damaged" in json.loads(saeflow("info", "r", "--json")[1])["training"]
     (tmp_path / "r" / "training.json").write_text(whole)
     # again: it is told, not trained
-    code, out, _ = saeflow("train", "demo", "--out", "r", *SMALL)
+    code, out, _ = saeflow(*command)
     assert code == 0
     assert "4 dictionaries in r" in out
     missed = [line for line in out.splitlines() if "where 6 was asked for" in line]
     assert len(missed) == len(told["L0 missed by"])
-    assert real or missed
-    code, _, err = saeflow("train", "demo", "--out", "r", *SMALL, "--seed", 1)
+    code, _, err = saeflow(*command, "--seed", 1)
     assert code == 2
     assert "holds another run" in err

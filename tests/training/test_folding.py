@@ -14,11 +14,11 @@ from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary, Preprocessing
 from saeflow.training.folding import Normalisation, TrainedWeights, fold, unfold
-from saeflow.training.settings import Target
+from saeflow.training.settings import TrainingTarget
 
 D_IN, D_OUT, N = 7, 5, 31
-SAE = Target(Site.parse("3/res"), Tap.RES, N)
-TRANSCODER = Target(Site.parse("3/mlp"), Tap.MLP_IN, N)
+SAE = TrainingTarget(Site.parse("3/res"), Tap.RES, N)
+TRANSCODER = TrainingTarget(Site.parse("3/mlp"), Tap.MLP_IN, N)
 
 
 def draw(*shape, seed=0, scale=1.0):

@@ -10,7 +10,7 @@ from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
-from saeflow.training import Evaluation, Target
+from saeflow.training import Evaluation, TrainingTarget
 
 from ..sources.tiny_models import D_MODEL, hooks_on, tiny_model
 from .learning import tokens, windows
@@ -55,7 +55,7 @@ def identity(target, d):
     [(Tap.RES, "1/res"), (Tap.Z, "1/att"), (Tap.ATT, "0/att"), (Tap.MLP_IN, "1/mlp"), (Tap.MID, "1/mlp")],
 )
 def test_quality_is_what_the_formulas_say(reads, site):
-    target = Target(Site.parse(site), reads, 60)
+    target = TrainingTarget(Site.parse(site), reads, 60)
     captured = [MODEL.capture(batch, target.points) for batch in BATCHES]
     read, written = (
         torch.cat([c[point][:, 1:].flatten(0, 1) for c in captured]) for point in (target.read, target.written)
@@ -101,7 +101,7 @@ def loss_with(target, batch, put):
 
 
 def test_an_exact_reconstruction_recovers_everything():
-    target = Target(Site.parse("1/res"), Tap.RES, 2 * D_MODEL)
+    target = TrainingTarget(Site.parse("1/res"), Tap.RES, 2 * D_MODEL)
     found = Evaluation(MODEL, BATCHES, [target]).measure({target.site: identity(target, D_MODEL)})[target.site]
     assert found.fve == pytest.approx(1)
     assert found.loss_recovered == pytest.approx(1, abs=1e-4)
@@ -110,7 +110,7 @@ def test_an_exact_reconstruction_recovers_everything():
 
 
 def test_many_targets_are_measured_as_each_alone():
-    targets = [Target(Site.parse("0/res"), Tap.RES, 60), Target(Site.parse("1/mlp"), Tap.MLP_IN, 60)]
+    targets = [TrainingTarget(Site.parse("0/res"), Tap.RES, 60), TrainingTarget(Site.parse("1/mlp"), Tap.MLP_IN, 60)]
     made = {t.site: random_dictionary(t, D_MODEL, D_MODEL) for t in targets}
     together = Evaluation(MODEL, BATCHES, targets).measure(made)
     for target in targets:

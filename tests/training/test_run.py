@@ -21,13 +21,14 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Site
 from saeflow.sources.architectures import Tap
 from saeflow.sources.library import load_dictionaries
-from saeflow.training import Evaluation, Target, read_metrics
+from saeflow.training import Evaluation, TrainingTarget, read_metrics
 from saeflow.training import checkpoint as checkpoints
 from saeflow.training import run as running
 from saeflow.training.record import missed_by
+from saeflow.training.sparse_trainer import SparseTrainer
 
 from ..sources.tiny_models import tiny_model
-from .learning import TARGETS, PlainLearners, files, run, settings, tokens, windows
+from .learning import TARGETS, files, run, settings, tokens, windows
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +73,7 @@ def killed_process(out: Path, kind: str, objective: str, limit: float = 120) -> 
 
 def test_a_run_killed_with_sigkill_goes_on_to_the_same_weights(tmp_path):
     told = settings(steps=48, checkpoint_every=192, metrics_every=1024)
-    step = killed_process(tmp_path / "killed", "plain", "jumprelu-l0")
+    step = killed_process(tmp_path / "killed", "sparse", "jumprelu-l0")
     assert 0 < step < 48
     run(tmp_path / "killed", told)
     run(tmp_path / "whole", told)
@@ -201,10 +202,11 @@ def test_a_finished_run_is_told_and_not_trained_again(tmp_path):
     first = run(tmp_path, told)
     weights = files(tmp_path)
 
-    def refuse(job):
-        raise AssertionError("trained again")
+    class Refuses(SparseTrainer):
+        def step(self, batch):
+            raise AssertionError("trained again")
 
-    second = run(tmp_path, told, learners=refuse)
+    second = run(tmp_path, told, trainer=Refuses)
     assert second.quality == first.quality
     assert second.dead == first.dead
     assert files(tmp_path) == weights
@@ -294,18 +296,17 @@ def test_targets_that_share_a_site_and_layers_that_are_not_there_are_refused(tmp
     with pytest.raises(InvalidArgument, match="a transcoder with topk at 1/mlp has no architecture in sae-lens"):
         run(tmp_path, settings("topk"))
     with pytest.raises(UnknownSite, match="no layer 9"):
-        run(tmp_path, settings(), targets=(Target(Site.parse("9/res"), Tap.RES, 8),))
+        run(tmp_path, settings(), targets=(TrainingTarget(Site.parse("9/res"), Tap.RES, 8),))
 
 
 def test_training_that_diverges_is_told(tmp_path):
-    class Diverging(PlainLearners):
+    class Diverging(SparseTrainer):
         def step(self, batch):
             super().step(batch)
-            with torch.no_grad():
-                self.parameters["1.res"]["W_enc"][0, 0] = float("nan")
+            self.state()[0]["1.res/W_enc"][0, 0] = float("nan")
 
     with pytest.raises(InvalidArgument, match=r"weights at 1/res are not finite, .*Give a lower --lr"):
-        run(tmp_path, settings(), learners=Diverging)
+        run(tmp_path, settings(), trainer=Diverging)
 
 
 def test_a_last_line_cut_by_a_kill_is_left_out_and_a_damaged_one_is_told(tmp_path):

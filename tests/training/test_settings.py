@@ -11,13 +11,24 @@ import torch
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
 from saeflow.sources.architectures import Point, Tap
-from saeflow.training import Objective, Optimiser, Settings, Stream, Target, needs, sparsity, targets_of
+from saeflow.training import (
+    ActivationStream,
+    Objective,
+    Optimiser,
+    TrainingSettings,
+    TrainingTarget,
+    needs,
+    sparsity,
+    targets_of,
+)
 from saeflow.training.settings import first_threshold, seed_of
 
 
 def test_settings_and_json_are_inverse():
-    told = Settings(sparsity("topk", l0=8), Optimiser(9000, 100, 1e-3), Stream(64, 4, 300), seed=3, metrics_every=50)
-    assert Settings.of_json(json.loads(json.dumps(told.to_json()))) == told
+    told = TrainingSettings(
+        sparsity("topk", l0=8), Optimiser(9000, 100, 1e-3), ActivationStream(64, 4, 300), seed=3, metrics_every=50
+    )
+    assert TrainingSettings.of_json(json.loads(json.dumps(told.to_json()))) == told
 
 
 def test_an_objective_has_its_defaults_and_what_is_told_replaces_them():
@@ -68,12 +79,12 @@ def test_optimisers_outside_their_range_are_refused(told, message):
 
 def test_a_buffer_of_less_than_two_batches_is_refused():
     with pytest.raises(InvalidArgument, match="Give a buffer of 200 or more"):
-        Settings(sparsity("topk", l0=8), Optimiser(9000, 100), Stream(64, 4, 199))
+        TrainingSettings(sparsity("topk", l0=8), Optimiser(9000, 100), ActivationStream(64, 4, 199))
 
 
 def test_windows_without_text_are_refused():
     with pytest.raises(InvalidArgument, match="windows of 2 tokens or more"):
-        Stream(context=1)
+        ActivationStream(context=1)
 
 
 def test_targets_are_named_by_what_is_read():
@@ -107,7 +118,7 @@ def test_targets_that_cannot_be_are_refused(parts, widths, message):
 
 def test_a_dictionary_reads_in_the_part_it_serves():
     with pytest.raises(InvalidArgument, match="cannot read mlp_in, which serves mlp"):
-        Target(Site.parse("0/res"), Tap.MLP_IN, 8)
+        TrainingTarget(Site.parse("0/res"), Tap.MLP_IN, 8)
 
 
 def test_needs_grow_with_what_is_kept():
@@ -118,7 +129,9 @@ def test_needs_grow_with_what_is_kept():
         return needs(
             targets,
             widths,
-            Settings(sparsity("topk", l0=8), Optimiser(9000, 100), Stream(**stream), checkpoint_every=1),
+            TrainingSettings(
+                sparsity("topk", l0=8), Optimiser(9000, 100), ActivationStream(**stream), checkpoint_every=1
+            ),
             4,
         )
 

@@ -16,10 +16,11 @@ from saeflow.errors import BadFile, InvalidArgument, WorkerLost
 from saeflow.ids import Site
 from saeflow.sources.architectures import Tap
 from saeflow.sources.library import load_dictionaries
-from saeflow.training import Target, shards, train_in_shards
+from saeflow.training import TrainingTarget, shards, train_in_shards
+from saeflow.training.sparse_trainer import SparseTrainer
 
 from ..sources.tiny_models import tiny_model
-from .learning import TARGETS, PlainLearners, settings
+from .learning import TARGETS, settings
 from .sharded import Ends, Stopped, named_model, text_run
 
 TOLD = settings(steps=12, checkpoint_every=192, metrics_every=256)
@@ -77,8 +78,9 @@ def stopped_after(n, real):
     return limited
 
 
-def refuse(job):
-    raise AssertionError("trained again")
+class Refuses(SparseTrainer):
+    def step(self, batch):
+        raise AssertionError("trained again")
 
 
 def test_a_shard_killed_in_a_pool_goes_on_anywhere_and_all_is_as_of_one_run(model, whole, tmp_path, monkeypatch):
@@ -112,7 +114,7 @@ def test_a_driver_that_is_stopped_goes_on_with_the_shards_it_began_with(model, w
 
 def test_a_join_stopped_at_any_step_goes_on_and_a_finished_run_is_told(model, whole, tmp_path, monkeypatch):
     run, out = text_run(model, TOLD), tmp_path / "r"
-    again = replace(run, learners=refuse)
+    again = replace(run, trainer=Refuses)
 
     # first after one dictionary, then after two, then before the metrics, before the end, before the last removal
     for number, (place, name, after) in enumerate(
@@ -181,9 +183,9 @@ def test_groups_are_neighbouring_layers_of_about_as_many_features():
     assert named(TARGETS[::-1], 2) == ["0/att 1/mlp", "1/res"]
     assert named(TARGETS, 1) == ["0/att 1/mlp 1/res"]
     assert named(TARGETS, 9) == ["0/att", "1/mlp", "1/res"]
-    wide = [Target(Site.parse(f"{layer}/res"), Tap.RES, 900 if layer == 1 else 100) for layer in range(4)]
+    wide = [TrainingTarget(Site.parse(f"{layer}/res"), Tap.RES, 900 if layer == 1 else 100) for layer in range(4)]
     assert named(wide, 2) == ["0/res 1/res", "2/res 3/res"]
-    even = [Target(Site.parse(f"{layer}/res"), Tap.RES, 16384) for layer in range(26)]
+    even = [TrainingTarget(Site.parse(f"{layer}/res"), Tap.RES, 16384) for layer in range(26)]
     assert sorted(len(group) for group in shards.grouped(even, 4)) == [6, 6, 7, 7]
 
 
@@ -221,9 +223,7 @@ def test_as_many_shards_as_workers_are_made_and_a_cluster_is_joined_to_count_the
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_command_trains_in_shards(saeflow, monkeypatch, tmp_path):
-    monkeypatch.setattr("saeflow.training.lens.extra", lambda module="sae_lens": None)
-    monkeypatch.setattr("saeflow.training.lens.SaeLensLearners", PlainLearners)
+def test_the_command_trains_in_shards(saeflow, tmp_path):
     small = (
         "train",
         "demo",

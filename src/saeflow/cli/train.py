@@ -13,12 +13,12 @@ import typer
 from saeflow.cli.app import Device, Json, PrependBos, print_table, progress, show
 from saeflow.cli.engine import PANEL, Address, Cpus, Engine, Gpus, Workers, opened
 from saeflow.cli.lists import layers_of, names_of
-from saeflow.errors import InvalidArgument, MissingExtra
+from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.experiments.sampling import Dataset
     from saeflow.sources.model import LanguageModel
-    from saeflow.training import Settings, Target, TextRun, Trained
+    from saeflow.training import TextRun, Trained, TrainingSettings, TrainingTarget
 
 
 def add_to(app: typer.Typer) -> None:
@@ -82,6 +82,9 @@ def train(
         float, typer.Option(help="Minutes between checkpoints, whatever the tokens; 0: none.")
     ] = 5,
     device: Device = "cpu",
+    trainer: Annotated[
+        str, typer.Option(help="What moves the weights: sparse (saeflow's own), or sae-lens (the extra train).")
+    ] = "sparse",
     dtype: Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of first weights, of texts and of shuffling.")] = 0,
     shards: Annotated[
@@ -106,25 +109,36 @@ def train(
 
     Writes sae-lens folders that every other command opens, and metrics.jsonl. A killed run resumes from its last
     checkpoint to the same weights. With --shards or an engine groups of sites are trained by themselves, to the same
-    weights; all workers must see --out. Needs the extra train.
+    weights; all workers must see --out.
     """
     from saeflow.experiments.sampling import expand, open_dataset
     from saeflow.sources.library import load_dictionaries
     from saeflow.sources.model import load_model
-    from saeflow.training import Optimiser, Settings, Stream, TextRun, sparsity, targets_of, train_in_shards
-    from saeflow.training.lens import extra
+    from saeflow.training import (
+        ActivationStream,
+        Optimiser,
+        TextRun,
+        TrainingSettings,
+        sparsity,
+        targets_of,
+        train_in_shards,
+    )
+    from saeflow.training.run import TRAINERS
+    from saeflow.training.sae_lens_trainer import SaeLensTrainer, extra
     from saeflow.training.settings import check_targets
 
     where = opened(engine, workers, address, cpus, gpus)
     whole = engine == "here" and shards in (0, 1)
-    if not dry_run:
+    if trainer not in TRAINERS:
+        raise InvalidArgument(f"--trainer {trainer!r} is not known. Give one of {', '.join(TRAINERS)}.")
+    if trainer == SaeLensTrainer.name:
         extra()  # before a model is loaded
     lm = load_model(model, device=device, dtype=_dtype(dtype), prepend_bos=prepend_bos)
     chosen = tuple(range(lm.n_layers)) if layers == "all" else layers_of(layers)
     targets = targets_of(names_of(site), chosen, _widths(width))
     left_to_penalty = architecture == "jumprelu" and penalty is not None
     l0 = l0 or (0 if left_to_penalty else max(1, round(0.03 * lm.d_model)))
-    settings = Settings(
+    settings = TrainingSettings(
         sparsity(
             architecture,
             l0=l0,
@@ -135,7 +149,7 @@ def train(
             unit_decoder=unit_decoder,
         ),
         Optimiser(tokens, batch, lr, lr_warm_up, lr_decay, beta1),
-        Stream(context, windows, buffer, half),
+        ActivationStream(context, windows, buffer, half),
         seed=seed,
         centre=centre,
         checkpoint_every=checkpoint_every,
@@ -151,6 +165,7 @@ def train(
         eval_texts,
         load_dictionaries(start) if start else None,
         ", ".join(texts),
+        trainer=TRAINERS[trainer],
     )
     if dry_run:
         _show_needs(run, max(1, shards), as_json=as_json)
@@ -176,7 +191,7 @@ class _Texts:
             yield from (text for text in turn if text is not None)
 
 
-def _point_widths(lm: LanguageModel, targets: Sequence[Target]) -> dict[Any, int]:
+def _point_widths(lm: LanguageModel, targets: Sequence[TrainingTarget]) -> dict[Any, int]:
     """The width of every place, from one short text."""
     points = tuple(dict.fromkeys(point for target in targets for point in target.points))
     captured = lm.capture(lm.tokenize(["a"]), points)
@@ -214,7 +229,7 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
         "dictionaries": "memory: weights, gradients, Adam's moments, a step",
         "buffer": "memory: rows of every place",
         "measuring": "memory: folded weights, activations, the model's loss",
-        "peak": "memory: all of these, beside Python with torch and sae-lens, about 0.6 GB",
+        "peak": "memory: all of these, besides Python with torch, about 0.5 GB",
         "checkpoint": "disk: two checkpoints, one replacing the other",
     }
     rows = [
@@ -224,12 +239,8 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     told: dict[str, Any] = {"dictionaries": len(run.targets), "steps": settings.optimiser.steps}
     if len(each) > 1:
         told["shards, of which the largest takes"] = len(each)
-    seconds = _probed(run)
-    told["time"] = (
-        "not known: it is measured with sae-lens, which is not installed"
-        if seconds is None
-        else f"about {duration(seconds)} here, from three steps and a measurement"
-    )
+    seconds = round(run.probe().seconds(settings), 1)
+    told["time"] = f"about {duration(seconds)} here, from three steps and a measurement"
     data = {
         "dictionaries": len(run.targets),
         "steps": settings.optimiser.steps,
@@ -240,15 +251,7 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     show(as_json, data, told, rows)
 
 
-def _probed(run: TextRun) -> float | None:
-    """Seconds of the whole run in this process, None where what trains is not installed."""
-    try:
-        return round(run.probe().seconds(run.settings), 1)
-    except MissingExtra:
-        return None
-
-
-def _show(done: Trained, settings: Settings, *, as_json: bool) -> None:
+def _show(done: Trained, settings: TrainingSettings, *, as_json: bool) -> None:
     from saeflow.training.record import missed_by
 
     asked = settings.sparsity.l0

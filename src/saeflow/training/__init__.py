@@ -1,21 +1,19 @@
-"""Training SAEs and transcoders at chosen sites: streamed activations, sae-lens's losses, exact resume.
+"""Training SAEs and transcoders at chosen sites: streamed activations, sparse steps, exact resume.
 
 The paper trains JumpReLU SAEs on attention outputs because none existed (section 4.1 of arXiv 2502.03032);
-`train` does it for any sites of any mapped model. Needs the extra `train` when a run begins; settings, streams and
-metrics do not.
+`train` does it for any sites of any mapped model.
 """
 
-from saeflow.training.learners import Job, Learners
 from saeflow.training.metrics import Evaluation, Quality
 from saeflow.training.record import Trained, read_metrics
 from saeflow.training.run import train
 from saeflow.training.settings import (
+    ActivationStream,
     Objective,
     Optimiser,
-    Settings,
     Sparsity,
-    Stream,
-    Target,
+    TrainingSettings,
+    TrainingTarget,
     needs,
     sparsity,
     targets_of,
@@ -25,19 +23,17 @@ from saeflow.training.text_run import TextRun
 from saeflow.training.texts import TextBatches, WindowBatches, evaluation_texts
 
 __all__ = [
+    "ActivationStream",
     "Evaluation",
-    "Job",
-    "Learners",
     "Objective",
     "Optimiser",
     "Quality",
-    "Settings",
     "Sparsity",
-    "Stream",
-    "Target",
     "TextBatches",
     "TextRun",
     "Trained",
+    "TrainingSettings",
+    "TrainingTarget",
     "WindowBatches",
     "evaluation_texts",
     "needs",

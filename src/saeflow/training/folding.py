@@ -23,7 +23,7 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument
 from saeflow.sources.activations import Activation, JumpReLU, TopK
 from saeflow.sources.dictionary import PLAIN, Dictionary
-from saeflow.training.settings import Target
+from saeflow.training.settings import TrainingTarget
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class TrainedWeights:
     k: int = 0
 
 
-def fold(weights: TrainedWeights, target: Target, read: Normalisation, written: Normalisation) -> Dictionary:
+def fold(weights: TrainedWeights, target: TrainingTarget, read: Normalisation, written: Normalisation) -> Dictionary:
     """The dictionary on raw activations, with unit decoder rows. See the head of the file.
 
     TopK ranks activations times the norms of decoder rows, as it was trained.

@@ -27,7 +27,7 @@ from saeflow.sources.architectures import Point, PointLike
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
-from saeflow.training.settings import Target
+from saeflow.training.settings import TrainingTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Quality:
 class Evaluation:
     """Texts kept for measuring, with what they cost the model alone, which is computed once."""
 
-    def __init__(self, model: LanguageModel, batches: Sequence[Tokens], targets: Sequence[Target]) -> None:
+    def __init__(self, model: LanguageModel, batches: Sequence[Tokens], targets: Sequence[TrainingTarget]) -> None:
         """Run nothing yet.
 
         Raises:
@@ -95,7 +95,7 @@ class Evaluation:
                 sums[target.site].add(dictionaries[target.site], read, written)
         return {site: total.told() for site, total in sums.items()}
 
-    def _spliced(self, target: Target, put: Callable[[Tensor], Tensor]) -> float:
+    def _spliced(self, target: TrainingTarget, put: Callable[[Tensor], Tensor]) -> float:
         """The loss with `put` of what is read in place of what is written."""
         read, written = target.read, target.written
         seen: dict[str, Tensor] = {}

@@ -181,6 +181,7 @@ def finished(out: Path, told: Mapping[str, Any]) -> Trained | None:
         found = dict[str, Any](parse_json(read_bytes(path)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadFile(f"{path} cannot be read ({error}). Remove the folder to begin again.") from error
+    found.setdefault("trainer", "sae-lens")  # what trained before saeflow did
     other = [key for key in told if key != "saeflow" and found.get(key) != json.loads(json.dumps(told[key]))]
     if other:
         pairs = "; ".join(f"{key} {_short(found.get(key))} there, {_short(told[key])} now" for key in other)

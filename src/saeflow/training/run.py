@@ -33,14 +33,17 @@ from saeflow.sources.tokens import Tokens
 from saeflow.training import checkpoint, record
 from saeflow.training.buffer import ActivationRows, ShuffledBuffer
 from saeflow.training.folding import Normalisation, TrainedWeights, fold, unfold
-from saeflow.training.learners import Job, Learners, MakeLearners
-from saeflow.training.lens import sae_lens_learners
 from saeflow.training.metrics import Evaluation, Quality
 from saeflow.training.record import Trained
-from saeflow.training.settings import Settings, Target, check_targets, needs
+from saeflow.training.sae_lens_trainer import SaeLensTrainer
+from saeflow.training.settings import TrainingSettings, TrainingTarget, check_targets, needs
+from saeflow.training.sparse_trainer import SparseTrainer
 from saeflow.training.texts import TokenBatches
+from saeflow.training.trainer import MakeTrainer, Trainer, TrainerInputs
 from saeflow.version import __version__
 
+TRAINERS: Final[Mapping[str, MakeTrainer]] = {made.name: made for made in (SparseTrainer, SaeLensTrainer)}
+"""What moves the weights, by name: saeflow's own trainer, and those of sae-lens, which needs the extra `train`."""
 _PATIENCE: Final = 20
 """Checkpoints by the clock are apart by so many times what one takes: they cost a twentieth of a run at most."""
 
@@ -48,8 +51,8 @@ _PATIENCE: Final = 20
 def train(
     model: LanguageModel,
     batches: TokenBatches,
-    targets: Sequence[Target],
-    settings: Settings,
+    targets: Sequence[TrainingTarget],
+    settings: TrainingSettings,
     *,
     out: Path,
     evaluation: Sequence[Tokens],
@@ -57,7 +60,7 @@ def train(
     texts: str = "",
     model_name: str = "",
     progress: Progress | None = None,
-    learners: MakeLearners = sae_lens_learners,
+    trainer: MakeTrainer = SparseTrainer,
 ) -> Trained:
     """Train a dictionary at every target and write them to `out` as sae-lens folders.
 
@@ -75,17 +78,17 @@ def train(
         texts: where the tokens come from, for the metadata.
         model_name: the model's name, for the metadata; its own where empty.
         progress: told (tokens done, of, a line of the last measurement).
-        learners: what moves the weights.
+        trainer: what moves the weights; `TRAINERS` has those there are.
 
     Raises:
         InvalidArgument: when two targets share a site, activations are not finite, or training diverges.
         UnknownSite: for a layer the model does not have.
         BadFile: when `out` holds another run, or a damaged one.
-        MissingExtra: when sae-lens is not installed.
+        MissingExtra: when sae-lens is to train and is not installed.
         OSError: when the disk is full or cannot be written.
     """
     check_targets(targets, settings)
-    told = identity(model, targets, settings, start, texts, model_name)
+    told = identity(model, targets, settings, start, texts, model_name, trainer.name)
     done = record.finished(out, told)
     if done is not None:
         return done
@@ -94,45 +97,47 @@ def train(
             f"{out} holds this run in shards, and they are not finished. Go on with --shards or an --engine, or give "
             "another --out."
         )
-    run = _Run(model, batches, tuple(targets), settings, out, told)
+    run = _TrainingRun(model, batches, tuple(targets), settings, out, told)
     run.evaluation = Evaluation(model, evaluation, targets)
-    run.begin(start or {}, learners)
+    run.begin(start or {}, trainer)
     return run.to_the_end(progress or (lambda _done, _total, _now: None))
 
 
 def identity(
     model: LanguageModel,
-    targets: Sequence[Target],
-    settings: Settings,
+    targets: Sequence[TrainingTarget],
+    settings: TrainingSettings,
     start: Mapping[Site, Dictionary] | None,
     texts: str,
     model_name: str,
+    trainer: str,
 ) -> dict[str, Any]:
-    """What training.json says of a run, and what one that goes on in its folder must share with it."""
+    """What training.json says of a run, and what one that resumes in its folder must share with it."""
     return {
         "saeflow": __version__,
         "model": model_name or model.name,
         "model_digest": model_digest(model),
         "texts": texts,
+        "trainer": trainer,
         "targets": [[str(t.site), t.reads.value, t.width] for t in targets],
         "starts": sorted(str(site) for site in start or {}),
         "settings": settings.bound(),
     }
 
 
-class _Run:
+class _TrainingRun:
     """The parts of one run, and where it is."""
 
     evaluation: Evaluation
-    learners: Learners
+    trainer: Trainer
     norms: dict[Point, Normalisation]
 
     def __init__(
         self,
         model: LanguageModel,
         batches: TokenBatches,
-        targets: tuple[Target, ...],
-        settings: Settings,
+        targets: tuple[TrainingTarget, ...],
+        settings: TrainingSettings,
         out: Path,
         told: dict[str, Any],
     ) -> None:
@@ -147,7 +152,7 @@ class _Run:
             seed=settings.seed,
         )
 
-    def begin(self, start: Mapping[Site, Dictionary], make: MakeLearners) -> None:
+    def begin(self, start: Mapping[Site, Dictionary], make: MakeTrainer) -> None:
         """From the checkpoint, or with a first filling of the buffer, from which the normalisations come."""
         self.out.mkdir(parents=True, exist_ok=True)
         found = checkpoint.load(self.out)
@@ -174,9 +179,9 @@ class _Run:
         if found is None and self.settings.keeps_checkpoints:
             wanted = needs(self.targets, {p: self._width(p) for p in self.points}, self.settings, self.dtype.itemsize)
             checkpoint.require_space(self.out, wanted.checkpoint, "two checkpoints, one replacing the other,")
-        self.learners = make(Job(self.targets, widths, self.settings, self.model.device, given))
+        self.trainer = make(TrainerInputs(self.targets, widths, self.settings, self.model.device, given))
         if found is not None:
-            self.learners.restore(found.learners, found.told["learners"])
+            self.trainer.restore(found.learners, found.told["learners"])
 
     def to_the_end(self, progress: Progress) -> Trained:
         """Every step that is left, then the end."""
@@ -185,13 +190,13 @@ class _Run:
         began = time.monotonic() - self.seconds
         next_one = self._next_checkpoint(time.monotonic())
         while self.step < optimiser.steps:
-            self.learners.step(self._batch())
+            self.trainer.step(self._batch())
             self.step += 1
             self.seconds = time.monotonic() - began
             last = self.step == optimiser.steps
             if last or _due(self.step, optimiser.batch, settings.metrics_every):
                 quality = self._measure(last=last)
-                now = record.told_shortly(quality, [self.learners.dead(t.name) for t in self.targets])
+                now = record.told_shortly(quality, [self.trainer.dead(t.name) for t in self.targets])
             tokens_due = _due(self.step, optimiser.batch, settings.checkpoint_every)
             if not last and (tokens_due or time.monotonic() >= next_one):
                 written = time.monotonic()
@@ -220,7 +225,7 @@ class _Run:
 
     def _dictionaries(self) -> dict[Site, Dictionary]:
         return {
-            t.site: fold(self.learners.weights(t.name), t, self.norms[t.read], self.norms[t.written])
+            t.site: fold(self.trainer.weights(t.name), t, self.norms[t.read], self.norms[t.written])
             for t in self.targets
         }
 
@@ -239,15 +244,15 @@ class _Run:
                     "last": last,
                     "measured_on": found.pop("tokens"),
                     **found,
-                    "dead": self.learners.dead(target.name),
-                    "losses": dict(self.learners.losses(target.name)),
+                    "dead": self.trainer.dead(target.name),
+                    "losses": dict(self.trainer.losses(target.name)),
                 }
             )
         record.add_metrics(self.out, rows)
         return quality
 
     def _checkpoint(self) -> None:
-        learners, learned = self.learners.state()
+        learners, learned = self.trainer.state()
         buffer, buffered = self.buffer.state()
         means = {f"mean.{p}": norm.mean for p, norm in self.norms.items()}
         told = {
@@ -260,7 +265,7 @@ class _Run:
         checkpoint.save(self.out, checkpoint.Checkpoint(self.step, learners, buffer | means, told))
 
     def _end(self, quality: dict[Site, Quality]) -> Trained:
-        dead = {t.site: self.learners.dead(t.name) for t in self.targets}
+        dead = {t.site: self.trainer.dead(t.name) for t in self.targets}
         write_sae_lens_release(
             self.out,
             self._dictionaries(),
@@ -273,7 +278,7 @@ class _Run:
         checkpoint.remove(self.out)
         return done
 
-    def _metadata(self, target: Target, quality: Quality, dead: float) -> dict[str, Any]:
+    def _metadata(self, target: TrainingTarget, quality: Quality, dead: float) -> dict[str, Any]:
         settings = self.settings
         return {
             "context_size": settings.stream.context,

@@ -175,7 +175,7 @@ class Optimiser:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class ActivationStream:
     """How texts become rows of activations.
 
     Attributes:
@@ -200,7 +200,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TrainingTarget:
     """One dictionary to train.
 
     Attributes:
@@ -250,7 +250,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrainingSettings:
     """A whole run; the result is a function of it, of the model, of the texts and of the machine's arithmetic.
 
     Attributes:
@@ -267,7 +267,7 @@ class Settings:
 
     sparsity: Sparsity
     optimiser: Optimiser
-    stream: Stream = field(default_factory=Stream)
+    stream: ActivationStream = field(default_factory=ActivationStream)
     seed: int = 0
     centre: bool = True
     checkpoint_every: int = 0
@@ -299,7 +299,7 @@ class Settings:
         return asdict(self)
 
     @staticmethod
-    def of_json(told: dict[str, Any]) -> Settings:
+    def of_json(told: dict[str, Any]) -> TrainingSettings:
         """The inverse of `to_json`.
 
         Raises:
@@ -307,10 +307,10 @@ class Settings:
         """
         values = dict(told)
         loss = dict(values.pop("sparsity"))
-        return Settings(
+        return TrainingSettings(
             Sparsity(Objective(loss.pop("objective")), **loss),
             Optimiser(**values.pop("optimiser")),
-            Stream(**values.pop("stream")),
+            ActivationStream(**values.pop("stream")),
             **values,
         )
 
@@ -335,7 +335,11 @@ class Needs(NamedTuple):
 
 
 def needs(
-    targets: Sequence[Target], widths: dict[Point, int], settings: Settings, bytes_a_value: int, vocabulary: int = 0
+    targets: Sequence[TrainingTarget],
+    widths: dict[Point, int],
+    settings: TrainingSettings,
+    bytes_a_value: int,
+    vocabulary: int = 0,
 ) -> Needs:
     """What a run needs, from the widths of its points. See `Needs`.
 
@@ -368,7 +372,7 @@ def needs(
     return Needs(4 * (4 * values + step), buffer, measuring, 2 * kept if settings.keeps_checkpoints else 0)
 
 
-def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int]) -> list[Target]:
+def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int]) -> list[TrainingTarget]:
     """Targets at every layer for each of `parts`: a part, `z`, `mlp_in` or `mid` (transcoders); in order of sites.
 
     Args:
@@ -390,7 +394,7 @@ def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int
         raise InvalidArgument(
             f"{len(widths)} widths for {len(parts)} sites. Give one for all, or one for each in the same order."
         )
-    found: dict[Site, Target] = {}
+    found: dict[Site, TrainingTarget] = {}
     for name, width in zip(parts, list(widths) * (len(parts) // len(widths)), strict=True):
         tap = Tap(name)
         for layer in layers:
@@ -400,11 +404,11 @@ def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int
                     f"{found[site].reads.value} and {name} would both be the dictionary at {site}. Train them into two "
                     "folders."
                 )
-            found[site] = Target(site, tap, width)
+            found[site] = TrainingTarget(site, tap, width)
     return [found[site] for site in sorted(found)]
 
 
-def check_targets(targets: Sequence[Target], settings: Settings) -> None:
+def check_targets(targets: Sequence[TrainingTarget], settings: TrainingSettings) -> None:
     """Refuse what could be trained and not be written, before it is trained.
 
     Raises:

@@ -29,7 +29,7 @@ from saeflow.sources.formats.sae_lens import CONFIG
 from saeflow.training import checkpoint, record
 from saeflow.training.record import SHARDS, Trained
 from saeflow.training.run import identity
-from saeflow.training.settings import Target, check_targets
+from saeflow.training.settings import TrainingTarget, check_targets
 from saeflow.training.text_run import TextRun
 
 PLAN: Final = "shards.json"
@@ -68,7 +68,7 @@ def train_in_shards(
     check_targets(run.targets, run.settings)
     # another process may know the model by another path
     run = replace(run, model_name=run.model_name or run.model.name)
-    told = identity(run.model, run.targets, run.settings, run.start, run.texts, run.model_name)
+    told = identity(run.model, run.targets, run.settings, run.start, run.texts, run.model_name, run.trainer.name)
     done = record.finished(out, told)
     if done is None:
         engine = engine or InProcess()
@@ -78,11 +78,11 @@ def train_in_shards(
     return done
 
 
-def grouped(targets: Sequence[Target], n: int) -> list[list[Target]]:
+def grouped(targets: Sequence[TrainingTarget], n: int) -> list[list[TrainingTarget]]:
     """At most `n` groups of neighbouring layers, of about as many features each, in order of sites."""
     ordered = sorted(targets, key=lambda target: target.site)
     total, before = sum(target.width for target in ordered), 0
-    groups: dict[int, list[Target]] = {}
+    groups: dict[int, list[TrainingTarget]] = {}
     for target in ordered:
         # the group in which the middle of its features lies
         groups.setdefault((2 * before + target.width) * n // (2 * total), []).append(target)
@@ -183,7 +183,7 @@ def _move(source: Path, target: Path) -> None:
         raise BadFile(f"{target} is missing from a shard that was finished. Remove {target.parent} to begin again.")
 
 
-def _measured(folders: Sequence[Path], targets: Sequence[Target]) -> tuple[list[dict[str, Any]], float]:
+def _measured(folders: Sequence[Path], targets: Sequence[TrainingTarget]) -> tuple[list[dict[str, Any]], float]:
     """The rows of all shards in the order of one run, and the seconds of all together."""
     order = {str(target.site): place for place, target in enumerate(targets)}
     rows, seconds = list[dict[str, Any]](), 0.0

@@ -16,13 +16,13 @@ from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
 from saeflow.training.buffer import ActivationRows
 from saeflow.training.folding import Normalisation, fold
-from saeflow.training.learners import Job, MakeLearners
-from saeflow.training.lens import sae_lens_learners
 from saeflow.training.metrics import Evaluation
 from saeflow.training.record import Trained
 from saeflow.training.run import train
-from saeflow.training.settings import MEASURED_AT_ONCE, Settings, Target
+from saeflow.training.settings import MEASURED_AT_ONCE, TrainingSettings, TrainingTarget
+from saeflow.training.sparse_trainer import SparseTrainer
 from saeflow.training.texts import ReadTexts, TextBatches, evaluation_texts
+from saeflow.training.trainer import MakeTrainer, TrainerInputs
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Pace:
     step: float
     measurement: float
 
-    def seconds(self, settings: Settings) -> float:
+    def seconds(self, settings: TrainingSettings) -> float:
         """What a whole run takes: the first filling, every step with its rows, every measurement."""
         optimiser, every = settings.optimiser, settings.metrics_every
         rows = settings.stream.buffer + optimiser.steps * optimiser.batch
@@ -54,20 +54,22 @@ class TextRun:
         start: dictionaries to go on from; opened by `load_dictionaries`, where a worker is to open them again.
         texts: where the texts come from, for the metadata.
         model_name: the model's name, for the metadata; its own where empty.
-        learners: what moves the weights.
+        trainer: what moves the weights.
     """
 
     model: LanguageModel
     read: ReadTexts
-    targets: Sequence[Target]
-    settings: Settings
+    targets: Sequence[TrainingTarget]
+    settings: TrainingSettings
     evaluated: int = 32
     start: Mapping[Site, Dictionary] | None = None
     texts: str = ""
     model_name: str = ""
-    learners: MakeLearners = sae_lens_learners
+    trainer: MakeTrainer = SparseTrainer
 
-    def train(self, out: Path, *, targets: Sequence[Target] | None = None, progress: Progress | None = None) -> Trained:
+    def train(
+        self, out: Path, *, targets: Sequence[TrainingTarget] | None = None, progress: Progress | None = None
+    ) -> Trained:
         """Train all targets, or some of them, in this process. Raises what `saeflow.training.train` does."""
         return train(
             self.model,
@@ -80,7 +82,7 @@ class TextRun:
             texts=self.texts,
             model_name=self.model_name,
             progress=progress,
-            learners=self.learners,
+            trainer=self.trainer,
         )
 
     def _batches(self) -> TextBatches:
@@ -115,13 +117,13 @@ class TextRun:
             for p, h in held.items()
         }
         widths = {one.name: (read[0][one.read].shape[1], read[0][one.written].shape[1]) for one in self.targets}
-        learners = self.learners(Job([target], widths, self.settings, self.model.device, {}))
+        trainer = self.trainer(TrainerInputs([target], widths, self.settings, self.model.device, {}))
         ready = {target.name: torch.cat([norms[p](h.to(self.model.device)) for p, h in held.items()], dim=1)}
-        learners.step(ready)  # the first one makes Adam's moments
+        trainer.step(ready)  # the first one makes Adam's moments
         began = time.perf_counter()
         for _ in range(steps):
-            learners.step(ready)
-        made = learners.weights(target.name)  # waits for the device
+            trainer.step(ready)
+        made = trainer.weights(target.name)  # waits for the device
         step_seconds = (time.perf_counter() - began) / steps
         evaluation = Evaluation(self.model, self._measured(), [target])
         began = time.perf_counter()

@@ -15,7 +15,7 @@ import copy
 import importlib
 import math
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import torch
 from jaxtyping import Float
@@ -23,18 +23,9 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra
 from saeflow.training.folding import TrainedWeights
-from saeflow.training.learners import Job, dead_window
-from saeflow.training.settings import Objective, Settings, Target, first_threshold, seed_of
+from saeflow.training.settings import Objective, TrainingSettings, TrainingTarget, first_threshold, seed_of
+from saeflow.training.trainer import APPROACH, FREE, LOOKED_AT, UNIT, TrainerInputs, dead_window, l0_due
 
-UNIT: Final = 1.0
-FREE: Final = 0.1
-"""The norm at which decoder rows start that are not kept at 1: sae-lens's own."""
-REACHED: Final = 0.3
-"""Share of the steps after which the target L0 is due; from the first step to there its log goes in a straight line."""
-_RATE: Final = 0.1
-"""Share of the way to the L0 that is due that thresholds go in a step: what a few rows say by chance evens out."""
-_ROWS: Final = 512
-"""Rows of a batch that are looked at."""
 _COUNTERS: Final = ("n_training_samples", "n_training_steps", "n_frac_active_samples")
 _COUNTS: Final = ("act_freq_scores", "n_forward_passes_since_fired")
 
@@ -54,25 +45,23 @@ def extra(module: str = "sae_lens") -> Any:
         ) from error
 
 
-def sae_lens_learners(job: Job) -> SaeLensLearners:
-    """Learners for a run; the default of `saeflow.training.train`.
+class SaeLensTrainer:
+    """The training SAEs of one run, in step. Meets `Trainer`."""
 
-    Raises:
-        MissingExtra: when sae-lens is not installed.
-    """
-    return SaeLensLearners(job)
+    name: ClassVar[str] = "sae-lens"
 
+    def __init__(self, inputs: TrainerInputs) -> None:
+        """Make the SAEs and their trainers.
 
-class SaeLensLearners:
-    """The training SAEs of one run, in step. Meets `Learners`."""
-
-    def __init__(self, job: Job) -> None:
-        """Make the SAEs and their trainers."""
-        saes = {target.name: make_sae(target, job) for target in job.targets}
-        self._loss, self._steps = job.settings.sparsity, job.settings.optimiser.steps
+        Raises:
+            MissingExtra: when sae-lens is not installed.
+            InvalidArgument: when weights to start from do not fit.
+        """
+        saes = {target.name: make_sae(target, inputs) for target in inputs.targets}
+        self._loss, self._steps = inputs.settings.sparsity, inputs.settings.optimiser.steps
         self._first_l0: dict[str, float] = {}
         multi = extra("sae_lens.training.multi_sae_trainer").MultiSAETrainer(
-            cfg=trainer_config(job.settings, job.device),
+            cfg=trainer_config(inputs.settings, inputs.device),
             saes=saes,
             hook_names={name: name for name in saes},
             data_provider=iter(()),
@@ -80,9 +69,9 @@ class SaeLensLearners:
         self._trainers: dict[str, Any] = multi.trainers
         self._last: dict[str, Any] = {}
         for name, trainer in self._trainers.items():
-            trainer.sae.to(str(job.device))
-            if name in job.start:
-                _put(trainer.sae, job.start[name])
+            trainer.sae.to(str(inputs.device))
+            if name in inputs.start:
+                _put(trainer.sae, inputs.start[name])
             if self._loss.unit_decoder:
                 _keep_unit_rows(trainer)
 
@@ -100,19 +89,17 @@ class SaeLensLearners:
     def _hold_l0(self, name: str, output: Any) -> None:
         """Move all thresholds of one together towards the L0 that is due.
 
-        The penalty weighs L0 against the error, so that L0 ends above its target, far above where steps are few: Adam
-        moves a threshold by the learning rate at most. Which features are active is left to the loss.
+        The same as in `sparse_trainer`, on all pre-activations.
         """
         trainer, goal = self._trainers[name], self._loss.l0
         first = self._first_l0.setdefault(
             name, float((output.feature_acts > 0).sum()) / len(output.feature_acts) or goal
         )
-        share = min(1.0, trainer.n_training_steps / (REACHED * self._steps))
-        due = goal**share * first ** (1 - share)
-        above = (output.hidden_pre[:_ROWS].float() - trainer.sae.threshold).flatten()
-        n = min(max(1, round(due * min(_ROWS, len(output.hidden_pre)))), len(above))
+        due = l0_due(first, goal, trainer.n_training_steps, self._steps)
+        above = (output.hidden_pre[:LOOKED_AT].float() - trainer.sae.threshold).flatten()
+        n = min(max(1, round(due * min(LOOKED_AT, len(output.hidden_pre)))), len(above))
         # moved by the n-th largest distance, they would leave n activations of these rows
-        trainer.sae.threshold += _RATE * above.topk(n, sorted=False).values.min()
+        trainer.sae.threshold += APPROACH * above.topk(n, sorted=False).values.min()
 
     def weights(self, name: str) -> TrainedWeights:
         """The weights of one."""
@@ -181,7 +168,7 @@ class SaeLensLearners:
                 self._first_l0[name] = first
 
 
-def trainer_config(settings: Settings, device: torch.device) -> Any:
+def trainer_config(settings: TrainingSettings, device: torch.device) -> Any:
     """The settings as sae-lens's trainer takes them. Nothing is logged by it."""
     config, optimiser = extra("sae_lens.config"), settings.optimiser
     return config.SAETrainerConfig(
@@ -199,14 +186,14 @@ def trainer_config(settings: Settings, device: torch.device) -> Any:
     )
 
 
-def make_sae(target: Target, job: Job) -> Any:
+def make_sae(target: TrainingTarget, inputs: TrainerInputs) -> Any:
     """A training SAE with first weights of its own seed, whatever torch's global generator holds.
 
     Raises:
         MissingExtra: when sae-lens is not installed.
     """
-    lens, settings = extra(), job.settings
-    loss, (d_in, d_out) = settings.sparsity, job.widths[target.name]
+    lens, settings = extra(), inputs.settings
+    loss, (d_in, d_out) = settings.sparsity, inputs.widths[target.name]
     rows = UNIT if loss.unit_decoder else FREE
     common: dict[str, Any] = {
         "d_in": d_in,

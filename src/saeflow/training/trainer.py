@@ -1,0 +1,114 @@
+"""What a run needs of whatever moves the weights: a step on a batch, the weights, and a state to resume from.
+
+`sparse_trainer.SparseTrainer` is saeflow's own; `sae_lens_trainer.SaeLensTrainer` drives the trainers of sae-lens. The
+stream, the folding, the checkpoints and the measurements know only what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from saeflow.training.folding import TrainedWeights
+from saeflow.training.settings import TrainingSettings, TrainingTarget
+
+UNIT: Final = 1.0
+FREE: Final = 0.1
+"""The norm at which decoder rows start that are not kept at 1; sae-lens's default."""
+REACHED: Final = 0.3
+"""Share of the steps after which the target L0 is due; until then its logarithm changes linearly."""
+APPROACH: Final = 0.1
+"""Share of the distance to the L0 that is due by which thresholds move in a step: the noise of a few rows averages
+out."""
+LOOKED_AT: Final = 512
+"""Rows of a batch from which the distance to the L0 that is due is measured."""
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """The dictionaries that are being trained, by the names of their targets."""
+
+    def step(self, batch: Mapping[str, Tensor]) -> None:
+        """One step of all of them.
+
+        Args:
+            batch: for each target `Float[Tensor, "batch d_in"]`, normalised; for a transcoder
+                `Float[Tensor, "batch d_in+d_out"]`: what it reads, then what it predicts.
+
+        Raises:
+            KeyError: when a target has no batch.
+        """
+        ...
+
+    def weights(self, name: str) -> TrainedWeights:
+        """The current weights of one, as copies."""
+        ...
+
+    def dead(self, name: str) -> float:
+        """The share of its features that fired in none of the last steps; see `dead_window`."""
+        ...
+
+    def losses(self, name: str) -> Mapping[str, float]:
+        """The terms of its loss in the last step, and the learning rate of the next one."""
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything the next step depends on: tensors, and plain values."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+        """Resume where `state` was taken, bit for bit."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TrainerInputs:
+    """What a trainer is made from.
+
+    Attributes:
+        targets: what is trained.
+        widths: (d_in, d_out) by the name of a target.
+        settings: of the run.
+        device: where to train.
+        start: weights to start from, by name; the others start at random.
+    """
+
+    targets: Sequence[TrainingTarget]
+    widths: Mapping[str, tuple[int, int]]
+    settings: TrainingSettings
+    device: torch.device
+    start: Mapping[str, TrainedWeights]
+
+
+class MakeTrainer(Protocol):
+    """A class of trainers, or what makes one. Workers get it by pickle.
+
+    Attributes:
+        name: noted in training.json; a run resumes with the trainer it began with.
+    """
+
+    name: str
+
+    def __call__(self, inputs: TrainerInputs) -> Trainer:
+        """A trainer for a run.
+
+        Raises:
+            MissingExtra: when what it needs is not installed.
+            InvalidArgument: when weights to start from do not fit.
+        """
+        ...
+
+
+def dead_window(settings: TrainingSettings) -> int:
+    """Steps in which a feature must fire to be alive: those of about a million tokens, a quarter of the run at most."""
+    return max(1, min(round(1e6 / settings.optimiser.batch), settings.optimiser.steps // 4))
+
+
+def l0_due(first: float, target: float, step: int, steps: int) -> float:
+    """The L0 that is due after `step` of `steps`: from `first` to `target` over the first `REACHED` of them."""
+    share = min(1.0, step / (REACHED * steps))
+    return target**share * first ** (1 - share)
