@@ -23,7 +23,10 @@ from rich.progress import track
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a benchmark: `ratio` is the time against `against`, `extra_mb` memory beside the inputs."""
+    """One line of a benchmark: `ratio` is the time against `against`, `extra_mb` memory next to the inputs.
+
+    `cpu_ratio` is the same ratio of process time, which other work on the machine changes less.
+    """
 
     method: str
     size: str
@@ -32,17 +35,26 @@ class Row:
     against: str = ""
     extra_mb: float | None = None
     note: str = ""
+    cpu_ratio: float | None = None
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
     """Median seconds of each function, called in turn."""
-    taken: dict[str, list[float]] = {name: [] for name in functions}
+    return {name: wall for name, (wall, _) in wall_and_cpu(functions, repeats).items()}
+
+
+def wall_and_cpu(functions: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, tuple[float, float]]:
+    """Median seconds of each function, called in turn: by the clock, and of processor time."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     for _ in track(range(repeats), description="timing", transient=True):
         for name, function in functions.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             function()
-            taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in taken.items()}
+            taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: (statistics.median(w for w, _ in pairs), statistics.median(c for _, c in pairs))
+        for name, pairs in taken.items()
+    }
 
 
 def peak_memory(prepare: Callable[[], Any], act: Callable[[Any], object]) -> float:
@@ -71,20 +83,13 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
-def has_bf16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported())
-
-
 def machine() -> str:
     """What the numbers were measured on."""
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     threads = torch.get_num_threads()
-    units = "bf16 matrix units" if has_bf16_units() else "no bf16 matrix units"
     return (
-        f"{threads} thread{'s' * (threads != 1)} of {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}, "
-        f"{units}){device}, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}"
+        f"{threads} thread{'s' * (threads != 1)} of {platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
+        f"{device}, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}"
     )
 
 
@@ -98,9 +103,15 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 def as_markdown(rows: list[Row]) -> str:
     """The rows as a table."""
-    head = "| method | size | seconds | ratio | against | extra MB | note |\n|---|---|---:|---:|---|---:|---|\n"
+    cpu = any(row.cpu_ratio is not None for row in rows)
+    head = f"| method | size | seconds | ratio |{' of CPU time |' * cpu} against | extra MB | note |\n"
+    head += f"|---|---|---:|---:|{'---:|' * cpu}---|---:|---|\n"
+
+    def two(ratio: float | None) -> str:
+        return "" if ratio is None else f"{ratio:.2f}"
+
     lines = [
-        f"| {r.method} | {r.size} | {r.seconds:.3g} | {'' if r.ratio is None else f'{r.ratio:.2f}'} | {r.against} | "
+        f"| {r.method} | {r.size} | {r.seconds:.3g} | {two(r.ratio)} |{f' {two(r.cpu_ratio)} |' * cpu} {r.against} | "
         f"{'' if r.extra_mb is None else f'{r.extra_mb:,.0f}'} | {r.note} |"
         for r in rows
     ]

@@ -64,6 +64,7 @@ PAGES: Final = (
         "Which feature of one site is which of another, and how sure that is.",
         modules=(
             "matching.topk",
+            "matching.screening",
             "matching.permutation",
             "matching.virtual",
             "matching.correlation",

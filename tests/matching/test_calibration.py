@@ -422,9 +422,8 @@ def test_a_killed_run_ends_with_the_same_bytes(planted, tmp_path):
     calibrate(planted.dictionaries, whole, rows=50, rotations=1)
     killed = build_atlas(planted.dictionaries, out=tmp_path / "killed", k=2).folder
     root = Path(__file__).parents[2]
-    child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, killed], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}
-    )
+    paths = os.pathsep.join(map(str, (root / "src", root)))
+    child = subprocess.Popen([sys.executable, "-c", _CHILD, killed], cwd=root, env=os.environ | {"PYTHONPATH": paths})
     give_up = time.monotonic() + 90
     while len(list(killed.glob("calibration.work/*.json"))) < 4 and child.poll() is None:
         assert time.monotonic() < give_up

@@ -4,28 +4,20 @@
 
 The indicator is left to the reader of the table: scores are kept, signs and all. The whole matrix is never in memory:
 
-    1. A tile of products a[rows] @ b[columns].T is computed in float32.
+    1. A tile of products a[rows] @ b[columns].T is computed.
     2. Along each axis the tile is cut into groups that interleave, and every group is reduced to its largest
        product: an elementwise maximum of slices, which reads the tile once at the speed of memory.
-    3. The first tile of a line: its k largest products lie in the k groups with the largest maxima, so
-       k * g products are ranked instead of all.
-    4. Every later tile: only groups whose maximum is above the line's k-th best so far are looked at.
+    3. The k-th largest maximum of a line is reached by k of its products, so it is a cut to begin with; the k-th best
+       product so far is the cut later. Only groups whose maximum exceeds the cut are looked at.
+    4. What exceeds it there joins the k best of its line.
 
 Steps 2 to 4 run along rows and along columns of the same tile, so that one product answers both directions.
 
-Screening does less work in step 1, and gives the same answer, where the processor multiplies bfloat16 matrices in
-hardware. Products of rows rounded to bfloat16 find candidates, and only these are computed in float32. A bound on
-the difference makes the result exact. With x the product as float32 computes it, S the one that bfloat16
-gives, and a~ the row rounded to bfloat16:
+    5. In the end these candidates are ranked by dot products of their own, in float32.
 
-    |a.b - a~.b~|      <= |a - a~| |b| + |a~| |b - b~|             Cauchy-Schwarz, rounding norms measured
-    rounding of sums   <= gamma |a| |b| on either side             gamma = n u / (1 - n u), u = 2^-24
-    S = S' (1 + e)        |e| <= 2^-8                              S' is rounded to bfloat16 when written
-
-The second line holds for any order of summation (Higham 2002, section 3.1): a product of two bfloat16 numbers is
-exact in float32, so that only the n - 1 additions round, and the float32 product rounds n times more. So
-every column whose x reaches t has S >= (t - eps) (1 - 2^-8), where eps is the sum of the first two lines;
-those below are left out, the others are ranked by x. t is the line's k-th best so far.
+Tiles may be multiplied in bfloat16 or int8 where that is faster (`screening`): cuts are lowered by a bound on what
+rounding does. Since step 5 is the same for every kind of product, for float32 too, the answer is the same to the bit
+whatever the kind, the tiles and the number of threads.
 """
 
 from __future__ import annotations
@@ -40,21 +32,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, WidthMismatch
+from saeflow.matching.screening import GATHERED, UNIT, Product, Rounded, dots, rounded_for, widened
 
 __all__ = ["TopK", "full_precision", "top_k", "top_k_both"]
 
 ROWS = 1024
 COLUMNS = 16384
-GATHERED = 1 << 22
-"""Products ranked at a time: bounds the memory that ranking takes."""
+LARGEST = torch.finfo(torch.float32).max
 SKEW = 16
 """Products between two rows of a buffer, so that a column does not fall on one set of the cache."""
-U32 = 2.0**-24
-U16 = 2.0**-8
-TINY = 1e-30
-"""What products lose where hardware takes subnormal numbers for zero; far below any bound it is added to."""
-SMALLEST = 1024
-"""Rows and width from which the products outweigh what screening adds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +49,12 @@ class TopK:
 
     index: Int[Tensor, "n k"]
     score: Float[Tensor, "n k"]
+
+    @staticmethod
+    def none(n: int, k: int, like: Tensor) -> TopK:
+        """Nothing found yet: every index is -1 and every score -inf."""
+        index = torch.full((n, k), -1, dtype=torch.int64, device=like.device)
+        return TopK(index, torch.full((n, k), -torch.inf, dtype=torch.float32, device=like.device))
 
     def part(self, lines: slice) -> TopK:
         """Some lines, sharing memory with the whole."""
@@ -76,7 +68,7 @@ def top_k_both(
     *,
     rows: int = ROWS,
     columns: int = COLUMNS,
-    screened: bool | None = None,
+    product: Product | None = None,
 ) -> tuple[TopK, TopK]:
     """The `k` largest products of each row of `a` with the rows of `b`, and of each row of `b` with those of `a`.
 
@@ -89,16 +81,15 @@ def top_k_both(
         k: How many to keep, for both directions.
         rows: Rows of `a` in a tile.
         columns: Rows of `b` in a tile.
-        screened: Find candidates in bfloat16 and rank them in float32; by default where that is faster.
+        product: What candidates are found in, "float32", "bfloat16" or "int8"; by default what is fastest here for
+            these rows. The answer is the same to the bit.
 
     Raises:
         WidthMismatch: when the two differ in width.
         InvalidArgument: when `k` is not between 1 and the smaller number of rows, or a value is not finite.
     """
-    _check(a, b, k, min(len(a), len(b)))
-    forward, backward = _empty(len(a), k, a), _empty(len(b), k, b)
-    _search(a, b, (forward, backward), rows, columns, screened)
-    return _ordered(forward), _ordered(backward)
+    forward, backward = _search(a, b, k, min(len(a), len(b)), rows, columns, product, both=True)
+    return forward.result(), backward.result()
 
 
 def top_k(
@@ -108,7 +99,7 @@ def top_k(
     *,
     rows: int = ROWS,
     columns: int = COLUMNS,
-    screened: bool | None = None,
+    product: Product | None = None,
 ) -> TopK:
     """The first half of `top_k_both`: for each row of `a` its `k` best rows of `b`.
 
@@ -116,13 +107,12 @@ def top_k(
         WidthMismatch: when the two differ in width.
         InvalidArgument: when `k` is not between 1 and the number of rows of `b`, or a value is not finite.
     """
-    _check(a, b, k, len(b))
-    forward = _empty(len(a), k, a)
-    _search(a, b, (forward, None), rows, columns, screened)
-    return _ordered(forward)
+    return _search(a, b, k, len(b), rows, columns, product, both=False)[0].result()
 
 
-def _check(a: Tensor, b: Tensor, k: int, most: int) -> None:
+def _search(
+    a: Tensor, b: Tensor, k: int, most: int, rows: int, columns: int, product: Product | None, *, both: bool
+) -> list[_Best]:
     if a.shape[1] != b.shape[1]:
         raise WidthMismatch(
             f"rows of width {a.shape[1]} cannot be matched to rows of width {b.shape[1]}. Both dictionaries must "
@@ -139,33 +129,32 @@ def _check(a: Tensor, b: Tensor, k: int, most: int) -> None:
                     f"{bad} of the {len(side)} rows of the {name} matrix hold NaN or infinity. Mend or leave out "
                     "these rows."
                 )
-
-
-def _search(
-    a: Tensor, b: Tensor, best: tuple[TopK, TopK | None], rows: int, columns: int, screened: bool | None
-) -> None:
-    if screened is None:
-        screened = _screening_pays(a, b)
+    a, b = a.contiguous(), b.contiguous()
     with full_precision():
-        if screened:
-            _search_screened(a, b, best, rows, columns)
-            return
-        k = best[0].index.shape[1]
-        for block, strip, tile in tiles(a, b, k, rows, columns):
-            _fold(best[0].part(block), tile.rows(), strip.start)
-            if best[1] is not None:
-                _fold(best[1].part(strip), tile.columns(), block.start)
+        low_a, low_b = rounded_for(a, b, k, product, both=both)
+        found = [_Best(a, b, k, low_a, low_b), _Best(b, a, k, low_b, low_a)][: 1 + both]
+        for block, strip, tile in tiles(low_a, low_b, k, rows, columns):
+            found[0].add(tile.rows(), block, strip.start)
+            if both:
+                found[1].add(tile.columns(), strip, block.start)
+    return found
 
 
 @contextmanager
 def full_precision() -> Generator[None]:
-    """Products in true float32, whatever the caller allows its own (TF32 on a GPU, bfloat16 on a CPU)."""
-    before = torch.get_float32_matmul_precision()
+    """Products in true float32, whatever the caller allows its own (TF32 on a GPU, bfloat16 on a CPU).
+
+    Sums of bfloat16 products are kept in float32 too.
+    """
+    before, cuda = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul
+    reduced = cuda.allow_bf16_reduced_precision_reduction
     torch.set_float32_matmul_precision("highest")
+    cuda.allow_bf16_reduced_precision_reduction = False
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        cuda.allow_bf16_reduced_precision_reduction = reduced
 
 
 # Tiles of a product a @ b.T, and the groups that their rows and columns are cut into
@@ -225,18 +214,19 @@ class Tile:
         return Lines(self.products[:, : self.n_columns].T, group_size(self.products.shape[0], self.k))
 
 
-def tiles(a: Tensor, b: Tensor, k: int, rows: int, columns: int) -> Iterator[tuple[slice, slice, Tile]]:
+def tiles(a: Rounded, b: Rounded, k: int, rows: int, columns: int) -> Iterator[tuple[slice, slice, Tile]]:
     """Every tile of a @ b.T with the rows and columns it stands for, one after the other in one buffer."""
-    height, width = min(rows, len(a)), min(columns, len(b))
+    height, width = min(rows, len(a.rows)), min(columns, len(b.rows))
     tall, wide = _padded(height, k), _padded(width, k)
-    buffer = a.new_full((tall, wide + SKEW), -torch.inf)[:, :wide]
-    for top in range(0, len(a), height):
-        for left in range(0, len(b), width):
-            n, m = min(height, len(a) - top), min(width, len(b) - left)
-            torch.mm(a[top : top + n], b[left : left + m].T, out=buffer[:n, :m])
+    buffer = torch.full((tall, wide + SKEW), -torch.inf, dtype=a.written, device=a.rows.device)[:, :wide]
+    for top in range(0, len(a.rows), height):
+        for left in range(0, len(b.rows), width):
+            n, m = min(height, len(a.rows) - top), min(width, len(b.rows) - left)
+            block, strip = slice(top, top + n), slice(left, left + m)
+            a.multiply(b, block, strip, buffer[:n, :m])
             buffer[n:].fill_(-torch.inf)
             buffer[:, m:].fill_(-torch.inf)
-            yield slice(top, top + n), slice(left, left + m), Tile(buffer, n, m, k)
+            yield block, strip, Tile(buffer, n, m, k)
 
 
 def group_size(m: int, k: int) -> int:
@@ -255,157 +245,85 @@ def _padded(m: int, k: int) -> int:
 # The best of every line so far, and how new products join them
 
 
-def _empty(n: int, k: int, like: Tensor) -> TopK:
-    """Nothing found yet, for `n` lines: every score is -inf."""
-    index = torch.full((n, k), -1, dtype=torch.int64, device=like.device)
-    return TopK(index, torch.full((n, k), -torch.inf, dtype=torch.float32, device=like.device))
+class _Best:
+    """The best of the lines of one side while tiles come in."""
 
+    def __init__(self, own: Tensor, other: Tensor, k: int, low: Rounded, low_other: Rounded) -> None:
+        """Nothing found yet: `own` are the rows that lines stand for, `other` those they are ranked among."""
+        self.own, self.other = own, other
+        self.eps, self.unit = low.eps(low_other), UNIT[low.product]
+        self.in_tiles, self.exact = TopK.none(len(own), k, own), TopK.none(len(own), k, own)
+        """By the products of the tiles, and by their own."""
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Candidates: lines, columns, and products of the tiles."""
 
-def _ordered(best: TopK) -> TopK:
-    """Best first, and the lower index first among equals."""
-    index, order = best.index.sort(dim=1)
-    score, again = best.score.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return TopK(index.gather(1, again), score)
+    def add(self, lines: Lines, block: slice, offset: int) -> None:
+        """Take in the lines `block` of a tile whose first column is `offset`."""
+        best, k = self.in_tiles.part(block), self.exact.index.shape[1]
+        maxima = lines.maxima().float()
+        reached = best.score[:, -1]
+        if maxima.shape[1] >= k and bool((reached == -torch.inf).any()):
+            reached = torch.maximum(reached, maxima.topk(k, dim=1).values[:, -1])  # of k products at least
+        cut = self._cut(reached, block)
+        # "not below": a NaN is looked at
+        line, group = torch.nonzero(~(maxima <= cut[:, None]), as_tuple=True)
+        size = max(1, GATHERED // lines.group_size)
+        for some_lines, some_groups in zip(line.split(size), group.split(size), strict=True):
+            found, places = lines.of_groups(some_lines, some_groups)
+            which, place = torch.nonzero(~(found <= cut[some_lines, None]), as_tuple=True)
+            chosen, column, score = some_lines[which], places[which, place] + offset, found[which, place].float()
+            _merge(best, chosen, column, score)
+            self.waiting.append((chosen + block.start, column, score))
+            if sum(len(part[0]) for part in self.waiting) > GATHERED:
+                self._rank()
+
+    def _cut(self, reached: Tensor, lines: slice) -> Tensor:
+        """What a product of a tile must exceed, where the k-th best of them is `reached` so far."""
+        exact = widened(self.exact.score[lines, -1], self.eps[lines], self.unit, rounded=False)
+        cut = torch.maximum(exact, widened(reached, self.eps[lines], self.unit, rounded=True))
+        return cut.nan_to_num(nan=LARGEST, posinf=torch.inf, neginf=-torch.inf)  # beyond float32: infinities differ
+
+    def _rank(self) -> None:
+        """Rank the candidates that still exceed their cut."""
+        line, column, score = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
+        self.waiting.clear()
+        # the k best of those that wait come first: their own products give a cut half as far below
+        first = score >= self.in_tiles.score[line, -1]
+        for some in (first, ~first):
+            kept = some & ~(score <= self._cut(self.in_tiles.score[:, -1], slice(None))[line])
+            place = (line[kept] * len(self.other) + column[kept]).sort().values
+            lines, columns = place // len(self.other), place % len(self.other)
+            _merge(self.exact, lines, columns, dots(self.own, lines, self.other, columns))
+
+    def result(self) -> TopK:
+        """Best first, and the lower index first among equals."""
+        if self.waiting:
+            self._rank()
+        index, order = self.exact.index.sort(dim=1)
+        score, again = self.exact.score.gather(1, order).sort(dim=1, descending=True, stable=True)
+        return TopK(index.gather(1, again), score)
 
 
 def _merge(
     best: TopK, line: Int[Tensor, " found"], index: Int[Tensor, " found"], score: Float[Tensor, " found"]
 ) -> None:
-    """Fold candidates, any number a line in any order, into the running best, in place."""
+    """Fold candidates, any number for each line, into the running best, in place; `line` ascends."""
     if not len(line):
         return
     k = best.index.shape[1]
-    # by line, best first: the second sort is stable
-    order = score.sort(descending=True).indices
-    order = order[line[order].sort(stable=True).indices]
-    line, index, score = line[order], index[order], score[order]
     lines, counts = torch.unique_consecutive(line, return_counts=True)
     which = torch.arange(len(lines), device=line.device).repeat_interleave(counts)
-    rank = torch.arange(len(line), device=line.device) - (counts.cumsum(0) - counts)[which]
-    kept = rank < k
-    row, column = which[kept], k + rank[kept]
-    scores = score.new_full((len(lines), 2 * k), -torch.inf)
-    indices = index.new_full((len(lines), 2 * k), -1)
-    scores[:, :k], indices[:, :k] = best.score[lines], best.index[lines]
-    scores[row, column], indices[row, column] = score[kept], index[kept]
-    top = scores.topk(k, dim=1)
-    best.score[lines] = top.values
-    best.index[lines] = indices.gather(1, top.indices)
-
-
-def _fold(best: TopK, lines: Lines, offset: int) -> None:
-    """Fold the products of a tile into the running best of its lines; `offset` is its first column."""
-    if bool((best.score[:, 0] == -torch.inf).all()):
-        _start(best, lines, offset)
-        return
-    line, group = torch.nonzero(lines.maxima() > best.score[:, -1:], as_tuple=True)
-    size = max(1, GATHERED // lines.group_size)
-    for some_lines, some_groups in zip(line.split(size), group.split(size), strict=True):
-        found, columns = lines.of_groups(some_lines, some_groups)
-        which, place = torch.nonzero(found > best.score[some_lines, -1:], as_tuple=True)
-        _merge(best, some_lines[which], columns[which, place] + offset, found[which, place])
-
-
-def _start(best: TopK, lines: Lines, offset: int) -> None:
-    """The best of lines that nothing is known of: those of the k groups with the largest maxima."""
-    k = best.index.shape[1]
-    maxima = lines.maxima()
-    top = maxima.topk(min(k, maxima.shape[1]), dim=1, sorted=False).indices
-    for some in torch.arange(len(top), device=top.device).split(max(1, GATHERED // (lines.group_size * k))):
-        found, columns = lines.of_groups(some[:, None], top[some])
-        kept = found.flatten(1).topk(min(k, found[0].numel()), dim=1)
-        best.score[some, : kept.values.shape[1]] = kept.values
-        best.index[some, : kept.values.shape[1]] = columns.flatten(1).gather(1, kept.indices) + offset
-
-
-# Screening: candidates in bfloat16, ranked in float32
-
-
-def _screening_pays(a: Tensor, b: Tensor) -> bool:
-    """Whether screening is faster here: bfloat16 matrix units in a CPU, and matrices large enough to use them."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    large = min(len(a), len(b)) >= SMALLEST and a.shape[1] * 4 >= SMALLEST
-    return a.device.type == "cpu" and large and supported is not None and bool(supported())
-
-
-def _search_screened(
-    a: Float[Tensor, "n_source d_model"],
-    b: Float[Tensor, "n_target d_model"],
-    best: tuple[TopK, TopK | None],
-    rows: int,
-    columns: int,
-) -> None:
-    """Fold the products of all rows of `a` with all rows of `b` into `best`, along rows and, if asked, columns."""
-    k = best[0].index.shape[1]
-    low_a, low_b = a.bfloat16(), b.bfloat16()
-    eps_a, eps_b = screening_bounds(a, low_a, b, low_b)
-    for block, strip, tile in tiles(low_a, low_b, k, rows, columns):
-        one, other = a[block], b[strip]
-        _fold_screened(best[0].part(block), tile.rows(), eps_a[block], one, other, strip.start)
-        if best[1] is not None:
-            _fold_screened(best[1].part(strip), tile.columns(), eps_b[strip], other, one, block.start)
-
-
-def screening_bounds(
-    a: Float[Tensor, "n_source d_model"], low_a: Tensor, b: Float[Tensor, "n_target d_model"], low_b: Tensor
-) -> tuple[Float[Tensor, " n_source"], Float[Tensor, " n_target"]]:
-    """For every row of either side, how far its bfloat16 products with any row of the other may be off.
-
-    Before they are rounded to bfloat16 themselves; norms are taken in float64 and rounded up.
-    """
-    n = a.shape[1] + 2
-    gamma = n * U32 / (1 - n * U32)
-    whole_a, error_a = _norms(a, low_a)
-    whole_b, error_b = _norms(b, low_b)
-
-    def bound(whole: Tensor, error: Tensor, wholes: Tensor, errors: Tensor) -> Tensor:
-        # |a~| <= |a| + |a - a~|
-        eps = (
-            error * wholes.max()
-            + (whole + error) * errors.max()
-            + 2 * gamma * (whole + error) * (wholes.max() + errors.max())
-        )
-        return (eps * (1 + 1e-6) + TINY).float()
-
-    return bound(whole_a, error_a, whole_b, error_b), bound(whole_b, error_b, whole_a, error_a)
-
-
-def _norms(rows: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    """The norm of every row, and of what rounding took from it, in float64."""
-    whole, error = (rows.new_empty(len(rows), dtype=torch.float64), rows.new_empty(len(rows), dtype=torch.float64))
-    for top in range(0, len(rows), SMALLEST):
-        some = slice(top, top + SMALLEST)
-        exact = rows[some].double()
-        whole[some] = torch.linalg.vector_norm(exact, dim=1)
-        error[some] = torch.linalg.vector_norm(exact - low[some].double(), dim=1)
-    return whole, error
-
-
-def _fold_screened(best: TopK, lines: Lines, eps: Tensor, own: Tensor, other: Tensor, offset: int) -> None:
-    """Rank the candidates of a tile in float32: `own` and `other` are the rows its lines and places stand for."""
-    k = best.index.shape[1]
-    maxima = lines.maxima().float()
-    reached = best.score[:, -1]
-    if bool((best.score[:, 0] == -torch.inf).all()):
-        # The k-th largest maximum is the bfloat16 product of k columns at least.
-        low = maxima.topk(min(k, maxima.shape[1]), dim=1).values[:, -1]
-        reached = low - U16 * low.abs() - eps if maxima.shape[1] >= k else reached
-    cut = reached - eps
-    cut = cut - U16 * cut.abs() - TINY
-    line, group = torch.nonzero(maxima >= cut[:, None], as_tuple=True)
-    size = max(1, GATHERED // lines.group_size)
-    for some_lines, some_groups in zip(line.split(size), group.split(size), strict=True):
-        found, places = lines.of_groups(some_lines, some_groups)
-        which, place = torch.nonzero((found >= cut[some_lines, None]) & (places < len(other)), as_tuple=True)
-        chosen, column = some_lines[which], places[which, place]
-        _merge(best, chosen, column + offset, _products_of(own, chosen, other, column))
-
-
-def _products_of(one: Tensor, i: Tensor, other: Tensor, j: Tensor) -> Float[Tensor, " found"]:
-    """one[i] . other[j] in float32, a few at a time."""
-    out = one.new_empty(len(i))
-    size = max(1, GATHERED // one.shape[1])
-    for top in range(0, len(i), size):
-        some = slice(top, top + size)
-        out[some] = torch.linalg.vecdot(one[i[some]], other[j[some]])
-    return out
+    place = torch.arange(len(line), device=line.device) - (counts.cumsum(0) - counts)[which]
+    # most lines have few: those with more take several turns
+    step, most = max(k, 16), int(counts.max())
+    for first in range(0, most, step):
+        width = min(step, most - first)
+        some = (place >= first) & (place < first + width) if most > step else slice(None)
+        there = counts > first
+        row, column = (there.cumsum(0) - 1)[which[some]], k + place[some] - first
+        known = lines[there]
+        scores = torch.nn.functional.pad(best.score[known], (0, width), value=-torch.inf)
+        indices = torch.nn.functional.pad(best.index[known], (0, width), value=-1)
+        scores[row, column], indices[row, column] = score[some], index[some]
+        top = scores.topk(k, dim=1)
+        best.score[known], best.index[known] = top.values, indices.gather(1, top.indices)

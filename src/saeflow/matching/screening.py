@@ -1,0 +1,318 @@
+"""Products in fewer bits that find candidates, a bound that makes this exact, and which of them is fastest here.
+
+With x the dot product of two rows as float32 computes it, S the one computed from rounded rows, and a~ the rounded row:
+
+    |a.b - a~.b~|      <= |a - a~| |b| + |a~| |b - b~|             Cauchy-Schwarz, norms of the residuals measured
+    rounding of sums   <= gamma |a| |b| on either side             gamma = n u / (1 - n u), u = 2^-24
+    S = S' (1 + e)        |e| <= unit                              how S' is rounded when it is written
+
+The second line holds for any order of summation (Higham 2002, section 3.1): a product of two bfloat16 numbers is exact
+in float32, so only the n - 1 additions round; integers of int8 add up exactly in int32; and the float32 product rounds
+n times more. So every column whose x reaches t has S >= (t - eps) (1 - unit), where eps is the sum of the first two
+lines. Those below are left out, the others are ranked by x. The bound holds for tiles of float32 as well, whose sums
+are only added up in another order: eps is near 0.0003 there for unit rows of width 2,304, and `unit` is nothing.
+
+bfloat16 keeps eps near 0.004 for unit rows of width 2,304. int8 has a scale for each row (its largest entry / 127) and
+eps near 0.016, so it serves where good matches stand out and leaves too many candidates where they do not.
+
+Which product is fastest cannot be read from the flags of a processor, so it is measured: once for each processor,
+version of torch, number of threads and width, in about a tenth of a second, and kept in the cache folder.
+SAEFLOW_PRODUCT=float32, bfloat16 or int8 sets it instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Literal, cast, get_args
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from saeflow.errors import InvalidArgument, SaeflowError
+from saeflow.files import cache_folder, write_atomic
+from saeflow.reading import read_json
+
+Product = Literal["float32", "bfloat16", "int8"]
+PRODUCTS: Final = get_args(Product)
+VARIABLE: Final = "SAEFLOW_PRODUCT"
+SMALLEST: Final = 2048
+"""Rows on either side from which screening is considered; below, rounding the rows takes what the product gains."""
+U32: Final = 2.0**-24
+UNIT: Final[dict[Product, float]] = {"float32": 2.0**-20, "bfloat16": 2.0**-8, "int8": 2.0**-20}
+"""What writing a product, and computing a cut from it, may change: twice what it does, or more."""
+TINY: Final = 1e-30
+"""What products lose where hardware takes subnormal numbers for zero; far below any bound it is added to."""
+GATHERED: Final = 1 << 22
+"""Products looked at, and candidates that wait, at a time: bounds the memory of ranking."""
+_BLOCK: Final = 256
+"""Rows rounded at a time: what they need stays in the cache."""
+_SAMPLE: Final = 32
+"""Rows of a side for which candidates are counted before a kind of product is chosen."""
+_WIDEST: Final = (1 << 31) // 127**2
+"""Width up to which sums of int8 products fit int32."""
+_log = logging.getLogger("saeflow.matching")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounded:
+    """The rows of one side as they are multiplied.
+
+    Attributes:
+        product: The kind.
+        rows: The rows in it; those given for float32.
+        scale: What int8 rows are multiplied by; None for the others.
+        norm: The norm of every row.
+        error: The norm of what rounding took from it.
+    """
+
+    product: Product
+    rows: Tensor
+    scale: Float[Tensor, " n"] | None
+    norm: Float64[Tensor, " n"]
+    error: Float64[Tensor, " n"]
+
+    @staticmethod
+    def of(rows: Float[Tensor, "n d_model"], product: Product) -> Rounded:
+        """Round rows, and measure what that takes from them."""
+        n, own = len(rows), product == "float32"
+        norm, error = (rows.new_zeros(n, dtype=torch.float64) for _ in range(2))
+        low = rows if own else torch.empty_like(rows, dtype=getattr(torch, product))
+        scale = rows.new_ones(n) if product == "int8" else None
+        for top in range(0, n, _BLOCK):
+            some = slice(top, top + _BLOCK)
+            exact = rows[some]
+            norm[some] = torch.linalg.vector_norm(exact, dim=1, dtype=torch.float64)
+            if own:
+                continue
+            if scale is None:
+                low[some] = exact
+                rest = exact - low[some]
+            else:
+                peak = exact.abs().amax(dim=1)
+                scale[some] = torch.where(peak > TINY, peak / 127, 1.0)
+                steps = (exact / scale[some, None]).round_()
+                low[some] = steps
+                rest = exact - steps.mul_(scale[some, None])
+            error[some] = torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64)
+        # the residual of int8 is rounded itself
+        return Rounded(product, low, scale, norm, error + (2 * U32 * norm if scale is not None else 0))
+
+    def multiply(self, other: Rounded, own: slice | Tensor, others: slice, out: Float[Tensor, "n m"]) -> None:
+        """Some of the rows times some of the other side's, into `out`."""
+        left, right = self.rows[own], other.rows[others].T
+        if self.scale is None or other.scale is None:
+            torch.mm(left, right, out=out)
+            return
+        # converted block by block, while it is in the cache
+        step = max(1, (1 << 18) // max(1, out.shape[1]))
+        sums, by_row = torch._int_mm(left, right), self.scale[own, None]  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        for top in range(0, len(out), step):
+            some = slice(top, top + step)
+            out[some].copy_(sums[some]).mul_(other.scale[others]).mul_(by_row[some])
+
+    @property
+    def written(self) -> torch.dtype:
+        """The type that products are written in."""
+        return torch.float32 if self.scale is not None else self.rows.dtype
+
+    def eps(self, other: Rounded) -> Float[Tensor, " n"]:
+        """For every row, how far S' may be from x with any row of the other side; rounded up."""
+        gamma = (self.rows.shape[1] + 2) * U32
+        gamma /= 1 - gamma
+        norm, error = other.norm.max(), other.error.max()
+        # |a~| <= |a| + |a - a~|
+        rounded = self.norm + self.error
+        eps = self.error * norm + rounded * error + 2 * gamma * rounded * (norm + error)
+        return (eps * (1 + 1e-6) + TINY).float()
+
+
+def widened(
+    reached: Float[Tensor, " n"], eps: Float[Tensor, " n"], unit: float, *, rounded: bool
+) -> Float[Tensor, " n"]:
+    """What the S of a column must exceed to be among the best, when the k-th best is `reached`.
+
+    `rounded` says that `reached` is an S too, which the x of its column may fall short of.
+    """
+    if rounded:
+        reached = reached - unit * reached.abs() - eps
+    cut = reached - eps
+    return torch.nextafter(cut - unit * cut.abs() - TINY, cut.new_tensor(-math.inf))
+
+
+def dots(
+    one: Float[Tensor, "n d_model"],
+    i: Int[Tensor, " found"],
+    other: Float[Tensor, "m d_model"],
+    j: Int[Tensor, " found"],
+) -> Float[Tensor, " found"]:
+    """one[i] . other[j] in float32, for `i` in ascending order."""
+    if one.device.type == "cpu":  # which gathers no rows
+        starts = torch.searchsorted(i, torch.arange(len(one) + 1))
+        with warnings.catch_warnings():  # that sparse tensors are new
+            warnings.simplefilter("ignore", UserWarning)
+            pairs = torch.sparse_csr_tensor(
+                starts, j, one.new_zeros(len(j)), size=(len(one), len(other)), check_invariants=False
+            )
+            return torch.sparse.sampled_addmm(pairs, one, other.T, beta=0.0).values()
+    out = one.new_empty(len(i))
+    size = max(1, GATHERED // one.shape[1])
+    for top in range(0, len(i), size):
+        some = slice(top, top + size)
+        out[some] = torch.linalg.vecdot(one[i[some]], other[j[some]])
+    return out
+
+
+def rounded_for(
+    a: Float[Tensor, "n_source d_model"],
+    b: Float[Tensor, "n_target d_model"],
+    k: int,
+    product: Product | None = None,
+    *,
+    both: bool = True,
+) -> tuple[Rounded, Rounded]:
+    """Both sides in the kind of product that is expected to find their `k` best soonest.
+
+    A kind costs what its product costs, and a dot product for every candidate it leaves: these are counted for some
+    rows of either side, against all of the other. A line of the log says what was chosen and why.
+
+    Raises:
+        InvalidArgument: when `product`, or SAEFLOW_PRODUCT, is no kind of product.
+    """
+    wanted = product or os.environ.get(VARIABLE) or None
+    if wanted is not None:
+        if wanted not in PRODUCTS:
+            raise InvalidArgument(f"there is no product in {wanted!r}. Known: {', '.join(PRODUCTS)}.")
+        set_ = cast("Product", wanted)
+        return Rounded.of(a, set_), Rounded.of(b, set_)
+    best = Rounded.of(a, "float32"), Rounded.of(b, "float32")
+    if min(len(a), len(b)) < SMALLEST or a.device.type not in ("cpu", "cuda"):
+        return best
+    (n, width), m = a.shape, len(b)
+    seconds = product_seconds(a.device, width)
+    least, said = seconds["float32"] * n * m * width, list[str]()
+    for kind in sorted(PRODUCTS, key=lambda kind: seconds.get(kind, math.inf)):
+        bare = seconds.get(kind, math.inf) * n * m * width
+        if kind == "float32" or bare >= least or (kind == "int8" and width > _WIDEST):
+            continue
+        one, other = Rounded.of(a, kind), Rounded.of(b, kind)
+        left = _candidates(one, other, k) * n + (_candidates(other, one, k) * m if both else 0)
+        whole = bare + seconds["dot"] * width * left
+        said.append(f"{kind} {bare:.2g} s and {left / n:.0f} candidates for each feature, {whole:.2g} s in all")
+        if whole < least:
+            least, best = whole, (one, other)
+    if said:
+        _log.info(
+            "top %d of %s x %s x %s: %s; float32 %.2g s; chosen: %s",
+            *(k, f"{n:,}", f"{m:,}", f"{width:,}", "; ".join(said)),
+            *(seconds["float32"] * n * m * width, best[0].product),
+        )
+    return best
+
+
+def _candidates(own: Rounded, other: Rounded, k: int) -> float:
+    """How many products of a row are ranked in float32, on average over a sample."""
+    rows = torch.linspace(0, len(own.rows) - 1, _SAMPLE, device=own.rows.device).long()
+    # the integer product of CUDA takes 17 rows or more, as these are
+    tile = torch.empty(len(rows), len(other.rows), device=own.rows.device, dtype=own.written)
+    own.multiply(other, rows, slice(None), tile)
+    reached = tile.topk(min(k, tile.shape[1]), dim=1).values[:, -1].float()
+    cut = widened(reached, own.eps(other)[rows], UNIT[own.product], rounded=False)
+    return float((tile > cut[:, None]).sum()) / len(rows)
+
+
+# How long products take here
+
+
+def product_seconds(device: torch.device, width: int) -> dict[str, float]:
+    """Seconds of a multiply-add in each kind of product that is worth trying, and of one in a `dot` of candidates.
+
+    Measured where the cache folder does not know, at the power of two next to `width`.
+    """
+    return _product_seconds(str(device), 2 ** round(math.log2(min(max(width, 64), 4096))), torch.get_num_threads())
+
+
+@lru_cache
+def _product_seconds(device: str, width: int, threads: int) -> dict[str, float]:
+    chip = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    key = f"{chip}, torch {torch.__version__}, {threads} threads, width {width}"
+    path = cache_folder() / "products.json"
+
+    def known() -> dict[str, dict[str, float]]:
+        with suppress(OSError, ValueError, SaeflowError):
+            data = read_json(path)
+            if isinstance(data, dict):
+                return cast("dict[str, dict[str, float]]", data)
+        return {}
+
+    found = known().get(key)
+    if isinstance(found, dict) and {"float32", "dot"} <= found.keys() and all(v > 0 for v in found.values()):
+        return found
+    found = _measured(torch.device(device), width)
+    _log.info("measured on %s: %s", key, {name: f"{1e-9 / s:.0f} G/s" for name, s in found.items()})
+    with suppress(OSError, SaeflowError):  # a cache folder that cannot be written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps({**known(), key: found}, indent=1) + "\n").encode())
+    return found
+
+
+def _measured(device: torch.device, width: int) -> dict[str, float]:
+    """Seconds of a multiply-add of each kind: the best of five, the kinds in turn."""
+    cuda = device.type == "cuda"
+    sizes = ((8192, 8192),) if cuda else ((64, 256), (256, 2048))
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(size, width, generator=generator).to(device) for size in sizes[-1]]
+    found: dict[str, float] = {}
+    kinds = list(PRODUCTS)[: 2 if cuda else 3]
+    for n, m in sizes:  # small ones first: what hardware does not do takes hundreds of times as long
+        acts: dict[str, Callable[[], object]] = {}
+        for kind in kinds:
+            a, b = Rounded.of(rows[0][:n], kind), Rounded.of(rows[1][:m], kind)
+            out = torch.empty(n, m, device=device, dtype=a.written)
+            acts[kind] = lambda a=a, b=b, out=out: a.multiply(b, slice(None), slice(None), out)
+        found |= {kind: s / (n * m * width) for kind, s in _least_seconds(acts, device).items()}
+        kinds = [kind for kind in kinds if found[kind] < 2 * found["float32"]]
+    found = {kind: found[kind] for kind in kinds}
+    i, j = torch.arange(len(rows[0]), device=device).repeat_interleave(8), torch.arange(8 * len(rows[0]), device=device)
+    dot = _least_seconds({"dot": lambda: dots(rows[0], i, rows[1], j % len(rows[1]))}, device)["dot"]
+    # rows that candidates need are seldom in the cache, and to find, sort and merge a candidate takes as long again
+    return found | {"dot": 2 * dot / (len(i) * width)}
+
+
+def _least_seconds(acts: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """The least seconds of five calls of each, in turn, after one that is not counted."""
+    # one thread can leave out the time that other processes take
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    least = dict.fromkeys(acts, math.inf)
+    for turn in range(6):
+        for name, act in acts.items():
+            start = clock()
+            act()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            least[name] = min(least[name], clock() - start if turn else math.inf)
+    return least
+
+
+def _processor() -> str:
+    """The processor, told apart by its first block in /proc/cpuinfo where there is one: names alone are shared."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+        lines = dict(line.split(":", 1) for line in block.splitlines() if ":" in line)
+        said = {key.strip(): value.strip() for key, value in lines.items()}
+        kept = [said.get(key, "") for key in ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU part")]
+        name = f"{said.get('model name', name)} {hashlib.sha256(' '.join(kept).encode()).hexdigest()[:8]}"
+    return name
