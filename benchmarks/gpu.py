@@ -34,7 +34,7 @@ from saeflow.matching.build import build_atlas
 from saeflow.matching.methods import match_rows, sides
 from saeflow.matching.screening import product_seconds
 from saeflow.matching.topk import top_k_both
-from saeflow.sources.values import Tokens
+from saeflow.sources.tokens import Tokens
 
 K = 5
 
