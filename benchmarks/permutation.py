@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from _timing import Row, arguments, interleaved, peak_memory, show
+from _timing import Row, arguments, peak_memory, show, wall_and_cpu
 from saeflow.matching.permutation import assign
 
 Inputs = tuple[Tensor, Tensor]
@@ -80,18 +80,19 @@ def main() -> None:
         values[name] = total(made, solvers[name](made))
 
     repeats = 1 if told.quick else told.repeats
-    seconds = interleaved({name: functools.partial(solve, name) for name in solvers}, repeats)
+    taken = wall_and_cpu({name: functools.partial(solve, name) for name in solvers}, repeats)
     best, certificate = values[SCIPY], assign(*made, dense_entries=0, memory=0)
     proved = f", proved {certificate.gap:.1e}, {certificate.how}"
     rows = [
         Row(
             name,
             f"{n:,}² x {d:,}",
-            seconds[name],
-            seconds[name] / seconds[SCIPY],
+            taken[name][0],
+            taken[name][0] / taken[SCIPY][0],
             "scipy, dense",
             peak_memory(functools.partial(inputs, n, d), solver),
             f"gap {(best - values[name]) / abs(best):.1e}" + (proved if name == SAEFLOW else ""),
+            taken[name][1] / taken[SCIPY][1],
         )
         for name, solver in solvers.items()
     ]

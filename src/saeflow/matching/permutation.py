@@ -33,12 +33,15 @@ from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bip
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, SaeflowWarning, WidthMismatch
+from saeflow.matching.screening import Product, rounded_for
 from saeflow.matching.topk import top_k, top_k_both
 from saeflow.sources.weights import first_rows, row_peaks
 
-CANDIDATES = 50
+CANDIDATES = 32
 TOLERANCE = 1e-6
 ROUNDS = 8
+DEEP = 64
+"""How many columns worth more than its own join the core for a row in a round."""
 DENSE_ENTRIES = 1 << 22
 """Up to this many products (2,048 x 2,048) the whole matrix is solved at once."""
 DENSE_SHARE = 8
@@ -204,25 +207,27 @@ class _Core:
 def _by_core(a: Tensor, b: Tensor, candidates: int, tolerance: float, rounds: int, largest: int) -> Assignment:
     """Steps 1 to 4 of the head of the file; `a` is the smaller side, `largest` what a core may hold."""
     core = _feasible(_first_core(a, b, min(candidates, len(a))), a, b)
+    product = rounded_for(a, b, 1, both=False)[0].product
+    product = "bfloat16" if product == "int8" else product  # prices would take all of the scale of a row
     bound, done = np.inf, 0
     while True:
         done += 1
         index, taken = _solve(core, len(a), len(b))
         price = _prices(core, index, taken, len(b))
         score = _products(a, b, np.arange(len(a)), index)
-        # each round looks deeper: rows that are repeated often compete for the same columns
-        wide = min(8 << max(0, done - 2), 256, len(b))
-        found, worth = _priced(a, b, price, wide)
-        bound = min(bound, float(price.sum() + worth.max(axis=1).sum()))
+        own = taken - price[index]
+        row, column, worth = _worth_more(a, b, price, own, min(DEEP, len(b)), product)
+        best = own.copy()
+        np.maximum.at(best, row, worth)
+        bound = min(bound, float(price.sum() + best.sum()))
         value = float(score.sum())
         size = max(abs(bound), float(np.abs(score).sum()))
         room = (bound - value) / size if size else 0.0
         # rounding leaves room where nothing is to be gained: what is found is good enough, but one looks further
         if room <= tolerance / 10 or done >= rounds or len(core.row) > largest:
             break
-        wanted = worth > (taken - price[index])[:, None] + tolerance / 100 * size / len(a)
-        row, place = np.nonzero(wanted)
-        column = found[row, place]
+        wanted = worth > own[row] + tolerance / 100 * size / len(a)
+        row, column = row[wanted], column[wanted]
         before = len(core.row)
         core = core.add(row, column, _products(a, b, row, column), len(b))
         if len(core.row) == before:
@@ -286,17 +291,26 @@ def _prices(core: _Core, index: np.ndarray, taken: np.ndarray, m: int) -> Float6
     return price
 
 
-def _priced(a: Tensor, b: Tensor, price: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the `k` columns worth most after their price, over ALL columns, and what they are worth."""
-    less = torch.from_numpy(-price).to(b)
-    best = top_k(torch.cat([a, a.new_ones(len(a), 1)], dim=1), torch.cat([b, less[:, None]], dim=1), k)
-    index = _numpy(best.index)
-    worth = _numpy(best.score).astype(np.float64)
-    # in float64 where it decides: the best few of each row, of which one is the best up to rounding
-    few = min(k, 3)
-    row = np.repeat(np.arange(len(a)), few)
-    worth[:, :few] = (_products(a, b, row, index[:, :few].ravel()) - price[index[:, :few].ravel()]).reshape(-1, few)
-    return index, worth
+def _worth_more(
+    a: Tensor, b: Tensor, price: np.ndarray, own: np.ndarray, k: int, product: Product
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs, over ALL columns, that are worth more to a row after prices than its `own`: at most `k` of each row.
+
+    Row, column and worth in float64.
+    """
+    # a price as a sum of three numbers that bfloat16 holds exactly, so that no bound widens for it
+    rest, parts = torch.from_numpy(-price).to(b), list[Tensor]()
+    for _ in range(3):
+        parts.append(rest.bfloat16().float())
+        rest = rest - parts[-1]
+    width = -(-(a.shape[1] + 3) // 32) * 32
+    left, right = a.new_zeros(len(a), width), b.new_zeros(len(b), width)
+    left[:, : a.shape[1]], right[:, : b.shape[1]] = a, b
+    left[:, a.shape[1] : a.shape[1] + 3], right[:, b.shape[1] : b.shape[1] + 3] = 1, torch.stack(parts, dim=1)
+    found = _numpy(top_k(left, right, k, product=product, floor=torch.from_numpy(own).to(a)).index)
+    row, place = np.nonzero(found >= 0)
+    column = found[row, place]
+    return row, column, _products(a, b, row, column) - price[column]
 
 
 def _products(a: Tensor, b: Tensor, row: np.ndarray, column: np.ndarray) -> Float64[np.ndarray, " n"]:

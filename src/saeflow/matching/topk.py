@@ -51,10 +51,9 @@ class TopK:
     score: Float[Tensor, "n k"]
 
     @staticmethod
-    def none(n: int, k: int, like: Tensor) -> TopK:
-        """Nothing found yet: every index is -1 and every score -inf."""
-        index = torch.full((n, k), -1, dtype=torch.int64, device=like.device)
-        return TopK(index, torch.full((n, k), -torch.inf, dtype=torch.float32, device=like.device))
+    def none(floor: Float[Tensor, " n"], k: int) -> TopK:
+        """Nothing found yet: every index is -1 and every score what it has to exceed."""
+        return TopK(torch.full((len(floor), k), -1, device=floor.device), floor[:, None].repeat(1, k))
 
     def part(self, lines: slice) -> TopK:
         """Some lines, sharing memory with the whole."""
@@ -100,18 +99,31 @@ def top_k(
     rows: int = ROWS,
     columns: int = COLUMNS,
     product: Product | None = None,
+    floor: Float[Tensor, " n_source"] | None = None,
 ) -> TopK:
     """The first half of `top_k_both`: for each row of `a` its `k` best rows of `b`.
+
+    With `floor` only products above the floor of their row are looked for, which is faster: where there are fewer
+    than `k`, index -1 and the floor stand in their place.
 
     Raises:
         WidthMismatch: when the two differ in width.
         InvalidArgument: when `k` is not between 1 and the number of rows of `b`, or a value is not finite.
     """
-    return _search(a, b, k, len(b), rows, columns, product, both=False)[0].result()
+    return _search(a, b, k, len(b), rows, columns, product, both=False, floor=floor)[0].result()
 
 
 def _search(
-    a: Tensor, b: Tensor, k: int, most: int, rows: int, columns: int, product: Product | None, *, both: bool
+    a: Tensor,
+    b: Tensor,
+    k: int,
+    most: int,
+    rows: int,
+    columns: int,
+    product: Product | None,
+    *,
+    both: bool,
+    floor: Tensor | None = None,
 ) -> list[_Best]:
     if a.shape[1] != b.shape[1]:
         raise WidthMismatch(
@@ -132,7 +144,9 @@ def _search(
     a, b = a.contiguous(), b.contiguous()
     with full_precision():
         low_a, low_b = rounded_for(a, b, k, product, both=both)
-        found = [_Best(a, b, k, low_a, low_b), _Best(b, a, k, low_b, low_a)][: 1 + both]
+        found = [_Best(a, b, k, low_a, low_b, floor)]
+        if both:
+            found.append(_Best(b, a, k, low_b, low_a))
         for block, strip, tile in tiles(low_a, low_b, k, rows, columns):
             found[0].add(tile.rows(), block, strip.start)
             if both:
@@ -248,11 +262,14 @@ def _padded(m: int, k: int) -> int:
 class _Best:
     """The best of the lines of one side while tiles come in."""
 
-    def __init__(self, own: Tensor, other: Tensor, k: int, low: Rounded, low_other: Rounded) -> None:
+    def __init__(
+        self, own: Tensor, other: Tensor, k: int, low: Rounded, low_other: Rounded, floor: Tensor | None = None
+    ) -> None:
         """Nothing found yet: `own` are the rows that lines stand for, `other` those they are ranked among."""
         self.own, self.other = own, other
         self.eps, self.unit = low.eps(low_other), UNIT[low.product]
-        self.in_tiles, self.exact = TopK.none(len(own), k, own), TopK.none(len(own), k, own)
+        floor = own.new_full((len(own),), -torch.inf) if floor is None else floor
+        self.in_tiles, self.exact = TopK.none(floor, k), TopK.none(floor, k)
         """By the products of the tiles, and by their own."""
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         """Candidates: lines, columns, and products of the tiles."""
