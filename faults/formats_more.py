@@ -128,7 +128,7 @@ def _pointer(place: Path) -> None:
     from dataclasses import asdict
 
     from saeflow.files import add_sha256
-    from saeflow.sources.formats.remote_index import Segment
+    from saeflow.sources.formats.remote_tensors import Segment
     from saeflow.sources.remote.hub_file import HubFile
 
     file = HubFile("a/b", "x.safetensors", "c" * 40, "e" * 64, 100)

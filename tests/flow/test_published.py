@@ -18,18 +18,18 @@ from saeflow.sources import releases
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.weights import Weights
 
 SEED = FeatureId.parse("24/res/14548")
 WIDTH, D_MODEL = 16384, 64
 NOISE = D_MODEL - 1
 
 
-class Rows:
+class Rows(Weights):
     """16,384 rows of which one is planted and the others point where nothing planted does; made when read."""
 
-    origin, shape, d_out, has_skip = "planted", (WIDTH, D_MODEL), D_MODEL, False
-
     def __init__(self, index: int | None, row: Tensor) -> None:
+        super().__init__("planted", (WIDTH, D_MODEL), D_MODEL)
         self.index, self.row = index, row
 
     def read(self, name: str) -> Tensor:

@@ -210,7 +210,9 @@ def test_rows_of_a_file_are_read_by_range_and_are_those_of_the_whole(tmp_path, m
     save_file(held, tmp_path / "one.safetensors")
     layout = {name: Stored(name, transposed=name in turned, times=2.0) for name in shapes}
     weights = FileWeights(SafetensorsFile(tmp_path / "one.safetensors"), layout)
-    whole = Dictionary.reading(SITES[0], tap=Tap.RES, weights=weights, activation=lambda: JumpReLU(weights.threshold()))
+    whole = Dictionary.reading(
+        SITES[0], tap=Tap.RES, weights=weights, activation=lambda: JumpReLU(weights.vector("threshold"))
+    )
     monkeypatch.setattr(SafetensorsFile, "read", lambda self, name: pytest.fail(f"{name} was read whole"))
     part = whole.rows(10, 30).to(dtype=torch.float32)
     assert (part.n_features, part.d_in, part.d_out) == (20, 8, 8)

@@ -15,7 +15,7 @@ from saeflow.errors import BadFile, InvalidArgument, WidthMismatch
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
-from saeflow.sources.weights import InMemory
+from saeflow.sources.weights import TensorsInMemory, Weights
 
 SITE = Site.parse("3/res")
 
@@ -34,14 +34,12 @@ def make(a: Arrays, activation: Activation | None = None, **kwargs: Any) -> Dict
     )
 
 
-class Counting:
+class Counting(Weights):
     """Weights that remember which tensors were read."""
 
     def __init__(self, a: Arrays) -> None:
+        super().__init__("counting.safetensors", a.W_dec.shape, a.W_dec.shape[1])
         self.a, self.reads = a, list[str]()
-        self.origin = "counting.safetensors"
-        self.shape: tuple[int, int] = a.W_dec.shape
-        self.d_out, self.has_skip = a.W_dec.shape[1], False
 
     def read(self, name: str) -> Tensor:
         self.reads.append(name)
@@ -122,7 +120,7 @@ def test_shapes_that_do_not_go_together_are_refused_by_name():
     a = arrays()
     tensors = {name: torch.from_numpy(getattr(a, name)) for name in ("b_enc", "W_dec", "b_dec")}
     with pytest.raises(InvalidArgument, match=r"x: W_enc has shape \[4, 7\], expected \[7, 4\]"):
-        InMemory({"W_enc": torch.from_numpy(a.W_enc.T), **tensors}, "x")
+        TensorsInMemory({"W_enc": torch.from_numpy(a.W_enc.T), **tensors}, "x")
 
 
 def test_a_dictionary_is_frozen():

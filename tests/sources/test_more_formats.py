@@ -30,7 +30,7 @@ from saeflow.sources.activations import TopK
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Norm, Preprocessing
 from saeflow.sources.formats import discover, load
-from saeflow.sources.formats.torch_file import TorchFile
+from saeflow.sources.formats.tensors import TorchFile
 from saeflow.sources.library import load_dictionaries
 
 

@@ -19,8 +19,7 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite, UnsupportedFor
 from saeflow.ids import Part, Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import discover, load
-from saeflow.sources.formats.tensors import NpzFile, SafetensorsFile
-from saeflow.sources.formats.torch_file import TorchFile
+from saeflow.sources.formats.tensors import NpzFile, SafetensorsFile, TorchFile
 from saeflow.sources.library import load_dictionaries
 
 

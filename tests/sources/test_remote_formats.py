@@ -19,7 +19,7 @@ from saeflow.ids import Site
 from saeflow.matching.build import build_atlas
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats import remote_tensors
-from saeflow.sources.formats.remote_index import read_index
+from saeflow.sources.formats.remote_tensors import read_index
 from saeflow.sources.hub import CacheState, cache_state
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.releases import read_release

@@ -22,7 +22,7 @@ from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
 from saeflow.sources.formats import load, save_release
 from saeflow.sources.modules import gain_of
 from saeflow.sources.tokens import Tokens
-from saeflow.sources.weights import InMemory
+from saeflow.sources.weights import TensorsInMemory
 
 RMS = H / np.sqrt((H**2).mean(1, keepdims=True))
 
@@ -216,9 +216,9 @@ def test_a_transcoder_of_another_width_is_refused_with_both():
     tensors = {name: torch.from_numpy(getattr(a, name)) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     tensors["W_skip"] = torch.from_numpy(skip).T
     with pytest.raises(InvalidArgument, match=r"x: W_skip has shape \[4, 5\], expected \[5, 4\]"):
-        InMemory(tensors, "x", transcoder=True)
+        TensorsInMemory(tensors, "x", transcoder=True)
     with pytest.raises(InvalidArgument, match=r"x: W_enc has shape \[7, 4\], expected \[7, 5\]"):
-        InMemory(tensors, "x")
+        TensorsInMemory(tensors, "x")
 
 
 def test_a_saeflow_folder_keeps_a_transcoder(tmp_path: Path):

@@ -34,10 +34,10 @@ from saeflow.sources.activations import Activation, JumpReLU, TopK
 from saeflow.sources.architectures import Point, Tap, View
 from saeflow.sources.weights import (
     Cast,
-    InMemory,
     RowRange,
     RowScaled,
     Shifted,
+    TensorsInMemory,
     Weights,
     check_values,
     digest,
@@ -171,7 +171,7 @@ class Dictionary:
         """
         named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
         named |= {} if W_skip is None else {"W_skip": W_skip}
-        weights = InMemory(named, f"the dictionary at {site}", transcoder=tap.is_read_only)
+        weights = TensorsInMemory(named, f"the dictionary at {site}", transcoder=tap.is_read_only)
         self._fill(site, tap, weights, lambda: activation, preprocessing, training)
 
     def _fill(

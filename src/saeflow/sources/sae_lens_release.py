@@ -26,6 +26,7 @@ from saeflow.ids import Part, Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats.hook_names import site_of_hook
 from saeflow.sources.formats.sae_lens import sae_lens_dictionary
+from saeflow.sources.formats.tensors import TensorFile
 
 _DIRECTORY: Final = "sae_lens.loading.pretrained_saes_directory"
 _LAYER: Final = re.compile(r"(?:^|[/_.-])(?:layer_?|l|L)?(\d+)(?=$|[/_.a-zA-Z-])")
@@ -85,19 +86,12 @@ def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], s
     return openers, str(listed.model), left_out
 
 
-class _InMemory:
+class _LoadedTensors(TensorFile):
     """Tensors that the loader returned, as a file of named tensors."""
 
     def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        self._path, self._tensors = Path(name), dict(tensors)
-
-    @property
-    def path(self) -> Path:
-        return self._path
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        self.path, self._tensors = Path(name), dict(tensors)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name].detach().float()
@@ -125,7 +119,9 @@ def _open(release: str, names: list[str], site: Site) -> Dictionary:
     tensors: Mapping[str, Tensor] = sae.state_dict()
     config: dict[str, Any] = sae.cfg.to_dict()
     transcoder = "transcoder" in str(config.get("architecture"))
-    made = sae_lens_dictionary(config, lambda: _InMemory(where, tensors), None if transcoder else site, where=where)
+    made = sae_lens_dictionary(
+        config, lambda: _LoadedTensors(where, tensors), None if transcoder else site, where=where
+    )
     if made.site != site:
         raise UnsupportedFormat(f"{where}: is at {made.site}, and its name says {site}. Save it, and pass the folder.")
     return made

@@ -7,9 +7,10 @@ time; wrappers change what is read without reading anything else: other device o
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -24,30 +25,21 @@ _AT_ONCE: Final = 1 << 28
 _HEX: Final = 64
 
 
-@runtime_checkable
-class Weights(Protocol):
-    """Where a dictionary's tensors come from. `read` costs a read each time; Dictionary keeps the result."""
+class Weights(ABC):
+    """Where a dictionary's tensors come from. `read` costs a read each time; Dictionary keeps the result.
 
-    @property
-    def origin(self) -> str:
-        """What an error names: the file."""
-        ...
+    Attributes:
+        origin: what an error names: the file.
+        shape: (n_features, d_in), known without reading a tensor.
+        d_out: the width of a row of `W_dec`: `d_in`, but for a transcoder between spaces of two widths.
+        has_skip: whether there is a `W_skip`, known without reading it.
+    """
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n_features, d_in), known without reading a tensor."""
-        ...
+    def __init__(self, origin: str, shape: tuple[int, int], d_out: int, *, has_skip: bool = False) -> None:
+        """See the attributes."""
+        self.origin, self.shape, self.d_out, self.has_skip = origin, shape, d_out, has_skip
 
-    @property
-    def d_out(self) -> int:
-        """The width of a row of `W_dec`: `d_in`, but for a transcoder between spaces of two widths."""
-        ...
-
-    @property
-    def has_skip(self) -> bool:
-        """Whether there is a `W_skip`, known without reading it."""
-        ...
-
+    @abstractmethod
     def read(self, name: str) -> Tensor:
         """One tensor by its name.
 
@@ -57,30 +49,19 @@ class Weights(Protocol):
         Raises:
             BadFile: when the tensor cannot be read.
         """
-        ...
-
-
-@runtime_checkable
-class ReadsRows(Protocol):
-    """Weights that read some rows of a matrix without the others."""
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Entries `start` to `stop` - 1 along the axis of features: of `W_enc`, `W_dec` or a vector of n_features.
+        """Features `start` to `stop` - 1 of `W_enc`, `W_dec` or a vector of n_features; by range where that can be.
 
         Raises:
             BadFile: when they cannot be read.
         """
-        ...
-
-
-@runtime_checkable
-class Stamped(Protocol):
-    """Weights that can say, without reading a tensor, which state of which file they are."""
+        return self.read(name)[start:stop]
 
     @property
     def stamp(self) -> str:
-        """The file with its size and time of change, and what of it is read; "" when it is not known."""
-        ...
+        """The state of the file (path, size, time of change), and what of it is read; "" when it is not known."""
+        return ""
 
 
 def digest(weights: Weights) -> str:
@@ -92,7 +73,7 @@ def digest(weights: Weights) -> str:
     Raises:
         BadFile: when the tensor cannot be read.
     """
-    stamp = weights.stamp if isinstance(weights, Stamped) else ""
+    stamp = weights.stamp
     kept = cache_folder() / "digests" / hashlib.sha256(stamp.encode()).hexdigest()[:32]
     if stamp:
         with suppress(OSError, UnicodeDecodeError):
@@ -101,7 +82,7 @@ def digest(weights: Weights) -> str:
     found, n = hashlib.sha256(), weights.shape[0]
     step = max(1, _AT_ONCE // weights.d_out)
     for start in range(0, n, step):
-        part = weights.read("W_dec") if step >= n else read_rows(weights, "W_dec", start, min(start + step, n))
+        part = weights.read("W_dec") if step >= n else weights.read_rows("W_dec", start, min(start + step, n))
         found.update(part.detach().float().cpu().contiguous().numpy().data)
     if stamp:
         with suppress(SaeflowError, OSError):  # a cache that cannot be written costs time alone
@@ -109,83 +90,36 @@ def digest(weights: Weights) -> str:
     return found.hexdigest()
 
 
-def read_rows(weights: Weights, name: str, start: int, stop: int) -> Tensor:
-    """Some features of a tensor, by range where the weights can.
-
-    Raises:
-        BadFile: when they cannot be read.
-    """
-    if isinstance(weights, ReadsRows):
-        return weights.read_rows(name, start, stop)
-    return weights.read(name)[start:stop]
-
-
-class _Derived:
+class _Derived(Weights):
     """Weights made from others: the same file, the same shape."""
 
     def __init__(self, base: Weights) -> None:
+        super().__init__(base.origin, base.shape, base.d_out, has_skip=base.has_skip)
         self._base = base
-
-    @property
-    def origin(self) -> str:
-        """The file of the base."""
-        return self._base.origin
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n_features, d_in) of the base."""
-        return self._base.shape
-
-    @property
-    def d_out(self) -> int:
-        """That of the base."""
-        return self._base.d_out
-
-    @property
-    def has_skip(self) -> bool:
-        """Whether the base has one."""
-        return self._base.has_skip
 
 
 class RowScaled(_Derived):
-    """Weights with feature i's activation multiplied by factor[i] and its decoder row divided by it."""
+    """Weights with encoder row i multiplied by factor[i]; unless `encoder_only`, bias i too, and decoder row i divided.
 
-    def __init__(self, base: Weights, factor: Callable[[], Float[Tensor, " n_features"]]) -> None:
+    Without `encoder_only` activation i is multiplied by factor[i], and the reconstruction is the same.
+    """
+
+    def __init__(
+        self, base: Weights, factor: Callable[[], Float[Tensor, " n_features"]], *, encoder_only: bool = False
+    ) -> None:
         """`factor` is called only when a tensor that needs it is read."""
         super().__init__(base)
-        self._factor = factor
+        self._factor, self._encoder_only = factor, encoder_only
 
     def read(self, name: str) -> Tensor:
-        """The base's tensor, scaled: W_enc and b_enc times the factor, W_dec divided by it.
-
-        Raises:
-            BadFile: when the base does.
-        """
+        """The base's tensor, scaled. Raises BadFile as the base does."""
         tensor = self._base.read(name)
-        if name in ("b_dec", "W_skip"):
+        if name in ("b_dec", "W_skip") or (self._encoder_only and name != "W_enc"):
             return tensor
         factor = self._factor().to(tensor)
         if name == "b_enc":
             return tensor * factor
         return tensor * factor[:, None] if name == "W_enc" else tensor / factor[:, None]
-
-
-class EncoderScaled(_Derived):
-    """Weights whose encoder rows are multiplied by factor[i], and nothing else."""
-
-    def __init__(self, base: Weights, factor: Callable[[], Float[Tensor, " n_features"]]) -> None:
-        """`factor` is called only when `W_enc` is read."""
-        super().__init__(base)
-        self._factor = factor
-
-    def read(self, name: str) -> Tensor:
-        """The base's tensor; `W_enc` with its rows multiplied.
-
-        Raises:
-            BadFile: when the base does.
-        """
-        tensor = self._base.read(name)
-        return tensor * self._factor().to(tensor)[:, None] if name == "W_enc" else tensor
 
 
 class DirectionsOnly(_Derived):
@@ -195,32 +129,21 @@ class DirectionsOnly(_Derived):
     """
 
     def __init__(self, base: Weights, why: str) -> None:
-        """`why` is what is said where more is asked for: what is missing, and what to do."""
+        """`why` says, where more is requested, what is missing and what to do."""
         super().__init__(base)
         self._why = why
 
     def read(self, name: str) -> Tensor:
-        """The base's `W_dec`.
-
-        Raises:
-            UnsupportedFormat: for any other tensor.
-            BadFile: when the base does.
-        """
-        return self._base.read(self._known(name))
-
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some features of the base's `W_dec`.
-
-        Raises:
-            UnsupportedFormat: for any other tensor.
-            BadFile: when the base does.
-        """
-        return read_rows(self._base, self._known(name), start, stop)
-
-    def _known(self, name: str) -> str:
+        """The base's `W_dec`; UnsupportedFormat for any other tensor. Raises BadFile as the base does."""
         if name != "W_dec":
             raise UnsupportedFormat(self._why)
-        return name
+        return self._base.read(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some features of the base's `W_dec`; raises as `read`."""
+        if name != "W_dec":
+            raise UnsupportedFormat(self._why)
+        return self._base.read_rows(name, start, stop)
 
 
 class Shifted(_Derived):
@@ -232,11 +155,7 @@ class Shifted(_Derived):
         self._shift, self._by_b_dec = shift, by_b_dec
 
     def read(self, name: str) -> Tensor:
-        """The base's tensor; the biases moved.
-
-        Raises:
-            BadFile: when the base does.
-        """
+        """The base's tensor; the biases moved. Raises BadFile as the base does."""
         tensor = self._base.read(name)
         if name == "b_dec":
             return tensor + self._shift.to(tensor)
@@ -247,75 +166,53 @@ class Shifted(_Derived):
 
 
 class Cast(_Derived):
-    """Weights on another device or in another dtype."""
+    """Weights on another device or in another dtype; None keeps what the base has. Raises BadFile as the base does."""
 
     def __init__(self, base: Weights, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-        """None keeps what the base has."""
+        """Read nothing yet."""
         super().__init__(base)
         self._device, self._dtype = device, dtype
 
     def read(self, name: str) -> Tensor:
-        """The base's tensor, moved.
-
-        Raises:
-            BadFile: when the base does.
-        """
+        """The base's tensor, moved."""
         return self._base.read(name).to(device=self._device, dtype=self._dtype)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some features of the base's tensor, moved.
-
-        Raises:
-            BadFile: when the base does.
-        """
-        return read_rows(self._base, name, start, stop).to(device=self._device, dtype=self._dtype)
+        """Some features of the base's tensor, moved."""
+        return self._base.read_rows(name, start, stop).to(device=self._device, dtype=self._dtype)
 
     @property
     def stamp(self) -> str:
         """That of the base, unless values change with the dtype."""
-        base = self._base
-        return base.stamp if isinstance(base, Stamped) and self._dtype in (None, torch.float32) else ""
+        return self._base.stamp if self._dtype in (None, torch.float32) else ""
 
 
 class RowRange(_Derived):
-    """Some features of other weights."""
+    """Features `start` to `stop` - 1 of other weights."""
 
     def __init__(self, base: Weights, start: int, stop: int) -> None:
-        """Features `start` to `stop` - 1."""
+        """Read nothing yet."""
         super().__init__(base)
         self._start, self._stop = start, stop
-
-    @property
-    def origin(self) -> str:
-        """The file of the base, and which rows of it."""
-        return f"{self._base.origin}, rows {self._start} to {self._stop - 1}"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(features of the range, d_in)."""
-        return self._stop - self._start, self._base.shape[1]
+        self.origin = f"{base.origin}, rows {start} to {stop - 1}"
+        self.shape = stop - start, base.shape[1]
 
     def read(self, name: str) -> Tensor:
-        """The base's tensor; of those with a row or an entry for each feature, the range.
-
-        Raises:
-            BadFile: when the base does.
-        """
+        """The base's tensor; of those with an entry for each feature, the range. Raises BadFile as the base does."""
         if name in ("b_dec", "W_skip"):
             return self._base.read(name)
-        return read_rows(self._base, name, self._start, self._stop)
+        return self._base.read_rows(name, self._start, self._stop)
 
 
-class InMemory:
+class TensorsInMemory(Weights):
     """Weights in memory."""
 
     def __init__(self, tensors: Mapping[str, Tensor], origin: str, *, transcoder: bool = False) -> None:
-        """Check shapes against `W_dec` and hold; a transcoder's `d_in` is that of `W_enc`.
+        """Check shapes against `W_dec` and hold; a transcoder's `d_in` is that of `W_enc`. `origin` names them.
 
         Raises:
             InvalidArgument: when two shapes do not go together.
         """
-        self._tensors, self._origin = dict(tensors), origin
         if tensors["W_dec"].ndim != 2:
             raise InvalidArgument(
                 f"{origin}: W_dec has shape {list(tensors['W_dec'].shape)}, expected [n_features, d_in]. Rows "
@@ -323,6 +220,8 @@ class InMemory:
             )
         n_features, d_out = tensors["W_dec"].shape
         d_in = int(tensors["W_enc"].shape[-1]) if transcoder and tensors["W_enc"].ndim else d_out
+        super().__init__(origin, (n_features, d_in), d_out, has_skip="W_skip" in tensors)
+        self._tensors = dict(tensors)
         for name, expected in expected_shapes(n_features, d_in, d_out).items():
             if name not in tensors and name == "W_skip":
                 continue
@@ -332,34 +231,9 @@ class InMemory:
                     f"{origin}: {name} has shape {list(got)}, expected {list(expected)} beside W_dec "
                     f"{[n_features, d_out]}. Rows are features in both matrices."
                 )
-        self._shape = n_features, d_in
-
-    @property
-    def origin(self) -> str:
-        """What the caller named it."""
-        return self._origin
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n_features, d_in)."""
-        return self._shape
-
-    @property
-    def d_out(self) -> int:
-        """The width of a row of `W_dec`."""
-        return int(self._tensors["W_dec"].shape[1])
-
-    @property
-    def has_skip(self) -> bool:
-        """Whether a `W_skip` was given."""
-        return "W_skip" in self._tensors
 
     def read(self, name: str) -> Tensor:
-        """The tensor as given.
-
-        Raises:
-            Nothing.
-        """
+        """The tensor as given."""
         return self._tensors[name]
 
 

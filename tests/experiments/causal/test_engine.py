@@ -19,6 +19,7 @@ from saeflow.sources.activations import ReLU
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
+from saeflow.sources.weights import Weights
 
 from ...sources.tiny_models import N_LAYERS
 from .worlds import KINDS, TEXT, active_features, dictionaries_on, language_model, trials_at
@@ -226,10 +227,8 @@ def test_padding_is_cut_off(gemma):
         PreparedText(gemma.model, gemma.dictionaries, padded, layers=[1])
 
 
-class Unreadable:
+class Unreadable(Weights):
     """Weights whose tensors must not be read."""
-
-    origin, shape, d_out, has_skip = "a file", (24, 24), 24, False
 
     def read(self, name):
         pytest.fail(f"read {name}")
@@ -237,7 +236,7 @@ class Unreadable:
 
 def test_only_the_dictionaries_in_use_are_read(gemma):
     unreadable = {
-        site: Dictionary.reading(site, tap=d.tap, weights=Unreadable(), activation=ReLU)
+        site: Dictionary.reading(site, tap=d.tap, weights=Unreadable("a file", (24, 24), 24), activation=ReLU)
         for site, d in gemma.dictionaries.items()
     }
     used = {site: gemma.dictionaries[site] for site in (MLP, AFTER)}

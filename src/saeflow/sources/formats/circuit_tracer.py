@@ -88,4 +88,4 @@ def _activation(config: Mapping[str, Any], weights: FileWeights, path: Path) -> 
         return lambda: TopK(count(config, "k", path))
     if named == "relu" or "threshold" not in weights.layout:
         return ReLU
-    return lambda: JumpReLU(weights.threshold())
+    return lambda: JumpReLU(weights.vector("threshold"))

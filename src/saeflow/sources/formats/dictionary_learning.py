@@ -34,7 +34,7 @@ from saeflow.sources.dictionary import Dictionary, Preprocessing, TrainingInfo
 from saeflow.sources.formats.configs import count, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
 from saeflow.sources.formats.sae_lens import gated_activation, gated_weights
-from saeflow.sources.formats.torch_file import TorchFile
+from saeflow.sources.formats.tensors import TorchFile
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "ae.pt"
@@ -164,7 +164,7 @@ def _activation(
     if made.activation is ActivationKind.RELU:
         return ReLU
     if made.activation is ActivationKind.JUMPRELU:
-        return lambda: JumpReLU(weights.threshold())
+        return lambda: JumpReLU(weights.vector("threshold"))
     if made.activation is ActivationKind.TOPK:
         return lambda: TopK(
             count({"k": int(file.number("k"))}, "k", file.path) if "k" in file.shapes else count(trainer, "k", where)

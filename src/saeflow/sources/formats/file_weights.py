@@ -1,7 +1,7 @@
 """FileWeights: where a file keeps the tensors of one SAE, and those tensors turned so that rows are features.
 
 Between a file of named tensors and a Dictionary: each reader says in a `layout` what its format calls a
-tensor and which way round it lies, and this does the turning. Shapes are checked from headers when a
+tensor and which way round it is, and this does the turning. Shapes are checked from headers when a
 dictionary is opened, values when they are used.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.sources.activations import Activation
-from saeflow.sources.formats.tensors import ReadsRange, TensorFile
-from saeflow.sources.weights import check_values, expected_shapes
+from saeflow.sources.formats.tensors import TensorFile
+from saeflow.sources.weights import Weights, check_values, expected_shapes
 
 
 @dataclass(frozen=True)
@@ -27,43 +27,37 @@ class Stored:
     times: float = 1.0
 
 
-@dataclass(frozen=True)
-class FileWeights:
-    """The tensors of one SAE in one file, turned so that rows are features. Meets `Weights`.
+class FileWeights(Weights):
+    """The tensors of one SAE in one file, turned so that rows are features.
 
     `layout` says for W_enc, b_enc, W_dec, b_dec and, where there is one, W_skip how the file stores it. Every
     other name in it (threshold, r_mag) is a vector with a number for each feature.
-
-    Attributes:
-        file: the file.
-        layout: name -> where it is.
-        transcoder: whether `W_enc` may be of another width than `W_dec`.
     """
 
-    file: TensorFile
-    layout: Mapping[str, Stored]
-    transcoder: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(self, file: TensorFile, layout: Mapping[str, Stored], *, transcoder: bool = False) -> None:
         """Check that W_dec is there, and every other tensor that is has a shape that goes with it; reads headers only.
 
-        Of a transcoder W_enc must be there too, which tells its width. Any other that is missing is named when it is
-        read: directions need W_dec alone.
+        Of a transcoder W_enc must be there too, which tells its width: it may be another than that of W_dec. Any other
+        that is missing is named when it is read: directions need W_dec alone.
 
         Raises:
             BadFile: naming the file, the tensor, and the shape expected and found.
         """
-        for name in ("W_dec", *(("W_enc",) if self.transcoder else ())):
-            if len(self.file.shapes[self._there(name).name]) != 2:
+        self.file, self.layout, self.origin = file, layout, str(file.path)
+        for name in ("W_dec", *(("W_enc",) if transcoder else ())):
+            if len(file.shapes[self._stored(name).name]) != 2:
                 self._refuse(name, "two axes: features and what they read or write")
-        expected = expected_shapes(*self.shape, self.d_out)
-        for name in (name for name in self.layout if self.layout[name].name in self.file.shapes):
+        n_features, d_out = self._turned_shape("W_dec")
+        d_in = self._turned_shape("W_enc")[1] if transcoder else d_out
+        super().__init__(self.origin, (n_features, d_in), d_out, has_skip="W_skip" in layout)
+        expected = expected_shapes(n_features, d_in, d_out)
+        for name in (name for name in layout if layout[name].name in file.shapes):
             wanted = expected.get(name, self.shape[:1])
             if self._turned_shape(name) != wanted:
-                want = wanted[::-1] if self.layout[name].transposed else wanted
+                want = wanted[::-1] if layout[name].transposed else wanted
                 self._refuse(name, f"{list(want)} beside W_dec")
 
-    def _there(self, name: str) -> Stored:
+    def _stored(self, name: str) -> Stored:
         stored = self.layout[name]
         if stored.name not in self.file.shapes:
             raise BadFile(
@@ -86,11 +80,6 @@ class FileWeights:
         return shape[::-1] if stored.transposed else shape
 
     @property
-    def origin(self) -> str:
-        """The file."""
-        return str(self.file.path)
-
-    @property
     def stamp(self) -> str:
         """The file with its size and time of change, and how `W_dec` is stored in it."""
         path = self.file.path.resolve()
@@ -100,45 +89,17 @@ class FileWeights:
             return ""
         return f"{path} {state.st_size} {state.st_mtime_ns} {self.layout['W_dec']}"
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n_features, d_in), from the header of W_dec; a transcoder's d_in from that of W_enc."""
-        n_features, d_out = self._turned_shape("W_dec")
-        return n_features, self._turned_shape("W_enc")[1] if self.transcoder else d_out
-
-    @property
-    def d_out(self) -> int:
-        """The width of a row of W_dec, from its header."""
-        return self._turned_shape("W_dec")[1]
-
-    @property
-    def has_skip(self) -> bool:
-        """Whether the file has a linear skip."""
-        return "W_skip" in self.layout
-
     def read(self, name: str) -> Tensor:
-        """One tensor, rows features, float32.
-
-        Raises:
-            BadFile: when it is missing or cannot be read.
-        """
-        stored = self._there(name)
-        tensor = self.file.read(stored.name)
-        tensor = tensor.T if stored.transposed else tensor
-        return tensor if stored.times == 1.0 else tensor * stored.times
+        """One tensor, rows features, float32. Raises BadFile when it is missing or cannot be read."""
+        return self._turned(name, self.file.read(self._stored(name).name))
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Features `start` to `stop` - 1 of a tensor, as `read` gives them.
+        """Features `start` to `stop` - 1 of a tensor, as `read` gives them. Raises BadFile as it does."""
+        stored = self._stored(name)
+        return self._turned(name, self.file.read_range(stored.name, 1 if stored.transposed else 0, start, stop))
 
-        Raises:
-            BadFile: when they cannot be read.
-        """
-        stored = self._there(name)
-        axis = 1 if stored.transposed else 0
-        if isinstance(self.file, ReadsRange):
-            tensor = self.file.read_range(stored.name, axis, start, stop)
-        else:
-            tensor = self.file.read(stored.name).narrow(axis, start, stop - start)
+    def _turned(self, name: str, tensor: Tensor) -> Tensor:
+        stored = self.layout[name]
         tensor = tensor.T if stored.transposed else tensor
         return tensor if stored.times == 1.0 else tensor * stored.times
 
@@ -151,14 +112,6 @@ class FileWeights:
         tensor = self.read(name)
         check_values(tensor, self.layout[name].name, self.origin)
         return tensor
-
-    def threshold(self) -> Tensor:
-        """The thresholds, checked to be finite: [n_features].
-
-        Raises:
-            BadFile: when they cannot be read or are not finite.
-        """
-        return self.vector("threshold")
 
 
 def refused(why: str) -> Callable[[], Activation]:

@@ -95,7 +95,11 @@ def _dictionary(site: Site, tap: Tap, file: TensorFile, preprocessing: Preproces
         layout["W_skip"] = Stored(_SKIP, transposed=True)
     weights = FileWeights(file, layout, transcoder=tap.is_read_only)
     return Dictionary.reading(
-        site, tap=tap, weights=weights, activation=lambda: JumpReLU(weights.threshold()), preprocessing=preprocessing
+        site,
+        tap=tap,
+        weights=weights,
+        activation=lambda: JumpReLU(weights.vector("threshold")),
+        preprocessing=preprocessing,
     )
 
 

@@ -22,7 +22,7 @@ from saeflow.ids import Part, Site
 from saeflow.sources.activations import Activation, ReLU, TopK
 from saeflow.sources.dictionary import Dictionary, Tap
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
-from saeflow.sources.formats.torch_file import TorchFile
+from saeflow.sources.formats.tensors import TorchFile
 
 QWEN_SCOPE: Final = re.compile(r"layer(\d+)\.sae\.pt")
 SAE_L: Final = re.compile(r".+-SAE-l(\d+)\.pth?")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -153,27 +152,16 @@ def _activation(
         return ReLU
     if function == "topk":
         return lambda: TopK(count(config, "top_k", path))
-    return lambda: JumpReLU(weights.threshold().exp() / norms())
+    return lambda: JumpReLU(weights.vector("threshold").exp() / norms())
 
 
-@dataclass(frozen=True)
-class _ZeroBias:
-    """A file without the decoder bias, read as one with a bias of zeros. Meets `TensorFile`."""
+class _ZeroBias(TensorFile):
+    """A file without the decoder bias, read as one with a bias of zeros."""
 
-    file: TensorFile
-    width: int
-
-    @property
-    def path(self) -> Path:
-        return self.file.path
-
-    @property
-    def _name(self) -> str:
-        return "decoder.bias" if "encoder.weight" in self.file.shapes else "b_D"
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {**self.file.shapes, self._name: (self.width,)}
+    def __init__(self, file: TensorFile, width: int) -> None:
+        self._file, self._width = file, width
+        self._name = "decoder.bias" if "encoder.weight" in file.shapes else "b_D"
+        self.path, self.shapes = file.path, {**file.shapes, self._name: (width,)}
 
     def read(self, name: str) -> Tensor:
-        return torch.zeros(self.width) if name == self._name else self.file.read(name)
+        return torch.zeros(self._width) if name == self._name else self._file.read(name)

@@ -1,26 +1,36 @@
 """Tensors of a file on the hub, each fetched by its byte range when it is first read.
 
-In the place of such a file lies a pointer: JSON that says which file of which commit it is, and where in it each
-tensor lies. It is a few kilobytes, and all that opening a dictionary needs; `open_tensors` opens it like the
+In the place of such a file is a pointer: JSON that says which file of which commit it is, and where in it each
+tensor is. It is a few kilobytes, and all that opening a dictionary needs; `open_tensors` opens it like the
 file itself. Where the hub's cache holds the whole file, that is read; where a server sends whole files only,
 the whole file is fetched.
 
     {HF_HUB_CACHE}/models--google--gemma-scope-2b-pt-res/saeflow/
         refs/{revision}                 the commit, as last asked
-        {commit}/{path in the repo}     the pointer, and beside it the small files of the dictionary
+        {commit}/{path in the repo}     the pointer, and next to it the small files of the dictionary
         ranges/{etag}/...               the bytes; see saeflow.sources.remote.ranges
+
+Where each tensor is says the file's own headers, a few kilobytes:
+
+    .npz            a zip: its directory at the end (ZIP64 too), a header before each member, and in the member the
+                    header of an .npy; uncompressed members are the values as they are, others are inflated
+    .safetensors    8 bytes that say how long the header is, the header as JSON, the values
+
+The zip is read by Python's zipfile over a file object that fetches what is read from it.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import huggingface_hub
 import numpy as np
@@ -29,27 +39,41 @@ from torch import Tensor
 
 from saeflow.errors import BadFile
 from saeflow.files import add_sha256, check_sha256, write_atomic
-from saeflow.reading import parse_json, read_bytes, regular
-from saeflow.sources.formats.remote_index import Segment, read_index
+from saeflow.reading import HEADER, few, parse_json, piece, read_bytes, regular
 from saeflow.sources.formats.tensors import (
     FETCH_AGAIN,
     NpzFile,
     SafetensorsFile,
-    ShardedFile,
     TensorFile,
     is_floating,
+    member_header,
+    member_start,
     not_floating,
-    shards_of,
 )
 from saeflow.sources.remote.hub_file import REFUSALS, HubFile, refused
 from saeflow.sources.remote.ranges import Ranges, sha256
 from saeflow.sources.remote.transport import RangesIgnored, fetch_whole
 
+BytesAt: TypeAlias = Callable[[int, int], bytes]
+"""The bytes of the file from one offset to another."""
+
+ENDINGS: Final = (".npz", ".safetensors")
+"""Files whose tensors can be fetched one by one."""
 _MARK: Final = "saeflow-pointer"
 _VERSION: Final = 1
 _BEGINS: Final = f'{{"{_MARK}":'.encode()
-ENDINGS: Final = (".npz", ".safetensors")
-"""Files whose tensors can be fetched one by one."""
+_BLOCK: Final = 1 << 14
+_END: Final = 22
+"""Bytes of the end of a zip's directory."""
+_TORCH: Final[Mapping[str, torch.dtype]] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+_BYTES: Final = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 def open_tensors(path: Path) -> TensorFile:
@@ -59,16 +83,11 @@ def open_tensors(path: Path) -> TensorFile:
         BadFile: when there is no such file, or it is damaged.
     """
     pointer = read_pointer(path)
-    if pointer is not None:
-        return RemoteTensors(path, pointer)
-    return _open_whole(path)
+    return _open_whole(path) if pointer is None else RemoteTensors(path, pointer)
 
 
 def _open_whole(path: Path) -> TensorFile:
-    if path.suffix == ".npz":
-        return NpzFile(path)
-    parts = [] if path.is_file() else shards_of(path)
-    return ShardedFile(path, parts) if parts else SafetensorsFile(path)
+    return NpzFile(path) if path.suffix == ".npz" else SafetensorsFile(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +116,11 @@ def read_pointer(path: Path) -> Pointer | None:
     except (OSError, ValueError):
         return None
     try:
-        told: Any = parse_json(check_sha256(read_bytes(path)))
-        if told[_MARK] != _VERSION:
-            raise ValueError(f"version {told[_MARK]}")
-        index = {name: Segment(**(at | {"shape": tuple(at["shape"])})) for name, at in told["index"].items()}
-        return Pointer(HubFile(**told["file"]), index)
+        data: Any = parse_json(check_sha256(read_bytes(path)))
+        if data[_MARK] != _VERSION:
+            raise ValueError(f"version {data[_MARK]}")
+        index = {name: Segment(**(at | {"shape": tuple(at["shape"])})) for name, at in data["index"].items()}
+        return Pointer(HubFile(**data["file"]), index)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadFile(f"{path}: cannot be read as a pointer ({error}). Remove it: it is made again.") from error
 
@@ -117,28 +136,19 @@ def write_pointer(path: Path, file: HubFile) -> Pointer:
     empty = Pointer(file, {})
     index = read_index(file.file, file.size, empty.ranges(path).bytes_at, where=str(file))
     pointer = Pointer(file, index)
-    told = {_MARK: _VERSION, "file": asdict(file), "index": {name: asdict(at) for name, at in pointer.index.items()}}
-    write_atomic(path, add_sha256(json.dumps(told).encode()))
+    data = {_MARK: _VERSION, "file": asdict(file), "index": {name: asdict(at) for name, at in pointer.index.items()}}
+    write_atomic(path, add_sha256(json.dumps(data).encode()))
     return pointer
 
 
-class RemoteTensors:
-    """The tensors a pointer leads to. Meets `TensorFile`."""
+class RemoteTensors(TensorFile):
+    """The tensors a pointer leads to."""
 
     def __init__(self, path: Path, pointer: Pointer) -> None:
-        """`path` is where the pointer lies. Reads and fetches nothing."""
-        self._path, self._pointer = path, pointer
+        """`path` is that of the pointer, which names the file. Reads and fetches nothing."""
+        self.path, self._pointer = path, pointer
+        self.shapes = {name: at.shape for name, at in pointer.index.items()}
         self._ranges = pointer.ranges(path)
-
-    @property
-    def path(self) -> Path:
-        """The pointer, whose place names the file."""
-        return self._path
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every tensor."""
-        return {name: at.shape for name, at in self._pointer.index.items()}
 
     def read(self, name: str) -> Tensor:
         """One tensor as float32, fetched if it is not here; float32 as it came is mapped, copy on write.
@@ -148,31 +158,28 @@ class RemoteTensors:
             Unreachable: when it must be fetched and cannot be; NoSpace when the disk is too small.
         """
         segment = self._pointer.index[name]
-        if segment.torch_dtype is None and not is_floating(np.dtype(_numpy(segment.dtype))):
-            raise BadFile(not_floating(self._path, name, segment.dtype))
+        # a name that numpy knows; those of safetensors that are no floats are none of its
+        known = segment.dtype if segment.dtype[:1] in "<>|=" else "V1"
+        if segment.torch_dtype is None and not is_floating(np.dtype(known)):
+            raise BadFile(not_floating(self.path, name, segment.dtype))
         if not self._ranges.has(segment.start, segment.stop):
-            whole = self._whole()
-            if whole is not None:
-                return whole.read(name)
+            file = self._pointer.file  # where the hub's own cache holds it
+            whole = huggingface_hub.try_to_load_from_cache(file.repo, file.file, revision=file.commit)
+            if isinstance(whole, str):
+                return _open_whole(Path(whole)).read(name)
         if segment.start == segment.stop:
             return torch.empty(segment.shape)
         try:
             at = self._ranges.path(segment.start, segment.stop, name, check=segment.is_sound)
         except RangesIgnored:
-            return self._fetched_whole().read(name)
+            return self._fetch_whole().read(name)
         self._check_whole()
         try:
             return _tensor(at, segment).to(torch.float32)
         except (OSError, ValueError, zlib.error) as error:
-            raise BadFile(f"{self._path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
+            raise BadFile(f"{self.path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
 
-    def _whole(self) -> TensorFile | None:
-        """The file where the hub's own cache holds it."""
-        file = self._pointer.file
-        found = huggingface_hub.try_to_load_from_cache(file.repo, file.file, revision=file.commit)
-        return _open_whole(Path(found)) if isinstance(found, str) else None
-
-    def _fetched_whole(self) -> TensorFile:
+    def _fetch_whole(self) -> TensorFile:
         file = self._pointer.file
         try:
             return _open_whole(fetch_whole(file.repo, file.file, file.commit))
@@ -191,11 +198,11 @@ class RemoteTensors:
         seal = folder / "whole"
         if len(file.etag) != 64 or not file.file.endswith(".safetensors") or seal.is_file():
             return
-        places = sorted((at.start, at.stop) for at in self._pointer.index.values() if at.start < at.stop)
-        if not all(self._ranges.has(*place) for place in places):
+        spans = sorted((at.start, at.stop) for at in self._pointer.index.values() if at.start < at.stop)
+        if not all(self._ranges.has(*span) for span in spans):
             return
-        head = self._ranges.path(0, places[0][0], "the header")
-        ranges = [head, *(folder / f"{start}-{stop}" for start, stop in places)]
+        head = self._ranges.path(0, spans[0][0], "the header")
+        ranges = [head, *(folder / f"{start}-{stop}" for start, stop in spans)]
         if sha256(*ranges) != file.etag:
             for path in ranges:
                 path.unlink(missing_ok=True)
@@ -204,11 +211,6 @@ class RemoteTensors:
                 "removed. Fetch it again; if that repeats, something on the way changes it."
             )
         write_atomic(seal, b"")
-
-
-def _numpy(dtype: str) -> str:
-    """A name that numpy knows; those of safetensors that are no floats are none of its."""
-    return dtype if dtype[:1] in "<>|=" else "V1"
 
 
 def _tensor(path: Path, segment: Segment) -> Tensor:
@@ -229,11 +231,7 @@ def _tensor(path: Path, segment: Segment) -> Tensor:
 
 
 def tensors_here(path: Path) -> dict[str, bool] | None:
-    """Of the file a pointer stands for: each tensor, and whether it is here; None where there is no pointer.
-
-    Raises:
-        Nothing: a damaged pointer counts as none.
-    """
+    """Of the file a pointer stands for: each tensor, and whether it is here; None without a pointer, or a sound one."""
     try:
         pointer = read_pointer(path)
     except BadFile:
@@ -252,3 +250,141 @@ def unlink_pointer(path: Path) -> None:
     """
     if path.is_file() and read_pointer(path) is not None:
         os.unlink(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One tensor of a remote file.
+
+    Attributes:
+        start: its first byte in the file; of an .npz, that of the member.
+        stop: the byte after its last.
+        offset: bytes of the (inflated) segment before the first value.
+        shape: of the tensor.
+        dtype: as safetensors names it, or as numpy does, such as "<f4".
+        fortran: whether the first axis varies fastest.
+        packed: whether the segment is deflated.
+        crc: the CRC-32 of the (inflated) segment, where the format has one.
+    """
+
+    start: int
+    stop: int
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+    fortran: bool = False
+    packed: bool = False
+    crc: int | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """The type of a safetensors tensor of floating-point numbers; None for all else."""
+        return _TORCH.get(self.dtype)
+
+    def is_sound(self, path: Path) -> bool:
+        """Whether what a file holds has the segment's CRC-32; True where there is none. Raises OSError."""
+        if self.crc is None:
+            return True
+        crc, inflate = 0, zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(1 << 16):  # a thousand times as many where packed
+                    crc = zlib.crc32(inflate.decompress(piece) if self.packed else piece, crc)
+        except zlib.error:
+            return False
+        return zlib.crc32(inflate.flush(), crc) == self.crc if self.packed else crc == self.crc
+
+
+def read_index(name: str, size: int, bytes_at: BytesAt, *, where: str = "") -> dict[str, Segment]:
+    """Where the tensors of a file are, by name. The ending of `name` gives the format; `where` is for messages.
+
+    Raises:
+        BadFile: when the headers are not as the format says.
+    """
+    try:
+        if name.endswith(".npz"):
+            return _npz_index(size, bytes_at)
+        return _safetensors_index(size, bytes_at)
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise BadFile(f"{where or name}: its headers cannot be read ({error}). {FETCH_AGAIN}") from error
+
+
+def _safetensors_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
+    first = bytes_at(0, min(size, _BLOCK))
+    length = int.from_bytes(first[:8], "little")
+    if len(first) < 8 or not 0 < length <= min(size - 8, HEADER):
+        raise ValueError(f"a header of {length} bytes in a file of {size}")
+    start = 8 + length
+    header: Any = parse_json(first[8:start] if len(first) >= start else bytes_at(8, start))
+    found: dict[str, Segment] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+        shape = tuple(int(n) for n in entry["shape"])
+        dtype = str(entry["dtype"])
+        bits = _TORCH[dtype].itemsize if dtype in _TORCH else _BYTES.get(dtype)
+        if not 0 <= begin <= end <= size - start or (bits and end - begin != math.prod(shape) * bits):
+            raise ValueError(f"{name!r} of shape {list(shape)} and type {dtype} is said to lie at {begin} to {end}")
+        found[name] = Segment(start + begin, start + end, 0, shape, dtype)
+    return found
+
+
+def _npz_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
+    raw = _Fetched(size, bytes_at)
+    raw.seek(max(0, size - _END))
+    raw.read(_END)  # here, as zipfile takes whatever keeps it from reading this for no zip
+    with zipfile.ZipFile(raw) as archive:
+        infos = [info for info in few(archive).infolist() if info.filename.endswith(".npy")]
+        found: dict[str, Segment] = {}
+        for info in infos:
+            shape, fortran, dtype, offset = member_header(archive, info)
+            packed = info.compress_type != zipfile.ZIP_STORED
+            if packed and info.compress_type != zipfile.ZIP_DEFLATED:
+                raise ValueError(f"{info.filename} is packed by method {info.compress_type}, and numpy deflates")
+            start = member_start(raw, info)
+            stop = start + info.compress_size
+            found[info.filename[:-4]] = Segment(start, stop, offset, shape, dtype.str, fortran, packed, info.CRC)
+        return found
+
+
+class _Fetched(io.RawIOBase):
+    """A file object over bytes that are elsewhere; each block is fetched once."""
+
+    def __init__(self, size: int, bytes_at: BytesAt) -> None:
+        self._size, self._bytes_at, self._at = size, bytes_at, 0
+        self._blocks: dict[int, bytes] = {}
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise ValueError(f"place {at} lies before the file")
+        self._at = at
+        return at
+
+    def read(self, size: int = -1, /) -> bytes:
+        return super().read(piece(self._size - self._at if size < 0 else size)) or b""
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        stop = min(self._at + len(view), self._size)
+        done = 0
+        while self._at < stop:
+            number, within = divmod(self._at, _BLOCK)
+            if number not in self._blocks:
+                begin = number * _BLOCK
+                self._blocks[number] = self._bytes_at(begin, min(begin + _BLOCK, self._size))
+            some = self._blocks[number][within : within + stop - self._at]
+            view[done : done + len(some)] = some
+            done += len(some)
+            self._at += len(some)
+        return done

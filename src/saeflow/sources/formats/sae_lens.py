@@ -7,7 +7,7 @@
 
 A trained BatchTopK is saved by sae-lens as jumprelu; one saved in training has `topk_threshold`. With
 `rescale_acts_by_decoder_norm` a TopK ranks pre * |W_dec row| and decodes with unit rows; multiplying W_enc
-and b_enc by the norms and dividing W_dec by them is the same function, and is what is read.
+and b_enc by the norms and dividing W_dec by them is the same function, and is how it is read.
 
 A gated SAE (Rajamanoharan et al. 2024, arXiv 2404.16014) with x = prepare(h) @ W_enc computes
 
@@ -16,44 +16,56 @@ A gated SAE (Rajamanoharan et al. 2024, arXiv 2404.16014) with x = prepare(h) @ 
 Its gate is open where exp(r_mag) * x + b_mag > b_mag - exp(r_mag) * b_gate. So it is a JumpReLU with the
 encoder exp(r_mag) * W_enc, the bias b_mag and that threshold (their appendix on the equivalence), and is
 read as one.
+
+Before version 6 everything in cfg.json was in one object under older names; `_modern` does what sae-lens itself does
+with such a file (`handle_pre_6_0_config` of its 6.54.12). What a Dictionary could not follow is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from saeflow.errors import BadFile, UnsupportedFormat
-from saeflow.ids import Site
+from saeflow.ids import Part, Site
 from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK, kept_threshold
-from saeflow.sources.architectures import View
+from saeflow.sources.architectures import Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, TrainingInfo
 from saeflow.sources.formats.configs import count, positive_number, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
+from saeflow.sources.formats.hook_names import site_of_hook, transcoder_of_hooks, view_of_hook
 from saeflow.sources.formats.remote_tensors import open_tensors
-from saeflow.sources.formats.sae_lens_config import (
-    AVERAGE,
-    BATCHTOPK,
-    NORMS,
-    TRANSCODERS,
-    Place,
-    modern,
-    place_of,
-    refuse_unsupported,
-    undone,
-)
 from saeflow.sources.formats.tensors import TensorFile
-from saeflow.sources.weights import DirectionsOnly, EncoderScaled, RowScaled, Weights
+from saeflow.sources.weights import DirectionsOnly, RowScaled, Weights
 
-CONFIG = "cfg.json"
-WEIGHTS = "sae_weights.safetensors"
-SCALER = "activation_scaler.json"
-"""Beside the weights in a checkpoint of training, before the factor is folded into them."""
-_LOG = "log_threshold"
+CONFIG: Final = "cfg.json"
+WEIGHTS: Final = "sae_weights.safetensors"
+SCALER: Final = "activation_scaler.json"
+"""Next to the weights in a checkpoint of training, before the factor is folded into them."""
+_LOG: Final = "log_threshold"
+_BATCHTOPK: Final = ("batchtopk", "matryoshka_batchtopk", "matryoshka")
+"""Saved as they are trained: a trained one is otherwise saved as jumprelu."""
+_TRANSCODERS: Final = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+_ARCHITECTURES: Final = ("standard", "jumprelu", "topk", "gated", *_BATCHTOPK, *_TRANSCODERS)
+_AVERAGE: Final = "expected_average_only_in"
+"""Every h multiplied by one number, which training estimates."""
+_NORMS: Final = {
+    "none": Norm.NONE,
+    "layer_norm": Norm.LAYER_NORM,
+    "constant_norm_rescale": Norm.RESCALE,
+    _AVERAGE: Norm.NONE,
+}
+_OLD_NAMES: Final = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
+_ENDS_ON_Z: Final = ("hook_z", "attn.o.hook_in", "o_proj.input", "c_proj.input", "attention.dense.input")
 
 
 def read_sae_lens(folder: Path, site: Site | None = None) -> Dictionary:
@@ -88,23 +100,35 @@ def sae_lens_dictionary(
         BadFile: when the two do not go together.
         UnsupportedFormat: when the SAE does something a Dictionary does not, or sits at no site.
     """
-    config, metadata = modern(config)
-    refuse_unsupported(config, metadata, where)
+    # 1. the configuration in one form, what a Dictionary does not do refused, and where it sits
+    config, metadata = _modern(config)
+    _refuse_unsupported(config, metadata, where)
     architecture = str(config.get("architecture", "standard"))
-    transcoder = architecture in TRANSCODERS
-    place = place_of(metadata, site, where, transcoder=transcoder)
+    transcoder = architecture in _TRANSCODERS
+    at = _location(metadata, site, where, transcoder=transcoder)
+
+    # 2. the weights, and what is folded into them
     file = open_file()
     scale, unsized = _scale(config, factor, where)
-    weights = FileWeights(file, _layout(architecture, file, scale), transcoder=place.tap.is_read_only)
-    rescaled = architecture in ("topk", *BATCHTOPK) and bool(config.get("rescale_acts_by_decoder_norm", False))
-    told: dict[str, Any] = metadata.get("model_from_pretrained_kwargs") or {}
-    norm = NORMS[config.get("normalize_activations") or "none"]
+    weights = FileWeights(file, _layout(architecture, file, scale), transcoder=at.tap.is_read_only)
+    rescaled = architecture in ("topk", *_BATCHTOPK) and bool(config.get("rescale_acts_by_decoder_norm", False))
+    model: dict[str, Any] = metadata.get("model_from_pretrained_kwargs") or {}
+    norm = _NORMS[config.get("normalize_activations") or "none"]
     read: Weights = gated_weights(weights) if architecture == "gated" else weights
-    read = _unit_decoder(weights) if rescaled else read
-    why = unsized or undone(config, where)
+    if rescaled:
+        read = RowScaled(weights, lambda: _row_norms(weights))
+
+    # 3. what was known when it was trained
+    begins, context = metadata.get("prepend_bos"), metadata.get("context_size")
+    training = TrainingInfo(
+        View.PROCESSED if at.view is View.OWN and _processed(config, metadata) else at.view,
+        begins if isinstance(begins, bool) else None,
+        context if isinstance(context, int) and context > 0 else None,
+    )
+    why = unsized or _unknown_activation(config, where)
     return Dictionary.reading(
-        place.site,
-        tap=place.tap,
+        at.site,
+        tap=at.tap,
         weights=DirectionsOnly(read, unsized) if unsized else read,
         # thresholds of pre * |W_dec row| go with the rows, which are divided by the factor
         activation=refused(why)
@@ -112,19 +136,10 @@ def sae_lens_dictionary(
         else _activation(architecture, config, weights, where, 1 / scale if rescaled else 1.0),
         preprocessing=Preprocessing(
             subtract_b_dec=not transcoder and bool(config.get("apply_b_dec_to_input", True)),
-            center=bool(told.get("center_writing_weights", False)),
-            norm=place.norm if norm is Norm.NONE else norm,
+            center=bool(model.get("center_writing_weights", False)),
+            norm=at.norm if norm is Norm.NONE else norm,
         ),
-        training=_told(config, metadata, place),
-    )
-
-
-def _told(config: Mapping[str, Any], metadata: Mapping[str, Any], place: Place) -> TrainingInfo:
-    begins, context = metadata.get("prepend_bos"), metadata.get("context_size")
-    return TrainingInfo(
-        View.PROCESSED if place.view is View.OWN and _processed(config, metadata) else place.view,
-        begins if isinstance(begins, bool) else None,
-        context if isinstance(context, int) and context > 0 else None,
+        training=training,
     )
 
 
@@ -143,9 +158,14 @@ def _processed(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     return metadata.get("model_class_name", "HookedTransformer" if "lr" in config else "") == "HookedTransformer"
 
 
+def _row_norms(weights: FileWeights) -> Tensor:
+    # clamped as sae-lens does; a row of zeros is refused when the decoder is read
+    return torch.linalg.vector_norm(weights.read("W_dec"), dim=1).clamp(min=1e-8)
+
+
 def gated_weights(weights: FileWeights) -> Weights:
     """The encoder of the magnitudes of a gated SAE, whose layout has r_mag, and b_mag as its b_enc."""
-    return EncoderScaled(weights, lambda: weights.vector("r_mag").exp())
+    return RowScaled(weights, lambda: weights.vector("r_mag").exp(), encoder_only=True)
 
 
 def gated_activation(weights: FileWeights) -> JumpReLU:
@@ -159,14 +179,14 @@ def gated_activation(weights: FileWeights) -> JumpReLU:
 
 def _scale(config: Mapping[str, Any], factor: Callable[[], float] | None, where: str) -> tuple[float, str]:
     """(what h is multiplied by, why that is not known). 1 where it is by nothing."""
-    if config.get("normalize_activations") != AVERAGE:
+    if config.get("normalize_activations") != _AVERAGE:
         return 1.0, ""
     try:
         if factor is not None:
             return factor(), ""
-        missing = f"{where}: normalize_activations is {AVERAGE!r}, whose factor is not in the folder ({SCALER})."
+        missing = f"{where}: normalize_activations is {_AVERAGE!r}, whose factor is not in the folder ({SCALER})."
     except BadFile as error:
-        missing = f"{where}: normalize_activations is {AVERAGE!r}, and {error}"
+        missing = f"{where}: normalize_activations is {_AVERAGE!r}, and {error}"
     return 1.0, (
         f"{missing} Directions are known, activations are not. Put {SCALER} of the checkpoint beside it, or fold the "
         "factor with sae.fold_activation_norm_scaling_factor and save again."
@@ -178,20 +198,12 @@ def _layout(architecture: str, file: TensorFile, scale: float) -> dict[str, Stor
     names |= {"b_enc": Stored("b_enc"), "W_enc": Stored("W_enc", transposed=True, times=scale)}
     if architecture == "gated":
         names |= {"b_enc": Stored("b_mag"), "b_gate": Stored("b_gate"), "r_mag": Stored("r_mag")}
-    if architecture.startswith("jumprelu") or (architecture in BATCHTOPK and "topk_threshold" not in file.shapes):
+    if architecture.startswith("jumprelu") or (architecture in _BATCHTOPK and "topk_threshold" not in file.shapes):
         # before July 2026 sae-lens kept its logarithm
         names["threshold"] = Stored(_LOG if _LOG in file.shapes else "threshold")
     if "skip" in architecture:
         names["W_skip"] = Stored("W_skip")
     return names
-
-
-def _unit_decoder(weights: FileWeights) -> Weights:
-    def norms() -> Tensor:
-        # clamped as sae-lens does; a row of zeros is refused when the decoder is read
-        return weights.read("W_dec").norm(dim=1).clamp(min=1e-8)
-
-    return RowScaled(weights, norms)
 
 
 def _activation(
@@ -210,7 +222,7 @@ def _activation(
         return lambda: TopK(count({"k": config.get("k", kwargs.get("k"))}, "k", f"{where}: architecture topk"))
     if "threshold" in weights.layout:
         log = weights.layout["threshold"].name == _LOG
-        return lambda: JumpReLU((weights.threshold().exp() if log else weights.threshold()) * times)
+        return lambda: JumpReLU((weights.vector("threshold").exp() if log else weights.vector("threshold")) * times)
     return lambda: kept_threshold(_topk_threshold(weights.file) * times, str(weights.file.path))
 
 
@@ -233,3 +245,132 @@ def _unless_finetuned(activation: Callable[[], Activation], file: TensorFile) ->
             "again without it."
         )
     return activation()
+
+
+@dataclass(frozen=True)
+class _Location:
+    """Where a dictionary sits, what it reads, and how that is normalised before it is."""
+
+    site: Site
+    tap: Tap
+    norm: Norm = Norm.NONE
+    view: View = View.OWN
+
+
+def _modern(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(configuration, metadata) in the form of version 6, whatever version wrote it."""
+    metadata = config.get("metadata")
+    if isinstance(metadata, dict):
+        return dict(config), dict(metadata)
+    new = {_OLD_NAMES.get(key, key): value for key, value in config.items()}
+    kwargs = new.get("activation_fn_kwargs")
+    if new.get("activation_fn") == "topk" and isinstance(kwargs, dict) and kwargs.get("k") is not None:
+        new |= {"architecture": "topk", "k": kwargs["k"]}
+    norm = new.get("normalize_activations")
+    if isinstance(norm, bool):
+        new["normalize_activations"] = "expected_average_only_in" if norm else "none"
+    return new, new
+
+
+def _refuse_unsupported(config: Mapping[str, Any], metadata: Mapping[str, Any], where: str) -> None:
+    """Refuse what a Dictionary does not do, each with what to use instead.
+
+    Raises:
+        UnsupportedFormat: naming the entry and its value.
+    """
+    architecture = config.get("architecture", "standard")
+    if architecture not in _ARCHITECTURES:
+        raise UnsupportedFormat(
+            f"{where}: architecture {architecture!r} is not supported. Supported: {', '.join(_ARCHITECTURES)}."
+        )
+    norm = config.get("normalize_activations") or "none"
+    if norm not in _NORMS:
+        raise UnsupportedFormat(
+            f"{where}: normalize_activations is {norm!r}, which is not read. Supported: "
+            f"{', '.join(_NORMS)}; covariance_whitening after sae.fold_activation_whitening(mean, "
+            "whitening_matrix, unwhitening_matrix), with the three of activation_whitening.safetensors, and saving "
+            "again."
+        )
+    head = metadata.get("hook_head_index")
+    if head is not None:
+        raise UnsupportedFormat(
+            f"{where}: hook_head_index is {head!r}; an SAE on one head is no site of "
+            "saeflow. Use one trained on all heads (attn.hook_z) or on hook_attn_out."
+        )
+    out = metadata.get("hook_name_out")
+    writes_elsewhere = out is not None and out != metadata.get("hook_name")
+    if writes_elsewhere and architecture not in _TRANSCODERS:
+        raise UnsupportedFormat(
+            f"{where}: reads {metadata.get('hook_name')!r} and writes {out!r}, and architecture {architecture!r} "
+            f"is no transcoder. Supported for that: {', '.join(_TRANSCODERS)}."
+        )
+
+
+def _unknown_activation(config: Mapping[str, Any], where: str) -> str:
+    """Why activations are not known, and what to do; empty where they are. Directions do not depend on it."""
+    function = config.get("activation_fn") or "relu"
+    if function not in ("relu", "topk"):
+        return (
+            f"{where}: activation_fn is {function!r}. Directions are known, activations are not. Supported for them: "
+            "relu, topk."
+        )
+    norm = config.get("normalize_activations") or "none"
+    if config.get("architecture") in _TRANSCODERS and (norm != "none" or config.get("apply_b_dec_to_input")):
+        return (
+            f"{where}: a transcoder with normalize_activations {norm!r} and apply_b_dec_to_input "
+            f"{bool(config.get('apply_b_dec_to_input'))}, which sae-lens trains none of. Directions are known, "
+            "activations are not. Check the file."
+        )
+    return ""
+
+
+def _location(metadata: Mapping[str, Any], site: Site | None, where: str, *, transcoder: bool) -> _Location:
+    """Where hook names say it sits; `site` overrides the site.
+
+    Raises:
+        BadFile: when no hook is named and `site` is None.
+        UnsupportedFormat: when the hooks are no site.
+    """
+    if transcoder:
+        return _transcoder(metadata, site, where)
+    if site is not None:
+        hook = str(metadata.get("hook_name") or metadata.get("hf_hook_name") or "")
+        z = hook.endswith(_ENDS_ON_Z) and site.part is Part.ATT
+        return _Location(site, Tap.Z if z else Tap(site.part.value), view=view_of_hook(hook))
+    model = str(metadata.get("model_name") or "")
+    hooks = [metadata[key] for key in ("hook_name", "hf_hook_name") if isinstance(metadata.get(key), str)]
+    if not hooks:
+        raise BadFile(f"{where}: neither hook_name nor hf_hook_name is given. Pass site=...")
+    return _first(
+        [lambda hook=hook: _Location(*site_of_hook(hook, model, where), view=view_of_hook(hook)) for hook in hooks]
+    )
+
+
+def _transcoder(metadata: Mapping[str, Any], site: Site | None, where: str) -> _Location:
+    """The modules of Hugging Face first: `hook_mlp_in` is before or after the norm, as who wrote it likes."""
+    model = str(metadata.get("model_name") or "")
+    keys = (("hf_hook_name", "hf_hook_name_out"), ("hook_name", "hook_name_out"))
+    pairs = [(metadata.get(read), metadata.get(written)) for read, written in keys]
+    named = [(read, written) for read, written in pairs if isinstance(read, str) and isinstance(written, str)]
+    if not named:
+        raise BadFile(f"{where}: a transcoder without hook_name and hook_name_out. Add them to its metadata.")
+    found = _first(
+        [
+            lambda pair=pair: _Location(*transcoder_of_hooks(*pair, model, where), view=view_of_hook(pair[1]))
+            for pair in named
+        ]
+    )
+    if found.norm is Norm.RESCALE:
+        found = replace(found, view=View.RMS)
+    return found if site is None else replace(found, site=site)
+
+
+def _first(ways: list[Callable[[], _Location]]) -> _Location:
+    """What the first of some ways gives that is supported; the refusal of the first when none is."""
+    refusals: list[UnsupportedFormat] = []
+    for way in ways:
+        try:
+            return way()
+        except UnsupportedFormat as error:
+            refusals.append(error)
+    raise refusals[-1]

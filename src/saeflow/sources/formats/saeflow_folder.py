@@ -194,9 +194,9 @@ def _activation(
         k = _entry(told, "k", int, where)
         return lambda: TopK(k)
     if kind is ActivationKind.JUMPRELU:
-        return lambda: JumpReLU(weights.threshold())
+        return lambda: JumpReLU(weights.vector("threshold"))
     if kind is ActivationKind.BATCHTOPK:
-        return lambda: kept_threshold(weights.threshold(), where)
+        return lambda: kept_threshold(weights.vector("threshold"), where)
     return ReLU
 
 

@@ -1,8 +1,13 @@
-"""Reading one tensor of a file without reading the others: safetensors and .npz.
+"""Reading one tensor of a file without reading the others: safetensors, .npz and .pt.
 
 The bottom of the readers. Names and shapes come from headers; values are memory-mapped where the file allows
-it (safetensors always; .npz when the member is stored uncompressed and aligned, as `numpy.savez` writes it).
-Nothing here unpickles. Half-precision values are returned as float32.
+it (safetensors and .pt always; .npz when the member is stored uncompressed and aligned, as `numpy.savez` writes it).
+Half-precision values are returned as float32.
+
+A .pt is a zip archive whose data.pkl says how tensors are put together from the other members. Loading a pickle
+runs what it names; `torch.load(weights_only=True)` names a short list of harmless things and refuses the rest.
+What it does not look at is looked at first: that no member is compressed, so that a small file cannot become a
+huge one, and afterwards that no tensor claims more values than the file has bytes for.
 """
 
 from __future__ import annotations
@@ -10,13 +15,14 @@ from __future__ import annotations
 import glob
 import io
 import math
+import pickle
 import struct
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Protocol, runtime_checkable
+from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -26,97 +32,88 @@ from torch import Tensor
 from saeflow.errors import BadFile
 from saeflow.reading import RATIO, UNPACKED, opened_zip, safetensors
 
-_PARTS: Final = 100_000
-FETCH_AGAIN = "The file is truncated or damaged: fetch it again."
+FETCH_AGAIN: Final = "The file is truncated or damaged: fetch it again."
+SPOILED: Final = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, OSError, ValueError, EOFError)
+"""What `zipfile` and numpy raise of a damaged archive; RuntimeError of one that claims to be encrypted or of another
+way to pack."""
+_SHARDS: Final = 100_000
+_PICKLE: Final = 4 << 20
+_COMPILED: Final = "_orig_mod."
+"""What `torch.compile` puts before every name."""
 
 
-@runtime_checkable
-class TensorFile(Protocol):
-    """A file of named tensors."""
+class TensorFile(ABC):
+    """A file of named tensors.
 
-    @property
-    def path(self) -> Path:
-        """The file, as errors name it."""
-        ...
+    Attributes:
+        path: the file, as errors name it.
+        shapes: the shape of every tensor, from headers.
+    """
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every tensor, from headers."""
-        ...
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
 
+    @abstractmethod
     def read(self, name: str) -> Tensor:
         """One tensor as float32.
 
         Raises:
-            BadFile: when it cannot be read or holds no floating-point numbers.
+            BadFile: when it cannot be read, is no longer what the headers said, or holds no floating-point numbers.
         """
-        ...
-
-
-@runtime_checkable
-class ReadsRange(Protocol):
-    """A file that reads part of a tensor without the rest."""
 
     def read_range(self, name: str, axis: int, start: int, stop: int) -> Tensor:
-        """Entries `start` to `stop` - 1 along an axis of a matrix, or of a vector, as float32.
-
-        Raises:
-            BadFile: when they cannot be read or are no floating-point numbers.
-        """
-        ...
-
-
-class SafetensorsFile:
-    """A .safetensors file, memory-mapped."""
-
-    def __init__(self, path: Path) -> None:
-        """Read the header.
-
-        Raises:
-            BadFile: when there is no such file or it is truncated.
-        """
-        self._path = path
-        try:
-            with safe_open(safetensors(path), framework="pt") as file:
-                names: list[str] = list(file.keys())
-                self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, OSError, ValueError) as error:
-            raise BadFile(f"{path}: cannot be opened as safetensors ({error}). {FETCH_AGAIN}") from error
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._path
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every tensor."""
-        return self._shapes
-
-    def read(self, name: str) -> Tensor:
-        """One tensor as float32; float32 on disk is not copied.
-
-        Raises:
-            BadFile: when the file changed since it was opened, or the tensor is of another type.
-        """
-        return self._read(name, ())
-
-    def read_range(self, name: str, axis: int, start: int, stop: int) -> Tensor:
-        """Part of a tensor as float32; the rest is not read.
+        """Entries `start` to `stop` - 1 along an axis of a matrix, or of a vector, as float32; by range where it can.
 
         Raises:
             BadFile: as `read`.
         """
+        return self.read(name).narrow(axis, start, stop - start)
+
+
+class SafetensorsFile(TensorFile):
+    """A .safetensors file, memory-mapped, or the parts that stand for one, each tensor whole in one of them."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header, or that of every part.
+
+        Raises:
+            BadFile: when there is no such file, it or a part is truncated, or a tensor is in two parts.
+        """
+        self.path = path
+        found: dict[str, tuple[int, ...]] = {}
+        self._holder: dict[str, Path] = {}
+        for part in ([] if path.is_file() else shards_of(path)) or [path]:
+            try:
+                with safe_open(safetensors(part), framework="pt") as file:
+                    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            except (SafetensorError, OSError, ValueError) as error:
+                raise BadFile(f"{part}: cannot be opened as safetensors ({error}). {FETCH_AGAIN}") from error
+            if twice := [name for name in shapes if name in self._holder]:
+                raise BadFile(
+                    f"{path}: tensor {twice[0]!r} is in {self._holder[twice[0]].name} and in {part.name}. "
+                    "Fetch both again."
+                )
+            found |= shapes
+            self._holder |= dict.fromkeys(shapes, part)
+        self.shapes = found
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as float32; float32 on disk is not copied. Raises BadFile."""
+        return self._read(name, ())
+
+    def read_range(self, name: str, axis: int, start: int, stop: int) -> Tensor:
+        """Part of a tensor as float32; the rest is not read. Raises BadFile."""
         return self._read(name, (slice(None),) * axis + (slice(start, stop),))
 
     def _read(self, name: str, part: tuple[slice, ...]) -> Tensor:
+        path = self._holder[name]
         try:
-            with safe_open(self._path, framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 tensor: Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise BadFile(f"{self._path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
+            raise BadFile(f"{path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
         if not tensor.is_floating_point():
-            raise BadFile(not_floating(self._path, name, str(tensor.dtype)))
+            raise BadFile(not_floating(path, name, str(tensor.dtype)))
         return tensor.to(torch.float32)
 
 
@@ -130,7 +127,7 @@ def shards_of(path: Path) -> list[Path]:
     if not parts:
         return []
     many = parts[0].stem.rpartition("-")[2]
-    wanted = [f"{path.stem}-{i + 1:0{len(many)}}-of-{many}{path.suffix}" for i in range(min(int(many), _PARTS))]
+    wanted = [f"{path.stem}-{i + 1:0{len(many)}}-of-{many}{path.suffix}" for i in range(min(int(many), _SHARDS))]
     missing = sorted(set(wanted) - {part.name for part in parts})
     if missing or len(parts) != int(many):
         lacks = f", {missing[0]} not" if missing else ""
@@ -138,69 +135,16 @@ def shards_of(path: Path) -> list[Path]:
     return parts
 
 
-class ShardedFile:
-    """A .safetensors file in several parts, each tensor whole in one of them. Meets `TensorFile`."""
-
-    def __init__(self, path: Path, parts: list[Path]) -> None:
-        """Read the header of every part; `path` is the file they stand for.
-
-        Raises:
-            BadFile: when one is truncated, or a tensor is in two.
-        """
-        self._path = path
-        self._holder: dict[str, SafetensorsFile] = {}
-        for file in map(SafetensorsFile, parts):
-            for name in file.shapes:
-                if name in self._holder:
-                    raise BadFile(
-                        f"{path}: tensor {name!r} is in {self._holder[name].path.name} and in {file.path.name}. "
-                        "Fetch both again."
-                    )
-                self._holder[name] = file
-
-    @property
-    def path(self) -> Path:
-        """The file that the parts stand for."""
-        return self._path
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every tensor."""
-        return {name: file.shapes[name] for name, file in self._holder.items()}
-
-    def read(self, name: str) -> Tensor:
-        """One tensor as float32.
-
-        Raises:
-            BadFile: as `SafetensorsFile.read`.
-        """
-        return self._holder[name].read(name)
-
-    def read_range(self, name: str, axis: int, start: int, stop: int) -> Tensor:
-        """Part of a tensor as float32; the rest is not read.
-
-        Raises:
-            BadFile: as `read`.
-        """
-        return self._holder[name].read_range(name, axis, start, stop)
-
-
-SPOILED: Final = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, OSError, ValueError, EOFError)
-"""What `zipfile` and numpy raise of a damaged archive; RuntimeError of one that claims to be encrypted or of another
-way to pack."""
-
-
-@dataclass(frozen=True)
-class _Member:
-    """One array inside an .npz: its header, and where its values start if they are not compressed."""
+class NpyHeader(NamedTuple):
+    """What an .npy says before its values: shape, whether the first axis varies fastest, type, and bytes so far."""
 
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype[Any]
-    start: int | None
+    n_bytes: int
 
 
-class NpzFile:
+class NpzFile(TensorFile):
     """An .npz file, one member at a time."""
 
     def __init__(self, path: Path) -> None:
@@ -209,75 +153,51 @@ class NpzFile:
         Raises:
             BadFile: when there is no such file, or it is truncated or no archive of arrays.
         """
-        self._path = path
+        self.path = path
+        self._members: dict[str, tuple[NpyHeader, int | None]] = {}
         try:
-            with opened_zip(path) as archive:
-                infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-                self._members = {info.filename[:-4]: _member(archive, info) for info in infos}
+            with opened_zip(path) as archive, path.open("rb") as raw:
+                for info in archive.infolist():
+                    if info.filename.endswith(".npy"):
+                        header = member_header(archive, info)
+                        stored = info.compress_type == zipfile.ZIP_STORED
+                        start = member_start(raw, info) + header.n_bytes if stored else None
+                        self._members[info.filename[:-4]] = header, start
         except SPOILED as error:
             raise BadFile(f"{path}: cannot be opened as .npz ({error}). {FETCH_AGAIN}") from error
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._path
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every member."""
-        return {name: member.shape for name, member in self._members.items()}
+        self.shapes = {name: header.shape for name, (header, _) in self._members.items()}
 
     def read(self, name: str) -> Tensor:
-        """One member as float32; aligned float32 stored uncompressed is mapped, copy on write.
-
-        Raises:
-            BadFile: when the member is damaged or of another type.
-        """
-        member = self._members[name]
-        if not is_floating(member.dtype):
-            raise BadFile(not_floating(self._path, name, str(member.dtype)))
+        """One member as float32; aligned float32 stored uncompressed is mapped, copy on write. Raises BadFile."""
+        header, start = self._members[name]
+        if not is_floating(header.dtype):
+            raise BadFile(not_floating(self.path, name, str(header.dtype)))
         try:
-            tensor = self._stored(member) if member.start is not None else self._compressed(name)
+            array = self._compressed(name) if start is None else self._stored(header, start)
+            tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         except SPOILED as error:
-            raise BadFile(f"{self._path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
+            raise BadFile(f"{self.path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
         return tensor.to(torch.float32)
 
-    def _stored(self, member: _Member) -> Tensor:
-        order = "F" if member.fortran else "C"
-        native = member.dtype.newbyteorder("=")
-        if member.start is not None and member.start % member.dtype.itemsize == 0 and member.shape:
-            mapped = np.memmap(self._path, member.dtype, "c", member.start, member.shape, order)
-            return torch.from_numpy(mapped.astype(native, copy=False))
-        count = int(np.prod(member.shape, dtype=np.int64))
-        flat = np.fromfile(self._path, member.dtype, count, offset=member.start or 0)
-        return torch.from_numpy(flat.reshape(member.shape, order=order).astype(native, copy=False))
+    def _stored(self, header: NpyHeader, start: int) -> np.ndarray:
+        shape, dtype, order = header.shape, header.dtype, "F" if header.fortran else "C"
+        if start % dtype.itemsize == 0 and shape:
+            return np.memmap(self.path, dtype, "c", start, shape, order)
+        flat = np.fromfile(self.path, dtype, math.prod(shape), offset=start)
+        return flat.reshape(shape, order=order)
 
-    def _compressed(self, name: str) -> Tensor:
-        with opened_zip(self._path) as archive, archive.open(f"{name}.npy") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    def _compressed(self, name: str) -> np.ndarray:
+        with opened_zip(self.path) as archive, archive.open(f"{name}.npy") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether values are floating-point numbers that PyTorch has too: long doubles are none."""
+    """Whether values are floating-point numbers that PyTorch has too: long doubles are not."""
     return dtype.kind == "f" and dtype.itemsize <= 8
 
 
-@runtime_checkable
-class _Reads(Protocol):
-    def read(self, size: int = ..., /) -> bytes: ...
-
-
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    shape, fortran, dtype, header = member_header(archive, info)
-    if info.compress_type != zipfile.ZIP_STORED:
-        return _Member(shape, fortran, dtype, None)
-    with Path(str(archive.filename)).open("rb") as raw:
-        return _Member(shape, fortran, dtype, member_start(raw, info) + header)
-
-
-def member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """What `npy_header` says of a member of an archive, and how many bytes that is.
+def member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NpyHeader:
+    """What a member of an .npz says of its values.
 
     Raises:
         ValueError: when the member is no .npy, or its values do not fill it.
@@ -287,12 +207,16 @@ def member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tupl
             f"{info.filename} unpacks from {info.compress_size} bytes to {info.file_size}, more than {RATIO} times that"
         )
     with archive.open(info) as file:
-        shape, fortran, dtype = npy_header(file)
-        header = file.tell()
+        first = np.lib.format.read_magic(file) == (1, 0)
+        rest = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        header = NpyHeader(*rest(file), file.tell())
     # the product in Python's integers, which do not wrap; objects are refused when they are read
-    if dtype.kind != "O" and info.file_size != header + math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{info.filename} holds {info.file_size} bytes, which its shape {list(shape)} does not fill")
-    return shape, fortran, dtype, header
+    filled = header.n_bytes + math.prod(header.shape) * header.dtype.itemsize
+    if header.dtype.kind != "O" and info.file_size != filled:
+        raise ValueError(
+            f"{info.filename} holds {info.file_size} bytes, which its shape {list(header.shape)} does not fill"
+        )
+    return header
 
 
 def member_start(raw: IO[bytes] | io.RawIOBase, info: zipfile.ZipInfo) -> int:
@@ -303,22 +227,96 @@ def member_start(raw: IO[bytes] | io.RawIOBase, info: zipfile.ZipInfo) -> int:
     return info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
 
 
-def npy_header(file: _Reads) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the first axis varies fastest, and type of an .npy, read up to its first value.
-
-    Raises:
-        ValueError: when it is no .npy.
-    """
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
-
-
 def not_floating(path: Path, name: str, dtype: str) -> str:
-    """What is said of a tensor of integers, or of anything else that is no weight.
-
-    Raises:
-        Nothing.
-    """
+    """The sentence for a tensor of integers, or of anything else that is no weight."""
     return f"{path}: tensor {name!r} is {dtype}, expected floating-point numbers. Convert the file to float32."
+
+
+class TorchFile(TensorFile):
+    """A state dict in a .pt file, memory-mapped. Scalars are among the tensors, with an empty shape."""
+
+    def __init__(self, path: Path) -> None:
+        """Read names and shapes.
+
+        Raises:
+            BadFile: when there is no such file, it is truncated, it is no zip archive of PyTorch 1.6 or later, or
+                it holds anything but named tensors.
+        """
+        self.path = path
+        try:
+            with opened_zip(path) as archive:
+                members = archive.infolist()
+        except SPOILED as error:
+            raise BadFile(
+                f"{path}: cannot be opened as a .pt archive ({error}). {FETCH_AGAIN} A file of PyTorch before 1.6 has "
+                "to be loaded and saved again."
+            ) from error
+        large = [info for info in members if info.filename.endswith(".pkl") and info.file_size > _PICKLE]
+        if large:
+            raise BadFile(
+                f"{path}: {large[0].filename!r}, which lists the tensors, has {large[0].file_size} bytes, and at most "
+                f"{_PICKLE} are read. Save sae.state_dict() alone."
+            )
+        packed = [info.filename for info in members if info.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise BadFile(f"{path}: member {packed[0]!r} is compressed, as torch.save never writes it. {FETCH_AGAIN}")
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._load().items()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as float32; float32 on disk is not copied. Raises BadFile."""
+        tensor = self._tensor(name)
+        if not tensor.is_floating_point():
+            raise BadFile(not_floating(self.path, name, str(tensor.dtype)))
+        return tensor.to(torch.float32)
+
+    def number(self, name: str) -> float:
+        """A tensor of one value, of any type.
+
+        Raises:
+            BadFile: when it holds several values, or one that is not finite.
+        """
+        tensor = self._tensor(name)
+        if tensor.numel() != 1 or not math.isfinite(float(tensor)):
+            raise BadFile(
+                f"{self.path}: tensor {name!r} of shape {list(tensor.shape)} is not one finite number. {FETCH_AGAIN}"
+            )
+        return float(tensor)
+
+    def _tensor(self, name: str) -> Tensor:
+        tensors = self._load()
+        if name not in tensors or tuple(tensors[name].shape) != self.shapes.get(name):
+            raise BadFile(f"{self.path}: tensor {name!r} is not what it was when opened. {FETCH_AGAIN}")
+        return tensors[name]
+
+    def _load(self) -> dict[str, Tensor]:
+        try:
+            data: object = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadFile(
+                f"{self.path}: holds more than tensors, and loading that could run code, so it was not loaded "
+                f"({reason}). Use a file that holds a state_dict alone, from a source you trust."
+            ) from error
+        except Exception as error:  # torch's unpickler of damaged bytes raises whatever its stack gives
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BadFile(f"{self.path}: cannot be read as tensors ({reason}). {FETCH_AGAIN}") from error
+        if not isinstance(data, dict) or not data:
+            raise BadFile(
+                f"{self.path}: holds {type(data).__name__}, expected a dict of tensors. Save sae.state_dict()."
+            )
+        size, tensors = self.path.stat().st_size, dict[str, Tensor]()
+        for name, tensor in data.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                raise BadFile(
+                    f"{self.path}: entry {name!r} is {type(tensor).__name__}, expected tensors by name. Save "
+                    "sae.state_dict()."
+                )
+            if tensor.layout is not torch.strided or tensor.is_quantized:
+                raise BadFile(f"{self.path}: tensor {name!r} is not dense. Convert it with to_dense().")
+            if tensor.numel() * tensor.element_size() > size:
+                raise BadFile(
+                    f"{self.path}: tensor {name!r} of shape {list(tensor.shape)} claims more than the {size} bytes of "
+                    f"the file. {FETCH_AGAIN}"
+                )
+            tensors[name.removeprefix(_COMPILED)] = tensor.detach()
+        return tensors
