@@ -15,7 +15,7 @@ from demo_build.markdown import table
 from saeflow.experiments.sampling import expand, held_out, open_dataset
 from saeflow.ids import Part
 from saeflow.matching.agreement import Agreement, AgreementRow, agreement
-from saeflow.matching.compare import compare_methods
+from saeflow.matching.build import compare_methods
 from saeflow.matching.correlation import correlate
 from saeflow.matching.methods import METHODS
 from saeflow.paper import agreement_by_layer, save

@@ -66,7 +66,6 @@ PAGES: Final = (
             "matching.topk",
             "matching.screening",
             "matching.permutation",
-            "matching.virtual",
             "matching.correlation",
             "matching.calibration",
             "matching.null",

@@ -14,9 +14,8 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Rescale
 from saeflow.labels.local import make_words
 from saeflow.labels.words import WordsFolder
-from saeflow.matching.methods import Role, check, match
+from saeflow.matching.methods import EdgeEnd, check, match, reading_rows
 from saeflow.matching.table import MatchTable
-from saeflow.matching.virtual import reading_rows, weighted_virtual
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
@@ -113,17 +112,15 @@ def test_as_a_child_it_reads_the_stream_itself_or_is_refused() -> None:
     torch.testing.assert_close(reading_rows(mid), mid.W_enc)
     found = match(parent, mid, k=2, method="virtual")
     np.testing.assert_allclose(found.score, (parent.W_dec @ mid.W_enc.T).topk(2, dim=1).values, rtol=1e-5)
-    check(mid, "virtual", Role.CHILD)
-    assert weighted_virtual(torch.ones(N), parent, mid, k=1).target == BEFORE
+    check(mid, "virtual", EdgeEnd.CHILD)
     words = "transcoder at 1/mlp reads mlp_in, the stream after the norm"
     for ask in (
         lambda: reading_rows(behind),
         lambda: match(parent, behind, method="virtual"),
         lambda: match(parent, behind, method="permutation-encoder"),
-        lambda: check(behind, "virtual", Role.CHILD),
-        lambda: weighted_virtual(torch.ones(N), parent, behind),
+        lambda: check(behind, "virtual", EdgeEnd.CHILD),
     ):
         with pytest.raises(WidthMismatch, match=words):
             ask()
-    check(behind, "virtual", Role.PARENT)
+    check(behind, "virtual", EdgeEnd.PARENT)
     assert match(parent, behind, method="cosine").target == MLP

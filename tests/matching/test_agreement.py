@@ -9,8 +9,7 @@ from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.ids import Part, Site
 from saeflow.matching.agreement import agreement
 from saeflow.matching.atlas import flow_pairs
-from saeflow.matching.build import build_atlas
-from saeflow.matching.compare import compare_methods
+from saeflow.matching.build import build_atlas, compare_methods
 from saeflow.matching.methods import METHODS, match_pair
 from saeflow.matching.table import MatchTable
 from saeflow.sources.architectures import Tap

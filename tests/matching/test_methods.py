@@ -13,15 +13,15 @@ from saeflow.flow.graph import FlowGraph, Reason
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.methods import (
     METHODS,
-    Role,
+    EdgeEnd,
     check,
     match,
     match_pair,
     match_rows,
     permutation,
-    roles,
     rows_of,
     sides,
+    sides_of,
 )
 from saeflow.report.tables import match_rows as report_rows
 from saeflow.sources.activations import JumpReLU, ReLU
@@ -107,11 +107,14 @@ def test_one_to_one_methods_reach_the_best_sum(name, sizes):
 
 
 def test_the_earlier_site_writes_and_the_later_one_reads():
-    assert roles(Site.parse("2/res"), Site.parse("3/res")) == (Role.PARENT, Role.CHILD)
-    assert roles(Site.parse("3/res"), Site.parse("3/mlp")) == (Role.CHILD, Role.PARENT)
-    assert roles(Site.parse("3/mlp"), Site.parse("3/att")) == (Role.CHILD, Role.PARENT)
+    def ends_of(*names):
+        return tuple(end for _, end in sides_of(tuple(map(Site.parse, names))))
+
+    assert ends_of("2/res", "3/res") == (EdgeEnd.PARENT, EdgeEnd.CHILD)
+    assert ends_of("3/res", "3/mlp") == (EdgeEnd.CHILD, EdgeEnd.PARENT)
+    assert ends_of("3/mlp", "3/att") == (EdgeEnd.CHILD, EdgeEnd.PARENT)
     # at one site the source asks where it comes from
-    assert roles(Site.parse("3/res"), Site.parse("3/res")) == (Role.CHILD, Role.PARENT)
+    assert ends_of("3/res", "3/res") == (EdgeEnd.CHILD, EdgeEnd.PARENT)
 
 
 def test_a_virtual_weight_is_what_the_child_gains_from_the_parent():
@@ -139,7 +142,7 @@ def test_where_hidden_states_are_centred_a_constant_written_counts_for_nothing(p
 def test_a_bias_of_the_input_is_counted_in():
     plain, other = random_dictionary("3/res", 5, seed=1), random_dictionary("2/res", 5, seed=2)
     subtracting = random_dictionary("3/res", 5, seed=1, preprocessing=Preprocessing(subtract_b_dec=True))
-    rows = [rows_of(d, Role.CHILD, "permutation-encoder-bias").rows for d in (plain, subtracting)]
+    rows = [rows_of(d, EdgeEnd.CHILD, "permutation-encoder-bias").rows for d in (plain, subtracting)]
     assert torch.allclose(rows[1][:, -1], plain.b_enc - plain.W_enc @ plain.b_dec)
     assert torch.equal(rows[0][:, :-1], rows[1][:, :-1])
     assert match(subtracting, other, method="permutation-encoder-bias").n_target == 5
@@ -165,7 +168,7 @@ def test_encoders_on_z_are_refused_with_what_would_do(name):
     with pytest.raises(WidthMismatch, match=r"3/att reads z.*decoder-product"):
         match(earlier, on_z, method=name, projector=writer)
     with pytest.raises(WidthMismatch, match="3/att reads z"):
-        check(on_z, name, Role.CHILD)
+        check(on_z, name, EdgeEnd.CHILD)
 
 
 def test_z_without_a_model_is_refused():
@@ -212,7 +215,7 @@ def test_unknown_methods_are_refused_with_the_known_ones():
 @pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].folded])
 def test_folding_without_thresholds_is_refused(name):
     relu = random_dictionary("3/res", 5, activation=ReLU())
-    for refuse in (lambda: match(relu, relu, method=name), lambda: check(relu, name, Role.CHILD)):
+    for refuse in (lambda: match(relu, relu, method=name), lambda: check(relu, name, EdgeEnd.CHILD)):
         with pytest.raises(InvalidArgument, match="Match without folding"):
             refuse()
 

@@ -16,8 +16,7 @@ from saeflow.experiments.settings import InputNames
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.agreement import agreement
 from saeflow.matching.atlas import atlas_folder, open_atlas, save_manifest
-from saeflow.matching.build import build_atlas
-from saeflow.matching.same_weights import other_weights, refuse_other_weights
+from saeflow.matching.build import build_atlas, other_weights, refuse_other_weights
 from saeflow.sources.formats import save_release
 from saeflow.sources.formats.file_weights import FileWeights
 from saeflow.sources.library import load_dictionaries

@@ -12,11 +12,10 @@ from safetensors.torch import save_file
 from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Part, Site
-from saeflow.matching import shards
+from saeflow.matching import build
 from saeflow.matching.atlas import flow_pairs, open_atlas
-from saeflow.matching.build import build_atlas
-from saeflow.matching.row_cache import RowCache
-from saeflow.matching.shards import Best, shard_bounds
+from saeflow.matching.build import build_atlas, merge_best, shard_bounds
+from saeflow.matching.methods import RowCache
 from saeflow.matching.topk import COLUMNS
 from saeflow.sources.activations import JumpReLU, ReLU, TopK
 from saeflow.sources.architectures import Tap
@@ -110,20 +109,19 @@ def test_the_order_of_merging_does_not_matter(n, k, parts, seed, order):
     make = np.random.default_rng(seed)
     index = np.stack([make.permutation(parts * k) for _ in range(n)]).reshape(n, parts, k)
     score = make.integers(0, 3, (n, parts, k)).astype(np.float32)
-    several = [Best(index[:, part].astype(np.int64), score[:, part]) for part in range(parts)]
+    several = [(index[:, part].astype(np.int64), score[:, part]) for part in range(parts)]
 
     def merged(of):
-        best = Best.none(n, k)
+        best = np.full((n, k), -1, np.int64), np.full((n, k), -np.inf, np.float32)
         for one in of:
-            best = best.merged(one)
-        return best
+            best = merge_best(*best, *one)
+        return best[0].tolist()
 
     first = merged(several)
     order.shuffle(several)
-    again = merged(several)
-    assert np.array_equal(first.index, again.index)
+    assert merged(several) == first
     expected = [sorted(zip(-score[row].ravel(), index[row].ravel(), strict=True))[:k] for row in range(n)]
-    assert [[i for _, i in row] for row in expected] == first.index.tolist()
+    assert [[i for _, i in row] for row in expected] == first
 
 
 @pytest.mark.parametrize(
@@ -176,8 +174,8 @@ def test_a_build_that_stops_keeps_the_parts_that_are_done_and_ends_with_the_same
     with pytest.raises(KeyboardInterrupt):
         build_atlas(dictionaries, out=out, k=3, shard_rows=64, engine=Stops(7))
     assert len(list((out / "parts").iterdir())) == 7
-    match = shards.best_rows_both
-    monkeypatch.setattr(shards, "best_rows_both", lambda *told: done.append(told) or match(*told))
+    match = build.best_rows_both
+    monkeypatch.setattr(build, "best_rows_both", lambda *told: done.append(told) or match(*told))
     build_atlas(dictionaries, out=out, k=3, shard_rows=64)
     grid = {SITES[0]: 5, SITES[1]: 2, SITES[2]: 4}
     units = sum(grid[a] * grid[b] for a, b in flow_pairs(SITES))
@@ -260,3 +258,15 @@ def test_a_cache_holds_the_rows_of_the_last_keys_and_pickles_empty():
     sent = pickle.loads(pickle.dumps(cache))  # noqa: S301
     assert not any(key in sent for key in "abc")
     assert sent.get("a", lambda: 1) == 1
+
+
+def test_a_cache_reads_ahead_once_and_forgets_a_read_that_failed():
+    read, cache = [], RowCache(2)
+    cache.read_ahead("a", lambda: read.append("a") or 1)
+    cache.read_ahead("a", lambda: read.append("again"))
+    cache.read_ahead("b", lambda: 1 / 0)
+    assert cache.get("a", lambda: read.append("again")) == 1
+    with pytest.raises(ZeroDivisionError):
+        cache.get("b", lambda: 2)
+    assert cache.get("b", lambda: 2) == 2
+    assert read == ["a"]

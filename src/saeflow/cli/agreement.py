@@ -37,9 +37,8 @@ def agreement(
     """
     from saeflow.matching.agreement import agreement as compare
     from saeflow.matching.atlas import open_atlas
-    from saeflow.matching.compare import compare_methods
+    from saeflow.matching.build import compare_methods, refuse_other_weights
     from saeflow.matching.methods import METHODS
-    from saeflow.matching.same_weights import refuse_other_weights
     from saeflow.sources.library import load_dictionaries
 
     check_ending("--figure", figure, ".svg", ".png", ".pdf")

@@ -18,7 +18,7 @@ from saeflow.doctor.weights import examine_weights
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas
-from saeflow.matching.same_weights import other_weights
+from saeflow.matching.build import other_weights
 from saeflow.records import Progress
 from saeflow.sources.activity import TextBatch, text_batches
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of

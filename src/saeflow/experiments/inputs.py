@@ -21,7 +21,7 @@ from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSi
 from saeflow.files import cache_folder
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, open_atlas
-from saeflow.matching.same_weights import refuse_other_weights
+from saeflow.matching.build import refuse_other_weights
 from saeflow.records import Progress
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model

@@ -27,9 +27,8 @@ from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.records import SEARCHES
 from saeflow.experiments.sampling import Dataset, generator, held_out
 from saeflow.ids import Part, Site
-from saeflow.matching.build import build_atlas
+from saeflow.matching.build import build_atlas, weights_of
 from saeflow.matching.correlation import correlate
-from saeflow.matching.same_weights import weights_of
 from saeflow.matching.table import MatchTable
 from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary

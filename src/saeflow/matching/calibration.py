@@ -35,9 +35,9 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.files import add_sha256, write_atomic
 from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas, Pair, open_atlas, save_manifest
-from saeflow.matching.methods import Role, Rows, rows_of
+from saeflow.matching.build import refuse_other_weights
+from saeflow.matching.methods import EdgeEnd, Rows, rows_of
 from saeflow.matching.null import FILE, NullDistribution, nulls_to_bytes, read_nulls
-from saeflow.matching.same_weights import refuse_other_weights
 from saeflow.matching.topk import top_k
 from saeflow.records import Progress
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
@@ -230,7 +230,7 @@ class _Draw:
         if site not in self._sides:
             if site not in self.dictionaries:
                 raise UnknownSite(f"there is no dictionary at {site}, which the atlas has. Give them all.")
-            self._sides[site] = rows_of(self.dictionaries[site], Role.CHILD, projector=self.projector)
+            self._sides[site] = rows_of(self.dictionaries[site], EdgeEnd.CHILD, projector=self.projector)
             self.dictionaries[site].unload()
         return self._sides[site]
 

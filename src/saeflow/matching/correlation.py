@@ -21,9 +21,9 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.files import write_atomic
 from saeflow.ids import Site
 from saeflow.matching.atlas import MANIFEST, Atlas, Pair, flow_pairs, open_atlas, save_manifest, table_entry, table_file
+from saeflow.matching.build import weights_of
 from saeflow.matching.coactivation import Ranked, size, top_correlations
-from saeflow.matching.methods import Role, rows_of
-from saeflow.matching.same_weights import weights_of
+from saeflow.matching.methods import EdgeEnd, rows_of
 from saeflow.matching.stream import Stream
 from saeflow.matching.table import MatchTable
 from saeflow.reading import read_json
@@ -122,7 +122,7 @@ class _Run:
         encoders: dict[str, str] = {}
         for site in sorted({site for pair in pairs for site in pair}):
             dictionary = self.stream.dictionaries[site]
-            writers[site] = rows_of(dictionary, Role.CHILD, projector=self.stream.model).fingerprint
+            writers[site] = rows_of(dictionary, EdgeEnd.CHILD, projector=self.stream.model).fingerprint
             encoders[str(site)] = encoder_digest(dictionary, self.stream.model)
             dictionary.unload()
         stated = {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite, WidthMismatch
 from saeflow.ids import FeatureId, Site
-from saeflow.matching.row_cache import RowCache
+from saeflow.matching.methods import RowCache
 from saeflow.records import Match
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 

@@ -7,40 +7,63 @@ Most keep the k best of each feature (many to one, section 3.2); the permutation
 Any two dictionaries of one residual stream can be matched: neighbours, sites far apart, two releases of
 other width or seed. Scores are kept in their own units, signs and all: a cosine lies in [-1, 1], the others
 have no such range, and thresholds meant for cosines do not fit them.
+
+Virtual weights say how strongly what one feature writes is read by another (equation 1, appendix F):
+
+    w(parent -> child) = W_dec[parent] . W_enc[child]
+    z(h)_i (W_dec(A)^T W_enc(B)^T)_{i,:}                        A before B, for one token       (eq. 1)
+
+Equation 1 (Dunefsky et al. 2024, arXiv 2406.11944) multiplies A's decoder by B's encoder, so A comes first in
+the computation: its feature i, active with z_i, adds z_i w_ij to the pre-activation of B's feature j. The
+sentence below it in the paper calls features of B the ancestors; the product says descendants, and we follow
+the product. For a child in the residual stream this is the direct path. For a child at a module's output
+the parent's share first passes through the module, and the product is a similarity and no path.
+
+A transcoder (Dunefsky et al.) writes at its site like any dictionary, and as a parent is no exception. What it reads
+decides about the child: one that reads the stream after attention (`mid`) has its encoder rows in the residual stream,
+and the product is the direct path, as for a child there. One that reads what the MLP is called with (`mlp_in`) has them
+behind a norm, whose gain the weights of the dictionary do not hold: it is refused.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.errors import BadFile, InvalidArgument
+from saeflow.errors import BadFile, InvalidArgument, WidthMismatch
 from saeflow.ids import Site
 from saeflow.matching.permutation import NO_PARTNER, Assignment, assign
 from saeflow.matching.table import MatchTable
 from saeflow.matching.topk import TopK, top_k, top_k_both
-from saeflow.matching.virtual import reading_bias, reading_rows
 from saeflow.sources.architectures import Tap
-from saeflow.sources.dictionary import AttentionWriter, Dictionary
+from saeflow.sources.dictionary import AttentionWriter, Dictionary, Norm
 from saeflow.sources.weights import row_peaks
 
-_MakeRows = Callable[[Dictionary, "Role", AttentionWriter | None], Tensor]
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+_MakeRows = Callable[[Dictionary, "EdgeEnd", AttentionWriter | None], Tensor]
 
 
-class Role(enum.StrEnum):
+class EdgeEnd(enum.StrEnum):
     """Which end of an edge of the flow a dictionary stands at."""
 
     PARENT = "parent"
     CHILD = "child"
+
+
+Side = tuple[Site, EdgeEnd]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +115,53 @@ class Rows:
     def matched(self) -> Float[Tensor, "n_live width"]:
         """The rows that have a direction."""
         return self.rows if self.live is None else self.rows[self.live]
+
+
+class RowCache(Generic[Key, Value]):
+    """The rows of the `size` keys that were used last: a site that is in several pairs is read once while they follow.
+
+    It pickles empty: another process reads its own.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Nothing is kept yet."""
+        self._size = size
+        self._rows: OrderedDict[Key, Future[Value]] = OrderedDict()
+        self._reader: ThreadPoolExecutor | None = None
+
+    def __reduce__(self) -> tuple[type[RowCache[Key, Value]], tuple[int]]:
+        """An empty cache of the same size."""
+        return RowCache, (self._size,)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the rows of a key are in memory, or being read."""
+        return key in self._rows
+
+    def get(self, key: Key, read: Callable[[], Value]) -> Value:
+        """The rows of a key. Where they are not in memory they are read, after the oldest are forgotten."""
+        if key not in self._rows:
+            self._make_room()
+            rows: Future[Value] = Future()
+            rows.set_result(read())
+            self._rows[key] = rows
+        self._rows.move_to_end(key)
+        try:
+            return self._rows[key].result()
+        except BaseException:
+            del self._rows[key]
+            raise
+
+    def read_ahead(self, key: Key, read: Callable[[], Value]) -> None:
+        """Read the rows of a key in a thread, one key after the other, unless they are in memory."""
+        if key not in self._rows:
+            self._make_room()
+            self._reader = self._reader or ThreadPoolExecutor(1, "reader of rows")
+            self._rows[key] = self._reader.submit(read)
+        self._rows.move_to_end(key)
+
+    def _make_room(self) -> None:
+        while len(self._rows) >= self._size:
+            self._rows.popitem(last=False)
 
 
 def match(
@@ -266,34 +336,36 @@ def sides(
     Raises:
         As `match` does.
     """
-    first, second = roles(source.site, target.site)
+    (_, first), (_, second) = sides_of((source.site, target.site))
     return rows_of(source, first, method, projector), rows_of(target, second, method, projector)
 
 
-def roles(source: Site, target: Site) -> tuple[Role, Role]:
-    """Who is parent and who is child: the earlier in the order of computation is the parent.
+def sides_of(pair: tuple[Site, Site]) -> tuple[Side, Side]:
+    """Each site with its end of the edge: the earlier in the order of computation is the parent.
 
     At one site (two releases) the order does not say; there the source is the child, which asks where it comes
     from.
     """
-    return (Role.PARENT, Role.CHILD) if source < target else (Role.CHILD, Role.PARENT)
+    source, target = pair
+    ends = (EdgeEnd.PARENT, EdgeEnd.CHILD) if source < target else (EdgeEnd.CHILD, EdgeEnd.PARENT)
+    return (source, ends[0]), (target, ends[1])
 
 
 def rows_of(
-    dictionary: Dictionary, role: Role, method: str = "cosine", projector: AttentionWriter | None = None
+    dictionary: Dictionary, end: EdgeEnd, method: str = "cosine", projector: AttentionWriter | None = None
 ) -> Rows:
     """The rows a dictionary brings to a method, in float32. Reads only the tensors that the method needs.
 
     A row of zeros stands for a feature without a direction: what it writes (or reads, where only that is compared)
     is zeros or not finite.
 
-    `role` matters to the virtual methods alone: a parent brings what it writes, a child what it reads.
+    `end` matters to the virtual methods alone: a parent brings what it writes, a child what it reads.
 
     Raises:
         As `match` does.
     """
     how = find_method(method)
-    rows = how.rows(dictionary.fold() if how.folded else dictionary, role, projector).float()
+    rows = how.rows(dictionary.fold() if how.folded else dictionary, end, projector).float()
     if not bool(torch.isfinite(rows).all()):
         raise BadFile(
             f"{dictionary.origin}: rows for method {method!r} are not finite in float32. Values of the file, or "
@@ -302,7 +374,7 @@ def rows_of(
     return Rows(dictionary.site, rows)
 
 
-def check(dictionary: Dictionary, method: str, role: Role) -> None:
+def check(dictionary: Dictionary, method: str, end: EdgeEnd) -> None:
     """Refuse at once what matching would refuse later; reads no more than thresholds.
 
     Raises:
@@ -312,7 +384,7 @@ def check(dictionary: Dictionary, method: str, role: Role) -> None:
     how = find_method(method)
     if how.folded:
         dictionary.fold()
-    virtual_parent = how.rows is _virtual and role is Role.PARENT
+    virtual_parent = how.rows is _virtual and end is EdgeEnd.PARENT
     if how.reads_encoder and dictionary.tap in (Tap.Z, Tap.MLP_IN) and not virtual_parent:
         reading_rows(dictionary)
 
@@ -328,20 +400,61 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _unit(dictionary: Dictionary, _: Role, projector: AttentionWriter | None) -> Tensor:
+def reading_rows(dictionary: Dictionary) -> Float[Tensor, "n_features d_model"]:
+    """What each feature reads from the residual stream: the encoder rows, in the units of the file.
+
+    Where hidden states are centred before they are encoded, the rows are centred instead, which is the same
+    function. A normalisation that divides each token by its own size is left out: it scales all features
+    alike on a token.
+
+    Raises:
+        WidthMismatch: when the dictionary reads z, or as a transcoder what a norm makes of the stream: neither is the
+            residual stream.
+        BadFile: when a row is not finite.
+    """
+    if dictionary.tap is Tap.MLP_IN:
+        raise WidthMismatch(
+            f"The transcoder at {dictionary.site} reads mlp_in, the stream after the norm before the MLP: its encoder "
+            "rows lack the gain of that norm and do not lie in the residual stream. Match by what it writes: method "
+            '"cosine", "permutation" or "decoder-product".'
+        )
+    if dictionary.tap is Tap.Z:
+        raise WidthMismatch(
+            f"The dictionary at {dictionary.site} reads z, the outputs of the heads, of width {dictionary.d_in}: "
+            "its encoder rows do not lie in the residual stream, and those of two layers not in one space. "
+            'Match by what it writes: method "cosine", "permutation" or "decoder-product".'
+        )
+    rows = dictionary.finite_rows("W_enc")
+    if dictionary.preprocessing.center or dictionary.preprocessing.norm is Norm.LAYER_NORM:
+        return rows - rows.mean(dim=1, keepdim=True)
+    return rows
+
+
+def reading_bias(dictionary: Dictionary) -> Float[Tensor, " n_features"]:
+    """The bias of the pre-activations; where `b_dec` is subtracted from the input, that is counted in.
+
+    Raises:
+        BadFile: when a tensor is not finite.
+    """
+    if dictionary.preprocessing.subtract_b_dec:
+        return dictionary.finite_rows("b_enc") - dictionary.finite_rows("W_enc") @ dictionary.b_dec
+    return dictionary.finite_rows("b_enc")
+
+
+def _unit(dictionary: Dictionary, _: EdgeEnd, projector: AttentionWriter | None) -> Tensor:
     return dictionary.directions(projector)
 
 
-def _decoder(dictionary: Dictionary, _: Role, projector: AttentionWriter | None) -> Tensor:
+def _decoder(dictionary: Dictionary, _: EdgeEnd, projector: AttentionWriter | None) -> Tensor:
     return dictionary.written_rows(projector)
 
 
-def _encoder_too(dictionary: Dictionary, _: Role, projector: AttentionWriter | None) -> Tensor:
+def _encoder_too(dictionary: Dictionary, _: EdgeEnd, projector: AttentionWriter | None) -> Tensor:
     return _beside(dictionary.written_rows(projector), reading_rows(dictionary))
 
 
-def _bias_too(dictionary: Dictionary, role: Role, projector: AttentionWriter | None) -> Tensor:
-    return _beside(_encoder_too(dictionary, role, projector), reading_bias(dictionary)[:, None])
+def _bias_too(dictionary: Dictionary, end: EdgeEnd, projector: AttentionWriter | None) -> Tensor:
+    return _beside(_encoder_too(dictionary, end, projector), reading_bias(dictionary)[:, None])
 
 
 def _beside(written: Tensor, more: Tensor) -> Tensor:
@@ -349,8 +462,8 @@ def _beside(written: Tensor, more: Tensor) -> Tensor:
     return torch.cat([written, torch.where(row_peaks(written)[:, None] > 0, more, 0)], dim=1)
 
 
-def _virtual(dictionary: Dictionary, role: Role, projector: AttentionWriter | None) -> Tensor:
-    return dictionary.written_rows(projector) if role is Role.PARENT else reading_rows(dictionary)
+def _virtual(dictionary: Dictionary, end: EdgeEnd, projector: AttentionWriter | None) -> Tensor:
+    return dictionary.written_rows(projector) if end is EdgeEnd.PARENT else reading_rows(dictionary)
 
 
 _FLOW = "section 3.2"

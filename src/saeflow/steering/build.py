@@ -174,7 +174,7 @@ def build_plan(
     # 1. features of graphs; weights that the atlas was not made from are refused before anything is run
     chosen = choose(request, atlas)
     if dictionaries is not None and isinstance(atlas, Atlas):
-        from saeflow.matching.same_weights import refuse_other_weights
+        from saeflow.matching.build import refuse_other_weights
 
         used = {target.feature.site for target in targets_within(chosen.kept, request.reach, request.upto)}
         refuse_other_weights(atlas, dictionaries, used, projector=model)

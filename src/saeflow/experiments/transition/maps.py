@@ -33,7 +33,7 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.settings import KS
 from saeflow.experiments.transition.variants import MapSource, MapVariant, Scaling
-from saeflow.matching.methods import Role, match, rows_of
+from saeflow.matching.methods import EdgeEnd, match, rows_of
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary, Norm
@@ -281,8 +281,8 @@ def _all(
     target: Dictionary,
 ) -> Iterator[tuple[MapVariant, TransitionMap]]:
     """Every entry. What is above 0 does not depend on scales, so folded rows add no binary form."""
-    left = rows_of(a, Role.PARENT, _method(weights)).rows
-    right = rows_of(b, Role.CHILD, _method(weights)).rows
+    left = rows_of(a, EdgeEnd.PARENT, _method(weights)).rows
+    right = rows_of(b, EdgeEnd.CHILD, _method(weights)).rows
     W_dec = target.W_dec.float()
     for how, one in units.items():
         scaled = W_dec * one.target[:, None]

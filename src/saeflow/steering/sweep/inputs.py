@@ -15,7 +15,7 @@ from saeflow.experiments.sampling import expand, open_dataset
 from saeflow.flow.trace import Matches
 from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas
-from saeflow.matching.same_weights import refuse_other_weights
+from saeflow.matching.build import refuse_other_weights
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
