@@ -160,8 +160,7 @@ def _read_words(place: Path) -> None:
 
 
 def _results(place: Path) -> None:
-    from saeflow.experiments.records import RunRequest
-    from saeflow.experiments.results import Results, SummaryTable
+    from saeflow.experiments.results import Results, RunRequest, SummaryTable
 
     request = RunRequest("origins", "demo", "demo", 0, ("demo:stories",), {}, {"layers": [1]})
     results = Results.start(place, request, lambda: [{"dataset": "x", "text": 0}], {})

@@ -16,7 +16,7 @@ from typing import Any
 
 from demo_build.markdown import table
 from saeflow.demo import quality
-from saeflow.experiments.records import Origin
+from saeflow.experiments.groups import Origin
 from saeflow.experiments.results import Results
 
 OUT = Path(__file__).parent.parent / "docs" / "demo-effects.md"

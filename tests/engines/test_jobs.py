@@ -9,7 +9,7 @@ from saeflow.engines import open_engine
 from saeflow.experiments.deactivation import DeactivationSettings, run_deactivation
 from saeflow.experiments.methods import top_k
 from saeflow.experiments.origins import run_origins
-from saeflow.experiments.records import RunRequest
+from saeflow.experiments.results import RunRequest
 from saeflow.experiments.transition.run import TransitionSettings, run_transition
 from saeflow.matching.build import build_atlas
 from saeflow.steering.sweep.run import run_sweep

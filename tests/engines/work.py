@@ -9,8 +9,7 @@ from pathlib import Path
 
 from saeflow.engines import open_engine
 from saeflow.errors import BadFile
-from saeflow.experiments.records import RunRequest
-from saeflow.experiments.results import Results
+from saeflow.experiments.results import Results, RunRequest
 
 UNITS = [{"dataset": "a", "text": n, "n": n} for n in range(12)]
 

@@ -5,7 +5,7 @@ import time
 from saeflow.experiments.deactivation import DeactivationSettings, run_deactivation
 from saeflow.experiments.deactivation_tables import summarize_deactivation
 from saeflow.experiments.methods import top_k
-from saeflow.experiments.records import RunRequest
+from saeflow.experiments.results import RunRequest
 from saeflow.experiments.sampling import Sample
 
 from .planted import LAYER, TEXT, plant

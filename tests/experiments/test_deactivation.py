@@ -1,15 +1,16 @@
 """On a model whose causes are known, the right predecessor deactivates its target and others do not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.causal import PreparedText
-from saeflow.experiments.deactivation import SWEEP, DeactivationSettings, EditBatch, TokenEdit, deactivate
+from saeflow.experiments.deactivation import SWEEP, DeactivationSettings, EditBatch, RowNorms, TokenLayer, deactivate
+from saeflow.experiments.groups import Origin
 from saeflow.experiments.methods import random_of_top_k, top_k
-from saeflow.experiments.records import Origin
 from saeflow.experiments.sampling import Sample
-from saeflow.experiments.token_layer import RowNorms, TokenLayer
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Positions, Rescale
 
@@ -42,14 +43,11 @@ def trials(planted, strategies):
 def pick(trials, strategy="top-1", control=False, r=0.0, **where):
     """Trials of a strategy whose target, position, group or removed are as said."""
 
-    def value(trial, name):
-        return getattr(trial.removal, name, None) if name in ("group", "removed") else getattr(trial, name)
-
     return [
         t
         for t in trials
-        if (t.removal.strategy, t.removal.control, t.removal.r) == (strategy, control, r)
-        and all(value(t, name) == wanted for name, wanted in where.items())
+        if (t.strategy, t.control, t.r) == (strategy, control, r)
+        and all(getattr(t, name) == wanted for name, wanted in where.items())
     ]
 
 
@@ -58,43 +56,43 @@ def test_removing_the_true_predecessors_deactivates(planted, trials, name) -> No
     target, position = planted.feature(RES, name), positions(WORD[name])[-1]
     group = Origin.of(TARGETS[name])
     [trial] = pick(trials, target=target, position=position, removed=group)
-    assert trial.removal.group == group
-    assert set(trial.removal.features) == set(planted.predecessors(name))
-    assert trial.effect.deactivated
-    assert trial.effect.change == 1
-    assert trial.effect.new_group == Origin.NOWHERE
+    assert trial.group == group
+    assert set(trial.features) == set(planted.predecessors(name))
+    assert trial.deactivated
+    assert trial.change == 1
+    assert trial.new_group == Origin.NOWHERE
 
 
 def test_a_feature_from_nowhere_is_counted_and_nothing_is_removed(planted, trials) -> None:
     target, position = planted.feature(RES, "orphan"), positions("orphan")[-1]
     for strategy in ("top-1", "top-5"):
         [trial] = pick(trials, strategy, target=target, position=position)
-        assert (trial.removal.group, trial.removal.removed) == (Origin.NOWHERE, Origin.NOWHERE)
-        assert trial.removal.features == {}
-        assert trial.effect.z_new == trial.effect.z_old > 0
+        assert (trial.group, trial.removed) == (Origin.NOWHERE, Origin.NOWHERE)
+        assert trial.features == {}
+        assert trial.z_new == trial.z_old > 0
     # what causes it has another direction: matching cannot see it, search does
-    best = min(pick(trials, "exhaustive", target=target, position=position), key=lambda t: t.effect.z_new)
-    assert set(best.removal.features) == {planted.feature("0/res", "orphan_cause")}
-    assert best.effect.deactivated
+    best = min(pick(trials, "exhaustive", target=target, position=position), key=lambda t: t.z_new)
+    assert set(best.features) == {planted.feature("0/res", "orphan_cause")}
+    assert best.deactivated
 
 
 def test_controls_are_other_active_features_as_many_of_the_same_sites_and_do_not_deactivate(trials) -> None:
-    controls = [t for t in trials if t.removal.control]
+    controls = [t for t in trials if t.control]
     assert len(controls) > 50
     for trial in controls:
         of = trials[trial.controls]
-        assert (of.target, of.position, of.removal.strategy) == (trial.target, trial.position, trial.removal.strategy)
-        assert of.removal.removed == trial.removal.removed
-        assert not of.removal.control
-        assert not set(trial.removal.features) & set(of.removal.features)
-        sites = [sorted(str(f.site) for f in t.removal.features) for t in (trial, of)]
+        assert (of.target, of.position, of.strategy) == (trial.target, trial.position, trial.strategy)
+        assert of.removed == trial.removed
+        assert not of.control
+        assert not set(trial.features) & set(of.features)
+        sites = [sorted(str(f.site) for f in t.features) for t in (trial, of)]
         assert sites[0] == sites[1]
-        assert min(trial.removal.features.values()) > 0
-    own = [t for t in trials if t.controls is None and t.removal.removed == t.removal.group]
-    top_1 = [t for t in own if t.removal.strategy == "top-1" and t.removal.r == 0 and t.removal.features]
-    of_top_1 = [t for t in controls if t.removal.strategy == "top-1"]
-    assert np.mean([t.effect.deactivated for t in top_1]) > 0.9
-    assert np.mean([t.effect.deactivated for t in of_top_1]) < 0.5
+        assert min(trial.features.values()) > 0
+    own = [t for t in trials if t.controls is None and t.removed == t.group]
+    top_1 = [t for t in own if t.strategy == "top-1" and t.r == 0 and t.features]
+    of_top_1 = [t for t in controls if t.strategy == "top-1"]
+    assert np.mean([t.deactivated for t in top_1]) > 0.9
+    assert np.mean([t.deactivated for t in of_top_1]) < 0.5
 
 
 def test_where_no_other_feature_is_active_there_is_no_control(planted, trials) -> None:
@@ -109,47 +107,45 @@ def test_r_of_1_changes_nothing_and_the_sweep_is_linear_where_the_cause_is(plant
     target, position = planted.feature(RES, "carried"), positions("carry")[-1]
     for r in SWEEP:
         [trial] = pick(trials, r=r, target=target, position=position, removed=Origin.RES)
-        assert trial.effect.change == pytest.approx(min(1 - r, 1), abs=1e-5)
-    kept = [t for t in trials if t.removal.r == 1]
+        assert trial.change == pytest.approx(min(1 - r, 1), abs=1e-5)
+    kept = [t for t in trials if t.r == 1]
     assert kept
-    assert all(t.effect.z_new == t.effect.z_old for t in kept)
-    assert all(t.effect.loss_new == t.effect.loss_old for t in kept)
-    assert {t.removal.control for t in kept} == {True, False}
+    assert all(t.z_new == t.z_old for t in kept)
+    assert all(t.loss_new == t.loss_old for t in kept)
+    assert {t.control for t in kept} == {True, False}
 
 
 def test_a_target_has_the_same_control_for_every_r(trials) -> None:
     controls = {}
     for number, trial in enumerate(trials):
-        if trial.removal.control and trial.removal.strategy == "top-1":
+        if trial.control and trial.strategy == "top-1":
             of = trials[trial.controls]
-            assert trial.removal.r == of.removal.r
-            assert trial.removal.features.keys().isdisjoint(of.removal.features)
-            controls.setdefault((trial.position, trial.target, of.removal.removed), []).append(number)
-    swept = [[trials[n].removal for n in numbers] for numbers in controls.values() if len(numbers) > 1]
+            assert trial.r == of.r
+            assert trial.features.keys().isdisjoint(of.features)
+            controls.setdefault((trial.position, trial.target, of.removed), []).append(number)
+    swept = [[trials[n] for n in numbers] for numbers in controls.values() if len(numbers) > 1]
     assert swept
     for removals in swept:
         assert sorted(removal.r for removal in removals) == sorted(SWEEP)
         assert len({(tuple(removal.features), removal.norm) for removal in removals}) == 1
     # every target that has a control of its removal has one of its sweep, and no other has
-    removed = [
-        t.removal.removed == t.removal.group for t in trials if t.removal.control and t.removal.strategy == "top-1"
-    ]
+    removed = [t.removed == t.group for t in trials if t.control and t.strategy == "top-1"]
     assert sum(removed) == sum(map(len, swept))
 
 
 def test_search_is_never_worse_and_a_set_never_worse_than_one(trials) -> None:
     best = {}
     for trial in trials:
-        if trial.removal.r == 0 and len(trial.removal.features) <= 1:
+        if trial.r == 0 and len(trial.features) <= 1:
             key = trial.position, trial.target
-            best[key] = min(best.get(key, np.inf), trial.effect.z_new)
+            best[key] = min(best.get(key, np.inf), trial.z_new)
     single, sets = {}, {}
     for trial in pick(trials, "exhaustive"):
         key = trial.position, trial.target
-        single[key] = min(single.get(key, np.inf), trial.effect.z_new)
+        single[key] = min(single.get(key, np.inf), trial.z_new)
     for trial in pick(trials, "greedy"):
-        assert len(trial.removal.features) <= 5
-        sets[trial.position, trial.target] = trial.effect.z_new
+        assert len(trial.features) <= 5
+        sets[trial.position, trial.target] = trial.z_new
     assert single.keys() == sets.keys() == best.keys()
     assert all(single[key] == best[key] for key in best)
     assert all(sets[key] <= single[key] for key in best)
@@ -158,30 +154,30 @@ def test_search_is_never_worse_and_a_set_never_worse_than_one(trials) -> None:
 def test_every_effect_is_that_of_a_full_forward_pass(planted, trials) -> None:
     """The oracle: hooks on the whole model, one pass a trial."""
     tokens = planted.tokens()
-    chosen = [t for t in trials if t.removal.features][::17]
+    chosen = [t for t in trials if t.features][::17]
     assert len(chosen) > 30
     for trial in chosen:
         by_site = {}
-        for feature in trial.removal.features:
+        for feature in trial.features:
             by_site.setdefault(feature.site, []).append(feature)
         where = Positions((trial.position,))
-        edits = [Rescale(tuple(f), trial.removal.r, where) for _, f in sorted(by_site.items())]
+        edits = [Rescale(tuple(f), trial.r, where) for _, f in sorted(by_site.items())]
         with planted.model.intervening(edits, planted.dictionaries):
             h = planted.model.capture(tokens, [RES])[RES][0, trial.position]
         z = planted.dictionaries[RES].encode(h)[trial.target.index].item()
-        assert trial.effect.z_new == pytest.approx(z, abs=1e-4)
+        assert trial.z_new == pytest.approx(z, abs=1e-4)
 
 
 def test_the_loss_is_there_for_the_targets_drawn_and_is_the_models(planted, trials) -> None:
-    with_loss = [t for t in trials if t.effect.loss_new is not None]
-    assert {t.removal.r for t in with_loss} == {*SWEEP, 0.0}
-    assert {t.removal.strategy for t in with_loss} == {"top-1"}
+    with_loss = [t for t in trials if t.loss_new is not None]
+    assert {t.r for t in with_loss} == {*SWEEP, 0.0}
+    assert {t.strategy for t in with_loss} == {"top-1"}
     drawn = {(t.position, t.target) for t in with_loss}
     assert len(drawn) == 3
-    controlled = {(t.position, t.target) for t in trials if t.removal.control and t.removal.r == 2}
-    assert {(t.position, t.target) for t in with_loss if t.removal.control} == drawn & controlled
+    controlled = {(t.position, t.target) for t in trials if t.control and t.r == 2}
+    assert {(t.position, t.target) for t in with_loss if t.control} == drawn & controlled
     assert drawn & controlled
-    [old] = {t.effect.loss_old for t in with_loss}
+    [old] = {t.loss_old for t in with_loss}
     assert old == pytest.approx(planted.model.loss(planted.tokens()).nanmean().item(), abs=1e-5)
 
 
@@ -194,7 +190,7 @@ def test_trials_are_a_function_of_the_seed(planted, strategies, trials) -> None:
         DeactivationSettings((LAYER,), loss_targets=3, seed=seed),
     )
     assert ask(0) == trials
-    drawn = [{(t.position, t.target) for t in found if t.effect.loss_new} for found in (trials, ask(1))]
+    drawn = [{(t.position, t.target) for t in found if t.loss_new} for found in (trials, ask(1))]
     assert drawn[0] != drawn[1]
 
 
@@ -211,14 +207,14 @@ def test_targets_beyond_the_most_are_drawn(planted, strategies) -> None:
         per_token.setdefault(trial.position, set()).add(trial.target)
     assert {len(targets) for targets in per_token.values()} == {1}
     assert len({targets.pop() for targets in per_token.values()}) > 2
-    assert {trial.removal.strategy for trial in few} == {"top-1"}
+    assert {trial.strategy for trial in few} == {"top-1"}
 
 
 def test_a_control_is_the_nearest_in_norm_of_five(planted) -> None:
     text = PreparedText(planted.model, planted.dictionaries, planted.tokens(), layers=[LAYER])
     position = positions("carry")[-1]
-    norms = RowNorms(planted.dictionaries, {})
-    here = TokenLayer.at(text, LAYER, position, SAMPLE, norms, n_targets=25, seed=0)
+    norms = RowNorms(planted.dictionaries)
+    here = TokenLayer.at(text, LAYER, position, SAMPLE, norms, SETTINGS)
     site = Site(0, Part.RES)
     values = {FeatureId(site, n): float(n + 1) for n in range(5)}
     made = TokenLayer(LAYER, position, here.targets, {Part.RES: values}, norms)
@@ -240,8 +236,8 @@ def test_edits_asked_twice_are_run_once(planted, monkeypatch) -> None:
     asked = EditBatch(text)
     position = positions("double")[-1]
     res, mlp = planted.predecessors("both")
-    both, target = TokenEdit.of(LAYER, position, (mlp, res)), planted.feature(RES, "both")
-    assert both == TokenEdit.of(LAYER, position, (res, mlp))
+    both, target = asked.edit(LAYER, position, (mlp, res)), planted.feature(RES, "both")
+    assert both is asked.edit(LAYER, position, (res, mlp))
     for watch in ([target], [target, res], [mlp]):
         asked.ask(both, watch)
     asked.answer()
@@ -249,19 +245,26 @@ def test_edits_asked_twice_are_run_once(planted, monkeypatch) -> None:
     asked.answer()
     [trial] = ran
     assert set(trial.watch) == {target, res, mlp}
-    assert asked.after(both, target) == 0
-    assert asked.losses(both) is None
+    assert both.after[target] == 0
+    assert both.losses is None
 
 
 def test_rows_say_all_of_a_trial_in_plain_values(trials) -> None:
-    number = next(n for n, t in enumerate(trials) if t.removal.control)
+    number = next(n for n, t in enumerate(trials) if t.control)
     row = trials[number].to_row(number)
     assert row["trial"] == number
     assert (row["control"], row["controls"]) == (True, trials[number].controls)
     assert row["group"] in {origin.label for origin in Origin.groups()}
-    assert row["features"] == pytest.approx({str(f): a for f, a in trials[number].removal.features.items()})
+    assert row["features"] == pytest.approx({str(f): a for f, a in trials[number].features.items()})
     assert row["change"] == pytest.approx(1 - row["z_new"] / row["z_old"], abs=1e-5)
     assert row["deactivated"] == (row["z_new"] == 0)
+
+
+@pytest.mark.parametrize(("z_new", "gone", "change"), [(0.0, True, 1.0), (1e-9, False, 1.0), (3.0, False, -0.5)])
+def test_only_an_activation_of_exactly_0_is_deactivated(trials, z_new, gone, change) -> None:
+    trial = replace(trials[0], z_old=2.0, z_new=z_new)
+    assert trial.deactivated is gone
+    assert trial.change == pytest.approx(change)
 
 
 @pytest.mark.parametrize(

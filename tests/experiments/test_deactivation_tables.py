@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from saeflow.experiments import deactivation_tables as deactivation
+from saeflow.experiments.deactivation import DeactivationTrial
 from saeflow.experiments.deactivation_tables import control_match, paired, remaining, table_1, trials_frame
-from saeflow.experiments.records import DeactivationTrial, Effect, Origin, Removal
+from saeflow.experiments.groups import Origin
 from saeflow.ids import FeatureId, Part, Site
 
 NOWHERE, RES, MLP, BOTH = Origin.NOWHERE, Origin.RES, Origin.MLP, Origin.RES | Origin.MLP
@@ -27,9 +28,9 @@ def trial(text, target, strategy, group, removed, z_new, **told):
     """A target of activation 2; `controls` makes a control."""
     controls, r, norm = told.get("controls"), told.get("r", 0.0), told.get("norm", 1.0)
     features = {FeatureId(Site(0, Part.RES), n): 1.0 for n in range(told.get("n", len(removed.parts)))}
-    removal = Removal(strategy, controls is not None, group, removed, features, norm, r)
-    effect = Effect(2.0, z_new, told.get("new", NOWHERE), told.get("old"), told.get("loss"))
-    return DeactivationTrial("a", text, 3, FeatureId(Site(1, Part.RES), target), removal, effect, controls)
+    after = z_new, told.get("new", NOWHERE), told.get("old"), told.get("loss")
+    place = "a", text, 3, FeatureId(Site(1, Part.RES), target), controls
+    return DeactivationTrial(*place, strategy, group, removed, features, norm, r, 2.0, *after)
 
 
 def rows_of(*texts):

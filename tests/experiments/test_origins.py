@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
+from saeflow.experiments.groups import Origin
 from saeflow.experiments.methods import random_of_top_k, top_k
 from saeflow.experiments.origins import MATCHES, observe_origins, run_origins
 from saeflow.experiments.origins_tables import Matches, observations, summarize_origins
-from saeflow.experiments.records import Origin, RunRequest
+from saeflow.experiments.results import RunRequest
 from saeflow.experiments.sampling import Sample
 from saeflow.ids import Part, Site
 from saeflow.matching.table import MatchTable

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from saeflow.errors import BadFile, InvalidArgument
-from saeflow.experiments.records import RunRecord, RunRequest
-from saeflow.experiments.results import Results, SummaryTable, significant, versions
+from saeflow.experiments.results import Results, RunRecord, RunRequest, SummaryTable, significant, versions
 
 UNITS = [{"dataset": "a", "text": n, "content": f"text\u2028{n}", "positions": [1, 2]} for n in range(6)]
 
@@ -38,6 +37,18 @@ def start(folder, **changes):
 
 def work(unit):
     return [{"text": unit["text"], "row": row, "value": unit["text"] / 3} for row in range(unit["text"])]
+
+
+def test_a_request_names_what_another_asks_otherwise() -> None:
+    first = RunRequest("origins", "demo", "demo", 0, ("a",), {"cosine": "x"}, {"r": (0.0, 1.0), "texts": 5})
+    same = RunRequest("origins", "demo", "demo", 0, ("a",), {"cosine": "x"}, {"texts": 5, "r": [0.0, 1.0]})
+    assert first.differences(same) == []  # as it comes back from JSON
+    other = RunRequest("origins", "demo", "demo", 0, ("a", "b"), {}, {"texts": 5, "r": [0.0]})
+    assert first.differences(other) == [
+        'atlas cosine is "x" there and null here',
+        'datasets is ["a"] there and ["a", "b"] here',
+        "r is [0.0, 1.0] there and [0.0] here",
+    ]
 
 
 def test_rows_come_back_as_they_were_written_unit_by_unit(tmp_path) -> None:

@@ -11,9 +11,10 @@ import saeflow as sf
 from saeflow.errors import InvalidArgument
 from saeflow.experiments import origins_tables as origins
 from saeflow.experiments.deactivation_tables import trials_frame
+from saeflow.experiments.groups import Origin
+from saeflow.experiments.origins import OriginTrial
 from saeflow.experiments.origins_tables import Matches, observations
-from saeflow.experiments.records import Origin, OriginTrial, RunRequest
-from saeflow.experiments.results import Results, SummaryTable
+from saeflow.experiments.results import Results, RunRequest, SummaryTable
 from saeflow.experiments.statistics import GAP, RATE, mean_difference, mean_estimates, means, means_and_controls, shares
 
 NOWHERE, RES, MLP, BOTH = Origin.NOWHERE, Origin.RES, Origin.MLP, Origin.RES | Origin.MLP

@@ -6,9 +6,9 @@ import torch
 
 from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.experiments.causal import PreparedText, Trial
+from saeflow.experiments.groups import Origin
 from saeflow.experiments.methods import top_k
 from saeflow.experiments.origins import observe_origins
-from saeflow.experiments.records import Origin
 from saeflow.experiments.sampling import Sample
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Rescale

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from saeflow.experiments.records import RunRequest
+from saeflow.experiments.results import RunRequest
 from saeflow.experiments.transition.run import Texts, TransitionSettings, run_transition, weights_digest
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, ReLU

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from saeflow.experiments.records import Origin, RunRequest
-from saeflow.experiments.results import Results, SummaryTable
+from saeflow.experiments.groups import Origin
+from saeflow.experiments.results import Results, RunRequest, SummaryTable
 
 GROUPS = [origin.label for origin in Origin.groups()]
 METHODS = ["cosine", "pearson"]

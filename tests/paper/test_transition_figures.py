@@ -5,8 +5,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from saeflow.experiments.records import RunRecord, RunRequest
-from saeflow.experiments.results import MANIFEST, Results
+from saeflow.experiments.results import MANIFEST, Results, RunRecord, RunRequest
 from saeflow.files import write_atomic
 from saeflow.paper import MEDIA, PAGE, PHONE, draw, reading, svg_text
 from saeflow.paper.results import write_page

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from saeflow.experiments.deactivation_tables import trials_frame
+from saeflow.experiments.groups import GROUPS, LABELS, Origin
 from saeflow.experiments.origins_tables import Matches
-from saeflow.experiments.records import GROUPS, LABELS, Origin
 from saeflow.ids import Part, Site
 from saeflow.reproduce.cases import Trials
 from saeflow.reproduce.evidence import OriginsRun, SteeringRun, TransitionRun

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from saeflow.errors import BadFile
-from saeflow.experiments.records import RunRequest
-from saeflow.experiments.results import Results
+from saeflow.experiments.results import Results, RunRequest
 from saeflow.flow.graph import Edge, FlowGraph, Node
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId

@@ -5,8 +5,7 @@ import math
 import pytest
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.records import RunRequest
-from saeflow.experiments.results import Results
+from saeflow.experiments.results import Results, RunRequest
 from saeflow.steering.judges import Score
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cells, methods

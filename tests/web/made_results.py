@@ -1,7 +1,7 @@
 """A results folder of an origins run with known groups, as `saeflow origins` writes one."""
 
-from saeflow.experiments.records import OriginTrial, RunRequest
-from saeflow.experiments.results import Results, SummaryTable, versions
+from saeflow.experiments.origins import OriginTrial
+from saeflow.experiments.results import Results, RunRequest, SummaryTable, versions
 
 SEEN = {0: "1", 1: "1", 2: "3", 3: "0"}
 """Text -> the group of feature 4/res/360 in it, as the digit of its `Origin`: RES, RES, RES & MLP, nowhere."""

@@ -17,30 +17,23 @@ For one text (appendix A.2):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.causal import PreparedText, Trial
+from saeflow.experiments.groups import EXHAUSTIVE, GREEDY, PARTS, Origin
 from saeflow.experiments.methods import Predecessors
-from saeflow.experiments.records import (
-    EXHAUSTIVE,
-    GREEDY,
-    PARTS,
-    DeactivationTrial,
-    Effect,
-    Origin,
-    Removal,
-    RunRequest,
-)
-from saeflow.experiments.results import Results, Row, versions
+from saeflow.experiments.results import Results, Row, RunRequest, significant, versions
 from saeflow.experiments.sampling import Sample, generator
-from saeflow.experiments.token_layer import RowNorms, TokenLayer
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Rescale
 from saeflow.records import Progress
@@ -54,6 +47,9 @@ LARGEST_SET = 5
 
 CANDIDATES = 32
 """Active features greedy search looks at: those that lower the target most when removed alone."""
+
+HANDFUL = 5
+"""Active features a control is chosen among."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +91,89 @@ class DeactivationSettings:
             raise InvalidArgument(f"the factors r = {self.r} hold one that is no number. 0 removes, 1 keeps.")
 
 
+@dataclass(slots=True)
+class DeactivationTrial:
+    """One target, one edit of its predecessors at one token, and what came of it (section 5.2).
+
+    Attributes:
+        dataset: name of the dataset.
+        text: number of the text in it, from 0.
+        position: column of the token in the text's tokens.
+        target: a residual feature that is active there.
+        controls: for a control, the number among its text's trials of the trial it controls.
+        strategy: the name of what chose the features; for a control, of what it controls.
+        group: the group of the target under the strategy before the edit.
+        removed: the parts whose predecessors were edited.
+        features: the features edited, with their activations before; of a control random active ones in place of the
+            strategy's.
+        norm: length of a V summed over what is removed, root of the sum of squares over sites.
+        r: the factor; 0 removes.
+        z_old: activation of the target before, above 0.
+        z_new: after.
+        new_group: the group under the same strategy after, from the recomputed activations.
+        loss_old: mean next-token loss of the text in nats before; None where not asked for.
+        loss_new: after.
+    """
+
+    dataset: str
+    text: int
+    position: int
+    target: FeatureId
+    controls: int | None
+    strategy: str
+    group: Origin
+    removed: Origin
+    features: Mapping[FeatureId, float]
+    norm: float
+    r: float
+    z_old: float
+    z_new: float = math.nan
+    new_group: Origin = Origin.NOWHERE
+    loss_old: float | None = None
+    loss_new: float | None = None
+
+    @property
+    def control(self) -> bool:
+        """Whether the features are random active ones in place of the strategy's."""
+        return self.controls is not None
+
+    @property
+    def deactivated(self) -> bool:
+        """Whether the target is silent afterwards: exactly 0."""
+        return self.z_new == 0
+
+    @property
+    def change(self) -> float:
+        """1 - z_new / z_old: 1 when silent, 0 when nothing changed, below 0 when it grew (appendix A.2)."""
+        return 1 - self.z_new / self.z_old
+
+    def to_row(self, number: int) -> Row:
+        """The trial as the row `number` of its text."""
+        return {
+            "dataset": self.dataset,
+            "text": self.text,
+            "position": self.position,
+            "layer": self.target.layer,
+            "target": str(self.target),
+            "trial": number,
+            "controls": self.controls,
+            "strategy": self.strategy,
+            "control": self.control,
+            "group": self.group.label,
+            "removed": self.removed.label,
+            "norm": significant(self.norm),
+            "r": self.r,
+            "features": {str(feature): significant(a) for feature, a in self.features.items()},
+            "z_old": significant(self.z_old),
+            "z_new": significant(self.z_new),
+            "deactivated": self.deactivated,
+            "change": significant(self.change),
+            "new_group": self.new_group.label,
+            "loss_old": self.loss_old,
+            "loss_new": self.loss_new,
+        }
+
+
 def deactivate(
     model: LanguageModel,
     dictionaries: Mapping[Site, Dictionary],
@@ -128,8 +207,7 @@ def deactivate(
     sites |= {predecessor for site in sites for predecessor in site.predecessors}
     around = {site: dictionaries[site] for site in sorted(sites) if site in dictionaries}
     text = PreparedText(model, around, tokens, layers=settings.layers, positions=sample.positions)
-    norms = norms or RowNorms(around, {})
-    return list(_TextTrials(text, sample, strategies, norms, settings).run())
+    return _TextTrials(text, sample, strategies, norms or RowNorms(around), settings).run()
 
 
 def run_deactivation(
@@ -155,25 +233,20 @@ def run_deactivation(
     """
     _check(dictionaries, strategies, settings)
     results = Results.start(out, request, lambda: [sample.to_row() for sample in samples()], versions())
-    return results.run(_Deactivate(model, dictionaries, strategies, settings), progress, engine)
+    work = partial(_rows_of_text, model, dictionaries, strategies, settings, RowNorms(dictionaries))
+    return results.run(work, progress, engine)
 
 
-@dataclass(frozen=True, eq=False)
-class _Deactivate:
-    """The rows of one text."""
-
-    model: LanguageModel
-    dictionaries: Mapping[Site, Dictionary]
-    strategies: Sequence[Predecessors]
-    settings: DeactivationSettings
-
-    @cached_property
-    def norms(self) -> RowNorms:
-        return RowNorms(self.dictionaries, {})
-
-    def __call__(self, unit: Row) -> list[Row]:
-        trials = deactivate(self.model, self.dictionaries, self.strategies, Sample.of(unit), self.settings, self.norms)
-        return [trial.to_row(number) for number, trial in enumerate(trials)]
+def _rows_of_text(
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    strategies: Sequence[Predecessors],
+    settings: DeactivationSettings,
+    norms: RowNorms,
+    unit: Row,
+) -> list[Row]:
+    trials = deactivate(model, dictionaries, strategies, Sample.of(unit), settings, norms)
+    return [trial.to_row(number) for number, trial in enumerate(trials)]
 
 
 def _check(
@@ -189,24 +262,187 @@ def _check(
             raise UnknownSite(f"no strategy has matches for {site}. Give layers the atlas covers.")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Planned:
-    """A row to be: the removal, and what decides the group of its target afterwards."""
+@dataclass(frozen=True, slots=True)
+class RowNorms:
+    """Length of the decoder rows of each site, computed when first asked for."""
 
-    here: TokenLayer
-    target: FeatureId
-    removal: Removal
-    edit: TokenEdit
-    named: Mapping[Part, Sequence[FeatureId]]
-    controls: int | None = None
+    dictionaries: Mapping[Site, Dictionary]
+    known: dict[Site, np.ndarray] = field(default_factory=dict[Site, np.ndarray])
 
-    @property
-    def watch(self) -> list[FeatureId]:
-        return [self.target, *(feature for features in self.named.values() for feature in features)]
+    def of(self, feature: FeatureId) -> float:
+        """The length of one row."""
+        if feature.site not in self.known:
+            rows = self.dictionaries[feature.site].W_dec.float()
+            self.known[feature.site] = torch.linalg.vector_norm(rows, dim=1).cpu().numpy()
+        return float(self.known[feature.site][feature.index])
+
+
+@dataclass(eq=False, slots=True)
+class TokenEdit:
+    """Rescale some active features of the inputs of a layer at one token: one object for equal edits of a text.
+
+    Attributes:
+        layer: L.
+        position: the token, a column of the text.
+        features: ascending; of any of the sites res L-1, att L, mlp L; may be none.
+        r: the factor, 0 to remove.
+        wanted: what is read after it at the next `EditBatch.answer`.
+        wants_loss: whether the loss of the text is computed then too.
+        after: activations after it that are known.
+        losses: loss of the text before and after; None where it was not computed.
+    """
+
+    layer: int
+    position: int
+    features: tuple[FeatureId, ...]
+    r: float = 0.0
+    wanted: dict[FeatureId, Any] = field(default_factory=dict[FeatureId, Any])
+    wants_loss: bool = False
+    after: dict[FeatureId, float] = field(default_factory=dict[FeatureId, float])
+    losses: tuple[float, float] | None = None
+
+    def to_trial(self) -> Trial:
+        """One `Rescale` a site, for the engine."""
+        by_site: dict[Site, list[FeatureId]] = {}
+        for feature in self.features:
+            by_site.setdefault(feature.site, []).append(feature)
+        edits = tuple(Rescale(tuple(features), self.r) for features in by_site.values())
+        return Trial(self.layer, self.position, edits, tuple(self.wanted))
+
+
+class EditBatch:
+    """Edits of one text: asked for by anyone, computed together when `answer` is called.
+
+    Strategies overlap: cosine and Pearson mostly name the same predecessor, and one feature is removed for several
+    targets of a token. So equal edits are one object, what is read after it is collected over all who ask, and the
+    engine gets one trial for each edit.
+    """
+
+    def __init__(self, text: PreparedText) -> None:
+        """Ask nothing yet."""
+        self._text = text
+        self._edits: dict[tuple[int, int, tuple[FeatureId, ...], float], TokenEdit] = {}
+        self._asked: dict[TokenEdit, None] = {}
+
+    def edit(self, layer: int, position: int, features: Iterable[FeatureId], r: float = 0.0) -> TokenEdit:
+        """The edit of some features, in any order."""
+        key = layer, position, tuple(sorted(features)), r
+        if key not in self._edits:
+            self._edits[key] = TokenEdit(*key)
+        return self._edits[key]
+
+    def ask(self, edit: TokenEdit, watch: Iterable[FeatureId], *, loss: bool = False) -> None:
+        """Read `watch` after an edit, and the loss of the text if wanted, at the next `answer`."""
+        edit.wanted.update(dict.fromkeys(watch))
+        edit.wants_loss |= loss and edit.losses is None
+        self._asked[edit] = None
+
+    def answer(self) -> None:
+        """Compute everything asked since the last time."""
+        for edit in self._asked:
+            if edit.after:
+                edit.wanted = {feature: None for feature in edit.wanted if feature not in edit.after}
+        for loss in (False, True):
+            edits = [edit for edit in self._asked if edit.wants_loss == loss and (loss or edit.wanted)]
+            trials = [edit.to_trial() for edit in edits]
+            for edit, trial, outcome in zip(edits, trials, self._text.run(trials, loss=loss), strict=True):
+                edit.after.update(zip(trial.watch, outcome.after, strict=True))
+                if outcome.loss_before is not None and outcome.loss_after is not None:
+                    edit.losses = outcome.loss_before, outcome.loss_after
+                edit.wanted, edit.wants_loss = {}, False
+        self._asked = {}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayer:
+    """One token and one layer: the targets there, and what is active at the predecessor sites.
+
+    Attributes:
+        layer: L.
+        position: the token, a column of the text.
+        targets: active features of res L that are looked at, with their activations.
+        active: for each predecessor site, its active features with their activations, ascending.
+        norms: lengths of decoder rows.
+    """
+
+    layer: int
+    position: int
+    targets: Mapping[FeatureId, float]
+    active: Mapping[Part, Mapping[FeatureId, float]]
+    norms: RowNorms
+
+    @staticmethod
+    def at(
+        text: PreparedText, layer: int, position: int, sample: Sample, norms: RowNorms, settings: DeactivationSettings
+    ) -> TokenLayer:
+        """Read the clean pass; of more than `n_targets` active features so many are drawn (appendix A.2)."""
+
+        def active_at(site: Site) -> dict[FeatureId, float]:
+            index, values = text.active(site, position)
+            return {FeatureId(site, i): v for i, v in zip(index.tolist(), values.tolist(), strict=True)}
+
+        site = Site(layer, Part.RES)
+        targets = active_at(site)
+        if len(targets) > settings.n_targets:
+            rng = generator(settings.seed, "targets", sample.dataset, sample.content, position, layer)
+            features = list(targets)
+            kept = np.sort(rng.choice(len(targets), settings.n_targets, replace=False)).tolist()
+            targets = {features[place]: targets[features[place]] for place in kept}
+        active = {one.part: active_at(one) for one in site.predecessors if one in norms.dictionaries}
+        return TokenLayer(layer, position, targets, active, norms)
+
+    @cached_property
+    def every(self) -> list[FeatureId]:
+        """All that is active at the predecessor sites, by part in the order of tables."""
+        return [feature for part in PARTS for feature in self.active.get(part, ())]
+
+    def of(self, feature: FeatureId) -> float:
+        """The clean activation of a predecessor, 0 when silent."""
+        return self.active.get(feature.part, {}).get(feature, 0.0)
+
+    def norm(self, feature: FeatureId) -> float:
+        """|a| times the length of its decoder row: how far its removal moves the hidden state."""
+        return abs(self.of(feature)) * self.norms.of(feature)
+
+    def named(self, strategy: Predecessors, target: FeatureId) -> dict[Part, list[FeatureId]]:
+        """What a strategy names for a target at each predecessor site, active or not."""
+        found: dict[Part, list[FeatureId]] = {}
+        for predecessor in target.site.predecessors:
+            table = strategy.named.get((target.site, predecessor))
+            if table is not None and predecessor.part in self.active:
+                rows = table.index[target.index].tolist()
+                found[predecessor.part] = [FeatureId(predecessor, row) for row in rows if row >= 0]
+        return found
+
+    def available(self, named: Mapping[Part, Iterable[FeatureId]]) -> dict[Part, tuple[FeatureId, ...]]:
+        """Those of the named features that are active, for the parts that have any."""
+        kept = {part: tuple(f for f in named.get(part, ()) if self.of(f) > 0) for part in PARTS}
+        return {part: features for part, features in kept.items() if features}
+
+    def control(
+        self, target: FeatureId, removed: tuple[FeatureId, ...], sample: Sample, seed: int
+    ) -> tuple[FeatureId, ...] | None:
+        """Other active features in place of those removed: as many, of the same sites, alike in norm.
+
+        For each removed feature five active features of its site are drawn that are neither removed nor taken
+        yet, and of these the one whose norm is nearest in ratio is taken. The draw depends on the token, the
+        target and what is removed. None where a site has not enough other active features.
+        """
+        rng = generator(seed, "control", sample.dataset, sample.content, self.position, str(target), *map(str, removed))
+        taken: list[FeatureId] = []
+        for feature in removed:
+            others = [f for f in self.active[feature.part] if f not in removed and f not in taken]
+            if not others:
+                return None
+            length = self.norm(feature)
+            places = rng.choice(len(others), min(HANDFUL, len(others)), replace=False).tolist()
+            distance = {others[place]: abs(math.log(self.norm(others[place]) / length)) for place in places}
+            taken.append(min(distance, key=distance.__getitem__))
+        return tuple(sorted(taken))
 
 
 class _TextTrials:
-    """The trials of one text, planned and then answered."""
+    """The trials of one text: planned, answered together, and read off."""
 
     def __init__(
         self,
@@ -217,75 +453,124 @@ class _TextTrials:
         settings: DeactivationSettings,
     ) -> None:
         self.sample, self.strategies, self.settings = sample, strategies, settings
-        self.asked = EditBatch(text)
-        self.planned: list[_Planned] = []
+        self.batch = EditBatch(text)
+        self.planned: list[tuple[DeactivationTrial, TokenEdit, Mapping[Part, Sequence[FeatureId]]]] = []
         self.controls: dict[tuple[int, FeatureId, tuple[FeatureId, ...]], tuple[FeatureId, ...] | None] = {}
         self.places = [
-            TokenLayer.at(text, layer, position, sample, norms, n_targets=settings.n_targets, seed=settings.seed)
+            TokenLayer.at(text, layer, position, sample, norms, settings)
             for position in sample.positions
             for layer in settings.layers
         ]
-        self.targets = [(here, target) for here in self.places for target in here.targets]
-        self.with_loss = self._loss_targets()
+        # every target with what the first strategy names for it
+        self.targets = [
+            (here, target, here.named(strategies[0], target)) for here in self.places for target in here.targets
+        ]
 
-    def run(self) -> Iterator[DeactivationTrial]:
-        for here, target in self.targets:
+    def run(self) -> list[DeactivationTrial]:
+        # 1. targets whose sweep has the loss, drawn once for the text
+        every = [(here.position, target) for here, target, named in self.targets if here.available(named)]
+        n = self.settings.loss_targets
+        if n is not None and len(every) > n:
+            rng = generator(self.settings.seed, "loss", self.sample.dataset, self.sample.content)
+            every = [every[place] for place in rng.choice(len(every), n, replace=False).tolist()]
+        with_loss = set(every)
+        # 2. what is named, then what can be found
+        for here, target, named in self.targets:
             for strategy in self.strategies:
                 self._plan_strategy(here, target, strategy)
-            self._plan_sweep(here, target)
+            self._plan_sweep(here, target, named, loss=(here.position, target) in with_loss)
         if self.settings.searches:
-            for here in self.places:
-                _ask_singles(self.asked, here)
-        self.asked.answer()
-        if EXHAUSTIVE in self.settings.searches:
-            self._plan_exhaustive()
-        if GREEDY in self.settings.searches:
-            self._plan_greedy()
-        self.asked.answer()
-        return map(self._trial, self.planned)
+            self._plan_searches()
+        self.batch.answer()
+        # 3. read off
+        for trial, edit, named in self.planned:
+            trial.z_new = edit.after[trial.target]
+            trial.new_group = Origin.of(p for p, features in named.items() if any(edit.after[f] > 0 for f in features))
+            swept = trial.strategy == self.strategies[0].method and (trial.position, trial.target) in with_loss
+            if swept and trial.removed == trial.group and edit.losses:
+                trial.loss_old, trial.loss_new = edit.losses
+        return [trial for trial, _, _ in self.planned]
 
     def _plan_strategy(self, here: TokenLayer, target: FeatureId, strategy: Predecessors) -> None:
+        """What a strategy names at each part, and all of it together."""
         named = here.named(strategy, target)
         available = here.available(named)
         sets: list[tuple[Part, ...]] = [(part,) for part in available]
         if len(available) != 1:
             sets.append(tuple(available))
         for parts in sets:
-            features = tuple(sorted(feature for part in parts for feature in available[part]))
-            self._plan_with_control(here, target, strategy.method, available, parts, features, named)
+            features = [feature for part in parts for feature in available[part]]
+            self._plan(here, target, strategy.method, named, Origin.of(parts), features)
 
-    def _plan_sweep(self, here: TokenLayer, target: FeatureId) -> None:
-        """Add the other r for all available predecessors and for their control; r = 0 is there already."""
-        first = self.strategies[0]
-        named = here.named(first, target)
+    def _plan_sweep(
+        self, here: TokenLayer, target: FeatureId, named: Mapping[Part, Sequence[FeatureId]], *, loss: bool
+    ) -> None:
+        """The other r for all available predecessors and for their control; r = 0 is there already."""
         available = here.available(named)
         features = tuple(sorted(feature for chosen in available.values() for feature in chosen))
         if not features:
             return
         for r in sorted(set(self.settings.r) - {0.0}):
-            self._plan_with_control(here, target, first.method, available, tuple(available), features, named, r=r)
-        if (here.position, target) in self.with_loss:
+            self._plan(here, target, self.strategies[0].method, named, Origin.of(available), features, r)
+        if loss:
             for edited in filter(None, (features, self._control(here, target, features))):
                 for r in {*self.settings.r, 0.0}:
-                    self.asked.ask(TokenEdit.of(here.layer, here.position, edited, r), (target,), loss=True)
+                    self.batch.ask(self.batch.edit(here.layer, here.position, edited, r), (target,), loss=True)
 
-    def _plan_with_control(
+    def _plan_searches(self) -> None:
+        """Every active feature alone, then sets."""
+        singles: dict[TokenLayer, dict[FeatureId, TokenEdit]] = {}
+        for here in self.places:
+            singles[here] = {f: self.batch.edit(here.layer, here.position, (f,)) for f in here.every}
+            for edit in singles[here].values():
+                self.batch.ask(edit, here.targets)
+        self.batch.answer()
+        if EXHAUSTIVE in self.settings.searches:
+            for here, target, named in self.targets:
+                alone = {feature: edit.after[target] for feature, edit in singles[here].items()}
+                for part in PARTS:
+                    best = min(here.active.get(part, ()), key=alone.__getitem__, default=None)
+                    if best is not None:
+                        self._plan(here, target, EXHAUSTIVE, named, Origin.of((part,)), (best,))
+        if GREEDY in self.settings.searches:
+            for (here, target, named), best in zip(self.targets, self._greedy(singles), strict=True):
+                parts = Origin.of({feature.part for feature in best.features})
+                self._plan(here, target, GREEDY, named, parts, best.features)
+
+    def _plan(
         self,
         here: TokenLayer,
         target: FeatureId,
         strategy: str,
-        available: Iterable[Part],
-        parts: Iterable[Part],
-        features: tuple[FeatureId, ...],
         named: Mapping[Part, Sequence[FeatureId]],
-        *,
+        removed: Origin,
+        features: Sequence[FeatureId],
         r: float = 0.0,
     ) -> None:
-        """Add an edit, and its control where there are features for one: the same ones whatever r is."""
-        row = self._plan(here, target, strategy, available, parts, features, named, r=r)
-        control = self._control(here, target, features) if features else None
-        if control:
-            self._plan(here, target, strategy, available, parts, control, named, r=r, controls=row)
+        """Add an edit, and its control where there are features for one, and ask for what both need."""
+        own = tuple(sorted(features))
+        control = self._control(here, target, own) if own else None
+        group = Origin.of(here.available(named))
+        row = len(self.planned)
+        for chosen, controls in ((own, None), *([(control, row)] if control else ())):
+            edit = self.batch.edit(here.layer, here.position, chosen, r)
+            norm = math.sqrt(sum(here.norm(feature) ** 2 for feature in chosen))
+            self.batch.ask(edit, (target, *(feature for features in named.values() for feature in features)))
+            trial = DeactivationTrial(
+                self.sample.dataset,
+                self.sample.text,
+                here.position,
+                target,
+                controls,
+                strategy,
+                group,
+                removed,
+                {feature: here.of(feature) for feature in chosen},
+                norm,
+                r,
+                here.targets[target],
+            )
+            self.planned.append((trial, edit, named))
 
     def _control(
         self, here: TokenLayer, target: FeatureId, features: tuple[FeatureId, ...]
@@ -296,224 +581,34 @@ class _TextTrials:
             self.controls[key] = here.control(target, features, self.sample, self.settings.seed)
         return self.controls[key]
 
-    def _plan(
-        self,
-        here: TokenLayer,
-        target: FeatureId,
-        strategy: str,
-        available: Iterable[Part],
-        parts: Iterable[Part],
-        features: tuple[FeatureId, ...],
-        named: Mapping[Part, Sequence[FeatureId]],
-        *,
-        r: float = 0.0,
-        controls: int | None = None,
-    ) -> int:
-        """Add a row, ask for what it needs, and return its number."""
-        norm = float(np.sqrt(sum(here.norm(feature) ** 2 for feature in features)))
-        removal = Removal(
-            strategy,
-            controls is not None,
-            Origin.of(available),
-            Origin.of(parts),
-            {feature: here.of(feature) for feature in features},
-            norm,
-            r,
-        )
-        edit = TokenEdit.of(here.layer, here.position, features, r)
-        planned = _Planned(here, target, removal, edit, named, controls)
-        self.asked.ask(edit, planned.watch)
-        self.planned.append(planned)
-        return len(self.planned) - 1
+    def _greedy(self, singles: Mapping[TokenLayer, Mapping[FeatureId, TokenEdit]]) -> list[TokenEdit]:
+        """The greedy set for every target, in rounds over all of them; empty where no single removal lowers it.
 
-    def _plan_exhaustive(self) -> None:
-        for here, target in self.targets:
-            named = here.named(self.strategies[0], target)
-            for part in PARTS:
-                best = _best_single(self.asked, here, target, part)
-                if best is not None:
-                    group = here.available(named)
-                    self._plan_with_control(here, target, EXHAUSTIVE, group, (part,), best.features, named)
-
-    def _plan_greedy(self) -> None:
-        sets = _greedy(self.asked, self.places)
-        for here, target in self.targets:
-            named = here.named(self.strategies[0], target)
-            features = sets[here.layer, here.position, target].features
-            parts = {feature.part for feature in features}
-            group = here.available(named)
-            self._plan_with_control(here, target, GREEDY, group, parts, features, named)
-
-    def _loss_targets(self) -> set[tuple[int, FeatureId]]:
-        """Targets with an available predecessor whose sweep has the loss, drawn once for the text."""
-        first, n = self.strategies[0], self.settings.loss_targets
-        every = [(here.position, target) for here, target in self.targets if here.available(here.named(first, target))]
-        if n is None or len(every) <= n:
-            return set(every)
-        rng = generator(self.settings.seed, "loss", self.sample.dataset, self.sample.content)
-        return {every[place] for place in rng.choice(len(every), n, replace=False).tolist()}
-
-    def _trial(self, planned: _Planned) -> DeactivationTrial:
-        edit, target = planned.edit, planned.target
-        still = [
-            part
-            for part, features in planned.named.items()
-            if any(self.asked.after(edit, feature) > 0 for feature in features)
-        ]
-        swept = planned.removal.strategy == self.strategies[0].method and (edit.position, target) in self.with_loss
-        whole = planned.removal.removed == planned.removal.group
-        old, new = (self.asked.losses(edit) if swept and whole else None) or (None, None)
-        z_old = planned.here.targets[target]
-        effect = Effect(z_old, self.asked.after(edit, target), Origin.of(still), old, new)
-        return DeactivationTrial(
-            self.sample.dataset, self.sample.text, edit.position, target, planned.removal, effect, planned.controls
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEdit:
-    """Rescale some active features of the inputs of a layer at one token.
-
-    Attributes:
-        layer: L.
-        position: the token, a column of the text.
-        features: ascending; of any of the sites res L-1, att L, mlp L; may be none.
-        r: the factor, 0 to remove.
-    """
-
-    layer: int
-    position: int
-    features: tuple[FeatureId, ...]
-    r: float = 0.0
-
-    @staticmethod
-    def of(layer: int, position: int, features: Iterable[FeatureId], r: float = 0.0) -> TokenEdit:
-        """An edit of features in any order."""
-        return TokenEdit(layer, position, tuple(sorted(features)), r)
-
-    @property
-    def edits(self) -> tuple[Rescale, ...]:
-        """One edit a site."""
-        by_site: dict[Site, list[FeatureId]] = {}
-        for feature in self.features:
-            by_site.setdefault(feature.site, []).append(feature)
-        return tuple(Rescale(tuple(features), self.r) for features in by_site.values())
-
-
-class EditBatch:
-    """Activations after edits of one text: asked for by anyone, computed together when `answer` is called.
-
-    Strategies overlap: cosine and Pearson mostly name the same predecessor, and one feature is removed for several
-    targets of a token. So an edit is a value, what is read after it is collected over all who ask, and the engine gets
-    one trial for each edit.
-    """
-
-    def __init__(self, text: PreparedText) -> None:
-        """Ask nothing yet."""
-        self._text = text
-        self._known: dict[TokenEdit, dict[FeatureId, float]] = {}
-        self._asked: dict[TokenEdit, dict[FeatureId, None]] = {}
-        self._losses: dict[TokenEdit, tuple[float, float]] = {}
-        self._asked_losses: dict[TokenEdit, None] = {}
-
-    def ask(self, edit: TokenEdit, watch: Iterable[FeatureId], *, loss: bool = False) -> None:
-        """Read `watch` after `edit`, and the loss of the text if wanted, at the next `answer`."""
-        known = self._known.get(edit, {})
-        missing = [feature for feature in watch if feature not in known]
-        if missing:
-            self._asked.setdefault(edit, {}).update(dict.fromkeys(missing))
-        if loss and edit not in self._losses:
-            self._asked_losses[edit] = None
-
-    def answer(self) -> None:
-        """Compute everything asked since the last time."""
-        with_loss = [edit for edit in self._asked if edit in self._asked_losses]
-        with_loss += [edit for edit in self._asked_losses if edit not in self._asked]
-        without = [edit for edit in self._asked if edit not in self._asked_losses]
-        for edits, loss in ((without, False), (with_loss, True)):
-            trials = [self._trial(edit) for edit in edits]
-            for edit, trial, outcome in zip(edits, trials, self._text.run(trials, loss=loss), strict=True):
-                self._known.setdefault(edit, {}).update(zip(trial.watch, outcome.after, strict=True))
-                if outcome.loss_before is not None and outcome.loss_after is not None:
-                    self._losses[edit] = outcome.loss_before, outcome.loss_after
-        self._asked, self._asked_losses = {}, {}
-
-    def after(self, edit: TokenEdit, feature: FeatureId) -> float:
-        """The activation of a feature after an edit; it must have been asked for and answered."""
-        return self._known[edit][feature]
-
-    def losses(self, edit: TokenEdit) -> tuple[float, float] | None:
-        """Loss of the text before and after an edit; None where it was not asked for."""
-        return self._losses.get(edit)
-
-    def _trial(self, edit: TokenEdit) -> Trial:
-        return Trial(edit.layer, edit.position, edit.edits, tuple(self._asked.get(edit, ())))
-
-
-def _ask_singles(asked: EditBatch, here: TokenLayer) -> None:
-    """Ask for every active predecessor removed alone, all targets watched."""
-    for features in here.active.values():
-        for feature in features:
-            asked.ask(TokenEdit(here.layer, here.position, (feature,)), here.targets)
-
-
-def _best_single(asked: EditBatch, here: TokenLayer, target: FeatureId, part: Part) -> TokenEdit | None:
-    """The active feature of one site whose removal leaves least of the target; None where none is active."""
-    edits = [TokenEdit(here.layer, here.position, (feature,)) for feature in here.active.get(part, ())]
-    return min(edits, key=lambda edit: asked.after(edit, target), default=None)
-
-
-@dataclass
-class _Search:
-    """A greedy search for one target, between rounds."""
-
-    here: TokenLayer
-    target: FeatureId
-    candidates: list[FeatureId]
-    best: TokenEdit
-    z: float
-    open: bool = True
-
-    def edits(self) -> list[TokenEdit]:
-        """The set so far with each further candidate."""
-        chosen = self.best.features
-        return [
-            TokenEdit.of(self.best.layer, self.best.position, (*chosen, feature))
-            for feature in self.candidates
-            if feature not in chosen
-        ]
-
-    def step(self, asked: EditBatch) -> None:
-        """Take the best of the answered edits, or end the search."""
-        best = min(self.edits(), key=lambda edit: asked.after(edit, self.target), default=None)
-        z = self.z if best is None else asked.after(best, self.target)
-        if best is None or z >= self.z:
-            self.open = False
-            return
-        self.best, self.z = best, z
-        self.open = z > 0 and len(best.features) < LARGEST_SET
-
-
-def _greedy(asked: EditBatch, places: Sequence[TokenLayer]) -> dict[tuple[int, int, FeatureId], TokenEdit]:
-    """The greedy set for every target of a text, as (layer, position, target) -> edit, in rounds over all of them.
-
-    The single removals must be answered already. A set is empty where no single removal lowers the target.
-    """
-    searches = [_begin(asked, here, target) for here in places for target in here.targets]
-    for search in searches:
-        search.step(asked)  # the first round is the exhaustive search
-    while running := [search for search in searches if search.open]:
-        for search in running:
-            for edit in search.edits():
-                asked.ask(edit, (search.target,))
-        asked.answer()
-        for search in running:
-            search.step(asked)
-    return {(search.here.layer, search.here.position, search.target): search.best for search in searches}
-
-
-def _begin(asked: EditBatch, here: TokenLayer, target: FeatureId) -> _Search:
-    every = [feature for part in PARTS for feature in here.active.get(part, ())]
-    every.sort(key=lambda feature: asked.after(TokenEdit(here.layer, here.position, (feature,)), target))
-    empty = TokenEdit(here.layer, here.position, ())
-    return _Search(here, target, every[:CANDIDATES], empty, here.targets[target])
+        The single removals must be answered already: they are the first round.
+        """
+        best = [self.batch.edit(here.layer, here.position, ()) for here, _, _ in self.targets]
+        z = [here.targets[target] for here, target, _ in self.targets]
+        candidates: list[list[FeatureId]] = []
+        for here, target, _ in self.targets:
+            alone = {feature: edit.after[target] for feature, edit in singles[here].items()}
+            candidates.append(sorted(alone, key=alone.__getitem__)[:CANDIDATES])
+        tried = [[singles[t[0]][f] for f in some] for t, some in zip(self.targets, candidates, strict=True)]
+        running = list(range(len(best)))
+        while running:
+            further: list[int] = []
+            for place in running:
+                target = self.targets[place][1]
+                found = min(tried[place], key=lambda edit, target=target: edit.after[target], default=None)
+                if found is not None and found.after[target] < z[place]:
+                    best[place], z[place] = found, found.after[target]
+                    if z[place] > 0 and len(found.features) < LARGEST_SET:
+                        further.append(place)
+            running = further
+            for place in running:
+                chosen, (here, target, _) = best[place].features, self.targets[place]
+                others = [feature for feature in candidates[place] if feature not in chosen]
+                tried[place] = [self.batch.edit(here.layer, here.position, (*chosen, feature)) for feature in others]
+                for edit in tried[place]:
+                    self.batch.ask(edit, (target,))
+            self.batch.answer()
+        return best

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.records import ALL, EXHAUSTIVE, GREEDY, GROUPS, PARTS, SEARCHES, Origin
+from saeflow.experiments.groups import ALL, EXHAUSTIVE, GREEDY, GROUPS, PARTS, SEARCHES, Origin
 from saeflow.experiments.results import Results, Row, SummaryTable
 from saeflow.experiments.statistics import (
     CHANGE,

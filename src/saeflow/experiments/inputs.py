@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.methods import Matchings, Predecessors, deactivation_strategies, origin_methods
-from saeflow.experiments.records import RunRequest
-from saeflow.experiments.results import Results
+from saeflow.experiments.results import Results, RunRequest
 from saeflow.experiments.sampling import Sample, draw, open_dataset
 from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSize
 from saeflow.files import cache_folder

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.numpy import save
 
 from saeflow.errors import InvalidArgument, UnknownSite
-from saeflow.experiments.records import SEARCHES
+from saeflow.experiments.groups import SEARCHES
 from saeflow.experiments.sampling import Dataset, generator, held_out
 from saeflow.ids import Part, Site
 from saeflow.matching.build import build_atlas, weights_of

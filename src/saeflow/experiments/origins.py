@@ -8,17 +8,18 @@ same tokens. One forward pass a text; each dictionary encodes the sampled tokens
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument, UnknownSite
+from saeflow.experiments.groups import Origin
 from saeflow.experiments.methods import Predecessors, to_bytes
-from saeflow.experiments.records import Origin, OriginTrial, RunRequest
-from saeflow.experiments.results import Results, Row, significant, versions
+from saeflow.experiments.results import Results, Row, RunRequest, significant, versions
 from saeflow.experiments.sampling import Sample
 from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
@@ -27,6 +28,33 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
 MATCHES = "matches.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class OriginTrial:
+    """The active features of one residual layer at one token, and their groups (section 5.1, appendix A.1).
+
+    Attributes:
+        dataset: name of the dataset.
+        text: number of the text in it, from 0.
+        position: column of the token in the text's tokens; 0 is the begin-of-text token where there is one.
+        layer: L of the residual site.
+        features: rows of the dictionary at `L/res` that are active, ascending.
+        activations: their values, above 0.
+        groups: for each matching method a digit a feature: the value of its `Origin`, 0 to 7.
+    """
+
+    dataset: str
+    text: int
+    position: int
+    layer: int
+    features: tuple[int, ...]
+    activations: tuple[float, ...]
+    groups: Mapping[str, str]
+
+    def to_row(self) -> dict[str, Any]:
+        """The trial as a row of a results folder."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def observe_origins(

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from saeflow.errors import BadFile, InvalidArgument
-from saeflow.experiments.records import ALL, GROUPS, ORDER, PARTS, Origin
+from saeflow.experiments.groups import ALL, GROUPS, ORDER, PARTS, Origin
 from saeflow.experiments.results import Results, Row, SummaryTable
 from saeflow.experiments.statistics import mann_whitney, shares
 from saeflow.ids import FeatureId, Part, Site

@@ -20,7 +20,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,9 +28,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument
-from saeflow.experiments.records import RunRecord, RunRequest
 from saeflow.files import write_atomic
-from saeflow.reading import PACKED_WRONG, gzip_lines, read_json, read_text
+from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json, read_json, read_text
 from saeflow.records import Progress
 from saeflow.version import __version__
 
@@ -107,6 +106,88 @@ class SummaryTable:
         writer.writerow(self.columns)
         writer.writerows(self.rows)
         return text.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What was asked of an experiment: with the inputs it names, it determines every row.
+
+    Attributes:
+        experiment: "origins", "deactivation" or another.
+        release: name of the dictionaries.
+        model: name of the language model.
+        seed: of everything that is drawn.
+        datasets: names, in order.
+        atlases: for each matching method, what its tables are and a checksum of them.
+        arguments: all other arguments, as JSON values.
+    """
+
+    experiment: str
+    release: str
+    model: str
+    seed: int
+    datasets: tuple[str, ...]
+    atlases: Mapping[str, str]
+    arguments: Mapping[str, Any]
+
+    def differences(self, other: RunRequest) -> list[str]:
+        """What `other` asks otherwise, each as "name: here, there in `other`"; empty when nothing."""
+        mine, theirs = self._flat(), other._flat()
+        return [
+            f"{name} is {json.dumps(mine.get(name))} there and {json.dumps(theirs.get(name))} here"
+            for name in sorted({*mine, *theirs})
+            if mine.get(name) != theirs.get(name)
+        ]
+
+    def _flat(self) -> dict[str, Any]:
+        told = asdict(self)
+        flat = {name: value for name, value in told.items() if name not in ("atlases", "arguments")}
+        flat |= {f"atlas {name}": value for name, value in self.atlases.items()}
+        # through JSON, so that what was read and what is asked compare alike
+        return json.loads(json.dumps(flat | dict(self.arguments)))
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A request with how it was run: the manifest of a results folder.
+
+    Attributes:
+        request: what was asked.
+        versions: of saeflow, Python and the libraries that computed it.
+        started: UTC, ISO 8601.
+        finished: the same; None while it runs, or after a kill.
+        done: units of work done when `finished` was written, else 0.
+        total: units of work in all; a unit is one text of one dataset.
+    """
+
+    request: RunRequest
+    versions: Mapping[str, str]
+    started: str
+    finished: str | None
+    done: int
+    total: int
+
+    def to_json(self) -> str:
+        """The manifest: the request's fields beside those of the run."""
+        told = asdict(self)
+        return json.dumps(told.pop("request") | told, indent=1, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> RunRecord:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: for text that is no JSON.
+            KeyError: for a manifest without one of the fields.
+            TypeError: for counts that are no whole numbers.
+        """
+        told = parse_json(text)
+        if not all(type(told[name]) is int for name in ("done", "total")):
+            raise TypeError(f"{told['done']!r} of {told['total']!r} texts are no counts")
+        asked = {field.name: told[field.name] for field in fields(RunRequest)}
+        asked["datasets"] = tuple(asked["datasets"])
+        run = {field.name: told[field.name] for field in fields(RunRecord) if field.name != "request"}
+        return RunRecord(RunRequest(**asked), **run)
 
 
 @dataclass(frozen=True, slots=True)

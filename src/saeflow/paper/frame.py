@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.records import Origin
+from saeflow.experiments.groups import Origin
 from saeflow.report.tokens import one_line
 
 GROUPS = tuple(origin.label for origin in Origin.groups())

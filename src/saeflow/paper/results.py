@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.records import RunRecord
-from saeflow.experiments.results import Results, SummaryTable
+from saeflow.experiments.results import Results, RunRecord, SummaryTable
 from saeflow.files import write_atomic
 from saeflow.paper import FIGURES, PAGE, PHONE, Frame, draw, reading, svg_text
 from saeflow.paper.samples import samples_html

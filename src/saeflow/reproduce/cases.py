@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from saeflow.experiments.deactivation_tables import CONTROL, outcomes
-from saeflow.experiments.records import ORDER
+from saeflow.experiments.groups import ORDER
 from saeflow.experiments.statistics import GAP, RATE, TEXT, Estimate, Span, Tally, by_text, ratio, text_codes
 from saeflow.reproduce.verdicts import ABOVE_0, UNKNOWN, Contrast, NotMeasured, Rule, Unit
 

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from saeflow.experiments.deactivation_tables import CONTROL, PEARSON, TOP_1
-from saeflow.experiments.records import EXHAUSTIVE, LABELS, PARTS, Origin
+from saeflow.experiments.groups import EXHAUSTIVE, LABELS, PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Tally, mean_estimates
 from saeflow.reproduce.cases import Cases, Trials, named, paired, percent
 from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from saeflow.experiments.records import LABELS, PARTS
+from saeflow.experiments.groups import LABELS, PARTS
 from saeflow.experiments.sampling import PYTHON
 from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
 from saeflow.ids import Part

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from saeflow.experiments.records import LABELS, ORDER, PARTS, Origin
+from saeflow.experiments.groups import LABELS, ORDER, PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Tally, by_text, known_mean
 from saeflow.ids import Part
 from saeflow.reproduce.evidence import OriginsRun

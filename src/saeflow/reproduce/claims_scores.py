@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from saeflow.experiments.groups import LABELS, PARTS, Origin
 from saeflow.experiments.origins_tables import ALPHA, FEWEST_TESTED
-from saeflow.experiments.records import LABELS, PARTS, Origin
 from saeflow.experiments.statistics import GAP, RATE, Estimate, Tally, by_text, known_mean, mann_whitney, ratio
 from saeflow.ids import Part
 from saeflow.reproduce.claims_origins import ATT, COSINE, MLP, RES, groups_of, percent

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from saeflow.errors import BadFile, SaeflowError
-from saeflow.experiments.records import GROUPS
+from saeflow.experiments.groups import GROUPS
 from saeflow.experiments.results import MANIFEST, SUMMARY, Results
 from saeflow.files import add_sha256, cache_folder, check_sha256, write_atomic
 from saeflow.ids import FeatureId, Part

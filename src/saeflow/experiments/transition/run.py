@@ -31,8 +31,7 @@ from typing import Any, Final
 from saeflow.engines import Engine
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.experiments.inputs import Bars, model_name
-from saeflow.experiments.records import RunRequest
-from saeflow.experiments.results import Results, Row, significant, versions
+from saeflow.experiments.results import Results, Row, RunRequest, significant, versions
 from saeflow.experiments.sampling import Dataset, is_held_out, open_dataset
 from saeflow.experiments.settings import KS, InputNames, TransitionSize
 from saeflow.experiments.transition.fit import Fits, Setup

@@ -25,8 +25,7 @@ from typing import Any
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.records import RunRequest
-from saeflow.experiments.results import MANIFEST, Results, Row, versions
+from saeflow.experiments.results import MANIFEST, Results, Row, RunRequest, versions
 from saeflow.records import Progress
 from saeflow.steering.judges import Judge
 from saeflow.steering.plan import SteeringDirection

@@ -1,0 +1,67 @@
+"""The eight groups of appendix A.1, and other names that rows, tables and figures share. No numpy, no torch."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Final
+
+from saeflow.ids import Part
+
+PARTS: Final = (Part.RES, Part.MLP, Part.ATT)
+"""Parts of the predecessor sites, in the order of tables."""
+
+EXHAUSTIVE: Final = "exhaustive"
+GREEDY: Final = "greedy"
+SEARCHES: Final = (EXHAUSTIVE, GREEDY)
+"""Strategies that try active features instead of naming matches."""
+
+
+class Origin(enum.Flag):
+    """Which matched predecessors of a residual feature are active with it: the eight groups of appendix A.1."""
+
+    NOWHERE = 0
+    RES = 1
+    MLP = 2
+    ATT = 4
+
+    @staticmethod
+    def of(active: Iterable[Part]) -> Origin:
+        """The group of a feature whose predecessors at these parts are active."""
+        origin = Origin.NOWHERE
+        for part in active:
+            origin |= Origin[part.name]
+        return origin
+
+    @staticmethod
+    def groups() -> tuple[Origin, ...]:
+        """All eight, those with fewer predecessors first: the order of every table and figure."""
+        return tuple(sorted(map(Origin, range(8)), key=lambda o: (o.value.bit_count(), o.value)))
+
+    @staticmethod
+    def named(label: str) -> Origin:
+        """The group with this label; KeyError for none of the eight."""
+        return {origin.label: origin for origin in Origin.groups()}[label]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts whose predecessor is active, in the order res, mlp, att."""
+        return tuple(part for part in PARTS if Origin[part.name] in self)
+
+    @property
+    def label(self) -> str:
+        """How the group is written: "nowhere", "RES", "RES & MLP"; the paper says "From RES & MLP"."""
+        return " & ".join(part.name for part in self.parts) or "nowhere"
+
+
+ALL: Final = "all"
+"""All datasets, layers or groups together, in tables."""
+
+ORDER: Final = tuple(origin.value for origin in Origin.groups())
+"""Values of `Origin` in the order of every table."""
+
+GROUPS: Final = tuple(origin.label for origin in Origin.groups())
+"""Their labels, in that order."""
+
+LABELS: Final = tuple(Origin(value).label for value in range(8))
+"""The label of each value of `Origin`."""
