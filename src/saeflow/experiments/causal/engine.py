@@ -135,81 +135,42 @@ class PreparedText:
         """
         if loss and self.n_tokens < 2:
             raise InvalidArgument("a text of one token has no next-token loss. Give a longer text, or loss=False.")
-        for trial in trials:
-            self._check(trial)
-        self._encode_clean(trials)
+        # 1. stage and row of all that is watched, and each dictionary encoded at all tokens that need it, in one go
+        watched = [self._watched(trial) for trial in trials]
+        needed: dict[tuple[int, Stage], set[int]] = {}
+        for trial, keys in zip(trials, watched, strict=True):
+            edited = {Stage.of(edit.site, trial.layer) or Stage.ENTRY for edit in trial.edits}
+            for stage in edited | {stage for stage, _ in keys}:
+                needed.setdefault((trial.layer, stage), set()).add(trial.position)
+        for (layer, stage), positions in needed.items():
+            self._activations.encode(stage.site(layer), sorted(positions))
+        # 2. what has to be computed: equal edits once, and of what they watch what may have moved
         asked = [_reduced(trial, self._activations) for trial in trials]
         wanted: Readings = {}
-        for trial, one in zip(trials, asked, strict=True):
+        for one, keys in zip(asked, watched, strict=True):
             readings = wanted.setdefault(one, {})
-            for feature in trial.watch:
-                stage = Stage.of(feature.site, trial.layer)
-                if one.edits and stage is not None and one.moves(stage, parallel=self._parallel):
-                    readings[stage, feature.index] = 0.0
+            if one.edits:
+                moved = [stage for stage in Stage if one.moves(stage, parallel=self._parallel)]
+                readings.update((key, 0.0) for key in keys if key[0] in moved)
         with torch.no_grad():
             losses = self._fill(wanted, loss=loss)
-        return [self._outcome(trial, one, wanted[one], losses) for trial, one in zip(trials, asked, strict=True)]
+        # 3. read off; what cannot have moved is as in the clean pass
+        clean = {
+            (layer, stage, position): self._activations.at(stage.site(layer), position).by_index
+            for (layer, stage), positions in needed.items()
+            for position in positions
+        }
+        found: list[Outcome] = []
+        for trial, one, keys in zip(trials, asked, watched, strict=True):
+            before = tuple(clean[trial.layer, stage, trial.position].get(index, 0.0) for stage, index in keys)
+            read = wanted[one]
+            after = tuple(read.get(key, value) for key, value in zip(keys, before, strict=True))
+            both = (None, None) if losses is None else (self._losses.before, losses.get(one, self._losses.before))
+            found.append(Outcome(before, after, *both))
+        return found
 
-    def _outcome(
-        self,
-        trial: Trial,
-        one: ReducedTrial,
-        read: dict[tuple[Stage, int], float],
-        losses: dict[ReducedTrial, float] | None,
-    ) -> Outcome:
-        before = tuple(self.activations(trial.watch, trial.position))
-        stages = [Stage.of(feature.site, trial.layer) or Stage.ENTRY for feature in trial.watch]
-        keys = [(stage, feature.index) for stage, feature in zip(stages, trial.watch, strict=True)]
-        after = tuple(read.get(key, clean) for key, clean in zip(keys, before, strict=True))
-        if losses is None:
-            return Outcome(before, after, None, None)
-        return Outcome(before, after, self._losses.before, losses.get(one, self._losses.before))
-
-    def _fill(self, wanted: Readings, *, loss: bool) -> dict[ReducedTrial, float] | None:
-        """Put into `wanted` what is read there, and return the losses if asked for."""
-        through_z = {layer: self._reads_z(layer) for layer in self._clean.stages}
-        groups = by_layer_and_work(wanted, parallel=self._parallel, through_z=through_z)
-        moved: list[ChangedToken] = []
-        for (layer, work), group in groups.items():
-            needed = group if loss else [one for one in group if wanted[one]]
-            for start in range(0, len(needed), self._batch_tokens):
-                batch = needed[start : start + self._batch_tokens]
-                held = _recompute(self._clean, self._activations, layer, work, batch)
-                self._read(layer, batch, held, wanted)
-                if loss:
-                    entries = held[None] if work is Stage.ENTRY else [None] * len(batch)
-                    moved += [ChangedToken(*row) for row in zip(batch, entries, held[Tap.RES], strict=True)]
-        return self._losses.after(moved, self._batch_tokens) if loss else None
-
-    def _read(self, layer: int, batch: Sequence[ReducedTrial], held: HiddenStates, wanted: Readings) -> None:
-        for stage in Stage:
-            pairs = [(row, index) for row, one in enumerate(batch) for at, index in wanted[one] if at is stage]
-            if not pairs:
-                continue
-            dictionary = self._activations.dictionary(stage.site(layer))
-            h = held[None if stage is Stage.ENTRY else dictionary.tap]
-            row, index = torch.tensor(pairs, device=h.device).T
-            values = activations_of(h, dictionary, row, index).tolist()
-            for (at, feature), value in zip(pairs, values, strict=True):
-                wanted[batch[at]][stage, feature] = value
-
-    def _reads_z(self, layer: int) -> bool:
-        site = Stage.ATT.site(layer)
-        try:
-            return self._activations.dictionary(site).tap is Tap.Z
-        except UnknownSite:
-            return False
-
-    def _encode_clean(self, trials: Sequence[Trial]) -> None:
-        """Encode each dictionary at all tokens the trials need of it, in one go."""
-        needed: dict[Site, set[int]] = {}
-        for trial in trials:
-            for site in (*(edit.site for edit in trial.edits), *(feature.site for feature in trial.watch)):
-                needed.setdefault(site, set()).add(trial.position)
-        for site, positions in needed.items():
-            self._activations.encode(site, sorted(positions))
-
-    def _check(self, trial: Trial) -> None:
+    def _watched(self, trial: Trial) -> list[tuple[Stage, int]]:
+        """Stage and row of each watched feature of a trial whose names are all there."""
         self._inside(trial.position)
         if trial.layer not in self._clean.stages:
             raise UnknownSite(
@@ -217,10 +178,38 @@ class PreparedText:
                 f"{', '.join(map(str, self._clean.stages))}. Name it in PreparedText(layers=...)."
             )
         for edit in trial.edits:
-            for feature in edit.features:
-                self._activations.check(feature.site, feature.index)
-        for feature in trial.watch:
-            self._activations.check(feature.site, feature.index)
+            self._activations.check(edit.site, max(feature.index for feature in edit.features))
+        keys = [(Stage.of(feature.site, trial.layer) or Stage.ENTRY, feature.index) for feature in trial.watch]
+        largest: dict[Stage, int] = {}
+        for stage, index in keys:
+            if index > largest.get(stage, -1):
+                largest[stage] = index
+        for stage, index in largest.items():
+            self._activations.check(stage.site(trial.layer), index)
+        return keys
+
+    def _fill(self, wanted: Readings, *, loss: bool) -> dict[ReducedTrial, float] | None:
+        """Put into `wanted` what is read there, and return the losses if asked for."""
+        groups = by_layer_and_work(wanted, parallel=self._parallel, through_z=self._activations.reads_z)
+        moved: list[ChangedToken] = []
+        for (layer, work), group in groups.items():
+            needed = group if loss else [one for one in group if wanted[one]]
+            for start in range(0, len(needed), self._batch_tokens):
+                batch = needed[start : start + self._batch_tokens]
+                held = _recompute(self._clean, self._activations, layer, work, batch)
+                for stage in Stage:
+                    pairs = [(row, index) for row, one in enumerate(batch) for at, index in wanted[one] if at is stage]
+                    if pairs:
+                        dictionary = self._activations.dictionary(stage.site(layer))
+                        h = held[None if stage is Stage.ENTRY else dictionary.tap]
+                        row, index = torch.tensor(pairs, device=h.device).T
+                        values = activations_of(h, dictionary, row, index).tolist()
+                        for (at, feature), value in zip(pairs, values, strict=True):
+                            wanted[batch[at]][stage, feature] = value
+                if loss:
+                    entries = held[None] if work is Stage.ENTRY else [None] * len(batch)
+                    moved += [ChangedToken(*row) for row in zip(batch, entries, held[Tap.RES], strict=True)]
+        return self._losses.after(moved, self._batch_tokens) if loss else None
 
     def _inside(self, position: int) -> int:
         if not 0 <= position < self.n_tokens:
@@ -296,12 +285,11 @@ class CleanActivations:
         """
         made = self._made.setdefault(site, {})
         missing = [position for position in positions if position not in made]
-        dictionary = self.dictionary(site) if missing else None
         for start in range(0, len(missing), _ENCODED_AT_ONCE):
-            part = missing[start : start + _ENCODED_AT_ONCE]
+            dictionary, part = self.dictionary(site), missing[start : start + _ENCODED_AT_ONCE]
             h = self.hidden(site)[part]
             with torch.no_grad():
-                acts = dictionary.encode(h.to(dictionary.W_enc)).float()  # pyright: ignore[reportOptionalMemberAccess]
+                acts = dictionary.encode(h.to(dictionary.W_enc)).float()
             for position, row in zip(part, acts, strict=True):
                 index = row.nonzero().flatten()
                 features, values = index.cpu().numpy(), row[index].cpu().numpy()
@@ -323,6 +311,11 @@ class CleanActivations:
             f"{site} is at none of the layers {', '.join(map(str, stages))} this text was prepared for. Name "
             "its layer in PreparedText(layers=...)."
         )
+
+    def reads_z(self, layer: int) -> bool:
+        """Whether attention features of a layer live in z."""
+        site = Stage.ATT.site(layer)
+        return site in self._dictionaries and self.dictionary(site).tap is Tap.Z
 
     def check(self, site: Site, index: int) -> None:
         """Refuse a feature that its dictionary does not have.
@@ -376,38 +369,29 @@ def _recompute(
     """
     device = clean.final.device
     positions = torch.tensor([one.position for one in batch], device=device)
-    edits = {stage: _row_edits(batch, stage, activations) for stage in Stage}
+
+    def change(stage: Stage) -> Change:
+        dictionary, edits = activations.dictionary(stage.site(layer)), _row_edits(batch, stage, activations)
+        return lambda h: rescaled(h, dictionary, edits)
+
+    edited = {edit.stage for one in batch for edit in one.edits}
     changes = {
-        activations.dictionary(stage.site(layer)).tap: _change(activations, layer, stage, edits[stage])
+        activations.dictionary(stage.site(layer)).tap: change(stage)
         for stage in (Stage.ATT, Stage.MLP)
-        if edits[stage]
+        if stage in edited
     }
-    if work is Stage.EXIT:
-        return _added(clean, layer, positions, changes)
+    if work is Stage.EXIT:  # nothing is run again: the edits add up
+        held: dict[Tap | None, Tensor] = {}
+        exit_ = clean.stages[layer].taps[Tap.RES][positions]
+        for tap, changed in changes.items():
+            before = clean.stages[layer].taps[tap][positions]
+            held[tap] = changed(before)
+            exit_ = exit_ + (held[tap] - before)
+        return {**held, Tap.RES: exit_}
     entry = clean.stages[layer].entry[positions]
     if work is Stage.ENTRY:
-        entry = _change(activations, layer, Stage.ENTRY, edits[Stage.ENTRY])(entry)
-    held = clean.rows(layer, entry, positions, changes, attend=work is Stage.ENTRY)
-    return {None: entry, **held}
-
-
-def _added(clean: CleanPass, layer: int, positions: Int[Tensor, " n"], changes: Mapping[Tap, Change]) -> HiddenStates:
-    held: dict[Tap | None, Tensor] = {}
-    exit_ = clean.stages[layer].taps[Tap.RES][positions]
-    for tap, change in changes.items():
-        before = clean.stages[layer].taps[tap][positions]
-        held[tap] = change(before)
-        exit_ = exit_ + (held[tap] - before)
-    return {**held, Tap.RES: exit_}
-
-
-def _change(activations: CleanActivations, layer: int, stage: Stage, edits: Sequence[RowEdit]) -> Change:
-    dictionary = activations.dictionary(stage.site(layer))
-
-    def change(h: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-        return rescaled(h, dictionary, edits)
-
-    return change
+        entry = change(Stage.ENTRY)(entry)
+    return {None: entry, **clean.rows(layer, entry, positions, changes, attend=work is Stage.ENTRY)}
 
 
 def _row_edits(batch: Sequence[ReducedTrial], stage: Stage, activations: CleanActivations) -> list[RowEdit]:

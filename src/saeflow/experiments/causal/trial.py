@@ -8,7 +8,7 @@ forward pass meets them, and R_L, which is only read.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,11 +32,9 @@ class Stage(enum.IntEnum):
     @staticmethod
     def of(site: Site, layer: int) -> Stage | None:
         """The stage of layer `layer` a site is, None for a site elsewhere."""
-        if site.part is Part.RES:
-            return {layer - 1: Stage.ENTRY, layer: Stage.EXIT}.get(site.layer)
-        if site.layer != layer:
-            return None
-        return Stage.ATT if site.part is Part.ATT else Stage.MLP
+        if site.layer == layer:
+            return Stage.EXIT if site.part is Part.RES else Stage.ATT if site.part is Part.ATT else Stage.MLP
+        return Stage.ENTRY if site.layer == layer - 1 and site.part is Part.RES else None
 
     def site(self, layer: int) -> Site:
         """The site at this stage of a layer. Layer 0 has none at `ENTRY`."""
@@ -158,7 +156,7 @@ class ReducedTrial(NamedTuple):
 
 
 def by_layer_and_work(
-    made: Iterable[ReducedTrial], *, parallel: bool, through_z: dict[int, bool]
+    made: Iterable[ReducedTrial], *, parallel: bool, through_z: Callable[[int], bool]
 ) -> dict[tuple[int, Stage], list[ReducedTrial]]:
     """Reduced trials by layer and by the first stage that has to be run again.
 
@@ -170,7 +168,7 @@ def by_layer_and_work(
         if not one.edits:
             continue
         work = one.first
-        if work is Stage.MLP or (work is Stage.ATT and parallel and not through_z[one.layer]):
+        if work is Stage.MLP or (work is Stage.ATT and parallel and not through_z(one.layer)):
             work = Stage.EXIT
         groups.setdefault((one.layer, work), []).append(one)
     return groups
