@@ -164,15 +164,14 @@ def _exports(place: Path) -> None:
 
 def _read_exports(place: Path, scratch: Path) -> None:
     from saeflow.ids import Site
-    from saeflow.labels.bucket import Bucket, Kind
-    from saeflow.labels.bulk import fetch_words, plan_fetch
+    from saeflow.labels.exports import Bucket, ExportKind, fetch_words, plan_fetch
     from saeflow.labels.http import Fetcher
-    from saeflow.labels.sources import sources_of
+    from saeflow.labels.neuronpedia import sources_of
 
     sites = [Site.parse("0/res")]
     with tempfile.TemporaryDirectory(dir=scratch) as out:
         bucket = Bucket(str(place), Path(out) / "kept", Fetcher(sleep=lambda _: None))
-        plan = plan_fetch("mine", sources_of("mine", "m/{layer}-{part}"), sites, bucket, kinds=tuple(Kind))
+        plan = plan_fetch("mine", sources_of("mine", "m/{layer}-{part}"), sites, bucket, kinds=tuple(ExportKind))
         fetch_words(plan, bucket, Path(out) / "words")
 
 

@@ -23,7 +23,7 @@ WARM = (
     "cli",
     "experiments.deactivation_tables",
     "experiments.origins_tables",
-    "labels.bulk",
+    "labels.exports",
     "labels.explain",
     "labels.local",
     "labels.search",

@@ -82,7 +82,7 @@ PAGES: Final = (
         "saeflow.labels",
         "What features stand for.",
         ("saeflow.labels",),
-        ("labels.local", "labels.neuronpedia", "labels.bulk", "labels.explain", "labels.search"),
+        ("labels.local", "labels.neuronpedia", "labels.exports", "labels.explain", "labels.search"),
     ),
     Page(
         "experiments",

@@ -54,7 +54,7 @@ def test_the_help_does_import_the_command_line():
 
 def test_graphs_labels_and_the_explorer_import_no_pandas():
     _, packages = imported(
-        "import saeflow.flow, saeflow.labels.bulk, saeflow.labels.search, saeflow.web.app, saeflow.web.results"
+        "import saeflow.flow, saeflow.labels.exports, saeflow.labels.search, saeflow.web.app, saeflow.web.results"
     )
     assert "saeflow" in packages
     assert "pandas" not in packages

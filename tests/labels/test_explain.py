@@ -9,7 +9,7 @@ import pytest
 from saeflow.errors import BadFile, InvalidArgument, Unreachable
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import Context, FeatureWords, WordsFolder, write_words
-from saeflow.labels.detection import CONTROLS, OTHERS, Detection, Example, Silence, Trial, make_trial
+from saeflow.labels.detection import CONTROLS, OTHERS, Detection, DetectionTrial, Example, Silence, make_trial
 from saeflow.labels.explain import TRIES, Chat, RequestEstimate, estimate, explain, marked, write_explanations
 from saeflow.labels.lines import write_lines
 
@@ -238,7 +238,7 @@ def test_silent_passages_come_from_others_where_there_are_no_controls(folder):
 
 
 def test_the_score_is_the_balanced_accuracy():
-    trial = Trial(tuple(Example("", fires) for fires in (True, True, True, True, False, False)), CONTROLS)
+    trial = DetectionTrial(tuple(Example("", fires) for fires in (True, True, True, True, False, False)), CONTROLS)
     found = trial.scored([True, True, True, False, True, False])
     assert (found.found, found.left, found.score) == (0.75, 0.5, 0.625)
     with pytest.raises(InvalidArgument, match="2 answers for 6"):

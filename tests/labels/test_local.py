@@ -14,9 +14,8 @@ import torch
 from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.ids import Part, Site
 from saeflow.labels import WordsFolder
-from saeflow.labels.gather import PRIOR, SLOTS, Seen, ranks
-from saeflow.labels.local import CONTROLS, Passage, make_words
-from saeflow.labels.local_rows import controls_path
+from saeflow.labels.gather import PRIOR, SLOTS, FeatureStatistics, ranks
+from saeflow.labels.local import CONTROLS, Passage, controls_path, make_words
 from saeflow.labels.words import AFTER, BEFORE
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
@@ -218,7 +217,7 @@ def test_a_dictionary_of_another_model_is_said(model, tmp_path):
 def test_kept_tokens_are_exact_while_there_are_few_and_bounded_when_there_are_many():
     rng = np.random.default_rng(0)
     vocabulary = 4 * SLOTS
-    seen = Seen(2, vocabulary, 1, "cpu")
+    seen = FeatureStatistics(2, vocabulary, 1, "cpu")
     occurred = torch.zeros(vocabulary, dtype=torch.int64)
     for _ in range(20):
         ids = torch.from_numpy(rng.integers(0, vocabulary, (4, 50)))

@@ -12,8 +12,7 @@ from saeflow.files import check_sha256
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import no_words, words_for
 from saeflow.labels.http import Fetcher
-from saeflow.labels.neuronpedia import Neuronpedia, words_of
-from saeflow.labels.sources import Source, sources_of
+from saeflow.labels.neuronpedia import Neuronpedia, Source, sources_of, words_of
 from saeflow.sources.releases import known_releases, read_release
 
 from .service import Fault

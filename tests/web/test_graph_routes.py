@@ -9,7 +9,7 @@ import pytest
 from saeflow.flow import FlowGraph, Thresholds, trace
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels import words_for
-from saeflow.labels.sources import Sources
+from saeflow.labels.neuronpedia import Sources
 from saeflow.labels.words import Context, FeatureWords
 from saeflow.matching.atlas import open_atlas
 from saeflow.report.exports import FORMATS, export

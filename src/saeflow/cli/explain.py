@@ -83,7 +83,7 @@ def _ask(folder: Path, chat: Chat, asked: Sequence[FeatureId], seed: int, found:
 
 def _folder(release: str) -> Path:
     """The words of a release that may be written: made here, else fetched."""
-    from saeflow.labels.sources import LOCAL, NEURONPEDIA, words_folder
+    from saeflow.labels.folders import LOCAL, NEURONPEDIA, words_folder
     from saeflow.labels.words import words_sites
 
     for origin in (LOCAL, NEURONPEDIA):

@@ -17,8 +17,7 @@ from saeflow.reading import read_json
 if TYPE_CHECKING:
     from saeflow.ids import Site
     from saeflow.labels import FeatureWords
-    from saeflow.labels.bucket import Bucket
-    from saeflow.labels.bulk import FetchPlan
+    from saeflow.labels.exports import Bucket, FetchPlan
     from saeflow.labels.search import Hit
 
 Offline = Annotated[
@@ -64,16 +63,15 @@ def fetch(
 ) -> None:
     """Fetch the words of whole sites from Neuronpedia's public exports. A killed fetch goes on."""
     from saeflow.files import cache_folder
-    from saeflow.labels.bucket import BUCKET, Bucket, Kind
-    from saeflow.labels.bulk import fetch_words, plan_fetch
+    from saeflow.labels.exports import BUCKET, Bucket, ExportKind, fetch_words, plan_fetch
+    from saeflow.labels.folders import NEURONPEDIA, words_folder
     from saeflow.labels.http import Fetcher
-    from saeflow.labels.neuronpedia import is_offline
-    from saeflow.labels.sources import NEURONPEDIA, sources_of, words_folder
+    from saeflow.labels.neuronpedia import is_offline, sources_of
 
     asked = [kind.strip() for kind in kinds.split(",") if kind.strip()]
-    unknown = sorted(set(asked) - set(Kind))
+    unknown = sorted(set(asked) - set(ExportKind))
     if unknown:
-        raise InvalidArgument(f"--kinds names {', '.join(unknown)}. Kinds are {', '.join(Kind)}.")
+        raise InvalidArgument(f"--kinds names {', '.join(unknown)}. Kinds are {', '.join(ExportKind)}.")
     place = Bucket(
         bucket or BUCKET, cache_folder() / "neuronpedia" / "exports", Fetcher(), offline=offline or is_offline()
     )
@@ -84,7 +82,7 @@ def fetch(
             sources_of(release, source),
             _sites(release, sites),
             place,
-            kinds=[Kind(k) for k in asked],
+            kinds=[ExportKind(k) for k in asked],
             progress=report,
         )
     told = _told(plan, place, folder)
@@ -131,8 +129,8 @@ def make(
     A killed run resumes.
     """
     from saeflow.experiments.sampling import expand, open_dataset
+    from saeflow.labels.folders import LOCAL, words_folder
     from saeflow.labels.local import make_words
-    from saeflow.labels.sources import LOCAL, words_folder
     from saeflow.sources.library import load_dictionaries
     from saeflow.sources.model import load_model
 
@@ -183,8 +181,7 @@ def show_feature(
 
     from saeflow.ids import FeatureId
     from saeflow.labels import words_for
-    from saeflow.labels.neuronpedia import BASE_URL, Neuronpedia
-    from saeflow.labels.sources import sources_of
+    from saeflow.labels.neuronpedia import BASE_URL, Neuronpedia, sources_of
     from saeflow.sources.releases import is_release
 
     asked = FeatureId.parse(feature)
@@ -212,8 +209,8 @@ def search(
     """Find features by their labels and tokens."""
     from dataclasses import asdict
 
+    from saeflow.labels.folders import words_folders
     from saeflow.labels.search import search as find
-    from saeflow.labels.sources import words_folders
 
     folders = words_folders(release)
     if not folders:
@@ -336,7 +333,7 @@ def _told(plan: FetchPlan, place: Bucket, folder: Path) -> dict[str, Any]:
 
 def _about(folder: Path) -> dict[str, Any]:
     """What a folder of words says of its sites."""
-    from saeflow.labels.bulk import ABOUT
+    from saeflow.labels.folders import ABOUT
 
     told: dict[str, dict[str, Any]] = read_json(folder / ABOUT)
     return told["sites"]

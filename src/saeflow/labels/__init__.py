@@ -1,10 +1,10 @@
 """Words for features: what a row of a dictionary stands for.
 
-Read from files (`words`), fetched from Neuronpedia (`neuronpedia`, `bulk`), made from a model and text (`local`),
+Read from files (`words`), fetched from Neuronpedia (`neuronpedia`, `exports`), made from a model and text (`local`),
 explained by a language model (`explain`), and searched (`search`). All but `local` work without torch.
 """
 
-from saeflow.labels.sources import words_folder, words_folders, words_for
+from saeflow.labels.folders import words_folder, words_folders, words_for
 from saeflow.labels.words import Context, FeatureWords, Merged, Words, WordsFolder, no_words, open_words, write_words
 
 __all__ = [

@@ -58,7 +58,7 @@ class Detection:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class DetectionTrial:
     """The passages of one feature, in the order they are shown."""
 
     examples: tuple[Example, ...]
@@ -113,7 +113,7 @@ class Silence:
         """Up to `n` passages in which a feature is silent, drawn at random, and where they are from."""
         silent = [text for text, active in self.controls if feature.index not in active and text.strip()]
         if silent:
-            return _drawn(silent, n, rng), CONTROLS
+            return [silent[place] for place in rng.permutation(len(silent))[:n].tolist()], CONTROLS
         own = self.rows[feature.index] if feature.index < len(self.rows) else None
         tokens = {token.strip().lower() for token in own.tokens} if own is not None else set[str]()
         texts: list[str] = []
@@ -131,20 +131,16 @@ class Silence:
 
 def make_trial(
     feature: FeatureId, held_out: Sequence[Context], silence: Silence, n_silent: int, rng: np.random.Generator
-) -> Trial | None:
+) -> DetectionTrial | None:
     """The passages to show for a feature, shuffled; None when there is none of either kind."""
     silent, silent_from = silence.passages(feature, n_silent, rng)
     if not held_out or not silent:
         return None
     examples = [Example(text_of(context), True) for context in held_out] + [Example(text, False) for text in silent]
     order = rng.permutation(len(examples)).tolist()
-    return Trial(tuple(examples[place] for place in order), silent_from)
+    return DetectionTrial(tuple(examples[place] for place in order), silent_from)
 
 
 def text_of(context: Context) -> str:
     """A passage as running text."""
     return "".join(context.tokens)
-
-
-def _drawn(texts: Sequence[str], n: int, rng: np.random.Generator) -> list[str]:
-    return [texts[int(place)] for place in rng.permutation(len(texts))[:n].tolist()]

@@ -23,7 +23,7 @@ import numpy as np
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import cache_folder
 from saeflow.ids import FeatureId, Site
-from saeflow.labels.detection import Detection, Silence, Trial, make_trial
+from saeflow.labels.detection import Detection, DetectionTrial, Silence, make_trial
 from saeflow.labels.questions import ask_fires, ask_label, marked, read_fires, read_label
 from saeflow.labels.words import Context, FeatureWords, WordsFolder, write_words
 from saeflow.llm.answers import Answers
@@ -203,7 +203,7 @@ class _Case:
 
     feature: FeatureId
     shown: tuple[Context, ...]
-    trial: Trial | None
+    trial: DetectionTrial | None
 
 
 def _case(

@@ -1,7 +1,7 @@
 """What is remembered of a site while text streams by: strongest contexts, strongest tokens, how often each fires.
 
 Memory is bounded by the dictionary, not by the text: of each feature a fixed number of passages, and of tokens those
-with the highest mean activation so far. Sums are kept in whole numbers (units of 2^-20), so that they do not depend
+with the highest mean activation so far. Sums are kept in whole numbers (units of 2^-20): they do not depend
 on the order of addition, and a run that was stopped and resumed ends in the same bytes.
 """
 
@@ -28,13 +28,13 @@ SPARE: Final = 3
 """Passages kept for each one shown: some turn out to be the same."""
 
 PRIOR: Final = 10
-"""Silent occurrences every token is given, so that one seen a few times cannot lead."""
+"""Silent occurrences every token is given: one seen a few times cannot lead."""
 
 WINDOW: Final = BEFORE + 1 + AFTER
 _UNIT: Final = 2.0**20
 
 
-class Seen:
+class FeatureStatistics:
     """Gathered at one site.
 
     Attributes:
@@ -166,7 +166,7 @@ class Control:
 
 
 @dataclass
-class State:
+class GatherState:
     """Everything a run over text has seen.
 
     Attributes:
@@ -180,7 +180,7 @@ class State:
         controls: passages drawn at random, lowest ticket first.
     """
 
-    seen: dict[Site, Seen]
+    seen: dict[Site, FeatureStatistics]
     occurred: Tensor
     units: int = 0
     n_texts: int = 0
@@ -204,7 +204,7 @@ class State:
         tensors["told"] = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
         return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
-    def unpack(self, data: bytes) -> State:
+    def unpack(self, data: bytes) -> GatherState:
         """The inverse of `pack`, for the sites of this state, whose tensors it takes over.
 
         Raises:
@@ -218,4 +218,4 @@ class State:
         controls = [Control(*one) for one in told.pop("controls")]
         for site, state in restored.items():
             self.seen[site].restore(state)
-        return State(self.seen, found["occurred"].to(self.occurred.device), controls=controls, **told)
+        return GatherState(self.seen, found["occurred"].to(self.occurred.device), controls=controls, **told)

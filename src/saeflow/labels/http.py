@@ -91,7 +91,7 @@ class Fetcher:
 
         Args:
             url: where the file is.
-            path: where it goes. The piece lies beside it as `{name}.part`, with what it is a piece of.
+            path: where it goes. The piece is next to it as `{name}.part`, with what it is a piece of.
             size: bytes the file should have, where that is known.
             received: told after each piece.
 

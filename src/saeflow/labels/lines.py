@@ -1,8 +1,8 @@
 """Lines of text in one .gz file of which a single one can be read. No torch.
 
-A graph asks for one feature at each of many sites, and a site of 131,072 features is tens of MB unpacked. So the
+A graph needs one feature at each of many sites, and a site of 131,072 features is tens of MB unpacked. So the
 file is a chain of gzip members of 256 lines each, and ends with an empty member whose header says where the others
-begin: an extra field (RFC 1952, section 2.3.1.1) that ends in a length and a mark, and is so found from the end. Any
+begin: an extra field (RFC 1952, section 2.3.1.1) that ends in a length and a mark, and so is found from the end. Any
 reader of gzip sees the plain lines; a plain .gz file, without that last member, is read whole.
 """
 
@@ -105,11 +105,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether there is such a file and every byte of it is as it was written; reads all of it.
-
-    Raises:
-        Nothing.
-    """
+    """Whether there is such a file and every byte of it is as it was written; reads all of it."""
     try:
         stamp = _stamp(path)
         if stamp is None:
@@ -177,12 +173,13 @@ def _block(path: Path, stamp: _Stamp, number: int) -> tuple[str, ...]:
     try:
         with path.open("rb") as file:
             file.seek(start)
-            lines = _split(unpacked(file.read(min(stop - start, LINE))))
+            lines = unpacked(file.read(min(stop - start, LINE))).decode().split("\n")
     except PACKED_WRONG as error:
         raise _bad(path, error) from None
+    lines = lines if lines[-1] else lines[:-1]
     if len(lines) != expected:
         raise _bad(path, ValueError(f"block {number} has {len(lines)} lines, not {expected}"))
-    return lines
+    return tuple(lines)
 
 
 @lru_cache(maxsize=128)
@@ -198,11 +195,6 @@ def _require_some(stamp: _Stamp) -> None:
     """Even a file of no lines has a gzip header; one of no bytes was cut."""
     if stamp[1] == 0:
         raise EOFError("the file is empty")
-
-
-def _split(data: bytes) -> tuple[str, ...]:
-    lines = data.decode().split("\n")
-    return tuple(lines if lines[-1] else lines[:-1])
 
 
 def _bad(path: Path, error: Exception) -> BadFile:

@@ -7,8 +7,8 @@ runs, each dictionary encodes, and of each feature the strongest passages, the t
 activation and the share of tokens it fires on are kept (`gather`). Then come the logit lens of its row and a label of
 its four strongest tokens. A killed run resumes from its last checkpoint, and ends in the same bytes.
 
-Beside the words of a site lie `{layer}.{part}.controls.jsonl.gz`: passages drawn at random, with the features that
-fire in each. `detection` takes its silent examples from them.
+Next to the words of a site there is `{layer}.{part}.controls.jsonl.gz`: passages drawn at random, with the features
+that fire in each. `detection` takes its silent examples from them.
 """
 
 from __future__ import annotations
@@ -27,26 +27,28 @@ from typing import Any, Final, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from saeflow.errors import InvalidArgument
-from saeflow.files import add_check, add_sha256, agrees_with_check, check_sha256, write_atomic
+from saeflow.files import add_sha256, check_sha256, write_atomic
 from saeflow.ids import Site
-from saeflow.labels.bulk import ABOUT, FORMAT, VERSION
-from saeflow.labels.gather import Control, Seen, State
+from saeflow.labels.folders import LOCAL, VERSION, read_about, write_about
+from saeflow.labels.gather import Control, FeatureStatistics, GatherState, means, ranks
 from saeflow.labels.lines import is_whole, write_lines
-from saeflow.labels.local_rows import AT_ONCE, control_line, controls_path, feature_rows, vocabulary_of
-from saeflow.labels.neuronpedia import CONTEXTS
-from saeflow.labels.sources import LOCAL
-from saeflow.labels.words import AFTER, BEFORE, words_path, write_words
-from saeflow.reading import SHARD, read_bytes, read_json
+from saeflow.labels.neuronpedia import CONTEXTS, TOKENS
+from saeflow.labels.words import AFTER, BEFORE, Context, FeatureWords, label_of, words_path, write_words
+from saeflow.reading import SHARD, read_bytes
 from saeflow.records import Progress
 from saeflow.sources.activity import TextBatch, encoder_digest, model_digest, site_groups, site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
+from saeflow.sources.tokens import Spelling
 
 CONTROLS: Final = 128
 """Passages drawn at random, at most one of a text."""
+
+AT_ONCE: Final = 1 << 26
+"""Numbers in memory at a time: activations of some texts, logits of some features."""
 
 _UNFINISHED: Final = ".making"
 
@@ -81,8 +83,8 @@ def make_words(
     Args:
         model: the model the dictionaries were trained on.
         dictionaries: what to make words for.
-        texts: any texts; they are read again for each group of sites and after a kill, so that a generator that can
-            be read once is refused. Empty texts are passed over.
+        texts: any texts; they are read again for each group of sites and after a kill. A generator, which can be
+            read once, is refused. Empty texts are passed over.
         out: the folder. An unfinished run resumes there if it is the same run.
         sites: which sites; all of `dictionaries` when None.
         contexts: passages shown of each feature.
@@ -101,23 +103,36 @@ def make_words(
         WidthMismatch: when a dictionary does not fit the model.
         OSError: when the folder cannot be written.
     """
-    _check(texts, contexts=contexts, max_length=max_length, texts_at_once=texts_at_once)
+    for name, value in (("contexts", contexts), ("max_length", max_length), ("texts_at_once", texts_at_once)):
+        if value < 1:
+            raise InvalidArgument(f"{name} = {value}. Give 1 or more.")
+    if isinstance(texts, str) or iter(cast("Iterable[Any]", texts)) is texts:
+        raise InvalidArgument(
+            f"texts are read more than once, and this {type(texts).__name__} cannot be. Give a list, or an object "
+            "whose __iter__ begins anew."
+        )
     asked = sorted(dictionaries if sites is None else set(sites))
     n_groups = -(-len(asked) // (sites_at_once or max(len(asked), 1)))
+    n_texts = len(texts) if isinstance(texts, Sized) else 0
     model = model.as_trained(dictionaries)
     said = [contexts, max_length, max_tokens, texts_at_once, seed, VERSION, model_digest(model)]
     for number, group in enumerate(site_groups(dictionaries, asked, sites_at_once)):
         key = _key(said, [dictionaries[site] for site in group], model)
-        run = _Run(model, dictionaries, texts, out, group, key, contexts, max_length, max_tokens, texts_at_once, seed)
+        limits = (contexts, max_length, max_tokens, texts_at_once, seed)
+        run = _GroupRun(model, dictionaries, texts, out, group, key, *limits)
         if not run.is_done():
-            state = run.gather(checkpoint_seconds, _within(progress, number, n_groups, texts))
-            run.write(state, release)
+
+            def received(done: int, _total: int, what: str, before: int = number * n_texts) -> None:
+                if progress:
+                    progress(before + done, n_groups * n_texts, what)
+
+            run.write(run.gather(checkpoint_seconds, received), release)
     shutil.rmtree(out / _UNFINISHED, ignore_errors=True)
     return out
 
 
 @dataclass(frozen=True)
-class _Run:
+class _GroupRun:
     """One group of sites and everything that determines their words."""
 
     model: LanguageModel
@@ -138,7 +153,7 @@ class _Run:
 
     def is_done(self) -> bool:
         """Whether the folder holds these very words, of these texts."""
-        sites = _read_about(self.out)["sites"]
+        sites = read_about(self.out, origin=LOCAL)["sites"]
         told = [sites.get(str(site), {}) for site in self.group]
         paths = [path(self.out, site) for site in self.group for path in (words_path, controls_path)]
         written = all(is_whole(path) for path in paths)
@@ -148,7 +163,7 @@ class _Run:
         digest = self._digest(told[0].get("units", 0) if full else None)
         return all(one.get("texts") == digest for one in told)
 
-    def gather(self, checkpoint_seconds: float, progress: Progress | None) -> State:
+    def gather(self, checkpoint_seconds: float, progress: Progress) -> GatherState:
         """Read the texts, from the last checkpoint on."""
         state = self._restored()
         digest = hashlib.sha256()
@@ -159,8 +174,7 @@ class _Run:
                 continue
             full = self._take(state, unit)
             state.units, state.n_texts, state.digest = (number + 1, state.n_texts + len(unit), digest.hexdigest())
-            if progress:
-                progress(state.n_texts, 0, f"{self.group[0]} to {self.group[-1]}")
+            progress(state.n_texts, 0, f"{self.group[0]} to {self.group[-1]}")
             if full:
                 break
             if time.monotonic() - saved >= checkpoint_seconds:
@@ -170,9 +184,9 @@ class _Run:
             raise InvalidArgument("the texts hold no token that is not special. Give texts that are not empty.")
         return state
 
-    def write(self, state: State, release: str) -> None:
+    def write(self, state: GatherState, release: str) -> None:
         """Write the words of the group, then the controls, then that they are done."""
-        about: dict[str, Any] = _read_about(self.out) | {"release": release, "model": self.model.name}
+        about: dict[str, Any] = read_about(self.out, origin=LOCAL) | {"release": release, "model": self.model.name}
         spelling = self.model.spelling
         for site in self.group:
             rows = feature_rows(self.model, self.dictionaries[site], state, self.contexts, spelling)
@@ -187,7 +201,7 @@ class _Run:
                 "n_tokens": state.n_tokens,
             }
         about["sites"] = dict(sorted(about["sites"].items()))
-        write_atomic(self.out / ABOUT, json.dumps(add_check(about), indent=1).encode())
+        write_about(self.out, about)
         self._checkpoint.unlink(missing_ok=True)
 
     def _units(self) -> Iterator[list[Passage]]:
@@ -202,22 +216,22 @@ class _Run:
             _add_to(digest, unit)
         return digest.hexdigest()
 
-    def _restored(self) -> State:
+    def _restored(self) -> GatherState:
         """The state of the last checkpoint, if it is of these texts; else nothing seen."""
-        fresh = self._fresh()
+        device, vocabulary = self.dictionaries[self.group[0]].W_enc.device, vocabulary_of(self.model)
+
+        def fresh() -> GatherState:
+            sizes = {site: self.dictionaries[site].n_features for site in self.group}
+            seen = {site: FeatureStatistics(n, vocabulary, self.contexts, device) for site, n in sizes.items()}
+            return GatherState(seen, torch.zeros(vocabulary, dtype=torch.int64, device=device))
+
         try:
-            found = fresh.unpack(check_sha256(read_bytes(self._checkpoint, SHARD)))
+            found = fresh().unpack(check_sha256(read_bytes(self._checkpoint, SHARD)))
         except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError):
-            return self._fresh()
-        return found if found.digest == self._digest(found.units) else self._fresh()
+            return fresh()
+        return found if found.digest == self._digest(found.units) else fresh()
 
-    def _fresh(self) -> State:
-        device = self.dictionaries[self.group[0]].W_enc.device
-        vocabulary = vocabulary_of(self.model)
-        seen = {s: Seen(self.dictionaries[s].n_features, vocabulary, self.contexts, device) for s in self.group}
-        return State(seen, torch.zeros(vocabulary, dtype=torch.int64, device=device))
-
-    def _take(self, state: State, unit: Sequence[Passage]) -> bool:
+    def _take(self, state: GatherState, unit: Sequence[Passage]) -> bool:
         """Run the model on some texts and take in what fires; returns whether `max_tokens` is reached."""
         left = None if self.max_tokens is None else self.max_tokens - state.n_tokens
         texts = [one.text for one in unit]
@@ -225,7 +239,8 @@ class _Run:
         state.n_tokens += batch.n_tokens
         ids, real = batch.tokens.input_ids, batch.real
         state.occurred += torch.bincount(ids[real], minlength=len(state.occurred)).to(state.occurred)
-        source = torch.tensor([_number_of(one.source, state.sources) for one in unit], device=ids.device)
+        state.sources += [name for name in dict.fromkeys(one.source for one in unit) if name not in state.sources]
+        source = torch.tensor([state.sources.index(one.source) for one in unit], device=ids.device)
         drawn = self._draw(state, ids, real, source)
         for site, h in site_states(self.model, self.dictionaries, self.group, batch.tokens).items():
             self._take_site(state, site, h, batch, source, drawn)
@@ -233,7 +248,7 @@ class _Run:
 
     def _take_site(
         self,
-        state: State,
+        state: GatherState,
         site: Site,
         h: Float[Tensor, "batch pos d_in"],
         batch: TextBatch,
@@ -256,7 +271,7 @@ class _Run:
 
     def _draw(
         self,
-        state: State,
+        state: GatherState,
         ids: Int[Tensor, "batch pos"],
         real: Bool[Tensor, "batch pos"],
         source: Int[Tensor, " batch"],
@@ -278,24 +293,6 @@ class _Run:
         return {text: one for text, one in drawn.items() if any(one[1] is control for control in lowest)}
 
 
-def _check(texts: object, **numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise InvalidArgument(f"{name} = {value}. Give 1 or more.")
-    if isinstance(texts, str) or (isinstance(texts, Iterable) and iter(cast("Iterable[Any]", texts)) is texts):
-        raise InvalidArgument(
-            f"texts are read more than once, and this {type(texts).__name__} cannot be. Give a list, or an object "
-            "whose __iter__ begins anew."
-        )
-
-
-def _within(progress: Progress | None, number: int, groups: int, texts: object) -> Progress | None:
-    if progress is None:
-        return None
-    n = len(texts) if isinstance(texts, Sized) else 0
-    return lambda done, _total, what: progress(number * n + done, groups * n, what)
-
-
 def _key(said: list[Any], dictionaries: Sequence[Dictionary], model: LanguageModel) -> str:
     """A digest of everything but the texts that determines the words of a group."""
     digest = hashlib.sha256(json.dumps(said).encode())
@@ -312,19 +309,77 @@ def _add_to(digest: Any, unit: Sequence[Passage]) -> None:
         digest.update(len(data).to_bytes(8, "big") + data)
 
 
-def _number_of(source: str, sources: list[str]) -> int:
-    if source not in sources:
-        sources.append(source)
-    return sources.index(source)
+def vocabulary_of(model: LanguageModel) -> int:
+    """How many tokens the model knows, those that pad its embedding included."""
+    return int(cast("nn.Embedding", model.hf_model.get_input_embeddings()).num_embeddings)
 
 
-def _read_about(out: Path) -> dict[str, Any]:
-    """What the folder says of itself; anew where it says nothing of this kind."""
-    fresh: dict[str, Any] = {"format": FORMAT, "version": VERSION, "origin": LOCAL, "sites": {}}
-    try:
-        told = read_json(out / ABOUT)
-        same = all(told[name] == fresh[name] for name in ("format", "version", "origin"))
-        same = same and agrees_with_check(told)
-        return cast("dict[str, Any]", told) if same and isinstance(told["sites"], dict) else fresh
-    except (OSError, ValueError, KeyError, TypeError):
-        return fresh
+def controls_path(folder: Path, site: Site) -> Path:
+    """The file of a site's passages drawn at random, in a folder of words."""
+    return folder / f"{site.layer}.{site.part.value}.controls.jsonl.gz"
+
+
+def feature_rows(
+    model: LanguageModel, dictionary: Dictionary, state: GatherState, n_contexts: int, spelling: Spelling
+) -> Iterator[FeatureWords | None]:
+    """Words of every feature of a site, in order; None for one that never fired."""
+    seen = state.seen[dictionary.site]
+    tokens = _strongest_tokens(seen, state.occurred)
+    fired = seen.fired.tolist()
+    for row, promoted in enumerate(_promotes(model, dictionary)):
+        if fired[row] == 0:
+            yield None
+            continue
+        strong = tuple(spelling.token(token) for token in tokens.get(row, ()))
+        contexts = _contexts(seen, row, state.sources, spelling)[:n_contexts]
+        frequency = float(f"{fired[row] / state.n_tokens:.4g}")
+        yield FeatureWords(label_of(strong), strong, promoted, contexts, frequency)
+
+
+def control_line(control: Control, site: Site, sources: Sequence[str], spelling: Spelling) -> str:
+    """A passage drawn at random as a line of JSON, with the features of the site that fire in it."""
+    tokens = spelling.tokens([token for token in control.ids if token >= 0])
+    told = {"tokens": tokens, "source": sources[control.source], "active": control.active[str(site)]}
+    return json.dumps(told, separators=(",", ":"))
+
+
+def _strongest_tokens(seen: FeatureStatistics, occurred: Int[Tensor, " vocab"]) -> dict[int, list[int]]:
+    """Of each feature, the ids of the tokens with the highest mean activation, best first."""
+    feature, token = seen.pairs // seen.vocabulary, seen.pairs % seen.vocabulary
+    rank = ranks(feature, means(seen.sums, occurred[token]))
+    shown = rank < TOKENS
+    found: dict[int, list[int]] = {}
+    order = rank[shown].sort(stable=True).indices
+    for row, one in zip(feature[shown][order].tolist(), token[shown][order].tolist(), strict=True):
+        found.setdefault(row, []).append(one)
+    return found
+
+
+def _promotes(model: LanguageModel, dictionary: Dictionary) -> Iterator[tuple[str, ...]]:
+    """The tokens each row raises most in the logit lens; whitespace alone is left out. A row of zeros raises none."""
+    rows = dictionary.directions(model).to(model.device)
+    vocabulary = vocabulary_of(model)
+    k = min(TOKENS, vocabulary)
+    for some in rows.split(max(1, AT_ONCE // vocabulary)):
+        has = some.any(dim=1).tolist()
+        for directed, logits in zip(has, model.logit_lens(some, k), strict=True):
+            yield tuple(logit.token for logit in logits if directed and logit.token.strip())
+
+
+def _contexts(seen: FeatureStatistics, row: int, sources: Sequence[str], spelling: Spelling) -> tuple[Context, ...]:
+    """The different passages of a feature, strongest first."""
+    kept: dict[tuple[int, ...], Context] = {}
+    passages = zip(
+        seen.peak[row].tolist(),
+        seen.ids[row].tolist(),
+        seen.values[row].tolist(),
+        seen.source[row].tolist(),
+        strict=True,
+    )
+    for peak, ids, values, source in passages:
+        if peak > 0:
+            real = [(token, value) for token, value in zip(ids, values, strict=True) if token >= 0]
+            tokens = tuple(spelling.tokens([token for token, _ in real]))
+            shown = tuple(float(f"{value:.4g}") for _, value in real)
+            kept.setdefault(tuple(token for token, _ in real), Context(tokens, shown, sources[int(source)]))
+    return tuple(kept.values())

@@ -1,27 +1,30 @@
-"""Features of Neuronpedia, one at a time over its API, kept on disk. No torch.
+"""What Neuronpedia calls the features of a release, and their words, one feature at a time over its API. No torch.
 
     GET /api/feature/{model}/{source}/{index} -> explanations, activations, pos_str, frac_nonzero, …
 
-Read from its public documentation and code, never run against the service itself: see docs/labels.md. A key is
-taken from the environment (NEURONPEDIA_API_KEY) and is not needed to read. Whole sources: `bulk`.
+Sources are named by the release's recipe (`labels` in sources/releases/*.toml), or by a pattern such as
+`gemma-2-2b/{layer}-gemmascope-{part}-16k`. Answers are kept on disk. The API was read from its public documentation and
+code, and never run against the service itself: see docs/labels.md. A key is taken from the environment
+(NEURONPEDIA_API_KEY) and is not needed to read. Whole sources: `exports`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
-from saeflow.errors import BadFile, Unreachable
+from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, Unreachable
 from saeflow.files import add_sha256, cache_folder, check_sha256, write_atomic
-from saeflow.ids import FeatureId, Site
+from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.http import Fetcher
-from saeflow.labels.sources import Source, Sources
 from saeflow.labels.words import AFTER, BEFORE, Context, FeatureWords, label_of
 from saeflow.reading import parse_json, read_bytes
+from saeflow.sources.releases import CANONICAL, is_release, read_release
 
 BASE_URL: Final = "https://www.neuronpedia.org"
 KEY: Final = "NEURONPEDIA_API_KEY"
@@ -44,6 +47,93 @@ _KEPT: Final = (
     "maxActApprox",
 )
 _SPACES: Final = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n", "↵": "\n"})
+_PATTERN: Final = re.compile(r"(?P<model>[A-Za-z0-9][\w.-]*)/(?P<source>[\w.{}-]+)")
+_PLACEHOLDER: Final = re.compile(r"\{(layer|next|part)\}")
+_LAYER: Final = re.compile(r"\{(layer|next)\}")
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A set of features as Neuronpedia names it: its id of the model and of the source."""
+
+    model: str
+    id: str
+
+    def __post_init__(self) -> None:
+        """Refuse a text that cannot be part of an address or a file name."""
+        for segment in (self.model, self.id):
+            if not _SEGMENT.fullmatch(segment):
+                raise InvalidArgument(
+                    f"{segment!r} is no id of Neuronpedia. Ids are letters, digits, '.', '_' and '-': "
+                    "'gemma-2-2b', '20-gemmascope-res-16k'."
+                )
+
+    def __str__(self) -> str:
+        """`gemma-2-2b/20-gemmascope-res-16k`."""
+        return f"{self.model}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The sources of a release: site by site, or by a pattern for any site.
+
+    Attributes:
+        model: Neuronpedia's id of the model.
+        named: the ids of sources, by site.
+        patterns: for other sites, by part: an id with `{layer}`, or `{next}` for the layer + 1, in it.
+    """
+
+    model: str
+    named: Mapping[Site, str] = field(default_factory=dict[Site, str])
+    patterns: Mapping[Part, str] = field(default_factory=dict[Part, str])
+
+    def at(self, site: Site) -> Source | None:
+        """The source of a site; None for one that has none."""
+        if site in self.named:
+            return Source(self.model, self.named[site])
+        pattern = self.patterns.get(site.part)
+        if pattern is None:
+            return None
+        return Source(self.model, pattern.format(layer=site.layer, next=site.layer + 1))
+
+
+def sources_of(release: str, pattern: str = "") -> Sources:
+    """The sources of a release: as its recipe names them, or as a pattern does.
+
+    Args:
+        release: the name of a release, such as "gemma-scope-2b" or "gemma-scope-2b@width=65k".
+        pattern: "MODEL/SOURCE" with `{layer}` (or `{next}`) and, unless all parts share one, `{part}`.
+
+    Raises:
+        UnknownRelease: when neither says it.
+        InvalidArgument: when the pattern has another form, or the release is of another L0 than Neuronpedia shows.
+    """
+    if pattern:
+        found = _PATTERN.fullmatch(pattern)
+        plain = _PLACEHOLDER.sub("", pattern)
+        if found is None or "{" in plain or "}" in plain or not _LAYER.search(found["source"]):
+            raise InvalidArgument(
+                f"{pattern!r} names no sources. Write MODEL/SOURCE with {{layer}} and {{part}} in it: "
+                "'gemma-2-2b/{layer}-gemmascope-{part}-16k'."
+            )
+        return Sources(found["model"], patterns={p: found["source"].replace("{part}", p.value) for p in Part})
+    recipe = read_release(release) if is_release(release) else None
+    named = {site: entry.labels for site, entry in recipe.sites.items() if entry.labels} if recipe else {}
+    if recipe is None or not named:
+        raise UnknownRelease(
+            f"Nothing says what Neuronpedia calls the features of {release!r}. Give a pattern (--source on the command "
+            "line): 'gemma-2-2b/{layer}-gemmascope-{part}-16k'."
+        )
+    if recipe.chosen.get("l0", CANONICAL) != CANONICAL:
+        raise InvalidArgument(
+            f"{release} has L0 {recipe.chosen['l0']}, and Neuronpedia shows the canonical dictionaries, whose features "
+            "are others. Leave l0 out, or make words of your own (saeflow labels make)."
+        )
+    models = {one.partition("/")[0] for one in named.values()}
+    if len(models) != 1:
+        raise InvalidArgument(f"the labels of {release} are of several models: {', '.join(sorted(models))}.")
+    return Sources(models.pop(), {site: one.partition("/")[2] for site, one in named.items()})
 
 
 def is_offline() -> bool:
@@ -162,7 +252,7 @@ class NeuronpediaWords:
             raise
 
     def site(self, site: Site) -> list[FeatureWords | None]:  # noqa: ARG002 - the protocol's signature
-        """Nothing: a whole site is fetched with `bulk`."""
+        """Nothing: a whole site is fetched with `exports`."""
         return []
 
 

@@ -1,6 +1,6 @@
 """What a language model is asked about features, and how its answers are read: strictly, as JSON of one field.
 
-No torch. What passages say is material and may hold anything, so that nothing but that field is ever read.
+No torch. What passages say is material and may hold anything: nothing but that field is ever read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from saeflow.labels.detection import Trial
+from saeflow.labels.detection import DetectionTrial
 from saeflow.labels.words import Context
 from saeflow.llm.endpoint import Messages
 from saeflow.reading import parse_json
@@ -53,7 +53,7 @@ def ask_label(passages: Sequence[Context]) -> Messages:
     return [{"role": "system", "content": _EXPLAIN}, {"role": "user", "content": shown}]
 
 
-def ask_fires(label: str, trial: Trial) -> Messages:
+def ask_fires(label: str, trial: DetectionTrial) -> Messages:
     """In which passages of a trial a feature with this label fires."""
     shown = "\n\n".join(f"Passage {number}:\n{example.text}" for number, example in enumerate(trial.examples, 1))
     told = f"The feature fires on: {label}\n\n{shown}"

@@ -2,10 +2,10 @@
 
     search(folder, "physics forc")  ->  features whose label or tokens hold "physics" and a word that begins with "forc"
 
-An index (SQLite, FTS5) is built beside the words at the first search, and again when they change. Features are numbered
-by the length of their labels, so that the first matches of a query are those of the shortest labels, and reading a few
-hundred of them is enough to rank: whole words before beginnings, the label before the tokens, the words in the order
-typed, short labels before long ones. Where no feature has all words, those with most of them are found.
+An index (SQLite, FTS5) is built next to the words at the first search, and again when they change. Features are
+numbered by the length of their labels: the first matches of a query are those of the shortest labels, and reading a few
+hundred of them is enough to rank. Whole words come before beginnings, the label before the tokens, the words in the
+order typed, short labels before long ones. Where no feature has all words, those with most of them are found.
 
 What is typed never reaches SQLite as syntax: it is cut into words of letters and digits first, lower case, without
 accents, and the texts of the index were cut in the same way.
@@ -32,7 +32,7 @@ from typing import Final, TypeAlias
 from saeflow.errors import InvalidArgument, NoSpace
 from saeflow.files import PACK, atomic_file, cache_folder, write_error
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.labels.words import FeatureWords, WordsFolder, words_path, words_sites
+from saeflow.labels.words import WordsFolder, words_path, words_sites
 from saeflow.records import Progress
 
 INDEX: Final = "search.sqlite"
@@ -104,7 +104,7 @@ def search(
     Raises:
         InvalidArgument: for a limit below 1.
         BadFile: when the words cannot be read.
-        OSError: when the index can be written neither beside them nor in saeflow's cache.
+        OSError: when the index can be written neither next to them nor in saeflow's cache.
     """
     if limit < 1:
         raise InvalidArgument(f"limit = {limit} features. Give 1 or more.")
@@ -116,20 +116,31 @@ def search(
         there = _at(sites)
         found = _features(database, _all_words(database, asked, there) or _some_words(database, asked, there))
     ranked = sorted((*_rank(row, asked), place) for place, row in enumerate(found))
-    return [_hit(found[place]) for *_, place in ranked[:limit]]
+    hits: list[Hit] = []
+    for *_, place in ranked[:limit]:
+        layer, part, row, label, tokens, frequency = found[place]
+        hits.append(Hit(FeatureId(Site(layer, Part(part)), row), label, tuple(json.loads(tokens)), frequency))
+    return hits
 
 
 def build_index(folder: Path, *, progress: Progress | None = None) -> Path:
     """The index of a folder of words, built where it is missing or the words have changed; returns its file.
 
-    It lies beside the words, or in saeflow's cache where that folder cannot be written or came with saeflow.
+    It is next to the words, or in saeflow's cache where that folder cannot be written or came with saeflow.
 
     Raises:
         BadFile: when the words cannot be read.
         OSError: when it cannot be written.
     """
-    fingerprint = _fingerprint(folder)
-    places = _places(folder)
+    # 1. a fingerprint that changes when a file of words is added, removed or written again
+    stats = [(str(site), words_path(folder, site).stat()) for site in words_sites(folder)]
+    stamps = [(site, found.st_size, found.st_mtime_ns) for site, found in stats]
+    fingerprint = hashlib.sha256(json.dumps([VERSION, stamps]).encode()).hexdigest()
+
+    # 2. where the index may be
+    whole = folder.absolute().resolve()
+    apart = cache_folder() / "search" / f"{hashlib.sha256(str(whole).encode()).hexdigest()[:16]}.sqlite"
+    places = (apart,) if whole.is_relative_to(PACK.resolve()) else (folder / INDEX, apart)
     for path in places:
         if _is_current(path, fingerprint):
             return path
@@ -147,24 +158,6 @@ def words_in(text: str) -> list[str]:
         return _WORD.findall(text.lower())
     plain = unicodedata.normalize("NFKD", text.casefold())
     return _WORD.findall("".join(char for char in plain if not unicodedata.combining(char)))
-
-
-def _places(folder: Path) -> tuple[Path, ...]:
-    name = hashlib.sha256(str(folder.absolute().resolve()).encode()).hexdigest()[:16]
-    apart = cache_folder() / "search" / f"{name}.sqlite"
-    shipped = folder.absolute().resolve().is_relative_to(PACK.resolve())
-    return (apart,) if shipped else (folder / INDEX, apart)
-
-
-def _fingerprint(folder: Path) -> str:
-    """Changes when a file of words is added, removed or written again."""
-    told = [(str(site), *_stamp(words_path(folder, site))) for site in words_sites(folder)]
-    return hashlib.sha256(json.dumps([VERSION, told]).encode()).hexdigest()
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -213,19 +206,15 @@ def _file_sum(path: Path) -> int:
 
 def _build(folder: Path, path: Path, fingerprint: str, progress: Progress | None) -> None:
     with atomic_file(path) as part:
-        _fill(part, folder, fingerprint, progress)
-        told = _SUM.pack(_file_sum(part))
+        try:
+            _write(part, folder, fingerprint, progress)
+        except sqlite3.OperationalError as error:
+            # a full disk has its own text; SQLite gives no other reason
+            raise write_error(error, part) or OSError(errno.EIO, f"SQLite: {error}", str(part)) from error
+        checksum = _SUM.pack(_file_sum(part))
         with part.open("r+b") as file:
             file.seek(_SUM_AT)
-            file.write(told)
-
-
-def _fill(part: Path, folder: Path, fingerprint: str, progress: Progress | None) -> None:
-    try:
-        _write(part, folder, fingerprint, progress)
-    except sqlite3.OperationalError as error:
-        # a full disk has its own text; SQLite tells of no other reason
-        raise write_error(error, part) or OSError(errno.EIO, f"SQLite: {error}", str(part)) from error
+            file.write(checksum)
 
 
 def _write(part: Path, folder: Path, fingerprint: str, progress: Progress | None) -> None:
@@ -235,7 +224,7 @@ def _write(part: Path, folder: Path, fingerprint: str, progress: Progress | None
         database.executescript(_SCHEMA)
         database.execute("CREATE TEMP TABLE read (length INTEGER, layer, part, row, label, tokens, frequency, text)")
         vocabulary: set[str] = set()
-        entries = _read(folder, vocabulary, progress)
+        entries = _entries(folder, vocabulary, progress)
         database.executemany("INSERT INTO read VALUES (?, ?, ?, ?, ?, ?, ?, ?)", entries)
         database.executemany("INSERT INTO vocabulary VALUES (?)", ((word,) for word in sorted(vocabulary)))
         # short labels first; those without one, last
@@ -249,24 +238,20 @@ def _write(part: Path, folder: Path, fingerprint: str, progress: Progress | None
         database.commit()
 
 
-def _read(folder: Path, vocabulary: set[str], progress: Progress | None) -> Iterator[tuple[object, ...]]:
+def _entries(folder: Path, vocabulary: set[str], progress: Progress | None) -> Iterator[tuple[object, ...]]:
+    """A row of the table `read` for each feature with words; its words are added to the vocabulary."""
     sites = words_sites(folder)
     for done, site in enumerate(sites):
         if progress:
             progress(done, len(sites), str(site))
         for row, known in enumerate(WordsFolder(folder).site(site)):
             if known is not None:
-                yield _entry(site, row, known, vocabulary)
-
-
-def _entry(site: Site, row: int, known: FeatureWords, vocabulary: set[str]) -> tuple[object, ...]:
-    label = words_in(known.label)
-    words = dict.fromkeys([*label, *(word for token in known.tokens for word in words_in(token))])
-    vocabulary.update(words)
-    text = " ".join([_mark(site), *words])
-    length = len(label) if label else 1_000_000
-    tokens = json.dumps(known.tokens, ensure_ascii=False)
-    return length, site.layer, site.part.value, row, known.label, tokens, known.frequency, text
+                label = words_in(known.label)
+                words = dict.fromkeys([*label, *(word for token in known.tokens for word in words_in(token))])
+                vocabulary.update(words)
+                tokens = json.dumps(known.tokens, ensure_ascii=False)
+                shown = (site.layer, site.part.value, row, known.label, tokens, known.frequency)
+                yield (len(label) or 1_000_000, *shown, " ".join([_mark(site), *words]))
 
 
 def _mark(site: Site) -> str:
@@ -327,11 +312,6 @@ def _features(database: sqlite3.Connection, ids: Iterable[int]) -> list[_Row]:
     query = _FEATURES.format(", ".join("?" * len(numbers)))
     known = {row[0]: row[1:] for row in database.execute(query, numbers)}
     return [known[one] for one in numbers]
-
-
-def _hit(row: _Row) -> Hit:
-    layer, part, index, label, tokens, frequency = row
-    return Hit(FeatureId(Site(layer, Part(part)), index), label, tuple(json.loads(tokens)), frequency)
 
 
 def _rank(row: _Row, asked: Sequence[str]) -> tuple[int, int, int, int, int, int]:

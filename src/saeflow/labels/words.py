@@ -1,7 +1,7 @@
 """Words for features, one compressed file per site, read at first use. No torch.
 
 A folder of words holds `{layer}.{part}.jsonl.gz`, with one line of JSON per row of the dictionary (null where
-nothing is known). A graph asks for one feature of many sites, so that only the lines asked for are read:
+nothing is known). A graph needs one feature of many sites, so only the requested lines are read:
 
     {"label": "...", "tokens": ["...", ...], "promotes": ["...", ...], "frequency": 0.01,
      "contexts": [{"tokens": [...], "values": [...], "source": "python"}, ...], "by": "...", "score": 0.9}
@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final, Protocol, cast, runtime_checkable
 
@@ -30,6 +32,8 @@ AFTER: Final = 4
 """Tokens of a context after its strongest one, at most."""
 
 _IN_A_LABEL: Final = 4
+_PROBED: Final = 32
+"""Rows of a site that are asked whether its words say how often they fire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Words(Protocol):
 
 @dataclass(frozen=True)
 class WordsFolder:
-    """Words read from a folder, a line or a site at a time."""
+    """Words read from a folder, one line or one site at a time."""
 
     folder: Path
 
@@ -131,7 +135,7 @@ class Merged:
         Raises:
             BadFile: when a file of words cannot be read.
         """
-        return _together([place.get(feature) for place in self.places])
+        return self._filled([place.get(feature) for place in self.places])
 
     def site(self, site: Site) -> list[FeatureWords | None]:
         """Words of every row of a site that a place knows, in order.
@@ -141,10 +145,12 @@ class Merged:
         """
         told = [place.site(site) for place in self.places]
         rows = max(map(len, told), default=0)
-        return [_together([words[row] for words in told if row < len(words)]) for row in range(rows)]
+        return [self._filled([words[row] for words in told if row < len(words)]) for row in range(rows)]
 
-
-_PROBED: Final = 32
+    @staticmethod
+    def _filled(told: Sequence[FeatureWords | None]) -> FeatureWords | None:
+        known = [words for words in told if words is not None]
+        return reduce(FeatureWords.filled, known) if known else None
 
 
 def silent(words: Words, feature: FeatureId) -> bool | None:
@@ -165,13 +171,13 @@ def silent(words: Words, feature: FeatureId) -> bool | None:
 
 
 def open_words(atlas_folder: Path) -> Words:
-    """The words that lie beside an atlas, in its folder `words`; none when there is no such folder."""
+    """The words next to an atlas, in its folder `words`; none when there is no such folder."""
     folder = atlas_folder / "words"
     return WordsFolder(folder) if folder.is_dir() else no_words
 
 
 def write_words(folder: Path, site: Site, rows: Iterable[FeatureWords | None]) -> int:
-    """Write the words of a site into a folder, one row a feature; returns how many rows.
+    """Write the words of a site into a folder, one row per feature; returns how many rows.
 
     Raises:
         OSError: when the folder cannot be written.
@@ -186,7 +192,11 @@ def words_path(folder: Path, site: Site) -> Path:
 
 def words_sites(folder: Path) -> tuple[Site, ...]:
     """The sites a folder has words of, in order of computation; other files are passed over."""
-    return tuple(sorted(site for site, _ in _files(folder)))
+    found: list[Site] = []
+    for path in folder.glob("*.jsonl.gz"):
+        with suppress(ValueError):
+            found.append(Site.parse(path.name.removesuffix(".jsonl.gz").replace(".", "/")))
+    return tuple(sorted(found))
 
 
 def label_of(tokens: Sequence[str], n: int = _IN_A_LABEL) -> str:
@@ -203,7 +213,7 @@ def label_of(tokens: Sequence[str], n: int = _IN_A_LABEL) -> str:
 
 
 def to_json(words: FeatureWords | None) -> str:
-    """One line of a file of words. ASCII alone, so that no character of a token can end the line."""
+    """One line of a file of words. ASCII alone: no character of a token can end the line."""
     if words is None:
         return "null"
     told: dict[str, Any] = {
@@ -264,24 +274,6 @@ class _NoWords:
 
 no_words: Words = _NoWords()
 """Words of which nothing is known, for what may be shown without any."""
-
-
-def _files(folder: Path) -> Iterable[tuple[Site, Path]]:
-    for path in folder.glob("*.jsonl.gz"):
-        try:
-            yield Site.parse(path.name.removesuffix(".jsonl.gz").replace(".", "/")), path
-        except ValueError:
-            continue
-
-
-def _together(told: Sequence[FeatureWords | None]) -> FeatureWords | None:
-    known = [words for words in told if words is not None]
-    if not known:
-        return None
-    out = known[0]
-    for words in known[1:]:
-        out = out.filled(words)
-    return out
 
 
 def _texts(found: Any) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from typing import Any, Final
 from saeflow.errors import InvalidArgument, UnknownRelease
 from saeflow.flow.graph import FlowGraph, Node
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.labels.sources import sources_of
+from saeflow.labels.neuronpedia import sources_of
 from saeflow.labels.words import Words, no_words
 from saeflow.report.render import render
 from saeflow.report.svg import FACE, MODULE, TONES, WIRE, graph_svg

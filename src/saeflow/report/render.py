@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from saeflow.errors import InvalidArgument, SaeflowError
 from saeflow.flow.graph import FlowGraph
-from saeflow.labels.sources import words_for
+from saeflow.labels.folders import words_for
 from saeflow.labels.words import Words, no_words
 from saeflow.report.blocks import Page
 from saeflow.report.html import page_html

@@ -12,7 +12,7 @@ from pathlib import Path
 from saeflow.errors import InvalidArgument, SaeflowError, UnknownFeature, UnknownSite
 from saeflow.flow.scores import HIGH, Thresholds
 from saeflow.ids import FeatureId, Site
-from saeflow.labels.sources import Sources
+from saeflow.labels.neuronpedia import Sources
 from saeflow.labels.words import Words
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.rows import TableRows

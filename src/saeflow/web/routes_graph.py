@@ -15,7 +15,7 @@ from saeflow.flow.scores import T_MODULE, T_RES, Thresholds
 from saeflow.flow.trace import trace
 from saeflow.flow.union import MORE, expand, union, within
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.labels.sources import words_folders
+from saeflow.labels.folders import words_folders
 from saeflow.labels.words import words_sites
 from saeflow.report.exports import FORMATS, export
 from saeflow.report.svg import figure_svg

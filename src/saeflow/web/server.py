@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from saeflow.errors import InvalidArgument, UnknownRelease
 from saeflow.labels import words_for
-from saeflow.labels.sources import Sources, sources_of, words_folders
+from saeflow.labels.folders import words_folders
+from saeflow.labels.neuronpedia import Sources, sources_of
 from saeflow.matching.atlas import Atlas
 from saeflow.steering.theme import Theme, themes
 from saeflow.web import require_packages

@@ -11,15 +11,14 @@ import pytest
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite, Unreachable
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels import WordsFolder
-from saeflow.labels.bucket import Bucket, Kind
-from saeflow.labels.bulk import fetch_words, plan_fetch
+from saeflow.labels.exports import Bucket, ExportKind, fetch_words, plan_fetch
 from saeflow.labels.http import Fetcher
-from saeflow.labels.sources import Sources
+from saeflow.labels.neuronpedia import Sources
 
 from .service import Fault
 
 SOURCES = Sources("gpt2-small", patterns={Part.RES: "{layer}-res", Part.MLP: "{layer}-mlp"})
-ALL = tuple(Kind)
+ALL = tuple(ExportKind)
 SITES = [Site.parse(site) for site in ("0/res", "0/mlp", "1/res")]
 RES = Site.parse("0/res")
 
@@ -295,10 +294,10 @@ SLOWLY = """
 import sys, time
 from pathlib import Path
 from saeflow.ids import Part, Site
-from saeflow.labels.bucket import Bucket, Kind
-from saeflow.labels.bulk import fetch_words, plan_fetch
+from saeflow.labels.exports import Bucket, ExportKind
+from saeflow.labels.exports import fetch_words, plan_fetch
 from saeflow.labels.http import Fetcher
-from saeflow.labels.sources import Sources
+from saeflow.labels.neuronpedia import Sources
 
 def progress(done, total, what):
     print(done, flush=True)
@@ -307,7 +306,7 @@ def progress(done, total, what):
 root = Path(sys.argv[2])
 sources = Sources("gpt2-small", patterns={Part.RES: "{layer}-res", Part.MLP: "{layer}-mlp"})
 bucket = Bucket(sys.argv[1], root / "exports", Fetcher())
-plan = plan_fetch("mine", sources, [Site.parse("0/res"), Site.parse("0/mlp")], bucket, kinds=tuple(Kind))
+plan = plan_fetch("mine", sources, [Site.parse("0/res"), Site.parse("0/mlp")], bucket, kinds=tuple(ExportKind))
 fetch_words(plan, bucket, root / "words", progress=progress)
 """
 
