@@ -34,7 +34,6 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -189,16 +188,6 @@ def check_command(block: Block, words: list[str]) -> None:
         raise block.wrong(f"{program!r} is no command these pages use")
 
 
-@cache
-def real_command() -> Any:
-    """The command line as it is parsed."""
-    from typer.main import get_command
-
-    from saeflow.cli.commands import app
-
-    return get_command(app)
-
-
 def refused(arguments: list[str]) -> str:
     """Why saeflow's command line would not take `arguments`; "" where it would. Nothing is run.
 
@@ -206,28 +195,17 @@ def refused(arguments: list[str]) -> str:
     """
     from unittest.mock import patch
 
-    with patch("saeflow.sources.devices.known_device"):
-        return _refused(arguments)
+    from cyclopts import CycloptsError
 
+    from saeflow.cli.app import app, sentence
+    from saeflow.errors import SaeflowError
 
-def _refused(arguments: list[str]) -> str:
-    command, context, rest = real_command(), None, list(arguments)
-    name = "saeflow"
     try:
-        while True:
-            context = command.make_context(name, rest, parent=context)
-            if not hasattr(command, "resolve_command"):
-                return ""
-            rest = [*context._protected_args, *context.args]
-            if not rest:
-                return ""
-            name, command, rest = command.resolve_command(context, rest)  # pyright: ignore
-    except SystemExit:  # --help and --version
-        return ""
-    except Exception as error:  # typer carries its own copy of click's errors
-        if type(error).__name__ in {"Exit", "NoArgsIsHelpError"}:
-            return ""
-        return getattr(error, "message", "") or str(error) or type(error).__name__
+        with patch("saeflow.sources.devices.known_device"):
+            app.parse_args(arguments)
+    except (CycloptsError, SaeflowError) as error:
+        return sentence(error)
+    return ""
 
 
 # Run

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -249,62 +250,73 @@ def page_text(page: Page, seen: set[str]) -> str:
 # The command line
 
 
-def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands that do something, with the words that call them."""
-    if hasattr(command, "commands"):
-        for name, below in command.commands.items():
-            yield from commands(below, (*words, name))
-    else:
-        yield words, command
+def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands that do something, with the words that call them, in the order of help."""
+    names = [name for name in group if not name.startswith("-")]
+    for name in sorted(names, key=lambda name: group[name].sort_key):
+        if group[name].default_command is None:
+            yield from commands(group[name], (*words, name))
+        else:
+            yield (*words, name), group[name]
 
 
 def option_row(option: Any) -> str:
     """An option as a row: its names, its default, what it does."""
-    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
-    default = option.default
-    if default is None or default == "" or default is False or default == [] or callable(default):
-        shown = ""
-    elif default is True:
-        shown = "on"
-    else:
-        shown = f"`{default}`"
-    return f"| {names} | {shown} | {said_of(option.help)} |"
+    from saeflow.cli.options import shown
+
+    names = ", ".join(f"`{name}`" for name in sorted(option.names, key=lambda name: not name.startswith("--")))
+    default = option.field_info.default
+    told = None if default is option.field_info.empty else shown(default)
+    default = "" if told is None else told if told == "on" else f"`{told}`"
+    choices = option.get_choices()
+    said = said_of(option.parameter.help)
+    if choices and not all(str(choice) in said for choice in choices):
+        said = f"{said} One of {', '.join(f'`{choice}`' for choice in choices if choice)}."
+    return f"| {names} | {default} | {said} |"
 
 
 def cli_text() -> str:
     """The page of the command line."""
-    from typer.main import get_command
+    from saeflow.cli.app import app
 
-    from saeflow.cli.commands import app
-
-    lines = [
-        "# Command line",
-        "",
-        "Every command that prints a table takes `--json`. Errors that saeflow knows end with exit",
-    ]
+    lines = ["# Command line", ""]
     lines += [
-        "code 2 and one message. This page is made from the commands themselves by `python scripts/docs_reference.py`.",
+        "Every command that prints a table takes `--json`. Lists take commas, `2/res,3/res`, and layers take ranges,",
+        "`6-9`. Errors that saeflow knows end with exit code 2 and one message. This page is made from the commands",
+        "themselves by `python scripts/docs_reference.py`.",
         "",
     ]
-    found = list(commands(get_command(app)))
+    found = list(commands(app))
     lines += ["| command | |", "|---|---|"]
     for words, command in found:
         name = " ".join(words)
-        said = said_of((command.help or "").split("\n\n")[0])
-        lines.append(f"| [`saeflow {name}`](#saeflow-{name.replace(' ', '-')}) | {said} |")
+        lines.append(f"| [`saeflow {name}`](#saeflow-{name.replace(' ', '-')}) | {paragraphs(command)[0]} |")
     for words, command in found:
-        arguments = [p for p in command.params if p.param_type_name == "argument"]
-        options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts]
+        declared = [one for one in declared_by(app, words) if one.show]
+        arguments = [one for one in declared if one.index is not None]
+        options = [one for one in declared if one.index is None]
         usage = " ".join([*words, *[_argument(a) for a in arguments], *(["[OPTIONS]"] if options else [])])
-        paragraphs = [said_of(part) for part in (command.help or "").split("\n\n")]
-        lines += ["", f"## saeflow {' '.join(words)}", "", "\n\n".join(paragraphs)]
+        lines += ["", f"## saeflow {' '.join(words)}", "", "\n\n".join(paragraphs(command))]
         lines += ["", f"`saeflow {usage}`", ""]
         if arguments:
             lines += ["| argument | |", "|---|---|"]
-            lines += [f"| {_argument(a)} | {said_of(a.help)} |" for a in arguments] + [""]
+            lines += [f"| {_argument(a)} | {said_of(a.parameter.help)} |" for a in arguments] + [""]
         if options:
             lines += ["| option | default | |", "|---|---|---|", *map(option_row, options)]
     return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
+
+
+def declared_by(app: Any, words: tuple[str, ...]) -> Any:
+    """The arguments and options of a command, with their help."""
+    with app.app_stack(words):
+        _, (*_, command), _ = app.parse_commands(words)
+        return command.assemble_argument_collection(parse_docstring=True)
+
+
+def paragraphs(command: Any) -> list[str]:
+    """What a command does, from its docstring; the options that follow there are left out."""
+    said = inspect.cleandoc(command.default_command.__doc__).split("\n\nArgs:")[0]
+    return [said_of(part) for part in said.split("\n\n")]
 
 
 def said_of(help_: str | None) -> str:

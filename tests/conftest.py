@@ -35,10 +35,8 @@ from saeflow import cli  # noqa: E402
 
 
 @pytest.fixture
-def saeflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path):
-    """Run `saeflow ...` in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
+def saeflow_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run `saeflow ...`; returns (exit code, stdout, stderr)."""
 
     def call(*arguments: object) -> tuple[object, str, str]:
         monkeypatch.setattr(sys, "argv", ["saeflow", *map(str, arguments)])
@@ -48,3 +46,36 @@ def saeflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         return stopped.value.code or 0, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture
+def stdout(saeflow_here):
+    """Run `saeflow ...`, which must succeed; returns stdout."""
+
+    def call(*arguments: object) -> str:
+        code, out, err = saeflow_here(*arguments)
+        assert code == 0, err
+        return out
+
+    return call
+
+
+@pytest.fixture
+def refusal(saeflow_here):
+    """Run `saeflow ...`, which must be refused with exit code 2; returns stderr."""
+
+    def call(*arguments: object) -> str:
+        code, out, err = saeflow_here(*arguments)
+        assert (code, out) == (2, ""), err
+        assert err.startswith("saeflow: ")
+        return err
+
+    return call
+
+
+@pytest.fixture
+def saeflow(monkeypatch: pytest.MonkeyPatch, saeflow_here, tmp_path):
+    """Run `saeflow ...` in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return saeflow_here

@@ -8,14 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import typer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from saeflow import cli
-from saeflow.cli.app import progress
-from saeflow.cli.commands import app
+from saeflow.cli.app import app
+from saeflow.cli.output import progress
 from saeflow.errors import InvalidArgument
 from saeflow.flow import FlowGraph
 from saeflow.matching.build import build_atlas
@@ -38,23 +37,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def run(monkeypatch, saeflow_here, tmp_path):
     """Run `saeflow ...` in an empty folder; returns (exit code, stdout, stderr)."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["saeflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    call.work = work
-    return call
+    saeflow_here.work = work
+    return saeflow_here
 
 
 def test_graph_prints_a_table_and_writes_three_files(folder, run):
@@ -262,7 +253,7 @@ def unknown_model(tmp_path_factory):
         (("graph", "ATLAS", "4/res/7", "--k", "9"), "between 1 and 5"),
         (("graph", "ATLAS", "4/res/7", "--k", "0"), "at least 1"),
         (("graph", "ATLAS", "4/res/7", "--t-res", "7"), "between -1 and 1"),
-        (("graph", "ATLAS", "4/res/7", "--direction", "up"), "both, backward, forward"),
+        (("graph", "ATLAS", "4/res/7", "--direction", "up"), 'Choose from: "both", "backward", "forward"'),
         (("graph", "nowhere", "4/res/7"), "saeflow atlas build"),
         (("match", "RELEASE", "3/res", "9/res"), "9/res"),
         (("match", "RELEASE", "3/res", "2/res", "--k", "81"), "between 1 and 80"),
@@ -271,7 +262,7 @@ def unknown_model(tmp_path_factory):
         (("info", "nowhere"), "nowhere"),
         (("atlas", "info", "nowhere"), "nowhere"),
         (("atlas", "build", "nowhere", "--out", "built"), "nowhere"),
-        (("atlas", "build", "RELEASE", "--out", "built", "--parts", "res,mpl"), "names mpl"),
+        (("atlas", "build", "RELEASE", "--out", "built", "--parts", "res,mpl"), "'mpl' is no part"),
         (("atlas", "build", "RELEASE", "--out", "built", "--model", "MODEL"), "gpt2"),
     ],
 )
@@ -285,21 +276,25 @@ def test_a_careless_command_gets_one_message_and_exit_code_2(folder, run, unknow
 
 
 def _with_a_device(group, path=()):
-    """Every command that takes --device, and how many arguments it needs."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from _with_a_device(command, (*path, name))
-        elif any(one.name == "device" for one in command.params):
-            needed = sum(one.required for one in command.params if one.param_type_name == "argument")
-            yield (*path, name), needed
+    """Every command that takes --device, and the words it needs."""
+    for name in group:
+        if name.startswith("-"):
+            continue
+        if group[name].default_command is None:
+            yield from _with_a_device(group[name], (*path, name))
+            continue
+        arguments = group[name].assemble_argument_collection()
+        if any("--device" in one.names for one in arguments):
+            needed = [[] if one.index is not None else [one.name] for one in arguments if one.required]
+            yield (*path, name), [word for option in needed for word in (*option, "nowhere")]
 
 
 @pytest.mark.parametrize(("device", "said"), [("cuda:77", "torch finds no device cuda:77"), ("gqu", "called 'gqu'")])
 def test_a_device_that_is_not_there_is_refused_by_every_command_before_anything_is_opened(run, device, said):
-    commands = list(_with_a_device(typer.main.get_command(app)))
+    commands = list(_with_a_device(app))
     assert len(commands) >= 14
     for path, needed in commands:
-        code, out, err = run(*path, *["nowhere"] * needed, "--device", device)
+        code, out, err = run(*path, *needed, "--device", device)
         assert (code, out) == (2, ""), path
         assert len(err.splitlines()) == 1, path
         assert said in err
@@ -337,10 +332,10 @@ def test_the_version_is_printed(run):
     ],
 )
 def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, error, says):
-    def refused():
+    def refused(_tokens):
         raise error
 
-    monkeypatch.setattr("saeflow.cli.commands.app", refused)
+    monkeypatch.setattr("saeflow.cli.app.app", refused)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2

@@ -12,22 +12,15 @@ import pytest
 KILL = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 MOMENTS = {
     "the first import": f"sys.meta_path.insert(0, type('', (), {{'find_spec': lambda *_: exec({KILL!r})}}))",
-    "an import that swallows it": (
-        "import saeflow.cli.graph as g\n"
-        "def slow():\n"
-        "    import late\n"
-        "g.add_to = lambda app: app.command('now')(lambda: slow())"
-    ),
-    "a command": f"import saeflow.cli.graph as g\ng.add_to = lambda app: app.command('now')(lambda: exec({KILL!r}))",
+    "an import that swallows it": "def now():\n    import late\n",
+    "a command": f"def now():\n    {KILL}\n",
     "an error made of it": (
-        "import saeflow.cli.graph as g\n"
-        "def turned():\n"
+        "def now():\n"
         "    try:\n"
         f"        {KILL}\n"
         "    except KeyboardInterrupt:\n"
         "        pass\n"
         "    raise ModuleNotFoundError('could not import')\n"
-        "g.add_to = lambda app: app.command('now')(turned)"
     ),
 }
 
@@ -35,7 +28,10 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_is_one_line_and_130(tmp_path, moment):
     (tmp_path / "late.py").write_text(f"try:\n    {KILL}\nexcept BaseException:\n    pass\n")
-    code = f"import sys\nfrom saeflow.cli import main\n{MOMENTS[moment]}\nsys.argv = ['saeflow', 'now']\nmain()"
+    added = "from saeflow.cli.app import app\napp.command(now)" if "def now" in MOMENTS[moment] else ""
+    code = (
+        f"import sys\nfrom saeflow.cli import main\n{MOMENTS[moment]}\n{added}\nsys.argv = ['saeflow', 'now']\nmain()"
+    )
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import typer
 
-from saeflow.cli import plan, steer
-from saeflow.errors import SaeflowError
+from saeflow.cli import steering
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
 from saeflow.steering.generate import Request, generate
@@ -20,23 +18,12 @@ START = ("--start", "3/res/541")
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command; returns (exit code, stdout, message of the error)."""
+def run(monkeypatch, saeflow_here, tmp_path):
+    """Run the command; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    app = typer.Typer()
-    steer.add_to(app)
-    plan.add_to(app)
-
-    def call(*arguments):
-        try:
-            app([str(argument) for argument in ("steer", *arguments)], standalone_mode=False)
-        except SaeflowError as error:
-            return 2, capsys.readouterr().out, str(error)
-        return 0, capsys.readouterr().out, ""
-
-    return call
+    return lambda *arguments: saeflow_here("steer", *arguments)
 
 
 def test_steered_and_unsteered_text_of_each_seed_are_told_under_the_plan(run):
@@ -83,8 +70,8 @@ def test_json_has_the_plan_the_settings_and_the_shares(run):
 def test_without_a_strength_the_plan_keeps_within_the_default_budget(run):
     _, out, _ = run("demo", "I think", *START, *SHORT, "--json")
     budget = json.loads(out)["plan"]["made_by"]["budget"]
-    assert budget["total"] == steer.TOTAL
-    assert budget["after"]["total"] == pytest.approx(steer.TOTAL, rel=1e-3)
+    assert budget["total"] == steering.TOTAL
+    assert budget["after"]["total"] == pytest.approx(steering.TOTAL, rel=1e-3)
     _, out, _ = run("demo", "I think", *START, *SHORT, "--json", "--strength", 1)
     plain = json.loads(out)["plan"]["made_by"]
     assert "budget" not in plain
@@ -145,7 +132,7 @@ def test_a_terminal_shows_two_columns_that_grow(run, monkeypatch):
 
 
 def test_line_breaks_are_told_as_such_where_a_text_is_a_line(run):
-    assert steer._line("a\nb\\n") == "a\\nb\\\\n"
+    assert steering._line("a\nb\\n") == "a\\nb\\\\n"
 
 
 @pytest.mark.parametrize(
@@ -154,13 +141,13 @@ def test_line_breaks_are_told_as_such_where_a_text_is_a_line(run):
         ((*START, "--n", 0), "--n 0"),
         ((), "--theme"),
         (("--theme", "no-such-theme"), "no-such-theme"),
-        (("--start", "3/resid/1"), "--start: '3/resid/1' is no feature"),
+        (("--start", "3/resid/1"), "for --start: '3/resid/1' is no feature"),
         (("--plan", "p.json", "--theme", "physics"), "--theme would be ignored"),
         (("--plan", "p.json", *START, "--suppress"), "--start and --suppress would be ignored"),
         (("--plan", "nothing.json"), "nothing.json: no plan can be read here"),
         (("--plan", "other.json"), "a plan for the features of gemma-scope-2b, and demo was named"),
         ((*START, "--top-p", 0), "top_p = 0"),
-        ((*START, "--schedule", "square"), "--schedule 'square' is none of"),
+        ((*START, "--schedule", "square"), 'Invalid value "square" for --schedule'),
         ((*START, "--reach", "single"), "upto"),
     ],
 )

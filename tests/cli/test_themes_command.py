@@ -3,10 +3,7 @@
 import json
 
 import pytest
-import typer
 
-from saeflow.cli import themes
-from saeflow.errors import SaeflowError
 from saeflow.steering.theme import load_theme
 from saeflow.steering.theme import themes as known
 
@@ -17,21 +14,11 @@ examples = ["She swam across the lake.", "He dived in.", "The water was cold.", 
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command; returns (exit code, stdout, message of the error)."""
+def run(monkeypatch, saeflow_here, tmp_path):
+    """Run the command; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "220")
-    app = typer.Typer()
-    themes.add_to(app)
-
-    def call(*arguments):
-        try:
-            app([str(argument) for argument in arguments], standalone_mode=False)
-        except SaeflowError as error:
-            return 2, capsys.readouterr().out, str(error)
-        return 0, capsys.readouterr().out, ""
-
-    return call
+    return saeflow_here
 
 
 def test_themes_lists_every_release_or_one(run):

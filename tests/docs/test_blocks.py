@@ -91,9 +91,9 @@ def _exists(words: list[str]) -> bool:
     for each in alternatives:
         names = [word for word in each.split() if re.fullmatch(r"[a-z]+", word) and word not in {"demo", "info"}]
         for name in names[:2]:
-            if "No such command" not in docs_blocks.refused([name]):
+            if "Unknown command" not in docs_blocks.refused([name]):
                 group = [name]
-            elif "No such command" in docs_blocks.refused([*group[:1], name]) or not group:
+            elif "Unknown command" in docs_blocks.refused([*group[:1], name]) or not group:
                 return False
     return True
 
@@ -101,11 +101,11 @@ def _exists(words: list[str]) -> bool:
 @pytest.mark.parametrize(
     ("code", "language", "said"),
     [
-        ("saeflow grph demo 4/res/1", "sh", "No such command"),
-        ("saeflow graph demo 4/res/1 --t-rez 1", "sh", "No such option"),
-        ("saeflow graph demo", "sh", "Missing"),
-        ("saeflow graph demo 4/res/1 \\\n    --kk 2", "sh", "No such option"),
-        ("X=1 saeflow atlas bild demo", "sh", "No such command"),
+        ("saeflow grph demo 4/res/1", "sh", "Unknown command"),
+        ("saeflow graph demo 4/res/1 --t-rez 1", "sh", "Unknown option"),
+        ("saeflow graph demo", "sh", "is missing"),
+        ("saeflow graph demo 4/res/1 \\\n    --kk 2", "sh", "Unknown option"),
+        ("X=1 saeflow atlas bild demo", "sh", "Unknown command"),
         ("python scripts/nothing.py", "sh", "there is no scripts/nothing.py"),
         ("make everything", "sh", "the Makefile has no everything"),
         ("pip install 'saeflow[nothing]'", "sh", "no extra nothing"),

@@ -3,10 +3,7 @@
 import json
 
 import pytest
-import typer
 
-from saeflow.cli import transition
-from saeflow.errors import SaeflowError
 from saeflow.experiments.results import Results
 
 SMALL = (
@@ -31,22 +28,11 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, work):
-    """Run the command; returns (exit code, stdout, message of the error)."""
+def run(monkeypatch, saeflow_here, work):
+    """Run the command; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(work)
     monkeypatch.setenv("COLUMNS", "160")
-    app = typer.Typer()
-    transition.add_to(app)
-    app.command("other")(lambda: None)
-
-    def call(*arguments):
-        try:
-            app(["transition", *map(str, arguments)], standalone_mode=False)
-        except SaeflowError as error:
-            return 2, capsys.readouterr().out, str(error)
-        return 0, capsys.readouterr().out, ""
-
-    return call
+    return lambda *arguments: saeflow_here("transition", *arguments)
 
 
 def test_it_writes_a_folder_with_tables_and_figures_wide_and_narrow_and_asks_for_its_page(
@@ -72,7 +58,7 @@ def test_it_writes_a_folder_with_tables_and_figures_wide_and_narrow_and_asks_for
 
 def test_a_finished_run_is_not_done_again_and_prints_json(run, work, monkeypatch) -> None:
     monkeypatch.setattr("saeflow.paper.results.write_page", lambda folder: folder)  # drawn once, above
-    monkeypatch.setattr("saeflow.cli.transition.save_plates", lambda tables, folder: [])
+    monkeypatch.setattr("saeflow.cli.experiments.save_plates", lambda tables, folder: [])
     before = {path: path.stat().st_mtime_ns for path in (work / "transition-demo").glob("*s/*.*z*")}
     code, out, _ = run("demo", *SMALL, "--loss", 1, "--json")
     assert code == 0
@@ -90,7 +76,7 @@ def test_a_finished_run_is_not_done_again_and_prints_json(run, work, monkeypatch
     [
         (("demo", *SMALL, "--loss", 2), "loss_texts is 1 there and 2 here"),
         (("demo", "--layers", "5"), "has not both res dictionaries of layers [5]"),
-        (("demo", "--part", "mpl"), "none of res, mlp, att"),
+        (("demo", "--part", "mpl"), '"mpl" for --part. Choose from'),
         (("demo", "--pairs", "0/res-1/res"), "Write a pair as 0/res>1/res"),
         (("demo", "--pairs", "2/res>1/res"), "does not come before"),
         (("demo", "--k", "0,1"), "no list of numbers above 0"),

@@ -2,9 +2,7 @@
 
 import pytest
 
-from saeflow.cli import lists
 from saeflow.errors import InvalidArgument
-from saeflow.flow import scores as flow_scores
 from saeflow.flow.scores import Evolution, Scores, Thresholds, evolution
 from saeflow.ids import Part, Site
 
@@ -95,8 +93,3 @@ def test_each_part_can_have_its_own_line():
 def test_a_calibrated_cut_that_is_no_cosine_is_refused_by_its_layer():
     with pytest.raises(InvalidArgument, match=r"mlp of layer 3=1\.5"):
         Thresholds(cuts={(3, Part.MLP): 1.5})
-
-
-def test_the_command_line_has_the_thresholds_of_flow():
-    for name in ("T_RES", "T_MODULE", "HIGH"):
-        assert getattr(lists, name) == getattr(flow_scores, name)

@@ -3,13 +3,10 @@
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from saeflow.cli import labels
-from saeflow.errors import InvalidArgument, Unreachable
 from saeflow.ids import FeatureId
 from saeflow.labels import WordsFolder, words_folder
 from saeflow.labels.explain import Chat
@@ -41,18 +38,24 @@ def _settings(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def run(folder):
-    app = typer.Typer()
-    labels.add_to(app)
-    app.command("other")(lambda: None)
+def run(saeflow_here, folder):
+    """Run the command; returns its exit code, stdout and stderr."""
 
     def call(*arguments, words=folder):
-        told = ["labels", "explain", "mine", *map(str, arguments)]
-        result = CliRunner().invoke(app, told + (["--words", str(words)] if words else []))
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        return result
+        ran = saeflow_here("labels", "explain", "mine", *arguments, *(["--words", words] if words else []))
+        return SimpleNamespace(**dict(zip(("code", "stdout", "stderr"), ran, strict=True)))
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """Run the command, which must be refused with exit code 2; returns stderr."""
+
+    def call(*arguments, **more):
+        ran = run(*arguments, **more)
+        assert ran.code == 2
+        return ran.stderr
 
     return call
 
@@ -118,14 +121,13 @@ def test_the_address_and_the_model_of_the_environment_are_taken(run, server, mon
     assert {asked.body["model"] for asked in server.asked} == {"mine-7b"}
 
 
-def test_what_came_before_an_error_is_written_and_kept(run, folder):
+def test_what_came_before_an_error_is_written_and_kept(run, refused, folder):
     def fails_late(asked):
         return reads(asked) if asked.number < 2 else Reply("{}", 401)
 
     many = ["--sites", "res", "--concurrency", 1]
     with serving(fails_late) as server:
-        with pytest.raises(Unreachable, match="401"):
-            run(*many, "--endpoint", server.url)
+        assert "401" in refused(*many, "--endpoint", server.url)
         first = len(server.asked)
     with serving(reads) as server:
         result = run(*many, "--endpoint", server.url)
@@ -145,17 +147,14 @@ def test_what_came_before_an_error_is_written_and_kept(run, folder):
         ((KING, "--concurrency", 0), "concurrency = 0"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(run, arguments, words):
-    with pytest.raises(InvalidArgument, match=words):
-        run(*arguments)
+def test_what_cannot_be_asked_is_refused(refused, arguments, words):
+    assert words in refused(*arguments)
 
 
-def test_without_a_key_or_words_it_says_what_is_missing(run, monkeypatch):
+def test_without_a_key_or_words_it_says_what_is_missing(refused, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(InvalidArgument, match="Set OPENAI_API_KEY"):
-        run(KING)
-    with pytest.raises(InvalidArgument, match="labels make mine --contexts 20"):
-        run(KING, words=None)
+    assert "Set OPENAI_API_KEY" in refused(KING)
+    assert "labels make mine --contexts 20" in refused(KING, words=None)
 
 
 def test_words_that_were_made_are_found_by_the_name_of_the_release(run, server, folder):

@@ -70,11 +70,11 @@ def test_the_time_of_a_run_is_that_of_its_parts():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--architecture", "relu"), "no architecture 'relu'"),
+        (("--architecture", "relu"), 'Invalid value "relu" for --architecture. Choose from: "jumprelu"'),
         (("--site", "attn"), "Give one or more of res, att, mlp, z, mlp_in, mid"),
-        (("--width", "wide"), "--width 'wide' is no list of whole numbers"),
-        (("--layers", "1..2"), "Write layers as 6,12,18 or 6-9"),
-        (("--dtype", "int8"), "--dtype 'int8' is not known"),
+        (("--width", "wide"), "for --width: 'wide' is no whole number"),
+        (("--layers", "1..2"), "for --layers: '1..2' is no whole number. Write 12, or a list such as 6,12,18 or 6-9"),
+        (("--dtype", "int8"), '"int8" for --dtype. Choose from: "float32", "bfloat16"'),
         (("--buffer", "100"), "Give a buffer of 256 or more"),
         (("--lr", "0"), "learning rate 0.0"),
         (("--trainer", "dense"), "--trainer 'dense' is not known. Give one of sparse, sae-lens"),
@@ -128,7 +128,7 @@ def test_a_run_from_texts_to_folders(saeflow, tmp_path, trainer):
     code, out, _ = saeflow(*command)
     assert code == 0
     assert "4 dictionaries in r" in out
-    missed = [line for line in out.splitlines() if "where 6 was asked for" in line]
+    missed = [line for line in out.splitlines() if "where 6 was requested" in line]
     assert len(missed) == len(told["L0 missed by"])
     code, _, err = saeflow(*command, "--seed", 1)
     assert code == 2

@@ -21,7 +21,7 @@ def main() -> None:
     if guarded:
         signal.signal(signal.SIGINT, interrupt)
     try:
-        from saeflow.cli.commands import run
+        from saeflow.cli.app import run
 
         run()
     except BaseException as error:
@@ -29,7 +29,7 @@ def main() -> None:
         stopped = interrupt.came or isinstance(error, KeyboardInterrupt)
         if not stopped or (isinstance(error, SystemExit) and not error.code):
             raise
-        print(_INTERRUPTED, file=sys.stderr)  # noqa: T201
+        print(_INTERRUPTED, file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         if guarded:

@@ -1,142 +1,138 @@
-"""The application object, and how its commands show tables, JSON and progress."""
+"""The application: its commands, each imported when it is called, its help, and errors as one sentence."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Final
+import os
+import sys
+import warnings
+from typing import Any, Final
 
-import typer
+from cyclopts import App, Parameter
+from cyclopts.exceptions import CoercionError, CycloptsError, MissingArgumentError, UnusedCliTokensError
+from cyclopts.help import DefaultFormatter
 
+from saeflow.cli.options import read, shown
+from saeflow.errors import NotWritable, SaeflowError, SaeflowWarning
+from saeflow.files import write_error
 from saeflow.version import __version__
 
-if TYPE_CHECKING:
-    from saeflow.sources.model import LanguageModel
+COMMANDS: Final = {
+    "graph": ("graph", "demo", "serve"),
+    "matching": ("match", "methods", "agreement", "correlate"),
+    "experiments": ("origins", "deactivate", "transition", "sweep"),
+    "themes": ("themes", "find"),
+    "steering": ("plan", "steer"),
+    "releases": ("releases", "info", "doctor"),
+    "training": ("train",),
+    "reproduce": ("reproduce",),
+}
+"""The commands of each file."""
 
-app = typer.Typer(
-    help="Trace features of sparse autoencoders through the layers of a language model, from the weights alone.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-def _there(device: str) -> str:
-    """Refuse a device that is not here, before anything is loaded; torch is asked where it is not the CPU."""
-    if device != "cpu":
-        from saeflow.sources.devices import known_device
-
-        known_device(device)
-    return device
-
-
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", callback=_there)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Projector = Annotated[str, typer.Option(help="Model to project attention features with, where they live in z.")]
-Release = Annotated[
-    str, typer.Argument(help='"demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.')
-]
-
-
-PrependBos = Annotated[
-    bool | None,
-    typer.Option(
-        "--prepend-bos/--no-prepend-bos",
-        help="Begin texts with the begin-of-text token; as the SAEs' files or else the tokenizer say when not given.",
+GROUPS: Final = {
+    ("atlas", "matching"): (
+        "Build and inspect atlases: all match tables of a release.",
+        ("build", "info", "calibrate"),
     ),
-]
+    ("labels", "labels"): (
+        "What is known about features: fetch, make, show, search, explain.",
+        ("fetch", "make", "show", "search", "explain"),
+    ),
+}
+"""Commands of two words: name and file, what they are for, and their second words."""
 
 
-@app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:  # pyright: ignore[reportUnusedFunction]
-    if version:
-        typer.echo(f"saeflow {__version__}")
-        raise typer.Exit
+class _Help(DefaultFormatter):
+    """Help from docstrings, whose lines are joined: the terminal's width breaks them."""
+
+    def __call__(self, console: Any, options: Any, panel: Any) -> None:
+        for entry in panel.entries:
+            text = getattr(entry.description, "primary_renderable", None)
+            if text is not None:
+                text.plain = " ".join(text.plain.split())
+        super().__call__(console, options, panel)
+
+    def render_description(self, console: Any, options: Any, description: Any) -> None:
+        text = description.primary_renderable
+        text.plain = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.plain.split("\n\n")) + "\n"
+        super().render_description(console, options, description)
 
 
-def show(as_json: bool, data: dict[str, Any], summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """JSON, or the summary as lines and the rows as a table."""
-    if as_json:
-        typer.echo(json.dumps(data, indent=1))
-        return
-    for key, value in summary.items():
-        typer.echo(f"{key}: {value}")
-    print_table("", rows)
+def _application() -> App:
+    """Every command, imported when it is called; those of help alone when help is shown."""
+    made = App(
+        "saeflow",
+        help="Trace features of sparse autoencoders through the layers of a language model, from the weights alone.\n\n"
+        "Options with several values take commas (2/res,3/res), and layers take ranges (6-9).",
+        version=f"saeflow {__version__}",
+        help_format="plaintext",
+        help_formatter=_Help(),
+        default_parameter=Parameter(converter=read, show_default=shown, negative_iterable=(), allow_repeating=True),
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    for file, names in COMMANDS.items():
+        for name in names:
+            made.command(f"saeflow.cli.{file}:{name}", name=name, sort_key=len(list(made)))
+    for (group, file), (help_, names) in GROUPS.items():
+        below = App(group, help=help_, sort_key=len(list(made)))
+        made.command(below)
+        for place, name in enumerate(names):
+            below.command(f"saeflow.cli.{file}:{group}_{name}", name=name, sort_key=place)
+    made.register_install_completion_command(help="Install completion for bash, zsh or fish.")
+    return made
 
 
-def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    """Rows as a table under a title."""
-    from saeflow.report.tables import as_text
-
-    typer.echo(as_text(title, rows))
+app = _application()
 
 
-SECONDS: Final = 30.0
-"""How far apart lines of progress are where there is no terminal."""
+def run() -> None:
+    """Run the command that `sys.argv` names; an error that has a message ends in exit code 2."""
+    as_python_does, warnings.formatwarning = warnings.formatwarning, _line
+    try:
+        app(sys.argv[1:])
+        sys.stdout.flush()
+    except (SaeflowError, CycloptsError) as error:
+        print(f"saeflow: {sentence(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # such as that of `saeflow graph ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        print(f"saeflow: {_system_sentence(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    finally:
+        warnings.formatwarning = as_python_does
 
 
-@contextmanager
-def progress(what: str) -> Generator[Callable[[int, int, str], None]]:
-    """What takes (done, total, what is being done) and shows it on stderr: a bar, or a line now and then in a pipe."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(what)
-        return
-    with Progress(console=console) as bar:
-        task = bar.add_task(what)
-
-        def show(done: int, total: int, now: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{what} {now}")
-
-        yield show
+def sentence(error: SaeflowError | CycloptsError) -> str:
+    """What was wrong with the words of a command, on one line."""
+    if isinstance(error, SaeflowError):
+        return str(error)
+    error.verbose = False
+    command = " ".join(["saeflow", *(error.command_chain or ())])
+    if isinstance(error, MissingArgumentError) and error.argument and not error.keyword:
+        return f"{error.argument.name} is missing. See {command} --help."
+    if isinstance(error, CoercionError) and error.msg and error.argument and not error.token:  # of several words
+        return f"Invalid value for {error.argument.name}: {error.msg}"
+    if isinstance(error, UnusedCliTokensError):
+        return f"{' '.join(error.unused_tokens or ())!r} is one argument too many. See {command} --help."
+    return str(error)
 
 
-def _lines(what: str) -> Callable[[int, int, str], None]:
-    """Progress as a line at most every `SECONDS`, with the time that is left at the pace so far."""
-    from saeflow.report.tables import duration
-
-    last = time.monotonic()
-    start: tuple[int, float] | None = None
-
-    def show(done: int, total: int, now: str) -> None:
-        nonlocal last, start
-        at = time.monotonic()
-        first, began = start = start or (done, at)  # a run that goes on did the others before
-        if at - last < SECONDS:
-            return
-        last = at
-        left = f", about {duration((at - began) / (done - first) * (total - done))} left" if done > first else ""
-        share = f"{done / total:.0%} " if total else ""
-        typer.echo(f"{what} {now}".rstrip() + f": {share}({done:,} of {total:,}){left}", err=True)
-
-    return show
+def _line(message: Warning | str, category: type[Warning], filename: str, lineno: int, _line: str | None = None) -> str:
+    """One line for a warning of saeflow's own; others stand with the file and line they come from."""
+    if issubclass(category, SaeflowWarning):
+        return f"saeflow: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
-def projector(name: str) -> LanguageModel | None:
-    """The model that projects attention features, where one is named."""
-    if not name:
-        return None
-    from saeflow.sources.model import load_model
-
-    return load_model(name)
-
-
-@contextmanager
-def bars() -> Generator[Callable[[str], Callable[[int, int, str], None]]]:
-    """Bars that appear when they are asked for, one after the other."""
-    with ExitStack() as stack:
-        known: dict[str, Callable[[int, int, str], None]] = {}
-
-        def bar(what: str) -> Callable[[int, int, str], None]:
-            if what not in known:
-                stack.close()  # rich shows one at a time
-                known[what] = stack.enter_context(progress(what))
-            return known[what]
-
-        yield bar
+def _system_sentence(error: OSError) -> str:
+    """What a system error means, and what to do."""
+    what = str(error.filename or "a file")
+    clear = write_error(error, what)
+    if isinstance(clear, NotWritable):
+        return f"{what} may not be read or written ({error.strerror}). Change its permissions, or give another path."
+    if clear:
+        return str(clear)
+    return f"cannot read or write {what} ({error.strerror or error}). Check the path, and that its disk has room."

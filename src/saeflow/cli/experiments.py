@@ -1,202 +1,344 @@
-"""`saeflow origins` and `saeflow deactivate`: the experiments of sections 5.1 and 5.2 into results folders.
+"""`saeflow origins`, `deactivate`, `transition` and `sweep`: the experiments of the paper into results folders.
 
-Both go on where a killed run stopped, when they are called again with the same arguments.
+A killed run resumes when it is called again with the same arguments. On the folder of a finished sweep another --judge
+only judges: no text is generated again.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 
-from saeflow.cli.app import Device, Json, PrependBos, Release, bars, print_table
-from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers, opened
-from saeflow.cli.lists import layers_of, names_of, number_of, numbers_of
+from saeflow.cli.options import (
+    AtlasName,
+    Cuts,
+    Device,
+    Json,
+    Model,
+    Numbers,
+    PrependBos,
+    Release,
+    Together,
+    Where,
+    number_or_all,
+)
+from saeflow.cli.output import Row, bars, note, show_results
+from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSize, TransitionSize
+from saeflow.ids import Part, Site
+from saeflow.steering.plan import SteeringDirection
 
 if TYPE_CHECKING:
-    from saeflow.experiments.results import Results, SummaryTable
-    from saeflow.experiments.settings import InputNames
+    from saeflow.experiments.results import SummaryTable
 
-Atlas = Annotated[str, typer.Option(help="Atlas of cosine matches; that of the release when not given.")]
-Model = Annotated[str, typer.Option(help="Language model; the one the release names when not given.")]
-Datasets = Annotated[str, typer.Option(help='Datasets, with commas between: "demo", "demo:stories", fineweb, a file.')]
-Texts = Annotated[int, typer.Option(help="Texts of each dataset, at most.")]
-TokensOf = Annotated[int, typer.Option("--tokens", help="Random tokens of each text.")]
-Layers = Annotated[str, typer.Option(help="Residual layers, with commas between, 6-9 for a range; empty for all.")]
-MaxLength = Annotated[int, typer.Option(help="Tokens a text is cut to.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
-Pearson = Annotated[str, typer.Option(help="Atlas of Pearson correlations; made on held-out texts when not given.")]
-PearsonDatasets = Annotated[
-    str, typer.Option(help="Datasets it is made on; the first one, and for the demo all but python.")
-]
+_VARIANT = "Variants, each recorded with the results"
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command()(origins)
-    app.command()(deactivate)
+@Parameter(name="*")
+@dataclass(frozen=True)
+class _Names(InputNames):
+    """`InputNames` but for the release, which is an argument."""
+
+    release: Annotated[str, Parameter(parse=False)] = ""
+    device: Device = "cpu"
+
+
+@dataclass(frozen=True)
+class _DeactivationSize(DeactivationSize):
+    """`DeactivationSize`, with a word for all targets.
+
+    Attributes:
+        loss: Targets of each text whose sweep measures the loss: a number, or "all".
+    """
+
+    loss: Annotated[int | None, Parameter(converter=number_or_all)] = 4
+
+
+@dataclass(frozen=True)
+class _TransitionSize(TransitionSize):
+    """`TransitionSize`, with pairs by name.
+
+    Attributes:
+        pairs: Pairs of sites in place of --layers and --part: 0/res>2/res,1/mlp>2/mlp.
+    """
+
+    pairs: Annotated[tuple[tuple[Site, Site], ...], Parameter(n_tokens=1)] = ()
+    loss_texts: Annotated[int, Parameter("--loss")] = 20
 
 
 def origins(
     release: Release,
-    atlas: Atlas = "",
-    model: Model = "",
-    datasets: Datasets = "demo",
-    texts: Texts = 250,
-    tokens: TokensOf = 5,
-    layers: Layers = "",
-    methods: Annotated[
-        str, typer.Option(help="Matching methods: cosine, cosine-top-5, permutation, pearson.")
-    ] = "cosine,cosine-top-5,permutation,pearson",
-    pearson: Pearson = "",
-    pearson_datasets: PearsonDatasets = "",
-    max_length: MaxLength = 128,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    prepend_bos: PrependBos = None,
-    engine: Engine = "here",
-    workers: Workers = 0,
-    address: Address = "",
-    cpus: Cpus = 1,
-    gpus: Gpus = 0,
-    out: Annotated[Path | None, typer.Option(help="Results folder; origins-RELEASE when not given.")] = None,
+    /,
+    *,
+    names: _Names = _Names(),
+    size: Annotated[OriginsSize, Together] = OriginsSize(),
+    where: Where = Where(),
+    out: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Which matched predecessors are active with each active feature (section 5.1)."""
+    """Show which matched predecessors are active with each active feature (section 5.1).
+
+    Args:
+        out: Results folder; origins-RELEASE by default.
+    """
     from saeflow.experiments.inputs import Inputs
     from saeflow.experiments.inputs import origins as run
     from saeflow.experiments.origins_tables import summarize_origins
-    from saeflow.experiments.settings import OriginsSize
 
-    where = opened(engine, workers, address, cpus, gpus)
-    asked = _opening(release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos)
-    lab = Inputs.open(asked, first=0)
-    size = OriginsSize(tuple(names_of(methods)), texts, tokens, max_length)
-    folder = out or Path(f"origins-{Path(release).name}")
-    with bars() as bar, where:
-        results = run(lab, size, out=folder, bars=bar, note=_note, engine=where)
-    shown = ("shares_by_dataset", "activity_differences", "agreement")
-    _finish(results, summarize_origins(results), shown, as_json=as_json)
+    engine = where.open()
+    inputs = Inputs.open(replace(names, release=release), first=0)
+    with bars() as bar, engine:
+        results = run(inputs, size, out=out or _folder("origins", release), bars=bar, note=note, engine=engine)
+    shown = dict.fromkeys(("shares_by_dataset", "activity_differences", "agreement"), _overall)
+    texts = f"{results.record.total} texts, "
+    show_results(results.folder, summarize_origins(results), shown, as_json=as_json, done=texts)
 
 
 def deactivate(
     release: Release,
-    atlas: Atlas = "",
-    model: Model = "",
-    datasets: Datasets = "demo",
-    texts: Texts = 35,
-    tokens: TokensOf = 5,
-    features: Annotated[int, typer.Option(help="Targets of a token and layer, at most.")] = 25,
-    layers: Layers = "",
-    strategies: Annotated[
-        str,
-        typer.Option(help="top-1, top-5, random, permutation, pearson, exhaustive, greedy; the first is swept over r."),
-    ] = "top-1,top-5,random,permutation,pearson,exhaustive,greedy",
-    r: Annotated[str, typer.Option("--r", help="Factors of the sweep.")] = "-2,-1,-0.5,0,0.5,1,1.5,2,3",
-    loss: Annotated[str, typer.Option(help='Targets of a text whose sweep has the loss: a number, or "all".')] = "4",
-    pearson: Pearson = "",
-    pearson_datasets: PearsonDatasets = "",
-    max_length: MaxLength = 128,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    prepend_bos: PrependBos = None,
-    engine: Engine = "here",
-    workers: Workers = 0,
-    address: Address = "",
-    cpus: Cpus = 1,
-    gpus: Gpus = 0,
-    out: Annotated[Path | None, typer.Option(help="Results folder; deactivation-RELEASE when not given.")] = None,
+    /,
+    *,
+    names: _Names = _Names(),
+    size: Annotated[_DeactivationSize, Parameter(name="*", allow_leading_hyphen=True)] = _DeactivationSize(),
+    where: Where = Where(),
+    out: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Remove the predecessors of active features, and see what is left of them (section 5.2)."""
+    """Remove the predecessors of active features, and measure what is left of the features (section 5.2).
+
+    Args:
+        out: Results folder; deactivation-RELEASE by default.
+    """
     from saeflow.experiments.deactivation_tables import summarize_deactivation
-    from saeflow.experiments.inputs import Inputs
-    from saeflow.experiments.inputs import deactivation as run
-    from saeflow.experiments.settings import DeactivationSize
+    from saeflow.experiments.inputs import Inputs, deactivation
 
-    where = opened(engine, workers, address, cpus, gpus)
-    asked = _opening(release, model, atlas, device, layers, datasets, pearson, pearson_datasets, seed, prepend_bos)
-    factors = numbers_of("--r", r)
-    loss_targets = None if loss == "all" else int(number_of("--loss", loss))
-    lab = Inputs.open(asked, first=1)
-    size = DeactivationSize(tuple(names_of(strategies)), texts, tokens, features, factors, loss_targets, max_length)
-    folder = out or Path(f"deactivation-{Path(release).name}")
-    with bars() as bar, where:
-        results = run(lab, size, out=folder, bars=bar, note=_note, engine=where)
-    shown = ("by_strategy_layer", "table_1", "paired", "remaining")
-    _finish(results, summarize_deactivation(results), shown, as_json=as_json)
+    engine = where.open()
+    inputs = Inputs.open(replace(names, release=release), first=1)
+    folder = out or _folder("deactivation", release)
+    with bars() as bar, engine:
+        results = deactivation(inputs, size, out=folder, bars=bar, note=note, engine=engine)
+    shown = dict.fromkeys(("by_strategy_layer", "table_1", "paired", "remaining"), _overall)
+    texts = f"{results.record.total} texts, "
+    show_results(results.folder, summarize_deactivation(results), shown, as_json=as_json, done=texts)
 
 
-def _opening(
-    release: str,
-    model: str,
-    atlas: str,
-    device: str,
-    layers: str,
-    datasets: str,
-    pearson: str,
-    pearson_datasets: str,
-    seed: int,
-    prepend_bos: bool | None,
-) -> InputNames:
-    """The names that both commands take."""
-    from saeflow.experiments.settings import InputNames
+def transition(
+    release: Release,
+    /,
+    *,
+    model: Model = "",
+    layers: tuple[int, ...] = (),
+    size: Annotated[_TransitionSize, Together] = _TransitionSize(),
+    datasets: tuple[str, ...] = ("demo",),
+    seed: int = 0,
+    device: Device = "cpu",
+    prepend_bos: PrependBos = None,
+    where: Where = Where(),
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Predict each layer from the features of the layer before, through matches, and skip layers this way (appendix F).
 
-    return InputNames(
-        release,
-        model,
-        atlas,
-        device,
-        layers_of(layers),
-        tuple(names_of(datasets)),
-        pearson,
-        tuple(names_of(pearson_datasets)),
-        seed,
-        prepend_bos,
+    Args:
+        layers: Layers t of the pairs t to t + 1, such as 2,3 or 6-9; all by default.
+        datasets: Datasets to measure on: "demo" (its five domains), "demo:stories", fineweb, a file.
+        seed: Seed of everything that is drawn.
+        out: Results folder; transition-RELEASE by default.
+    """
+    from saeflow.experiments.transition.run import transition as run
+    from saeflow.experiments.transition.tables import summarize_transition
+
+    engine = where.open()
+    names = InputNames(
+        release, model, device=device, layers=layers, datasets=datasets, seed=seed, prepend_bos=prepend_bos
     )
+    with bars() as bar, engine:
+        results = run(names, size, out=out or _folder("transition", release), bars=bar, engine=engine)
+    tables = summarize_transition(results)
+    shown = ("transition_permutations", "transition_top_k", "transition_loss", "transition_paired")
+    save_plates([tables[name] for name in shown if name in tables], results.folder / "figures")
+    texts = f"{results.record.total} texts, "
+    show_results(results.folder, tables, dict.fromkeys(shown, _of_all_pairs), as_json=as_json, done=texts)
 
 
-def _note(text: str) -> None:
-    typer.echo(text, err=True)
+def sweep(
+    release: Release,
+    /,
+    *,
+    themes: tuple[str, ...] = (),
+    direction: Literal["activate", "suppress", "both"] = "both",
+    samples: int = 64,
+    confirm: int = 96,
+    s: Numbers = (),
+    r: Numbers = (),
+    layers: tuple[int, ...] = (),
+    methods: tuple[str, ...] = (),
+    judge: Literal["offline", "llm"] = "offline",
+    judge_model: str = "",
+    judge_url: str = "",
+    background: tuple[str, ...] = (),
+    model: Model = "",
+    atlas: AtlasName = "",
+    cuts: Annotated[Cuts, Parameter(name="*", group=_VARIANT)] = Cuts(),
+    parts: Annotated[tuple[Part, ...], Parameter(group=_VARIANT)] = (Part.RES, Part.MLP, Part.ATT),
+    fold: Annotated[bool, Parameter(group=_VARIANT)] = True,
+    output_score: Annotated[float | None, Parameter(group=_VARIANT)] = None,
+    budget_layer: Annotated[float | None, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = None,
+    budget_total: Annotated[float | None, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = None,
+    s_end: Annotated[float, Parameter(group=_VARIANT)] = 1.0,
+    alpha: Annotated[float, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = -0.05,
+    batch: int = 256,
+    seed: int = 0,
+    device: Device = "cpu",
+    prepend_bos: PrependBos = None,
+    where: Where = Where(),
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Steer by flow graphs with every method, layer and strength; measure the best settings again (section 5.3).
+
+    Args:
+        themes: Themes by name or file; all of the release by default.
+        direction: What to do with the theme.
+        samples: Samples of each setting of the grid.
+        confirm: Fresh samples of each setting that is chosen.
+        s: Strengths of activation, weak to strong.
+        r: Factors of suppression, weak to strong.
+        layers: Layers l, such as 2,3 or 2-5; by default all with a feature.
+        methods: prompt, start, random, single, constant, linear, exponential, cumulative; all by default.
+        judge: Who marks the texts; llm is a model behind the chat API of OpenAI.
+        judge_model: Name of the llm; gpt-4o-mini by default.
+        judge_url: Address of the llm; that of OpenAI by default.
+        background: Texts to tell themes from: a dataset or a file; the demo has its own.
+        parts: Parts whose features are changed.
+        fold: Count s in units of each feature's threshold (B.2).
+        output_score: Leave out features with a lower output score.
+        budget_layer: The most that may change at a layer; 0.1 is 10 % of the hidden norm.
+        budget_total: The same for all layers together.
+        s_end: s* of the linear schedule (B.2).
+        alpha: alpha of the exponential schedule (B.2).
+        batch: Texts generated at a time.
+        seed: Seed of everything that is drawn.
+        out: Results folder; sweep-RELEASE by default.
+    """
+    from saeflow.matching.atlas import open_atlas
+    from saeflow.steering.schedule import Constant, Exponential, Linear
+    from saeflow.steering.sizes import Budget
+    from saeflow.steering.sweep.inputs import background_texts, find_themes, judge_maker, open_inputs
+    from saeflow.steering.sweep.run import Design, run_sweep
+    from saeflow.steering.sweep.settings import ACTIVATE, SUPPRESS, Grid, Variant
+    from saeflow.steering.sweep.summary import summarize_sweep
+
+    engine = where.open()
+    chosen = find_themes(themes, release)
+    texts = background_texts(background, release, seed)
+    make = judge_maker(judge, judge_model, judge_url, texts)
+    matches = open_atlas(atlas or release)
+    schedules = (Constant(1.0), Linear(1.0, s_end), Exponential(1.0, alpha))
+    budget = None if budget_layer is None and budget_total is None else Budget(budget_layer, budget_total)
+    variant = Variant(cuts.thresholds(matches), cuts.k, parts, output_score, fold, schedules, budget)
+    grid = Grid(s or ACTIVATE, r or SUPPRESS, layers or None, methods, samples, confirm)
+    directions = tuple(SteeringDirection) if direction == "both" else (SteeringDirection(direction),)
+    design = Design(tuple(chosen), directions, grid, variant, seed)
+    inputs = open_inputs(release, matches, texts, model=model, device=device, batch=batch, prepend_bos=prepend_bos)
+    with bars() as bar, engine:
+        results, _ = run_sweep(inputs, design, make, out=out or _folder("sweep", release), progress=bar, engine=engine)
+    shown = {"steering_best": _best, "steering_paired": _paired}
+    show_results(results.folder, summarize_sweep(results.folder), shown, as_json=as_json)
 
 
-def _finish(results: Results, tables: Mapping[str, SummaryTable], shown: Sequence[str], *, as_json: bool) -> None:
-    """Make the page, and print the tables that say most."""
-    from saeflow.paper.results import write_page
-
-    page = write_page(results.folder)
-    if as_json:
-        told = {name: {"columns": table.columns, "rows": table.rows} for name, table in tables.items()}
-        typer.echo(json.dumps({"folder": str(results.folder), "tables": told}))
-        return
-    for name in shown:
-        if tables[name].rows:
-            print_table(tables[name].title, _overall(tables[name]))
-            typer.echo(f"{tables[name].note}\n")
-    typer.echo(f"{results.record.total} texts, {len(tables)} tables, in {results.folder}; open {page}")
+def _folder(command: str, release: str) -> Path:
+    return Path(f"{command}-{Path(release).name}")
 
 
-def _overall(table: SummaryTable) -> list[dict[str, Any]]:
-    """The rows that pool layers and datasets, for reading: an estimate with its interval is one cell."""
+# Rows for a terminal; the CSV files have every number
+
+
+def _overall(table: SummaryTable) -> list[Row]:
+    """The rows that pool layers and datasets."""
     rows = table.dicts()
     for column in ("dataset", "layer"):
         if any(row.get(column) == "all" for row in rows):
             rows = [{k: v for k, v in row.items() if k != column} for row in rows if row[column] == "all"]
-    return [_readable(row) for row in rows]
+    return [_readable(row, ("control_change", "control_n", "in_distribution")) for row in rows]
 
 
-def _readable(row: dict[str, Any]) -> dict[str, Any]:
-    """The cells as text; where `low` and `high` follow a value they join it, and others' bounds are left out."""
+def _of_all_pairs(table: SummaryTable) -> list[Row]:
+    """The rows of all pairs together, or of the only one, that explain anything; baselines last."""
+    rows = table.dicts()
+    kept = [row for row in rows if row["pair"] == rows[0]["pair"] and (row.get("ev") or 0.0) >= 0]
+    kept.sort(key=lambda row: row.get("kind") == "baseline")
+    return [_readable(row, ("pair", "kind", "n", "scale", "clean")) for row in kept]
+
+
+def _readable(row: Row, hidden: Sequence[str]) -> Row:
+    """The cells as text; where bounds follow a value they join it, and others' bounds are left out."""
     names = list(row)
-    cells: dict[str, Any] = {}
+    titles = {"ev": "explained variance", "scaled": "with a factor"}
+    cells: Row = {}
     for place, (name, value) in enumerate(row.items()):
-        if name.endswith(("low", "high")) or name in ("control_change", "control_n", "in_distribution"):
+        if name.endswith(("low", "high")) or name in hidden:
             continue
         text = f"{value:.3f}" if isinstance(value, float) else "" if value is None else value
-        if names[place + 1 : place + 3] == ["low", "high"] and row["low"] is not None:
-            text = f"{text} ({row['low']:.3f} to {row['high']:.3f})"
-        cells[name.replace("control_deactivated", "control").replace("_", " ")] = text
+        low, high = (*names[place + 1 : place + 3], "", "")[:2]
+        if (low, high) in (("low", "high"), (f"{name}_low", f"{name}_high")) and row[low] is not None:
+            text = f"{text} ({row[low]:.3f} to {row[high]:.3f})"
+        cells[titles.get(name, name.replace("control_deactivated", "control").replace("_", " "))] = text
     return cells
+
+
+def save_plates(tables: Sequence[SummaryTable], folder: Path) -> list[Path]:
+    """The first figure of each table, of all pairs where there are several, as SVG and PNG, wide and narrow."""
+    from saeflow.paper import PAGE, PHONE, draw, save
+
+    written: list[Path] = []
+    for table in tables:
+        for ending, medium in (("", PAGE), ("-narrow", PHONE)):
+            plate = draw(table, medium=medium)[0]
+            written += [save(plate.figure, folder / f"{plate.name}{ending}{kind}") for kind in (".svg", ".png")]
+    return written
+
+
+def _best(table: SummaryTable) -> list[Row]:
+    """The best setting of each method."""
+    return [
+        {
+            "theme": row["theme"],
+            "direction": row["direction"],
+            "method": (f"random for {row['mirrors']}" if row["mirrors"] else row["method"])
+            + (" (start layer)" if row["choice"] == "start layer" else ""),
+            "layer": row["layer"] if row["layer"] >= 0 else "",
+            "value": f"{row['value']:g}" if row["method"] not in ("none", "prompt") else "",
+            "behavior": f"{row['behavior']:.2f}",
+            "coherence": f"{row['coherence']:.2f}",
+            "score": _interval(row, "score"),
+            "share": f"{row['share_total']:.2f}" if row["method"] not in ("none", "prompt") else "",
+        }
+        for row in table.dicts()
+    ]
+
+
+def _paired(table: SummaryTable) -> list[Row]:
+    """Differences of methods, of which "p" and "q" may be missing."""
+    return [
+        {
+            "theme": row["theme"],
+            "direction": row["direction"],
+            "method a": row["method_a"],
+            "method b": row["method_b"],
+            "difference": _interval(row, "difference"),
+            "p": f"{row['p']:.2g}" if row["p"] is not None else "",
+            "q": f"{row['q']:.2g}" if row["q"] is not None else "",
+        }
+        for row in table.dicts()
+    ]
+
+
+def _interval(row: Row, name: str) -> str:
+    value, low, high = row[name], row["low"], row["high"]
+    if value is None:
+        return ""
+    return f"{value:.2f}" if low is None else f"{value:.2f} ({low:.2f} to {high:.2f})"

@@ -1,151 +1,172 @@
-"""`saeflow labels`: fetch, make, show, search and explain what is known of features."""
+"""`saeflow labels`: fetch, make, show, search and explain what is known about features."""
 
 from __future__ import annotations
 
-import json
+import itertools
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from saeflow.cli.app import Device, Json, PrependBos, Release, print_table, progress
-from saeflow.cli.explain import explain
-from saeflow.errors import InvalidArgument
+from saeflow.cli.options import (
+    Device,
+    Feature,
+    Features,
+    Flag,
+    Json,
+    Model,
+    PrependBos,
+    Release,
+    SitesAtOnce,
+    TextSources,
+    release_model,
+)
+from saeflow.cli.output import Row, note, print_json, print_table, progress
+from saeflow.errors import InvalidArgument, InvalidId, UnknownRelease
+from saeflow.ids import FeatureId, Part, Site
 from saeflow.reading import read_json
 
 if TYPE_CHECKING:
-    from saeflow.ids import Site
+    from saeflow.experiments.sampling import Dataset
     from saeflow.labels import FeatureWords
-    from saeflow.labels.exports import Bucket, FetchPlan
+    from saeflow.labels.explain import Explained
+    from saeflow.labels.local import Passage
     from saeflow.labels.search import Hit
+    from saeflow.llm.endpoint import Secret
 
 Offline = Annotated[
-    bool, typer.Option("--offline", help="Ask no network; SAEFLOW_OFFLINE=1 or HF_HUB_OFFLINE=1 do the same.")
+    bool, Parameter(negative=(), help="Use no network; SAEFLOW_OFFLINE=1 or HF_HUB_OFFLINE=1 do the same.")
 ]
-Sites = Annotated[
-    str, typer.Option(help="Sites or parts, with commas between: 12/res,13/res or res; all when not given.")
-]
-Pattern = Annotated[
-    str, typer.Option("--source", help="What Neuronpedia calls the sites: MODEL/{layer}-name-{part}-16k.")
-]
-Out = Annotated[Path | None, typer.Option(help="Folder of the words; in the cache when not given.")]
+SiteNames = Annotated[tuple[str, ...], Parameter(help="Sites or parts: 12/res,13/res or res; all by default.")]
+Pattern = Annotated[str, Parameter("--source", help="What Neuronpedia calls the sites: MODEL/{layer}-name-{part}-16k.")]
+WordsFolderOut = Annotated[Path | None, Parameter(help="Folder of the words; in the cache by default.")]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    labels = typer.Typer(help="What is known of features: fetch, make, show, search, explain.", no_args_is_help=True)
-    labels.command()(fetch)
-    labels.command()(make)
-    labels.command("show")(show_feature)
-    labels.command()(search)
-    labels.command()(explain)
-    app.add_typer(labels, name="labels")
-
-
-def fetch(
+def labels_fetch(
     release: Release,
-    sites: Sites = "",
-    kinds: Annotated[
-        str, typer.Option(help="explanations, features, activations, with commas between.")
-    ] = "explanations,features",
-    contexts: Annotated[int, typer.Option(help="Passages kept of each feature, from activations.")] = 4,
-    explainer: Annotated[str, typer.Option(help="Prefer explanations of a model with this in its name.")] = "",
+    /,
+    *,
+    sites: SiteNames = (),
+    kinds: tuple[str, ...] = ("explanations", "features"),
+    contexts: int = 4,
+    explainer: str = "",
     source: Pattern = "",
-    bucket: Annotated[
-        str, typer.Option(help="Where the exports are: an address, or a folder with the same tree.")
-    ] = "",
-    out: Out = None,
-    keep: Annotated[bool, typer.Option(help="Keep the files as they were fetched.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and stop.")] = False,
+    bucket: str = "",
+    out: WordsFolderOut = None,
+    keep: bool = False,
+    dry_run: Flag = False,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch the words of whole sites from Neuronpedia's public exports. A killed fetch goes on."""
+    """Fetch the words of whole sites from Neuronpedia's public exports. A killed fetch resumes.
+
+    Args:
+        kinds: explanations, features, activations.
+        contexts: Passages kept for each feature, from activations.
+        explainer: Prefer explanations by a model with this in its name.
+        bucket: Where the exports are: an address, or a folder with the same tree.
+        keep: Keep the files as they were fetched.
+        dry_run: Say what would be fetched, and stop.
+    """
     from saeflow.files import cache_folder
     from saeflow.labels.exports import BUCKET, Bucket, ExportKind, fetch_words, plan_fetch
     from saeflow.labels.folders import NEURONPEDIA, words_folder
     from saeflow.labels.http import Fetcher
     from saeflow.labels.neuronpedia import is_offline, sources_of
 
-    asked = [kind.strip() for kind in kinds.split(",") if kind.strip()]
-    unknown = sorted(set(asked) - set(ExportKind))
-    if unknown:
+    # 1. What there is to fetch.
+    if unknown := sorted(set(kinds) - set(ExportKind)):
         raise InvalidArgument(f"--kinds names {', '.join(unknown)}. Kinds are {', '.join(ExportKind)}.")
-    place = Bucket(
-        bucket or BUCKET, cache_folder() / "neuronpedia" / "exports", Fetcher(), offline=offline or is_offline()
-    )
+    cache = cache_folder() / "neuronpedia" / "exports"
+    exports = Bucket(bucket or BUCKET, cache, Fetcher(), offline=offline or is_offline())
     folder = out or words_folder(release, NEURONPEDIA)
     with progress("listing") as report:
         plan = plan_fetch(
             release,
             sources_of(release, source),
-            _sites(release, sites),
-            place,
-            kinds=[ExportKind(k) for k in asked],
+            _sites_of_release(release, sites),
+            exports,
+            kinds=[ExportKind(kind) for kind in kinds],
             progress=report,
         )
-    told = _told(plan, place, folder)
+    files = sum(len(site.exports) for site in plan.sites)
+    missing = [str(site) for site in plan.missing]
     if not as_json:
-        typer.echo(told["said"], err=True)
+        sizes = f"{plan.size / 1e6:,.1f} MB; to fetch: {plan.to_fetch / 1e6:,.1f} MB"
+        note(f"{files} files of {len(plan.sites)} sites, {sizes}")
+        if missing:
+            note(f"Neuronpedia has nothing of {', '.join(missing)}")
+
+    # 2. Fetch it.
+    written: dict[str, Row] = {}
     if not dry_run:
         with progress("fetching") as report:
-            fetch_words(plan, place, folder, contexts=contexts, explainer=explainer, keep=keep, progress=report)
-        told |= {"written": _about(folder)}
+            fetch_words(plan, exports, folder, contexts=contexts, explainer=explainer, keep=keep, progress=report)
+        written = _about(folder)
     if as_json:
-        typer.echo(json.dumps({name: value for name, value in told.items() if name != "said"}, indent=1))
+        told: Row = {
+            "from": exports.place,
+            "folder": str(folder),
+            "files": files,
+            "bytes": plan.size,
+            "to_fetch": plan.to_fetch,
+            "sites": [str(site.site) for site in plan.sites],
+            "missing": missing,
+        }
+        print_json(told if dry_run else told | {"written": written})
     elif not dry_run:
-        rows = [{"site": site, **about} for site, about in told["written"].items()]
-        print_table("", [{name: row.get(name) for name in ("site", "source", "features", "labelled")} for row in rows])
-        typer.echo(f"in {folder}")
+        columns = ("source", "features", "labelled")
+        print_table([{"site": site} | {name: row.get(name) for name in columns} for site, row in written.items()])
+        print(f"in {folder}")
 
 
-def make(
+def labels_make(
     release: Release,
-    texts: Annotated[
-        list[str],
-        typer.Option(
-            help='Where texts come from, once or more: a .txt, .jsonl or .parquet file, "demo", "demo:stories", or a '
-            "dataset on the hub."
-        ),
-    ],
-    model: Annotated[str, typer.Option(help="Model to run; the release's own when not given.")] = "",
-    sites: Sites = "",
-    n: Annotated[int, typer.Option(help="Texts taken from each source.")] = 2000,
-    tokens: Annotated[int, typer.Option(help="Stop after this many tokens that are not special.")] = 1_000_000,
-    contexts: Annotated[int, typer.Option(help="Passages shown of each feature; 20 for explanations.")] = 4,
-    max_length: Annotated[int, typer.Option(help="Tokens of each text at most.")] = 128,
-    sites_at_once: Annotated[
-        int, typer.Option(help="Dictionaries in memory at a time; 0 for all. Fewer read the texts again.")
-    ] = 0,
+    /,
+    *,
+    texts: TextSources,
+    model: Model = "",
+    sites: SiteNames = (),
+    n: int = 2000,
+    tokens: int = 1_000_000,
+    contexts: int = 4,
+    max_length: int = 128,
+    sites_at_once: SitesAtOnce = 0,
     device: Device = "cpu",
     prepend_bos: PrependBos = None,
-    seed: Annotated[int, typer.Option(help="Sets the order in which texts are taken.")] = 0,
-    out: Out = None,
+    seed: int = 0,
+    out: WordsFolderOut = None,
     as_json: Json = False,
 ) -> None:
     """Make words from the model and any text: strongest tokens and passages, logit lens, how often each fires.
 
     A killed run resumes.
+
+    Args:
+        n: Texts taken from each source.
+        tokens: Stop after this many tokens that are not special.
+        contexts: Passages shown for each feature; 20 for explanations.
+        max_length: Tokens of each text at most.
+        seed: Sets the order in which texts are taken.
     """
     from saeflow.experiments.sampling import expand, open_dataset
-    from saeflow.labels.folders import LOCAL, words_folder
+    from saeflow.labels import WordsFolder
     from saeflow.labels.local import make_words
+    from saeflow.labels.folders import LOCAL, words_folder
     from saeflow.sources.library import load_dictionaries
-    from saeflow.sources.model import load_model
 
     dictionaries = load_dictionaries(release, device=device)
-    name = model or ("demo" if release == "demo" else dictionaries.model)
-    if not name:
-        raise InvalidArgument(f"{release} does not say which model it was trained on. Name it with --model.")
     if n < 1:
         raise InvalidArgument(f"--n {n} takes no text. Give 1 or more.")
-    found = _Texts([open_dataset(source) for source in expand(texts)], n, seed)
+    found = _Passages(tuple(open_dataset(source) for source in expand(texts)), n, seed)
     folder = out or words_folder(release, LOCAL)
     asked = _chosen(sites, dictionaries.sites)
     with progress("reading") as report:
         make_words(
-            load_model(name, device=device, prepend_bos=prepend_bos),
+            release_model(release, dictionaries, model, device, prepend_bos),
             dictionaries,
             found,
             folder,
@@ -158,59 +179,111 @@ def make(
             release=dictionaries.name,
             progress=report,
         )
-    about = _about(folder)
-    rows = [{"site": str(site), **_counted(folder, site), "tokens": about[str(site)]["n_tokens"]} for site in asked]
+    about, words = _about(folder), WordsFolder(folder)
+    rows: list[Row] = []
+    for site in asked:
+        features = words.site(site)
+        fire = sum(row is not None for row in features)
+        read = about[str(site)]["n_tokens"]
+        rows.append({"site": str(site), "features": len(features), "fire": fire, "tokens": read})
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "sites": rows}, indent=1))
+        print_json({"folder": str(folder), "sites": rows})
         return
-    print_table("", rows)
-    typer.echo(f"in {folder}")
+    print_table(rows)
+    print(f"in {folder}")
 
 
-def show_feature(
+@dataclass(frozen=True)
+class _Passages:
+    """Up to n texts of each dataset with its name, one of each in turn; read from the start each time."""
+
+    datasets: Sequence[Dataset]
+    n: int
+    seed: int
+
+    def __iter__(self) -> Iterator[Passage]:
+        from saeflow.labels.local import Passage
+
+        texts = (itertools.islice(dataset.read(self.seed), self.n) for dataset in self.datasets)
+        for turn in itertools.zip_longest(*texts):
+            for dataset, text in zip(self.datasets, turn, strict=True):
+                if text is not None:
+                    yield Passage(text, dataset.name.removeprefix("demo:"))
+
+    def __len__(self) -> int:
+        """An upper bound: a dataset may hold fewer."""
+        return self.n * len(self.datasets)
+
+
+def labels_show(
     release: Release,
-    feature: Annotated[str, typer.Argument(help="layer/part/index, such as 4/res/72.")],
+    feature: Feature,
+    /,
+    *,
     source: Pattern = "",
-    base_url: Annotated[str, typer.Option(help="Where Neuronpedia is, or what stands in for it.")] = "",
-    refresh: Annotated[bool, typer.Option(help="Ask Neuronpedia again, whatever is here.")] = False,
+    base_url: str = "",
+    refresh: bool = False,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """What is known of a feature: on this machine first, else from Neuronpedia, where it is kept from then on."""
-    from dataclasses import asdict
+    """Show what is known about a feature: from this machine, or else from Neuronpedia, whose answer is kept.
 
-    from saeflow.ids import FeatureId
+    Args:
+        feature: layer/part/index, such as 4/res/72.
+        base_url: Address of Neuronpedia, or of what stands in for it.
+        refresh: Ask Neuronpedia again, whatever is on this machine.
+    """
     from saeflow.labels import words_for
     from saeflow.labels.neuronpedia import BASE_URL, Neuronpedia, sources_of
     from saeflow.sources.releases import is_release
 
-    asked = FeatureId.parse(feature)
-    known = words_for(release).get(asked)
+    known = words_for(release).get(feature)
     if (known is None or refresh) and (source or is_release(release)):
-        at = sources_of(release, source).at(asked.site)
+        at = sources_of(release, source).at(feature.site)
         api = Neuronpedia(base_url=base_url or BASE_URL, offline=True if offline else None)
         if at is not None:
-            known = api.feature(at, asked.index, refresh=refresh) or known
+            known = api.feature(at, feature.index, refresh=refresh) or known
     if as_json:
-        typer.echo(json.dumps({"feature": feature, "words": None if known is None else asdict(known)}, indent=1))
+        print_json({"feature": str(feature), "words": None if known is None else asdict(known)})
     elif known is None:
-        typer.echo(f"{feature}: nothing is known. Fetch its words (saeflow labels fetch) or make them (labels make).")
+        print(f"{feature}: nothing is known. Fetch its words (saeflow labels fetch) or make them (labels make).")
     else:
         _print_words(feature, known)
 
 
-def search(
-    release: Release,
-    words: Annotated[str, typer.Argument(help="Words to look for; of the last one its beginning is enough.")],
-    limit: Annotated[int, typer.Option(help="Features printed, best first.")] = 20,
-    sites: Sites = "",
-    as_json: Json = False,
-) -> None:
-    """Find features by their labels and tokens."""
-    from dataclasses import asdict
+def _print_words(feature: FeatureId, known: FeatureWords) -> None:
+    """What is known about a feature as lines; nothing of it can steer a terminal."""
+    from saeflow.report.tokens import headline, one_line, visible
 
+    by = f"  [{one_line(known.by)}]" if known.by else ""
+    print(f"{feature}: {headline(known) or '(no label)'}{by}")
+    if known.score is not None:
+        print(f"detection score: {known.score:.2f}")
+    if known.frequency is not None:
+        print(f"fires on {known.frequency:.4%} of tokens")
+    for name, tokens in (("strongest on", known.tokens), ("promotes", known.promotes)):
+        if tokens:
+            print(f"{name}: {'  '.join(map(visible, tokens))}")
+    for context in known.contexts:
+        top = max(context.values, default=0.0)
+        pairs = zip(map(visible, context.tokens), context.values, strict=True)
+        shown = "".join(f"[{token} {value:g}]" if value and value == top else token for token, value in pairs)
+        print(f"  {shown}" + (f"   ({one_line(context.source)})" if context.source else ""))
+
+
+def labels_search(
+    release: Release, words: str, /, *, limit: int = 20, sites: SiteNames = (), as_json: Json = False
+) -> None:
+    """Find features by their labels and tokens.
+
+    Args:
+        words: Words to look for; the beginning of the last one is enough.
+        limit: Features to print, best first.
+    """
+    from saeflow.labels.search import search
     from saeflow.labels.folders import words_folders
-    from saeflow.labels.search import search as find
+    from saeflow.labels.words import words_sites
+    from saeflow.report.tokens import one_line, visible
 
     folders = words_folders(release)
     if not folders:
@@ -218,73 +291,204 @@ def search(
             f"there are no words of {release} on this machine. Fetch them (saeflow labels fetch {release}) or make "
             "them (saeflow labels make)."
         )
-    there = sorted({site for folder in folders for site in _words_sites(folder)})
-    asked = _chosen(sites, there) if sites else None
-    found: dict[str, Hit] = {}
+    there = sorted({site for folder in folders for site in words_sites(folder)})
+    found: dict[FeatureId, Hit] = {}
     for folder in folders:
         with progress("indexing") as report:
-            hits = find(folder, words, limit, sites=asked, progress=report)
-        for hit in hits:
-            found.setdefault(str(hit.feature), hit)
+            for hit in search(folder, words, limit, sites=_chosen(sites, there) if sites else None, progress=report):
+                found.setdefault(hit.feature, hit)
     hits = list(found.values())[:limit]
     if as_json:
-        told = [{**asdict(hit), "feature": str(hit.feature)} for hit in hits]
-        typer.echo(json.dumps({"query": words, "features": told}, indent=1))
+        print_json({"query": words, "features": [asdict(hit) | {"feature": str(hit.feature)} for hit in hits]})
         return
-    print_table("", [_row(hit) for hit in hits])
+    print_table(
+        [  # nothing of these can steer a terminal
+            {
+                "feature": str(hit.feature),
+                "label": one_line(hit.label),
+                "strongest on": " ".join(visible(token.strip()) for token in hit.tokens[:5]),
+                "frequency": hit.frequency,
+            }
+            for hit in hits
+        ]
+    )
 
 
-class _Texts:
-    """Texts of some datasets, one of each in turn, read anew each time."""
+def labels_explain(
+    release: Release,
+    features: Features = (),
+    /,
+    *,
+    sites: Annotated[SiteNames, Parameter(help="Sites or parts, with all their features: 12/res,13/res or res.")] = (),
+    limit: int = 0,
+    endpoint: str = "",
+    model_name: str = "",
+    concurrency: int = 8,
+    per_minute: float = 0.0,
+    seed: int = 0,
+    words: Path | None = None,
+    dry_run: Flag = False,
+    as_json: Json = False,
+) -> None:
+    """Let a language model label features by their passages, and test the labels on other passages.
 
-    def __init__(self, datasets: Sequence[Any], n: int, seed: int) -> None:
-        self._datasets, self._n, self._seed = datasets, n, seed
+    The number of requests is printed before the first one. The key is read from OPENAI_API_KEY and written nowhere.
+    Answers are kept: a rerun asks only for the rest.
 
-    def __iter__(self) -> Iterator[Any]:
-        from itertools import zip_longest
+    Args:
+        features: Features, such as 4/res/72; or use --sites.
+        limit: Features of each site at most, those that fire most; 0 for all.
+        endpoint: Address of the chat API; by default OPENAI_BASE_URL, or else that of OpenAI.
+        model_name: Model to ask; by default SAEFLOW_JUDGE_MODEL, or else gpt-4o-mini.
+        concurrency: Requests under way at once.
+        per_minute: Requests per minute at most; 0 for no limit.
+        seed: Sets which silent passages are shown, and the order.
+        words: Folder of words with passages; by default the one that was made or fetched.
+        dry_run: Say how many requests there would be, and stop.
+    """
+    from saeflow.labels.explain import estimate, explain, write_explanations
+    from saeflow.llm.endpoint import DEFAULT_MODEL, Endpoint, Pacing, place_of
 
-        for turn in zip_longest(*map(self._read, self._datasets)):
-            yield from (one for one in turn if one is not None)
+    # 1. What will be asked.
+    folder = words or _folder_of_words(release)
+    asked = _asked_features(folder, features, sites, limit)
+    name = model_name or os.environ.get("SAEFLOW_JUDGE_MODEL") or DEFAULT_MODEL
+    address = _address(endpoint or os.environ.get("OPENAI_BASE_URL") or "")
+    pacing = Pacing(concurrency=concurrency, per_minute=per_minute or None)
+    cost = estimate(folder, name, asked, seed=seed)
+    if not as_json:
+        requests = f"{cost.requests} request{'' if cost.requests == 1 else 's'} to {name} at {place_of(address)}"
+        silent = f"; {cost.silent} have no passages" if cost.silent else ""
+        note(
+            f"{len(asked)} feature{'' if len(asked) == 1 else 's'}: {requests}, {cost.cached} answers are kept{silent}"
+        )
 
-    def _read(self, dataset: Any) -> Iterator[Any]:
-        from itertools import islice
+    # 2. Ask; what came before an error is worth keeping.
+    found: list[Explained] = []
+    written = 0
+    if not dry_run:
+        secret = _secret(address, needed=cost.requests > 0)
+        with Endpoint(name, base_url=address, secret=secret, temperature=0.0, seed=seed, pacing=pacing) as chat:
+            try:
+                with progress("asking") as report:
+                    found.extend(explain(folder, chat, asked, seed=seed, progress=report))
+            finally:
+                written = write_explanations(folder, found)
 
-        from saeflow.labels.local import Passage
+    # 3. Show the labels.
+    rows = [_explained_row(one) for one in found]
+    if as_json:
+        counts = {"requests": cost.requests, "cached": cost.cached, "without_passages": cost.silent}
+        print_json({"model": name, **counts, "written": written, "features": rows})
+    elif not dry_run:
+        shown = [{**row, "score": "" if row["score"] is None else f"{row['score']:.2f}"} for row in rows]
+        columns = ("feature", "label", "score", "silent from", "problem")
+        print_table([{name: row[name] for name in columns} for row in shown])
+        print(f"{written} labels written to {folder}; a score of 0.5 is what guessing gives")
 
-        for text in islice(dataset.read(self._seed), self._n):
-            yield Passage(text, dataset.name.removeprefix("demo:"))
 
-    def __len__(self) -> int:
-        """An upper bound: a dataset may hold fewer."""
-        return self._n * len(self._datasets)
+def _explained_row(one: Explained) -> Row:
+    """A feature as a row; nothing of a model's answer can steer a terminal."""
+    from saeflow.report.tokens import one_line
+
+    detection = one.detection
+    return {
+        "feature": str(one.feature),
+        "label": one_line(one.label),
+        "score": None if detection is None else round(detection.score, 4),
+        "found": None if detection is None else round(detection.found, 4),
+        "left": None if detection is None else round(detection.left, 4),
+        "silent from": "" if detection is None else detection.silent_from,
+        "problem": one.problem,
+    }
 
 
-def _sites(release: str, asked: str) -> list[Site]:
-    """The sites asked for, of those the release has; of a release that cannot be opened, those named one by one."""
-    from saeflow.errors import InvalidId, UnknownRelease
-    from saeflow.ids import Site
+def _folder_of_words(release: str) -> Path:
+    """The words of a release that may be written: made here, or else fetched."""
+    from saeflow.labels.folders import LOCAL, NEURONPEDIA, words_folder
+    from saeflow.labels.words import words_sites
+
+    for origin in (LOCAL, NEURONPEDIA):
+        folder = words_folder(release, origin)
+        if folder.is_dir() and words_sites(folder):
+            return folder
+    raise InvalidArgument(
+        f"there are no words of {release} that could be explained. Make them with passages to show: saeflow labels "
+        f"make {release} --contexts 20 --texts ...; or name a folder of words with --words."
+    )
+
+
+def _asked_features(folder: Path, named: Sequence[FeatureId], sites: Sequence[str], limit: int) -> list[FeatureId]:
+    """The features that were named, or those of the sites with passages; with a limit those that fire most."""
+    from saeflow.labels.words import WordsFolder, words_sites
+
+    if bool(named) == bool(sites):
+        raise InvalidArgument("name features, such as 4/res/72, or sites with --sites: one of the two.")
+    if limit < 0:
+        raise InvalidArgument(f"--limit {limit} is below 0. Give 0 for all features, or how many of each site.")
+    there = words_sites(folder)
+    if named:
+        if missing := sorted({str(one.site) for one in named if one.site not in there}):
+            raise InvalidArgument(f"{folder} has no words of {', '.join(missing)}. Make or fetch them first.")
+        return list(named)
+    asked = list[FeatureId]()
+    for site in _chosen(sites, there):
+        rows = WordsFolder(folder).site(site)
+        known = [(-(row.frequency or 0.0), i) for i, row in enumerate(rows) if row is not None and row.contexts]
+        asked += [FeatureId(site, i) for _, i in (sorted(known)[:limit] if limit else known)]
+    return asked
+
+
+def _address(url: str) -> str | None:
+    """A base URL that can be asked; None for that of OpenAI."""
+    if not url:
+        return None
+    from saeflow.llm.endpoint import is_address
+
+    if not is_address(url):
+        raise InvalidArgument(
+            "the address of the endpoint is no http(s) address. Give one such as http://localhost:8000/v1, with "
+            "--endpoint or in OPENAI_BASE_URL."
+        )
+    return url
+
+
+def _secret(address: str | None, *, needed: bool) -> Secret:
+    """The key of the environment. A server of one's own may need none, and kept answers need nobody."""
+    from saeflow.llm.endpoint import Secret
+
+    key = os.environ.get("OPENAI_API_KEY") or ""
+    if not key and address is None and needed:
+        raise InvalidArgument(
+            "there is no key for the OpenAI API. Set OPENAI_API_KEY, or give the address of a server of your own with "
+            "--endpoint."
+        )
+    return Secret(key or "none")
+
+
+def _sites_of_release(release: str, names: Sequence[str]) -> list[Site]:
+    """The sites named, of those the release has; of a release that cannot be opened, those named one by one."""
+    from saeflow.sources.library import load_dictionaries
     from saeflow.sources.releases import is_release, read_release
 
     if is_release(release):
-        return _chosen(asked, list(read_release(release).sites))
-    from saeflow.sources.library import load_dictionaries
-
+        return _chosen(names, list(read_release(release).sites))
     try:
-        return _chosen(asked, load_dictionaries(release).sites)
+        return _chosen(names, load_dictionaries(release).sites)
     except UnknownRelease:
-        try:
-            return sorted({Site.parse(name.strip()) for name in asked.split(",")})
-        except InvalidId:
-            raise InvalidArgument(
-                f"{release} is no release that can be opened. Name its sites one by one: --sites 0/res,1/res."
-            ) from None
+        pass
+    try:
+        if names:
+            return sorted({Site.parse(name) for name in names})
+    except InvalidId:
+        pass
+    raise InvalidArgument(
+        f"{release} is no release that can be opened. Name its sites one by one: --sites 0/res,1/res."
+    )
 
 
-def _chosen(asked: str, there: Sequence[Site]) -> list[Site]:
+def _chosen(names: Sequence[str], there: Sequence[Site]) -> list[Site]:
     """Sites that are named one by one or by part; all when none is named."""
-    from saeflow.ids import Part, Site
-
-    names = [name.strip() for name in asked.split(",") if name.strip()]
     chosen: set[Site] = set()
     for name in names:
         sites = {site for site in there if site.part.value == name} if name in set(Part) else {Site.parse(name)}
@@ -294,73 +498,9 @@ def _chosen(asked: str, there: Sequence[Site]) -> list[Site]:
     return sorted(chosen) if names else list(there)
 
 
-def _words_sites(folder: Path) -> tuple[Site, ...]:
-    from saeflow.labels.words import words_sites
-
-    return words_sites(folder)
-
-
-def _row(hit: Hit) -> dict[str, Any]:
-    """A feature that was found as a row of a table; nothing of it can steer a terminal."""
-    from saeflow.report.tokens import one_line, visible
-
-    return {
-        "feature": str(hit.feature),
-        "label": one_line(hit.label),
-        "strongest on": " ".join(visible(token.strip()) for token in hit.tokens[:5]),
-        "frequency": hit.frequency,
-    }
-
-
-def _told(plan: FetchPlan, place: Bucket, folder: Path) -> dict[str, Any]:
-    """The plan, and a sentence that says it."""
-    files = sum(len(site.exports) for site in plan.sites)
-    sizes = f"{plan.size / 1e6:,.1f} MB; to fetch: {plan.to_fetch / 1e6:,.1f} MB"
-    said = f"{files} files of {len(plan.sites)} sites, {sizes}"
-    if plan.missing:
-        said += f"\nNeuronpedia has nothing of {', '.join(map(str, plan.missing))}"
-    return {
-        "said": said,
-        "from": place.place,
-        "folder": str(folder),
-        "files": files,
-        "bytes": plan.size,
-        "to_fetch": plan.to_fetch,
-        "sites": [str(site.site) for site in plan.sites],
-        "missing": [str(site) for site in plan.missing],
-    }
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    """What a folder of words says of its sites."""
+def _about(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a folder of words says about its sites."""
     from saeflow.labels.folders import ABOUT
 
     told: dict[str, dict[str, Any]] = read_json(folder / ABOUT)
     return told["sites"]
-
-
-def _counted(folder: Path, site: Site) -> dict[str, int]:
-    from saeflow.labels import WordsFolder
-
-    rows = WordsFolder(folder).site(site)
-    return {"features": len(rows), "fire": sum(row is not None for row in rows)}
-
-
-def _print_words(feature: str, known: FeatureWords) -> None:
-    """What is known of a feature as lines; nothing of it can steer a terminal."""
-    from saeflow.report.tokens import headline, one_line, visible
-
-    by = f"  [{one_line(known.by)}]" if known.by else ""
-    typer.echo(f"{feature}: {headline(known) or '(no label)'}{by}")
-    if known.score is not None:
-        typer.echo(f"detection score: {known.score:.2f}")
-    if known.frequency is not None:
-        typer.echo(f"fires on {known.frequency:.4%} of tokens")
-    for name, tokens in (("strongest on", known.tokens), ("promotes", known.promotes)):
-        if tokens:
-            typer.echo(f"{name}: {'  '.join(map(visible, tokens))}")
-    for context in known.contexts:
-        top = max(context.values, default=0.0)
-        pairs = zip(map(visible, context.tokens), context.values, strict=True)
-        shown = "".join(f"[{token} {value:g}]" if value and value == top else token for token, value in pairs)
-        typer.echo(f"  {shown}" + (f"   ({one_line(context.source)})" if context.source else ""))

@@ -1,63 +1,77 @@
-"""`saeflow releases`: the releases saeflow knows by name, and what of them is on this machine."""
+"""`saeflow releases`, `info` and `doctor`: the releases there are, what one holds, and whether it is what it says."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from saeflow.cli.app import Json, show
+from saeflow.cli.options import Device, Json, PrependBos, Release, Sites, TextSources
+from saeflow.cli.output import Row, print_json, print_table, progress, show
+from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease
+from saeflow.files import folder_and_pattern
+from saeflow.ids import Part, Site
 
 if TYPE_CHECKING:
-    from saeflow.sources.releases import Release, ReleaseEntry
+    from saeflow.sources.releases import Release as KnownRelease
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(releases)
+def releases(name: str = "", /, *, as_json: Json = False) -> None:
+    """List releases: model, sites, size, and how much is in the hub's cache. Uses no network.
 
+    Of a site there may be everything on this machine ("yes"), what matching reads ("W_dec only"), or its sizes
+    ("headers").
 
-def releases(
-    name: Annotated[
-        str, typer.Argument(help="A release or a .toml file, with parameters after an @; all when not given.")
-    ] = "",
-    as_json: Json = False,
-) -> None:
-    """List releases: model, sites, size, and how much is in the hub's cache. Asks no network.
-
-    Of a site all may be here ("yes"), or what matching reads ("W_dec only"), or its sizes ("headers").
+    Args:
+        name: A release or a .toml file, with parameters after an @; all by default.
     """
+    from saeflow.sources.hub import cache_state
     from saeflow.sources.releases import known_releases, read_release
 
-    if name:
-        recipe = read_release(name)
-        rows = [_site_row(str(site), entry) for site, entry in recipe.sites.items()]
-        summary = _recipe_row(recipe) | {"about": recipe.about, "parameters": _options(recipe)}
-        show(as_json, summary | {"sites": rows}, summary, rows)
+    if not name:
+        rows = [_release_row(read_release(known)) for known in known_releases()]
+        # on a terminal the owner of a model is left out: lines are long enough
+        short = [
+            row | {"model": row["model"].split("/")[-1], "GB": "-" if row["GB"] is None else f"{row['GB']:.1f}"}
+            for row in rows
+        ]
+        show(as_json, {"releases": rows}, {}, short)
         return
-    rows = [_recipe_row(read_release(known)) for known in known_releases()]
-    # on a terminal the owner of a model is left out: lines are long enough
-    short = [
-        row | {"model": row["model"].split("/")[-1], "GB": "-" if row["GB"] is None else f"{row['GB']:.1f}"}
-        for row in rows
+    found = read_release(name)
+    sites: list[Row] = [
+        {
+            "site": str(site),
+            "features": None if entry.size is None else entry.size.n_features,
+            "width": None if entry.size is None else entry.size.d_in,
+            "MB": None if entry.size is None else round(entry.size.n_bytes / 1e6),
+            "in cache": cache_state(entry).value,
+            "file": f"{entry.repo}/{entry.files[0]}",
+            "labels": entry.labels or None,
+        }
+        for site, entry in found.sites.items()
     ]
-    show(as_json, {"releases": rows}, {}, short)
+    options = [
+        f"{key} ({', '.join(f'[{value}]' if value == found.chosen[key] else value for value in values)})"
+        for key, values in found.options.items()
+    ]
+    summary = _release_row(found) | {"about": found.about, "parameters": "; ".join(options) or "none"}
+    show(as_json, summary | {"sites": sites}, summary, sites)
 
 
-def _recipe_row(recipe: Release) -> dict[str, Any]:
-    from saeflow.ids import Part
+def _release_row(found: KnownRelease) -> Row:
     from saeflow.sources.hub import CacheState, cache_state
 
-    sites = list(recipe.sites)
+    sites = list(found.sites)
     layers = sorted({site.layer for site in sites})
-    sizes = [entry.size for entry in recipe.sites.values() if entry.size is not None]
+    sizes = [entry.size for entry in found.sites.values() if entry.size is not None]
     whole = layers == list(range(layers[0], layers[-1] + 1))
-    held = [cache_state(entry) for entry in recipe.sites.values()]
+    held = [cache_state(entry) for entry in found.sites.values()]
     # what is known of some sites alone would be taken for the size of all
     known = len(sizes) == len(sites)
     return {
-        "release": recipe.name,
-        "model": recipe.model,
+        "release": found.name,
+        "model": found.model,
         "parts": " ".join(part.value for part in Part if any(site.part is part for site in sites)),
         "layers": f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else " ".join(map(str, layers)),
         "features": max((size.n_features for size in sizes), default=None) if known else None,
@@ -67,24 +81,114 @@ def _recipe_row(recipe: Release) -> dict[str, Any]:
     }
 
 
-def _site_row(site: str, entry: ReleaseEntry) -> dict[str, Any]:
-    from saeflow.sources.hub import cache_state
+def info(release: Release, /, *, as_json: Json = False) -> None:
+    """Show what a release holds, and what was left out; for the demo pack and a folder of train, its quality too.
 
-    size = entry.size
-    return {
-        "site": site,
-        "features": None if size is None else size.n_features,
-        "width": None if size is None else size.d_in,
-        "MB": None if size is None else round(size.n_bytes / 1e6),
-        "in cache": cache_state(entry).value,
-        "file": f"{entry.repo}/{entry.files[0]}",
-        "labels": entry.labels or None,
-    }
+    The row of a site that does not open says why.
+    """
+    from saeflow.demo import quality
+    from saeflow.report.tables import quality_rows, release_rows
+
+    if release == "demo":
+        measured = quality()
+        if as_json:
+            print_json(measured)
+            return
+        for title, rows in quality_rows(measured):
+            print_table(rows, title)
+        return
+    from saeflow.sources.library import load_dictionaries
+    from saeflow.training.record import last_measured
+
+    trained, quality_of = last_measured(Path(folder_and_pattern(release)[0]))
+    summary, rows, left_out = release_rows(load_dictionaries(release), quality_of)
+    summary |= trained
+    show(as_json, summary | {"sites": rows, "left_out": left_out}, summary, rows)
+    if left_out and not as_json:
+        print_table(left_out)
 
 
-def _options(recipe: Release) -> str:
-    told = [
-        f"{key} ({', '.join(f'[{v}]' if v == recipe.chosen[key] else v for v in values)})"
-        for key, values in recipe.options.items()
+def doctor(
+    release: Release,
+    /,
+    *,
+    model: str = "",
+    site: Sites = (),
+    texts: TextSources | None = None,
+    tokens: int = 2_000,
+    device: Device = "cpu",
+    prepend_bos: PrependBos = None,
+    seed: int = 0,
+    everything: Annotated[bool, Parameter("--all", negative=())] = False,
+    as_json: Json = False,
+) -> int:
+    """Check a release: its weights, and with a model whether each dictionary reads the tensor it says.
+
+    Finds a wrong tap, a transposed matrix, a missing factor, thresholds in other units, NaN, duplicates, dead features.
+    Exits with 1 when something is wrong.
+
+    Args:
+        model: Model to run; by default only the weights are examined.
+        site: A site such as 24/res, once or more; all by default.
+        tokens: Tokens to look at, special ones not counted.
+        seed: Sets which texts are taken.
+        everything: Show everything that is as it should be, not only how well sites reconstruct.
+    """
+    from saeflow.demo import quality
+    from saeflow.doctor import Severity
+    from saeflow.doctor.examine import examine
+    from saeflow.doctor.findings import Check
+    from saeflow.matching.atlas import open_atlas
+    from saeflow.sources.library import load_dictionaries
+
+    # 1. The dictionaries, their atlas where one opens, and what the demo pack states; Gemma Scope's paths say theirs.
+    dictionaries = load_dictionaries(release, device=device)
+    try:
+        atlas = open_atlas(release)
+    except (UnknownRelease, BadFile, CorruptAtlas):
+        atlas = None
+    stated = (
+        {Site.parse(name): float(row["l0"]) for name, row in quality()["saes"].items()} if release == "demo" else {}
+    )
+
+    # 2. The model and its texts, where one is named.
+    run: dict[str, Any] = {}
+    if texts and not model:
+        raise InvalidArgument("--texts are for a model to read, and none is named. Add --model.")
+    if model and not texts and model != "demo":
+        raise InvalidArgument("--model needs --texts: a file, or a dataset on the hub, that it reads.")
+    if model:
+        from saeflow.experiments.sampling import expand, held_out, open_dataset
+        from saeflow.sources.model import load_model
+
+        # texts of unknown length: enough of them even where each is short
+        found = held_out([open_dataset(source) for source in expand(texts or ["demo"])], max(20, tokens // 50), seed)
+        run = {"model": load_model(model, device=device, prepend_bos=prepend_bos), "texts": found}
+
+    # 3. The findings.
+    with progress("examining") as report:
+        findings = examine(
+            dictionaries,
+            release=dictionaries.name,
+            sites=list(site) or None,
+            tokens=tokens,
+            stated_l0=stated,
+            atlas=atlas,
+            progress=report,
+            **run,
+        )
+    rows = [
+        {"site": f.site or "release", "": f.severity.value, "check": f.check.value, "found": _said(f.said, f.advice)}
+        for f in findings.findings
+        if everything or f.severity is not Severity.OK or f.check is Check.RECONSTRUCTION
     ]
-    return "; ".join(told) or "none"
+    counts = [f"{len(findings.of(severity))} {severity.value}" for severity in reversed(Severity)]
+    read = f"{findings.n_tokens:,} tokens of {findings.model or 'the model'}" if findings.n_tokens else "weights alone"
+    summary = {"release": findings.release, "looked at": read, "findings": ", ".join(counts)}
+    show(as_json, findings.to_json(), summary, rows)
+    return 1 if findings.worst is Severity.WRONG else 0
+
+
+def _said(said: str, advice: str) -> str:
+    said = said[0].upper() + said[1:] if said[0] not in "'\"" else said
+    return f"{said}{'' if said.endswith('.') else '.'} {advice}".strip()

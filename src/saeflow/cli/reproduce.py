@@ -2,84 +2,79 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Literal
 
-import typer
-
-from saeflow.cli.app import Device, Json, bars, print_table, show
-from saeflow.cli.engine import Address, Cpus, Engine, Gpus, Workers
-from saeflow.cli.engine import opened as opened_engine
-from saeflow.cli.lists import names_of
+from saeflow.cli.options import Device, Flag, Json, Where
+from saeflow.cli.output import Row, bars, note, print_json, print_table, show
 
 if TYPE_CHECKING:
-    from saeflow.reproduce.plan import Plan
     from saeflow.reproduce.run import Reproduction
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(reproduce)
-
-
 def reproduce(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe by name, or a .toml file; lists those there are when not given.")
-    ] = "",
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print what it will cost on this machine, and run nothing.")
-    ] = False,
-    only: Annotated[
-        str, typer.Option(help="Figures and tables, with commas between: fig5,table1; all when empty.")
-    ] = "",
-    out: Annotated[Path | None, typer.Option(help="Its folder; reproduce-RECIPE when not given.")] = None,
-    judge: Annotated[str, typer.Option(help="Of steered texts: offline or llm; the recipe's when empty.")] = "",
-    judge_model: Annotated[str, typer.Option(help="Name of the llm; the recipe's when empty.")] = "",
-    judge_url: Annotated[str, typer.Option(help="Its address; that of OpenAI when empty.")] = "",
+    recipe: str = "",
+    /,
+    *,
+    plan: Flag = False,
+    only: tuple[str, ...] = (),
+    out: Path | None = None,
+    judge: Literal["", "offline", "llm"] = "",
+    judge_model: str = "",
+    judge_url: str = "",
     device: Device = "cpu",
-    engine: Engine = "here",
-    workers: Workers = 0,
-    address: Address = "",
-    cpus: Cpus = 1,
-    gpus: Gpus = 0.0,
+    where: Where = Where(),
     as_json: Json = False,
-) -> None:
+) -> int:
     """Run every experiment of the paper for a recipe, and write one report. A killed run resumes where it stopped.
 
-    Figures and tables stand in the paper's order, each claim with a verdict, the interval it rests on and its control.
+    Figures and tables are in the paper's order, each claim with a verdict, the interval it rests on and its control.
+
+    Args:
+        recipe: A recipe by name, or a .toml file; without one the recipes are listed.
+        plan: Print what it will cost on this machine, and run nothing.
+        only: Figures and tables, such as fig5,table1; all by default.
+        out: Its folder; reproduce-RECIPE by default.
+        judge: Who marks steered texts: offline or llm; the recipe's choice by default.
+        judge_model: Name of the llm; the recipe's by default.
+        judge_url: Address of the llm; that of OpenAI by default.
     """
     from saeflow.reproduce.recipe import open_recipe
     from saeflow.reproduce.stages import parse_only, stages_for
 
     if not recipe:
         _list(as_json=as_json)
-        return
+        return 0
     opened = open_recipe(recipe)
-    items = parse_only(opened, names_of(only))
+    items = parse_only(opened, only)
     folder = out or Path(f"reproduce-{Path(recipe).stem if recipe.endswith('.toml') else recipe}")
     if plan:
         from saeflow.reproduce.plan import make_plan
 
-        _show_plan(make_plan(opened, folder, only=items, device=device, judge=judge), as_json=as_json)
-        return
+        cost = make_plan(opened, folder, only=items, device=device, judge=judge)
+        if as_json:
+            print_json(cost.to_dict())
+            return 0
+        print("\n".join(cost.lines()))
+        print_table(cost.rows())
+        for line in cost.remarks:
+            print(line)
+        return 0
     from saeflow.reproduce.run import reproduce as run
     from saeflow.reproduce.work import Settings
 
-    with opened_engine(engine, workers, address, cpus, gpus) as where, bars() as bar:
-        settings = Settings(device, judge, judge_model, judge_url, where)
-        made = run(opened, folder, only=items, settings=settings, bars=bar, note=_note)
-    _finish(made, as_json=as_json)
-    if {one.stage for one in made.failed} & set(stages_for(opened, items)):
-        raise typer.Exit(1)
+    with where.open() as engine, bars() as bar:
+        settings = Settings(device, judge, judge_model, judge_url, engine)
+        made = run(opened, folder, only=items, settings=settings, bars=bar, note=note)
+    _show(made, as_json=as_json)
+    return 1 if {one.stage for one in made.failed} & set(stages_for(opened, items)) else 0
 
 
 def _list(*, as_json: bool) -> None:
     from saeflow.reproduce.recipe import known_recipes, open_recipe
     from saeflow.reproduce.stages import Stage, answered
 
-    recipes = [open_recipe(name) for name in known_recipes()]
-    rows: list[dict[str, Any]] = [
+    rows: list[Row] = [
         {
             "recipe": one.name,
             "what": one.title,
@@ -87,45 +82,31 @@ def _list(*, as_json: bool) -> None:
             "figures and tables": len(answered(one)),
             "stages": " ".join(stage.value for stage in Stage if stage in one.sizes),
         }
-        for one in recipes
+        for one in map(open_recipe, known_recipes())
     ]
     show(as_json, {"recipes": rows}, {}, rows)
 
 
-def _show_plan(plan: Plan, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(plan.to_dict(), indent=1))
-        return
-    for line in plan.lines():
-        typer.echo(line)
-    print_table("", plan.rows())
-    for line in plan.remarks:
-        typer.echo(line)
-
-
-def _finish(made: Reproduction, *, as_json: bool) -> None:
+def _show(made: Reproduction, *, as_json: bool) -> None:
     """The stages with what they took, and where the report is."""
     from saeflow.reproduce.stages import short
 
     page = made.folder / "index.html"
     rows = [stage.to_dict() for stage in made.stages.values()]
     if as_json:
-        typer.echo(json.dumps({"folder": str(made.folder), "report": str(page), "stages": rows}))
+        print_json({"folder": str(made.folder), "report": str(page), "stages": rows}, indent=None)
         return
-    shown = [
-        {
-            "stage": row["name"],
-            "state": row["state"],
-            "minutes": f"{row['seconds'] / 60:.1f}",
-            "MB": row["peak_mb"],
-            "answers": short(row["items"]),
-            "why": row["why"],
-        }
-        for row in rows
-    ]
-    print_table("", shown)
-    typer.echo(f"open {page}")
-
-
-def _note(text: str) -> None:
-    typer.echo(text, err=True)
+    print_table(
+        [
+            {
+                "stage": row["name"],
+                "state": row["state"],
+                "minutes": f"{row['seconds'] / 60:.1f}",
+                "MB": row["peak_mb"],
+                "answers": short(row["items"]),
+                "why": row["why"],
+            }
+            for row in rows
+        ]
+    )
+    print(f"open {page}")

@@ -3,227 +3,173 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
-from saeflow.cli.app import Device, Json, PrependBos, Release, print_table, progress, show
+from saeflow.cli.options import Device, Json, Model, PrependBos, Release, Sites, release_model
+from saeflow.cli.output import Row, print_json, progress, show
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.ids import Site
     from saeflow.labels import Words
-    from saeflow.steering.starts import Candidate, TextSearch
+    from saeflow.steering.starts import Candidate
     from saeflow.steering.theme import Theme
 
 DEMO_BACKGROUND = 80
 """Texts of each domain of the demo pack that are its background."""
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command()(themes)
-    app.command()(find)
-
-
 def themes(
-    release: Annotated[str, typer.Argument(help='"demo" or the name of a release; all when not given.')] = "",
-    name: Annotated[str, typer.Argument(help="A theme, or the path of one, to show in full.")] = "",
+    release: Annotated[str, Parameter(help='"demo" or the name of a release; all by default.')] = "",
+    name: str = "",
+    /,
+    *,
     as_json: Json = False,
 ) -> None:
-    """List the themes to steer by: subject, start features and tasks. With a name, show one in full."""
+    """List the themes to steer by: subject, start features and tasks. With a name, show one theme in full.
+
+    Args:
+        name: A theme, or the path of a theme's file, to show in full.
+    """
     from saeflow.steering.theme import load_theme
     from saeflow.steering.theme import themes as known
 
-    if name:
-        _show_one(load_theme(name, release), as_json)
+    if not name:
+        found = known(release)
+        rows = [
+            {
+                "release": theme.release,
+                "theme": theme.name,
+                "subject": theme.subject,
+                "starts": " ".join(map(str, theme.starts)),
+                "tasks": ", ".join(key for key in ("activate", "suppress") if getattr(theme, key)),
+                "examples": len(theme.examples),
+            }
+            for theme in found
+        ]
+        show(as_json, {"themes": [_theme_row(theme) for theme in found]}, {}, rows)
         return
-    found = known(release)
+    theme = load_theme(name, release)
+    row = _theme_row(theme)
     if as_json:
-        typer.echo(json.dumps({"themes": [_theme_row(theme) for theme in found]}, indent=1))
+        print_json(row | {"examples": list(theme.examples)})
         return
-    rows = [
-        {
-            "release": theme.release,
-            "theme": theme.name,
-            "subject": theme.subject,
-            "starts": " ".join(map(str, theme.starts)),
-            "tasks": ", ".join(key for key in ("activate", "suppress") if getattr(theme, key)),
-            "examples": len(theme.examples),
-        }
-        for theme in found
-    ]
-    print_table("", rows)
+    for key in ("name", "release", "subject"):
+        print(f"{key}: {row[key]}")
+    print(f"starts: {' '.join(row['starts'])}")
+    for key in ("activate", "suppress"):
+        for inner, value in (row[key] or {}).items():
+            print(f"{key} {inner}: {value}")
+    for subject in theme.subjects:
+        print(f"rubric: {subject}")
+    print(f"note: {theme.note}\n\n{len(theme.examples)} examples:")
+    for example in theme.examples:
+        print(f"\n{example}")
+
+
+def _theme_row(theme: Theme) -> Row:
+    return {
+        "name": theme.name,
+        "release": theme.release,
+        "subject": theme.subject,
+        "starts": [str(start) for start in theme.starts],
+        "activate": theme.activate and asdict(theme.activate),
+        "suppress": theme.suppress and asdict(theme.suppress),
+        "subjects": list(theme.subjects),
+        "examples": len(theme.examples),
+        "note": theme.note,
+    }
 
 
 def find(
     release: Release,
-    words: Annotated[str, typer.Option(help="Words to look for in what is known of features.")] = "",
-    texts: Annotated[
-        str, typer.Option(help="Example texts: a .txt with blank lines between them, a .jsonl, or a dataset.")
-    ] = "",
-    theme: Annotated[str, typer.Option(help="Take the examples of this theme, or of this .toml file.")] = "",
-    background: Annotated[
-        str,
-        typer.Option(
-            help="Other texts to compare with, with commas between. When not given: all domains of the demo "
-            "pack, and with --theme the examples of the release's other themes."
-        ),
-    ] = "",
-    model: Annotated[str, typer.Option(help="Model to run; the release's own when not given.")] = "",
-    sites: Annotated[
-        str, typer.Option(help="Where to look, with commas between, such as 2/res,3/res; all res when empty.")
-    ] = "",
-    limit: Annotated[int, typer.Option(help="Features printed, best first.")] = 20,
-    n: Annotated[int, typer.Option(help="Texts taken of each source, at most.")] = 500,
-    min_share: Annotated[float, typer.Option(help="Share of the texts a feature must fire on.")] = 0.25,
-    fdr: Annotated[float, typer.Option(help="False-discovery rate of what is found by texts.")] = 0.05,
-    hold_out: Annotated[bool, typer.Option(help="Choose on half of the texts and measure again on the others.")] = True,
-    atlas: Annotated[str, typer.Option(help="Atlas whose words are used; the release's when not given.")] = "",
+    /,
+    *,
+    words: str = "",
+    texts: str = "",
+    theme: str = "",
+    background: tuple[str, ...] = (),
+    model: Model = "",
+    sites: Sites = (),
+    limit: int = 20,
+    n: int = 500,
+    min_share: float = 0.25,
+    fdr: float = 0.05,
+    hold_out: bool = True,
+    atlas: str = "",
     device: Device = "cpu",
     prepend_bos: PrependBos = None,
-    seed: Annotated[int, typer.Option(help="Sets which texts are taken and how they are split.")] = 0,
+    seed: int = 0,
     as_json: Json = False,
 ) -> None:
     """Find features to start a theme from, by words or by example texts.
 
     By words, features are ordered by how well their label and tokens match. By texts, by Hedges' g: the difference
-    of their mean activation on texts and background, in standard deviations; `held out` is the same on texts that
-    were not chosen with, and p is corrected for all features looked at.
+    between their mean activations on texts and on background, in standard deviations; `held out` is the same on texts
+    that took no part in choosing, and p is corrected for all features looked at.
+
+    Args:
+        words: Words to look for in what is known about features.
+        texts: Example texts: a .txt with blank lines between them, a .jsonl, or a dataset.
+        theme: Take the examples of this theme, or of this .toml file.
+        background: Other texts to compare with; by default all domains of the demo pack, and with --theme the
+            examples of the release's other themes.
+        sites: Where to look, such as 2/res,3/res; all res by default.
+        limit: Features to print, best first.
+        n: Texts taken from each source, at most.
+        min_share: Share of the texts that a feature must fire on.
+        fdr: False-discovery rate of what is found by texts.
+        hold_out: Choose on half of the texts and measure again on the others.
+        atlas: Atlas whose words are used; the atlas of the release by default.
+        seed: Sets which texts are taken and how they are split.
     """
     if sum(map(bool, (words, texts, theme))) != 1:
         raise InvalidArgument("say what to look for with one of --words, --texts and --theme.")
-    where = _sites(sites)
     if words:
         from saeflow.steering.starts import find_by_words
 
-        told, known_sites = _words(atlas or release)
-        found = find_by_words(told, words, where or known_sites, limit)
-        _show_words(found, {"release": release, "words": words}, as_json)
+        known, all_sites = _words_and_sites(atlas or release)
+        found = find_by_words(known, words, sites or all_sites, limit)
+        summary: Row = {"release": release, "words": words}
+        columns = {"feature": "feature", "score": "effect", "active on": "background", "label": "label", "why": "why"}
+        rows = [{title: row[name] for title, name in columns.items()} for row in map(_found_row, found)]
+        show(as_json, summary | {"found": [_found_row(row) for row in found]}, summary, rows)
         return
-    asked = _Texts(release, texts, theme, background, n, seed)
-    _by_texts(asked, where, model, atlas, device, prepend_bos, limit, min_share, fdr, hold_out, as_json)
 
-
-@dataclass(frozen=True)
-class _Texts:
-    """Which texts are compared with which."""
-
-    release: str
-    texts: str
-    theme: str
-    background: str
-    n: int
-    seed: int
-
-    def examples(self) -> list[str]:
-        """The texts features are looked for on."""
-        if self.texts:
-            return _read([self.texts], self.n, self.seed)
-        found = self._theme()
-        if not found.examples:
-            raise InvalidArgument(f"the theme {found.name!r} has no examples. Give a file with --texts.")
-        return list(found.examples)
-
-    def others(self) -> list[str]:
-        """What they are compared with.
-
-        The examples of other themes are written in one hand with those of a theme, so that what tells them apart
-        is the subject and not the style.
-        """
-        if self.background:
-            return _read(self.background.split(","), self.n, self.seed)
-        found = _read(["demo"], DEMO_BACKGROUND, self.seed) if self.release == "demo" else []
-        if self.theme:
-            found += self._other_examples()
-        if not found:
-            raise InvalidArgument(
-                f"there is no background for {self.release!r}. Give one with --background: a file, or a dataset "
-                "such as fineweb."
-            )
-        return found
-
-    def _theme(self) -> Theme:
-        from saeflow.steering.theme import load_theme, themes
-
-        known = any(self.release == theme.release for theme in themes())
-        return load_theme(self.theme, self.release if known else "")
-
-    def _other_examples(self) -> list[str]:
-        from saeflow.steering.theme import themes
-
-        own = self._theme()
-        others = [theme for theme in themes() if theme.release == own.release and theme.name != own.name]
-        return [text for theme in others for text in theme.examples if text not in own.examples]
-
-
-def _by_texts(
-    asked: _Texts,
-    where: list[Site],
-    model: str,
-    atlas: str,
-    device: str,
-    prepend_bos: bool | None,
-    limit: int,
-    min_share: float,
-    fdr: float,
-    hold_out: bool,
-    as_json: bool,
-) -> None:
-    """Compare, and show what was found."""
-    examples = asked.examples()  # what is wrong with the texts shows before a model is loaded
-    others = asked.others()
+    examples = _read([texts], n, seed) if texts else _examples_of(release, theme)
+    # examples of other themes are written in one hand with those of a theme: what tells them apart is the subject
+    others = _read(background, n, seed) if background else _default_background(release, theme, seed)
     from saeflow.sources.library import load_dictionaries
-    from saeflow.sources.model import load_model
     from saeflow.steering.starts import find_by_texts
 
-    dictionaries = load_dictionaries(asked.release, device=device)
-    name = model or ("demo" if asked.release == "demo" else dictionaries.model)
-    if not name:
-        raise InvalidArgument(f"{asked.release} does not say which model it is of. Name it with --model.")
-    told = _labels(asked.release, atlas)
+    dictionaries = load_dictionaries(release, device=device)
+    loaded = release_model(release, dictionaries, model, device, prepend_bos)
     with progress("comparing") as report:
         made = find_by_texts(
-            load_model(name, device=device, prepend_bos=prepend_bos),
+            loaded,
             dictionaries,
             examples,
             others,
-            sites=where or None,
+            sites=sites or None,
             limit=limit,
             min_share=min_share,
             fdr=fdr,
             hold_out=hold_out,
-            seed=asked.seed,
-            words=told,
+            seed=seed,
+            words=_words_if_any(release, atlas),
             progress=report,
         )
-    summary: dict[str, Any] = {
-        "release": asked.release,
+    summary = {
+        "release": release,
         "texts": len(examples),
         "background": len(others),
         "features looked at": made.looked_at,
     }
-    _show_contrast(made, summary, as_json)
-
-
-def _labels(release: str, atlas: str) -> Words:
-    """Words beside the atlas; none where the release has no atlas, for labels are no need here."""
-    from saeflow.errors import SaeflowError
-    from saeflow.labels import no_words
-
-    try:
-        return _words(atlas or release)[0]
-    except SaeflowError:
-        if atlas:
-            raise
-        return no_words
-
-
-def _show_contrast(made: TextSearch, summary: dict[str, Any], as_json: bool) -> None:
     check = made.check
     data = summary | {"check": check and asdict(check), "found": [_found_row(row) for row in made.found]}
     if check:
@@ -245,65 +191,52 @@ def _show_contrast(made: TextSearch, summary: dict[str, Any], as_json: bool) -> 
     show(as_json, data, summary, rows)
 
 
-def _show_words(found: Sequence[Candidate], summary: dict[str, Any], as_json: bool) -> None:
-    rows = [
-        {
-            "feature": str(row.feature),
-            "score": row.effect,
-            "active on": row.background,
-            "label": row.label,
-            "why": row.why,
-        }
-        for row in found
-    ]
-    show(as_json, summary | {"found": [_found_row(row) for row in found]}, summary, rows)
-
-
-def _found_row(found: Candidate) -> dict[str, Any]:
+def _found_row(found: Candidate) -> Row:
     row = asdict(found) | {"feature": str(found.feature)}
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 
-def _show_one(theme: Theme, as_json: bool) -> None:
-    row = _theme_row(theme)
-    if as_json:
-        typer.echo(json.dumps(row | {"examples": list(theme.examples)}, indent=1))
-        return
-    for key in ("name", "release", "subject", "starts"):
-        told = row[key]
-        typer.echo(f"{key}: {' '.join(told) if isinstance(told, list) else told}")
-    for key in ("activate", "suppress"):
-        for inner, value in (row[key] or {}).items():
-            typer.echo(f"{key} {inner}: {value}")
-    for subject in theme.subjects:
-        typer.echo(f"rubric: {subject}")
-    typer.echo(f"note: {theme.note}\n\n{len(theme.examples)} examples:")
-    for example in theme.examples:
-        typer.echo(f"\n{example}")
+def _theme_of(release: str, name: str) -> Theme:
+    from saeflow.steering.theme import load_theme
+    from saeflow.steering.theme import themes as known
+
+    return load_theme(name, release if any(release == theme.release for theme in known()) else "")
 
 
-def _theme_row(theme: Theme) -> dict[str, Any]:
-    return {
-        "name": theme.name,
-        "release": theme.release,
-        "subject": theme.subject,
-        "starts": [str(start) for start in theme.starts],
-        "activate": theme.activate and asdict(theme.activate),
-        "suppress": theme.suppress and asdict(theme.suppress),
-        "subjects": list(theme.subjects),
-        "examples": len(theme.examples),
-        "note": theme.note,
-    }
+def _examples_of(release: str, name: str) -> list[str]:
+    """The examples of a theme.
+
+    Raises:
+        InvalidArgument: where it has none.
+    """
+    found = _theme_of(release, name)
+    if not found.examples:
+        raise InvalidArgument(f"the theme {found.name!r} has no examples. Give a file with --texts.")
+    return list(found.examples)
 
 
-def _sites(text: str) -> list[Site]:
-    from saeflow.ids import Site
+def _default_background(release: str, theme: str, seed: int) -> list[str]:
+    """The demo pack's texts, and with a theme the examples of the release's other themes.
 
-    return [Site.parse(piece.strip()) for piece in text.split(",") if piece.strip()]
+    Raises:
+        InvalidArgument: where there are none.
+    """
+    from saeflow.steering.theme import themes as known
+
+    found = _read(["demo"], DEMO_BACKGROUND, seed) if release == "demo" else []
+    if theme:
+        own = _theme_of(release, theme)
+        others = [one for one in known() if one.release == own.release and one.name != own.name]
+        found += [text for one in others for text in one.examples if text not in own.examples]
+    if not found:
+        raise InvalidArgument(
+            f"there is no background for {release!r}. Give one with --background: a file, or a dataset such as fineweb."
+        )
+    return found
 
 
-def _words(atlas: str) -> tuple[Words, list[Site]]:
-    """The words beside an atlas, and the residual sites it covers."""
+def _words_and_sites(atlas: str) -> tuple[Words, list[Site]]:
+    """The words with an atlas, and the residual sites it covers."""
     from saeflow.ids import Part
     from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
@@ -312,12 +245,25 @@ def _words(atlas: str) -> tuple[Words, list[Site]]:
     return words_for(opened.release, beside=opened.folder), [site for site in opened.sites if site.part is Part.RES]
 
 
+def _words_if_any(release: str, atlas: str) -> Words:
+    """The words with an atlas; none where the release has no atlas, for labels are not needed here."""
+    from saeflow.errors import SaeflowError
+    from saeflow.labels import no_words
+
+    try:
+        return _words_and_sites(atlas or release)[0]
+    except SaeflowError:
+        if atlas:
+            raise
+        return no_words
+
+
 def _read(sources: Sequence[str], n: int, seed: int) -> list[str]:
+    """Up to `n` texts of each source that are not empty."""
     from saeflow.experiments.sampling import expand, open_dataset
 
-    names = expand(source.strip() for source in sources if source.strip())
     return [
         text
-        for name in names
+        for name in expand(sources)
         for text in itertools.islice((text for text in open_dataset(name).read(seed) if text.strip()), n)
     ]

@@ -80,7 +80,7 @@ class TransitionSettings:
         memory: bytes that sums and maps may take; groups of pairs are made to fit.
 
     Raises:
-        InvalidArgument: for no pair, a pair given twice, or a number out of range.
+        InvalidArgument: for no pair or k, one given twice, or a number out of range.
     """
 
     pairs: tuple[Pair, ...]
@@ -93,6 +93,8 @@ class TransitionSettings:
         """Check every range."""
         if not self.pairs or len(set(self.pairs)) < len(self.pairs):
             raise InvalidArgument(f"{len(self.pairs)} pairs were given, none or one twice. Give each once.")
+        if not self.ks or len(set(self.ks)) < len(self.ks) or any(k is not None and k < 1 for k in self.ks):
+            raise InvalidArgument(f"k = {self.ks} is no list of numbers above 0. Give each once, or all: 1,2,5,all.")
         if self.loss_texts < 0 or self.max_length < 2 or self.memory < 1:
             raise InvalidArgument(
                 f"loss_texts = {self.loss_texts}, max_length = {self.max_length}, memory = {self.memory}: give 0, 2 "

@@ -1,0 +1,256 @@
+"""Options that several commands share, and how the words of any option become its value.
+
+An option is declared once: as a parameter of a command with a line of its docstring, as a field of a dataclass with a
+line of the class's docstring, or here where two commands share it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+
+import cyclopts
+from cyclopts import Group, Parameter, Token
+
+from saeflow.errors import InvalidArgument, InvalidId
+from saeflow.flow.scores import HIGH, T_MODULE, T_RES, Calibrated, Thresholds
+from saeflow.ids import FeatureId, Part, Site
+
+if TYPE_CHECKING:
+    from saeflow.engines import Engine
+    from saeflow.sources.library import DictionarySet
+    from saeflow.sources.model import LanguageModel
+
+
+def read(type_: Any, tokens: Sequence[Token]) -> Any:
+    """The value of an option from its words; commas separate what a tuple holds, and `6-9` is a range of numbers.
+
+    Raises:
+        InvalidArgument, InvalidId: for a word that is no such value.
+        cyclopts.CycloptsError: as cyclopts reads all other types.
+    """
+    words = [token.value for token in tokens]
+    if get_origin(type_) in (tuple, Sequence):
+        kind = get_args(type_)[0]
+        found = [value for word in words for name in word.split(",") if name.strip() for value in _each(kind, name)]
+        if kind is Part and not found:
+            raise InvalidArgument(f"{words[0]!r} names no part. Parts are res, mlp, att.")
+        return tuple(part for part in Part if part in found) if kind is Part else tuple(found)
+    if type_ in (int, float, Site, FeatureId):
+        return _each(type_, words[0], ranges=False)[0]
+    return cyclopts.convert(type_, tokens)
+
+
+def _each(kind: Any, text: str, *, ranges: bool = True) -> Sequence[Any]:
+    """The value a word stands for, or all values of a range."""
+    text = text.strip()
+    if kind is str:
+        found: Sequence[Any] = [text]
+    elif kind in (Site, FeatureId):
+        found = [kind.parse(text)]
+    elif kind == tuple[Site, Site]:
+        source, _, target = text.partition(">")
+        try:
+            found = [(Site.parse(source.strip()), Site.parse(target.strip()))]
+        except InvalidId:
+            raise InvalidArgument(f"{text!r} is no pair of sites. Write a pair as 0/res>1/res.") from None
+    elif kind is Part:
+        if text not in set(Part):
+            raise InvalidArgument(f"{text!r} is no part. Parts are res, mlp, att.")
+        found = [Part(text)]
+    elif kind == int | None and text == "all":
+        found = [None]
+    elif kind is float:
+        found = [_number(text)]
+    else:
+        low, between, high = text.partition("-")
+        if not all(one.isdecimal() for one in ((low, high) if between and ranges else (text.removeprefix("-"),))):
+            example = "12, or a list such as 6,12,18 or 6-9" if ranges else "12"
+            raise InvalidArgument(f"{text!r} is no whole number. Write {example}.")
+        found = range(int(low), int(high) + 1) if between and ranges else [int(text)]
+    return found
+
+
+def _number(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise InvalidArgument(f"{text!r} is no number. Write one such as 0.5.")
+    return found
+
+
+def number_or_all(_type: Any, tokens: Sequence[Token]) -> int | None:
+    """A whole number; None for "all".
+
+    Raises:
+        InvalidArgument: for another word.
+    """
+    return _each(int | None, tokens[0].value, ranges=False)[0]
+
+
+def shown(value: Any) -> str | None:
+    """A default as people write it; None where there is nothing to show."""
+    if value is None or value is False or value in ("", ()):
+        return None
+    if isinstance(value, tuple):
+        return ",".join("all" if one is None else str(one) for one in value)  # pyright: ignore[reportUnknownArgumentType]
+    return "on" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def ends_in(*endings: str) -> Parameter:
+    """Refuses a file whose name has another ending than what would be written into it; before the work, not after."""
+
+    def check(_type: Any, path: Path | None) -> None:
+        if path is not None and path.suffix.lower() not in endings:
+            raise InvalidArgument(f"{path} cannot be written: end its name in {' or '.join(endings)}.")
+
+    return Parameter(validator=check)
+
+
+def _there(_type: Any, device: str) -> None:
+    """Refuse a device that is not here before anything is loaded; torch is asked where it is not the CPU."""
+    if device != "cpu":
+        from saeflow.sources.devices import known_device
+
+        known_device(device)
+
+
+Together = Parameter(name="*")
+"""A dataclass whose fields are options."""
+
+Flag = Annotated[bool, Parameter(negative=())]
+Feature = Annotated[FeatureId, Parameter(accepts_keys=False, n_tokens=1)]
+Features = Annotated[tuple[FeatureId, ...], Parameter(n_tokens=1)]
+OneSite = Annotated[Site, Parameter(accepts_keys=False, n_tokens=1)]
+Sites = Annotated[tuple[Site, ...], Parameter(n_tokens=1)]
+Numbers = Annotated[tuple[float, ...], Parameter(allow_leading_hyphen=True)]
+Number = Annotated[float, Parameter(allow_leading_hyphen=True)]
+
+Release = Annotated[
+    str, Parameter(help='"demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.')
+]
+Json = Annotated[bool, Parameter("--json", negative=(), help="Print JSON instead of a table.")]
+Device = Annotated[str, Parameter(validator=_there, help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Model = Annotated[str, Parameter(help="Language model; the one that the release names by default.")]
+AtlasName = Annotated[str, Parameter(help="Atlas to use; the atlas of the release by default.")]
+Projector = Annotated[str, Parameter("--model", help="Model to project attention features with, where they are in z.")]
+PrependBos = Annotated[
+    bool | None,
+    Parameter(
+        help="Begin texts with the begin-of-text token; by default as the SAEs' files say, or else the tokenizer."
+    ),
+]
+TextSources = Annotated[
+    list[str],
+    Parameter(
+        help="Where texts come from; give it once or more: a .txt, .jsonl or .parquet file, "
+        '"demo", "demo:stories", or a dataset on the hub.'
+    ),
+]
+SitesAtOnce = Annotated[
+    int, Parameter(help="Dictionaries in memory at a time; 0 for all. With fewer, the texts are read again.")
+]
+
+WHERE = Group("Where it runs", sort_key=1)
+
+
+@Parameter(name="*", group=WHERE)
+@dataclass(frozen=True)
+class Where:
+    """Where the units of a long command run.
+
+    Attributes:
+        engine: here (one process), pool (processes of this machine), ray.
+        workers: Processes of the pool; 0 for as many as there are cores.
+        address: Ray cluster to join: "auto", ray://HOST:10001; by default one of this machine.
+        cpus: Cores, and threads, of a unit of work.
+        gpus: GPUs of a unit on Ray, or a fraction of one; the unit computes there.
+    """
+
+    engine: str = "here"
+    workers: int = 0
+    address: str = ""
+    cpus: int = 1
+    gpus: float = 0.0
+
+    def open(self) -> Engine:
+        """The engine, to be used in a `with`.
+
+        Raises:
+            InvalidArgument, MissingExtra, Unreachable: as `open_engine` does.
+        """
+        from saeflow.engines import open_engine
+
+        return open_engine(
+            self.engine, workers=self.workers or None, address=self.address, cpus=self.cpus, gpus=self.gpus
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Cuts:
+    """Where flow graphs are cut.
+
+    Attributes:
+        t_res: t(R): the flow stops below it. 0 follows the whole depth.
+        t_mlp: t(M): MLP features below it are dropped.
+        t_att: t(A): attention features below it are dropped.
+        fdr: False-discovery rate of thresholds that are calibrated by layer, in place of those above. Families of
+            alike features exceed it, except under the null "families".
+        k: Matches followed at each site.
+    """
+
+    t_res: Number = T_RES
+    t_mlp: Number = T_MODULE
+    t_att: Number = T_MODULE
+    fdr: float | None = None
+    k: Annotated[int, Parameter(alias="-k")] = 1
+
+    def thresholds(self, atlas: Calibrated, fdr: float | None = None, high: float = HIGH) -> Thresholds:
+        """Plain thresholds, or those calibrated for a false-discovery rate.
+
+        Args:
+            atlas: has the nulls of calibrated thresholds.
+            fdr: the rate where the option gives none; None for plain thresholds.
+            high: the line between high and low scores.
+
+        Raises:
+            InvalidArgument: for both kinds at once, a cut that is no cosine, or an atlas without nulls.
+        """
+        plain = Thresholds(res=self.t_res, mlp=self.t_mlp, att=self.t_att, high=high)
+        rate = fdr if self.fdr is None else self.fdr
+        if rate is None:
+            return plain
+        if plain != Thresholds(mlp=T_MODULE, att=T_MODULE):
+            raise InvalidArgument(
+                "calibrated thresholds replace --t-res, --t-mlp, --t-att and --high. Give either those, or --fdr."
+            )
+        return Thresholds.calibrated(atlas, rate)
+
+
+def projector(name: str) -> LanguageModel | None:
+    """The model that projects attention features, where one is named."""
+    if not name:
+        return None
+    from saeflow.sources.model import load_model
+
+    return load_model(name)
+
+
+def release_model(
+    release: str, dictionaries: DictionarySet, given: str, device: str, bos: bool | None
+) -> LanguageModel:
+    """The language model of a release, loaded.
+
+    Raises:
+        InvalidArgument: when neither the option nor the release names it.
+    """
+    from saeflow.experiments.inputs import model_name
+    from saeflow.sources.model import load_model
+
+    return load_model(model_name(release, dictionaries, given), device=device, prepend_bos=bos)

@@ -1,0 +1,131 @@
+"""How commands show tables, JSON, results folders and progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from saeflow.experiments.results import SummaryTable
+
+SECONDS: Final = 30.0
+"""How far apart lines of progress are where there is no terminal."""
+
+Row = dict[str, Any]
+Report = Callable[[int, int, str], None]
+"""Takes what is done, the total, and what is being done."""
+
+
+def print_json(data: Any, *, indent: int | None = 1) -> None:
+    """Data as JSON."""
+    print(json.dumps(data, indent=indent))
+
+
+def print_table(rows: Sequence[Row], title: str = "") -> None:
+    """Rows as a table under a title."""
+    from saeflow.report.tables import as_text
+
+    print(as_text(title, rows))
+
+
+def note(text: str) -> None:
+    """A remark on stderr."""
+    print(text, file=sys.stderr)
+
+
+def show(as_json: bool, data: Row, summary: Row, rows: Sequence[Row]) -> None:
+    """JSON, or the summary as lines and the rows as a table."""
+    if as_json:
+        print_json(data)
+        return
+    for key, value in summary.items():
+        print(f"{key}: {value}")
+    print_table(rows)
+
+
+def show_results(
+    folder: Path,
+    tables: Mapping[str, SummaryTable],
+    shown: Mapping[str, Callable[[SummaryTable], list[Row]]],
+    *,
+    as_json: bool,
+    done: str = "",
+) -> None:
+    """Write the page of a results folder, and print its tables as JSON, or those that say most.
+
+    Args:
+        folder: the results folder.
+        tables: all of its tables.
+        shown: the tables that say most, and what makes rows for a terminal of each.
+        as_json: whether JSON is printed.
+        done: what was done, for the last line.
+    """
+    from saeflow.paper.results import write_page
+
+    page = write_page(folder)
+    if as_json:
+        told = {name: {"columns": table.columns, "rows": table.rows} for name, table in tables.items()}
+        print_json({"folder": str(folder), "tables": told}, indent=None)
+        return
+    for name, rows_of in shown.items():
+        if name in tables and tables[name].rows:
+            print_table(rows_of(tables[name]), tables[name].title)
+            print(f"{tables[name].note}\n")
+    print(f"{done}{len(tables)} tables, in {folder}; open {page}")
+
+
+@contextmanager
+def progress(what: str) -> Generator[Report]:
+    """Takes (done, total, what is being done) and shows it on stderr: a bar, or a line now and then in a pipe."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(what)
+        return
+    with Progress(console=console) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total, now: bar.update(task, completed=done, total=total, description=f"{what} {now}")
+
+
+def _lines(what: str) -> Report:
+    """Progress as a line at most every `SECONDS`, with the time that is left at the pace so far."""
+    from saeflow.report.tables import duration
+
+    last = time.monotonic()
+    start: tuple[int, float] | None = None
+
+    def report(done: int, total: int, now: str) -> None:
+        nonlocal last, start
+        at = time.monotonic()
+        first, began = start = start or (done, at)  # a run that resumes did the others before
+        if at - last < SECONDS:
+            return
+        last = at
+        left = f", about {duration((at - began) / (done - first) * (total - done))} left" if done > first else ""
+        share = f"{done / total:.0%} " if total else ""
+        note(f"{what} {now}".rstrip() + f": {share}({done:,} of {total:,}){left}")
+
+    return report
+
+
+@contextmanager
+def bars() -> Generator[Callable[[str], Report]]:
+    """Bars that appear when they are first used, one after the other."""
+    with ExitStack() as stack:
+        known: dict[str, Report] = {}
+
+        def bar(what: str) -> Report:
+            if what not in known:
+                stack.close()  # rich shows one at a time
+                known[what] = stack.enter_context(progress(what))
+            return known[what]
+
+        yield bar

@@ -1,0 +1,477 @@
+"""`saeflow plan` and `saeflow steer`: from a theme or some features to a plan, and to text with and without it.
+
+Every sample is generated in a batch of exactly two rows, the steered and the unsteered text: the last bits of logits
+depend on what shares a batch, and a plan and a seed must give the same text each time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from cyclopts import Parameter
+
+from saeflow.cli.options import (
+    AtlasName,
+    Cuts,
+    Device,
+    Features,
+    Flag,
+    Json,
+    Model,
+    Number,
+    PrependBos,
+    Release,
+    ends_in,
+)
+from saeflow.cli.output import Row, print_json, print_table, progress
+from saeflow.errors import InvalidArgument
+from saeflow.ids import Part
+from saeflow.steering.build import STRENGTH, PlanRequest, build_plan
+from saeflow.steering.growth import Reach
+from saeflow.steering.plan import SteeringDirection
+from saeflow.steering.schedule import ScheduleKind, schedule_from
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from saeflow.matching.atlas import Atlas
+    from saeflow.sources.library import DictionarySet
+    from saeflow.sources.model import LanguageModel
+    from saeflow.steering.generate import Generation
+    from saeflow.steering.plan import SteeringPlan
+    from saeflow.steering.sampling import Sampling
+
+DEMO_TEXTS: Final = 8
+"""Texts of each domain of the demo pack that hidden norms are measured on where none are named."""
+
+TOTAL: Final = 0.4
+"""The share of the hidden norm a plan may change where no strength is given: clear, and still language."""
+
+LENGTHS: Final = {SteeringDirection.ACTIVATE: 36, SteeringDirection.SUPPRESS: 96}
+"""Tokens where none are given (B.2, B.1)."""
+
+PlanFile = Annotated[Path | None, ends_in(".json")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Wanted:
+    """What `plan` and `steer` plan from.
+
+    Attributes:
+        theme: A theme of the release, or the path of a theme's .toml file.
+        start: Features to grow graphs from: 2/res/114,3/res/541.
+        schedule: How the strength is spread over layers.
+        s_end: Strength at the last layer of a linear schedule.
+        alpha: Decay per layer of an exponential schedule.
+        r: Factor, to suppress: 0 removes, below 0 reverses.
+        reach: Layers that are changed: single (layer --upto alone), cumulative (0 to --upto) or span (all).
+        upto: The layer of --reach single and cumulative.
+        parts: Parts whose features are changed.
+        fold: Count s in units of each feature's threshold (B.2).
+    """
+
+    theme: str = ""
+    start: Features = ()
+    schedule: ScheduleKind = ScheduleKind.EXPONENTIAL
+    s_end: Number = 1.0
+    alpha: Number = -0.05
+    r: Number = 0.0
+    reach: Reach = Reach.SPAN
+    upto: int | None = None
+    parts: tuple[Part, ...] = (Part.RES, Part.MLP, Part.ATT)
+    fold: bool = True
+
+    def request(
+        self, release: str, direction: SteeringDirection, strength: float, cuts: Cuts, atlas: Atlas, **more: Any
+    ) -> PlanRequest:
+        """The request for a plan.
+
+        Args:
+            release: the dictionaries.
+            direction: activate or suppress.
+            strength: s, to activate.
+            cuts: where graphs are cut.
+            atlas: has the nulls of calibrated thresholds.
+            more: further fields of the request.
+
+        Raises:
+            InvalidArgument: for a value outside its range, or neither a theme nor features to start from.
+        """
+        ends = {ScheduleKind.LINEAR: {"s_end": self.s_end}, ScheduleKind.EXPONENTIAL: {"alpha": self.alpha}}
+        schedule = schedule_from({"kind": self.schedule.value, "s": strength, **ends.get(self.schedule, {})})
+        return PlanRequest(
+            release=release,
+            direction=direction,
+            theme=self.theme,
+            starts=self.start,
+            schedule=schedule,
+            r=self.r,
+            reach=self.reach,
+            upto=self.upto,
+            thresholds=cuts.thresholds(atlas),
+            k=cuts.k,
+            parts=self.parts,
+            fold=self.fold,
+            **more,
+        )
+
+
+def plan(
+    release: Release,
+    /,
+    *,
+    wanted: Wanted = Wanted(),
+    direction: SteeringDirection = SteeringDirection.ACTIVATE,
+    strength: Annotated[Number, Parameter(alias="-s")] = STRENGTH,
+    cuts: Cuts = Cuts(),
+    drop: Features = (),
+    min_score: Annotated[float | None, Parameter(allow_leading_hyphen=True)] = None,
+    min_output_score: float | None = None,
+    budget_layer: float | None = None,
+    budget_total: float | None = None,
+    shares: bool = True,
+    texts: tuple[str, ...] = (),
+    atlas: AtlasName = "",
+    model: Model = "",
+    device: Device = "cpu",
+    prepend_bos: PrependBos = None,
+    out: PlanFile = None,
+    as_json: Json = False,
+) -> None:
+    """Plan what to steer: features of flow graphs, each with a strength or a factor, as a file to edit.
+
+    Args:
+        direction: Steer towards the features, or away from them.
+        strength: s, to activate.
+        drop: Features to leave out.
+        min_score: Leave out features whose path to a start has an edge below it.
+        min_output_score: Leave out features with a lower output score (Arad et al. 2025).
+        budget_layer: The most that a layer may change, as a share of the hidden norm, such as 0.1.
+        budget_total: The same for all layers together.
+        shares: Run the model to measure shares of the hidden norm.
+        texts: Datasets that shares are measured on: "demo:stories", a file; by default the theme's examples.
+        out: Write the plan here (.json).
+    """
+    from saeflow.matching.atlas import open_atlas
+
+    opened = open_atlas(atlas or release)
+    request = wanted.request(
+        release,
+        direction,
+        strength,
+        cuts,
+        opened,
+        drop=dict.fromkeys(drop, "dropped by hand"),
+        min_score=min_score,
+        min_output_score=min_output_score,
+        budget_layer=budget_layer,
+        budget_total=budget_total,
+        shares=shares,
+    )
+    made, _, _ = build_from_names(request, opened, model, device, texts, prepend_bos)
+    if out:
+        made.save(out)
+    if as_json:
+        print(made.to_json(), end="")
+        return
+    show_plan(made)
+    if out:
+        print(f"\nwritten: {out}  (edit it; `saeflow steer` takes it with --plan)")
+
+
+def show_plan(made: SteeringPlan) -> None:
+    """Print a plan: its steps, what was left out and why, and its shares of the hidden norm where they are known."""
+    from saeflow.interventions import EVERYWHERE
+
+    name = "strength" if made.direction is SteeringDirection.ACTIVATE else "r"
+    heading = {"release": made.release, "model": made.model, "theme": made.theme}
+    print("  ".join(f"{key}: {value}" for key, value in heading.items() if value))
+    print_table(
+        [{"feature": str(step.feature), name: step.value, "label": step.label, "why": step.why} for step in made.steps],
+        f"{len(made.steps)} features to {made.direction.value}, at layers {', '.join(map(str, made.layers))}",
+    )
+    if made.dropped:
+        rows = [{"feature": str(dropped.feature), "why": dropped.why} for dropped in made.dropped]
+        print_table(rows, f"\n{len(made.dropped)} left out")
+
+    # shares of the hidden norm
+    if shares := made.made_by.get("shares"):
+        layers = "  ".join(f"{layer}: {share:.1%}" for layer, share in shares["per_layer"].items())
+        print(f"\nchanged at each layer, as a share of the hidden norm: {layers}")
+        print(f"all together, at the last of them: {shares['total']:.1%}   (measured on {shares['texts']} texts)")
+    else:
+        print("\nShares of the hidden norm were not measured.")
+    if made.tokens != EVERYWHERE:
+        print(f"Only {made.tokens} are changed: the shares are those of a token that is.")
+
+    # the budget
+    if budget := made.made_by.get("budget"):
+        limits = {"a layer": budget["per_layer"], "all": budget["total"]}
+        asked = ", ".join(f"{share:.1%} for {what}" for what, share in limits.items() if share is not None)
+        before = budget["before"]
+        if budget["scale"] == 1:
+            print(f"The budget ({asked}) holds without weakening the plan.")
+        else:
+            print(
+                f"Weakened to {budget['scale']:.1%} to hold the budget ({asked}); it was {before['per_layer']:.1%} at "
+                f"the strongest layer and {before['total']:.1%} for all."
+            )
+
+
+def build_from_names(
+    request: PlanRequest, atlas: Atlas, model: str, device: str, texts: Sequence[str], prepend_bos: bool | None
+) -> tuple[SteeringPlan, DictionarySet | None, LanguageModel | None]:
+    """The plan of a request; with the weights and the model that it was made with, where it needed them.
+
+    Raises:
+        InvalidArgument: as `build_plan`; where a model is needed and not known, or the texts are unknown.
+        UnknownRelease, BadFile, Unreachable: where something cannot be opened.
+    """
+    from saeflow.labels import words_for
+
+    # 1. Grown once without weights, which takes no time: a slip shows before anything large is loaded.
+    build_plan(request.from_graphs_alone(), atlas=atlas)
+
+    # 2. The weights, the model and the texts, each where the request needs it.
+    weights, loaded, measured = None, None, list[str]()
+    wants_model = request.needs_model or request.shares or bool(model)
+    if request.needs_dictionaries or wants_model:
+        from saeflow.sources.library import load_dictionaries
+
+        weights = load_dictionaries(request.release, device=device)
+        named = model or ("demo" if request.release == "demo" else weights.model)
+        if request.needs_model and not named:
+            raise _no_model(request.release)
+        if wants_model and named:
+            from saeflow.sources.model import load_model
+
+            measured = _measured_texts(request, texts)  # refuses unknown ones before the model is loaded
+            loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(weights)
+
+    # 3. The plan.
+    with progress("output scores") if request.min_output_score is not None else nullcontext() as bar:
+        made = build_plan(
+            request,
+            atlas=atlas,
+            dictionaries=weights,
+            model=loaded,
+            words=words_for(atlas.release, beside=atlas.folder),
+            texts=measured,
+            progress=bar,
+        )
+    return made, weights, loaded
+
+
+def _measured_texts(request: PlanRequest, names: Sequence[str], limit: int = 64) -> list[str]:
+    """The first texts of the datasets named, in the order of seed 0.
+
+    Without names, none where the theme has examples, which are measured instead, and else a few of the demo pack.
+    """
+    from saeflow.experiments.sampling import expand, open_dataset
+    from saeflow.steering.theme import load_theme
+
+    if not names and request.theme and load_theme(request.theme, request.release).examples:
+        return []
+    each = limit if names else DEMO_TEXTS
+    return [text for name in expand(names or ["demo"]) for text in itertools.islice(open_dataset(name).read(0), each)]
+
+
+def _no_model(release: str) -> InvalidArgument:
+    return InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
+
+
+def steer(
+    release: Release,
+    prompt: str,
+    /,
+    *,
+    wanted: Wanted = Wanted(),
+    plan: Path | None = None,
+    suppress: Flag = False,
+    strength: Annotated[float | None, Parameter(alias="-s", allow_leading_hyphen=True)] = None,
+    cuts: Cuts = Cuts(),
+    budget_total: float | None = None,
+    n: Annotated[int, Parameter(alias="-n")] = 1,
+    seed: int = 0,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.8,
+    top_p: float = 0.9,
+    model: Model = "",
+    atlas: AtlasName = "",
+    device: Device = "cpu",
+    prepend_bos: PrependBos = None,
+    save: PlanFile = None,
+    as_json: Json = False,
+) -> None:
+    """Write steered next to unsteered text, as it comes. The same plan and seed give the same text.
+
+    Args:
+        prompt: What the texts continue from.
+        plan: File of a plan, as --save or `saeflow plan` wrote it.
+        suppress: Steer away from the features, not towards them.
+        strength: s, to activate; 1.5 by default, within --budget-total.
+        budget_total: The most that may change, as a share of the hidden norm; 0.4 without --strength.
+        n: Samples, with consecutive seeds.
+        seed: Seed of the first sample.
+        max_new_tokens: Length of the texts; by default 36 to activate and 96 to suppress.
+        temperature: 0 is greedy; the paper takes 1.27.
+        top_p: Probability of the nucleus; the paper takes 0.7.
+        save: Write the plan here (.json), to edit and repeat.
+    """
+    from saeflow.sources.library import load_dictionaries
+    from saeflow.sources.model import load_model
+    from saeflow.steering.plan import load_plan
+    from saeflow.steering.sampling import Sampling
+
+    # 1. What was asked, refused before anything is loaded.
+    if n < 1:
+        raise InvalidArgument(f"--n {n} asks for no sample. Give 1 or more.")
+    length = LENGTHS[SteeringDirection.ACTIVATE] if max_new_tokens is None else max_new_tokens
+    sampling = Sampling(length, temperature, top_p)
+    given = {"--theme": wanted.theme, "--start": wanted.start, "--suppress": suppress}
+    if plan and (ignored := [name for name, value in given.items() if value]):
+        raise InvalidArgument(
+            f"--plan has its features and its direction in the file, and {' and '.join(ignored)} would be ignored. "
+            "Give either."
+        )
+
+    # 2. The plan, with the model and the dictionaries.
+    if plan:
+        made = load_plan(plan)
+        if made.release and made.release != release:
+            raise InvalidArgument(
+                f"{plan} is a plan for the features of {made.release}, and {release} was named. Features of one "
+                f"release mean nothing in another: steer {made.release}, or correct the file."
+            )
+        weights = load_dictionaries(release, device=device)
+        named = model or ("demo" if release == "demo" else weights.model) or made.model
+        if not named:
+            raise _no_model(release)
+        loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(weights)
+    else:
+        from saeflow.matching.atlas import open_atlas
+
+        opened = open_atlas(atlas or release)
+        unlimited = suppress or strength is not None or budget_total is not None
+        direction = SteeringDirection.SUPPRESS if suppress else SteeringDirection.ACTIVATE
+        request = wanted.request(
+            release,
+            direction,
+            STRENGTH if strength is None else strength,
+            cuts,
+            opened,
+            budget_total=budget_total if unlimited else TOTAL,
+        )
+        made, weights, loaded = build_from_names(request, opened, model, device, (), prepend_bos)
+        if weights is None or loaded is None:
+            raise _no_model(release)
+    if save:
+        made.save(save)
+
+    # 3. The texts.
+    if max_new_tokens is None:
+        sampling = replace(sampling, max_new_tokens=LENGTHS[made.direction])
+    pairs = _Pairs(made, loaded, weights, prompt, sampling)
+    if as_json:
+        print_json(pairs.to_json(release, [pairs.generate(one) for one in range(seed, seed + n)]))
+        return
+    show_plan(made)
+    for one in range(seed, seed + n):
+        pairs.print(one)
+    if save:
+        print(f"\nwritten: {save}  (edit it; --plan takes it)")
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Steered and unsteered texts of the same seeds."""
+
+    plan: SteeringPlan
+    model: LanguageModel
+    dictionaries: DictionarySet
+    prompt: str
+    sampling: Sampling
+
+    def generate(self, seed: int, on_token: Callable[[Sequence[str]], None] | None = None) -> list[Generation]:
+        """The steered and the unsteered text of a seed."""
+        from saeflow.steering.generate import Request, generate
+
+        requests = [Request(self.prompt, seed, plan) for plan in (self.plan, None)]
+        return generate(self.model, self.dictionaries, requests, self.sampling, on_token=on_token)
+
+    def print(self, seed: int) -> None:
+        """Both texts of a seed as they come in a terminal, or as lines; and how far the plan moved the stream."""
+        from rich.console import Console
+
+        print(f"\nseed {seed}", flush=True)
+        console = Console()
+        if console.is_terminal:
+            with _live(console, self.prompt) as show:
+                steered, _ = self.generate(seed, show)
+        else:
+            steered, unsteered = self.generate(seed)
+            for name, one in (("steered", steered), ("unsteered", unsteered)):
+                print(f"{name}: {_line(self.prompt + one.text)}")
+        if steered.share_layer == 0:
+            print(
+                "changed while writing: nothing. None of the plan's features was changed at any token after the "
+                "begin-of-text token: look at the token positions, strengths and factors of the plan."
+            )
+        else:
+            print(
+                f"changed while writing: {steered.share_total:.1%} of the hidden norm in all, "
+                f"{steered.share_layer:.1%} at the strongest layer"
+            )
+
+    def to_json(self, release: str, made: Sequence[Sequence[Generation]]) -> Row:
+        """Everything as plain values."""
+        return {
+            "release": release,
+            "model": self.model.name,
+            "prompt": self.prompt,
+            "sampling": asdict(self.sampling),
+            "plan": json.loads(self.plan.to_json()),
+            "samples": [
+                {
+                    "seed": steered.request.seed,
+                    "steered": {
+                        "text": steered.text,
+                        "tokens": len(steered.ids),
+                        "share_layer": steered.share_layer,
+                        "share_total": steered.share_total,
+                    },
+                    "unsteered": {"text": unsteered.text, "tokens": len(unsteered.ids)},
+                }
+                for steered, unsteered in made
+            ],
+        }
+
+
+def _line(text: str) -> str:
+    """A text on one line."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+@contextmanager
+def _live(console: Console, prompt: str) -> Generator[Callable[[Sequence[str]], None]]:
+    """Two columns that grow; the last state stays."""
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    def columns(texts: Sequence[str]) -> RenderableType:
+        table = Table(expand=True, show_lines=False)
+        for name in ("steered", "unsteered"):
+            table.add_column(name, ratio=1, overflow="fold")
+        table.add_row(*(Text.assemble((prompt, "bold"), text) for text in texts))
+        return table
+
+    with Live(columns(("", "")), console=console, refresh_per_second=12, vertical_overflow="visible") as live:
+        yield lambda texts: live.update(columns(texts))

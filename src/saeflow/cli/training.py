@@ -1,0 +1,239 @@
+"""`saeflow train`: SAEs and transcoders at chosen sites of a model, from texts of one's own (section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from saeflow.cli.options import WHERE, Device, Flag, Json, PrependBos, Release, TextSources, Where
+from saeflow.cli.output import Row, print_table, progress, show
+from saeflow.errors import InvalidArgument, MissingExtra
+
+if TYPE_CHECKING:
+    from saeflow.experiments.sampling import Dataset
+    from saeflow.training import Settings, TextRun, Trained
+
+
+def train(
+    model: str,
+    /,
+    *,
+    out: Path,
+    texts: TextSources,
+    site: tuple[str, ...] = ("att",),
+    layers: tuple[int | None, ...] = (None,),
+    architecture: Literal["jumprelu", "jumprelu-l0", "topk", "batchtopk"] = "jumprelu-l0",
+    width: tuple[int, ...] = (16384,),
+    l0: float = 0,
+    tokens: int = 100_000_000,
+    batch: int = 4096,
+    lr: float = 3e-4,
+    lr_warm_up: float = 0.02,
+    lr_decay: float = 0.2,
+    beta1: float = 0.9,
+    penalty: float | None = None,
+    penalty_warm_up: float | None = None,
+    bandwidth: float | None = None,
+    threshold: float | None = None,
+    unit_decoder: bool | None = None,
+    centre: bool = True,
+    start: Annotated[Release, Parameter(help="A release or folder of dictionaries to start from.")] = "",
+    context: int = 256,
+    windows: int = 32,
+    buffer: int = 65_536,
+    half: bool = False,
+    eval_texts: int = 32,
+    metrics_every: int = 0,
+    checkpoint_every: int = 10_000_000,
+    checkpoint_minutes: float = 5,
+    device: Device = "cpu",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    seed: int = 0,
+    shards: Annotated[int, Parameter(group=WHERE)] = 0,
+    where: Where = Where(),
+    prepend_bos: PrependBos = None,
+    dry_run: Flag = False,
+    as_json: Json = False,
+) -> None:
+    """Train SAEs or transcoders at sites of a model; activations are streamed once for all of them.
+
+    Writes sae-lens folders that every other command opens, and metrics.jsonl. A killed run resumes from its last
+    checkpoint to the same weights. With --shards or an engine, groups of sites are trained separately, to the same
+    weights; all workers must see --out. Needs the extra train.
+
+    Args:
+        model: "demo", a folder, or a model on the hub.
+        out: Folder of the run; a killed run resumes there.
+        site: What is read: att, res, mlp; z (heads, before their projection); mlp_in or mid for a transcoder that
+            predicts mlp.
+        layers: Layers such as 6,12,18 or 6-9, or "all".
+        architecture: jumprelu is that of Gemma Scope, jumprelu-l0 that of Gemma Scope 2.
+        width: Features: one number, or one for each --site.
+        l0: Active features per token: the target, or k. 0 stands for 3 % of d_model, and for no target with jumprelu
+            and --penalty.
+        tokens: Tokens to train on.
+        batch: Tokens per step.
+        lr: Highest learning rate.
+        lr_warm_up: Share of the steps over which the learning rate rises.
+        lr_decay: Share of the steps over which it falls to 0.
+        beta1: Adam's first decay; Gemma Scope has 0.
+        penalty: Coefficient of the L0 penalty, or of the loss of dead features.
+        penalty_warm_up: Share of the steps over which the L0 penalty grows.
+        bandwidth: Bandwidth of the gradient of thresholds.
+        threshold: Where thresholds start.
+        unit_decoder: Keep decoder rows at norm 1 in every step.
+        centre: Subtract the mean activation; it is folded in at the end.
+        context: Tokens of a window at most.
+        windows: Windows in one forward pass.
+        buffer: Rows that are shuffled at a time.
+        half: Keep the buffer in bfloat16.
+        eval_texts: Texts kept for measuring.
+        metrics_every: Tokens between measurements; 0 for a tenth of all.
+        checkpoint_every: Tokens between checkpoints; 0 for none.
+        checkpoint_minutes: Minutes between checkpoints, whatever the tokens; 0 for none.
+        dtype: What the model computes in.
+        seed: Seed of the first weights, of texts and of shuffling.
+        shards: Train the sites in this many groups, each separately; 0 for one here, and one per worker elsewhere.
+        dry_run: Say what the run needs and how long it takes, and train nothing.
+    """
+    import torch
+
+    from saeflow.experiments.sampling import expand, open_dataset
+    from saeflow.sources.library import load_dictionaries
+    from saeflow.sources.model import load_model
+    from saeflow.training import Optimiser, Settings, Stream, TextRun, sparsity, targets_of, train_in_shards
+    from saeflow.training.lens import extra
+    from saeflow.training.settings import check_targets
+
+    # 1. The model and the targets.
+    engine = where.open()
+    if not dry_run:
+        extra()  # before a model is loaded
+    if not width:
+        raise InvalidArgument("--width names no number of features. Write it as 16384 or 768,768,384.")
+    lm = load_model(model, device=device, dtype=getattr(torch, dtype), prepend_bos=prepend_bos)
+    chosen = tuple(layer for layer in layers if layer is not None)
+    targets = targets_of(list(site), chosen or tuple(range(lm.n_layers)), list(width))
+
+    # 2. The settings.
+    left_to_penalty = architecture == "jumprelu" and penalty is not None
+    loss = sparsity(
+        architecture,
+        l0=l0 or (0 if left_to_penalty else max(1, round(0.03 * lm.d_model))),
+        coefficient=penalty,
+        warm_up=penalty_warm_up,
+        bandwidth=bandwidth,
+        threshold=threshold,
+        unit_decoder=unit_decoder,
+    )
+    settings = Settings(
+        loss,
+        Optimiser(tokens, batch, lr, lr_warm_up, lr_decay, beta1),
+        Stream(context, windows, buffer, half),
+        seed=seed,
+        centre=centre,
+        checkpoint_every=checkpoint_every,
+        checkpoint_minutes=checkpoint_minutes,
+        metrics_every=metrics_every or max(1, tokens // 10),
+    )
+    check_targets(targets, settings)
+
+    # 3. The run.
+    datasets = tuple(open_dataset(name) for name in expand(texts))
+    begin = load_dictionaries(start) if start else None
+    run = TextRun(lm, partial(texts_of_pass, datasets, seed), targets, settings, eval_texts, begin, ", ".join(texts))
+    if dry_run:
+        _show_needs(run, max(1, shards), as_json=as_json)
+        return
+    with engine, progress("training") as report:
+        if where.engine == "here" and shards in (0, 1):
+            done = run.train(out, progress=report)
+        else:
+            done = train_in_shards(run, out, shards=shards or None, engine=engine, progress=report)
+    _show(done, settings, as_json=as_json)
+
+
+def texts_of_pass(datasets: Sequence[Dataset], seed: int, number: int) -> Iterable[str]:
+    """Texts of a pass over datasets: one of each in turn, in an order that the seed and the pass's number set."""
+    for turn in zip_longest(*(dataset.read(seed + number) for dataset in datasets)):
+        yield from (text for text in turn if text is not None)
+
+
+def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
+    """Print what a run takes in memory, on disk and in time."""
+    from saeflow.report.tables import duration
+    from saeflow.training import needs
+    from saeflow.training.shards import grouped
+
+    # 1. Bytes of the largest shard, with widths from one short text.
+    lm, settings = run.model, run.settings
+    points = tuple(dict.fromkeys(point for target in run.targets for point in target.points))
+    captured = lm.capture(lm.tokenize(["a"]), points)
+    widths: dict[Any, int] = {point: int(captured[point].shape[-1]) for point in points}
+    itemsize, vocabulary = lm.hf_model.dtype.itemsize, int(lm.hf_model.config.get_text_config().vocab_size)
+    each = [needs(group, widths, settings, itemsize, vocabulary)._asdict() for group in grouped(run.targets, shards)]
+    needed = {"model": lm.hf_model.get_memory_footprint()} | {key: max(one[key] for one in each) for key in each[0]}
+    needed["peak"] = sum(needed[key] for key in ("model", "dictionaries", "buffer", "measuring"))
+
+    # 2. Seconds in this process, where what trains is installed.
+    try:
+        seconds = round(run.probe().seconds(settings), 1)
+    except MissingExtra:
+        seconds = None
+
+    # 3. Both as lines and rows.
+    about = {
+        "model": "memory: weights",
+        "dictionaries": "memory: weights, gradients, Adam's moments, a step",
+        "buffer": "memory: rows of every place",
+        "measuring": "memory: folded weights, activations, the model's loss",
+        "peak": "memory: all of these, besides Python with torch and sae-lens, about 0.6 GB",
+        "checkpoint": "disk: two checkpoints, one replacing the other",
+    }
+    rows = [{"what": key, "GB": round(needed[key] / 1e9, 3), "": what} for key, what in about.items() if key in needed]
+    summary: Row = {"dictionaries": len(run.targets), "steps": settings.optimiser.steps}
+    data = summary | {"shards": len(each), "bytes": needed, "seconds": seconds}
+    if len(each) > 1:
+        summary["shards, of which the largest takes"] = len(each)
+    summary["time"] = (
+        "not known: it is measured with sae-lens, which is not installed"
+        if seconds is None
+        else f"about {duration(seconds)} here, from three steps and a measurement"
+    )
+    show(as_json, data, summary, rows)
+
+
+def _show(done: Trained, settings: Settings, *, as_json: bool) -> None:
+    """Print how good the dictionaries are, and which missed their L0."""
+    from saeflow.training.record import missed_by
+
+    target = settings.sparsity.l0
+    missed = {site: share for site, q in done.quality.items() if (share := missed_by(q.l0, target)) is not None}
+    rows: list[Row] = [
+        {
+            "site": str(site),
+            "FVE": round(found.fve, 4),
+            "L0": round(found.l0, 2),
+            "dead": round(done.dead[site], 4),
+            "loss recovered": round(found.loss_recovered, 4),
+            "loss added": round(found.loss_added, 4),
+        }
+        for site, found in done.quality.items()
+    ]
+    if as_json:
+        shares = {str(site): round(share, 4) for site, share in missed.items()}
+        data = {"folder": str(done.folder), "settings": settings.to_json(), "sites": rows, "L0 missed by": shares}
+        show(True, data, {}, [])
+        return
+    print_table(rows)
+    for site, share in missed.items():
+        print(
+            f"{site}: L0 is {done.quality[site].l0:.1f} where {target:g} was requested ({share:+.0%}). Train on more "
+            "--tokens, in smaller batches, or with a higher --lr."
+        )
+    print(f"\n{len(rows)} dictionaries in {done.folder}")
