@@ -12,11 +12,11 @@ from cyclopts import Parameter
 
 from saeflow.cli.options import WHERE, Device, Flag, Json, PrependBos, Release, TextSources, Where
 from saeflow.cli.output import Row, print_table, progress, show
-from saeflow.errors import InvalidArgument, MissingExtra
+from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.experiments.sampling import Dataset
-    from saeflow.training import Settings, TextRun, Trained
+    from saeflow.training import TextRun, Trained, TrainingSettings
 
 
 def train(
@@ -52,6 +52,7 @@ def train(
     checkpoint_every: int = 10_000_000,
     checkpoint_minutes: float = 5,
     device: Device = "cpu",
+    trainer: Literal["sparse", "sae-lens"] = "sparse",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     seed: int = 0,
     shards: Annotated[int, Parameter(group=WHERE)] = 0,
@@ -64,7 +65,7 @@ def train(
 
     Writes sae-lens folders that every other command opens, and metrics.jsonl. A killed run resumes from its last
     checkpoint to the same weights. With --shards or an engine, groups of sites are trained separately, to the same
-    weights; all workers must see --out. Needs the extra train.
+    weights; all workers must see --out.
 
     Args:
         model: "demo", a folder, or a model on the hub.
@@ -96,6 +97,7 @@ def train(
         metrics_every: Tokens between measurements; 0 for a tenth of all.
         checkpoint_every: Tokens between checkpoints; 0 for none.
         checkpoint_minutes: Minutes between checkpoints, whatever the tokens; 0 for none.
+        trainer: What moves the weights: sparse (saeflow's own), or sae-lens (the extra train).
         dtype: What the model computes in.
         seed: Seed of the first weights, of texts and of shuffling.
         shards: Train the sites in this many groups, each separately; 0 for one here, and one per worker elsewhere.
@@ -106,13 +108,22 @@ def train(
     from saeflow.experiments.sampling import expand, open_dataset
     from saeflow.sources.library import load_dictionaries
     from saeflow.sources.model import load_model
-    from saeflow.training import Optimiser, Settings, Stream, TextRun, sparsity, targets_of, train_in_shards
-    from saeflow.training.lens import extra
+    from saeflow.training import (
+        ActivationStream,
+        Optimiser,
+        TextRun,
+        TrainingSettings,
+        sparsity,
+        targets_of,
+        train_in_shards,
+    )
+    from saeflow.training.run import TRAINERS
+    from saeflow.training.sae_lens_trainer import extra
     from saeflow.training.settings import check_targets
 
     # 1. The model and the targets.
     engine = where.open()
-    if not dry_run:
+    if trainer == "sae-lens":
         extra()  # before a model is loaded
     if not width:
         raise InvalidArgument("--width names no number of features. Write it as 16384 or 768,768,384.")
@@ -131,10 +142,10 @@ def train(
         threshold=threshold,
         unit_decoder=unit_decoder,
     )
-    settings = Settings(
+    settings = TrainingSettings(
         loss,
         Optimiser(tokens, batch, lr, lr_warm_up, lr_decay, beta1),
-        Stream(context, windows, buffer, half),
+        ActivationStream(context, windows, buffer, half),
         seed=seed,
         centre=centre,
         checkpoint_every=checkpoint_every,
@@ -146,7 +157,16 @@ def train(
     # 3. The run.
     datasets = tuple(open_dataset(name) for name in expand(texts))
     begin = load_dictionaries(start) if start else None
-    run = TextRun(lm, partial(texts_of_pass, datasets, seed), targets, settings, eval_texts, begin, ", ".join(texts))
+    run = TextRun(
+        lm,
+        partial(texts_of_pass, datasets, seed),
+        targets,
+        settings,
+        eval_texts,
+        begin,
+        ", ".join(texts),
+        trainer=TRAINERS[trainer],
+    )
     if dry_run:
         _show_needs(run, max(1, shards), as_json=as_json)
         return
@@ -180,19 +200,14 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     needed = {"model": lm.hf_model.get_memory_footprint()} | {key: max(one[key] for one in each) for key in each[0]}
     needed["peak"] = sum(needed[key] for key in ("model", "dictionaries", "buffer", "measuring"))
 
-    # 2. Seconds in this process, where what trains is installed.
-    try:
-        seconds = round(run.probe().seconds(settings), 1)
-    except MissingExtra:
-        seconds = None
-
-    # 3. Both as lines and rows.
+    # 2. These and the seconds in this process as lines and rows.
+    seconds = round(run.probe().seconds(settings), 1)
     about = {
         "model": "memory: weights",
         "dictionaries": "memory: weights, gradients, Adam's moments, a step",
         "buffer": "memory: rows of every place",
         "measuring": "memory: folded weights, activations, the model's loss",
-        "peak": "memory: all of these, besides Python with torch and sae-lens, about 0.6 GB",
+        "peak": "memory: all of these, besides Python with torch, about 0.5 GB",
         "checkpoint": "disk: two checkpoints, one replacing the other",
     }
     rows = [{"what": key, "GB": round(needed[key] / 1e9, 3), "": what} for key, what in about.items() if key in needed]
@@ -200,15 +215,11 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     data = summary | {"shards": len(each), "bytes": needed, "seconds": seconds}
     if len(each) > 1:
         summary["shards, of which the largest takes"] = len(each)
-    summary["time"] = (
-        "not known: it is measured with sae-lens, which is not installed"
-        if seconds is None
-        else f"about {duration(seconds)} here, from three steps and a measurement"
-    )
+    summary["time"] = f"about {duration(seconds)} here, from three steps and a measurement"
     show(as_json, data, summary, rows)
 
 
-def _show(done: Trained, settings: Settings, *, as_json: bool) -> None:
+def _show(done: Trained, settings: TrainingSettings, *, as_json: bool) -> None:
     """Print how good the dictionaries are, and which missed their L0."""
     from saeflow.training.record import missed_by
 
