@@ -77,7 +77,7 @@ def test_the_time_of_a_run_is_that_of_its_parts():
         (("--dtype", "int8"), '"int8" for --dtype. Choose from: "float32", "bfloat16"'),
         (("--buffer", "100"), "Give a buffer of 256 or more"),
         (("--lr", "0"), "learning rate 0.0"),
-        (("--trainer", "dense"), "--trainer 'dense' is not known. Give one of sparse, sae-lens"),
+        (("--trainer", "dense"), '"dense" for --trainer. Choose from: "sparse", "sae-lens"'),
     ],
 )
 def test_options_outside_their_range_are_refused_with_a_message(saeflow, options, message):
