@@ -154,8 +154,8 @@ def labels_make(
     """
     from saeflow.experiments.sampling import expand, open_dataset
     from saeflow.labels import WordsFolder
-    from saeflow.labels.local import make_words
     from saeflow.labels.folders import LOCAL, words_folder
+    from saeflow.labels.local import make_words
     from saeflow.sources.library import load_dictionaries
 
     dictionaries = load_dictionaries(release, device=device)
@@ -280,8 +280,8 @@ def labels_search(
         words: Words to look for; the beginning of the last one is enough.
         limit: Features to print, best first.
     """
-    from saeflow.labels.search import search
     from saeflow.labels.folders import words_folders
+    from saeflow.labels.search import search
     from saeflow.labels.words import words_sites
     from saeflow.report.tokens import one_line, visible
 
