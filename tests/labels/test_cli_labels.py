@@ -7,7 +7,7 @@ import pytest
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import FeatureWords, WordsFolder, words_folder, words_for, write_words
 
-from .test_bulk import add_source
+from .test_exports import add_source
 from .test_neuronpedia import FEATURE, PATH
 
 PATTERN = "gpt2-small/{layer}-{part}"
