@@ -3,7 +3,8 @@
     python benchmarks/chain.py [--json] [--quick] [--layers 26] [--features 16384] [--width 2304] [--folder DIR]
 
 1. Writes a synthetic release: every layer and part, float16 (12 GB at full size; the folder is removed).
-2. Builds its atlas in a process of its own: wall time, and peak memory of that process in all.
+2. Builds its atlas in a process of its own: wall time, against the top-k searches alone, and peak memory of that
+   process in all.
 3. Builds it again, kills the process with SIGKILL half way, and starts it once more. Counts the tables
    that were written twice, and compares every file with those of the first build.
 4. Grows a graph from the weights, without an atlas, and one from the atlas.
@@ -32,10 +33,14 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.matching.build import build_atlas
 from saeflow.matching.direct import DirectMatches
+from saeflow.matching.methods import sides
+from saeflow.matching.topk import top_k_both
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.dictionary import Dictionary, Tap
 from saeflow.sources.formats import save_release
 from saeflow.sources.library import load_dictionaries
+
+SEARCHES = "its searches"
 
 
 class Synthetic(Mapping[Site, Dictionary]):
@@ -71,10 +76,23 @@ class Synthetic(Mapping[Site, Dictionary]):
 
 def build(release: str, out: str, send: Any) -> None:
     """In a process of its own: report progress, then the wall time and the peak memory in MB."""
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     build_atlas(load_dictionaries(release), out=out, release="chain", progress=lambda done, *_: send.send(done))
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    send.send((time.perf_counter() - start, int(peak.split()[1]) / 1024))
+    send.send((time.perf_counter() - start, time.process_time() - cpu, int(peak.split()[1]) / 1024))
+
+
+def matches_alone(release: Path) -> tuple[float, float]:
+    """Seconds and processor time of the matches of all pairs, with their rows in memory already."""
+    dictionaries, wall, cpu = load_dictionaries(release), 0.0, 0.0
+    for source, target in flow_pairs(list(dictionaries)):
+        one, other = sides(dictionaries[source], dictionaries[target])
+        start, used = time.perf_counter(), time.process_time()
+        top_k_both(one.rows, other.rows, 5)
+        wall, cpu = wall + time.perf_counter() - start, cpu + time.process_time() - used
+        dictionaries[source].unload()
+        dictionaries[target].unload()
+    return wall, cpu
 
 
 def started(release: Path, out: Path) -> tuple[Any, Any]:
@@ -86,7 +104,7 @@ def started(release: Path, out: Path) -> tuple[Any, Any]:
     return child, receive
 
 
-def finished(child: Any, receive: Any) -> tuple[float, float]:
+def finished(child: Any, receive: Any) -> tuple[float, float, float]:
     told: Any = 0
     while not isinstance(told, tuple):
         told = receive.recv()
@@ -152,20 +170,25 @@ def measured(folder: Path, layers: int, n: int, d: int) -> tuple[list[Row], dict
     pairs = len(flow_pairs(made.sites))
     save_release(release, made, name="chain", model="")
     del made
-    seconds, peak = finished(*started(release, whole))
+    seconds, cpu, peak = finished(*started(release, whole))
+    alone, alone_cpu = matches_alone(release)
     until, left = killed_half_way(release, resumed, pairs)
-    again, _ = finished(*started(release, resumed))
+    again, _, _ = finished(*started(release, resumed))
     after = written(resumed)
     twice = sum(after[name] != stamp for name, stamp in left.items())
     size = f"{layers} layers x 3 parts, {n:,} x {d:,}"
     grown = graphs(release, whole, FeatureId(Site(layers - 1, Part.RES), 5))
     rows = [
+        Row("its top-k searches alone, rows in memory", size, alone, 1.0, SEARCHES, cpu_ratio=1.0),
         Row(
             f"atlas of {pairs} pairs, both directions, k=5",
             size,
             seconds,
-            extra_mb=peak,
-            note="MB of the process in all",
+            seconds / alone,
+            SEARCHES,
+            peak,
+            "MB of the process in all",
+            cpu / alone_cpu,
         ),
         Row("killed half way and resumed", size, until + again, (until + again) / seconds, "one run"),
         *(Row(name, size, taken) for name, taken in grown.items()),

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import torch
 
 from _timing import Row, arguments, interleaved, peak_memory, show
-from saeflow.matching.coactivation import top_correlations
+from saeflow.matching.correlation import top_correlations
 
 SAMPLE = 512
 Inputs = tuple[sp.csc_array, sp.csr_array, sp.csc_array]

@@ -84,7 +84,7 @@ def _activations(place: Path) -> None:
 
 
 def _read_activations(place: Path) -> object:
-    from saeflow.matching.stream import _read_shard
+    from saeflow.matching.correlation import _read_shard
 
     return _read_shard(place / "000000.safetensors", 5).toarray().tolist()
 

@@ -70,7 +70,6 @@ PAGES: Final = (
             "matching.correlation",
             "matching.calibration",
             "matching.null",
-            "matching.significance",
             "matching.table",
             "matching.agreement",
             "matching.methods",

@@ -23,7 +23,7 @@ from saeflow.matching.atlas import open_atlas, save_manifest
 from saeflow.matching.build import build_atlas
 from saeflow.matching.calibration import calibrate, far_sites, like_moments, rotated
 from saeflow.matching.null import NullDistribution, nulls_to_bytes, read_nulls
-from saeflow.matching.significance import cut, p_values, rows_needed
+from saeflow.matching.table import cut, p_values, rows_needed
 from saeflow.report.tables import atlas_rows, calibration_rows
 
 from .planted import N_FEATURES, dictionary, plant

@@ -16,11 +16,10 @@ import torch
 from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.flow import trace
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.matching import stream
+from saeflow.matching import correlation
 from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.matching.build import build_atlas
-from saeflow.matching.coactivation import Moments, top_correlations
-from saeflow.matching.correlation import correlate
+from saeflow.matching.correlation import FeatureMoments, correlate, top_correlations
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.activity import text_batches
 from saeflow.sources.dictionary import Dictionary, Tap
@@ -115,7 +114,7 @@ def test_the_first_match_is_the_first_column_of_five_whatever_the_block():
 
 def test_moments_are_the_sums():
     x = activations(50, 7)
-    found = Moments.of(sp.csc_array(x))
+    found = FeatureMoments.of(sp.csc_array(x))
     assert found.total == pytest.approx(x.astype(np.float64).sum(0))
     assert found.squares == pytest.approx((x.astype(np.float64) ** 2).sum(0))
     assert found.spread / 50 == pytest.approx(x.astype(np.float64).std(0))
@@ -207,7 +206,7 @@ def test_how_the_texts_are_grouped_changes_no_match(tmp_path):
 def test_a_second_run_reads_no_text_again(tmp_path, monkeypatch):
     model, made = tiny_model("llama"), dictionaries()
     first = correlate(model, made, TEXTS, out=tmp_path / "r", k=2)
-    monkeypatch.setattr(stream, "site_states", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(correlation, "site_states", lambda *_: pytest.fail("encoded again"))
     again = correlate(model, made, TEXTS, out=tmp_path / "r", k=2)
     assert again.files == first.files
 
@@ -217,7 +216,7 @@ def test_activations_that_were_kept_serve_another_k(tmp_path, monkeypatch):
     first = correlate(model, made, TEXTS, out=tmp_path / "r", k=1, keep_activations=True)
     pair = next(iter(first))
     best = first[pair].score
-    monkeypatch.setattr(stream, "site_states", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(correlation, "site_states", lambda *_: pytest.fail("encoded again"))
     second = correlate(model, made, TEXTS, out=tmp_path / "r", k=4)
     assert np.array_equal(best, second[pair].score[:, :1])
 
@@ -263,17 +262,17 @@ def test_what_cannot_be_done_is_said(tmp_path):
 _CHILD = """
 import sys, time
 from pathlib import Path
-from saeflow.matching import stream, correlation
+from saeflow.matching import correlation
 from tests.matching.test_correlation import TEXTS, dictionaries
 from tests.sources.tiny_models import tiny_model
 
 out, slow_at = Path(sys.argv[1]), sys.argv[2]
-written = stream.write_atomic
+written = correlation.write_atomic
 def slowly(path, data):
     if slow_at == "shards":
         time.sleep(0.05)
     written(path, data)
-stream.write_atomic = slowly
+correlation.write_atomic = slowly
 found = correlation.top_correlations
 def thinking(*args):
     if slow_at == "tables":
@@ -290,8 +289,9 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_bytes(during, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     correlate(model, made, TEXTS, out=whole, k=2, texts_at_once=2)
     root = Path(__file__).parents[2]
+    paths = os.pathsep.join(map(str, (root / "src", root)))
     child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, killed, during], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}
+        [sys.executable, "-c", _CHILD, killed, during], cwd=root, env=os.environ | {"PYTHONPATH": paths}
     )
     pattern = "activations/*/*.safetensors" if during == "shards" else "*.safetensors"
     give_up = time.monotonic() + 90

@@ -42,6 +42,11 @@ def flow_pairs(sites: list[Site]) -> list[Pair]:
     return [(site, p) for site in sorted(present) if site.part is Part.RES for p in site.predecessors if p in present]
 
 
+def both_ways(pair: Pair) -> tuple[Pair, Pair]:
+    """A pair there and back."""
+    return pair, (pair[1], pair[0])
+
+
 if TYPE_CHECKING:
     _Tables = Mapping[Pair, MatchTable]
 else:  # naming the type would import numpy
@@ -164,7 +169,7 @@ class Atlas(_Tables):
         Raises:
             InvalidArgument: when the atlas has no nulls, or `fdr` is not between 0 and 1.
         """
-        from saeflow.matching.significance import cut, rows_needed
+        from saeflow.matching.table import cut, rows_needed
 
         if not self.nulls:
             raise InvalidArgument(

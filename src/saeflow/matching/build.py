@@ -41,7 +41,16 @@ from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.files import write_atomic
 from saeflow.ids import Site
-from saeflow.matching.atlas import Atlas, Pair, flow_pairs, open_atlas, save_manifest, table_entry, table_file
+from saeflow.matching.atlas import (
+    Atlas,
+    Pair,
+    both_ways,
+    flow_pairs,
+    open_atlas,
+    save_manifest,
+    table_entry,
+    table_file,
+)
 from saeflow.matching.methods import (
     METHODS,
     EdgeEnd,
@@ -125,7 +134,7 @@ def build_atlas(
                 progress(*step)
     if progress:
         progress(len(pairs), len(pairs), "done")
-    files = {way: table_entry(out, *way) for pair in pairs for way in (pair, pair[::-1])}
+    files = {way: table_entry(out, *way) for pair in pairs for way in both_ways(pair)}
     weights = weights_of(dictionaries, {site for pair in pairs for site in pair})
     save_manifest(Atlas(out, release, model, k, f"saeflow {__version__}", files, method, weights=weights))
     return open_atlas(out)
@@ -252,14 +261,15 @@ def _build_whole(work: MatchPair, pairs: list[Pair], out: Path, engine: Engine, 
 
     for number, tables in engine.run(work, units(), name="pairs of sites"):
         if tables is not None:
-            for way, table in zip((pairs[number], pairs[number][::-1]), tables, strict=True):
+            for way, table in zip(both_ways(pairs[number]), tables, strict=True):
                 write_atomic(out / table_file(*way), table)
         done += 1
 
 
 def _on_disk(out: Path, pair: Pair) -> tuple[Provenance | None, Provenance | None]:
     """How the tables of a pair in the folder `out` were made, both ways."""
-    return provenance_on_disk(out / table_file(*pair)), provenance_on_disk(out / table_file(*pair[::-1]))
+    there, back = (provenance_on_disk(out / table_file(*way)) for way in both_ways(pair))
+    return there, back
 
 
 # Shards of rows
@@ -451,8 +461,9 @@ class ShardedBuild:
     def _merge(self, pair: Pair, units: list[tuple[ShardUnit, Path]], digests: Mapping[Side, Digests]) -> None:
         """Both tables of a pair from its parts, which are removed."""
         first, second = (digests[side] for side in sides_of(pair))
-        ways = (("forward", pair, first, second), ("backward", pair[::-1], second, first))
-        for name, way, own, other in ways:
+        for name, way, own, other in zip(
+            ("forward", "backward"), both_ways(pair), (first, second), (second, first), strict=True
+        ):
             n, n_target = own.bounds[-1][1], other.bounds[-1][1]
             index, score = np.full((n, self.k), -1, np.int64), np.full((n, self.k), -np.inf, np.float32)
             for unit, path in units:
@@ -461,7 +472,7 @@ class ShardedBuild:
                 better = merge_best(index[some], score[some], part[f"{name}.index"], part[f"{name}.score"])
                 index[some], score[some] = better
             index = np.where(np.isneginf(score), 0, index).astype(np.int32)
-            table = MatchTable(*way, self.method, n_target, index, score, (own.whole, other.whole))
+            table = MatchTable(way[0], way[1], self.method, n_target, index, score, (own.whole, other.whole))
             table.save(self.out / table_file(*way))
         for _, path in units:
             path.unlink()

@@ -1,42 +1,82 @@
 """Match features by the Pearson correlation of their activations over text (appendix C.4).
 
-1. The model runs over the texts once, and what is active goes to disk (`stream`).
-2. Each pair of sites is correlated from there, both directions at once (`coactivation`).
+    r = (n Sxy - Sx Sy) / sqrt((n Sxx - Sx^2) (n Syy - Sy^2))        sums over n tokens, in float64
+
+1. The texts are cut into batches of a few texts. For each batch the model runs once, each dictionary encodes the hidden
+   states of its site, and what is active on the tokens that count goes to disk: one shard per batch and site.
+2. Each pair of sites is correlated from there, both directions at once. The sums of products Sxy of one source feature
+   with all targets are one sparse product over the tokens it fires on; a block of sources is correlated, ranked along
+   both axes and forgotten. The matrix of all pairs is never whole in memory, and a pair that never fires together has
+   its exact, slightly negative r.
 3. The tables make an atlas with the method "pearson", and the activations are removed.
 
-Every file appears whole or not at all, and is bound to what it was made from, so a killed run resumes
-where it stopped and ends with the same bytes.
+Every file appears whole or not at all, and is bound by digests to the tokens, the model and the dictionaries that made
+it, so a killed run resumes where it stopped and ends with the same bytes.
+
+A feature that never fires, or fires alike on every token, has no correlation with anything. Such a feature matches
+nothing: it is no match of any other, and has none itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
 
-from saeflow.errors import BadFile, InvalidArgument, UnknownSite
-from saeflow.files import write_atomic
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from saeflow.errors import BadFile, InvalidArgument, UnknownSite, WidthMismatch
+from saeflow.files import add_sha256, check_sha256, write_atomic
 from saeflow.ids import Site
-from saeflow.matching.atlas import MANIFEST, Atlas, Pair, flow_pairs, open_atlas, save_manifest, table_entry, table_file
+from saeflow.matching.atlas import (
+    MANIFEST,
+    Atlas,
+    Pair,
+    both_ways,
+    flow_pairs,
+    open_atlas,
+    save_manifest,
+    table_entry,
+    table_file,
+)
 from saeflow.matching.build import weights_of
-from saeflow.matching.coactivation import Ranked, size, top_correlations
 from saeflow.matching.methods import EdgeEnd, rows_of
-from saeflow.matching.stream import Stream
 from saeflow.matching.table import MatchTable
-from saeflow.reading import read_json
+from saeflow.reading import SHARD, read_bytes, read_json
 from saeflow.records import Progress
-from saeflow.sources.activity import encoder_digest, text_batches
+from saeflow.sources.activity import (
+    TextBatch,
+    encoded,
+    encoder_digest,
+    model_digest,
+    site_groups,
+    site_states,
+    text_batches,
+)
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.version import __version__
 
 METHOD: Final = "pearson"
 RUN: Final = "correlation.json"
+BLOCK: Final = 256
+"""Sources correlated before they are ranked: 32 MiB of float64 against 16,384 targets."""
 _FORMAT: Final = "saeflow-correlation"
 _SHARDS: Final = "activations"
+_FIRST, _MOST_WAITING = 16, 4_000_000
+_CONSTANT = 1e-9
+"""Where variance / mean square is below this, float32 activations do not tell it from 0."""
 
 
 def correlate(
@@ -83,24 +123,37 @@ def correlate(
             holds other files.
         WidthMismatch: when a dictionary does not fit the model.
     """
+    # 1. what is wanted, and a folder that may be written into
     out = Path(out)
-    _check(k, max_tokens, texts_at_once, sites_at_once)
+    numbers = {"k": k, "max_tokens": max_tokens, "texts_at_once": texts_at_once, "sites_at_once": sites_at_once}
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise InvalidArgument(f"{name}={number} is out of range. Give 1 or more.")
     wanted = _pairs(dictionaries, pairs)
-    _refuse_other_files(out)
+    if not (out / RUN).is_file() and out.is_dir() and any(out.iterdir()):
+        raise InvalidArgument(f"{out} holds other files. Give an empty folder, or one of an earlier correlation.")
     model = model.as_trained(dictionaries)
     batches = text_batches(model, texts, max_length=max_length, max_tokens=max_tokens, texts_at_once=texts_at_once)
-    run = _Run(out, Stream(out / _SHARDS, list(batches), model, dictionaries), k)
-    writers = run.begin(wanted, max_length)
-    missing = [pair for pair in wanted if not run.is_done(pair)]
+    shards = ActivationShards(out / _SHARDS, list(batches), model, dictionaries)
+    writers = _begin(out, shards, wanted, max_length)
+    # 2. activations at the sites of pairs whose tables are not there
+    missing = [pair for pair in wanted if not all(_is_done(out / table_file(*way), k) for way in both_ways(pair))]
     sites = sorted({site for pair in missing for site in pair})
-    run.stream.write(sites, sites_at_once or max(len(sites), 1), progress)
+    shards.write(sites, sites_at_once or max(len(sites), 1), progress)
+    # 3. tables
     for done, pair in enumerate(missing):
         if progress:
             progress(done, len(missing), f"{pair[0]} and {pair[1]}")
-        run.match(pair, (writers[pair[0]], writers[pair[1]]))
+        x, y = (shards.read(site) for site in pair)
+        for (source, target), n_target, found in zip(
+            both_ways(pair), (size(y)[1], size(x)[1]), top_correlations(x, y, k), strict=True
+        ):
+            made_from = (writers[source], writers[target])
+            table = MatchTable(source, target, METHOD, n_target, found.index, found.score, made_from)
+            table.save(out / table_file(source, target))
     if progress:
         progress(len(missing), len(missing), "done")
-    files = {pair: table_entry(out, *pair) for ab in wanted for pair in (ab, (ab[1], ab[0]))}
+    files = {way: table_entry(out, *way) for pair in wanted for way in both_ways(pair)}
     weights = weights_of(dictionaries, writers)
     save_manifest(Atlas(out, release, model.name, k, f"saeflow {__version__}", files, METHOD, weights=weights))
     if not keep_activations:
@@ -108,98 +161,308 @@ def correlate(
     return open_atlas(out)
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """One run over its texts: what is on disk, and what is still to be done."""
-
-    out: Path
-    stream: Stream
-    k: int
-
-    def begin(self, pairs: Sequence[Pair], max_length: int | None) -> dict[Site, str]:
-        """State the run in `correlation.json`, drop what another run left; fingerprints of the decoders."""
-        writers: dict[Site, str] = {}
-        encoders: dict[str, str] = {}
-        for site in sorted({site for pair in pairs for site in pair}):
-            dictionary = self.stream.dictionaries[site]
-            writers[site] = rows_of(dictionary, EdgeEnd.CHILD, projector=self.stream.model).fingerprint
-            encoders[str(site)] = encoder_digest(dictionary, self.stream.model)
-            dictionary.unload()
-        stated = {
-            "format": _FORMAT,
-            "version": 1,
-            "texts": self.stream.n_texts,
-            "tokens": self.stream.n_tokens,
-            "max_length": max_length,
-            "model_and_tokens": self.stream.key,
-            "encoders": encoders,
-            "decoders": {str(site): writer for site, writer in writers.items()},
-        }
-        if _read(self.out / RUN) != stated:
-            shutil.rmtree(self.out / _SHARDS, ignore_errors=True)
-            for table in self.out.glob("*.safetensors"):
-                table.unlink()
-        write_atomic(self.out / RUN, (json.dumps(stated, indent=1) + "\n").encode())
-        # Until the end nothing may vouch for tables that are being replaced.
-        (self.out / MANIFEST).unlink(missing_ok=True)
-        return writers
-
-    def is_done(self, pair: Pair) -> bool:
-        """Whether both tables of a pair are there, with this run's `k`."""
-        try:
-            found = [MatchTable.load(self._path(p)) for p in (pair, (pair[1], pair[0]))]
-        except BadFile:
-            return False
-        return all(table.k == self.k and table.method == METHOD for table in found)
-
-    def match(self, pair: Pair, writers: tuple[str, str]) -> None:
-        """Correlate a pair of sites and write both of its tables."""
-        x, y = (self.stream.read(site) for site in pair)
-        forward, backward = top_correlations(x, y, self.k)
-        back, made_from = (pair[1], pair[0]), (writers[1], writers[0])
-        _table(forward, pair, size(y)[1], writers).save(self._path(pair))
-        _table(backward, back, size(x)[1], made_from).save(self._path(back))
-
-    def _path(self, pair: Pair) -> Path:
-        return self.out / table_file(*pair)
-
-
-def _table(found: Ranked, pair: Pair, n_target: int, made_from: tuple[str, str]) -> MatchTable:
-    return MatchTable(*pair, METHOD, n_target, found.index, found.score, made_from)
-
-
 def _pairs(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair] | None) -> list[Pair]:
     """The pairs to match; of a pair and its reverse, the first."""
-    asked = flow_pairs(list(dictionaries)) if pairs is None else list(pairs)
+    wanted = flow_pairs(list(dictionaries)) if pairs is None else list(pairs)
     have = ", ".join(str(s) for s in sorted(dictionaries)) or "none"
-    for site in (site for pair in asked for site in pair):
+    for site in (site for pair in wanted for site in pair):
         if site not in dictionaries:
             raise UnknownSite(f"there is no dictionary at {site} to correlate. There are: {have}.")
-    if not asked:
+    if not wanted:
         raise UnknownSite(
             f"no residual site has a predecessor among the sites found ({have}). A flow needs two; or give pairs."
         )
     kept: dict[frozenset[Site], Pair] = {}
-    for pair in asked:
+    for pair in wanted:
         kept.setdefault(frozenset(pair), pair)
     return list(kept.values())
 
 
-def _check(k: int, max_tokens: int | None, texts_at_once: int, sites_at_once: int | None) -> None:
-    numbers = {"k": k, "max_tokens": max_tokens, "texts_at_once": texts_at_once, "sites_at_once": sites_at_once}
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise InvalidArgument(f"{name}={number} is out of range. Give 1 or more.")
-
-
-def _refuse_other_files(out: Path) -> None:
-    """A folder is written into when it is empty, missing, or this method's."""
-    if not (out / RUN).is_file() and out.is_dir() and any(out.iterdir()):
-        raise InvalidArgument(f"{out} holds other files. Give an empty folder, or one of an earlier correlation.")
-
-
-def _read(path: Path) -> dict[str, Any] | None:
+def _begin(out: Path, shards: ActivationShards, pairs: Sequence[Pair], max_length: int | None) -> dict[Site, str]:
+    """State the run in `correlation.json`, drop what another run left; fingerprints of the decoders."""
+    writers: dict[Site, str] = {}
+    encoders: dict[str, str] = {}
+    for site in sorted({site for pair in pairs for site in pair}):
+        dictionary = shards.dictionaries[site]
+        writers[site] = rows_of(dictionary, EdgeEnd.CHILD, projector=shards.model).fingerprint
+        encoders[str(site)] = encoder_digest(dictionary, shards.model)
+        dictionary.unload()
+    stated = {
+        "format": _FORMAT,
+        "version": 1,
+        "texts": shards.n_texts,
+        "tokens": shards.n_tokens,
+        "max_length": max_length,
+        "model_and_tokens": shards.key,
+        "encoders": encoders,
+        "decoders": {str(site): writer for site, writer in writers.items()},
+    }
     try:
-        return cast("dict[str, Any]", read_json(path))
+        earlier = cast("dict[str, Any] | None", read_json(out / RUN))
     except (OSError, ValueError):
-        return None
+        earlier = None
+    if earlier != stated:
+        shutil.rmtree(out / _SHARDS, ignore_errors=True)
+        for table in out.glob("*.safetensors"):
+            table.unlink()
+    write_atomic(out / RUN, (json.dumps(stated, indent=1) + "\n").encode())
+    # until the end nothing may vouch for tables that are being replaced
+    (out / MANIFEST).unlink(missing_ok=True)
+    return writers
+
+
+def _is_done(path: Path, k: int) -> bool:
+    try:
+        table = MatchTable.load(path)
+    except BadFile:
+        return False
+    return table.k == k and table.method == METHOD
+
+
+# Active features on disk
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationShards:
+    """The active features of some batches of text at the sites of `dictionaries`, as shards under `folder`."""
+
+    folder: Path
+    batches: list[TextBatch]
+    model: LanguageModel
+    dictionaries: Mapping[Site, Dictionary]
+
+    @property
+    def n_texts(self) -> int:
+        """How many texts there are."""
+        return sum(len(batch.real) for batch in self.batches)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens count."""
+        return sum(int(batch.real.sum()) for batch in self.batches)
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of the model, of the tokens and of which of them count."""
+        digest = hashlib.sha256(model_digest(self.model).encode())
+        for tensor in (t for batch in self.batches for t in (batch.tokens.input_ids, batch.real)):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def write(self, sites: Sequence[Site], at_once: int, progress: Progress | None = None) -> None:
+        """Write every shard of `sites` that is missing; `at_once` dictionaries are in memory at a time.
+
+        Raises:
+            UnknownSite: for a site the model or the dictionaries do not have.
+            WidthMismatch: when a dictionary does not fit the model.
+        """
+        done, steps = 0, -(-len(sites) // at_once) * len(self.batches)
+        for group in site_groups(self.dictionaries, sites, at_once):
+            for number, batch in enumerate(self.batches):
+                missing = [site for site in group if not self._shard(site, number).is_file()]
+                if missing and progress:
+                    progress(done, steps, f"texts at {group[0]} to {group[-1]}")
+                states = site_states(self.model, self.dictionaries, missing, batch.tokens) if missing else {}
+                for site, h in states.items():
+                    data = _shard_bytes(self.dictionaries[site], h[batch.real])
+                    write_atomic(self._shard(site, number), add_sha256(data))
+                done += 1
+
+    def read(self, site: Site) -> sp.csc_array:
+        """The activations at a site, tokens by features, from its shards.
+
+        Raises:
+            BadFile: when a shard is missing or cannot be read.
+        """
+        width = self.dictionaries[site].n_features
+        parts = [_read_shard(self._shard(site, number), width) for number in range(len(self.batches))]
+        return sp.csc_array(sp.vstack(parts, format="csc"))
+
+    def _shard(self, site: Site, number: int) -> Path:
+        return self.folder / f"{site.layer}.{site.part.value}" / f"{number:06d}.safetensors"
+
+
+def _shard_bytes(dictionary: Dictionary, h: Float[Tensor, "n d_in"]) -> bytes:
+    """The active features of some tokens: `indptr`, `index`, `value`, as in a CSR matrix."""
+    counts: list[np.ndarray] = [np.zeros(1, np.int64)]
+    index: list[np.ndarray] = [np.zeros(0, np.int32)]
+    value: list[np.ndarray] = [np.zeros(0, np.float32)]
+    for acts in encoded(dictionary, h):
+        row, column = acts.nonzero(as_tuple=True)
+        counts.append(torch.bincount(row, minlength=len(acts)).cpu().numpy())
+        index.append(column.to(torch.int32).cpu().numpy())
+        value.append(acts[row, column].float().cpu().numpy())
+    indptr = np.concatenate(counts).cumsum().astype(np.int32)
+    return save({"indptr": indptr, "index": np.concatenate(index), "value": np.concatenate(value)})
+
+
+def _read_shard(path: Path, width: int) -> sp.csr_array:
+    try:
+        held = load(check_sha256(read_bytes(path, SHARD)))
+        index, value, indptr = held["index"], held["value"], held["indptr"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BadFile(
+            f"{path} is no readable shard of activations ({error}). Remove it and run the same again."
+        ) from None
+    return sp.csr_array((value, index, indptr), shape=(len(indptr) - 1, width))
+
+
+# Correlation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankedFeatures:
+    """The best `k` columns of each row, best first, and their scores."""
+
+    index: Int32[np.ndarray, "n k"]
+    score: Float32[np.ndarray, "n k"]
+
+    @staticmethod
+    def of(index: Int64[np.ndarray, "n k"], r: Float64[np.ndarray, "n k"]) -> RankedFeatures:
+        """As tables have them: index 0 where r is -inf. Rounding may leave |r| a little above 1, which none is."""
+        score = np.where(np.isfinite(r), np.clip(r, -1.0, 1.0), r).astype(np.float32)
+        return RankedFeatures(np.where(np.isneginf(score), 0, index).astype(np.int32), score)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMoments:
+    """Sums over `n` tokens of every feature's activation and of its square."""
+
+    n: int
+    total: Float64[np.ndarray, " n_features"]
+    squares: Float64[np.ndarray, " n_features"]
+
+    @staticmethod
+    def of(acts: sp.csc_array) -> FeatureMoments:
+        """The moments of activations, tokens by features."""
+        n, _ = size(acts)
+        every = np.ones(n)
+        squared = sp.csc_array((acts.data.astype(np.float64) ** 2, acts.indices, acts.indptr), shape=acts.shape)
+        total, squares = acts.T @ every, squared.T @ every
+        return FeatureMoments(n, total, squares)
+
+    @cached_property
+    def spread(self) -> Float64[np.ndarray, " n_features"]:
+        """sqrt(n Sxx - Sx^2), n times the standard deviation; 0 for a constant feature."""
+        variance = self.n * self.squares - self.total**2
+        return np.sqrt(np.where(variance > _CONSTANT * self.n * self.squares, variance, 0.0))
+
+    @property
+    def constant(self) -> Bool[np.ndarray, " n_features"]:
+        """Which features have no correlation: they never fire, or fire alike on every token."""
+        return self.spread == 0.0
+
+    @cached_property
+    def inverse(self) -> Float64[np.ndarray, " n_features"]:
+        """1 / spread; 0 for a constant feature."""
+        return np.divide(1.0, self.spread, out=np.zeros_like(self.spread), where=self.spread > 0.0)
+
+
+def top_correlations(
+    x: sp.csc_array, y: sp.csc_array, k: int, *, block: int = BLOCK
+) -> tuple[RankedFeatures, RankedFeatures]:
+    """The `k` columns of `y` that correlate best with each column of `x`, and the other way round.
+
+    Scores are r in [-1, 1]. Where two are equal to the bit the lower index comes first, except at place
+    `k`, where either may be kept. Index 0 with score -inf stands where there is no match: for a constant column,
+    and where fewer than `k` columns of the other side vary. No score is NaN.
+
+    Args:
+        x: activations, tokens by source features, each at most once a token.
+        y: activations of the target features on the same tokens.
+        k: how many matches of each feature to keep.
+        block: sources in memory at a time, against all targets; the answer does not depend on it.
+
+    Raises:
+        WidthMismatch: when the two have not the same number of tokens.
+        InvalidArgument: when `k` is not between 1 and the smaller number of features, or `block` below 1.
+    """
+    (n, n_source), (m, n_target) = size(x), size(y)
+    if n != m:
+        raise WidthMismatch(
+            f"activations on {n} tokens cannot be correlated with activations on {m}. Encode the same tokens at "
+            "both sites."
+        )
+    if n == 0:
+        raise InvalidArgument("there are no tokens to correlate over. Give texts with at least two tokens.")
+    smaller = min(n_source, n_target)
+    if not 1 <= k <= smaller:
+        raise InvalidArgument(f"k={k} matches were asked of {smaller} features. Give k between 1 and {smaller}.")
+    if block < 1:
+        raise InvalidArgument(f"block={block} holds no feature. Give 1 or more.")
+    mx, my, rows_of_y = FeatureMoments.of(x), FeatureMoments.of(y), sp.csr_array(y)
+    forward: list[tuple[np.ndarray, np.ndarray]] = []
+    backward = _BestSources(n_target, k)
+    for start in range(0, n_source, block):
+        r = _correlations(x, rows_of_y, mx, my, range(start, min(start + block, n_source)))
+        score, index = (found.numpy() for found in torch.from_numpy(r).topk(k, dim=1))
+        order = np.lexsort((index, -score), axis=1)
+        forward.append((np.take_along_axis(index, order, 1), np.take_along_axis(score, order, 1)))
+        backward.add(r, start)
+    backward.rank()
+    index, score = (np.concatenate(parts) for parts in zip(*forward, strict=True))
+    return RankedFeatures.of(index, score), RankedFeatures.of(backward.index, backward.score)
+
+
+def _correlations(
+    x: sp.csc_array, y: sp.csr_array, mx: FeatureMoments, my: FeatureMoments, sources: range
+) -> Float64[np.ndarray, "n_source n_target"]:
+    """r of some source features with every target, -inf where it is not defined."""
+    mean_y, undefined = my.total * my.inverse, np.flatnonzero(my.constant)
+    out = np.empty((len(sources), len(my.total)))
+    for row, i in zip(out, sources, strict=True):
+        if mx.constant[i]:
+            row[:] = -np.inf
+            continue
+        here = slice(x.indptr[i], x.indptr[i + 1])
+        # only the tokens the source fires on: their rows of y, weighted and summed in one pass
+        fired, value = x.indices[here], x.data[here].astype(np.float64)
+        np.multiply(y[fired].T @ (value * (mx.n * mx.inverse[i])), my.inverse, out=row)
+        np.subtract(row, mean_y * (mx.total[i] * mx.inverse[i]), out=row)
+        row[undefined] = -np.inf
+    return out
+
+
+class _BestSources:
+    """The best `k` sources of every target so far.
+
+    Candidates that beat the k-th best of their target wait in a list, and are ranked when the sources seen
+    have doubled: as often as the k-th best still moves much.
+    """
+
+    def __init__(self, n: int, k: int) -> None:
+        self.index: Int64[np.ndarray, "n k"] = np.full((n, k), -1, dtype=np.int64)
+        self.score: Float64[np.ndarray, "n k"] = np.full((n, k), -np.inf)
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._seen, self._next = 0, _FIRST
+
+    def add(self, r: Float64[np.ndarray, "n_source n_target"], offset: int) -> None:
+        """Take in a block of sources, which start at `offset`."""
+        done = 0
+        while done < len(r):
+            # the first blocks are short: until a target has k matches every source is a candidate
+            part = r[done : done + max(self._next - self._seen, 1)]
+            source, target = np.nonzero(part > self.score[:, -1].copy())
+            self._waiting.append((target, source + (offset + done), part[source, target]))
+            self._seen, done = self._seen + len(part), done + len(part)
+            waiting = sum(len(found[0]) for found in self._waiting)
+            if self._seen >= self._next or waiting > _MOST_WAITING:
+                self.rank()
+
+    def rank(self) -> None:
+        """Rank what waits: `index` and `score` are of all sources seen then, -inf where fewer than `k` have an r."""
+        n, k = self.index.shape
+        self._next = 2 * self._seen
+        target = np.concatenate([np.repeat(np.arange(n), k), *(found[0] for found in self._waiting)])
+        index = np.concatenate([self.index.ravel(), *(found[1] for found in self._waiting)])
+        score = np.concatenate([self.score.ravel(), *(found[2] for found in self._waiting)])
+        order = np.lexsort((index, -score, target))
+        kept = order[np.searchsorted(target[order], np.arange(n))[:, None] + np.arange(k)]
+        self.index, self.score = index[kept], score[kept]
+        self._waiting.clear()
+
+
+def size(acts: sp.csc_array | sp.csr_array) -> tuple[int, int]:
+    """Tokens and features of activations."""
+    return cast("tuple[int, int]", acts.shape)

@@ -3,7 +3,7 @@
     p(s) = (1 + #{null scores >= s}) / (1 + n)
 
 A null of a pair of sites is drawn by `calibration` and read here, without torch and without numpy, so that a
-graph carries p-values at no cost. `significance` turns p-values of whole tables into cuts.
+graph carries p-values at no cost. `table.cut` turns p-values of whole tables into cuts.
 """
 
 from __future__ import annotations
