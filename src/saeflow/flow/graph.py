@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
@@ -141,6 +142,30 @@ class FlowGraph:
         of = f" of {self.release}" if self.release else ""
         return f"<FlowGraph {self.seed}{of}: {len(self.nodes)} features, {len(self.edges)} edges{layers}>"
 
+    @staticmethod
+    def of(
+        seed: FeatureId,
+        nodes: Iterable[Node],
+        edges: Iterable[Edge],
+        ends: Iterable[End],
+        thresholds: Thresholds,
+        release: str = "",
+        p_floor: float | None = None,
+    ) -> FlowGraph:
+        """The graph of these parts in any order, with the span of its residual nodes."""
+        ordered = tuple(sorted(nodes, key=lambda node: node.feature))
+        layers = [node.feature.layer for node in ordered if node.feature.part is Part.RES]
+        return FlowGraph(
+            seed,
+            ordered,
+            tuple(sorted(edges, key=lambda edge: (edge.child, edge.parent))),
+            tuple(sorted(ends, key=lambda end: (end.feature, end.direction))),
+            thresholds,
+            (min(layers), max(layers)) if layers else None,
+            release,
+            p_floor,
+        )
+
     @cached_property
     def by_feature(self) -> dict[FeatureId, Node]:
         """Every node under its feature."""
@@ -164,29 +189,39 @@ class FlowGraph:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The graph as JSON values; features are written `24/res/14548`."""
+        """The graph as JSON values; features are written `24/res/14548`.
+
+        Calibrated thresholds are rows of layer, part, cut and the cut looking forward.
+        """
+        cuts = self.thresholds
+        names = ("res", "module", "mlp", "att", "high", "fdr")
+        layers = [
+            {"layer": n, "part": part, "cut": cuts.cuts.get((n, part)), "ahead": cuts.ahead.get((n, part))}
+            for n, part in sorted({*cuts.cuts, *cuts.ahead}, key=lambda key: (key[0], key[1].rank))
+        ]
         return {
             "format": FORMAT,
             "version": VERSION,
             "release": self.release,
             "seed": str(self.seed),
             "span": None if self.span is None else list(self.span),
-            "thresholds": _thresholds_out(self.thresholds),
+            "thresholds": {name: getattr(cuts, name) for name in names} | {"layers": layers},
             "p_floor": self.p_floor,
-            "nodes": [_node_out(node) for node in self.nodes],
-            "edges": [
+            "nodes": [
                 {
-                    "parent": str(e.parent),
-                    "child": str(e.child),
-                    "score": e.score,
-                    "rank": e.rank,
-                    "p": e.p,
-                    "mutual": e.mutual,
-                    "by_chance": e.by_chance,
+                    "feature": str(node.feature),
+                    "scores": None if node.scores is None else asdict(node.scores),
+                    "evolution": node.evolution,
+                    "joins": list(node.joins),
+                    "p": None if node.p is None else asdict(node.p),
                 }
+                for node in self.nodes
+            ],
+            "edges": [
+                asdict(e) | {"parent": str(e.parent), "child": str(e.child), "by_chance": e.by_chance}
                 for e in self.edges
             ],
-            "ends": [_end_out(end) for end in self.ends],
+            "ends": [asdict(end) | {"feature": str(end.feature), "sentence": end.sentence} for end in self.ends],
         }
 
     @staticmethod
@@ -262,27 +297,6 @@ def _below(score: float | None, threshold: float | None) -> str:
     return f"{score:.{digits}f}, below"
 
 
-def _node_out(node: Node) -> dict[str, Any]:
-    return {
-        "feature": str(node.feature),
-        "scores": None if node.scores is None else asdict(node.scores),
-        "evolution": node.evolution,
-        "joins": list(node.joins),
-        "p": None if node.p is None else asdict(node.p),
-    }
-
-
-def _thresholds_out(thresholds: Thresholds) -> dict[str, Any]:
-    """Plain thresholds by name; calibrated ones as rows of layer, part, cut and the cut looking forward."""
-    names = ("res", "module", "mlp", "att", "high", "fdr")
-    keys = sorted({*thresholds.cuts, *thresholds.ahead}, key=lambda key: (key[0], key[1].rank))
-    layers = [
-        {"layer": n, "part": part, "cut": thresholds.cuts.get((n, part)), "ahead": thresholds.ahead.get((n, part))}
-        for n, part in keys
-    ]
-    return {name: getattr(thresholds, name) for name in names} | {"layers": layers}
-
-
 def _thresholds_in(data: dict[str, Any]) -> Thresholds:
     plain: dict[str, Any] = {name: _known(value) for name, value in data.items() if name != "layers"}
     found: dict[str, dict[tuple[int, Part], float]] = {
@@ -294,17 +308,6 @@ def _thresholds_in(data: dict[str, Any]) -> Thresholds:
         for name in ("cut", "ahead")
     }
     return Thresholds(**plain, cuts=found["cut"], ahead=found["ahead"])
-
-
-def _end_out(end: End) -> dict[str, Any]:
-    return {
-        "feature": str(end.feature),
-        "direction": end.direction,
-        "reason": end.reason,
-        "score": end.score,
-        "threshold": end.threshold,
-        "sentence": end.sentence,
-    }
 
 
 def _read(data: dict[str, Any]) -> FlowGraph:

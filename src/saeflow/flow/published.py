@@ -118,8 +118,8 @@ class Comparison:
             "sites": [
                 {
                     "site": str(site.site),
-                    "published": [str(feature) for feature in site.published],
-                    "found": [str(feature) for feature in site.found],
+                    "published": list(map(str, site.published)),
+                    "found": list(map(str, site.found)),
                     "agrees": site.agrees,
                 }
                 for site in self.sites

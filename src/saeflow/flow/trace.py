@@ -91,20 +91,15 @@ def trace(
         raise InvalidArgument(f"k={k} matches were asked for. Give k of at least 1.")
     seed = FeatureId.of(seed)
     growth = _Growth(matches, thresholds or Thresholds(), k)
-    _check_seed(seed, matches)
+    # matches refuse a seed they do not know, before anything is grown
+    matched = (site for site in (*seed.site.predecessors, seed.site.successor) if matches.has(seed.site, site))
+    matches.best(seed, next(matched, seed.site.successor), 1)
     if backward:
         growth.grow(seed, growth.step_back)
     if forward:
         growth.grow(seed, growth.step_forward)
     growth.nodes.setdefault(seed, None)
     return growth.finish(seed, getattr(matches, "release", ""))
-
-
-def _check_seed(seed: FeatureId, matches: Matches) -> None:
-    """Let `matches` refuse a seed it does not know, before anything is grown."""
-    neighbours = (*seed.site.predecessors, seed.site.successor)
-    matched = (site for site in neighbours if matches.has(seed.site, site))
-    matches.best(seed, next(matched, seed.site.successor), 1)
 
 
 def edge_to(feature: FeatureId, match: Match, rank: int, matches: Matches, p: float | None) -> Edge:
@@ -130,6 +125,18 @@ def edge_to(feature: FeatureId, match: Match, rank: int, matches: Matches, p: fl
     return Edge(parent, child, match.score, rank, p, mutual)
 
 
+def null_of(matches: Matches, source: Site, target: Site) -> Null | None:
+    """What matches of `source` at `target` score by chance; None where it was not drawn."""
+    return matches.null(source, target) if isinstance(matches, WithNulls) else None
+
+
+def keep_better(edges: dict[tuple[FeatureId, FeatureId], Edge], edge: Edge) -> None:
+    """One edge for each pair of features: found from both sides or in several graphs, the better rank counts."""
+    known = edges.get((edge.parent, edge.child))
+    if known is None or edge.rank < known.rank:
+        edges[edge.parent, edge.child] = edge
+
+
 class _Growth:
     """A graph while it grows: features in `nodes`, edges by their two ends."""
 
@@ -140,7 +147,6 @@ class _Growth:
         self.nodes: dict[FeatureId, None] = {}
         self.edges: dict[tuple[FeatureId, FeatureId], Edge] = {}
         self.ends: dict[tuple[FeatureId, Direction], End] = {}
-        self.nulls = matches if isinstance(matches, WithNulls) else None
         self.floor = 0.0
 
     def grow(self, seed: FeatureId, step: Callable[[FeatureId], list[FeatureId]]) -> None:
@@ -177,7 +183,7 @@ class _Growth:
             for rank, match in enumerate(self._best(child, Site(child.layer, part))):
                 if match.score >= self.thresholds.of(part, child.layer):
                     self.nodes[match.feature] = None
-                    self._keep(self._edge(child, match, rank))
+                    self._keep(child, match, rank)
 
     def _follow(self, feature: FeatureId, target: Site, direction: Direction) -> list[FeatureId]:
         """Edges to the matches at `target` that reach the cut; the end of the flow when none does."""
@@ -191,7 +197,7 @@ class _Growth:
         found = self._best(feature, target)
         kept = [match for match in found if match.score >= cut]
         for rank, match in enumerate(kept):
-            self._keep(self._edge(feature, match, rank))
+            self._keep(feature, match, rank)
         if not found:
             method = str(getattr(self.matches, "method", ""))
             paired = method.startswith("permutation")
@@ -212,25 +218,17 @@ class _Growth:
             return ()
         return self.matches.best(feature, target, self.k)
 
-    def _edge(self, feature: FeatureId, match: Match, rank: int) -> Edge:
-        return edge_to(feature, match, rank, self.matches, self._p(feature.site, match))
-
     def _p(self, source: Site, match: Match) -> float | None:
         """The p-value of a match of a feature of `source`, where there is a null."""
-        null = self._null(source, match.feature.site)
-        return None if null is None else null.p_value(match.score)
+        null = null_of(self.matches, source, match.feature.site)
+        if null is None:
+            return None
+        self.floor = max(self.floor, null.floor)
+        return null.p_value(match.score)
 
-    def _null(self, source: Site, target: Site) -> Null | None:
-        null = None if self.nulls is None else self.nulls.null(source, target)
-        if null is not None:
-            self.floor = max(self.floor, null.floor)
-        return null
-
-    def _keep(self, edge: Edge) -> None:
-        """Keep one edge for a pair; found from both sides, the better rank counts."""
-        known = self.edges.get((edge.parent, edge.child))
-        if known is None or edge.rank < known.rank:
-            self.edges[edge.parent, edge.child] = edge
+    def _keep(self, feature: FeatureId, match: Match, rank: int) -> None:
+        """Keep the edge of a match."""
+        keep_better(self.edges, edge_to(feature, match, rank, self.matches, self._p(feature.site, match)))
 
     def _end(
         self,
@@ -260,17 +258,6 @@ class _Growth:
         return Node(feature, scores, evolution(scores, high), joins, None if p == Scores() else p)
 
     def finish(self, seed: FeatureId, release: str) -> FlowGraph:
-        """Everything in the order of computation."""
-        features = sorted(self.nodes)
-        nodes = tuple(self._node(f) for f in features)
-        layers = [f.layer for f in features if f.part is Part.RES]
-        return FlowGraph(
-            seed=seed,
-            nodes=nodes,
-            edges=tuple(sorted(self.edges.values(), key=lambda e: (e.child, e.parent))),
-            ends=tuple(sorted(self.ends.values(), key=lambda e: (e.feature, e.direction))),
-            thresholds=self.thresholds,
-            span=(min(layers), max(layers)) if layers else None,
-            release=release,
-            p_floor=self.floor or None,
-        )
+        """The graph, with the scores and the case of every node."""
+        nodes, edges, ends = map(self._node, self.nodes), self.edges.values(), self.ends.values()
+        return FlowGraph.of(seed, list(nodes), edges, ends, self.thresholds, release, self.floor or None)

@@ -8,11 +8,10 @@ feature do not depend on the graph it stands in, so that joining graphs of the s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from saeflow.errors import InvalidArgument
 from saeflow.flow.graph import Direction, Edge, End, FlowGraph, Node, Reason
-from saeflow.flow.trace import Matches, WithNulls, edge_to, trace
+from saeflow.flow.trace import Matches, edge_to, keep_better, null_of, trace
 from saeflow.ids import FeatureId, Part, Site
 
 MORE = 2
@@ -44,9 +43,7 @@ def union(graphs: Sequence[FlowGraph]) -> FlowGraph:
     for graph in graphs:
         nodes |= {node.feature: node for node in graph.nodes if node.feature not in nodes}
         for edge in graph.edges:
-            known = edges.get((edge.parent, edge.child))
-            if known is None or edge.rank < known.rank:
-                edges[edge.parent, edge.child] = edge
+            keep_better(edges, edge)
         ends |= {(end.feature, end.direction): end for end in graph.ends}
     floors = [graph.p_floor for graph in graphs if graph.p_floor is not None]
     return _whole(first, nodes.values(), edges.values(), ends.values(), max(floors, default=None))
@@ -123,9 +120,8 @@ def within(graph: FlowGraph, first: int | None, last: int | None) -> FlowGraph:
 def _whole(
     graph: FlowGraph, nodes: Iterable[Node], edges: Iterable[Edge], ends: Iterable[End], floor: float | None
 ) -> FlowGraph:
-    """A graph like `graph` of other parts, everything in the order of computation, without ends that are none."""
-    edges = tuple(sorted(edges, key=lambda e: (e.child, e.parent)))
-    ordered = tuple(sorted(nodes, key=lambda node: node.feature))
+    """A graph like `graph` of other parts, without ends that are none."""
+    edges = list(edges)
     into = {edge.child for edge in edges if edge.parent.part is Part.RES}
     out_of = {edge.parent for edge in edges}
     kept = [
@@ -134,22 +130,14 @@ def _whole(
         if end.reason is Reason.MODULE_OUTPUT
         or end.feature not in (into if end.direction is Direction.BACKWARD else out_of)
     ]
-    layers = [node.feature.layer for node in ordered if node.feature.part is Part.RES]
-    return replace(
-        graph,
-        nodes=ordered,
-        edges=edges,
-        ends=tuple(sorted(kept, key=lambda e: (e.feature, e.direction))),
-        span=(min(layers), max(layers)) if layers else None,
-        p_floor=floor,
-    )
+    return FlowGraph.of(graph.seed, nodes, edges, kept, graph.thresholds, graph.release, floor)
 
 
 def _edges(feature: FeatureId, target: Site, matches: Matches, k: int) -> list[Edge]:
     """Edges to the best `k` matches of a feature at a neighbouring site; none where it was not matched."""
     if not matches.has(feature.site, target):
         return []
-    null = matches.null(feature.site, target) if isinstance(matches, WithNulls) else None
+    null = null_of(matches, feature.site, target)
     return [
         edge_to(feature, match, rank, matches, None if null is None else null.p_value(match.score))
         for rank, match in enumerate(matches.best(feature, target, k))

@@ -46,7 +46,7 @@ from saeflow.errors import BadFile, InvalidArgument, WidthMismatch
 from saeflow.ids import Site
 from saeflow.matching.permutation import NO_PARTNER, Assignment, assign
 from saeflow.matching.table import MatchTable
-from saeflow.matching.topk import TopK, top_k, top_k_both
+from saeflow.matching.topk import TopColumns, top_k, top_k_both
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import AttentionWriter, Dictionary, Norm
 from saeflow.sources.weights import row_peaks
@@ -235,7 +235,7 @@ def match_rows(a: Rows, b: Rows, *, k: int = 1, method: str = "cosine") -> tuple
     return _paired(how, a, b, found), _paired(how, b, a, found.inverse(len(b.rows)))
 
 
-def best_rows(a: Rows, b: Rows, k: int, method: str) -> TopK:
+def best_rows(a: Rows, b: Rows, k: int, method: str) -> TopColumns:
     """`top_k` among the rows that have a direction: index 0 and score -inf where there is no match.
 
     Raises:
@@ -255,7 +255,7 @@ def best_rows(a: Rows, b: Rows, k: int, method: str) -> TopK:
     return found
 
 
-def best_rows_both(a: Rows, b: Rows, k: int, method: str) -> tuple[TopK, TopK]:
+def best_rows_both(a: Rows, b: Rows, k: int, method: str) -> tuple[TopColumns, TopColumns]:
     """`top_k_both` among the rows that have a direction: index 0 and score -inf where there is no match.
 
     Raises:
@@ -276,7 +276,7 @@ def best_rows_both(a: Rows, b: Rows, k: int, method: str) -> tuple[TopK, TopK]:
     return both
 
 
-def _spread(found: TopK | None, a: Rows, b: Rows, k: int) -> TopK:
+def _spread(found: TopColumns | None, a: Rows, b: Rows, k: int) -> TopColumns:
     """What was found among the rows that have a direction, in the numbering of all rows."""
     index = torch.zeros((len(a.rows), k), dtype=torch.int64, device=a.rows.device)
     score = a.rows.new_full((len(a.rows), k), -torch.inf)
@@ -285,10 +285,10 @@ def _spread(found: TopK | None, a: Rows, b: Rows, k: int) -> TopK:
         own = slice(None) if a.live is None else a.live
         index[own, :kept] = found.index if b.live is None else b.live[found.index]
         score[own, :kept] = found.score
-    return TopK(index, score)
+    return TopColumns(index, score)
 
 
-def _check_products(found: TopK, a: Rows, b: Rows, method: str) -> None:
+def _check_products(found: TopColumns, a: Rows, b: Rows, method: str) -> None:
     whole = found.score if a.live is None else found.score[a.live]
     if not bool(torch.isfinite(whole[:, : len(b.matched)]).all()):
         raise InvalidArgument(
@@ -526,7 +526,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 """Every method by its name."""
 
 
-def _table(how: Method, a: Rows, b: Rows, top: TopK) -> MatchTable:
+def _table(how: Method, a: Rows, b: Rows, top: TopColumns) -> MatchTable:
     index, score = top.index.to(torch.int32).cpu().numpy(), top.score.float().cpu().numpy()
     return MatchTable(a.site, b.site, how.name, len(b.rows), index, score, (a.fingerprint, b.fingerprint))
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.matching.screening import GATHERED, UNIT, Product, Rounded, dots, rounded_for, widened
 
-__all__ = ["TopK", "full_precision", "top_k", "top_k_both"]
+__all__ = ["TopColumns", "full_precision", "top_k", "top_k_both"]
 
 ROWS = 1024
 COLUMNS = 16384
@@ -44,20 +44,20 @@ SKEW = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TopK:
+class TopColumns:
     """Best `k` columns of each row, best first."""
 
     index: Int[Tensor, "n k"]
     score: Float[Tensor, "n k"]
 
     @staticmethod
-    def none(floor: Float[Tensor, " n"], k: int) -> TopK:
+    def none(floor: Float[Tensor, " n"], k: int) -> TopColumns:
         """Nothing found yet: every index is -1 and every score what it has to exceed."""
-        return TopK(torch.full((len(floor), k), -1, device=floor.device), floor[:, None].repeat(1, k))
+        return TopColumns(torch.full((len(floor), k), -1, device=floor.device), floor[:, None].repeat(1, k))
 
-    def part(self, lines: slice) -> TopK:
+    def part(self, lines: slice) -> TopColumns:
         """Some lines, sharing memory with the whole."""
-        return TopK(self.index[lines], self.score[lines])
+        return TopColumns(self.index[lines], self.score[lines])
 
 
 def top_k_both(
@@ -68,7 +68,7 @@ def top_k_both(
     rows: int = ROWS,
     columns: int = COLUMNS,
     product: Product | None = None,
-) -> tuple[TopK, TopK]:
+) -> tuple[TopColumns, TopColumns]:
     """The `k` largest products of each row of `a` with the rows of `b`, and of each row of `b` with those of `a`.
 
     Any finite float32 rows on one device; for unit rows the products are cosines. Where two scores are equal
@@ -100,7 +100,7 @@ def top_k(
     columns: int = COLUMNS,
     product: Product | None = None,
     floor: Float[Tensor, " n_source"] | None = None,
-) -> TopK:
+) -> TopColumns:
     """The first half of `top_k_both`: for each row of `a` its `k` best rows of `b`.
 
     With `floor` only products above the floor of their row are looked for, which is faster: where there are fewer
@@ -269,7 +269,7 @@ class _Best:
         self.own, self.other = own, other
         self.eps, self.unit = low.eps(low_other), UNIT[low.product]
         floor = own.new_full((len(own),), -torch.inf) if floor is None else floor
-        self.in_tiles, self.exact = TopK.none(floor, k), TopK.none(floor, k)
+        self.in_tiles, self.exact = TopColumns.none(floor, k), TopColumns.none(floor, k)
         """By the products of the tiles, and by their own."""
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         """Candidates: lines, columns, and products of the tiles."""
@@ -312,17 +312,17 @@ class _Best:
             lines, columns = place // len(self.other), place % len(self.other)
             _merge(self.exact, lines, columns, dots(self.own, lines, self.other, columns))
 
-    def result(self) -> TopK:
+    def result(self) -> TopColumns:
         """Best first, and the lower index first among equals."""
         if self.waiting:
             self._rank()
         index, order = self.exact.index.sort(dim=1)
         score, again = self.exact.score.gather(1, order).sort(dim=1, descending=True, stable=True)
-        return TopK(index.gather(1, again), score)
+        return TopColumns(index.gather(1, again), score)
 
 
 def _merge(
-    best: TopK, line: Int[Tensor, " found"], index: Int[Tensor, " found"], score: Float[Tensor, " found"]
+    best: TopColumns, line: Int[Tensor, " found"], index: Int[Tensor, " found"], score: Float[Tensor, " found"]
 ) -> None:
     """Fold candidates, any number for each line, into the running best, in place; `line` ascends."""
     if not len(line):
