@@ -10,7 +10,8 @@ from saeflow.experiments.deactivation import DeactivationSettings, run_deactivat
 from saeflow.experiments.methods import top_k
 from saeflow.experiments.origins import run_origins
 from saeflow.experiments.results import RunRequest
-from saeflow.experiments.transition.run import TransitionSettings, run_transition
+from saeflow.experiments.settings import TransitionSize
+from saeflow.experiments.transition.run import run_transition
 from saeflow.matching.build import build_atlas
 from saeflow.steering.sweep.run import run_sweep
 
@@ -84,7 +85,7 @@ def test_a_pool_writes_the_bytes_of_one_process(named, pool, tmp_path, job):
 
 
 def test_so_does_a_transition_whose_workers_read_the_fits_from_the_folder(still, pool, tmp_path):
-    protocol = TransitionSettings(((transition_world.A, transition_world.B),), ks=(1, None), loss_texts=1)
+    protocol = TransitionSize(((transition_world.A, transition_world.B),), k=(1, None), loss_texts=1)
     for name, engine in (("here", None), ("pool", pool)):
         run_transition(
             still.model,

@@ -11,7 +11,8 @@ import torch
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.experiments.results import Results
 from saeflow.experiments.sampling import Dataset, is_held_out
-from saeflow.experiments.transition.run import FITTING, Texts, TransitionSettings, take_texts
+from saeflow.experiments.settings import TransitionSize
+from saeflow.experiments.transition.run import FITTING, TransitionTexts, take_texts
 from saeflow.experiments.transition.tables import summarize_transition
 from saeflow.experiments.transition.variants import MapSource, MapVariant, Scaling, fit_path, read_facts
 from saeflow.ids import Site
@@ -60,7 +61,7 @@ def test_the_best_cosine_between_equal_dictionaries_is_their_reconstruction(tmp_
         for site in (A, B)
     }
     world = World(still_model(), same, torch.arange(40), torch.ones(40))
-    found = explained(run(tmp_path, world, settings=TransitionSettings(((A, B),), ks=(1,), loss_texts=0)))
+    found = explained(run(tmp_path, world, settings=TransitionSize(((A, B),), k=(1,), loss_texts=0)))
     assert found[f"{COSINE}/RAW"] == pytest.approx(found["reconstruction"], abs=1e-6)
     assert found["source reconstruction"] == pytest.approx(found["reconstruction"], abs=1e-6)
     assert found[f"{COSINE}/RAW"] < 0.99
@@ -70,7 +71,7 @@ def test_one_factor_is_found_on_validation_texts(tmp_path) -> None:
     world = plant(sized=False)
     double = world.dictionaries[B]
     world.dictionaries[B] = dictionary(B, 2 * double.W_dec, reads=double.W_enc)
-    settings = TransitionSettings(((A, B),), ks=(1,), loss_texts=0)
+    settings = TransitionSize(((A, B),), k=(1,), loss_texts=0)
     results = run(tmp_path, world, settings=settings)
     told = read_facts(results.folder, f"{A} > {B}")
     assert told["scales"][f"{COSINE}/RAW"] == pytest.approx(0.5, abs=1e-3)
@@ -83,7 +84,7 @@ def test_one_factor_is_found_on_validation_texts(tmp_path) -> None:
 def unrelated(tmp_path_factory):
     """A run on random dictionaries, and one map of it worked out by hand from the model."""
     world = World(still_model(), random_pair(), torch.arange(30), torch.ones(30))
-    settings = TransitionSettings(((A, B),), ks=(1, 2, None), loss_texts=0)
+    settings = TransitionSize(((A, B),), k=(1, 2, None), loss_texts=0)
     return world, run(tmp_path_factory.mktemp("unrelated"), world, settings=settings)
 
 
@@ -193,7 +194,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(results, worl
     there = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").glob("*.gz")}
     assert len(there) == (after if stage == "measuring" else 0)
 
-    def unread() -> Texts:
+    def unread() -> TransitionTexts:
         raise AssertionError("a run that is taken up reads its texts from its folder")
 
     summarize_transition(run(tmp_path, world, given=unread))
@@ -203,7 +204,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(results, worl
 
 def test_another_request_is_refused_and_other_weights_too(results, world) -> None:
     with pytest.raises(InvalidArgument, match="k is"):
-        run(results.folder, world, settings=TransitionSettings(((A, B),), ks=(1,)))
+        run(results.folder, world, settings=TransitionSize(((A, B),), k=(1,)))
     other = replace(world, dictionaries=plant(seed=9).dictionaries)
     with pytest.raises(InvalidArgument, match="weights is"):
         run(results.folder, other)
@@ -214,15 +215,15 @@ def test_pairs_that_do_not_fit_together_into_memory_are_measured_in_turn(world, 
     both = replace(world, dictionaries=two)
     pairs = ((A, B), (B, Site.parse("2/res")))
     rows = {}
-    for memory in (1 << 30, 1):
-        settings = TransitionSettings(pairs, ks=(1,), loss_texts=0, memory=memory)
+    for memory in (1, 1e-9):
+        settings = TransitionSize(pairs, k=(1,), loss_texts=0, memory=memory)
         found = run(tmp_path / str(memory), both, settings=settings, given=lambda: texts(6))
-        assert found.record.total == 6 * (2 if memory == 1 else 1)
+        assert found.record.total == 6 * (2 if memory < 1 else 1)
         # maps that do not fit into memory whole are applied a row at a time, in another order of sums
         rows[memory] = {(row["pair"], row["dataset"], row["text"]): row["total"] for row in found.rows()}
         rows[memory, "missed"] = explained(found)
-    assert rows[1] == rows[1 << 30]
-    assert rows[1, "missed"] == pytest.approx(rows[1 << 30, "missed"], rel=1e-4, abs=1e-4)
+    assert rows[1e-9] == rows[1]
+    assert rows[1e-9, "missed"] == pytest.approx(rows[1, "missed"], rel=1e-4, abs=1e-4)
 
 
 def test_what_cannot_be_measured_is_refused(world, tmp_path) -> None:
@@ -231,12 +232,12 @@ def test_what_cannot_be_measured_is_refused(world, tmp_path) -> None:
         (((A, Site.parse("7/res")),), UnknownSite, "7/res"),
     ):
         with pytest.raises(error, match=words):
-            run(tmp_path, world, settings=TransitionSettings(pairs))
+            run(tmp_path, world, settings=TransitionSize(pairs))
     for given, words in (({"pairs": ()}, "0 pairs"), ({"pairs": ((A, B), (A, B))}, "twice")):
         with pytest.raises(InvalidArgument, match=words):
-            TransitionSettings(**given)
+            run(tmp_path, world, settings=TransitionSize(**given))
     with pytest.raises(InvalidArgument, match="max_length"):
-        TransitionSettings(((A, B),), max_length=1)
+        run(tmp_path, world, settings=TransitionSize(((A, B),), max_length=1))
     narrow = {**world.dictionaries, B: dictionary(B, torch.eye(5))}
     with pytest.raises(WidthMismatch, match="5"):
         run(tmp_path, replace(world, dictionaries=narrow))
@@ -244,16 +245,14 @@ def test_what_cannot_be_measured_is_refused(world, tmp_path) -> None:
 
 
 def test_damaged_files_are_named(world, tmp_path) -> None:
-    results = run(
-        tmp_path, world, settings=TransitionSettings(((A, B),), ks=(1,), loss_texts=0), given=lambda: texts(4)
-    )
+    results = run(tmp_path, world, settings=TransitionSize(((A, B),), k=(1,), loss_texts=0), given=lambda: texts(4))
     fit_path(tmp_path, (A, B)).write_bytes(b"no fit")
     with pytest.raises(BadFile, match=r"0\.res-1\.res"):
         summarize_transition(Results.open(tmp_path))
     (tmp_path / FITTING).write_bytes(b"no texts")
     fit_path(tmp_path, (A, B)).unlink()
     with pytest.raises(BadFile, match="fitting"):
-        run(tmp_path, world, settings=TransitionSettings(((A, B),), ks=(1,), loss_texts=0))
+        run(tmp_path, world, settings=TransitionSize(((A, B),), k=(1,), loss_texts=0))
     assert Results.open(results.folder).record.finished
 
 
@@ -316,7 +315,7 @@ def test_tables_hold_the_rows_of_both_figures(results) -> None:
 
 def test_all_pairs_are_the_mean_of_each(world, tmp_path) -> None:
     two = {**world.dictionaries, Site.parse("2/res"): dictionary(Site.parse("2/res"), world.dictionaries[A].W_dec)}
-    settings = TransitionSettings(((A, B), (B, Site.parse("2/res"))), ks=(1,), loss_texts=1)
+    settings = TransitionSize(((A, B), (B, Site.parse("2/res"))), k=(1,), loss_texts=1)
     found = run(tmp_path, replace(world, dictionaries=two), settings=settings, given=lambda: texts(8))
     summarize_transition(found)
     values = {row["pair"]: row["ev"] for row in rows(found, "transition_permutations", method="identity")}

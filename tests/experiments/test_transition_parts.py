@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.transition.fit import Moments, ridge
-from saeflow.experiments.transition.loss import is_run, loss_through
+from saeflow.experiments.transition.fit import RegressionSums, ridge
 from saeflow.experiments.transition.maps import (
     KS,
     InMemory,
@@ -19,7 +18,17 @@ from saeflow.experiments.transition.maps import (
     thresholds_as_scale,
     transition_maps,
 )
-from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, Sums, squared, sums, written
+from saeflow.experiments.transition.measure import (
+    DictionaryPair,
+    Ends,
+    Fitted,
+    Sums,
+    is_run,
+    loss_through,
+    squared,
+    sums,
+    written,
+)
 from saeflow.experiments.transition.variants import MapSource, MapVariant, Scaling
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, TopK
@@ -131,9 +140,9 @@ def moments(seed=0, n=300):
     h = torch.randn(n, D_MODEL, generator=make)
     truth = h @ torch.randn(D_MODEL, D_MODEL, generator=make) / 5 + 1 + 0.1 * torch.randn(n, D_MODEL, generator=make)
     z, y = both[A].encode(h), both[B].encode(truth)
-    found = Moments(30, 26, D_MODEL, D_MODEL)
+    found = RegressionSums(DictionaryPair(both[A], both[B]))
     for some in torch.arange(n).split(70):
-        found.add(h[some], z[some], y[some], truth[some], both[B].b_dec)
+        found.add(Ends(h[some], z[some], truth[some]), y[some])
     return both, found, h, z, truth
 
 
@@ -152,7 +161,7 @@ def test_no_transition_matrix_misses_less_than_least_squares_where_it_was_fitted
     both, found, h, z, truth = moments()
     ends = Ends(h, z, truth)
     rest = truth - both[B].b_dec
-    best = InMemory(found.least_squares(1e-9, both[B].W_dec))
+    best = InMemory(found.least_squares(1e-9))
     least = squared(rest, written(ends, best))
     whole = squared(truth, both[B].b_dec.expand_as(truth))
     means = Units(*(means_as_scale(t, n) for t, n in zip(found.total, found.active, strict=True)))
@@ -170,9 +179,12 @@ def test_least_squares_is_that_of_numpy_and_stays_in_the_span_of_the_decoder() -
     both, found, _, z, truth = moments()
     rest = (truth - both[B].b_dec).double().numpy()
     expected, *_ = np.linalg.lstsq(z.double().numpy(), rest, rcond=None)
-    np.testing.assert_allclose(found.least_squares(1e-12, both[B].W_dec), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.least_squares(1e-12), expected, rtol=1e-3, atol=1e-3)
     few = both[B].W_dec[:5]
-    M = found.least_squares(1e-12, few)
+    narrow = rebuilt(both[B], W_dec=few, W_enc=both[B].W_enc[:5], b_enc=both[B].b_enc[:5], activation=TopK(2))
+    less = RegressionSums(DictionaryPair(both[A], narrow))
+    less.gram, less.cross = found.gram, found.cross
+    M = less.least_squares(1e-12)
     span = torch.linalg.lstsq(few.T, M.T).solution
     torch.testing.assert_close(few.T @ span, M.T, rtol=1e-3, atol=1e-4)
     T, *_ = np.linalg.lstsq(few.double().numpy().T, expected.T, rcond=None)
@@ -226,6 +238,7 @@ def test_a_loss_needs_one_text_of_two_tokens() -> None:
         torch.zeros(D_MODEL),
         torch.zeros(2 * D_MODEL, D_MODEL),
         torch.zeros(D_MODEL + 1, D_MODEL),
+        None,
         {},
         {},
     )

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from saeflow.experiments.results import RunRequest
-from saeflow.experiments.transition.run import Texts, TransitionSettings, run_transition, weights_digest
+from saeflow.experiments.settings import TransitionSize
+from saeflow.experiments.transition.run import TransitionTexts, run_transition, weights_digest
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
@@ -96,7 +97,7 @@ def random_pair(seed=0, *, n=(30, 26)):
 
 
 def texts(n=24, *, datasets=2, words=20):
-    """Texts of random words: so many to measure on, as many to fit on, half as many for validation."""
+    """TransitionTexts of random words: so many to measure on, as many to fit on, half as many for validation."""
     make = torch.Generator().manual_seed(5)
 
     def some(many):
@@ -104,12 +105,12 @@ def texts(n=24, *, datasets=2, words=20):
         return [" ".join(f"w{i}" for i in row) for row in drawn]
 
     measured = [(f"set {i % datasets}", i // datasets, text) for i, text in enumerate(some(n))]
-    return Texts(measured, some(2 * n), some(n // 2))
+    return TransitionTexts(measured, some(2 * n), some(n // 2))
 
 
 def run(out, world, *, settings=None, given=None, progress=None):
     """A run into a folder."""
-    settings = settings or TransitionSettings(((A, B),), ks=(1, 2, None), loss_texts=2)
+    settings = settings or TransitionSize(((A, B),), k=(1, 2, None), loss_texts=2)
     digest = weights_digest(world.model, world.dictionaries, settings.pairs)
     request = RunRequest(
         "transition",
@@ -118,7 +119,7 @@ def run(out, world, *, settings=None, given=None, progress=None):
         0,
         ("set 0", "set 1"),
         {},
-        {"k": list(settings.ks), "memory": settings.memory, "weights": digest},
+        {"k": list(settings.k), "memory": settings.memory, "weights": digest},
     )
     return run_transition(
         world.model, world.dictionaries, settings, given or texts, request=request, out=out, progress=progress

@@ -219,7 +219,7 @@ class _Packing:
     def __call__(self, unit: Row) -> _Shard:
         found = self.work(unit)
         made = found if isinstance(found, Made) else Made(found, {})
-        return _Shard(_packed(made.rows), made.files)
+        return _Shard(pack_rows(made.rows), made.files)
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ class Results:
         made = list(units())
         if not made:
             raise InvalidArgument("no text has enough tokens to sample from. Give other datasets or fewer --tokens.")
-        write_atomic(folder / SAMPLES, _packed(made))
+        write_atomic(folder / SAMPLES, pack_rows(made))
         record = RunRecord(request, dict(versions), _now(), None, 0, len(made))
         write_atomic(folder / MANIFEST, record.to_json().encode())
         return Results(folder, record)
@@ -288,7 +288,7 @@ class Results:
         Raises:
             BadFile: when the file is missing or damaged.
         """
-        return _unpacked(self.folder / SAMPLES)
+        return unpack_rows(self.folder / SAMPLES)
 
     def shard(self, unit: int) -> Path:
         """Where the rows of a unit are."""
@@ -359,7 +359,7 @@ class Results:
         """
         for unit in range(self.record.total):
             if self.shard(unit).is_file():
-                yield from _unpacked(self.shard(unit))
+                yield from unpack_rows(self.shard(unit))
 
     def columns(self, *names: str) -> dict[str, list[Any]]:
         """Some fields of every row, as lists of equal length; None where a row has no such field.
@@ -473,15 +473,20 @@ def _cell(value: Any) -> Cell:
     return cast("Cell", plain)
 
 
-def _packed(rows: Iterable[Row]) -> bytes:
+def pack_rows(rows: Iterable[Row]) -> bytes:
+    """Rows as lines of JSON, packed: the same rows are the same bytes."""
     lines = [json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
-    # mtime = 0: the same rows are the same bytes
-    return gzip.compress("".join(lines).encode(), compresslevel=6, mtime=0)
+    return gzip.compress("".join(lines).encode("utf-8", "surrogatepass"), compresslevel=6, mtime=0)
 
 
-def _unpacked(path: Path) -> list[Row]:
+def unpack_rows(path: Path) -> list[Row]:
+    """The rows of a file that `pack_rows` made.
+
+    Raises:
+        BadFile: when it is missing or damaged.
+    """
     try:
-        lines = list(gzip_lines(path))
+        lines = list(gzip_lines(path, "surrogatepass"))
         if path.stat().st_size == 0:
             raise EOFError("the file is empty")
         # one call for the file: many times as fast as one per line

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
 
 KS: Final[tuple[int | None, ...]] = (1, 2, 5, 10, 50, None)
@@ -114,6 +115,9 @@ class TransitionSize:
         loss_texts: Texts of each dataset on which a layer is skipped; 0 for none.
         max_length: Tokens each text is cut to.
         memory: GiB that the sums and maps of a group of pairs may take.
+
+    Raises:
+        InvalidArgument: for a pair or k given twice, or a number out of range.
     """
 
     pairs: tuple[tuple[Site, Site], ...] = ()
@@ -124,3 +128,15 @@ class TransitionSize:
     loss_texts: int = 20
     max_length: int = 128
     memory: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if len(set(self.pairs)) < len(self.pairs):
+            raise InvalidArgument(f"{len(self.pairs)} pairs were given, one of them twice. Give each once.")
+        if not self.k or len(set(self.k)) < len(self.k) or any(k is not None and k < 1 for k in self.k):
+            raise InvalidArgument(f"k = {self.k} is no list of numbers above 0. Give each once, or all: 1,2,5,all.")
+        if self.loss_texts < 0 or self.max_length < 2 or self.memory <= 0:
+            raise InvalidArgument(
+                f"loss_texts = {self.loss_texts}, max_length = {self.max_length}, memory = {self.memory}: give 0 or "
+                "more, 2 or more, and a number above 0."
+            )

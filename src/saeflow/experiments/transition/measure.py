@@ -6,6 +6,13 @@ Both sums run over tokens and over all dimensions together (the variance of a di
 tokens, the begin-of-text token above all, are left out: their hidden states are far larger than all others and would
 decide both sums. The mean is that of all tokens that are measured; the mean that is a prediction (`MEAN`) is that of
 the texts for fitting, and explains a little less than nothing.
+
+On some texts a layer is skipped through a map: the test of SAE Match (Balagansky et al. 2024, arXiv 2410.07656,
+section 4). The output of the blocks between A and B is replaced by what the map predicts from h_A; the rest of the
+model runs on. The loss is compared with that of the model left alone, with plainly skipping the blocks (h_A in place of
+h_B), with the reconstruction of h_B by its own dictionary, and with the mean in place of h_B. Special tokens keep their
+own hidden states, without which every model fails: what is measured is the skipped layer, not the lost begin-of-text
+token.
 """
 
 from __future__ import annotations
@@ -18,14 +25,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saeflow.errors import WidthMismatch
-from saeflow.experiments.transition.maps import TransitionMap
+from saeflow.errors import InvalidArgument, WidthMismatch
+from saeflow.experiments.transition.maps import TransitionMap, Units
+from saeflow.experiments.transition.variants import CLEAN, MapSource, MapVariant, Scaling
 from saeflow.ids import Site
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.model import Captured
+from saeflow.sources.model import Captured, LanguageModel
+from saeflow.sources.tokens import Tokens
 
 LEAST_SQUARES, AFFINE = "least squares", "affine map of h"
 RECONSTRUCTION, OWN, IDENTITY, MEAN = "reconstruction", "source reconstruction", "identity", "mean"
+_LOGITS_AT_ONCE: Final = 1 << 27
+"""Logits of one pass at most: half a gigabyte in float32."""
 BASELINES: Final = (RECONSTRUCTION, LEAST_SQUARES, AFFINE, OWN, IDENTITY, MEAN)
 """What is no transition matrix of the weights, in the order of tables."""
 
@@ -95,6 +106,7 @@ class Fitted:
         centre: of h_B, on the texts that are measured: what the variance is about.
         least_squares: T W_dec(B) of ridge regression.
         affine: rows of the best affine map of h_A, the constant last.
+        units: mean activations of both sides; None where some dictionary was never active.
         scales: for each variant the factor that suits it best on the texts for validation.
         facts: strengths that were chosen, and numbers of tokens.
     """
@@ -103,6 +115,7 @@ class Fitted:
     centre: Float[Tensor, " d_out"]
     least_squares: Float[Tensor, "n_source d_out"]
     affine: Float[Tensor, "d_in d_out"]
+    units: Units | None
     scales: Mapping[str, float]
     facts: Mapping[str, float]
 
@@ -132,11 +145,9 @@ def written(ends: Ends, one: TransitionMap) -> Float[Tensor, "n d_out"]:
 
 def sums(ends: Ends, rest: Float[Tensor, "n d_out"], maps: Mapping[str, TransitionMap]) -> dict[str, Sums]:
     """The sums of every map on some tokens; `rest` is h_B - b_dec(B)."""
-    used = torch.nonzero(ends.z.any(dim=0)).flatten()
-    z = ends.z[:, used]
     found: dict[str, Sums] = {}
     for name, one in maps.items():
-        said = z @ one.rows(used)
+        said = written(ends, one)
         along = float((said * rest).sum(dtype=torch.float64))
         found[name] = Sums(along, float((said * said).sum(dtype=torch.float64)))
     return found
@@ -158,3 +169,70 @@ def baselines(pair: DictionaryPair, ends: Ends, fitted: Fitted) -> Iterator[tupl
 def squared(a: Float[Tensor, "n d_out"], b: Float[Tensor, "n d_out"]) -> float:
     """Sum of the squared differences, in float64."""
     return float(((a - b) ** 2).sum(dtype=torch.float64))
+
+
+_DECODERS: Final = {
+    Scaling.RAW: {(1, True), (2, True), (1, False), (2, False), (5, False), (10, False)},
+    Scaling.FOLDED: {(1, True), (2, False)},
+}
+"""Of the decoders' product: entries kept, and whether they are binary."""
+
+
+def is_run(variant: MapVariant) -> bool:
+    """Whether a layer is skipped through this variant: those that the paper names, and a few around them."""
+    if variant.matched is not Scaling.RAW or variant.applied is Scaling.MEAN:
+        return False
+    raw = variant.applied is Scaling.RAW
+    if variant.source.one_to_one:
+        return variant.source is MapSource.PERMUTATION or (raw and variant.source is MapSource.PERMUTATION_BIAS)
+    if variant.source is MapSource.READS:
+        return raw and (variant.k, variant.binary) in {(1, True), (None, False)}
+    return (variant.k, variant.binary) in _DECODERS[variant.applied]
+
+
+def loss_through(
+    model: LanguageModel,
+    pair: DictionaryPair,
+    tokens: Tokens,
+    real: Bool[Tensor, "batch pos"],
+    ends: Ends,
+    maps: Mapping[str, TransitionMap],
+    fitted: Fitted,
+) -> dict[str, float]:
+    """Mean next-token loss of one text in nats, with each prediction in place of h_B, and left alone (`CLEAN`).
+
+    Args:
+        model: the model.
+        pair: the dictionaries.
+        tokens: one text.
+        real: its tokens that are replaced.
+        ends: what stands at both ends on those.
+        maps: by name.
+        fitted: the regressions.
+
+    Raises:
+        InvalidArgument: for other than one text of two tokens or more.
+    """
+    if len(tokens.input_ids) != 1 or tokens.input_ids.shape[1] < 2:
+        raise InvalidArgument(
+            f"a loss was asked of tokens of shape {tuple(tokens.input_ids.shape)}. Give one text of two tokens or more."
+        )
+    b_dec = pair.target.b_dec.float()
+    said = dict(baselines(pair, ends, fitted))
+    said |= {name: written(ends, one) + b_dec for name, one in maps.items()}
+    n_pos, n_vocab = tokens.input_ids.shape[1], int(model.hf_model.config.get_text_config().vocab_size)
+    at_once = max(1, _LOGITS_AT_ONCE // (n_pos * n_vocab))
+    names, found = list(said), {CLEAN: float(model.loss(tokens).nanmean())}
+    for start in range(0, len(names), at_once):
+        some = names[start : start + at_once]
+        rows = torch.stack([said[name] for name in some])
+
+        def replaced(h: Float[Tensor, "batch pos d_model"], rows: Tensor = rows) -> Float[Tensor, "batch pos d_model"]:
+            out = h.clone()
+            out[:, real[0]] = rows.to(out)
+            return out
+
+        many = Tokens(tokens.input_ids.expand(len(some), -1), tokens.attention_mask.expand(len(some), -1))
+        with model.intervening({pair.target.point: replaced}):
+            found |= dict(zip(some, model.loss(many).double().nanmean(dim=1).tolist(), strict=True))
+    return found

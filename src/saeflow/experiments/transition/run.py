@@ -18,30 +18,34 @@ in the same bytes.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
 from saeflow.engines import Engine
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.experiments.inputs import Bars, model_name
-from saeflow.experiments.results import Results, Row, RunRequest, significant, versions
+from saeflow.experiments.results import Results, Row, RunRequest, pack_rows, significant, unpack_rows, versions
 from saeflow.experiments.sampling import Dataset, is_held_out, open_dataset
-from saeflow.experiments.settings import KS, InputNames, TransitionSize
-from saeflow.experiments.transition.fit import Fits, Setup
-from saeflow.experiments.transition.loss import is_run, loss_through
+from saeflow.experiments.settings import InputNames, TransitionSize
+from saeflow.experiments.transition.fit import Fits
 from saeflow.experiments.transition.maps import TransitionMap, check_pair
-from saeflow.experiments.transition.measure import DictionaryPair, Fitted, baselines, squared, sums
+from saeflow.experiments.transition.measure import (
+    DictionaryPair,
+    Fitted,
+    baselines,
+    is_run,
+    loss_through,
+    squared,
+    sums,
+)
 from saeflow.experiments.transition.variants import MapVariant
 from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
-from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
 from saeflow.records import Progress
 from saeflow.sources.activity import encoder_digest, model_digest, text_batches
 from saeflow.sources.dictionary import Dictionary
@@ -60,46 +64,12 @@ Pair = tuple[Site, Site]
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class TransitionTexts:
     """The texts of a run: those measured as (dataset, number, text), those for fitting and for validation."""
 
     measured: Sequence[tuple[str, int, str]]
     fitting: Sequence[str]
     validation: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class TransitionSettings:
-    """What is measured.
-
-    Attributes:
-        pairs: (A, B), A before B.
-        ks: entries of a row of T that are kept; None for all.
-        loss_texts: of so many texts of each dataset the loss is measured too; 0 for none.
-        max_length: tokens a text is cut to, the begin-of-text token included.
-        memory: bytes that sums and maps may take; groups of pairs are made to fit.
-
-    Raises:
-        InvalidArgument: for no pair or k, one given twice, or a number out of range.
-    """
-
-    pairs: tuple[Pair, ...]
-    ks: tuple[int | None, ...] = KS
-    loss_texts: int = 20
-    max_length: int = 128
-    memory: int = 4 << 30
-
-    def __post_init__(self) -> None:
-        """Check every range."""
-        if not self.pairs or len(set(self.pairs)) < len(self.pairs):
-            raise InvalidArgument(f"{len(self.pairs)} pairs were given, none or one twice. Give each once.")
-        if not self.ks or len(set(self.ks)) < len(self.ks) or any(k is not None and k < 1 for k in self.ks):
-            raise InvalidArgument(f"k = {self.ks} is no list of numbers above 0. Give each once, or all: 1,2,5,all.")
-        if self.loss_texts < 0 or self.max_length < 2 or self.memory < 1:
-            raise InvalidArgument(
-                f"loss_texts = {self.loss_texts}, max_length = {self.max_length}, memory = {self.memory}: give 0, 2 "
-                "and 1 at least."
-            )
 
 
 def transition(
@@ -119,12 +89,12 @@ def transition(
     opened = [open_dataset(name) for name in names]
     dictionaries = load_dictionaries(asked.release, device=asked.device)
     pairs = size.pairs or neighbours(dictionaries, size.part, asked.layers)
-    settings = TransitionSettings(pairs, size.k, size.loss_texts, size.max_length, int(size.memory * (1 << 30)))
+    size = replace(size, pairs=pairs)
     named = model_name(asked.release, dictionaries, asked.model)
     model = load_model(named, device=asked.device, prepend_bos=asked.prepend_bos).as_trained(dictionaries)
     arguments: dict[str, Any] = {
         "pairs": [f"{a} > {b}" for a, b in pairs],
-        "k": list(settings.ks),
+        "k": list(size.k),
         "tokens": size.tokens,
         "fit_tokens": size.fit_tokens,
         "loss_texts": size.loss_texts,
@@ -134,20 +104,22 @@ def transition(
         "weights": weights_digest(model, dictionaries, pairs),
     }
     request = RunRequest(EXPERIMENT, asked.release, model.name or asked.release, asked.seed, names, {}, arguments)
-    texts = partial(
-        take_texts,
-        opened,
-        _counter(model, size.max_length),
-        tokens=size.tokens,
-        fit_tokens=size.fit_tokens,
-        seed=asked.seed,
-    )
-    return run_transition(model, dictionaries, settings, texts, request=request, out=out, progress=bars, engine=engine)
+    special = set(model.tokenizer.all_special_ids)
+
+    def count(text: str) -> int:
+        """Tokens of a text that are not special, of those it is cut to."""
+        if not text.strip():
+            return 0
+        ids = model.tokenize([text], max_length=size.max_length).input_ids[0].tolist()
+        return sum(one not in special for one in ids)
+
+    texts = partial(take_texts, opened, count, tokens=size.tokens, fit_tokens=size.fit_tokens, seed=asked.seed)
+    return run_transition(model, dictionaries, size, texts, request=request, out=out, progress=bars, engine=engine)
 
 
 def take_texts(
     datasets: Sequence[Dataset], count: Callable[[str], int], *, tokens: int, fit_tokens: int, seed: int = 0
-) -> Texts:
+) -> TransitionTexts:
     """Texts of some datasets, one of each in turn, until there are tokens enough; fewer where there are no more.
 
     Args:
@@ -163,11 +135,24 @@ def take_texts(
     """
     if tokens < 1 or fit_tokens < 1:
         raise InvalidArgument(f"{tokens} tokens to measure on, {fit_tokens} to fit on. Give 1 or more.")
-    measured: list[tuple[str, int, str]] = []
-    for dataset, text in _until(datasets, count, tokens, seed, kept_out=False):
-        number = sum(name == dataset for name, _, _ in measured)
-        measured.append((dataset, number, text))
-    held = [text for _, text in _until(datasets, count, fit_tokens, seed, kept_out=True)]
+
+    def until(tokens: int, *, kept_out: bool) -> Iterator[tuple[str, str]]:
+        """(dataset, text) of texts that are, or are not, held out, until they have this many tokens together."""
+        read = [filter(lambda text: is_held_out(text) is kept_out, dataset.read(seed)) for dataset in datasets]
+        left, known = tokens, set[str]()
+        for turn in itertools.zip_longest(*read):
+            for dataset, text in zip(datasets, turn, strict=True):
+                if text is None or (n := count(text)) < FEWEST or text in known:
+                    continue
+                if left <= 0:
+                    return
+                known.add(text)
+                left -= n
+                yield dataset.name, text
+
+    numbers = {dataset.name: itertools.count() for dataset in datasets}
+    measured = [(name, next(numbers[name]), text) for name, text in until(tokens, kept_out=False)]
+    held = [text for _, text in until(fit_tokens, kept_out=True)]
     validation = [text for text in held if hashlib.sha256(text.encode()).digest()[1] % VALIDATION == 0]
     fitting = [text for text in held if text not in set(validation)]
     if not (measured and fitting and validation):
@@ -175,14 +160,14 @@ def take_texts(
             f"there are {len(measured)} texts to measure on, {len(fitting)} to fit on and {len(validation)} for "
             f"validation, of {FEWEST} tokens or more. Give larger datasets, or more --tokens and --fit-tokens."
         )
-    return Texts(measured, fitting, validation)
+    return TransitionTexts(measured, fitting, validation)
 
 
 def run_transition(
     model: LanguageModel,
     dictionaries: Mapping[Site, Dictionary],
-    settings: TransitionSettings,
-    texts: Callable[[], Texts],
+    size: TransitionSize,
+    texts: Callable[[], TransitionTexts],
     *,
     request: RunRequest,
     out: Path | str,
@@ -194,7 +179,7 @@ def run_transition(
     Args:
         model: the model the dictionaries were trained on.
         dictionaries: at the sites of the pairs.
-        settings: what is measured.
+        size: pairs, k, loss_texts, max_length and memory of what is measured.
         texts: called for a new folder, or one without its texts for fitting.
         request: what is asked; `weights_digest` belongs into its arguments.
         out: the folder.
@@ -207,17 +192,51 @@ def run_transition(
         UnknownSite: for a pair without a dictionary.
         WidthMismatch: when dictionaries or model do not fit together.
     """
-    pairs = _opened(model, dictionaries, settings.pairs)
-    setup = Setup(model, settings.max_length, settings.ks, settings.memory)
-    groups = setup.groups([DictionaryPair(*ends) for ends in pairs])
-    results = Results.start(out, request, lambda: _units(groups, texts(), settings), versions())
-    if not (results.folder / FITTING).is_file():
-        write_atomic(results.folder / FITTING, _packed(texts()))
-    fits = Fits(results.folder, setup, lambda: (*_read_fitting(results.folder / FITTING), _measured(results)))
-    missing = [group for group in groups if not fits.are_done(group)]
+    if not size.pairs:
+        raise InvalidArgument("0 pairs were given. Give one or more.")
+    # 1. as many pairs together as fit into memory: two matrices of sums in float64 while one is solved, or the maps:
+    #    k entries a row, and whole ones
+    groups: list[list[DictionaryPair]] = []
+    left = 0.0
+    for pair in _opened(model, dictionaries, size.pairs):
+        n, d = pair.source.n_features, pair.source.d_in
+        needed = max(16 * n * n + 16 * n * d, 8 * n * sum(k or 2 * d for k in size.k) * 12)
+        if not groups or needed > left:
+            groups.append([])
+            left = size.memory * (1 << 30)
+        groups[-1].append(pair)
+        left -= needed
+
+    # 2. texts: each measured once for each group, and those for fitting
+    def units() -> list[Row]:
+        return [
+            {
+                "dataset": dataset,
+                "text": number,
+                "content": text,
+                "group": group,
+                "pairs": [pair.name for pair in pairs],
+                "loss": number < size.loss_texts,
+            }
+            for group, pairs in enumerate(groups)
+            for dataset, number, text in given().measured
+        ]
+
+    given = cache(texts)
+    results = Results.start(out, request, units, versions())
+    path = results.folder / FITTING
+    if not path.is_file():
+        uses = {"fitting": given().fitting, "validation": given().validation}
+        write_atomic(path, pack_rows({"text": text, "for": use} for use, kept in uses.items() for text in kept))
+    # 3. fits that are missing, then every text
+    fits = Fits(results.folder, model, size)
+    missing = [group for group in groups if not all(fits.path(pair).is_file() for pair in group)]
     for number, group in enumerate(missing):
-        fits.make(group, progress and progress(_named("fitting", number, missing)))
-    measure = _MeasureText(setup, dictionaries, [[pair.sites for pair in group] for group in groups], results.folder)
+        fitting, validation = _read_fitting(path)
+        measured = list(dict.fromkeys(unit["content"] for unit in results.units()))
+        name = "fitting" if len(missing) < 2 else f"fitting {number + 1} of {len(missing)}:"
+        fits.make(group, (fitting, validation, measured), progress and progress(name))
+    measure = _MeasureText(fits, dictionaries, [[pair.sites for pair in group] for group in groups])
     return results.run(measure, progress and progress("measuring"), engine)
 
 
@@ -228,7 +247,7 @@ def weights_digest(model: LanguageModel, dictionaries: Mapping[Site, Dictionary]
         UnknownSite: for a pair without a dictionary.
         BadFile: when a tensor read at first use is bad.
     """
-    _check_sites(dictionaries, pairs)
+    _check(dictionaries, pairs)
     digest = hashlib.sha256(model_digest(model).encode())
     for site in sorted({site for pair in pairs for site in pair}):
         dictionary = dictionaries[site]
@@ -242,119 +261,49 @@ def weights_digest(model: LanguageModel, dictionaries: Mapping[Site, Dictionary]
 class _MeasureText:
     """Measures texts, with the maps of the group of pairs in hand. A worker reads the fits from the results folder."""
 
-    setup: Setup
+    fits: Fits
     dictionaries: Mapping[Site, Dictionary]
     groups: list[list[Pair]]
-    folder: Path
     at: int = -1
 
     def __post_init__(self) -> None:
         self.held: list[tuple[DictionaryPair, Fitted, dict[str, TransitionMap]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"at": -1, "held": [], "folder": self.folder.absolute()}
+        fits = replace(self.fits, folder=self.fits.folder.absolute())
+        return self.__dict__ | {"at": -1, "held": [], "fits": fits}
 
     def __call__(self, unit: Row) -> Iterator[Row]:
         """A row for each pair of the unit's group."""
+        model = self.fits.model
         if unit["group"] != self.at:
-            fits = Fits(self.folder, self.setup, lambda: ([], [], []))
-            pairs = [
-                DictionaryPair(*ends)
-                for ends in _opened(self.setup.model, self.dictionaries, self.groups[unit["group"]])
-            ]
-            self.held = [(pair, fits.read(pair), fits.maps(pair)) for pair in pairs]
+            pairs = _opened(model, self.dictionaries, self.groups[unit["group"]])
+            read = [(pair, self.fits.read(pair)) for pair in pairs]
+            self.held = [(pair, fitted, self.fits.maps(pair, fitted.units)) for pair, fitted in read]
             self.at = unit["group"]
-        model = self.setup.model
-        [one] = text_batches(model, [unit["content"]], max_length=self.setup.max_length)
-        places = [end.point for pair, _, _ in self.held for end in (pair.source, pair.target)]
-        captured = model.capture(one.tokens, places)
+        [one] = text_batches(model, [unit["content"]], max_length=self.fits.size.max_length)
+        captured = model.capture(one.tokens, [end.point for p, _, _ in self.held for end in (p.source, p.target)])
         for pair, fitted, maps in self.held:
             ends = pair.ends(captured, one.real)
-            rest = ends.truth - pair.target.b_dec.float()
-            whole = squared(ends.truth, pair.target.b_dec.float().expand_as(ends.truth))
+            b_dec = pair.target.b_dec.float()
+            whole = squared(ends.truth, b_dec.expand_as(ends.truth))
             centre = fitted.centre.to(ends.truth).expand_as(ends.truth)
-            found = sums(ends, rest, maps)
-            missed = {
-                name: [_short(of.missed(whole)), _short(of.missed(whole, fitted.scales[name]))]
-                for name, of in found.items()
-            }
-            said = {name: [_short(squared(ends.truth, rows))] for name, rows in baselines(pair, ends, fitted)}
+            missed = {name: [_short(squared(ends.truth, h))] for name, h in baselines(pair, ends, fitted)}
+            for name, of in sums(ends, ends.truth - b_dec, maps).items():
+                missed[name] = [_short(of.missed(whole)), _short(of.missed(whole, fitted.scales[name]))]
             row: Row = {
                 "dataset": unit["dataset"],
                 "text": unit["text"],
                 "pair": pair.name,
                 "tokens": len(ends.truth),
                 "total": _short(squared(ends.truth, centre)),
-                "missed": said | missed,
+                "missed": missed,
             }
             if unit["loss"]:
                 run = {name: of for name, of in maps.items() if (variant := MapVariant.of(name)) and is_run(variant)}
-                told = loss_through(model, pair, one.tokens, one.real, ends, run, fitted)
-                row["loss"] = {name: _short(value) for name, value in told.items()}
+                losses = loss_through(model, pair, one.tokens, one.real, ends, run, fitted)
+                row["loss"] = {name: _short(value) for name, value in losses.items()}
             yield row
-
-
-def _check_sites(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair]) -> None:
-    missing = sorted({site for pair in pairs for site in pair if site not in dictionaries})
-    if missing:
-        raise UnknownSite(f"there is no dictionary at {', '.join(map(str, missing))}. Give other pairs.")
-
-
-def _opened(
-    model: LanguageModel, dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair]
-) -> list[tuple[Dictionary, Dictionary]]:
-    _check_sites(dictionaries, pairs)
-    found = [(dictionaries[a].for_model(model), dictionaries[b].for_model(model)) for a, b in pairs]
-    for source, target in found:
-        check_pair(source, target)
-    return found
-
-
-def _units(groups: list[list[DictionaryPair]], texts: Texts, settings: TransitionSettings) -> list[Row]:
-    """Each text once for each group of pairs."""
-    return [
-        {
-            "dataset": dataset,
-            "text": number,
-            "content": text,
-            "group": group,
-            "pairs": [pair.name for pair in groups[group]],
-            "loss": number < settings.loss_texts,
-        }
-        for group in range(len(groups))
-        for dataset, number, text in texts.measured
-    ]
-
-
-def _measured(results: Results) -> list[str]:
-    """The texts that are measured, each once."""
-    return list(dict.fromkeys(unit["content"] for unit in results.units()))
-
-
-def _until(
-    datasets: Sequence[Dataset], count: Callable[[str], int], tokens: int, seed: int, *, kept_out: bool
-) -> Iterator[tuple[str, str]]:
-    """Texts that are, or are not, held out, until they have this many tokens together."""
-    read = [_named_texts(dataset, seed, kept_out=kept_out) for dataset in datasets]
-    left, known = tokens, set[str]()
-    for turn in itertools.zip_longest(*read):
-        for one in filter(None, turn):
-            n = count(one[1])
-            if n < FEWEST or one[1] in known:
-                continue
-            if left <= 0:
-                return
-            known.add(one[1])
-            left -= n
-            yield one
-
-
-def _named_texts(dataset: Dataset, seed: int, *, kept_out: bool) -> Iterator[tuple[str, str]]:
-    return ((dataset.name, text) for text in dataset.read(seed) if is_held_out(text) is kept_out)
-
-
-def _named(what: str, number: int, groups: Sequence[object]) -> str:
-    return what if len(groups) < 2 else f"{what} {number + 1} of {len(groups)}:"
 
 
 def _short(value: float) -> float:
@@ -362,22 +311,30 @@ def _short(value: float) -> float:
     return significant(value, 9)
 
 
-def _packed(texts: Texts) -> bytes:
-    lines = [
-        json.dumps({"text": text, "for": use}, ensure_ascii=False) + "\n"
-        for use, kept in (("fitting", texts.fitting), ("validation", texts.validation))
-        for text in kept
-    ]
-    return gzip.compress("".join(lines).encode("utf-8", "surrogatepass"), compresslevel=6, mtime=0)
-
-
 def _read_fitting(path: Path) -> tuple[list[str], list[str]]:
     """The texts for fitting and those for validation."""
     try:
-        told: list[dict[str, Any]] = [parse_json(line) for line in gzip_lines(path, "surrogatepass")]
-        return tuple([one["text"] for one in told if one["for"] == use] for use in ("fitting", "validation"))  # pyright: ignore[reportReturnType]
-    except (*PACKED_WRONG, KeyError, TypeError) as error:
+        rows = unpack_rows(path)
+        fitting, validation = ([one["text"] for one in rows if one["for"] == use] for use in ("fitting", "validation"))
+        return fitting, validation
+    except (KeyError, TypeError) as error:
         raise BadFile(f"{path} cannot be read ({error!r}). Remove it and run the command again.") from None
+
+
+def _check(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair]) -> None:
+    missing = sorted({site for pair in pairs for site in pair if site not in dictionaries})
+    if missing:
+        raise UnknownSite(f"there is no dictionary at {', '.join(map(str, missing))}. Give other pairs.")
+
+
+def _opened(
+    model: LanguageModel, dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair]
+) -> list[DictionaryPair]:
+    _check(dictionaries, pairs)
+    found = [(dictionaries[a].for_model(model), dictionaries[b].for_model(model)) for a, b in pairs]
+    for source, target in found:
+        check_pair(source, target)
+    return [DictionaryPair(*ends) for ends in found]
 
 
 def neighbours(dictionaries: DictionarySet, part: Part, layers: Sequence[int] = ()) -> tuple[Pair, ...]:
@@ -397,16 +354,3 @@ def neighbours(dictionaries: DictionarySet, part: Part, layers: Sequence[int] = 
     if not asked:
         raise InvalidArgument(f"{dictionaries.name} has no two {part} dictionaries of neighbouring layers.")
     return tuple((Site(layer, part), Site(layer + 1, part)) for layer in asked)
-
-
-def _counter(model: LanguageModel, max_length: int) -> Callable[[str], int]:
-    """Counts tokens of a text that are not special, of those it is cut to."""
-    special = set(model.tokenizer.all_special_ids)
-
-    def count(text: str) -> int:
-        if not text.strip():
-            return 0
-        ids = model.tokenize([text], max_length=max_length).input_ids[0].tolist()
-        return sum(one not in special for one in ids)
-
-    return count
