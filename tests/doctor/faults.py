@@ -14,7 +14,7 @@ import torch
 from saeflow.demo import DOMAINS, quality
 from saeflow.demo.texts import texts as demo_texts
 from saeflow.doctor.examine import examine
-from saeflow.doctor.findings import Check, Examination, Severity
+from saeflow.doctor.findings import CheckKind, Examination, Severity
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
@@ -40,7 +40,7 @@ class Fault:
     """What is done to a dictionary, at which site, and which check names it; `weights`: already without a model."""
 
     plant: Callable[[World], Dictionary]
-    check: Check
+    check: CheckKind
     said: str
     weights: bool = False
     severity: Severity = Severity.WRONG
@@ -143,36 +143,40 @@ def threshold_times(c: float) -> Callable[[World], Dictionary]:
 
 FAULTS: dict[str, Fault] = {
     "the layer before": Fault(
-        lambda w: remade(w[RES], site=Site.parse("4/res")), Check.TAP, "reads best at 3/res, told 4/res"
+        lambda w: remade(w[RES], site=Site.parse("4/res")), CheckKind.TAP, "reads best at 3/res, told 4/res"
     ),
-    "another part": Fault(lambda w: remade(w[ATT], site=MLP), Check.TAP, "reads best at 3/att, told 3/mlp"),
-    "z told as att": Fault(trained_on_z, Check.TAP, "reads best at 3/att before o_proj, told 3/att"),
-    "transposed decoder": Fault(turned("W_dec"), Check.TRANSPOSED, "with the decoder read the other way", True),
-    "transposed encoder": Fault(turned("W_enc"), Check.TRANSPOSED, "with the encoder read the other way", True),
-    "transposed, square": Fault(square, Check.TRANSPOSED, "with the decoder read the other way", True),
-    "another order": Fault(shuffled, Check.ORDER, "with the decoder row it is most alike", True),
-    "missing factor sqrt(d) / mean norm": Fault(missing_factor, Check.SCALE, "the factor is sqrt(d_in) / mean |h|"),
-    "missing factor 20": Fault(lambda w: missing_factor(w, 20.0), Check.SCALE, "with the input times"),
-    "thresholds times 5": Fault(threshold_times(5.0), Check.THRESHOLD_SCALE, "with the thresholds times"),
-    "thresholds times 0.02": Fault(threshold_times(0.02), Check.L0, "met with the thresholds times"),
+    "another part": Fault(lambda w: remade(w[ATT], site=MLP), CheckKind.TAP, "reads best at 3/att, told 3/mlp"),
+    "z told as att": Fault(trained_on_z, CheckKind.TAP, "reads best at 3/att before o_proj, told 3/att"),
+    "transposed decoder": Fault(turned("W_dec"), CheckKind.TRANSPOSED, "with the decoder read the other way", True),
+    "transposed encoder": Fault(turned("W_enc"), CheckKind.TRANSPOSED, "with the encoder read the other way", True),
+    "transposed, square": Fault(square, CheckKind.TRANSPOSED, "with the decoder read the other way", True),
+    "another order": Fault(shuffled, CheckKind.ORDER, "with the decoder row it is most alike", True),
+    "missing factor sqrt(d) / mean norm": Fault(missing_factor, CheckKind.SCALE, "the factor is sqrt(d_in) / mean |h|"),
+    "missing factor 20": Fault(lambda w: missing_factor(w, 20.0), CheckKind.SCALE, "with the input times"),
+    "thresholds times 5": Fault(threshold_times(5.0), CheckKind.THRESHOLD_SCALE, "with the thresholds times"),
+    "thresholds times 0.02": Fault(threshold_times(0.02), CheckKind.L0, "met with the thresholds times"),
     "b_dec subtracted": Fault(
-        lambda w: remade(w[RES], preprocessing=Preprocessing(subtract_b_dec=True)), Check.B_DEC, "b_dec not subtracted"
+        lambda w: remade(w[RES], preprocessing=Preprocessing(subtract_b_dec=True)),
+        CheckKind.B_DEC,
+        "b_dec not subtracted",
     ),
     "normalised": Fault(
-        lambda w: remade(w[RES], preprocessing=Preprocessing(norm=Norm.RESCALE)), Check.NORM, "not normalised"
+        lambda w: remade(w[RES], preprocessing=Preprocessing(norm=Norm.RESCALE)), CheckKind.NORM, "not normalised"
     ),
-    "duplicated rows": Fault(duplicated, Check.DUPLICATES, "200 of 768 decoder rows have a twin", True),
-    "NaN": Fault(changed_rows("W_enc", float("nan"), 3), Check.FINITE, "'W_enc' has NaN or infinite values in 3", True),
+    "duplicated rows": Fault(duplicated, CheckKind.DUPLICATES, "200 of 768 decoder rows have a twin", True),
+    "NaN": Fault(
+        changed_rows("W_enc", float("nan"), 3), CheckKind.FINITE, "'W_enc' has NaN or infinite values in 3", True
+    ),
     "zero rows": Fault(
         changed_rows("W_dec", 0.0, 4),
-        Check.ZERO_ROWS,
+        CheckKind.ZERO_ROWS,
         "4 of 768 decoder rows are zeros (first rows [0, 1, 2, 3])",
         severity=Severity.LOOK,
     ),
-    "dead": Fault(changed_rows("b_enc", -1e5, 300), Check.DEAD, "39.1% cannot be reached", severity=Severity.LOOK),
+    "dead": Fault(changed_rows("b_enc", -1e5, 300), CheckKind.DEAD, "39.1% cannot be reached", severity=Severity.LOOK),
     "thresholds below 0": Fault(
         lambda w: remade(w[RES], threshold=w[RES].activation.threshold.log() - 3),
-        Check.THRESHOLDS,
+        CheckKind.THRESHOLDS,
         "thresholds are below 0",
         True,
     ),

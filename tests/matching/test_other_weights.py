@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saeflow.doctor.examine import examine
-from saeflow.doctor.findings import Check, Severity
+from saeflow.doctor.findings import CheckKind, Severity
 from saeflow.errors import InvalidArgument, UnknownRelease
 from saeflow.experiments.inputs import Inputs
 from saeflow.experiments.settings import InputNames
@@ -90,7 +90,7 @@ def test_a_plan_an_agreement_and_the_doctor_ask_whose_weights_they_were(planted,
     with pytest.raises(InvalidArgument, match="matched from other weights at 2/res"):
         agreement({"cosine": atlas, "permutation": other})
     found = {
-        name: [f.severity for f in examine(d, atlas=atlas, sites=[SITE]).findings if f.check is Check.ATLAS]
+        name: [f.severity for f in examine(d, atlas=atlas, sites=[SITE]).findings if f.check is CheckKind.ATLAS]
         for name, d in {"same": planted, "other": retrained}.items()
     }
     assert found == {"same": [Severity.OK], "other": [Severity.WRONG]}

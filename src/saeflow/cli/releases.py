@@ -137,7 +137,7 @@ def doctor(
     from saeflow.demo import quality
     from saeflow.doctor import Severity
     from saeflow.doctor.examine import examine
-    from saeflow.doctor.findings import Check
+    from saeflow.doctor.findings import CheckKind
     from saeflow.matching.atlas import open_atlas
     from saeflow.sources.library import load_dictionaries
 
@@ -180,7 +180,7 @@ def doctor(
     rows = [
         {"site": f.site or "release", "": f.severity.value, "check": f.check.value, "found": _said(f.said, f.advice)}
         for f in findings.findings
-        if everything or f.severity is not Severity.OK or f.check is Check.RECONSTRUCTION
+        if everything or f.severity is not Severity.OK or f.check is CheckKind.RECONSTRUCTION
     ]
     counts = [f"{len(findings.of(severity))} {severity.value}" for severity in reversed(Severity)]
     read = f"{findings.n_tokens:,} tokens of {findings.model or 'the model'}" if findings.n_tokens else "weights alone"

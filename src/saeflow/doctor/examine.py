@@ -9,11 +9,10 @@ multiplications, nearly all for its duplicates.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from saeflow.doctor.findings import Check, Examination, Finding, Number, Severity
-from saeflow.doctor.measured import Case, examine_measured
-from saeflow.doctor.places import n_seen, own_spot, see, spots_around, written_spot
+from saeflow.doctor.findings import CheckKind, Examination, Finding, Number, Severity, finding
+from saeflow.doctor.hidden_states import Case, examine_hidden_states, n_seen, own_spot, see, spots_around, written_spot
 from saeflow.doctor.weights import examine_weights
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Part, Site
@@ -62,30 +61,42 @@ def examine(
         UnknownSite: for a site there is no dictionary at.
         Unreachable, NoSpace: when a file must be fetched and cannot be.
     """
-    chosen = _chosen(dictionaries, sites)
+    # 1. which dictionaries, and the tokens to read
+    chosen = sorted(dictionaries if sites is None else sites)
+    missing = [str(site) for site in chosen if site not in dictionaries]
+    if missing or not chosen:
+        have = ", ".join(map(str, sorted(dictionaries))) or "none"
+        raise UnknownSite(f"There is no dictionary at {', '.join(missing) or 'any site'}. There are: {have}.")
     model = None if model is None else model.as_trained({site: dictionaries[site] for site in chosen[:1]})
-    batches = _batches(model, texts, tokens)
+    batches = [] if model is None else _batches(model, texts, tokens)
+
+    # 2. site by site: its weights, and what they make of hidden states where they are sound
     findings = [] if sites is not None else [_sites(tuple(dictionaries))]
     widths: dict[Site, int] = {}
-    for done, layer in enumerate(layers := sorted({site.layer for site in chosen})):
-        here = [site for site in chosen if site.layer == layer]
-        if progress:
-            progress(done, len(layers), f"layer {layer}")
-        for site, dictionary, found in _opened(dictionaries, here):
-            findings += found
-            if dictionary is None:
-                continue
-            widths[site] = dictionary.d_in
-            weights = examine_weights(dictionary)
-            findings += weights
-            sound = not any(
-                f.check in (Check.FINITE, Check.ZERO_ROWS, Check.FILE) and f.severity is Severity.WRONG for f in weights
-            )
-            if model is not None and sound:
-                stated = (stated_l0 or {}).get(site, _stated(dictionary))
-                explained = any(finding.severity is Severity.WRONG for finding in weights)
-                findings += _measured(dictionary, model, batches, stated, explained=explained)
-            dictionary.unload()
+    layer = -1
+    layers = sorted({site.layer for site in chosen})
+    for site in chosen:
+        if progress and site.layer != layer:
+            layer = site.layer
+            progress(layers.index(layer), len(layers), f"layer {layer}")
+        try:
+            dictionary = dictionaries[site]
+        except BadFile as error:
+            said, _, advice = str(error).partition(". ")
+            findings.append(finding(CheckKind.FILE, site, Severity.WRONG, said, {}, advice))
+            continue
+        widths[site] = dictionary.d_in
+        weights = examine_weights(dictionary)
+        findings += weights
+        wrong = {one.check for one in weights if one.severity is Severity.WRONG}
+        if model is not None and not wrong & {CheckKind.FINITE, CheckKind.ZERO_ROWS, CheckKind.FILE}:
+            in_path = _STATED.search(dictionary.origin)  # the L0 in a path of Gemma Scope
+            stated = float(in_path[1]) if in_path and int(in_path[1]) else None
+            stated = (stated_l0 or {}).get(site, stated)
+            findings += _hidden_states(dictionary, model, batches, stated, explained=bool(wrong))
+        dictionary.unload()
+
+    # 3. the release as a whole
     if progress:
         progress(len(layers), len(layers), "done")
     if sites is None:
@@ -95,16 +106,7 @@ def examine(
     if atlas is not None:
         findings.append(_atlas(atlas, dictionaries, list(widths), model))
     name = "" if model is None else model.name
-    return Examination(release, name, n_seen(batches) if batches else 0, tuple(findings))
-
-
-def _chosen(dictionaries: Mapping[Site, Dictionary], sites: Collection[Site] | None) -> list[Site]:
-    chosen = sorted(dictionaries if sites is None else sites)
-    missing = [str(site) for site in chosen if site not in dictionaries]
-    if missing or not chosen:
-        have = ", ".join(map(str, sorted(dictionaries))) or "none"
-        raise UnknownSite(f"There is no dictionary at {', '.join(missing) or 'any site'}. There are: {have}.")
-    return chosen
+    return Examination(release, name, n_seen(batches), tuple(findings))
 
 
 def _atlas(
@@ -115,18 +117,11 @@ def _atlas(
         other = other_weights(atlas, dictionaries, sites, projector=model)
     except BadFile as error:
         said, _, advice = str(error).partition(". ")
-        return Finding(Check.ATLAS, "", Severity.WRONG, said, {}, advice)
-    told = f"the atlas at {atlas.folder}"
-    if not other:
-        return Finding(Check.ATLAS, "", Severity.OK, f"{told} is of these weights", {"sites that differ": 0})
-    return Finding(
-        Check.ATLAS,
-        "",
-        Severity.WRONG,
-        f"{told} is of other weights at {', '.join(map(str, other))}",
-        {"sites that differ": len(other)},
-        "Build it again with `saeflow atlas build`.",
-    )
+        return finding(CheckKind.ATLAS, "", Severity.WRONG, said, {}, advice)
+    is_of = f"is of other weights at {', '.join(map(str, other))}" if other else "is of these weights"
+    severity, numbers = Severity.WRONG if other else Severity.OK, {"sites that differ": len(other)}
+    advice = "Build it again with `saeflow atlas build`."
+    return finding(CheckKind.ATLAS, "", severity, f"the atlas at {atlas.folder} {is_of}", numbers, advice)
 
 
 def _begin(model: LanguageModel, texts: Sequence[str], dictionaries: Mapping[Site, Dictionary]) -> Finding:
@@ -137,34 +132,22 @@ def _begin(model: LanguageModel, texts: Sequence[str], dictionaries: Mapping[Sit
         tokens = model.tokenize(some, add_bos=begun, max_length=_BEGUN_LENGTH + begun)
         # of the same tokens: with a begin, the first of the text is predicted too
         losses[begun] = float(model.loss(tokens)[:, int(begun) :].nanmean())
-    told = prepend_bos_of(dictionaries)
+    trained = prepend_bos_of(dictionaries)
     how = {True: "with the begin-of-text token", False: "without the begin-of-text token"}
     said = f"texts are read {how[now]}: {losses[now]:.3f} nats a token; {how[not now]} {losses[not now]:.3f}"
     numbers: dict[str, Number] = {"loss": losses[now], "loss then": losses[not now], "begins": now}
-    if told is not None and told != now:
-        return Finding(
-            Check.BEGIN,
-            "",
-            Severity.WRONG,
-            f"{said}; the dictionaries were trained {how[told]}",
-            numbers,
-            "Leave --prepend-bos out, which then follows the files.",
-        )
-    if losses[now] < losses[not now] + _MUCH or told is not None:
-        return Finding(Check.BEGIN, "", Severity.OK, said, numbers)
-    return Finding(
-        Check.BEGIN,
-        "",
-        Severity.LOOK,
-        said,
-        numbers,
-        f"No file says how training began its texts: compare with {'--no-prepend-bos' if now else '--prepend-bos'}.",
+    if trained is not None and trained != now:
+        said += f"; the dictionaries were trained {how[trained]}"
+        advice = "Leave --prepend-bos out, which then follows the files."
+        return finding(CheckKind.BEGIN, "", Severity.WRONG, said, numbers, advice)
+    alike = losses[now] < losses[not now] + _MUCH or trained is not None
+    advice = (
+        f"No file says how training began its texts: compare with {'--no-prepend-bos' if now else '--prepend-bos'}."
     )
+    return finding(CheckKind.BEGIN, "", Severity.OK if alike else Severity.LOOK, said, numbers, advice)
 
 
-def _batches(model: LanguageModel | None, texts: Sequence[str], tokens: int) -> list[TextBatch]:
-    if model is None:
-        return []
+def _batches(model: LanguageModel, texts: Sequence[str], tokens: int) -> list[TextBatch]:
     if not texts:
         raise InvalidArgument("A model is given and no text for it to read. Give texts.")
     batches = list(text_batches(model, texts, max_length=256, max_tokens=tokens))
@@ -176,51 +159,27 @@ def _batches(model: LanguageModel | None, texts: Sequence[str], tokens: int) -> 
     return batches
 
 
-def _opened(
-    dictionaries: Mapping[Site, Dictionary], sites: Sequence[Site]
-) -> Iterator[tuple[Site, Dictionary | None, list[Finding]]]:
-    """Each dictionary, or the finding that it cannot be opened."""
-    for site in sites:
-        try:
-            yield site, dictionaries[site], []
-        except BadFile as error:
-            said, _, advice = str(error).partition(". ")
-            yield site, None, [Finding(Check.FILE, str(site), Severity.WRONG, said, {}, advice)]
-
-
-def _measured(
+def _hidden_states(
     dictionary: Dictionary, model: LanguageModel, batches: Sequence[TextBatch], stated: float | None, *, explained: bool
 ) -> list[Finding]:
+    """The findings from hidden states, or that the model has none that fit."""
     if own_spot(dictionary).layer < model.n_layers:
         dictionary = dictionary.for_model(model)
-    own, written, site = own_spot(dictionary), written_spot(dictionary), str(dictionary.site)
+    own, written, site = own_spot(dictionary), written_spot(dictionary), dictionary.site
     if own.layer >= model.n_layers:
-        return [
-            Finding(
-                Check.WIDTHS,
-                site,
-                Severity.WRONG,
-                f"the model has {model.n_layers} layers, and this dictionary reads layer {own.layer}",
-                {"layers": model.n_layers},
-                "Load the model the release was trained on.",
-            )
-        ]
+        said = f"the model has {model.n_layers} layers, and this dictionary reads layer {own.layer}"
+        advice = "Load the model the release was trained on."
+        return [finding(CheckKind.WIDTHS, site, Severity.WRONG, said, {"layers": model.n_layers}, advice)]
     tried = spots_around(dictionary, model)
     seen = see(model, batches, tuple(dict.fromkeys((*tried, written))))
     width = int(seen.rest[own].shape[1])
     if width != dictionary.d_in:
         fitting = [str(spot) for spot, h in seen.rest.items() if h.shape[1] == dictionary.d_in]
-        return [
-            Finding(
-                Check.WIDTHS,
-                site,
-                Severity.WRONG,
-                f"reads width {dictionary.d_in}, and {own} of the model is {width} wide",
-                {"reads": dictionary.d_in, "model": width},
-                f"Of that width here: {', '.join(fitting) or 'none'}. Correct the tap, or load the right model.",
-            )
-        ]
-    return examine_measured(Case(dictionary, seen, own, written, tried, stated, explained))
+        said = f"reads width {dictionary.d_in}, and {own} of the model is {width} wide"
+        numbers = {"reads": dictionary.d_in, "model": width}
+        advice = f"Of that width here: {', '.join(fitting) or 'none'}. Correct the tap, or load the right model."
+        return [finding(CheckKind.WIDTHS, site, Severity.WRONG, said, numbers, advice)]
+    return examine_hidden_states(Case(dictionary, seen, own, written, tried, stated, explained))
 
 
 def _sites(sites: Sequence[Site]) -> Finding:
@@ -232,19 +191,12 @@ def _sites(sites: Sequence[Site]) -> Finding:
     absent = [part.value for part in Part if part not in parts]
     numbers: dict[str, Number] = {"sites": len(sites), "missing": ", ".join(missing), "parts absent": " ".join(absent)}
     said = f"{len(sites)} sites of {', '.join(part.value for part in parts)} at {len(layers)} layers"
-    told = [f"{', '.join(missing[:6])}{'...' if len(missing) > 6 else ''} missing" if missing else ""]
-    told += [f"no layer {', '.join(map(str, gaps))}" if gaps else "", f"no {' and no '.join(absent)}" if absent else ""]
-    said = "; ".join([said, *filter(None, told)])
-    if not (missing or gaps or absent):
-        return Finding(Check.SITES, "", Severity.OK, said, numbers)
-    return Finding(
-        Check.SITES,
-        "",
-        Severity.LOOK,
-        said,
-        numbers,
-        "A flow ends where a layer is missing, and s(P) of a part that is missing is not known, which is not 0.",
-    )
+    said += f"; {', '.join(missing[:6])}{'...' if len(missing) > 6 else ''} missing" if missing else ""
+    said += f"; no layer {', '.join(map(str, gaps))}" if gaps else ""
+    said += f"; no {' and no '.join(absent)}" if absent else ""
+    severity = Severity.LOOK if missing or gaps or absent else Severity.OK
+    advice = "A flow ends where a layer is missing, and s(P) of a part that is missing is not known, which is not 0."
+    return finding(CheckKind.SITES, "", severity, said, numbers, advice)
 
 
 def _widths(widths: Mapping[Site, int]) -> Finding:
@@ -253,20 +205,9 @@ def _widths(widths: Mapping[Site, int]) -> Finding:
     numbers: dict[str, Number] = {
         part.value: ", ".join(map(str, sorted(found))) for part, found in by_part.items() if found
     }
-    told = "; ".join(f"{part} {text}" for part, text in numbers.items())
+    each = "; ".join(f"{part} {text}" for part, text in numbers.items())
     if all(len(found) <= 1 for found in by_part.values()):
-        return Finding(Check.WIDTHS, "", Severity.OK, f"widths read: {told}", numbers)
-    return Finding(
-        Check.WIDTHS,
-        "",
-        Severity.WRONG,
-        f"dictionaries of one part read several widths: {told}",
-        numbers,
-        "They are of several models, or of several taps: check the files of the sites that differ.",
-    )
-
-
-def _stated(dictionary: Dictionary) -> float | None:
-    """The L0 in a path of Gemma Scope."""
-    found = _STATED.search(dictionary.origin)
-    return float(found[1]) if found and int(found[1]) else None
+        return finding(CheckKind.WIDTHS, "", Severity.OK, f"widths read: {each}", numbers)
+    said = f"dictionaries of one part read several widths: {each}"
+    advice = "They are of several models, or of several taps: check the files of the sites that differ."
+    return finding(CheckKind.WIDTHS, "", Severity.WRONG, said, numbers, advice)

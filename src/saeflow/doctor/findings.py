@@ -1,4 +1,4 @@
-"""What an examination found, as plain values: a report, a page or JSON shows them. No torch."""
+"""What an examination found, as plain values that a report, a page or JSON shows. No torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import enum
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
-
-from saeflow.errors import BadFile
 
 Number: TypeAlias = float | int | str | bool
 
@@ -28,7 +26,7 @@ class Severity(enum.StrEnum):
         return list(Severity).index(self)
 
 
-class Check(enum.StrEnum):
+class CheckKind(enum.StrEnum):
     """What was looked at."""
 
     SITES = "sites"
@@ -70,12 +68,19 @@ class Finding:
         advice: what to do, in a sentence; empty when nothing is to be done.
     """
 
-    check: Check
+    check: CheckKind
     site: str
     severity: Severity
     said: str
     numbers: Mapping[str, Number]
     advice: str = ""
+
+
+def finding(
+    check: CheckKind, site: object, severity: Severity, said: str, numbers: Mapping[str, Number], advice: str = ""
+) -> Finding:
+    """A finding of a site, or of the release for ""; one that is ok needs no advice."""
+    return Finding(check, str(site), severity, said, numbers, "" if severity is Severity.OK else advice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ class Examination:
         return tuple(finding for finding in self.findings if finding.severity is severity)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON takes it; `from_json` is the inverse."""
+        """Values that JSON can hold."""
         return {
             "release": self.release,
             "model": self.model,
@@ -112,26 +117,3 @@ class Examination:
             "worst": self.worst.value,
             "findings": [asdict(finding) for finding in self.findings],
         }
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Examination:
-        """Read what `to_json` gave.
-
-        Raises:
-            BadFile: when it is something else.
-        """
-        try:
-            findings = tuple(
-                Finding(
-                    Check(told["check"]),
-                    str(told["site"]),
-                    Severity(told["severity"]),
-                    str(told["said"]),
-                    dict(told["numbers"]),
-                    str(told["advice"]),
-                )
-                for told in data["findings"]
-            )
-            return Examination(str(data["release"]), str(data["model"]), int(data["n_tokens"]), findings)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadFile(f"this is no examination ({error!r}). Run saeflow doctor --json again.") from error
