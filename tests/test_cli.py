@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from saeflow import cli
-from saeflow.cli.app import app
+from saeflow.cli.app import COMMANDS, GROUPS, app
 from saeflow.cli.output import progress
 from saeflow.errors import InvalidArgument
 from saeflow.flow import FlowGraph
@@ -356,3 +357,13 @@ def test_progress_into_a_pipe_is_a_line_now_and_then_with_the_time_that_is_left(
         "training L0 6.1: 40% (4,000 of 10,000), about 60 s left",
         "training L0 6.1: 70% (7,000 of 10,000), about 30 s left",
     ]
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("labels",), ("atlas", "--help"), ("models", "-h")])
+def test_a_list_of_commands_says_what_each_of_them_does(words, run):
+    code, out, _ = run(*words)
+    assert code == 0
+    group = words[0] if words and not words[0].startswith("-") else ""
+    names = {key[0]: below[1] for key, below in GROUPS.items()}.get(group)
+    for name in names or [name for names in COMMANDS.values() for name in names]:
+        assert re.search(rf"^│ {name} +[A-Z]\w+ \w+", out, re.MULTILINE), name

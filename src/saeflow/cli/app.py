@@ -60,7 +60,7 @@ class _Help(DefaultFormatter):
 
 
 def _application() -> App:
-    """Every command, imported when it is called; those of help alone when help is shown."""
+    """Every command, imported when it is called or listed."""
     made = App(
         "saeflow",
         help="Trace features of sparse autoencoders through the layers of a language model, from the weights alone.\n\n"
@@ -92,6 +92,11 @@ app = _application()
 def run() -> None:
     """Run the command that `sys.argv` names; an error that has a message ends in exit code 2."""
     as_python_does, warnings.formatwarning = warnings.formatwarning, _line
+    words = sys.argv[1:]
+    listed = app[words.pop(0)] if words and words[0] in {group for group, _ in GROUPS} else app
+    if not words or words[0] in ("--help", "-h"):
+        for name in listed:
+            listed[name]  # imported, so that a list of commands has their first lines
     try:
         app(sys.argv[1:])
         sys.stdout.flush()
