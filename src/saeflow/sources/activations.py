@@ -4,7 +4,7 @@ The first stage of the flow: a Dictionary multiplies by `W_enc`, adds `b_enc` an
 one of these. They are the forms used at inference; how a threshold was trained does not matter here.
 
     ReLU       max(pre, 0)
-    JumpReLU   relu(pre) * (pre > threshold)              one threshold a feature
+    JumpReLU   relu(pre) * (pre > threshold)              one threshold per feature
     TopK       the k largest of relu(pre), the rest 0
     BatchTopK  relu(pre) * (pre > threshold)              one threshold for all, kept from training
 
@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
+
+_T = TypeVar("_T", bound="_Thresholded")
 
 
 class ActivationKind(enum.StrEnum):
@@ -37,71 +39,68 @@ class ActivationKind(enum.StrEnum):
 class ReLU:
     """max(pre, 0), as in the first sparse autoencoders (Cunningham et al. 2023, arXiv 2309.08600)."""
 
-    @property
-    def kind(self) -> ActivationKind:
-        """`relu`."""
-        return ActivationKind.RELU
+    kind: ClassVar[ActivationKind] = ActivationKind.RELU
 
     def __call__(self, pre: Float[Tensor, "*batch n_features"]) -> Float[Tensor, "*batch n_features"]:
-        """Map pre-activations to activations, shape kept.
-
-        Raises:
-            Nothing.
-        """
+        """Map pre-activations to activations, shape kept."""
         return torch.relu(pre)
 
     def of(self, features: Int[Tensor, " k"]) -> ReLU:  # noqa: ARG002
-        """The same for some features alone.
-
-        Raises:
-            Nothing.
-        """
+        """The same for some features alone."""
         return self
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReLU:  # noqa: ARG002
-        """Itself: there is no tensor to move.
-
-        Raises:
-            Nothing.
-        """
+        """Itself: there is no tensor to move."""
         return self
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class JumpReLU:
-    """relu(pre) * (pre > threshold), strictly above (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+@dataclass(frozen=True, eq=False)
+class _Thresholded:
+    """relu(pre) * (pre > threshold), with one threshold or one per feature."""
 
-    threshold: Float[Tensor, " n_features"]
-
-    @property
-    def kind(self) -> ActivationKind:
-        """`jumprelu`."""
-        return ActivationKind.JUMPRELU
+    threshold: Tensor
 
     def __call__(self, pre: Float[Tensor, "*batch n_features"]) -> Float[Tensor, "*batch n_features"]:
         """Map pre-activations to activations, shape kept.
 
         Raises:
-            InvalidArgument: when the last axis of `pre` is not one value a threshold.
+            InvalidArgument: when the last axis of `pre` is not one value per threshold.
         """
-        _check_width(pre, self.threshold)
+        if self.threshold.ndim and pre.shape[-1] != self.threshold.shape[0]:
+            raise InvalidArgument(
+                f"{self.threshold.shape[0]} thresholds for {pre.shape[-1]} pre-activations. Give one threshold per "
+                "feature."
+            )
         return torch.relu(pre) * (pre > self.threshold)
 
-    def of(self, features: Int[Tensor, " k"]) -> JumpReLU:
-        """The same for some features alone.
+    def of(self: _T, features: Int[Tensor, " k"]) -> _T:
+        """The same for some features alone. Raises IndexError, from torch, for a feature that is not there."""
+        return type(self)(self.threshold[features]) if self.threshold.ndim else self
 
-        Raises:
-            IndexError: from torch, for a feature that is not there.
-        """
-        return JumpReLU(self.threshold[features])
+    def to(self: _T, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> _T:
+        """The same with its threshold on `device` in `dtype`. Raises RuntimeError, from torch, without the device."""
+        return type(self)(self.threshold.to(device=device, dtype=dtype))
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> JumpReLU:
-        """The same with its threshold on `device` in `dtype`.
 
-        Raises:
-            RuntimeError: from torch, when the device does not exist.
-        """
-        return JumpReLU(self.threshold.to(device=device, dtype=dtype))
+@dataclass(frozen=True, eq=False)
+class JumpReLU(_Thresholded):
+    """relu(pre) * (pre > threshold), strictly above (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+    threshold: Float[Tensor, " n_features"]
+    kind: ClassVar[ActivationKind] = ActivationKind.JUMPRELU
+
+
+@dataclass(frozen=True, eq=False)
+class BatchTopK(_Thresholded):
+    """relu(pre) * (pre > threshold), one threshold kept from training (Bussmann et al. 2024).
+
+    Source: arXiv 2412.06410. In training the k * batch largest activations of a batch survive; at inference a
+    feature must not depend on what else is in the batch, so the paper replaces the cut by the
+    mean of the smallest surviving activation. One number for all features, or one per feature.
+    """
+
+    threshold: Float[Tensor, ""] | Float[Tensor, " n_features"]
+    kind: ClassVar[ActivationKind] = ActivationKind.BATCHTOPK
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +111,12 @@ class TopK:
     """
 
     k: int
+    kind: ClassVar[ActivationKind] = ActivationKind.TOPK
 
     def __post_init__(self) -> None:
         """Refuse k below 1."""
         if self.k < 1:
             raise InvalidArgument(f"TopK with k = {self.k} keeps nothing. Give k of 1 or more.")
-
-    @property
-    def kind(self) -> ActivationKind:
-        """`topk`."""
-        return ActivationKind.TOPK
 
     def __call__(self, pre: Float[Tensor, "*batch n_features"]) -> Float[Tensor, "*batch n_features"]:
         """Map pre-activations to activations, shape kept.
@@ -136,55 +131,11 @@ class TopK:
         return torch.zeros_like(pre).scatter(-1, index, values)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TopK:  # noqa: ARG002
-        """Itself: there is no tensor to move.
-
-        Raises:
-            Nothing.
-        """
+        """Itself: there is no tensor to move."""
         return self
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BatchTopK:
-    """relu(pre) * (pre > threshold), one threshold kept from training (Bussmann et al. 2024).
-
-    Source: arXiv 2412.06410. In training the k * batch largest activations of a batch survive; at inference a
-    feature must not depend on what else is in the batch, so the paper replaces the cut by the
-    mean of the smallest surviving activation. One number for all features, or one a feature.
-    """
-
-    threshold: Float[Tensor, ""] | Float[Tensor, " n_features"]
-
-    @property
-    def kind(self) -> ActivationKind:
-        """`batchtopk`."""
-        return ActivationKind.BATCHTOPK
-
-    def __call__(self, pre: Float[Tensor, "*batch n_features"]) -> Float[Tensor, "*batch n_features"]:
-        """Map pre-activations to activations, shape kept.
-
-        Raises:
-            InvalidArgument: when the threshold is neither one number nor one a feature.
-        """
-        if self.threshold.ndim > 0:
-            _check_width(pre, self.threshold)
-        return torch.relu(pre) * (pre > self.threshold)
-
-    def of(self, features: Int[Tensor, " k"]) -> BatchTopK:
-        """The same for some features alone: the threshold does not depend on the others.
-
-        Raises:
-            IndexError: from torch, for a feature that is not there.
-        """
-        return self if self.threshold.ndim == 0 else BatchTopK(self.threshold[features])
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> BatchTopK:
-        """The same with its threshold on `device` in `dtype`.
-
-        Raises:
-            RuntimeError: from torch, when the device does not exist.
-        """
-        return BatchTopK(self.threshold.to(device=device, dtype=dtype))
+Activation: TypeAlias = ReLU | JumpReLU | TopK | BatchTopK
 
 
 def kept_threshold(threshold: Float[Tensor, "*shape"], origin: str) -> BatchTopK:
@@ -203,13 +154,3 @@ def kept_threshold(threshold: Float[Tensor, "*shape"], origin: str) -> BatchTopK
             "threshold."
         )
     return BatchTopK(threshold)
-
-
-Activation: TypeAlias = ReLU | JumpReLU | TopK | BatchTopK
-
-
-def _check_width(pre: Tensor, threshold: Tensor) -> None:
-    if pre.shape[-1] != threshold.shape[0]:
-        raise InvalidArgument(
-            f"{threshold.shape[0]} thresholds for {pre.shape[-1]} pre-activations. Give one threshold a feature."
-        )

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite, WidthMismatch
 from saeflow.ids import FeatureId, Site
 from saeflow.interventions import EVERYWHERE, Add, Edit, Positions, Rescale, Where
-from saeflow.sources.activations import Activation, TopK
+from saeflow.sources.activations import TopK
 from saeflow.sources.architectures import Point, View
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.sources.weights import unit_rows
@@ -63,7 +63,7 @@ def watch_input(module: nn.Module, act: Watcher) -> RemovableHandle:
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def less(shift: Float[Tensor, " d_in"] | None, act: Watcher) -> Watcher:
+def with_shift(shift: Float[Tensor, " d_in"] | None, act: Watcher) -> Watcher:
     """`act` on the hidden state less `shift`, or less its own mean, which is put back on its answer."""
 
     def shifted(h: Float[Tensor, "batch pos d_in"]) -> Tensor | None:
@@ -152,7 +152,7 @@ class Timed(dict[Point, Change]):
         self.clock = clock
 
 
-def only(tokens: Where, clock: Clock, change: Change) -> Change:
+def at_tokens(tokens: Where, clock: Clock, change: Change) -> Change:
     """`change`, applied at the chosen token positions and nowhere else."""
     if tokens == EVERYWHERE:
         return change
@@ -185,16 +185,16 @@ def spliced(point: Point, fn: Change) -> Change:
 
 @dataclass
 class Placed:
-    """A tensor, and the copy of it on the device and in the dtype it was last asked for."""
+    """A tensor, and the copy of it on the device and in the dtype it was last needed in."""
 
     tensor: Tensor
     _copy: Tensor | None = field(default=None, init=False)
 
     def like(self, h: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor where `h` is, in the dtype of `h` unless another is asked for."""
-        asked = h.dtype if dtype is None else dtype
-        if self._copy is None or self._copy.dtype != asked or self._copy.device != h.device:
-            self._copy = self.tensor.to(device=h.device, dtype=asked)
+        """The tensor where `h` is, in the dtype of `h` unless another is given."""
+        dtype = h.dtype if dtype is None else dtype
+        if self._copy is None or self._copy.dtype != dtype or self._copy.device != h.device:
+            self._copy = self.tensor.to(device=h.device, dtype=dtype)
         return self._copy
 
 
@@ -208,54 +208,51 @@ class FeatureContribution:
 
     V are the decoder rows as the dictionary scales them, and activations are those of its own encoder. Only the
     chosen columns of the encoder are computed, except under TopK, where features compete. Where the
-    dictionary normalises each token, the share is scaled back as its `decode` does.
+    dictionary normalises each token, the contribution is scaled back as its `decode` does.
     """
 
     def __init__(self, dictionary: Dictionary, features: Sequence[int]) -> None:
         """Hold the columns and rows of `features`, indices of the dictionary."""
         index = torch.tensor(features, device=dictionary.W_dec.device)
-        activation = dictionary.activation
-        if isinstance(activation, TopK):
-            self._encoder, self._columns = dictionary, Placed(index)
-        else:
-            self._encoder, self._columns = _restricted(dictionary, index, activation.of(index)), None
         self._rows = Placed(dictionary.W_dec[index])
-        self._device = dictionary.W_dec.device
+        self._columns = Placed(index) if isinstance(dictionary.activation, TopK) else None
+        self._encoder, self._device = dictionary, dictionary.W_dec.device
+        if not isinstance(dictionary.activation, TopK):
+            # a dictionary of these features: its encoding is those columns of the whole one
+            self._encoder = Dictionary(
+                dictionary.site,
+                tap=dictionary.tap,
+                W_enc=dictionary.W_enc[index],
+                b_enc=dictionary.b_enc[index],
+                W_dec=dictionary.W_dec[index],
+                b_dec=dictionary.b_dec,
+                activation=dictionary.activation.of(index),
+                preprocessing=dictionary.preprocessing,
+                training=dictionary.training,
+            )
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What is computed in: the dtype of the dictionary."""
-        return self._rows.tensor.dtype
+    def rescaling(self, h: Float[Tensor, "*batch d_in"], factors: Placed | float) -> Float[Tensor, "*batch d_in"]:
+        """(r - 1) a V, which added to `h` rescales the features by r; -0.0 where it adds nothing.
 
-    def acts(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch k"]:
-        """The activations of the chosen features on `h`, which is as the dictionary reads it.
+        Computed in the dtype of the dictionary, returned in that of `h`.
+
+        Args:
+            h: as the dictionary reads it.
+            factors: r - 1, one for all features or `Float[Tensor, "#*batch k"]`.
 
         Raises:
             WidthMismatch: when `h` is not as wide as the dictionary.
         """
         if h.device != self._device:
             self._encoder, self._device = self._encoder.to(h.device), h.device
-        acts = self._encoder.encode_unchecked(h)
-        return acts if self._columns is None else acts[..., self._columns.like(h, torch.long)]
-
-    def written(self, acts: Float[Tensor, "*batch k"], h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """What activations write: acts @ V, in the dtype of the dictionary."""
-        return acts @ self._rows.like(h, self.dtype) * self._encoder.scale(h)
-
-
-def _restricted(dictionary: Dictionary, index: Tensor, activation: Activation) -> Dictionary:
-    """A dictionary of some of the features: its encoding is those columns of the whole one."""
-    return Dictionary(
-        dictionary.site,
-        tap=dictionary.tap,
-        W_enc=dictionary.W_enc[index],
-        b_enc=dictionary.b_enc[index],
-        W_dec=dictionary.W_dec[index],
-        b_dec=dictionary.b_dec,
-        activation=activation,
-        preprocessing=dictionary.preprocessing,
-        training=dictionary.training,
-    )
+        x = h.to(self._rows.tensor.dtype)
+        acts = self._encoder.encode_unchecked(x)
+        acts = acts if self._columns is None else acts[..., self._columns.like(x, torch.long)]
+        acts = acts * factors.like(x) if isinstance(factors, Placed) else acts
+        change = acts @ self._rows.like(x) * self._encoder.scale(x)
+        change = change if isinstance(factors, Placed) else factors * change
+        # 0.0 would turn a -0.0 of h into 0.0
+        return negative_zeros(change).to(h)
 
 
 def rescaling(edit: Rescale, dictionary: Dictionary) -> Change:
@@ -270,19 +267,10 @@ def rescaling(edit: Rescale, dictionary: Dictionary) -> Change:
     moved = [(i, r) for i, r in zip(indices(edit.features, dictionary), edit.factors, strict=True) if r != 1]
     if not moved:
         return _unchanged
-    shares = FeatureContribution(dictionary, [i for i, _ in moved])
-    factors = Placed(torch.tensor([r - 1.0 for _, r in moved], dtype=torch.float64))
-
-    def rescale(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        x = h.to(shares.dtype)
-        acts = shares.acts(x)
-        if isinstance(edit.r, tuple):
-            change = shares.written(acts * factors.like(h, shares.dtype), x)
-        else:
-            change = (edit.r - 1.0) * shares.written(acts, x)
-        return h + negative_zeros(change).to(h)
-
-    return rescale
+    contribution = FeatureContribution(dictionary, [i for i, _ in moved])
+    each = Placed(torch.tensor([r - 1.0 for _, r in moved], dtype=torch.float64))
+    factors = each if isinstance(edit.r, tuple) else edit.r - 1.0
+    return lambda h: h + contribution.rescaling(h, factors)
 
 
 def _unchanged(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
@@ -310,11 +298,7 @@ def adding(vector: Float[Tensor, " d_model"]) -> Change:
     if not vector.any():
         return _unchanged
     placed = Placed(negative_zeros(vector))
-
-    def add(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        return h + placed.like(h)
-
-    return add
+    return lambda h: h + placed.like(h)
 
 
 def dictionary_of(edit: Edit, dictionaries: Mapping[Site, Dictionary] | None) -> Dictionary:
@@ -383,7 +367,7 @@ def resolve(
         else:
             here.append((edit.tokens, vector))
     return [
-        (point, only(tokens, clock, adding(step) if isinstance(step, Tensor) else step))
+        (point, at_tokens(tokens, clock, adding(step) if isinstance(step, Tensor) else step))
         for point, here in steps.items()
         for tokens, step in here
     ]

@@ -32,7 +32,7 @@ from saeflow.sources.architectures import Architecture, Point, PointLike, Tap, V
 from saeflow.sources.decoding import check_context, complete, sampling_config, seeded
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
-from saeflow.sources.hooks import Change, Clock, Timed, Watcher, less, resolve, spliced, watch_input, watch_output
+from saeflow.sources.hooks import Change, Clock, Timed, Watcher, resolve, spliced, watch_input, watch_output, with_shift
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model_packages import fetched_model, name_of_folder
 from saeflow.sources.modules import LinearMaps, applied, constant_of, device_of, gain_of
@@ -550,7 +550,7 @@ class LanguageModel:
         point = self.settled(point)
         module = self.block(point.layer).get_submodule(self.architecture.module(point.tap, point.view))
         if point.view is View.PROCESSED:
-            act = less(self.value_bias(point.layer) if point.tap is Tap.Z else None, act)
+            act = with_shift(self.value_bias(point.layer) if point.tap is Tap.Z else None, act)
         return watch_input(module, act) if point.tap.is_input else watch_output(module, act)
 
     def _run_trunk(self, tokens: Tokens) -> None:

@@ -161,7 +161,7 @@ def _last_layers(drafts: Mapping[Point, _Draft], rows: int) -> dict[int, Float[T
 class _Rescaled:
     """What is rescaled in some rows of a batch."""
 
-    shares: FeatureContribution
+    contribution: FeatureContribution
     factors: Placed
     """r - 1, of shape [touched 1 k]."""
     rows: Placed | None
@@ -179,9 +179,7 @@ class _Rescaled:
     def change(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         """What is added to `h`; -0.0 in the other rows."""
         rows = None if self.rows is None else self.rows.like(h, torch.long)
-        x = (h if rows is None else h[rows]).to(self.shares.dtype)
-        acts = self.shares.acts(x) * self.factors.like(x)
-        change = negative_zeros(self.shares.written(acts, x)).to(h)
+        change = self.contribution.rescaling(h if rows is None else h[rows], self.factors)
         if rows is None:
             return change
         return torch.full_like(h, -0.0).index_copy_(0, rows, change)
