@@ -175,11 +175,7 @@ class CleanPass:
         return out if isinstance(out, Tensor) else out[0]
 
     def logits(self, h: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        """The logits of hidden states after the last block: the final norm and the model's own head.
-
-        Raises:
-            Nothing.
-        """
+        """The logits of hidden states after the last block: the final norm and the model's own head."""
         trunk = self._model.trunk
         norm = trunk.get_submodule(self._model.architecture.final_norm)
 

@@ -42,11 +42,7 @@ class CacheState(enum.StrEnum):
 
 
 def cache_state(entry: ReleaseEntry) -> CacheState:
-    """How much of an entry is on this machine; asks no network.
-
-    Raises:
-        Nothing.
-    """
+    """How much of an entry is on this machine; asks no network."""
     if is_cached(entry):
         return CacheState.YES
     tree = _tree(entry)
@@ -64,11 +60,7 @@ def cache_state(entry: ReleaseEntry) -> CacheState:
 
 
 def is_cached(entry: ReleaseEntry) -> bool:
-    """Whether the hub's cache on this machine holds every file of an entry, whole; asks no network.
-
-    Raises:
-        Nothing.
-    """
+    """Whether the hub's cache on this machine holds every file of an entry, whole; asks no network."""
     return all(
         isinstance(huggingface_hub.try_to_load_from_cache(entry.repo, file, revision=entry.revision), str)
         for file in entry.files

@@ -5,7 +5,7 @@
     about = "..."                         one line for people
     names_from = "..."                    where repositories and files were looked up
 
-    [parameters]                          each with the value it has when none is asked for
+    [parameters]                          each with the value it has when none is given
     width = "16k"
     l0 = "canonical"
 
@@ -13,7 +13,7 @@
     part = "res"
     repo = "google/gemma-scope-2b-pt-res"
     revision = "main"
-    paths = ["layer_{layer}/width_{width}/average_l0_{l0}/params.npz"]     the first is read, the others lie beside it
+    paths = ["layer_{layer}/width_{width}/average_l0_{l0}/params.npz"]     the first is read, the others are next to it
     optional = []                         fetched where the repository has them; {next} is {layer} + 1
     when = { width = ["16k"] }            values of parameters these files are for
     layers = [5, 12]                      those there are; all of the model's when left out
@@ -25,7 +25,7 @@
     added = true                          what the part's module returns is added to the stream as it is, without a norm
     center = true                         hidden states are centred over d_model first
 
-Written `NAME@width=65k,l0=50`. An L0 that is asked for by number is the closest there is in each layer, of two as
+Written `NAME@width=65k,l0=50`. An L0 that is given by number stands for the closest there is in each layer, of two as
 close the smaller; `canonical` is the closest to 100, as the field uses the word. A file of nothing but
 `same_as = "gemma-scope-2b@width=65k"` is another name.
 """
@@ -33,7 +33,7 @@ close the smaller; `canonical` is the closest to 100, as the field uses the word
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -45,27 +45,12 @@ from saeflow.reading import read_toml
 
 RELEASES: Final = Path(__file__).parent / "releases"
 BESIDE: Final = ".graphs"
-"""How the name ends of a file that holds published graphs of a release, beside its recipe."""
+"""How the name ends of a file that holds published graphs of a release, next to its recipe."""
 CANONICAL: Final = "canonical"
 _CLOSE_TO: Final = 100
 _WIDTHS: Final = {f"{k}k": round(k / 16.384) * 2**14 for k in (16, 32, 65, 131, 262, 524)} | {"1m": 2**20}
-_KEYS: Final = {
-    "part",
-    "repo",
-    "revision",
-    "paths",
-    "optional",
-    "when",
-    "layers",
-    "l0",
-    "canonical",
-    "labels",
-    "n_features",
-    "d_in",
-    "values",
-    "center",
-    "added",
-}
+_KINDS: Final = {"repo": str, "paths": list, "layers": list, "l0": dict, "canonical": dict, "when": dict}
+_KEYS: Final = {*_KINDS, "part", "revision", "optional", "labels", "n_features", "d_in", "values", "center", "added"}
 
 
 class DictionarySize(NamedTuple):
@@ -88,7 +73,7 @@ class ReleaseEntry:
     Attributes:
         repo: the repository on the hub.
         revision: a commit, or a branch where no commit is known.
-        files: the first is what is read, the others lie beside it.
+        files: the first is what is read, the others are next to it.
         optional: fetched too, where the repository has them.
         labels: the source of its labels on Neuronpedia, empty where there is none.
         size: how large its dictionary is, None where it is not known.
@@ -111,7 +96,7 @@ class Release:
     """A release as its TOML file says it, with its parameters chosen.
 
     Attributes:
-        name: as it was asked for, parameters included.
+        name: as it was requested, parameters included.
         model: the model, as its hub calls it.
         about: what it is, in a line.
         chosen: the parameters, each with its value.
@@ -128,20 +113,12 @@ class Release:
 
 
 def known_releases() -> tuple[str, ...]:
-    """The named releases, sorted; "demo" is not among them.
-
-    Raises:
-        Nothing.
-    """
+    """The named releases, sorted; "demo" is not among them."""
     return tuple(sorted(path.stem for path in RELEASES.glob("*.toml") if not path.stem.endswith(BESIDE)))
 
 
 def is_release(name: str) -> bool:
-    """Whether `name`, parameters after an @ aside, is a named release or a path that ends in .toml.
-
-    Raises:
-        Nothing.
-    """
+    """Whether `name`, parameters after an @ aside, is a named release or a path that ends in .toml."""
     base = name.partition("@")[0]
     return base in known_releases() or (base.endswith(".toml") and Path(base).is_file())
 
@@ -154,17 +131,50 @@ def read_release(name: str) -> Release:
         InvalidArgument: for a parameter it does not have, or a value it has no file for.
         BadFile: when the TOML file is not as the head of this module says.
     """
-    base, asked = _split(name)
+    # 1. the file, or the release it is another name of
+    base, requested = _split(name)
     path = Path(base) if base.endswith(".toml") else RELEASES / f"{base}.toml"
     if not base.endswith(".toml") and base not in known_releases():
         raise UnknownRelease(f"{base!r} is no named release. Releases: {', '.join(known_releases())}.")
-    data = _read_toml(path)
+    try:
+        data = read_toml(path)
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{path}: cannot be read as TOML ({error}). See docs/releases.md for the form.") from error
     if "same_as" in data:
         other, more = _split(str(data["same_as"]))
-        told = ",".join(f"{key}={value}" for key, value in (more | asked).items())
-        made = read_release(f"{other}@{told}" if told else other)
-        return Release(name, made.model, str(data.get("about", made.about)), made.chosen, made.sites, made.options)
-    return _Reader(path, data).recipe(name, asked)
+        parameters = ",".join(f"{key}={value}" for key, value in (more | requested).items())
+        same = read_release(f"{other}@{parameters}" if parameters else other)
+        return Release(name, same.model, str(data.get("about", same.about)), same.chosen, same.sites, same.options)
+
+    # 2. its entries, checked, and the values each parameter can have
+    model, layers = _entry(path, data, "model", str), _entry(path, data, "layers", int)
+    defaults = {key: str(value) for key, value in _entry(path, data, "parameters", dict, {}).items()}
+    tables = [_checked(path, table, set(defaults)) for table in _entry(path, data, "files", list)]
+    options = {key: _options(path, tables, key, value) for key, value in defaults.items()}
+
+    # 3. the parameters chosen
+    unknown = sorted(set(requested) - set(options))
+    if unknown:
+        have = ", ".join(f"{key} ({', '.join(known)})" for key, known in options.items()) or "none"
+        raise InvalidArgument(f"{name!r}: there is no parameter {unknown[0]!r}. Parameters: {have}.")
+    chosen = defaults | requested
+    for key, known in options.items():
+        if key != "l0" and chosen[key] not in known:
+            raise InvalidArgument(
+                f"{name!r}: there are no files with {key} {chosen[key]!r}. There are: {', '.join(known)}."
+            )
+
+    # 4. the files of each site: those of the first table whose `when` holds
+    sites: dict[Site, ReleaseEntry] = {}
+    for table in tables:
+        if all(chosen[key] in _strings(path, table["when"], key) for key in table.get("when", {})):
+            for layer in map(int, table["l0"] if "l0" in table else table.get("layers", range(layers))):
+                site = Site(layer, Part(table["part"]))
+                sites.setdefault(site, _entry_of(path, table, layer, chosen, name))
+    if not sites:
+        parameters = ", ".join(f"{key} {value}" for key, value in chosen.items())
+        raise InvalidArgument(f"{name!r}: there are no files with {parameters} together. See docs/releases.md.")
+    return Release(name, model, str(data.get("about", "")), chosen, dict(sorted(sites.items())), options)
 
 
 def _split(name: str) -> tuple[str, dict[str, str]]:
@@ -173,145 +183,97 @@ def _split(name: str) -> tuple[str, dict[str, str]]:
     Raises:
         InvalidArgument: when what follows the @ is not key=value, with commas between.
     """
-    base, at, told = name.partition("@")
-    pairs = [pair.partition("=") for pair in told.split(",") if pair] if at else []
+    base, at, parameters = name.partition("@")
+    pairs = [pair.partition("=") for pair in parameters.split(",") if pair] if at else []
     if at and (not pairs or not all(key.strip() and sign and value.strip() for key, sign, value in pairs)):
         raise InvalidArgument(
-            f"{name!r}: {told!r} is no choice of parameters. Write NAME@key=value,key=value, such as "
+            f"{name!r}: {parameters!r} is no choice of parameters. Write NAME@key=value,key=value, such as "
             "gemma-scope-2b@width=65k,l0=50."
         )
     return base, {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return read_toml(path)
-    except (OSError, ValueError) as error:
-        raise BadFile(f"{path}: cannot be read as TOML ({error}). See docs/releases.md for the form.") from error
+def _entry_of(path: Path, table: Mapping[str, Any], layer: int, chosen: Mapping[str, str], name: str) -> ReleaseEntry:
+    """What a table of files says of one layer."""
+    values = {**chosen, "layer": layer, "next": layer + 1}
+    if "l0" in table:
+        l0, there = chosen["l0"], table["l0"][str(layer)]
+        if l0 != CANONICAL and not l0.isdigit():
+            raise InvalidArgument(f"{name!r}: l0 {l0!r} is neither a number nor {CANONICAL!r}.")
+        aim = _CLOSE_TO if l0 == CANONICAL else int(l0)
+        closest = min(there, key=lambda n: (abs(n - aim), n))
+        exception = table.get("canonical", {}).get(str(layer)) if l0 == CANONICAL else None
+        values["l0"] = closest if exception is None else exception
 
-
-class _Reader:
-    """One TOML file, and what is refused in it, by name."""
-
-    def __init__(self, path: Path, data: Mapping[str, Any]) -> None:
-        self.path = path
-        self.model = self._entry(data, "model", str)
-        self.layers = self._entry(data, "layers", int)
-        self.about = str(data.get("about", ""))
-        self.defaults = {key: str(value) for key, value in self._entry(data, "parameters", dict, {}).items()}
-        self.files = [self._checked(told) for told in self._entry(data, "files", list)]
-
-    def recipe(self, name: str, asked: Mapping[str, str]) -> Release:
-        options = self._options()
-        unknown = sorted(set(asked) - set(options))
-        if unknown:
-            have = ", ".join(f"{key} ({', '.join(values)})" for key, values in options.items()) or "none"
-            raise InvalidArgument(f"{name!r}: there is no parameter {unknown[0]!r}. Parameters: {have}.")
-        chosen = self.defaults | dict(asked)
-        for key, values in options.items():
-            if key != "l0" and chosen[key] not in values:
-                raise InvalidArgument(
-                    f"{name!r}: there are no files with {key} {chosen[key]!r}. There are: {', '.join(values)}."
-                )
-        sites: dict[Site, ReleaseEntry] = {}
-        for told in self.files:
-            if all(chosen[key] in self._strings(told["when"], key) for key in told.get("when", {})):
-                for layer in self._layers(told):
-                    sites.setdefault(Site(layer, Part(told["part"])), self._entry_of(told, layer, chosen, name))
-        if not sites:
-            told = ", ".join(f"{key} {value}" for key, value in chosen.items())
-            raise InvalidArgument(f"{name!r}: there are no files with {told} together. See docs/releases.md.")
-        return Release(name, self.model, self.about, chosen, dict(sorted(sites.items())), options)
-
-    def _options(self) -> dict[str, tuple[str, ...]]:
-        options: dict[str, dict[str, None]] = {key: {value: None} for key, value in self.defaults.items()}
-        for told in self.files:
-            for key in told.get("when", {}):
-                options[key] |= dict.fromkeys(self._strings(told["when"], key))
-        if any(isinstance(told.get("l0"), dict) for told in self.files):
-            options["l0"] |= dict.fromkeys((CANONICAL, "a number"))
-        return {key: tuple(values) for key, values in options.items()}
-
-    def _entry_of(self, told: Mapping[str, Any], layer: int, chosen: Mapping[str, str], name: str) -> ReleaseEntry:
-        values = {**chosen, "layer": layer, "next": layer + 1}
-        if "l0" in told:
-            values["l0"] = self._closest(told, layer, chosen["l0"], name)
-        n_features: int | None = told.get("n_features", _WIDTHS.get(chosen.get("width", "")))
-        d_in: int | None = told.get("d_in")
-        revision = told.get("revision", "main")
-        files, optional = (self._filled(told.get(key, []), values) for key in ("paths", "optional"))
-        for what in (told["repo"], revision, *files, *optional):
-            if not is_inside(what):
-                raise BadFile(f"{self.path}: {what!r} leads out of its repository. Give a path in it.")
-        return ReleaseEntry(
-            repo=told["repo"],
-            revision=revision,
-            files=files,
-            optional=optional,
-            labels="".join(self._filled([told["labels"]], values)) if "labels" in told else "",
-            size=DictionarySize(n_features, d_in, told.get("values", 4)) if n_features and d_in else None,
-            center=bool(told.get("center", False)),
-            added=bool(told.get("added", False)),
-        )
-
-    def _filled(self, patterns: Iterable[str], values: Mapping[str, Any]) -> tuple[str, ...]:
+    def filled(patterns: Iterable[str]) -> tuple[str, ...]:
         try:
             if strange := [one for one in patterns if re.search(r"{\w*[^\w{}]", one)]:
                 raise ValueError(f"{strange[0]!r}, which is more than a name,")
             return tuple(pattern.format(**values) for pattern in patterns)
         except (KeyError, IndexError, ValueError) as error:
             raise BadFile(
-                f"{self.path}: {list(patterns)} has a place {error} that no parameter fills. Parameters: "
+                f"{path}: {list(patterns)} has a place {error} that no parameter fills. Parameters: "
                 f"{', '.join(sorted(values))}."
             ) from error
 
-    def _closest(self, told: Mapping[str, Any], layer: int, asked: str, name: str) -> int:
-        there: list[int] = told["l0"][str(layer)]
-        if asked == CANONICAL:
-            exception: int | None = told.get("canonical", {}).get(str(layer))
-            return min(there, key=lambda n: (abs(n - _CLOSE_TO), n)) if exception is None else exception
-        if not asked.isdigit():
-            raise InvalidArgument(f"{name!r}: l0 {asked!r} is neither a number nor {CANONICAL!r}.")
-        return min(there, key=lambda n: (abs(n - int(asked)), n))
+    n_features: int | None = table.get("n_features", _WIDTHS.get(chosen.get("width", "")))
+    d_in: int | None = table.get("d_in")
+    entry = ReleaseEntry(
+        repo=table["repo"],
+        revision=table.get("revision", "main"),
+        files=filled(table["paths"]),
+        optional=filled(table.get("optional", [])),
+        labels="".join(filled([table["labels"]])) if "labels" in table else "",
+        size=DictionarySize(n_features, d_in, table.get("values", 4)) if n_features and d_in else None,
+        center=bool(table.get("center", False)),
+        added=bool(table.get("added", False)),
+    )
+    for what in (entry.repo, entry.revision, *entry.files, *entry.optional):
+        if not is_inside(what):
+            raise BadFile(f"{path}: {what!r} leads out of its repository. Give a path in it.")
+    return entry
 
-    def _layers(self, told: Mapping[str, Any]) -> list[int]:
-        if "l0" in told:
-            return [int(layer) for layer in told["l0"]]
-        return list(told.get("layers", range(self.layers)))
 
-    def _strings(self, table: Mapping[str, Any], key: str) -> tuple[str, ...]:
-        return tuple(str(value) for value in self._entry(table, key, list))
+def _checked(path: Path, table: Any, parameters: set[str]) -> Mapping[str, Any]:
+    """A table of files whose entries are of the right kinds, with parameters that have defaults."""
+    if not isinstance(table, dict):
+        raise BadFile(f"{path}: an entry of files is {table!r}, expected a table.")
+    unknown = sorted(set(table) - _KEYS)
+    if unknown or table.get("part") not in [part.value for part in Part]:
+        raise BadFile(
+            f"{path}: a table of files has part {table.get('part')!r} and unknown keys {unknown}. Parts are "
+            f"res, mlp, att; keys are {', '.join(sorted(_KEYS))}."
+        )
+    for key, kind in _KINDS.items():
+        if key in table or key in ("repo", "paths"):
+            _entry(path, table, key, kind)
+    numbers = table.get("layers", []), *table.get("l0", {}).values()
+    layers = (*table.get("l0", {}), *table.get("canonical", {}))
+    rows = all(isinstance(row, list) and all(isinstance(n, int) for n in row) for row in numbers)
+    if not rows or not all(key.isdigit() for key in layers):
+        raise BadFile(f"{path}: layers and L0s of {table['repo']} are not all numbers.")
+    strangers = sorted(set(table.get("when", {})) - parameters)
+    if strangers or ("l0" in table and "l0" not in parameters) or not table["paths"]:
+        raise BadFile(
+            f"{path}: files of {table['repo']} depend on {strangers or 'l0'} or have no paths; every parameter "
+            "needs a default under [parameters]."
+        )
+    return table
 
-    def _checked(self, told: Any) -> Mapping[str, Any]:
-        if not isinstance(told, dict):
-            raise BadFile(f"{self.path}: an entry of files is {told!r}, expected a table.")
-        unknown = sorted(set(told) - _KEYS)
-        if unknown or told.get("part") not in [part.value for part in Part]:
-            raise BadFile(
-                f"{self.path}: a table of files has part {told.get('part')!r} and unknown keys {unknown}. Parts are "
-                f"res, mlp, att; keys are {', '.join(sorted(_KEYS))}."
-            )
-        for key, kind in (("repo", str), ("paths", list)):
-            self._entry(told, key, kind)
-        for key, kind in (("layers", list), ("l0", dict), ("canonical", dict), ("when", dict)):
-            if key in told:
-                self._entry(told, key, kind)
-        numbers = told.get("layers", []), *told.get("l0", {}).values()
-        layers = told.get("l0", {}), told.get("canonical", {})
-        if not all(isinstance(row, list) and all(isinstance(n, int) for n in row) for row in numbers) or not all(
-            key.isdigit() for table in layers for key in table
-        ):
-            raise BadFile(f"{self.path}: layers and L0s of {told['repo']} are not all numbers.")
-        strangers = sorted(set(told.get("when", {})) - set(self.defaults))
-        if strangers or ("l0" in told and "l0" not in self.defaults) or not told["paths"]:
-            raise BadFile(
-                f"{self.path}: files of {told['repo']} depend on {strangers or 'l0'} or have no paths; every parameter "
-                "needs a default under [parameters]."
-            )
-        return told
 
-    def _entry(self, data: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
-        value = data.get(key, default)
-        if not isinstance(value, kind):
-            raise BadFile(f"{self.path}: {key} is {value!r}, expected {kind.__name__}. See docs/releases.md.")
-        return value
+def _options(path: Path, tables: Sequence[Mapping[str, Any]], key: str, default: str) -> tuple[str, ...]:
+    """The values a parameter can have: its default, then those that tables of files are for."""
+    named = [value for table in tables if key in table.get("when", {}) for value in _strings(path, table["when"], key)]
+    numbered = [CANONICAL, "a number"] if key == "l0" and any("l0" in table for table in tables) else []
+    return tuple(dict.fromkeys((default, *named, *numbered)))
+
+
+def _strings(path: Path, table: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(str(value) for value in _entry(path, table, key, list))
+
+
+def _entry(path: Path, data: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+    value = data.get(key, default)
+    if not isinstance(value, kind):
+        raise BadFile(f"{path}: {key} is {value!r}, expected {kind.__name__}. See docs/releases.md.")
+    return value

@@ -101,29 +101,17 @@ def resolve(repo: str, file: str, revision: str) -> HubFile | None:
 
 
 def is_commit(text: object) -> bool:
-    """Whether a text is a commit: 40 hexadecimal digits.
-
-    Raises:
-        Nothing.
-    """
+    """Whether a text is a commit: 40 hexadecimal digits."""
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{40}", text) is not None
 
 
 def request_headers() -> dict[str, str]:
-    """What huggingface_hub itself sends: who asks, and the token of this machine where there is one.
-
-    Raises:
-        Nothing.
-    """
+    """What huggingface_hub itself sends: who asks, and the token of this machine where there is one."""
     return build_hf_headers(library_name="saeflow", library_version=__version__)
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids all requests.
-
-    Raises:
-        Nothing.
-    """
+    """Whether HF_HUB_OFFLINE forbids all requests."""
     return bool(constants.HF_HUB_OFFLINE)
 
 
@@ -163,10 +151,6 @@ def _told(error: BaseException) -> str:
 
 
 def strong_tag(headers: Mapping[str, str]) -> str:
-    """The entity tag of an answer, where it promises the same bytes; empty otherwise.
-
-    Raises:
-        Nothing.
-    """
+    """The entity tag of an answer, where it promises the same bytes; empty otherwise."""
     tag = headers.get("ETag") or headers.get("etag") or ""
     return tag if tag.startswith('"') else ""

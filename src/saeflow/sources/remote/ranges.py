@@ -62,11 +62,7 @@ class Ranges:
         self._tag = ""
 
     def has(self, start: int, stop: int) -> bool:
-        """Whether a range is here whole; asks no network and reads no bytes.
-
-        Raises:
-            Nothing.
-        """
+        """Whether a range is here whole; asks no network and reads no bytes."""
         path = self._path(start, stop)
         return path.is_file() and path.stat().st_size == stop - start
 
