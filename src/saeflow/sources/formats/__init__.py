@@ -89,7 +89,7 @@ def load(path: Path | str, site: Site | None = None, *, pattern: str = "") -> Di
     `pattern` picks by the names of folders, as `discover` does.
 
     Raises:
-        UnsupportedFormat: when no reader knows what is there, or no site can be told; the message lists
+        UnsupportedFormat: when no reader knows what is there, or nothing says the site; the message lists
         formats. BadFile: when a file is truncated, lacks a tensor or has one of the wrong shape.
         UnknownSite: when `site` is given and a folder of several lacks it.
         InvalidArgument: when `path` does not exist, the pattern fits nothing, or several SAEs are at one site.
@@ -167,9 +167,9 @@ def left_out_sentence(left_out: Mapping[str, str], most: int = 3) -> str:
     """` Left out: embed (...).`, with the first sentence of each reason; empty where nothing was."""
     if not left_out:
         return ""
-    told = [f"{name} ({first_sentence(why)})" for name, why in list(left_out.items())[:most]]
+    named = [f"{name} ({first_sentence(why)})" for name, why in list(left_out.items())[:most]]
     more = f"; and {len(left_out) - most} more, which saeflow info lists" if len(left_out) > most else ""
-    return f" Left out: {'; '.join(told)}{more}."
+    return f" Left out: {'; '.join(named)}{more}."
 
 
 def first_sentence(why: str) -> str:

@@ -12,7 +12,7 @@
 
 Activations are those of the weights as the file has them. The library's own `from_pretrained` can multiply them by
 the norms of the decoder rows (which versions do differs); reconstruction and directions are the same.
-A file without a config.json, or with one that names no class, is told by its tensors where they leave no doubt.
+A file without a config.json, or with one that names no class, is known by its tensors where they leave no doubt.
 The site is the layer of config.json and the name of the submodule, or the folder's: `mlp_out_layer3`.
 """
 
@@ -90,7 +90,7 @@ _TELLTALES: Final = {
     "decoder.bias": "AutoEncoderNew",
     "group_sizes": "MatryoshkaBatchTopKSAE",
 }
-_NAMED_PLACE: Final = re.compile(
+_NAMED_SITE: Final = re.compile(
     r"(?:.*_)?(?:(res|resid)(?:_post|_out)?|(mlp|attn|att|attention)(?:_out)?)_layer_?([0-9]+)"
 )
 _PARTS: Final = {
@@ -108,56 +108,54 @@ def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictiona
 
     Raises:
         BadFile: when ae.pt or config.json is not as the format says, or ae.pt would run code.
-        UnsupportedFormat: for another dict_class, or where no site can be told.
+        UnsupportedFormat: for another dict_class, or where nothing says the site.
     """
     path = folder / CONFIG
     config = read_json(path) if path.is_file() else {}
     trainer = config.get("trainer")
     trainer = trainer if isinstance(trainer, dict) else config
     file = TorchFile(folder / WEIGHTS)
-    place = site if site is not None else _place(folder, config, trainer)
-    told = _class_name(trainer, file, str(path))
-    made = _CLASSES[told or "AutoEncoderTopK"]
+    site = site or _site(folder, config, trainer)
+
+    # 1. the class: as config.json names it, or as the tensors leave no doubt
+    name = trainer.get("dict_class")
+    if name is None:
+        name = next((made for sign, made in _TELLTALES.items() if sign in file.shapes), None)
+    two_classes = name is None and {stored.name for stored in _LINEAR.values()} <= set(file.shapes)
+    if two_classes:  # they differ in their activation alone
+        name = "AutoEncoderTopK"
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise UnsupportedFormat(
+            f"{path}: dict_class is {name!r}. Supported: {', '.join(_CLASSES)}. Its tensors, "
+            f"{sorted(file.shapes)}, leave more than one possible; add trainer.dict_class to {CONFIG}."
+        )
+    made = _CLASSES[name]
+
+    # 2. its tensors
     layout = dict(made.layout)
     if made.activation is ActivationKind.BATCHTOPK and layout["W_enc"].name not in file.shapes:
         layout = dict(_PARAMETERS if layout["W_enc"].name == "encoder.weight" else _LINEAR)
     weights = FileWeights(file, layout)
+    activation = _activation(made, trainer, file, weights, path)
+    if two_classes:
+        activation = refused(
+            f"{path}: there is no dict_class, and the tensors of {file.path} are those of an AutoEncoderTopK and of a "
+            "BatchTopKSAE alike, whose activations differ. Directions are known, activations are not. Add "
+            f"trainer.dict_class to {CONFIG}."
+        )
     return Dictionary.reading(
-        place,
-        tap=Tap.of(place.part),
+        site,
+        tap=Tap.of(site.part),
         weights=gated_weights(weights) if made.gated else weights,
-        activation=_activation(made, trainer, file, weights, str(path)) if told else refused(_untold(path, file)),
+        activation=activation,
         preprocessing=Preprocessing(subtract_b_dec=made.subtracts),
         # parts are named as `mlp_out`, what the module returns, whatever the model does with it
-        training=TrainingInfo(View.OWN if place.part is Part.RES else View.MODULE),
-    )
-
-
-def _class_name(trainer: Mapping[str, Any], file: TorchFile, where: str) -> str | None:
-    """None for one of two classes that differ in their activation alone."""
-    told = trainer.get("dict_class")
-    if told is None:
-        told = next((made for name, made in _TELLTALES.items() if name in file.shapes), None)
-        if told is None and {stored.name for stored in _LINEAR.values()} <= set(file.shapes):
-            return None
-    if not isinstance(told, str) or told not in _CLASSES:
-        raise UnsupportedFormat(
-            f"{where}: dict_class is {told!r}. Supported: {', '.join(_CLASSES)}. Its tensors, "
-            f"{sorted(file.shapes)}, leave more than one possible; add trainer.dict_class to {CONFIG}."
-        )
-    return str(told)
-
-
-def _untold(path: Path, file: TorchFile) -> str:
-    return (
-        f"{path}: there is no dict_class, and the tensors of {file.path} are those of an AutoEncoderTopK and of a "
-        "BatchTopKSAE alike, whose activations differ. Directions are known, activations are not. Add "
-        f"trainer.dict_class to {CONFIG}."
+        training=TrainingInfo(View.OWN if site.part is Part.RES else View.MODULE),
     )
 
 
 def _activation(
-    made: _Class, trainer: Mapping[str, Any], file: TorchFile, weights: FileWeights, where: str
+    made: _Class, trainer: Mapping[str, Any], file: TorchFile, weights: FileWeights, path: Path
 ) -> Callable[[], Activation]:
     if made.gated:
         return lambda: gated_activation(weights)
@@ -167,7 +165,7 @@ def _activation(
         return lambda: JumpReLU(weights.vector("threshold"))
     if made.activation is ActivationKind.TOPK:
         return lambda: TopK(
-            count({"k": int(file.number("k"))}, "k", file.path) if "k" in file.shapes else count(trainer, "k", where)
+            count({"k": int(file.number("k"))}, "k", file.path) if "k" in file.shapes else count(trainer, "k", path)
         )
     if "threshold" not in file.shapes:
         return refused(
@@ -178,24 +176,18 @@ def _activation(
     return lambda: kept_threshold(torch.tensor(file.number("threshold")), str(file.path))
 
 
-def _place(folder: Path, config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Site:
+def _site(folder: Path, config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Site:
     """The site from the names of the submodule and of the folders, and the layer of the trainer."""
     buffer = config.get("buffer")
     side = buffer.get("io", "out") if isinstance(buffer, dict) else "out"
-    submodule = trainer.get("submodule_name")
-    names = [str(submodule)] if submodule else []
-    found = [_named(name) for name in (*names, *reversed(folder.absolute().parts))]
-    place = next((site for site in found if site is not None), None)
-    layer = trainer.get("layer")
-    if place is None or side != "out" or (isinstance(layer, int) and layer != place.layer):
+    submodule, layer = trainer.get("submodule_name"), trainer.get("layer")
+    names = [*([str(submodule)] if submodule else []), *reversed(folder.absolute().parts)]
+    named = next((found for name in names if (found := _NAMED_SITE.fullmatch(name))), None)
+    site = None if named is None else Site(int(named[3]), _PARTS[named[1] or named[2]])
+    if site is None or side != "out" or (isinstance(layer, int) and layer != site.layer):
         raise UnsupportedFormat(
             f"{folder}: submodule {submodule!r}, layer {layer!r} and io {side!r} give no site. Sites are outputs of "
             "blocks, MLPs or attention, named as resid_post_layer_3, mlp_out_layer3 or attn_out_layer3. Pass "
             "site=... if it is one."
         )
-    return place
-
-
-def _named(name: str) -> Site | None:
-    found = _NAMED_PLACE.fullmatch(name)
-    return None if found is None else Site(int(found[3]), _PARTS[found[1] or found[2]])
+    return site

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from saeflow.errors import BadFile
-from saeflow.ids import Part, Site
+from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
 from saeflow.sources.formats.configs import positive_number, read_json
@@ -51,7 +51,13 @@ def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
     """
     path = folder / CONFIG
     config = read_json(path)
-    place, tap, norm = _place(config, site, str(path))
+    read, written = str(config.get("hook_point_in")), str(config.get("hook_point_out"))
+    norm = Norm.NONE
+    if read != written:
+        place, tap, norm = transcoder_of_hooks(read, written, _MODEL, str(path))
+        place = site or place
+    else:
+        place, tap = (site, Tap.of(site.part)) if site else site_of_hook(read, _MODEL, str(path))
     unsized = ""
     try:
         scale = _scale(config, "in", path)
@@ -67,10 +73,13 @@ def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
     weights = FileWeights(open_tensors(folder / WEIGHTS), layout, transcoder=tap.is_read_only)
     by_norm = bool(config.get("sparsity_include_decoder_norm", False))
 
+    def norms() -> Tensor:
+        return torch.linalg.vector_norm(weights.read("W_dec"), dim=1)
+
     def activation() -> JumpReLU:
         cut = positive_number(config, "jump_relu_threshold", path) * scale
         threshold = torch.full((weights.shape[0],), cut)
-        return JumpReLU(threshold / _stored_norms(weights, after) if by_norm else threshold)
+        return JumpReLU(threshold / (norms() * after) if by_norm else threshold)
 
     subtract = bool(config.get("apply_decoder_bias_to_pre_encoder", False))
     why = unsized
@@ -88,23 +97,6 @@ def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
         activation=refused(why) if why else activation,
         preprocessing=Preprocessing(subtract_b_dec=subtract, norm=norm),
     )
-
-
-def _place(config: dict[str, Any], site: Site | None, where: str) -> tuple[Site, Tap, Norm]:
-    read, written = config.get("hook_point_in"), config.get("hook_point_out")
-    if read != written:
-        place, tap, norm = transcoder_of_hooks(str(read), str(written), _MODEL, where)
-        return site or place, tap, norm
-    place, tap = (site, _tap(site)) if site is not None else site_of_hook(str(read), _MODEL, where)
-    return place, tap, Norm.NONE
-
-
-def _tap(site: Site) -> Tap:
-    return {Part.RES: Tap.RES, Part.MLP: Tap.MLP, Part.ATT: Tap.ATT}[site.part]
-
-
-def _stored_norms(weights: FileWeights, scale: float) -> Tensor:
-    return torch.linalg.vector_norm(weights.read("W_dec"), dim=1) * scale
 
 
 def _scale(config: dict[str, Any], side: str, path: Path) -> float:

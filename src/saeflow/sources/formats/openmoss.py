@@ -64,7 +64,7 @@ def read_openmoss(folder: Path, site: Site | None = None) -> Dictionary:
         place = site or place
     else:
         place, tap = (site, Tap.of(site.part)) if site else site_of_hook(read, model, str(path))
-    view = view_of_hook(written, norm)
+    training = TrainingInfo(view_of_hook(written, norm))
     file = open_tensors(folder / WEIGHTS)
     if config.get("use_decoder_bias") is False:
         file = _ZeroBias(file, count(config, "d_model", path))
@@ -88,7 +88,7 @@ def read_openmoss(folder: Path, site: Site | None = None) -> Dictionary:
         weights=DirectionsOnly(weights, unknown) if unknown else read_by,
         activation=refused(unknown) if unknown else _activation(config, weights, norms, path),
         preprocessing=Preprocessing(norm=norm),
-        training=TrainingInfo(view),
+        training=training,
     )
 
 
@@ -114,14 +114,14 @@ def _scales(
     Raises:
         UnsupportedFormat: where a Dictionary could not do it, or the file does not say.
     """
-    told = config.get("norm_activation", "dataset-wise")
-    if told == "inference":
+    kind = config.get("norm_activation", "dataset-wise")
+    if kind == "inference":
         return 1.0, 1.0, norm
-    if told == "token-wise" and hooks[0] == hooks[1]:
+    if kind == "token-wise" and hooks[0] == hooks[1]:
         return 1.0, 1.0, Norm.RESCALE
-    if told != "dataset-wise":
+    if kind != "dataset-wise":
         raise UnsupportedFormat(
-            f"{path}: norm_activation {told!r} of {' to '.join(dict.fromkeys(hooks))} scales by what else is in the "
+            f"{path}: norm_activation {kind!r} of {' to '.join(dict.fromkeys(hooks))} scales by what else is in the "
             "batch, or writes in units of each token. Use one trained with dataset-wise."
         )
     names = [f"{_NORM}.{hook}" for hook in hooks]

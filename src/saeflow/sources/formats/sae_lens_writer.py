@@ -78,9 +78,9 @@ def write_sae_lens(
     """
     folder = Path(folder)
     config, tensors = _described(dictionary)
-    told = _metadata(dictionary, model_name, architecture) | dict(metadata or {})
+    entries = _metadata(dictionary, model_name, architecture) | dict(metadata or {})
     try:
-        text = json.dumps(config | {"metadata": told}, indent=1, allow_nan=False)
+        text = json.dumps(config | {"metadata": entries}, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidArgument(
             f"the metadata of {dictionary.site} cannot be written as JSON ({error}). Give plain, finite values."
@@ -179,7 +179,7 @@ def _architecture(dictionary: Dictionary) -> str:
 def _metadata(dictionary: Dictionary, model_name: str, architecture: Architecture | None) -> dict[str, Any]:
     read, written = Point(dictionary.site.layer, dictionary.tap), Point.at(dictionary.site)
     rescaled = dictionary.is_transcoder and dictionary.preprocessing.norm is Norm.RESCALE
-    told: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "sae_lens_version": VERSION,
         "sae_lens_training_version": None,
         "model_name": model_name,
@@ -191,18 +191,18 @@ def _metadata(dictionary: Dictionary, model_name: str, architecture: Architectur
         "neuronpedia_id": None,
     }
     if dictionary.is_transcoder:
-        told["hook_name_out"] = lens_hook(written)
+        entries["hook_name_out"] = lens_hook(written)
     if architecture is not None and not rescaled:
-        told["hf_hook_name"] = hf_hook(read, architecture)
+        entries["hf_hook_name"] = hf_hook(read, architecture)
         if dictionary.is_transcoder:
-            told["hf_hook_name_out"] = hf_hook(written, architecture)
+            entries["hf_hook_name_out"] = hf_hook(written, architecture)
     kwargs = {
         "center_writing_weights": dictionary.preprocessing.center,
         "fold_value_biases": dictionary.training.view is View.PROCESSED,
     }
     if any(kwargs.values()):
-        told["model_from_pretrained_kwargs"] = {key: True for key, value in kwargs.items() if value}
-    return told
+        entries["model_from_pretrained_kwargs"] = {key: True for key, value in kwargs.items() if value}
+    return entries
 
 
 def trained_on(folder: Path) -> str:
@@ -213,9 +213,9 @@ def trained_on(folder: Path) -> str:
     named: set[str] = set()
     for path in sorted(folder.rglob(CONFIG)):
         try:
-            told: Any = read_json(path).get("metadata")
+            metadata: Any = read_json(path).get("metadata")
         except BadFile:  # its dictionary is left out
             continue
-        if isinstance(told, dict) and "saeflow_version" in told:
-            named.add(str(told.get("model_name", "")))
+        if isinstance(metadata, dict) and "saeflow_version" in metadata:
+            named.add(str(metadata.get("model_name", "")))
     return named.pop() if len(named) == 1 else ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -56,23 +56,47 @@ class Manifest:
             BadFile: when the entry or its file is not as the format says.
             KeyError: when the release has no such site.
         """
+        # 1. the file and its tensors
         entry, where = self.sites[site], f"{self.folder / MANIFEST}, site {site}"
         name = _entry(entry, "file", str, where)
         if PurePath(name).name != name:
             raise BadFile(f"{where}: file {name!r} is no plain name. Files lie beside {MANIFEST}.")
-        kind = _member(ActivationKind, _entry(_entry(entry, "activation", dict, where), "kind", str, where), where)
+        settings = _entry(entry, "activation", dict, where)
+        kind = _member(ActivationKind, _entry(settings, "kind", str, where), where)
         stored = _NAMES + (("threshold",) if kind in (ActivationKind.JUMPRELU, ActivationKind.BATCHTOPK) else ())
         tap: Tap = _member(Tap, _entry(entry, "tap", str, where), where)
         file = SafetensorsFile(self.folder / name)
         stored += ("W_skip",) if "W_skip" in file.shapes else ()
         weights = FileWeights(file, {key: Stored(key) for key in stored}, transcoder=tap.is_read_only)
+
+        # 2. the activation
+        k = _entry(settings, "k", int, where) if kind is ActivationKind.TOPK else 0
+        activations: dict[ActivationKind, Callable[[], Activation]] = {
+            ActivationKind.RELU: ReLU,
+            ActivationKind.TOPK: lambda: TopK(k),
+            ActivationKind.JUMPRELU: lambda: JumpReLU(weights.vector("threshold")),
+            ActivationKind.BATCHTOPK: lambda: kept_threshold(weights.vector("threshold"), where),
+        }
+
+        # 3. what is done to h first, and what is known of the training
+        before = entry.get("preprocessing", {})
+        if unknown := sorted(set(before) - {"subtract_b_dec", "center", "norm"}):
+            raise UnsupportedFormat(f"{where}: preprocessing {unknown} is not known. Update saeflow.")
+        norm = _member(Norm, str(before.get("norm", "none")), where)
+        trained = entry.get("training", {})
+        begins, context = trained.get("prepend_bos"), trained.get("context_size")
+        known = isinstance(begins, bool | None) and isinstance(context, int | None)
+        if set(trained) - {"view", "prepend_bos", "context_size"} or not known:
+            raise UnsupportedFormat(f"{where}: training {dict(trained)!r} is not known. Update saeflow.")
         return Dictionary.reading(
             site,
             tap=tap,
             weights=weights,
-            activation=_activation(kind, entry["activation"], weights, where),
-            preprocessing=_preprocessing(entry.get("preprocessing", {}), where),
-            training=_told(entry.get("training", {}), where),
+            activation=activations[kind],
+            preprocessing=Preprocessing(
+                bool(before.get("subtract_b_dec", False)), bool(before.get("center", False)), norm
+            ),
+            training=TrainingInfo(_member(View, str(trained.get("view", "")), where), begins, context),
         )
 
 
@@ -166,55 +190,17 @@ def _tensors(site: Site, dictionary: Dictionary, dtype: torch.dtype) -> dict[str
 
 
 def _describe(dictionary: Dictionary, file: str) -> dict[str, Any]:
-    activation, before = dictionary.activation, dictionary.preprocessing
-    told: dict[str, Any] = {"kind": activation.kind.value}
+    activation, before, training = dictionary.activation, dictionary.preprocessing, dictionary.training
+    settings: dict[str, Any] = {"kind": activation.kind.value}
     if isinstance(activation, TopK):
-        told["k"] = activation.k
-    entry: dict[str, Any] = {"file": file, "tap": dictionary.tap.value, "activation": told}
+        settings["k"] = activation.k
+    entry: dict[str, Any] = {"file": file, "tap": dictionary.tap.value, "activation": settings}
     if before != Preprocessing():
-        entry["preprocessing"] = {
-            "subtract_b_dec": before.subtract_b_dec,
-            "center": before.center,
-            "norm": before.norm.value,
-        }
-    told_of = {
-        "view": dictionary.training.view.value or None,
-        "prepend_bos": dictionary.training.prepend_bos,
-        "context_size": dictionary.training.context_size,
-    }
-    if training := {key: value for key, value in told_of.items() if value is not None}:
-        entry["training"] = training
+        entry["preprocessing"] = asdict(before) | {"norm": before.norm.value}
+    trained = asdict(training) | {"view": training.view.value or None}
+    if known := {key: value for key, value in trained.items() if value is not None}:
+        entry["training"] = known
     return entry
-
-
-def _activation(
-    kind: ActivationKind, told: Mapping[str, Any], weights: FileWeights, where: str
-) -> Callable[[], Activation]:
-    if kind is ActivationKind.TOPK:
-        k = _entry(told, "k", int, where)
-        return lambda: TopK(k)
-    if kind is ActivationKind.JUMPRELU:
-        return lambda: JumpReLU(weights.vector("threshold"))
-    if kind is ActivationKind.BATCHTOPK:
-        return lambda: kept_threshold(weights.vector("threshold"), where)
-    return ReLU
-
-
-def _preprocessing(told: Mapping[str, Any], where: str) -> Preprocessing:
-    unknown = sorted(set(told) - {"subtract_b_dec", "center", "norm"})
-    if unknown:
-        raise UnsupportedFormat(f"{where}: preprocessing {unknown} is not known. Update saeflow.")
-    norm = _member(Norm, str(told.get("norm", "none")), where)
-    return Preprocessing(bool(told.get("subtract_b_dec", False)), bool(told.get("center", False)), norm)
-
-
-def _told(told: Mapping[str, Any], where: str) -> TrainingInfo:
-    unknown = sorted(set(told) - {"view", "prepend_bos", "context_size"})
-    begins, context = told.get("prepend_bos"), told.get("context_size")
-    kinds = isinstance(begins, bool | None) and isinstance(context, int | None)
-    if unknown or not kinds:
-        raise UnsupportedFormat(f"{where}: training {dict(told)!r} is not known. Update saeflow.")
-    return TrainingInfo(_member(View, str(told.get("view", "")), where), begins, context)
 
 
 def _entry(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
