@@ -26,11 +26,11 @@ from saeflow.sources.formats import discover, left_out_sentence, load
 from saeflow.sources.formats.sae_lens_writer import trained_on
 from saeflow.sources.formats.saeflow_folder import MANIFEST, read_manifest
 from saeflow.sources.hub import CacheState, cache_state, open_entry
-from saeflow.sources.releases import Release, ReleaseEntry, is_release, known_releases, read_release
+from saeflow.sources.releases import ReleaseEntry, is_release, known_releases, read_release
 
 DEMO: Final = "demo"
 SAE_LENS: Final = "sae-lens:"
-"""What a name begins with that sae-lens's own loader is asked for."""
+"""What a name begins with that goes to sae-lens's own loader."""
 
 
 if TYPE_CHECKING:
@@ -41,7 +41,13 @@ else:
 
 
 class DictionarySet(_Sites):
-    """Dictionaries by site, opened at first use and kept; `unload` of a Dictionary frees its tensors."""
+    """Dictionaries by site, opened at first use and kept; `unload` of a Dictionary frees its tensors.
+
+    Attributes:
+        name: the release's name, or the folder's.
+        model: the model the dictionaries were trained on, as its hub calls it; empty where nothing says it.
+        left_out: folders that hold an SAE which is not among the sites, relative to what was opened, each with why.
+    """
 
     def __init__(
         self,
@@ -51,33 +57,20 @@ class DictionarySet(_Sites):
         *,
         device: torch.device | str = "cpu",
         hub: Mapping[Site, ReleaseEntry] | None = None,
-        asked: str = "",
+        opened_by: str = "",
         left_out: Mapping[str, str] | None = None,
     ) -> None:
-        """`openers` makes each dictionary when asked for; `model` is empty where nothing says it.
+        """`openers` makes each dictionary when it is first needed.
 
-        `hub` says where the file of a site is fetched from, for those that are fetched. `asked` is what
-        `load_dictionaries` opens the same by; a set without it stays in its process. `left_out` says what else is
-        there, and why it is not among the sites.
+        `hub` says where the file of a site is fetched from, for those that are fetched. `opened_by` is the name by
+        which `load_dictionaries` opens the same; a set without it stays in its process.
         """
-        self._name, self._model = name, model
+        self.name, self.model, self.left_out = name, model, dict(left_out or {})
         self._openers = dict(sorted(openers.items()))
         # shapes alone are read onto meta, and nothing is computed there
         self._device = torch.device("meta") if str(device) == "meta" else known_device(device)
-        self._hub = dict(hub or {})
-        self._asked = asked
-        self._left_out = dict(left_out or {})
+        self._hub, self._opened_by = dict(hub or {}), opened_by
         self._open: dict[Site, Dictionary] = {}
-
-    @property
-    def name(self) -> str:
-        """The release's name, or the folder's."""
-        return self._name
-
-    @property
-    def model(self) -> str:
-        """The model the dictionaries were trained on, as its hub calls it; empty where nothing says it."""
-        return self._model
 
     @cached_property
     def prepend_bos(self) -> bool | None:
@@ -92,22 +85,17 @@ class DictionarySet(_Sites):
         """Every site there is a dictionary at, in order of computation."""
         return tuple(self._openers)
 
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Folders that hold an SAE which is not among the sites, relative to what was opened, each with why."""
-        return self._left_out
-
     def only_sites(self, sites: Collection[Site]) -> DictionarySet:
         """The dictionaries at some sites alone; opens nothing. Sites that are not there are left out."""
         openers = {site: opener for site, opener in self._openers.items() if site in sites}
         return DictionarySet(
-            self._name,
-            self._model,
+            self.name,
+            self.model,
             openers,
             device=self._device,
             hub=self._hub,
-            asked=self._asked,
-            left_out=self._left_out,
+            opened_by=self._opened_by,
+            left_out=self.left_out,
         )
 
     def only(self, parts: Collection[Part]) -> DictionarySet:
@@ -118,10 +106,10 @@ class DictionarySet(_Sites):
         """
         kept = self.only_sites([site for site in self._openers if site.part in parts])
         if not kept.sites:
-            asked = ", ".join(part.value for part in parts) or "no part"
+            named = ", ".join(part.value for part in parts) or "no part"
             raise UnknownSite(
-                f"{self._name} has no dictionary of {asked}. It has {_layers(self.sites)}."
-                f"{left_out_sentence(self._left_out)}"
+                f"{self.name} has no dictionary of {named}. It has {_layers(self.sites)}."
+                f"{left_out_sentence(self.left_out)}"
             )
         return kept
 
@@ -145,8 +133,8 @@ class DictionarySet(_Sites):
         site = Site.of(site)
         if site not in self._openers:
             raise UnknownSite(
-                f"{self._name} has no dictionary at {site}. It has {_layers(self.sites)}."
-                f"{left_out_sentence(self._left_out)}"
+                f"{self.name} has no dictionary at {site}. It has {_layers(self.sites)}."
+                f"{left_out_sentence(self.left_out)}"
             )
         if site not in self._open:
             made = self._openers[site]()
@@ -171,18 +159,18 @@ class DictionarySet(_Sites):
         Raises:
             InvalidArgument: when no name opens it.
         """
-        if not self._asked:
+        if not self._opened_by:
             raise InvalidArgument(
-                f"the dictionaries {self._name!r} were put together in memory, and another process cannot open them by "
+                f"the dictionaries {self.name!r} were put together in memory, and another process cannot open them by "
                 "name. Save them with save_release and open the folder with load_dictionaries, or take the engine "
                 "here."
             )
-        return _again, (self._asked, str(self._device), self.sites)
+        return _open_in_worker, (self._opened_by, str(self._device), self.sites)
 
     def __repr__(self) -> str:
         """Name, model, sites and how much was left out; opens nothing."""
-        more = f", {len(self._left_out)} left out" if self._left_out else ""
-        return f"DictionarySet({self._name!r}, model {self._model!r}, {_layers(self.sites)}{more})"
+        more = f", {len(self.left_out)} left out" if self.left_out else ""
+        return f"DictionarySet({self.name!r}, model {self.model!r}, {_layers(self.sites)}{more})"
 
 
 def load_dictionaries(
@@ -210,20 +198,34 @@ def load_dictionaries(
         BadFile: when a file is bad, or the demo pack is missing from the installation.
     """
     name = f"{release_or_folder}@{pattern}" if pattern else str(release_or_folder)
-    if name == DEMO:
-        return _from_folder(demo_folder(), device, name)
-    folder, chosen = (str(release_or_folder), pattern) if pattern else folder_and_pattern(name)
-    if Path(folder).exists() and not folder.endswith(".toml"):
-        asked = f"{Path(folder).absolute()}{'@' * bool(chosen)}{chosen}"
-        return _from_folder(Path(folder), device, asked, chosen)
+    path, chosen = (str(release_or_folder), pattern) if pattern else folder_and_pattern(name)
+    folder = demo_folder() if name == DEMO else Path(path)
+    if name == DEMO or (folder.exists() and not path.endswith(".toml")):
+        found = discover(folder, chosen)
+        suffix = f"@{chosen}" if chosen else ""
+        set_name, model = folder.absolute().name, ""
+        if (folder / MANIFEST).is_file():
+            manifest = read_manifest(folder)
+            set_name, model = manifest.name, manifest.model
+        else:
+            model = trained_on(folder)
+        opened_by = name if name == DEMO else f"{folder.absolute()}{suffix}"
+        return DictionarySet(
+            set_name + suffix, model, found.openers, device=device, opened_by=opened_by, left_out=found.left_out
+        )
     if is_release(name):
+        release = read_release(name)
+        openers = {site: partial(_open_from_hub, site, entry) for site, entry in release.sites.items()}
         # its path where it is a file: another process may run in another folder
-        return _from_recipe(read_release(name), device, str(Path(name).absolute()) if Path(name).is_file() else name)
+        opened_by = str(Path(name).absolute()) if Path(name).is_file() else name
+        return DictionarySet(
+            release.name, release.model, openers, device=device, hub=release.sites, opened_by=opened_by
+        )
     if name.startswith(SAE_LENS):
         from saeflow.sources.sae_lens_release import sae_lens_openers
 
         openers, model, left_out = sae_lens_openers(name.removeprefix(SAE_LENS))
-        return DictionarySet(name, model, openers, device=device, asked=name, left_out=left_out)
+        return DictionarySet(name, model, openers, device=device, opened_by=name, left_out=left_out)
     raise UnknownRelease(
         f"{name!r} is neither a release nor a path that exists. Releases: "
         f"{', '.join((DEMO, *known_releases()))}. A path may be a folder of dictionaries in any supported "
@@ -246,37 +248,20 @@ def demo_folder() -> Path:
     return folder
 
 
-def _from_folder(folder: Path, device: torch.device | str, asked: str, pattern: str = "") -> DictionarySet:
-    found = discover(folder, pattern)
-    name, model = folder.absolute().name, ""
-    if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder)
-        name, model = manifest.name, manifest.model
-    else:
-        model = trained_on(folder)
-    name = f"{name}@{pattern}" if pattern else name
-    return DictionarySet(name, model, found.openers, device=device, asked=asked, left_out=found.left_out)
-
-
-def _from_recipe(recipe: Release, device: torch.device | str, asked: str) -> DictionarySet:
-    openers = {site: partial(_open_entry, site, entry) for site, entry in recipe.sites.items()}
-    return DictionarySet(recipe.name, recipe.model, openers, device=device, hub=recipe.sites, asked=asked)
-
-
 @lru_cache(maxsize=2)
-def _again(asked: str, device: str, sites: tuple[Site, ...]) -> DictionarySet:
+def _open_in_worker(name: str, device: str, sites: tuple[Site, ...]) -> DictionarySet:
     """In a worker: the same dictionaries, opened once for all works of the process."""
-    whole = load_dictionaries(asked, device=device_of_worker(device))
+    whole = load_dictionaries(name, device=device_of_worker(device))
     missing = [site for site in sites if site not in whole]
     if missing:
         raise UnknownSite(
-            f"{asked} has no dictionary at {missing[0]} here, and has it where the run was started. Every machine "
+            f"{name} has no dictionary at {missing[0]} here, and has it where the run was started. Every machine "
             "needs the same files."
         )
     return whole.only_sites(sites)
 
 
-def _open_entry(site: Site, entry: ReleaseEntry) -> Dictionary:
+def _open_from_hub(site: Site, entry: ReleaseEntry) -> Dictionary:
     path = open_entry(entry)
     found = load(path, site)
     if not isinstance(found, Dictionary):
@@ -288,19 +273,16 @@ def _open_entry(site: Site, entry: ReleaseEntry) -> Dictionary:
 
 
 def _layers(sites: tuple[Site, ...]) -> str:
-    told: list[str] = []
+    """`res at layers 0-3, 5; mlp at layers 0`."""
+    named: list[str] = []
     for part in Part:
-        layers = [site.layer for site in sites if site.part is part]
-        if layers:
-            told.append(f"{part.value} at layers {_ranges(layers)}")
-    return "; ".join(told) or "no site"
-
-
-def _ranges(layers: list[int]) -> str:
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+        runs: list[list[int]] = []
+        for layer in (site.layer for site in sites if site.part is part):
+            if runs and layer == runs[-1][1] + 1:
+                runs[-1][1] = layer
+            else:
+                runs.append([layer, layer])
+        if runs:
+            layers = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+            named.append(f"{part.value} at layers {layers}")
+    return "; ".join(named) or "no site"
