@@ -4,7 +4,7 @@
     ├── InvalidId (ValueError)            text that is not a site or feature
     ├── UnknownRelease (KeyError)         a name that is neither a known release nor a path
     ├── UnknownSite (KeyError)            a release or an atlas has nothing at that site
-    ├── UnknownFeature (KeyError)         the index lies outside the dictionary
+    ├── UnknownFeature (KeyError)         the index is outside the dictionary
     ├── BadFile (ValueError)              truncated, of the wrong shape, with NaN or zero rows
     │   └── UnsupportedFormat             no reader knows this file or folder
     ├── CorruptAtlas (ValueError)         a checksum or a version does not agree
@@ -33,8 +33,8 @@ class SaeflowError(Exception):
 
     def __str__(self) -> str:
         """The message alone, without the middle of a long one: KeyError would print its repr, and it is for reading."""
-        told = str(self.args[0]) if self.args else ""
-        return told if len(told) <= _LONGEST else f"{told[: _LONGEST - 500]} … {told[-497:]}"
+        text = str(self.args[0]) if self.args else ""
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 500]} … {text[-497:]}"
 
 
 class InvalidId(SaeflowError, ValueError):
@@ -46,7 +46,7 @@ class UnknownRelease(SaeflowError, KeyError):
 
 
 class UnknownSite(SaeflowError, KeyError):
-    """A release, folder or atlas has nothing at the site asked for."""
+    """A release, folder or atlas has nothing at the requested site."""
 
 
 class UnknownFeature(SaeflowError, KeyError):
@@ -86,7 +86,7 @@ class NoSpace(SaeflowError, OSError):
 
 
 class NotWritable(SaeflowError, PermissionError):
-    """A folder that may not be written, or lies on a disk that is mounted read-only."""
+    """A folder that may not be written, or is on a disk that is mounted read-only."""
 
 
 class WorkerLost(SaeflowError, RuntimeError):

@@ -53,9 +53,9 @@ class Headers(Protocol):
 def retry_after(headers: Headers) -> float | None:
     """Seconds a server asks to wait, by `retry-after-ms` or `Retry-After` (seconds or a date); None without."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        told = str(headers.get(name) or "")
+        value = str(headers.get(name) or "")
         try:
-            seconds = float(told) / unit
+            seconds = float(value) / unit
         except ValueError:
             continue
         if 0 <= seconds < math.inf:

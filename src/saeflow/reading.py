@@ -2,7 +2,7 @@
 
 A config, a theme, words or an archive may come from anywhere, and a small or odd one must not take gigabytes, hang, or
 end in a traceback. All reading of files from outside goes through here. What is out of bounds is a ValueError that
-says why, like JSON or UTF-8 that is none; whoever asked for the file names it and says what to do.
+says why, like JSON or UTF-8 that is not valid; the caller names the file and says what to do.
 
     a JSON file                      JSON bytes, DEPTH lists or objects inside each other
     a TOML file                      TOML bytes, DEPTH as above, no dates
@@ -48,6 +48,8 @@ MEMBERS: Final = 10_000
 PACKED_WRONG: Final = (OSError, EOFError, ValueError, zlib.error)
 """What reading a gzip file raises of one that is damaged or out of bounds."""
 
+_DEEP: Final = f"lists or tables lie more than {DEPTH} deep inside each other"
+_WHEN: Final = (datetime, date, time)
 _LONG_KEY: Final = re.compile(rb"""(?:[\w"'-]+[ \t]*\.[ \t]*){%d}""" % DEPTH)
 
 
@@ -58,11 +60,11 @@ def regular(path: Path) -> int:
         OSError: when there is none.
         ValueError: when it is a folder, a pipe or a device, which is not opened.
     """
-    told = path.stat()
-    if not stat.S_ISREG(told.st_mode):
-        kind = "a folder" if stat.S_ISDIR(told.st_mode) else "a pipe, a socket or a device"
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe, a socket or a device"
         raise ValueError(f"it is {kind}, and no file")
-    return told.st_size
+    return state.st_size
 
 
 def read_bytes(path: Path, most: int = JSON) -> bytes:
@@ -131,18 +133,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(_DEEP) from None
 
 
-_DEEP: Final = f"lists or tables lie more than {DEPTH} deep inside each other"
-
-
 def shallow(value: T) -> T:
     """The value, where lists and mappings lie at most DEPTH deep inside each other.
 
     Raises:
         ValueError: when they lie deeper, or one holds a date or a time.
     """
-    level: list[Any] = [value]
+    level: list[Any] = [value] if isinstance(value, dict | list) else []
     for _ in range(DEPTH):
-        inner = [one for held in level for one in _inside(held)]
+        inner = [one for held in level for one in (held.values() if isinstance(held, dict) else held)]
         level = [one for one in inner if isinstance(one, dict | list)]
         when = next((one for one in inner if isinstance(one, _WHEN)), None)
         if when is not None:
@@ -150,19 +149,6 @@ def shallow(value: T) -> T:
         if not level:
             return value
     raise ValueError(_DEEP)
-
-
-_WHEN: Final = (datetime, date, time)
-
-
-def _inside(held: Any) -> list[Any]:
-    return (
-        list(cast("dict[Any, Any]", held).values())
-        if isinstance(held, dict)
-        else held
-        if isinstance(held, list)
-        else []
-    )
 
 
 def gzip_lines(path: Path, errors: str = "strict") -> Iterator[str]:

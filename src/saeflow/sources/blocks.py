@@ -1,10 +1,10 @@
-"""Run single blocks of a model again, on hidden states of one's own, beside the caches of a clean pass.
+"""Run single blocks of a model again, on hidden states of one's own, next to the caches of a clean pass.
 
 A clean pass of one text records what every block was called with, its keys and values, and the hidden
-states at the layers asked for. The model's own modules then answer two questions:
+states at the requested layers. The model's own modules then answer two questions:
 
 1. `rows`: block L at single tokens, many variants in one call. The variants of a token, and different
-   tokens, lie side by side along the sequence axis; a mask lets each see the clean keys and values of the
+   tokens, are side by side along the sequence axis; a mask lets each see the clean keys and values of the
    tokens before its own (within the layer's sliding window) and its own new ones, and no other variant.
    So the clean keys and values are shared, not copied, and rotary angles are picked by token.
 2. `onward`: block L on the tokens from t on, many variants in a batch, against the clean keys and values of
@@ -20,7 +20,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -70,7 +70,7 @@ class CleanPass:
 
     Attributes:
         n_tokens: the text's length, the begin-of-text token included.
-        stages: layer -> what its block held, for the layers asked for.
+        stages: layer -> what its block held, for the requested layers.
         final: the residual stream after the last block, `Float[Tensor, "pos d_model"]`.
     """
 
@@ -82,7 +82,17 @@ class CleanPass:
                 states that are NaN or infinite.
             UnknownSite: for a layer the model does not have.
         """
-        _check(model, tokens)
+        if len(tokens.input_ids) != 1 or not bool(tokens.attention_mask.all()):
+            raise InvalidArgument(
+                f"a clean pass takes one text without padding, not {len(tokens.input_ids)} of lengths "
+                f"{tokens.lengths} in {tokens.input_ids.shape[1]} columns. Tokenize each text alone."
+            )
+        kind = str(getattr(model.trunk.config, "_attn_implementation", None))
+        if kind not in _MASKED_ATTENTION:
+            raise InvalidArgument(
+                f"attention of kind {kind!r} takes no mask of single tokens. Load the model with "
+                "attn_implementation='sdpa' or 'eager'."
+            )
         check_context(model.hf_model, tokens.input_ids.shape[1])
         self._model, self._tokens = model, tokens
         self.n_tokens = tokens.input_ids.shape[1]
@@ -94,7 +104,14 @@ class CleanPass:
                 hook = model.block(layer).register_forward_pre_hook(self._note_call, with_kwargs=True)
                 stack.callback(hook.remove)
             for layer in sorted(set(layers)):
-                self._keep(layer, kept, stack)
+                block = model.block(layer)
+                attention = block.get_submodule(model.architecture.attention)
+                stack.callback(watch_input(block, _keeper(kept, (layer, "entry"))).remove)
+                stack.callback(watch_output(attention, _keeper(kept, (layer, "attention"))).remove)
+                for tap in SAE_TAPS:
+                    module = block.get_submodule(model.architecture.module(tap))
+                    watch = watch_input if tap.is_input else watch_output
+                    stack.callback(watch(module, _keeper(kept, (layer, tap.value))).remove)
             last = watch_output(model.block(model.n_layers - 1), _keeper(kept, (-1, "final")))
             stack.callback(last.remove)
             out = model.trunk(
@@ -106,7 +123,9 @@ class CleanPass:
         for (layer, what), h in kept.items():
             refuse_infinite(f"hidden states of layer {layer} ({what})" if layer >= 0 else "the last hidden states", h)
         self._output_type = cast("Callable[..., object]", type(out))
-        self._keys_values = [_kept(entry) for entry in cache.layers]
+        self._keys_values: list[tuple[Tensor, Tensor]] = [
+            (kv.keys, kv.values) for kv in cast("list[Any]", cache.layers)
+        ]
         self._visible = self._visibility()
         self.final: Float[Tensor, "pos d_model"] = kept[-1, "final"]
         self.stages: dict[int, Stages] = {
@@ -133,7 +152,7 @@ class CleanPass:
         """Block `layer` on `n` variants of single tokens, and what it holds at each tap.
 
         Args:
-            layer: any layer; one asked for at the start when `attend` is False.
+            layer: any layer; one of the requested ones when `attend` is False.
             h: what each variant reads from the residual stream.
             positions: the token each one is a variant of.
             changes: functions of the variants' hidden states `[n width]` at taps, applied on the way.
@@ -149,11 +168,11 @@ class CleanPass:
         with contextlib.ExitStack() as stack, torch.no_grad():
             for tap in SAE_TAPS:
                 module = block.get_submodule(architecture.module(tap))
-                watch = watch_input if tap is Tap.Z else watch_output
+                watch = watch_input if tap.is_input else watch_output
                 stack.callback(watch(module, _changer(tap, changes.get(tap), kept)).remove)
             if not attend:
                 forward = self._recall_attention(layer, positions, through_z=Tap.Z in changes)
-                stack.enter_context(answered_by(self._attention(layer), forward))
+                stack.enter_context(answered_by(block.get_submodule(architecture.attention), forward))
             block(h[None], **call)
         return kept
 
@@ -186,19 +205,6 @@ class CleanPass:
         with torch.no_grad(), answered_by(trunk, answer):
             return self._model.hf_model(input_ids=ids, use_cache=False).logits[:, 0]
 
-    def _keep(self, layer: int, kept: dict[tuple[int, str], Tensor], stack: contextlib.ExitStack) -> None:
-        block = self._model.block(layer)
-        stack.callback(watch_input(block, _keeper(kept, (layer, "entry"))).remove)
-        stack.callback(watch_output(self._attention(layer), _keeper(kept, (layer, "attention"))).remove)
-        for tap in SAE_TAPS:
-            module = block.get_submodule(self._model.architecture.module(tap))
-            watch = watch_input if tap is Tap.Z else watch_output
-            stack.callback(watch(module, _keeper(kept, (layer, tap.value))).remove)
-
-    def _attention(self, layer: int) -> nn.Module:
-        path = self._model.architecture.o_proj.rpartition(".")[0]
-        return self._model.block(layer).get_submodule(path)
-
     def _recall_attention(self, layer: int, positions: Int[Tensor, " n"], *, through_z: bool) -> Callable[..., object]:
         """What attention returned in the clean pass; `through_z` projects z again, so that a hook can change it."""
         stages = self.stages[layer]
@@ -226,7 +232,7 @@ class CleanPass:
     def _call(
         self, layer: int, cache: _Beside | None, columns: Int[Tensor, " n"], mask: Tensor | None
     ) -> dict[str, object]:
-        """The block's recorded arguments, for the tokens `columns` beside another cache."""
+        """The block's recorded arguments, for the tokens `columns` with another cache."""
         call: dict[str, object] = {}
         for name, value in self._calls[layer].items():
             if isinstance(value, Cache):
@@ -257,46 +263,21 @@ class CleanPass:
         made: dict[int, Tensor] = {}
         masks = [cast("Tensor | None", call["attention_mask"]) for call in self._calls]
         for mask in masks:
-            if id(mask) not in made:
-                made[id(mask)] = self._plain_causal() if mask is None else _seen(mask)
+            if mask is None:  # plain causal attention
+                device = self._tokens.input_ids.device
+                made[id(mask)] = torch.ones(self.n_tokens, self.n_tokens, dtype=torch.bool, device=device).tril()
+            elif id(mask) not in made:
+                # which keys it lets through: True in a boolean mask, 0 in one that is added
+                made[id(mask)] = mask[0, 0] if mask.dtype is torch.bool else mask[0, 0] == 0
         for call in self._calls:
             call["attention_mask"] = None  # every later call gets its own
         return [made[id(mask)] for mask in masks]
-
-    def _plain_causal(self) -> Bool[Tensor, "pos pos"]:
-        n = self.n_tokens
-        return torch.ones(n, n, dtype=torch.bool, device=self._tokens.input_ids.device).tril()
-
-
-def _check(model: LanguageModel, tokens: Tokens) -> None:
-    if len(tokens.input_ids) != 1 or not bool(tokens.attention_mask.all()):
-        raise InvalidArgument(
-            f"a clean pass takes one text without padding, not {len(tokens.input_ids)} of lengths "
-            f"{tokens.lengths} in {tokens.input_ids.shape[1]} columns. Tokenize each text alone."
-        )
-    kind = str(getattr(model.trunk.config, "_attn_implementation", None))
-    if kind not in _MASKED_ATTENTION:
-        raise InvalidArgument(
-            f"attention of kind {kind!r} takes no mask of single tokens. Load the model with "
-            "attn_implementation='sdpa' or 'eager'."
-        )
 
 
 def _cache_argument(trunk: nn.Module) -> str:
     """What a trunk calls its cache: releases of transformers differ."""
     parameters = inspect.signature(trunk.forward).parameters.values()
     return next(one.name for one in parameters if "Cache" in str(one.annotation))
-
-
-def _kept(entry: object) -> tuple[Tensor, Tensor]:
-    """The keys and values a layer of the cache holds."""
-    return cast("Tensor", entry.keys), cast("Tensor", entry.values)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _seen(mask: Tensor) -> Bool[Tensor, "pos pos"]:
-    """Which keys a block's mask lets through: True in a boolean mask, 0 in one that is added."""
-    square = mask[0, 0]
-    return square if square.dtype is torch.bool else square == 0
 
 
 def _additive(visible: Bool[Tensor, "queries keys"], like: Tensor) -> Float[Tensor, "1 1 queries keys"]:

@@ -22,7 +22,7 @@ from saeflow.files import write_atomic
 from saeflow.reading import read_bytes, read_text
 from saeflow.sources.formats.remote_tensors import ENDINGS, read_pointer, tensors_here, unlink_pointer, write_pointer
 from saeflow.sources.releases import ReleaseEntry
-from saeflow.sources.remote.hub_file import REFUSALS, HubFile, is_commit, is_offline, refused, resolve
+from saeflow.sources.remote.hub_file import REFUSALS, is_commit, is_offline, refused, resolve
 from saeflow.sources.remote.transport import RangesIgnored, fetch_whole
 
 WHOLE_FILES = "SAEFLOW_WHOLE_FILES"
@@ -102,15 +102,28 @@ def fetch(entry: ReleaseEntry) -> Path:
         Unreachable: when a file cannot be fetched, naming it.
         NoSpace: when it is larger than what is free on the disk.
     """
-    _check_space(entry)
+    if entry.size is not None and not is_cached(entry):
+        folder = next(path for path in (_root(entry), *_root(entry).parents) if path.is_dir() or path == path.parent)
+        free = shutil.disk_usage(folder).free
+        if free < entry.size.n_bytes:
+            raise NoSpace(
+                f"{entry.files[0]} of {entry.repo} is about {entry.size.n_bytes / 1e6:,.1f} MB, and "
+                f"{free / 1e6:,.1f} MB are free on the disk of {folder}. Free some, or set HF_HUB_CACHE to a folder on "
+                "a larger disk."
+            )
     for file in entry.optional:
         try:
-            _download(entry, file)
+            fetch_whole(entry.repo, file, entry.revision)
         except EntryNotFoundError:  # the repository has none, or this machine has no network
             continue
         except REFUSALS:
             break  # the files that are needed will say why
-    paths = [_fetched(entry, file) for file in entry.files]
+    paths: list[Path] = []
+    for file in entry.files:
+        try:
+            paths.append(fetch_whole(entry.repo, file, entry.revision))
+        except REFUSALS as error:
+            raise refused(file, entry.repo, error, revision=entry.revision) from error
     return paths[0]
 
 
@@ -131,7 +144,15 @@ def _pointers(entry: ReleaseEntry) -> str | None:
     for file in found:
         if file is None or file.commit != commit:
             return None
-        _point(_root(entry) / commit / file.file, file)
+        path = _root(entry) / commit / file.file
+        try:
+            pointer = read_pointer(path)
+        except BadFile:
+            path.unlink()
+            pointer = None
+        if pointer is None or pointer.file != file:
+            unlink_pointer(path)
+            write_pointer(path, file)
     if not is_commit(commit):
         return None
     tree = _root(entry) / commit
@@ -152,19 +173,6 @@ def _pointers(entry: ReleaseEntry) -> str | None:
     return commit
 
 
-def _point(path: Path, file: HubFile) -> None:
-    """See that the pointer at a path is to this very file."""
-    try:
-        pointer = read_pointer(path)
-    except BadFile:
-        path.unlink()
-        pointer = None
-    if pointer is not None and pointer.file == file:
-        return
-    unlink_pointer(path)
-    write_pointer(path, file)
-
-
 def _root(entry: ReleaseEntry) -> Path:
     """saeflow's folder in the repository's folder of the hub's cache: it is removed together with that."""
     name = repo_folder_name(repo_id=entry.repo, repo_type="model")
@@ -172,7 +180,7 @@ def _root(entry: ReleaseEntry) -> Path:
 
 
 def _tree(entry: ReleaseEntry) -> Path | None:
-    """The folder of the commit that the revision meant when the hub was last asked; None if it never was."""
+    """The folder of the commit that the revision meant when the hub last answered; None if it never did."""
     root = _root(entry)
     try:
         commit = read_text(root / "refs" / entry.revision).strip()
@@ -180,26 +188,3 @@ def _tree(entry: ReleaseEntry) -> Path | None:
     except (OSError, ValueError):
         tree = root / PurePosixPath(entry.revision)
         return tree if tree.is_dir() else None
-
-
-def _check_space(entry: ReleaseEntry) -> None:
-    if entry.size is None or is_cached(entry):
-        return
-    folder = next(path for path in (_root(entry), *_root(entry).parents) if path.is_dir() or path == path.parent)
-    free = shutil.disk_usage(folder).free
-    if free < entry.size.n_bytes:
-        raise NoSpace(
-            f"{entry.files[0]} of {entry.repo} is about {entry.size.n_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB "
-            f"are free on the disk of {folder}. Free some, or set HF_HUB_CACHE to a folder on a larger disk."
-        )
-
-
-def _fetched(entry: ReleaseEntry, file: str) -> Path:
-    try:
-        return _download(entry, file)
-    except REFUSALS as error:
-        raise refused(file, entry.repo, error, revision=entry.revision) from error
-
-
-def _download(entry: ReleaseEntry, file: str) -> Path:
-    return fetch_whole(entry.repo, file, entry.revision)

@@ -4,8 +4,8 @@
     transport   a range of it over HTTP, through the session of huggingface_hub, tried again when it is cut
     ranges      ranges on disk: resumed after a kill, checksummed, checked before they are used
 
-Nothing here knows of tensors: `saeflow.sources.formats.remote` does. Matching from weights alone (section 3.2 of
-arXiv 2502.03032) reads `W_dec` and nothing else, about half of a dictionary's file.
+Nothing here knows of tensors: `saeflow.sources.formats.remote_tensors` does. Matching from weights alone
+(section 3.2 of arXiv 2502.03032) reads `W_dec` and nothing else, about half of a dictionary's file.
 """
 
 from saeflow.sources.remote.ranges import reporting

@@ -86,18 +86,13 @@ def resolve(repo: str, file: str, revision: str) -> HubFile | None:
         TimeoutError, or another of REFUSALS, which `refused` puts into words.
     """
     url = hf_hub_url(repo, file, revision=revision, endpoint=constants.ENDPOINT)
-    ask = partial(
-        get_hf_file_metadata,
-        url,
-        timeout=constants.HF_HUB_ETAG_TIMEOUT,
-        library_name="saeflow",
-        library_version=__version__,
-    )
-    told = within(WHOLE, ask)
-    if not told.commit_hash or not told.etag or not told.size:
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    client = {"library_name": "saeflow", "library_version": __version__}
+    stated = within(WHOLE, partial(get_hf_file_metadata, url, timeout=timeout, **client))
+    if not stated.commit_hash or not stated.etag or not stated.size:
         return None
     # raises BadFile for what cannot be
-    return HubFile(repo, file, told.commit_hash, told.etag, told.size)
+    return HubFile(repo, file, stated.commit_hash, stated.etag, stated.size)
 
 
 def is_commit(text: object) -> bool:
@@ -116,13 +111,11 @@ def is_offline() -> bool:
 
 
 def refused(file: str, repo: str, error: BaseException, *, revision: str = "") -> Unreachable:
-    """The error to raise for what the hub or the way to it answered, with the way in where there is one.
-
-    Raises:
-        Nothing; it returns the error.
-    """
+    """The error to raise for what the hub or the way to it answered, with the way in where there is one."""
     at = f" (revision {revision})" if revision else ""
-    return Unreachable(f"{file} of {repo}{at} cannot be fetched ({_told(error)}). {_advice(repo, error)}")
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    reason = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    return Unreachable(f"{file} of {repo}{at} cannot be fetched ({reason}). {_advice(repo, error)}")
 
 
 def _advice(repo: str, error: BaseException) -> str:
@@ -143,11 +136,6 @@ def _advice(repo: str, error: BaseException) -> str:
         "Check the network and that your account may read the repository (hf auth login), or pass a folder "
         "that holds the file already."
     )
-
-
-def _told(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
 def strong_tag(headers: Mapping[str, str]) -> str:

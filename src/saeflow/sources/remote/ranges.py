@@ -31,7 +31,7 @@ from saeflow.sources.remote.hub_file import HubFile, resolve
 from saeflow.sources.remote.transport import Cut, Patience, RangesIgnored, opened
 
 Report: TypeAlias = Callable[[str, int, int], None]
-"""Told what is fetched, how many of its bytes are here, and how many there will be."""
+"""Called with what is fetched, how many of its bytes are here, and how many there will be."""
 Check: TypeAlias = Callable[[Path], bool]
 """Whether the bytes in a file are what their format says."""
 
@@ -92,7 +92,7 @@ class Ranges:
             start: its first byte.
             stop: the byte after its last.
             what: what it holds, for messages and bars.
-            check: asked once, when it is whole.
+            check: called once, when it is whole.
 
         Raises:
             RangesIgnored: when the server does not answer with ranges.
@@ -152,8 +152,7 @@ class Ranges:
         here = _here(part, size)
         self._check_space(size - here)
         got_on, again = here, 0
-        told = f"{what} of {Path(self.file.file).name}"
-        with _progress(told, here, size) as report:
+        with _progress(f"{what} of {Path(self.file.file).name}", here, size) as report:
             while here < size:
                 try:
                     got = self._append(part, start, stop, here, report)
@@ -250,11 +249,11 @@ def sha256(*paths: Path) -> str:
 
 @contextmanager
 def _progress(what: str, here: int, size: int) -> Generator[Callable[[int, int], None]]:
-    """To whoever asked, else a bar as huggingface_hub shows for its own downloads (HF_HUB_DISABLE_PROGRESS_BARS)."""
-    asked = _REPORT.get()
-    if asked is not None:
-        asked(what, here, size)
-        yield lambda done, total: asked(what, done, total)
+    """To `reporting`, else a bar as huggingface_hub shows for its own downloads (HF_HUB_DISABLE_PROGRESS_BARS)."""
+    report = _REPORT.get()
+    if report is not None:
+        report(what, here, size)
+        yield lambda done, total: report(what, done, total)
         return
     with tqdm(desc=what, total=size, initial=here, unit="B", unit_scale=True, name="huggingface_hub.http_get") as bar:
 

@@ -48,14 +48,14 @@ _CUT: Final = (*TRANSPORT_ERRORS, TimeoutError, ConnectionError)
 
 
 class RangesIgnored(Exception):
-    """The server sends whole files only, or others than were asked for."""
+    """The server sends whole files only, or another part than was requested."""
 
 
 class Cut(Exception):
     """No answer, an answer that broke off, or one that says "later"."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
-        """`wait` is what the server asks for, in seconds."""
+        """`wait` is the seconds that the server asks to wait."""
         super().__init__(reason)
         self.wait = wait
 
@@ -74,14 +74,14 @@ class Patience:
         Raises:
             Unreachable: after the last attempt, or when the server asks for more than `longest`.
         """
-        asked = cut.wait
-        if failed >= self.attempts or (asked is not None and asked > self.longest):
-            again = "" if asked is None else f" It asks to come back in {asked:.0f} seconds."
+        wait = cut.wait
+        if failed >= self.attempts or (wait is not None and wait > self.longest):
+            again = "" if wait is None else f" It asks to come back in {wait:.0f} seconds."
             raise Unreachable(
                 f"{file} cannot be fetched: {cut}, {failed} times without a new byte.{again} What was fetched is kept: "
                 "try again, and it goes on from there."
             )
-        self.sleep(doubled(failed, 1.0, self.longest) if asked is None else asked)
+        self.sleep(doubled(failed, 1.0, self.longest) if wait is None else wait)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +136,8 @@ def fetch_whole(repo: str, file: str, revision: str) -> Path:
     most = LARGEST
     if not isinstance(huggingface_hub.try_to_load_from_cache(repo, file, revision=revision), str):
         with suppress(*REFUSALS):  # what is wrong is said below, where it is not in the cache
-            told = resolve(repo, file, revision)
-            most = LARGEST if told is None else told.size
+            stated = resolve(repo, file, revision)
+            most = LARGEST if stated is None else stated.size
         if JSON < most < LARGEST and file.endswith(_SMALL_FILES):
             raise BadFile(f"{file} of {repo} has {most:,} bytes, and at most {JSON:,} are read. Check HF_ENDPOINT.")
     moved = threading.Event()
@@ -195,7 +195,7 @@ def _send(url: str, headers: dict[str, str]) -> tuple[Any, Iterator[bytes]]:
 
 
 def _check(file: HubFile, response: Any, pieces: Iterator[bytes], start: int) -> None:
-    """Let through the answer that holds what was asked for.
+    """Let through the answer that holds what was requested.
 
     Raises:
         RangesIgnored, Cut, Unreachable: as `opened`.
