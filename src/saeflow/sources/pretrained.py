@@ -141,10 +141,10 @@ def lost_rope(stored: Mapping[str, Any], config: object) -> str:
 
 def _rotary(stored: Mapping[str, Any], config: object) -> Iterator[tuple[str, str, object, object]]:
     """Where an entry lies in the file, its key, its value, and what the configuration has for it."""
-    told = stored.get("rope_parameters")
-    told = told if isinstance(told, Mapping) else {}
-    kinds = {name: entry for name, entry in told.items() if isinstance(entry, Mapping)}
-    for name, entries in (kinds or {"": told}).items():
+    rope = stored.get("rope_parameters")
+    rope = rope if isinstance(rope, Mapping) else {}
+    kinds = {name: entry for name, entry in rope.items() if isinstance(entry, Mapping)}
+    for name, entries in (kinds or {"": rope}).items():
         where = f"rope_parameters {name}".strip()
         scaling = getattr(config, "rope_scaling", None) or {}
         scaling = {} if name.startswith("sliding") else scaling

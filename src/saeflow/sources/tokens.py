@@ -106,20 +106,20 @@ class Spelling:
     def _characters(self, ids: Sequence[int]) -> list[str]:
         """The texts of tokens that hold pieces of characters."""
         found = [""] * len(ids)
-        start = told = 0  # where the character that is being put together begins, and what is told by now
+        start = ready_to = 0  # where the character that is being put together begins, and up to where texts are known
         done = ""
         for n in range(len(ids)):
             whole = self._behind(ids[start : n + 1])
             while not whole.strip(PIECE) and n - start >= _LONGEST - 1:  # no character begins there
                 found[start] = PIECE
-                start, told = start + 1, start + 1
+                start, ready_to = start + 1, start + 1
                 whole = self._behind(ids[start : n + 1])
             ready = whole.rstrip(PIECE)
             if len(ready) > len(done):
-                found[n], done, told = ready[len(done) :], ready, n + 1
+                found[n], done, ready_to = ready[len(done) :], ready, n + 1
             if ready == whole:
                 start, done = n + 1, ""
-        return found[:told] + [PIECE] * (len(ids) - told)
+        return found[:ready_to] + [PIECE] * (len(ids) - ready_to)
 
     def _behind(self, ids: Sequence[int]) -> str:
         """What ids add to a text."""
