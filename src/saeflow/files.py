@@ -78,11 +78,7 @@ def is_inside(name: object) -> bool:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all.
-
-    Raises:
-        NoSpace, NotWritable, OSError: as `atomic_file`.
-    """
+    """Write `data` to `path`, whole or not at all. Raises NoSpace, NotWritable, OSError as `atomic_file`."""
     with atomic_file(path) as part:
         part.write_bytes(data)
 

@@ -132,11 +132,7 @@ class Meter:
             self._since, self._before = now, self._n
 
     def whole(self, pieces: Iterable[bytes]) -> bytes:
-        """All pieces of an answer in one.
-
-        Raises:
-            TooLong, TimeoutError: as `add`; and whatever breaks the pieces off.
-        """
+        """All pieces of an answer in one. Raises TooLong, TimeoutError as `add`; and whatever breaks the pieces off."""
         found = bytearray()
         for piece in pieces:
             self.add(len(piece))

@@ -95,11 +95,7 @@ def read_text(path: Path, most: int = JSON) -> str:
 
 
 def read_json(path: Path, most: int = JSON) -> Any:
-    """What a file of JSON says.
-
-    Raises:
-        OSError, ValueError: as `read_bytes` and `parse_json`.
-    """
+    """What a file of JSON says. Raises OSError, ValueError as `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path, most))
 
 
@@ -213,11 +209,7 @@ def opened_zip(path: Path) -> Generator[zipfile.ZipFile]:
 
 
 def few(archive: zipfile.ZipFile) -> zipfile.ZipFile:
-    """The archive, where it has at most MEMBERS members.
-
-    Raises:
-        ValueError: when it has more.
-    """
+    """The archive, where it has at most MEMBERS members. Raises ValueError when it has more."""
     if len(archive.filelist) > MEMBERS:
         raise ValueError(f"it has {len(archive.filelist):,} members, and at most {MEMBERS:,} are read")
     return archive

@@ -22,11 +22,7 @@ from saeflow.errors import InvalidArgument
 
 
 def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float) -> None:
-    """Refuse settings outside their range.
-
-    Raises:
-        InvalidArgument: for the first such setting.
-    """
+    """Refuse settings outside their range. Raises InvalidArgument for the first such setting."""
     if max_new_tokens < 1:
         raise InvalidArgument(f"max_new_tokens = {max_new_tokens} asks for no text. Give 1 or more.")
     if not 0 <= temperature < float("inf"):

@@ -15,11 +15,7 @@ _LONGEST: Final = 1 << 17
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        BadFile: when the file cannot be read or holds something else.
-    """
+    """A JSON object from a file. Raises BadFile when the file cannot be read or holds something else."""
     try:
         data: Any = reading.read_json(path)
     except (OSError, ValueError) as error:
@@ -59,11 +55,7 @@ def positive_number(config: Mapping[str, Any], key: str, where: str | Path) -> f
 
 
 def count(config: Mapping[str, Any], key: str, where: str | Path, *, least: int = 1) -> int:
-    """An integer of `least` or more.
-
-    Raises:
-        BadFile: when the entry is missing or something else.
-    """
+    """An integer of `least` or more. Raises BadFile when the entry is missing or something else."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise BadFile(f"{where}: {key} is {value!r}, expected an integer of {least} or more. Fetch the file again.")

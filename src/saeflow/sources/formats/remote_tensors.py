@@ -243,11 +243,7 @@ def tensors_here(path: Path) -> dict[str, bool] | None:
 
 
 def unlink_pointer(path: Path) -> None:
-    """Remove a pointer, so that it is made again; the ranges stay.
-
-    Raises:
-        OSError: when the folder cannot be written.
-    """
+    """Remove a pointer, so that it is made again; the ranges stay. Raises OSError when the folder cannot be written."""
     if path.is_file() and read_pointer(path) is not None:
         os.unlink(path)
 

@@ -67,11 +67,7 @@ class Ranges:
         return path.is_file() and path.stat().st_size == stop - start
 
     def bytes_at(self, start: int, stop: int) -> bytes:
-        """A small range, held in memory and not kept: headers.
-
-        Raises:
-            RangesIgnored, Unreachable: as `path`.
-        """
+        """A small range, held in memory and not kept: headers. Raises RangesIgnored, Unreachable as `path`."""
         failed = 0
         while True:
             try:
@@ -234,11 +230,7 @@ def _forget(part: Path) -> None:
 
 
 def sha256(*paths: Path) -> str:
-    """The sha256 of files, one after the other.
-
-    Raises:
-        OSError: when one cannot be read.
-    """
+    """The sha256 of files, one after the other. Raises OSError when one cannot be read."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

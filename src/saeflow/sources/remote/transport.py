@@ -195,11 +195,7 @@ def _send(url: str, headers: dict[str, str]) -> tuple[Any, Iterator[bytes]]:
 
 
 def _check(file: HubFile, response: Any, pieces: Iterator[bytes], start: int) -> None:
-    """Let through the answer that holds what was requested.
-
-    Raises:
-        RangesIgnored, Cut, Unreachable: as `opened`.
-    """
+    """Let through the answer that holds what was requested. Raises RangesIgnored, Cut, Unreachable as `opened`."""
     status = int(response.status_code)
     if status in LATER:
         raise Cut(f"the server answers {status}", retry_after(response.headers))
