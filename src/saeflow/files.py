@@ -44,7 +44,7 @@ def folder_and_pattern(name: str) -> tuple[str, str]:
 
 @contextmanager
 def atomic_file(path: Path) -> Generator[Path]:
-    """A new file beside `path` to write to, moved into its place at the end, or removed after an error.
+    """A new file next to `path` to write to, moved into its place at the end, or removed after an error.
 
     What is at `path` stays until then. A kill leaves the new file behind: it is named after its process, and the next
     process that writes to the folder removes it.
@@ -200,7 +200,7 @@ def _reason(number: int) -> str:
 
 
 def _begun(path: Path) -> Path:
-    """An empty file beside `path`, named after this process."""
+    """An empty file next to `path`, named after this process."""
     import tempfile
 
     _sweep(path.parent)

@@ -46,7 +46,7 @@ class Span:
         return f"tokens at positions {self.start} to {self.stop - 1}"
 
     def __contains__(self, position: int) -> bool:
-        """Whether a position lies in the span."""
+        """Whether a position is in the span."""
         return position >= self.start and (self.stop is None or position < self.stop)
 
 

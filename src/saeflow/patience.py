@@ -75,7 +75,7 @@ def doubled(failed: int, first: float, longest: float) -> float:
 def within(seconds: float, call: Callable[[], T]) -> T:
     """What a call returns, or raises, where it ends in time; one that does not is left to a thread.
 
-    Needed beside the time-outs of HTTP libraries, which begin anew with every byte: headers can drip for ever.
+    Needed besides the time-outs of HTTP libraries, which begin anew with every byte: headers can drip for ever.
 
     Raises:
         TimeoutError: when it does not.

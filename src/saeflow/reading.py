@@ -103,7 +103,7 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
     """What JSON says; `options` are those of `json.loads`.
 
     Raises:
-        ValueError: when it is none, or lists and objects lie more than DEPTH deep inside each other.
+        ValueError: when it is not JSON, or lists and objects are more than DEPTH deep inside each other.
     """
     try:
         found = json.loads(text, **options)
@@ -130,10 +130,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def shallow(value: T) -> T:
-    """The value, where lists and mappings lie at most DEPTH deep inside each other.
+    """The value, where lists and mappings are at most DEPTH deep inside each other.
 
     Raises:
-        ValueError: when they lie deeper, or one holds a date or a time.
+        ValueError: when they are deeper, or one holds a date or a time.
     """
     level: list[Any] = [value] if isinstance(value, dict | list) else []
     for _ in range(DEPTH):
@@ -182,7 +182,7 @@ def unpacked(data: bytes, most: int | None = None) -> bytes:
 
 
 def safetensors(path: Path) -> Path:
-    """The path, where a regular file with a header of at most HEADER bytes lies: what is then given to safetensors.
+    """The path, where a regular file with a header of at most HEADER bytes is there: it is then given to safetensors.
 
     Raises:
         OSError, ValueError: otherwise.

@@ -17,7 +17,7 @@ def known_device(asked: torch.device | str) -> torch.device:
     Devices are counted, not started, so that a process that only asks can still be forked.
 
     Raises:
-        InvalidArgument: for a name that is no device's, or a device that is not here; those that are are listed.
+        InvalidArgument: for a name that no device has, or a device that is not here; the message lists those that are.
     """
     try:
         device = torch.device(asked)

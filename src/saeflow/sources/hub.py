@@ -1,8 +1,8 @@
 """Files of a release on the Hugging Face hub: opened piece by piece or fetched whole, or looked up without a network.
 
 `open_entry` gives the path that a format's reader takes. Where the hub's cache holds the files, or the format is not
-one whose tensors lie apart (.pt), or SAEFLOW_WHOLE_FILES is set, that is in the hub's cache, and whole files are
-fetched. Otherwise it is a pointer (`formats.remote_tensors`), and each tensor is fetched when it is read.
+one whose tensors can be fetched apart (.pt), or SAEFLOW_WHOLE_FILES is set, that is in the hub's cache, and whole
+files are fetched. Otherwise it is a pointer (`formats.remote_tensors`), and each tensor is fetched when it is read.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def is_cached(entry: ReleaseEntry) -> bool:
 
 
 def open_entry(entry: ReleaseEntry) -> Path:
-    """The first file of an entry, or a pointer to it, with the others beside it; see the head of the file.
+    """The first file of an entry, or a pointer to it, with the others next to it; see the head of the file.
 
     Raises:
         Unreachable: when a file cannot be fetched, naming it.
@@ -96,7 +96,7 @@ def open_entry(entry: ReleaseEntry) -> Path:
 
 
 def fetch(entry: ReleaseEntry) -> Path:
-    """The first file of an entry, with the others beside it; fetched whole where the hub's cache lacks them.
+    """The first file of an entry, with the others next to it; fetched whole where the hub's cache lacks them.
 
     Raises:
         Unreachable: when a file cannot be fetched, naming it.

@@ -178,7 +178,7 @@ def load_dictionaries(
 ) -> DictionarySet:
     """The dictionaries of the demo pack ("demo"), of a folder, or of a named release on a hub.
 
-    A folder is saeflow's own, or a tree that holds files of any format `saeflow.sources.formats` reads. What is no
+    A folder is saeflow's own, or a tree that holds files of any format `saeflow.sources.formats` reads. What is at no
     site of saeflow there, or damaged, is left out (`DictionarySet.left_out`). Where several SAEs are at one site,
     `pattern` chooses by the names of their folders, as a shell would, whole or from the end:
     `load_dictionaries("saes", pattern="trainer_1")`; in one word, as on the command line, "saes@trainer_1".

@@ -88,7 +88,7 @@ class Captured(Mapping[Site | Point, Tensor]):
 
 
 class OutputProjection(NamedTuple):
-    """What turns a direction v of `z` into the stream: `(W_O v) * gain`, up to one positive factor a token.
+    """What turns a direction v of `z` into the stream: `(W_O v) * gain`, up to one positive factor per token.
 
     `gain` is that of the sandwich norm, for models that have one: its division by the root mean square
     is one number per token, so the direction is exact without data.
@@ -98,7 +98,7 @@ class OutputProjection(NamedTuple):
     gain: Float[Tensor, " d_model"] | None
 
     def project(self, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_model"]:
-        """Directions of `z`, one a row, as directions of the stream; not of unit length.
+        """Directions of `z`, one per row, as directions of the stream; not of unit length.
 
         Raises:
             WidthMismatch: when the rows are not as wide as `z`.
@@ -137,7 +137,7 @@ class LanguageModel:
 
     Raises:
         UnknownArchitecture: when the sites of its `config.model_type` are not mapped.
-        InvalidArgument: for what is no model of transformers, such as a wrapper of one.
+        InvalidArgument: for anything but a model of transformers, such as a wrapper of one.
     """
 
     def __init__(
@@ -419,7 +419,7 @@ class LanguageModel:
         return completions
 
     def unembed(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        """What a small step along each direction adds to the logits, up to one positive factor a token.
+        """What a small step along each direction adds to the logits, up to one positive factor per token.
 
         The direct path alone: through the final norm's gain (and, for a LayerNorm, its centring) and the
         output embedding. A soft cap on the logits, as in Gemma 2, keeps the order and is left out.

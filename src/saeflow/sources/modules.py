@@ -1,6 +1,6 @@
-"""What a module of a model does to rows, asked of the module itself.
+"""What a module of a model does to rows, found by running the module itself.
 
-`module.weight` is not always what the module multiplies by: in 8 or 4 bits it holds codes whose scales lie beside it,
+`module.weight` is not always what the module multiplies by: in 8 or 4 bits it holds codes with scales next to it,
 a LoRA adds a product to it, and of an offloaded model it is a placeholder without values. So a module is run: a linear
 map A is `f(I) - f(0)`, the gain of a norm is what it multiplies a normalised row by. The forward alone is run, without
 the hooks that edits and captures attach.
@@ -21,7 +21,7 @@ from saeflow.errors import InvalidArgument
 _AT_ONCE: Final = 1024
 """Rows put through a module at a time."""
 _LOUD: Final = 100.0
-"""The size of rows a norm is asked with: so large that the epsilon under its root does not show."""
+"""The size of rows a norm is run on: so large that the epsilon under its root does not show."""
 
 
 def device_of(module: nn.Module) -> torch.device | None:

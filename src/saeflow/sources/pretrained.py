@@ -105,7 +105,7 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
 
 
 def _check_files(folder: str | Path) -> None:
-    """Before transformers reads them whole: files beside the weights of a size that they have, and no pipes.
+    """Before transformers reads them whole: are the files next to the weights of a usual size, and no pipes?
 
     Raises:
         BadFile: otherwise.
@@ -140,7 +140,7 @@ def lost_rope(stored: Mapping[str, Any], config: object) -> str:
 
 
 def _rotary(stored: Mapping[str, Any], config: object) -> Iterator[tuple[str, str, object, object]]:
-    """Where an entry lies in the file, its key, its value, and what the configuration has for it."""
+    """Where an entry is in the file, its key, its value, and what the configuration has for it."""
     rope = stored.get("rope_parameters")
     rope = rope if isinstance(rope, Mapping) else {}
     kinds = {name: entry for name, entry in rope.items() if isinstance(entry, Mapping)}
@@ -198,7 +198,7 @@ def _from_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
         tokenizer("a")
     except (UnknownArchitecture, UnsupportedFormat):
         raise
-    except Exception as error:  # of bytes that are no GGUF, gguf and numpy raise whatever they stumble on
+    except Exception as error:  # of bytes that are not GGUF, gguf and numpy raise whatever they stumble on
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadFile(
             f"the GGUF file {str(file)!r} does not load as a model through transformers {transformers.__version__}: "

@@ -1,9 +1,9 @@
 """Any release of sae-lens, through the loader of that package: `load_dictionaries("sae-lens:RELEASE")`.
 
 The package knows some 170 releases, and converts those whose files are of a format of their own. It is an optional
-extra, imported when a release is asked for and not before. Its list of a release names each SAE; the site is
-told from that name (`blocks.5.hook_resid_post`, `layer_20/width_16k/canonical`, `l3m_8x`) and the release's, so
-that listing needs no network. Several SAEs at one site are told apart by a pattern of their names:
+extra, imported when such a release is named and not before. Its list of a release names each SAE; the site is
+known from that name (`blocks.5.hook_resid_post`, `layer_20/width_16k/canonical`, `l3m_8x`) and the release's, so
+that listing needs no network. Several SAEs at one site are chosen by a pattern of their names:
 `sae-lens:gemma-scope-2b-pt-res@layer_*/width_16k/average_l0_7?`.
 
 What its loader returns is read as a sae-lens folder is: a configuration, and tensors by name.
@@ -54,7 +54,7 @@ def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], s
         MissingExtra: when sae-lens is not installed.
         UnknownRelease: when it has no such release.
         InvalidArgument: when the pattern fits none.
-        UnsupportedFormat: when no site can be told from the names of its SAEs, or they are cross-layer transcoders.
+        UnsupportedFormat: when the names give no site of its SAEs, or they are cross-layer transcoders.
     """
     release, _, pattern = name.partition("@")
     listed = _listing(release)
@@ -128,7 +128,7 @@ def _open(release: str, names: list[str], site: Site) -> Dictionary:
 
 
 def _is_cross_layer(listed: Any, sae: str) -> bool:
-    """Whether the loader sums decoders: told by which of its functions it is and, of Gemma Scope 2, by the file."""
+    """Whether the loader sums decoders: known by which of its functions it is and, of Gemma Scope 2, by the file."""
     function = str(getattr(listed, "conversion_func", None) or "")
     return bool(_CLT.search(function) or _CLT.search(listed.saes_map[sae]))
 

@@ -89,8 +89,8 @@ class Spelling:
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The text of each token of a text that other text precedes; put together they are that text.
 
-        A character that is spread over tokens is with the last of them, and the others are empty. What is no whole
-        character, because the text is cut, is U+FFFD.
+        A character that is spread over tokens is with the last of them, and the others are empty. A part of
+        a character, where the text is cut, is U+FFFD.
         """
         found: list[str] = []
         for broken, group in groupby(ids, lambda token: PIECE in self.token(token)):

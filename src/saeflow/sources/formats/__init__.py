@@ -1,6 +1,6 @@
-"""Reading dictionaries from disk: one module a format, `load` picks by what lies there.
+"""Reading dictionaries from disk: one module per format, `load` picks by what is there.
 
-    saeflow          release.json, one .safetensors a site            a mapping from site to Dictionary
+    saeflow          release.json, one .safetensors per site            a mapping from site to Dictionary
     sae-lens v6      cfg.json, sae_weights.safetensors                one Dictionary
     Gemma Scope      layer_L/width_W/average_l0_N/params.npz          one
     Gemma Scope 2    config.json, params.safetensors                  one
@@ -12,7 +12,7 @@
     Qwen Scope       layerL.sae.pt                                    one a file
     Goodfire         ...-SAE-lL.pth                                   one a file
 
-A .safetensors file may lie in parts, `sae_weights-00001-of-00002.safetensors`.
+A .safetensors file may be in parts, `sae_weights-00001-of-00002.safetensors`.
 
 Any other folder is searched for these. Only headers are read; each Dictionary reads a tensor at its first
 use. Transcoders are dictionaries at the site they write.
@@ -70,10 +70,10 @@ _FILES: Final[tuple[tuple[re.Pattern[str], Reader], ...]] = (
 
 @dataclass(frozen=True)
 class Found:
-    """What lies under a folder.
+    """What is under a folder.
 
     Attributes:
-        openers: by site, in order of computation, what opens its dictionary. Where several SAEs lie at one site,
+        openers: by site, in order of computation, what opens its dictionary. Where several SAEs are at one site,
             what refuses with InvalidArgument, naming them.
         left_out: by folder, relative to the one searched, why the SAE in it has no place among them.
     """
@@ -83,7 +83,7 @@ class Found:
 
 
 def load(path: Path | str, site: Site | None = None, *, pattern: str = "") -> Dictionary | Mapping[Site, Dictionary]:
-    """Read what lies at `path`: one Dictionary from the files of one SAE, a mapping from a folder of several.
+    """Read what is at `path`: one Dictionary from the files of one SAE, a mapping from a folder of several.
 
     `site` says where a single SAE belongs when its files do not; for a folder of several it picks one, and
     `pattern` picks by the names of folders, as `discover` does.

@@ -1,4 +1,4 @@
-"""What the JSON and YAML files beside the tensors say: read as an object, and entries of one kind asked of it."""
+"""JSON and YAML files next to the tensors: read as an object, and entries of one kind taken from it."""
 
 from __future__ import annotations
 

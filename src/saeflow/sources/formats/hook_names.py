@@ -52,7 +52,7 @@ _NO_NORM_AFTER = ("transformer.h.", "gpt_neox.layers.", "h.")
 """Trunks of GPT-2 and GPT-NeoX, where what a part returns is added as it is."""
 _OUTPUT_PROJECTIONS = ("self_attn.o_proj", "attn.c_proj", "attention.dense")
 
-# What a transcoder reads. TransformerLens: `hook_normalized` lies before the norm's gain, `mlp.hook_in` after it.
+# What a transcoder reads. TransformerLens: `hook_normalized` is before the norm's gain, `mlp.hook_in` after it.
 _LENS_READ = {
     "mlp.hook_in": (Tap.MLP_IN, Norm.NONE),
     "ln2.hook_normalized": (Tap.MID, Norm.RESCALE),

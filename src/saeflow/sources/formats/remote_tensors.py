@@ -92,18 +92,18 @@ def _open_whole(path: Path) -> TensorFile:
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """Which file, and where in it each tensor lies."""
+    """Which file, and where in it each tensor is."""
 
     file: HubFile
     index: Mapping[str, Segment]
 
     def ranges(self, path: Path) -> Ranges:
-        """The ranges of the file, for the pointer that lies at `path`."""
+        """The ranges of the file, for the pointer at `path`."""
         return Ranges(path.parents[len(PurePosixPath(self.file.file).parts)], self.file)
 
 
 def read_pointer(path: Path) -> Pointer | None:
-    """The pointer at a path; None where another file lies there, or none.
+    """The pointer at a path; None where there is another file, or none.
 
     Raises:
         BadFile: when it is a pointer of another version, or damaged.
@@ -158,7 +158,7 @@ class RemoteTensors(TensorFile):
             Unreachable: when it must be fetched and cannot be; NoSpace when the disk is too small.
         """
         segment = self._pointer.index[name]
-        # a name that numpy knows; those of safetensors that are no floats are none of its
+        # a name that numpy knows; those of safetensors that are not floats are unknown to it
         known = segment.dtype if segment.dtype[:1] in "<>|=" else "V1"
         if segment.torch_dtype is None and not is_floating(np.dtype(known)):
             raise BadFile(not_floating(self.path, name, segment.dtype))

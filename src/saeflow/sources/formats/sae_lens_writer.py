@@ -67,7 +67,7 @@ def write_sae_lens(
         folder: is made where there is none; files of the same names are replaced.
         dictionary: an autoencoder or a transcoder.
         model_name: the model it was trained on, as its hub calls it.
-        architecture: of that model; gives the hooks of Hugging Face beside those of TransformerLens.
+        architecture: of that model; gives the hooks of Hugging Face next to those of TransformerLens.
         metadata: more entries, which win over those made here.
 
     Raises:
@@ -100,7 +100,7 @@ def write_sae_lens_release(
     architecture: Architecture | None = None,
     metadata: Mapping[Site, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write dictionaries as sae-lens folders side by side, one a site, that `load_dictionaries(folder)` opens.
+    """Write dictionaries as sae-lens folders side by side, one per site, that `load_dictionaries(folder)` opens.
 
     Raises:
         InvalidArgument: when there is none.

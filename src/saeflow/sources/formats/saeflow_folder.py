@@ -1,4 +1,4 @@
-"""saeflow's own folder: release.json and one safetensors file a site. Read and written here.
+"""saeflow's own folder: release.json and one safetensors file per site. Read and written here.
 
     release.json    {"format": "saeflow-dictionaries", "version": 1, "name": ..., "model": ...,
                      "sites": {"0/res": {"file": "0.res.safetensors", "tap": "res",
@@ -142,7 +142,7 @@ def save_release(
 ) -> None:
     """Write dictionaries as a saeflow folder; matrices in `dtype`, biases and thresholds in float32.
 
-    Each file is written beside its place and renamed, release.json last; an old release.json is removed
+    Each file is written next to its place and renamed, release.json last; an old release.json is removed
     first. One dictionary is in memory at a time where the mapping reads them when asked.
 
     Raises:

@@ -30,7 +30,7 @@ from saeflow.sources.formats.remote_tensors import open_tensors
 CONFIG: Final = "cfg.json"
 WEIGHTS: Final = "sae.safetensors"
 RUN: Final = "config.json"
-"""Beside the folders of the hookpoints: the model, and in older runs whether they are transcoders."""
+"""Next to the folders of the hookpoints: the model, and in older runs whether they are transcoders."""
 _SEED: Final = re.compile(r"seed\d+")
 _NOT_READ: Final = ("embed_skip", "gram_lookup", "signed")
 

@@ -58,7 +58,7 @@ class TensorFile(ABC):
         """One tensor as float32.
 
         Raises:
-            BadFile: when it cannot be read, is no longer what the headers said, or holds no floating-point numbers.
+            BadFile: when it cannot be read, changed since the headers were, or does not hold floating-point numbers.
         """
 
     def read_range(self, name: str, axis: int, start: int, stop: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files of the hub read piece by piece: only the bytes that are needed, each once, kept beside the hub's own cache.
+"""Files of the hub read piece by piece: only the bytes that are needed, each once, kept next to the hub's own cache.
 
     hub_file    which file it is: its commit, its entity tag, its size; and why the hub refuses one
     transport   a range of it over HTTP, through the session of huggingface_hub, tried again when it is cut
