@@ -8,7 +8,7 @@ from saeflow.experiments.results import Results
 from saeflow.paper.results import write_page
 from saeflow.steering.judges import Score
 from saeflow.steering.plan import load_plan
-from saeflow.steering.sweep.scoring import judges_of
+from saeflow.steering.sweep.scoring import read_scores
 
 PAGE = write_page
 SMALL = (
@@ -104,12 +104,13 @@ def test_another_judge_is_asked_without_generating(run, work, monkeypatch) -> No
             return [Score(coherence=4.0, behavior=1.0 + ("force" in text.text)) for text in texts]
 
     monkeypatch.setattr("saeflow.steering.judges.LLMJudge", Reader)
-    monkeypatch.setattr("saeflow.steering.sweep.unit.generate", lambda *a, **k: pytest.fail("generated again"))
+    monkeypatch.setattr("saeflow.steering.sweep.run.generate", lambda *a, **k: pytest.fail("generated again"))
     code, out, _ = run("demo", *SMALL, "--judge", "llm", "--judge-model", "some-model")
     assert code == 0
     assert "Judge: reader" in out
     results = Results.open(work / "sweep-demo")
-    assert judges_of(results) == ["offline (loss and TF-IDF)", "reader"]
+    assert read_scores(results).judge == "reader"
+    assert read_scores(results, "offline (loss and TF-IDF)").judge != "reader"
     assert results.tables()["steering_best"].column("coherence") == [4.0] * len(results.tables()["steering_best"].rows)
 
 

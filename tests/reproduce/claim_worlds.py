@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from saeflow.ids import Part, Site
 from saeflow.reproduce.cases import Trials
 from saeflow.reproduce.evidence import OriginsRun, SteeringRun, TransitionRun
 from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.sweep.cells import Cell, Cells
+from saeflow.steering.sweep.cells import MARKS, Cells, setting_of
 from saeflow.steering.sweep.settings import Setting
 
 LAYERS = range(6)
@@ -196,16 +196,16 @@ def steering(
     starts: Mapping[int, int] | None = None,
 ) -> SteeringRun:
     """A sweep with one sample a world; grid and confirmed settings are the same ones."""
-    cells = [Cell(theme, direction, setting) for theme in themes for direction, setting in settings]
-    names = ("score", "behavior", "coherence", "share_total")
-    values = {
-        name: np.array([[world(c.theme, c.direction, c.setting).get(name, 0.0) for world in worlds] for c in cells])
-        for name in names
-    }
-    rows = np.arange(len(cells) * len(worlds)).reshape(len(cells), -1)
-    found = Cells("planted", tuple(cells), tuple(range(len(worlds))), values, rows)
-    chosen = {cell: (roles or {}).get(cell.setting, "best") for cell in cells}
-    return SteeringRun(found, found, chosen, {theme: dict(starts or {}) for theme in themes})
+    texts = [
+        {"theme": theme, "direction": direction.value, **asdict(setting), "sample": sample}
+        | {name: world(theme, direction, setting).get(name, 0.0) for name in ("score", *MARKS, "share_total")}
+        for theme in themes
+        for direction, setting in settings
+        for sample, world in enumerate(worlds)
+    ]
+    found = Cells("planted", pd.DataFrame(texts))
+    found.settings["role"] = [(roles or {}).get(setting_of(x), "best") for x in found.settings.to_dict("records")]
+    return SteeringRun(found, found, {theme: dict(starts or {}) for theme in themes})
 
 
 # --- transition -------------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.methods import match
 from saeflow.steering.judges import Score
 from saeflow.steering.plan import SteeringDirection
+from saeflow.steering.sweep.inputs import SweepInputs
 from saeflow.steering.sweep.run import Design, run_sweep
 from saeflow.steering.sweep.settings import Grid, Variant
-from saeflow.steering.sweep.theme_plans import SweepInputs
 from saeflow.steering.theme import Task, Theme
 
 from ..experiments.planted import N_LAYERS, plant

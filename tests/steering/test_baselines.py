@@ -12,7 +12,7 @@ from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
 from saeflow.steering.sizes import plan_change
-from saeflow.steering.sweep.baselines import NEAREST, random_mirrors, written_on
+from saeflow.steering.sweep.plans import NEAREST, random_mirrors, written_on
 
 from ..experiments.planted import TEXT, plant
 

@@ -19,12 +19,12 @@ from saeflow.ids import Part
 from saeflow.steering.generate import Generation
 from saeflow.steering.plan import SteeringDirection, load_plan
 from saeflow.steering.sizes import Budget, plan_change
-from saeflow.steering.sweep import unit as sweep_unit
-from saeflow.steering.sweep.run import judge_sweep, run_sweep
-from saeflow.steering.sweep.scoring import SCORES, judge_rows, judges_of, read_scores, unsteered
+from saeflow.steering.sweep import run as sweep_run
+from saeflow.steering.sweep.plans import ThemePlans
+from saeflow.steering.sweep.run import run_sweep
+from saeflow.steering.sweep.scoring import SCORES, judge_rows, read_scores, unsteered
 from saeflow.steering.sweep.settings import Grid, Setting, Variant, seed_of
 from saeflow.steering.sweep.summary import summarize_sweep
-from saeflow.steering.sweep.theme_plans import ThemePlans
 from saeflow.steering.theme import Task
 
 from .sweep_world import SMALL, NoiseJudge, WordJudge, design, inputs, luck, run, theme
@@ -171,11 +171,11 @@ def test_random_rows_of_the_sweep_are_as_long_as_what_they_mirror_and_differ_by_
 def test_a_finished_sweep_is_only_judged_again_and_keeps_what_it_chose(done, tmp_path, monkeypatch) -> None:
     run(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("rows/*")}
-    monkeypatch.setattr(sweep_unit, "generate", lambda *a, **k: pytest.fail("generated again"))
+    monkeypatch.setattr(sweep_run, "generate", lambda *a, **k: pytest.fail("generated again"))
     run(tmp_path, judge=NoiseJudge())
     assert {p: p.read_bytes() for p in tmp_path.rglob("rows/*")} == before
     grid = Results.open(tmp_path)
-    assert judges_of(grid) == ["words", "noise"]
+    assert read_scores(grid, "words").judge == "words"
     assert read_scores(grid).judge == "noise"
     assert "Judge: noise" in grid.tables()["steering_best"].note
     assert "judge words" in grid.tables()["steering_best"].note  # who chose
@@ -204,8 +204,10 @@ def test_scores_are_read_by_judge_and_damage_is_named(tmp_path) -> None:
 
 def test_judging_replaces_a_judges_own_scores_and_needs_the_themes_of_the_rows(tmp_path) -> None:
     grid, _ = run(tmp_path)
-    judge, scores = judge_sweep(grid, lambda _: WordJudge(), [theme()])
-    assert judges_of(grid) == [judge.name]
+    judge = WordJudge()
+    scores = judge_rows(grid, judge, [theme()])
+    with pytest.raises(InvalidArgument, match="there are scores of words"):
+        read_scores(grid, "noise")
     assert len(scores.behavior) == sum(1 for _ in grid.rows())
     with pytest.raises(InvalidArgument, match="texts of carrying"):
         judge_rows(grid, judge, [theme("other")])
@@ -312,8 +314,8 @@ def test_choosing_the_best_of_noise_flatters_the_grid_and_not_the_confirmed_scor
             for n, r in enumerate(requests)
         ]
 
-    monkeypatch.setattr(sweep_unit, "generate", unique)
-    monkeypatch.setattr(sweep_unit, "losses", lambda model, prompt, ids: [1.0] * len(ids))
+    monkeypatch.setattr(sweep_run, "generate", unique)
+    monkeypatch.setattr(sweep_run, "losses", lambda model, prompt, ids: [1.0] * len(ids))
     values = tuple(float(v) for v in range(1, 11))
     grid = Grid(values, tuple(-v for v in values), samples=16, confirm=100)
     chosen = run(tmp_path, judge=NoiseJudge(), grid=grid)[1]

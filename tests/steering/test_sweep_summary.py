@@ -8,8 +8,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import Results, RunRequest
 from saeflow.steering.judges import Score
 from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.sweep.cells import Cells, methods
-from saeflow.steering.sweep.confirm import choose, start_layer
+from saeflow.steering.sweep.cells import Cells, choose, setting_of, start_layer
 from saeflow.steering.sweep.scoring import JudgeScores, judge_rows
 from saeflow.steering.sweep.settings import Grid, Setting
 from saeflow.steering.sweep.summary import steering_tables, summarize_sweep
@@ -321,7 +320,8 @@ def test_what_is_chosen_is_best_by_score_then_by_the_smaller_change(tmp_path) ->
     scores = judge_rows(grid, TextJudge(), [theme()])
     cells = Cells.of(grid, scores)
     found = choose(cells, [theme()], Grid())
-    activate = [(c.setting, c.role) for c in found if c.direction is SteeringDirection.ACTIVATE]
+    lines = found[found["direction"] == SteeringDirection.ACTIVATE].to_dict("records")
+    activate = [(setting_of(line), line["role"]) for line in lines]
     assert activate == [
         (Setting("none"), "baseline"),
         (Setting("prompt"), "baseline"),
@@ -337,9 +337,9 @@ def test_what_is_chosen_is_best_by_score_then_by_the_smaller_change(tmp_path) ->
         (Setting("exponential", 2, "exponential", 1.0), "best"),
     ]
     without = choose(cells, [theme()], Grid(methods=("single", "constant")))
-    assert not [choice for choice in without if choice.setting.method == "random"]
+    assert "random" not in set(without["method"])
     assert start_layer(theme()) == 1
-    assert methods(cells.cells)[:2] == ["none", "prompt"]
+    assert list(cells.settings["method"].unique())[:2] == ["none", "prompt"]
 
 
 def test_settings_without_scores_cannot_be_chosen_from(tmp_path) -> None:

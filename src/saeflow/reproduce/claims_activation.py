@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import pandas as pd
 
 from saeflow.experiments.statistics import LEVEL
 from saeflow.reproduce.claims_steering import ACTIVATE, SUPPRESS, find, over_themes, themes
 from saeflow.reproduce.evidence import SteeringRun
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, Contrast, NotMeasured, Unit
 from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.sweep.cells import Cells
-from saeflow.steering.sweep.confirm import START_LAYER
-from saeflow.steering.sweep.settings import MULTI, RANDOM, SINGLE, START, Setting
+from saeflow.steering.sweep.cells import START_LAYER, Cells
+from saeflow.steering.sweep.settings import MULTI, RANDOM, SINGLE, START
 
 _METHODS: Final = "the multi-layer methods"
 
@@ -27,16 +26,12 @@ def _same_setting(run: SteeringRun, measure: str) -> dict[str, np.ndarray]:
     grid = run.grid
     each: dict[str, np.ndarray] = {}
     for theme in themes(grid, ACTIVATE):
-        places = find(grid, theme, ACTIVATE, lambda s: s.method == SINGLE)
-        single = {(grid.cells[n].setting.value, grid.cells[n].setting.layer): n for n in places}
-        first = min((layer for _, layer in single), default=0)
-        differences: list[np.ndarray] = []
-        for n in find(grid, theme, ACTIVATE, lambda s: s.method in MULTI[ACTIVATE]):
-            s = grid.cells[n].setting
-            if s.layer > first and (s.value, s.layer) in single:
-                differences.append(grid.values[measure][n] - grid.values[measure][single[s.value, s.layer]])
-        if differences:
-            each[theme] = np.mean(differences, axis=0)
+        single, several = find(grid, theme, ACTIVATE, SINGLE), find(grid, theme, ACTIVATE, *MULTI[ACTIVATE])
+        several = several[several["layer"] > single["layer"].min()] if len(single) else several
+        pairs = several.reset_index().merge(single.reset_index(), on=["value", "layer"], suffixes=("", "_single"))
+        if len(pairs):
+            values = grid.values[measure]
+            each[theme] = (values[pairs["index"]] - values[pairs["index_single"]]).mean(0)
     return each
 
 
@@ -55,9 +50,10 @@ def fig11_coherence(run: SteeringRun) -> list[Contrast]:
 # --- the best settings, on fresh samples ------------------------------------------------------------------------------
 
 
-def _chosen(run: SteeringRun, theme: str, direction: SteeringDirection, keep: Callable[[Setting], bool]) -> list[int]:
+def _chosen(run: SteeringRun, theme: str, direction: SteeringDirection, *methods: str) -> pd.DataFrame:
     """The confirmed best settings of a theme, without those that were chosen for the start layer."""
-    return [n for n in find(run.fresh, theme, direction, keep) if run.roles.get(run.fresh.cells[n]) != START_LAYER]
+    found = find(run.fresh, theme, direction, *methods)
+    return found[found["role"] != START_LAYER]
 
 
 def _best(
@@ -68,18 +64,15 @@ def _best(
     each: dict[str, np.ndarray] = {}
     control: dict[str, np.ndarray] = {}
     for theme in themes(run.fresh, direction):
-        against = _chosen(run, theme, direction, lambda s: s.method == other)
-        several = _chosen(run, theme, direction, lambda s: s.method in MULTI[direction])
-        randoms = find(run.fresh, theme, direction, lambda s: s.method == RANDOM and s.mirrors in MULTI[direction])
-        single = find(run.grid, theme, direction, lambda s: s.method == SINGLE)
+        against = _chosen(run, theme, direction, other).index
+        several = _chosen(run, theme, direction, *MULTI[direction])
+        randoms = find(run.fresh, theme, direction, RANDOM, mirrors=MULTI[direction])
         # up to the first layer of all they change that one alone, and are single themselves
-        first = min((run.grid.cells[n].setting.layer for n in single), default=-1)
-        several, randoms = (
-            [n for n in places if run.fresh.cells[n].setting.layer > first] for places in (several, randoms)
-        )
-        if against and several:
+        first = min(find(run.grid, theme, direction, SINGLE)["layer"], default=-1)
+        several, randoms = (found.index[found["layer"] > first] for found in (several, randoms))
+        if len(against) and len(several):
             each[theme] = values[several].mean(0) - values[against[0]]
-            if randoms:
+            if len(randoms):
                 control[theme] = values[randoms].mean(0) - values[against[0]]
     return each, control
 
@@ -87,7 +80,7 @@ def _best(
 def _both_ways(run: SteeringRun, measure: str, other: str, words: str, *, lower: bool = False) -> list[Contrast]:
     found: list[Contrast] = []
     for direction in (ACTIVATE, SUPPRESS):
-        if not any(cell.direction is direction for cell in run.fresh.cells):
+        if not (run.fresh.settings["direction"] == direction.value).any():
             continue
         each, control = _best(run, direction, measure, other)
         if each:
@@ -134,11 +127,10 @@ def fig16_elsewhere(run: SteeringRun) -> list[Contrast]:
     scores = run.fresh.values["score"]
     each: dict[str, np.ndarray] = {}
     for theme in themes(run.fresh, ACTIVATE):
-        places = find(run.fresh, theme, ACTIVATE, lambda s: s.method == SINGLE)
-        at_start = [n for n in places if run.roles.get(run.fresh.cells[n]) == START_LAYER]
-        best = [n for n in places if n not in at_start]
-        if at_start and best and run.fresh.cells[best[0]].setting.layer != run.fresh.cells[at_start[0]].setting.layer:
-            each[theme] = scores[best[0]] - scores[at_start[0]]
+        places = find(run.fresh, theme, ACTIVATE, SINGLE)
+        at_start, best = (places[(places["role"] == START_LAYER) == start] for start in (True, False))
+        if len(at_start) and len(best) and best["layer"].iloc[0] != at_start["layer"].iloc[0]:
+            each[theme] = scores[best.index[0]] - scores[at_start.index[0]]
     if not each:
         raise NotMeasured(
             "In no theme was another layer measured beside the one most start features lie in: that layer is best "
@@ -153,10 +145,9 @@ def fig17_unnamed(run: SteeringRun) -> list[Contrast]:
     each: dict[str, np.ndarray] = {}
     for theme in themes(grid, ACTIVATE):
         starts = {layer for layer, n in run.starts.get(theme, {}).items() if n}
-        places = find(grid, theme, ACTIVATE, lambda s: s.method == SINGLE)
-        inside = [n for n in places if grid.cells[n].setting.layer in starts]
-        outside = [n for n in places if grid.cells[n].setting.layer not in starts]
-        if inside and outside:
+        places = find(grid, theme, ACTIVATE, SINGLE)
+        inside, outside = (places.index[places["layer"].isin(starts) == there] for there in (True, False))
+        if len(inside) and len(outside):
             each[theme] = grid.crossfit(outside) - grid.crossfit(inside)
     if not each:
         raise NotMeasured("No theme was steered at layers with and without start features.")

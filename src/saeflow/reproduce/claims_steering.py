@@ -7,17 +7,18 @@ flatter it. Scores are of one judge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
+import pandas as pd
 
 from saeflow.experiments.statistics import Estimate, Tally, known_mean, ratio
 from saeflow.reproduce.evidence import SteeringRun
 from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, UNKNOWN, Contrast, NotMeasured, Rule, Unit
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import Cells
-from saeflow.steering.sweep.settings import CUMULATIVE, SINGLE, START, Setting
+from saeflow.steering.sweep.settings import CUMULATIVE, SINGLE, START
 
 ACTIVATE, SUPPRESS = SteeringDirection.ACTIVATE, SteeringDirection.SUPPRESS
 SMALL: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -30,24 +31,26 @@ def themes(cells: Cells, direction: SteeringDirection) -> list[str]:
     Raises:
         NotMeasured: when there is none.
     """
-    found = list(dict.fromkeys(cell.theme for cell in cells.cells if cell.direction is direction))
+    found = list(cells.settings.loc[cells.settings["direction"] == direction.value, "theme"].unique())
     if not found:
         raise NotMeasured(f"No theme was steered in the direction {direction.value}.")
     return found
 
 
-def find(cells: Cells, theme: str, direction: SteeringDirection, keep: Callable[[Setting], bool]) -> list[int]:
-    """The cells of a theme that are kept."""
-    return cells.where(lambda c: c.theme == theme and c.direction is direction and keep(c.setting))
+def find(
+    cells: Cells, theme: str, direction: SteeringDirection, *methods: str, mirrors: Sequence[str] = ("",)
+) -> pd.DataFrame:
+    """The settings of a theme with these methods, and, of random ones, with these in the place of which they stand."""
+    found = cells.settings
+    kept = (found["theme"] == theme) & (found["direction"] == direction.value)
+    return found[kept & found["method"].isin(methods) & found["mirrors"].isin(mirrors)]
 
 
 def by_value(cells: Cells, theme: str, direction: SteeringDirection, method: str) -> dict[float, np.ndarray]:
     """For each s or r, weak to strong, the score of each sample at the best layer for it, cross-fitted."""
-    found: dict[float, list[int]] = {}
-    for number in find(cells, theme, direction, lambda s: s.method == method):
-        found.setdefault(cells.cells[number].setting.value, []).append(number)
-    order = sorted(found, reverse=direction is SUPPRESS)
-    return {value: cells.crossfit(found[value]) for value in order}
+    found = find(cells, theme, direction, method)
+    order = sorted(found["value"].unique().tolist(), reverse=direction is SUPPRESS)
+    return {value: cells.crossfit(found.index[found["value"] == value]) for value in order}
 
 
 def over_themes(
@@ -95,8 +98,8 @@ def _layers(run: SteeringRun) -> tuple[Tally, list[list[float]], float]:
     blocks: list[np.ndarray] = []
     layers: list[list[float]] = []
     for theme in themes(grid, SUPPRESS):
-        places = find(grid, theme, SUPPRESS, lambda s: s.method == SINGLE)
-        told = {(grid.cells[n].setting.value, grid.cells[n].setting.layer): n for n in places}
+        places = find(grid, theme, SUPPRESS, SINGLE)
+        told = dict(zip(zip(places["value"], places["layer"], strict=True), places.index, strict=True))
         values = sorted({value for value, _ in told}, reverse=True)
         common = sorted({layer for _, layer in told if all((v, layer) in told for v in values)})
         if len(values) < 2 or len(common) < 2:
@@ -224,15 +227,9 @@ def fig10_small(run: SteeringRun) -> list[Contrast]:
     for limit in SMALL:
         each: dict[str, np.ndarray] = {}
         for theme in themes(grid, SUPPRESS):
-            sides = [
-                [
-                    n
-                    for n in find(grid, theme, SUPPRESS, lambda s, m=m: s.method == m)
-                    if grid.mean("share_total", n) <= limit
-                ]
-                for m in (CUMULATIVE, SINGLE)
-            ]
-            if all(sides):
+            steered = (find(grid, theme, SUPPRESS, method) for method in (CUMULATIVE, SINGLE))
+            sides = [found.index[found["share_total"] <= limit] for found in steered]
+            if all(map(len, sides)):
                 each[theme] = grid.crossfit(sides[0]) - grid.crossfit(sides[1])
         if len(each) == len(themes(grid, SUPPRESS)):
             words = f"score of cumulative less that of single, both within {100 * limit:.0f} % of the hidden norm"

@@ -27,11 +27,8 @@ from saeflow.flow.graph import FlowGraph
 from saeflow.reading import read_json, read_text
 from saeflow.reproduce.cases import Trials
 from saeflow.reproduce.verdicts import NotMeasured
-from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.sweep.cells import Cell, Cells
-from saeflow.steering.sweep.confirm import FOLDER
+from saeflow.steering.sweep.cells import Cells, confirmed_cells
 from saeflow.steering.sweep.scoring import read_scores
-from saeflow.steering.sweep.settings import Setting
 
 STAGES: Final = ("origins", "deactivation", "steering", "transition")
 ACCEPTANCE: Final = "acceptance.json"
@@ -89,14 +86,12 @@ class SteeringRun:
 
     Attributes:
         grid: every setting.
-        confirmed: the chosen ones; None where they were not measured again.
-        roles: why each of those was chosen.
+        confirmed: the chosen ones, with their roles; None where they were not measured again.
         starts: theme -> layer -> how many features the theme starts from there.
     """
 
     grid: Cells
     confirmed: Cells | None
-    roles: Mapping[Cell, str]
     starts: Mapping[str, Mapping[int, int]]
 
     @property
@@ -222,16 +217,7 @@ def _steering(results: Results) -> SteeringRun:
             for site, (_, n) in unit["features"].items():
                 layer = int(site.split("/")[0])
                 layers[layer] = layers.get(layer, 0) + n
-    again = results.folder / FOLDER
-    if not (again / MANIFEST).is_file() or Results.open(again).record.finished is None:
-        return SteeringRun(grid, None, {}, starts)
-    fresh = Results.open(again)
-    roles = {
-        Cell(unit["theme"], SteeringDirection(unit["direction"]), Setting.of(setting)): role
-        for unit in fresh.units()
-        for setting, role in zip(unit["settings"], unit["roles"], strict=True)
-    }
-    return SteeringRun(grid, Cells.of(fresh, read_scores(fresh, grid.judge)), roles, starts)
+    return SteeringRun(grid, confirmed_cells(results, grid.judge), starts)
 
 
 def _transition(results: Results) -> TransitionRun:

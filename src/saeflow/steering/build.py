@@ -6,7 +6,7 @@
 4. `plan_of` gives each feature that is left its value: s as its layer has it in the schedule, or r.
 5. `sizes.fit_budget` weakens the plan until it fits a budget.
 
-`build_plan` takes these steps for one request; `sweep.theme_plans` takes the first three once for a theme, and the
+`build_plan` takes these steps for one request; `sweep.plans` takes the first three once for a theme, and the
 others for each setting of a grid. Steps that need the weights or the model say so where they are not given.
 """
 

@@ -1,59 +1,76 @@
-"""Scored rows as matrices, settings by samples: what every table of a sweep is made from. No torch.
+"""Scored texts as frames, one line per text and one per setting: what every table of a sweep is made from. No torch.
 
 Two rules keep the tables honest. Samples of one seed belong together: intervals are of samples, and two
 settings are compared on the same seeds. And choosing the best of several settings flatters it, since the luckiest wins:
 where a table shows a best of several, each half of the samples is measured at the setting that is best on the
 other half (`crossfit`).
+
+For the same reason the grid only chooses: of each method the setting with the highest mean score, and the best at the
+layer where most starts lie (`choose`). What is reported is generated anew, with all baselines, on seeds that had no
+part in the choice: "random" puts random rows in place of the features of each chosen method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+import pandas as pd
+from jaxtyping import Float
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.results import Results
-from saeflow.experiments.statistics import Estimate, Tally, mean_estimates
-from saeflow.steering.judges import Score
-from saeflow.steering.metrics import combined, perplexity
+from saeflow.experiments.results import MANIFEST, Results
+from saeflow.experiments.statistics import RATE, Estimate, Span, Tally, known_mean, means
+from saeflow.steering.judges.scores import HIGHEST, final_score
 from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.sweep.scoring import JudgeScores
-from saeflow.steering.sweep.settings import NONE, ORDER, Setting
+from saeflow.steering.sweep.scoring import JudgeScores, read_scores
+from saeflow.steering.sweep.settings import MULTI, NONE, ORDER, PROMPT, RANDOM, SINGLE, Grid, Setting
+from saeflow.steering.theme import Theme
 
+FOLDER: Final = "confirmed"
+"""Of the chosen settings, in the folder of the grid."""
+
+BEST, START_LAYER, BASELINE = "best", "start layer", "baseline"
+"""Why a setting is measured again: the best of its method, the best at the start layer, or a baseline."""
+
+KEYS: Final = ["theme", "direction", "method", "mirrors", "layer", "schedule", "value"]
+"""What names a setting of a theme and a direction, as columns in the order of tables."""
+
+MARKS: Final[Mapping[str, Span]] = {"behavior": (0.0, HIGHEST), "coherence": (0.0, HIGHEST), "score": RATE}
 MEASURES: Final = ("loss", "distinct_1", "distinct_2", "share_layer", "share_total", "n_features")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Cell:
-    """A setting of a theme and a direction."""
-
-    theme: str
-    direction: SteeringDirection
-    setting: Setting
-
-
-@dataclass(frozen=True, eq=False)
 class Cells:
-    """The rows of one stage with the scores of one judge.
+    """The texts of one stage with the scores of one judge.
 
     Attributes:
         judge: whose scores they are.
-        cells: the settings, in the order of their first row.
-        samples: numbers of the samples, ascending.
-        values: for "score", "behavior", "coherence" and each of `MEASURES`, cells by samples; NaN where
-            there is no row, or no value.
-        rows: the number of the row of each cell and sample among all rows, -1 where there is none.
+        texts: one line per text, in the order of the rows: `KEYS`, `MARKS`, `MEASURES`; cell, the line of its setting
+            in `settings`; dataset and text, the sample, as `experiments.statistics` names what is drawn.
+        settings: one line per setting: `KEYS`, and the means of marks and measures over its samples; themes as they
+            come, directions and methods in the order of tables, then by layer and value.
+        values: marks and measures, settings by samples; NaN where there is no text, or no value.
     """
 
-    judge: str
-    cells: tuple[Cell, ...]
-    samples: tuple[int, ...]
-    values: Mapping[str, Float[np.ndarray, "n k"]]
-    rows: Int[np.ndarray, "n k"]
+    def __init__(self, judge: str, texts: pd.DataFrame) -> None:
+        """Of texts with `KEYS`, sample, and any of marks and measures; a cell without a number is left out of means."""
+        numbers = [name for name in (*MARKS, *MEASURES) if name in texts]
+        texts = texts.assign(
+            theme=pd.Categorical(texts["theme"], texts["theme"].unique()),
+            direction=pd.Categorical(texts["direction"], [direction.value for direction in SteeringDirection]),
+            method=pd.Categorical(texts["method"], ORDER),
+            dataset=0,
+            text=texts["sample"],
+            **{name: texts[name].astype(np.float64) for name in numbers},
+        )
+        settings = texts.groupby(KEYS, observed=True)
+        self.judge = judge
+        self.texts = texts.assign(cell=settings.ngroup())
+        wide = self.texts.pivot(index="cell", columns="text", values=numbers)
+        self.values = {name: wide[name].to_numpy(np.float64, copy=True) for name in numbers}
+        means_of = {name: known_mean(values, 1) for name, values in self.values.items()}
+        self.settings = settings.size().reset_index()[KEYS].assign(**means_of)
 
     @staticmethod
     def of(results: Results, scores: JudgeScores) -> Cells:
@@ -63,133 +80,128 @@ class Cells:
             InvalidArgument: when the folder has no rows.
             BadFile: when a shard is damaged.
         """
-        names = ("theme", "direction", "method", "layer", "schedule", "value", "mirrors", "sample", *MEASURES)
-        told = results.columns(*names)
-        if not told["theme"]:
+        found = pd.DataFrame(results.columns(*KEYS, "sample", *MEASURES))
+        if found.empty:
             raise InvalidArgument(f"{results.folder} has no rows. Run the sweep again to finish it.")
-        keys = [
-            Cell(theme, SteeringDirection(direction), Setting(*setting))
-            for theme, direction, *setting in zip(*(told[name] for name in names[:7]), strict=True)
-        ]
-        place = {cell: number for number, cell in enumerate(dict.fromkeys(keys))}
-        samples = tuple(sorted(set(told["sample"])))
-        column = {sample: number for number, sample in enumerate(samples)}
-        at = np.array([place[key] for key in keys]), np.array([column[sample] for sample in told["sample"]])
-        judged: dict[str, Any] = {
-            "behavior": scores.behavior,
-            "coherence": scores.coherence,
-            "score": [
-                combined(Score(coherence=float(c), behavior=float(b)), key.direction)
-                for c, b, key in zip(scores.coherence, scores.behavior, keys, strict=True)
-            ],
-        }
-        values: dict[str, Float[np.ndarray, "n k"]] = {}
-        for name, numbers in (judged | {name: told[name] for name in MEASURES}).items():
-            values[name] = np.full((len(place), len(samples)), np.nan)
-            values[name][at] = np.array(numbers, dtype=np.float64)  # None becomes NaN
-        rows = np.full((len(place), len(samples)), -1, dtype=np.int64)
-        rows[at] = np.arange(len(keys))
-        return Cells(scores.judge, tuple(place), samples, values, rows)
+        found = found.assign(behavior=scores.behavior, coherence=scores.coherence)
+        marks = zip(scores.behavior.tolist(), scores.coherence.tolist(), found["direction"], strict=True)
+        score = [final_score(b, c, suppress=direction == SteeringDirection.SUPPRESS) for b, c, direction in marks]
+        return Cells(scores.judge, found.assign(score=score))
 
-    def where(self, keep: Callable[[Cell], bool]) -> list[int]:
-        """The numbers of the cells that are kept."""
-        return [number for number, cell in enumerate(self.cells) if keep(cell)]
+    @property
+    def steered(self) -> pd.DataFrame:
+        """The settings that change something."""
+        return self.settings[~self.settings["method"].isin([NONE, PROMPT])]
 
-    def groups(
-        self, key: Callable[[Cell], Any] = lambda _: ()
-    ) -> Iterator[tuple[tuple[str, SteeringDirection, Any], list[int]]]:
-        """Cells by theme, direction and `key`: themes as they come, directions and methods in the order of tables."""
-        found: dict[tuple[str, SteeringDirection, Any], list[int]] = {}
-        themes = list(dict.fromkeys(cell.theme for cell in self.cells))
-        order = sorted(
-            range(len(self.cells)),
-            key=lambda number: (themes.index(self.cells[number].theme), _place(self.cells[number])),
-        )
-        for number in order:
-            cell = self.cells[number]
-            found.setdefault((cell.theme, cell.direction, key(cell)), []).append(number)
-        yield from found.items()
+    @property
+    def default(self) -> pd.Series:
+        """The mean score of unsteered text, by theme and direction."""
+        unsteered = self.settings[self.settings["method"] == NONE]
+        return unsteered.set_index(["theme", "direction"])["score"].rename("default")
 
-    def mean(self, name: str, cell: int) -> float:
-        """The mean of a value over the samples of a cell; NaN where it has none."""
-        values = self.values[name][cell]
-        there = np.isfinite(values)
-        return float(values[there].mean()) if there.any() else float("nan")
-
-    def perplexity(self, cell: int) -> float:
-        """exp of the mean loss of a cell's texts under the unsteered model."""
-        return perplexity(self.values["loss"][cell].tolist())
+    def with_intervals(self, *names: str) -> pd.DataFrame:
+        """The settings with the interval of some marks, NAME_low, NAME_high, NAME_n."""
+        found = means(self.texts, ["cell"], {name: MARKS[name] for name in names})
+        return self.settings.drop(columns=list(names)).join(found)
 
     def estimate(self, values: Float[np.ndarray, " k"]) -> Estimate:
         """The mean of one score for each sample, with its interval."""
-        return self.estimates(values[None])[0]
-
-    def estimates(self, values: Float[np.ndarray, "n k"], highest: float = 1.0) -> list[Estimate]:
-        """The mean of each row of values from 0 to `highest`, one a sample, with intervals."""
-        there = np.isfinite(values)
-        sums, counts = np.where(there, values, 0.0).T, there.T.astype(np.float64)
-        return mean_estimates(sums, counts, [0] * len(counts), span=(0.0, highest))
-
-    def difference(self, a: Float[np.ndarray, " k"], b: Float[np.ndarray, " k"]) -> tuple[Estimate, float | None]:
-        """The mean of a - b over samples that have both, with its interval and p."""
-        both = np.isfinite(a) & np.isfinite(b)
-        return self.tally(a - b).difference(n=int(both.sum()))
+        tally = self.tally(values)
+        return tally.told(n=float(tally.sums[:, 1].sum()), span=RATE, sizes=tally.sums[:, 1])
 
     def tally(self, values: Float[np.ndarray, "*n k"]) -> Tally:
         """Values and how many are known: samples first, then the axes of `values`, then these two."""
         there = np.isfinite(values)
         return Tally(np.moveaxis(np.stack([np.where(there, values, 0.0), there], -1), -2, 0))
 
-    def default(self, theme: str, direction: SteeringDirection) -> float | None:
-        """The mean score of unsteered text."""
-        found = self.where(lambda c: (c.theme, c.direction, c.setting.method) == (theme, direction, NONE))
-        return self.mean("score", found[0]) if found else None
-
-    def best(self, candidates: Sequence[int]) -> int:
+    def best(self, candidates: Iterable[int], samples: Any = slice(None)) -> int:
         """The candidate with the highest mean score; of equal ones that which changes least, then the first layer.
 
         Raises:
             InvalidArgument: without a candidate that has a score.
         """
-        scored = [(self.mean("score", cell), cell) for cell in candidates]
-        if not (scored := [pair for pair in scored if np.isfinite(pair[0])]):
+        places = list(candidates)
+        names = ("score", "share_total")
+        found = pd.DataFrame({n: pd.DataFrame(self.values[n][places][:, samples]).mean(axis=1) for n in names})
+        found = found.set_axis(places).dropna(subset="score")
+        if found.empty:
             raise InvalidArgument("there is no setting with a score to choose from. Judge the rows first.")
-        return min(scored, key=lambda pair: (-pair[0], self.mean("share_total", pair[1]), self.cells[pair[1]].setting))[
-            1
-        ]
+        return int(found.sort_values([*names], ascending=[False, True], kind="stable").index[0])
 
-    def crossfit(self, candidates: Sequence[int]) -> Float[np.ndarray, " k"]:
+    def crossfit(self, candidates: Iterable[int]) -> Float[np.ndarray, " k"]:
         """The score of each sample at the best of some settings, as chosen on samples of the other half.
 
         Halves are the samples of even and odd place. With one candidate, or one sample, this is its score.
         """
-        scores = self.values["score"]
-        if len(candidates) == 1 or len(self.samples) < 2:
-            return scores[self.best(candidates)]
-        even = np.arange(len(self.samples)) % 2 == 0
-        found = np.full(len(self.samples), np.nan)
-        for half in (even, ~even):
-            found[half] = scores[self._best_on(~half, candidates), half]
-        return found
+        scores, places = self.values["score"], list(candidates)
+        n = scores.shape[1]
+        if len(places) == 1 or n < 2:
+            return scores[self.best(places)]
+        even = np.arange(n) % 2 == 0
+        return np.where(even, scores[self.best(places, ~even)], scores[self.best(places, even)])
 
-    def _best_on(self, half: Bool[np.ndarray, " k"], candidates: Sequence[int]) -> int:
-        part = Cells(
-            self.judge,
-            self.cells,
-            tuple(np.array(self.samples)[half].tolist()),
-            {name: self.values[name][:, half] for name in ("score", "share_total")},
-            self.rows[:, half],
+
+def setting_of(line: Any) -> Setting:
+    """The setting that a line of `Cells.settings` is about."""
+    return Setting(line["method"], int(line["layer"]), line["schedule"], float(line["value"]), line["mirrors"])
+
+
+def confirmed_cells(results: Results, judge: str) -> Cells | None:
+    """The settings that were chosen on the grid, on fresh samples, with a column `role`; None before they are measured.
+
+    Raises:
+        InvalidArgument: when that judge has not scored them.
+        BadFile: when a file of the folder is damaged.
+    """
+    if not (results.folder / FOLDER / MANIFEST).is_file():
+        return None
+    again = Results.open(results.folder / FOLDER)
+    if again.record.finished is None:
+        return None
+    cells = Cells.of(again, read_scores(again, judge))
+    roles = {
+        (unit["theme"], unit["direction"], Setting.of(setting)): role
+        for unit in again.units()
+        for setting, role in zip(unit["settings"], unit["roles"], strict=True)
+    }
+    lines = cells.settings.to_dict("records")
+    cells.settings["role"] = [roles[line["theme"], line["direction"], setting_of(line)] for line in lines]
+    return cells
+
+
+def start_layer(theme: Theme) -> int:
+    """The layer most starts lie in; the first of several."""
+    layers = [feature.layer for feature in theme.starts]
+    return min(set(layers), key=lambda layer: (-layers.count(layer), layer))
+
+
+def choose(cells: Cells, themes: Sequence[Theme], grid: Grid) -> pd.DataFrame:
+    """What is measured again for each theme and direction of the grid: `KEYS` and role, in the order of tables.
+
+    Raises:
+        InvalidArgument: when a method has no setting with a score.
+    """
+    layers = {theme.name: start_layer(theme) for theme in themes}
+    found: list[dict[Any, Any]] = []
+    for _, here in cells.settings[KEYS].groupby(["theme", "direction", "method"], observed=True):
+        best = cells.settings.loc[cells.best(here.index), KEYS].to_dict()
+        method = best["method"]
+        steered = method in (SINGLE, *MULTI[best["direction"]])
+        found.append(best | {"role": BEST if steered else BASELINE})
+        if steered and grid.wants(RANDOM):
+            found.append(best | {"method": RANDOM, "mirrors": method, "role": BASELINE})
+        there = here[here["layer"] == layers[best["theme"]]]
+        if method == SINGLE and len(there):
+            at_start = cells.settings.loc[cells.best(there.index), KEYS].to_dict()
+            found += [at_start | {"role": START_LAYER}] if at_start != best else []
+    themes_there = list(cells.settings["theme"].cat.categories)
+    order = [*SteeringDirection]
+    found.sort(
+        key=lambda line: (
+            themes_there.index(line["theme"]),
+            order.index(line["direction"]),
+            ORDER.index(line["method"]),
+            ORDER.index(line["mirrors"] or line["method"]),
         )
-        return part.best(candidates)
-
-
-def methods(cells: Iterable[Cell]) -> list[str]:
-    """The methods there are, in the order of tables."""
-    there = {cell.setting.method for cell in cells}
-    return [method for method in ORDER if method in there]
-
-
-def _place(cell: Cell) -> tuple[Any, ...]:
-    setting = cell.setting
-    direction = list(SteeringDirection).index(cell.direction)
-    return direction, ORDER.index(setting.method), setting.mirrors, setting.layer, setting.value
+    )
+    return pd.DataFrame(found, columns=[*KEYS, "role"])

@@ -34,7 +34,7 @@ class SweepInputs:
     Attributes:
         model: generates.
         dictionaries: of its sites.
-        matches: what graphs are grown from: an atlas.
+        matches: what graphs are grown from: an atlas; None once they are grown.
         background: texts about nothing in particular, for typical sizes.
         release: name of the dictionaries.
         matched: what the matches are, with a checksum, for the record of a run.
@@ -44,7 +44,7 @@ class SweepInputs:
 
     model: LanguageModel
     dictionaries: Mapping[Site, Dictionary]
-    matches: Matches
+    matches: Matches | None
     background: Sequence[str] = ()
     release: str = ""
     matched: str = ""

@@ -10,32 +10,46 @@
 2. A judge scores the rows. Of each method the setting with the highest mean score is chosen.
 3. The chosen settings and the baselines generate fresh samples, whose seeds had no part in the choice.
 
-Judging is a step of its own, over rows that are there: `judge_sweep` with another judge generates nothing.
+Judging is a step of its own, over rows that are there: a finished sweep with another judge generates nothing.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.results import MANIFEST, Results, Row, RunRequest, versions
+from saeflow.experiments.results import MANIFEST, Made, Results, Row, RunRequest, significant, versions
 from saeflow.records import Progress
-from saeflow.steering.judges import Judge
-from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.sweep.cells import Cells
-from saeflow.steering.sweep.confirm import FOLDER, Choice, choose
+from saeflow.steering.generate import Request, generate
+from saeflow.steering.judges.scores import Judged
+from saeflow.steering.metrics import distinct, losses
+from saeflow.steering.plan import SteeringDirection, SteeringPlan
+from saeflow.steering.sampling import Sampling
+from saeflow.steering.sweep.cells import FOLDER, Cells, choose, setting_of
 from saeflow.steering.sweep.inputs import SweepInputs
-from saeflow.steering.sweep.scoring import JudgeScores, MakeJudge, judge_rows, unsteered
-from saeflow.steering.sweep.settings import CONFIRMED, GRID, ORDER, PROMPT, Grid, Setting, Variant
-from saeflow.steering.sweep.theme_plans import ThemePlans
-from saeflow.steering.sweep.unit import SweepUnit
+from saeflow.steering.sweep.plans import ThemePlans, random_mirrors, written_on
+from saeflow.steering.sweep.scoring import MakeJudge, judge_rows, unsteered
+from saeflow.steering.sweep.settings import (
+    CONFIRMED,
+    GRID,
+    NONE,
+    ORDER,
+    PROMPT,
+    RANDOM,
+    Grid,
+    Setting,
+    Variant,
+    seed_of,
+)
 from saeflow.steering.theme import Task, Theme
 
 EXPERIMENT, EXPERIMENT_CONFIRMED = "steering", "steering-confirmed"
@@ -84,124 +98,6 @@ class Design:
         ]
 
 
-class Sweep:
-    """A sweep into a folder; a killed one resumes."""
-
-    def __init__(self, inputs: SweepInputs, design: Design, out: Path | str, engine: Engine | None = None) -> None:
-        """Nothing is computed or written yet. `engine` is where texts are generated; this process when None."""
-        self.inputs, self.design, self.out, self.engine = inputs, design, Path(out), engine
-
-    @cached_property
-    def theme_plans(self) -> dict[str, ThemePlans]:
-        """How each theme is steered; grows the graphs at first use.
-
-        Raises:
-            InvalidArgument: for a theme without features, or of which none is left.
-            UnknownFeature, UnknownSite: for starts that the matches do not know.
-        """
-        return {theme.name: ThemePlans.of(self.inputs, theme, self.design.variant) for theme in self.design.themes}
-
-    def run_grid(self, progress: Progress | None = None) -> Results:
-        """Generate the samples of every setting; what is there is not generated again.
-
-        Raises:
-            InvalidArgument: when the folder holds a sweep with other arguments.
-        """
-        results = Results.start(self.out, self._request(EXPERIMENT, {}), self._grid_units, versions())
-        return self._run(results, GRID, self.design.grid.samples, None, progress)
-
-    def run_confirmed(self, grid: Results, scores: JudgeScores, progress: Progress | None = None) -> Results:
-        """Choose settings by `scores` and generate their fresh samples; a folder that is there keeps its choice.
-
-        Raises:
-            InvalidArgument: when the folder holds a sweep with other arguments.
-        """
-        folder = self.out / FOLDER
-        chosen_by = scores.judge
-        if (folder / MANIFEST).is_file():
-            chosen_by = str(Results.open(folder).record.request.arguments.get("chosen_by", scores.judge))
-        request = self._request(EXPERIMENT_CONFIRMED, {"chosen_by": chosen_by})
-        results = Results.start(folder, request, lambda: self._confirmed_units(grid, scores), versions())
-        return self._run(results, CONFIRMED, self.design.grid.confirm, grid, progress)
-
-    def _request(self, experiment: str, more: Mapping[str, Any]) -> RunRequest:
-        design = self.design
-        arguments = {
-            **design.grid.to_arguments(),
-            **design.variant.to_arguments(),
-            "directions": [direction.value for direction in design.directions],
-            "themes": {theme.name: _digest(theme) for theme in design.themes},
-            "prepend_bos": self.inputs.model.prepend_bos,
-            **more,
-        }
-        return RunRequest(
-            experiment,
-            self.inputs.release,
-            self.inputs.model.name or self.inputs.release,
-            design.seed,
-            tuple(theme.name for theme in design.themes),
-            {"graphs": self.inputs.matched},
-            arguments,
-        )
-
-    def _grid_units(self) -> list[Row]:
-        """A unit for each theme, direction and method."""
-        units: list[Row] = []
-        for theme, direction, task in self.design.tasks:
-            prepared = self.theme_plans[theme.name]
-            for method in ORDER:
-                if method == PROMPT and not task.asked:
-                    continue
-                settings = self.design.grid.of_method(direction, method, prepared.layers)
-                if settings:
-                    unit = _unit(theme, direction, method, settings)
-                    units.append(unit | {"features": prepared.counts})
-        return units
-
-    def _confirmed_units(self, grid: Results, scores: JudgeScores) -> list[Row]:
-        chosen: dict[tuple[str, SteeringDirection, str], list[Choice]] = {}
-        for choice in choose(Cells.of(grid, scores), self.design.themes, self.design.grid):
-            key = choice.theme, choice.direction, choice.setting.method
-            chosen.setdefault(key, []).append(choice)
-        themes = {theme.name: theme for theme in self.design.themes}
-        return [
-            _unit(themes[theme], direction, method, [choice.setting for choice in choices])
-            | {"roles": [choice.role for choice in choices]}
-            for (theme, direction, method), choices in chosen.items()
-        ]
-
-    def _run(self, results: Results, stage: str, n: int, grid: Results | None, progress: Progress | None) -> Results:
-        """Do the units that are not done; progress tells of the texts of the running unit as well."""
-        now = (0, 0, "")
-
-        def of_units(done: int, total: int, name: str) -> None:
-            nonlocal now
-            now = done, total, name
-            if progress:
-                progress(*now)
-
-        def of_texts(done: int, total: int, _: str) -> None:
-            if progress:
-                progress(now[0], now[1], f"{now[2]}, {done} of {total} texts")
-
-        texts = None if grid is None else unsteered(grid)
-        work = SweepUnit(self.theme_plans, self.design.seed, stage, n, texts, of_texts)
-        return results.run(work, of_units, self.engine)
-
-
-def judge_sweep(
-    grid: Results, make: MakeJudge, themes: Sequence[Theme], progress: Progress | None = None
-) -> tuple[Judge, JudgeScores]:
-    """The judge of a sweep, made with its unsteered texts, and what it says of the grid.
-
-    Raises:
-        InvalidArgument: when a theme of the rows is not among `themes`.
-        BadFile: when a file of the folder is damaged.
-    """
-    judge = make(unsteered(grid))
-    return judge, judge_rows(grid, judge, themes, progress)
-
-
 def run_sweep(
     inputs: SweepInputs,
     design: Design,
@@ -217,39 +113,230 @@ def run_sweep(
         inputs: model, dictionaries and matches.
         design: what is tried.
         make: makes the judge from the unsteered texts of the grid.
-        out: the results folder.
+        out: the results folder; one that holds chosen settings keeps its choice.
         progress: gives a progress for each step by its name.
         engine: where texts are generated; this process when None. Judges are asked by this process.
 
     Raises:
         InvalidArgument: when the folder holds a sweep with other arguments; for themes without features.
+        UnknownFeature, UnknownSite: for starts that the matches do not know.
         BadFile: when a file of the folder is damaged.
     """
 
     def step(name: str) -> Progress | None:
         return progress(name) if progress else None
 
-    sweep = Sweep(inputs, design, out, engine)
-    grid = sweep.run_grid(step("grid:"))
-    judge, scores = judge_sweep(grid, make, design.themes, step("judging:"))
-    confirmed = sweep.run_confirmed(grid, scores, step("confirming:"))
-    judge_rows(confirmed, judge, design.themes, step("judging again:"))
-    return grid, confirmed
+    @cache
+    def theme_plans() -> dict[str, ThemePlans]:
+        return {theme.name: ThemePlans.of(inputs, theme, design.variant) for theme in design.themes}
+
+    # 1. the samples of every setting
+    request = _request(inputs, design, EXPERIMENT)
+    grid = Results.start(Path(out), request, lambda: _grid_units(design, theme_plans()), versions())
+    unit = SweepUnit(theme_plans(), design.seed, GRID, design.grid.samples)
+    grid = _generate(grid, unit, step("grid:"), engine)
+    judge = make(unsteered(grid))
+    scores = judge_rows(grid, judge, design.themes, step("judging:"))
+
+    # 2. fresh samples of the settings that are chosen by these scores
+    folder, chosen_by = Path(out) / FOLDER, scores.judge
+    if (folder / MANIFEST).is_file():
+        chosen_by = str(Results.open(folder).record.request.arguments.get("chosen_by", scores.judge))
+    request = _request(inputs, design, EXPERIMENT_CONFIRMED, chosen_by=chosen_by)
+    fresh = Results.start(folder, request, lambda: _confirmed_units(design, Cells.of(grid, scores)), versions())
+    unit = SweepUnit(theme_plans(), design.seed, CONFIRMED, design.grid.confirm, unsteered(grid))
+    fresh = _generate(fresh, unit, step("confirming:"), engine)
+    judge_rows(fresh, judge, design.themes, step("judging again:"))
+    return grid, fresh
 
 
-def _unit(theme: Theme, direction: SteeringDirection, method: str, settings: Iterable[Setting]) -> Row:
+def _request(inputs: SweepInputs, design: Design, experiment: str, **more: Any) -> RunRequest:
+    """What decides the rows; of a theme a digest of what its file says: a changed one is not taken for the old."""
+    digests: dict[str, str] = {}
+    for theme in design.themes:
+        said = json.dumps(asdict(theme) | {"starts": list(map(str, theme.starts))}, sort_keys=True)
+        digests[theme.name] = hashlib.sha256(said.encode()).hexdigest()[:12]
+    arguments = {
+        **design.grid.to_arguments(),
+        **design.variant.to_arguments(),
+        "directions": [direction.value for direction in design.directions],
+        "themes": digests,
+        "prepend_bos": inputs.model.prepend_bos,
+        **more,
+    }
+    return RunRequest(
+        experiment,
+        inputs.release,
+        inputs.model.name or inputs.release,
+        design.seed,
+        tuple(digests),
+        {"graphs": inputs.matched},
+        arguments,
+    )
+
+
+def _grid_units(design: Design, theme_plans: Mapping[str, ThemePlans]) -> list[Row]:
+    """A unit for each theme, direction and method."""
+    units: list[Row] = []
+    for theme, direction, task in design.tasks:
+        prepared = theme_plans[theme.name]
+        for method in ORDER:
+            settings = design.grid.of_method(direction, method, prepared.layers)
+            if settings and (task.asked or method != PROMPT):
+                unit = _unit(theme.name, direction.value, method, settings)
+                units.append(unit | {"features": prepared.counts})
+    return units
+
+
+def _confirmed_units(design: Design, cells: Cells) -> list[Row]:
+    units: list[Row] = []
+    chosen = choose(cells, design.themes, design.grid)
+    for _, here in chosen.groupby(["theme", "direction", "method"], sort=False):
+        lines = here.to_dict("records")
+        theme, direction, method = (str(lines[0][name]) for name in ("theme", "direction", "method"))
+        units.append(_unit(theme, direction, method, map(setting_of, lines)) | {"roles": here["role"].tolist()})
+    return units
+
+
+def _unit(theme: str, direction: str, method: str, settings: Iterable[Setting]) -> Row:
     """A unit of work; dataset and text are what progress names it by."""
     return {
-        "dataset": theme.name,
-        "text": f"{direction.value} {method}",
-        "theme": theme.name,
-        "direction": direction.value,
+        "dataset": theme,
+        "text": f"{direction} {method}",
+        "theme": theme,
+        "direction": direction,
         "method": method,
-        "settings": [s.to_list() for s in settings],
+        "settings": [setting.to_list() for setting in settings],
     }
 
 
-def _digest(theme: Theme) -> str:
-    """A name for what a theme's file says, so that a changed one is not taken for the old."""
-    told = asdict(theme) | {"starts": [str(feature) for feature in theme.starts]}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+def _generate(results: Results, work: SweepUnit, progress: Progress | None, engine: Engine | None) -> Results:
+    """Do the units that are not done; progress shows the texts of the running unit as well."""
+    now = (0, 0, "")
+
+    def of_units(done: int, total: int, name: str) -> None:
+        nonlocal now
+        now = done, total, name
+        if progress:
+            progress(*now)
+
+    def of_texts(done: int, total: int, _: str) -> None:
+        if progress:
+            progress(now[0], now[1], f"{now[2]}, {done} of {total} texts")
+
+    return results.run(replace(work, progress=of_texts), of_units, engine)
+
+
+# --- one unit of work -------------------------------------------------------------------------------------------------
+
+Unsteered = Mapping[tuple[str, SteeringDirection], Sequence[Judged]]
+
+
+@dataclass(eq=False)
+class SweepUnit:
+    """The texts of a theme, a direction and a method, generated and measured: one unit of work of an engine.
+
+    Samples depend on the seed, the stage and their number alone. Plans and random draws come back as files next to the
+    rows: a worker writes nothing.
+
+    Attributes:
+        theme_plans: how each theme is steered.
+        seed: of all samples.
+        stage: which samples: of the grid, or fresh ones.
+        n: samples of each setting.
+        unsteered: texts of the grid, for random features that are active where a suppression acts; none in the grid.
+        progress: called with the texts of the unit, where it runs in the process that shows them.
+    """
+
+    theme_plans: Mapping[str, ThemePlans]
+    seed: int
+    stage: str
+    n: int
+    unsteered: Unsteered | None = None
+    progress: Progress | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: graphs are grown already, which leaves no need of matches."""
+        bare = {
+            name: replace(prepared, inputs=replace(prepared.inputs, matches=None))
+            for name, prepared in self.theme_plans.items()
+        }
+        return self.__dict__ | {"theme_plans": bare, "progress": None}
+
+    def __call__(self, unit: Row) -> Made:
+        """The settings of the unit one after the other, each with the same samples."""
+        prepared, direction = self.theme_plans[unit["theme"]], SteeringDirection(unit["direction"])
+        inputs, task = prepared.inputs, prepared.theme.task(direction)
+        settings = [Setting.of(listed) for listed in unit["settings"]]
+        seeds = [seed_of(self.seed, self.stage, sample) for sample in range(self.n)]
+        prompt = task.asked if unit["method"] == PROMPT else task.prompt
+        requests: list[Request] = []
+        files: dict[str, bytes] = {}
+        for setting in settings:
+            plans = self._plans(files, prepared, direction, setting, seeds)
+            requests += [Request(prompt, seed, plan) for seed, plan in zip(seeds, plans, strict=True)]
+        sampling = Sampling(max_new_tokens=task.max_new_tokens)
+        made = generate(
+            inputs.model, inputs.dictionaries, requests, sampling, batch=inputs.batch, progress=self.progress
+        )
+        nats = losses(inputs.model, prompt, [generation.ids for generation in made])
+        rows: list[Row] = []
+        for number, (one, loss) in enumerate(zip(made, nats, strict=True)):
+            setting, plan = settings[number // self.n], one.request.plan
+            rows.append(
+                {
+                    "theme": unit["theme"],
+                    "direction": unit["direction"],
+                    "method": setting.method,
+                    "layer": setting.layer,
+                    "schedule": setting.schedule,
+                    "value": setting.value,
+                    "sample": number % self.n,
+                    "seed": one.request.seed,
+                    "prompt": prompt,
+                    "text": one.text,
+                    "ids": list(one.ids),
+                    "n_tokens": len(one.ids),
+                    "loss": significant(loss) if math.isfinite(loss) else None,
+                    "distinct_1": significant(distinct(one.ids, 1)),
+                    "distinct_2": significant(distinct(one.ids, 2)),
+                    "share_layer": significant(one.share_layer),
+                    "share_total": significant(one.share_total),
+                    "n_features": len(plan.steps) if plan else 0,
+                    "mirrors": setting.mirrors,
+                }
+            )
+        return Made(rows, files)
+
+    def _plans(
+        self,
+        files: dict[str, bytes],
+        prepared: ThemePlans,
+        direction: SteeringDirection,
+        setting: Setting,
+        seeds: Sequence[int],
+    ) -> Sequence[SteeringPlan | None]:
+        """The plan of each sample of a setting, also into `files`; random ones are drawn anew for each sample."""
+        if setting.method in (NONE, PROMPT):
+            return [None] * len(seeds)
+        stem = f"plans/{prepared.theme.name}-{setting.name(direction)}"
+        if setting.method != RANDOM:
+            plan = prepared.plan(direction, setting)
+            files[f"{stem}.json"] = plan.to_json().encode()
+            return [plan] * len(seeds)
+        plan = prepared.plan(direction, replace(setting, method=setting.mirrors, mirrors=""))
+        model, dictionaries, active = prepared.inputs.model, prepared.inputs.dictionaries, None
+        if direction is SteeringDirection.SUPPRESS and self.unsteered is not None:
+            # texts with their prompts, decoded together: decoding a text alone may lose the space it begins with
+            whole: list[str] = []
+            for text in self.unsteered[prepared.theme.name, direction]:
+                begin = model.tokenize([text.prompt], add_bos=False).input_ids[0].tolist()
+                whole.append(str(model.tokenizer.decode([*begin, *text.ids], skip_special_tokens=True)))
+            active = written_on(model, dictionaries, plan.sites, whole)
+        drawn = random_mirrors(plan, dictionaries, model, avoid=prepared.avoided, seeds=seeds, active=active)
+        lines = [
+            json.dumps({"sample": sample, "steps": {str(step.feature): step.value for step in plan.steps}}) + "\n"
+            for sample, plan in enumerate(drawn)
+        ]
+        files[f"{stem}.jsonl.gz"] = gzip.compress("".join(lines).encode(), mtime=0)
+        return drawn

@@ -1,4 +1,4 @@
-"""Judging as a second step over the rows of a sweep: `scores.jsonl.gz` beside them. No torch.
+"""Judging as a second step over the rows of a sweep: `scores.jsonl.gz` next to them. No torch.
 
     rows/*.jsonl.gz  ->  a judge  ->  scores.jsonl.gz: row, judge, coherence, behavior
 
@@ -23,7 +23,7 @@ from saeflow.experiments.results import Results, significant
 from saeflow.files import write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
 from saeflow.records import Progress
-from saeflow.steering.judges import Judge, Judged, Score
+from saeflow.steering.judges.scores import HIGHEST, Judge, Judged, Score
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.settings import NONE
 from saeflow.steering.theme import Theme
@@ -47,9 +47,8 @@ class JudgeScores:
 
 def judged(row: Mapping[str, Any]) -> Judged:
     """A row as a judge sees it; a text without tokens has the loss NaN."""
-    loss = row["loss"]
-    told = float("nan") if loss is None else loss
-    return Judged(text=row["text"], prompt=row["prompt"], loss=told, ids=tuple(row["ids"]))
+    loss = float("nan") if row["loss"] is None else row["loss"]
+    return Judged(text=row["text"], prompt=row["prompt"], loss=loss, ids=tuple(row["ids"]))
 
 
 def unsteered(results: Results) -> dict[tuple[str, SteeringDirection], list[Judged]]:
@@ -68,7 +67,7 @@ def unsteered(results: Results) -> dict[tuple[str, SteeringDirection], list[Judg
 def judge_rows(
     results: Results, judge: Judge, themes: Sequence[Theme], progress: Progress | None = None
 ) -> JudgeScores:
-    """Ask the judge about every row, and keep what it says beside what other judges said.
+    """Ask the judge about every row, and keep what it says next to what other judges said.
 
     The texts of a theme and direction go to the judge together. The judge's own lines are replaced and stand
     last: the last judge asked is the one that tables are made for.
@@ -88,26 +87,24 @@ def judge_rows(
         raise InvalidArgument(f"{results.folder} has texts of {', '.join(missing)}. Give these themes too.")
     scores: dict[int, Score] = {}
     for (theme, direction), numbers in groups.items():
-        texts = [judged(rows[number]) for number in numbers]
-        said = judge.score(
-            known[theme],
-            SteeringDirection(direction),
-            texts,
-            progress=_counting(progress, len(scores), len(rows), f"{theme} {direction}"),
-        )
+        texts, before = [judged(rows[number]) for number in numbers], len(scores)
+
+        def of_all(done: int, _all: int, _what: str, before: int = before, name: str = f"{theme} {direction}") -> None:
+            if progress:
+                progress(before + done, len(rows), name)
+
+        said = judge.score(known[theme], SteeringDirection(direction), texts, progress=of_all if progress else None)
         scores |= dict(zip(numbers, said, strict=True))
     if progress:
         progress(len(rows), len(rows), "done")
-    return _keep(results, judge.name, [scores[number] for number in range(len(rows))])
-
-
-def judges_of(results: Results) -> list[str]:
-    """The judges that have scored the rows, the one asked last at the end.
-
-    Raises:
-        BadFile: when the scores are damaged.
-    """
-    return list(dict.fromkeys(line["judge"] for line in _lines(results.folder / SCORES)))
+    path = results.folder / SCORES
+    lines = [line for line in _lines(path) if line["judge"] != judge.name]
+    for row in range(len(rows)):
+        marks = {name: significant(getattr(scores[row], name)) for name in ("coherence", "behavior")}
+        lines.append({"row": row, "judge": judge.name, **marks})
+    text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
+    write_atomic(path, gzip.compress(text.encode(), compresslevel=6, mtime=0))
+    return read_scores(results, judge.name)
 
 
 def read_scores(results: Results, judge: str = "") -> JudgeScores:
@@ -127,9 +124,8 @@ def read_scores(results: Results, judge: str = "") -> JudgeScores:
         )
     name = judge or names[-1]
     own = [line for line in lines if line["judge"] == name]
-    numbers = [line["row"] for line in own]
     n = sum(1 for _ in results.rows())
-    if numbers != list(range(n)):
+    if [line["row"] for line in own] != list(range(n)):
         raise BadFile(
             f"{path} has {len(own)} scores of {name} for {n} rows. Run `saeflow sweep` with --judge on it again."
         )
@@ -137,35 +133,15 @@ def read_scores(results: Results, judge: str = "") -> JudgeScores:
     return JudgeScores(name, coherence, behavior)
 
 
-def _keep(results: Results, name: str, scores: Sequence[Score]) -> JudgeScores:
-    path = results.folder / SCORES
-    lines = [line for line in _lines(path) if line["judge"] != name]
-    lines += [
-        {"row": row, "judge": name, "coherence": significant(score.coherence), "behavior": significant(score.behavior)}
-        for row, score in enumerate(scores)
-    ]
-    text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
-    write_atomic(path, gzip.compress(text.encode(), compresslevel=6, mtime=0))
-    return read_scores(results, name)
-
-
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Every line there is, none where there is no file."""
     try:
         lines = [parse_json(line) for line in gzip_lines(path)]
-        return [{name: line[name] for name in ("row", "judge", "coherence", "behavior")} for line in lines]
+        found = [{name: line[name] for name in ("row", "judge", "coherence", "behavior")} for line in lines]
+        if strange := next((x for x in found if not (0 <= x["coherence"] <= HIGHEST >= x["behavior"] >= 0)), None):
+            raise ValueError(f"{strange} has a mark outside 0 to {HIGHEST}")
+        return found
     except FileNotFoundError:
         return []
     except (*PACKED_WRONG, KeyError, TypeError) as error:
         raise BadFile(f"{path} cannot be read ({error!r}). Remove it, and ask the judge again.") from None
-
-
-def _counting(progress: Progress | None, before: int, total: int, name: str) -> Callable[[int, int, str], None] | None:
-    """Progress within one theme as progress over all rows."""
-    if progress is None:
-        return None
-
-    def show(done: int, _all: int, _what: str) -> None:
-        progress(before + done, total, name)
-
-    return show

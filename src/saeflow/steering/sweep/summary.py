@@ -4,6 +4,7 @@
 
 Scores are of one judge, named in every note. "score" is Behavioral x Coherence, or (1 - Behavioral) x Coherence for
 a suppression, of scores divided by 5 (section 4.2): 0 to 1. "behavior" and "coherence" are the judge's own, 0 to 5.
+Wherever one of several settings is shown as their best, its score is cross-fitted (`Cells.crossfit`).
 """
 
 from __future__ import annotations
@@ -12,20 +13,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import pandas as pd
 from scipy import stats
 
-from saeflow.experiments.results import MANIFEST, Results, Row, SummaryTable
+from saeflow.experiments.results import Results, SummaryTable
+from saeflow.experiments.statistics import ratio
 from saeflow.ids import Part
-from saeflow.steering.judges import HIGHEST
 from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.sweep.cells import Cell, Cells
-from saeflow.steering.sweep.confirm import FOLDER, START_LAYER
-from saeflow.steering.sweep.curves import by_layer, by_share, by_value, sensitivity
+from saeflow.steering.sweep.cells import FOLDER, KEYS, START_LAYER, Cells, confirmed_cells
 from saeflow.steering.sweep.scoring import read_scores
-from saeflow.steering.sweep.settings import MULTI, NONE, PROMPT, RANDOM, SINGLE, START, Setting
+from saeflow.steering.sweep.settings import MULTI, NONE, PROMPT, RANDOM, SINGLE, START
 
 SHOWN: Final = 4
 """Samples of each setting in `steering_samples`."""
+
+SHARES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Limits of `steering_by_share`: shares of the hidden norm."""
+
+CROSSFIT: Final = (
+    "each half of the samples is scored at the setting that is best on the other half, so that choosing does not "
+    "flatter it"
+)
+_METHOD: Final = ["theme", "direction", "method"]
+_SHORT: Final = {"score_low": "low", "score_high": "high", "score_n": "n"}
 
 
 def steering_tables(results: Results, judge: str = "") -> list[SummaryTable]:
@@ -41,13 +52,12 @@ def steering_tables(results: Results, judge: str = "") -> list[SummaryTable]:
     """
     grid = Cells.of(results, read_scores(results, judge))
     tables = [features(results, grid), cells(grid), by_layer(grid), by_value(grid), sensitivity(grid), by_share(grid)]
-    if not (results.folder / FOLDER / MANIFEST).is_file():
+    fresh = confirmed_cells(results, grid.judge)
+    if fresh is None:
         return tables
     again = Results.open(results.folder / FOLDER)
-    if again.record.finished is None:
-        return tables
-    confirmed = Confirmed(again, Cells.of(again, read_scores(again, grid.judge)), grid)
-    return [confirmed.best(), confirmed.paired(), *tables, confirmed.samples()]
+    chosen_by = str(again.record.request.arguments.get("chosen_by", ""))
+    return [best(fresh, grid, chosen_by), paired(fresh), *tables, samples(again, fresh)]
 
 
 def summarize_sweep(folder: Path | str, judge: str = "") -> dict[str, SummaryTable]:
@@ -63,57 +73,37 @@ def summarize_sweep(folder: Path | str, judge: str = "") -> dict[str, SummaryTab
     return {table.name: table for table in tables}
 
 
+def _table(name: str, title: str, paper: str, note: str, frame: pd.DataFrame, columns: str) -> SummaryTable:
+    """Some columns of a frame, with the short names of the score's interval."""
+    return SummaryTable.from_frame(name, title, paper, note, frame.rename(columns=_SHORT)[columns.split(", ")])
+
+
 def features(results: Results, grid: Cells) -> SummaryTable:
     """How many features the graphs of a theme found at each site (figure 17a)."""
-    rows: list[tuple[Any, ...]] = []
-    seen: set[str] = set()
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for unit in results.units():
-        if unit["theme"] in seen:
-            continue
-        seen.add(unit["theme"])
-        counts: dict[str, list[int]] = unit["features"]
-        places = [(*site.split("/"), *found) for site, found in counts.items()]
-        for layer, part, n, starts in sorted(places, key=lambda p: (int(p[0]), Part(p[1]).rank)):
-            rows.append((unit["theme"], int(layer), part, n, starts))
-    return SummaryTable.of(
+        for site, (n, starts) in unit["features"].items():
+            layer, part = site.split("/")
+            line = {"theme": unit["theme"], "layer": int(layer), "part": part, "features": n, "starts": starts}
+            found.setdefault((unit["theme"], site), line)
+    themes = list(dict.fromkeys(theme for theme, _ in found))
+    lines = sorted(found.values(), key=lambda x: (themes.index(x["theme"]), x["layer"], Part(x["part"]).rank))
+    columns = "theme, layer, part, features, starts"
+    return _table(
         "steering_features",
         "Features to steer, found by the flow graphs",
         "figure 17a",
         "Features of all graphs of a theme at each site, each counted once; starts are those the graphs were grown "
         "from. A layer without a row has no feature to steer. No judge is in this table; scores beside it are of the "
         f"judge {grid.judge}.",
-        "theme, layer, part, features, starts",
-        rows,
+        pd.DataFrame(lines, columns=columns.split(", ")),
+        columns,
     )
 
 
 def cells(grid: Cells) -> SummaryTable:
     """Every setting of the grid."""
-    score = grid.estimates(grid.values["score"])
-    rows: list[tuple[Any, ...]] = []
-    for (theme, direction, _), numbers in grid.groups():
-        for number in numbers:
-            s = grid.cells[number].setting
-            rows.append(
-                (
-                    theme,
-                    direction.value,
-                    s.method,
-                    s.layer,
-                    s.schedule,
-                    s.value,
-                    score[number].n,
-                    grid.mean("behavior", number),
-                    grid.mean("coherence", number),
-                    *score[number].interval,
-                    grid.perplexity(number),
-                    grid.mean("distinct_2", number),
-                    grid.mean("share_layer", number),
-                    grid.mean("share_total", number),
-                    grid.mean("n_features", number),
-                )
-            )
-    return SummaryTable.of(
+    return _table(
         "steering_cells",
         "Every setting that was tried",
         "figures 9, 10, 11, 16",
@@ -122,155 +112,187 @@ def cells(grid: Cells) -> SummaryTable:
         "share of the hidden norm. perplexity is that of the unsteered model on the text, distinct_2 the share of "
         "its pairs of tokens that differ: low where a text repeats itself. The best of many rows is flattered by "
         f"chance: steering_best measures it again. Judge: {grid.judge}.",
+        grid.with_intervals("score").assign(perplexity=np.exp(grid.settings["loss"])),
         "theme, direction, method, layer, schedule, value, n, behavior, coherence, score, low, high, perplexity, "
         "distinct_2, share_layer, share_total, n_features",
-        rows,
     )
 
 
-class Confirmed:
-    """The settings that were chosen on the grid, on fresh seeds."""
+# --- the best of several settings: figures 9 to 11 and 16 ------------------------------------------------------------
 
-    def __init__(self, results: Results, measured: Cells, grid: Cells) -> None:
-        """The rows of `OUT/confirmed`, scored by the judge of the grid's cells."""
-        self.results, self.cells, self.grid = results, measured, grid
-        self.roles = _roles(results.units())
-        self.chosen_by = str(results.record.request.arguments.get("chosen_by", ""))
 
-    def best(self) -> SummaryTable:
-        """The chosen settings and the baselines."""
-        score, behavior, coherence = (
-            self.cells.estimates(self.cells.values[name], highest)
-            for name, highest in (("score", 1.0), ("behavior", HIGHEST), ("coherence", HIGHEST))
+def _best_of(grid: Cells, settings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The best setting of each group on all samples, its score cross-fitted, and the score of unsteered text."""
+    lines: list[dict[Any, Any]] = []
+    for _, here in settings.groupby(list(by), observed=True):
+        score = grid.estimate(grid.crossfit(here.index))
+        chosen = here.loc[grid.best(here.index)].to_dict()
+        lines.append(chosen | dict(zip(("score", "low", "high"), score.interval, strict=True)) | {"n": score.n})
+    columns = [*settings.columns, "low", "high", "n"]
+    return pd.DataFrame(lines, columns=columns).join(grid.default, on=["theme", "direction"])
+
+
+def by_layer(grid: Cells) -> SummaryTable:
+    """The score at each layer: every r of a suppression, the best s of an activation (figures 9, 16, 17b)."""
+    settings = grid.steered[grid.steered["layer"] >= 0]
+    r = settings["value"].where(settings["direction"] == SteeringDirection.SUPPRESS.value, 0.0)
+    return _table(
+        "steering_by_layer",
+        "Score by layer",
+        "figures 9, 16, 17b",
+        "single changes the features of this layer alone, the others those of layers 0 to it. Suppression has a row "
+        f"for each r; activation one for the best s, named in value: {CROSSFIT}. default is the score of unsteered "
+        f"text. Judge: {grid.judge}.",
+        _best_of(grid, settings.assign(r=r), [*_METHOD, "layer", "r"]),
+        "theme, direction, method, layer, value, n, score, low, high, default",
+    )
+
+
+def by_value(grid: Cells) -> SummaryTable:
+    """The score at each s or r, at the best layer for it (figures 10 and 11)."""
+    return _table(
+        "steering_by_value",
+        "Score by strength, at the best layer",
+        "figures 10, 11",
+        "layer is the best one for the value on all samples; behavior and coherence are those there. score: "
+        f"{CROSSFIT}. start changes the first features alone, at their own layers, and has no layer to choose. "
+        f"default is the score of unsteered text. Judge: {grid.judge}.",
+        _best_of(grid, grid.steered, [*_METHOD, "value"]),
+        "theme, direction, method, value, layer, n, behavior, coherence, score, low, high, default",
+    )
+
+
+def by_share(grid: Cells) -> SummaryTable:
+    """The best score within a limit on what is changed (section 5.3: "smaller hidden state perturbations")."""
+    steered = grid.steered
+    within = pd.concat([steered[steered["share_total"] <= limit].assign(share_limit=limit) for limit in SHARES])
+    return _table(
+        "steering_by_share",
+        "Score within a limit on the change of hidden states",
+        "section 5.3",
+        "share_limit bounds share_total, the length of all that was changed over the norm of the hidden state: methods "
+        "in rows of one limit may change as much. layer, value and share_total are of the setting that is best on "
+        f"all samples; score: {CROSSFIT}. A method without a row has no setting that changes so little. default is "
+        f"the score of unsteered text. Judge: {grid.judge}.",
+        _best_of(grid, within, [*_METHOD, "share_limit"]),
+        "theme, direction, method, share_limit, layer, value, share_total, n, score, low, high, default",
+    )
+
+
+def sensitivity(grid: Cells) -> SummaryTable:
+    """How much is lost by a value that is not the best (section 5.3: "reduced sensitivity to hyperparameters")."""
+    columns = (
+        "theme, direction, method, values, mean_score, low, high, worst_score, best_score, spread, spread_low, "
+        "spread_high, default"
+    )
+    lines: list[dict[str, Any]] = []
+    for key, here in grid.steered.groupby(_METHOD, observed=True):
+        scores = np.stack([grid.crossfit(candidates.index) for _, candidates in here.groupby("value")])
+        mean = grid.estimate(scores.mean(0))
+        each = [value for one in scores if (value := grid.estimate(one).value) is not None]
+        known = grid.tally(scores[np.isfinite(scores).any(1)])
+        spread = known.told(lambda x: np.ptp(ratio(x), axis=-1), span=(0.0, 1.0), sizes=known.sums[..., 1])
+        lines.append(
+            dict(zip(_METHOD, key, strict=True))  # pyright: ignore[reportArgumentType]
+            | {"values": len(scores), "mean_score": mean.value, "low": mean.low, "high": mean.high}
+            | {"worst_score": min(each), "best_score": max(each), "spread": max(each) - min(each)}
+            | {"spread_low": spread.low, "spread_high": spread.high}
         )
-        before = {cell: self.grid.mean("score", number) for number, cell in enumerate(self.grid.cells)}
-        rows: list[tuple[Any, ...]] = []
-        for (theme, direction, _), numbers in self.cells.groups():
-            for number in numbers:
-                cell = self.cells.cells[number]
-                s = cell.setting
-                rows.append(
-                    (
-                        theme,
-                        direction.value,
-                        s.method,
-                        s.layer,
-                        s.value,
-                        score[number].n,
-                        *behavior[number].interval,
-                        *coherence[number].interval,
-                        *score[number].interval,
-                        self.cells.perplexity(number),
-                        self.cells.mean("distinct_2", number),
-                        self.cells.mean("share_total", number),
-                        s.mirrors,
-                        self.roles[cell],
-                        before.get(cell),
-                    )
-                )
-        return SummaryTable.of(
-            "steering_best",
-            "The best setting of each method, on fresh samples",
-            "figures 10, 11",
-            f"Chosen on the grid by the mean score of the judge {self.chosen_by}, then generated again on seeds that "
-            "had no part in the choice: these scores are not flattered by it, while grid_score, on the seeds that "
-            "chose, is. choice tells apart the best single layer and the layer most starts lie in. random puts other "
-            "rows of the same sites in place of the features of mirrors, as strong at every site and drawn anew for "
-            f"each sample; a method that does not beat it owes nothing to the graph. Rows of different layers "
-            "of a flow point alike and random ones do not, so that over several layers share_total of random is the "
-            f"smaller one. Judge: {self.cells.judge}.",
-            "theme, direction, method, layer, value, n, behavior, behavior_low, behavior_high, coherence, "
-            "coherence_low, coherence_high, score, low, high, perplexity, distinct_2, share_total, mirrors, choice, "
-            "grid_score",
-            rows,
-        )
-
-    def paired(self) -> SummaryTable:
-        """Differences of methods on the same seeds."""
-        rows: list[list[Any]] = []
-        for (theme, direction, _), numbers in self.cells.groups():
-            named = {self._name(number): number for number in numbers}
-            for a, b in _pairs(direction):
-                place_a, place_b = named.get((a, "")), named.get((b, a if b == RANDOM else ""))
-                if place_a is None or place_b is None:
-                    continue
-                scores = self.cells.values["score"]
-                found, p = self.cells.difference(scores[place_a], scores[place_b])
-                rows.append([theme, direction.value, a, b, found.n, *found.interval, p])
-        tested = [row for row in rows if row[-1] is not None]
-        adjusted = stats.false_discovery_control([row[-1] for row in tested]) if tested else []
-        for row, q in zip(tested, adjusted, strict=True):
-            row.append(float(q))
-        return SummaryTable.of(
-            "steering_paired",
-            "Differences between methods on the same seeds",
-            "beyond the paper",
-            "Mean of score a - score b over samples of equal seed, each method at the setting of steering_best; above "
-            "0 where method_a is better. single (start layer) is the best single setting at the layer most starts lie "
-            "in. p: two-sided, of the t of the interval; q: the same, corrected for the number of rows (Benjamini and "
-            f"Hochberg 1995). random is that of method_a. Judge: {self.cells.judge}.",
-            "theme, direction, method_a, method_b, n, difference, low, high, p, q",
-            [row if len(row) == 10 else [*row, None] for row in rows],
-        )
-
-    def samples(self) -> SummaryTable:
-        """A few texts of each method, side by side by seed."""
-        texts = list(self.results.rows())
-        rows: list[tuple[Any, ...]] = []
-        for (theme, direction, _), numbers in self.cells.groups():
-            for column, sample in enumerate(self.cells.samples[:SHOWN]):
-                for number in numbers:
-                    row = int(self.cells.rows[number, column])
-                    if row >= 0:
-                        s = self.cells.cells[number].setting
-                        rows.append(
-                            (
-                                theme,
-                                direction.value,
-                                s.method,
-                                s.layer,
-                                s.value,
-                                sample,
-                                self.cells.values["behavior"][number, column],
-                                self.cells.values["coherence"][number, column],
-                                texts[row]["prompt"],
-                                texts[row]["text"],
-                                s.mirrors,
-                            )
-                        )
-        return SummaryTable.of(
-            "steering_samples",
-            "Texts of each method, side by side",
-            "beyond the paper",
-            f"The first {SHOWN} samples of each setting of steering_best, not picked; rows of one sample share a seed, "
-            f"and so the draws of the sampling. behavior and coherence are from 0 to 5. Judge: {self.cells.judge}.",
-            "theme, direction, method, layer, value, sample, behavior, coherence, prompt, text, mirrors",
-            rows,
-        )
-
-    def _name(self, number: int) -> tuple[str, str]:
-        """A cell as the paired table calls it, and what it mirrors."""
-        cell = self.cells.cells[number]
-        if self.roles[cell] == START_LAYER:
-            return f"{SINGLE} ({START_LAYER})", ""
-        return cell.setting.method, cell.setting.mirrors
+    found = pd.DataFrame(lines, columns=columns.split(", ")[:-1]).join(grid.default, on=["theme", "direction"])
+    return _table(
+        "steering_sensitivity",
+        "Sensitivity to the strength",
+        "figures 10, 11",
+        "Over all s or r of the grid, each at its best layer (cross-fitted: chosen on one half of the samples, scored "
+        "on the other). mean_score is what a value taken blindly gives; spread is best_score - worst_score: small "
+        "where the choice matters little. A method that does nothing at any value has no spread either, so read it "
+        f"beside mean_score and default, the score of unsteered text. Judge: {grid.judge}.",
+        found,
+        columns,
+    )
 
 
-def _pairs(direction: SteeringDirection) -> list[tuple[str, str]]:
-    """What is compared: every method of graphs with the baselines, and those of several layers with single ones."""
-    baselines = (START, PROMPT, RANDOM, NONE)
-    several = [
-        (method, other)
-        for method in MULTI[direction]
-        for other in (START, SINGLE, f"{SINGLE} ({START_LAYER})", PROMPT, RANDOM, NONE)
-    ]
-    return [*several, *((SINGLE, other) for other in baselines), (START, PROMPT), (START, NONE)]
+# --- the chosen settings, on fresh samples ---------------------------------------------------------------------------
 
 
-def _roles(units: Sequence[Row]) -> dict[Cell, str]:
-    """Why each setting was measured again: the best of its method, at the start layer, or a baseline."""
-    found: dict[Cell, str] = {}
-    for unit in units:
-        for setting, role in zip(unit["settings"], unit["roles"], strict=True):
-            found[Cell(unit["theme"], SteeringDirection(unit["direction"]), Setting.of(setting))] = role
-    return found
+def best(fresh: Cells, grid: Cells, chosen_by: str) -> SummaryTable:
+    """The chosen settings and the baselines."""
+    before = grid.settings[[*KEYS, "score"]].rename(columns={"score": "grid_score"})
+    names = ["theme", "direction", "method"]  # categories of the two stages may differ
+    found = fresh.with_intervals("behavior", "coherence", "score").assign(perplexity=np.exp(fresh.settings["loss"]))
+    found = found.astype(dict.fromkeys(names, object)).merge(
+        before.astype(dict.fromkeys(names, object)), on=KEYS, how="left"
+    )
+    return _table(
+        "steering_best",
+        "The best setting of each method, on fresh samples",
+        "figures 10, 11",
+        f"Chosen on the grid by the mean score of the judge {chosen_by}, then generated again on seeds that "
+        "had no part in the choice: these scores are not flattered by it, while grid_score, on the seeds that "
+        "chose, is. choice tells apart the best single layer and the layer most starts lie in. random puts other "
+        "rows of the same sites in place of the features of mirrors, as strong at every site and drawn anew for "
+        f"each sample; a method that does not beat it owes nothing to the graph. Rows of different layers "
+        "of a flow point alike and random ones do not, so that over several layers share_total of random is the "
+        f"smaller one. Judge: {fresh.judge}.",
+        found.rename(columns={"role": "choice"}),
+        "theme, direction, method, layer, value, n, behavior, behavior_low, behavior_high, coherence, "
+        "coherence_low, coherence_high, score, low, high, perplexity, distinct_2, share_total, mirrors, choice, "
+        "grid_score",
+    )
+
+
+def paired(fresh: Cells) -> SummaryTable:
+    """Differences of methods on the same seeds."""
+    at_start = f"{SINGLE} ({START_LAYER})"
+    lines: list[dict[str, Any]] = []
+    for (theme, direction), here in fresh.settings.groupby(["theme", "direction"], observed=True):  # pyright: ignore[reportGeneralTypeIssues]
+        names = here["method"].astype(object).where(here["role"] != START_LAYER, at_start)
+        places = dict(zip(zip(names, here["mirrors"], strict=True), here.index, strict=True))
+        # every method of graphs with the baselines, and those of several layers with single ones
+        others = (START, SINGLE, at_start, PROMPT, RANDOM, NONE)
+        pairs = [(method, other) for method in MULTI[SteeringDirection(direction)] for other in others]
+        pairs += [(SINGLE, other) for other in (START, PROMPT, RANDOM, NONE)] + [(START, PROMPT), (START, NONE)]
+        for a, b in pairs:
+            place_a, place_b = places.get((a, "")), places.get((b, a if b == RANDOM else ""))
+            if place_a is None or place_b is None:
+                continue
+            apart = fresh.values["score"][place_a] - fresh.values["score"][place_b]
+            found, p = fresh.tally(apart).difference(n=int(np.isfinite(apart).sum()))
+            lines.append(
+                {"theme": theme, "direction": direction, "method_a": a, "method_b": b, "n": found.n}
+                | dict(zip(("difference", "low", "high"), found.interval, strict=True))
+                | {"p": p}
+            )
+    columns = "theme, direction, method_a, method_b, n, difference, low, high, p, q"
+    table = pd.DataFrame(lines, columns=columns.split(", "))
+    tested = table["p"].notna()
+    if tested.any():
+        table.loc[tested, "q"] = stats.false_discovery_control(table.loc[tested, "p"].to_numpy(np.float64))
+    return _table(
+        "steering_paired",
+        "Differences between methods on the same seeds",
+        "beyond the paper",
+        "Mean of score a - score b over samples of equal seed, each method at the setting of steering_best; above "
+        "0 where method_a is better. single (start layer) is the best single setting at the layer most starts lie "
+        "in. p: two-sided, of the t of the interval; q: the same, corrected for the number of rows (Benjamini and "
+        f"Hochberg 1995). random is that of method_a. Judge: {fresh.judge}.",
+        table,
+        columns,
+    )
+
+
+def samples(results: Results, fresh: Cells) -> SummaryTable:
+    """A few texts of each method, next to each other by seed."""
+    said = results.columns("prompt", "text")
+    texts = fresh.texts.assign(prompt=said["prompt"], text=said["text"])
+    shown = sorted(texts["sample"].unique())[:SHOWN]
+    columns = "theme, direction, method, layer, value, sample, behavior, coherence, prompt, text, mirrors"
+    return _table(
+        "steering_samples",
+        "Texts of each method, side by side",
+        "beyond the paper",
+        f"The first {SHOWN} samples of each setting of steering_best, not picked; rows of one sample share a seed, "
+        f"and so the draws of the sampling. behavior and coherence are from 0 to 5. Judge: {fresh.judge}.",
+        texts[texts["sample"].isin(shown)].sort_values(["theme", "direction", "sample", "cell"]),
+        columns,
+    )
