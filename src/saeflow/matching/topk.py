@@ -104,7 +104,7 @@ def top_k(
     """The first half of `top_k_both`: for each row of `a` its `k` best rows of `b`.
 
     With `floor` only products above the floor of their row are looked for, which is faster: where there are fewer
-    than `k`, index -1 and the floor stand in their place.
+    than `k`, index -1 and the floor stand in their place. One that equals its floor may be found or not.
 
     Raises:
         WidthMismatch: when the two differ in width.
