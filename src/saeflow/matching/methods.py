@@ -366,7 +366,7 @@ def rows_of(
     """
     how = find_method(method)
     rows = how.rows(dictionary.fold() if how.folded else dictionary, end, projector).float()
-    if not bool(torch.isfinite(rows).all()):
+    if not bool(torch.isfinite(row_peaks(rows)).all()):
         raise BadFile(
             f"{dictionary.origin}: rows for method {method!r} are not finite in float32. Values of the file, or "
             "its values times its thresholds, are too large."

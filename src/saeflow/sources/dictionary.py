@@ -438,7 +438,7 @@ class Dictionary:
         peaks = row_peaks(rows)[:, None]
         rows = rows / torch.where(peaks > 0, peaks, 1)
         # at least 1 but for a row of zeros
-        return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=0.5)
+        return rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=0.5))
 
     def written_rows(self, model: AttentionWriter | None = None) -> Float[Tensor, "n_features d_model"]:
         """What an activation of 1 of each feature writes into the residual stream, in the units of the weights.
