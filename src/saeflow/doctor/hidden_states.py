@@ -45,9 +45,9 @@ _BLOCK: Final = 512
 FAULT: Final = 0.6
 UNSURE: Final = 0.85
 _LEAST: Final = 0.02
-"""FVE that a suspicion must gain, so that hairs are not split on a reconstruction that is good."""
+"""FVE that a suspicion must gain: no hairs are split over a good reconstruction."""
 _GOOD: Final = 0.2
-"""FVE that a suspicion must reach: to be less bad is no remedy."""
+"""FVE that a suspicion must reach: being less bad is not a remedy."""
 _USUAL: Final = {CheckKind.SCALE: (0.8, 1.25), CheckKind.THRESHOLD_SCALE: (0.4, 2.5)}
 """Factors between which nothing is missing: lower thresholds explain more of any dictionary, for more features."""
 _DEAD: Final = 15.0
@@ -77,8 +77,8 @@ class Spot:
         """`3/att`, `3/att before o_proj`, `3/mlp before its norm`, `embedding`."""
         if self.layer < 0:
             return "embedding"
-        told = {Tap.Z: "att before o_proj", Tap.MLP_IN: "mlp_in", Tap.MID: "mid"}.get(self.tap, self.tap.value)
-        return f"{self.layer}/{told}{' before its norm' if self.raw else ''}"
+        name = {Tap.Z: "att before o_proj", Tap.MLP_IN: "mlp_in", Tap.MID: "mid"}.get(self.tap, self.tap.value)
+        return f"{self.layer}/{name}{' before its norm' if self.raw else ''}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +161,7 @@ def n_seen(batches: Sequence[TextBatch]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well hidden states are reconstructed, and by how many active features a token."""
+    """How well hidden states are reconstructed, and by how many active features per token."""
 
     fve: float
     l0: float

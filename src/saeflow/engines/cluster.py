@@ -19,7 +19,7 @@ from saeflow.engines.worker import Packed, Slot, UnitResult, pack, run_unit
 from saeflow.errors import InvalidArgument, MissingExtra, Unreachable, WorkerLost
 
 AHEAD: Final = 2
-"""Units in flight for each place: one that runs, and one that waits beside it."""
+"""Units in flight for each place: one that runs, and one that waits."""
 
 _LOOK: Final = 5.0
 """Seconds between looks at how many places the cluster has, and to wait for an address to answer."""
@@ -90,7 +90,7 @@ class Cluster(Engine):
             )
         packed = pack(work, name)
         self._join()
-        # in a list: Ray fetches an argument for every task, and what lies inside one when it is asked for
+        # in a list: Ray fetches an argument for every task, and what is inside one when it is requested
         held = [self._ray.put(packed)]
         task = self._ray.remote(
             num_cpus=self._slot.cpus, num_gpus=self._slot.gpus or None, max_retries=TRIES - 1, name=f"saeflow {name}"

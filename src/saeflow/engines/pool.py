@@ -26,7 +26,7 @@ from saeflow.errors import WorkerLost
 
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _PATIENCE: Final = 3.0
-"""Seconds a worker gets to end by itself, so that what it shares with the driver is cleaned up."""
+"""Seconds a worker gets to end by itself and clean up what it shares with the driver."""
 
 _SPAWN: Final = multiprocessing.get_context("spawn")
 
@@ -50,7 +50,7 @@ class _Process:
         )
         with _threads(slot.cpus):
             self.process.start()
-        theirs.close()  # so that the pipe ends with the process
+        theirs.close()  # the pipe ends with the process then
         self.holds = ""
         self.task: _Task | None = None
 
@@ -130,7 +130,7 @@ class Pool(Engine):
                 task = _Task(*found)
             else:
                 break
-            if not free:  # all are started before the first is sent to, so that they start together
+            if not free:  # all are started before the first gets a unit: they start together
                 self._processes.append(_Process(self._slot))
                 free.append(self._processes[-1])
             ready.append((free.popleft(), task))
@@ -174,7 +174,7 @@ def _received(connection: Connection) -> UnitResult | None:
 
 @contextlib.contextmanager
 def _threads(cpus: int) -> Generator[None]:
-    """What a process that is started inside computes with, told before it imports anything."""
+    """What a process that is started inside computes with, set before it imports anything."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, str(cpus)))
     try:

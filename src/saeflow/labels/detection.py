@@ -103,8 +103,8 @@ class Silence:
         found: list[tuple[str, frozenset[int]]] = []
         for number, line in enumerate(read_lines(path), 1):
             try:
-                told: dict[str, Any] = parse_json(line)
-                found.append(("".join(told["tokens"]), frozenset(int(one) for one in told["active"])))
+                row: dict[str, Any] = parse_json(line)
+                found.append(("".join(row["tokens"]), frozenset(int(one) for one in row["active"])))
             except (ValueError, KeyError, TypeError) as error:
                 raise BadFile(f"{path}: line {number} holds no passage ({error!r}). Make the words again.") from None
         return Silence(site, tuple(found), rows)

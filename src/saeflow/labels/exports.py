@@ -187,10 +187,10 @@ def _page(data: bytes, url: str) -> tuple[list[tuple[str, int]], str]:
         found: list[tuple[str, int]] = []
         for entry in root:
             if _name(entry) == "Contents":
-                told = {_name(field): field.text or "" for field in entry}
-                if not (told["Size"].isdecimal() and int(told["Size"][:19]) <= LARGEST):
-                    raise ValueError(f"a file of {told['Size'][:30]} bytes")
-                found.append((told["Key"], int(told["Size"])))
+                fields = {_name(field): field.text or "" for field in entry}
+                if not (fields["Size"].isdecimal() and int(fields["Size"][:19]) <= LARGEST):
+                    raise ValueError(f"a file of {fields['Size'][:30]} bytes")
+                found.append((fields["Key"], int(fields["Size"])))
         ends = {_name(field): field.text or "" for field in root}
         more = ends.get("IsTruncated", "false").strip().lower() == "true"
         return found, ends["NextContinuationToken"] if more else ""
@@ -204,7 +204,7 @@ def _name(element: ET.Element) -> str:
 
 
 _WIDEST: Final = 1 << 21
-"""Features of a source, at most: what lies beyond is no index."""
+"""Features of a source, at most: larger numbers are not an index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ def plan_fetch(
     kinds: Collection[ExportKind] = (ExportKind.EXPLANATIONS, ExportKind.FEATURES),
     progress: Progress | None = None,
 ) -> FetchPlan:
-    """What there is to fetch, and how large it is; fetches lists alone, one or more a site.
+    """What there is to fetch, and how large it is; fetches lists alone, one or more per site.
 
     Args:
         release: its name, for the folder's own description.
@@ -254,7 +254,7 @@ def plan_fetch(
         sites: which ones.
         bucket: where exports are.
         kinds: which files; activations are far larger than the others, and give contexts and tokens.
-        progress: told (sites done, sites in all, site).
+        progress: called with (sites done, sites in all, site).
 
     Raises:
         InvalidArgument: for no kind of file.
@@ -313,7 +313,7 @@ def fetch_words(
         contexts: passages kept of each feature, where activations are fetched.
         explainer: part of the name of the model whose explanations are preferred.
         keep: keep the fetched files, which are deleted once the words of their site are written.
-        progress: told (bytes done, bytes in all, what).
+        progress: called with (bytes done, bytes in all, what).
 
     Raises:
         Unreachable: when a file must be fetched and cannot be.
@@ -389,7 +389,7 @@ class _Gathered:
 
     def rows(self) -> list[FeatureWords | None]:
         """Words of every feature, None where no file says anything."""
-        counts = Counter(by for told in self.explained.values() for by in {by for by, _ in told})
+        counts = Counter(by for explained in self.explained.values() for by in {by for by, _ in explained})
         known = (self.explained, self.promotes, self.frequency, self.passages)
         rows: list[FeatureWords | None] = []
         for index in range(max(max(part, default=-1) for part in known) + 1):

@@ -43,7 +43,7 @@ def words_folders(release: str | Path, *, beside: Path | None = None) -> tuple[P
 
     Args:
         release: "demo", the name of a release, or a folder.
-        beside: a folder that may have words in `words`, such as that of an atlas.
+        beside: a folder that may have words in its folder `words`, such as that of an atlas.
     """
     places: list[Path] = [] if beside is None else [beside / "words"]
     if str(release) == "demo":
@@ -62,7 +62,7 @@ def words_for(release: str | Path, *, beside: Path | None = None) -> Words:
 
     Args:
         release: "demo", the name of a release, or a folder.
-        beside: a folder that may have words in `words`, such as that of an atlas.
+        beside: a folder that may have words in its folder `words`, such as that of an atlas.
     """
     places: list[Words] = [WordsFolder(folder) for folder in words_folders(release, beside=beside)]
     api = Neuronpedia(offline=True)

@@ -191,7 +191,7 @@ class GatherState:
 
     def pack(self) -> bytes:
         """The state as a safetensors file."""
-        told = {
+        facts = {
             "units": self.units,
             "n_texts": self.n_texts,
             "n_tokens": self.n_tokens,
@@ -201,21 +201,21 @@ class GatherState:
         }
         tensors = {f"{site}/{name}": t for site, seen in self.seen.items() for name, t in seen.state.items()}
         tensors["occurred"] = self.occurred
-        tensors["told"] = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
+        tensors["told"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
         return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
     def unpack(self, data: bytes) -> GatherState:
         """The inverse of `pack`, for the sites of this state, whose tensors it takes over.
 
         Raises:
-            SafetensorError: when the data is no such file.
+            SafetensorError: when the data is not such a file.
             KeyError: when it is of other sites.
             ValueError: when its description cannot be read.
         """
         found = load(data)
-        told = parse_json(bytes(found["told"].tolist()))
+        facts = parse_json(bytes(found["told"].tolist()))
         restored = {site: {name: found[f"{site}/{name}"] for name in seen.state} for site, seen in self.seen.items()}
-        controls = [Control(*one) for one in told.pop("controls")]
+        controls = [Control(*one) for one in facts.pop("controls")]
         for site, state in restored.items():
             self.seen[site].restore(state)
-        return GatherState(self.seen, found["occurred"].to(self.occurred.device), controls=controls, **told)
+        return GatherState(self.seen, found["occurred"].to(self.occurred.device), controls=controls, **facts)

@@ -1,7 +1,7 @@
 """Fetching over HTTP as a guest should: few requests, patience, and nothing lost when the line is cut. No torch.
 
     get        a small answer, whole: tried again after 429, 5xx, cut connections and time-outs
-    download   a file: goes on where it was cut, if the server says that it is still the same file
+    download   a file: resumes where it was cut, if the server says that it is still the same file
 
 A key goes in a header that is not sent on to another host, and stands in no message and no answer, also where a server
 repeats it. An answer of `get` has 64 MB at most and comes within `whole` seconds; a file has the size that was
@@ -32,7 +32,7 @@ from saeflow.version import __version__
 T = TypeVar("T")
 
 Received: TypeAlias = Callable[[int], None]
-"""Told how many bytes of a file are here."""
+"""Called with the number of bytes of a file that are here."""
 
 _CUT: Final = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 _PIECE: Final = 1 << 18
@@ -79,7 +79,7 @@ class Fetcher:
         self._lock = threading.Lock()
 
     def get(self, url: str) -> bytes | None:
-        """What the address answers; None when it says that there is no such thing (404).
+        """The answer of the address; None for a 404.
 
         Raises:
             Unreachable: when it refuses, or does not answer after all attempts.
@@ -87,13 +87,13 @@ class Fetcher:
         return self._patiently(url, lambda: within(self._whole, lambda: self._get_once(url)))
 
     def download(self, url: str, path: Path, *, size: int | None = None, received: Received | None = None) -> None:
-        """Fetch a file to `path`, whole or not at all; a piece that an earlier call left is gone on from.
+        """Fetch a file to `path`, whole or not at all; the piece that an earlier call left is resumed.
 
         Args:
             url: where the file is.
             path: where it goes. The piece is next to it as `{name}.part`, with what it is a piece of.
             size: bytes the file should have, where that is known.
-            received: told after each piece.
+            received: called after each piece.
 
         Raises:
             Unreachable: when the server refuses or does not answer after all attempts, or there is no such file.
@@ -138,10 +138,10 @@ class Fetcher:
             except _CUT as error:
                 failed += 1
                 if failed == self._attempts:
-                    told = self._masked(_reason(error))
+                    reason = self._masked(_reason(error))
                     raise Unreachable(
-                        f"{url} does not answer ({told}), {failed} times. Check the network, or work offline with what "
-                        "is here."
+                        f"{url} does not answer ({reason}), {failed} times. Check the network, or work offline with "
+                        "what is here."
                     ) from None
                 self._wait(url, failed, None)
 
@@ -205,7 +205,7 @@ class Fetcher:
         try:
             answer = within(self._whole, lambda: self._open(self._request(url, extra)))
         except urllib.error.HTTPError as error:
-            if error.code == 416 and before:  # the piece is no beginning of this file
+            if error.code == 416 and before:  # the piece is not the beginning of this file
                 error.close()
                 _forget(part)
                 raise _Progress from None
@@ -214,7 +214,7 @@ class Fetcher:
             here = before if answer.status == 206 else 0
             if here and not _continues(answer.headers.get("Content-Range"), before):
                 _forget(part)
-                raise http.client.HTTPException("another piece of the file came than was asked for")
+                raise http.client.HTTPException("another piece of the file came than the requested one")
             length = _length(answer.headers.get("Content-Length"))
             expected = None if length is None else here + length
             meter = Meter((_LARGEST if size is None else size) - here)
@@ -252,9 +252,9 @@ class _Progress(Exception):
 def _left(part: Path, url: str) -> tuple[int, str]:
     """How much of the file is here, and what to tell the server it is a piece of; 0 when nothing can be used."""
     try:
-        told = read_json(part.with_name(f"{part.name}.json"))
-        if told["url"] == url and told["sign"]:
-            return part.stat().st_size, str(told["sign"])
+        kept = read_json(part.with_name(f"{part.name}.json"))
+        if kept["url"] == url and kept["sign"]:
+            return part.stat().st_size, str(kept["sign"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return 0, ""
@@ -282,9 +282,9 @@ def _pieces(answer: Any) -> Iterator[bytes]:
         yield piece
 
 
-def _length(told: str | None) -> int | None:
+def _length(header: str | None) -> int | None:
     """A length in bytes that a header states; None where it states none that can be."""
-    return int(told) if told and told.isdecimal() and len(told) < 19 else None
+    return int(header) if header and header.isdecimal() and len(header) < 19 else None
 
 
 def _reason(error: BaseException) -> str:

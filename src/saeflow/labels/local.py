@@ -45,7 +45,7 @@ from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Spelling
 
 CONTROLS: Final = 128
-"""Passages drawn at random, at most one of a text."""
+"""Passages drawn at random, at most one from each text."""
 
 AT_ONCE: Final = 1 << 26
 """Numbers in memory at a time: activations of some texts, logits of some features."""
@@ -95,7 +95,7 @@ def make_words(
         seed: sets which passages are the controls.
         release: name of the dictionaries, for the folder's own description.
         checkpoint_seconds: how long to work between two checkpoints; 0 makes one after each batch of texts.
-        progress: told (texts done over all groups, texts in all or 0 where it is not known, what).
+        progress: called with (texts done over all groups, texts in all or 0 where it is not known, what).
 
     Raises:
         InvalidArgument: for a number out of range, a generator, or texts without a token.
@@ -154,14 +154,14 @@ class _GroupRun:
     def is_done(self) -> bool:
         """Whether the folder holds these very words, of these texts."""
         sites = read_about(self.out, origin=LOCAL)["sites"]
-        told = [sites.get(str(site), {}) for site in self.group]
+        known = [sites.get(str(site), {}) for site in self.group]
         paths = [path(self.out, site) for site in self.group for path in (words_path, controls_path)]
         written = all(is_whole(path) for path in paths)
-        if not written or any(one.get("key") != self.key for one in told):
+        if not written or any(one.get("key") != self.key for one in known):
             return False
-        full = self.max_tokens is not None and told[0].get("n_tokens", 0) >= self.max_tokens
-        digest = self._digest(told[0].get("units", 0) if full else None)
-        return all(one.get("texts") == digest for one in told)
+        full = self.max_tokens is not None and known[0].get("n_tokens", 0) >= self.max_tokens
+        digest = self._digest(known[0].get("units", 0) if full else None)
+        return all(one.get("texts") == digest for one in known)
 
     def gather(self, checkpoint_seconds: float, progress: Progress) -> GatherState:
         """Read the texts, from the last checkpoint on."""
@@ -205,8 +205,8 @@ class _GroupRun:
         self._checkpoint.unlink(missing_ok=True)
 
     def _units(self) -> Iterator[list[Passage]]:
-        told = (Passage(one) if isinstance(one, str) else one for one in self.texts)
-        passages = (one for one in told if one.text.strip())
+        everything = (Passage(one) if isinstance(one, str) else one for one in self.texts)
+        passages = (one for one in everything if one.text.strip())
         while unit := list(itertools.islice(passages, self.texts_at_once)):
             yield unit
 
@@ -339,8 +339,8 @@ def feature_rows(
 def control_line(control: Control, site: Site, sources: Sequence[str], spelling: Spelling) -> str:
     """A passage drawn at random as a line of JSON, with the features of the site that fire in it."""
     tokens = spelling.tokens([token for token in control.ids if token >= 0])
-    told = {"tokens": tokens, "source": sources[control.source], "active": control.active[str(site)]}
-    return json.dumps(told, separators=(",", ":"))
+    row = {"tokens": tokens, "source": sources[control.source], "active": control.active[str(site)]}
+    return json.dumps(row, separators=(",", ":"))
 
 
 def _strongest_tokens(seen: FeatureStatistics, occurred: Int[Tensor, " vocab"]) -> dict[int, list[int]]:

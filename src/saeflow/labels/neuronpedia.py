@@ -142,10 +142,10 @@ def is_offline() -> bool:
 
 
 class Neuronpedia:
-    """The features the service knows, asked for one at a time and kept.
+    """The features the service knows, requested one at a time and kept.
 
-    What was answered once is answered from disk from then on; a feature that the service does not know is asked
-    for again, because someone may label it.
+    An answer is read from disk from then on. A feature that the service does not know is requested again, because
+    someone may label it.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Neuronpedia:
             try:
                 return _checked(check_sha256(read_bytes(path)), source, index, str(path))
             except (BadFile, ValueError):
-                path.unlink()  # asked for again below
+                path.unlink()  # requested again below
         url = f"{self._base}/api/feature/{source}/{index}"
         if self.offline:
             raise Unreachable(
@@ -207,10 +207,10 @@ class Neuronpedia:
         data = self._fetcher.get(url)
         if data is None or data.strip() in (b"", b"null"):
             return None
-        told = _checked(data, source, index, url)
-        kept = json.dumps({name: told[name] for name in _KEPT if name in told})
+        fields = _checked(data, source, index, url)
+        kept = json.dumps({name: fields[name] for name in _KEPT if name in fields})
         write_atomic(path, add_sha256(kept.encode()))
-        return told
+        return fields
 
     def feature(self, source: Source, index: int, *, refresh: bool = False) -> FeatureWords | None:
         """What the service says of a feature, as words; None when it knows nothing.
@@ -219,11 +219,11 @@ class Neuronpedia:
             Unreachable: when it must be asked and does not answer, or may not be asked (offline).
             BadFile: when the answer is none of its kind.
         """
-        told = self.raw(source, index, refresh=refresh)
-        return None if told is None else words_of(told, f"feature {index} of {source}", explainer=self._explainer)
+        fields = self.raw(source, index, refresh=refresh)
+        return None if fields is None else words_of(fields, f"feature {index} of {source}", explainer=self._explainer)
 
     def words(self, sources: Sources) -> NeuronpediaWords:
-        """The words of a release, asked for one feature at a time."""
+        """The words of a release, requested one feature at a time."""
         return NeuronpediaWords(self, sources)
 
 
@@ -235,7 +235,7 @@ class NeuronpediaWords:
     sources: Sources
 
     def get(self, feature: FeatureId) -> FeatureWords | None:
-        """What is known of `feature`; None when nothing is, or when offline and it was never asked for.
+        """What is known of `feature`; None when nothing is, or when offline and it was never requested.
 
         Raises:
             Unreachable: when the service must be asked and does not answer.
@@ -256,7 +256,7 @@ class NeuronpediaWords:
         return []
 
 
-def words_of(told: Mapping[str, Any], where: str, *, explainer: str = "") -> FeatureWords:
+def words_of(fields: Mapping[str, Any], where: str, *, explainer: str = "") -> FeatureWords:
     """Words from the fields of Neuronpedia.
 
     The label is the explanation with the best score where any has one, else the first; with `explainer`, the first
@@ -266,36 +266,36 @@ def words_of(told: Mapping[str, Any], where: str, *, explainer: str = "") -> Fea
         BadFile: when a field has another form than it should; begins with `where`.
     """
     try:
-        tokens, contexts = contexts_of(told.get("activations") or ())
-        label, by = explanation_of(told.get("explanations") or (), explainer)
+        tokens, contexts = contexts_of(fields.get("activations") or ())
+        label, by = explanation_of(fields.get("explanations") or (), explainer)
         return FeatureWords(
             label=label or label_of(tokens),
             tokens=tokens,
-            promotes=promotes_of(told),
+            promotes=promotes_of(fields),
             contexts=contexts,
-            frequency=frequency_of(told),
+            frequency=frequency_of(fields),
             by=by,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadFile(f"{where}: these are no fields of Neuronpedia ({error!r}). Fetch it again.") from None
 
 
-def promotes_of(told: Mapping[str, Any]) -> tuple[str, ...]:
+def promotes_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """The tokens of `pos_str`, those of whitespace alone left out.
 
     Raises:
-        TypeError: when it is no list of texts.
+        TypeError: when it is not a list of texts.
     """
-    return tuple(token for token in map(plain, told.get("pos_str") or ()) if token.strip())[:TOKENS]
+    return tuple(token for token in map(plain, fields.get("pos_str") or ()) if token.strip())[:TOKENS]
 
 
-def frequency_of(told: Mapping[str, Any]) -> float | None:
+def frequency_of(fields: Mapping[str, Any]) -> float | None:
     """`frac_nonzero`: the share of tokens the feature is active on; None where it is not said.
 
     Raises:
-        ValueError: when it is no share.
+        ValueError: when it is not a share.
     """
-    found = told.get("frac_nonzero")
+    found = fields.get("frac_nonzero")
     if found is None:
         return None
     share = float(found)
@@ -345,7 +345,7 @@ def plain(token: str) -> str:
     """A token as text: the marks of a space and of a line break in vocabularies become what they stand for.
 
     Raises:
-        TypeError: for what is no text.
+        TypeError: for a value that is not text.
     """
     if not isinstance(token, str):  # pyright: ignore[reportUnnecessaryIsInstance] - from a file
         raise TypeError(f"{token!r} is no token")
@@ -358,15 +358,15 @@ def explanation_of(rows: Sequence[Mapping[str, Any]], explainer: str = "") -> tu
     Raises:
         KeyError: for a score without a value.
         TypeError: when a field has another type.
-        ValueError: when a score is no number.
+        ValueError: when a score is not a number.
     """
-    told = [
+    explanations = [
         (" ".join(str(row["description"]).split()), str(row.get("explanationModelName") or "a person"), _score(row))
         for row in rows
         if row.get("description")
     ]
-    preferred = [row for row in told if explainer and explainer in row[1]]
-    best = preferred or sorted(told, key=lambda row: row[2], reverse=True)
+    preferred = [row for row in explanations if explainer and explainer in row[1]]
+    best = preferred or sorted(explanations, key=lambda row: row[2], reverse=True)
     return best[0][:2] if best else ("", "")
 
 
@@ -377,14 +377,14 @@ def _score(row: Mapping[str, Any]) -> float:
 
 
 def _checked(data: bytes, source: Source, index: int, where: str) -> dict[str, Any]:
-    """The answer as an object that is about the feature asked for."""
+    """The answer as an object that is about the requested feature."""
     try:
-        told: Any = parse_json(data)
+        fields: Any = parse_json(data)
     except ValueError as error:
         raise BadFile(f"{where} holds no JSON ({error}). Check the address, and fetch it again.") from None
     about = {"modelId": source.model, "layer": source.id, "index": str(index)}
-    if not isinstance(told, dict) or any(str(told.get(name, said)) != said for name, said in about.items()):
+    if not isinstance(fields, dict) or any(str(fields.get(name, said)) != said for name, said in about.items()):
         raise BadFile(f"{where} is not about feature {index} of {source}. Check the address, and fetch it again.")
-    if not any(name in told for name in ("explanations", "activations", "pos_str", "frac_nonzero")):
+    if not any(name in fields for name in ("explanations", "activations", "pos_str", "frac_nonzero")):
         raise BadFile(f"{where} holds nothing that describes a feature. Check the address, and fetch it again.")
-    return cast("dict[str, Any]", told)
+    return cast("dict[str, Any]", fields)

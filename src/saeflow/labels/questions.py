@@ -56,25 +56,25 @@ def ask_label(passages: Sequence[Context]) -> Messages:
 def ask_fires(label: str, trial: DetectionTrial) -> Messages:
     """In which passages of a trial a feature with this label fires."""
     shown = "\n\n".join(f"Passage {number}:\n{example.text}" for number, example in enumerate(trial.examples, 1))
-    told = f"The feature fires on: {label}\n\n{shown}"
-    return [{"role": "system", "content": _DETECT}, {"role": "user", "content": told}]
+    question = f"The feature fires on: {label}\n\n{shown}"
+    return [{"role": "system", "content": _DETECT}, {"role": "user", "content": question}]
 
 
 def _read(answer: str, field: str) -> Any:
     """The one field of the answer's object; a code fence around the whole is taken off."""
     text = answer.strip()
     fenced = _FENCED.fullmatch(text)
-    told = parse_json(fenced[1] if fenced else text)
-    if not isinstance(told, dict) or set(told) != {field}:
+    found = parse_json(fenced[1] if fenced else text)
+    if not isinstance(found, dict) or set(found) != {field}:
         raise ValueError(f"it is no object with the field {field!r} alone")
-    return told[field]
+    return found[field]
 
 
 def read_label(answer: str) -> str:
     """The label of an answer.
 
     Raises:
-        ValueError: for anything but the JSON that was asked for.
+        ValueError: for anything but the requested JSON.
     """
     said = _read(answer, "explanation")
     if not isinstance(said, str) or not said.strip():
@@ -86,7 +86,7 @@ def read_label(answer: str) -> str:
 
 
 def read_fires(n: int) -> Callable[[str], list[bool]]:
-    """A reader of answers about `n` passages; it raises ValueError for anything but the JSON that was asked for."""
+    """A reader of answers about `n` passages; it raises ValueError for anything but the requested JSON."""
 
     def read(answer: str) -> list[bool]:
         said = _read(answer, "fires")

@@ -91,7 +91,7 @@ def search(
 ) -> list[Hit]:
     """The features of a folder of words that fit a query best, best first.
 
-    Every word of the query must be in the label or the tokens of a feature; of the last one its beginning is enough.
+    Every word of the query must be in the label or the tokens of a feature; of the last one the beginning is enough.
     Where no feature has them all, features with some are given, those with most first.
 
     Args:
@@ -99,7 +99,7 @@ def search(
         query: anything; signs between words do not matter.
         limit: how many features at most.
         sites: only features of these.
-        progress: told (sites done, sites in all, site) while the index is built.
+        progress: called with (sites done, sites in all, site) while the index is built.
 
     Raises:
         InvalidArgument: for a limit below 1.
@@ -177,15 +177,15 @@ def _is_current(path: Path, fingerprint: str) -> bool:
 
 def _is_sound(path: Path) -> bool:
     """Whether the file has the checksum it was written with; compared once a process."""
-    told = path.stat()
-    key = (str(path), told.st_size, told.st_mtime_ns)
+    stat = path.stat()
+    key = (str(path), stat.st_size, stat.st_mtime_ns)
     if key not in _CHECKED:
         with path.open("rb") as file:
             head = file.read(_PAGES.size)
             if len(head) < _PAGES.size:
                 return False
             page, pages = _PAGES.unpack(head)
-            if told.st_size != (page if page > 1 else 1 << 16) * pages:  # before all of a longer one is read
+            if stat.st_size != (page if page > 1 else 1 << 16) * pages:  # before all of a longer one is read
                 return False
             file.seek(_SUM_AT)
             if file.read(_SUM.size) != _SUM.pack(_file_sum(path)):

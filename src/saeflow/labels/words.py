@@ -66,16 +66,16 @@ class FeatureWords:
 
     def filled(self, other: FeatureWords) -> FeatureWords:
         """The same with what is unknown here taken from `other`; a label goes with its `by` and `score`."""
-        told = self if self.label else other
+        labelled = self if self.label else other
         frequency = other.frequency if self.frequency is None else self.frequency
         return FeatureWords(
-            told.label,
+            labelled.label,
             self.tokens or other.tokens,
             self.promotes or other.promotes,
             self.contexts or other.contexts,
             frequency,
-            told.by,
-            told.score,
+            labelled.by,
+            labelled.score,
         )
 
 
@@ -143,13 +143,13 @@ class Merged:
         Raises:
             BadFile: when a file of words cannot be read.
         """
-        told = [place.site(site) for place in self.places]
-        rows = max(map(len, told), default=0)
-        return [self._filled([words[row] for words in told if row < len(words)]) for row in range(rows)]
+        by_place = [place.site(site) for place in self.places]
+        rows = max(map(len, by_place), default=0)
+        return [self._filled([words[row] for words in by_place if row < len(words)]) for row in range(rows)]
 
     @staticmethod
-    def _filled(told: Sequence[FeatureWords | None]) -> FeatureWords | None:
-        known = [words for words in told if words is not None]
+    def _filled(found: Sequence[FeatureWords | None]) -> FeatureWords | None:
+        known = [words for words in found if words is not None]
         return reduce(FeatureWords.filled, known) if known else None
 
 
@@ -216,7 +216,7 @@ def to_json(words: FeatureWords | None) -> str:
     """One line of a file of words. ASCII alone: no character of a token can end the line."""
     if words is None:
         return "null"
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "label": words.label,
         "tokens": words.tokens,
         "promotes": words.promotes,
@@ -224,10 +224,10 @@ def to_json(words: FeatureWords | None) -> str:
         "contexts": [{"tokens": c.tokens, "values": c.values, "source": c.source} for c in words.contexts],
     }
     if words.by:
-        told["by"] = words.by
+        fields["by"] = words.by
     if words.score is not None:
-        told["score"] = words.score
-    return json.dumps(told, separators=(",", ":"), allow_nan=False)
+        fields["score"] = words.score
+    return json.dumps(fields, separators=(",", ":"), allow_nan=False)
 
 
 def from_json(line: str, where: str) -> FeatureWords | None:
@@ -239,23 +239,23 @@ def from_json(line: str, where: str) -> FeatureWords | None:
     if line == "null":
         return None
     try:
-        told = cast("dict[str, Any] | None", parse_json(line))
-        if told is None:
+        fields = cast("dict[str, Any] | None", parse_json(line))
+        if fields is None:
             return None
         contexts = tuple(
             Context(_texts(c["tokens"]), tuple(_number(v) for v in c["values"]), str(c.get("source", "")))
-            for c in told.get("contexts", ())
+            for c in fields.get("contexts", ())
         )
-        if not isinstance(told["label"], str):
-            raise TypeError(f"the label is {told['label']!r}")
-        frequency, score = told.get("frequency"), told.get("score")
+        if not isinstance(fields["label"], str):
+            raise TypeError(f"the label is {fields['label']!r}")
+        frequency, score = fields.get("frequency"), fields.get("score")
         return FeatureWords(
-            label=told["label"],
-            tokens=_texts(told.get("tokens", ())),
-            promotes=_texts(told.get("promotes", ())),
+            label=fields["label"],
+            tokens=_texts(fields.get("tokens", ())),
+            promotes=_texts(fields.get("promotes", ())),
             contexts=contexts,
             frequency=None if frequency is None else _number(frequency),
-            by=str(told.get("by", "")),
+            by=str(fields.get("by", "")),
             score=None if score is None else _number(score),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

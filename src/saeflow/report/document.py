@@ -39,7 +39,7 @@ def document(
         template: a file of `templates/` that extends `document.html.j2`; that one itself shows `body`, a `Markup`.
         title: in the title bar.
         styles: files of `static/`, in order.
-        scripts: files of `static/`, in order; they share one scope, so that `import` and `export` fall away.
+        scripts: files of `static/`, in order; they share one scope: `import` and `export` fall away.
         more_style: rules after the files of `styles`.
         kind: the class of `body`.
         values: what the template shows.

@@ -1,6 +1,6 @@
 """A laid-out flow graph as SVG: inside a page, or on its own for a README or a paper.
 
-Colours are presentation attributes, so that any SVG reader shows them; static/figure.css, where a
+Colours are presentation attributes: any SVG reader shows them; static/figure.css, where a
 browser reads it, overrides them in the dark. Every string is escaped, and goes into text nodes and
 attributes only.
 """
@@ -62,7 +62,7 @@ def graph_svg(graph: FlowGraph, words: Words = no_words) -> str:
 
 
 def figure_svg(graph: FlowGraph, words: Words = no_words) -> str:
-    """`graph` as an element for a page that brings figure.css and says what the colours mean beside it."""
+    """`graph` as an element for a page that brings figure.css and a legend of its own."""
     layout = lay_out(graph, words)
     label = escape(f"Feature flow of {graph.seed}, {len(graph.nodes)} features")
     return (

@@ -173,9 +173,9 @@ def release_rows(
                 row["file"] = str(error)
             else:
                 row |= {"features": found.n_features, "width": found.d_in, "file": found.origin}
-        told = (quality or {}).get(str(site), {})
+        measured = (quality or {}).get(str(site), {})
         # the file last: it may be long
-        rows.append({**{key: row[key] for key in ("site", "features", "width")}, **told, "file": row["file"]})
+        rows.append({**{key: row[key] for key in ("site", "features", "width")}, **measured, "file": row["file"]})
     left_out = [{"left out": name, "why": why} for name, why in dictionaries.left_out.items()]
     return {"release": dictionaries.name, "model": dictionaries.model, "sites": len(rows)}, rows, left_out
 

@@ -105,7 +105,7 @@ def _widths(table: Table, room: int) -> list[int]:
     widths = _needs(table)
     words = [i for i, column in enumerate(table.columns) if column.role is ColumnRole.WORDS]
     left = room - _gaps(table) - sum(w for i, w in enumerate(widths) if i not in words)
-    # Narrowest needs first, so that what one column leaves the others share.
+    # Narrowest needs first: the others share what one column leaves.
     for done, i in enumerate(sorted(words, key=lambda i: widths[i])):
         share = max(5, left // (len(words) - done))
         widths[i] = min(widths[i], share, _MAX_WORDS)

@@ -156,19 +156,19 @@ class Access:
             )
 
     def _knows_token(self, headers: dict[bytes, bytes]) -> bool:
-        told = [_cookie(headers.get(b"cookie", b""), self._cookie.encode())]
+        tokens = [_cookie(headers.get(b"cookie", b""), self._cookie.encode())]
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        told.append(bearer.strip() if scheme.lower() == b"bearer" else b"")
-        return any(hmac.compare_digest(one, self._token) for one in told)
+        tokens.append(bearer.strip() if scheme.lower() == b"bearer" else b"")
+        return any(hmac.compare_digest(one, self._token) for one in tokens)
 
     def _is_entrance(self, scope: Message) -> bool:
         return scope["path"] == "/" and scope["method"] == "GET" and b"token=" in scope["query_string"]
 
     async def _enter(self, scope: Message, send: Send) -> None:
-        """Trade the token of the address for a cookie, so that the address bar does not show it."""
+        """Trade the token of the address for a cookie: the address bar does not show it then."""
         self._check_place(_headers(scope))
-        told = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
-        if not hmac.compare_digest(told.encode(), self._token):
+        token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
+        if not hmac.compare_digest(token.encode(), self._token):
             raise Refused(
                 401,
                 "the token of this address is not that of this server: each start makes a new one.",
@@ -181,8 +181,8 @@ class Access:
 
     async def _whole_body(self, scope: Message, receive: Receive) -> bytes:
         """The body, read within the limits."""
-        told = _headers(scope).get(b"content-length", b"0")
-        if not told.isdigit() or int(told) > self._limits.body:
+        length = _headers(scope).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._limits.body:
             raise self._too_large()
         try:
             async with asyncio.timeout(self._limits.seconds):
@@ -258,7 +258,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def cookie_name(port: int) -> str:
-    """The name of the cookie; browsers keep cookies by host without the port, so that the name has it."""
+    """The name of the cookie; browsers keep cookies by host without the port, so the name has it."""
     return f"saeflow-{port}"
 
 
@@ -293,10 +293,10 @@ def _with_headers(send: Send) -> Send:
 
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
-            told: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
-            there = {name.lower() for name, _ in told}
+            headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
+            there = {name.lower() for name, _ in headers}
             more = ((name.encode(), value.encode()) for name, value in HEADERS.items())
-            message["headers"] = [*told, *((name, value) for name, value in more if name not in there)]
+            message["headers"] = [*headers, *((name, value) for name, value in more if name not in there)]
         await send(message)
 
     return guarded

@@ -104,7 +104,7 @@ class Streamed(StreamingResponse):
         self._outlet, self._job = outlet, job
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Stream; whatever ends it, the thread is told."""
+        """Stream; whatever ends it, the thread learns of it."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -113,7 +113,7 @@ class Streamed(StreamingResponse):
 
 
 def _looked_at(done: asyncio.Future[Any]) -> None:
-    """Take the outcome of a job whose client has left, so that asyncio does not complain that nobody did."""
+    """Take the outcome of a job whose client has left; asyncio would complain that nobody did."""
     if not done.cancelled():
         done.exception()
 
