@@ -32,7 +32,7 @@ from saeflow.reading import read_json
 if TYPE_CHECKING:
     from saeflow.experiments.sampling import Dataset
     from saeflow.labels import FeatureWords
-    from saeflow.labels.explain import Explained
+    from saeflow.labels.explain import Explanation
     from saeflow.labels.local import Passage
     from saeflow.labels.search import Hit
     from saeflow.llm.endpoint import Secret
@@ -364,7 +364,7 @@ def labels_explain(
         )
 
     # 2. Ask; what came before an error is worth keeping.
-    found: list[Explained] = []
+    found: list[Explanation] = []
     written = 0
     if not dry_run:
         secret = _secret(address, needed=cost.requests > 0)
@@ -387,7 +387,7 @@ def labels_explain(
         print(f"{written} labels written to {folder}; a score of 0.5 is what guessing gives")
 
 
-def _explained_row(one: Explained) -> Row:
+def _explained_row(one: Explanation) -> Row:
     """A feature as a row; nothing of a model's answer can steer a terminal."""
     from saeflow.report.tokens import one_line
 

@@ -57,7 +57,7 @@ class Chat(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
+class Explanation:
     """What came of asking about a feature.
 
     Attributes:
@@ -138,7 +138,7 @@ def explain(
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
-) -> Iterator[Explained]:
+) -> Iterator[Explanation]:
     """Ask for a label of each feature, then how well it tells passages apart.
 
     Passages are taken in turn, the strongest shown, the next held out, so that both are alike. Make words with 20
@@ -175,14 +175,14 @@ def explain(
         yield from _explained(asker, chat, cases)
 
 
-def write_explanations(folder: Path, explained: Iterable[Explained]) -> int:
+def write_explanations(folder: Path, explained: Iterable[Explanation]) -> int:
     """Write labels, who made them and their scores into a folder of words; returns how many.
 
     Raises:
         BadFile: when the words cannot be read.
         OSError: when the folder cannot be written.
     """
-    by_site: dict[Site, dict[int, Explained]] = {}
+    by_site: dict[Site, dict[int, Explanation]] = {}
     for one in explained:
         if one.label:
             by_site.setdefault(one.feature.site, {})[one.feature.index] = one
@@ -222,7 +222,7 @@ def _case(
     return _Case(feature, contexts[0::2][:shown], make_trial(feature, contexts[1::2][:held_out], silence, silent, rng))
 
 
-def _explained(asker: _Asker, chat: Chat, cases: Sequence[_Case]) -> Iterator[Explained]:
+def _explained(asker: _Asker, chat: Chat, cases: Sequence[_Case]) -> Iterator[Explanation]:
     """Labels of some features, then their scores: two rounds of questions."""
     possible = [case for case in cases if case.shown]
     labels = dict(
@@ -239,7 +239,7 @@ def _explained(asker: _Asker, chat: Chat, cases: Sequence[_Case]) -> Iterator[Ex
     scores = {case.feature: trial.scored(said) for (case, trial, _), said in zip(tried, answers, strict=True) if said}
     for case in cases:
         label, detection = labels.get(case.feature) or "", scores.get(case.feature)
-        yield Explained(case.feature, label, asker.name, detection, _problem(case, label, detection))
+        yield Explanation(case.feature, label, asker.name, detection, _problem(case, label, detection))
 
 
 def _problem(case: _Case, label: str, detection: Detection | None) -> str:
@@ -304,4 +304,4 @@ class _Asker:
         return str(kept["answer"]) if isinstance(kept, dict) and "answer" in kept else None
 
 
-__all__ = ["TRIES", "Chat", "Explained", "RequestEstimate", "estimate", "explain", "marked", "write_explanations"]
+__all__ = ["TRIES", "Chat", "Explanation", "RequestEstimate", "estimate", "explain", "marked", "write_explanations"]
