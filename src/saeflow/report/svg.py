@@ -142,7 +142,7 @@ def _lane_name(lane: Lane) -> str:
 
 def _empty_lane(graph: FlowGraph, lane: Lane) -> str:
     matched = any(node.scores is not None and node.scores.of(lane.part) is not None for node in graph.nodes)
-    said = f"no {lane.part.value} feature "
+    said = f"no {lane.part.value} feature of any layer "
     line = "its threshold" if graph.thresholds.fdr else f"{graph.thresholds.of(lane.part):g}"
     said += f"reaches {line}" if matched else "was matched"
     return _text(GUTTER + BAND_GAP + 6, lane.y + 15, said, "muted")

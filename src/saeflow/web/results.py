@@ -68,7 +68,7 @@ _WAITING_HTML: Final = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>The figures are being drawn</title>'
     '<meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="refresh" content="2">'
     '<link rel="stylesheet" href="/static/report/palette.css"><link rel="stylesheet" href="/static/base.css">'
-    '<link rel="stylesheet" href="/static/bench.css"></head>\n<body class="sheet"><p class="none" role="status">'
+    '<link rel="stylesheet" href="/static/steer.css"></head>\n<body class="sheet"><p class="none" role="status">'
     "The figures of these results are being drawn, which takes a while the first time. They appear here by themselves."
     "</p></body></html>\n"
 )

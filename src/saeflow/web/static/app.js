@@ -1,13 +1,13 @@
 /* Starts the page: asks what is there, builds the views, and shows the one that the address names. */
 import { get } from "./api.js";
-import { startBench } from "./bench.js";
+import { startBench } from "./plan.js";
 import { buildControls } from "./controls.js";
 import { $, all, problem } from "./dom.js";
 import { seedAt, startFlow } from "./flow.js";
 import { startHelp } from "./help.js";
 import { readFeature } from "./panel.js";
 import { startResults } from "./results.js";
-import { startRun } from "./run.js";
+import { startRun } from "./steer.js";
 import { searchBox } from "./search.js";
 import { startText } from "./text.js";
 import * as state from "./state.js";

@@ -1,6 +1,6 @@
 /* The steering bench, right side: a prompt, plain and steered texts as they come, and their scores. */
 import { gaveUp, stream } from "./api.js";
-import { bench } from "./bench.js";
+import { bench } from "./plan.js";
 import { $, debounce, h, percent, problem } from "./dom.js";
 import * as state from "./state.js";
 
