@@ -82,17 +82,6 @@ def seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
         yield
 
 
-@contextlib.contextmanager
-def _without_own_settings(hf_model: PreTrainedModel) -> Generator[None, None, None]:
-    """Hide the settings a model ships with, which `generate` would put where a given setting is not set."""
-    own = cast("GenerationConfig | None", hf_model.generation_config)
-    hf_model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        hf_model.generation_config = cast("GenerationConfig", own)
-
-
 def complete(
     hf_model: PreTrainedModel,
     input_ids: Int[Tensor, "n pos"],
@@ -117,7 +106,10 @@ def complete(
     """
     check_context(hf_model, input_ids.shape[1], cast("int", config.max_new_tokens))
     run = cast("Callable[..., Tensor]", hf_model.generate)
-    with _without_own_settings(hf_model):
+    # hide the settings a model ships with, which `generate` would put where a given setting is not set
+    own = cast("GenerationConfig | None", hf_model.generation_config)
+    hf_model.generation_config = GenerationConfig()
+    try:
         out = run(
             input_ids,
             attention_mask=attention_mask,
@@ -125,4 +117,6 @@ def complete(
             logits_processor=LogitsProcessorList(processors),
             stopping_criteria=StoppingCriteriaList(criteria),
         )
+    finally:
+        hf_model.generation_config = cast("GenerationConfig", own)
     return out[:, input_ids.shape[1] :]

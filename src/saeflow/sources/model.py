@@ -322,7 +322,11 @@ class LanguageModel:
                 hook = self._watch(key, watch) if isinstance(key, Point) else watch_input(self.block(key), watch)
                 stack.callback(hook.remove)
             with contextlib.suppress(_Stop):
-                out = self._logits(tokens) if logits else self._run_trunk(tokens)
+                if logits:
+                    out = self._logits(tokens)
+                else:
+                    check_context(self.hf_model, tokens.input_ids.shape[1])
+                    self._trunk(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
         for key, h in kept.items():  # in the order of computation
             what = f"at {key}" if isinstance(key, Point) else f"that layer {key} reads"
             refuse_infinite(f"hidden states {what}", h, tokens.attention_mask)
@@ -552,10 +556,6 @@ class LanguageModel:
         if point.view is View.PROCESSED:
             act = with_shift(self.value_bias(point.layer) if point.tap is Tap.Z else None, act)
         return watch_input(module, act) if point.tap.is_input else watch_output(module, act)
-
-    def _run_trunk(self, tokens: Tokens) -> None:
-        check_context(self.hf_model, tokens.input_ids.shape[1])
-        self._trunk(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
 
     def _logits(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
         check_context(self.hf_model, tokens.input_ids.shape[1])

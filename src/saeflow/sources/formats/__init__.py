@@ -244,7 +244,7 @@ def _single(path: Path) -> tuple[Reader, Path] | None:
     )
     for files, reader, place in rules:
         mine = path.is_dir() or path in [folder / file for file in files]
-        if mine and all(_is_there(folder / file) for file in files):
+        if mine and all((folder / file).is_file() or _is_in_parts(folder / file) for file in files):
             return reader, place
     if path.is_file() and (named := _of_name(path)) is not None:
         return named
@@ -258,6 +258,5 @@ def _of_name(file: Path) -> tuple[Reader, Path] | None:
     return next(((reader, file) for names, reader in _FILES if names.fullmatch(file.name)), None)
 
 
-def _is_there(file: Path) -> bool:
-    """Whether there is a file, or the parts of one."""
-    return file.is_file() or (file.suffix == ".safetensors" and bool(shards_of(file)))
+def _is_in_parts(file: Path) -> bool:
+    return file.suffix == ".safetensors" and bool(shards_of(file))

@@ -17,9 +17,9 @@ have for each feature a row in every layer that it writes, W_dec [n_features lay
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from saeflow.errors import UnsupportedFormat
 from saeflow.ids import Site
@@ -60,11 +60,16 @@ def read_circuit_tracer(file: Path, site: Site | None = None) -> Dictionary:
     names |= {name: stored for name, stored in optional.items() if stored in tensors.shapes}
     layout = {name: Stored(stored) for name, stored in names.items()}
     weights = FileWeights(tensors, layout, transcoder=True)
+    activation: Callable[[], Activation] = lambda: JumpReLU(weights.vector("threshold"))  # noqa: E731
+    if config.get("activation") == "topk":
+        activation = lambda: TopK(count(config, "k", path))  # noqa: E731
+    elif config.get("activation") == "relu" or "threshold" not in layout:
+        activation = ReLU
     return Dictionary.reading(
         site or place,
         tap=tap,
         weights=weights,
-        activation=_activation(config, weights, path),
+        activation=activation,
         preprocessing=Preprocessing(norm=norm),
         training=TrainingInfo(view_of_hook(written, norm)),
     )
@@ -80,12 +85,3 @@ def refuse_cross_layer(file: Path, site: Site | None = None) -> Dictionary:  # n
         f"{file}: of a cross-layer transcoder, whose features write to several layers with a row of their own in each, "
         "so that none has one direction at one site. Use transcoders of one layer each; circuit-tracer reads these."
     )
-
-
-def _activation(config: Mapping[str, Any], weights: FileWeights, path: Path) -> Callable[[], Activation]:
-    named = config.get("activation")
-    if named == "topk":
-        return lambda: TopK(count(config, "k", path))
-    if named == "relu" or "threshold" not in weights.layout:
-        return ReLU
-    return lambda: JumpReLU(weights.vector("threshold"))

@@ -96,8 +96,7 @@ def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
 def view_of_hook(hook: str, norm: Norm = Norm.NONE) -> View:
     """Whether only the model says which tensor a hook name means; `norm`: what a transcoder does to what it reads.
 
-    Raises:
-        Nothing; a name that is no site says nothing.
+    A name that is no site says nothing.
     """
     if norm is Norm.RESCALE:
         return View.RMS
@@ -113,14 +112,21 @@ def transcoder_of_hooks(read: str, written: str, model: str, where: str) -> tupl
         UnsupportedFormat: when it does not lead from what an MLP reads to what the MLP of that layer writes.
     """
     site, tap = site_of_hook(written, model, where)
-    layer, name = _split(read)
-    found = _read(name, lens=read.startswith("blocks."))
+    named = _BLOCK.fullmatch(read) or _MODULE.fullmatch(read)
+    layer, name = (int(named[1]), named[2] or "") if named else (-1, "")
+    found: tuple[Tap, Norm] | None = None
+    if read.startswith("blocks."):
+        found = _LENS_READ.get(name)
+    elif name == "mlp.input":
+        found = Tap.MLP_IN, Norm.NONE
+    elif name.removesuffix(".input").removesuffix(".output") in _MLP_NORMS:
+        found = (Tap.MID if name.endswith(".input") else Tap.MLP_IN), Norm.NONE
     if tap is not Tap.MLP or layer != site.layer or found is None:
         raise UnsupportedFormat(
             f"{where}: reads {read!r} and writes {written!r} of model {model!r}. Transcoders are read that lead "
             "from the input of an MLP to the output of the same MLP, as it is added to the residual stream."
         )
-    return site, *found
+    return site, found[0], found[1]
 
 
 def _as_module(hook: str) -> str:
@@ -128,22 +134,6 @@ def _as_module(hook: str) -> str:
     found = _BLOCK.fullmatch(hook)
     module = None if found is None else _LENS_MODULES.get(found[2])
     return hook if found is None or module is None else f"layers.{found[1]}{module}"
-
-
-def _split(hook: str) -> tuple[int, str]:
-    """The layer of a hook name and what follows it; -1 for a name of neither kind."""
-    found = _BLOCK.fullmatch(hook) or _MODULE.fullmatch(hook)
-    return (-1, "") if found is None else (int(found[1]), found[2] or "")
-
-
-def _read(name: str, *, lens: bool) -> tuple[Tap, Norm] | None:
-    if lens:
-        return _LENS_READ.get(name)
-    if name == "mlp.input":
-        return Tap.MLP_IN, Norm.NONE
-    if name.removesuffix(".input").removesuffix(".output") not in _MLP_NORMS:
-        return None
-    return (Tap.MID if name.endswith(".input") else Tap.MLP_IN), Norm.NONE
 
 
 def _seat(layer: int, name: str) -> tuple[Site, Tap, View] | None:

@@ -162,8 +162,8 @@ class RemoteTensors(TensorFile):
         known = segment.dtype if segment.dtype[:1] in "<>|=" else "V1"
         if segment.torch_dtype is None and not is_floating(np.dtype(known)):
             raise BadFile(not_floating(self.path, name, segment.dtype))
-        if not self._ranges.has(segment.start, segment.stop):
-            file = self._pointer.file  # where the hub's own cache holds it
+        file = self._pointer.file
+        if not self._ranges.has(segment.start, segment.stop):  # where the hub's own cache holds it
             whole = huggingface_hub.try_to_load_from_cache(file.repo, file.file, revision=file.commit)
             if isinstance(whole, str):
                 return _open_whole(Path(whole)).read(name)
@@ -172,19 +172,16 @@ class RemoteTensors(TensorFile):
         try:
             at = self._ranges.path(segment.start, segment.stop, name, check=segment.is_sound)
         except RangesIgnored:
-            return self._fetch_whole().read(name)
+            try:
+                path = fetch_whole(file.repo, file.file, file.commit)
+            except REFUSALS as error:
+                raise refused(file.file, file.repo, error, revision=file.commit) from error
+            return _open_whole(path).read(name)
         self._check_whole()
         try:
             return _tensor(at, segment).to(torch.float32)
         except (OSError, ValueError, zlib.error) as error:
             raise BadFile(f"{self.path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
-
-    def _fetch_whole(self) -> TensorFile:
-        file = self._pointer.file
-        try:
-            return _open_whole(fetch_whole(file.repo, file.file, file.commit))
-        except REFUSALS as error:
-            raise refused(file.file, file.repo, error, revision=file.commit) from error
 
     def _check_whole(self) -> None:
         """Once every tensor of a safetensors file is here: does it have the sha256 by which the hub knows it?

@@ -51,7 +51,14 @@ def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
     file = open_tensors(folder / WEIGHTS)
     skip = "W_skip" in file.shapes
     transcodes = bool(config.get("transcode") or run.get("transcode") or (skip and "transcode" not in config))
-    place, tap = _place(hookpoint, run, site, transcodes=transcodes)
+    if site is None:
+        site, tap = site_of_hook(hookpoint.name, str(run.get("model") or ""), str(hookpoint))
+    else:
+        tap = Tap.of(site.part)
+    if transcodes and site.part is not Part.MLP:
+        raise UnsupportedFormat(
+            f"{hookpoint}: a transcoder at {site}. Transcoders of MLPs are read alone. Use one of an MLP."
+        )
     layout = {
         "W_enc": Stored("encoder.weight"),
         "b_enc": Stored("encoder.bias"),
@@ -60,30 +67,21 @@ def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
         **({"W_skip": Stored("W_skip")} if skip else {}),
     }
     weights = FileWeights(file, layout)
-    _check_sizes(config, weights, str(path))
+    n_features, d_in = weights.shape
+    stated = config.get("num_latents") or d_in * count(config, "expansion_factor", path)
+    if (stated, config.get("d_in")) != (n_features, d_in):
+        raise BadFile(
+            f"{path}: says {stated} latents of width {config.get('d_in')}, and {weights.origin} holds {n_features} of "
+            f"width {d_in}. Fetch both again."
+        )
     return Dictionary.reading(
-        place,
-        tap=tap,
+        site,
+        tap=Tap.MLP_IN if transcodes else tap,
         weights=weights,
         activation=_activation(config, str(path)),
         preprocessing=Preprocessing(subtract_b_dec=not config.get("transcode")),
         training=TrainingInfo(view_of_hook(hookpoint.name)),
     )
-
-
-def _place(folder: Path, run: Mapping[str, Any], site: Site | None, *, transcodes: bool) -> tuple[Site, Tap]:
-    name, model = folder.absolute().name, str(run.get("model") or "")
-    if site is None:
-        place, tap = site_of_hook(name, model, str(folder))
-    else:
-        place, tap = site, Tap.of(site.part)
-    if not transcodes:
-        return place, tap
-    if place.part is not Part.MLP:
-        raise UnsupportedFormat(
-            f"{folder}: a transcoder at {place}. Transcoders of MLPs are read alone. Use one of an MLP."
-        )
-    return place, Tap.MLP_IN
 
 
 def _activation(config: Mapping[str, Any], where: str) -> Callable[[], Activation]:
@@ -95,13 +93,3 @@ def _activation(config: Mapping[str, Any], where: str) -> Callable[[], Activatio
             f"activations are not. Supported for them: activation topk without {', '.join(_NOT_READ)}."
         )
     return lambda: TopK(count(config, "k", where))
-
-
-def _check_sizes(config: Mapping[str, Any], weights: FileWeights, where: str) -> None:
-    n_features, d_in = weights.shape
-    said = config.get("num_latents") or d_in * count(config, "expansion_factor", where)
-    if (said, config.get("d_in")) != (n_features, d_in):
-        raise BadFile(
-            f"{where}: says {said} latents of width {config.get('d_in')}, and {weights.origin} holds {n_features} of "
-            f"width {d_in}. Fetch both again."
-        )
