@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import SummaryTable
@@ -29,9 +30,9 @@ from saeflow.paper import (
     svg_text,
 )
 from saeflow.paper.fig03_scores import chosen_layers
-from saeflow.paper.frame import GROUPS, Estimate, Frame
+from saeflow.paper.frame import GROUPS, Frame, Interval
 from saeflow.paper.saving import printed_svg
-from saeflow.paper.style import CLASSES, COLOURS, DARK, DARK_OF, nice_ticks, spread
+from saeflow.paper.style import CLASSES, COLOURS, DARK, DARK_OF, apart, value_axis
 from saeflow.paper.words import decimal, decimal_interval, percent, percent_interval, points_interval
 
 from .sample_results import AGREEMENT, THRESHOLDS, deactivation_tables, every_table, origins_tables
@@ -337,20 +338,22 @@ def test_the_settings_of_the_caller_come_back():
     assert dict(mpl.rcParams) == before
 
 
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=9), st.floats(0.1, 1))
-def test_labels_moved_apart_keep_their_order_and_their_place(heights, gap):
-    moved = spread(heights, gap, 0.0, 10.0)
-    by_height = [m for _, m in sorted(zip(heights, moved, strict=True), key=lambda pair: pair[0])]
-    assert all(-1e-6 <= m <= 10 + 1e-6 for m in moved)
-    assert all(b - a >= gap - 1e-6 for a, b in itertools.pairwise(sorted(moved)))
-    assert by_height == sorted(by_height) or len(set(heights)) < len(heights)
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=9, unique=True), st.floats(0.1, 1))
+def test_ticks_kept_apart_have_the_ends_first(values, room):
+    values = sorted(values)
+    kept = apart(values, room)
+    assert values[0] in kept
+    assert set(kept) <= set(values)
+    least = room * (values[-1] - values[0])
+    assert all(b - a >= least * (1 - 1e-9) for a, b in itertools.pairwise(kept))
 
 
 @given(st.floats(-5, 5), st.floats(1e-4, 10))
 def test_ticks_are_few_and_within(low, reach):
-    ticks, _ = nice_ticks(low, low + reach)
-    assert len(ticks) <= 7
-    assert all(low - 1e-6 * reach <= tick <= low + reach * (1 + 1e-6) for tick in ticks)
+    axes = Figure().add_subplot()
+    value_axis(axes, "y", low, low + reach)
+    assert len(axes.get_yticks()) <= 7
+    assert all(low - 1e-5 * reach <= tick <= low + reach * (1 + 1e-5) for tick in axes.get_yticks())
 
 
 def test_numbers_are_written_as_people_read_them():
@@ -362,10 +365,10 @@ def test_numbers_are_written_as_people_read_them():
         "−50\u00a0%",
         "–",
     ]
-    assert percent_interval(Estimate(0.713, 0.68, 0.741)) == "71\u00a0% (68–74)"
-    assert percent_interval(Estimate(0.713)) == "71\u00a0%"
-    assert decimal_interval(Estimate(-1.76, -1.8, -1.72)) == "−1.76 (−1.80 to −1.72)"
-    assert points_interval(Estimate(0.031, -0.01, 0.052)) == "+3.1 (−1.0 to +5.2) pp"
+    assert percent_interval(Interval(0.713, 0.68, 0.741)) == "71\u00a0% (68–74)"
+    assert percent_interval(Interval(0.713)) == "71\u00a0%"
+    assert decimal_interval(Interval(-1.76, -1.8, -1.72)) == "−1.76 (−1.80 to −1.72)"
+    assert points_interval(Interval(0.031, -0.01, 0.052)) == "+3.1 (−1.0 to +5.2) pp"
     assert decimal(-0.001) == "0.00"
 
 

@@ -132,7 +132,7 @@ def draw(table: TableLike, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
             f"table {frame.name!r} lacks the column {', '.join(missing)}; it has {', '.join(frame.columns)}. "
             "Write the summary again."
         )
-    with house():
+    with house(medium.text):
         parted = _parted(frame, drawing.each)
         if len(parted) < 2:
             keys = parted[0][0] if parted else {}

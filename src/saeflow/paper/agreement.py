@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Estimate, Frame, in_order, only
-from saeflow.paper.kinds import Drawing, line, panels
-from saeflow.paper.style import MUTED, Medium, Sign, colour, layer_axis, shares_axis, tidy
+from saeflow.paper.frame import Frame, Interval, in_order, only
+from saeflow.paper.kinds import Drawing, line
+from saeflow.paper.style import Medium, Sign, colour, layer_axis, panels, title, value_axis
 from saeflow.paper.words import capital, count, listed, percent
 
-PARTS = ("res", "mlp", "att")
+_SHARES: Final = ((("in_top_k",), True, "among the k best"), (("same", "share"), False, "the same"))
+"""Columns, whether its marks are hollow, and what they are."""
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -28,51 +27,44 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     signs = [Sign(part, tone_of(part)) for part in parts]
     if "in_top_k" in frame.columns:
         signs.append(Sign("hollow: among the k best", shape=""))
-    canvas, places = panels(
-        medium, caption, len(pairs), across=across, tall=10.0, below=3.2, gap=3.6, right=1.4, signs=signs
-    )
-    for pair, box in zip(pairs, places, strict=True):
-        axes = canvas.axes(box.left, box.top, box.width, box.height)
-        rows_of = frame.where(method_a=pair[0], method_b=pair[1])
+    drawn, places = panels(medium, caption, len(pairs), 10.0, across=across, signs=signs)
+    for (a, b), axes in zip(pairs, places, strict=True):
+        rows_of = frame.where(method_a=a, method_b=b)
         for part in parts:
-            _agreement_lines(axes, rows_of, part, layers, canvas.medium.text)
-        shares_axis(axes, "y", 0, 1)
-        layer_axis(axes, layers, box.width)
-        axes.set_xlim(layers[0] - 0.4, layers[-1] + 0.4)
-        tidy(axes, values="y", em=medium.text)
-        canvas.title(box.left, box.top - 0.7, box.width, f"{pair[0]} and {pair[1]}")
-        canvas.write(box.left, box.top + box.height + 2.3, "layer", size=0.74, colour=MUTED)
-    return canvas.figure
+            known = rows_of.where(part=part).lookup("layer")
+            rows = [known.get((str(layer),)) for layer in layers]
+            for names, hollow, what in (
+                (("in_top_k",), True, "among the k best"),
+                (("same", "share"), False, "the same"),
+            ):
+                series: list[Interval | None] = []
+                for row in rows:
+                    value = row.number(*names) if row else None
+                    if row is None or value is None:
+                        series.append(None)
+                        continue
+                    low, high = (None, None) if hollow else (row.number("low"), row.number("high"))
+                    series.append(Interval(value, low, high, row.number("n")))
+                tips = [
+                    f"{part}, layer {layer}: {percent(e.value, 1)} {what}, n = {count(e.n)}" if e else ""
+                    for layer, e in zip(layers, series, strict=True)
+                ]
+                line(axes, layers, series, tips, tone=tone_of(part), hollow=hollow)
+        value_axis(axes, "y", 0, 1, unit="%")
+        layer_axis(axes, layers)
+        title(axes, f"{a} and {b}", room=medium.ems / across - 3.0)
+    return drawn
 
 
 def parts_of(frame: Frame) -> tuple[str, ...]:
     """The parts a table holds, however it writes them, in the order res, mlp, att."""
-    order = [word for part in PARTS for word in (part, part.upper())]
+    order = [word for part in ("res", "mlp", "att") for word in (part, part.upper())]
     return in_order(frame.distinct("part"), order)
 
 
 def tone_of(part: str) -> str:
     """The colour of the group of one part."""
     return colour(part.upper())
-
-
-def _agreement_lines(axes: Axes, frame: Frame, part: str, layers: Sequence[int], em: float) -> None:
-    found = frame.where(part=part).lookup("layer")
-    rows = [found.get((str(layer),)) for layer in layers]
-    for names, hollow, told in ((("in_top_k",), True, "among the k best"), (("same", "share"), False, "the same")):
-        series = [
-            Estimate(value, row.number("low"), row.number("high"), row.number("n"))
-            if row is not None and (value := row.number(*names)) is not None
-            else None
-            for row in rows
-        ]
-        if hollow:  # the table has intervals of one share only
-            series = [None if e is None else Estimate(e.value, n=e.n) for e in series]
-        tips = [
-            "" if e is None else f"{part}, layer {layer}: {percent(e.value, 1)} {told}, n = {count(e.n)}"
-            for layer, e in zip(layers, series, strict=True)
-        ]
-        line(axes, layers, series, part, tone=tone_of(part), em=em, hollow=hollow, tips=tips)
 
 
 def sentence(frame: Frame) -> str:

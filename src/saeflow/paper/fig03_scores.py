@@ -8,10 +8,10 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Frame, Row, in_order
-from saeflow.paper.kinds import Box, Drawing, panels, tip
+from saeflow.paper.frame import Frame, TableRow, in_order
+from saeflow.paper.kinds import Drawing, tip
 from saeflow.paper.origins import OWN_SCORES, SCORES, first_method
-from saeflow.paper.style import INK, MUTED, PAPER, RULE, Canvas, Medium, advance, colour, tidy
+from saeflow.paper.style import INK, MUTED, PAPER, RULE, Medium, colour, ems, panels, title, value_axis
 from saeflow.paper.words import count, decimal
 
 _BINS = 40
@@ -28,21 +28,27 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     layers = tuple(str(n) for n in chosen_layers(frame.layers()))
     shown = (every + layers if medium.wide or not every else every) or frame.distinct("layer")[:1]
     found = frame.lookup("layer", "score", "group")
-    left = max(advance(group, 0.82) for group in groups) + 4.6
     across = len(columns) if medium.wide else 1
-    height = 1.7 * len(groups) + 1.0
-    shown_as = [(layer, score) for layer in shown for score in columns]
-    canvas, places = panels(
-        medium, caption, len(shown_as), across=across, tall=height, drop=4.4, gap=4.8, left=left, head=2.4
-    )
-    limits = (_lowest(frame), 1.0)
-    for (layer, score), box in zip(shown_as, places, strict=True):
-        rows_of = {group: row for group in groups if (row := found.get((layer, score, group)))}
-        _ridges(canvas, box, rows_of, groups, limits, names=box.left == places[0].left)
-        where = "all layers" if layer == "all" else f"layer {layer}"
-        canvas.write(box.left, box.top - 0.5, score, size=0.9, weight="bold")
-        canvas.write(box.left + advance(score, 0.98) + 0.7, box.top - 0.5, where, size=0.8, colour=MUTED)
-    return canvas.figure
+    drawn, places = panels(medium, caption, len(shown) * len(columns), 1.7 * len(groups) + 1.0, across=across, over=3.2)
+    # most scores lie above 0, and the axis need not show what lies below the lowest histogram
+    filled = [i for row in frame.records for i, n in enumerate(row.numbers("histogram")) if n > 0]
+    lowest = min(0.0, round(min(filled, default=_BINS // 2) * 2 / _BINS - 1, 6))
+    for number, axes in enumerate(places):
+        layer, score = shown[number // len(columns)], columns[number % len(columns)]
+        first, names = number % across == 0, list[str]()
+        for i, group in enumerate(groups):
+            base, row = len(groups) - 1 - i, found.get((layer, score, group))
+            axes.axhline(base, color=RULE, lw=ems(0.05), zorder=1 + i)
+            n = count(row.number("n") if row else None)
+            names.append(f"{group}   {n}" if first else n)
+            if row is not None:
+                _ridge(axes, base, row, group, 2 + i)
+        axes.set_ylim(0, len(groups) + 0.6)
+        value_axis(axes, "x", lowest, 1.0, most=5)
+        axes.set_yticks([len(groups) - 1 - i + 0.2 for i in range(len(groups))], names)
+        axes.tick_params(axis="y", labelcolor=INK if first else MUTED, labelsize=ems(0.82 if first else 0.74))
+        title(axes, score, "all layers" if layer == "all" else f"layer {layer}")
+    return drawn
 
 
 def chosen_layers(layers: Sequence[int], most: int = 2) -> tuple[int, ...]:
@@ -53,54 +59,20 @@ def chosen_layers(layers: Sequence[int], most: int = 2) -> tuple[int, ...]:
     return tuple(layers[i] for i in dict.fromkeys(at))
 
 
-def _lowest(frame: Frame) -> float:
-    """Where the lowest histogram begins: most scores lie above 0, and the axis need not show the rest."""
-    filled = [i for row in frame.records for i, n in enumerate(row.numbers("histogram")) if n > 0]
-    lowest = min(filled, default=_BINS // 2)
-    return min(0.0, round(lowest * 2 / _BINS - 1, 6))
-
-
-def _ridges(
-    canvas: Canvas, box: Box, rows: dict[str, Row], groups: Sequence[str], limits: tuple[float, float], *, names: bool
-) -> None:
-    axes = canvas.axes(box.left, box.top, box.width, box.height)
-    em = canvas.medium.text
-    for i, group in enumerate(groups):
-        base = len(groups) - 1 - i
-        axes.axhline(base, color=RULE, lw=0.05 * em, zorder=1 + i)
-        if group in rows:
-            _ridge(axes, base, rows[group], group, em, 2 + i)
-        y = box.top + box.height * (1 - (base + 0.08) / (len(groups) + 0.6))
-        n = rows[group].number("n") if group in rows else None
-        canvas.write(box.left - 0.5, y, count(n), size=0.72, colour=MUTED, align="right")
-        if names:
-            canvas.write(box.left - 4.4, y, group, size=0.82, align="right")
-    canvas.write(box.left - 0.5, box.top + 0.4, "n", size=0.72, colour=MUTED, align="right")
-    axes.set_ylim(0, len(groups) + 0.6)
-    axes.set_xlim(*limits)
-    step = 0.25 if limits[1] - limits[0] <= 1.3 else 0.5
-    ticks = [k * step for k in range(-4, 5) if limits[0] - 1e-9 <= k * step <= limits[1]]
-    axes.set_xticks(ticks, [decimal(tick, 0 if tick in {-1, 0, 1} else 2).rstrip("0") or "0" for tick in ticks])
-    axes.set_yticks([])
-    tidy(axes, values="x", em=em)
-
-
-def _ridge(axes: Axes, base: float, row: Row, group: str, em: float, order: int) -> None:
-    bins = row.numbers("histogram")
+def _ridge(axes: Axes, base: float, row: TableRow, group: str, order: int) -> None:
+    """A histogram as high as its fullest bin, with its median."""
+    bins, middle = row.numbers("histogram"), row.number("median")
     most = max(bins, default=0.0)
     if len(bins) == _BINS and most > 0:
         edges = [2 * i / _BINS - 1 for i in range(_BINS + 1)]
         heights = [base + 1.3 * n / most for n in (*bins, 0.0)]
-        area = axes.fill_between(
-            edges, [base] * (_BINS + 1), heights, step="post", color=colour(group), lw=0, zorder=order
-        )
+        area = axes.fill_between(edges, base, heights, step="post", color=colour(group), lw=0, zorder=order)
         quartiles = f"{decimal(row.number('q25'))} to {decimal(row.number('q75'))}"
-        median, n = decimal(row.number("median")), count(row.number("n"))
-        tip(area, f"{group}, {row.words('score')}: median {median}, quartiles {quartiles}, n = {n}")
-    middle = row.number("median")
+        n = count(row.number("n"))
+        tip(area, f"{group}, {row.words('score')}: median {decimal(middle)}, quartiles {quartiles}, n = {n}")
     if middle is not None:
         for tone, wide in ((PAPER, 0.34), (INK, 0.16)):  # seen on the darkest ridge too
-            axes.plot((middle, middle), (base - 0.16, base + 0.16), color=tone, lw=wide * em, zorder=order + 0.5)
+            axes.plot((middle, middle), (base - 0.16, base + 0.16), color=tone, lw=ems(wide), zorder=order + 0.5)
 
 
 def sentence(frame: Frame) -> str:

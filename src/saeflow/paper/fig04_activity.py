@@ -7,9 +7,9 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame, in_order
-from saeflow.paper.kinds import Box, Drawing, boxes, heat
-from saeflow.paper.origins import OWN_SCORES, SCORES, first_method, heat_head, share_tested, tests_passed
-from saeflow.paper.style import MUTED, Canvas, Medium, foot
+from saeflow.paper.kinds import Drawing, heat
+from saeflow.paper.origins import OWN_SCORES, SCORES, first_method, share_tested, tests_passed
+from saeflow.paper.style import Medium, panels
 from saeflow.paper.words import listed, percent
 
 MODULES = ("RES", "MLP", "ATT")
@@ -21,25 +21,18 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     kinds = in_order(frame.distinct("kind"), tuple(KINDS))
     modules, columns = in_order(frame.distinct("module"), MODULES), in_order(frame.distinct("score"), SCORES)
     found = frame.lookup("kind", "module", "score")
-    height = 2.3 * len(modules)
-    canvas = Canvas(medium, 6.2 + height + 0.4 + foot(medium, caption))
-    area = Box(4.4, 5.8, min(canvas.width - 5.0, 56.0), height)
-    for kind, box in zip(kinds, boxes(len(kinds), len(kinds), area, gap=1.4, drop=0), strict=True):
-        axes = canvas.axes(box.left, box.top, box.width, box.height)
+    drawn, places = panels(medium, caption, len(kinds), 2.3 * len(modules), across=len(kinds), over=3.6)
+    for i, (kind, axes) in enumerate(zip(kinds, places, strict=True)):
         rows = [[found.get((kind, module, score)) for score in columns] for module in modules]
+        what = KINDS.get(kind, "")
         tips = [
-            [
-                f"{score}, {module} {KINDS.get(kind, '')}: {tests_passed(row)}"
-                for score, row in zip(columns, line, strict=True)
-            ]
-            for module, line in zip(modules, rows, strict=True)
+            [f"{score}, {module} {what}: {tests_passed(row)}" for score, row in zip(columns, cells, strict=True)]
+            for module, cells in zip(modules, rows, strict=True)
         ]
-        names = list(modules) if box.left == area.left else [""] * len(modules)
-        heat(axes, [[share_tested(r) for r in line] for line in rows], (names, columns), em=medium.text, tips=tips)
-        heat_head(canvas, axes, Box(box.left, box.top - 1.4, box.width, 0), kind)
-        canvas.write(box.left, box.top - 2.0, KINDS.get(kind, ""), size=0.74, colour=MUTED)
-    canvas.caption(caption)
-    return canvas.figure
+        names = list(modules) if i == 0 else [""] * len(modules)
+        heat(axes, [[share_tested(row) for row in cells] for cells in rows], (names, columns), tips)
+        axes.set_title(f"{kind}, {what}" if medium.wide else kind)
+    return drawn
 
 
 def sentence(frame: Frame) -> str:

@@ -2,135 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Frame, Row, in_order
-from saeflow.paper.kinds import Box, Drawing, boxes, line, reach, said, stack
-from saeflow.paper.origins import EVERY, every_of, first_method, largest_of, name_of, panel_title, shares_of
-from saeflow.paper.style import (
-    MUTED,
-    Canvas,
-    Medium,
-    colour,
-    foot,
-    group_signs,
-    key_height,
-    layer_axis,
-    shares_axis,
-    spread,
-    tidy,
-)
-from saeflow.paper.words import capital, percent, percent_interval
+from saeflow.paper.frame import Frame, Interval, in_order
+from saeflow.paper.kinds import Drawing, line, reach, said, stack
+from saeflow.paper.origins import EVERY, every_of, first_method, largest_of, name_of, shares_of
+from saeflow.paper.style import Medium, colour, group_signs, layer_axis, panels, title, value_axis
+from saeflow.paper.words import capital, count, percent, percent_interval
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Groups by layer (fig. 5, 19b): stacks for every data set, and lines with intervals for all of them."""
     datasets, groups, layers = in_order(frame.distinct("dataset"), (EVERY,)), frame.groups(), frame.layers()
-    wide = medium.wide
-    first, rest = datasets[:1], datasets[1:] if len(datasets) > 2 or EVERY not in datasets else ()
-    across = min(medium.across(max(1, len(rest)), 15 if wide else 13), 4)
-    rows = -(-len(rest) // across)
-    big, small = (15.0, 8.5) if wide else (13.0, 7.5)
-    signs = group_signs(groups)
-    keyed = key_height(medium, signs)
-    top = keyed + 1.8
-    below = top + (big if wide else 2 * big + 4.2) + 4.4
-    canvas = Canvas(medium, below + rows * (small + 4.2) - (0 if rows else 1.2) + foot(medium, caption) - 0.6)
-    canvas.key(signs)
-    half = (canvas.width - 4 - 10.5) / 2 - 1 if wide else canvas.width - 4
+    first, rest = datasets[0], datasets[1:] if len(datasets) > 2 or EVERY not in datasets else ()
+    across = min(medium.across(max(1, len(rest)), 15 if medium.wide else 13), 4)
     found = frame.lookup("dataset", "layer", "group")
-    _stack_panel(canvas, Box(3, top, half, big), first[0], found, groups, layers)
-    lines = Box(3 + half + 4, top, half - 1, big) if wide else Box(3, top + big + 4.2, half - 8, big)
-    _line_panel(canvas, lines, first[0], found, groups, layers)
-    area = Box(3, below, canvas.width - 4, small)
-    for dataset, box in zip(rest, boxes(len(rest), across, area, gap=1.6, drop=4.2), strict=True):
-        _stack_panel(canvas, box, dataset, found, groups, layers, axis=box.left == area.left)
-    canvas.caption(caption)
-    return canvas.figure
-
-
-def _stack_panel(
-    canvas: Canvas,
-    box: Box,
-    dataset: str,
-    found: dict[tuple[str, ...], Row],
-    groups: Sequence[str],
-    layers: Sequence[int],
-    *,
-    axis: bool = True,
-) -> None:
-    axes = canvas.axes(box.left, box.top, box.width, box.height)
-    columns = {group: [_share(found, dataset, layer, group) for layer in layers] for group in groups}
-    stack(axes, layers, columns, [f"layer {layer}" for layer in layers], width=0.94 if len(layers) < 14 else 1.0)
-    shares_axis(axes, "y", 0, 1)
-    layer_axis(axes, layers, box.width)
-    axes.set_xlim(layers[0] - 0.55, layers[-1] + 0.55)
-    if not axis:
-        axes.set_yticks([])
-    if axis:
-        canvas.write(box.left, box.top + box.height + 2.3, "layer", size=0.74, colour=MUTED)
-    panel_title(canvas, box, name_of(dataset), _total(found, dataset, layers, groups))
-
-
-def _share(found: dict[tuple[str, ...], Row], dataset: str, layer: int, group: str) -> float | None:
-    row = found.get((dataset, str(layer), group))
-    return None if row is None else row.number("share")
-
-
-def _total(
-    found: dict[tuple[str, ...], Row], dataset: str, layers: Sequence[int], groups: Sequence[str]
-) -> float | None:
-    """n of a data set: the n of a share is that of its layer, the same for every group."""
-    known: list[float] = []
-    for layer in layers:
-        ns = [n for g in groups if (row := found.get((dataset, str(layer), g))) and (n := row.number("n"))]
-        known += [max(ns)] if ns else []
-    return sum(known) if known else None
-
-
-def _line_panel(
-    canvas: Canvas,
-    box: Box,
-    dataset: str,
-    found: dict[tuple[str, ...], Row],
-    groups: Sequence[str],
-    layers: Sequence[int],
-) -> None:
-    axes = canvas.axes(box.left, box.top, box.width, box.height)
-    em = canvas.medium.text
-    values = {
-        group: [row.estimate("share") if (row := found.get((dataset, str(layer), group))) else None for layer in layers]
-        for group in groups
-    }
-    _, high = reach([e for column in values.values() for e in column])
-    high = min(1.0, high)
-    for group, column in values.items():
-        tips = [said(f"{group}, layer {n}", e) if e else "" for n, e in zip(layers, column, strict=True)]
-        line(axes, layers, column, group, tone=colour(group), em=em, tips=tips)
-    shares_axis(axes, "y", 0, high)
-    layer_axis(axes, layers, box.width)
-    axes.set_xlim(layers[0] - 0.3, layers[-1] + 0.3)
-    tidy(axes, values="y", em=em)
-    ends = {g: last[-1] for g, c in values.items() if (last := [e.value for e in c if e is not None])}
-    label_ends(canvas, box, ends, (0, high))
-    panel_title(canvas, box, f"{name_of(dataset)}, 95 % intervals")
-
-
-def label_ends(canvas: Canvas, box: Box, ends: dict[str, float], limits: tuple[float, float]) -> None:
-    """Names at the right ends of lines, moved apart, each led to its line."""
-    low, high = limits
-    heights = [box.height * (value - low) / (high - low) for value in ends.values()]
-    moved = spread(heights, 1.25, 0.2, box.height)
-    for (name, _), true, height in zip(ends.items(), heights, moved, strict=True):
-        y = box.top + box.height - height
-        x = box.left + box.width
-        lead = ((x + 0.3) / canvas.width, (x + 1.0) / canvas.width)
-        at = (1 - (box.top + box.height - true) / canvas.height, 1 - y / canvas.height)
-        canvas.link(lead, at, colour(name))
-        canvas.write(x + 1.25, y + 0.28, name, size=0.78)
+    # 1. panels: the first two as wide as half of the page, and one for each other data set in rows below
+    columns = 2 * across
+    head = [["00"] * across + ["01"] * across] if medium.wide else [["00"] * columns, ["01"] * columns]
+    cells = [f"{i + 2:02d}" for i in range(len(rest))] + ["."] * (-len(rest) % across)
+    below = [[cell for cell in cells[i : i + across] for _ in range(2)] for i in range(0, len(cells), across)]
+    tall = [15.0 if medium.wide else 13.0] * len(head) + [8.5 if medium.wide else 7.5] * len(below)
+    drawn, places = panels(medium, caption, [*head, *below], tall, signs=group_signs(groups), over=4.0)
+    # 2. stacks
+    for number, (dataset, axes) in enumerate(zip((first, *rest), (places[0], *places[2:]), strict=True)):
+        parts = {
+            group: (
+                colour(group),
+                shares := [
+                    row.number("share") if (row := found.get((dataset, str(n), group))) else None for n in layers
+                ],
+                [f"{group}, layer {n}: {percent(share, 1)}" for n, share in zip(layers, shares, strict=True)],
+            )
+            for group in groups
+        }
+        stack(axes, layers, parts, width=0.94 if len(layers) < 14 else 1.0)
+        value_axis(axes, "y", 0, 1, unit="%")
+        axes.grid(visible=False)
+        outer = number == 0 or (number - 1) % across == 0
+        layer_axis(axes, layers, "layer" if outer else "", air=0.55)
+        if not outer:
+            axes.set_yticks([])
+        # n of a share is that of its layer, the same for every group
+        ns = [
+            max((found[k].number("n") or 0.0 for k in found if k[:2] == (dataset, str(n))), default=0) for n in layers
+        ]
+        title(axes, name_of(dataset), f"n = {count(sum(ns))}" if sum(ns) else "")
+    # 3. lines
+    axes, everything = places[1], list[Interval | None]()
+    for group in groups:
+        shares = [row.estimate("share") if (row := found.get((first, str(n), group))) else None for n in layers]
+        tips = [said(f"{group}, layer {n}", e) if e else "" for n, e in zip(layers, shares, strict=True)]
+        line(axes, layers, shares, tips, tone=colour(group))
+        everything += shares
+    value_axis(axes, "y", 0, min(1.0, reach(everything)[1]), unit="%")
+    layer_axis(axes, layers, air=0.3)
+    axes.set_title(f"{name_of(first)}, 95 % intervals")
+    return drawn
 
 
 def sentence(frame: Frame) -> str:

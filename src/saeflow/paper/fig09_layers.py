@@ -6,14 +6,14 @@ Scores are Behavioral x Coherence with both in [0, 1]; to suppress a theme it is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Estimate, Frame, Row
-from saeflow.paper.kinds import Box, Drawing, line, mark, panels, reach
+from saeflow.paper.frame import Frame, Interval, TableRow
+from saeflow.paper.kinds import Drawing, line, mark, reach
 from saeflow.paper.steering import (
     BEST,
     MULTI,
@@ -29,17 +29,15 @@ from saeflow.paper.steering import (
     methods,
     place,
     plain,
-    samples_told,
+    score_signs,
     scored,
     told,
     unsteered,
-    unsteered_sign,
 )
-from saeflow.paper.style import ACCENT, INK, MUTED, Canvas, Medium, Sign, layer_axis, nothing, numbers_axis, tidy
+from saeflow.paper.style import ACCENT, INK, MUTED, Medium, Sign, ems, layer_axis, nothing, panels, title, value_axis
 from saeflow.paper.words import capital, decimal, decimal_interval, listed
 
 _ROW: Final = 1.15  # of the strip of best layers, in ems
-_GAP: Final = 0.9  # above it
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -52,139 +50,92 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     shown = [m for m in methods(frame) if any(_layer(r) is not None for r in frame.where(method=m).records)]
     if not shown:
         return nothing(medium, caption, "no method has a layer of its own")
-    suppress = direction_of(frame) == SUPPRESS
-    default = default_of(frame)
-    signs = _best_signs(suppress=suppress) + unsteered_sign(default) + [Sign(samples_told(frame), shape="")]
+    suppress, default, layers = direction_of(frame) == SUPPRESS, default_of(frame), frame.layers()
+    if suppress:
+        signs = [Sign("best layer of each r", BEST), Sign("lines: r, stronger farther from 1", shape="")]
+    else:
+        signs = [Sign("best layer", INK, hollow=True), Sign("at each layer the best of all s", shape="")]
+    doses = {r for row in frame.records if (r := row.number("value")) is not None and _layer(row) is not None}
+    nearest = sorted(doses, key=lambda r: (abs(r - 1), r))
+    # 1. panels: of each method one, and to suppress a strip under it
     across = min(len(shown), 2) if medium.wide else 1
-    strip = _ROW * len(_doses_of(frame)) if suppress else 0.0
-    tall = 13.0 + _GAP + strip if suppress else 9.5
-    canvas, places = panels(
-        medium, caption, len(shown), across=across, tall=tall, drop=5.2, gap=3.4, right=0.6, signs=signs
-    )
-    limits = reach([*(r.estimate("score") for r in frame.records), Estimate(default or 0.0)])
-    for method, box in zip(shown, places, strict=True):
-        axes = canvas.axes(box.left, box.top, box.width, box.height - strip - (_GAP if suppress else 0.0))
-        dashed(axes, default, medium.text)
-        lowest = axes
+    rows = [range(i, min(i + across, len(shown))) for i in range(0, len(shown), across)]
+    kinds = "ab" if suppress else "a"
+    mosaic = [[f"{i:02d}{kind}" for i in row] + ["."] * (across - len(row)) for row in rows for kind in kinds]
+    tall = ([13.0, _ROW * len(doses)] if suppress else [9.5]) * len(rows)
+    drawn, places = panels(medium, caption, mosaic, tall, signs=[*signs, *score_signs(frame)], over=3.0)
+    limits = reach([*(row.estimate("score") for row in frame.records), Interval(default or 0.0)])
+    for i, method in enumerate(shown):
+        axes, lowest = places[i * len(kinds)], places[(i + 1) * len(kinds) - 1]
+        own = frame.where(method=method).records
+        # 2. lines
+        dashed(axes, default)
         if suppress:
-            lowest = canvas.axes(box.left, box.top + box.height - strip, box.width, strip)
-            _doses(axes, lowest, frame, method, medium.text)
+            _over_doses(axes, lowest, own, layers, nearest)
         else:
-            _behind(axes, frame, [other for other in shown if other != method], medium.text)
-            _one_method(axes, frame, method, medium.text)
-        numbers_axis(axes, "y", *limits)
-        tidy(axes, values="y", em=medium.text)
-        _layers_below(axes, lowest, frame.layers(), box.width)
-        _method_title(canvas, box, frame, method)
-    return canvas.figure
+            for other in shown:
+                _one_method(axes, frame.where(method=other).records, layers, behind=other != method)
+        # 3. what frames them
+        value_axis(axes, "y", *limits)
+        layer_axis(axes, layers, "")
+        layer_axis(lowest, layers, f"↑ score · {'layer' if method in {'single', 'random'} else 'all layers up to'}")
+        if suppress:
+            axes.set_xticklabels([])
+        top = best(own)
+        more = "" if top is None else f"best {decimal(top.number('score'))}: {place(top)}, {dose(top)}"
+        title(axes, look(method).name, more)
+    return drawn
 
 
-def _layer(row: Row) -> float | None:
+def _layer(row: TableRow) -> float | None:
     layer = row.number("layer")
     return layer if layer is not None and layer >= 0 else None
 
 
-def _best_signs(*, suppress: bool) -> list[Sign]:
-    if suppress:
-        return [Sign("best layer of each r", BEST), Sign("lines: r, stronger farther from 1", shape="")]
-    return [Sign("best layer", INK, hollow=True), Sign("at each layer the best of all s", shape="")]
+def _by_layer(
+    rows: Iterable[TableRow], layers: Sequence[int]
+) -> tuple[list[TableRow | None], list[Interval | None], list[str]]:
+    """The row of each layer with its score and its tip."""
+    known = {int(layer): row for row in rows if (layer := _layer(row)) is not None}
+    found = [known.get(layer) for layer in layers]
+    scores = [row.estimate("score") if row else None for row in found]
+    return found, scores, [told(row, e) if row and e else "" for row, e in zip(found, scores, strict=True)]
 
 
-def _by_layer(rows: Sequence[Row], layers: Sequence[int]) -> list[Row | None]:
-    found = {int(layer): row for row in rows if (layer := _layer(row)) is not None}
-    return [found.get(layer) for layer in layers]
-
-
-def _doses_of(frame: Frame) -> list[float]:
-    """Every r, the nearest to 1 first."""
-    doses = {r for row in frame.records if (r := row.number("value")) is not None and _layer(row) is not None}
-    return sorted(doses, key=lambda r: (abs(r - 1), r))
-
-
-def _doses(axes: Axes, strip: Axes, frame: Frame, method: str, em: float) -> None:
+def _over_doses(
+    axes: Axes, strip: Axes, own: Sequence[TableRow], layers: Sequence[int], doses: Sequence[float]
+) -> None:
     """A line for each r over the layers of one method, and a row of the strip with its name and best layer."""
-    layers, doses = frame.layers(), _doses_of(frame)
-    own = frame.where(method=method).records
     for i, r in enumerate(doses):
         strength = 1.0 if len(doses) == 1 else 0.25 + 0.75 * i / (len(doses) - 1)
-        rows = _by_layer([row for row in own if row.number("value") == r], layers)
-        found = [row.estimate("score") if row else None for row in rows]
-        tips = [told(row, e) if row and e else "" for row, e in zip(rows, found, strict=True)]
-        line(axes, layers, found, f"r = {plain(r)}", tone=ACCENT, em=em, tips=tips, strength=strength)
-        strip.plot((layers[0] - 0.4, layers[-1] + 0.4), (i, i), color=ACCENT, lw=0.13 * em, alpha=strength, zorder=2)
+        rows, found, tips = _by_layer([row for row in own if row.number("value") == r], layers)
+        line(axes, layers, found, tips, tone=ACCENT, strength=strength)
+        strip.plot((layers[0] - 0.4, layers[-1] + 0.4), (i, i), color=ACCENT, lw=ems(0.13), alpha=strength, zorder=2)
         top = best(row for row in rows if row is not None)
         if top is not None and (e := top.estimate("score")) is not None:
             at, text = _layer(top) or 0.0, f"best layer: {told(top, e)}"
-            mark(axes, at, e, "best", tone=BEST, em=em, text=text, upright=True, order=5)
-            mark(strip, at, Estimate(i), "best", tone=BEST, em=em, text=text, upright=True, order=5)
+            mark(axes, at, e, text, tone=BEST, upright=True, order=5)
+            mark(strip, at, Interval(i), text, tone=BEST, upright=True, order=5)
     strip.set_yticks(range(len(doses)), [f"r {plain(r)}" if i == 0 else plain(r) for i, r in enumerate(doses)])
     strip.set_ylim(len(doses) - 0.4, -0.6)
 
 
-def _layers_below(axes: Axes, lowest: Axes, layers: Sequence[int], room: float) -> None:
-    """The same layers under both panels, named under the lower one."""
-    for panel in {axes, lowest}:
-        panel.set_xlim(layers[0] - 0.4, layers[-1] + 0.4)
-        panel.set_xticks([])
-    layer_axis(lowest, layers, room)
-
-
-def _method_title(canvas: Canvas, box: Box, frame: Frame, method: str) -> None:
-    """The name of the method, and its best setting at the right."""
-    top = best(frame.where(method=method).records)
-    more = "" if top is None else f"best {decimal(top.number('score'))}: {place(top)}, {dose(top)}"
-    canvas.title(box.left, box.top - 0.8, box.width, look(method).name, more)
-    axis = "layer" if method in {"single", "random"} else "all layers up to"
-    canvas.write(box.left, box.top + box.height + 2.3, f"↑ score · {axis}", size=0.74, colour=MUTED)
-
-
-def _one_method(axes: Axes, frame: Frame, method: str, em: float) -> None:
-    """The best of all s at each layer, with the best layer ringed."""
-    layers, shown = frame.layers(), look(method)
-    rows = _by_layer(frame.where(method=method).records, layers)
-    found = [row.estimate("score") if row else None for row in rows]
-    tips = [told(row, e) if row and e else "" for row, e in zip(rows, found, strict=True)]
-    line(axes, layers, found, shown.name, tone=shown.tone, em=em, tips=tips, shape=shown.shape, hollow=shown.hollow)
+def _one_method(axes: Axes, own: Sequence[TableRow], layers: Sequence[int], *, behind: bool) -> None:
+    """The best of all s at each layer, with the best layer ringed; or a thin line to compare with."""
+    rows, found, tips = _by_layer(own, layers)
+    if behind:
+        known = [(n, e.value) for n, e in zip(layers, found, strict=True) if e]
+        axes.plot([n for n, _ in known], [v for _, v in known], color=MUTED, lw=ems(0.07), alpha=0.55, zorder=1.5)
+        return
     top = best(row for row in rows if row is not None)
+    shown = look(top.words("method") if top is not None else "")
+    how = {"tone": shown.tone, "hollow": shown.hollow, "shape": shown.shape}
+    line(axes, layers, found, tips, **how)
     if top is not None and (e := top.estimate("score")) is not None:
         at = _layer(top) or 0.0
-        mark(
-            axes,
-            at,
-            e,
-            shown.name,
-            tone=shown.tone,
-            em=em,
-            hollow=shown.hollow,
-            shape=shown.shape,
-            text=f"best layer: {told(top, e)}",
-            upright=True,
-            order=5,
-        )
-        axes.plot(
-            [at],
-            [e.value],
-            marker="o",
-            ms=1.0 * em,
-            mfc="none",
-            mec=INK,
-            mew=0.1 * em,
-            ls="none",
-            zorder=7,
-            clip_on=False,
-        )
-
-
-def _behind(axes: Axes, frame: Frame, others: Sequence[str], em: float) -> None:
-    """The other methods as thin lines, to compare with."""
-    for method in others:
-        known = [
-            (layer, score)
-            for row in frame.where(method=method).records
-            if (layer := _layer(row)) is not None and (score := row.number("score")) is not None
-        ]
-        known.sort()
-        axes.plot([x for x, _ in known], [y for _, y in known], color=MUTED, lw=0.07 * em, alpha=0.55, zorder=1.5)
+        mark(axes, at, e, f"best layer: {told(top, e)}", upright=True, order=5, **how)
+        ring = {"ms": ems(1.0), "mfc": "none", "mec": INK, "mew": ems(0.1), "ls": "none"}
+        axes.plot([at], [e.value], marker="o", zorder=7, clip_on=False, **ring)
 
 
 def sentence(frame: Frame) -> str:
@@ -202,7 +153,7 @@ def sentence(frame: Frame) -> str:
     return " ".join(word for word in told if word)
 
 
-def _ends(frame: Frame) -> tuple[Row, Row] | None:
+def _ends(frame: Frame) -> tuple[TableRow, TableRow] | None:
     """The best layers at the r nearest to 1 and at the one farthest from it, of the single-layer method."""
     rows = [row for row in frame.where(method="single").records if row.number("score") is not None]
     doses = sorted({r for row in rows if (r := row.number("value")) is not None}, key=lambda r: abs(r - 1))

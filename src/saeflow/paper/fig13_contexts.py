@@ -7,9 +7,9 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Frame
-from saeflow.paper.kinds import Box, Drawing, heat
+from saeflow.paper.kinds import Drawing, heat
 from saeflow.paper.origins import first_method, short
-from saeflow.paper.style import INK, MUTED, Canvas, Medium, advance, foot
+from saeflow.paper.style import MUTED, Medium, ems, panels
 from saeflow.paper.words import count, percent
 
 
@@ -18,29 +18,18 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     present = {*frame.distinct("group_a"), *frame.distinct("group_b")}
     groups = tuple(group for group in GROUPS if group in present)
     found = frame.lookup("group_a", "group_b")
-    left = max(advance(group, 0.82) for group in groups) + 0.8
-    height = 2.1 * len(groups)
-    canvas = Canvas(medium, 2.6 + height + 0.6 + foot(medium, caption))
-    right = 5.6 if medium.wide else 4.4
-    box = Box(left, 2.4, min(canvas.width - left - right, 44.0), height)
-    axes = canvas.axes(box.left, box.top, box.width, box.height)
+    drawn, (axes,) = panels(medium, caption, 1, 2.1 * len(groups), over=2.4)
     rows = [[found.get((a, b)) for b in groups] for a in groups]
-    values = [[row.number("probability") if row else None for row in line] for line in rows]
+    values = [[row.number("probability") if row else None for row in cells] for cells in rows]
     tips = [
-        [f"{a} in one context, {b} in another: {percent(v, 1)}" for b, v in zip(groups, line, strict=True)]
-        for a, line in zip(groups, values, strict=True)
+        [f"{a} in one context, {b} in another: {percent(v, 1)}" for b, v in zip(groups, cells, strict=True)]
+        for a, cells in zip(groups, values, strict=True)
     ]
-    heat(axes, values, (groups, [short(group) for group in groups]), em=medium.text, tips=tips)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0, labelcolor=INK)
-    for i, line in enumerate(rows):
-        n = max((row.number("n") or 0.0 for row in line if row), default=0.0)
-        y = box.top + 2.1 * (i + 0.5) + 0.3
-        canvas.write(
-            box.left + box.width + 0.6, y, f"n = {count(n)}" if medium.wide else count(n), size=0.74, colour=MUTED
-        )
-    canvas.caption(caption)
-    return canvas.figure
+    heat(axes, values, (groups, [short(group) for group in groups]), tips)
+    for i, cells in enumerate(rows):
+        n = count(max((row.number("n") or 0.0 for row in cells if row), default=0.0))
+        axes.text(len(groups) + 0.1, i + 0.5, f"n = {n}", va="center_baseline", fontsize=ems(0.74), color=MUTED)
+    return drawn
 
 
 def sentence(frame: Frame) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import GROUPS, Frame, Row, in_order
-from saeflow.paper.kinds import Drawing, heat, panels
-from saeflow.paper.origins import SCORES, first_method, heat_head, share_tested, short, tests_passed
-from saeflow.paper.style import Medium, advance
+from saeflow.paper.frame import GROUPS, Frame, TableRow, in_order
+from saeflow.paper.kinds import Drawing, heat
+from saeflow.paper.origins import SCORES, first_method, share_tested, short, tests_passed
+from saeflow.paper.style import Medium, panels, title
 from saeflow.paper.words import listed, percent
 
 
@@ -21,48 +21,21 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     present = {*frame.distinct("group_a"), *frame.distinct("group_b")}
     groups = tuple(group for group in GROUPS if group in present)
     found = frame.lookup("score", "group_a", "group_b")
-    left = max(advance(group, 0.82) for group in groups) + 0.8
     across = len(columns) if medium.wide else 1
-    size = len(groups) - 1
-    height = 1.9 * size
-    canvas, places = panels(
-        medium,
-        caption,
-        len(columns),
-        across=across,
-        tall=height,
-        drop=4.2,
-        below=0.6,
-        gap=1.6,
-        left=left,
-        right=0.6,
-        head=3.6,
-    )
-    for score, box in zip(columns, places, strict=True):
-        axes = canvas.axes(box.left, box.top, box.width, box.height)
-        values, tips = _pairs(found, score, groups)
-        names = [*groups[1:]] if box.left == places[0].left else [""] * size
-        heat(axes, values, (names, [short(group) for group in groups[:-1]]), em=medium.text, tips=tips)
-        heat_head(canvas, axes, box, score, "% of tests passed")
-    return canvas.figure
-
-
-def _pairs(
-    found: dict[tuple[str, ...], Row], score: str, groups: Sequence[str]
-) -> tuple[list[list[float | None]], list[list[str]]]:
-    """The triangle below the diagonal; NaN above it, where no cell is drawn."""
-    values: list[list[float | None]] = []
-    tips: list[list[str]] = []
-    for i, below in enumerate(groups[1:], start=1):
-        line: list[float | None] = []
-        told: list[str] = []
-        for j, beside in enumerate(groups[:-1]):
-            row = found.get((score, beside, below)) or found.get((score, below, beside))
-            line.append(math.nan if j >= i else share_tested(row))
-            told.append(f"{beside} against {below}, {score}: {tests_passed(row)}")
-        values.append(line)
-        tips.append(told)
-    return values, tips
+    drawn, places = panels(medium, caption, len(columns), 1.9 * (len(groups) - 1), across=across, over=3.6)
+    for number, (score, axes) in enumerate(zip(columns, places, strict=True)):
+        # the triangle below the diagonal; NaN above it, where no cell is drawn
+        values: list[list[float | None]] = []
+        tips: list[list[str]] = []
+        for i, below in enumerate(groups[1:], start=1):
+            rows = [found.get((score, a, below)) or found.get((score, below, a)) for a in groups[:-1]]
+            values.append([math.nan if j >= i else share_tested(row) for j, row in enumerate(rows)])
+            pairs = zip(groups[:-1], rows, strict=True)
+            tips.append([f"{a} against {below}, {score}: {tests_passed(row)}" for a, row in pairs])
+        names = groups[1:] if number % across == 0 else [""] * (len(groups) - 1)
+        heat(axes, values, (names, [short(group) for group in groups[:-1]]), tips)
+        title(axes, score, "% of tests passed")
+    return drawn
 
 
 def sentence(frame: Frame) -> str:
@@ -75,7 +48,7 @@ def sentence(frame: Frame) -> str:
         return ""
     differ = listed([f"{s} in {percent(share)}" for s, share in by_score.items()])
     told = f"Two groups differ by {differ} of the tests{method}"
-    pairs: dict[tuple[str, str], list[Row]] = {}
+    pairs: dict[tuple[str, str], list[TableRow]] = {}
     for row in frame.records:
         pairs.setdefault((row.words("group_a"), row.words("group_b")), []).append(row)
     tested = {pair: share for pair, rows in pairs.items() if (share := _pooled(rows)) is not None}
@@ -86,7 +59,7 @@ def sentence(frame: Frame) -> str:
     return f"{told}."
 
 
-def _pooled(rows: Iterable[Row]) -> float | None:
+def _pooled(rows: Iterable[TableRow]) -> float | None:
     given = list(rows)
     tests = sum(row.count("tests") for row in given)
     return sum(row.count("passed") for row in given) / tests if tests else None

@@ -7,59 +7,33 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Frame
-from saeflow.paper.kinds import Drawing, panels, strip
-from saeflow.paper.style import MUTED, Medium, group_signs, shares_axis
+from saeflow.paper.kinds import Drawing, Strip, strips
+from saeflow.paper.style import Medium, group_signs
 from saeflow.paper.words import count
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """How many features and trials there are at each layer (as fig. 17a)."""
-    return counted(frame, medium, caption, "features", "trials", shares=False)
+    return counted(frame, medium, caption, other="trials")
 
 
-def counted(frame: Frame, medium: Medium, caption: str, column: str, other: str, *, shares: bool) -> Figure:
-    """One strip per layer: shares of the features in each group, or their number; the totals beside."""
-    groups, layers = frame.groups(), frame.layers()
-    canvas, (box,) = panels(
-        medium,
-        caption,
-        1,
-        across=1,
-        tall=1.7 * len(layers),
-        head=1.2,
-        below=2.4 if shares else 2.0,
-        left=4.6,
-        right=8.6 if shares else 13.0,
-        signs=group_signs(groups),
-    )
-    axes = canvas.axes(box.left, box.top, box.width, box.height)
-    totals = [_sums(frame, layer, column) for layer in layers]
-    most = max((sum(total.values()) for total in totals), default=0) or 1
-    for i, (layer, total) in enumerate(zip(layers, totals, strict=True)):
+def counted(frame: Frame, medium: Medium, caption: str, *, other: str = "") -> Figure:
+    """One strip for each layer: shares of the features in each group, or with `other` their number; totals beside."""
+    rows: list[Strip] = []
+    totals: dict[int, dict[str, float]] = {}
+    for layer in frame.layers():
+        known = frame.where(layer=str(layer)).lookup("group")
+        totals[layer] = {g: known[(g,)].number("features") or 0.0 for g in frame.groups() if (g,) in known}
+    most = max((sum(total.values()) for total in totals.values()), default=0) or 1
+    for layer, total in totals.items():
         whole = sum(total.values()) or 1
-        ordered = {group: total[group] / (whole if shares else most) for group in groups if group in total}
-        share_of = 1.0 if shares else whole / most
-        strip(
-            axes, i, ordered, f"layer {layer}", height=0.84, em=medium.text, whole=share_of, room=box.width * share_of
-        )
-        text = f"{count(whole)} {column}"
-        if not shares:
-            text += f", {count(sum(_sums(frame, layer, other).values()))} {other}"
-        x = box.left + box.width * share_of + 0.6
-        canvas.write(x, box.top + 1.7 * i + 1.15, text, size=0.8, colour=MUTED)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(len(layers) - 0.5, -0.5)
-    axes.set_yticks(range(len(layers)), [f"layer {layer}" for layer in layers])
-    if shares:
-        shares_axis(axes, "x", 0, 1)
-    else:
-        axes.set_xticks([])
-    return canvas.figure
-
-
-def _sums(frame: Frame, layer: int, column: str) -> dict[str, float]:
-    rows = [row for row in frame.where(layer=str(layer)).records if row.words("group") in GROUPS]
-    return {row.words("group"): row.number(column) or 0.0 for row in rows}
+        note = f"{count(whole)} features"
+        if other:
+            some = frame.where(layer=str(layer)).records
+            note += f", {count(sum(r.number(other) or 0.0 for r in some if r.words('group') in GROUPS))} {other}"
+        shares = {group: n / (most if other else whole) for group, n in total.items()}
+        rows.append(Strip(f"layer {layer}", shares, f"layer {layer}", note, whole / most if other else 1.0))
+    return strips({"": rows}, medium, caption, signs=group_signs(frame.groups()), axis=not other)
 
 
 def sentence(frame: Frame) -> str:

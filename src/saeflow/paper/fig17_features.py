@@ -5,102 +5,63 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Frame, in_order
-from saeflow.paper.kinds import Drawing, panels, tip
+from saeflow.paper.agreement import parts_of, tone_of
+from saeflow.paper.frame import Frame
+from saeflow.paper.kinds import Drawing, tip
 from saeflow.paper.steering import by_theme
 from saeflow.paper.style import (
     DASHES,
     INK,
-    MUTED,
     PAPER,
     SQUARE,
     Medium,
     Sign,
-    colour,
+    ems,
     layer_axis,
     nothing,
-    numbers_axis,
-    tidy,
+    panels,
+    title,
+    value_axis,
 )
 from saeflow.paper.words import count
-
-_PARTS = ("res", "mlp", "att")
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """How many features are steered at each layer, by part; upright lines where start features are (fig. 17a)."""
-    themes, layers = frame.distinct("theme"), frame.layers()
-    parts = in_order(frame.distinct("part"), [word for part in _PARTS for word in (part, part.upper())])
+    themes, layers, parts = by_theme(frame), frame.layers(), parts_of(frame)
     if not layers:
         return nothing(medium, caption, "no features at any layer")
-    everywhere = range(layers[0], layers[-1] + 1)
-    signs = [Sign(part, colour(part.upper()), SQUARE) for part in parts]
+    signs = [Sign(part, tone_of(part), SQUARE) for part in parts]
     signs.append(Sign("layers of start features", shape=DASHES))
     across = medium.across(len(themes), 19, beside=3)
-    canvas, places = panels(
-        medium, caption, len(themes), across=across, tall=8.5, below=2.8, gap=3.0, left=2.6, right=0.4, signs=signs
-    )
-    top = max(max(_by_layer(frame.where(theme=theme), "features").values()) for theme in themes)
-    for theme, box in zip(themes, places, strict=True):
-        axes = canvas.axes(box.left, box.top, box.width, box.height)
-        rows_of = frame.where(theme=theme)
-        _feature_bars(axes, rows_of, parts, medium.text)
-        numbers_axis(axes, "y", 0, max(1.0, top * 1.06), most=4.0)
-        layer_axis(axes, everywhere, box.width)
-        axes.set_xlim(everywhere[0] - 0.6, everywhere[-1] + 0.6)
-        tidy(axes, values="y", em=medium.text)
-        canvas.title(box.left, box.top - 0.8, box.width, theme, _features_told(rows_of))
-        if box.left == places[0].left:
-            words = "↑ features · layer"
-            canvas.write(box.left, box.top + box.height + 2.3, words, size=0.74, colour=MUTED)
-    return canvas.figure
-
-
-def _by_layer(frame: Frame, column: str) -> dict[int, float]:
-    """The sum of a column over parts at each layer that has a row."""
-    found = dict.fromkeys(frame.layers(), 0.0)
-    for row in frame.records:
-        layer = row.number("layer")
-        if layer is not None and int(layer) in found:
-            found[int(layer)] += row.number(column) or 0.0
-    return found or {0: 0.0}
-
-
-def _features_told(frame: Frame) -> str:
-    features, starts = (sum(_by_layer(frame, name).values()) for name in ("features", "starts"))
-    return f"{count(features)} from {count(starts)} {'start' if starts == 1 else 'starts'}"
-
-
-def _feature_bars(axes: Axes, frame: Frame, parts: Sequence[str], em: float) -> None:
-    bottoms = dict.fromkeys(frame.layers(), 0.0)
-    for part in parts:
-        for row in frame.where(part=part).records:
-            layer, features = row.number("layer"), row.number("features")
-            if layer is None or layer < 0 or not features:
-                continue
-            bar = axes.bar(
-                layer,
-                features,
-                width=0.82,
-                bottom=bottoms[int(layer)],
-                color=colour(part.upper()),
-                edgecolor=PAPER,
-                lw=0.4,
-                zorder=2,
-            )
-            starts = row.count("starts")
-            more = f", {count(starts)} of them {'a start' if starts == 1 else 'starts'}" if starts else ""
-            tip(
-                bar.patches[0],
-                f"{part}, layer {layer:.0f}: {count(features)} {'feature' if features == 1 else 'features'}{more}",
-            )
-            bottoms[int(layer)] += features
-    for layer, starts in _by_layer(frame, "starts").items():
-        if starts:
-            axes.axvline(layer, color=INK, lw=0.09 * em, ls=(0, (4, 3)), zorder=3)
+    drawn, places = panels(medium, caption, len(themes), 8.5, across=across, signs=signs)
+    every = range(layers[0], layers[-1] + 1)
+    top = 1.0
+    for number, ((theme, rows), axes) in enumerate(zip(themes.items(), places, strict=True)):
+        known = [row for row in rows.records if (row.number("layer") or 0.0) >= 0]
+        heights = dict.fromkeys(layers, 0.0)
+        for row in sorted(known, key=lambda row: parts.index(row.words("part"))):
+            layer, part, features = row.count("layer"), row.words("part"), row.number("features")
+            if features:
+                at = {"bottom": heights[layer], "color": tone_of(part), "edgecolor": PAPER}
+                bar = axes.bar(layer, features, width=0.82, lw=0.4, zorder=2, **at)
+                starts = row.count("starts")
+                more = f", {count(starts)} of them {'a start' if starts == 1 else 'starts'}" if starts else ""
+                what = f"{count(features)} {'feature' if features == 1 else 'features'}"
+                tip(bar.patches[0], f"{part}, layer {layer}: {what}{more}")
+                heights[layer] += features
+        for layer in dict.fromkeys(r.number("layer") for r in known if r.count("starts")):
+            axes.axvline(layer or 0.0, color=INK, lw=ems(0.09), ls=DASHES, zorder=3)
+        top = max(top, *heights.values())
+        layer_axis(axes, every, "↑ features · layer" if number % across == 0 else "", air=0.6)
+        features, starts = (sum(row.number(name) or 0.0 for row in known) for name in ("features", "starts"))
+        more = f"{count(features)} from {count(starts)} {'start' if starts == 1 else 'starts'}"
+        title(axes, theme, more, room=medium.ems / across - 3.0)
+    for axes in places:
+        value_axis(axes, "y", 0, 1.06 * top, most=5)
+    return drawn
 
 
 def sentence(frame: Frame) -> str:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Final
 
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Frame, Row, in_order, only
-from saeflow.paper.kinds import Drawing
+from saeflow.paper.frame import Frame, in_order, only
+from saeflow.paper.kinds import DotRow, Drawing, Mark
 from saeflow.paper.style import INK, Medium
 from saeflow.paper.transition import (
     BASELINES,
     LOWEST,
     TONES,
-    DotLine,
     applied_signs,
     baselines_beside,
     best_row,
-    dots,
     map_told,
+    named_maps,
     one_pair,
     shown_as,
+    side_by_side,
 )
 from saeflow.paper.words import decimal_interval
 
@@ -35,34 +35,28 @@ METHODS: Final = {
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Explained variance of permutations and of the best cosine, each in three units (fig. 23)."""
-    lines = [_baseline(row) for row in _baselines(frame, skip=("mean",))]
-    for method in in_order(frame.where(kind="matching").distinct("method"), tuple(METHODS)):
-        rows = frame.where(kind="matching", method=method)
-        for matched in rows.distinct("matched"):
-            here = rows.where(matched=matched).records
-            marks = tuple(
-                (found, TONES.get(row.words("applied"), INK), map_told(row, found, f"matched {matched}"), False)
-                for row in here
-                if (found := row.estimate("ev"))
-            )
-            first = matched == "raw"
-            name = METHODS.get(method, method) if first else ""
-            several = len(rows.distinct("matched")) > 1
-            lines.append(DotLine(name, f"matched {matched}" if several else "", marks, first))
-    return dots(lines, medium, caption, "explained variance", floor=LOWEST, signs=applied_signs())
-
-
-def _baselines(frame: Frame, *, skip: Sequence[str] = ()) -> list[Row]:
+    rows: list[DotRow] = []
     column = "method" if "method" in frame.columns else "weights"
-    found = {row.words(column): row for row in frame.where(kind="baseline").records}
-    return [found[name] for name in in_order(found, tuple(BASELINES)) if name not in skip]
-
-
-def _baseline(row: Row) -> DotLine:
-    name = BASELINES.get(row.words("method"), row.words("method"))
-    found = row.estimate("ev")
-    marks = () if found is None else ((found, INK, f"{name}: {decimal_interval(found, 3)}", True),)
-    return DotLine(name, "", marks)
+    known = {row.words(column): row for row in frame.where(kind="baseline").records}
+    for key in in_order(known, tuple(BASELINES)):
+        name, found = BASELINES.get(key, key), known[key].estimate("ev")
+        if key != "mean":
+            marks = [Mark(found, f"{name}: {decimal_interval(found, 3)}", hollow=True)] if found else []
+            rows.append(DotRow(name, marks))
+    for method in in_order(frame.where(kind="matching").distinct("method"), tuple(METHODS)):
+        of_method = frame.where(kind="matching", method=method)
+        ways = of_method.distinct("matched")
+        for matched in ways:
+            marks = [
+                Mark(found, map_told(row, found, f"matched {matched}"), TONES.get(row.words("applied"), INK))
+                for row in of_method.where(matched=matched).records
+                if (found := row.estimate("ev"))
+            ]
+            name = METHODS.get(method, method) if matched == ways[0] else ""
+            name = ", ".join(word for word in (name, f"matched {matched}" if len(ways) > 1 else "") if word)
+            rows.append(DotRow(name, side_by_side(marks)))
+    signs = applied_signs()
+    return named_maps(rows, medium, caption, "explained variance", within=(LOWEST, math.inf), signs=signs)
 
 
 def sentence(frame: Frame) -> str:

@@ -59,7 +59,7 @@ class TableLike(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One row by column name. Gaps are None for numbers and empty for words."""
 
     cells: Mapping[str, Cell]
@@ -94,16 +94,16 @@ class Row:
         good = all(isinstance(value, int | float) for value in cell)
         return tuple(float(value) for value in cell) if good else ()
 
-    def estimate(self, name: str, low: str = "low", high: str = "high", n: str = "n") -> Estimate | None:
+    def estimate(self, name: str, low: str = "low", high: str = "high", n: str = "n") -> Interval | None:
         """The estimate under these four columns; None when its value is a gap."""
         value = self.number(name)
         if value is None:
             return None
-        return Estimate(value, self.number(low), self.number(high), self.number(n))
+        return Interval(value, self.number(low), self.number(high), self.number(n))
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Interval:
     """A value with its 95 % interval and how many rows stand behind it; gaps are None."""
 
     value: float
@@ -112,12 +112,11 @@ class Estimate:
     n: float | None = None
 
     @property
-    def reach(self) -> tuple[float, float]:
-        """How far the interval goes below and above the value; zero where it is not known."""
+    def ends(self) -> tuple[float, float]:
+        """The ends of the interval; the value itself where one is not known."""
         low, high = self.low, self.high
-        return (
-            max(0.0, self.value - low) if low is not None else 0.0,
-            max(0.0, high - self.value) if high is not None else 0.0,
+        return self.value if low is None else min(low, self.value), self.value if high is None else max(
+            high, self.value
         )
 
 
@@ -152,9 +151,9 @@ class Frame:
         return Frame(table.name, table.title, table.paper, table.note, columns, rows)
 
     @property
-    def records(self) -> tuple[Row, ...]:
+    def records(self) -> tuple[TableRow, ...]:
         """The rows by column name."""
-        return tuple(Row(dict(zip(self.columns, row, strict=True))) for row in self.rows)
+        return tuple(TableRow(dict(zip(self.columns, row, strict=True))) for row in self.rows)
 
     def where(self, **equal: str) -> Frame:
         """The rows whose cells, as words, are equal to these."""
@@ -177,7 +176,7 @@ class Frame:
         """The numbered layers, ascending; "all" is none."""
         return tuple(sorted({int(word) for word in self.distinct("layer") if word.isdecimal()}))
 
-    def lookup(self, *keys: str) -> dict[tuple[str, ...], Row]:
+    def lookup(self, *keys: str) -> dict[tuple[str, ...], TableRow]:
         """The rows by the words of these columns; the last of equal ones."""
         return {tuple(record.words(key) for key in keys): record for record in self.records}
 
@@ -188,6 +187,6 @@ def in_order(words: Iterable[str], order: Sequence[str]) -> tuple[str, ...]:
     return (*(word for word in order if word in given), *(word for word in given if word not in order))
 
 
-def only(frame: Frame, **where: str) -> Row | None:
+def only(frame: Frame, **where: str) -> TableRow | None:
     """The first row with these words, or None."""
     return next(iter(frame.where(**where).records), None)

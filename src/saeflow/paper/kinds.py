@@ -1,69 +1,53 @@
-"""The kinds of chart that figures are made of: stacks, strips, heat maps, lines with bands, marks, and forests.
+"""The kinds of chart that figures are made of: lines with bands, dots in named rows, stacks, strips and heat maps.
 
-Each draws into a panel it is given. What a reader points at says its numbers: the tips of the SVG. In a forest
-filled marks are predecessors, hollow ones controls, and lines 95 % intervals.
+What a reader points at says its numbers: the tips of the SVG. Filled marks are predecessors or methods that use flow
+graphs, hollow ones controls and baselines, and lines through marks 95 % intervals.
+
+    line, point, mark, stack, heat    draw into a panel of `style.panels`
+    dots, forest, strips              are whole figures, one row for each name
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Transform, offset_copy
 
-from saeflow.paper.frame import Estimate, Frame
+from saeflow.paper.frame import Frame, Interval
 from saeflow.paper.saving import TIP
 from saeflow.paper.style import (
     ACCENT,
+    DASHES,
+    DOTS,
+    FAINT,
     INK,
     MUTED,
     PAPER,
-    Canvas,
     Medium,
     Sign,
     advance,
     colour,
-    edge,
-    foot,
-    key_height,
-    numbers_axis,
+    ems,
+    nothing,
     on,
-    shares_axis,
-    tidy,
+    panels,
+    title,
+    value_axis,
 )
 from saeflow.paper.words import count, decimal, decimal_interval, percent, percent_interval, points, points_interval
 
-_PITCH = 1.5
 CONTROL = "control: random active features of the same sites and norm"
+_ROW: Final = 1.5
+"""Ems of a row of dots."""
 Tone = tuple[str | tuple[str, float], str]
 """The colour of a thing, with its strength where it is not full, and that of a number on it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A column of a forest: its head, and how its numbers are written."""
-
-    head: str
-    text: Callable[[Estimate], str]
-    short: Callable[[float | None], str]
-    unit: str = ""  # of the axis; plain numbers where empty
-    room: float = 8.4  # for its number with interval, in ems
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of a forest: an estimate and its control for each measure. `head` begins a block."""
-
-    label: str
-    tone: str
-    cells: tuple[tuple[Estimate | None, Estimate | None], ...]
-    n: float | None
-    head: str = ""
-    hollow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,127 +68,233 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
-    """A rectangle on a canvas, in ems from the upper left."""
+class Measure:
+    """What an axis shows, and how its numbers are written."""
 
-    left: float
-    top: float
-    width: float
-    height: float
+    head: str
+    text: Callable[[Interval], str]
+    short: Callable[[float | None], str]
+    unit: str = ""  # of the axis; plain numbers where empty
 
 
 DEACTIVATED = Measure("deactivated", percent_interval, percent, "%")
 CHANGE = Measure("activation change", decimal_interval, decimal)
-DIFFERENCE = Measure("difference in deactivation rate", points_interval, points, "pp", 13.0)
+DIFFERENCE = Measure("difference in deactivation rate", points_interval, points, "pp")
 RATIO = Measure("norm of the control over the norm removed: median and quartiles", decimal_interval, decimal)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A value with its interval, and what it says when pointed at.
+
+    `down` moves it below the middle of its row, in rows; `ends` are those of a thin line behind it.
+    """
+
+    found: Interval
+    tip: str
+    tone: str = INK
+    shape: str = "o"
+    hollow: bool = False
+    down: float = 0.0
+    ends: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DotRow:
+    """A named row of one panel. `head` begins a block with a name and a colour; `notes` are numbers at the right."""
+
+    name: str
+    marks: Sequence[Mark] = ()
+    notes: Sequence[str] = ()
+    head: tuple[str, str] = ("", INK)
+    height: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DotPanel:
+    """The rows of one panel, the same names in each.
+
+    Attributes:
+        name: over it.
+        rows: from the top.
+        axis: what its values are; panels of one axis have the same ends.
+        more: muted words at the right of its name.
+        unit: "%" or "pp" for hundredths.
+        heads: over the notes.
+        default: a dashed line across, with its tip.
+        within: where the axis ends at the latest; what lies beyond is a triangle at the end, with its number.
+    """
+
+    name: str
+    rows: Sequence[DotRow]
+    axis: str = ""
+    more: str = ""
+    unit: str = ""
+    heads: Sequence[str] = ()
+    default: tuple[float, str] | None = None
+    within: tuple[float, float] = (-math.inf, math.inf)
+
+
+def dots(
+    shown: Sequence[DotPanel], medium: Medium, caption: str, *, signs: Sequence[Sign] = (), least: float = 14.0
+) -> Figure:
+    """Marks in named rows, one panel next to another where each is at least `least` ems wide.
+
+    Names stand at the left of the first panel of each row of panels, or above their marks where there is no room.
+    """
+    if not shown or not shown[0].rows:
+        return nothing(medium, caption)
+    # 1. where names and rows stand
+    names = max(advance(part, 0.82) for row in shown[0].rows for part in row.name.split("\n")) + 1.2
+    own = not medium.wide and names > 0.42 * medium.ems
+    across = medium.across(len(shown), least, beside=0.0 if own else names)
+    height, middles = 0.0, list[float]()
+    for row in shown[0].rows:
+        above = 0.75 * len(row.name.split("\n")) if own and row.name else 0.0
+        height += (1.1 if row.head[0] else 0.0) + above
+        middles.append(height + row.height / 2)
+        height += row.height
+    axis = any(panel.axis for panel in shown)
+    figure, drawn = panels(
+        medium, caption, len(shown), _ROW * height, across=across, signs=signs, over=4.4 if axis else 3.0
+    )
+    room = (medium.ems - (0.0 if own else names)) / across - 1.5
+    widths = [
+        max(advance(row.notes[i], 0.78) for panel in shown for row in panel.rows if len(row.notes) > i) + 0.7
+        for i in range(max(len(row.notes) for panel in shown for row in panel.rows))
+    ]
+    for number, (axes, panel) in enumerate(zip(drawn, shown, strict=True)):
+        # 2. the axis: one for all panels of the same measure
+        alike = [one for one in shown if one.axis == panel.axis and one.unit == panel.unit]
+        marks = [mark for one in alike for row in one.rows for mark in row.marks]
+        ends = [end for mark in marks for end in (*mark.found.ends, *(mark.ends or ()))]
+        ends += [one.default[0] for one in alike if one.default]
+        low, high = reach(Interval(min(max(end, panel.within[0]), panel.within[1])) for end in ends)
+        low, high = max(low, panel.within[0]), min(high, panel.within[1])
+        if panel.default is not None:
+            tip(axes.axvline(panel.default[0], color=INK, lw=ems(0.08), ls=DASHES, zorder=2.5), panel.default[1])
+        if low < 0:
+            axes.axvline(0, color=MUTED, lw=ems(0.07), zorder=2)
+        first = number % across == 0
+        # 3. names, marks and numbers of each row
+        for row, middle in zip(panel.rows, middles, strict=True):
+            lines = row.name.split("\n") if own and row.name else []
+            top = middle - row.height / 2 - 0.75 * len(lines)
+            if row.head[0] and first:
+                _beside(axes, 0.0, top - 0.42, row.head[0], 1.3, ha="left", fontsize=ems(0.88), fontweight="bold")
+                _square(axes, axes.get_yaxis_transform(), top - 0.42, (0.6, 0.0), row.head[1])
+            for i, part in enumerate(lines):
+                _beside(axes, 0.0, top + 0.4 + 0.75 * i, part, 0.2, ha="left", fontsize=ems(0.82))
+            for mark in reversed(row.marks):  # controls lie under what they control
+                _dot(axes, middle, mark, (low, high), room)
+            right = 0.0
+            for note, wide in zip(row.notes, widths, strict=False):
+                right += wide
+                tone = INK if right == widths[0] and len(panel.heads) > 1 else MUTED
+                _beside(axes, 1.0, middle, note, right, ha="right", fontsize=ems(0.78), color=tone)
+        for i, head in enumerate(panel.heads):
+            _beside(axes, 1.0, -0.35, head, sum(widths[: i + 1]), ha="right", fontsize=ems(0.74), color=MUTED)
+        # 4. what frames them
+        value_axis(axes, "x", low, high, unit=panel.unit, most=max(2, min(9, int((room - sum(widths)) / 3))))
+        axes.set_ylim(height + 0.1, -0.1)
+        axes.set_yticks(middles if first and not own else [], [r.name for r in panel.rows] if first and not own else [])
+        axes.tick_params(axis="y", labelcolor=INK, pad=ems(0.7))
+        title(axes, panel.name, panel.more, room=room)
+        if first and panel.axis:
+            axes.set_xlabel(panel.axis)
+    return figure
+
+
+def _beside(axes: Axes, x: float, y: float, text: str, right: float, **how: object) -> Artist:
+    """A text at the height `y`, `right` ems from an edge of the panel: 0 the left, 1 the right one."""
+    return axes.annotate(
+        text,
+        (x, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(ems(right), 0),
+        textcoords="offset points",
+        va="center_baseline",
+        annotation_clip=False,
+        **how,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _square(axes: Axes, transform: Transform, y: float, by: tuple[float, float], tone: str) -> None:
+    """The square before a head, `by` ems from the left end of the panel at the height `y`."""
+    figure = axes.get_figure()
+    at = offset_copy(transform, figure, ems(by[0]), ems(by[1]), units="points")  # pyright: ignore[reportArgumentType]
+    axes.plot([0], [y], marker="s", ms=ems(0.7), mew=0, color=tone, transform=at, clip_on=False, scalex=False)
+
+
+def _dot(axes: Axes, middle: float, shown: Mark, ends: tuple[float, float], room: float) -> None:
+    """A mark of a row; one beyond an end of the axis is a triangle there."""
+    (low, high), y, found = ends, middle + shown.down, shown.found
+    if shown.ends is not None:
+        axes.plot(shown.ends, (y, y), color=shown.tone, lw=ems(0.05), zorder=2.5)
+        for end in shown.ends:
+            axes.plot((end, end), (y - 0.15, y + 0.15), color=shown.tone, lw=ems(0.08), zorder=2.5)
+    if low <= found.value <= high:
+        bounds = (None if end is None else min(max(end, low), high) for end in (found.low, found.high))
+        mark(
+            axes, y, Interval(found.value, *bounds), shown.tip, tone=shown.tone, hollow=shown.hollow, shape=shown.shape
+        )
+        return
+    over = found.value > high
+    point(axes, high if over else low, y, shown.tip, tone=shown.tone, shape=">" if over else "<", hollow=True)
+    inside = 0.7 / room * (high - low) * (-1 if over else 1)
+    axes.text(
+        (high if over else low) + inside,
+        y,
+        decimal(found.value, 1),
+        ha="right" if over else "left",
+        va="center",
+        fontsize=ems(0.7),
+        color=MUTED,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a forest: an estimate and its control for each measure. `head` begins a block."""
+
+    label: str
+    tone: str
+    cells: tuple[tuple[Interval | None, Interval | None], ...]
+    n: float | None
+    head: str = ""
+    hollow: bool = False
 
 
 def forest(
     lines: Sequence[Line], measures: Sequence[Measure], medium: Medium, caption: str, *, controls: bool
 ) -> Figure:
     """Lines with marks, intervals and numbers: measures side by side, or under one another where narrow."""
-    names = max(max(advance(entry.label, 0.82) + 5.4, advance(entry.head, 0.9) + 1.6) for entry in lines)
-    own = not medium.wide and names > 0.4 * medium.ems  # labels on lines of their own
-    names = 4.6 if own else names
-    places, height = _places(lines, own=own)
-    stacked = 1 if medium.wide else len(measures)
-    signs = control_signs() if controls else []
-    top = key_height(medium, signs) + (1.8 if controls else 3.0)
-    block = height + 3.6
-    canvas = Canvas(medium, top + stacked * block - 1.2 + foot(medium, caption))
-    canvas.key(signs)
-    gap = 0.0 if stacked > 1 else 1.4
-    room = canvas.width - names - 0.2 - gap * (len(measures) - 1)
-    wide = room if stacked > 1 else room / len(measures)
+    shown: list[DotPanel] = []
     for i, measure in enumerate(measures):
-        left, down = (0.0, i * block) if stacked > 1 else (i * (wide + gap), 0.0)
-        at = Box(names + left, top + down, wide, height)
-        if stacked > 1 or i == 0:
-            _labels(canvas, lines, places, at, own=own)
-        _measure(canvas, at, lines, places, i, measure, controls=controls)
-    canvas.caption(caption)
-    return canvas.figure
+        rows: list[DotRow] = []
+        for line in lines:
+            found, control = line.cells[i]
+            named = ((found, line.label, line.hollow), (control, f"control of {line.label}", True))
+            marks = [Mark(e, told(name, e, measure), line.tone, "o", hollow) for e, name, hollow in named if e]
+            notes = [measure.text(found) if found else ""]
+            notes += [measure.short(control.value if control else None)] if controls else []
+            notes += [count(line.n)]
+            rows.append(DotRow(line.label, marks, notes, (line.head, line.tone)))
+        heads = ("", "control", "n") if controls else ("", "n")
+        within = (-math.inf, 1.0) if measure is DEACTIVATED else (-math.inf, math.inf)
+        shown.append(DotPanel(measure.head, rows, unit=measure.unit, heads=heads, within=within))
+    signs = control_signs() if controls else []
+    return dots(shown, medium, caption, signs=signs, least=20.0)
 
 
-def _places(lines: Sequence[Line], *, own: bool) -> tuple[list[float], float]:
-    """The height of every line from the top of a block, in ems, and that of the block."""
-    places: list[float] = []
-    y = 0.0
-    for entry in lines:
-        if entry.head:
-            y += 1.9 if places else 1.4
-        y += 1.2 if own else 0.0
-        places.append(y + 0.5 * _PITCH)
-        y += _PITCH
-    return places, y + 0.3
-
-
-def _labels(canvas: Canvas, lines: Sequence[Line], places: Sequence[float], box: Box, *, own: bool) -> None:
-    for entry, place in zip(lines, places, strict=True):
-        y = box.top + place + 0.3
-        head = y - (2.7 if own else 1.5)
-        if entry.head:
-            canvas.swatch(0.2, head, entry.tone)
-            canvas.write(1.3, head, entry.head, size=0.88, weight="bold")
-        if own:
-            canvas.write(0.2, y - 1.3, entry.label, size=0.82)
-        else:
-            canvas.write(box.left - 4.6, y, entry.label, size=0.82, align="right")
-        canvas.write(box.left - 0.8, y, count(entry.n), size=0.74, colour=MUTED, align="right")
-    canvas.write(box.left - 0.8, box.top - 0.6, "n", size=0.74, colour=MUTED, align="right")
-
-
-def _measure(
-    canvas: Canvas,
-    box: Box,
-    lines: Sequence[Line],
-    places: Sequence[float],
-    index: int,
-    measure: Measure,
-    *,
-    controls: bool,
-) -> None:
-    em = canvas.medium.text
-    figures = measure.room + (3.6 if controls else 0.0)
-    axes = canvas.axes(box.left, box.top, box.width - figures - 0.6, box.height)
-    everything = [e for entry in lines for e in entry.cells[index]]
-    low, high = reach(everything)
-    high = min(high, 1.0) if measure is DEACTIVATED else high
-    for entry, place in zip(lines, places, strict=True):
-        found, control = entry.cells[index]
-        if control is not None:
-            name = f"control of {entry.label}"
-            mark(
-                axes, place, control, name, tone=entry.tone, em=0.9 * em, hollow=True, text=told(name, control, measure)
-            )
-        if found is not None:
-            text = told(entry.label, found, measure)
-            mark(axes, place, found, entry.label, tone=entry.tone, em=em, hollow=entry.hollow, text=text)
-        x, y = box.left + box.width, box.top + place + 0.3
-        if found is not None:
-            canvas.write(x - (3.8 if controls else 0.4), y, measure.text(found), size=0.78, align="right")
-        if controls:
-            text = measure.short(control.value if control else None)
-            canvas.write(x - 0.4, y, text, size=0.78, colour=MUTED, align="right")
-    most = max(1.0, (box.width - figures) / 2.6)
-    if measure.unit:
-        shares_axis(axes, "x", low, high, unit=measure.unit, most=min(5.5, most))
-    else:
-        numbers_axis(axes, "x", low, high, most=min(5.5, most))
-    if low < 0:
-        axes.axvline(0, color=MUTED, lw=0.07 * em, zorder=2)
-    axes.set_ylim(box.height, 0)
-    axes.set_yticks([])
-    tidy(axes, values="x", em=em)
-    canvas.write(box.left, box.top - 0.6, measure.head, size=0.9, weight="bold")
-    if controls:
-        canvas.write(box.left + box.width - 0.4, box.top - 0.6, "control", size=0.74, colour=MUTED, align="right")
-
-
-def told(name: str, found: Estimate, measure: Measure) -> str:
+def told(name: str, found: Interval, measure: Measure) -> str:
     """A number in a sentence, for tips."""
-    n = "" if found.n is None else f", n = {count(found.n)}"
-    return f"{name}: {measure.text(found)} {measure.head}{n}"
+    return f"{name}: {measure.text(found)} {measure.head}" + ("" if found.n is None else f", n = {count(found.n)}")
+
+
+def said(name: str, found: Interval) -> str:
+    """`RES, layer 3: 41 % (38–44), n = 512`, for tips."""
+    return f"{name}: {percent_interval(found)}" + ("" if found.n is None else f", n = {count(found.n)}")
 
 
 def chance(p: float) -> str:
@@ -212,65 +302,9 @@ def chance(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}".rstrip("0").rstrip(".")
 
 
-def panels(
-    medium: Medium,
-    caption: str,
-    n: int,
-    *,
-    across: int,
-    tall: float,
-    drop: float = 4.6,
-    below: float = 3.0,
-    gap: float = 2.6,
-    left: float = 3.2,
-    right: float = 1.0,
-    head: float = 1.8,
-    signs: Sequence[Sign] = (),
-) -> tuple[Canvas, list[Box]]:
-    """A canvas with a key, a caption and `n` equal panels in rows of `across`; everything in ems.
-
-    Args:
-        medium: where it will stand.
-        caption: at the foot.
-        n: of panels.
-        across: how many stand in a row.
-        tall: the height of a panel.
-        drop: between two rows.
-        below: under the last row, for its axis.
-        gap: between two columns.
-        left, right: beside the panels.
-        head: over the first row, for names of panels.
-        signs: of the key.
-    """
-    top = key_height(medium, signs) + head
-    rows = -(-n // across)
-    canvas = Canvas(medium, top + rows * tall + (rows - 1) * drop + below + foot(medium, caption))
-    canvas.key(signs)
-    canvas.caption(caption)
-    area = Box(left, top, canvas.width - left - right, tall)
-    return canvas, boxes(n, across, area, gap=gap, drop=drop)
-
-
 def control_signs(edited: str = "removed", *, dashed: bool = False) -> list[Sign]:
     """The entries of filled and hollow marks."""
     return [Sign(f"predecessors {edited}"), Sign(f"{CONTROL}{', dashed' if dashed else ''}", hollow=True)]
-
-
-def boxes(n: int, columns: int, area: Box, *, gap: float, drop: float) -> list[Box]:
-    """`n` equal panels in rows of `columns` within the width of `area`, each as high as `area`.
-
-    `gap` stands between columns, `drop` between rows, in ems.
-    """
-    width = (area.width - gap * (columns - 1)) / columns
-    return [
-        Box(
-            area.left + (i % columns) * (width + gap),
-            area.top + (i // columns) * (area.height + drop),
-            width,
-            area.height,
-        )
-        for i in range(n)
-    ]
 
 
 def tip(artist: Artist, text: str) -> None:
@@ -278,87 +312,162 @@ def tip(artist: Artist, text: str) -> None:
     artist.set_gid(TIP + text)
 
 
-def said(name: str, found: Estimate) -> str:
-    """`RES, layer 3: 41 % (38–44), n = 512`, for tips."""
-    n = "" if found.n is None else f", n = {count(found.n)}"
-    return f"{name}: {percent_interval(found)}{n}"
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A horizontal stack.
+
+    Attributes:
+        name: at its left.
+        shares: how long each part is; all together `whole`.
+        tip: what the tips of its parts begin with.
+        note: at its right.
+        whole: its length.
+        control: the parts of a low strip under it.
+        mark: on it.
+    """
+
+    name: str
+    shares: Mapping[str, float]
+    tip: str
+    note: str
+    whole: float = 1.0
+    control: Mapping[str, float] | None = None
+    mark: Mark | None = None
+
+
+def strips(
+    shown: Mapping[str, Sequence[Strip]],
+    medium: Medium,
+    caption: str,
+    *,
+    signs: Sequence[Sign] = (),
+    across: int = 1,
+    tones: Mapping[str, Tone] | None = None,
+    heads: Mapping[str, str] | None = None,
+    axis: bool = True,
+) -> Figure:
+    """Rows that are the sum of their parts, with the percentages that fit, in panels.
+
+    Args:
+        shown: the rows of each panel by its name.
+        medium: where it will stand.
+        caption: at the foot.
+        signs: of the key.
+        across: how many panels stand in a row.
+        tones: the colours of what is no group, with those of their numbers.
+        heads: the colour of the square before the name of each panel.
+        axis: whether lengths have one.
+    """
+    pitch = 2.4 if any(row.control for rows in shown.values() for row in rows) else 1.8
+    names, notes = (
+        max(advance(word, 0.82) for rows in shown.values() for row in rows for word in [getattr(row, what)])
+        for what in ("name", "note")
+    )
+    room = medium.ems / across - names - notes - 3.0
+    most = [
+        max(len(rows) for rows in list(shown.values())[i : i + across]) * pitch for i in range(0, len(shown), across)
+    ]
+    over = (1.6 if axis else 0.4) + (1.9 if any(shown) else 0.0)
+    mosaic = [
+        [f"{j:03d}" if j < len(shown) else "." for j in range(i, i + across)] for i in range(0, len(shown), across)
+    ]
+    figure, drawn = panels(medium, caption, mosaic, most, signs=signs, over=over)
+    for i, (axes, (name, rows)) in enumerate(zip(drawn, shown.items(), strict=True)):
+        for y, row in enumerate(rows):
+            shift = -0.15 if row.control else 0.0
+            _strip(axes, y + shift, row.shares, row, room, 1.46 / pitch, tones or {})
+            if row.control:
+                _strip(axes, y + 0.3, row.control, row, 0.0, 0.28 / pitch, tones or {})
+            if row.mark is not None:
+                mark(axes, y, row.mark.found, row.mark.tip, tone=row.mark.tone, hollow=row.mark.hollow)
+            left = row.whole if row.whole < 1 else 1.0
+            axes.annotate(
+                row.note,
+                (left, y + shift),
+                xytext=(ems(0.5), 0),
+                textcoords="offset points",
+                va="center_baseline",
+                fontsize=ems(0.76),
+                color=MUTED,
+                annotation_clip=False,
+            )
+        axes.set_xlim(0, 1)
+        axes.set_xticks([])
+        if axis:
+            value_axis(axes, "x", 0, 1, unit="%")
+        # panels of a row are alike in scale, so a shorter one is open at its foot
+        axes.set_ylim(most[i // across] / pitch - 0.5, -0.5)
+        shifted = [y - (0.15 if row.control else 0.0) for y, row in enumerate(rows)]
+        axes.set_yticks(shifted, [row.name for row in rows])
+        axes.tick_params(axis="y", labelcolor=INK)
+        if name:
+            axes.set_title(f"   {name}" if heads else name)
+        if heads and name:
+            _square(axes, axes.transAxes, 1.0, (0.35, 0.9), heads[name])
+    return figure
+
+
+def _strip(
+    axes: Axes, y: float, shares: Mapping[str, float], row: Strip, room: float, height: float, tones: Mapping[str, Tone]
+) -> None:
+    left, control = 0.0, "control of " if shares is row.control else ""
+    for group, share in shares.items():
+        face, ink = tones.get(group, (colour(group), on(group)))
+        edge = MUTED if face == FAINT else PAPER
+        bar = axes.barh(y, share, height=height, left=left, color=face, edgecolor=edge, lw=0.6, zorder=2)
+        tip(bar.patches[0], f"{control}{row.tip}, {group}: {percent(share / row.whole, 1)}")
+        label = percent(share / row.whole).removesuffix("\u00a0%")
+        if share * room > advance(label, 0.78) + 0.5:
+            middle = left + share / 2
+            axes.text(middle, y, label, ha="center", va="center_baseline", fontsize=ems(0.78), color=ink, zorder=3)
+        left += share
 
 
 def stack(
-    axes: Axes, at: Sequence[float], shares: Mapping[str, Sequence[float | None]], names: Sequence[str], *, width: float
-) -> None:
-    """Columns that are the sum of their groups. `names` says what each column is."""
-    bottoms = [0.0] * len(at)
-    for group, column in shares.items():
-        heights = [value or 0.0 for value in column]
-        bars = axes.bar(
-            at, heights, width=width, bottom=bottoms, color=colour(group), edgecolor=PAPER, lw=0.4, zorder=2
-        )
-        for bar, value, name in zip(bars.patches, column, names, strict=True):
-            tip(bar, f"{group}, {name}: {percent(value, 1)}")
-        bottoms = [low + more for low, more in zip(bottoms, heights, strict=True)]
-
-
-def strip(
     axes: Axes,
-    y: float,
-    shares: Mapping[str, float],
-    name: str,
+    at: Sequence[float],
+    parts: Mapping[str, tuple[str, Sequence[float | None], Sequence[str]]],
     *,
-    em: float,
-    room: float,
-    height: float = 0.82,
-    whole: float = 1.0,
-    tones: Mapping[str, Tone] | None = None,
+    width: float = 0.94,
 ) -> None:
-    """A horizontal stack, `whole` long, with the percentages that fit.
-
-    `room` is its length in ems; `tones` are the colours of what is no group, with those of their numbers.
-    """
-    left = 0.0
-    for group, share in shares.items():
-        face, ink = (tones or {}).get(group, (colour(group), on(group)))
-        bar = axes.barh(y, share, height=height, left=left, color=face, edgecolor=edge(group), lw=0.6, zorder=2)
-        tip(bar.patches[0], f"{name}, {group}: {percent(share / whole, 1)}")
-        label = percent(share / whole).removesuffix("\u00a0%")
-        if share / whole * room > advance(label, 0.78) + 0.5:
-            axes.text(
-                left + share / 2, y, label, ha="center", va="center_baseline", fontsize=0.78 * em, color=ink, zorder=3
-            )
-        left += share
+    """Columns that are the sum of their parts, each with its colour, heights and tips."""
+    bottoms = [0.0] * len(at)
+    for tone, heights, tips in parts.values():
+        known = [value or 0.0 for value in heights]
+        bars = axes.bar(at, known, width=width, bottom=bottoms, color=tone, edgecolor=PAPER, lw=0.4, zorder=2)
+        for bar, text in zip(bars.patches, tips, strict=True):
+            tip(bar, text)
+        bottoms = [low + more for low, more in zip(bottoms, known, strict=True)]
 
 
 def heat(
     axes: Axes,
     values: Sequence[Sequence[float | None]],
     names: tuple[Sequence[str], Sequence[str]],
-    *,
-    em: float,
-    tips: Sequence[Sequence[str]] | None = None,
-    blank: str = "–",
+    tips: Sequence[Sequence[str]],
 ) -> None:
     """Shares from 0 to 1 as cells of one colour at different strengths, each with its percentage.
 
-    `names` are those of rows and of columns. A gap has no colour and the sign `blank`; where
-    the value is NaN there is no cell.
+    `names` are those of rows and of columns, which stand above. A gap has no colour and a dash; where the value is
+    NaN there is no cell.
     """
-    rows, columns = len(names[0]), len(names[1])
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             if value is not None and math.isnan(value):
                 continue
             strength = 0.0 if value is None else 0.04 + 0.9 * min(max(value, 0.0), 1.0)
             cell = Rectangle((j + 0.03, i + 0.03), 0.94, 0.94, facecolor=(ACCENT, strength), lw=0)
-            if tips is not None:
-                tip(cell, tips[i][j])
+            tip(cell, tips[i][j])
             axes.add_patch(cell)
-            text = blank if value is None else percent(value).removesuffix("\u00a0%")
+            text = "–" if value is None else percent(value).removesuffix("\u00a0%")
             tone = MUTED if value is None else PAPER if strength > 0.66 else INK
-            axes.text(j + 0.5, i + 0.52, text, ha="center", va="center_baseline", fontsize=0.78 * em, color=tone)
-    axes.set_xlim(0, columns)
-    axes.set_ylim(rows, 0)
-    axes.set_xticks([j + 0.5 for j in range(columns)], list(names[1]))
-    axes.set_yticks([i + 0.5 for i in range(rows)], list(names[0]))
+            axes.text(j + 0.5, i + 0.52, text, ha="center", va="center_baseline", fontsize=ems(0.78), color=tone)
+    axes.set_xlim(0, len(names[1]))
+    axes.set_ylim(len(names[0]), 0)
+    axes.set_xticks([j + 0.5 for j in range(len(names[1]))], list(names[1]))
+    axes.set_yticks([i + 0.5 for i in range(len(names[0]))], list(names[0]))
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelcolor=INK)
 
 
 def point(
@@ -368,21 +477,22 @@ def point(
     text: str,
     *,
     tone: str,
-    size: float,
+    size: float = 0.5,
     shape: str = "o",
     hollow: bool = False,
     order: float = 4,
     alpha: float | None = None,
 ) -> None:
-    """A mark that says `text` when pointed at. `size` is that of a circle, in points; other shapes look as large."""
+    """A mark that says `text` when pointed at. `size` is that of a circle, in ems; other shapes look as large."""
+    wide = ems(size)
     (drawn,) = axes.plot(
         [x],
         [y],
         marker=shape,
-        ms=size * {"D": 0.8, "s": 0.88, "^": 1.04, "v": 1.04}.get(shape, 1.0),
+        ms=wide * {"D": 0.8, "s": 0.88, "^": 1.04, "v": 1.04}.get(shape, 1.0),
         mec=tone,
         color=PAPER if hollow else tone,
-        mew=0.18 * size,
+        mew=0.18 * wide,
         ls="none",
         zorder=order,
         clip_on=False,
@@ -394,47 +504,32 @@ def point(
 def mark(
     axes: Axes,
     y: float,
-    found: Estimate,
-    name: str,
+    found: Interval,
+    text: str,
     *,
     tone: str,
-    em: float,
     hollow: bool = False,
     shape: str = "o",
-    text: str = "",
     upright: bool = False,
     order: float = 3,
 ) -> None:
     """A value at height `y`, or at `y` along the axis if `upright`, with its interval. Controls are hollow."""
-    below, above = found.reach
-    if below or above:
-        ends, there = (found.value - below, found.value + above), (y, y)
-        along = (there, ends) if upright else (ends, there)
-        axes.plot(*along, color=tone, lw=(0.07 if hollow else 0.13) * em, zorder=order)
+    low, high = found.ends
+    if low < high:
+        along = ((y, y), (low, high)) if upright else ((low, high), (y, y))
+        axes.plot(*along, color=tone, lw=ems(0.07 if hollow else 0.13), zorder=order)
     x, height = (y, found.value) if upright else (found.value, y)
-    point(
-        axes,
-        x,
-        height,
-        text or said(name, found),
-        tone=tone,
-        size=0.5 * em,
-        shape=shape,
-        hollow=hollow,
-        order=order + 1,
-    )
+    point(axes, x, height, text, tone=tone, shape=shape, hollow=hollow, order=order + 1)
 
 
 def line(
     axes: Axes,
     at: Sequence[float],
-    found: Sequence[Estimate | None],
-    name: str,
+    found: Sequence[Interval | None],
+    tips: Sequence[str],
     *,
     tone: str,
-    em: float,
     hollow: bool = False,
-    tips: Sequence[str] | None = None,
     shape: str = "o",
     strength: float = 1.0,
 ) -> None:
@@ -443,44 +538,32 @@ def line(
     `strength` in (0, 1] fades the whole line, for lines of one colour that have an order.
     """
     alpha = None if strength == 1 else strength
-    for run in _runs(found):
-        xs = [at[i] for i in run]
-        values = [e for i in run if (e := found[i]) is not None]
-        lows = [e.value - e.reach[0] for e in values]
-        highs = [e.value + e.reach[1] for e in values]
+    runs: list[list[int]] = []  # positions without a gap between them
+    for i, value in enumerate(found):
+        if value is not None and runs and runs[-1][-1] == i - 1:
+            runs[-1].append(i)
+        elif value is not None:
+            runs.append([i])
+    for run in runs:
+        xs, values = [at[i] for i in run], [e for i in run if (e := found[i]) is not None]
+        lows, highs = zip(*(e.ends for e in values), strict=True)
         if len(run) > 1:
             faint = (0.1 if hollow else 0.16) * strength
             axes.fill_between(xs, lows, highs, color=tone, alpha=faint, lw=0, zorder=2)
-            style = (0, (1.2, 1.6)) if hollow else "solid"
-            axes.plot(xs, [e.value for e in values], color=tone, lw=0.13 * em, ls=style, alpha=alpha, zorder=3)
-        elif any(sum(e.reach) for e in values):
-            axes.plot(xs * 2, [lows[0], highs[0]], color=tone, lw=0.1 * em, alpha=alpha, zorder=3)
+            style = DOTS if hollow else "solid"
+            axes.plot(xs, [e.value for e in values], color=tone, lw=ems(0.13), ls=style, alpha=alpha, zorder=3)
+        elif lows < highs:
+            axes.plot(xs * 2, [lows[0], highs[0]], color=tone, lw=ems(0.1), alpha=alpha, zorder=3)
+        size = 0.36 if len(at) < 14 else 0.26
         for i, x, e in zip(run, xs, values, strict=True):
-            text = tips[i] if tips is not None else said(name, e)
-            size = (0.36 if len(at) < 14 else 0.26) * em
-            point(axes, x, e.value, text, tone=tone, size=size, shape=shape, hollow=hollow, alpha=alpha)
+            point(axes, x, e.value, tips[i], tone=tone, size=size, shape=shape, hollow=hollow, alpha=alpha)
 
 
-def _runs(found: Sequence[Estimate | None]) -> list[list[int]]:
-    """Positions without a gap between them."""
-    runs: list[list[int]] = []
-    for i, value in enumerate(found):
-        if value is None:
-            continue
-        if runs and runs[-1][-1] == i - 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    return runs
-
-
-def reach(found: Sequence[Estimate | None], *, zero: bool = True, least: float = 0.05) -> tuple[float, float]:
-    """The lowest and highest end of all intervals with a little air; from 0 where `zero`."""
-    ends = [end for e in found if e is not None for end in (e.value - e.reach[0], e.value + e.reach[1])]
+def reach(found: Iterable[Interval | None], *, least: float = 0.05) -> tuple[float, float]:
+    """The lowest and highest end of all intervals with a little air; from 0 where nothing is below."""
+    ends = [end for e in found if e is not None for end in e.ends]
     if not ends:
         return 0.0, 1.0
-    low, high = min(ends), max(ends)
-    if zero:
-        low, high = min(low, 0.0), max(high, 0.0)
+    low, high = min(*ends, 0.0), max(*ends, 0.0)
     air = 0.05 * max(high - low, least)
-    return (low - air if low < 0 else 0.0 if zero else low - air), max(high + air, low + least)
+    return (low - air if low < 0 else 0.0), max(high + air, low + least)

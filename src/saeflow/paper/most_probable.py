@@ -16,7 +16,7 @@ from saeflow.paper.words import count, percent
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """How many features of each layer have which group most often (C.1)."""
-    return counted(frame, medium, caption, "features", "features", shares=True)
+    return counted(frame, medium, caption)
 
 
 def sentence(frame: Frame) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from saeflow.paper.frame import Frame, Row, TableLike
+from saeflow.paper.frame import Frame, TableLike, TableRow
 from saeflow.paper.steering import MULTI, SUPPRESS, best, look, of_methods, setting
 from saeflow.paper.words import decimal, decimal_interval
 from saeflow.report.document import render
@@ -30,9 +30,9 @@ class _Column:
     """A method of the block with its texts by sample."""
 
     role: str
-    row: Row
-    confirmed: Row | None
-    texts: Mapping[str, Row]
+    row: TableRow
+    confirmed: TableRow | None
+    texts: Mapping[str, TableRow]
 
     @property
     def how(self) -> str:
@@ -85,20 +85,20 @@ def _columns(frame: Frame, rivals: Frame | None) -> list[_Column]:
     return found
 
 
-def _of_setting(rows: Sequence[Row], like: Row | None) -> list[Row]:
+def _of_setting(rows: Sequence[TableRow], like: TableRow | None) -> list[TableRow]:
     """The rows of one setting."""
     if like is None:
         return []
     return [row for row in rows if _setting(row) == _setting(like)]
 
 
-def _setting(row: Row) -> tuple[str, float | None, float | None]:
+def _setting(row: TableRow) -> tuple[str, float | None, float | None]:
     return row.words("method"), row.number("layer"), row.number("value")
 
 
-def _highest(rows: Sequence[Row]) -> Row | None:
+def _highest(rows: Sequence[TableRow]) -> TableRow | None:
     """A row of the setting whose texts score highest in the mean."""
-    groups: dict[tuple[str, float | None, float | None], list[Row]] = {}
+    groups: dict[tuple[str, float | None, float | None], list[TableRow]] = {}
     for row in rows:
         groups.setdefault(_setting(row), []).append(row)
     kept = [group for group in groups.values() if any(_score(row) is not None for row in group)]
@@ -106,12 +106,12 @@ def _highest(rows: Sequence[Row]) -> Row | None:
     return top[0] if top else None
 
 
-def _mean_score(rows: Sequence[Row]) -> float:
+def _mean_score(rows: Sequence[TableRow]) -> float:
     known = [score for row in rows if (score := _score(row)) is not None]
     return sum(known) / len(known)
 
 
-def _score(row: Row) -> float | None:
+def _score(row: TableRow) -> float | None:
     """The final score of a text, where it was judged."""
     behavior, coherence = row.number("behavior"), row.number("coherence")
     if behavior is None or coherence is None:
@@ -123,7 +123,7 @@ def _in_numbers(sample: str) -> tuple[bool, float, str]:
     return (False, float(sample), "") if sample.isdecimal() else (True, 0.0, sample)
 
 
-def _cell(row: Row | None) -> dict[str, Any] | None:
+def _cell(row: TableRow | None) -> dict[str, Any] | None:
     """A text with its prompt and its marks, each mark with its share of the highest one; None where there is none."""
     from markupsafe import escape
 

@@ -132,6 +132,9 @@ def stylesheet() -> str:
 
 def _printed(figure: Figure, **how: Any) -> bytes:
     into = io.BytesIO()
+    for axes in figure.axes:
+        for artist in (*axes.lines, *axes.patches, *axes.collections):
+            artist.set_in_layout(False)  # marks are within their panel: only text needs room
     with house(), warnings.catch_warnings():
         # A name in a script that the measuring face lacks: the reader's own face has it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -9,33 +9,26 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Frame, Row
-from saeflow.paper.kinds import Drawing
+from saeflow.paper.frame import Frame, TableRow
+from saeflow.paper.kinds import DotRow, Drawing, Mark
 from saeflow.paper.steering import (
     MULTI,
-    Dot,
-    Sheet,
-    SheetKey,
-    SheetLine,
-    SheetPanel,
-    Slot,
+    MethodKey,
     best,
     by_direction,
     by_theme,
-    default_of,
-    draw_sheet,
     key_name,
     look,
     of_methods,
     row_key,
     row_keys,
-    samples_told,
     score_of,
     scored,
+    theme_panels,
     told,
     verb,
 )
-from saeflow.paper.style import MUTED, Medium, Sign
+from saeflow.paper.style import DASHES, MUTED, Medium, Sign
 from saeflow.paper.words import decimal, decimal_interval, listed
 
 
@@ -46,39 +39,34 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     having had more settings to choose from. Random rows stand beneath the method whose features they replace.
     """
     owned = {row_key(row) for row in frame.records}
-    panels: list[SheetPanel] = []
-    for theme in frame.distinct("theme"):
-        rows = frame.where(theme=theme)
-        lines: dict[SheetKey, SheetLine] = {}
+    shown: dict[str, dict[MethodKey, DotRow]] = {}
+    for theme, rows in by_theme(frame).items():
+        lines = shown[theme] = {}
         for row in sorted(rows.records, key=lambda row: bool(row.words("mirrors"))):
-            found = row.estimate("score")
+            found, mirrored = row.estimate("score"), (row.words("mirrors"), "")
             if found is None:
                 continue
-            mirrored = (row.words("mirrors"), "")
+            kind = look("random" if mirrored in owned else row.words("method"))
             if mirrored in owned:
-                there = lines.get(mirrored, SheetLine(()))
-                text = f"{told(row, found)}; random rows in place of those of {mirrored[0]}"
-                lines[mirrored] = replace(there, dots=(*there.dots, Dot(found, look("random"), text, 0.42)))
-            else:
-                dot = Dot(found, look(row.words("method")), told(row, found) + _marks(row))
-                lines[row_key(row)] = SheetLine((dot,), decimal(found.value))
-        panels.append(SheetPanel(theme, lines, samples_told(rows), default_of(rows)))
-    slots = [Slot(key, key_name(key)) for key in row_keys(frame) if any(key in p.lines for p in panels)]
+                text = f"{theme}, {told(row, found)}; random rows in place of those of {mirrored[0]}"
+                there = lines.get(mirrored, DotRow(key_name(mirrored)))
+                mark = Mark(found, text, kind.tone, kind.shape, kind.hollow, 0.3)
+                lines[mirrored] = replace(there, marks=(*there.marks, mark))
+                continue
+            marks = [
+                f"{name} {decimal_interval(e)}"
+                for name in ("behavior", "coherence")
+                if (e := row.estimate(name, f"{name}_low", f"{name}_high"))
+            ]
+            text = f"{theme}, {told(row, found)}" + (f"; {', '.join(marks)}" if marks else "")
+            mark = Mark(found, text, kind.tone, kind.shape, kind.hollow)
+            lines[row_key(row)] = DotRow(key_name(row_key(row)), (mark,), (decimal(found.value),))
+    keys = [key for key in row_keys(frame) if any(key in lines for lines in shown.values())]
     signs = [Sign("features of flow graphs"), Sign("baseline", hollow=True)]
-    if any(len(line.dots) > 1 for panel in panels for line in panel.lines.values()):
+    if any(len(row.marks) > 1 for lines in shown.values() for row in lines.values()):
         signs.append(Sign("random rows in their place", MUTED, "^", hollow=True))
-    signs += [Sign("unsteered", shape="--"), Sign("lines: 95 % intervals", shape="")]
-    return draw_sheet(Sheet(slots, panels, signs, "score"), medium, caption)
-
-
-def _marks(row: Row) -> str:
-    """`; behavior 3.10 (2.90–3.30), coherence 3.90`: what a score is made of."""
-    parts = [
-        f"{name} {decimal_interval(found)}"
-        for name in ("behavior", "coherence")
-        if (found := row.estimate(name, f"{name}_low", f"{name}_high"))
-    ]
-    return f"; {', '.join(parts)}" if parts else ""
+    signs += [Sign("unsteered", shape=DASHES), Sign("lines: 95 % intervals", shape="")]
+    return theme_panels(frame, shown, keys, medium, caption, "score", signs)
 
 
 def sentence(frame: Frame) -> str:
@@ -99,7 +87,7 @@ def _scores_of(frame: Frame, direction: str) -> str:
     return f"{verb(direction)} {theme}: {listed(told)}." if told else ""
 
 
-def _matters(row: Row, top: Row | None) -> bool:
+def _matters(row: TableRow, top: TableRow | None) -> bool:
     """Whether a row is told: random rows only where they stand in for the best multi-layer method, or for none."""
     mirrors = row.words("mirrors")
     return not mirrors or (top is not None and mirrors == top.words("method"))
@@ -126,7 +114,7 @@ def _above(themes: Mapping[str, Frame], direction: str) -> str:
     return f"{verb(direction)}, the best multi-layer method scores {middle} {where}{above}."
 
 
-def _apart(upper: Row, lower: Row) -> bool:
+def _apart(upper: TableRow, lower: TableRow) -> bool:
     low, high = upper.number("low"), lower.number("high")
     return low is not None and high is not None and low > high
 

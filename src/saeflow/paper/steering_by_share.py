@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Estimate, Frame, Row
-from saeflow.paper.kinds import Drawing, line, panels, reach
+from saeflow.paper.frame import Frame, Interval, TableRow
+from saeflow.paper.kinds import Drawing, line, reach
 from saeflow.paper.steering import (
     MULTI,
     best,
@@ -25,7 +23,7 @@ from saeflow.paper.steering import (
     told,
     verb,
 )
-from saeflow.paper.style import DASHES, MUTED, Medium, Sign, nothing, numbers_axis, tidy
+from saeflow.paper.style import DASHES, Medium, Sign, nothing, panels, title, value_axis
 from saeflow.paper.words import percent
 
 
@@ -34,54 +32,35 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
     Methods at one limit may change hidden states as much. Limits stand at equal steps.
     """
-    themes, shown = frame.distinct("theme"), methods(frame)
+    shown = methods(frame)
     limits = sorted({share for row in frame.records if (share := row.number("share_limit")) is not None})
     if not limits:
         return nothing(medium, caption, "no setting keeps within a limit")
+    themes = by_theme(frame)
     signs = [*method_signs(shown), Sign("unsteered", shape=DASHES), Sign(samples_told(frame), shape="")]
     across = medium.across(len(themes), 15, beside=3)
-    canvas, places = panels(
-        medium, caption, len(themes), across=across, tall=10.0, drop=4.8, left=3.0, right=0.8, signs=signs
-    )
-    span = reach([row.estimate("score") for row in frame.records] + [Estimate(default_of(frame) or 0.0)])
-    for theme, box in zip(themes, places, strict=True):
-        axes = canvas.axes(box.left, box.top, box.width, box.height)
-        _share_lines(axes, frame.where(theme=theme), shown, limits, medium.text)
-        numbers_axis(axes, "y", *span)
-        step = -(-len(limits) // max(1, int(box.width / 2.1)))
-        names = [f"{100 * share:g}" for share in limits]
-        axes.set_xticks(range(0, len(limits), step), names[::step])
+    drawn, places = panels(medium, caption, len(themes), 10.0, across=across, signs=signs)
+    span = reach([*(row.estimate("score") for row in frame.records), Interval(default_of(frame) or 0.0)])
+    for number, ((theme, rows), axes) in enumerate(zip(themes.items(), places, strict=True)):
+        dashed(axes, default_of(rows))
+        for method in shown:
+            known = {share: row for row in rows.where(method=method).records if (share := row.number("share_limit"))}
+            kept = [(i, known[share]) for i, share in enumerate(limits) if share in known]
+            found = [row.estimate("score") for _, row in kept]
+            tips = [
+                f"at most {100 * (row.number('share_limit') or 0.0):g}\u00a0% changed: {told(row, e)}" if e else ""
+                for (_, row), e in zip(kept, found, strict=True)
+            ]
+            kind = look(method)
+            line(axes, [i for i, _ in kept], found, tips, tone=kind.tone, hollow=kind.hollow, shape=kind.shape)
+        value_axis(axes, "y", *span)
+        step = -(-len(limits) // max(1, int(medium.ems / across / 2.5)))
+        axes.set_xticks(range(0, len(limits), step), [f"{100 * share:g}" for share in limits][::step])
         axes.set_xlim(-0.3, len(limits) - 0.7)
-        tidy(axes, values="y", em=medium.text)
-        canvas.title(box.left, box.top - 0.8, box.width, theme)
-        if box.left == places[0].left:
-            words = "↑ score · at most this much changed, % of the hidden norm"
-            canvas.write(box.left, box.top + box.height + 2.3, words, size=0.74, colour=MUTED)
-    return canvas.figure
-
-
-def _share_lines(axes: Axes, frame: Frame, shown: Sequence[str], limits: Sequence[float], em: float) -> None:
-    dashed(axes, default_of(frame), em)
-    for method in shown:
-        rows = {share: row for row in frame.where(method=method).records if (share := row.number("share_limit"))}
-        kept = [(i, rows[share]) for i, share in enumerate(limits) if share in rows]
-        found = [row.estimate("score") for _, row in kept]
-        tips = [
-            f"at most {100 * (row.number('share_limit') or 0.0):g}\u00a0% changed: {told(row, e)}" if e else ""
-            for (_, row), e in zip(kept, found, strict=True)
-        ]
-        kind = look(method)
-        line(
-            axes,
-            [i for i, _ in kept],
-            found,
-            kind.name,
-            tone=kind.tone,
-            em=em,
-            hollow=kind.hollow,
-            tips=tips,
-            shape=kind.shape,
-        )
+        title(axes, theme, room=medium.ems / across - 3.0)
+        if number % across == 0:
+            axes.set_xlabel("↑ score · at most this much changed, % of the hidden norm")
+    return drawn
 
 
 def sentence(frame: Frame) -> str:
@@ -101,7 +80,7 @@ def sentence(frame: Frame) -> str:
     return " ".join(told)
 
 
-def _rivals(frame: Frame, share: float) -> tuple[Row, Row] | None:
+def _rivals(frame: Frame, share: float) -> tuple[TableRow, TableRow] | None:
     """The best multi-layer method and the single layer within a limit; None where one of them has no setting."""
     rows = [row for row in frame.records if row.number("share_limit") == share]
     many = best(row for row in rows if row.words("method") in MULTI)

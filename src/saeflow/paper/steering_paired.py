@@ -6,56 +6,46 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Estimate, Frame, Row, in_order
-from saeflow.paper.kinds import Drawing, chance
+from saeflow.paper.frame import Frame, Interval, TableRow, in_order
+from saeflow.paper.kinds import DotRow, Drawing, Mark, chance
 from saeflow.paper.steering import (
     LOOKS,
     MULTI,
-    Dot,
-    Sheet,
-    SheetLine,
-    SheetPanel,
-    Slot,
+    MethodKey,
     by_direction,
-    draw_sheet,
+    by_theme,
     look,
     method_signs,
     methods,
-    samples_told,
+    theme_panels,
     verb,
 )
 from saeflow.paper.style import Medium, Sign
 from saeflow.paper.words import count, decimal, listed
 
-_CLOSE = 0.95  # rows of one block, told apart by colour and shape
+_CLOSE = 0.6  # rows of one block, told apart by colour and shape
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Differences of two methods over the same seeds against zero, a block for what is compared against."""
-    firsts = methods(frame, "method_a")
-    slots: list[Slot] = []
-    for other in in_order(frame.distinct("method_b"), tuple(LOOKS)):
-        n = len(methods(frame.where(method_b=other), "method_a"))
-        slots.append(Slot((other, ""), f"less {look(other).name}", _CLOSE * max(n, 1) + 0.7))
-    panels: list[SheetPanel] = []
-    for theme in frame.distinct("theme"):
-        rows = frame.where(theme=theme)
-        lines = {(other, ""): _differences(frame, rows, other) for other in frame.distinct("method_b")}
-        panels.append(SheetPanel(theme, lines, samples_told(rows)))
+    keys = [(other, "") for other in in_order(frame.distinct("method_b"), tuple(LOOKS))]
+    shown: dict[str, dict[MethodKey, DotRow]] = {}
+    for theme, rows in by_theme(frame).items():
+        lines = shown[theme] = {}
+        for key in keys:
+            # in an order that is that of all themes, told apart by colour and shape
+            order = methods(frame.where(method_b=key[0]), "method_a")
+            marks: list[Mark] = []
+            for row in rows.where(method_b=key[0]).records:
+                found, method = row.estimate("difference"), row.words("method_a")
+                if found is not None and method in order:
+                    kind, down = look(method), _CLOSE * (order.index(method) - (len(order) - 1) / 2)
+                    text = f"{theme}, {_difference(row, found)}"
+                    marks.append(Mark(found, text, kind.tone, kind.shape, kind.hollow, down))
+            lines[key] = DotRow(f"less {look(key[0]).name}", marks, height=_CLOSE * max(len(order), 1) + 0.4)
     words = "right of zero: scores higher on the same seeds"
-    signs = [*method_signs(firsts), Sign(words, shape="")]
-    return draw_sheet(Sheet(slots, panels, signs, "difference in score", 0.4), medium, caption)
-
-
-def _differences(frame: Frame, rows: Frame, other: str) -> SheetLine:
-    """The differences of a theme from one method, below one another in an order that is that of all themes."""
-    order = methods(frame.where(method_b=other), "method_a")
-    dots = tuple(
-        Dot(e, look(a), _difference(row, e), _CLOSE * (order.index(a) - (len(order) - 1) / 2))
-        for row in rows.where(method_b=other).records
-        if (e := row.estimate("difference")) is not None and (a := row.words("method_a")) in order
-    )
-    return SheetLine(dots)
+    signs = [*method_signs(methods(frame, "method_a")), Sign(words, shape="")]
+    return theme_panels(frame, shown, keys, medium, caption, "difference in score", signs)
 
 
 def signed(value: float | None, digits: int = 2) -> str:
@@ -64,7 +54,7 @@ def signed(value: float | None, digits: int = 2) -> str:
     return f"+{text}" if value is not None and value > 0 and text.strip("0.") else text
 
 
-def _difference(row: Row, found: Estimate) -> str:
+def _difference(row: TableRow, found: Interval) -> str:
     a, b = (look(row.words(name)).name for name in ("method_a", "method_b"))
     ends = "" if found.low is None or found.high is None else f" ({signed(found.low)} to {signed(found.high)})"
     p, q = row.number("p"), row.number("q")

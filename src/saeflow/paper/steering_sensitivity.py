@@ -7,28 +7,23 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Estimate, Frame, Row
-from saeflow.paper.kinds import Drawing
+from saeflow.paper.frame import Frame
+from saeflow.paper.kinds import DotRow, Drawing, Mark
 from saeflow.paper.steering import (
     SUPPRESS,
-    Dot,
-    Sheet,
-    SheetLine,
-    SheetPanel,
-    Slot,
+    MethodKey,
     by_direction,
     by_theme,
     default_of,
-    draw_sheet,
     key_name,
     look,
     methods,
     row_key,
     row_keys,
-    samples_told,
+    theme_panels,
     verb,
 )
-from saeflow.paper.style import Medium, Sign
+from saeflow.paper.style import DASHES, Medium, Sign
 from saeflow.paper.words import count, decimal, decimal_interval, listed
 
 
@@ -38,40 +33,30 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     The thin line is no interval: it ends at the scores of the worst and of the best coefficient. The interval of
     the mean is the thick one.
     """
-    panels: list[SheetPanel] = []
-    for theme in frame.distinct("theme"):
-        rows = frame.where(theme=theme)
-        lines = {
-            row_key(row): SheetLine((Dot(e, look(row.words("method")), _grid(row, e), ends=_ends(row)),), _spread(row))
-            for row in rows.records
-            if (e := row.estimate("mean_score")) is not None
-        }
-        panels.append(SheetPanel(theme, lines, samples_told(rows), default_of(rows)))
+    shown: dict[str, dict[MethodKey, DotRow]] = {}
+    for theme, rows in by_theme(frame).items():
+        lines = shown[theme] = {}
+        for row in rows.records:
+            found = row.estimate("mean_score")
+            if found is None:
+                continue
+            worst, top, values = (row.number(name) for name in ("worst_score", "best_score", "values"))
+            of = "" if values is None else f" of {count(values)} values"
+            apart = row.estimate("spread", "spread_low", "spread_high")
+            more = f", apart by {decimal_interval(apart)}" if apart else ""
+            kind = look(row.words("method"))
+            text = (
+                f"{theme}, {kind.name}: mean {decimal_interval(found)}{of}, worst {decimal(worst)}, best {decimal(top)}"
+            )
+            ends = None if worst is None or top is None else (worst, top)
+            mark = Mark(found, text + more, kind.tone, kind.shape, kind.hollow, ends=ends)
+            lines[row_key(row)] = DotRow(key_name(row_key(row)), (mark,), (decimal(row.number("spread")),))
     signs = [Sign("mean over the grid, with its interval"), Sign("thin: worst to best value", shape="")]
-    if any(panel.default is not None for panel in panels):
-        signs.append(Sign("unsteered", shape="--"))
+    if default_of(frame) is not None:
+        signs.append(Sign("unsteered", shape=DASHES))
     signs.append(Sign("number: best less worst", shape=""))
-    slots = [Slot(key, key_name(key)) for key in row_keys(frame)]
-    return draw_sheet(Sheet(slots, panels, signs, "score"), medium, caption)
-
-
-def _ends(row: Row) -> tuple[float, float] | None:
-    worst, best = row.number("worst_score"), row.number("best_score")
-    return None if worst is None or best is None else (worst, best)
-
-
-def _spread(row: Row) -> str:
-    return decimal(row.number("spread"))
-
-
-def _grid(row: Row, found: Estimate) -> str:
-    """`single: mean 0.31 (0.28–0.34) of 6 values, worst 0.08, best 0.55, apart by 0.47 (0.41–0.53)`."""
-    values = row.number("values")
-    of = "" if values is None else f" of {count(values)} values"
-    apart = row.estimate("spread", "spread_low", "spread_high")
-    more = f", apart by {decimal_interval(apart)}" if apart else ""
-    ends = f"worst {decimal(row.number('worst_score'))}, best {decimal(row.number('best_score'))}"
-    return f"{look(row.words('method')).name}: mean {decimal_interval(found)}{of}, {ends}{more}"
+    keys = [key for key in row_keys(frame) if any(key in lines for lines in shown.values())]
+    return theme_panels(frame, shown, keys, medium, caption, "score", signs)
 
 
 def sentence(frame: Frame) -> str:

@@ -1,4 +1,4 @@
-"""The house style: one colour a group, quiet axes, text as text, and a canvas measured in ems.
+"""The house style: one colour per group, quiet axes, text as text, and panels with a key.
 
 **Colours.** RES is blue, MLP vermilion, ATT green; a combination has the colour its parts make as
 light (blue and red purple, blue and green cyan, red and green yellow), all three together are ink and
@@ -7,8 +7,9 @@ without red, green or blue ones (Machado et al. 2009), and 0.04 apart in lightne
 differ in grey; the tests compute it. Figures are drawn in the light colours. `saving` gives every
 element a class of its colour, through which a stylesheet turns it dark.
 
-**Sizes.** A `Medium` is a width and a text size. Painters place everything in ems of that text, so the
-same painter serves a page, a phone, one column of a paper and both; the origin is the upper left.
+**Sizes.** A `Medium` is a width and a text size. Sizes are ems of that text, so the same figure serves a page, a phone,
+one column of a paper and both. `panels` makes a figure: key, panels and caption; matplotlib's constrained layout places
+what is in between.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import textwrap
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.offsetbox import AnchoredOffsetbox, DrawingArea, HPacker, OffsetBox, TextArea, VPacker
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from saeflow.paper.frame import GROUPS
 
@@ -80,15 +84,27 @@ _RC: Final[dict[str, Any]] = {
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.facecolor": "none",
-    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
     "axes.unicode_minus": True,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.spines.bottom": False,
+    "xaxis.labellocation": "left",
     "xtick.color": MUTED,
     "ytick.color": MUTED,
+    "grid.color": RULE,
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
     "lines.solid_capstyle": "butt",
     "path.simplify": False,
 }
+DASHES: Final = (0, (4, 3))
+"""Of a line that is compared with."""
+DOTS: Final = (0, (1.2, 1.6))
+"""Of a control."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +145,25 @@ MEDIA: Final = {medium.name: medium for medium in (PAGE, PHONE, COLUMN, SPREAD)}
 
 
 @contextmanager
-def house() -> Generator[None]:
-    """Draw and save in the house style; the caller's own settings come back after."""
+def house(em: float = PAGE.text) -> Generator[None]:
+    """Draw and save in the house style with text of this size; the caller's own settings come back after."""
+    sizes = {
+        "font.size": em,
+        "axes.titlesize": 0.9 * em,
+        "axes.titlepad": 0.6 * em,
+        "axes.labelsize": 0.74 * em,
+        "axes.labelpad": 0.2 * em,
+        "grid.linewidth": 0.055 * em,
+    }
     with mpl.rc_context():
         mpl.rcdefaults()
-        cast("dict[str, Any]", mpl.rcParams).update(_RC)
+        cast("dict[str, Any]", mpl.rcParams).update({**_RC, **sizes})
         yield
+
+
+def ems(n: float) -> float:
+    """`n` ems of the figure's text, in points."""
+    return n * float(mpl.rcParams["font.size"])
 
 
 def colour(group: str) -> str:
@@ -142,151 +171,23 @@ def colour(group: str) -> str:
     return FAINT if group == GONE else COLOURS.get(group, INK)
 
 
-def edge(group: str) -> str:
-    """The line around a part of a stack: paper, to part it from its neighbours."""
-    return MUTED if group == GONE else PAPER
-
-
 def on(group: str) -> str:
     """The colour in which a number on this group's colour is written."""
     return _ON.get(group, INK)
 
 
-class Canvas:
-    """A figure on which everything is placed in ems from the upper left corner."""
-
-    def __init__(self, medium: Medium, height: float) -> None:
-        """`height` in ems."""
-        self.medium, self.height = medium, height
-        em = medium.text
-        # One unit is one point here and one pixel on a page: 72 to the inch.
-        self.figure = Figure(figsize=(medium.width / 72, height * em / 72), dpi=72)
-
-    @property
-    def width(self) -> float:
-        """In ems."""
-        return self.medium.ems
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """A panel without spines or ticks."""
-        low = 1 - (top + height) / self.height
-        axes = self.figure.add_axes((left / self.width, low, width / self.width, height / self.height))
-        axes.tick_params(length=0, labelsize=0.82 * self.medium.text, pad=0.28 * self.medium.text)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        return axes
-
-    def write(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        *,
-        size: float = 0.86,
-        colour: str = INK,
-        align: str = "left",
-        weight: str = "normal",
-        name: str = "",
-    ) -> None:
-        """One line of text with its baseline at `y`."""
-        self.figure.text(
-            x / self.width,
-            1 - y / self.height,
-            text,
-            fontsize=size * self.medium.text,
-            color=colour,
-            ha=align,
-            va="baseline",
-            fontweight=weight,
-            gid=name or None,
-        )
-
-    def swatch(self, x: float, y: float, face: str | tuple[str, float], *, line: str = PAPER) -> None:
-        """A small square that stands on the baseline `y`."""
-        w, h = 0.7 / self.width, 0.7 / self.height
-        box = Rectangle((x / self.width, 1 - y / self.height), w, h, fc=face, ec=line, lw=0.0 if line == PAPER else 0.6)
-        box.set_transform(self.figure.transFigure)
-        self.figure.add_artist(box)
-
-    def bar(self, x: float, y: float, width: float, height: float, face: str) -> None:
-        """A small bar without a line around it, its middle at the height `y`, for a key."""
-        box = Rectangle(
-            (x / self.width, 1 - (y + height / 2) / self.height),
-            width / self.width,
-            height / self.height,
-            fc=face,
-            lw=0,
-        )
-        box.set_transform(self.figure.transFigure)
-        self.figure.add_artist(box)
-
-    def link(self, x: tuple[float, float], y: tuple[float, float], colour: str) -> None:
-        """A thin line between two points, given as shares of the figure from its lower left."""
-        line = Line2D(x, y, color=colour, lw=0.12 * self.medium.text, transform=self.figure.transFigure)
-        self.figure.add_artist(line)
-
-    def marker(self, x: float, y: float, shape: str, *, hollow: bool = False, colour: str = INK) -> None:
-        """A mark as it stands in a panel, for a key."""
-        em = self.medium.text
-        mark = Line2D(
-            [x / self.width],
-            [1 - y / self.height],
-            marker=shape,
-            ms=0.5 * em,
-            mew=0.09 * em,
-            mfc=PAPER if hollow else colour,
-            mec=colour,
-            ls="none",
-            transform=self.figure.transFigure,
-        )
-        self.figure.add_artist(mark)
-
-    def key(self, signs: Sequence[Sign]) -> None:
-        """The key at the head of a figure, in the lines that `key_height` counts."""
-        for sign, x, y in _sign_places(self.width - 0.4, signs):
-            if sign.shape == DASHES:
-                for step in (0.0, 0.65, 1.3):
-                    self.bar(0.2 + x + step, y - 0.3, 0.4, 0.1, INK)
-            elif sign.shape == BAR:
-                self.bar(0.2 + x, y - 0.2, 1.6, 0.28, MUTED)
-            elif sign.shape == SQUARE:
-                line = PAPER if isinstance(sign.tone, str) and sign.tone != FAINT else MUTED
-                self.swatch(0.2 + x, y, sign.tone, line=line)
-            elif sign.shape and isinstance(sign.tone, str):
-                self.marker(0.6 + x, y - 0.3, sign.shape, hollow=sign.hollow, colour=sign.tone)
-            self.write(0.2 + x + _lead(sign), y, sign.text, size=0.82, colour=INK if sign.shape else MUTED)
-
-    def title(self, left: float, baseline: float, width: float, text: str, more: str = "") -> None:
-        """A panel's name at its left and something muted at its right; the name is cut where both do not fit."""
-        room = width - (advance(more, 0.8) + 0.6 if more else 0.0)
-        cut = text
-        while len(cut) > 4 and advance(cut, 1.0) > room:
-            cut = cut.removesuffix("…")[:-1] + "…"
-        self.write(left, baseline, cut, size=0.9, weight="bold")
-        if more:
-            self.write(left + width, baseline, more, size=0.8, colour=MUTED, align="right")
-
-    def caption(self, text: str) -> None:
-        """The small line, or lines, at the foot."""
-        lines = caption_lines(self.medium, text)
-        for i, line in enumerate(lines):
-            y = self.height - 0.35 - 1.2 * (len(lines) - 1 - i)
-            self.write(0.2, y, line, size=0.74, colour=MUTED, name=f"{CAPTION}-{i}")
-
-
-DASHES: Final = "--"
-BAR: Final = "bar"
-SQUARE: Final = "square"
-
-
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """An entry of a key: a mark, a square, a bar, dashes, or nothing but muted words where `shape` is empty."""
+    """An entry of a key: a mark, a square, a line, or nothing but muted words where `shape` is empty."""
 
     text: str
     tone: str | tuple[str, float] = INK
-    shape: str = "o"
+    shape: str | tuple[float, tuple[float, ...]] = "o"
     hollow: bool = False
+
+
+SQUARE: Final = "square"
+LINE: Final = "-"
 
 
 def group_signs(groups: Sequence[str]) -> list[Sign]:
@@ -294,36 +195,100 @@ def group_signs(groups: Sequence[str]) -> list[Sign]:
     return [Sign(group, colour(group), SQUARE) for group in groups]
 
 
-def _sign_places(width: float, signs: Sequence[Sign]) -> list[tuple[Sign, float, float]]:
-    """Every entry with where it stands, in lines of this width."""
-    places: list[tuple[Sign, float, float]] = []
-    x, y = 0.0, 1.3
+def panels(
+    medium: Medium,
+    caption: str,
+    mosaic: int | Sequence[Sequence[str]],
+    tall: float | Sequence[float],
+    *,
+    across: int = 1,
+    signs: Sequence[Sign] = (),
+    over: float = 4.4,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a key, a caption and panels, laid out by matplotlib's constrained layout.
+
+    Args:
+        medium: where it will stand.
+        caption: at the foot.
+        mosaic: how many equal panels there are, in rows of `across`; or names of panels row by row, one name over
+            several columns for a wide panel and "." for none.
+        tall: the height of a panel in ems, or that of each row.
+        across: how many stand in a row.
+        signs: the entries of the key.
+        over: ems of a row that its titles and ticks take besides.
+
+    Returns:
+        The figure, and its panels in the order of their names.
+    """
+    if isinstance(mosaic, int):
+        names = [*(f"{i:03d}" for i in range(mosaic)), *["."] * (-mosaic % across)]
+        mosaic = [names[i : i + across] for i in range(0, len(names), across)]
+    heights = [tall] * len(mosaic) if isinstance(tall, int | float) else list(tall)
+    heights = [height + over for height in heights]
+    key, foot = _key_rows(medium, signs), textwrap.wrap(caption, int(medium.ems / (0.74 * 0.56)))
+    head, below = 1.45 * len(key) + (0.5 if key else 0.1), 1.2 * len(foot) + 0.8
+    height, em = head + sum(heights) + below, medium.text
+    # One unit is one point here and one pixel on a page: 72 to the inch.
+    figure = Figure(figsize=(medium.width / 72, height * em / 72), dpi=72, layout="constrained")
+    rect = (0.0, below / height, 1.0, 1 - (head + below) / height)
+    pads = {"w_pad": 0.5 * em / 72, "h_pad": 0.55 * em / 72, "wspace": 0.0, "hspace": 0.0}
+    cast("ConstrainedLayoutEngine", figure.get_layout_engine()).set(rect=rect, **pads)
+    axes = figure.subplot_mosaic([list(row) for row in mosaic], height_ratios=heights)
+    for one in axes.values():
+        one.tick_params(length=0, labelsize=0.82 * em, pad=0.28 * em)
+    if key:
+        rows = [HPacker(pad=0, sep=1.4 * em, align="center", children=[_entry(s, em) for s in row]) for row in key]
+        packed = VPacker(pad=0, sep=0.45 * em, children=rows)
+        at = {"bbox_to_anchor": (0.2 / medium.ems, 1 - 0.3 / height), "bbox_transform": figure.transFigure}
+        figure.add_artist(AnchoredOffsetbox("upper left", child=packed, pad=0, borderpad=0, frameon=False, **at))
+    for i, line in enumerate(foot):
+        y = (0.4 + 1.2 * (len(foot) - 1 - i)) / height
+        figure.text(0.2 / medium.ems, y, line, fontsize=0.74 * em, color=MUTED, gid=f"{CAPTION}-{i}")
+    return figure, [axes[name] for name in sorted(axes)]
+
+
+def _key_rows(medium: Medium, signs: Sequence[Sign]) -> list[list[Sign]]:
+    """The entries of a key in rows that fit."""
+    rows: list[list[Sign]] = []
+    room = 0.0
     for sign in signs:
-        wide = _lead(sign) + advance(sign.text, 0.82)
-        if x and x + wide > width:
-            x, y = 0.0, y + 1.45
-        places.append((sign, x, y))
-        x += wide + 1.5
-    return places
+        wide = advance(sign.text, 0.82) + (0.0 if not sign.shape else 1.2 if isinstance(sign.shape, str) else 2.2) + 1.4
+        if not rows or wide > room:
+            rows.append([])
+            room = medium.ems + 1.0
+        rows[-1].append(sign)
+        room -= wide
+    return rows
 
 
-def _lead(sign: Sign) -> float:
-    return {"": 0.0, DASHES: 2.2, BAR: 2.0}.get(sign.shape, 1.2)
+def _entry(sign: Sign, em: float) -> OffsetBox:
+    """A sign with its words."""
+    words = {"size": 0.82 * em, "color": INK if sign.shape else MUTED}
+    text = TextArea(sign.text, textprops=words)
+    if not sign.shape:
+        return text
+    line = not isinstance(sign.shape, str) or sign.shape == LINE
+    area = DrawingArea((1.6 if line else 0.7) * em, 0.7 * em)
+    if sign.shape == SQUARE:
+        edge = MUTED if sign.tone == FAINT or not isinstance(sign.tone, str) else "none"
+        area.add_artist(Rectangle((0, 0), 0.7 * em, 0.7 * em, fc=sign.tone, ec=edge, lw=0.6))
+    elif line:
+        wide = (0.28 if sign.shape == LINE else 0.1) * em
+        area.add_artist(Line2D((0, 1.6 * em), (0.35 * em,) * 2, color=sign.tone, ls=sign.shape, lw=wide))
+    else:
+        how = {"ms": 0.5 * em, "mew": 0.09 * em, "mfc": PAPER if sign.hollow else sign.tone, "mec": sign.tone}
+        area.add_artist(Line2D([0.35 * em], [0.35 * em], marker=sign.shape, ls="none", **how))
+    return HPacker(pad=0, sep=0.4 * em, align="center", children=[area, text])
 
 
-def key_height(medium: Medium, signs: Sequence[Sign]) -> float:
-    """The height of a key over the whole width with room below it, in ems."""
-    return _sign_places(medium.ems - 0.4, signs)[-1][2] + 1.5 if signs else 0.0
-
-
-def caption_lines(medium: Medium, text: str) -> list[str]:
-    """A caption broken to the width of a medium."""
-    return textwrap.wrap(text, int(medium.ems / (0.74 * 0.56)))
-
-
-def foot(medium: Medium, text: str) -> float:
-    """The height that a caption takes, in ems."""
-    return 0.7 + 1.2 * len(caption_lines(medium, text))
+def title(axes: Axes, text: str, more: str = "", *, room: float = 1000.0) -> None:
+    """A panel's name at its left and something muted at its right; the name is cut where both do not fit `room` ems."""
+    room -= advance(more, 0.8) + 0.6 if more else 0.0
+    cut = text
+    while len(cut) > 4 and advance(cut, 1.0) > room:
+        cut = cut.removesuffix("…")[:-1] + "…"
+    axes.set_title(cut)
+    axes.set_title(more, loc="right", fontsize=ems(0.8), color=MUTED, fontweight="normal")
 
 
 def advance(text: str, size: float = 1.0) -> float:
@@ -332,78 +297,42 @@ def advance(text: str, size: float = 1.0) -> float:
     return size * wide
 
 
-def tidy(axes: Axes, *, values: str, em: float) -> None:
-    """Thin lines across the axis of values and nothing else; `values` is "x" or "y"."""
-    axes.grid(axis="x" if values == "x" else "y", color=RULE, lw=0.055 * em, zorder=0)
-    axes.set_axisbelow(True)
-
-
-def nice_ticks(low: float, high: float, most: float = 5.5) -> tuple[list[float], int]:
-    """At most about so many steps of 1, 2 or 5 times a power of ten from `low` to `high`, and the digits they need."""
-    reach = max(high - low, 1e-12)
-    power = 10.0 ** math.floor(math.log10(reach / most))
-    step = next(power * m for m in (1, 2, 5, 10) if reach / (power * m) <= most)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)], max(0, -math.floor(math.log10(step) + 1e-9))
-
-
-def shares_axis(axes: Axes, which: str, low: float, high: float, *, unit: str = "%", most: float = 5.5) -> None:
-    """Ticks in percent, or another hundredth such as "pp", at a step that suits the reach."""
-    ticks, digits = nice_ticks(low, high, most)
-    digits = max(0, digits - 2)
-    names = [f"{100 * tick + 0.0:.{digits}f}".replace("-", "\u2212") for tick in ticks]
-    if names:
-        names[-1] += f"\u00a0{unit}"
-    (axes.set_xticks if which == "x" else axes.set_yticks)(ticks, names)
-    (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
-
-
-def numbers_axis(axes: Axes, which: str, low: float, high: float, *, most: float = 5.5) -> None:
-    """Ticks in plain numbers."""
-    ticks, digits = nice_ticks(low, high, most)
+def value_axis(axes: Axes, which: Literal["x", "y"], low: float, high: float, *, unit: str = "", most: int = 6) -> None:
+    """At most `most` ticks at round steps, with lines across. With a unit, "%" or "pp", they are hundredths."""
+    scale = 100 if unit else 1
+    found = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(scale * low, scale * high)
+    air = 1e-6 * (high - low) * scale
+    ticks = [tick for tick in found.tolist() if scale * low - air <= tick <= scale * high + air]
+    step = max(float(found[1] - found[0]), 1e-12)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
     names = [f"{tick + 0.0:.{digits}f}".replace("-", "\u2212") for tick in ticks]
-    (axes.set_xticks if which == "x" else axes.set_yticks)(ticks, names)
+    if names and unit:
+        names[-1] += f"\u00a0{unit}"
+    (axes.set_xticks if which == "x" else axes.set_yticks)([tick / scale for tick in ticks], names)
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
+    axes.grid(axis=which)
 
 
-def layer_axis(axes: Axes, layers: Sequence[int], room: float) -> None:
-    """As many numbered layers under a panel as fit into `room` ems."""
-    step = next(s for s in (1, 2, 4, 5, 8, 10, 16, 25, 50, 100, 1000) if len(layers) / s * 1.7 <= room or s == 1000)
-    shown = [layer for layer in layers if (layer - layers[0]) % step == 0] if len(layers) > 1 else list(layers)
-    axes.set_xticks(shown, [str(layer) for layer in shown])
+def apart(values: Sequence[float], room: float, *, first: Sequence[float] = ()) -> list[float]:
+    """Those of ascending `values` at least a share of their reach apart, `first` and the ends before others."""
+    least = room * max(values[-1] - values[0], 1e-9)
+    kept: list[float] = []
+    for value in sorted(values, key=lambda v: (v not in first, v not in (values[0], values[-1]), v)):
+        if all(abs(value - other) >= least for other in kept):
+            kept.append(value)
+    return sorted(kept)
 
 
-def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """`heights` moved apart to at least `gap` within [low, high], each as little as it takes, in their order."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    if len(order) > 1:
-        gap = min(gap, (high - low) / (len(order) - 1))
-    # Neighbours that would overlap form a cluster, which stands around the mean of its members.
-    clusters: list[list[float]] = []  # each: the sum of members less their offsets, the number of members
-    for i in order:
-        clusters.append([heights[i], 1.0])
-        while len(clusters) > 1 and _start(clusters[-2], gap, low, high) + clusters[-2][1] * gap > _start(
-            clusters[-1], gap, low, high
-        ):
-            total, n = clusters.pop()
-            clusters[-1][0] += total - n * clusters[-1][1] * gap
-            clusters[-1][1] += n
-    placed = [_start(c, gap, low, high) + k * gap for c in clusters for k in range(round(c[1]))]
-    found = [0.0] * len(heights)
-    for at, i in enumerate(order):
-        found[i] = placed[at]
-    return found
-
-
-def _start(cluster: list[float], gap: float, low: float, high: float) -> float:
-    """Where the lowest member of a cluster stands: around the mean, within the limits."""
-    total, n = cluster
-    return max(low, min(total / n, high - (n - 1) * gap))
+def layer_axis(axes: Axes, layers: Sequence[int], label: str = "layer", *, air: float = 0.4) -> None:
+    """As many numbered layers under a panel as fit."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 4, 5, 8, 10], min_n_ticks=1))
+    axes.set_xlim(layers[0] - air, layers[-1] + air)
+    axes.set_xlabel(label)
 
 
 def nothing(medium: Medium, caption: str, said: str = "no rows") -> Figure:
     """The figure of a table without rows."""
-    canvas = Canvas(medium, 4.0 + foot(medium, caption))
-    canvas.write(canvas.width / 2, 2.6, said, colour=MUTED, align="center")
-    canvas.caption(caption)
-    return canvas.figure
+    figure, (axes,) = panels(medium, caption, 1, 3.0, over=0.0)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, said, color=MUTED, ha="center", transform=axes.transAxes)
+    return figure

@@ -6,7 +6,7 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Estimate, Frame, in_order
+from saeflow.paper.frame import Frame, Interval, in_order
 from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Line, forest
 from saeflow.paper.style import ACCENT, Medium
 from saeflow.paper.trials import MAIN, both, control_beside, is_control
@@ -39,7 +39,7 @@ def sentence(frame: Frame) -> str:
         f"{name} {'' if i else 'deactivates '}{percent_interval(rows[name])}{beside[name]}"
         for i, name in enumerate(named)
     ]
-    first: Estimate = rows[order[0]]
+    first: Interval = rows[order[0]]
     of = "" if first.n is None else f"On {count(first.n)} shared targets "
     control = (
         f"; the active control {percent_interval(rows['active control'])}"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.flow.scores import T_MODULE, T_RES
 from saeflow.paper.agreement import parts_of, tone_of
-from saeflow.paper.frame import Estimate, Frame
-from saeflow.paper.kinds import Box, Drawing, line, panels, reach
-from saeflow.paper.style import DASHES, MUTED, Canvas, Medium, Sign, layer_axis, shares_axis, tidy
+from saeflow.paper.frame import Frame, Interval, TableRow
+from saeflow.paper.kinds import Drawing, line
+from saeflow.paper.style import DASHES, MUTED, Medium, Sign, ems, layer_axis, panels, title, value_axis
 from saeflow.paper.words import count, decimal, listed, percent
 
 FIXED = {"res": T_RES, "mlp": T_MODULE, "att": T_MODULE}
@@ -26,91 +27,67 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """
     parts, layers = parts_of(frame), frame.layers()
     across = len(parts) if medium.wide else 1
-    tall, low = 10.5, 5.5
-    block = tall + low + 7.1
-    band = "band: median to 99 % of the null"
-    signs = [Sign("calibrated"), Sign("fixed at 0.5 and 0.15", shape=DASHES), Sign(band, shape="")]
-    canvas, places = panels(
-        medium,
-        caption,
-        len(parts),
-        across=across,
-        tall=block - 2.0,
-        drop=3.4,
-        below=0.0,
-        gap=3.8,
-        left=3.4,
-        right=1.4,
-        signs=signs,
-    )
-    _, top = reach(
-        [Estimate(v) for r in frame.records for n in ("threshold", "null_q99") if (v := r.number(n)) is not None]
-    )
-    for part, box in zip(parts, places, strict=True):
-        canvas.write(box.left, box.top - 0.7, part, size=0.9, weight="bold")
-        first = box.left == places[0].left
-        panel = Box(box.left, box.top, box.width, tall)
-        _threshold_panel(
-            canvas, panel, frame.where(part=part), part, layers, max(top, FIXED.get(part.lower(), 0) * 1.15)
-        )
-        _kept_panel(canvas, Box(box.left, box.top + tall + 2.9, box.width, low), frame, part, layers)
-        if first:
-            canvas.write(box.left, box.top + tall + low + 5.2, "layer", size=0.74, colour=MUTED)
-    return canvas.figure
-
-
-def _threshold_panel(canvas: Canvas, box: Box, frame: Frame, part: str, layers: Sequence[int], top: float) -> None:
-    axes = canvas.axes(box.left, box.top, box.width, box.height)
-    em, tone = canvas.medium.text, tone_of(part)
-    found = frame.lookup("layer")
-    rows = [found.get((str(layer),)) for layer in layers]
-    band = [
-        (n, q50, q99)
-        for n, row in zip(layers, rows, strict=True)
-        if row and (q50 := row.number("null_q50")) is not None and (q99 := row.number("null_q99")) is not None
+    signs = [
+        Sign("calibrated"),
+        Sign("fixed at 0.5 and 0.15", shape=DASHES),
+        Sign("band: median to 99 % of the null", shape=""),
     ]
-    if band:
-        at, low, high = ([float(v) for v in column] for column in zip(*band, strict=True))
-        if len(band) == 1:
-            at, low, high = [at[0] - 0.2, at[0] + 0.2], low * 2, high * 2
-        axes.fill_between(at, low, high, color=MUTED, alpha=0.22, lw=0, zorder=1)
-    series = [Estimate(v) if row and (v := row.number("threshold")) is not None else None for row in rows]
-    tips = [
-        "" if e is None else f"{part}, layer {n}: {decimal(e.value, 3)}" for n, e in zip(layers, series, strict=True)
-    ]
-    line(axes, layers, series, part, tone=tone, em=em, tips=tips)
-    if part.lower() in FIXED:
-        axes.axhline(FIXED[part.lower()], color=tone, lw=0.1 * em, ls=(0, (4, 3)), zorder=2)
-    axes.set_ylim(0, top * 1.05)
-    ticks = [k / 10 for k in range(0, 11, 2 if top > 0.45 else 1) if k / 10 <= top * 1.05]
-    axes.set_yticks(ticks, [decimal(tick, 1) for tick in ticks])
-    layer_axis(axes, layers, box.width)
-    axes.set_xlim(layers[0] - 0.4, layers[-1] + 0.4)
-    tidy(axes, values="y", em=em)
-
-
-def _kept_panel(canvas: Canvas, box: Box, frame: Frame, part: str, layers: Sequence[int]) -> None:
-    axes = canvas.axes(box.left, box.top, box.width, box.height)
-    em = canvas.medium.text
-    values = [v for row in frame.records for n in ("kept", "kept_fixed") if (v := row.number(n)) is not None]
+    # each part has two panels, one over the other
+    mosaic = [[f"{i}{row}" for i in range(at, at + across)] for at in range(0, len(parts), across) for row in "ab"]
+    drawn, places = panels(medium, caption, mosaic, [10.5, 5.5] * (len(mosaic) // 2), signs=signs, over=3.8)
+    known = [v for row in frame.records for name in ("threshold", "null_q99") if (v := row.number(name)) is not None]
+    values = [v for row in frame.records for name in ("kept", "kept_fixed") if (v := row.number(name)) is not None]
     counted = any(value > 1 for value in values)
-    found = frame.where(part=part).lookup("layer")
-    rows = [found.get((str(layer),)) for layer in layers]
-    for column, hollow, told in (("kept_fixed", True, "fixed"), ("kept", False, "calibrated")):
-        series = [Estimate(v) if row and (v := row.number(column)) is not None else None for row in rows]
-        tips = [
-            "" if e is None else f"{part}, layer {n}, {told}: {count(e.value) if counted else percent(e.value, 1)} kept"
-            for n, e in zip(layers, series, strict=True)
+    for i, part in enumerate(parts):
+        upper, lower = places[2 * i : 2 * i + 2]
+        found, tone = frame.where(part=part).lookup("layer"), tone_of(part)
+        rows = [found.get((str(layer),)) for layer in layers]
+        # 1. the calibrated threshold, the null under it and the fixed one
+        band = [
+            (n, q50, q99)
+            for n, row in zip(layers, rows, strict=True)
+            if row and (q50 := row.number("null_q50")) is not None and (q99 := row.number("null_q99")) is not None
         ]
-        line(axes, layers, series, part, tone=tone_of(part), em=em, hollow=hollow, tips=tips)
-    if counted:
-        axes.set_ylim(0, max(values) * 1.05)
-    else:
-        shares_axis(axes, "y", 0, 1)
-    layer_axis(axes, layers, box.width)
-    axes.set_xlim(layers[0] - 0.4, layers[-1] + 0.4)
-    tidy(axes, values="y", em=em)
-    canvas.write(box.left, box.top - 0.4, "kept", size=0.74, colour=MUTED)
+        if band:
+            at, low, high = ([float(v) for v in column] for column in zip(*band, strict=True))
+            if len(band) == 1:
+                at, low, high = [at[0] - 0.2, at[0] + 0.2], low * 2, high * 2
+            upper.fill_between(at, low, high, color=MUTED, alpha=0.22, lw=0, zorder=1)
+        _over_layers(
+            upper, layers, rows, "threshold", lambda e, n, part=part: f"{part}, layer {n}: {decimal(e, 3)}", tone
+        )
+        fixed = FIXED.get(part.lower())
+        if fixed is not None:
+            upper.axhline(fixed, color=tone, lw=ems(0.1), ls=DASHES, zorder=2)
+        value_axis(upper, "y", 0, 1.05 * max(*known, 1.15 * (fixed or 0.0), 0.1))
+        layer_axis(upper, layers, "")
+        upper.set_title(part)
+        # 2. what both keep
+        for column, hollow, which in (("kept_fixed", True, "fixed"), ("kept", False, "calibrated")):
+
+            def kept(e: float, n: int, part: str = part, which: str = which) -> str:
+                return f"{part}, layer {n}, {which}: {count(e) if counted else percent(e, 1)} kept"
+
+            _over_layers(lower, layers, rows, column, kept, tone, hollow=hollow)
+        value_axis(lower, "y", 0, 1.05 * max(values) if counted else 1, unit="" if counted else "%", most=4)
+        layer_axis(lower, layers, "layer")
+        title(lower, "", "kept")
+    return drawn
+
+
+def _over_layers(
+    axes: Axes,
+    layers: Sequence[int],
+    rows: Sequence[TableRow | None],
+    column: str,
+    tip: Callable[[float, int], str],
+    tone: str,
+    *,
+    hollow: bool = False,
+) -> None:
+    series = [Interval(v) if row and (v := row.number(column)) is not None else None for row in rows]
+    tips = [tip(e.value, n) if e else "" for n, e in zip(layers, series, strict=True)]
+    line(axes, layers, series, tips, tone=tone, hollow=hollow)
 
 
 def sentence(frame: Frame) -> str:

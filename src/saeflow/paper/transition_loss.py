@@ -7,31 +7,28 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame, only
-from saeflow.paper.kinds import Drawing
+from saeflow.paper.kinds import DotRow, Drawing, Mark
 from saeflow.paper.style import COLOURS, INK, Medium, Sign
-from saeflow.paper.transition import BASELINES, DotLine, dots, one_pair
+from saeflow.paper.transition import BASELINES, named_maps, one_pair
 from saeflow.paper.words import decimal, decimal_interval, listed
-
-_SIGNS = (Sign("through a match", COLOURS["RES"]), Sign("baseline", hollow=True))
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Loss above the clean model's with each prediction in place of the layer."""
-    rows = [row for row in frame.records if row.number("change") is not None]
-    rows.sort(key=lambda row: row.number("change") or 0.0)
-    lines: list[DotLine] = []
-    for row in rows:
-        found = row.estimate("change")
-        if found is None:
-            continue
-        known = row.words("kind") == "baseline"
+    known = sorted(
+        ((found, row) for row in frame.records if (found := row.estimate("change"))), key=lambda one: one[0].value
+    )
+    rows: list[DotRow] = []
+    for found, row in known:
+        baseline = row.words("kind") == "baseline"
         name = BASELINES.get(row.words("map"), row.words("map"))
         name = "identity: layer skipped" if row.words("map") == "identity" else name
         told = f"{name}: {decimal_interval(found, 3)} nats above {decimal(row.number('clean'), 3)}"
-        lines.append(DotLine(name, "", ((found, INK if known else COLOURS["RES"], told, known),), False))
-    others = [row.number("high", "change") or 0.0 for row in rows if row.words("map") != "mean"]
-    ceiling = 1.08 * max(others, default=1.0)
-    return dots(lines, medium, caption, "loss above the clean model's, nats", floor=0.0, ceiling=ceiling, signs=_SIGNS)
+        rows.append(DotRow(name, [Mark(found, told, INK if baseline else COLOURS["RES"], hollow=baseline)]))
+    others = [found.ends[1] for found, row in known if row.words("map") != "mean"]
+    within = (0.0, 1.08 * max(others, default=1.0))
+    signs = [Sign("through a match", COLOURS["RES"]), Sign("baseline", hollow=True)]
+    return named_maps(rows, medium, caption, "loss above the clean model's, nats", within=within, signs=signs)
 
 
 def sentence(frame: Frame) -> str:

@@ -7,21 +7,22 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame, only
-from saeflow.paper.kinds import Drawing
-from saeflow.paper.style import INK, Medium
-from saeflow.paper.transition import DotLine, dots, one_pair
+from saeflow.paper.kinds import DotRow, Drawing, Mark
+from saeflow.paper.style import Medium
+from saeflow.paper.transition import named_maps, one_pair
 from saeflow.paper.words import decimal_interval
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Explained variance of one map less that of another, on the same tokens."""
-    lines: list[DotLine] = []
+    rows: list[DotRow] = []
     for row in frame.records:
-        found = row.estimate("difference")
+        found, a, b = row.estimate("difference"), row.words("a"), row.words("b")
         if found is not None:
-            told = f"{row.words('a')} less {row.words('b')}: {decimal_interval(found, 3)}"
-            lines.append(DotLine(row.words("a"), f"less {row.words('b')}", ((found, INK, told, False),), False))
-    return dots(lines, medium, caption, "difference in explained variance", floor=-1.0, ceiling=1.0)
+            rows.append(
+                DotRow(f"{a}\nless {b}", [Mark(found, f"{a} less {b}: {decimal_interval(found, 3)}")], height=1.7)
+            )
+    return named_maps(rows, medium, caption, "difference in explained variance", within=(-1.0, 1.0))
 
 
 def sentence(frame: Frame) -> str:

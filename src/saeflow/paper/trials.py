@@ -7,22 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from matplotlib.axes import Axes
-
-from saeflow.paper.frame import Estimate, Frame, Row, in_order
-from saeflow.paper.kinds import DEACTIVATED, Measure
-from saeflow.paper.style import numbers_axis, shares_axis
+from saeflow.paper.frame import Frame, Interval, TableRow, in_order
 from saeflow.paper.words import count, decimal, percent, percent_interval
 
 MAIN: Final = "top-1"
-
-
-def measure_axis(axes: Axes, measure: Measure, low: float, high: float) -> None:
-    """Ticks of a measure, in percent or plain numbers."""
-    if measure.unit:
-        shares_axis(axes, "y", low, min(high, 1.02) if measure is DEACTIVATED else high)
-    else:
-        numbers_axis(axes, "y", low, high)
 
 
 def main_strategy(frame: Frame) -> str:
@@ -31,7 +19,7 @@ def main_strategy(frame: Frame) -> str:
     return in_order(strategies, (MAIN,))[0] if strategies else ""
 
 
-def rate_told(row: Row, whence: str) -> str:
+def rate_told(row: TableRow, whence: str) -> str:
     """`70 % (68–73) of 2,712 targets from RES, control 5 % (4–6)`."""
     found = row.estimate("deactivated")
     if found is None:
@@ -42,19 +30,19 @@ def rate_told(row: Row, whence: str) -> str:
     return f"{percent_interval(found)}{of} {whence}{beside}"
 
 
-def control_beside(row: Row, column: str = "control_deactivated") -> str:
+def control_beside(row: TableRow, column: str = "control_deactivated") -> str:
     """` (control 5 %)`; empty for a gap."""
     value = row.number(column)
     return "" if value is None else f" (control {percent(value)})"
 
 
-def control_change(row: Row) -> str:
+def control_change(row: TableRow) -> str:
     """` (control 0.02)`: the change of the control; empty for a gap."""
     value = row.number("control_change")
     return "" if value is None else f" (control {decimal(value)})"
 
 
-def both(row: Row) -> tuple[tuple[Estimate | None, Estimate | None], ...]:
+def both(row: TableRow) -> tuple[tuple[Interval | None, Interval | None], ...]:
     """The two measures of a row with their controls, as the tables of deactivation name them."""
     return (
         (row.estimate("deactivated"), row.estimate("control_deactivated", "control_low", "control_high", "control_n")),
@@ -65,6 +53,6 @@ def both(row: Row) -> tuple[tuple[Estimate | None, Estimate | None], ...]:
     )
 
 
-def is_control(row: Row) -> bool:
+def is_control(row: TableRow) -> bool:
     """Whether a row is itself a control."""
     return row.words("control") == "True" or row.words("strategy") == "active control"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from saeflow.paper.frame import Estimate
+from saeflow.paper.frame import Interval
 
 
 def percent(share: float | None, digits: int = 0) -> str:
@@ -31,12 +31,12 @@ def count(n: float | None) -> str:
     return "–" if n is None else f"{round(n):,}"
 
 
-def percent_interval(found: Estimate) -> str:
+def percent_interval(found: Interval) -> str:
     """`71 % (68–74)`; only the value where the interval is not known."""
     return _with_interval(percent(found.value), found, lambda v: percent(v).removesuffix("\u00a0%"))
 
 
-def decimal_interval(found: Estimate, digits: int = 2) -> str:
+def decimal_interval(found: Interval, digits: int = 2) -> str:
     """`0.71 (0.68–0.74)`; only the value where the interval is not known."""
     return _with_interval(decimal(found.value, digits), found, lambda v: decimal(v, digits))
 
@@ -49,14 +49,14 @@ def points(value: float | None) -> str:
     return text if value <= 0 or text == "0.0" else f"+{text}"
 
 
-def points_interval(found: Estimate) -> str:
+def points_interval(found: Interval) -> str:
     """`+3.1 (1.0 to 5.2) pp`: percentage points."""
     if found.low is None or found.high is None:
         return f"{points(found.value)} pp"
     return f"{points(found.value)} ({points(found.low)} to {points(found.high)}) pp"
 
 
-def _with_interval(value: str, found: Estimate, bound: Callable[[float], str]) -> str:
+def _with_interval(value: str, found: Interval, bound: Callable[[float], str]) -> str:
     if found.low is None or found.high is None:
         return value
     # A dash between negative numbers would read as one more minus sign.
