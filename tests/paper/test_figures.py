@@ -380,7 +380,7 @@ def test_layers_between_are_chosen_through_the_depth():
 def test_figures_load_no_torch_and_reports_no_matplotlib():
     code = (
         "import sys, saeflow.report; assert 'matplotlib' not in sys.modules; "
-        "import saeflow.paper.results; "
+        "import saeflow.paper.results; from saeflow.paper.claims import claims; claims(); "
         "print(sorted({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -180,7 +180,7 @@ def test_suppression_has_a_point_for_each_r_and_layer_and_the_best_layer_of_each
 
 def test_lines_of_r_are_named_and_fade_towards_one():
     figure = plate("steering_by_layer", theme="anger", direction="suppress")
-    strip = figure.axes[1]
+    strip = figure.axes[2]  # the lower left of four
     named = [label.get_text() for label in strip.get_yticklabels()]
     assert named == ["r 0.5", "0", "−1", "−2", "−4", "−8"]
     assert set(named) <= set(texts(figure))

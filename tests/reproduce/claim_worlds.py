@@ -18,8 +18,7 @@ from saeflow.experiments.deactivation_tables import trials_frame
 from saeflow.experiments.groups import GROUPS, LABELS, Origin
 from saeflow.experiments.origins_tables import Matches
 from saeflow.ids import Part, Site
-from saeflow.reproduce.cases import Trials
-from saeflow.reproduce.evidence import OriginsRun, SteeringRun, TransitionRun
+from saeflow.paper.evidence import OriginsRun, SteeringRun, TransitionRun
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import MARKS, Cells, setting_of
 from saeflow.steering.sweep.settings import Setting
@@ -140,7 +139,7 @@ class Cut:
     control: bool | None = False
 
 
-def trials(texts: Sequence[Sequence[Sequence[Cut]]]) -> Trials:
+def trials(texts: Sequence[Sequence[Sequence[Cut]]]) -> pd.DataFrame:
     """A run of texts, each a list of targets, each a list of trials."""
     rows: list[dict[str, Any]] = []
     for text, targets in enumerate(texts):
@@ -151,7 +150,7 @@ def trials(texts: Sequence[Sequence[Sequence[Cut]]]) -> Trials:
                 rows.append(_row(text, position, number, cut, None))
                 if cut.control is not None and cut.group != "nowhere":
                     rows.append(_row(text, position, number + 1, cut, number))
-    return Trials(trials_frame(rows))
+    return trials_frame(rows)
 
 
 def _row(text: int, position: int, number: int, cut: Cut, controls: int | None) -> dict[str, Any]:

@@ -6,18 +6,28 @@ import pytest
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.statistics import Estimate
-from saeflow.reproduce.claims import Claim, claims
-from saeflow.reproduce.evidence import STAGES, Evidence
-from saeflow.reproduce.items import by_id
-from saeflow.reproduce.verdicts import ABOVE_0, BELOW_0, Contrast, Kind, NotMeasured, Outcome, Rule, Unit, verdict_of
-from saeflow.reproduce.wording import interval, sentence
+from saeflow.paper.claims import Claim, claims, items
+from saeflow.paper.evidence import STAGES, Evidence
+from saeflow.paper.verdicts import (
+    ABOVE_0,
+    BELOW_0,
+    FAILS,
+    HOLDS,
+    OPEN,
+    ClaimNumber,
+    NotMeasured,
+    Rule,
+    interval,
+    sentence,
+    verdict_of,
+)
 
-H, F, O = Outcome.HOLDS, Outcome.FAILS, Outcome.OPEN  # noqa: E741
+H, F, O = HOLDS, FAILS, OPEN  # noqa: E741
 
 
-def made(low: float | None, high: float | None, rule: Rule = ABOVE_0, words: str = "a less b") -> Contrast:
+def made(low: float | None, high: float | None, rule: Rule = ABOVE_0, words: str = "a less b") -> ClaimNumber:
     value = None if low is None or high is None else (low + high) / 2
-    return Contrast(words, Estimate(value, low, high, 10), rule)
+    return ClaimNumber(words, Estimate(value, low, high, 10), rule)
 
 
 @pytest.mark.parametrize(
@@ -30,30 +40,30 @@ def made(low: float | None, high: float | None, rule: Rule = ABOVE_0, words: str
         (BELOW_0, -0.3, -0.1, H),
         (BELOW_0, 0.1, 0.3, F),
         (BELOW_0, -0.1, 0.1, O),
-        (Rule(Kind.ABOVE, 0.5), 0.6, 0.7, H),
-        (Rule(Kind.ABOVE, 0.5), 0.1, 0.3, F),
-        (Rule(Kind.WITHIN, 0.1), -0.05, 0.1, H),
-        (Rule(Kind.WITHIN, 0.1), 0.11, 0.3, F),
-        (Rule(Kind.WITHIN, 0.1), -0.4, -0.2, F),
-        (Rule(Kind.WITHIN, 0.1), 0.05, 0.2, O),
-        (Rule(Kind.APART, 0.1), 0.2, 0.3, H),
-        (Rule(Kind.APART, 0.1), -0.05, 0.05, F),
-        (Rule(Kind.APART, 0.1), 0.0, 0.2, O),
+        (Rule("above", 0.5), 0.6, 0.7, H),
+        (Rule("above", 0.5), 0.1, 0.3, F),
+        (Rule("within", 0.1), -0.05, 0.1, H),
+        (Rule("within", 0.1), 0.11, 0.3, F),
+        (Rule("within", 0.1), -0.4, -0.2, F),
+        (Rule("within", 0.1), 0.05, 0.2, O),
+        (Rule("apart", 0.1), 0.2, 0.3, H),
+        (Rule("apart", 0.1), -0.05, 0.05, F),
+        (Rule("apart", 0.1), 0.0, 0.2, O),
         (ABOVE_0, None, None, O),
     ],
 )
-def test_a_rule_reads_the_whole_interval(rule: Rule, low: float | None, high: float | None, outcome: Outcome) -> None:
-    assert made(low, high, rule).outcome is outcome
+def test_a_rule_reads_the_whole_interval(rule: Rule, low: float | None, high: float | None, outcome: str) -> None:
+    assert made(low, high, rule).outcome == outcome
 
 
 @pytest.mark.parametrize(
     ("parts", "all_of", "any_of"), [("HH", H, H), ("HF", F, H), ("HO", O, H), ("FO", F, O), ("FF", F, F), ("OO", O, O)]
 )
-def test_a_claim_of_several_parts(parts: str, all_of: Outcome, any_of: Outcome) -> None:
+def test_a_claim_of_several_parts(parts: str, all_of: str, any_of: str) -> None:
     intervals = {"H": (0.1, 0.2), "F": (-0.2, -0.1), "O": (-0.1, 0.1)}
-    contrasts = [made(*intervals[part]) for part in parts]
-    assert verdict_of(contrasts).outcome is all_of
-    assert verdict_of(contrasts, any_of=True).outcome is any_of
+    findings = [made(*intervals[part]) for part in parts]
+    assert verdict_of(findings).outcome == all_of
+    assert verdict_of(findings, any_of=True).outcome == any_of
 
 
 def test_the_weakest_part_decides_where_all_hold_and_the_clearest_where_one_does_not() -> None:
@@ -61,25 +71,25 @@ def test_the_weakest_part_decides_where_all_hold_and_the_clearest_where_one_does
     assert verdict_of([strong, weak]).deciding is weak
     against, little = made(-0.6, -0.5), made(-0.2, -0.01)
     assert verdict_of([strong, little, against]).deciding is against
-    assert verdict_of([]).outcome is O
+    assert verdict_of([]).outcome == O
 
 
 def test_numbers_are_written_with_as_many_digits_as_their_intervals_bear() -> None:
-    assert interval(Estimate(0.04912, 0.0431, 0.0552, 9), Unit.POINTS) == "+4.9\u00a0pp (4.3 to 5.5)"
-    assert interval(Estimate(0.2191, 0.2157, 0.2225, 9), Unit.NUMBER) == "+0.219 (0.216 to 0.223)"
-    assert interval(Estimate(-1.12, -1.3, -0.9, 9), Unit.NUMBER) == "\u22121.12 (\u22121.30 to \u22120.90)"
-    assert interval(Estimate(0.7154, 0.7, 0.73, 9), Unit.LEVEL) == "0.72 (0.70 to 0.73)"
+    assert interval(Estimate(0.04912, 0.0431, 0.0552, 9), "points") == "+4.9\u00a0pp (4.3 to 5.5)"
+    assert interval(Estimate(0.2191, 0.2157, 0.2225, 9), "number") == "+0.219 (0.216 to 0.223)"
+    assert interval(Estimate(-1.12, -1.3, -0.9, 9), "number") == "\u22121.12 (\u22121.30 to \u22120.90)"
+    assert interval(Estimate(0.7154, 0.7, 0.73, 9), "level") == "0.72 (0.70 to 0.73)"
     close = Estimate(-0.017, -0.0342, -0.0003, 9)
-    assert interval(close, Unit.NUMBER) == "\u22120.02 (\u22120.03 to 0.00)"
-    assert interval(close, Unit.NUMBER, ABOVE_0) == "\u22120.0170 (\u22120.0342 to \u22120.0003)"
-    assert interval(Estimate(0.5, None, None, 9), Unit.SHARE) == "50.0\u00a0%"
-    assert interval(Estimate(2.0, 2.0, 2.0, 9), Unit.COUNT) == "2"
-    assert interval(Estimate(None, None, None, 0), Unit.POINTS) == "\u2013"
+    assert interval(close, "number") == "\u22120.02 (\u22120.03 to 0.00)"
+    assert interval(close, "number", ABOVE_0) == "\u22120.0170 (\u22120.0342 to \u22120.0003)"
+    assert interval(Estimate(0.5, None, None, 9), "share") == "50.0\u00a0%"
+    assert interval(Estimate(2.0, 2.0, 2.0, 9), "count") == "2"
+    assert interval(Estimate(None, None, None, 0), "points") == "\u2013"
 
 
 def test_a_sentence_says_the_number_the_side_the_control_and_the_other_parts() -> None:
     found = Estimate(0.2, 0.1, 0.3, 9)
-    one = Contrast(
+    one = ClaimNumber(
         "rate of a less that of b", found, ABOVE_0, control=Estimate(0.01, 0.0, 0.02, 9), beside="60 % against 40 %"
     )
     assert sentence(verdict_of([one])) == (
@@ -97,14 +107,14 @@ def test_a_sentence_says_the_number_the_side_the_control_and_the_other_parts() -
 def test_claims_are_whole() -> None:
     ids = [claim.id for claim in claims()]
     assert len(ids) == len(set(ids)) >= 50
-    order = list(by_id())
+    order = list(items())
     places = [order.index(claim.item) for claim in claims()]
     assert places == sorted(places)
     for claim in claims():
         assert claim.stage in (*STAGES, "graphs"), claim.id
         assert claim.section, claim.id
         assert claim.statement.endswith("."), claim.id
-        assert by_id()[claim.item].stage == claim.stage, claim.id
+        assert items()[claim.item].stage == claim.stage, claim.id
 
 
 def test_what_a_run_lacks_is_told_by_every_claim_that_needs_it() -> None:
@@ -118,10 +128,10 @@ def test_what_a_run_lacks_is_told_by_every_claim_that_needs_it() -> None:
 
 
 def test_an_error_of_a_measure_is_told_and_not_raised() -> None:
-    def broken(run: object) -> list[Contrast]:
+    def broken(run: object) -> list[ClaimNumber]:
         raise InvalidArgument("a group is missing")
 
     claim = Claim("x", "fig5", "5.1", "X.", "graphs", broken)
     assert claim.check(Evidence()).why == "It cannot be measured: a group is missing"
     with pytest.raises(NotMeasured, match="was not run"):
-        _ = Evidence().origins
+        _ = Evidence().run("origins")

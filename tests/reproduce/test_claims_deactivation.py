@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from saeflow.reproduce.claims import claims
-from saeflow.reproduce.evidence import Evidence
-from saeflow.reproduce.verdicts import Outcome, Verdict
+from saeflow.paper.claims import claims
+from saeflow.paper.evidence import Evidence
+from saeflow.paper.verdicts import FAILS, HOLDS, OPEN, Verdict
 from tests.reproduce.claim_worlds import Cut, mostly, trials
 
 CLAIMS = {claim.id: claim for claim in claims()}
@@ -134,10 +134,10 @@ def verdict(name: str, texts: Sequence[Text]) -> Verdict:
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_claim_holds_fails_or_is_open_as_its_texts_are(name: str) -> None:
     true, false = WORLDS[name]
-    assert verdict(name, mostly(true, false)).outcome is Outcome.HOLDS
-    assert verdict(name, mostly(false, true)).outcome is Outcome.FAILS
+    assert verdict(name, mostly(true, false)).outcome == HOLDS
+    assert verdict(name, mostly(false, true)).outcome == FAILS
     found = verdict(name, [true, false] * 3)
-    assert found.outcome is Outcome.OPEN
+    assert found.outcome == OPEN
     assert found.measured
 
 
@@ -150,10 +150,10 @@ def test_the_control_stands_beside_the_number() -> None:
     alone = [[Cut("top-1", "MLP", gone=True, control=i < 1)] for i in range(4)]
     both = [[Cut("top-1", "RES & MLP", "MLP", gone=True, control=False)] for _ in range(4)]
     found = verdict("fig8-alone", [alone + both] * 2)
-    part = next(one for one in found.contrasts if "MLP" in one.words)
+    part = next(one for one in found.findings if "MLP" in one.words)
     assert part.control.value == pytest.approx(0.25)
 
 
 def test_a_strategy_that_was_not_run_is_named() -> None:
     found = verdict("table1-alike", [rate("top-1", "RES", 1, 1)] * 2)
-    assert (found.outcome, found.why) == (Outcome.OPEN, "The strategy pearson top-1 was not run.")
+    assert (found.outcome, found.why) == (OPEN, "The strategy pearson top-1 was not run.")

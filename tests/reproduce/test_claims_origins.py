@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from saeflow.ids import Part
-from saeflow.reproduce.claims import claims
-from saeflow.reproduce.claims_origins import thirds
-from saeflow.reproduce.evidence import Evidence
-from saeflow.reproduce.verdicts import Outcome
+from saeflow.paper.claims import claims
+from saeflow.paper.evidence import Evidence
+from saeflow.paper.origins import thirds
+from saeflow.paper.verdicts import FAILS, HOLDS, OPEN
 from tests.reproduce.claim_worlds import EVEN, Origins, mostly, origins, value
 
 CLAIMS = {claim.id: claim for claim in claims()}
@@ -98,7 +98,7 @@ WORLDS: dict[str, tuple[Origins, Origins, dict[str, Any]]] = {
 """Claims whose texts are drawn: a world in which each is true, and one in which it is false."""
 
 
-def verdict(name: str, worlds: list[Origins], **how: Any) -> Outcome:
+def verdict(name: str, worlds: list[Origins], **how: Any) -> str:
     texts = [(dataset, world) for dataset in ("a", "demo:python") for world in worlds]
     return CLAIMS[name].check(Evidence(origins=origins(texts, **how))).outcome
 
@@ -106,14 +106,14 @@ def verdict(name: str, worlds: list[Origins], **how: Any) -> Outcome:
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_claim_holds_where_it_is_true_and_fails_where_it_is_false(name: str) -> None:
     true, false, how = WORLDS[name]
-    assert verdict(name, mostly(true, false, 32), **how) is Outcome.HOLDS
-    assert verdict(name, mostly(false, true, 32), **how) is Outcome.FAILS
+    assert verdict(name, mostly(true, false, 32), **how) == HOLDS
+    assert verdict(name, mostly(false, true, 32), **how) == FAILS
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_nothing_can_be_said_of_texts_that_disagree(name: str) -> None:
     true, false, how = WORLDS[name]
-    assert verdict(name, [true, false] * 3, **how) is Outcome.OPEN
+    assert verdict(name, [true, false] * 3, **how) == OPEN
 
 
 def test_pearson_depends_on_the_data_set_where_only_it_does() -> None:
@@ -122,10 +122,10 @@ def test_pearson_depends_on_the_data_set_where_only_it_does() -> None:
     steady = Origins(
         lambda layer, dataset, method: {**EVEN, "RES": 6.0} if (dataset, method) == ("a", "cosine") else EVEN
     )
-    assert verdict(name, mostly(true, steady, 16), methods=BOTH, new=("demo:python",)) is Outcome.HOLDS
-    assert verdict(name, mostly(steady, true, 32), methods=BOTH, new=("demo:python",)) is Outcome.FAILS
-    assert verdict(name, [true, steady] * 4, methods=BOTH, new=("demo:python",)) is Outcome.OPEN
-    assert verdict(name, [false] * 4, methods=BOTH, new=("demo:python",)) is Outcome.OPEN  # both alike: no difference
+    assert verdict(name, mostly(true, steady, 16), methods=BOTH, new=("demo:python",)) == HOLDS
+    assert verdict(name, mostly(steady, true, 32), methods=BOTH, new=("demo:python",)) == FAILS
+    assert verdict(name, [true, steady] * 4, methods=BOTH, new=("demo:python",)) == OPEN
+    assert verdict(name, [false] * 4, methods=BOTH, new=("demo:python",)) == OPEN  # both alike: no difference
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_pearson_depends_on_the_data_set_where_only_it_does() -> None:
     ],
 )
 def test_claims_on_contexts_are_of_features(name: str, true: Origins, false: Origins) -> None:
-    assert verdict(name, [true] * 3) is Outcome.HOLDS
-    assert verdict(name, [false] * 3) is Outcome.FAILS
+    assert verdict(name, [true] * 3) == HOLDS
+    assert verdict(name, [false] * 3) == FAILS
     # two features that are true of the claim and two that are not
     few = [(dataset, world) for dataset in "ab" for world in (true, false)]
     run = origins(few, layers=(1,), each=160)
     kept = run.seen.feature % 40 < 1
-    assert CLAIMS[name].check(Evidence(origins=replace(run, seen=run.seen[kept]))).outcome is Outcome.OPEN
+    assert CLAIMS[name].check(Evidence(origins=replace(run, seen=run.seen[kept]))).outcome == OPEN
 
 
 # --- tests between groups: cells of a data set and layer are drawn ------------------------------------------------
@@ -157,7 +157,7 @@ def of_pair(apart: Part) -> Origins:
     return Origins(score=lambda group, part: 0.9 if part is apart and group == 6 else 0.5, scatter=0.02)
 
 
-def cells(name: str, worlds: list[Origins]) -> Outcome:
+def cells(name: str, worlds: list[Origins]) -> str:
     texts = [(str(dataset), world) for dataset, world in enumerate(worlds)]
     run = origins(texts, layers=(1,), each=160)
     return CLAIMS[name].check(Evidence(origins=run)).outcome
@@ -172,9 +172,9 @@ def cells(name: str, worlds: list[Origins]) -> Outcome:
     ],
 )
 def test_claims_on_tests_between_groups(name: str, true: Origins, false: Origins) -> None:
-    assert cells(name, [true] * 8) is Outcome.HOLDS
-    assert cells(name, [false] * (20 if name == "fig4-one" else 8)) is Outcome.FAILS  # there a quarter apart
-    assert cells(name, [true, false] * 3) is Outcome.OPEN
+    assert cells(name, [true] * 8) == HOLDS
+    assert cells(name, [false] * (20 if name == "fig4-one" else 8)) == FAILS  # there a quarter apart
+    assert cells(name, [true, false] * 3) == OPEN
 
 
 # --- what is missing --------------------------------------------------------------------------------------------------
@@ -186,8 +186,8 @@ def test_what_is_said_of_python_is_not_judged_by_another_new_data_set() -> None:
         texts = [(dataset, world) for dataset in ("a", *new) for world in mostly(true, Origins(), 16)]
         found = CLAIMS["fig18-python"].check(Evidence(origins=origins(texts, methods=BOTH, new=new)))
         if "demo:python" in new:
-            assert found.outcome is Outcome.HOLDS
-            assert found.contrasts[0].words.endswith("on demo:python")
+            assert found.outcome == HOLDS
+            assert found.findings[0].words.endswith("on demo:python")
         else:
             assert not found.measured
             assert found.why.startswith("No data set of Python code is new to the Pearson tables")
@@ -195,7 +195,7 @@ def test_what_is_said_of_python_is_not_judged_by_another_new_data_set() -> None:
 
 def test_a_claim_on_a_method_that_was_not_run_says_so() -> None:
     found = CLAIMS["fig18-nowhere"].check(Evidence(origins=origins([("a", Origins()), ("b", Origins())])))
-    assert found.outcome is Outcome.OPEN
+    assert found.outcome == OPEN
     assert not found.measured
     assert found.why == "Matching by pearson was not run."
 
@@ -203,10 +203,10 @@ def test_a_claim_on_a_method_that_was_not_run_says_so() -> None:
 @pytest.mark.parametrize("texts", [1, 2, 5])
 def test_a_few_texts_give_a_number_and_no_verdict_though_they_agree(texts: int) -> None:
     found = CLAIMS["sec8-describe"].check(Evidence(origins=origins([("a", Origins())] * texts)))
-    assert found.outcome is Outcome.OPEN
+    assert found.outcome == OPEN
     assert found.measured
     assert f"comes from {texts} texts" in found.why
-    assert found.contrasts[0].found.value == pytest.approx(7 / 8)
+    assert found.findings[0].found.value == pytest.approx(7 / 8)
 
 
 def test_the_paper_cuts_its_models_where_it_says() -> None:

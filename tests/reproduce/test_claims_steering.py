@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from saeflow.reproduce.claims import claims
-from saeflow.reproduce.evidence import Evidence
-from saeflow.reproduce.verdicts import Outcome, Verdict
+from saeflow.paper.claims import claims
+from saeflow.paper.evidence import Evidence
+from saeflow.paper.verdicts import FAILS, HOLDS, OPEN, Verdict
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.settings import Setting
 from tests.reproduce.claim_worlds import Marks, mostly, steering
@@ -111,10 +111,10 @@ def verdict(name: str, worlds: Sequence[Marks], **how: Any) -> Verdict:
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_claim_holds_fails_or_is_open_as_its_samples_are(name: str) -> None:
     true, false = WORLDS[name]
-    assert verdict(name, mostly(true, false)).outcome is Outcome.HOLDS
-    assert verdict(name, mostly(false, true)).outcome is Outcome.FAILS
+    assert verdict(name, mostly(true, false)).outcome == HOLDS
+    assert verdict(name, mostly(false, true)).outcome == FAILS
     found = verdict(name, [true, true, false, false] * 2)
-    assert found.outcome is Outcome.OPEN
+    assert found.outcome == OPEN
     assert found.measured
 
 
@@ -128,7 +128,7 @@ def test_a_setting_of_one_layer_is_not_compared_as_several() -> None:
     one_layer = [Setting(method, 0, "constant", 1.0) for method in ("constant", "cumulative")]
     run = steering([(OFF, single), (ON, single), (OFF, one_layer[1]), (ON, one_layer[0])], [best("single")] * 8)
     found = CLAIMS["intro-layers"].check(Evidence(steering=run))
-    assert (found.outcome, found.measured) == (Outcome.OPEN, False)
+    assert (found.outcome, found.measured) == (OPEN, False)
     assert found.why.startswith("No direction has confirmed settings of several layers")
 
 
@@ -137,7 +137,7 @@ def test_one_theme_is_enough_where_the_claim_says_some() -> None:
         return (layer(2) if theme == "two" else layer(1))(theme, direction, setting)
 
     found = verdict("fig16-elsewhere", mostly(somewhere, layer(1)))
-    assert found.outcome is Outcome.HOLDS
+    assert found.outcome == HOLDS
     assert found.deciding is not None
     assert found.deciding.words.endswith("two")
     # two themes: each interval leaves out a quarter of what one alone would
@@ -146,8 +146,8 @@ def test_one_theme_is_enough_where_the_claim_says_some() -> None:
 
 def test_the_control_of_chosen_settings_is_random_rows() -> None:
     found = verdict("intro-improves", [best(SEVERAL, 0.9)] * 4)
-    assert found.contrasts[0].found.value == pytest.approx(0.5)
-    assert found.contrasts[0].control.value == pytest.approx(0.0)
+    assert found.findings[0].found.value == pytest.approx(0.5)
+    assert found.findings[0].control.value == pytest.approx(0.0)
 
 
 def test_the_best_layer_is_compared_under_a_limit_on_the_change() -> None:
@@ -161,7 +161,7 @@ def test_the_best_layer_is_compared_under_a_limit_on_the_change() -> None:
             else {}
         )
     )
-    assert verdict("fig10-small", mostly(greedy, marks(lambda s: {}))).outcome is Outcome.FAILS
+    assert verdict("fig10-small", mostly(greedy, marks(lambda s: {}))).outcome == FAILS
 
 
 def test_a_sweep_without_a_direction_or_fresh_samples_says_so() -> None:

@@ -10,9 +10,9 @@ import pytest
 from saeflow.flow.graph import FlowGraph, Node
 from saeflow.flow.scores import Scores, Thresholds
 from saeflow.ids import FeatureId
-from saeflow.reproduce.claims import claims
-from saeflow.reproduce.evidence import Evidence, GraphsRun
-from saeflow.reproduce.verdicts import Outcome
+from saeflow.paper.claims import claims
+from saeflow.paper.evidence import Evidence, GraphsRun
+from saeflow.paper.verdicts import FAILS, HOLDS, OPEN
 from tests.reproduce.claim_worlds import mostly, transition
 
 CLAIMS = {claim.id: claim for claim in claims()}
@@ -56,21 +56,21 @@ WORLDS: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {
 }
 
 
-def outcome(name: str, worlds: list[Mapping[str, float]]) -> Outcome:
+def outcome(name: str, worlds: list[Mapping[str, float]]) -> str:
     return CLAIMS[name].check(Evidence(transition=transition(worlds))).outcome
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_claim_holds_fails_or_is_open_as_its_texts_are(name: str) -> None:
     true, false = WORLDS[name]
-    assert outcome(name, mostly(true, false)) is Outcome.HOLDS
-    assert outcome(name, mostly(false, true)) is Outcome.FAILS
-    assert outcome(name, [true, false] * 4) is Outcome.OPEN
+    assert outcome(name, mostly(true, false)) == HOLDS
+    assert outcome(name, mostly(false, true)) == FAILS
+    assert outcome(name, [true, false] * 4) == OPEN
 
 
 def test_baselines_are_no_rivals_of_the_best_cosine() -> None:
     found = CLAIMS["fig24-cosine"].check(Evidence(transition=transition([maps()] * 2)))
-    assert found.contrasts[0].found.value == pytest.approx(0.1)  # identity is at 0.9
+    assert found.findings[0].found.value == pytest.approx(0.1)  # identity is at 0.9
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ GRAPHS: dict[str, tuple[GraphsRun, GraphsRun, GraphsRun]] = {
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graphs_agree_differ_or_are_missing(name: str) -> None:
     outcomes = [CLAIMS[name].check(Evidence(graphs=run)).outcome for run in GRAPHS[name]]
-    assert outcomes == [Outcome.HOLDS, Outcome.FAILS, Outcome.OPEN]
+    assert outcomes == [HOLDS, FAILS, OPEN]
 
 
 def test_every_claim_of_both_stages_is_planted() -> None:

@@ -12,13 +12,11 @@ import pytest
 
 from saeflow.experiments.sampling import open_dataset
 from saeflow.reproduce import plan as planning
-from saeflow.reproduce.costs import Costs
-from saeflow.reproduce.measure import Speeds, active_features, measure
+from saeflow.reproduce.costs import Costs, Speeds, active_features, measure
 from saeflow.reproduce.plan import Plan, make_plan, told_time
-from saeflow.reproduce.recipe import Recipe, open_recipe
-from saeflow.reproduce.run import RECORD, Reproduction
-from saeflow.reproduce.stages import Stage, State, parse_only
-from saeflow.reproduce.work import Settings
+from saeflow.reproduce.recipe import PaperStage, Recipe, open_recipe
+from saeflow.reproduce.record import RECORD, StageState
+from saeflow.reproduce.run import RunSettings, start
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
 from saeflow.sources.releases import read_release
@@ -41,7 +39,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def planned(name: str, only: str = "", out: Path = Path("nowhere"), judge: str = "") -> Plan:
     recipe = open_recipe(name)
-    return make_plan(recipe, out, only=parse_only(recipe, only.split(",") if only else ()), judge=judge)
+    return make_plan(recipe, out, only=recipe.parse_only(only.split(",") if only else ()), judge=judge)
 
 
 def by_stage(plan: Plan) -> dict[str, float]:
@@ -62,7 +60,7 @@ def test_downloads_are_those_of_the_release_and_each_tensor_once():
 
 def test_table_5_alone_fetches_the_decoders_it_shows_and_no_model():
     plan = planned("gemma-2-2b", "table5")
-    assert [one.stage for one in plan.stages] == [Stage.GRAPHS]
+    assert [one.stage for one in plan.stages] == [PaperStage.GRAPHS]
     sizes = [e.size for site, e in read_release("gemma-scope-2b").sites.items() if site.part.value != "att"]
     assert plan.download == pytest.approx(sum(size.n_bytes for size in sizes if size) / 2)
     assert plan.requests == 0
@@ -78,7 +76,7 @@ def test_deactivation_alone_encodes_its_layers_only():
 def test_the_judge_is_asked_once_a_text_and_an_offline_one_never():
     plan = planned("gemma-2-2b", "fig10")
     recipe = open_recipe("gemma-2-2b")
-    steering = recipe.sizes[Stage.STEERING]
+    steering = recipe.sizes[PaperStage.STEERING]
     # no atlas is here, so that every layer is counted: 6 themes are activated along three schedules and one layer at a
     # time, one is suppressed; unsteered, the prompt that asks, and the starts come besides
     s, r = len(steering["s"]), len(steering["r"])
@@ -94,14 +92,14 @@ def test_time_grows_with_what_is_asked_and_falls_with_speed():
     recipe = open_recipe("pythia-70m-deduped")
     assert recipe.shape is not None
     sizes = planning._sizes(recipe)
-    for stage in (Stage.ATLAS, Stage.ORIGINS, Stage.DEACTIVATION, Stage.TRANSITION):
+    for stage in (PaperStage.ATLAS, PaperStage.ORIGINS, PaperStage.DEACTIVATION, PaperStage.TRANSITION):
         plain = Costs(recipe, recipe.shape, sizes, FAST).of(stage)
         slow = Costs(recipe, recipe.shape, sizes, replace(FAST, products=1e10, small=4.0)).of(stage)
         assert slow.seconds > 2 * plain.seconds > 0
         assert slow.memory == plain.memory > 1e8
-    more = {**recipe.sizes, Stage.DEACTIVATION: {**recipe.sizes[Stage.DEACTIVATION], "texts": 350}}
-    larger = Costs(replace(recipe, sizes=more), recipe.shape, sizes, FAST).of(Stage.DEACTIVATION)
-    small = Costs(recipe, recipe.shape, sizes, FAST).of(Stage.DEACTIVATION)
+    more = {**recipe.sizes, PaperStage.DEACTIVATION: {**recipe.sizes[PaperStage.DEACTIVATION], "texts": 350}}
+    larger = Costs(replace(recipe, sizes=more), recipe.shape, sizes, FAST).of(PaperStage.DEACTIVATION)
+    small = Costs(recipe, recipe.shape, sizes, FAST).of(PaperStage.DEACTIVATION)
     assert larger.disk == 10 * small.disk
     assert larger.seconds > 2 * small.seconds  # tables of matches are made once
 
@@ -113,7 +111,7 @@ def test_costs_are_of_the_features_that_are_active_here():
     recipe = open_recipe("gpt2-small")
     assert recipe.shape is not None
     many, few = (
-        Costs(recipe, recipe.shape, planning._sizes(recipe), FAST, active=n).of(Stage.DEACTIVATION).disk
+        Costs(recipe, recipe.shape, planning._sizes(recipe), FAST, active=n).of(PaperStage.DEACTIVATION).disk
         for n in (24, 3)
     )
     assert many == 8 * few
@@ -124,7 +122,7 @@ def test_costs_are_of_the_features_that_are_active_here():
 def test_matching_takes_the_time_of_its_products():
     recipe = open_recipe("pythia-70m-deduped")
     assert recipe.shape is not None
-    cost = Costs(recipe, recipe.shape, planning._sizes(recipe), FAST).of(Stage.ATLAS)
+    cost = Costs(recipe, recipe.shape, planning._sizes(recipe), FAST).of(PaperStage.ATLAS)
     pairs = 6 * 2 + 5  # each layer's modules, and the stream between layers
     assert cost.seconds == pytest.approx(1.2 * pairs * 2 * 32768**2 * 512 / 1e11, rel=0.01)
 
@@ -138,8 +136,8 @@ def test_a_machine_that_is_too_small_is_told(monkeypatch: pytest.MonkeyPatch):
 
 def test_what_a_folder_has_costs_nothing_more(tmp_path: Path):
     recipe: Recipe = open_recipe("demo")
-    made = Reproduction.start(recipe, tmp_path, (), Settings())
-    record = replace(made.stages[Stage.ORIGINS], state=State.DONE)
+    made = start(recipe, tmp_path, (), RunSettings())
+    record = replace(made.stages[PaperStage.ORIGINS], state=StageState.DONE)
     before = planned("demo", out=tmp_path)
     made.with_stage(record)
     assert (tmp_path / RECORD).is_file()
@@ -157,7 +155,7 @@ def test_the_demo_takes_minutes_and_fetches_nothing(monkeypatch: pytest.MonkeyPa
     assert (code, told["download"], told["judge_requests"]) == (0, 0, 0), err
     assert 60 < told["seconds"] / told["measured"]["small"] < 1800
     assert told["measured"]["tokens_a_second"] > 10
-    assert [one["name"] for one in told["stages"]] == [stage.value for stage in Stage]
+    assert [one["name"] for one in told["stages"]] == [stage.value for stage in PaperStage]
     code, text, _ = saeflow("reproduce", "demo", "--plan", "--only", "fig5,table1")
     assert (code, "origins" in text, "steering" in text) == (0, True, False)
 

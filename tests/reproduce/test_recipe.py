@@ -10,9 +10,8 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.sampling import open_dataset
 from saeflow.flow.published import published_graph
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.reproduce.items import items as items_of_the_paper
-from saeflow.reproduce.recipe import KEYS, Recipe, known_recipes, open_recipe
-from saeflow.reproduce.stages import ITEMS, Stage, answered, items_of, order, parse_only, short, stages_for
+from saeflow.paper.claims import items as items_of_the_paper
+from saeflow.reproduce.recipe import KEYS, PaperStage, Recipe, known_recipes, open_recipe, order, short
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.releases import read_release
 from saeflow.steering.sweep.settings import Grid
@@ -33,17 +32,16 @@ def sites(recipe: Recipe) -> set[Site]:
 
 
 def test_every_figure_and_table_is_answered_or_there_is_a_reason(recipe: Recipe):
-    assert set(answered(recipe)) | set(recipe.unanswered) == PAPER
-    assert not set(answered(recipe)) & set(recipe.unanswered)
-    assert len(answered(recipe)) == len(set(answered(recipe)))
+    assert set(recipe.answered) | set(recipe.unanswered) == PAPER
+    assert not set(recipe.answered) & set(recipe.unanswered)
+    assert len(recipe.answered) == len(set(recipe.answered))
     assert all(len(why) > 10 for why in recipe.unanswered.values())
 
 
 def test_the_stages_are_those_that_the_paper_s_items_name():
-    named = {item.id: item.stage for item in items_of_the_paper()}
+    named = {item.id: item.stage for item in items_of_the_paper().values()}
     assert set(named) == PAPER
-    for stage, items in ITEMS.items():
-        assert all(named[item] == stage.value for item in items)
+    assert {stage for stage in named.values() if stage} == {stage.value for stage in PaperStage} - {"atlas"}
 
 
 def test_what_a_recipe_names_is_there(recipe: Recipe):
@@ -57,17 +55,17 @@ def test_what_a_recipe_names_is_there(recipe: Recipe):
             assert Site(layer, Part.RES) in there
         for name in (*recipe.datasets(stage), *size.get("fitted", ()), *size.get("background", ())):
             assert name == "demo" or open_dataset(name).name == name
-    for layer in recipe.sizes.get(Stage.TRANSITION, {}).get("layers", ()):
+    for layer in recipe.sizes.get(PaperStage.TRANSITION, {}).get("layers", ()):
         assert Site(layer + 1, Part.RES) in there
 
 
 def test_seeds_themes_and_grids_are_those_the_experiments_take(recipe: Recipe):
-    graphs = recipe.sizes.get(Stage.GRAPHS, {})
+    graphs = recipe.sizes.get(PaperStage.GRAPHS, {})
     assert len(graphs.get("seeds", ())) == len(graphs.get("figures", ()))
     assert all(FeatureId.parse(seed).site in sites(recipe) for seed in graphs.get("seeds", ()))
     if published := graphs.get("published"):
         assert published_graph(recipe.release, FeatureId.parse(published)).nodes
-    steering = recipe.sizes.get(Stage.STEERING, {})
+    steering = recipe.sizes.get(PaperStage.STEERING, {})
     for name in steering.get("themes", ()):
         assert load_theme(name, recipe.release).starts
     if steering:
@@ -76,11 +74,11 @@ def test_seeds_themes_and_grids_are_those_the_experiments_take(recipe: Recipe):
 
 def test_the_sizes_of_gemma_are_the_paper_s():
     sizes = open_recipe("gemma-2-2b").sizes
-    origins, deactivation = sizes[Stage.ORIGINS], sizes[Stage.DEACTIVATION]
+    origins, deactivation = sizes[PaperStage.ORIGINS], sizes[PaperStage.DEACTIVATION]
     assert (origins["texts"], origins["tokens"]) == (250, 5)
     assert [deactivation[key] for key in ("texts", "tokens", "features")] == [35, 5, 25]
     assert (deactivation["layers"], deactivation["datasets"]) == ([6, 12, 18], ["fineweb"])
-    assert (sizes[Stage.TRANSITION]["layers"], sizes[Stage.STEERING]["judge_model"]) == ([14], "gpt-4o-mini")
+    assert (sizes[PaperStage.TRANSITION]["layers"], sizes[PaperStage.STEERING]["judge_model"]) == ([14], "gpt-4o-mini")
 
 
 @pytest.mark.parametrize(
@@ -120,18 +118,18 @@ def test_a_changed_recipe_has_another_digest(tmp_path: Path):
 
 def test_items_are_named_as_people_write_them():
     recipe = open_recipe("gemma-2-2b")
-    assert parse_only(recipe, ["Table 1", "figure 10", "fig5", "fig5"]) == ("fig5", "fig10", "table1")
-    assert parse_only(recipe, []) == ()
+    assert recipe.parse_only(["Table 1", "figure 10", "fig5", "fig5"]) == ("fig5", "fig10", "table1")
+    assert recipe.parse_only([]) == ()
     for wrong in ("5", "fig25", "table", "figure", "fig05x"):
         with pytest.raises(InvalidArgument, match="no figure or table of the paper"):
-            parse_only(recipe, [wrong])
+            recipe.parse_only([wrong])
 
 
 def test_an_item_that_cannot_be_answered_is_refused_with_the_reason():
     with pytest.raises(InvalidArgument, match="does not answer fig19: about Llama Scope"):
-        parse_only(open_recipe("demo"), ["fig19"])
+        open_recipe("demo").parse_only(["fig19"])
     with pytest.raises(InvalidArgument, match="does not answer fig1: a drawing"):
-        parse_only(open_recipe("gemma-2-2b"), ["fig1"])
+        open_recipe("gemma-2-2b").parse_only(["fig1"])
 
 
 @pytest.mark.parametrize(
@@ -148,14 +146,14 @@ def test_an_item_that_cannot_be_answered_is_refused_with_the_reason():
 )
 def test_only_the_stages_that_are_needed_are_run(only: str, stages: list[str]):
     recipe = open_recipe("gemma-2-2b")
-    items = parse_only(recipe, only.split(",") if only else [])
-    assert [stage.value for stage in stages_for(recipe, items)] == stages
+    items = recipe.parse_only(only.split(",") if only else [])
+    assert [stage.value for stage in recipe.stages_for(items)] == stages
 
 
 def test_items_are_told_shortly():
     recipe = open_recipe("demo")
-    assert short(items_of(recipe, Stage.ORIGINS)) == "fig 3-5 12-14 18"
-    assert short(items_of(recipe, Stage.DEACTIVATION)) == "fig 6-8 15, table 1"
+    assert short(recipe.items(PaperStage.ORIGINS)) == "fig 3-5 12-14 18"
+    assert short(recipe.items(PaperStage.DEACTIVATION)) == "fig 6-8 15, table 1"
     assert short(()) == ""
     assert sorted(["table1", "fig10", "fig2"], key=order) == ["fig2", "fig10", "table1"]
 
@@ -179,9 +177,9 @@ def test_what_lies_beside_a_recipe_is_named_from_its_folder(tmp_path: Path, monk
     recipe = open_recipe("mine/own.toml")
     here = tmp_path / "mine"
     assert (recipe.release, recipe.model) == (str(here / "saes"), "demo")
-    assert recipe.datasets(Stage.ORIGINS) == (str(here / "texts.jsonl"), "fineweb", "other/set")
-    assert recipe.sizes[Stage.STEERING]["themes"] == [str(here / "topic.toml"), "anger"]
-    assert recipe.sizes[Stage.ORIGINS]["methods"] == ["saes"]  # no name of a file
+    assert recipe.datasets(PaperStage.ORIGINS) == (str(here / "texts.jsonl"), "fineweb", "other/set")
+    assert recipe.sizes[PaperStage.STEERING]["themes"] == [str(here / "topic.toml"), "anger"]
+    assert recipe.sizes[PaperStage.ORIGINS]["methods"] == ["saes"]  # no name of a file
     (tmp_path / "moved").mkdir()
     for path in here.iterdir():
         path.rename(tmp_path / "moved" / path.name)

@@ -16,8 +16,7 @@ from saeflow.experiments.results import Results, RunRequest
 from saeflow.flow.graph import Edge, FlowGraph, Node
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId
-from saeflow.reproduce.claims import claims
-from saeflow.reproduce.items import items
+from saeflow.paper.claims import claims, items
 from saeflow.reproduce.report import COLUMNS, write_report
 from tests.paper.sample_results import deactivation_tables, origins_tables, results_folder
 from tests.paper.test_results_page import Outline
@@ -121,7 +120,7 @@ def test_the_page_loads_nothing_and_lets_only_its_own_blocks_run(out: Path, page
 
 def test_every_item_has_its_place_and_every_claim_its_verdict_in_order(page: Outline) -> None:
     sections = [a["id"] for tag, a in page.tags if tag == "section"]
-    assert sections == ["summary", *(item.id for item in items()), "run"]
+    assert sections == ["summary", *(item.id for item in items().values()), "run"]
     listed = [a["id"] for tag, a in page.tags if tag == "li" and (a.get("id") or "").startswith("c-")]
     assert listed == [f"c-{claim.id}" for claim in claims()]
     rows = [a["data-outcome"] for tag, a in page.tags if tag == "tr" and "data-outcome" in a]

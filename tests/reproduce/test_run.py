@@ -10,11 +10,11 @@ import pytest
 
 from saeflow.errors import BadFile, InvalidArgument, NoSpace, Unreachable
 from saeflow.paper import results
-from saeflow.reproduce import report, work
-from saeflow.reproduce.recipe import Recipe, open_recipe
-from saeflow.reproduce.run import RECORD, Reproduction, reproduce
-from saeflow.reproduce.stages import Stage, State
-from saeflow.reproduce.work import Place, Settings
+from saeflow.reproduce import report
+from saeflow.reproduce import run as running
+from saeflow.reproduce.recipe import PaperStage, Recipe, open_recipe
+from saeflow.reproduce.record import RECORD, Reproduction, StageState
+from saeflow.reproduce.run import RunContext, RunSettings, reproduce
 
 SMALL = """
 title = "small"
@@ -38,33 +38,30 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stages that do nothing but write down that they ran, and a report that does the same."""
     calls: list[str] = []
 
-    def stand_in(stage: Stage) -> Callable[[Place], None]:
-        def act(place: Place) -> None:
+    def stand_in(stage: PaperStage) -> Callable[[RunContext], None]:
+        def act(context: RunContext) -> None:
             calls.append(stage.value)
-            (place.out / stage.value).mkdir(exist_ok=True)
+            (context.out / stage.value).mkdir(exist_ok=True)
 
         return act
 
-    monkeypatch.setattr(work, "WORK", {})
-    monkeypatch.setattr("saeflow.reproduce.run.WORK", {stage: stand_in(stage) for stage in Stage})
+    monkeypatch.setattr(running, "_STAGES", {stage: stand_in(stage) for stage in PaperStage})
     monkeypatch.setattr(report, "write_report", lambda out: out / "index.html")
     return calls
 
 
 @pytest.fixture
-def breaking(done: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Stage, BaseException | None], None]:
+def breaking(done: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[PaperStage, BaseException | None], None]:
     """Makes a stage end in an error; heals it with None."""
-    from saeflow.reproduce import run
+    whole = dict(running._STAGES)
 
-    whole = dict(run.WORK)
-
-    def break_it(stage: Stage, error: BaseException | None) -> None:
-        def act(place: Place) -> None:
+    def break_it(stage: PaperStage, error: BaseException | None) -> None:
+        def act(context: RunContext) -> None:
             done.append(f"{stage.value}!")
             if error is not None:
                 raise error
 
-        monkeypatch.setattr(run, "WORK", {**whole, stage: whole[stage] if error is None else act})
+        monkeypatch.setattr(running, "_STAGES", {**whole, stage: whole[stage] if error is None else act})
 
     return break_it
 
@@ -114,12 +111,12 @@ def test_graphs_are_grown_again_for_another_figure_alone(tmp_path: Path, done: l
     assert done == ["graphs", "atlas", "graphs"]
     reproduce(recipe, tmp_path, only=("fig20", "table5"))
     assert done == ["graphs", "atlas", "graphs", "atlas"]
-    assert Reproduction.open(tmp_path).stages[Stage.GRAPHS].made == ("fig20", "table5")
+    assert Reproduction.open(tmp_path).stages[PaperStage.GRAPHS].made == ("fig20", "table5")
 
 
 def test_a_kill_leaves_the_record_true_and_the_next_run_goes_on(tmp_path: Path, done: list[str], breaking):
     recipe = open_recipe("demo")
-    breaking(Stage.DEACTIVATION, KeyboardInterrupt())
+    breaking(PaperStage.DEACTIVATION, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         reproduce(recipe, tmp_path)
     assert states(tmp_path) == {
@@ -131,17 +128,17 @@ def test_a_kill_leaves_the_record_true_and_the_next_run_goes_on(tmp_path: Path, 
         "transition": "left out",
     }
     assert json.loads((tmp_path / RECORD).read_bytes())["finished"] is None
-    breaking(Stage.DEACTIVATION, None)
+    breaking(PaperStage.DEACTIVATION, None)
     done.clear()
     assert reproduce(recipe, tmp_path).failed == []
     assert done == ["atlas", "deactivation", "steering", "transition"]
 
 
 def test_a_stage_that_cannot_be_run_is_noted_and_the_others_are_run(tmp_path: Path, done: list[str], breaking):
-    breaking(Stage.ORIGINS, Unreachable("fineweb cannot be read. Check the network."))
+    breaking(PaperStage.ORIGINS, Unreachable("fineweb cannot be read. Check the network."))
     notes: list[str] = []
     made = reproduce(open_recipe("demo"), tmp_path, note=notes.append)
-    assert [one.stage for one in made.failed] == [Stage.ORIGINS]
+    assert [one.stage for one in made.failed] == [PaperStage.ORIGINS]
     assert made.failed[0].why == "fineweb cannot be read. Check the network."
     assert (notes, done[-1]) == (["origins: fineweb cannot be read. Check the network."], "transition")
     told = json.loads((tmp_path / RECORD).read_bytes())
@@ -149,7 +146,7 @@ def test_a_stage_that_cannot_be_run_is_noted_and_the_others_are_run(tmp_path: Pa
 
 
 def test_a_full_disk_ends_the_run(tmp_path: Path, done: list[str], breaking):
-    breaking(Stage.GRAPHS, NoSpace("full"))
+    breaking(PaperStage.GRAPHS, NoSpace("full"))
     with pytest.raises(NoSpace):
         reproduce(open_recipe("demo"), tmp_path)
     assert done == ["atlas", "graphs!"]
@@ -158,7 +155,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path, done: list[str], breaking):
 def test_another_judge_is_asked_of_a_finished_folder(tmp_path: Path, done: list[str]):
     recipe = open_recipe("demo")
     reproduce(recipe, tmp_path, only=("fig10",))
-    reproduce(recipe, tmp_path, only=("fig10",), settings=Settings(judge="offline"))
+    reproduce(recipe, tmp_path, only=("fig10",), settings=RunSettings(judge="offline"))
     assert done == ["atlas", "steering", "atlas", "steering"]
 
 
@@ -193,11 +190,11 @@ def test_the_real_stages_write_what_their_commands_write(saeflow, tmp_path: Path
     monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
 
     def page(folder: Path) -> Path:
-        """In place of drawing, which has tests of its own."""
+        """In context of drawing, which has tests of its own."""
         (folder / "index.html").write_text("a page")
         return folder / "index.html"
 
-    monkeypatch.setattr(work, "write_page", page)
+    monkeypatch.setattr(running, "write_page", page)
     monkeypatch.setattr(results, "write_page", page)
     monkeypatch.setattr(report, "write_report", page)
     own(tmp_path)
@@ -237,4 +234,4 @@ def test_the_real_stages_write_what_their_commands_write(saeflow, tmp_path: Path
 
 
 def test_states_are_those_of_the_record():
-    assert [state.value for state in State] == ["done", "partial", "left out"]
+    assert [state.value for state in StageState] == ["done", "partial", "left out"]

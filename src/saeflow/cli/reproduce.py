@@ -9,7 +9,7 @@ from saeflow.cli.options import Device, Flag, Json, Where
 from saeflow.cli.output import Row, bars, note, print_json, print_table, show
 
 if TYPE_CHECKING:
-    from saeflow.reproduce.run import Reproduction
+    from saeflow.reproduce.record import Reproduction
 
 
 def reproduce(
@@ -40,13 +40,12 @@ def reproduce(
         judge_url: Address of the llm; that of OpenAI by default.
     """
     from saeflow.reproduce.recipe import open_recipe
-    from saeflow.reproduce.stages import parse_only, stages_for
 
     if not recipe:
         _list(as_json=as_json)
         return 0
     opened = open_recipe(recipe)
-    items = parse_only(opened, only)
+    items = opened.parse_only(only)
     folder = out or Path(f"reproduce-{Path(recipe).stem if recipe.endswith('.toml') else recipe}")
     if plan:
         from saeflow.reproduce.plan import make_plan
@@ -60,27 +59,26 @@ def reproduce(
         for line in cost.remarks:
             print(line)
         return 0
+    from saeflow.reproduce.run import RunSettings
     from saeflow.reproduce.run import reproduce as run
-    from saeflow.reproduce.work import Settings
 
     with where.open() as engine, bars() as bar:
-        settings = Settings(device, judge, judge_model, judge_url, engine)
+        settings = RunSettings(device, judge, judge_model, judge_url, engine)
         made = run(opened, folder, only=items, settings=settings, bars=bar, note=note)
     _show(made, as_json=as_json)
-    return 1 if {one.stage for one in made.failed} & set(stages_for(opened, items)) else 0
+    return 1 if {one.stage for one in made.failed} & set(opened.stages_for(items)) else 0
 
 
 def _list(*, as_json: bool) -> None:
-    from saeflow.reproduce.recipe import known_recipes, open_recipe
-    from saeflow.reproduce.stages import Stage, answered
+    from saeflow.reproduce.recipe import PaperStage, known_recipes, open_recipe
 
     rows: list[Row] = [
         {
             "recipe": one.name,
             "what": one.title,
             "release": one.release,
-            "figures and tables": len(answered(one)),
-            "stages": " ".join(stage.value for stage in Stage if stage in one.sizes),
+            "figures and tables": len(one.answered),
+            "stages": " ".join(stage.value for stage in PaperStage if stage in one.sizes),
         }
         for one in map(open_recipe, known_recipes())
     ]
@@ -89,7 +87,7 @@ def _list(*, as_json: bool) -> None:
 
 def _show(made: Reproduction, *, as_json: bool) -> None:
     """The stages with what they took, and where the report is."""
-    from saeflow.reproduce.stages import short
+    from saeflow.reproduce.recipe import short
 
     page = made.folder / "index.html"
     rows = [stage.to_dict() for stage in made.stages.values()]

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Frame, TableRow, in_order
+from saeflow.experiments.groups import PARTS
+from saeflow.experiments.statistics import RATE, Tally, by_text, known_mean, ratio
+from saeflow.ids import Part
+from saeflow.paper.evidence import OriginsRun
+from saeflow.paper.frame import GROUPS, Frame, TableRow, in_order
 from saeflow.paper.kinds import Drawing, tip
-from saeflow.paper.origins import OWN_SCORES, SCORES, first_method
+from saeflow.paper.origins import COSINE, MLP, NOWHERE, OWN_SCORES, RES, SCORES, first_method
 from saeflow.paper.style import INK, MUTED, PAPER, RULE, Medium, colour, ems, panels, title, value_axis
+from saeflow.paper.verdicts import ABOVE_0, ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import count, decimal
 
 _BINS = 40
@@ -89,6 +95,73 @@ def sentence(frame: Frame) -> str:
             )
     where = "" if layer == "all" else f" at layer {layer}"
     return f"The median of {', '.join(told)}{method}{where}." if told else ""
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+_RANKS: Final = 50
+"""Bins of scores over [-1, 1], for ranks."""
+_SCORE_OF: Final = {Part.RES: "s(R)", Part.MLP: "s(M)", Part.ATT: "s(A)"}
+
+
+def _between(run: OriginsRun, part: Part, a: int, b: int) -> ClaimNumber:
+    """Mean score of a part in one group less that in another."""
+    (text, datasets), groups, scores = run.texts, run.groups(COSINE), run.matches.of_each(run.seen, COSINE, part)
+    known, shape = np.isfinite(scores), (len(datasets), 8)
+    both = [by_text(text[known], groups[known], v, shape) for v in (scores[known], np.ones(int(known.sum())))]
+    tally = Tally(np.stack(both, -1)[:, [a, b]], datasets)
+    sizes = tally.sums[..., 1]
+    found = tally.told(lambda x: ratio(x)[:, 0] - ratio(x)[:, 1], n=float(sizes.sum()), sizes=sizes)
+    one, two = tally.now(ratio).tolist()
+    words = f"mean {_SCORE_OF[part]} in From {GROUPS[a]} less that in From {GROUPS[b]}"
+    return ClaimNumber(words, found, ABOVE_0, "number", beside=f"{one:.3f} against {two:.3f}")
+
+
+def claim_groups(run: OriginsRun) -> list[ClaimNumber]:
+    """High s(M) and low s(R) go with an MLP predecessor, and the other way round."""
+    return [_between(run, Part.MLP, MLP, RES), _between(run, Part.RES, RES, MLP)]
+
+
+def claim_above_nowhere(run: OriginsRun) -> list[ClaimNumber]:
+    """Each group of one part is above nowhere in that part's score."""
+    known = [part for part in PARTS if np.isfinite(run.matches.of_each(run.seen, COSINE, part)).any()]
+    return [_between(run, part, GROUPS.index(part.name), NOWHERE) for part in known]
+
+
+def claim_proxy(run: OriginsRun) -> list[ClaimNumber]:
+    """How well a score tells that the matched predecessor is active, within layers."""
+    text, datasets = run.texts
+    layer, group = run.seen["layer"].to_numpy(), run.seen[COSINE].astype(str)
+    layers, layer = np.unique(layer, return_inverse=True)
+    found: list[ClaimNumber] = []
+    for part in PARTS:
+        scores = run.matches.of_each(run.seen, COSINE, part)
+        known = np.isfinite(scores)
+        if not known.any():
+            continue
+        bins = np.clip(((scores[known] + 1) / 2 * _RANKS).astype(np.int64), 0, _RANKS - 1)
+        on = group[known].str.contains(part.name, regex=False).to_numpy().astype(np.int64)
+        sums = np.zeros((len(datasets), len(layers), 2, _RANKS))
+        np.add.at(sums, (text[known], layer[known], on, bins), 1.0)
+        tally = Tally(sums, datasets)
+        estimate = tally.told(auc, n=float(known.sum()), span=RATE)
+        words = f"area under the curve of {_SCORE_OF[part]} for an active {part.name} predecessor"
+        found.append(ClaimNumber(words, estimate, Rule("above", 0.5), "level", beside="0.5 is chance"))
+    if not found:
+        raise NotMeasured("No score is known.")
+    return found
+
+
+def auc(x: np.ndarray) -> np.ndarray:
+    """Chance that an active case scores above an inactive one, ties half; the mean over layers that have both.
+
+    `x` has cases, layers, (inactive, active), bins.
+    """
+    off, on = x[:, :, 0], x[:, :, 1]
+    below = np.cumsum(off, -1) - off / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return known_mean((on * below).sum(-1) / (on.sum(-1) * off.sum(-1)), -1)
 
 
 DRAWING: Final = Drawing(figure, sentence, ("layer", "group", "score"), each=("method",))

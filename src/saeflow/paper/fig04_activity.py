@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
+from weakref import WeakKeyDictionary
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Frame, in_order
+from saeflow.experiments.groups import PARTS
+from saeflow.experiments.origins_tables import ALPHA, FEWEST_TESTED
+from saeflow.experiments.statistics import GAP, RATE, Tally, mann_whitney, ratio
+from saeflow.ids import Part
+from saeflow.paper.evidence import OriginsRun
+from saeflow.paper.frame import GROUPS, Frame, in_order
 from saeflow.paper.kinds import Drawing, heat
-from saeflow.paper.origins import OWN_SCORES, SCORES, first_method, share_tested, tests_passed
+from saeflow.paper.origins import COSINE, MLP, MLP_ATT, OWN_SCORES, SCORES, first_method, share_tested, tests_passed
 from saeflow.paper.style import Medium, panels
+from saeflow.paper.verdicts import ABOVE_0, ClaimNumber, Rule, in_percent
 from saeflow.paper.words import listed, percent
 
 MODULES = ("RES", "MLP", "ATT")
@@ -57,6 +66,87 @@ def sentence(frame: Frame) -> str:
         return ""
     told = f"A module active in only one of two groups parts them by its own score in {listed(one)} of tests{method}"
     return f"{told}; active in both, in {listed(both)}." if len(both) == len(one) else f"{told}."
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+_TESTS: WeakKeyDictionary[OriginsRun, np.ndarray] = WeakKeyDictionary()
+_PAIRS: Final = list(itertools.combinations(range(8), 2))
+
+
+def _tested(run: OriginsRun) -> np.ndarray:
+    """Mann-Whitney tests: cells of a data set and layer by pairs of groups by scores; 1 passed, 0 not, NaN untested.
+
+    Three claims rest on them: they are made once a run.
+    """
+    if run in _TESTS:
+        return _TESTS[run]
+    groups, layer, dataset = run.groups(COSINE), run.seen["layer"].to_numpy(), run.seen["dataset"].to_numpy()
+    cells = list(itertools.product(run.datasets, np.unique(layer)))
+    passed = np.full((len(cells), len(_PAIRS), len(PARTS)), np.nan)
+    for at, part in enumerate(PARTS):
+        scores = run.matches.of_each(run.seen, COSINE, part)
+        for number, cell in enumerate(cells):
+            here = (dataset == cell[0]) & (layer == cell[1]) & np.isfinite(scores)
+            values = [scores[here & (groups == group)] for group in range(8)]
+            for place, (a, b) in enumerate(_PAIRS):
+                if min(len(values[a]), len(values[b])) >= FEWEST_TESTED:
+                    passed[number, place, at] = mann_whitney(values[a], values[b]) < ALPHA
+    _TESTS[run] = passed
+    return passed
+
+
+def _passed(passed: np.ndarray, *sets: np.ndarray) -> Tally:
+    """Passed tests and tests among sets of (pair, score), by cell, which are what is drawn."""
+    columns = [
+        np.stack([np.nansum(np.where(m, passed, np.nan), (1, 2)), (np.isfinite(passed) & m).sum((1, 2))], -1)
+        for m in sets
+    ]
+    return Tally(np.stack(columns, 1).astype(np.float64))
+
+
+def _less(passed: np.ndarray, a: np.ndarray, b: np.ndarray, words: str) -> ClaimNumber:
+    """Share of passed tests in one set less that in another."""
+    tally = _passed(passed, a, b)
+    one, two = tally.now(ratio).tolist()
+    sizes = tally.sums[..., 1]
+    found = tally.told(lambda x: ratio(x)[:, 0] - ratio(x)[:, 1], n=float(sizes.sum()), span=GAP, sizes=sizes)
+    return ClaimNumber(words, found, ABOVE_0, beside=f"{in_percent(one)} against {in_percent(two)} of the tests")
+
+
+def claim_active_in_one(run: OriginsRun) -> list[ClaimNumber]:
+    """A module active in one group only parts them by its score more often than one active in both, or neither."""
+    found: list[ClaimNumber] = []
+    for at, part in enumerate(PARTS):
+        n_on = np.array([sum(part.name in GROUPS[group] for group in pair) for pair in _PAIRS])
+        score = np.arange(len(PARTS)) == at
+        for n, what in ((2, "in both"), (0, "in neither")):
+            one, other = ((n_on == k)[:, None] & score for k in (1, n))
+            words = f"tests passed on {SCORES[at]} where {part.name} is active in one group, less where {what}"
+            found.append(_less(_tested(run), one, other, words))
+    return found
+
+
+def claim_alike(run: OriginsRun) -> list[ClaimNumber]:
+    """Groups alike in the activity of a module are mostly not told apart by its score."""
+    found: list[ClaimNumber] = []
+    for at, part in enumerate(PARTS):
+        same = np.array([(part.name in GROUPS[a]) == (part.name in GROUPS[b]) for a, b in _PAIRS])
+        tally = _passed(_tested(run), same[:, None] & (np.arange(len(PARTS)) == at))
+        sizes = tally.sums[:, 0, 1]
+        estimate = tally.told(lambda x: ratio(x)[:, 0], n=float(sizes.sum()), span=RATE, sizes=sizes)
+        words = f"tests passed on {SCORES[at]} where {part.name} is active in both groups or in neither"
+        found.append(ClaimNumber(words, estimate, Rule("below", 0.5), "share"))
+    return found
+
+
+def claim_mlp_and_att(run: OriginsRun) -> list[ClaimNumber]:
+    """From MLP and From MLP & ATT differ by s(A) more often than by s(R) and s(M)."""
+    pair = np.array([set(p) == {MLP, MLP_ATT} for p in _PAIRS])[:, None]
+    res, mlp, att = (pair & (np.arange(len(PARTS)) == PARTS.index(part)) for part in (Part.RES, Part.MLP, Part.ATT))
+    words = "tests passed by s(A) less those by {}"
+    return [_less(_tested(run), att, other, words.format(name)) for other, name in ((res, "s(R)"), (mlp, "s(M)"))]
 
 
 DRAWING: Final = Drawing(figure, sentence, ("module", "score", "kind", "share"), each=("method",))

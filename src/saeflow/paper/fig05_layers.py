@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from saeflow.experiments.statistics import known_mean
+from saeflow.paper.evidence import OriginsRun
 from saeflow.paper.frame import Frame, Interval, in_order
 from saeflow.paper.kinds import Drawing, line, reach, said, stack
-from saeflow.paper.origins import EVERY, every_of, first_method, largest_of, name_of, shares_of
+from saeflow.paper.origins import (
+    ATT,
+    EVERY,
+    MLP,
+    MLP_ATT,
+    RES,
+    GroupShares,
+    Totals,
+    by_layer,
+    every_of,
+    first_method,
+    largest_of,
+    name_of,
+    shares_of,
+)
 from saeflow.paper.style import Medium, colour, group_signs, layer_axis, panels, title, value_axis
+from saeflow.paper.verdicts import ABOVE_0, BELOW_0, ClaimNumber, NotMeasured
 from saeflow.paper.words import capital, count, percent, percent_interval
 
 
@@ -83,6 +103,94 @@ def sentence(frame: Frame) -> str:
     if all("nowhere" in shares for shares in ends):
         nowhere = f"; nowhere goes from {percent(ends[0]['nowhere'].value)} to {percent(ends[1]['nowhere'].value)}"
     return f"{capital(told[0])}, {told[1]}{nowhere}."
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+_SIDES: Final = "{} in {}"
+
+
+def claim_res_rises(run: OriginsRun) -> list[ClaimNumber]:
+    """From RES is larger in the last part than in the middle one."""
+    shares = GroupShares(run)
+    _, middle, last = shares.parts()
+    return [shares.less([RES], last, middle, ABOVE_0, "From RES", sides=_SIDES)]
+
+
+def claim_fewer_new(run: OriginsRun) -> list[ClaimNumber]:
+    """Groups of modules alone, newborn features, are smaller in the last part."""
+    shares = GroupShares(run)
+    _, middle, last = shares.parts()
+    return [shares.less([MLP, ATT, MLP_ATT], last, middle, BELOW_0, "From MLP, ATT, MLP & ATT", sides=_SIDES)]
+
+
+def claim_gpt2_nowhere(run: OriginsRun) -> list[ClaimNumber]:
+    """Nowhere grows in later layers."""
+    shares = GroupShares(run)
+    _, middle, last = shares.parts()
+    return [shares.less([0], last, middle, ABOVE_0, "From nowhere", sides=_SIDES)]
+
+
+def claim_mlp_falls(run: OriginsRun) -> list[ClaimNumber]:
+    """From MLP is smaller after seven tenths of the layers (18 of 25 in Gemma) than in the three before."""
+    shares = GroupShares(run)
+    last = max(shares.layers)
+    bump = round(18 / 25 * last)
+    before = shares.places(range(round(16 / 25 * last), bump + 1), "layers before the fall")
+    after = shares.places(range(bump + 1, last + 1), "layers after the fall")
+    return [shares.less([MLP], after, before, BELOW_0, "From MLP")]
+
+
+def _early(shares: GroupShares) -> list[int]:
+    """The first part without layer 0, which has no residual predecessor, so that its shares cannot be compared."""
+    first = [place for place in shares.parts()[0] if shares.layers[place] > 0]
+    if not first:
+        raise NotMeasured("The first part is layer 0 alone, which has no residual predecessor.")
+    return first
+
+
+def claim_uncertain_early(run: OriginsRun) -> list[ClaimNumber]:
+    """Nowhere is larger in the first part than after it."""
+    shares = GroupShares(run)
+    first, (_, middle, last) = _early(shares), shares.parts()
+    return [shares.less([0], first, middle + last, ABOVE_0, "nowhere", sides="{}")]
+
+
+def claim_settles(run: OriginsRun) -> list[ClaimNumber]:
+    """The groups change more from layer to layer in the first part than in the middle."""
+    shares = GroupShares(run)
+    early = _early(shares)
+    middle = [place for place in shares.parts()[1] if place + 1 < len(shares.layers)]
+    if not middle:
+        raise NotMeasured("The middle part has no layer that is followed by another.")
+
+    def steps(x: Totals, places: Sequence[int]) -> np.ndarray:
+        p = by_layer(x)
+        return np.stack([np.abs(p[:, i + 1] - p[:, i]).sum(-1) / 2 for i in places], -1).mean(-1)
+
+    words = (
+        f"share of features that would have to change group from a layer to the next, in {shares.named(early)} less "
+        f"that in {shares.named(middle)}"
+    )
+    return [shares.finding(lambda x: steps(x, early) - steps(x, middle), words)]
+
+
+def claim_datasets(run: OriginsRun) -> list[ClaimNumber]:
+    """Data sets differ more in the last part than before."""
+    shares = GroupShares(run)
+    if len(shares.datasets) < 2:
+        raise NotMeasured("There is one data set only.")
+    first, middle, last = shares.parts()
+
+    def apart(x: Totals, places: Sequence[int]) -> np.ndarray:
+        p = x / x.sum(-1, keepdims=True)
+        pairs = itertools.combinations(range(len(shares.datasets)), 2)
+        each = [np.abs(p[:, places, i] - p[:, places, j]).sum(-1) / 2 for i, j in pairs]
+        return known_mean(np.stack(each, -1), (1, 2))
+
+    words = f"distance between two data sets in {shares.named(last)} less that in {shares.named(first + middle)}"
+    return [shares.finding(lambda x: apart(x, last) - apart(x, first + middle), words)]
 
 
 DRAWING: Final = Drawing(figure, sentence, ("dataset", "layer", "group", "share"), each=("method",))

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Frame, Interval
 from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Measure, control_signs, line, reach, told
 from saeflow.paper.style import MUTED, Medium, apart, colour, ems, group_signs, panels, value_axis
-from saeflow.paper.trials import control_beside, control_change
+from saeflow.paper.trials import (
+    SINGLES,
+    WITH_RES,
+    all_named,
+    control_beside,
+    control_change,
+    less,
+    of_strategy,
+    removing,
+    swept,
+)
+from saeflow.paper.verdicts import ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import decimal_interval, percent
 
 LOSS = Measure("relative loss change", lambda e: percent(e.value, 2), percent, "%")
@@ -89,6 +102,49 @@ def sentence(frame: Frame) -> str:
         said.append(text if rate is None else f"{text}, {percent(rate)} deactivated{control_beside(row)}")
     whom = "All groups together" if group == "all" else f"In {group}"
     return f"{whom}: {'; '.join(said)}."
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def claim_positive(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """r > 1 makes targets grow more where RES stands with a module than in groups of one."""
+    where = swept(trials, 1, np.inf)
+    a, b = (where & trials["group"].isin(groups) for groups in (WITH_RES, SINGLES))
+    words = "growth of the target at r > 1 where RES stands with a module, less that in groups of one predecessor"
+    return [less(trials, -trials["change"], a, b, words)]
+
+
+def claim_negative(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """r < 1 changes From RES more than any other group."""
+    where, group = swept(trials, -np.inf, 1), trials["group"]
+    others = [g for g in GROUPS[1:] if g != "RES" and (where & (group == g)).any()]
+    words = "change at r < 1 in From RES less that in From {}"
+    return [
+        less(trials, trials["change"], where & (group == "RES"), where & (group == g), words.format(g)) for g in others
+    ]
+
+
+def claim_loss(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """Removing RES & MLP, or all three, costs more loss than removing RES alone."""
+    loss = (trials["loss_new"] - trials["loss_old"]) / trials["loss_old"]
+    if not np.isfinite(loss).any():
+        raise NotMeasured("No loss was measured.")
+    words = "relative loss change at r = 0 in From {} less that in From RES"
+    return [
+        less(trials, loss, removing(trials, [g]), removing(trials, ["RES"]), words.format(g), unit="number")
+        for g in ("RES & MLP", "RES & MLP & ATT")
+    ]
+
+
+def claim_bent(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """Removing half of a predecessor changes the target by another amount than half of what removing all does."""
+    half = of_strategy(trials) & all_named(trials) & (trials["r"] == 0.5)
+    if not half.any():
+        raise NotMeasured("r = 0.5 was not tried.")
+    change = trials["change"].where(trials["r"] != 0.5, 2 * trials["change"])
+    every, words = removing(trials, GROUPS[1:]), "change at r = 0 less twice that at r = 0.5"
+    return [less(trials, change, every, half, words, rule=Rule("apart", 0.02), unit="number")]
 
 
 DRAWING: Final = Drawing(figure, sentence, ("r", "group", "change"))

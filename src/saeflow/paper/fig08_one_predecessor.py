@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Frame, in_order, only
 from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Line, forest
 from saeflow.paper.style import Medium, colour
-from saeflow.paper.trials import control_change
+from saeflow.paper.trials import COMBINED, SINGLES, control_change, less, removing
+from saeflow.paper.verdicts import ClaimNumber
 from saeflow.paper.words import decimal
 
 PARTS = ("RES", "MLP", "ATT")
@@ -52,6 +54,24 @@ def sentence(frame: Frame) -> str:
             alone, joined = (f"{decimal(rows[g].number('change'))}{control_change(rows[g])}" for g in (part, last))
             told.append(f"{alone} alone and {joined} in {last} for {part}")
     return f"Activation change when one predecessor is removed: {'; '.join(told)}." if told else ""
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def claim_alone(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """A predecessor matters more alone than beside others."""
+    words = "change by {} where it is alone less that where others are active"
+    return [
+        less(
+            trials,
+            trials["change"],
+            removing(trials, [part], [part]),
+            removing(trials, [group for group in COMBINED if part in group], [part]),
+            words.format(part),
+        )
+        for part in SINGLES
+    ]
 
 
 DRAWING: Final = Drawing(figure, sentence, ("group", "removed", "change"))

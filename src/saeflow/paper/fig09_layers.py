@@ -9,33 +9,45 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from saeflow.experiments.statistics import Tally, known_mean, ratio
+from saeflow.paper.evidence import SteeringRun
 from saeflow.paper.frame import Frame, Interval, TableRow
 from saeflow.paper.kinds import Drawing, line, mark, reach
 from saeflow.paper.steering import (
+    ACTIVATE,
     BEST,
     MULTI,
     SUPPRESS,
     best,
     by_direction,
     by_theme,
+    by_value,
     dashed,
     default_of,
     direction_of,
     dose,
+    find,
+    in_any_theme,
     look,
     methods,
+    of_themes,
+    over_themes,
     place,
     plain,
     score_signs,
     scored,
+    themes,
     told,
     unsteered,
 )
 from saeflow.paper.style import ACCENT, INK, MUTED, Medium, Sign, ems, layer_axis, nothing, panels, title, value_axis
+from saeflow.paper.verdicts import ABOVE_0, BELOW_0, ClaimNumber, NotMeasured
 from saeflow.paper.words import capital, decimal, decimal_interval, listed
+from saeflow.steering.sweep.cells import START_LAYER
 
 _ROW: Final = 1.15  # of the strip of best layers, in ems
 
@@ -207,6 +219,90 @@ def _where_best(themes: Mapping[str, Frame]) -> str:
     if layers[low] == layers[high]:
         return f"Activating, the best single layer is {layers[low]} in each of {len(layers)} themes."
     return f"Activating, the best single layer runs from {layers[low]} ({low}) to {layers[high]} ({high})."
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def _at_ends(run: SteeringRun) -> tuple[Tally, list[list[float]], float]:
+    """Scores of single layers at the weakest and the strongest r: samples by themes by r by layers; layers; rows.
+
+    Raises:
+        NotMeasured: when a theme has fewer than two layers or two values.
+    """
+    grid = run.grid
+    blocks: list[np.ndarray] = []
+    layers: list[list[float]] = []
+    for theme in themes(grid, SUPPRESS):
+        places = find(grid, theme, SUPPRESS, "single")
+        known = dict(zip(zip(places["value"], places["layer"], strict=True), places.index, strict=True))
+        values = sorted({value for value, _ in known}, reverse=True)
+        common = sorted({layer for _, layer in known if all((v, layer) in known for v in values)})
+        if len(values) < 2 or len(common) < 2:
+            raise NotMeasured("Single layers were steered at fewer than two layers or two values of r.")
+        ends = (values[0], values[-1])
+        blocks.append(np.stack([[grid.values["score"][known[v, layer]] for layer in common] for v in ends]))
+        layers.append([float(layer) for layer in common])
+    most = max(len(block[0]) for block in blocks)
+    padded = [np.pad(b, ((0, 0), (0, most - b.shape[1]), (0, 0)), constant_values=np.nan) for b in blocks]
+    tally = grid.tally(np.stack(padded))
+    return tally, layers, float(tally.sums[..., 1].sum())
+
+
+def claim_earlier(run: SteeringRun) -> list[ClaimNumber]:
+    """The best single layer is earlier at the strongest r than at the weakest."""
+    tally, layers, n = _at_ends(run)
+
+    def moved(x: np.ndarray) -> np.ndarray:
+        means = np.nan_to_num(x[..., 0] / x[..., 1], nan=-np.inf).argmax(-1)  # cases by themes by r
+        known = np.array([row + [np.nan] * (means.max() + 1 - len(row)) for row in layers])
+        at = known[np.arange(len(layers))[None, :, None], means]
+        return (at[..., 1] - at[..., 0]).mean(-1)
+
+    words = "best layer at the strongest r less that at the weakest, in layers"
+    far = max(row[-1] - row[0] for row in layers)
+    found = tally.told(moved, n=n, span=(-far, far), chosen=True)
+    return [ClaimNumber(words, found, BELOW_0, "number", beside=of_themes(len(layers)))]
+
+
+def claim_even(run: SteeringRun) -> list[ClaimNumber]:
+    """Weak r spreads its effect more evenly over layers."""
+    tally, layers, n = _at_ends(run)
+
+    def uneven(x: np.ndarray) -> np.ndarray:
+        means = ratio(x)
+        spread = np.sqrt(known_mean((means - known_mean(means, -1)[..., None]) ** 2, -1))
+        return (spread[..., 1] - spread[..., 0]).mean(-1)
+
+    words = "standard deviation over layers of the score at the strongest r less that at the weakest"
+    return [ClaimNumber(words, tally.told(uneven, n=n), ABOVE_0, "number", beside=of_themes(len(layers)))]
+
+
+def claim_stronger(run: SteeringRun) -> list[ClaimNumber]:
+    """Single layers do better at the strongest r than at the weakest."""
+    each: dict[str, np.ndarray] = {}
+    for theme in themes(run.grid, SUPPRESS):
+        scores = list(by_value(run.grid, theme, SUPPRESS, "single").values())
+        if len(scores) > 1:
+            each[theme] = scores[-1] - scores[0]
+    return [over_themes(run.grid, each, "score of the best single layer at the strongest r less that at the weakest")]
+
+
+def claim_elsewhere(run: SteeringRun) -> list[ClaimNumber]:
+    """In some theme another layer than the start layer is better, on fresh samples (fig. 16)."""
+    fresh = run.fresh
+    each: dict[str, np.ndarray] = {}
+    for theme in themes(fresh, ACTIVATE):
+        places = find(fresh, theme, ACTIVATE, "single")
+        at_start, chosen = (places[(places["role"] == START_LAYER) == start] for start in (True, False))
+        if len(at_start) and len(chosen) and chosen["layer"].iloc[0] != at_start["layer"].iloc[0]:
+            each[theme] = fresh.values["score"][chosen.index[0]] - fresh.values["score"][at_start.index[0]]
+    if not each:
+        raise NotMeasured(
+            "In no theme was another layer measured beside the one most start features lie in: that layer is best "
+            "everywhere, or was not steered."
+        )
+    return in_any_theme(fresh, each, "score of the best single layer less that of the start layer")
 
 
 DRAWING: Final = Drawing(

@@ -6,32 +6,43 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from saeflow.experiments.statistics import ratio
+from saeflow.paper.evidence import SteeringRun
 from saeflow.paper.frame import Frame, Interval
 from saeflow.paper.kinds import Drawing, line, point, reach
 from saeflow.paper.steering import (
+    ACTIVATE,
+    MULTI,
     SUPPRESS,
     best,
     by_direction,
     by_theme,
+    by_value,
     dashed,
     default_of,
     direction_of,
     dose,
+    find,
     look,
     method_signs,
     methods,
+    of_themes,
+    over_themes,
     plain,
     score_of,
     score_signs,
     scored,
+    themes,
     told,
     unsteered,
     verb,
 )
 from saeflow.paper.style import MUTED, RULE, Medium, apart, ems, nothing, panels, value_axis
+from saeflow.paper.verdicts import ABOVE_0, BELOW_0, ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import decimal, decimal_interval, listed
 
 MARK: Final = 5.0
@@ -149,6 +160,104 @@ def _winners(themes: Mapping[str, Frame], direction: str) -> str:
     wins = {m: sum(row.words("method") == m for row in tops) for m in {row.words("method") for row in tops}}
     told = [f"{look(m).name} in {wins[m]}" for m in sorted(wins, key=lambda m: (-wins[m], m))]
     return f"{verb(direction)}, the highest score of {len(tops)} themes is that of {listed(told)}." if told else ""
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+_LIMITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Limits on the change of a hidden state, as a share of its norm, that are tried from the smallest."""
+
+
+def _over_values(run: SteeringRun, a: str, b: str, *, weak: bool = False) -> dict[str, np.ndarray]:
+    """Score of method a less that of method b, the mean over r (of the weaker half), by theme."""
+    each: dict[str, np.ndarray] = {}
+    for theme in themes(run.grid, SUPPRESS):
+        one, two = (by_value(run.grid, theme, SUPPRESS, method) for method in (a, b))
+        both = [value for value in one if value in two]
+        kept = both[: (len(both) + 1) // 2] if weak else both
+        if kept:
+            each[theme] = np.mean([one[value] - two[value] for value in kept], axis=0)
+    return each
+
+
+def claim_better(run: SteeringRun) -> list[ClaimNumber]:
+    """Layers found by flow graphs do better than the initial features alone, over all r."""
+    words = "score of {} less that of the start features, mean over r"
+    return [
+        over_themes(run.grid, _over_values(run, method, "start"), words.format(method))
+        for method in ("single", "cumulative")
+    ]
+
+
+def claim_weak(run: SteeringRun) -> list[ClaimNumber]:
+    """Cumulative does better than single at weak r."""
+    each = _over_values(run, "cumulative", "single", weak=True)
+    return [over_themes(run.grid, each, "score of cumulative less that of single at the weaker half of r")]
+
+
+def claim_steady(run: SteeringRun) -> list[ClaimNumber]:
+    """The score of cumulative depends less on r than that of the initial features, and of single layers."""
+    found: list[ClaimNumber] = []
+    for other in ("start", "single"):
+        blocks: list[np.ndarray] = []
+        for theme in themes(run.grid, SUPPRESS):
+            one, two = ([*by_value(run.grid, theme, SUPPRESS, m).values()] for m in (other, "cumulative"))
+            if len(one) == len(two) > 1:
+                blocks.append(np.stack([one, two]))
+        if not blocks:
+            raise NotMeasured(f"{other} and cumulative were not both run at several r.")
+        tally = run.grid.tally(np.stack(blocks))  # samples by themes by methods by r
+
+        def spread(x: np.ndarray) -> np.ndarray:
+            wide = ratio(x).max(-1) - ratio(x).min(-1)
+            return (wide[..., 0] - wide[..., 1]).mean(-1)
+
+        words = f"spread of the score over r of {other} less that of cumulative"
+        estimate = tally.told(spread, n=float(tally.sums[..., 1].sum()))
+        found.append(ClaimNumber(words, estimate, ABOVE_0, "number", beside=of_themes(len(blocks))))
+    return found
+
+
+def claim_small(run: SteeringRun) -> list[ClaimNumber]:
+    """Cumulative does better than single where both may change the hidden state little."""
+    grid = run.grid
+    for limit in _LIMITS:
+        each: dict[str, np.ndarray] = {}
+        for theme in themes(grid, SUPPRESS):
+            steered = (find(grid, theme, SUPPRESS, method) for method in ("cumulative", "single"))
+            within = [found.index[found["share_total"] <= limit] for found in steered]
+            if all(map(len, within)):
+                each[theme] = grid.crossfit(within[0]) - grid.crossfit(within[1])
+        if len(each) == len(themes(grid, SUPPRESS)):
+            words = f"score of cumulative less that of single, both within {100 * limit:.0f} % of the hidden norm"
+            return [over_themes(grid, each, words)]
+    raise NotMeasured("There is no limit on the change under which every theme has both methods.")
+
+
+def _same_setting(run: SteeringRun, measure: str, what: str, rule: Rule) -> list[ClaimNumber]:
+    """A mark of the multi-layer methods less that of single at the same s and layer, by theme: the mean over those."""
+    grid = run.grid
+    each: dict[str, np.ndarray] = {}
+    for theme in themes(grid, ACTIVATE):
+        single, several = find(grid, theme, ACTIVATE, "single"), find(grid, theme, ACTIVATE, *MULTI)
+        several = several[several["layer"] > single["layer"].min()] if len(single) else several
+        pairs = several.reset_index().merge(single.reset_index(), on=["value", "layer"], suffixes=("", "_single"))
+        if len(pairs):
+            values = grid.values[measure]
+            each[theme] = (values[pairs["index"]] - values[pairs["index_single"]]).mean(0)
+    words = f"{what} (0 to 5) of the multi-layer methods less that of single, at the same s and layer"
+    return [over_themes(grid, each, words, rule)]
+
+
+def claim_topic(run: SteeringRun) -> list[ClaimNumber]:
+    """At the same s and up to the same layer, several layers bring more of the topic than the last alone (fig. 11)."""
+    return _same_setting(run, "behavior", "topic", ABOVE_0)
+
+
+def claim_coherence(run: SteeringRun) -> list[ClaimNumber]:
+    """They cost coherence (fig. 11)."""
+    return _same_setting(run, "coherence", "coherence", BELOW_0)
 
 
 DRAWING: Final = Drawing(

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Frame, in_order
+from saeflow.experiments.statistics import RATE
+from saeflow.paper.evidence import OriginsRun
+from saeflow.paper.frame import GROUPS, Frame, in_order
 from saeflow.paper.kinds import Drawing, reach
-from saeflow.paper.origins import EVERY, every_of, first_method, largest_of, name_of, shares_of
+from saeflow.paper.origins import (
+    EVERY,
+    WITH_ATT,
+    WITH_MLP,
+    GroupShares,
+    Totals,
+    every_of,
+    first_method,
+    largest_of,
+    name_of,
+    overall,
+    shares_of,
+)
 from saeflow.paper.style import INK, PAPER, Medium, advance, colour, ems, panels, title, value_axis
+from saeflow.paper.verdicts import ABOVE_0, BELOW_0, ClaimNumber, Rule, in_percent
 from saeflow.paper.words import count, percent, percent_interval
 
 
@@ -30,8 +46,8 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             if share.ends[0] < share.ends[1]:
                 axes.plot(share.ends, (y, y), color=PAPER, lw=ems(0.2), zorder=3.9)  # seen on the darkest bar too
                 axes.plot(share.ends, (y, y), color=INK, lw=ems(0.1), zorder=4)
-            text = f" {percent(share.value)}"
-            axes.text(share.ends[1], y, text, va="center_baseline", fontsize=ems(0.8), zorder=5)
+            at, shift = (share.ends[1], y), {"xytext": (ems(0.3), 0), "textcoords": "offset points"}
+            axes.annotate(percent(share.value), at, va="center_baseline", fontsize=ems(0.8), zorder=5, **shift)
         value_axis(axes, "x", 0, high, unit="%", most=5)
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_yticks(range(len(groups)), list(groups) if i % across == 0 else [""] * len(groups))
@@ -61,6 +77,49 @@ def sentence(frame: Frame) -> str:
         low, high = min(sets, key=sets.__getitem__), max(sets, key=sets.__getitem__)
         told += f". Nowhere runs from {percent(sets[low])} ({low}) to {percent(sets[high])} ({high})"
     return f"{told}."
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def claim_nowhere(run: OriginsRun) -> list[ClaimNumber]:
+    """Nowhere is the largest of all groups."""
+    shares = GroupShares(run)
+    now = shares.tally.now(overall)
+    other = 1 + int(now[1:].argmax())
+    beside = f"nowhere {in_percent(now[0])}, {GROUPS[other]} {in_percent(now[other])}"
+    words = "share of nowhere less that of the largest other group"
+    return [shares.finding(lambda x: overall(x)[:, 0] - overall(x)[:, 1:].max(-1), words, ABOVE_0, beside)]
+
+
+def _attention(run: OriginsRun, rule: Rule) -> list[ClaimNumber]:
+    """Groups with attention against groups with the MLP."""
+    shares = GroupShares(run)
+    now = shares.tally.now(overall)
+    beside = " against ".join(in_percent(float(now[groups].sum())) for groups in (WITH_ATT, WITH_MLP))
+    words = "share of the groups with attention less that of the groups with the MLP"
+
+    def difference(x: Totals) -> np.ndarray:
+        return overall(x)[:, WITH_ATT].sum(-1) - overall(x)[:, WITH_MLP].sum(-1)
+
+    return [shares.finding(difference, words, rule, beside)]
+
+
+def claim_attention_rare(run: OriginsRun) -> list[ClaimNumber]:
+    """Groups with attention are rarer than groups with the MLP."""
+    return _attention(run, BELOW_0)
+
+
+def claim_attention_prevails(run: OriginsRun) -> list[ClaimNumber]:
+    """Groups with attention are more frequent than groups with the MLP."""
+    return _attention(run, ABOVE_0)
+
+
+def claim_described(run: OriginsRun) -> list[ClaimNumber]:
+    """Most active features have an active predecessor."""
+    shares = GroupShares(run)
+    found = shares.tally.told(lambda x: 1 - overall(x)[:, 0], n=shares.n, span=RATE)
+    return [ClaimNumber("active features with an active predecessor", found, Rule("above", 0.5), "share")]
 
 
 DRAWING: Final = Drawing(figure, sentence, ("dataset", "group", "share"), each=("method",))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from saeflow.experiments.statistics import GAP, RATE, Tally, known_mean
+from saeflow.paper.evidence import OriginsRun
 from saeflow.paper.frame import GROUPS, Frame
 from saeflow.paper.kinds import Drawing, heat
-from saeflow.paper.origins import first_method, short
+from saeflow.paper.origins import ATT, COSINE, RES_ATT, first_method, short
 from saeflow.paper.style import MUTED, Medium, ems, panels
+from saeflow.paper.verdicts import ABOVE_0, ClaimNumber, NotMeasured, Rule, in_percent
 from saeflow.paper.words import count, percent
 
 
@@ -48,6 +52,86 @@ def sentence(frame: Frame) -> str:
     if away:
         told += f"; out of {high} it most often goes to {max(away)[1]} ({percent(max(away)[0])})"
     return f"{told}."
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+_BLOCKS: Final = 500
+
+
+def _contexts(run: OriginsRun) -> Tally:
+    """For each block of features: observations of group a with another of group b, and of group a: 8 by 9.
+
+    The statement is of features, so features are drawn, in blocks: those of one remainder of their number.
+    """
+    groups = run.groups(COSINE)
+    features, which = np.unique(run.seen[["layer", "feature"]].to_numpy(), axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    counts = np.bincount(which * 8 + groups, minlength=len(features) * 8).reshape(-1, 8).astype(np.float64)
+    often = counts.sum(1) > 1
+    if not often.any():
+        raise NotMeasured("No feature was seen twice.")
+    counts, blocks = counts[often], (features[often, 0] * 31 + features[often, 1]) % _BLOCKS
+    others = counts.sum(1) - 1
+    pairs = counts[:, :, None] * (counts[:, None, :] - np.eye(8)) / others[:, None, None]
+    each = np.concatenate([pairs, counts[:, :, None]], -1)
+    used, blocks = np.unique(blocks, return_inverse=True)
+    sums = np.zeros((len(used), 8, 9))
+    np.add.at(sums, blocks.reshape(-1), each)
+    return Tally(sums)
+
+
+def _goes(x: np.ndarray) -> np.ndarray:
+    """Probability of group b after group a: cases by a by b; NaN after a group that a case has none of."""
+    with np.errstate(invalid="ignore"):
+        return x[..., :8] / x[..., 8:]
+
+
+def claim_context(run: OriginsRun) -> list[ClaimNumber]:
+    """A feature is in another group in another context, more often than once in ten."""
+    tally = _contexts(run)
+
+    def moved(x: np.ndarray) -> np.ndarray:
+        return 1 - np.einsum("kaa->k", x[..., :8]) / x[..., 8].sum(-1)
+
+    n = float(tally.sums[..., 8].sum())
+    words = "pairs of observations of one feature that are in two groups"
+    return [ClaimNumber(words, tally.told(moved, n=n, span=RATE), Rule("above", 0.1), "share")]
+
+
+def claim_nowhere(run: OriginsRun) -> list[ClaimNumber]:
+    """Features of other groups go to nowhere more often than to any other group, in the mean over groups."""
+    tally = _contexts(run)
+
+    def into(x: np.ndarray) -> np.ndarray:
+        return known_mean(np.where(np.eye(8, dtype=bool), np.nan, _goes(x)), 1)
+
+    now = tally.now(into)
+    other = 1 + int(np.nan_to_num(now[1:]).argmax())
+    beside = f"nowhere {in_percent(now[0])}, {GROUPS[other]} {in_percent(now[other])}"
+    found = tally.told(lambda x: into(x)[:, 0] - into(x)[:, 1:].max(-1), n=float(tally.sums[..., 8].sum()), span=GAP)
+    words = "mean probability to go to nowhere less that to the next likely group"
+    return [ClaimNumber(words, found, ABOVE_0, beside=beside)]
+
+
+def claim_attention(run: OriginsRun) -> list[ClaimNumber]:
+    """Out of From ATT a feature goes to From RES & ATT more often than to any other group."""
+    tally = _contexts(run)
+    rest = [value for value in range(8) if value not in (ATT, RES_ATT)]
+    goes = tally.now(_goes)[ATT]
+    other = rest[int(np.nan_to_num(goes[rest]).argmax())]
+    there, elsewhere = in_percent(goes[RES_ATT]), in_percent(goes[other])
+    beside = f"{there} to RES & ATT (the paper's Gemma: 45 %), {elsewhere} to {GROUPS[other]}"
+    sizes = tally.sums[:, ATT, 8]
+    found = tally.told(
+        lambda x: _goes(x)[:, ATT, RES_ATT] - _goes(x)[:, ATT][:, rest].max(-1),
+        n=float(sizes.sum()),
+        span=GAP,
+        sizes=sizes,
+    )
+    words = "probability to go from ATT to RES & ATT less that to the next likely group"
+    return [ClaimNumber(words, found, ABOVE_0, beside=beside)]
 
 
 DRAWING: Final = Drawing(figure, sentence, ("group_a", "group_b", "probability"), each=("method",))

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
+from saeflow.experiments.statistics import GAP, RATE
 from saeflow.paper.frame import GROUPS, Frame, TableRow, in_order, only
 from saeflow.paper.kinds import CONTROL, Drawing, Strip, strips
 from saeflow.paper.style import GONE, LINE, MUTED, SQUARE, Medium, Sign, colour, group_signs
-from saeflow.paper.trials import control_beside, main_strategy
+from saeflow.paper.trials import (
+    ALIKE,
+    COMBINED,
+    SINGLES,
+    all_named,
+    control_beside,
+    main_strategy,
+    of_means,
+    of_strategy,
+    over_targets,
+    removing,
+)
+from saeflow.paper.verdicts import ClaimNumber, Rule
 from saeflow.paper.words import count, percent
 
 
@@ -62,6 +77,54 @@ def sentence(frame: Frame) -> str:
 def _became(frame: Frame, group: str, outcome: str) -> TableRow | None:
     row = only(frame, group=group, removed=group, new_group=outcome)
     return None if row is None or row.number("probability") is None else row
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def claim_equal(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """Without its RES predecessor, a target falls silent about as often as it loses the module's predecessor too."""
+    gone = trials["deactivated"]
+    orphan = ((gone == 0) & (trials["new_group"] == "nowhere")).astype(float)
+    words = "targets silenced less targets left without a predecessor, RES removed in From {}"
+    return [
+        of_means(
+            trials,
+            gone - orphan,
+            [removing(trials, [g], ["RES"])],
+            lambda m: m[:, 0],
+            words.format(g),
+            rule=Rule("within", ALIKE),
+            span=GAP,
+        )
+        for g in ("RES & MLP", "RES & ATT")
+    ]
+
+
+def claim_full(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """Of the targets of combined groups that removing all predecessors silences, most need the removal of all."""
+    gone = (trials["deactivated"] == 1) & ~trials["control"]
+    every = trials[removing(trials, COMBINED) & gone].drop_duplicates("target")
+    fewer = of_strategy(trials) & trials["removing"] & ~all_named(trials) & trials["group"].isin(COMBINED)
+    whole = ~every["target"].isin(trials["target"][fewer & gone])
+    tally = over_targets(every, whole.astype(float))
+    found = tally.told(n=float(len(every)), span=RATE, sizes=tally.sums[:, 1])
+    words = "targets of combined groups silenced by removing all predecessors and by no fewer"
+    return [ClaimNumber(words, found, Rule("above", 0.5), "share")]
+
+
+def claim_new(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """After an edit a target seldom has a predecessor at a part where it had none."""
+    kept, old, new = trials["deactivated"] == 0, trials["group"], trials["new_group"]
+    fresh = kept & np.logical_or.reduce([_has(new, part) & ~_has(old, part) for part in SINGLES])
+    words, where = "trials after which a part has an active predecessor that had none", of_strategy(trials)
+    how = {"rule": Rule("below", 0.1), "unit": "share", "span": RATE}
+    return [of_means(trials, fresh.astype(float), [where & trials["removing"]], lambda m: m[:, 0], words, **how)]
+
+
+def _has(groups: pd.Series[str], part: str) -> pd.Series[bool]:
+    """Whether a part is among the active predecessors of each line."""
+    return groups.astype(str).str.split(" & ").map(lambda parts: part in parts)
 
 
 DRAWING: Final = Drawing(figure, sentence, ("group", "removed", "new_group", "probability"), each=("strategy",))

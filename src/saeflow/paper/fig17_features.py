@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from saeflow.paper.agreement import parts_of, tone_of
+from saeflow.paper.evidence import SteeringRun
 from saeflow.paper.frame import Frame
 from saeflow.paper.kinds import Drawing, tip
-from saeflow.paper.steering import by_theme
+from saeflow.paper.steering import ACTIVATE, by_theme, find, in_any_theme, themes
 from saeflow.paper.style import (
     DASHES,
     INK,
@@ -25,6 +27,7 @@ from saeflow.paper.style import (
     title,
     value_axis,
 )
+from saeflow.paper.verdicts import ClaimNumber, NotMeasured
 from saeflow.paper.words import count
 
 
@@ -82,6 +85,25 @@ def sentence(frame: Frame) -> str:
 def _between(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     return count(low) if low == high else f"{count(low)} to {count(high)}"
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def claim_unnamed(run: SteeringRun) -> list[ClaimNumber]:
+    """In some theme a layer without any start feature is better than every layer with one, cross-fitted."""
+    grid = run.grid
+    each: dict[str, np.ndarray] = {}
+    for theme in themes(grid, ACTIVATE):
+        starts = {layer for layer, n in run.starts.get(theme, {}).items() if n}
+        places = find(grid, theme, ACTIVATE, "single")
+        inside, outside = (places.index[places["layer"].isin(starts) == there] for there in (True, False))
+        if len(inside) and len(outside):
+            each[theme] = grid.crossfit(outside) - grid.crossfit(inside)
+    if not each:
+        raise NotMeasured("No theme was steered at layers with and without start features.")
+    words = "score of the best layer without start features less that of the best with some"
+    return in_any_theme(grid, each, words)
 
 
 DRAWING: Final = Drawing(figure, sentence, ("theme", "layer", "part", "features", "starts"))

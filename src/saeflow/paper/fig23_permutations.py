@@ -7,22 +7,27 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
+from saeflow.paper.evidence import TransitionRun
 from saeflow.paper.frame import Frame, in_order, only
 from saeflow.paper.kinds import DotRow, Drawing, Mark
 from saeflow.paper.style import INK, Medium
 from saeflow.paper.transition import (
     BASELINES,
+    COSINE,
     LOWEST,
+    PERMUTATION,
     TONES,
     applied_signs,
     baselines_beside,
     best_row,
+    less,
     map_told,
     named_maps,
     one_pair,
     shown_as,
     side_by_side,
 )
+from saeflow.paper.verdicts import ClaimNumber, Rule
 from saeflow.paper.words import decimal_interval
 
 METHODS: Final = {
@@ -77,6 +82,36 @@ def sentence(frame: Frame) -> str:
     if raw is None or folded is None or raw.number("ev") is None or folded.number("ev") is None:
         return told
     return f"{told} Folded when applied, the best cosine explains {shown_as(folded)} in place of {shown_as(raw)}."
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+_SLIGHT: Final = 0.05
+"""Explained variance that is "almost no effect": a twentieth of the whole."""
+
+
+def claim_cosine(run: TransitionRun) -> list[ClaimNumber]:
+    """The best cosine explains more than the permutation."""
+    return [less(run, COSINE, PERMUTATION)]
+
+
+def claim_use(run: TransitionRun) -> list[ClaimNumber]:
+    """Folding helps when a map is applied."""
+    return [less(run, name.removesuffix("RAW") + "FOLDED", name) for name in (COSINE, PERMUTATION)]
+
+
+def claim_find(run: TransitionRun) -> list[ClaimNumber]:
+    """Folding has almost no effect on finding permutations."""
+    rule = Rule("within", _SLIGHT)
+    names = ("permutation/1/binary", "permutation-encoder/1/binary")
+    return [less(run, f"{name}/FOLDED/RAW", f"{name}/RAW/RAW", rule) for name in names]
+
+
+def claim_bias(run: TransitionRun) -> list[ClaimNumber]:
+    """With b_enc it has one."""
+    name = "permutation-encoder-bias/1/binary"
+    return [less(run, f"{name}/FOLDED/RAW", f"{name}/RAW/RAW", Rule("apart", _SLIGHT))]
 
 
 DRAWING: Final = Drawing(figure, sentence, ("pair", "kind", "method", "matched", "applied", "ev"), each=("pair",))

@@ -5,22 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from saeflow.experiments.transition.variants import MapVariant
+from saeflow.paper.evidence import TransitionRun
 from saeflow.paper.frame import Frame, Interval, TableRow, only
 from saeflow.paper.kinds import Drawing, point, tip
-from saeflow.paper.style import DASHES, DOTS, MUTED, Medium, Sign, ems, panels, title, value_axis
+from saeflow.paper.style import DASHES, DOTS, MUTED, Medium, Sign, ems, nothing, panels, title, value_axis
 from saeflow.paper.transition import (
+    COSINE,
     LOWEST,
+    PERMUTATION,
     TONES,
     applied_signs,
     baselines_beside,
     best_row,
+    explained,
+    less,
     map_told,
     one_pair,
     shown_as,
+    variance,
 )
+from saeflow.paper.verdicts import ABOVE_0, MINUS, ClaimNumber, NotMeasured
 from saeflow.paper.words import decimal, listed
 
 _REFERENCES: Final = {"least squares": "least-squares T", "identity": "identity", "permutation": "permutation"}
@@ -32,6 +41,8 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     products = frame.where(kind="matching", matched="raw").distinct("weights")
     products = tuple(name for name in products if name.startswith("W_dec"))
     shown = [(measure, product) for measure in ("ev", "scaled") for product in products]
+    if not products:
+        return nothing(medium, caption, "no top-k product was measured")
     # lines across for what is no top-k
     known = {row.words("weights"): row for row in frame.where(kind="baseline").records}
     known |= {row.words("weights"): row for row in frame.where(weights="permutation", applied="raw").records}
@@ -44,7 +55,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     ]
     styles = dict(zip(_REFERENCES.values(), (DASHES, DOTS, (0, (6, 2, 1.2, 2))), strict=True))
     signs += [Sign(name, MUTED, styles[name]) for name, value in values.items() if value is not None]
-    across = max(1, len(products)) if medium.wide else 1
+    across = len(products) if medium.wide else 1
     drawn, places = panels(medium, caption, len(shown), 14.0, across=across, signs=signs)
     for (measure, product), axes in zip(shown, places, strict=True):
         rows = frame.where(kind="matching", weights=product, matched="raw")
@@ -109,6 +120,34 @@ def sentence(frame: Frame) -> str:
 def _setting(row: TableRow) -> str:
     k = "all" if row.words("k") == "all" else f"top-{row.words('k')}"
     return f"{k}, {row.words('entries')}, applied {row.words('applied')}"
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def claim_top_2(run: TransitionRun) -> list[ClaimNumber]:
+    """Folded top-2 explains more than the permutation."""
+    return [less(run, "decoders/2/values/RAW/FOLDED", PERMUTATION)]
+
+
+def claim_cosine(run: TransitionRun) -> list[ClaimNumber]:
+    """The best cosine explains more than every other map from the weights."""
+    others = [
+        name
+        for name in run.names
+        if (named := MapVariant.of(name))
+        and not named.is_cosine
+        and np.isfinite(run.missed[:, :, run.names.index(name)]).all()
+    ]
+    if not others:
+        raise NotMeasured("No other map from the weights was measured.")
+    tally, n = explained(run, [COSINE, *others])
+    values = tally.now(variance)
+    top = MapVariant.of(others[int(values[1:].argmax())])
+    found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1:].max(-1), n=n)
+    words = f"explained variance of cosine top-1 less that of the best of {len(others)} others"
+    beside = f"{values[0]:.3f} against {values[1:].max():.3f} ({top.words if top else ''})".replace("-0", f"{MINUS}0")
+    return [ClaimNumber(words, found, ABOVE_0, "number", beside=beside)]
 
 
 DRAWING: Final = Drawing(figure, sentence, ("pair", "kind", "weights", "k", "entries", "applied", "ev"), each=("pair",))

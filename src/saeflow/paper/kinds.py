@@ -197,7 +197,9 @@ def dots(
         # 4. what frames them
         value_axis(axes, "x", low, high, unit=panel.unit, most=max(2, min(9, int((room - sum(widths)) / 3))))
         axes.set_ylim(height + 0.1, -0.1)
-        axes.set_yticks(middles if first and not own else [], [r.name for r in panel.rows] if first and not own else [])
+        parts = [(y, row.name.split("\n")) for y, row in zip(middles, panel.rows, strict=True) if first and not own]
+        named = [(y + 0.75 * (i - (len(lines) - 1) / 2), name) for y, lines in parts for i, name in enumerate(lines)]
+        axes.set_yticks([y for y, _ in named], [name for _, name in named])
         axes.tick_params(axis="y", labelcolor=INK, pad=ems(0.7))
         title(axes, panel.name, panel.more, room=room)
         if first and panel.axis:

@@ -1,11 +1,20 @@
-"""What the tables of origins share: data sets, groups, scores, and tests that tell groups apart."""
+"""What figures, sentences and claims of origins share: data sets, groups, scores, and tests that tell groups apart.
+
+Shares of groups are those of the active features of a layer, and in claims a part of the model is the mean of its
+layers, so that a layer counts as much as another. Nothing is edited here, hence no control.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias
 
+import numpy as np
+
+from saeflow.experiments.statistics import GAP, Tally
+from saeflow.paper.evidence import OriginsRun
 from saeflow.paper.frame import GROUPS, Frame, Interval, TableRow, in_order
+from saeflow.paper.verdicts import ABOVE_0, ClaimNumber, NotMeasured, Rule, in_percent
 from saeflow.paper.words import count
 
 OWN_SCORES: Final = (("RES", "s(R)"), ("MLP", "s(M)"), ("ATT", "s(A)"))
@@ -60,3 +69,94 @@ def tests_passed(row: TableRow | None) -> str:
 def name_of(dataset: str) -> str:
     """How a data set is called on a figure."""
     return "all datasets" if dataset == EVERY else dataset
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+COSINE, PEARSON = "cosine", "pearson"
+NOWHERE, RES, MLP, ATT, RES_MLP, RES_ATT, MLP_ATT, EVERY_PART = range(8)
+"""The groups as numbers, in the order of every table."""
+WITH_ATT: Final = [ATT, RES_ATT, MLP_ATT, EVERY_PART]
+WITH_MLP: Final = [MLP, RES_MLP, MLP_ATT, EVERY_PART]
+Totals: TypeAlias = np.ndarray
+"""Cases by layers by data sets by the eight groups."""
+
+
+def thirds(n_layers: int) -> tuple[range, range, range]:
+    """The three parts of section 5.1 and C.1: of Gemma's 26 and Llama's 32 layers as printed, else by Gemma's depths.
+
+    Gemma: 0 to 5, 6 to 15, 16 to 25. Llama: 0 to 8, 9 to 16, 17 to 31.
+    """
+    first, second = (9, 17) if n_layers == 32 else (-(-n_layers * cut // 26) for cut in (6, 16))
+    return range(first), range(first, second), range(second, n_layers)
+
+
+class GroupShares:
+    """Counts of the eight groups by layer and data set under one method, and claims on their shares."""
+
+    def __init__(self, run: OriginsRun, method: str = COSINE) -> None:
+        """Of a method there is.
+
+        Raises:
+            NotMeasured: when the run did not use it.
+        """
+        layer, dataset = (run.seen[name].to_numpy() for name in ("layer", "dataset"))
+        (text, of_text), self.datasets, self.n = run.texts, run.datasets, len(run.seen)
+        self.layers = np.unique(layer).tolist()
+        shape = (len(of_text), len(self.layers), len(self.datasets), 8)
+        counts = np.zeros(shape)
+        of_set = np.array([self.datasets.index(name) for name in dataset])
+        np.add.at(counts, (text, np.searchsorted(self.layers, layer), of_set, run.groups(method)), 1.0)
+        self.tally = Tally(counts, of_text)
+
+    def places(self, layers: Sequence[int], what: str) -> list[int]:
+        """Where these layers are.
+
+        Raises:
+            NotMeasured: when none of them was measured.
+        """
+        found = [self.layers.index(layer) for layer in layers if layer in self.layers]
+        if not found:
+            raise NotMeasured(f"No layer of the {what} was measured.")
+        return found
+
+    def parts(self) -> tuple[list[int], list[int], list[int]]:
+        """Places of the first, the middle and the last part."""
+        first, middle, last = thirds(max(self.layers) + 1)
+        return (self.places(first, "first part"), self.places(middle, "middle part"), self.places(last, "last part"))
+
+    def named(self, places: Sequence[int]) -> str:
+        """Layers in words: "layers 4 to 5"."""
+        layers = [self.layers[place] for place in places]
+        return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+
+    def mean(self, x: Totals, places: Sequence[int], groups: Sequence[int]) -> np.ndarray:
+        """Mean over layers of the share of some groups, all data sets together."""
+        return by_layer(x)[:, places][..., list(groups)].sum(-1).mean(-1)
+
+    def less(
+        self, groups: Sequence[int], a: Sequence[int], b: Sequence[int], rule: Rule, what: str, *, sides: str = ""
+    ) -> ClaimNumber:
+        """The share of some groups at some layers less that at others; `sides` are the words for each of both."""
+        each = [(self.tally.now(lambda x, p=p: self.mean(x, p, groups)), self.named(p)) for p in (a, b)]
+        beside = " against ".join(sides.format(in_percent(float(now)), name) for now, name in each) if sides else ""
+        words = f"share of {what} in {self.named(a)} less that in {self.named(b)}"
+        return self.finding(lambda x: self.mean(x, a, groups) - self.mean(x, b, groups), words, rule, beside)
+
+    def finding(
+        self, of: Callable[[Totals], np.ndarray], words: str, rule: Rule = ABOVE_0, beside: str = ""
+    ) -> ClaimNumber:
+        """`of(totals)`, a difference of shares."""
+        return ClaimNumber(words, self.tally.told(of, n=self.n, span=GAP), rule, beside=beside)
+
+
+def by_layer(x: Totals) -> np.ndarray:
+    """Shares of groups by layer, all data sets together."""
+    counts = x.sum(2)
+    return counts / counts.sum(-1, keepdims=True)
+
+
+def overall(x: Totals) -> np.ndarray:
+    """Shares of groups, all layers and data sets together, as figure 12a has them."""
+    counts = x.sum((1, 2))
+    return counts / counts.sum(-1, keepdims=True)

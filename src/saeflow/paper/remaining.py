@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
+import pandas as pd
 from matplotlib.figure import Figure
 
+from saeflow.experiments.groups import EXHAUSTIVE
+from saeflow.experiments.statistics import RATE, Estimate
 from saeflow.paper.frame import GROUPS, Frame, in_order
 from saeflow.paper.kinds import CONTROL, DEACTIVATED, Drawing, Mark, Strip, Tone, strips, told
 from saeflow.paper.style import ACCENT, FAINT, INK, MUTED, PAPER, SQUARE, Medium, Sign
-from saeflow.paper.trials import control_beside
+from saeflow.paper.trials import control_beside, over_targets, per_target
+from saeflow.paper.verdicts import ClaimNumber, Rule
 from saeflow.paper.words import count, listed, percent
 
 _OUTCOMES: dict[str, Tone] = {
@@ -47,6 +51,23 @@ def sentence(frame: Frame) -> str:
     ]
     n = max((row.number("n") or 0.0 for row in rows), default=0.0)
     return f"Of {count(n)} targets: {listed(told)}." if told else ""
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def claim_missed(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """Of the targets that stay, another single active feature silences some: causes that matching misses."""
+    first = per_target(trials, trials["strategy"].cat.categories[0])
+    stay = first["named"] & (first["deactivated"] == 0)
+    estimates: list[Estimate] = []
+    for control in (False, True):
+        gone = per_target(trials, EXHAUSTIVE, control=control)["deactivated"]
+        where = stay & gone.notna()
+        tally = over_targets(first[where], gone[where])
+        estimates.append(tally.told(n=float(tally.sums[:, 1].sum()), span=RATE, sizes=tally.sums[:, 1]))
+    words = "targets that their predecessors do not silence and another single active feature does"
+    return [ClaimNumber(words, estimates[0], Rule("above", 0.05), "share", estimates[1])]
 
 
 DRAWING: Final = Drawing(figure, sentence, ("group", "outcome", "share"))

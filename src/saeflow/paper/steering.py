@@ -1,8 +1,12 @@
-"""What the tables of a steering sweep share: how methods are told apart, and how settings are written.
+"""What figures, sentences and claims of a steering sweep share: methods, settings, and means over themes.
 
 A method has one colour and one shape in every figure (section 5.3, appendix B). Baselines are hollow: they use no
 flow graph. The colours are five of the eight of `style`, which stay apart for colour-blind readers, and shapes tell
 apart what could still be mistaken. Which method wins depends on the theme, so no mean over themes is drawn.
+
+In claims a number is the mean over themes, which are chosen and not drawn; samples of one seed belong together. The
+best of several settings is cross-fitted on the grid, or measured on fresh samples: choosing does not flatter it then.
+Scores are of one judge.
 """
 
 from __future__ import annotations
@@ -11,13 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from saeflow.experiments.statistics import LEVEL, Estimate, ratio
 from saeflow.paper.frame import Frame, Interval, TableRow, in_order
 from saeflow.paper.kinds import DotPanel, DotRow, dots, tip
 from saeflow.paper.style import COLOURS, DASHES, INK, MUTED, Medium, Sign, ems, nothing
+from saeflow.paper.verdicts import ABOVE_0, UNKNOWN, ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import count, decimal, decimal_interval
+from saeflow.steering.sweep.cells import Cells
 
 SUPPRESS: Final = "suppress"
 ACTIVATE: Final = "activate"
@@ -225,3 +234,80 @@ def row_keys(frame: Frame) -> list[MethodKey]:
 def key_name(key: MethodKey) -> str:
     """The name of a row by its key."""
     return look(key[0]).name + (f", {key[1]}" if key[1] else "")
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def themes(cells: Cells, direction: str) -> list[str]:
+    """The themes of a direction.
+
+    Raises:
+        NotMeasured: when there is none.
+    """
+    found = list(cells.settings.loc[cells.settings["direction"] == str(direction), "theme"].unique())
+    if not found:
+        raise NotMeasured(f"No theme was steered in the direction {direction}.")
+    return found
+
+
+def find(cells: Cells, theme: str, direction: str, *names: str, mirrors: Sequence[str] = ("",)) -> pd.DataFrame:
+    """The settings of a theme with these methods, and, of random ones, with these in the place of which they stand."""
+    found = cells.settings
+    kept = (found["theme"] == theme) & (found["direction"] == str(direction))
+    return found[kept & found["method"].isin(names) & found["mirrors"].isin(mirrors)]
+
+
+def by_value(cells: Cells, theme: str, direction: str, method: str) -> dict[float, np.ndarray]:
+    """For each s or r, weak to strong, the score of each sample at the best layer for it, cross-fitted."""
+    found = find(cells, theme, direction, method)
+    order = sorted(found["value"].unique().tolist(), reverse=direction == SUPPRESS)
+    return {value: cells.crossfit(found.index[found["value"] == value]) for value in order}
+
+
+def over_themes(
+    cells: Cells,
+    each: Mapping[str, np.ndarray],
+    words: str,
+    rule: Rule = ABOVE_0,
+    *,
+    control: Mapping[str, np.ndarray] | None = None,
+) -> ClaimNumber:
+    """The mean over themes of one number a sample, and in how many themes its own interval is on either side of 0.
+
+    Raises:
+        NotMeasured: when no theme has one.
+    """
+    if not each:
+        raise NotMeasured("No theme has the settings that are compared.")
+
+    def mean(values: Sequence[np.ndarray]) -> Estimate:
+        """The mean over themes of the mean over samples."""
+        tally = cells.tally(np.stack(values))
+        sizes = tally.sums[..., 1]
+        return tally.told(lambda x: ratio(x).mean(-1), n=float(sizes.sum()), sizes=sizes)
+
+    sides = [mean([values]) for values in each.values()]
+    above = sum(s.low is not None and s.low > 0 for s in sides)
+    below = sum(s.high is not None and s.high < 0 for s in sides)
+    beside = f"above 0 in {above} and below in {below} of {len(each)} themes"
+    of_control = mean([*control.values()]) if control else UNKNOWN
+    return ClaimNumber(words, mean([*each.values()]), rule, "number", of_control, beside)
+
+
+def in_any_theme(cells: Cells, each: Mapping[str, np.ndarray], words: str) -> list[ClaimNumber]:
+    """One finding for each theme, its interval widened for their number (Bonferroni)."""
+    level = 1 - (1 - LEVEL) / max(1, len(each))
+    found: list[ClaimNumber] = []
+    for theme, values in each.items():
+        tally = cells.tally(values)
+        sizes = tally.sums[:, 1]
+        estimate = tally.told(n=float(sizes.sum()), sizes=sizes, level=level)
+        beside = f"interval at {100 * level:.1f} %, for {len(each)} themes" if len(each) > 1 else ""
+        found.append(ClaimNumber(f"{words}, {theme}", estimate, ABOVE_0, "number", beside=beside))
+    return found
+
+
+def of_themes(n: int) -> str:
+    """`mean of 3 themes`."""
+    return "mean of one theme" if n == 1 else f"mean of {n} themes"

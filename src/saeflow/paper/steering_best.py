@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from saeflow.paper.evidence import SteeringRun
 from saeflow.paper.frame import Frame, TableRow
 from saeflow.paper.kinds import DotRow, Drawing, Mark
 from saeflow.paper.steering import (
@@ -17,19 +19,25 @@ from saeflow.paper.steering import (
     best,
     by_direction,
     by_theme,
+    find,
     key_name,
     look,
     of_methods,
+    over_themes,
     row_key,
     row_keys,
     score_of,
     scored,
     theme_panels,
+    themes,
     told,
     verb,
 )
 from saeflow.paper.style import DASHES, MUTED, Medium, Sign
+from saeflow.paper.verdicts import ABOVE_0, BELOW_0, ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import decimal, decimal_interval, listed
+from saeflow.steering.plan import SteeringDirection
+from saeflow.steering.sweep.cells import START_LAYER
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -117,6 +125,55 @@ def _above(themes: Mapping[str, Frame], direction: str) -> str:
 def _apart(upper: TableRow, lower: TableRow) -> bool:
     low, high = upper.number("low"), lower.number("high")
     return low is not None and high is not None and low > high
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def _both_ways(run: SteeringRun, measure: str, other: str, words: str, rule: Rule = ABOVE_0) -> list[ClaimNumber]:
+    """A measure of the multi-layer methods less that of another method, at settings confirmed on fresh samples.
+
+    Their control are random rows in place of those of the multi-layer methods. In each direction that was steered.
+    """
+    fresh, found = run.fresh, list[ClaimNumber]()
+    for direction in SteeringDirection:
+        if not (fresh.settings["direction"] == direction.value).any():
+            continue
+        each: dict[str, np.ndarray] = {}
+        control: dict[str, np.ndarray] = {}
+        for theme in themes(fresh, direction):
+            # up to the first layer of all they change that one alone, and are single themselves
+            first = min(find(run.grid, theme, direction, "single")["layer"], default=-1)
+            against, several = (find(fresh, theme, direction, *names) for names in ((other,), MULTI))
+            against, several = (places[places["role"] != START_LAYER] for places in (against, several))
+            randoms = find(fresh, theme, direction, "random", mirrors=MULTI)
+            several, randoms = (places.index[places["layer"] > first] for places in (several, randoms))
+            if len(against) and len(several):
+                values = fresh.values[measure]
+                each[theme] = values[several].mean(0) - values[against.index[0]]
+                if len(randoms):
+                    control[theme] = values[randoms].mean(0) - values[against.index[0]]
+        if each:
+            found.append(over_themes(fresh, each, f"{words}, {direction.value}", rule, control=control))
+    if not found:
+        raise NotMeasured(f"No direction has confirmed settings of several layers and of {other}.")
+    return found
+
+
+def claim_improves(run: SteeringRun) -> list[ClaimNumber]:
+    """Several layers steer better than the start features alone, each at its best setting."""
+    return _both_ways(run, "score", "start", "score of the multi-layer methods less that of the start features")
+
+
+def claim_beats_single(run: SteeringRun) -> list[ClaimNumber]:
+    """Several layers steer better than the best single layer."""
+    return _both_ways(run, "score", "single", "score of the multi-layer methods less that of the best single layer")
+
+
+def claim_smaller(run: SteeringRun) -> list[ClaimNumber]:
+    """At their best, several layers change the hidden state less than a single one."""
+    words = "share of the hidden norm that is changed by the multi-layer methods less that by the best single layer"
+    return _both_ways(run, "share_total", "single", words, BELOW_0)
 
 
 DRAWING: Final = Drawing(figure, sentence, ("theme", "direction", "method", "score"), each=("direction",))

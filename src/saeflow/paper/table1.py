@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+import pandas as pd
 from matplotlib.figure import Figure
 
+from saeflow.experiments.deactivation_tables import PEARSON, TOP_1
 from saeflow.paper.frame import Frame, Interval, in_order
 from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Line, forest
 from saeflow.paper.style import ACCENT, Medium
-from saeflow.paper.trials import MAIN, both, control_beside, is_control
+from saeflow.paper.trials import MAIN, SINGLES, both, control_beside, is_control, on_same_targets, per_target
+from saeflow.paper.verdicts import ClaimNumber, Rule
 from saeflow.paper.words import count, listed, percent_interval
 
 
@@ -47,6 +50,18 @@ def sentence(frame: Frame) -> str:
         else ""
     )
     return f"{of}{listed(told)}{control}."
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def claim_alike(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """Cosine and Pearson silence about as many of the targets that either puts into a group of one predecessor.
+
+    The same where the paper says comparable: by less than five points.
+    """
+    first, second = (per_target(trials, name)["group"].isin(SINGLES) for name in (TOP_1, PEARSON))
+    return [on_same_targets(trials, TOP_1, PEARSON, scope=first | second, rule=Rule("within", 0.05))]
 
 
 DRAWING: Final = Drawing(figure, sentence, ("strategy", "deactivated"))

@@ -1,7 +1,10 @@
-"""What the tables of a transition share: maps of a layer, and the units they are applied in.
+"""What figures, sentences and claims of a transition share: maps of a layer, and the units they are applied in.
 
 Colours say in what units a transition matrix is applied, shapes what its entries are. Explained variance has no lower
 end: what lies below the axis is a triangle at its edge, and says its number when pointed at.
+
+In claims a number is a difference in explained variance on the same tokens, the mean over all pairs of sites, without a
+fitted factor. Maps are named as in the rows: weights/k/entries/matched/applied.
 """
 
 from __future__ import annotations
@@ -10,11 +13,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from saeflow.experiments.statistics import Estimate, Tally
+from saeflow.experiments.transition.variants import MapVariant
+from saeflow.paper.evidence import TransitionRun
 from saeflow.paper.frame import Frame, Interval, TableRow, only
 from saeflow.paper.kinds import DotPanel, DotRow, Mark, dots
 from saeflow.paper.style import COLOURS, Medium, Sign
+from saeflow.paper.verdicts import ABOVE_0, MINUS, ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import count, decimal, decimal_interval, listed
 
 ALL: Final = "all pairs"
@@ -95,3 +103,46 @@ def side_by_side(marks: Sequence[Mark]) -> list[Mark]:
 def applied_signs() -> list[Sign]:
     """The entries of the units that a matrix is applied in."""
     return [Sign("applied", shape=""), *(Sign(name, tone) for name, tone in TONES.items())]
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+COSINE: Final = "decoders/1/binary/RAW/RAW"
+PERMUTATION: Final = "permutation/1/binary/RAW/RAW"
+
+
+def explained(run: TransitionRun, names: list[str]) -> tuple[Tally, int]:
+    """Squared error of some maps and the variance, by text: pairs by maps and one more; and how many tokens.
+
+    Pairs at which one of the maps was not possible are left out.
+
+    Raises:
+        NotMeasured: when a map was not measured, naming it, or no pair has all of them.
+    """
+    missing = [name for name in names if name not in run.names]
+    if missing:
+        raise NotMeasured(f"The map {missing[0]} was not measured.")
+    places = [run.names.index(name) for name in names]
+    kept = np.isfinite(run.missed[:, :, places]).all((0, 2))
+    if not kept.any():
+        raise NotMeasured(f"No pair of sites has {', '.join(names)}.")
+    sums = np.concatenate([run.missed[:, kept][:, :, places], run.total[:, kept, None]], -1)
+    return Tally(sums, run.datasets), int(run.tokens[:, kept].sum(0).max())
+
+
+def variance(x: np.ndarray) -> np.ndarray:
+    """Explained variance of each map: the mean over pairs."""
+    return (1 - x[..., :-1] / x[..., -1:]).mean(1)
+
+
+def less(run: TransitionRun, a: str, b: str, rule: Rule = ABOVE_0) -> ClaimNumber:
+    """Explained variance of map a less that of map b."""
+    tally, n = explained(run, [a, b])
+    if np.array_equal(tally.sums[..., 0], tally.sums[..., 1]):  # one map by two names: no text could tell them apart
+        found = Estimate(0.0, 0.0, 0.0, n)
+    else:
+        found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1], n=n)
+    one, two = tally.now(variance).tolist()
+    said = [named.words if (named := MapVariant.of(name)) else name for name in (a, b)]
+    words = f"explained variance of {said[0]} less that of {said[1]}"
+    return ClaimNumber(words, found, rule, "number", beside=f"{one:.3f} against {two:.3f}".replace("-", MINUS))

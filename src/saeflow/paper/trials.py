@@ -1,16 +1,30 @@
-"""What the tables of deactivation share: rates and changes, each beside its control.
+"""What figures, sentences and claims of deactivation share: rates and changes, each with its control.
 
-A control is the same edit of a random active feature of the same site and norm.
+A control is the same edit of a random active feature of the same site and norm. A rate is over the targets that a
+strategy names an active predecessor for; its control is the same number with as many other active features in place of
+the predecessors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
+import pandas as pd
+
+from saeflow.experiments.deactivation_tables import CONTROL, outcomes
+from saeflow.experiments.statistics import GAP, TEXT, Estimate, Span, Tally, ratio, text_codes
 from saeflow.paper.frame import Frame, Interval, TableRow, in_order
+from saeflow.paper.verdicts import ABOVE_0, UNKNOWN, ClaimNumber, FindingUnit, NotMeasured, Rule, in_percent
 from saeflow.paper.words import count, decimal, percent, percent_interval
 
 MAIN: Final = "top-1"
+SINGLES: Final = ("RES", "MLP", "ATT")
+WITH_RES: Final = ("RES & MLP", "RES & ATT", "RES & MLP & ATT")
+COMBINED: Final = (*WITH_RES, "MLP & ATT")
+ALIKE: Final = 0.1
+"""Rates that differ by less are called alike where the paper says similar or almost equal."""
 
 
 def main_strategy(frame: Frame) -> str:
@@ -56,3 +70,138 @@ def both(row: TableRow) -> tuple[tuple[Interval | None, Interval | None], ...]:
 def is_control(row: TableRow) -> bool:
     """Whether a row is itself a control."""
     return row.words("control") == "True" or row.words("strategy") == "active control"
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def of_strategy(trials: pd.DataFrame, strategy: str = "") -> pd.Series[bool]:
+    """Where a strategy was used; the first one when not named.
+
+    Raises:
+        NotMeasured: when it was not run.
+    """
+    names = trials["strategy"].cat.categories
+    if strategy and strategy not in names:
+        raise NotMeasured(f"The strategy {strategy} was not run.")
+    return trials["strategy"] == (strategy or names[0])
+
+
+def removing(
+    trials: pd.DataFrame, groups: Sequence[str], removed: Sequence[str] | None = None, strategy: str = ""
+) -> pd.Series[bool]:
+    """Trials with r = 0 of targets of some groups; all that is named removed, or the parts of `removed`."""
+    where = of_strategy(trials, strategy) & (trials["r"] == 0) & trials["group"].isin(groups)
+    return where & (all_named(trials) if removed is None else trials["removed"].isin(removed))
+
+
+def all_named(trials: pd.DataFrame) -> pd.Series[bool]:
+    """Where all that is named is edited at once."""
+    return trials["group"] == trials["removed"]
+
+
+def swept(trials: pd.DataFrame, low: float, high: float) -> pd.Series[bool]:
+    """Trials that rescale all that is named by an r between two values, both left out.
+
+    Raises:
+        NotMeasured: when there is none.
+    """
+    where = of_strategy(trials) & all_named(trials) & (trials["r"] > low) & (trials["r"] < high)
+    if not where.any():
+        raise NotMeasured(f"No r between {low:g} and {high:g} was tried.")
+    return where
+
+
+def of_means(
+    trials: pd.DataFrame,
+    values: pd.Series[float],
+    sets: Sequence[pd.Series[bool]],
+    of: Callable[[np.ndarray], np.ndarray],
+    words: str,
+    *,
+    rule: Rule = ABOVE_0,
+    unit: FindingUnit = "points",
+    sides: str = "{} against {}",
+    span: Span | None = None,
+) -> ClaimNumber:
+    """`of` the means of `values` over several sets of trials (cases by sets), and of those over their controls."""
+    text, datasets = text_codes(trials)
+    found: list[Estimate] = []
+    beside = ""
+    for control in (False, True):
+        known = (trials["control"] == control) & np.isfinite(values)
+        columns = [
+            [np.bincount(text[kept], weights, len(datasets)) for weights in (values[kept], None)]
+            for kept in (where & known for where in sets)
+        ]
+        tally = Tally(np.moveaxis(np.array(columns, dtype=np.float64), -1, 0), datasets)
+        sizes = tally.sums[..., 1]
+        found.append(tally.told(lambda x: of(ratio(x)), n=float(sizes.sum()), span=span, sizes=sizes))
+        if not control and len(sets) > 1:  # one mean is the number itself
+            beside = sides.format(*(_in_words(*pair, unit) for pair in tally.sums.sum(0).tolist()))
+    return ClaimNumber(words, found[0], rule, unit, found[1], beside)
+
+
+def _in_words(total: float, n: float, unit: FindingUnit) -> str:
+    """A mean, given as a total and a number of rows."""
+    if not n:
+        return "nothing"
+    value = total / n
+    return in_percent(value) if unit != "number" else f"{value:.{3 if abs(value) >= 0.001 or value == 0 else 5}f}"
+
+
+def less(
+    trials: pd.DataFrame,
+    values: pd.Series[float],
+    a: pd.Series[bool],
+    b: pd.Series[bool],
+    words: str,
+    *,
+    rule: Rule = ABOVE_0,
+    unit: FindingUnit = "points",
+    span: Span | None = None,
+) -> ClaimNumber:
+    """Mean of `values` over the trials of `a` less that over those of `b`, and the same of their controls."""
+    return of_means(trials, values, [a, b], lambda m: m[:, 0] - m[:, 1], words, rule=rule, unit=unit, span=span)
+
+
+def per_target(trials: pd.DataFrame, strategy: str, *, control: bool = False) -> pd.DataFrame:
+    """What a strategy, or its controls, did to each target: `outcomes`; missing values where there are none.
+
+    Raises:
+        NotMeasured: when the strategy was not run.
+    """
+    if strategy != CONTROL:
+        of_strategy(trials, strategy)
+    found = outcomes(trials, strategy, control=control)
+    if found is not None:
+        return found
+    targets = trials.drop_duplicates("target").set_index("target")[TEXT]
+    return targets.assign(group=None, deactivated=np.nan, change=np.nan, named=False)
+
+
+def over_targets(targets: pd.DataFrame, *columns: pd.Series[float]) -> Tally:
+    """Sums of columns of one number for each target, and how many targets, by text."""
+    text, datasets = text_codes(targets)
+    sums = [np.bincount(text, weights, len(datasets)) for weights in (*columns, None)]
+    return Tally(np.stack(sums, -1).astype(np.float64), datasets)
+
+
+def on_same_targets(
+    trials: pd.DataFrame, a: str, b: str, scope: pd.Series[bool] | None = None, rule: Rule = ABOVE_0
+) -> ClaimNumber:
+    """Rate of strategy a less that of strategy b on the same targets.
+
+    `scope`: the targets; those that both name something for when not given. b may be "active control": that of a.
+    """
+    one, two = per_target(trials, a), per_target(trials, b)
+    where = one["deactivated"].notna() & two["deactivated"].notna()
+    where &= one["named"] & two["named"] if scope is None else scope
+    words = f"rate of {a} less that of {b} on the same targets"
+    n = float(where.sum())
+    if not n:
+        return ClaimNumber(words, UNKNOWN, rule)
+    tally = over_targets(one[where], one["deactivated"][where], two["deactivated"][where])
+    found = tally.told(lambda x: (x[:, 0] - x[:, 1]) / x[:, 2], n=n, span=GAP, sizes=tally.sums[:, 2])
+    rates = (tally.sums.sum(0)[:2] / n).tolist()
+    return ClaimNumber(words, found, rule, beside=" against ".join(map(in_percent, rates)))

@@ -1,5 +1,7 @@
 """What each stage of a recipe costs: seconds, memory, disk and judge requests, from its sizes and measured speeds.
 
+`measure` takes a few seconds to say how fast this machine is.
+
 Seconds are those of one process. Two kinds of work are told apart: products, which go with the size of model and
 dictionaries, and small operations, of which there are as many in a small model. The constants are what runs on the demo
 pack and the benchmarks (docs/benchmarks.md) took; they are right within a factor of about two.
@@ -8,19 +10,25 @@ pack and the benchmarks (docs/benchmarks.md) took; they are right within a facto
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from saeflow.errors import SaeflowError
+import torch
+
+from saeflow.errors import InvalidArgument, SaeflowError
 from saeflow.experiments.methods import PEARSON_TOKENS
 from saeflow.experiments.sampling import expand
 from saeflow.experiments.settings import DeactivationSize, OriginsSize, TransitionSize
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import flow_pairs, open_atlas
-from saeflow.reproduce.measure import Speeds
-from saeflow.reproduce.recipe import Recipe, Shape
-from saeflow.reproduce.stages import Stage
+from saeflow.reproduce.machine import is_held
+from saeflow.reproduce.recipe import PaperStage, Recipe, Shape
+from saeflow.sources.library import DictionarySet
+from saeflow.sources.model import LanguageModel, load_model
+from saeflow.sources.releases import DictionarySize
 from saeflow.steering.growth import grow, targets
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.inputs import find_themes
@@ -62,13 +70,37 @@ MANY_FIGURES: Final = 9e8
 MB: Final = 1e6
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Of one dictionary."""
+PASS_TOKENS: Final = 128
+"""Tokens of the text that a pass is timed on: where experiments cut texts."""
 
-    n_features: int
-    d_in: int
-    n_bytes: int
+SMALL_PASS: Final = 0.018
+"""Seconds of a pass of the demo model where the constants of `costs` were measured: 2 cores of x86_64, one thread."""
+
+_TIMES: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """What was measured.
+
+    Attributes:
+        products: floating-point operations a second, in products of the model's shape.
+        small: how much slower than where the constants were measured this machine does small operations: a pass of
+            the demo model, which ships with saeflow.
+        passes: tokens a second of the model's own forward pass; None where it is not on this machine.
+        threads: it was measured with.
+        device: where.
+    """
+
+    products: float
+    small: float
+    passes: float | None
+    threads: int
+    device: str
+
+    def forward(self, flops: float) -> float:
+        """Seconds a token of a forward pass: as measured, or from the products where the model is not here."""
+        return 1 / self.passes if self.passes else flops / self.products
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +128,23 @@ class Costs:
 
     recipe: Recipe
     shape: Shape
-    sizes: Mapping[Site, Size]
+    sizes: Mapping[Site, DictionarySize]
     speeds: Speeds
     judge: str = ""
     active: float = ACTIVE
 
-    def of(self, stage: Stage) -> Cost:
+    def of(self, stage: PaperStage) -> Cost:
         """What a stage costs when nothing of it is there."""
         table = self.recipe.sizes[stage]
-        if stage is Stage.ATLAS:
+        if stage is PaperStage.ATLAS:
             return self._atlas(bool(table.get("null")))
-        if stage is Stage.GRAPHS:
+        if stage is PaperStage.GRAPHS:
             return self._graphs()
-        if stage is Stage.ORIGINS:
+        if stage is PaperStage.ORIGINS:
             return self._origins(table)
-        if stage is Stage.DEACTIVATION:
+        if stage is PaperStage.DEACTIVATION:
             return self._deactivation(table)
-        if stage is Stage.STEERING:
+        if stage is PaperStage.STEERING:
             return self._steering(table)
         return self._transition(table)
 
@@ -131,7 +163,7 @@ class Costs:
 
     def _origins(self, table: Any) -> Cost:
         size = OriginsSize()
-        texts = table.get("texts", size.texts) * self._n_datasets(Stage.ORIGINS)
+        texts = table.get("texts", size.texts) * self._n_datasets(PaperStage.ORIGINS)
         tokens = table.get("tokens", size.tokens)
         layers = self._layers(table, 0)
         encode = self._encoding([site for layer in layers for site in self._around(layer)])
@@ -143,7 +175,7 @@ class Costs:
 
     def _deactivation(self, table: Any) -> Cost:
         size = DeactivationSize()
-        texts = table.get("texts", size.texts) * self._n_datasets(Stage.DEACTIVATION)
+        texts = table.get("texts", size.texts) * self._n_datasets(PaperStage.DEACTIVATION)
         layers = self._layers(table, 1)
         # in dictionaries with few active features a token has fewer targets than are asked for
         a_token = min(table.get("features", size.features), self.active)
@@ -199,7 +231,7 @@ class Costs:
             # two regressions of n features on d_model, T of every kind, and what each predicts
             seconds += (2 * n**3 / 3 + tokens * 2.0 * n * self.active + MAPS * 2.0 * n * n * d) / self.speeds.products
             most = max(most, 12.0 * n * n)
-        lost = table.get("loss_texts", size.loss_texts) * self._n_datasets(Stage.TRANSITION) * len(layers)
+        lost = table.get("loss_texts", size.loss_texts) * self._n_datasets(PaperStage.TRANSITION) * len(layers)
         seconds += lost * MAPS * self._pass(table.get("max_length", size.max_length)) / 2
         memory = self._memory(list(layers)) + min(most, table.get("memory", size.memory) * 2**30)
         return Cost(seconds + OPEN + self._small(2 * PAGE), memory, len(layers) * 4e6)
@@ -224,7 +256,7 @@ class Costs:
     def _pass(self, tokens: float) -> float:
         return tokens * self.speeds.forward(self.shape.flops)
 
-    def _n_datasets(self, stage: Stage) -> int:
+    def _n_datasets(self, stage: PaperStage) -> int:
         return len(expand(self.recipe.datasets(stage)))
 
     def _layers(self, table: Any, first: int) -> list[int]:
@@ -282,3 +314,76 @@ class Costs:
         parts = tuple(Part(part) for part in table.get("parts", tuple(part.value for part in Part)))
         graphs = grow(starts, open_atlas(self.recipe.release), k=1)
         return sorted({target.feature.layer for target in targets(graphs, parts=parts)})
+
+
+# --- how fast this machine is -----------------------------------------------------------------------------------------
+
+
+def measure(model: str, d_model: int, *, device: str = "cpu") -> Speeds:
+    """Time products of width `d_model`, the demo model, and the model itself where it is on this machine.
+
+    Takes a few seconds, and what loading the model takes.
+
+    Args:
+        model: as its hub calls it, "demo", or a folder.
+        d_model: width of the stream, for the products.
+        device: where to compute.
+
+    Raises:
+        BadFile: when the model that is here cannot be read.
+    """
+    x, w = torch.randn(PASS_TOKENS, d_model, device=device), torch.randn(d_model, 4 * d_model, device=device)
+    product = 2.0 * PASS_TOKENS * d_model * 4 * d_model
+    n = max(1, round(2e9 / product))  # long enough for the clock
+
+    def products() -> None:
+        for _ in range(n):
+            torch.mm(x, w)
+
+    seconds = _median(products, device)
+    small = _pass(load_model("demo"))
+    own: float | None = None
+    if model == "demo":
+        own = PASS_TOKENS / small
+    elif is_held(model):
+        own = PASS_TOKENS / _pass(load_model(model, device=device))
+    return Speeds(n * product / seconds, small / SMALL_PASS, own, torch.get_num_threads(), device)
+
+
+def active_features(dictionaries: DictionarySet, model: LanguageModel, texts: Sequence[str]) -> float:
+    """Features active on a token: the mean over tokens of some texts at the first, the middle and the last layer.
+
+    Raises:
+        InvalidArgument: without a residual dictionary or a text.
+        BadFile: when a dictionary cannot be read.
+    """
+    layers = sorted(site for site in dictionaries.sites if site.part is Part.RES)
+    if not layers or not texts:
+        raise InvalidArgument(f"{len(layers)} residual dictionaries and {len(texts)} texts. Give one of each, or more.")
+    counts: list[float] = []
+    for site in dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])):
+        dictionary = dictionaries[site]
+        for text in texts:
+            tokens = model.tokenize([text], max_length=PASS_TOKENS)
+            held = model.capture(tokens, [dictionary.point])[dictionary.point][0, 1:]  # the first has many of its own
+            counts += (dictionary.encode(held) > 0).sum(-1).tolist()
+    return statistics.fmean(counts)
+
+
+def _pass(model: LanguageModel) -> float:
+    """Seconds of a forward pass of one text, the vocabulary's product included."""
+    ids = torch.arange(PASS_TOKENS) % (len(model.tokenizer) - 1)
+    tokens = model.tokenize([str(model.tokenizer.decode(ids.tolist()))], max_length=PASS_TOKENS)
+    return _median(lambda: model.loss(tokens), str(model.device))
+
+
+def _median(act: Callable[[], object], device: str) -> float:
+    """Of a few times, after one that warms up."""
+    times: list[float] = []
+    for _ in range(_TIMES + 1):
+        began = time.perf_counter()
+        act()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])

@@ -24,8 +24,7 @@ from saeflow.labels import Words, words_for
 from saeflow.matching.atlas import Atlas, open_atlas
 from saeflow.matching.direct import DirectMatches
 from saeflow.report import render
-from saeflow.reproduce.recipe import Recipe, Table
-from saeflow.reproduce.stages import FROM_WEIGHTS, Stage
+from saeflow.reproduce.recipe import FROM_WEIGHTS, PaperStage, Recipe, Table
 from saeflow.sources.library import load_dictionaries
 
 ACCEPTANCE = "acceptance.json"
@@ -49,7 +48,7 @@ def make_graphs(recipe: Recipe, out: Path, *, device: str = "cpu", only: frozens
         UnknownFeature, UnknownSite: for a feature that the matches do not know.
         BadFile: when an atlas without words is asked for features worth a look.
     """
-    size = recipe.sizes[Stage.GRAPHS]
+    size = recipe.sizes[PaperStage.GRAPHS]
     if told := size.get("published", ""):
         published = published_graph(recipe.release, FeatureId.parse(told))
         grown = trace(published.seed, _matches(recipe, published, only, device), thresholds=published.thresholds)

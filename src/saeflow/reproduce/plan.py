@@ -17,17 +17,14 @@ from saeflow.errors import InvalidArgument, SaeflowError
 from saeflow.experiments.sampling import expand, open_dataset
 from saeflow.experiments.sampling import recipes as known_datasets
 from saeflow.ids import Part, Site
-from saeflow.reproduce.costs import ACTIVE, Cost, Costs, Size
-from saeflow.reproduce.machine import cores, memory
-from saeflow.reproduce.measure import Speeds, active_features, measure
-from saeflow.reproduce.recipe import Recipe, Shape
-from saeflow.reproduce.revisions import is_held
-from saeflow.reproduce.run import RECORD, Reproduction
-from saeflow.reproduce.stages import FROM_WEIGHTS, Stage, items_of, short, stages_for
+from saeflow.reproduce.costs import ACTIVE, Cost, Costs, Speeds, active_features, measure
+from saeflow.reproduce.machine import cores, is_held, memory
+from saeflow.reproduce.recipe import FROM_WEIGHTS, PaperStage, Recipe, Shape, short
+from saeflow.reproduce.record import RECORD, Reproduction
 from saeflow.sources.hub import CacheState, cache_state
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.sources.releases import ReleaseEntry, is_release, read_release
+from saeflow.sources.releases import DictionarySize, ReleaseEntry, is_release, read_release
 
 GB: Final = 1e9
 
@@ -44,7 +41,7 @@ class PlannedStage:
         done: whether the folder has it already: then nothing is done.
     """
 
-    stage: Stage
+    stage: PaperStage
     items: tuple[str, ...]
     download: float
     cost: Cost
@@ -186,10 +183,10 @@ def make_plan(
     there = Reproduction.open(folder).stages if (folder / RECORD).is_file() else {}
     fetched = _Fetching(recipe, shape)
     planned: list[PlannedStage] = []
-    for stage in stages_for(recipe, only):
-        done = stage in there and there[stage].covers(only) and stage is not Stage.ATLAS
+    for stage in recipe.stages_for(only):
+        done = stage in there and there[stage].covers(only) and stage is not PaperStage.ATLAS
         download = 0.0 if done else fetched.of(stage, frozenset(only))
-        items = tuple(item for item in items_of(recipe, stage) if not only or item in only)
+        items = tuple(item for item in recipe.items(stage) if not only or item in only)
         planned.append(PlannedStage(stage, items, download, costs.of(stage), done))
     made = Plan(recipe, folder, speeds, tuple(planned))
     return Plan(recipe, folder, speeds, tuple(planned), (*_remarks(made), _told_active(active)))
@@ -220,7 +217,7 @@ class _Fetching:
         self.whole: set[Site] = set()
         self.model = is_held(model_of(recipe))
 
-    def of(self, stage: Stage, only: frozenset[str]) -> float:
+    def of(self, stage: PaperStage, only: frozenset[str]) -> float:
         """Bytes that a stage fetches and none before it did."""
         decoder, whole = self._sites(stage, only)
         found = sum(self._part(site, whole=False) for site in decoder - self.decoders - self.whole)
@@ -230,23 +227,25 @@ class _Fetching:
             for site in whole - self.whole
         )
         self.whole |= whole
-        runs = stage not in (Stage.ATLAS, Stage.GRAPHS) or (stage is Stage.ATLAS and self.recipe.projects)
+        runs = stage not in (PaperStage.ATLAS, PaperStage.GRAPHS) or (
+            stage is PaperStage.ATLAS and self.recipe.projects
+        )
         if runs and not self.model:
             self.model = True
             found += self.shape.n_bytes
         return found
 
-    def _sites(self, stage: Stage, only: frozenset[str]) -> tuple[set[Site], set[Site]]:
+    def _sites(self, stage: PaperStage, only: frozenset[str]) -> tuple[set[Site], set[Site]]:
         """The sites whose decoders are read, and those that are read whole."""
         layers = set(self.recipe.sizes[stage].get("layers", ()))
-        if stage is Stage.ATLAS:
+        if stage is PaperStage.ATLAS:
             return set(self.entries), set()
-        if stage is Stage.GRAPHS:
+        if stage is PaperStage.GRAPHS:
             direct = only and not only - FROM_WEIGHTS
             return ({site for site in self.entries if site.part is not Part.ATT} if direct else set()), set()
-        if stage is Stage.STEERING:
+        if stage is PaperStage.STEERING:
             return set(self.entries), set()
-        if stage is Stage.TRANSITION:
+        if stage is PaperStage.TRANSITION:
             wanted = layers | {layer + 1 for layer in layers}
             return set(), {s for s in self.entries if s.part is Part.RES and (not layers or s.layer in wanted)}
         around = {one for layer in layers for one in (Site(layer, Part.RES), *Site(layer, Part.RES).predecessors)}
@@ -284,16 +283,15 @@ def _shape(recipe: Recipe) -> Shape:
     return Shape(float(weights), model.n_layers, model.d_model, len(model.tokenizer))
 
 
-def _sizes(recipe: Recipe) -> dict[Site, Size]:
+def _sizes(recipe: Recipe) -> dict[Site, DictionarySize]:
     """Of every dictionary: from the release's data, or from the dictionaries that are here."""
     if is_release(recipe.release):
         entries = read_release(recipe.release).sites
-        known = {site: e.size for site, e in entries.items() if e.size is not None}
-        return {site: Size(size.n_features, size.d_in, size.n_bytes) for site, size in known.items()}
-    found: dict[Site, Size] = {}
+        return {site: entry.size for site, entry in entries.items() if entry.size is not None}
+    found: dict[Site, DictionarySize] = {}
     for site, dictionary in load_dictionaries(recipe.release).items():
         n, d = dictionary.n_features, dictionary.d_in
-        found[site] = Size(n, d, 8 * n * d)
+        found[site] = DictionarySize(n, d, 4)
     return found
 
 
@@ -306,7 +304,7 @@ def _active(recipe: Recipe, device: str) -> float | None:
         cache_state(e) is not CacheState.YES for e in read_release(recipe.release).sites.values()
     ):
         return None
-    local = [name for name in expand(recipe.text.get("datasets", ())) if name not in known_datasets()]
+    local = [name for name in expand(recipe.sampled) if name not in known_datasets()]
     try:
         texts = [
             text
@@ -330,7 +328,9 @@ def _told_active(active: float | None) -> str:
 def _remarks(plan: Plan) -> list[str]:
     recipe, found = plan.recipe, list[str]()
     found.append("Times are of one process and right within a factor of about two.")
-    streamed = {name for one in plan.to_run if one.stage is not Stage.ATLAS for name in _streamed(recipe, one.stage)}
+    streamed = {
+        name for one in plan.to_run if one.stage is not PaperStage.ATLAS for name in _streamed(recipe, one.stage)
+    }
     if streamed:
         found.append(f"Texts are streamed besides, some megabytes each: {', '.join(sorted(streamed))}.")
     if memory() and plan.memory > memory():
@@ -350,7 +350,7 @@ def _remarks(plan: Plan) -> list[str]:
     return found
 
 
-def _streamed(recipe: Recipe, stage: Stage) -> list[str]:
-    used = [] if stage is Stage.GRAPHS else list(recipe.datasets(stage))
+def _streamed(recipe: Recipe, stage: PaperStage) -> list[str]:
+    used = [] if stage is PaperStage.GRAPHS else list(recipe.datasets(stage))
     used += recipe.sizes[stage].get("background", ())
     return [name for name in used if name in known_datasets() or name.count("/") == 1]

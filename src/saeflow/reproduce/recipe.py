@@ -9,75 +9,122 @@
 
 A recipe of one's own is a file with the same keys; releases, models, data sets and themes that lie beside it are
 paths from its folder.
+
+    atlas         match tables of the release, and what scores are by chance
+    graphs        flow graphs: figures 2, 20, 21 and table 5
+    origins       section 5.1, appendices C.1, C.4 and D: figures 3, 4, 5, 12, 13, 14, 18, 19
+    deactivation  section 5.2, appendix C.2: figures 6, 7, 8, 15 and table 1
+    steering      section 5.3, appendices B and C.3: figures 9, 10, 11, 16, 17, from tables 2, 3, 4
+    transition    appendix F: figures 23 and 24
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.sampling import recipes as known_datasets
 from saeflow.files import folder_and_pattern
+from saeflow.paper.claims import SCHEMA, items
 from saeflow.reading import read_toml
-from saeflow.reproduce.stages import SCHEMAS, Stage
 from saeflow.sources.releases import is_release
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 
 Table: TypeAlias = Mapping[str, Any]
 
-_NAMES: Final = (list, str)
-_NUMBERS: Final = (list, (int, float))
-_LAYERS: Final = (list, int)
+
+class PaperStage(enum.StrEnum):
+    """A part of a run, in the order in which they are done."""
+
+    ATLAS = "atlas"
+    GRAPHS = "graphs"
+    ORIGINS = "origins"
+    DEACTIVATION = "deactivation"
+    STEERING = "steering"
+    TRANSITION = "transition"
+
+
+FROM_WEIGHTS: Final = frozenset({"table5"})
+"""Items that need no atlas: a single graph is grown faster from the weights."""
+
+_KINDS: Final = {"text": str, "whole number": int, "number": (int, float), "true or false": bool, "table": dict}
 _PATHS: Final = ("release", "model", "datasets", "fitted", "background", "themes")
-_SAMPLED: Final = {"datasets": _NAMES, "layers": _LAYERS, "texts": int, "tokens": int, "max_length": int}
-KEYS: Final[Mapping[str, Mapping[str, Any]]] = {
+_SAMPLED: Final = {
+    "datasets": "list of texts",
+    "layers": "list of whole numbers",
+    "texts": "whole number",
+    "tokens": "whole number",
+    "max_length": "whole number",
+}
+KEYS: Final[Mapping[str, Mapping[str, str]]] = {
     "": {
-        "title": str,
-        "release": str,
-        "model": str,
-        "datasets": _NAMES,
-        "seed": int,
-        "note": str,
-        "needs_model_to_match": bool,
+        "title": "text",
+        "release": "text",
+        "model": "text",
+        "datasets": "list of texts",
+        "seed": "whole number",
+        "note": "text",
+        "needs_model_to_match": "true or false",
     },
-    "shape": {"parameters": float, "layers": int, "d_model": int, "vocabulary": int, "value_bytes": int},
-    "atlas": {"null": str},
-    "graphs": {"seeds": _NAMES, "figures": _NAMES, "published": str, "picks": int, "thresholds": dict},
-    "origins": {**_SAMPLED, "methods": _NAMES, "fitted": _NAMES},
-    "deactivation": {**_SAMPLED, "strategies": _NAMES, "fitted": _NAMES, "features": int, "r": _NUMBERS, "loss": int},
+    "shape": {
+        "parameters": "number",
+        "layers": "whole number",
+        "d_model": "whole number",
+        "vocabulary": "whole number",
+        "value_bytes": "whole number",
+    },
+    "atlas": {"null": "text"},
+    "graphs": {
+        "seeds": "list of texts",
+        "figures": "list of texts",
+        "published": "text",
+        "picks": "whole number",
+        "thresholds": "table",
+    },
+    "origins": {**_SAMPLED, "methods": "list of texts", "fitted": "list of texts"},
+    "deactivation": {
+        **_SAMPLED,
+        "strategies": "list of texts",
+        "fitted": "list of texts",
+        "features": "whole number",
+        "r": "list of numbers",
+        "loss": "whole number",
+    },
     "steering": {
-        "themes": _NAMES,
-        "directions": _NAMES,
-        "methods": _NAMES,
-        "layers": _LAYERS,
-        "parts": _NAMES,
-        "s": _NUMBERS,
-        "r": _NUMBERS,
-        "samples": int,
-        "confirm": int,
-        "judge": str,
-        "judge_model": str,
-        "background": _NAMES,
-        "batch": int,
+        "themes": "list of texts",
+        "directions": "list of texts",
+        "methods": "list of texts",
+        "layers": "list of whole numbers",
+        "parts": "list of texts",
+        "s": "list of numbers",
+        "r": "list of numbers",
+        "samples": "whole number",
+        "confirm": "whole number",
+        "judge": "text",
+        "judge_model": "text",
+        "background": "list of texts",
+        "batch": "whole number",
     },
     "transition": {
-        "datasets": _NAMES,
-        "layers": _LAYERS,
-        "max_length": int,
-        "k": (list, (int, str)),
-        "tokens": int,
-        "fit_tokens": int,
-        "loss_texts": int,
-        "memory": float,
+        "datasets": "list of texts",
+        "layers": "list of whole numbers",
+        "max_length": "whole number",
+        "k": "list of whole numbers or texts",
+        "tokens": "whole number",
+        "fit_tokens": "whole number",
+        "loss_texts": "whole number",
+        "memory": "number",
     },
     "unanswered": {},
 }
+"""The keys of each table, the head's first, and what each is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +162,13 @@ class Recipe:
 
     Attributes:
         name: as it was asked for.
-        text: its general keys: title, release, model, datasets, seed, note.
+        title: one line for people.
+        release: the dictionaries: "demo", the name of a release, or a folder.
+        model: the language model, as its hub calls it; "" for the one the release names.
+        sampled: the data sets that stages sample from which name none of their own.
+        seed: of everything that is drawn.
+        note: how it differs from the paper, for people.
+        projects: whether matching needs the model's weights, as where attention dictionaries live in z.
         sizes: the table of each stage that is run; the atlas is always among them.
         unanswered: figures and tables that it cannot answer, with the reason of each.
         shape: of the model, None where it is read from the model itself.
@@ -123,53 +176,94 @@ class Recipe:
     """
 
     name: str
-    text: Table
-    sizes: Mapping[Stage, Table]
+    title: str
+    release: str
+    model: str
+    sampled: tuple[str, ...]
+    seed: int
+    note: str
+    projects: bool
+    sizes: Mapping[PaperStage, Table]
     unanswered: Mapping[str, str]
-    shape: Shape | None = None
-    digest: str = field(default="")
+    shape: Shape | None
+    digest: str
 
-    @property
-    def title(self) -> str:
-        """One line for people."""
-        return str(self.text["title"])
-
-    @property
-    def release(self) -> str:
-        """The dictionaries: "demo", the name of a release, or a folder."""
-        return str(self.text["release"])
-
-    @property
-    def model(self) -> str:
-        """The language model, as its hub calls it; "" for the one the release names."""
-        return str(self.text.get("model", ""))
-
-    @property
-    def seed(self) -> int:
-        """Of everything that is drawn."""
-        return int(self.text.get("seed", 0))
-
-    @property
-    def note(self) -> str:
-        """How it differs from the paper, for people."""
-        return " ".join(str(self.text.get("note", "")).split())
-
-    @property
-    def projects(self) -> bool:
-        """Whether matching needs the model's weights, as where attention dictionaries live in z."""
-        return bool(self.text.get("needs_model_to_match", False))
-
-    def datasets(self, stage: Stage) -> tuple[str, ...]:
+    def datasets(self, stage: PaperStage) -> tuple[str, ...]:
         """What a stage samples from."""
-        return tuple(self.sizes[stage].get("datasets", self.text.get("datasets", ())))
+        return tuple(self.sizes[stage].get("datasets", self.sampled))
+
+    def items(self, stage: PaperStage) -> tuple[str, ...]:
+        """The figures and tables that a stage of the recipe answers, in the paper's order."""
+        if stage not in self.sizes:
+            return ()
+        found = (item.id for item in items().values() if item.stage == stage and item.id not in self.unanswered)
+        return tuple(sorted(found, key=order))
+
+    @property
+    def answered(self) -> tuple[str, ...]:
+        """Every figure and table that the recipe answers."""
+        return tuple(item for stage in PaperStage for item in self.items(stage))
+
+    def stages_for(self, only: Collection[str]) -> tuple[PaperStage, ...]:
+        """The stages that the items asked for need, all of the recipe's when none is named, in order."""
+        if not only:
+            return tuple(stage for stage in PaperStage if stage in self.sizes)
+        needed = {stage for stage in PaperStage if set(self.items(stage)) & set(only)}
+        # transitions come from the weights themselves, and so does a single published graph
+        if any(set(self.items(stage)) & set(only) - FROM_WEIGHTS for stage in needed - {PaperStage.TRANSITION}):
+            needed.add(PaperStage.ATLAS)
+        return tuple(stage for stage in PaperStage if stage in needed and stage in self.sizes)
+
+    def parse_only(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The items asked for, in the paper's order; none for all.
+
+        "fig5", "figure 5" and "Figure5" are the same; "5" alone is refused, for there are tables too.
+
+        Raises:
+            InvalidArgument: for a name that is no figure or table, or one that the recipe cannot answer, with the
+                reason.
+        """
+        found: set[str] = set()
+        for name in names:
+            item = name.strip().lower().replace(" ", "").replace("figure", "fig")
+            if item in self.unanswered:
+                raise InvalidArgument(
+                    f"the recipe {self.name} does not answer {item}: {self.unanswered[item]}. Leave it out of --only."
+                )
+            if item not in items():
+                raise InvalidArgument(
+                    f"--only names {name.strip()!r}, which is no figure or table of the paper. Write figures as fig5 "
+                    f"and tables as table1; this recipe answers {', '.join(sorted(self.answered, key=order))}."
+                )
+            if item not in self.answered:
+                raise InvalidArgument(f"the recipe {self.name} has no stage for {item}. Leave it out of --only.")
+            found.add(item)
+        return tuple(sorted(found, key=order))
+
+
+def order(item: str) -> tuple[str, int]:
+    """Sorts items: figures by number, then tables."""
+    kind = item.rstrip("0123456789")
+    return kind, int(item[len(kind) :])
+
+
+def short(items: Sequence[str]) -> str:
+    """Figures and tables in few letters, for a terminal: "fig 3-5 18, table 1"."""
+    found: list[str] = []
+    for kind in ("fig", "table"):
+        runs: list[list[int]] = []
+        for number in sorted(int(item[len(kind) :]) for item in items if item.startswith(kind)):
+            if runs and runs[-1][-1] == number - 1:
+                runs[-1].append(number)
+            else:
+                runs.append([number])
+        words = [f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in runs]
+        found += [f"{kind} {' '.join(words)}"] if words else []
+    return ", ".join(found)
 
 
 def known_recipes() -> tuple[str, ...]:
-    """The names of the recipes that come with saeflow, the demo's first.
-
-    Raises:
-        Nothing.
-    """
+    """The names of the recipes that come with saeflow, the demo's first."""
     names = sorted(path.stem for path in RECIPES.glob("*.toml"))
     return tuple(sorted(names, key=lambda name: (name != "demo", name)))
 
@@ -190,31 +284,54 @@ def open_recipe(name: str) -> Recipe:
         data = read_toml(path)
     except (OSError, ValueError) as error:
         raise BadFile(f"{path} cannot be read as a recipe ({error}). See docs/reproduce.md.") from None
-    return _made(name, path, data)
-
-
-def _made(name: str, path: Path, data: Table) -> Recipe:
-    text = {key: value for key, value in data.items() if not isinstance(value, dict)}
+    # 1. check the keys
+    head = {key: value for key, value in data.items() if not isinstance(value, dict)}
     tables: dict[str, Table] = {key: value for key, value in data.items() if isinstance(value, dict)}
     if strange := sorted(set(tables) - set(KEYS)):
         raise BadFile(f"{path} has tables it should not: {', '.join(strange)}. See docs/reproduce.md.")
-    _check(path, "", text)
-    for key in ("title", "release"):
-        if not text.get(key):
-            raise BadFile(f"{path} has no {key}. See docs/reproduce.md.")
-    for table, told in tables.items():
+    for table, told in {"": head, **tables}.items():
         if table != "unanswered":
             _check(path, table, told)
-    told = json.dumps([text, tables], sort_keys=True)
+    for key in ("title", "release"):
+        if not head.get(key):
+            raise BadFile(f"{path} has no {key}. See docs/reproduce.md.")
+    digest = hashlib.sha256(json.dumps([head, tables], sort_keys=True).encode()).hexdigest()[:16]
+    # 2. find what lies beside it
     if path.parent != RECIPES:
-        text = _beside(path.parent, text)
-        tables = {table: _beside(path.parent, keys) for table, keys in tables.items()}
-    sizes = {stage: tables[stage.value] for stage in Stage if stage.value in tables}
-    # matching comes before all else, whether the recipe says something of it or not
-    sizes = {Stage.ATLAS: tables.get(Stage.ATLAS.value, {}), **sizes}
-    shape = _shape(path, tables["shape"]) if "shape" in tables else None
-    unanswered = {**SCHEMAS, **{str(item): str(why) for item, why in tables.get("unanswered", {}).items()}}
-    return Recipe(name, text, sizes, unanswered, shape, hashlib.sha256(told.encode()).hexdigest()[:16])
+        head = _beside(path.parent, head)
+        tables = {table: _beside(path.parent, told) for table, told in tables.items()}
+    # 3. matching comes before all else, whether the recipe says something of it or not
+    sizes = {stage: tables[stage.value] for stage in PaperStage if stage.value in tables}
+    sizes = {PaperStage.ATLAS: tables.get("atlas", {}), **sizes}
+    shape: Shape | None = None
+    if told := tables.get("shape"):
+        try:
+            parameters, layers, width, vocabulary = (told[k] for k in ("parameters", "layers", "d_model", "vocabulary"))
+        except KeyError as error:
+            raise BadFile(
+                f"{path}: [shape] has no {error}. Give parameters, layers, d_model and vocabulary, or leave the table "
+                "out."
+            ) from None
+        shape = Shape(float(parameters), layers, width, vocabulary, told.get("value_bytes", 2))
+    drawings = {
+        item.id: "a drawing that explains the method; nothing is measured"
+        for item in items().values()
+        if item.kind == SCHEMA
+    }
+    return Recipe(
+        name,
+        head["title"],
+        head["release"],
+        head.get("model", ""),
+        tuple(head.get("datasets", ())),
+        head.get("seed", 0),
+        " ".join(head.get("note", "").split()),
+        head.get("needs_model_to_match", False),
+        sizes,
+        {**drawings, **{item: str(why) for item, why in tables.get("unanswered", {}).items()}},
+        shape,
+        digest,
+    )
 
 
 def _beside(folder: Path, told: Table) -> dict[str, Any]:
@@ -230,17 +347,6 @@ def _beside(folder: Path, told: Table) -> dict[str, Any]:
     return {key: found(value) if key in _PATHS else value for key, value in told.items()}
 
 
-def _shape(path: Path, told: Table) -> Shape:
-    try:
-        return Shape(
-            float(told["parameters"]), told["layers"], told["d_model"], told["vocabulary"], told.get("value_bytes", 2)
-        )
-    except KeyError as error:
-        raise BadFile(
-            f"{path}: [shape] has no {error}. Give parameters, layers, d_model and vocabulary, or leave the table out."
-        ) from None
-
-
 def _check(path: Path, table: str, told: Table) -> None:
     """Refuse a key that a table does not have, and a value of another kind."""
     keys = KEYS[table]
@@ -248,25 +354,12 @@ def _check(path: Path, table: str, told: Table) -> None:
     for key, value in told.items():
         if key not in keys:
             raise BadFile(f"{path}: {where} has the unknown key {key!r}. Keys are {', '.join(keys)}.")
-        if not _is(value, keys[key]):
-            raise BadFile(f"{path}: {key} of {where} is {value!r}, which is no {_kind(keys[key])}.")
+        if not _fits(value, keys[key]):
+            raise BadFile(f"{path}: {key} of {where} is {value!r}, which is no {keys[key]}.")
 
 
-def _is(value: Any, kind: Any) -> bool:
-    if isinstance(kind, tuple):
-        inner = kind[1]
-        return isinstance(value, list) and all(_is_one(entry, inner) for entry in value)
-    return _is_one(value, (int, float) if kind is float else kind)
-
-
-def _is_one(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _kind(kind: Any) -> str:
-    words = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "table"}
-    if isinstance(kind, tuple):
-        return "list of " + " or ".join(
-            f"{words[one]}s" for one in (kind[1] if isinstance(kind[1], tuple) else (kind[1],))
-        )
-    return words[kind]
+def _fits(value: Any, kind: str) -> bool:
+    if kind.startswith("list of "):
+        kinds = [one.removesuffix("s") for one in kind.removeprefix("list of ").split(" or ")]
+        return isinstance(value, list) and all(any(_fits(one, kind) for kind in kinds) for one in value)
+    return isinstance(value, _KINDS[kind]) and (kind == "true or false" or not isinstance(value, bool))

@@ -4,188 +4,307 @@
     OUT/graphs, origins, deactivation, steering, transition
     OUT/index.html          the report
 
-A folder belongs to one recipe: the same one, asked for other figures, adds to it. A stage that ends in an error of its
-own (no network, an extra that is not installed) is noted with the error, and the others are run.
+A stage is the experiment's own functions, called as their command calls them: it writes where that command would, and
+goes on where a killed one stopped. A folder belongs to one recipe: the same one, asked for other figures, adds to it. A
+stage that ends in an error of its own (no network, an extra that is not installed) is noted with the error, and the
+others are run.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from saeflow.errors import BadFile, InvalidArgument, NoSpace, NotWritable, SaeflowError
-from saeflow.experiments.inputs import Bars, Note
+from saeflow.errors import InvalidArgument, NoSpace, NotWritable, SaeflowError, UnknownRelease
+from saeflow.experiments.deactivation_tables import summarize_deactivation
+from saeflow.experiments.inputs import Bars, Inputs, Note, deactivation, model_name, origins
+from saeflow.experiments.origins_tables import summarize_origins
 from saeflow.experiments.results import versions
-from saeflow.files import write_atomic
-from saeflow.reading import read_json
-from saeflow.reproduce.machine import hardware, peak_memory, reset_peak
-from saeflow.reproduce.recipe import Recipe
-from saeflow.reproduce.revisions import revisions
-from saeflow.reproduce.stages import Stage, State, items_of, order, stages_for
-from saeflow.reproduce.work import WORK, Place, Settings
+from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSize, TransitionSize
+from saeflow.experiments.transition.run import transition
+from saeflow.experiments.transition.tables import summarize_transition
+from saeflow.ids import Part
+from saeflow.matching.atlas import atlas_folder, open_atlas
+from saeflow.matching.build import build_atlas
+from saeflow.matching.calibration import calibrate
+from saeflow.paper.results import write_page
+from saeflow.reproduce.graphs import make_graphs
+from saeflow.reproduce.machine import hardware, peak_memory, reset_peak, revisions
+from saeflow.reproduce.recipe import PaperStage, Recipe, Table, order
+from saeflow.reproduce.record import RECORD, Reproduction, StageRecord, StageState
+from saeflow.sources.library import DictionarySet, load_dictionaries
+from saeflow.sources.model import LanguageModel, load_model
+from saeflow.steering.plan import SteeringDirection
+from saeflow.steering.sweep.inputs import background_texts, find_themes, judge_maker, open_inputs
+from saeflow.steering.sweep.run import Design, run_sweep
+from saeflow.steering.sweep.settings import Grid, Variant
+from saeflow.steering.sweep.summary import summarize_sweep
 
-RECORD: Final = "reproduction.json"
+if TYPE_CHECKING:
+    from saeflow.engines import Engine
+
+
+_ENGINES: Final = {"Pool": "pool", "Cluster": "ray"}
 
 
 @dataclass(frozen=True, slots=True)
-class StageRecord:
-    """How far a stage is.
+class RunSettings:
+    """How a run is done: what may differ between two runs of one recipe into one folder.
 
     Attributes:
-        stage: which one.
-        items: the figures and tables it answers.
-        state: done, begun, or not run.
-        why: in words, why it is not done; "" for one that is.
-        seconds: it took, over all runs into the folder.
-        cpu_seconds: of processors, in this process: what it takes of a machine that others use too.
-        peak_mb: the most memory this process held during it, in megabytes.
-        made: the items that it was done for; none for all.
+        device: where to compute.
+        judge: of steered texts, "offline" or "llm"; "" for the recipe's.
+        judge_model: of the llm; "" for the recipe's.
+        judge_url: where it answers; "" for OpenAI.
+        engine: where units run.
     """
 
-    stage: Stage
-    items: tuple[str, ...]
-    state: State = State.LEFT_OUT
-    why: str = "not asked for"
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    peak_mb: float = 0.0
-    made: tuple[str, ...] = ()
+    device: str = "cpu"
+    judge: str = ""
+    judge_model: str = ""
+    judge_url: str = ""
+    engine: Engine | None = None
 
-    def covers(self, only: Sequence[str]) -> bool:
-        """Whether it is done for all that is asked for."""
-        wanted = [item for item in only or self.items if item in self.items]
-        return self.state is State.DONE and (not self.made or set(wanted) <= set(self.made))
+    def judge_of(self, recipe: Recipe) -> tuple[str, str]:
+        """The kind of judge, and the name of the llm where it is one."""
+        size = recipe.sizes.get(PaperStage.STEERING, {})
+        kind = self.judge or size.get("judge", "offline")
+        return kind, (self.judge_model or size.get("judge_model", "")) if kind == "llm" else ""
 
-    def done(self, only: Sequence[str]) -> StageRecord:
-        """The same, done: of graphs those asked for, of any other stage all."""
-        made: tuple[str, ...] = ()
-        if only and self.stage is Stage.GRAPHS and (self.state is not State.DONE or self.made):
-            made = tuple(item for item in self.items if item in only or item in self.made)
-        return replace(self, state=State.DONE, why="", made=() if made == self.items else made)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `reproduction.json` holds it."""
-        folder = "" if self.stage is Stage.ATLAS else self.stage.value
-        return {
-            "name": self.stage.value,
-            "folder": folder,
-            "items": list(self.items),
-            "state": self.state.value,
-            "why": self.why,
-            "seconds": round(self.seconds, 1),
-            "cpu_seconds": round(self.cpu_seconds, 1),
-            "peak_mb": round(self.peak_mb),
-            "made": list(self.made),
-        }
-
-    @staticmethod
-    def of(told: Mapping[str, Any]) -> StageRecord:
-        """The inverse of `to_dict`."""
-        return StageRecord(
-            Stage(told["name"]),
-            tuple(told["items"]),
-            State(told["state"]),
-            str(told["why"]),
-            float(told["seconds"]),
-            float(told["cpu_seconds"]),
-            float(told["peak_mb"]),
-            tuple(told["made"]),
-        )
+    def told(self, recipe: Recipe) -> dict[str, Any]:
+        """As `reproduction.json` holds them; the judge's address may be private and is not among them."""
+        engine = _ENGINES.get(type(self.engine).__name__, "here")
+        return {"device": self.device, "judge": " ".join(filter(None, self.judge_of(recipe))), "engine": engine}
 
 
 @dataclass(frozen=True)
-class Reproduction:
-    """A folder of a reproduction, and its record.
+class RunContext:
+    """Where a recipe is run.
 
     Attributes:
-        folder: where it is.
-        record: `reproduction.json`, less the stages.
-        stages: each of them, in order.
+        recipe: what is run.
+        out: the folder of the reproduction.
+        settings: how.
+        bars: makes the progress of a step by its name.
+        note: takes remarks for people.
+        only: the figures and tables asked for; all when empty.
     """
 
-    folder: Path
-    record: Mapping[str, Any]
-    stages: Mapping[Stage, StageRecord] = field(default_factory=dict[Stage, StageRecord])
+    recipe: Recipe
+    out: Path
+    settings: RunSettings = field(default_factory=RunSettings)
+    bars: Bars | None = None
+    note: Note | None = None
+    only: tuple[str, ...] = ()
 
-    @staticmethod
-    def open(folder: Path | str) -> Reproduction:
-        """The one in a folder, finished or not.
+    def opening(self, stage: PaperStage) -> InputNames:
+        """The names that a stage opens."""
+        recipe, size = self.recipe, self.recipe.sizes[stage]
+        return InputNames(
+            recipe.release,
+            recipe.model,
+            device=self.settings.device,
+            layers=tuple(size.get("layers", ())),
+            datasets=recipe.datasets(stage),
+            pearson_datasets=tuple(size.get("fitted", ())),
+            seed=recipe.seed,
+        )
 
-        Raises:
-            BadFile: when there is none, or its record cannot be read.
-        """
-        path = Path(folder) / RECORD
-        try:
-            told = read_json(path)
-            stages = [StageRecord.of(one) for one in told.pop("stages")]
-            if not isinstance(told["arguments"], dict) or not isinstance(told["digest"], str):
-                raise TypeError("arguments or digest are of another kind")
-            return Reproduction(Path(folder), told, {one.stage: one for one in stages})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BadFile(
-                f"{path} cannot be read as the record of a reproduction ({error!r}). Give the folder that `saeflow "
-                "reproduce` wrote, or another one with --out."
-            ) from None
+    def dictionaries(self) -> DictionarySet:
+        """Those of the release; nothing is read yet."""
+        return load_dictionaries(self.recipe.release, device=self.settings.device)
 
-    @staticmethod
-    def start(recipe: Recipe, out: Path | str, only: Sequence[str], settings: Settings) -> Reproduction:
-        """A new folder, or the one there is when it belongs to the same recipe.
+    def projector(self, dictionaries: DictionarySet) -> LanguageModel | None:
+        """The model, where matching needs it."""
+        if not self.recipe.projects:
+            return None
+        named = model_name(self.recipe.release, dictionaries, self.recipe.model)
+        return load_model(named, device=self.settings.device)
 
-        Raises:
-            InvalidArgument: when it belongs to another recipe, or the same in other sizes.
-            BadFile: when its record cannot be read.
-        """
-        folder = Path(out)
-        there = Reproduction.open(folder) if (folder / RECORD).is_file() else None
-        if there is not None and there.record["digest"] != recipe.digest:
+
+def _atlas(context: RunContext) -> None:
+    """Match what a flow needs, where that is not here yet, and calibrate it where the recipe says so."""
+    release, null = context.recipe.release, context.recipe.sizes[PaperStage.ATLAS].get("null", "")
+    try:
+        atlas = open_atlas(release)
+    except UnknownRelease:
+        dictionaries = context.dictionaries()
+        atlas = build_atlas(
+            dictionaries,
+            out=atlas_folder(release),
+            release=dictionaries.name,
+            model=dictionaries.model,
+            projector=context.projector(dictionaries),
+            engine=context.settings.engine,
+            progress=context.bars and context.bars("matching"),
+        )
+    if null and atlas.calibration is None:
+        dictionaries = context.dictionaries()
+        calibrate(
+            dictionaries,
+            atlas,
+            null=null,
+            projector=context.projector(dictionaries),
+            seed=context.recipe.seed,
+            progress=context.bars and context.bars("calibrating"),
+        )
+
+
+def _graphs(context: RunContext) -> None:
+    make_graphs(
+        context.recipe,
+        context.out / PaperStage.GRAPHS.value,
+        device=context.settings.device,
+        only=frozenset(context.only),
+    )
+
+
+def _origins(context: RunContext) -> None:
+    given = _given(context.recipe.sizes[PaperStage.ORIGINS], "texts", "tokens", "max_length", methods="methods")
+    inputs = Inputs.open(context.opening(PaperStage.ORIGINS), first=0)
+    results = origins(
+        inputs,
+        OriginsSize(**given),
+        out=context.out / PaperStage.ORIGINS.value,
+        bars=context.bars,
+        note=context.note,
+        engine=context.settings.engine,
+    )
+    summarize_origins(results)
+    write_page(results.folder)
+
+
+def _deactivation(context: RunContext) -> None:
+    given = _given(
+        context.recipe.sizes[PaperStage.DEACTIVATION],
+        "texts",
+        "tokens",
+        "features",
+        "loss",
+        "max_length",
+        strategies="strategies",
+        r="r",
+    )
+    inputs = Inputs.open(context.opening(PaperStage.DEACTIVATION), first=1)
+    results = deactivation(
+        inputs,
+        DeactivationSize(**given),
+        out=context.out / PaperStage.DEACTIVATION.value,
+        bars=context.bars,
+        note=context.note,
+        engine=context.settings.engine,
+    )
+    summarize_deactivation(results)
+    write_page(results.folder)
+
+
+def _steering(context: RunContext) -> None:
+    recipe, settings, size = context.recipe, context.settings, context.recipe.sizes[PaperStage.STEERING]
+    themes = find_themes(size.get("themes", ()), recipe.release)
+    background = background_texts(size.get("background", ()), recipe.release, recipe.seed)
+    kind, model = settings.judge_of(recipe)
+    make = judge_maker(kind, model, settings.judge_url, background)
+    grid = Grid(**_given(size, "samples", "confirm", s="activate", r="suppress", layers="layers", methods="methods"))
+    directions = tuple(SteeringDirection(one) for one in size.get("directions", tuple(SteeringDirection)))
+    parts = tuple(Part(part) for part in size.get("parts", tuple(Part)))
+    variant = Variant(parts=tuple(part for part in Part if part in parts))
+    design = Design(tuple(themes), directions, grid, variant, recipe.seed)
+    inputs = open_inputs(
+        recipe.release,
+        open_atlas(recipe.release),
+        background,
+        model=recipe.model,
+        device=settings.device,
+        batch=size.get("batch", 256),
+    )
+    results, _ = run_sweep(
+        inputs, design, make, out=context.out / PaperStage.STEERING.value, progress=context.bars, engine=settings.engine
+    )
+    summarize_sweep(results.folder)
+    write_page(results.folder)
+
+
+def _transition(context: RunContext) -> None:
+    given = _given(
+        context.recipe.sizes[PaperStage.TRANSITION], "tokens", "fit_tokens", "loss_texts", "max_length", "memory"
+    )
+    if ks := context.recipe.sizes[PaperStage.TRANSITION].get("k"):
+        given["k"] = tuple(None if k == "all" else int(k) for k in ks)
+    asked = context.opening(PaperStage.TRANSITION)
+    results = transition(
+        asked,
+        TransitionSize(**given),
+        out=context.out / PaperStage.TRANSITION.value,
+        bars=context.bars,
+        engine=context.settings.engine,
+    )
+    summarize_transition(results)
+    write_page(results.folder)
+
+
+def _given(size: Table, *names: str, **lists: str) -> dict[str, Any]:
+    """What a table says of some keys, as arguments; `lists` maps a key that holds a list to its argument."""
+    found = {name: size[name] for name in names if name in size}
+    return found | {argument: tuple(size[key]) for key, argument in lists.items() if key in size}
+
+
+_STAGES: Final[Mapping[PaperStage, Callable[[RunContext], None]]] = {
+    PaperStage.ATLAS: _atlas,
+    PaperStage.GRAPHS: _graphs,
+    PaperStage.ORIGINS: _origins,
+    PaperStage.DEACTIVATION: _deactivation,
+    PaperStage.STEERING: _steering,
+    PaperStage.TRANSITION: _transition,
+}
+"""What runs each stage."""
+
+
+def start(recipe: Recipe, out: Path | str, only: Sequence[str], settings: RunSettings) -> Reproduction:
+    """A new folder, or the one there is when it belongs to the same recipe.
+
+    Raises:
+        InvalidArgument: when it belongs to another recipe, or the same in other sizes.
+        BadFile: when its record cannot be read.
+    """
+    folder = Path(out)
+    there = Reproduction.open(folder) if (folder / RECORD).is_file() else None
+    before, begun = list(only), _now()
+    if there is not None:
+        if not isinstance(there.record.get("digest"), str):
+            raise Reproduction.unreadable(folder / RECORD, "it has no digest")
+        if there.record["digest"] != recipe.digest:
             raise InvalidArgument(
                 f"{folder} holds a reproduction of {there.record.get('recipe')!r} that differs from the recipe "
                 f"{recipe.name!r}. Give another folder with --out."
             )
-        begun = there.record["started"] if there else _now()
-        stages = there.stages if there else {}
-        before = there.record["only"] if there else list(only)
-        # of two runs into a folder, one of everything: everything was asked for
-        asked = sorted({*before, *only}, key=order) if before and only else []
-        told = {
-            "recipe": recipe.name,
-            "title": recipe.title,
-            "note": recipe.note,
-            "release": recipe.release,
-            "model": recipe.model,
-            "revisions": revisions(recipe),
-            "seed": recipe.seed,
-            "versions": versions(),
-            "hardware": hardware(settings.device),
-            "only": asked,
-            "started": begun,
-            "finished": None,
-            "unanswered": dict(recipe.unanswered),
-            "digest": recipe.digest,
-            "arguments": {**settings.told(recipe), **_sizes(recipe)},
-        }
-        return Reproduction(folder, told, {stage: _record(recipe, stage, stages.get(stage)) for stage in Stage})
-
-    def with_stage(self, changed: StageRecord) -> Reproduction:
-        """The same with another record of a stage, written."""
-        made = replace(self, stages={**self.stages, changed.stage: changed})
-        made.save()
-        return made
-
-    def save(self) -> None:
-        """Write the record, whole or not at all."""
-        told = {**self.record, "stages": [self.stages[stage].to_dict() for stage in Stage]}
-        write_atomic(self.folder / RECORD, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
-
-    @property
-    def failed(self) -> list[StageRecord]:
-        """Stages that were begun, or asked for, and are not done."""
-        return [one for one in self.stages.values() if one.state is State.PARTIAL]
+        before, begun = there.record.get("only") or [], there.words("started") or begun
+    record = {
+        "recipe": recipe.name,
+        "title": recipe.title,
+        "note": recipe.note,
+        "release": recipe.release,
+        "model": recipe.model,
+        "revisions": revisions(recipe),
+        "seed": recipe.seed,
+        "versions": versions(),
+        "hardware": hardware(settings.device),
+        # once a run without --only used this folder, "only" stays empty: everything is wanted
+        "only": sorted({*before, *only}, key=order) if before and only else [],
+        "started": begun,
+        "finished": None,
+        "unanswered": dict(recipe.unanswered),
+        "digest": recipe.digest,
+        "arguments": {**settings.told(recipe), **{stage.value: dict(size) for stage, size in recipe.sizes.items()}},
+    }
+    stages = dict(there.stages) if there else {}
+    for stage in PaperStage:
+        why = "not asked for" if stage in recipe.sizes else "the recipe has no such stage"
+        stages.setdefault(stage, StageRecord(stage, recipe.items(stage), why=why))
+    return Reproduction(folder, record, {stage: stages[stage] for stage in PaperStage})
 
 
 def reproduce(
@@ -193,7 +312,7 @@ def reproduce(
     out: Path | str,
     *,
     only: Sequence[str] = (),
-    settings: Settings | None = None,
+    settings: RunSettings | None = None,
     bars: Bars | None = None,
     note: Note | None = None,
 ) -> Reproduction:
@@ -202,7 +321,7 @@ def reproduce(
     Args:
         recipe: from `open_recipe`.
         out: the folder.
-        only: figures and tables from `parse_only`; all when empty.
+        only: figures and tables from `Recipe.parse_only`; all when empty.
         settings: device, judge, engine.
         bars: makes the progress of a step by its name.
         note: takes remarks for people.
@@ -217,44 +336,44 @@ def reproduce(
     """
     from saeflow.reproduce.report import write_report
 
-    chosen = settings or Settings()
-    place = Place(recipe, Path(out), chosen, bars, note, tuple(only))
-    run = Reproduction.start(recipe, out, only, chosen)
+    chosen = settings or RunSettings()
+    context = RunContext(recipe, Path(out), chosen, bars, note, tuple(only))
+    run = start(recipe, out, only, chosen)
     run.save()
-    for stage in stages_for(recipe, only):
+    for stage in recipe.stages_for(only):
         record = run.stages[stage]
         if record.covers(only) and not _again(run.folder, stage, chosen):
             continue
-        run = run.with_stage(replace(record, state=State.PARTIAL, why="begun, and not ended"))
-        run = run.with_stage(_done(place, run.stages[stage]))
+        run = run.with_stage(replace(record, state=StageState.PARTIAL, why="begun, and not ended"))
+        run = run.with_stage(_done(context, run.stages[stage]))
     run = replace(run, record={**run.record, "finished": None if run.failed else _now()})
     run.save()
     write_report(run.folder)
     return run
 
 
-def _again(folder: Path, stage: Stage, settings: Settings) -> bool:
+def _again(folder: Path, stage: PaperStage, settings: RunSettings) -> bool:
     """Whether a stage that is done is called once more; what is there, it keeps.
 
     The atlas lies outside the folder and may be gone; another judge reads the texts there are.
     """
-    if stage is Stage.ATLAS or not (folder / stage.value).is_dir():
+    if stage is PaperStage.ATLAS or not (folder / stage.value).is_dir():
         return True
-    return stage is Stage.STEERING and bool(settings.judge)
+    return stage is PaperStage.STEERING and bool(settings.judge)
 
 
-def _done(place: Place, record: StageRecord) -> StageRecord:
+def _done(context: RunContext, record: StageRecord) -> StageRecord:
     """Run a stage; what it ends in, with the time and the memory it took."""
     reset_peak()
     began, worked = time.monotonic(), time.process_time()
     try:
-        WORK[record.stage](place)
-        ended = record.done(place.only)
+        _STAGES[record.stage](context)
+        ended = record.done(context.only)
     except (NoSpace, NotWritable):
         raise  # no other stage could write either
     except SaeflowError as error:
-        if place.note:
-            place.note(f"{record.stage.value}: {error}")
+        if context.note:
+            context.note(f"{record.stage.value}: {error}")
         ended = replace(record, why=str(error))
     return replace(
         ended,
@@ -262,20 +381,6 @@ def _done(place: Place, record: StageRecord) -> StageRecord:
         cpu_seconds=record.cpu_seconds + time.process_time() - worked,
         peak_mb=max(record.peak_mb, peak_memory()),
     )
-
-
-def _record(recipe: Recipe, stage: Stage, there: StageRecord | None) -> StageRecord:
-    """What was known of a stage, or that it was not run."""
-    if there is not None:
-        return there
-    items = items_of(recipe, stage)
-    if stage in recipe.sizes:
-        return StageRecord(stage, items)
-    return StageRecord(stage, items, why="the recipe has no such stage")
-
-
-def _sizes(recipe: Recipe) -> dict[str, Any]:
-    return {stage.value: dict(size) for stage, size in recipe.sizes.items()}
 
 
 def _now() -> str:

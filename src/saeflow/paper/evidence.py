@@ -12,27 +12,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pandas as pd
 
 from saeflow.errors import BadFile, InvalidArgument, SaeflowError
 from saeflow.experiments.deactivation_tables import trials_frame
-from saeflow.experiments.origins_tables import Matches, observations
+from saeflow.experiments.origins_tables import Matches, methods_of, observations
 from saeflow.experiments.results import MANIFEST, Results
 from saeflow.experiments.statistics import TEXT, text_codes
 from saeflow.experiments.transition.tables import measured
 from saeflow.flow.graph import FlowGraph
+from saeflow.paper.verdicts import NotMeasured
 from saeflow.reading import read_json, read_text
-from saeflow.reproduce.cases import Trials
-from saeflow.reproduce.verdicts import NotMeasured
 from saeflow.steering.sweep.cells import Cells, confirmed_cells
 from saeflow.steering.sweep.scoring import read_scores
 
-STAGES: Final = ("origins", "deactivation", "steering", "transition")
 ACCEPTANCE: Final = "acceptance.json"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,30 +51,20 @@ class OriginsRun:
         """The text of each line, and the data set of each text, as numbers."""
         return text_codes(self.seen)
 
-    @cached_property
-    def layers(self) -> list[int]:
-        """The layers there are."""
-        return np.unique(self.seen["layer"]).tolist()
-
-    @cached_property
+    @property
     def datasets(self) -> tuple[str, ...]:
         """Names, in the order of the run."""
         return tuple(self.seen["dataset"].unique())
 
-    @cached_property
-    def layer(self) -> np.ndarray:
-        """L of each line."""
-        return self.seen["layer"].to_numpy()
+    def groups(self, method: str) -> np.ndarray:
+        """The group of every line under a method, as a number in the order of every table.
 
-    @cached_property
-    def feature(self) -> np.ndarray:
-        """The feature of each line."""
-        return self.seen["feature"].to_numpy()
-
-    @cached_property
-    def dataset(self) -> np.ndarray:
-        """The number of each line's data set in `datasets`."""
-        return self.seen["dataset"].cat.reorder_categories(self.datasets).cat.codes.to_numpy()
+        Raises:
+            NotMeasured: when the run did not use it.
+        """
+        if method not in methods_of(self.seen):
+            raise NotMeasured(f"Matching by {method} was not run.")
+        return self.seen[method].cat.codes.to_numpy(dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,53 +133,29 @@ class Evidence:
         """
         self.out, self._why, self._runs = out, dict(why or {}), dict(runs)
 
-    @cached_property
-    def origins(self) -> OriginsRun:
-        """Rows of `origins`."""
-        return self._run("origins", OriginsRun, _origins)
+    def run(self, stage: str) -> Any:
+        """`OriginsRun`, `trials_frame`, `SteeringRun`, `TransitionRun` or `GraphsRun`: what a stage gave.
 
-    @cached_property
-    def deactivation(self) -> Trials:
-        """Trials of `deactivation`."""
-        return self._run("deactivation", Trials, lambda results: Trials(trials_frame(results.rows())))
-
-    @cached_property
-    def steering(self) -> SteeringRun:
-        """Cells of `steering`."""
-        return self._run("steering", SteeringRun, _steering)
-
-    @cached_property
-    def transition(self) -> TransitionRun:
-        """Sums of `transition`."""
-        return self._run("transition", TransitionRun, _transition)
-
-    @cached_property
-    def graphs(self) -> GraphsRun:
-        """Graphs and the comparison with Table 5."""
-        given = self._runs.get("graphs")
-        if given is not None or self.out is None:
-            return cast("GraphsRun", given or GraphsRun())
-        return read_graphs(self.out / "graphs")
-
-    def _run(self, stage: str, kind: type[T], read: Callable[[Results], T]) -> T:
-        given = self._runs.get(stage)
-        if isinstance(given, kind):
-            return given
-        if isinstance(given, NotMeasured):  # asked before; a failure is not read twice
-            raise given
-        try:
-            found = self._read(stage, read)
-        except NotMeasured as error:
-            self._runs[stage] = error
-            raise
-        self._runs[stage] = found
+        Raises:
+            NotMeasured: when the stage was not run, was killed or cannot be read; a failure is not read twice.
+        """
+        if stage not in self._runs:
+            try:
+                self._runs[stage] = self._read(stage)
+            except NotMeasured as error:
+                self._runs[stage] = error
+        found = self._runs[stage]
+        if isinstance(found, NotMeasured):
+            raise found
         return found
 
-    def _read(self, stage: str, read: Callable[[Results], T]) -> T:
+    def _read(self, stage: str) -> object:
+        if stage == "graphs":
+            return GraphsRun() if self.out is None else read_graphs(self.out / stage)
         if self.out is None or not (self.out / stage / MANIFEST).is_file():
             raise NotMeasured(self._why.get(stage) or f"The stage {stage} was not run.")
         try:
-            return read(Results.open(self.out / stage))
+            return _READERS[stage](Results.open(self.out / stage))
         except NotMeasured:
             raise
         except SaeflowError as error:
@@ -237,6 +200,16 @@ def _transition(results: Results) -> TransitionRun:
     datasets = pd.factorize(wide.index.get_level_values("dataset"))[0]
     shape = len(datasets), len(pairs), len(names)
     return TransitionRun(tuple(names), missed.to_numpy().reshape(shape), total, tokens, datasets)
+
+
+_READERS: Final[Mapping[str, Callable[[Results], object]]] = {
+    "origins": _origins,
+    "deactivation": lambda results: trials_frame(results.rows()),
+    "steering": _steering,
+    "transition": _transition,
+}
+STAGES: Final = tuple(_READERS)
+"""The stages with rows."""
 
 
 def read_graphs(folder: Path) -> GraphsRun:

@@ -12,13 +12,13 @@ from saeflow.experiments.statistics import Estimate
 from saeflow.flow.graph import FlowGraph
 from saeflow.flow.published import ROUNDING
 from saeflow.ids import FeatureId, Part
-from saeflow.reproduce.evidence import GraphsRun
-from saeflow.reproduce.verdicts import ABOVE_0, Contrast, Kind, NotMeasured, Rule, Unit
+from saeflow.paper.evidence import GraphsRun
+from saeflow.paper.verdicts import ABOVE_0, ClaimNumber, NotMeasured, Rule
 
 PARTICLES: Final = "24/res/14548"
 LONDON: Final = "12/res/14455"
 SHOWS: Final = ("17/res/9260", "18/res/2010")
-NONE_AMISS: Final = Rule(Kind.WITHIN, 0.5)
+NONE_AMISS: Final = Rule("within", 0.5)
 
 
 def exact(value: float, n: int) -> Estimate:
@@ -32,7 +32,7 @@ def _acceptance(run: GraphsRun) -> Mapping[str, Any]:
     return run.acceptance
 
 
-def table5_nodes(run: GraphsRun) -> list[Contrast]:
+def claim_nodes(run: GraphsRun) -> list[ClaimNumber]:
     """Every feature of Table 5 is in the grown graph."""
     told = _acceptance(run)
     agree, of = told.get("agree"), told.get("of")
@@ -41,11 +41,11 @@ def table5_nodes(run: GraphsRun) -> list[Contrast]:
     found = exact(float(of - agree), of)
     beside = f"{agree} of {of} agree"
     return [
-        Contrast("features of Table 5 that the grown graph does not have", found, NONE_AMISS, Unit.COUNT, beside=beside)
+        ClaimNumber("features of Table 5 that the grown graph does not have", found, NONE_AMISS, "count", beside=beside)
     ]
 
 
-def _score(run: GraphsRun, feature: str, part: str, printed: float) -> Contrast:
+def _score(run: GraphsRun, feature: str, part: str, printed: float) -> ClaimNumber:
     rows = _acceptance(run).get("pairs")
     for row in cast("list[Any]", rows) if isinstance(rows, list) else []:
         if isinstance(row, dict) and str(row.get("feature")) == feature and str(row.get("part")) == part:
@@ -54,18 +54,16 @@ def _score(run: GraphsRun, feature: str, part: str, printed: float) -> Contrast:
                 letter = {"res": "s(R)", "mlp": "s(M)", "att": "s(A)"}.get(part, part)
                 found = exact(round(float(value) - printed, 9), 1)
                 words = f"{letter} of {feature} less the printed {printed:g}"
-                return Contrast(
-                    words, found, Rule(Kind.WITHIN, ROUNDING + 1e-9), Unit.NUMBER, beside=f"found {value:.3f}"
-                )
+                return ClaimNumber(words, found, Rule("within", ROUNDING + 1e-9), "number", beside=f"found {value:.3f}")
     raise NotMeasured(f"The graph does not say the score of {feature} at {part}.")
 
 
-def table5_layer_7(run: GraphsRun) -> list[Contrast]:
+def claim_layer_7(run: GraphsRun) -> list[ClaimNumber]:
     """s(M) = 0.82 and s(R) = 0.30 of 7/res/16335."""
     return [_score(run, "7/res/16335", "mlp", 0.82), _score(run, "7/res/16335", "res", 0.30)]
 
 
-def table5_layer_17(run: GraphsRun) -> list[Contrast]:
+def claim_layer_17(run: GraphsRun) -> list[ClaimNumber]:
     """s(M) = 0.79 and s(R) = 0.48 of 17/res/8130."""
     return [_score(run, "17/res/8130", "mlp", 0.79), _score(run, "17/res/8130", "res", 0.48)]
 
@@ -76,7 +74,7 @@ def _graph(run: GraphsRun, seed: str) -> FlowGraph:
     return run.graphs[seed]
 
 
-def table5_between(run: GraphsRun) -> list[Contrast]:
+def claim_between(run: GraphsRun) -> list[ClaimNumber]:
     """From layer 8 to 16 s(R) is large and s(M) small."""
     graph = _graph(run, PARTICLES)
     gaps = [
@@ -92,12 +90,12 @@ def table5_between(run: GraphsRun) -> list[Contrast]:
         raise NotMeasured("The graph has no scores at layers 8 to 16.")
     least, feature = min(gaps)
     words = "smallest s(R) - s(M) of the residual features at layers 8 to 16"
-    return [Contrast(words, exact(least, len(gaps)), ABOVE_0, Unit.NUMBER, beside=f"at {feature}")]
+    return [ClaimNumber(words, exact(least, len(gaps)), ABOVE_0, "number", beside=f"at {feature}")]
 
 
-def fig20_shows(run: GraphsRun) -> list[Contrast]:
+def claim_london(run: GraphsRun) -> list[ClaimNumber]:
     """The graph of London passes through 17/res/9260 and 18/res/2010."""
     there = {node.feature for node in _graph(run, LONDON).nodes}
     missing = [name for name in SHOWS if FeatureId.parse(name) not in there]
     words = f"of {' and '.join(SHOWS)}, features that the graph does not have"
-    return [Contrast(words, exact(float(len(missing)), len(SHOWS)), NONE_AMISS, Unit.COUNT, beside=", ".join(missing))]
+    return [ClaimNumber(words, exact(float(len(missing)), len(SHOWS)), NONE_AMISS, "count", beside=", ".join(missing))]
