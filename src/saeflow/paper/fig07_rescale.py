@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from saeflow.experiments.records import LABELS
 from saeflow.paper.frame import GROUPS, Frame, Interval
 from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Measure, control_signs, line, reach, told
 from saeflow.paper.style import MUTED, Medium, apart, colour, ems, group_signs, panels, value_axis
@@ -118,7 +119,7 @@ def claim_positive(trials: pd.DataFrame) -> list[ClaimNumber]:
 def claim_negative(trials: pd.DataFrame) -> list[ClaimNumber]:
     """r < 1 changes From RES more than any other group."""
     where, group = swept(trials, -np.inf, 1), trials["group"]
-    others = [g for g in GROUPS[1:] if g != "RES" and (where & (group == g)).any()]
+    others = [g for g in LABELS[1:] if g != "RES" and (where & (group == g)).any()]
     words = "change at r < 1 in From RES less that in From {}"
     return [
         less(trials, trials["change"], where & (group == "RES"), where & (group == g), words.format(g)) for g in others
