@@ -190,8 +190,8 @@ def _transition(results: Results) -> TransitionRun:
         raise NotMeasured("The stage transition has no rows yet.") from None
     pairs, names = lines["pair"].unique().tolist(), lines["map"].unique().tolist()
     wide = lines.pivot(index=TEXT, columns=["pair", "map"], values="missed")
-    there = wide.notna().any()  # folding is not possible everywhere
-    missed = wide.fillna(0.0).where(there, np.nan).reindex(columns=pd.MultiIndex.from_product([pairs, names]))
+    known = wide.loc[:, wide.notna().any()].fillna(0.0)  # folding is not possible everywhere
+    missed = known.reindex(columns=pd.MultiIndex.from_product([pairs, names]))
     each = lines.drop_duplicates([*TEXT, "pair"])
     total, tokens = (
         each.pivot(index=TEXT, columns="pair", values=name).fillna(0.0)[pairs].to_numpy(dtype=np.float64)
