@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from saeflow.experiments.records import LABELS
+from saeflow.experiments.groups import LABELS
 from saeflow.paper.frame import GROUPS, Frame, Interval
 from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Measure, control_signs, line, reach, told
 from saeflow.paper.style import MUTED, Medium, apart, colour, ems, group_signs, panels, value_axis
