@@ -131,13 +131,7 @@ PAGES: Final = (
         "reproduce",
         "saeflow.reproduce",
         "The whole paper for a recipe: what it runs, what it costs, and the verdict on each claim.",
-        modules=(
-            "reproduce.recipe",
-            "reproduce.record",
-            "reproduce.run",
-            "reproduce.plan",
-            "reproduce.report",
-        ),
+        modules=("reproduce.recipe", "reproduce.record", "reproduce.run", "reproduce.plan", "reproduce.report"),
     ),
 )
 
