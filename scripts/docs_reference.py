@@ -262,7 +262,8 @@ def option_row(option: Any) -> str:
     choices = option.get_choices()
     said = said_of(option.parameter.help)
     if choices and not all(str(choice) in said for choice in choices):
-        said = f"{said} One of {', '.join(f'`{choice}`' for choice in choices if choice)}."
+        several = "Any of" if option.token_count()[1] else "One of"
+        said = f"{said} {several} {', '.join(f'`{choice}`' for choice in choices if choice)}."
     return f"| {names} | {default} | {said} |"
 
 

@@ -7,7 +7,7 @@ only judges: no text is generated again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,9 +18,8 @@ from saeflow.cli.options import (
     Cuts,
     Device,
     Json,
-    Model,
+    ModelOptions,
     Numbers,
-    PrependBos,
     Release,
     Together,
     Where,
@@ -92,9 +91,8 @@ def origins(
     inputs = Inputs.open(replace(names, release=release), first=0)
     with bars() as bar, engine:
         results = run(inputs, size, out=out or _folder("origins", release), bars=bar, note=note, engine=engine)
-    shown = dict.fromkeys(("shares_by_dataset", "activity_differences", "agreement"), _overall)
-    texts = f"{results.record.total} texts, "
-    show_results(results.folder, summarize_origins(results), shown, as_json=as_json, done=texts)
+    shown = ("shares_by_dataset", "activity_differences", "agreement")
+    show_results(results, summarize_origins(results), shown, _overall, as_json=as_json)
 
 
 def deactivate(
@@ -120,22 +118,19 @@ def deactivate(
     folder = out or _folder("deactivation", release)
     with bars() as bar, engine:
         results = deactivation(inputs, size, out=folder, bars=bar, note=note, engine=engine)
-    shown = dict.fromkeys(("by_strategy_layer", "table_1", "paired", "remaining"), _overall)
-    texts = f"{results.record.total} texts, "
-    show_results(results.folder, summarize_deactivation(results), shown, as_json=as_json, done=texts)
+    shown = ("by_strategy_layer", "table_1", "paired", "remaining")
+    show_results(results, summarize_deactivation(results), shown, _overall, as_json=as_json)
 
 
 def transition(
     release: Release,
     /,
     *,
-    model: Model = "",
+    language_model: ModelOptions = ModelOptions(),
     layers: tuple[int, ...] = (),
     size: Annotated[_TransitionSize, Together] = _TransitionSize(),
     datasets: tuple[str, ...] = ("demo",),
     seed: int = 0,
-    device: Device = "cpu",
-    prepend_bos: PrependBos = None,
     where: Where = Where(),
     out: Path | None = None,
     as_json: Json = False,
@@ -152,16 +147,13 @@ def transition(
     from saeflow.experiments.transition.tables import summarize_transition
 
     engine = where.open()
-    names = InputNames(
-        release, model, device=device, layers=layers, datasets=datasets, seed=seed, prepend_bos=prepend_bos
-    )
+    names = InputNames(release, **asdict(language_model), layers=layers, datasets=datasets, seed=seed)
     with bars() as bar, engine:
         results = run(names, size, out=out or _folder("transition", release), bars=bar, engine=engine)
     tables = summarize_transition(results)
     shown = ("transition_permutations", "transition_top_k", "transition_loss", "transition_paired")
     save_plates([tables[name] for name in shown if name in tables], results.folder / "figures")
-    texts = f"{results.record.total} texts, "
-    show_results(results.folder, tables, dict.fromkeys(shown, _of_all_pairs), as_json=as_json, done=texts)
+    show_results(results, tables, shown, _of_all_pairs, as_json=as_json)
 
 
 def sweep(
@@ -180,10 +172,10 @@ def sweep(
     judge_model: str = "",
     judge_url: str = "",
     background: tuple[str, ...] = (),
-    model: Model = "",
+    language_model: ModelOptions = ModelOptions(),
     atlas: AtlasName = "",
     cuts: Annotated[Cuts, Parameter(name="*", group=_VARIANT)] = Cuts(),
-    parts: Annotated[tuple[Part, ...], Parameter(group=_VARIANT)] = (Part.RES, Part.MLP, Part.ATT),
+    parts: Annotated[tuple[Part, ...], Parameter(group=_VARIANT)] = (Part.ATT, Part.MLP, Part.RES),
     fold: Annotated[bool, Parameter(group=_VARIANT)] = True,
     output_score: Annotated[float | None, Parameter(group=_VARIANT)] = None,
     budget_layer: Annotated[float | None, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = None,
@@ -192,8 +184,6 @@ def sweep(
     alpha: Annotated[float, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = -0.05,
     batch: int = 256,
     seed: int = 0,
-    device: Device = "cpu",
-    prepend_bos: PrependBos = None,
     where: Where = Where(),
     out: Path | None = None,
     as_json: Json = False,
@@ -243,11 +233,12 @@ def sweep(
     grid = Grid(s or ACTIVATE, r or SUPPRESS, layers or None, methods, samples, confirm)
     directions = tuple(SteeringDirection) if direction == "both" else (SteeringDirection(direction),)
     design = Design(tuple(chosen), directions, grid, variant, seed)
-    inputs = open_inputs(release, matches, texts, model=model, device=device, batch=batch, prepend_bos=prepend_bos)
+    inputs = open_inputs(release, matches, texts, batch=batch, **asdict(language_model))
     with bars() as bar, engine:
         results, _ = run_sweep(inputs, design, make, out=out or _folder("sweep", release), progress=bar, engine=engine)
-    shown = {"steering_best": _best, "steering_paired": _paired}
-    show_results(results.folder, summarize_sweep(results.folder), shown, as_json=as_json)
+    tables = summarize_sweep(results.folder)
+    shown = ("steering_best", "steering_paired")
+    show_results(results, tables, shown, _steered, as_json=as_json, units="units of work")
 
 
 def _folder(command: str, release: str) -> Path:
@@ -302,39 +293,25 @@ def save_plates(tables: Sequence[SummaryTable], folder: Path) -> list[Path]:
     return written
 
 
-def _best(table: SummaryTable) -> list[Row]:
-    """The best setting of each method."""
-    return [
-        {
-            "theme": row["theme"],
-            "direction": row["direction"],
-            "method": (f"random for {row['mirrors']}" if row["mirrors"] else row["method"])
-            + (" (start layer)" if row["choice"] == "start layer" else ""),
-            "layer": row["layer"] if row["layer"] >= 0 else "",
-            "value": f"{row['value']:g}" if row["method"] not in ("none", "prompt") else "",
-            "behavior": f"{row['behavior']:.2f}",
-            "coherence": f"{row['coherence']:.2f}",
-            "score": _interval(row, "score"),
-            "share": f"{row['share_total']:.2f}" if row["method"] not in ("none", "prompt") else "",
-        }
-        for row in table.dicts()
-    ]
-
-
-def _paired(table: SummaryTable) -> list[Row]:
-    """Differences of methods, of which "p" and "q" may be missing."""
-    return [
-        {
-            "theme": row["theme"],
-            "direction": row["direction"],
-            "method a": row["method_a"],
-            "method b": row["method_b"],
-            "difference": _interval(row, "difference"),
-            "p": f"{row['p']:.2g}" if row["p"] is not None else "",
-            "q": f"{row['q']:.2g}" if row["q"] is not None else "",
-        }
-        for row in table.dicts()
-    ]
+def _steered(table: SummaryTable) -> list[Row]:
+    """The best setting of each method, or differences of methods; "p" and "q" may be missing."""
+    rows: list[Row] = []
+    for row in table.dicts():
+        shown: Row = {"theme": row["theme"], "direction": row["direction"]}
+        if table.name == "steering_best":
+            steered = row["method"] not in ("none", "prompt")
+            method = f"random for {row['mirrors']}" if row["mirrors"] else row["method"]
+            shown["method"] = f"{method} (start layer)" if row["choice"] == "start layer" else method
+            shown["layer"] = row["layer"] if row["layer"] >= 0 else ""
+            shown["value"] = f"{row['value']:g}" if steered else ""
+            shown |= {name: f"{row[name]:.2f}" for name in ("behavior", "coherence")}
+            shown |= {"score": _interval(row, "score"), "share": f"{row['share_total']:.2f}" if steered else ""}
+        else:
+            shown |= {"method a": row["method_a"], "method b": row["method_b"]}
+            shown |= {"difference": _interval(row, "difference")}
+            shown |= {name: "" if row[name] is None else f"{row[name]:.2g}" for name in ("p", "q")}
+        rows.append(shown)
+    return rows
 
 
 def _interval(row: Row, name: str) -> str:

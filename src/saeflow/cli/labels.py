@@ -11,19 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import (
-    Device,
-    Feature,
-    Features,
-    Flag,
-    Json,
-    Model,
-    PrependBos,
-    Release,
-    SitesAtOnce,
-    TextSources,
-    release_model,
-)
+from saeflow.cli.options import Feature, Features, Flag, Json, ModelOptions, Release, SitesAtOnce, TextSources
 from saeflow.cli.output import Row, note, print_json, print_table, progress
 from saeflow.errors import InvalidArgument, InvalidId, UnknownRelease
 from saeflow.ids import FeatureId, Part, Site
@@ -64,7 +52,7 @@ def labels_fetch(
     """Fetch the words of whole sites from Neuronpedia's public exports. A killed fetch resumes.
 
     Args:
-        kinds: explanations, features, activations.
+        kinds: What to fetch: explanations, features, activations.
         contexts: Passages kept for each feature, from activations.
         explainer: Prefer explanations by a model with this in its name.
         bucket: Where the exports are: an address, or a folder with the same tree.
@@ -128,15 +116,13 @@ def labels_make(
     /,
     *,
     texts: TextSources,
-    model: Model = "",
+    language_model: ModelOptions = ModelOptions(),
     sites: SiteNames = (),
     n: int = 2000,
     tokens: int = 1_000_000,
     contexts: int = 4,
     max_length: int = 128,
     sites_at_once: SitesAtOnce = 0,
-    device: Device = "cpu",
-    prepend_bos: PrependBos = None,
     seed: int = 0,
     out: WordsFolderOut = None,
     as_json: Json = False,
@@ -158,7 +144,7 @@ def labels_make(
     from saeflow.labels.local import make_words
     from saeflow.sources.library import load_dictionaries
 
-    dictionaries = load_dictionaries(release, device=device)
+    dictionaries = load_dictionaries(release, device=language_model.device)
     if n < 1:
         raise InvalidArgument(f"--n {n} takes no text. Give 1 or more.")
     found = _Passages(tuple(open_dataset(source) for source in expand(texts)), n, seed)
@@ -166,7 +152,7 @@ def labels_make(
     asked = _chosen(sites, dictionaries.sites)
     with progress("reading") as report:
         make_words(
-            release_model(release, dictionaries, model, device, prepend_bos),
+            language_model.load(release, dictionaries),
             dictionaries,
             found,
             folder,

@@ -13,9 +13,8 @@ from saeflow.cli.options import (
     WHERE,
     Device,
     Json,
-    Model,
+    ModelOptions,
     OneSite,
-    PrependBos,
     Projector,
     Release,
     SitesAtOnce,
@@ -23,7 +22,6 @@ from saeflow.cli.options import (
     Where,
     ends_in,
     projector,
-    release_model,
 )
 from saeflow.cli.output import progress, show
 from saeflow.errors import InvalidArgument
@@ -146,15 +144,13 @@ def correlate(
     *,
     texts: TextSources,
     out: AtlasFolder = None,
-    model: Model = "",
+    language_model: ModelOptions = ModelOptions(),
     n: int = 500,
     tokens: int = 100_000,
     k: int = 5,
     max_length: int = 256,
     sites_at_once: SitesAtOnce = 0,
-    device: Device = "cpu",
     seed: int = 0,
-    prepend_bos: PrependBos = None,
     keep: bool = False,
 ) -> None:
     """Match every pair of sites of a flow by how features fire together. A killed run resumes.
@@ -175,12 +171,12 @@ def correlate(
     from saeflow.matching.correlation import correlate as run
     from saeflow.sources.library import load_dictionaries
 
-    dictionaries = load_dictionaries(release, device=device)
+    dictionaries = load_dictionaries(release, device=language_model.device)
     found = held_out([open_dataset(source) for source in expand(texts)], n, seed)
     folder = out or atlas_folder(release, METHOD)
     with progress("correlating") as report:
         built = run(
-            release_model(release, dictionaries, model, device, prepend_bos),
+            language_model.load(release, dictionaries),
             dictionaries,
             found,
             out=folder,
@@ -203,7 +199,7 @@ def atlas_build(
     k: Kept = None,
     method: Method = "cosine",
     device: Device = "cpu",
-    parts: tuple[Part, ...] = (Part.RES, Part.MLP, Part.ATT),
+    parts: tuple[Part, ...] = (Part.ATT, Part.MLP, Part.RES),
     model: Projector = "",
     shard_rows: Annotated[int, Parameter(group=WHERE)] = 0,
     where: Where = Where(),
@@ -266,7 +262,7 @@ def atlas_calibrate(
 
     Args:
         atlas: Folder of the atlas; the atlas of the release by default.
-        null: What chance is.
+        null: Which rows stand for chance.
         rows: Null rows drawn at a time, for each pair of sites.
         rotations: How many times null rows are drawn.
         fdr: False-discovery rate of the thresholds shown; families of alike features exceed it, except under the null

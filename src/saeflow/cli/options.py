@@ -136,7 +136,6 @@ Release = Annotated[
 ]
 Json = Annotated[bool, Parameter("--json", negative=(), help="Print JSON instead of a table.")]
 Device = Annotated[str, Parameter(validator=_there, help="Where to compute: cpu, cuda, cuda:1, mps.")]
-Model = Annotated[str, Parameter(help="Language model; the one that the release names by default.")]
 AtlasName = Annotated[str, Parameter(help="Atlas to use; the atlas of the release by default.")]
 Projector = Annotated[str, Parameter("--model", help="Model to project attention features with, where they are in z.")]
 PrependBos = Annotated[
@@ -165,7 +164,7 @@ class Where:
     """Where the units of a long command run.
 
     Attributes:
-        engine: here (one process), pool (processes of this machine), ray.
+        engine: Where units run: here (one process), pool (processes of this machine), ray.
         workers: Processes of the pool; 0 for as many as there are cores.
         address: Ray cluster to join: "auto", ray://HOST:10001; by default one of this machine.
         cpus: Cores, and threads, of a unit of work.
@@ -189,6 +188,34 @@ class Where:
         return open_engine(
             self.engine, workers=self.workers or None, address=self.address, cpus=self.cpus, gpus=self.gpus
         )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelOptions:
+    """The language model that a command runs.
+
+    Attributes:
+        model: Language model; the one that the release names by default.
+        device: Where to compute: cpu, cuda, cuda:1, mps.
+        prepend_bos: Begin texts with the begin-of-text token; by default as the SAEs' files say, or else the tokenizer.
+    """
+
+    model: str = ""
+    device: Device = "cpu"
+    prepend_bos: bool | None = None
+
+    def load(self, release: str, dictionaries: DictionarySet) -> LanguageModel:
+        """The model.
+
+        Raises:
+            InvalidArgument: when neither the option nor the release names it.
+        """
+        from saeflow.experiments.inputs import model_name
+        from saeflow.sources.model import load_model
+
+        name = model_name(release, dictionaries, self.model)
+        return load_model(name, device=self.device, prepend_bos=self.prepend_bos)
 
 
 @Parameter(name="*")
@@ -240,17 +267,3 @@ def projector(name: str) -> LanguageModel | None:
     from saeflow.sources.model import load_model
 
     return load_model(name)
-
-
-def release_model(
-    release: str, dictionaries: DictionarySet, given: str, device: str, bos: bool | None
-) -> LanguageModel:
-    """The language model of a release, loaded.
-
-    Raises:
-        InvalidArgument: when neither the option nor the release names it.
-    """
-    from saeflow.experiments.inputs import model_name
-    from saeflow.sources.model import load_model
-
-    return load_model(model_name(release, dictionaries, given), device=device, prepend_bos=bos)

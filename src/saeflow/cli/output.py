@@ -10,9 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from saeflow.experiments.results import SummaryTable
+    from saeflow.experiments.results import Results, SummaryTable
 
 SECONDS: Final = 30.0
 """How far apart lines of progress are where there is no terminal."""
@@ -50,34 +48,36 @@ def show(as_json: bool, data: Row, summary: Row, rows: Sequence[Row]) -> None:
 
 
 def show_results(
-    folder: Path,
+    results: Results,
     tables: Mapping[str, SummaryTable],
-    shown: Mapping[str, Callable[[SummaryTable], list[Row]]],
+    names: Sequence[str],
+    rows_of: Callable[[SummaryTable], list[Row]],
     *,
     as_json: bool,
-    done: str = "",
+    units: str = "texts",
 ) -> None:
     """Write the page of a results folder, and print its tables as JSON, or those that say most.
 
     Args:
-        folder: the results folder.
+        results: the results folder.
         tables: all of its tables.
-        shown: the tables that say most, and what makes rows for a terminal of each.
+        names: the tables that say most.
+        rows_of: makes rows for a terminal of a table.
         as_json: whether JSON is printed.
-        done: what was done, for the last line.
+        units: what the units of work are.
     """
     from saeflow.paper.results import write_page
 
-    page = write_page(folder)
+    page = write_page(results.folder)
     if as_json:
-        told = {name: {"columns": table.columns, "rows": table.rows} for name, table in tables.items()}
-        print_json({"folder": str(folder), "tables": told}, indent=None)
+        data = {name: {"columns": table.columns, "rows": table.rows} for name, table in tables.items()}
+        print_json({"folder": str(results.folder), "tables": data}, indent=None)
         return
-    for name, rows_of in shown.items():
+    for name in names:
         if name in tables and tables[name].rows:
             print_table(rows_of(tables[name]), tables[name].title)
             print(f"{tables[name].note}\n")
-    print(f"{done}{len(tables)} tables, in {folder}; open {page}")
+    print(f"{results.record.total} {units}, {len(tables)} tables, in {results.folder}; open {page}")
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def reproduce(
         recipe: A recipe by name, or a .toml file; without one the recipes are listed.
         plan: Print what it will cost on this machine, and run nothing.
         only: Figures and tables, such as fig5,table1; all by default.
-        out: Its folder; reproduce-RECIPE by default.
+        out: Folder of the run; reproduce-RECIPE by default.
         judge: Who marks steered texts: offline or llm; the recipe's choice by default.
         judge_model: Name of the llm; the recipe's by default.
         judge_url: Address of the llm; that of OpenAI by default.

@@ -6,7 +6,6 @@ depend on what shares a batch, and a plan and a seed must give the same text eac
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,19 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import (
-    AtlasName,
-    Cuts,
-    Device,
-    Features,
-    Flag,
-    Json,
-    Model,
-    Number,
-    PrependBos,
-    Release,
-    ends_in,
-)
+from saeflow.cli.options import AtlasName, Cuts, Features, Flag, Json, ModelOptions, Number, Release, ends_in
 from saeflow.cli.output import Row, print_json, print_table, progress
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part
@@ -85,7 +72,7 @@ class Wanted:
     r: Number = 0.0
     reach: Reach = Reach.SPAN
     upto: int | None = None
-    parts: tuple[Part, ...] = (Part.RES, Part.MLP, Part.ATT)
+    parts: tuple[Part, ...] = (Part.ATT, Part.MLP, Part.RES)
     fold: bool = True
 
     def request(
@@ -139,9 +126,7 @@ def plan(
     shares: bool = True,
     texts: tuple[str, ...] = (),
     atlas: AtlasName = "",
-    model: Model = "",
-    device: Device = "cpu",
-    prepend_bos: PrependBos = None,
+    language_model: ModelOptions = ModelOptions(),
     out: PlanFile = None,
     as_json: Json = False,
 ) -> None:
@@ -175,7 +160,7 @@ def plan(
         budget_total=budget_total,
         shares=shares,
     )
-    made, _, _ = build_from_names(request, opened, model, device, texts, prepend_bos)
+    made, _, _ = build_from_names(request, opened, language_model, texts)
     if out:
         made.save(out)
     if as_json:
@@ -226,7 +211,7 @@ def show_plan(made: SteeringPlan) -> None:
 
 
 def build_from_names(
-    request: PlanRequest, atlas: Atlas, model: str, device: str, texts: Sequence[str], prepend_bos: bool | None
+    request: PlanRequest, atlas: Atlas, options: ModelOptions, texts: Sequence[str]
 ) -> tuple[SteeringPlan, DictionarySet | None, LanguageModel | None]:
     """The plan of a request; with the weights and the model that it was made with, where it needed them.
 
@@ -241,19 +226,15 @@ def build_from_names(
 
     # 2. The weights, the model and the texts, each where the request needs it.
     weights, loaded, measured = None, None, list[str]()
-    wants_model = request.needs_model or request.shares or bool(model)
+    wants_model = request.needs_model or request.shares or bool(options.model)
     if request.needs_dictionaries or wants_model:
         from saeflow.sources.library import load_dictionaries
 
-        weights = load_dictionaries(request.release, device=device)
-        named = model or ("demo" if request.release == "demo" else weights.model)
-        if request.needs_model and not named:
-            raise _no_model(request.release)
-        if wants_model and named:
-            from saeflow.sources.model import load_model
-
+        weights = load_dictionaries(request.release, device=options.device)
+        known = options.model or request.release == "demo" or weights.model
+        if request.needs_model or (wants_model and known):
             measured = _measured_texts(request, texts)  # refuses unknown ones before the model is loaded
-            loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(weights)
+            loaded = options.load(request.release, weights).as_trained(weights)
 
     # 3. The plan.
     with progress("output scores") if request.min_output_score is not None else nullcontext() as bar:
@@ -274,17 +255,12 @@ def _measured_texts(request: PlanRequest, names: Sequence[str], limit: int = 64)
 
     Without names, none where the theme has examples, which are measured instead, and else a few of the demo pack.
     """
-    from saeflow.experiments.sampling import expand, open_dataset
+    from saeflow.experiments.sampling import read_texts
     from saeflow.steering.theme import load_theme
 
     if not names and request.theme and load_theme(request.theme, request.release).examples:
         return []
-    each = limit if names else DEMO_TEXTS
-    return [text for name in expand(names or ["demo"]) for text in itertools.islice(open_dataset(name).read(0), each)]
-
-
-def _no_model(release: str) -> InvalidArgument:
-    return InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
+    return read_texts(names or ["demo"], limit if names else DEMO_TEXTS)
 
 
 def steer(
@@ -303,10 +279,8 @@ def steer(
     max_new_tokens: int | None = None,
     temperature: float = 0.8,
     top_p: float = 0.9,
-    model: Model = "",
+    language_model: ModelOptions = ModelOptions(),
     atlas: AtlasName = "",
-    device: Device = "cpu",
-    prepend_bos: PrependBos = None,
     save: PlanFile = None,
     as_json: Json = False,
 ) -> None:
@@ -321,12 +295,11 @@ def steer(
         n: Samples, with consecutive seeds.
         seed: Seed of the first sample.
         max_new_tokens: Length of the texts; by default 36 to activate and 96 to suppress.
-        temperature: 0 is greedy; the paper takes 1.27.
+        temperature: Temperature of sampling; 0 is greedy, the paper takes 1.27.
         top_p: Probability of the nucleus; the paper takes 0.7.
         save: Write the plan here (.json), to edit and repeat.
     """
     from saeflow.sources.library import load_dictionaries
-    from saeflow.sources.model import load_model
     from saeflow.steering.plan import load_plan
     from saeflow.steering.sampling import Sampling
 
@@ -350,11 +323,10 @@ def steer(
                 f"{plan} is a plan for the features of {made.release}, and {release} was named. Features of one "
                 f"release mean nothing in another: steer {made.release}, or correct the file."
             )
-        weights = load_dictionaries(release, device=device)
-        named = model or ("demo" if release == "demo" else weights.model) or made.model
-        if not named:
-            raise _no_model(release)
-        loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(weights)
+        weights = load_dictionaries(release, device=language_model.device)
+        if not (language_model.model or release == "demo" or weights.model):
+            language_model = replace(language_model, model=made.model)
+        loaded = language_model.load(release, weights).as_trained(weights)
     else:
         from saeflow.matching.atlas import open_atlas
 
@@ -369,9 +341,9 @@ def steer(
             opened,
             budget_total=budget_total if unlimited else TOTAL,
         )
-        made, weights, loaded = build_from_names(request, opened, model, device, (), prepend_bos)
+        made, weights, loaded = build_from_names(request, opened, language_model, ())
         if weights is None or loaded is None:
-            raise _no_model(release)
+            raise InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
     if save:
         made.save(save)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import Device, Json, Model, PrependBos, Release, Sites, release_model
+from saeflow.cli.options import Json, ModelOptions, Release, Sites
 from saeflow.cli.output import Row, print_json, progress, show
 from saeflow.errors import InvalidArgument
 
@@ -94,7 +92,7 @@ def find(
     texts: str = "",
     theme: str = "",
     background: tuple[str, ...] = (),
-    model: Model = "",
+    language_model: ModelOptions = ModelOptions(),
     sites: Sites = (),
     limit: int = 20,
     n: int = 500,
@@ -102,8 +100,6 @@ def find(
     fdr: float = 0.05,
     hold_out: bool = True,
     atlas: str = "",
-    device: Device = "cpu",
-    prepend_bos: PrependBos = None,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
@@ -141,14 +137,16 @@ def find(
         show(as_json, summary | {"found": [_found_row(row) for row in found]}, summary, rows)
         return
 
-    examples = _read([texts], n, seed) if texts else _examples_of(release, theme)
+    from saeflow.experiments.sampling import read_texts
+
+    examples = read_texts([texts], n, seed) if texts else _examples_of(release, theme)
     # examples of other themes are written in one hand with those of a theme: what tells them apart is the subject
-    others = _read(background, n, seed) if background else _default_background(release, theme, seed)
+    others = read_texts(background, n, seed) if background else _default_background(release, theme, seed)
     from saeflow.sources.library import load_dictionaries
     from saeflow.steering.starts import find_by_texts
 
-    dictionaries = load_dictionaries(release, device=device)
-    loaded = release_model(release, dictionaries, model, device, prepend_bos)
+    dictionaries = load_dictionaries(release, device=language_model.device)
+    loaded = language_model.load(release, dictionaries)
     with progress("comparing") as report:
         made = find_by_texts(
             loaded,
@@ -221,9 +219,10 @@ def _default_background(release: str, theme: str, seed: int) -> list[str]:
     Raises:
         InvalidArgument: where there are none.
     """
+    from saeflow.experiments.sampling import read_texts
     from saeflow.steering.theme import themes as known
 
-    found = _read(["demo"], DEMO_BACKGROUND, seed) if release == "demo" else []
+    found = read_texts(["demo"], DEMO_BACKGROUND, seed) if release == "demo" else []
     if theme:
         own = _theme_of(release, theme)
         others = [one for one in known() if one.release == own.release and one.name != own.name]
@@ -256,14 +255,3 @@ def _words_if_any(release: str, atlas: str) -> Words:
         if atlas:
             raise
         return no_words
-
-
-def _read(sources: Sequence[str], n: int, seed: int) -> list[str]:
-    """Up to `n` texts of each source that are not empty."""
-    from saeflow.experiments.sampling import expand, open_dataset
-
-    return [
-        text
-        for name in expand(sources)
-        for text in itertools.islice((text for text in open_dataset(name).read(seed) if text.strip()), n)
-    ]

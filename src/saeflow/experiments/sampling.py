@@ -147,6 +147,17 @@ def held_out(datasets: Sequence[Dataset], n: int, seed: int = 0) -> list[str]:
     return [text for turn in itertools.zip_longest(*kept) for text in turn if text is not None]
 
 
+def read_texts(names: Iterable[str], n: int, seed: int = 0) -> list[str]:
+    """Up to `n` texts of each dataset named that are not empty.
+
+    Raises:
+        InvalidArgument, MissingExtra, BadFile, Unreachable: when a dataset cannot be read.
+    """
+    return [
+        text for name in expand(names) for text in itertools.islice(filter(str.strip, open_dataset(name).read(seed)), n)
+    ]
+
+
 def draw(
     dataset: Dataset, encode: Encode, *, n_texts: int, n_tokens: int, seed: int = 0, special: Collection[int] = ()
 ) -> list[Sample]:

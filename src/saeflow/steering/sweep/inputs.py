@@ -11,7 +11,7 @@ from typing import Final
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.inputs import model_name
-from saeflow.experiments.sampling import expand, open_dataset
+from saeflow.experiments.sampling import read_texts
 from saeflow.flow.trace import Matches
 from saeflow.ids import Site
 from saeflow.matching.atlas import Atlas
@@ -77,11 +77,7 @@ def background_texts(names: Sequence[str], release: str, seed: int = 0) -> list[
 
     if not names:
         return demo_background() if release == "demo" else []
-    return [
-        text
-        for name in expand(names)
-        for text in itertools.islice(filter(str.strip, open_dataset(name).read(seed)), BACKGROUND_TEXTS)
-    ]
+    return read_texts(names, BACKGROUND_TEXTS, seed)
 
 
 def judge_maker(kind: str, model: str, url: str, background: Sequence[str]) -> MakeJudge:
