@@ -2,22 +2,27 @@
 
 import errno
 import json
+import os
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from cyclopts import Token
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from saeflow import cli
 from saeflow.cli.app import COMMANDS, GROUPS, app
+from saeflow.cli.options import read
 from saeflow.cli.output import progress
 from saeflow.errors import InvalidArgument
 from saeflow.flow import FlowGraph
+from saeflow.ids import Part, Site
 from saeflow.matching.build import build_atlas
 from saeflow.matching.table import MatchTable
 from saeflow.sources.formats import save_release
@@ -276,25 +281,30 @@ def test_a_careless_command_gets_one_message_and_exit_code_2(folder, run, unknow
     assert list(run.work.iterdir()) == []
 
 
-def _with_a_device(group, path=()):
-    """Every command that takes --device, and the words it needs."""
+def _declared(group, path=()):
+    """Every command, and its arguments and options with their help."""
     for name in group:
-        if name.startswith("-"):
-            continue
-        if group[name].default_command is None:
-            yield from _with_a_device(group[name], (*path, name))
-            continue
-        arguments = group[name].assemble_argument_collection()
-        if any("--device" in one.names for one in arguments):
-            needed = [[] if one.index is not None else [one.name] for one in arguments if one.required]
-            yield (*path, name), [word for option in needed for word in (*option, "nowhere")]
+        if not name.startswith("-"):
+            yield from _declared(group[name], (*path, name))
+    if path and group.default_command:
+        yield path, group.assemble_argument_collection(parse_docstring=True)
+
+
+def test_every_option_and_argument_has_help():
+    commands = dict(_declared(app))
+    assert len(commands) >= 28
+    for path, declared in commands.items():
+        for one in declared:
+            assert not one.show or one.parameter.help, (path, one.name)
 
 
 @pytest.mark.parametrize(("device", "said"), [("cuda:77", "torch finds no device cuda:77"), ("gqu", "called 'gqu'")])
 def test_a_device_that_is_not_there_is_refused_by_every_command_before_anything_is_opened(run, device, said):
-    commands = list(_with_a_device(app))
+    commands = {path: declared for path, declared in _declared(app) if any("--device" in one.names for one in declared)}
     assert len(commands) >= 14
-    for path, needed in commands:
+    for path, declared in commands.items():
+        options = [[] if one.index is not None else [one.name] for one in declared if one.required]
+        needed = [word for option in options for word in (*option, "nowhere")]
         code, out, err = run(*path, *needed, "--device", device)
         assert (code, out) == (2, ""), path
         assert len(err.splitlines()) == 1, path
@@ -318,6 +328,66 @@ def test_a_folder_that_cannot_be_written_is_one_message(folder, run):
     assert "cannot write" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("grahp", "demo", "4/res/7"), 'Unknown command "grahp". Did you mean "graph"?'),
+        (("graph", "demo", "4/res/7", "--t-rse", "0"), "Unknown option: --t-rse. Did you mean --t-res?"),
+        (("graph", "demo"), "FEATURE is missing. See saeflow graph --help."),
+        (("graph", "demo", "4/res/7", "3/res"), "'3/res' is one argument too many. See saeflow graph --help."),
+        (("graph", "demo", "4/res/7", "--t-res", "low"), "for --t-res: 'low' is no number. Write one such as 0.5."),
+        (("graph", "demo", "4/res/7", "--k", "2.5"), "for --k: '2.5' is no whole number. Write 12."),
+        (("graph", "demo", "4/res/7", "--k"), "--k requires an argument"),
+        (("train", "demo", "--texts", "demo"), "--out is missing. See saeflow train --help."),
+    ],
+)
+def test_a_slip_is_one_sentence_that_names_what_is_nearest(run, words, said):
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("saeflow: ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "value"),
+    [
+        (tuple[str, ...], ["a, b", "c"], ("a", "b", "c")),
+        (tuple[str, ...], [""], ()),
+        (tuple[int, ...], ["6-8,12"], (6, 7, 8, 12)),
+        (tuple[int | None, ...], ["1,all"], (1, None)),
+        (tuple[float, ...], ["-2,0.5"], (-2.0, 0.5)),
+        (tuple[Part, ...], ["res,att"], (Part.ATT, Part.RES)),
+        (tuple[Site, ...], ["2/res", "3/mlp"], (Site(2, Part.RES), Site(3, Part.MLP))),
+        (tuple[tuple[Site, Site], ...], ["0/res > 1/res"], ((Site(0, Part.RES), Site(1, Part.RES)),)),
+        (int, ["-3"], -3),
+        (float, ["1e-3"], 0.001),
+    ],
+)
+def test_words_become_values_by_their_type(kind, words, value):
+    assert read(kind, [Token(keyword="--x", value=word) for word in words]) == value
+
+
+@pytest.mark.parametrize("words", [("--help",), ("-h",), ("graph", "--help"), ("sweep", "-h"), ("atlas", "--help"), ()])
+def test_help_is_shown_and_nothing_else(run, words):
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: saeflow")
+
+
+@pytest.mark.parametrize("columns", ["60", "150"])
+def test_help_has_the_width_of_the_terminal(columns):
+    code = "import sys; from saeflow.cli import main; sys.argv = ['saeflow', 'graph', '--help']; main()"
+    shown = subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ, "COLUMNS": columns})
+    assert max(map(len, shown.splitlines())) == int(columns)
+
+
+def test_output_may_end_early(folder):
+    command = f"{sys.executable} -c 'from saeflow.cli import main; main()' releases | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
 def test_the_version_is_printed(run):
     assert run("--version")[1].startswith("saeflow 0.")
 
@@ -337,6 +407,7 @@ def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, error, say
         raise error
 
     monkeypatch.setattr("saeflow.cli.app.app", refused)
+    monkeypatch.setattr(sys, "argv", ["saeflow", "info"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2

@@ -19,7 +19,6 @@ from saeflow.cli.options import AtlasName, Cuts, Features, Flag, Json, ModelOpti
 from saeflow.cli.output import Row, print_json, print_table, progress
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part
-from saeflow.steering.build import STRENGTH, PlanRequest, build_plan
 from saeflow.steering.growth import Reach
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.schedule import ScheduleKind, schedule_from
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from saeflow.matching.atlas import Atlas
     from saeflow.sources.library import DictionarySet
     from saeflow.sources.model import LanguageModel
+    from saeflow.steering.build import PlanRequest
     from saeflow.steering.generate import Generation
     from saeflow.steering.plan import SteeringPlan
     from saeflow.steering.sampling import Sampling
@@ -43,6 +43,7 @@ TOTAL: Final = 0.4
 LENGTHS: Final = {SteeringDirection.ACTIVATE: 36, SteeringDirection.SUPPRESS: 96}
 """Tokens where none are given (B.2, B.1)."""
 
+Strength = Annotated[float | None, Parameter(alias="-s", allow_leading_hyphen=True)]
 PlanFile = Annotated[Path | None, ends_in(".json")]
 
 
@@ -76,14 +77,14 @@ class Wanted:
     fold: bool = True
 
     def request(
-        self, release: str, direction: SteeringDirection, strength: float, cuts: Cuts, atlas: Atlas, **more: Any
+        self, release: str, direction: SteeringDirection, strength: float | None, cuts: Cuts, atlas: Atlas, **more: Any
     ) -> PlanRequest:
         """The request for a plan.
 
         Args:
             release: the dictionaries.
             direction: activate or suppress.
-            strength: s, to activate.
+            strength: s, to activate; None for 1.5.
             cuts: where graphs are cut.
             atlas: has the nulls of calibrated thresholds.
             more: further fields of the request.
@@ -91,8 +92,11 @@ class Wanted:
         Raises:
             InvalidArgument: for a value outside its range, or neither a theme nor features to start from.
         """
+        from saeflow.steering.build import STRENGTH, PlanRequest
+
+        s = STRENGTH if strength is None else strength
         ends = {ScheduleKind.LINEAR: {"s_end": self.s_end}, ScheduleKind.EXPONENTIAL: {"alpha": self.alpha}}
-        schedule = schedule_from({"kind": self.schedule.value, "s": strength, **ends.get(self.schedule, {})})
+        schedule = schedule_from({"kind": self.schedule.value, "s": s, **ends.get(self.schedule, {})})
         return PlanRequest(
             release=release,
             direction=direction,
@@ -116,7 +120,7 @@ def plan(
     *,
     wanted: Wanted = Wanted(),
     direction: SteeringDirection = SteeringDirection.ACTIVATE,
-    strength: Annotated[Number, Parameter(alias="-s")] = STRENGTH,
+    strength: Strength = None,
     cuts: Cuts = Cuts(),
     drop: Features = (),
     min_score: Annotated[float | None, Parameter(allow_leading_hyphen=True)] = None,
@@ -134,7 +138,7 @@ def plan(
 
     Args:
         direction: Steer towards the features, or away from them.
-        strength: s, to activate.
+        strength: s, to activate; 1.5 by default.
         drop: Features to leave out.
         min_score: Leave out features whose path to a start has an edge below it.
         min_output_score: Leave out features with a lower output score (Arad et al. 2025).
@@ -220,6 +224,7 @@ def build_from_names(
         UnknownRelease, BadFile, Unreachable: where something cannot be opened.
     """
     from saeflow.labels import words_for
+    from saeflow.steering.build import build_plan
 
     # 1. Grown once without weights, which takes no time: a slip shows before anything large is loaded.
     build_plan(request.from_graphs_alone(), atlas=atlas)
@@ -271,7 +276,7 @@ def steer(
     wanted: Wanted = Wanted(),
     plan: Path | None = None,
     suppress: Flag = False,
-    strength: Annotated[float | None, Parameter(alias="-s", allow_leading_hyphen=True)] = None,
+    strength: Strength = None,
     cuts: Cuts = Cuts(),
     budget_total: float | None = None,
     n: Annotated[int, Parameter(alias="-n")] = 1,
@@ -334,12 +339,7 @@ def steer(
         unlimited = suppress or strength is not None or budget_total is not None
         direction = SteeringDirection.SUPPRESS if suppress else SteeringDirection.ACTIVATE
         request = wanted.request(
-            release,
-            direction,
-            STRENGTH if strength is None else strength,
-            cuts,
-            opened,
-            budget_total=budget_total if unlimited else TOTAL,
+            release, direction, strength, cuts, opened, budget_total=budget_total if unlimited else TOTAL
         )
         made, weights, loaded = build_from_names(request, opened, language_model, ())
         if weights is None or loaded is None:
