@@ -102,21 +102,19 @@ class Fetcher:
         part = path.with_name(f"{path.name}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path) as waited:
-            if not (waited and path.is_file() and size in (None, path.stat().st_size)):
-                self._download(url, path, part, size, received)
-
-    def _download(self, url: str, path: Path, part: Path, size: int | None, received: Received | None) -> None:
-        found = self._patiently(url, lambda: self._download_once(url, part, size, received))
-        if found is None:
-            raise Unreachable(f"{url} does not exist (404). Check the names, or fetch the list of files again.")
-        here = part.stat().st_size
-        if size is not None and here != size:
+            if waited and path.is_file() and size in (None, path.stat().st_size):
+                return  # another process fetched it meanwhile
+            found = self._patiently(url, lambda: self._download_once(url, part, size, received))
+            if found is None:
+                raise Unreachable(f"{url} does not exist (404). Check the names, or fetch the list of files again.")
+            here = part.stat().st_size
+            if size is not None and here != size:
+                _forget(part)
+                raise BadFile(f"{url} has {here} bytes, and {size} were announced. Fetch again.")
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
             _forget(part)
-            raise BadFile(f"{url} has {here} bytes, and {size} were announced. Fetch again.")
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-        _forget(part)
 
     def _patiently(self, url: str, attempt: Callable[[], T]) -> T | None:
         """Make the attempts; one that brought new bytes is not counted."""
@@ -138,7 +136,8 @@ class Fetcher:
             except _CUT as error:
                 failed += 1
                 if failed == self._attempts:
-                    reason = self._masked(_reason(error))
+                    inner = getattr(error, "reason", None) or error
+                    reason = self._masked(f"{type(inner).__name__}: {inner}".rstrip(": "))
                     raise Unreachable(
                         f"{url} does not answer ({reason}), {failed} times. Check the network, or work offline with "
                         "what is here."
@@ -212,13 +211,16 @@ class Fetcher:
             raise
         with answer:
             here = before if answer.status == 206 else 0
-            if here and not _continues(answer.headers.get("Content-Range"), before):
+            if here and not (answer.headers.get("Content-Range") or "").startswith(f"bytes {before}-"):
                 _forget(part)
                 raise http.client.HTTPException("another piece of the file came than the requested one")
             length = _length(answer.headers.get("Content-Length"))
             expected = None if length is None else here + length
             meter = Meter((_LARGEST if size is None else size) - here)
-            _remember(part, url, answer.headers)
+            # the entity tag, or the date, without which a download never resumes: the file may be another one
+            tag = answer.headers.get("ETag", "")
+            sign = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified", "")
+            write_atomic(part.with_name(f"{part.name}.json"), json.dumps({"url": url, "sign": sign}).encode())
             try:
                 with part.open("r+b" if here else "wb") as file:
                     file.seek(here)
@@ -260,20 +262,9 @@ def _left(part: Path, url: str) -> tuple[int, str]:
     return 0, ""
 
 
-def _remember(part: Path, url: str, headers: Any) -> None:
-    """Keep the entity tag, or the date, without which a download never resumes: the file may be another one."""
-    tag = headers.get("ETag", "")
-    sign = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
-    write_atomic(part.with_name(f"{part.name}.json"), json.dumps({"url": url, "sign": sign}).encode())
-
-
 def _forget(part: Path) -> None:
     part.unlink(missing_ok=True)
     part.with_name(f"{part.name}.json").unlink(missing_ok=True)
-
-
-def _continues(content_range: str | None, before: int) -> bool:
-    return (content_range or "").startswith(f"bytes {before}-")
 
 
 def _pieces(answer: Any) -> Iterator[bytes]:
@@ -285,8 +276,3 @@ def _pieces(answer: Any) -> Iterator[bytes]:
 def _length(header: str | None) -> int | None:
     """A length in bytes that a header states; None where it states none that can be."""
     return int(header) if header and header.isdecimal() and len(header) < 19 else None
-
-
-def _reason(error: BaseException) -> str:
-    inner = getattr(error, "reason", None) or error
-    return f"{type(inner).__name__}: {inner}".rstrip(": ")

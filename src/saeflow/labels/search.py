@@ -23,7 +23,7 @@ import struct
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +112,25 @@ def search(
     if not asked:
         return []
     path = build_index(folder, progress=progress)
+    # keeps a search to some sites; nothing for all
+    within = "" if sites is None else f" AND ({' OR '.join(_quoted(_mark(site)) for site in sites) or _quoted(_NONE)})"
     with closing(_open(path)) as database:
-        there = _at(sites)
-        found = _features(database, _all_words(database, asked, there) or _some_words(database, asked, there))
+        # 1. features with all words: those that have the last one whole, then those that have its beginning
+        ids = _ids(database, f"{' AND '.join(map(_quoted, asked))}{within}")
+        if len(ids) < CANDIDATES:
+            every = [*map(_quoted, asked[:-1]), _beginning(database, asked[-1])]
+            ids = list(dict.fromkeys([*ids, *_ids(database, f"{' AND '.join(every)}{within}")]))
+
+        # 2. else features with some of the words, each word or its beginning; those with most first
+        if not ids:
+            some = (_ids(database, f"{_beginning(database, word)}{within}") for word in dict.fromkeys(asked))
+            counts = Counter(itertools.chain.from_iterable(some))
+            ids = [one for one, _ in sorted(counts.items(), key=lambda row: (-row[1], row[0]))[:CANDIDATES]]
+        query = _FEATURES.format(", ".join("?" * len(ids)))
+        known = {row[0]: row[1:] for row in database.execute(query, ids)}
+
+    # 3. read and ranked
+    found: list[_Row] = [known[one] for one in ids]
     ranked = sorted((*_rank(row, asked), place) for place, row in enumerate(found))
     hits: list[Hit] = []
     for *_, place in ranked[:limit]:
@@ -166,17 +182,9 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _is_current(path: Path, fingerprint: str) -> bool:
-    if not path.is_file() or not _is_sound(path):
+    """Whether an index is of these words, and has the checksum it was written with, compared once a process."""
+    if not path.is_file():
         return False
-    try:
-        with closing(_open(path)) as database:
-            return database.execute("SELECT version, fingerprint FROM about").fetchone() == (VERSION, fingerprint)
-    except sqlite3.Error:
-        return False
-
-
-def _is_sound(path: Path) -> bool:
-    """Whether the file has the checksum it was written with; compared once a process."""
     stat = path.stat()
     key = (str(path), stat.st_size, stat.st_mtime_ns)
     if key not in _CHECKED:
@@ -191,7 +199,11 @@ def _is_sound(path: Path) -> bool:
             if file.read(_SUM.size) != _SUM.pack(_file_sum(path)):
                 return False
         _CHECKED.add(key)
-    return True
+    try:
+        with closing(_open(path)) as database:
+            return database.execute("SELECT version, fingerprint FROM about").fetchone() == (VERSION, fingerprint)
+    except sqlite3.Error:
+        return False
 
 
 def _file_sum(path: Path) -> int:
@@ -259,11 +271,6 @@ def _mark(site: Site) -> str:
     return f"\ue000{site.layer}{site.part.value}"
 
 
-def _at(sites: Collection[Site] | None) -> str:
-    """What keeps a search to some sites; nothing for all."""
-    return "" if sites is None else f" AND ({' OR '.join(_quoted(_mark(site)) for site in sites) or _quoted(_NONE)})"
-
-
 def _quoted(word: str) -> str:
     return f'"{word}"'
 
@@ -283,35 +290,12 @@ def _beginning(database: sqlite3.Connection, word: str) -> str:
     return f"({' OR '.join(map(_quoted, found or [word]))})"
 
 
-def _all_words(database: sqlite3.Connection, asked: Sequence[str], there: str) -> list[int]:
-    """Features with all words: those that have the last one whole, then those that have its beginning."""
-    found = _ids(database, f"{' AND '.join(map(_quoted, asked))}{there}")
-    if len(found) < CANDIDATES:
-        parts = [*map(_quoted, asked[:-1]), _beginning(database, asked[-1])]
-        found = list(dict.fromkeys([*found, *_ids(database, f"{' AND '.join(parts)}{there}")]))
-    return found
-
-
-def _some_words(database: sqlite3.Connection, asked: Sequence[str], there: str) -> list[int]:
-    """Features with some of the words, each word or its beginning; those with most first."""
-    words = dict.fromkeys(asked)
-    counts = Counter(one for word in words for one in _ids(database, f"{_beginning(database, word)}{there}"))
-    return [one for one, _ in sorted(counts.items(), key=lambda row: (-row[1], row[0]))[:CANDIDATES]]
-
-
 def _ids(database: sqlite3.Connection, expression: str) -> list[int]:
     try:
         return [row[0] for row in database.execute(_MATCHES, (expression, CANDIDATES))]
     except sqlite3.OperationalError:
         # A word of a script that SQLite's tables cut into two; without places of words it cannot look for both.
         return []
-
-
-def _features(database: sqlite3.Connection, ids: Iterable[int]) -> list[_Row]:
-    numbers = list(ids)
-    query = _FEATURES.format(", ".join("?" * len(numbers)))
-    known = {row[0]: row[1:] for row in database.execute(query, numbers)}
-    return [known[one] for one in numbers]
 
 
 def _rank(row: _Row, asked: Sequence[str]) -> tuple[int, int, int, int, int, int]:

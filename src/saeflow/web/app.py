@@ -20,7 +20,6 @@ from starlette.exceptions import HTTPException
 from saeflow.errors import SaeflowError
 from saeflow.version import __version__
 from saeflow.web import routes_graph, routes_model
-from saeflow.web.access import Access, App, Limits
 from saeflow.web.explorer import Explorer
 from saeflow.web.problems import invalid_request, problem_of
 from saeflow.web.responses import Problem
@@ -39,7 +38,7 @@ _KINDS: Final = {
 
 
 def create_app(explorer: Explorer) -> FastAPI:
-    """The routes over `explorer`, open to whoever reaches them: serve `guarded` of it."""
+    """The routes over `explorer`, open to whoever reaches them: serve it behind `Access`."""
     app = FastAPI(
         title="saeflow explorer",
         version=__version__,
@@ -59,11 +58,6 @@ def create_app(explorer: Explorer) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
     return app
-
-
-def guarded(app: FastAPI, token: str, port: int, limits: Limits | None = None) -> App:
-    """The application behind `Access`: what is served."""
-    return Access(app, token=token, port=port, limits=limits)
 
 
 def assets() -> dict[str, Path]:

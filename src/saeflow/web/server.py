@@ -16,7 +16,7 @@ from saeflow.labels.neuronpedia import Sources, sources_of
 from saeflow.matching.atlas import Atlas
 from saeflow.steering.theme import Theme, themes
 from saeflow.web import require_packages
-from saeflow.web.access import Limits
+from saeflow.web.access import Access, Limits
 from saeflow.web.explorer import Explorer, sizes_of
 from saeflow.web.limits import UnicodeWords
 from saeflow.web.model_thread import ModelThread, ModelWorker
@@ -154,7 +154,7 @@ def server_of(
     ready: Callable[[str], None],
     limits: Limits | None = None,
 ) -> Server:
-    """A server of uvicorn that runs `app`, guarded, at a socket of `bound`.
+    """A server of uvicorn that runs `app` behind `Access` at a socket of `bound`.
 
     Args:
         explorer: the one that `app` is over; its work in the background begins when the server has started.
@@ -165,8 +165,6 @@ def server_of(
         limits: how much it takes; the defaults of `Limits` when None.
     """
     import uvicorn
-
-    from saeflow.web.app import guarded
 
     class Explored(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -181,4 +179,4 @@ def server_of(
             await super().shutdown(sockets)
 
     at = int(own.getsockname()[1])
-    return Explored(uvicorn.Config(guarded(app, token, at, limits), **UVICORN))
+    return Explored(uvicorn.Config(Access(app, token=token, port=at, limits=limits), **UVICORN))
