@@ -24,6 +24,7 @@ from saeflow.experiments.sampling import Sample
 from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
 from saeflow.records import Progress
+from saeflow.sources.activity import site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
@@ -92,13 +93,11 @@ def observe_origins(
             f"token {max(sample.positions)} of text {sample.text} of {sample.dataset} lies beyond its "
             f"{tokens.input_ids.shape[1]} tokens. Sample with the same max_length."
         )
-    places = {site: dictionaries[site].point for site in needed}
-    captured = model.capture(tokens, places.values())
     found: list[OriginTrial] = []
     columns = list(sample.positions)
     acts = {
-        site: dictionaries[site].encode(captured[place][0, columns]).detach().float().cpu().numpy()
-        for site, place in places.items()
+        site: dictionaries[site].encode(h[0, columns]).detach().float().cpu().numpy()
+        for site, h in site_states(model, dictionaries, needed, tokens).items()
     }
     on = {site: values > 0 for site, values in acts.items()}
     for site in sites:

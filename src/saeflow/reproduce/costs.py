@@ -26,6 +26,7 @@ from saeflow.ids import Part, Site
 from saeflow.matching.atlas import flow_pairs, open_atlas
 from saeflow.reproduce.machine import is_held
 from saeflow.reproduce.recipe import PaperStage, Recipe, Shape
+from saeflow.sources.activity import site_states
 from saeflow.sources.library import DictionarySet
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.sources.releases import DictionarySize
@@ -362,11 +363,10 @@ def active_features(dictionaries: DictionarySet, model: LanguageModel, texts: Se
         raise InvalidArgument(f"{len(layers)} residual dictionaries and {len(texts)} texts. Give one of each, or more.")
     counts: list[float] = []
     for site in dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])):
-        dictionary = dictionaries[site]
         for text in texts:
             tokens = model.tokenize([text], max_length=PASS_TOKENS)
-            held = model.capture(tokens, [dictionary.point])[dictionary.point][0, 1:]  # the first has many of its own
-            counts += (dictionary.encode(held) > 0).sum(-1).tolist()
+            h = site_states(model, dictionaries, [site], tokens)[site][0, 1:]  # the first token has many of its own
+            counts += (dictionaries[site].encode(h) > 0).sum(-1).tolist()
     return statistics.fmean(counts)
 
 

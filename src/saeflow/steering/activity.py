@@ -17,7 +17,7 @@ from jaxtyping import Int
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
 from saeflow.records import Progress
-from saeflow.sources.activity import ENCODED_AT_ONCE, special_tokens
+from saeflow.sources.activity import ENCODED_AT_ONCE, TextBatch, encoded, site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
@@ -68,7 +68,6 @@ def activity(
     if not chosen:
         raise InvalidArgument("there is no site to look at. Name some, such as 2/res.")
     asked = tuple(sorted(chosen))
-    points = {site: dictionaries[site].point for site in asked}
     kept: dict[Site, list[sp.csr_array]] = {site: [] for site in asked}
     lengths: list[int] = []
     starts = range(0, len(texts), TEXTS_AT_ONCE)
@@ -77,23 +76,19 @@ def activity(
             progress(unit, len(starts), f"at {asked[0]} to {asked[-1]}")
         # 1. run some texts; the tokens of all of them that count are one long column
         some = texts[start : start + TEXTS_AT_ONCE]
-        tokens = model.tokenize(some, max_length=max_length)
-        real = ~special_tokens(model, tokens)
-        counted = real.sum(dim=1)
+        batch = TextBatch.of(model, some, max_length=max_length)
+        counted = batch.real.sum(dim=1)
         if empty := torch.nonzero(counted == 0).flatten().tolist():
             raise InvalidArgument(
                 f"the text {some[empty[0]]!r} has no token that is not special. Leave it out, or raise max_length."
             )
         lengths += counted.tolist()
-        text_of_token = real.nonzero()[:, 0].split(ENCODED_AT_ONCE)
-        held = model.capture(tokens, points.values())
+        text_of_token = batch.real.nonzero()[:, 0].split(ENCODED_AT_ONCE)
         # 2. of each site the sums by text
-        for site, point in points.items():
-            dictionary, h = dictionaries[site], held[point][real]
-            sums = torch.zeros(len(some), dictionary.n_features, dtype=torch.float32, device=h.device)
-            with torch.no_grad():
-                for part, of_text in zip(h.split(ENCODED_AT_ONCE), text_of_token, strict=True):
-                    sums.index_add_(0, of_text, dictionary.encode(part).float())
+        for site, h in site_states(model, dictionaries, asked, batch.tokens).items():
+            sums = torch.zeros(len(some), dictionaries[site].n_features, dtype=torch.float32, device=h.device)
+            for acts, of_text in zip(encoded(dictionaries[site], h[batch.real]), text_of_token, strict=True):
+                sums.index_add_(0, of_text, acts.float())
             kept[site].append(sp.csr_array((sums / counted[:, None]).cpu().numpy()))
     means = {site: sp.csr_array(sp.vstack(parts, format="csr")) for site, parts in kept.items()}
     return Activity(asked, means, np.array(lengths, dtype=np.int64))

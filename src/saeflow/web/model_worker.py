@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument, MissingExtra
 from saeflow.ids import FeatureId, Site
+from saeflow.sources.activity import site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
@@ -83,12 +84,12 @@ class LoadedModel:
         tokens = self.model.tokenize([request.text], max_length=MOST_TOKENS)
         ids: list[int] = tokens.input_ids[0].tolist()
         chosen = {site: self.dictionaries[site] for site in sites}
-        captured = self.model.capture(tokens, [dictionary.point for dictionary in chosen.values()])
+        states = site_states(self.model, chosen, chosen, tokens)
         active: dict[str, list[list[ActiveFeature]]] = {}
         large = sum(one.n_features * one.d_in * 8 for one in chosen.values()) > KEPT_BYTES
         for site, dictionary in chosen.items():
             with torch.no_grad():
-                rows = _strongest(dictionary, captured[dictionary.point][0], request.top)
+                rows = _strongest(dictionary, states[site][0], request.top)
             active[str(site)] = [
                 [ActiveFeature(index=i, value=value, label=label(FeatureId(site, i))) for i, value in row]
                 for row in rows
