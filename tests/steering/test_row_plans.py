@@ -15,8 +15,7 @@ from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.tokens import Tokens
 from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.row_plans import row_changes
-from saeflow.steering.share_meter import ShareMeter
+from saeflow.steering.row_plans import ShareMeter, row_changes
 
 from ..experiments.causal.worlds import KINDS, dictionaries_on
 from ..sources.tiny_models import D_MODEL, N_LAYERS, TEXTS, hooks_on, tiny_model

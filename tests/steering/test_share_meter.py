@@ -10,8 +10,7 @@ import torch
 from saeflow.ids import Part, Site
 from saeflow.sources.architectures import Point
 from saeflow.sources.tokens import Tokens
-from saeflow.steering.row_plans import row_changes
-from saeflow.steering.share_meter import ShareMeter
+from saeflow.steering.row_plans import ShareMeter, row_changes
 
 from ..experiments.causal.worlds import KINDS, dictionaries_on
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_model

@@ -27,9 +27,8 @@ from saeflow.sources.decoding import complete, sampling_config
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.steering.plan import SteeringPlan
-from saeflow.steering.row_plans import row_changes
+from saeflow.steering.row_plans import ShareMeter, row_changes
 from saeflow.steering.sampling import Sampler, Sampling
-from saeflow.steering.share_meter import ShareMeter
 
 OnToken: TypeAlias = Callable[[Sequence[str]], None]
 
@@ -60,7 +59,7 @@ class Generation:
         share_layer: the largest over layers of the mean over tokens of |what the plan changes at the layer| /
             |stream after it|; 0 unsteered.
         share_total: the mean over tokens of |sum of all changes| / |stream after the last changed layer|; 0
-            unsteered. Both leave the begin-of-text token out; see `share_meter`.
+            unsteered. Both leave the begin-of-text token out; see `row_plans.ShareMeter`.
     """
 
     request: Request

@@ -8,14 +8,16 @@ For the hidden state h of row i at a point, with the plan of that row,
 
 The activations are those of the current hidden state, of the prompt's and of every decoded token. What changes
 nothing is -0.0, which leaves every bit of what it is added to: a row whose plan has nothing at a point, or s = 0, or
-r = 1, comes out bit-equal. Each point gets an object of its own, so that no layer can get another's vectors.
+r = 1, comes out bit-equal. Each point has an object of its own: no layer can get another's vectors.
+
+`ShareMeter` measures how far the plans move the stream while the model runs under them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -42,7 +44,6 @@ from saeflow.sources.hooks import (
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import LanguageModel
 from saeflow.steering.plan import SteeringPlan
-from saeflow.steering.share_meter import ShareMeter
 
 
 def row_changes(
@@ -72,161 +73,94 @@ def row_changes(
     """
     if not plans:
         raise InvalidArgument("no plan was given. Pass one for all rows, or one a row; None changes nothing.")
-    drafts = _drafts(plans, dictionaries, model)
-    clock = Clock()
-    where = tuple(plan.tokens if plan else EVERYWHERE for plan in plans)
-    watched = {Point(point.layer, Tap.RES) for point in drafts} if meter else set[Point]()
-    points = sorted(drafts.keys() | watched, key=_order)
-    if meter:
-        meter.begin(points, _last_layers(drafts, len(plans)), clock)
-    made = {point: drafts[point].made(point, where, model, clock, meter) for point in points}
-    return Timed(made, clock)
-
-
-@dataclass
-class _Draft:
-    """What rows want at one point."""
-
-    rows: int
-    vectors: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
-    factors: dict[int, dict[int, float]] = field(default_factory=dict[int, dict[int, float]])
-    dictionary: Dictionary | None = None
-
-    def made(
-        self, point: Point, where: tuple[Where, ...], model: LanguageModel, clock: Clock, meter: ShareMeter | None
-    ) -> RowChange:
-        added_rows = None
-        if self.vectors:
-            added_rows = torch.zeros(self.rows, 1, model.d_model)
-            added_rows[list(self.vectors), 0] = torch.stack(list(self.vectors.values()))
-            added_rows = Placed(negative_zeros(added_rows))
-        rescaled = None if self.dictionary is None else _Rescaled.of(self.dictionary, self.factors, self.rows)
-        return RowChange(point, self.rows, added_rows, rescaled, _Inside.of(where, clock), model, meter)
-
-
-def _drafts(
-    plans: Sequence[SteeringPlan | None], dictionaries: Mapping[Site, Dictionary] | None, model: LanguageModel
-) -> defaultdict[Point, _Draft]:
-    drafts: defaultdict[Point, _Draft] = defaultdict(lambda: _Draft(len(plans)))
     rows_of: dict[int, list[int]] = {}
     for row, plan in enumerate(plans):
         rows_of.setdefault(id(plan), []).append(row)
     distinct = {id(plan): plan for plan in plans if plan is not None}
     if dictionaries is None:
-        dictionaries = _released(tuple(distinct.values()))
+        releases = sorted({plan.release for plan in distinct.values() if plan.release})
+        if len(releases) > 1:
+            raise InvalidArgument(
+                f"the plans are of releases {', '.join(releases)}. Pass the dictionaries all their features are in."
+            )
+        dictionaries = load_dictionaries(releases[0]) if releases else None
+
+    # 1. at each point, what is added to which row, and which row's features are rescaled by which factors
+    vectors: defaultdict[Point, dict[int, Tensor]] = defaultdict(dict)
+    factors: defaultdict[Point, dict[int, dict[int, float]]] = defaultdict(dict)
+    rescaled: dict[Point, Dictionary] = {}
     for key, plan in distinct.items():
         for edit in plan.edits:
             dictionary = dictionary_of(edit, dictionaries).for_model(model)
             if isinstance(edit, Add):
                 vector = added(edit, dictionary, model)
                 if vector.any():
-                    drafts[Point.at(edit.site)].vectors |= dict.fromkeys(rows_of[key], vector)
+                    vectors[Point.at(edit.site)] |= dict.fromkeys(rows_of[key], vector)
                 continue
             moved = zip(indices(edit.features, dictionary), edit.factors, strict=True)
-            if factors := {index: r for index, r in moved if r != 1.0}:
-                draft = drafts[rescaled_at(edit, dictionary)]
-                draft.factors |= dict.fromkeys(rows_of[key], factors)
-                draft.dictionary = dictionary
-    return drafts
+            if some := {index: r for index, r in moved if r != 1.0}:
+                point = rescaled_at(edit, dictionary)
+                factors[point] |= dict.fromkeys(rows_of[key], some)
+                rescaled[point] = dictionary
 
+    # 2. the points in order of computation (z comes before what attention writes), those that are measured among them
+    changed = vectors.keys() | factors.keys()
+    watched = {Point(point.layer, Tap.RES) for point in changed} if meter else set[Point]()
+    points = sorted(changed | watched, key=lambda point: (point.layer, point.tap.part.rank, point.tap is not Tap.Z))
+    clock = Clock()
+    if meter:
+        meter.begin(points, {point: [*vectors[point], *factors[point]] for point in changed}, len(plans), clock)
 
-def _released(plans: Sequence[SteeringPlan]) -> Mapping[Site, Dictionary] | None:
-    """The dictionaries of the one release that plans name; None where none is named."""
-    releases = sorted({plan.release for plan in plans if plan.release})
-    if len(releases) > 1:
-        raise InvalidArgument(
-            f"the plans are of releases {', '.join(releases)}. Pass the dictionaries all their features are in."
-        )
-    return load_dictionaries(releases[0]) if releases else None
-
-
-def _order(point: Point) -> tuple[int, int, bool]:
-    """In order of computation: z comes before what attention writes."""
-    return point.layer, point.tap.part.rank, point.tap is not Tap.Z
-
-
-def _last_layers(drafts: Mapping[Point, _Draft], rows: int) -> dict[int, Float[Tensor, " n"]]:
-    """Of each layer, 1 for the rows that are changed there and at no later one."""
-    last: dict[int, int] = {}
-    for point, draft in drafts.items():
-        for row in (*draft.vectors, *draft.factors):
-            last[row] = max(point.layer, last.get(row, 0))
-    found: dict[int, Tensor] = {}
-    for row, layer in last.items():
-        found.setdefault(layer, torch.zeros(rows))[row] = 1.0
-    return found
+    # 3. a function for each
+    where = tuple(plan.tokens if plan else EVERYWHERE for plan in plans)
+    made: dict[Point, Change] = {}
+    for point in points:
+        made[point] = RowChange(point, where, vectors[point], factors[point], rescaled.get(point), clock, model, meter)
+    return Timed(made, clock)
 
 
 @dataclass
-class _Rescaled:
-    """What is rescaled in some rows of a batch."""
-
-    contribution: FeatureContribution
-    factors: Placed
-    """r - 1, of shape [touched 1 k]."""
-    rows: Placed | None
-    """The rows touched; None for all of them."""
-
-    @staticmethod
-    def of(dictionary: Dictionary, factors: Mapping[int, Mapping[int, float]], rows: int) -> _Rescaled:
-        features = sorted({index for of_row in factors.values() for index in of_row})
-        touched = sorted(factors)
-        table = [[factors[row].get(index, 1.0) - 1.0 for index in features] for row in touched]
-        placed = Placed(torch.tensor(table, dtype=torch.float64)[:, None])
-        some = None if len(touched) == rows else Placed(torch.tensor(touched))
-        return _Rescaled(FeatureContribution(dictionary, features), placed, some)
-
-    def change(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        """What is added to `h`; -0.0 in the other rows."""
-        rows = None if self.rows is None else self.rows.like(h, torch.long)
-        change = self.contribution.rescaling(h if rows is None else h[rows], self.factors)
-        if rows is None:
-            return change
-        return torch.full_like(h, -0.0).index_copy_(0, rows, change)
-
-
-@dataclass
-class _Inside:
-    """Which tokens each row's plan reaches."""
-
-    distinct: tuple[Where, ...]
-    row: Placed
-    clock: Clock
-
-    @staticmethod
-    def of(where: tuple[Where, ...], clock: Clock) -> _Inside | None:
-        """None where every plan reaches every token."""
-        distinct = tuple(dict.fromkeys(where))
-        if distinct == (EVERYWHERE,):
-            return None
-        return _Inside(distinct, Placed(torch.tensor([distinct.index(one) for one in where])), clock)
-
-    def mask(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "n pos 1"]:
-        """Where changes apply."""
-        masks = torch.stack([self.clock.inside(where) for where in self.distinct]).to(h.device)
-        row = self.row.like(h, torch.long)
-        rows = max(len(row), masks.shape[1])
-        masks = masks.expand(-1, rows, -1)
-        return masks[row.expand(rows), torch.arange(rows, device=h.device)][..., None]
-
-
 class RowChange:
-    """The function of one point: h plus what each row's plan adds there. See the head of the file."""
+    """The function of one point: h plus what each row's plan adds there. See the head of the file.
 
-    def __init__(
-        self,
-        point: Point,
-        rows: int,
-        vectors: Placed | None,
-        rescaled: _Rescaled | None,
-        inside: _Inside | None,
-        model: LanguageModel,
-        meter: ShareMeter | None,
-    ) -> None:
-        """`rows` of 1 takes a batch of any size."""
-        self._point, self._rows = point, rows
-        self._vectors, self._rescaled, self._inside = vectors, rescaled, inside
-        self._model, self._meter = model, meter
+    Attributes:
+        point: where.
+        where: which tokens each row's plan reaches; one plan takes a batch of any size.
+        vectors: what is added [d_model], by row.
+        factors: the factor r of each feature that is rescaled, by row.
+        dictionary: whose features these are; None without factors.
+        clock: which tokens the running forward pass holds.
+        model: the model that runs.
+        meter: records how far each row is moved.
+    """
+
+    point: Point
+    where: tuple[Where, ...]
+    vectors: Mapping[int, Tensor]
+    factors: Mapping[int, Mapping[int, float]]
+    dictionary: Dictionary | None
+    clock: Clock
+    model: LanguageModel
+    meter: ShareMeter | None
+
+    def __post_init__(self) -> None:
+        """Lay out what is added [rows 1 d_model], r - 1 [touched 1 k], and the kinds of reach."""
+        n = len(self.where)
+        self._added: Placed | None = None
+        if self.vectors:
+            table = torch.zeros(n, 1, self.model.d_model)
+            table[list(self.vectors), 0] = torch.stack(list(self.vectors.values()))
+            self._added = Placed(negative_zeros(table))
+        self._contribution: FeatureContribution | None = None
+        if self.dictionary is not None:
+            features = sorted({index for of_row in self.factors.values() for index in of_row})
+            touched = sorted(self.factors)
+            less = [[self.factors[row].get(index, 1.0) - 1.0 for index in features] for row in touched]
+            self._less = Placed(torch.tensor(less, dtype=torch.float64)[:, None])
+            self._touched = None if len(touched) == n else Placed(torch.tensor(touched))
+            self._contribution = FeatureContribution(self.dictionary, features)
+        self._reaches = tuple(dict.fromkeys(self.where))
+        self._reach_of = Placed(torch.tensor([self._reaches.index(one) for one in self.where]))
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         """The changed hidden state.
@@ -234,35 +168,141 @@ class RowChange:
         Raises:
             InvalidArgument: when the batch has another number of rows than there are plans.
         """
-        if self._rows not in (1, len(h)):
+        if len(self.where) not in (1, len(h)):
             raise InvalidArgument(
-                f"there are plans for {self._rows} rows, and the batch at {self._point} has {len(h)}. Pass one "
+                f"there are plans for {len(self.where)} rows, and the batch at {self.point} has {len(h)}. Pass one "
                 "plan for all rows, or one a row (prompts times num_return_sequences)."
             )
         moved = self._moved(h)
-        if self._meter:
-            self._meter.note(self._point, h, None if moved is None else self._in_stream(h, moved))
+        if self.meter:
+            self.meter.note(self.point, h, None if moved is None else self._in_stream(h, moved))
         return h if moved is None else h + moved
 
     def _moved(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "#batch #pos d_in"] | None:
-        moved = None if self._vectors is None else self._vectors.like(h)
-        if self._rescaled is not None:
-            change = self._rescaled.change(h)
+        moved = None if self._added is None else self._added.like(h)
+        if self._contribution is not None:
+            touched = None if self._touched is None else self._touched.like(h, torch.long)
+            change = self._contribution.rescaling(h if touched is None else h[touched], self._less)
+            if touched is not None:
+                change = torch.full_like(h, -0.0).index_copy_(0, touched, change)
             moved = change if moved is None else moved + change
-        if self._inside is None or moved is None:
+        if self._reaches == (EVERYWHERE,) or moved is None:
             return moved
-        return torch.where(self._inside.mask(h), moved, -0.0)
+        masks = torch.stack([self.clock.inside(where) for where in self._reaches]).to(h.device)
+        reach = self._reach_of.like(h, torch.long)
+        n = max(len(reach), masks.shape[1])
+        mask = masks.expand(-1, n, -1)[reach.expand(n), torch.arange(n, device=h.device)]
+        return torch.where(mask[..., None], moved, -0.0)
 
     def _in_stream(
         self, h: Float[Tensor, "batch pos d_in"], moved: Float[Tensor, "#batch #pos d_in"]
     ) -> Float[Tensor, "#batch #pos d_model"]:
         """What the stream gets: of a change of z, what attention writes with it less what it writes without."""
-        if self._point.tap is not Tap.Z:
+        if self.point.tap is not Tap.Z:
             return moved
-        block, paths = self._model.block(self._point.layer), self._model.architecture
+        block, paths = self.model.block(self.point.layer), self.model.architecture
         names = [paths.o_proj] if paths.att_norm is None else [paths.o_proj, paths.att_norm]
         with_it, without = h + moved, h
         for module in map(block.get_submodule, names):
             # not called as a module: its hooks are for the pass that is running
             with_it, without = (cast("Tensor", module.forward(x)) for x in (with_it, without))
         return with_it - without
+
+
+class ShareMeter:
+    """How far plans move the stream, as `RowChange` reports it; one object for one batch.
+
+    What is added at every layer adds up in the stream, so two shares are kept for each row of a batch, with d_l the
+    sum of all that the row's plan changes at the sites of layer l and h_l the stream after layer l as it comes in
+    there, before its own change but with those of all earlier sites in it:
+
+        layer l   the mean over tokens of |d_l| / |h_l|
+        total     the mean over tokens of |d_0 + ... + d_L| / |h_L|, with L the last layer the plan changes
+
+    The sum counts what a plan adds, not how later layers transform it. `sizes` has the same shares as an estimate
+    beforehand, against the mean length of unsteered states.
+
+    Attributes:
+        live: which rows still count; None for all. A text that has ended is filled up with padding, whose
+            hidden states mean nothing.
+    """
+
+    def __init__(self, *, skip: int = 0) -> None:
+        """The first `skip` tokens of a text do not count: 1 leaves out a begin-of-text token; nor does padding."""
+        self.live: Bool[Tensor, " batch"] | None = None
+        self._skip = skip
+        self._clock = Clock()
+        self._first: Point | None = None
+        self._last: dict[int, Float[Tensor, " n"]] = {}
+        """By layer, 1 for the rows whose plans change it last and 0 for others."""
+        self._tokens = torch.zeros(())
+        self._weights = torch.zeros(0, 0)
+        self._layers: dict[int, Tensor] = {}
+        self._total: Tensor | None = None
+        self._in_layer: Tensor | None = None
+        self._carried: Tensor | None = None
+
+    def begin(self, points: Sequence[Point], changed: Mapping[Point, Sequence[int]], n: int, clock: Clock) -> None:
+        """What is going to be reported.
+
+        Args:
+            points: every point that will be, in order of computation; a layer's residual point is always there.
+            changed: the rows that are changed at a point.
+            n: how many rows there are plans for.
+            clock: which tokens the running forward pass holds.
+        """
+        self._first, self._clock = points[0] if points else None, clock
+        last: dict[int, int] = {}
+        for point, rows in changed.items():
+            for row in rows:
+                last[row] = max(point.layer, last.get(row, 0))
+        for row, layer in last.items():
+            self._last.setdefault(layer, torch.zeros(n))[row] = 1.0
+
+    def note(
+        self, point: Point, h: Float[Tensor, "batch pos d_in"], change: Float[Tensor, "#batch #pos d_model"] | None
+    ) -> None:
+        """At `point` the hidden state `h` came in, and the stream is changed by `change`; None for no change."""
+        if point == self._first:
+            self._in_layer = self._carried = None
+            counted = (self._clock.positions >= self._skip).to(h.device, torch.float32).expand(h.shape[:2])
+            self._weights = counted if self.live is None else counted * self.live.float()[:, None]
+            self._tokens = self._tokens + self._weights.sum(dim=1)
+        if change is not None:
+            # a change that is the same at every token has one column
+            step = change.float()
+            self._in_layer = step if self._in_layer is None else self._in_layer + step
+        if point.tap is not Tap.RES or self._in_layer is None:
+            return
+        layer, size = point.layer, _length(h).clamp_min_(torch.finfo(torch.float32).tiny)
+        self._carried = self._in_layer if self._carried is None else self._carried + self._in_layer
+        share = self._sum(_length(self._in_layer) / size)
+        self._layers[layer] = self._layers[layer] + share if layer in self._layers else share
+        if layer in self._last:
+            share = self._sum(_length(self._carried) / size) * self._last[layer].to(share)
+            self._total = share if self._total is None else self._total + share
+        self._in_layer = None
+
+    def by_layer(self) -> dict[int, list[float]]:
+        """For each layer that was changed, the share of each row; 0 where a row's plan has nothing there."""
+        return {layer: self._mean(shares) for layer, shares in sorted(self._layers.items())}
+
+    def largest(self, rows: int) -> list[float]:
+        """For each of `rows` rows, the largest share of a layer."""
+        layers = self.by_layer().values()
+        return [max((shares[row] for shares in layers), default=0.0) for row in range(rows)]
+
+    def total(self, rows: int) -> list[float]:
+        """For each of `rows` rows, the share of the sum of all changes."""
+        return [0.0] * rows if self._total is None else self._mean(self._total)
+
+    def _sum(self, shares: Float[Tensor, "batch pos"]) -> Float[Tensor, " batch"]:
+        """Over the tokens that count; hidden states at padding may be anything."""
+        return shares.masked_fill(self._weights == 0, 0.0).sum(dim=1)
+
+    def _mean(self, sums: Float[Tensor, " batch"]) -> list[float]:
+        return (sums / self._tokens.clamp_min(1)).tolist()
+
+
+def _length(x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)

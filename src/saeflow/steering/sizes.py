@@ -16,7 +16,7 @@ next: the total of a cumulative plan comes out several times too large. With `st
 finds what the plan has left of its features: that is what is really changed, and `fit_budget` holds it to a budget by
 search. For activation the two agree.
 
-`share_meter` has the same shares of texts that are being generated.
+`row_plans.ShareMeter` has the same shares of texts that are being generated.
 """
 
 from __future__ import annotations
