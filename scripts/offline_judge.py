@@ -21,9 +21,8 @@ from demo_build.markdown import table
 from saeflow.experiments.sampling import generator
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.steering.generate import Request, generate
-from saeflow.steering.judges import Judged, OfflineJudge
-from saeflow.steering.judges.coherence import Usual
-from saeflow.steering.judges.offline import demo_background
+from saeflow.steering.judges import Judged
+from saeflow.steering.judges.offline import OfflineJudge, Usual, demo_background
 from saeflow.steering.judges.topic import TopicReport
 from saeflow.steering.metrics import losses
 from saeflow.steering.sampling import Sampling

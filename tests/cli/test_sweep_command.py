@@ -103,7 +103,7 @@ def test_another_judge_is_asked_without_generating(run, work, monkeypatch) -> No
         def score(self, theme, direction, texts, *, progress=None):
             return [Score(coherence=4.0, behavior=1.0 + ("force" in text.text)) for text in texts]
 
-    monkeypatch.setattr("saeflow.steering.judges.LLMJudge", Reader)
+    monkeypatch.setattr("saeflow.steering.judges.llm.LLMJudge", Reader)
     monkeypatch.setattr("saeflow.steering.sweep.run.generate", lambda *a, **k: pytest.fail("generated again"))
     code, out, _ = run("demo", *SMALL, "--judge", "llm", "--judge-model", "some-model")
     assert code == 0

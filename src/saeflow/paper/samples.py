@@ -17,7 +17,7 @@ from saeflow.paper.steering import MULTI, SUPPRESS, best, look, of_methods, sett
 from saeflow.paper.words import decimal, decimal_interval
 from saeflow.report.document import render
 from saeflow.report.tokens import visible
-from saeflow.steering.judges.scores import HIGHEST, final_score
+from saeflow.steering.judges import HIGHEST, final_score
 
 if TYPE_CHECKING:
     from markupsafe import Markup

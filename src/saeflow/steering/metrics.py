@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from saeflow.errors import InvalidArgument
-from saeflow.steering.judges.scores import Score, final_score
+from saeflow.steering.judges import Score, final_score
 from saeflow.steering.plan import SteeringDirection
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.steering.generate import Generation, Request, generate
+from saeflow.steering.judges import Judged, final_score
 from saeflow.steering.judges.offline import OfflineJudge
-from saeflow.steering.judges.scores import Judged, final_score
 from saeflow.steering.metrics import losses
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.sampling import Sampling

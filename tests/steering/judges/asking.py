@@ -1,7 +1,8 @@
 """Questions to a server that stands in for a language model, and the answers they get."""
 
 from saeflow.llm.endpoint import Pacing
-from saeflow.steering.judges import Judged, LLMJudge, Score
+from saeflow.steering.judges import Judged, Score
+from saeflow.steering.judges.llm import LLMJudge
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Theme
 

@@ -12,7 +12,8 @@ import pytest
 
 from saeflow.errors import InvalidArgument, Unreachable
 from saeflow.llm.endpoint import Pacing
-from saeflow.steering.judges import Judge, LLMJudge, Score
+from saeflow.steering.judges import Judge, Score
+from saeflow.steering.judges.llm import LLMJudge
 from saeflow.steering.judges.rubrics import BadAnswer, rubric_for
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Theme, load_theme

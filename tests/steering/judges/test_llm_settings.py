@@ -11,7 +11,7 @@ import pytest
 
 from saeflow.errors import InvalidArgument, MissingExtra, Unreachable
 from saeflow.llm.endpoint import Pacing
-from saeflow.steering.judges import LLMJudge
+from saeflow.steering.judges.llm import LLMJudge
 from saeflow.steering.judges.rubrics import BadAnswer
 from saeflow.steering.plan import SteeringDirection
 

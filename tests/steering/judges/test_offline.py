@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saeflow.errors import InvalidArgument, MissingExtra
-from saeflow.steering.judges import Judge, Judged, OfflineJudge
-from saeflow.steering.judges.coherence import Usual
-from saeflow.steering.judges.offline import demo_background
+from saeflow.steering.judges import Judge, Judged
+from saeflow.steering.judges.offline import OfflineJudge, Usual, demo_background
 from saeflow.steering.judges.topic import cut, fit, held_out, logistic_curve, windows_of
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Task
@@ -255,35 +254,6 @@ def test_the_curve_is_flat_where_decisions_point_the_wrong_way() -> None:
     slope, offset = logistic_curve(np.arange(40.0), np.arange(40) >= 28)  # told apart without a fault
     assert np.isfinite([slope, offset]).all()
     assert slope > 0
-
-
-class Counting:
-    """Embeds a text as how often words of each topic are in it."""
-
-    name = "counting"
-
-    def embed(self, texts):
-        return np.array([[sum(text.split().count(w) for w in topic) for topic in (SEA, LAND)] for text in texts])
-
-
-def test_an_embedder_takes_the_place_of_words() -> None:
-    of = judge(embedder=Counting())
-    assert of.name == "offline (loss and counting)"
-    assert min(behavior(of, written(SEA, 5, 71))) > 4
-    assert max(behavior(of, written(LAND, 5, 72))) < 1
-    assert of.report(theme()).auc > 0.99
-
-
-@pytest.mark.parametrize("rows", [np.zeros((3, 2, 2)), np.full((1, 2), np.nan)])
-def test_an_embedder_that_gives_no_vectors_is_refused(rows) -> None:
-    class Bad:
-        name = "bad"
-
-        def embed(self, texts):
-            return np.zeros((len(texts), 2)) * rows.ravel()[0] if rows.ndim == 2 else np.zeros((len(texts) + 1, 2))
-
-    with pytest.raises(InvalidArgument, match="one finite vector a text"):
-        behavior(judge(embedder=Bad()), ["text"])
 
 
 @pytest.mark.parametrize(("examples", "texts", "what"), [(4, 25, "examples"), (20, 0, "background")])

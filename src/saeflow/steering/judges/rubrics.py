@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from saeflow.errors import InvalidArgument, SaeflowError
-from saeflow.steering.judges.scores import HIGHEST
+from saeflow.steering.judges import HIGHEST
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Theme
 

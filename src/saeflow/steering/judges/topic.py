@@ -2,7 +2,7 @@
 
 1. Texts are cut into windows of about as many words as are generated, at most `window`; nothing is learned from length.
 2. A window becomes TF-IDF of words and pairs of words, and of pieces of words of 3 to 5 characters: "prayed" then
-   has something of "prayer", and code has more than its words. Or what an `Embedder` makes of it.
+   has something of "prayer", and code has more than its words.
 3. Logistic regression. Both classes weigh the same in all, however many texts there are of each: 2.5 of 5 says that
    example and background are equally probable, before which nothing is known of the text.
 4. Regularised regression on few texts is too unsure of itself. Its output becomes a probability by a logistic curve
@@ -20,13 +20,13 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saeflow.errors import InvalidArgument, MissingExtra
-from saeflow.steering.judges.scores import HIGHEST
+from saeflow.steering.judges import HIGHEST
 
 WINDOW: Final = 28
 """Words of a window: about the 36 tokens of a generation of appendix B.2."""
@@ -44,20 +44,6 @@ STRENGTH: Final = 1.0
 """C of the logistic regression. On themes of the demo pack 10 told examples from those of other themes no better."""
 
 _WORD: Final = re.compile(r"\S+\s*")
-
-
-@runtime_checkable
-class Embedder(Protocol):
-    """Turns texts into vectors, a sentence-embedding model for instance. saeflow ships none."""
-
-    @property
-    def name(self) -> str:
-        """What it is, as named beside every number."""
-        ...
-
-    def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "n d_in"]:
-        """One vector a text, each a function of that text alone."""
-        ...
 
 
 class Bin(NamedTuple):
@@ -180,7 +166,8 @@ class Topic:
         """
         new = list(dict.fromkeys(text for text in texts if text not in self.held))
         told = dict(self.held) | dict(zip(new, self.decide(new).tolist() if new else [], strict=True))
-        return _logistic(self.slope * np.array([told[text] for text in texts], np.float64) + self.offset)
+        decisions = np.array([told[text] for text in texts], np.float64)
+        return np.asarray(0.5 * (1 + np.tanh((self.slope * decisions + self.offset) / 2)))
 
     def marks(self, texts: Sequence[str]) -> list[float]:
         """5 times the mean probability of each text's windows; 0 for a text without words."""
@@ -191,7 +178,7 @@ class Topic:
         return [HIGHEST * min(1.0, mean) for mean in means]
 
 
-def fit(windows: Windows, *, window: int = WINDOW, embedder: Embedder | None = None) -> Topic:
+def fit(windows: Windows, *, window: int = WINDOW) -> Topic:
     """A classifier from windows, calibrated on folds of them.
 
     Raises:
@@ -200,13 +187,13 @@ def fit(windows: Windows, *, window: int = WINDOW, embedder: Embedder | None = N
     held = np.zeros(len(windows.texts))
     for train, test in _folds(windows):
         fold = windows.rows(test)
-        held[test] = _regression(windows.rows(train), embedder)(fold.texts)
+        held[test] = _regression(windows.rows(train))(fold.texts)
     slope, offset = logistic_curve(held, windows.topic)
     seen = dict(zip(windows.texts, held.tolist(), strict=True))
-    return Topic(_regression(windows, embedder), seen, slope, offset, window)
+    return Topic(_regression(windows), seen, slope, offset, window)
 
 
-def held_out(name: str, windows: Windows, *, window: int = WINDOW, embedder: Embedder | None = None) -> TopicReport:
+def held_out(name: str, windows: Windows, *, window: int = WINDOW) -> TopicReport:
     """How windows are judged by classifiers that have seen nothing of their texts.
 
     Raises:
@@ -214,10 +201,16 @@ def held_out(name: str, windows: Windows, *, window: int = WINDOW, embedder: Emb
     """
     told = np.zeros(len(windows.texts))
     for train, test in _folds(windows):
-        topic = fit(windows.rows(train), window=window, embedder=embedder)
+        topic = fit(windows.rows(train), window=window)
         told[test] = topic.probabilities(windows.rows(test).texts)
     truth, weights = windows.topic, _weights(windows.topic)
-    bins = _bins(told, truth, weights)
+    fifth = np.minimum((told * BINS).astype(np.int64), BINS - 1)
+    bins: list[Bin] = []
+    for number in sorted(set(fifth.tolist())):
+        inside = fifth == number
+        weight = float(weights[inside].sum())
+        predicted, observed = (float((values * weights)[inside].sum() / weight) for values in (told, truth))
+        bins.append(Bin(predicted, observed, weight, int(inside.sum())))
     return TopicReport(
         theme=name,
         examples=len(set(windows.groups[truth].tolist())),
@@ -232,37 +225,16 @@ def held_out(name: str, windows: Windows, *, window: int = WINDOW, embedder: Emb
     )
 
 
-def _regression(windows: Windows, embedder: Embedder | None) -> Callable[[Sequence[str]], Float[np.ndarray, " n"]]:
+def _regression(windows: Windows) -> Callable[[Sequence[str]], Float[np.ndarray, " n"]]:
     """Logistic regression on these windows, as a function of texts."""
-    linear = _sklearn("linear_model")
-    if embedder is None:
-        text = _sklearn("feature_extraction.text")
-        union = _sklearn("pipeline").make_union(
-            text.TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKENS, sublinear_tf=True),
-            text.TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True),
-        )
-        rows, features = union.fit_transform(windows.texts), union.transform
-    else:
-        features = _vectors(embedder)
-        rows = features(windows.texts)
-    model = linear.LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=2000)
-    model.fit(rows, windows.topic)
-    return lambda texts: np.asarray(model.decision_function(features(list(texts))), np.float64)
-
-
-def _vectors(embedder: Embedder) -> Callable[[Sequence[str]], Float[np.ndarray, "n d_in"]]:
-    """Embeddings at unit length."""
-
-    def of(texts: Sequence[str]) -> Float[np.ndarray, "n d_in"]:
-        rows = np.asarray(embedder.embed(list(texts)), np.float64)
-        if rows.ndim != 2 or len(rows) != len(texts) or not np.isfinite(rows).all():
-            raise InvalidArgument(
-                f"{embedder.name} made an array of shape {rows.shape} of {len(texts)} texts. It has to give one "
-                "finite vector a text."
-            )
-        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-    return of
+    text = _sklearn("feature_extraction.text")
+    features = _sklearn("pipeline").make_union(
+        text.TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKENS, sublinear_tf=True),
+        text.TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True),
+    )
+    model = _sklearn("linear_model").LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=2000)
+    model.fit(features.fit_transform(windows.texts), windows.topic)
+    return lambda texts: np.asarray(model.decision_function(features.transform(list(texts))), np.float64)
 
 
 def _folds(windows: Windows) -> list[tuple[Int[np.ndarray, " n"], Int[np.ndarray, " k"]]]:
@@ -294,22 +266,6 @@ def logistic_curve(decisions: Float[np.ndarray, " n"], topic: Bool[np.ndarray, "
 def _weights(topic: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Half of all weight for each class; they sum to 1."""
     return np.where(topic, 0.5 / topic.sum(), 0.5 / (~topic).sum())
-
-
-def _bins(told: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> list[Bin]:
-    """The bins that hold something, in order."""
-    place = np.minimum((told * BINS).astype(np.int64), BINS - 1)
-    found: list[Bin] = []
-    for number in sorted(set(place.tolist())):
-        inside = place == number
-        weight = float(weights[inside].sum())
-        means = ((told * weights)[inside].sum() / weight, (truth * weights)[inside].sum() / weight)
-        found.append(Bin(float(means[0]), float(means[1]), weight, int(inside.sum())))
-    return found
-
-
-def _logistic(x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    return cast("Any", 0.5 * (1 + np.tanh(x / 2)))
 
 
 def _sklearn(module: str) -> Any:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import MANIFEST, Results
 from saeflow.experiments.statistics import RATE, Estimate, Span, Tally, known_mean, means
-from saeflow.steering.judges.scores import HIGHEST, final_score
+from saeflow.steering.judges import HIGHEST, final_score
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.scoring import JudgeScores, read_scores
 from saeflow.steering.sweep.settings import MULTI, NONE, ORDER, PROMPT, RANDOM, SINGLE, Grid, Setting

@@ -93,7 +93,8 @@ def judge_maker(kind: str, model: str, url: str, background: Sequence[str]) -> M
         InvalidArgument: for another kind, or an offline judge without background.
         MissingExtra: when the judge's packages are not installed.
     """
-    from saeflow.steering.judges import LLMJudge, OfflineJudge
+    from saeflow.steering.judges.llm import LLMJudge
+    from saeflow.steering.judges.offline import OfflineJudge
 
     if kind == "llm":
         asked = LLMJudge(model, url or None)

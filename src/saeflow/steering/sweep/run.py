@@ -30,7 +30,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import MANIFEST, Made, Results, Row, RunRequest, significant, versions
 from saeflow.records import Progress
 from saeflow.steering.generate import Request, generate
-from saeflow.steering.judges.scores import Judged
+from saeflow.steering.judges import Judged
 from saeflow.steering.metrics import distinct, losses
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.sampling import Sampling

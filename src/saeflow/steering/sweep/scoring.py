@@ -23,7 +23,7 @@ from saeflow.experiments.results import Results, significant
 from saeflow.files import write_atomic
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
 from saeflow.records import Progress
-from saeflow.steering.judges.scores import HIGHEST, Judge, Judged, Score
+from saeflow.steering.judges import HIGHEST, Judge, Judged, Score
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.settings import NONE
 from saeflow.steering.theme import Theme
