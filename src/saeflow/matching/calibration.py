@@ -133,7 +133,17 @@ def calibrate(
             are not those it was built from.
         UnknownSite: when a site of the atlas has no dictionary, or "far" finds no site far enough.
     """
-    kind = _check(atlas, rows, rotations, null)
+    if atlas.method != "cosine":
+        raise InvalidArgument(
+            f"the atlas at {atlas.folder} was made by {atlas.method}, and a null of cosines says nothing about its "
+            "scores. Calibrate an atlas of saeflow.build_atlas."
+        )
+    for name, number in {"rows": rows, "rotations": rotations}.items():
+        if number < 1:
+            raise InvalidArgument(f"{name}={number} draws nothing. Give 1 or more.")
+    if null not in KINDS:
+        raise InvalidArgument(f"there is no null {null!r}. Known: {', '.join(KINDS)}.")
+    kind = null
     refuse_other_weights(atlas, dictionaries, projector=projector)
     draw = _Draw(dictionaries, projector, sorted(dictionaries), kind, rows, rotations, seed)
     work = atlas.folder / "calibration.work"
@@ -143,11 +153,12 @@ def calibrate(
     for done, pair in enumerate(pairs):
         if progress:
             progress(done, len(pairs), f"{pair[0]} to {pair[1]}")
-        made_from = draw.made_from(pair)
+        sides = [draw.side(site) for site in pair]
+        if not all(len(side.matched) for side in sides):  # without a row that has a direction there is no null
+            continue
+        made_from = [side.fingerprint for side in sides]
         key = json.dumps([null, rows, rotations, seed, *map(str, pair), *made_from])
         path = work / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-        if not draw.has_rows(pair):
-            continue
         try:
             found[pair] = read_nulls(path)[pair]
         except (BadFile, KeyError):
@@ -183,38 +194,26 @@ class _Draw:
     def _sides(self) -> dict[Site, Rows]:
         return {}
 
-    def made_from(self, pair: Pair) -> tuple[str, str]:
-        """The fingerprints of a pair's dictionaries."""
-        return self._side(pair[0]).fingerprint, self._side(pair[1]).fingerprint
-
-    def has_rows(self, pair: Pair) -> bool:
-        """Whether both sites have a row with a direction; without one there is no null."""
-        return all(len(self._side(site).matched) for site in pair)
-
     def null(self, source: Site, target: Site) -> NullDistribution:
         """The best scores at `target` of rows drawn after those of `source`."""
         name = json.dumps([self.seed, self.kind, str(source), str(target)])
         digest = hashlib.sha256(name.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
-        rows, scores = self._side(target).matched, list[float]()
+        rows, scores = self.side(target).matched, list[float]()
         for drawn in self._drawn(source, target, generator):
             scores += top_k(drawn, rows, 1).score[:, 0].tolist()
         return NullDistribution.of(source, target, self.kind, scores, self.seed)
 
     def _drawn(self, source: Site, target: Site, generator: torch.Generator) -> Iterator[Tensor]:
-        if self.kind == "far":
-            yield from self._far(source, target, generator)
+        if self.kind != "far":
+            rows = self.side(source).matched
+            for _ in range(self.rotations):
+                if self.kind == "families":
+                    yield like_families(rows, self.side(target).matched, self.rows, generator)
+                else:
+                    yield (rotated if self.kind == "rotation" else like_moments)(rows, self.rows, generator)
             return
-        rows = self._side(source).matched
-        for _ in range(self.rotations):
-            if self.kind == "families":
-                yield like_families(rows, self._side(target).matched, self.rows, generator)
-            else:
-                draw = rotated if self.kind == "rotation" else like_moments
-                yield draw(rows, self.rows, generator)
-
-    def _far(self, source: Site, target: Site, generator: torch.Generator) -> Iterator[Tensor]:
-        """Up to `rows` rows of each far site, taken without repetition, `rotations` sites at most."""
+        # up to `rows` rows of each far site, taken without repetition, `rotations` sites at most
         sites = far_sites(source, target, self.sites)
         if not sites:
             raise UnknownSite(
@@ -223,10 +222,11 @@ class _Draw:
             )
         sites.sort(key=lambda site: (-abs(site.layer - target.layer), site))
         for site in sites[: self.rotations]:
-            rows = self._side(site).matched
+            rows = self.side(site).matched
             yield rows[torch.randperm(len(rows), generator=generator)[: self.rows].to(rows.device)]
 
-    def _side(self, site: Site) -> Rows:
+    def side(self, site: Site) -> Rows:
+        """The directions of a site, read when they are not in memory."""
         if site not in self._sides:
             if site not in self.dictionaries:
                 raise UnknownSite(f"there is no dictionary at {site}, which the atlas has. Give them all.")
@@ -242,18 +242,3 @@ class _Draw:
 
 def _unit(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
     return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-
-
-def _check(atlas: Atlas, rows: int, rotations: int, null: str) -> Kind:
-    if atlas.method != "cosine":
-        raise InvalidArgument(
-            f"the atlas at {atlas.folder} was made by {atlas.method}, and a null of cosines says nothing about its "
-            "scores. Calibrate an atlas of saeflow.build_atlas."
-        )
-    for name, number in {"rows": rows, "rotations": rotations}.items():
-        if number < 1:
-            raise InvalidArgument(f"{name}={number} draws nothing. Give 1 or more.")
-    for kind in KINDS:
-        if kind == null:
-            return kind
-    raise InvalidArgument(f"there is no null {null!r}. Known: {', '.join(KINDS)}.")

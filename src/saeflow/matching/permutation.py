@@ -41,7 +41,11 @@ CANDIDATES = 32
 TOLERANCE = 1e-6
 ROUNDS = 8
 DEEP = 64
-"""How many columns worth more than its own join the core for a row in a round."""
+"""How many columns join the core for a row in a round at most."""
+SLACK = 0.2
+"""Columns worth a little less to a row than its own join too: this share of the mean price. They save rounds."""
+ROUNDED = 1e-5
+"""What float32 may change of a worth, relative to what it is made of."""
 DENSE_ENTRIES = 1 << 22
 """Up to this many products (2,048 x 2,048) the whole matrix is solved at once."""
 DENSE_SHARE = 8
@@ -206,9 +210,9 @@ class _Core:
 
 def _by_core(a: Tensor, b: Tensor, candidates: int, tolerance: float, rounds: int, largest: int) -> Assignment:
     """Steps 1 to 4 of the head of the file; `a` is the smaller side, `largest` what a core may hold."""
-    core = _feasible(_first_core(a, b, min(candidates, len(a))), a, b)
     product = rounded_for(a, b, 1, both=False)[0].product
     product = "bfloat16" if product == "int8" else product  # prices would take all of the scale of a row
+    core = _feasible(_first_core(a, b, min(candidates, len(a)), product), a, b)
     bound, done = np.inf, 0
     while True:
         done += 1
@@ -216,7 +220,7 @@ def _by_core(a: Tensor, b: Tensor, candidates: int, tolerance: float, rounds: in
         price = _prices(core, index, taken, len(b))
         score = _products(a, b, np.arange(len(a)), index)
         own = taken - price[index]
-        row, column, worth = _worth_more(a, b, price, own, min(DEEP, len(b)), product)
+        row, column, worth = _worth_most(a, b, price, own, SLACK * float(price.mean()), min(DEEP, len(b)), product)
         best = own.copy()
         np.maximum.at(best, row, worth)
         bound = min(bound, float(price.sum() + best.sum()))
@@ -226,10 +230,8 @@ def _by_core(a: Tensor, b: Tensor, candidates: int, tolerance: float, rounds: in
         # rounding leaves room where nothing is to be gained: what is found is good enough, but one looks further
         if room <= tolerance / 10 or done >= rounds or len(core.row) > largest:
             break
-        wanted = worth > own[row] + tolerance / 100 * size / len(a)
-        row, column = row[wanted], column[wanted]
         before = len(core.row)
-        core = core.add(row, column, _products(a, b, row, column), len(b))
+        core = core.add(row, column, worth + price[column], len(b))
         if len(core.row) == before:
             break
     gap = 0.0 if bound == value else max(bound - value, 0.0) / max(abs(bound), np.finfo(float).tiny)
@@ -237,9 +239,9 @@ def _by_core(a: Tensor, b: Tensor, candidates: int, tolerance: float, rounds: in
     return Assignment(index, score, value, max(bound, value), gap, bool(room <= tolerance), how)
 
 
-def _first_core(a: Tensor, b: Tensor, k: int) -> _Core:
+def _first_core(a: Tensor, b: Tensor, k: int, product: Product) -> _Core:
     """The best `k` of both directions."""
-    forward, backward = top_k_both(a, b, k)
+    forward, backward = top_k_both(a, b, k, product=product)
     n, m = len(a), len(b)
     row = np.concatenate([np.repeat(np.arange(n), k), _numpy(backward.index).ravel()])
     column = np.concatenate([_numpy(forward.index).ravel(), np.repeat(np.arange(m), k)])
@@ -291,12 +293,12 @@ def _prices(core: _Core, index: np.ndarray, taken: np.ndarray, m: int) -> Float6
     return price
 
 
-def _worth_more(
-    a: Tensor, b: Tensor, price: np.ndarray, own: np.ndarray, k: int, product: Product
+def _worth_most(
+    a: Tensor, b: Tensor, price: np.ndarray, own: np.ndarray, slack: float, k: int, product: Product
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs, over ALL columns, that are worth more to a row after prices than its `own`: at most `k` of each row.
+    """The pairs, over ALL columns, that are worth more to a row after prices than its `own`, or at most `slack` less.
 
-    Row, column and worth in float64.
+    At most `k` of each row, as row, column and worth; in float64 where it decides.
     """
     # a price as a sum of three numbers that bfloat16 holds exactly, so that no bound widens for it
     rest, parts = torch.from_numpy(-price).to(b), list[Tensor]()
@@ -307,10 +309,13 @@ def _worth_more(
     left, right = a.new_zeros(len(a), width), b.new_zeros(len(b), width)
     left[:, : a.shape[1]], right[:, : b.shape[1]] = a, b
     left[:, a.shape[1] : a.shape[1] + 3], right[:, b.shape[1] : b.shape[1] + 3] = 1, torch.stack(parts, dim=1)
-    found = _numpy(top_k(left, right, k, product=product, floor=torch.from_numpy(own).to(a)).index)
-    row, place = np.nonzero(found >= 0)
-    column = found[row, place]
-    return row, column, _products(a, b, row, column) - price[column]
+    found = top_k(left, right, k, product=product, floor=torch.from_numpy(own - slack).to(a))
+    index = _numpy(found.index)
+    row, place = np.nonzero(index >= 0)
+    column, worth = index[row, place], _numpy(found.score)[row, place].astype(np.float64)
+    near = np.flatnonzero(worth > own[row] - ROUNDED * (np.abs(own[row]) + price[column]))
+    worth[near] = _products(a, b, row[near], column[near]) - price[column[near]]
+    return row, column, worth
 
 
 def _products(a: Tensor, b: Tensor, row: np.ndarray, column: np.ndarray) -> Float64[np.ndarray, " n"]:
