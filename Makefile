@@ -70,7 +70,7 @@ format: venv
 # What the comparisons need is installed first; what is missing is left out. `make bench-matching` leaves out causal trials.
 bench bench-matching: venv
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	$(BIN)/python benchmarks/all.py --out docs/benchmarks.md $(if $(filter bench-matching,$@),--only topk$(COMMA)permutation$(COMMA)pearson$(COMMA)chain)
+	$(BIN)/python benchmarks/all.py --out docs/benchmarks.md $(if $(filter bench-matching,$@),--only topk$(COMMA)products$(COMMA)permutation$(COMMA)pearson$(COMMA)atlas$(COMMA)chain)
 
 # The newest versions that pyproject.toml allows, for all Pythons and platforms at once.
 lock: venv
