@@ -14,7 +14,7 @@ from saeflow.matching.methods import METHODS, match_pair
 from saeflow.matching.table import MatchTable
 from saeflow.sources.architectures import Tap
 
-from .parts import Writer, random_dictionary
+from .random_dictionaries import Writer, random_dictionary
 
 R2, R3, M3 = (Site.parse(text) for text in ("2/res", "3/res", "3/mlp"))
 

@@ -28,7 +28,7 @@ from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing
 
-from .parts import Writer, random_dictionary
+from .random_dictionaries import Writer, random_dictionary
 
 RANKING = [name for name, how in METHODS.items() if not how.one_to_one]
 ONE_TO_ONE = [name for name, how in METHODS.items() if how.one_to_one]

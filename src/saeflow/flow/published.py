@@ -1,6 +1,6 @@
-"""A grown graph beside a published one: node by node, and the scores the text of a paper gives. No torch.
+"""A grown graph next to a published one: node by node, and the scores the text of a paper gives. No torch.
 
-Published graphs are data, in `NAME.graphs.toml` beside the recipe of a release: the features, the parts that were
+Published graphs are data, in `NAME.graphs.toml` next to the recipe of a release: the features, the parts that were
 matched, the thresholds the graph was grown with, and any scores. Growing a graph with those thresholds and
 comparing says whether weights and method give what was published.
 """
@@ -67,7 +67,7 @@ class ComparedSite:
 
 @dataclass(frozen=True, slots=True)
 class ComparedScore:
-    """A printed score beside that of the same two features; None where the graph does not join them."""
+    """A printed score next to that of the same two features; None where the graph does not join them."""
 
     published: PublishedScore
     found: float | None
@@ -80,7 +80,7 @@ class ComparedScore:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A graph beside a published one, site by site from the last layer back, as the flow was followed."""
+    """A graph next to a published one, site by site from the last layer back, as the flow was followed."""
 
     published: PublishedGraph
     sites: tuple[ComparedSite, ...]
@@ -141,7 +141,7 @@ def published_graphs(release: str) -> tuple[PublishedGraph, ...]:
     """The published graphs of a release; none where there is no such data. Parameters of the name do not count.
 
     Raises:
-        BadFile: when the data beside the recipe is not as the head of this module says.
+        BadFile: when the data next to the recipe is not as the head of this module says.
     """
     path = releases.RELEASES / f"{release.partition('@')[0]}{releases.BESIDE}.toml"
     if "/" in release or not path.is_file():
@@ -169,7 +169,7 @@ def published_graph(release: str, seed: FeatureId) -> PublishedGraph:
 
 
 def compare(graph: FlowGraph, published: PublishedGraph) -> Comparison:
-    """A graph beside a published one. Features of parts that the publication does not show are left out.
+    """A graph next to a published one. Features of parts that the publication does not show are left out.
 
     Raises:
         InvalidArgument: when the graph grew from another feature.

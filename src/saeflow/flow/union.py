@@ -2,7 +2,7 @@
 
 `trace` follows what reaches the thresholds. Someone who reads a graph wants two more things of it: two graphs side
 by side in one picture (`union`), and what was left out around one node (`expand`). Scores, cases and p-values of a
-feature do not depend on the graph it stands in, so that joining graphs of the same thresholds loses nothing.
+feature do not depend on the graph it is in, so joining graphs of the same thresholds loses nothing.
 """
 
 from __future__ import annotations

@@ -450,14 +450,14 @@ def _decoder(dictionary: Dictionary, _: EdgeEnd, projector: AttentionWriter | No
 
 
 def _encoder_too(dictionary: Dictionary, _: EdgeEnd, projector: AttentionWriter | None) -> Tensor:
-    return _beside(dictionary.written_rows(projector), reading_rows(dictionary))
+    return _side_by_side(dictionary.written_rows(projector), reading_rows(dictionary))
 
 
 def _bias_too(dictionary: Dictionary, end: EdgeEnd, projector: AttentionWriter | None) -> Tensor:
-    return _beside(_encoder_too(dictionary, end, projector), reading_bias(dictionary)[:, None])
+    return _side_by_side(_encoder_too(dictionary, end, projector), reading_bias(dictionary)[:, None])
 
 
-def _beside(written: Tensor, more: Tensor) -> Tensor:
+def _side_by_side(written: Tensor, more: Tensor) -> Tensor:
     """Rows side by side; a feature that writes nothing stays a row of zeros."""
     return torch.cat([written, torch.where(row_peaks(written)[:, None] > 0, more, 0)], dim=1)
 

@@ -67,7 +67,7 @@ class Assignment:
         value: The sum of the dot products of all pairs.
         bound: What no assignment can exceed, from prices on all columns; `value` where solved densely.
         gap: (bound - value) / |bound|, 0 where both are 0. Up to the rounding of float32 products.
-        exact: Whether nothing better is possible, up to `tolerance`: bound - value is that small beside the
+        exact: Whether nothing better is possible, up to `tolerance`: bound - value is that small next to the
             larger of |bound| and the sum of |score|.
         how: "dense", or "core" with its rounds and how many pairs it held.
     """

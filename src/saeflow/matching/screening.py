@@ -30,12 +30,12 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, Literal, cast, get_args
+from typing import Final, Literal, TypeVar, cast, get_args
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -47,6 +47,7 @@ from saeflow.reading import read_json
 
 Product = Literal["float32", "bfloat16", "int8"]
 PRODUCTS: Final = get_args(Product)
+Name = TypeVar("Name", bound=str)
 VARIABLE: Final = "SAEFLOW_PRODUCT"
 SMALLEST: Final = 2048
 """Rows on either side from which screening is considered; below, rounding the rows takes what the product gains."""
@@ -274,24 +275,28 @@ def _measured(device: torch.device, width: int) -> dict[str, float]:
     sizes = ((8192, 8192),) if cuda else ((64, 256), (256, 2048))
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(size, width, generator=generator).to(device) for size in sizes[-1]]
-    found: dict[str, float] = {}
-    kinds = list(PRODUCTS)[: 2 if cuda else 3]
+    found: dict[Product, float] = {}
+    kinds: list[Product] = list(PRODUCTS)[: 2 if cuda else 3]
     for n, m in sizes:  # small ones first: what hardware does not do takes hundreds of times as long
-        acts: dict[str, Callable[[], object]] = {}
+        acts: dict[Product, Callable[[], object]] = {}
         for kind in kinds:
             a, b = Rounded.of(rows[0][:n], kind), Rounded.of(rows[1][:m], kind)
             out = torch.empty(n, m, device=device, dtype=a.written)
             acts[kind] = lambda a=a, b=b, out=out: a.multiply(b, slice(None), slice(None), out)
+            try:
+                acts[kind]()
+            except (RuntimeError, AttributeError):  # a kind that this build of torch does not multiply
+                del acts[kind]
         found |= {kind: s / (n * m * width) for kind, s in _least_seconds(acts, device).items()}
-        kinds = [kind for kind in kinds if found[kind] < 2 * found["float32"]]
-    found = {kind: found[kind] for kind in kinds}
+        kinds = [kind for kind in acts if found[kind] < 2 * found["float32"]]
+    kept: dict[str, float] = {kind: found[kind] for kind in kinds}
     i, j = torch.arange(len(rows[0]), device=device).repeat_interleave(8), torch.arange(8 * len(rows[0]), device=device)
     dot = _least_seconds({"dot": lambda: dots(rows[0], i, rows[1], j % len(rows[1]))}, device)["dot"]
     # rows that candidates need are seldom in the cache, and to find, sort and merge a candidate takes as long again
-    return found | {"dot": 2 * dot / (len(i) * width)}
+    return kept | {"dot": 2 * dot / (len(i) * width)}
 
 
-def _least_seconds(acts: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+def _least_seconds(acts: Mapping[Name, Callable[[], object]], device: torch.device) -> dict[Name, float]:
     """The least seconds of five calls of each, in turn, after one that is not counted."""
     # one thread can leave out the time that other processes take
     clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
