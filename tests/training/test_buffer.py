@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -101,19 +102,29 @@ def test_moments_are_those_of_the_rows_held():
     buffer = ShuffledBuffer(Numbered(None), rows=50, batch=20, seed=0)
     buffer.fill()
     rows = buffer.state()[0]["left.1/z"].double()
-    mean, norm = buffer.moments(centre=True)[B]
+    mean, norm, limit = buffer.moments(centre=True, massive=0)[B]
+    assert limit == math.inf
     torch.testing.assert_close(mean, rows.mean(0))
     torch.testing.assert_close(norm, (rows - rows.mean(0)).norm(dim=1).mean())
-    zero, norm = buffer.moments(centre=False)[B]
+    zero, norm, _ = buffer.moments(centre=False, massive=0)[B]
     assert not zero.any()
     torch.testing.assert_close(norm, rows.norm(dim=1).mean())
+    # those that are massive are in no mean
+    squares = rows.square().sum(1)
+    ratio = float(squares.sort().values[-3] / squares.median()) * 1.0001
+    usual = rows[squares <= ratio * squares.median()]
+    assert len(usual) == len(rows) - 2
+    mean, norm, limit = buffer.moments(centre=True, massive=ratio)[B]
+    assert limit == pytest.approx(ratio * float(squares.median()))
+    torch.testing.assert_close(mean, usual.mean(0))
+    torch.testing.assert_close(norm, (usual - usual.mean(0)).norm(dim=1).mean())
 
 
 def test_an_empty_source_is_told():
     buffer = ShuffledBuffer(Numbered(0), rows=50, batch=20, seed=0)
     buffer.fill()
     with pytest.raises(InvalidArgument, match="gave no row of activations"):
-        buffer.moments(centre=True)
+        buffer.moments(centre=True, massive=100)
 
 
 def test_buffers_and_rows_that_do_not_fit_are_refused():

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -60,11 +61,13 @@ def test_a_dry_run_says_what_it_needs_and_how_long_it_takes_and_trains_nothing(s
 
 
 def test_the_time_of_a_run_is_that_of_its_parts():
-    pace = Pace(row=0.001, step=0.5, measurement=7.0)
+    pace = Pace(row=0.001, step=0.5, measurement=7.0, loss=11.0)
     told = TrainingSettings(
         sparsity("topk", l0=4), Optimiser(1000, 100), ActivationStream(buffer=200), metrics_every=250
     )
-    assert pace.seconds(told) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 5 * 7)
+    assert pace.seconds(told) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 5 * 7 + 11)
+    each = replace(told, loss_every_time=True)
+    assert pace.seconds(each) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 5 * (7 + 11))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
-from saeflow.training import Evaluation, TrainingTarget
+from saeflow.training import Evaluation, TrainingTarget, metrics
 
 from ..sources.tiny_models import D_MODEL, hooks_on, tiny_model
 from .learning import tokens, windows
@@ -67,7 +69,8 @@ def test_quality_is_what_the_formulas_say(reads, site):
     assert found.fve == pytest.approx(float(1 - error / (written - written.mean(0)).square().sum()), rel=1e-4)
     assert found.l0 == pytest.approx(float((acts > 0).sum() / len(read)))
     assert found.silent == pytest.approx(float((acts == 0).all(0).float().mean()))
-    assert found.tokens == len(read) == 5 * 11 + 3 * 7
+    assert (found.tokens, found.massive, found.fve_all) == (len(read), 0, found.fve)
+    assert len(read) == 5 * 11 + 3 * 7
     clean, zero, spliced = (
         torch.cat([run(batch, c).flatten() for batch, c in zip(BATCHES, captured, strict=True)]).mean().item()
         for run in (
@@ -120,3 +123,58 @@ def test_many_targets_are_measured_as_each_alone():
 def test_nothing_to_measure_on_is_refused():
     with pytest.raises(InvalidArgument, match="0 tokens are kept for measuring"):
         Evaluation(MODEL, [tokens(windows(1, 1))], [])
+
+
+@pytest.mark.parametrize(
+    ("reads", "site"),
+    [(Tap.RES, "0/res"), (Tap.RES, "1/res"), (Tap.Z, "1/att"), (Tap.ATT, "0/att"), (Tap.MLP_IN, "1/mlp")],
+)
+def test_a_pass_that_starts_at_the_splice_has_the_loss_of_a_whole_one(reads, site, monkeypatch):
+    target = TrainingTarget(Site.parse(site), reads, 60)
+    widths = [MODEL.capture(BATCHES[0], [point])[point].shape[-1] for point in (target.read, target.written)]
+    made = {target.site: random_dictionary(target, *widths)}
+    found = Evaluation(MODEL, BATCHES, [target]).measure(made)
+    ran = []
+    hook = (
+        MODEL.block(0).get_submodule(MODEL.architecture.module(Tap.MLP)).register_forward_hook(lambda *_: ran.append(1))
+    )
+    Evaluation(MODEL, BATCHES, [target]).measure(made)
+    hook.remove()
+    # once for what is captured, which at 0/att ends before the MLP; then only where the splice is in block 0
+    passes = 3 if metrics.first_block(target) == 0 else 1
+    assert len(ran) == len(BATCHES) * passes
+    monkeypatch.setattr(metrics, "first_block", lambda target: 0)
+    assert Evaluation(MODEL, BATCHES, [target]).measure(made) == found, "bit for bit"
+    assert hooks_on(MODEL) == 0
+
+
+def test_massive_positions_are_measured_apart_and_keep_their_activations():
+    target = TrainingTarget(Site.parse("1/res"), Tap.RES, 60)
+    dictionary = random_dictionary(target, D_MODEL, D_MODEL)
+    real = torch.cat([MODEL.capture(batch, target.points)[target.read][:, 1:].flatten(0, 1) for batch in BATCHES])
+    limit = float(real.square().sum(1).sort().values[-4])  # three are above
+    found = Evaluation(MODEL, BATCHES, [target], {target.read: limit}).measure({target.site: dictionary})[target.site]
+    usual = real[real.square().sum(1) <= limit]
+
+    def fve(h):
+        return float(1 - (dictionary.decode(dictionary.encode(h)) - h).square().sum() / (h - h.mean(0)).square().sum())
+
+    assert (found.tokens, found.massive) == (len(real), 3)
+    assert found.fve == pytest.approx(fve(usual), rel=1e-4)
+    assert found.fve_all == pytest.approx(fve(real), rel=1e-4)
+    assert found.l0 == pytest.approx(float((dictionary.encode(usual) > 0).sum() / len(usual)))
+    none = Evaluation(MODEL, BATCHES, [target], {target.read: 0.0})
+    assert none.measure({target.site: dictionary})[target.site].loss_added == 0, "nothing is replaced"
+
+
+def test_without_the_loss_the_rest_is_the_same_and_nothing_after_the_last_site_runs():
+    target = TrainingTarget(Site.parse("0/res"), Tap.RES, 60)
+    made = {target.site: random_dictionary(target, D_MODEL, D_MODEL)}
+    whole = Evaluation(MODEL, BATCHES, [target]).measure(made)[target.site]
+    ran = []
+    hook = MODEL.block(1).register_forward_hook(lambda *_: ran.append(1))
+    found = Evaluation(MODEL, BATCHES, [target]).measure(made, loss=False)[target.site]
+    hook.remove()
+    assert (found.fve, found.l0, found.silent) == (whole.fve, whole.l0, whole.silent)
+    assert math.isnan(found.loss_recovered)
+    assert not ran

@@ -319,3 +319,34 @@ def test_a_last_line_cut_by_a_kill_is_left_out_and_a_damaged_one_is_told(tmp_pat
     path.unlink()
     with pytest.raises(BadFile, match="Give the folder of a training run"):
         read_metrics(tmp_path)
+
+
+def test_massive_rows_are_left_out_of_training_at_their_site_alone_and_counted(tmp_path):
+    """A tenth of the rows of one site, and none of the others, are massive by the ratio given."""
+    model = tiny_model("gemma2")
+    h = model.capture(tokens(windows()), [t.read for t in TARGETS])
+    squares = h[TARGETS[2].read][:, 1:].flatten(0, 1).square().sum(1)
+    ratio = float(squares.quantile(0.9) / squares.median())
+    done = run(tmp_path / "all", settings(steps=10, massive=ratio), targets=TARGETS[1:])
+    assert 0.05 * 640 < done.massive[TARGETS[2].site] < 0.15 * 640
+    told = json.loads((tmp_path / "all" / "training.json").read_text())
+    assert told["quality"]["1/res"]["massive_in_training"] == done.massive[TARGETS[2].site]
+    assert told["quality"]["1/res"]["massive"] > 0
+    assert told["settings"]["massive"] == ratio
+    run(tmp_path / "one", settings(steps=10, massive=ratio), targets=TARGETS[2:])
+    name = "1.res/sae_weights.safetensors"
+    assert (tmp_path / "all" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    told = settings(steps=10, massive=ratio, checkpoint_every=192)
+    with pytest.raises(Killed):
+        run(tmp_path / "stopped", told, targets=TARGETS[1:], progress=killed_at(5))
+    again = run(tmp_path / "stopped", told, targets=TARGETS[1:])
+    assert again.massive == done.massive
+    assert files(tmp_path / "stopped") == files(tmp_path / "all")
+    assert run(tmp_path / "stopped", told, targets=TARGETS[1:]).massive == done.massive
+
+
+def test_the_models_loss_is_measured_at_the_end_or_each_time(tmp_path):
+    for each in (False, True):
+        done = run(tmp_path / str(each), settings(steps=12, metrics_every=256, loss_every_time=each))
+        rows = read_metrics(done.folder)
+        assert [row["loss_added"] is not None for row in rows] == [each or row["last"] for row in rows]

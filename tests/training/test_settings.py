@@ -21,7 +21,7 @@ from saeflow.training import (
     sparsity,
     targets_of,
 )
-from saeflow.training.settings import first_threshold, seed_of
+from saeflow.training.settings import first_threshold, measured_at_once, seed_of
 
 
 def test_settings_and_json_are_inverse():
@@ -125,7 +125,7 @@ def test_needs_grow_with_what_is_kept():
     targets = targets_of(["res"], [0, 1], [100])
     widths = {target.read: 10 for target in targets}
 
-    def of(**stream):
+    def of(*, dense=False, vocabulary=0, **stream):
         return needs(
             targets,
             widths,
@@ -133,13 +133,22 @@ def test_needs_grow_with_what_is_kept():
                 sparsity("topk", l0=8), Optimiser(9000, 100), ActivationStream(**stream), checkpoint_every=1
             ),
             4,
+            vocabulary,
+            dense=dense,
         )
 
     assert of(buffer=1000).buffer == 1000 * 2 * 10 * 4
     assert of(buffer=1000, half=True).buffer == 1000 * 2 * 10 * 2
-    # weights, gradient and two moments of each dictionary, and about ten arrays of a batch at one of them
     values = 2 * (100 * 20 + 20 + 300)
-    assert of(buffer=1000).dictionaries == 4 * (4 * values + 10 * 100 * 100)
+    # weights and two moments of each dictionary; gradients, batch and active features of one at a time
+    active = 60 * 100 * 16
+    assert of(buffer=1000).dictionaries == 4 * (3 * values + values + 100 * 50) + active
+    # weights, gradient and two moments of each, and about ten arrays of a batch at one of them
+    assert of(buffer=1000, dense=True).dictionaries == 4 * (4 * values + 10 * 100 * 100)
+    # the model's loss on some texts, fewer where the vocabulary is large
+    assert measured_at_once(256, 0) == measured_at_once(256, 49_152) == 8
+    assert (measured_at_once(256, 262_144), measured_at_once(8192, 262_144)) == (2, 1)
+    assert of(buffer=1000, vocabulary=262_144).measuring == pytest.approx(3 * 4 * 2 * 256 * 262_144, rel=0.01)
     assert of(buffer=1000).checkpoint == 2 * (12 * values + 1000 * 80)
 
 

@@ -47,8 +47,10 @@ def train(
     windows: int = 32,
     buffer: int = 65_536,
     half: bool = False,
+    massive: float = 100,
     eval_texts: int = 32,
     metrics_every: int = 0,
+    loss_every_time: Flag = False,
     checkpoint_every: int = 10_000_000,
     checkpoint_minutes: float = 5,
     device: Device = "cpu",
@@ -93,8 +95,10 @@ def train(
         windows: Windows in one forward pass.
         buffer: Rows that are shuffled at a time.
         half: Keep the buffer in bfloat16.
+        massive: Leave out positions with a squared norm of more than this many medians of their site; 0 for none.
         eval_texts: Texts kept for measuring.
         metrics_every: Tokens between measurements; 0 for a tenth of all.
+        loss_every_time: Measure the model's loss each time, not only at the end.
         checkpoint_every: Tokens between checkpoints; 0 for none.
         checkpoint_minutes: Minutes between checkpoints, whatever the tokens; 0 for none.
         trainer: What moves the weights: sparse (saeflow's own), or sae-lens (the extra train).
@@ -148,9 +152,11 @@ def train(
         ActivationStream(context, windows, buffer, half),
         seed=seed,
         centre=centre,
+        massive=massive,
         checkpoint_every=checkpoint_every,
         checkpoint_minutes=checkpoint_minutes,
         metrics_every=metrics_every or max(1, tokens // 10),
+        loss_every_time=loss_every_time,
     )
     check_targets(targets, settings)
 
@@ -189,14 +195,18 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     from saeflow.report.tables import duration
     from saeflow.training import needs
     from saeflow.training.shards import grouped
+    from saeflow.training.text_run import n_vocabulary
 
     # 1. Bytes of the largest shard, with widths from one short text.
     lm, settings = run.model, run.settings
     points = tuple(dict.fromkeys(point for target in run.targets for point in target.points))
     captured = lm.capture(lm.tokenize(["a"]), points)
     widths: dict[Any, int] = {point: int(captured[point].shape[-1]) for point in points}
-    itemsize, vocabulary = lm.hf_model.dtype.itemsize, int(lm.hf_model.config.get_text_config().vocab_size)
-    each = [needs(group, widths, settings, itemsize, vocabulary)._asdict() for group in grouped(run.targets, shards)]
+    itemsize, vocabulary, dense = lm.hf_model.dtype.itemsize, n_vocabulary(lm), run.trainer.name == "sae-lens"
+    each = [
+        needs(group, widths, settings, itemsize, vocabulary, dense=dense)._asdict()
+        for group in grouped(run.targets, shards)
+    ]
     needed = {"model": lm.hf_model.get_memory_footprint()} | {key: max(one[key] for one in each) for key in each[0]}
     needed["peak"] = sum(needed[key] for key in ("model", "dictionaries", "buffer", "measuring"))
 
@@ -229,6 +239,7 @@ def _show(done: Trained, settings: TrainingSettings, *, as_json: bool) -> None:
         {
             "site": str(site),
             "FVE": round(found.fve, 4),
+            "FVE of all": round(found.fve_all, 4),
             "L0": round(found.l0, 2),
             "dead": round(done.dead[site], 4),
             "loss recovered": round(found.loss_recovered, 4),
@@ -242,6 +253,13 @@ def _show(done: Trained, settings: TrainingSettings, *, as_json: bool) -> None:
         show(True, data, {}, [])
         return
     print_table(rows)
+    trained_on = settings.optimiser.steps * settings.optimiser.batch
+    for site, n in done.massive.items():
+        if n or done.quality[site].massive:
+            print(
+                f"{site}: {n:,} of {trained_on:,} positions ({n / trained_on:.2%}) were left out as massive: their "
+                f"squared norm is above {settings.massive:g} times the median. 'FVE of all' includes them."
+            )
     for site, share in missed.items():
         print(
             f"{site}: L0 is {done.quality[site].l0:.1f} where {target:g} was requested ({share:+.0%}). Train on more "

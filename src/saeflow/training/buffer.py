@@ -10,7 +10,7 @@ tensor of a batch is the same token. Nothing is written to disk but the buffer i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,11 +19,20 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.sources.activity import special_tokens
 from saeflow.sources.architectures import Point, Tap, View
+from saeflow.sources.massive import is_massive, norm_limit
 from saeflow.sources.model import LanguageModel
 from saeflow.training.texts import TokenBatches
 
 Rows = dict[Point, Tensor]
 """`Float[Tensor, "n d_in"]` for each place, n the same for all: row i is the same token everywhere."""
+
+
+class Moments(NamedTuple):
+    """The mean of the rows of a place, their mean norm around it, and the squared norm above which one is massive."""
+
+    mean: Float[Tensor, " d_in"]
+    norm: Float[Tensor, ""]
+    limit: float
 
 
 class ActivationRows:
@@ -129,10 +138,11 @@ class ShuffledBuffer:
         self._order = both[torch.randperm(len(both), generator=self._generator)]
         self._served = 0
 
-    def moments(self, *, centre: bool) -> Mapping[Point, tuple[Float[Tensor, " d_in"], Float[Tensor, ""]]]:
+    def moments(self, *, centre: bool, massive: float) -> Mapping[Point, Moments]:
         """For each place the mean of the rows that are held, and their mean norm around it; in float64.
 
-        Without `centre`, zeros, and their mean norm.
+        Massive rows are left out: those with a squared norm above `massive` times the median of their place; 0 leaves
+        out none. Without `centre`, zeros, and their mean norm.
 
         Raises:
             InvalidArgument: when the buffer is empty.
@@ -140,13 +150,15 @@ class ShuffledBuffer:
         if not self.left:
             raise InvalidArgument("the texts gave no row of activations. Give texts with more tokens.")
         live = self._order[self._served :]
-        found: dict[Point, tuple[Tensor, Tensor]] = {}
+        found: dict[Point, Moments] = {}
         for point, held in self._held.items():
-            pieces = [held[slots.to(held.device)].double() for slots in live.split(8192)]
-            total = torch.stack([piece.sum(0) for piece in pieces]).sum(0)
-            mean = total / len(live) if centre else torch.zeros_like(total)
-            norm = torch.stack([(piece - mean).norm(dim=1).sum() for piece in pieces]).sum() / len(live)
-            found[point] = mean, norm
+            rows = live.to(held.device)
+            limit = norm_limit(held[rows], massive)
+            rows = rows[~is_massive(held[rows], limit)]
+            total = torch.stack([held[slots].double().sum(0) for slots in rows.split(8192)]).sum(0)
+            mean = total / len(rows) if centre else torch.zeros_like(total)
+            norms = [(held[slots].double() - mean).norm(dim=1).sum() for slots in rows.split(8192)]
+            found[point] = Moments(mean, torch.stack(norms).sum() / len(rows), limit)
         return found
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,19 +1,24 @@
 """How good dictionaries are on text they were not trained on: FVE, L0, silent features, loss recovered.
 
-    FVE              1 - sum |x - x'|^2 / sum |x - mean|^2, over the tokens measured; x is what is written
-    L0               mean number of active features a token
-    silent           share of features that fire on none of the tokens measured
+    FVE              1 - sum |x - x'|^2 / sum |x - mean|^2, over the positions measured; x is what is written
+    FVE of all       the same with massive positions, which FVE leaves out (`sources.massive`)
+    L0               mean number of active features per position
+    silent           share of features that fire at none of the positions measured
     loss recovered   (L_zero - L_spliced) / (L_zero - L_clean): the model's loss with zeros, with the reconstruction,
                      and with its own activations at the place that is written
-    loss added       L_spliced - L_clean, in nats a token
+    loss added       L_spliced - L_clean, in nats per token
 
-Special tokens are measured nowhere, and keep their activations when the reconstruction is spliced in: no dictionary
-was trained on them.
+No dictionary was trained on special tokens and massive positions. They are not measured, and keep their activations
+when the reconstruction is spliced in.
+
+A pass with a reconstruction starts at the splice: blocks before it answer with what they returned in the clean pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,133 +28,207 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
 from saeflow.sources.activity import special_tokens
-from saeflow.sources.architectures import Point, PointLike
+from saeflow.sources.architectures import Point, PointLike, Tap
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.model import LanguageModel
+from saeflow.sources.hooks import Change, answered_by
+from saeflow.sources.massive import is_massive
+from saeflow.sources.model import Captured, LanguageModel
 from saeflow.sources.tokens import Tokens
 from saeflow.training.settings import TrainingTarget
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What was measured of one dictionary; see the head of the file. `tokens` is how many tokens were measured."""
+    """What was measured of one dictionary; see the head of the file.
+
+    Attributes:
+        tokens: positions that are not special.
+        massive: how many of them are massive at the site, and so not measured.
+        loss_recovered, loss_added: NaN where the model's loss was not measured.
+    """
 
     fve: float
+    fve_all: float
     l0: float
     silent: float
     loss_recovered: float
     loss_added: float
     tokens: int
+    massive: int
 
 
 class Evaluation:
-    """Texts kept for measuring, with what they cost the model alone, which is computed once."""
+    """Texts kept for measuring, with the model's loss on them, which is computed once.
 
-    def __init__(self, model: LanguageModel, batches: Sequence[Tokens], targets: Sequence[TrainingTarget]) -> None:
+    Attributes:
+        n_tokens: how many of their tokens are not special.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        batches: Sequence[Tokens],
+        targets: Sequence[TrainingTarget],
+        limits: Mapping[Point, float] | None = None,
+    ) -> None:
         """Run nothing yet.
+
+        Args:
+            model: the model.
+            batches: texts, some in each forward pass.
+            targets: what is measured.
+            limits: `massive.norm_limit` of points; without one, no position there is massive.
 
         Raises:
             InvalidArgument: when there are fewer than two tokens that are not special.
         """
-        self._model, self._targets = model, tuple(targets)
+        self._model, self._targets, self._limits = model, tuple(targets), limits or {}
         self._batches = [(tokens, ~special_tokens(model, tokens)) for tokens in batches]
-        self._tokens = sum(int(kept.sum()) for _, kept in self._batches)
-        if self._tokens < 2:
-            raise InvalidArgument(f"{self._tokens} tokens are kept for measuring. Give more texts, or longer ones.")
-        self._clean: float | None = None
-        self._zero: dict[Point, float] = {}
+        self.n_tokens = sum(int(real.sum()) for _, real in self._batches)
+        if self.n_tokens < 2:
+            raise InvalidArgument(f"{self.n_tokens} tokens are kept for measuring. Give more texts, or longer ones.")
+        self._losses: dict[tuple[int, Point | None], Float[Tensor, " n"]] = {}
 
-    def measure(self, dictionaries: Mapping[Site, Dictionary]) -> dict[Site, Quality]:
+    def measure(self, dictionaries: Mapping[Site, Dictionary], *, loss: bool = True) -> dict[Site, Quality]:
         """The quality of the dictionary at each target's site, on raw activations.
+
+        Args:
+            dictionaries: by site.
+            loss: measure the model's loss too, which takes most of the time: a pass through the rest of the model for
+                each dictionary, and the first time another one with zeros.
 
         Raises:
             WidthMismatch: when a dictionary does not fit the model.
         """
-        fits = self._fits(dictionaries)
-        if self._clean is None:
-            self._clean = self._loss({})
-        found: dict[Site, Quality] = {}
-        for target in self._targets:
-            written = target.written
-            if written not in self._zero:
-                self._zero[written] = self._spliced(target, torch.zeros_like)
-            dictionary = dictionaries[target.site]
-            spliced = self._spliced(target, lambda h, d=dictionary: d.decode(d.encode(h), h))
-            lost = self._zero[written] - self._clean
-            found[target.site] = Quality(
-                *fits[target.site],
-                loss_recovered=(self._zero[written] - spliced) / lost if lost else float("nan"),
-                loss_added=spliced - self._clean,
-                tokens=self._tokens,
-            )
-        return found
-
-    def _fits(self, dictionaries: Mapping[Site, Dictionary]) -> dict[Site, tuple[float, float, float]]:
-        """(FVE, L0, share silent) of each, from one forward pass of each batch for all places."""
         points = tuple(dict.fromkeys(point for target in self._targets for point in target.points))
         sums = {target.site: _Sums() for target in self._targets}
-        for tokens, kept in self._batches:
-            captured = self._model.capture(tokens, points)
+        added = {target.site: list[Tensor]() for target in self._targets}
+        for number, (tokens, real) in enumerate(self._batches):
+            with self._remembering(loss) as outputs:
+                captured = self._model.capture(tokens, points)
             for target in self._targets:
-                read, written = (captured[p][kept].float() for p in (target.read, target.written))
-                sums[target.site].add(dictionaries[target.site], read, written)
-        return {site: total.told() for site, total in sums.items()}
+                read, written = (captured[point] for point in (target.read, target.written))
+                ordinary = self._ordinary(target, captured, real)
+                dictionary = dictionaries[target.site]
+                sums[target.site].add(dictionary, read[real].float(), written[real].float(), ordinary[real])
+                if not loss:
+                    continue
+                for key, put in ((None, written), (target.written, torch.zeros_like(written))):
+                    if (number, key) not in self._losses:
+                        self._losses[number, key] = self._spliced(target, tokens, outputs, ordinary, put)
+                h = read.float()
+                made = dictionary.decode(dictionary.encode(h), h).to(written)
+                added[target.site].append(self._spliced(target, tokens, outputs, ordinary, made))
+        return {target.site: self._quality(target, sums[target.site], added[target.site]) for target in self._targets}
 
-    def _spliced(self, target: TrainingTarget, put: Callable[[Tensor], Tensor]) -> float:
-        """The loss with `put` of what is read in place of what is written."""
-        read, written = target.read, target.written
-        seen: dict[str, Tensor] = {}
+    @contextlib.contextmanager
+    def _remembering(self, loss: bool) -> Generator[dict[int, object], None, None]:
+        """Collect what the last block before each splice returns in the passes made inside; nothing without `loss`."""
+        outputs: dict[int, object] = {}
+        with contextlib.ExitStack() as stack:
+            for layer in {first_block(target) - 1 for target in self._targets if loss} - {-1}:
 
-        def remember(h: Tensor) -> Tensor:
-            seen["h"] = h
-            return h
+                def keep(_module: object, _args: object, output: object, layer: int = layer) -> None:
+                    outputs[layer] = output
 
-        def places(kept: Bool[Tensor, "batch pos"]) -> dict[PointLike, Callable[[Tensor], Tensor]]:
-            def replace(h: Tensor) -> Tensor:
-                source = seen["h"] if target.is_transcoder else h
-                made = torch.zeros_like(h) if put is torch.zeros_like else put(source.float()).to(h)
-                return torch.where(kept[..., None], made, h)
+                stack.callback(self._model.block(layer).register_forward_hook(keep).remove)
+            yield outputs
 
-            own: dict[PointLike, Callable[[Tensor], Tensor]] = {written: replace}
-            return {read: remember} | own if target.is_transcoder else own
+    def _ordinary(
+        self, target: TrainingTarget, captured: Captured, real: Bool[Tensor, "batch pos"]
+    ) -> Bool[Tensor, "batch pos"]:
+        """Which positions are measured: neither special nor massive, in what is read and in what is written."""
+        limits = {point: self._limits.get(point, math.inf) for point in target.points}
+        massive = [is_massive(captured[point], limit) for point, limit in limits.items()]
+        return real & ~torch.stack(massive).any(dim=0)
 
-        return self._loss(places)
-
-    def _loss(
+    def _spliced(
         self,
-        places: Callable[[Bool[Tensor, "batch pos"]], dict[PointLike, Callable[[Tensor], Tensor]]]
-        | Mapping[None, None],
-    ) -> float:
-        """Mean loss in nats a token, with what `places` puts in, which is made for the tokens of each batch."""
-        total, n = 0.0, 0
-        for tokens, kept in self._batches:
-            with self._model.intervening(places(kept) if callable(places) else {}):
-                losses = self._model.loss(tokens)
-            total += float(losses.nansum(dtype=torch.float64))
-            n += int(losses.isfinite().sum())
-        return total / n
+        target: TrainingTarget,
+        tokens: Tokens,
+        outputs: Mapping[int, object],
+        ordinary: Bool[Tensor, "batch pos"],
+        put: Float[Tensor, "batch pos d_out"],
+    ) -> Float[Tensor, " n"]:
+        """The loss of each token with `put` where the target writes, at the positions that are measured."""
+        start = first_block(target)
+        change: Change = lambda h: torch.where(ordinary[..., None], put, h)  # noqa: E731
+        places: Mapping[PointLike, Change] = {target.written: change}
+        with contextlib.ExitStack() as stack:
+            for layer in range(start):
+                block = self._model.block(layer)
+                stack.enter_context(answered_by(block, lambda *_, **__: outputs[start - 1]))
+            stack.enter_context(self._model.intervening(places))
+            losses = self._model.loss(tokens)
+        return losses[losses.isfinite()].double()
+
+    def _quality(self, target: TrainingTarget, sums: _Sums, added: Sequence[Tensor]) -> Quality:
+        recovered = rise = math.nan
+        if added:
+            batches = range(len(self._batches))
+            clean, zero = (
+                float(torch.cat([self._losses[number, key] for number in batches]).mean())
+                for key in (None, target.written)
+            )
+            spliced = float(torch.cat(list(added)).mean())
+            rise = spliced - clean
+            recovered = (zero - spliced) / (zero - clean) if zero != clean else math.nan
+        assert sums.fired is not None  # noqa: S101 - there is a batch
+        return Quality(
+            fve=sums.ordinary.fve(),
+            fve_all=sums.all.fve(),
+            l0=sums.active / max(sums.ordinary.n, 1),
+            silent=float((~sums.fired).float().mean()),
+            loss_recovered=recovered,
+            loss_added=rise,
+            tokens=sums.all.n,
+            massive=sums.all.n - sums.ordinary.n,
+        )
+
+
+def first_block(target: TrainingTarget) -> int:
+    """The first block that has to run again when what the target writes is changed."""
+    return target.site.layer + (target.written.tap is Tap.RES)
+
+
+class _Errors:
+    """Running sums of squared errors and of the variance, in float64."""
+
+    def __init__(self) -> None:
+        self.n, self.error, self.squares = 0, 0.0, 0.0
+        self.sum: Tensor | float = 0.0
+
+    def add(self, errors: Float[Tensor, " n"], written: Float[Tensor, "n d_out"]) -> None:
+        self.n += len(written)
+        self.error += float(errors.sum())
+        self.sum = written.sum(dim=0) + self.sum
+        self.squares += float(written.square().sum())
+
+    def fve(self) -> float:
+        """Against the mean of the positions that were added."""
+        spread = self.squares - float(torch.as_tensor(self.sum).square().sum()) / max(self.n, 1)
+        return 1 - self.error / spread if spread > 0 else math.nan
 
 
 class _Sums:
-    """Running sums of one dictionary over batches, in float64 where they are long."""
+    """Running sums of one dictionary over batches."""
 
     def __init__(self) -> None:
-        self.n, self.active, self.error = 0, 0, 0.0
-        self.sum: Tensor | None = None
-        self.squares = 0.0
+        self.ordinary, self.all, self.active = _Errors(), _Errors(), 0
         self.fired: Tensor | None = None
 
-    def add(self, dictionary: Dictionary, read: Float[Tensor, "n d_in"], written: Float[Tensor, "n d_out"]) -> None:
-        acts = dictionary.encode(read)
-        self.error += float((dictionary.decode(acts, read) - written).double().square().sum())
-        self.n += len(read)
-        self.active += int((acts > 0).sum())
-        fired, wide = (acts > 0).any(dim=0), written.double()
+    def add(
+        self,
+        dictionary: Dictionary,
+        read: Float[Tensor, "n d_in"],
+        written: Float[Tensor, "n d_out"],
+        ordinary: Bool[Tensor, " n"],
+    ) -> None:
+        acts, wide = dictionary.encode(read), written.double()
+        errors = (dictionary.decode(acts, read) - written).double().square().sum(dim=1)
+        self.all.add(errors, wide)
+        self.ordinary.add(errors[ordinary], wide[ordinary])
+        on = acts[ordinary] > 0
+        self.active += int(on.sum())
+        fired = on.any(dim=0)
         self.fired = fired if self.fired is None else self.fired | fired
-        self.sum = wide.sum(dim=0) if self.sum is None else self.sum + wide.sum(dim=0)
-        self.squares += float(wide.square().sum())
-
-    def told(self) -> tuple[float, float, float]:
-        assert self.sum is not None and self.fired is not None  # noqa: S101, PT018 - add was called
-        spread = self.squares - float(self.sum.square().sum()) / self.n
-        return 1 - self.error / spread, self.active / self.n, float((~self.fired).float().mean())

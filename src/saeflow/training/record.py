@@ -37,11 +37,13 @@ class Trained:
         folder: sae-lens folders, which `load_dictionaries` opens.
         quality: FVE, L0, silent features and loss recovered, on the texts kept for measuring.
         dead: share of features that fired in none of the last steps.
+        massive: rows that were left out of training as massive.
     """
 
     folder: Path
     quality: Mapping[Site, Quality]
     dead: Mapping[Site, float]
+    massive: Mapping[Site, int]
 
 
 MOST_MISSED: Final = 0.1
@@ -75,6 +77,7 @@ def ended(out: Path, told: Mapping[str, Any], done: Trained, seconds: float) -> 
         str(site): {
             **asdict(found),
             "dead": done.dead[site],
+            "massive_in_training": done.massive[site],
             "l0_asked": asked or None,
             "l0_missed_by": missed_by(found.l0, asked),
         }
@@ -194,11 +197,12 @@ def finished(out: Path, told: Mapping[str, Any]) -> Trained | None:
             for name, row in found["quality"].items()
         }
         dead = {Site.parse(name): float(row["dead"]) for name, row in found["quality"].items()}
+        massive = {Site.parse(name): int(row["massive_in_training"]) for name, row in found["quality"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadFile(
             f"{path} does not say how good its dictionaries are ({error!r}). Remove the folder to begin again."
         ) from error
-    return Trained(out, quality, dead)
+    return Trained(out, quality, dead, massive)
 
 
 def _short(value: object) -> str:

@@ -28,6 +28,7 @@ from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats.sae_lens_writer import VERSION as LENS_VERSION
 from saeflow.sources.formats.sae_lens_writer import write_sae_lens_release
+from saeflow.sources.massive import is_massive
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
 from saeflow.training import checkpoint, record
@@ -98,8 +99,8 @@ def train(
             "another --out."
         )
     run = _TrainingRun(model, batches, tuple(targets), settings, out, told)
-    run.evaluation = Evaluation(model, evaluation, targets)
     run.begin(start or {}, trainer)
+    run.evaluation = Evaluation(model, evaluation, targets, run.limits)
     return run.to_the_end(progress or (lambda _done, _total, _now: None))
 
 
@@ -131,6 +132,7 @@ class _TrainingRun:
     evaluation: Evaluation
     trainer: Trainer
     norms: dict[Point, Normalisation]
+    limits: dict[Point, float]
 
     def __init__(
         self,
@@ -143,6 +145,7 @@ class _TrainingRun:
     ) -> None:
         self.model, self.batches, self.targets, self.settings = model, batches, targets, settings
         self.out, self.told, self.step, self.seconds = out, told, 0, 0.0
+        self.massive = {target.name: 0 for target in targets}
         self.dtype = next(model.hf_model.parameters()).dtype
         self.points = tuple(dict.fromkeys(point for target in targets for point in target.points))
         self.buffer = ShuffledBuffer(
@@ -159,8 +162,9 @@ class _TrainingRun:
         if found is None:
             record.begun(self.out, self.told)
             self.buffer.fill()
-            moments = self.buffer.moments(centre=self.settings.centre)
-            self.norms = {p: Normalisation.of(*found_there, str(p)) for p, found_there in moments.items()}
+            moments = self.buffer.moments(centre=self.settings.centre, massive=self.settings.massive)
+            self.norms = {p: Normalisation.of(one.mean, one.norm, str(p)) for p, one in moments.items()}
+            self.limits = {p: one.limit for p, one in moments.items()}
         else:
             self.step, self.seconds = found.step, float(found.told["seconds"])
             self.batches.restore(dict(found.told["batches"]))
@@ -168,6 +172,8 @@ class _TrainingRun:
             self.norms = {
                 p: Normalisation(tensors.pop(f"mean.{p}").clone(), found.told["scales"][str(p)]) for p in self.points
             }
+            self.limits = {p: float(found.told["limits"][str(p)]) for p in self.points}
+            self.massive = {str(name): int(n) for name, n in found.told["massive"].items()}
             self.buffer.restore(tensors, found.told["buffer"])
             record.cut_metrics(self.out, self.step)
         widths = {t.name: (self._width(t.read), self._width(t.written)) for t in self.targets}
@@ -213,12 +219,18 @@ class _TrainingRun:
         return now + max(60 * self.settings.checkpoint_minutes, _PATIENCE * (now - written))
 
     def _batch(self) -> dict[str, Tensor]:
-        rows = next(self.buffer)
-        ready = {p: self.norms[p](h.to(self.model.device)) for p, h in rows.items()}
-        return {
-            t.name: torch.cat([ready[t.read], ready[t.written]], dim=1) if t.is_transcoder else ready[t.read]
-            for t in self.targets
-        }
+        """The next rows, normalised, for each target without those that are massive where it reads or writes."""
+        rows = {p: h.to(self.model.device) for p, h in next(self.buffer).items()}
+        ready = {p: self.norms[p](h) for p, h in rows.items()}
+        massive = {p: is_massive(h, self.limits[p]) for p, h in rows.items()}
+        batch: dict[str, Tensor] = {}
+        for t in self.targets:
+            x = torch.cat([ready[t.read], ready[t.written]], dim=1) if t.is_transcoder else ready[t.read]
+            left_out = massive[t.read] | massive[t.written]
+            n = int(left_out.sum())
+            self.massive[t.name] += n
+            batch[t.name] = x[~left_out] if n else x
+        return batch
 
     def _width(self, point: Point) -> int:
         return len(self.norms[point].mean)
@@ -231,10 +243,13 @@ class _TrainingRun:
 
     def _measure(self, *, last: bool) -> dict[Site, Quality]:
         """Measure what would be written now, and add a row a site to metrics.jsonl."""
-        quality = self.evaluation.measure(self._dictionaries())
+        quality = self.evaluation.measure(self._dictionaries(), loss=last or self.settings.loss_every_time)
         rows: list[dict[str, Any]] = []
         for target in self.targets:
-            found = asdict(quality[target.site])
+            # JSON has no NaN
+            found = {
+                key: value if math.isfinite(value) else None for key, value in asdict(quality[target.site]).items()
+            }
             rows.append(
                 {
                     "site": str(target.site),
@@ -260,6 +275,8 @@ class _TrainingRun:
             "buffer": buffered,
             "batches": self.batches.state(),
             "scales": {str(p): norm.scale for p, norm in self.norms.items()},
+            "limits": {str(p): str(limit) for p, limit in self.limits.items()},
+            "massive": self.massive,
             "seconds": self.seconds,
         }
         checkpoint.save(self.out, checkpoint.Checkpoint(self.step, learners, buffer | means, told))
@@ -273,7 +290,8 @@ class _TrainingRun:
             architecture=self.model.architecture,
             metadata={t.site: self._metadata(t, quality[t.site], dead[t.site]) for t in self.targets},
         )
-        done = Trained(self.out, quality, dead)
+        left_out = {t.site: self.massive[t.name] for t in self.targets}
+        done = Trained(self.out, quality, dead, left_out)
         record.ended(self.out, self.told, done, self.seconds)
         checkpoint.remove(self.out)
         return done

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
 from saeflow.sources.architectures import Point, Tap
+from saeflow.sources.massive import RATIO
 
 
 class Objective(enum.StrEnum):
@@ -262,7 +263,10 @@ class TrainingSettings:
         checkpoint_every: tokens between checkpoints; 0 for none.
         checkpoint_minutes: minutes between checkpoints, whatever the tokens; 0 for none. One that takes long is not
             written again before twenty times as long.
+        massive: rows with a squared norm of more than so many medians of their site are left out everywhere; 0 for
+            none (`sources.massive`).
         metrics_every: tokens between measurements; 0 for the end alone.
+        loss_every_time: measure the model's loss each time, not only at the end.
     """
 
     sparsity: Sparsity
@@ -270,9 +274,11 @@ class TrainingSettings:
     stream: ActivationStream = field(default_factory=ActivationStream)
     seed: int = 0
     centre: bool = True
+    massive: float = RATIO
     checkpoint_every: int = 0
     metrics_every: int = 0
     checkpoint_minutes: float = 0.0
+    loss_every_time: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -288,6 +294,11 @@ class TrainingSettings:
             )
         if not (math.isfinite(self.checkpoint_minutes) and self.checkpoint_minutes >= 0):
             raise InvalidArgument(f"checkpoints every {self.checkpoint_minutes} minutes. Give 0 or more; 0 for none.")
+        if not (math.isfinite(self.massive) and (self.massive > 1 or self.massive == 0)):
+            raise InvalidArgument(
+                f"positions of more than {self.massive} median squared norms are massive. Give more than 1, such as "
+                "100, or 0 to leave out none."
+            )
 
     @property
     def keeps_checkpoints(self) -> bool:
@@ -317,16 +328,22 @@ class TrainingSettings:
     def bound(self) -> dict[str, Any]:
         """What a run that goes on must share with the one that was killed: all but how often it reports."""
         told = replace(self, checkpoint_every=0, metrics_every=0).to_json()
-        del told["checkpoint_minutes"]
+        del told["checkpoint_minutes"], told["loss_every_time"]
         return told
 
 
-MEASURED_AT_ONCE: Final = 8
-"""Texts that are measured in one forward pass."""
+_TEXTS_AT_ONCE: Final = 8
+_LOGITS_AT_ONCE: Final = 2**27
+"""At most so many texts and so many logits are in memory at a time while dictionaries are measured."""
+
+
+def measured_at_once(context: int, vocabulary: int) -> int:
+    """How many texts of `context` tokens are measured in one forward pass; fewer where the vocabulary is large."""
+    return max(1, min(_TEXTS_AT_ONCE, _LOGITS_AT_ONCE // (context * max(vocabulary, 1))))
 
 
 class Needs(NamedTuple):
-    """Bytes a run takes beside the model: in memory for the dictionaries, the buffer and measuring, and on disk."""
+    """Bytes a run takes besides the model: in memory for the dictionaries, the buffer and measuring, and on disk."""
 
     dictionaries: int
     buffer: int
@@ -340,14 +357,20 @@ def needs(
     settings: TrainingSettings,
     bytes_a_value: int,
     vocabulary: int = 0,
+    *,
+    dense: bool = False,
 ) -> Needs:
     """What a run needs, from the widths of its points. See `Needs`.
 
-    Each dictionary is held with its gradients and Adam's two moments in float32, and a step adds about ten arrays of
-    [batch, width] at one dictionary at a time. For measuring every dictionary is held once more, folded, which takes
-    five copies of one at a time; then `MEASURED_AT_ONCE` texts of a whole context take the activations of all places in
-    float32, and at one dictionary at a time about four arrays of [tokens, width], or three of [tokens, vocabulary] for
-    the model's loss. Two checkpoints are on disk while one replaces the other.
+    Each dictionary is held with Adam's two moments in float32. A step at one dictionary at a time adds its gradients,
+    the batch and its error, and about 60 bytes for every feature that is active or close to its threshold, in the
+    first steps on about eight times as many as the target L0; where a penalty alone decides, on half of all. The dense
+    steps of sae-lens take gradients of all dictionaries, and about ten arrays of [batch, width].
+
+    For measuring every dictionary is held once more, folded, which takes five copies of one at a time; then some texts
+    of a whole context (`measured_at_once`) take the activations of all places in float32, what the blocks before them
+    returned, and at one dictionary at a time about four arrays of [tokens, width], or for the model's loss three of
+    [tokens, vocabulary]. Two checkpoints are on disk while one replaces the other.
 
     Args:
         targets: what is trained.
@@ -355,21 +378,27 @@ def needs(
         settings: of the run.
         bytes_a_value: of an activation.
         vocabulary: how many tokens the model chooses from.
+        dense: sae-lens trains.
 
     Raises:
         KeyError: when a point has no width.
     """
+    loss, batch = settings.sparsity, settings.optimiser.batch
     sizes = [(t.width + 1) * (widths[t.read] + widths[t.written]) + 3 * t.width for t in targets]
-    values = sum(sizes)
+    values, largest = sum(sizes), max(sizes, default=0)
     widest = max((t.width for t in targets), default=0)
-    step = 10 * settings.optimiser.batch * widest
+    if dense:
+        trained = 4 * (4 * values + 10 * batch * widest)
+    else:
+        rows = max((2 * widths[t.read] + 3 * widths[t.written] for t in targets), default=0)
+        active = min(widest / 2, (16 if loss.holds_l0 else 2) * loss.l0) if loss.l0 else widest / 2
+        trained = 4 * (3 * values + 2 * largest + batch * rows) + round(60 * batch * active)
     row = sum(widths[point] for point in {p for t in targets for p in t.points})
     buffer = settings.stream.buffer * row * (2 if settings.stream.half else bytes_a_value)
-    tokens = MEASURED_AT_ONCE * settings.stream.context
-    pass_ = tokens * (row + max(4 * widest, 3 * vocabulary))
-    measuring = 4 * (values + max(5 * max(sizes, default=0), pass_))
+    tokens = measured_at_once(settings.stream.context, vocabulary) * settings.stream.context
+    measuring = 4 * (values + max(5 * largest, tokens * (2 * row + max(4 * widest, 3 * vocabulary))))
     kept = 3 * 4 * values + buffer
-    return Needs(4 * (4 * values + step), buffer, measuring, 2 * kept if settings.keeps_checkpoints else 0)
+    return Needs(trained, buffer, measuring, 2 * kept if settings.keeps_checkpoints else 0)
 
 
 def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int]) -> list[TrainingTarget]:

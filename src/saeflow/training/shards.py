@@ -168,7 +168,8 @@ def _join(run: TextRun, out: Path, told: _Told, plan: _Plan, shards: Mapping[str
     write_atomic(out / record.METRICS, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
     sites = {target.site: shards[shard_of[str(target.site)]] for target in run.targets}
     quality = {site: found.quality[site] for site, found in sites.items()}
-    done = Trained(out, quality, {site: found.dead[site] for site, found in sites.items()})
+    dead, massive = ({site: getattr(one, name)[site] for site, one in sites.items()} for name in ("dead", "massive"))
+    done = Trained(out, quality, dead, massive)
     record.ended(out, told, done, seconds)
     return done
 

@@ -11,7 +11,9 @@ import torch
 
 from saeflow.ids import Site
 from saeflow.records import Progress
+from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.massive import is_massive, norm_limit
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
 from saeflow.training.buffer import ActivationRows
@@ -19,7 +21,7 @@ from saeflow.training.folding import Normalisation, fold
 from saeflow.training.metrics import Evaluation
 from saeflow.training.record import Trained
 from saeflow.training.run import train
-from saeflow.training.settings import MEASURED_AT_ONCE, TrainingSettings, TrainingTarget
+from saeflow.training.settings import TrainingSettings, TrainingTarget, measured_at_once
 from saeflow.training.sparse_trainer import SparseTrainer
 from saeflow.training.texts import ReadTexts, TextBatches, evaluation_texts
 from saeflow.training.trainer import MakeTrainer, TrainerInputs
@@ -27,18 +29,21 @@ from saeflow.training.trainer import MakeTrainer, TrainerInputs
 
 @dataclass(frozen=True)
 class Pace:
-    """How long parts of a run take, in seconds: a row of activations, a step and a measurement of all targets."""
+    """How long parts of a run take, in seconds: a row of activations; a step and a measurement of all targets; the
+    model's loss, where it is measured too."""
 
     row: float
     step: float
     measurement: float
+    loss: float
 
     def seconds(self, settings: TrainingSettings) -> float:
         """What a whole run takes: the first filling, every step with its rows, every measurement."""
         optimiser, every = settings.optimiser, settings.metrics_every
         rows = settings.stream.buffer + optimiser.steps * optimiser.batch
         measurements = 1 + (optimiser.steps * optimiser.batch // every if every else 0)
-        return rows * self.row + optimiser.steps * self.step + measurements * self.measurement
+        losses = measurements if settings.loss_every_time else 1
+        return rows * self.row + optimiser.steps * self.step + measurements * self.measurement + losses * self.loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +96,8 @@ class TextRun:
 
     def _measured(self) -> list[Tokens]:
         """The texts that are kept for measuring."""
-        kept, n = evaluation_texts(self.read, self.evaluated), MEASURED_AT_ONCE
         length = self.settings.stream.context
+        kept, n = evaluation_texts(self.read, self.evaluated), measured_at_once(length, n_vocabulary(self.model))
         return [self.model.tokenize(kept[i : i + n], max_length=length) for i in range(0, len(kept), n)]
 
     def probe(self, *, steps: int = 3) -> Pace:
@@ -112,10 +117,11 @@ class TextRun:
             read.append(next(rows))
         row_seconds = (time.perf_counter() - began) / sum(len(one[target.read]) for one in read[1:])
         held = {p: torch.cat([one[p] for one in read])[:batch].float() for p in target.points}
-        norms = {
-            p: Normalisation.of(h.mean(0).double(), (h - h.mean(0)).norm(dim=1).double().mean(), str(p))
-            for p, h in held.items()
-        }
+        norms: dict[Point, Normalisation] = {}
+        for p, h in held.items():
+            usual = h[~is_massive(h, norm_limit(h, self.settings.massive))]
+            norm = (usual - usual.mean(0)).norm(dim=1).double().mean()
+            norms[p] = Normalisation.of(usual.mean(0).double(), norm, str(p))
         widths = {one.name: (read[0][one.read].shape[1], read[0][one.written].shape[1]) for one in self.targets}
         trainer = self.trainer(TrainerInputs([target], widths, self.settings, self.model.device, {}))
         ready = {target.name: torch.cat([norms[p](h.to(self.model.device)) for p, h in held.items()], dim=1)}
@@ -126,10 +132,23 @@ class TextRun:
         made = trainer.weights(target.name)  # waits for the device
         step_seconds = (time.perf_counter() - began) / steps
         evaluation = Evaluation(self.model, self._measured(), [target])
-        began = time.perf_counter()
-        evaluation.measure({target.site: fold(made, target, norms[target.read], norms[target.written])})
-        measured = time.perf_counter() - began
+        dictionary = fold(made, target, norms[target.read], norms[target.written])
+        measured: list[float] = []
+        for loss in (False, True):
+            began = time.perf_counter()
+            evaluation.measure({target.site: dictionary}, loss=loss)
+            measured.append(time.perf_counter() - began)
         sizes = [one.width * sum(widths[one.name]) for one in self.targets]
+        # the pass of the model is shared by all targets, what follows is not
+        shared = min(measured[0], row_seconds * evaluation.n_tokens)
         return Pace(
-            row_seconds, step_seconds * sum(sizes) / (target.width * sum(widths[target.name])), measured * len(sizes)
+            row=row_seconds,
+            step=step_seconds * sum(sizes) / (target.width * sum(widths[target.name])),
+            measurement=shared + (measured[0] - shared) * len(sizes),
+            loss=max(measured[1] - measured[0], 0.0) * len(sizes),
         )
+
+
+def n_vocabulary(model: LanguageModel) -> int:
+    """How many logits a token has."""
+    return int(model.hf_model.config.get_text_config().vocab_size)
