@@ -83,7 +83,7 @@ class Site:
 
     def __str__(self) -> str:
         """`24/res`."""
-        return f"{self.layer}/{self.part.value}"
+        return f"{self.layer}/{self.part}"
 
     def __lt__(self, other: Site) -> bool:
         """Order of computation: by layer, then attention, MLP, residual stream."""
@@ -157,6 +157,10 @@ class FeatureId:
     def __str__(self) -> str:
         """`24/res/14548`."""
         return f"{self.site}/{self.index}"
+
+    def __hash__(self) -> int:
+        """Of the three parts at once: experiments look up millions of features."""
+        return hash((self.site.layer, self.site.part, self.index))
 
     def __lt__(self, other: FeatureId) -> bool:
         """By site, then by row."""

@@ -392,13 +392,13 @@ class TokenLayer:
         return TokenLayer(layer, position, targets, active, norms)
 
     @cached_property
-    def every(self) -> list[FeatureId]:
+    def every(self) -> dict[FeatureId, float]:
         """All that is active at the predecessor sites, by part in the order of tables."""
-        return [feature for part in PARTS for feature in self.active.get(part, ())]
+        return {feature: a for part in PARTS for feature, a in self.active.get(part, {}).items()}
 
     def of(self, feature: FeatureId) -> float:
         """The clean activation of a predecessor, 0 when silent."""
-        return self.active.get(feature.part, {}).get(feature, 0.0)
+        return self.every.get(feature, 0.0)
 
     def norm(self, feature: FeatureId) -> float:
         """|a| times the length of its decoder row: how far its removal moves the hidden state."""

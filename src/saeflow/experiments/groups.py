@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Final
 
 from saeflow.ids import Part
 
 PARTS: Final = (Part.RES, Part.MLP, Part.ATT)
 """Parts of the predecessor sites, in the order of tables."""
+
+_BITS: Final = {Part.RES: 1, Part.MLP: 2, Part.ATT: 4}
 
 EXHAUSTIVE: Final = "exhaustive"
 GREEDY: Final = "greedy"
@@ -28,10 +31,7 @@ class Origin(enum.Flag):
     @staticmethod
     def of(active: Iterable[Part]) -> Origin:
         """The group of a feature whose predecessors at these parts are active."""
-        origin = Origin.NOWHERE
-        for part in active:
-            origin |= Origin[part.name]
-        return origin
+        return Origin(sum({_BITS[part] for part in active}))
 
     @staticmethod
     def groups() -> tuple[Origin, ...]:
@@ -43,12 +43,12 @@ class Origin(enum.Flag):
         """The group with this label; KeyError for none of the eight."""
         return {origin.label: origin for origin in Origin.groups()}[label]
 
-    @property
+    @cached_property
     def parts(self) -> tuple[Part, ...]:
         """The parts whose predecessor is active, in the order res, mlp, att."""
         return tuple(part for part in PARTS if Origin[part.name] in self)
 
-    @property
+    @cached_property
     def label(self) -> str:
         """How the group is written: "nowhere", "RES", "RES & MLP"; the paper says "From RES & MLP"."""
         return " & ".join(part.name for part in self.parts) or "nowhere"
