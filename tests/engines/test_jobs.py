@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from saeflow.engines import open_engine
-from saeflow.experiments.deactivation import DeactivationSettings, run_deactivation
+from saeflow.experiments.deactivation import run_deactivation
 from saeflow.experiments.methods import top_k
 from saeflow.experiments.origins import run_origins
 from saeflow.experiments.results import RunRequest
-from saeflow.experiments.settings import TransitionSize
+from saeflow.experiments.settings import DeactivationSize, TransitionSize
 from saeflow.experiments.transition.run import run_transition
 from saeflow.matching.build import build_atlas
 from saeflow.steering.sweep.run import run_sweep
@@ -61,7 +61,7 @@ def deactivation(named, out, engine):
         named.dictionaries,
         strategies,
         lambda: SAMPLES[:4],
-        DeactivationSettings((LAYER,)),
+        DeactivationSize(),
         request=request("deactivation", layers=[LAYER]),
         out=out,
         engine=engine,

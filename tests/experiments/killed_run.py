@@ -2,11 +2,12 @@
 
 import time
 
-from saeflow.experiments.deactivation import DeactivationSettings, run_deactivation
+from saeflow.experiments.deactivation import run_deactivation
 from saeflow.experiments.deactivation_tables import summarize_deactivation
 from saeflow.experiments.methods import top_k
 from saeflow.experiments.results import RunRequest
 from saeflow.experiments.sampling import Sample
+from saeflow.experiments.settings import DeactivationSize
 
 from .planted import LAYER, TEXT, plant
 from .planted_tables import cosine
@@ -31,7 +32,7 @@ def run(folder, *, slow=False):
         planted.dictionaries,
         strategies,
         lambda: SAMPLES,
-        DeactivationSettings((LAYER,)),
+        DeactivationSize(),
         request=request,
         out=folder,
         progress=pause,

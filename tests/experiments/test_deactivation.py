@@ -7,10 +7,11 @@ import pytest
 
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.causal import PreparedText
-from saeflow.experiments.deactivation import SWEEP, DeactivationSettings, EditBatch, RowNorms, TokenLayer, deactivate
+from saeflow.experiments.deactivation import EditBatch, RowNorms, TokenLayer, deactivate
 from saeflow.experiments.groups import Origin
 from saeflow.experiments.methods import random_of_top_k, top_k
 from saeflow.experiments.sampling import Sample
+from saeflow.experiments.settings import DeactivationSize
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Positions, Rescale
 
@@ -20,7 +21,8 @@ from .planted_tables import cosine
 EVERYWHERE = tuple(range(1, len(TEXT.split()) + 1))
 SAMPLE = Sample("planted", 0, TEXT, EVERYWHERE)
 RES = Site(LAYER, Part.RES)
-SETTINGS = DeactivationSettings((LAYER,), loss_targets=3)
+SIZE = DeactivationSize(loss=3)
+SWEEP = SIZE.r
 WORD = {"carried": "carry", "written": "write", "attended": "nothing", "both": "double", "orphan": "orphan"}
 
 
@@ -37,7 +39,7 @@ def strategies(planted):
 
 @pytest.fixture(scope="module")
 def trials(planted, strategies):
-    return deactivate(planted.model, planted.dictionaries, strategies, SAMPLE, SETTINGS)
+    return deactivate(planted.model, planted.dictionaries, strategies, SAMPLE, SIZE, layers=[LAYER])
 
 
 def pick(trials, strategy="top-1", control=False, r=0.0, **where):
@@ -183,11 +185,7 @@ def test_the_loss_is_there_for_the_targets_drawn_and_is_the_models(planted, tria
 
 def test_trials_are_a_function_of_the_seed(planted, strategies, trials) -> None:
     ask = lambda seed: deactivate(  # noqa: E731
-        planted.model,
-        planted.dictionaries,
-        strategies,
-        SAMPLE,
-        DeactivationSettings((LAYER,), loss_targets=3, seed=seed),
+        planted.model, planted.dictionaries, strategies, SAMPLE, SIZE, layers=[LAYER], seed=seed
     )
     assert ask(0) == trials
     drawn = [{(t.position, t.target) for t in found if t.loss_new} for found in (trials, ask(1))]
@@ -200,7 +198,8 @@ def test_targets_beyond_the_most_are_drawn(planted, strategies) -> None:
         planted.dictionaries,
         strategies[:1],
         SAMPLE,
-        DeactivationSettings((LAYER,), n_targets=1, searches=()),
+        DeactivationSize(("top-1",), features=1),
+        layers=[LAYER],
     )
     per_token = {}
     for trial in few:
@@ -214,7 +213,7 @@ def test_a_control_is_the_nearest_in_norm_of_five(planted) -> None:
     text = PreparedText(planted.model, planted.dictionaries, planted.tokens(), layers=[LAYER])
     position = positions("carry")[-1]
     norms = RowNorms(planted.dictionaries)
-    here = TokenLayer.at(text, LAYER, position, SAMPLE, norms, SETTINGS)
+    here = TokenLayer.at(text, LAYER, position, SAMPLE, norms, SIZE, 0)
     site = Site(0, Part.RES)
     values = {FeatureId(site, n): float(n + 1) for n in range(5)}
     made = TokenLayer(LAYER, position, here.targets, {Part.RES: values}, norms)
@@ -269,21 +268,16 @@ def test_only_an_activation_of_exactly_0_is_deactivated(trials, z_new, gone, cha
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [
-        ({"n_targets": 0}, "n_targets = 0"),
-        ({"searches": ("luck",)}, "no search luck"),
-        ({"r": (float("nan"),)}, "no number"),
-        ({"loss_targets": -1}, "loss_targets = -1"),
-    ],
+    [({"features": 0}, "features = 0"), ({"r": (float("nan"),)}, "not a number"), ({"loss": -1}, "loss = -1")],
 )
 def test_a_protocol_out_of_range_is_refused(changes, words) -> None:
     with pytest.raises(InvalidArgument, match=words):
-        DeactivationSettings((LAYER,), **changes)
+        DeactivationSize(**changes)
 
 
 def test_layers_and_strategies_that_are_not_there_are_refused(planted, strategies) -> None:
     ask = lambda chosen, layer: deactivate(  # noqa: E731
-        planted.model, planted.dictionaries, chosen, SAMPLE, DeactivationSettings((layer,))
+        planted.model, planted.dictionaries, chosen, SAMPLE, DeactivationSize(), layers=[layer]
     )
     with pytest.raises(InvalidArgument, match="without strategies"):
         ask([], LAYER)

@@ -17,6 +17,7 @@ For one text (appendix A.2):
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,17 +31,16 @@ import torch
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.causal import PreparedText, Trial
-from saeflow.experiments.groups import EXHAUSTIVE, GREEDY, PARTS, Origin
+from saeflow.experiments.groups import EXHAUSTIVE, GREEDY, PARTS, SEARCHES, Origin
 from saeflow.experiments.methods import Predecessors
 from saeflow.experiments.results import Results, Row, RunRequest, significant, versions
 from saeflow.experiments.sampling import Sample, generator
+from saeflow.experiments.settings import DeactivationSize
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Rescale
 from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
-
-SWEEP = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 LARGEST_SET = 5
 """Features a greedy set may hold."""
@@ -50,45 +50,6 @@ CANDIDATES = 32
 
 HANDFUL = 5
 """Active features a control is chosen among."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeactivationSettings:
-    """What is done at each text; defaults are those of appendix A.2 and figure 7.
-
-    Attributes:
-        layers: residual layers of the targets.
-        n_targets: the most targets of a token and layer.
-        r: factors of the sweep under the first strategy; r = 0 is always done.
-        loss_targets: targets of a text whose sweep and its control have the loss too; None for all.
-        searches: "exhaustive", "greedy", both or neither.
-        max_length: texts are cut to so many tokens, as they were when sampled.
-        seed: of targets, controls and loss targets.
-
-    Raises:
-        InvalidArgument: for a value outside its range.
-    """
-
-    layers: tuple[int, ...]
-    n_targets: int = 25
-    r: tuple[float, ...] = SWEEP
-    loss_targets: int | None = 4
-    searches: tuple[str, ...] = (EXHAUSTIVE, GREEDY)
-    max_length: int = 128
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check every range."""
-        if self.n_targets < 1 or self.max_length < 1 or (self.loss_targets or 0) < 0:
-            raise InvalidArgument(
-                f"n_targets = {self.n_targets}, max_length = {self.max_length}, loss_targets = {self.loss_targets}: "
-                "the first two are 1 or more, the third 0 or more, or None for all."
-            )
-        unknown = set(self.searches) - {EXHAUSTIVE, GREEDY}
-        if unknown:
-            raise InvalidArgument(f"there is no search {', '.join(sorted(unknown))}. Known: {EXHAUSTIVE}, {GREEDY}.")
-        if not all(np.isfinite(self.r)):
-            raise InvalidArgument(f"the factors r = {self.r} hold one that is no number. 0 removes, 1 keeps.")
 
 
 @dataclass(slots=True)
@@ -179,7 +140,10 @@ def deactivate(
     dictionaries: Mapping[Site, Dictionary],
     strategies: Sequence[Predecessors],
     sample: Sample,
-    settings: DeactivationSettings,
+    size: DeactivationSize,
+    *,
+    layers: Sequence[int],
+    seed: int = 0,
     norms: RowNorms | None = None,
 ) -> list[DeactivationTrial]:
     """All trials of one text.
@@ -193,21 +157,28 @@ def deactivate(
         dictionaries: at res L, res L-1, mlp L and att L of the layers; a site without one is left out.
         strategies: what names predecessors; the first is swept over r, and is the lens of the searches.
         sample: the text and its tokens.
-        settings: what is done.
+        size: targets, factors of the sweep, losses, and the length that texts were cut to when they were sampled; of
+            its strategies the searches alone are read.
+        layers: residual layers of the targets.
+        seed: of targets, controls and loss targets.
         norms: lengths of decoder rows, when they are there from another text.
 
     Raises:
         InvalidArgument: without strategies.
         UnknownSite: for a layer without a dictionary, or that no strategy covers.
     """
-    _check(dictionaries, strategies, settings)
-    tokens = model.tokenize([sample.content], max_length=settings.max_length)
+    _check(dictionaries, strategies, layers)
+    tokens = model.tokenize([sample.content], max_length=size.max_length)
     # a plain dict: a DictionarySet checks every look-up, and there are a hundred thousand a text
-    sites = {Site(layer, Part.RES) for layer in settings.layers}
+    sites = {Site(layer, Part.RES) for layer in layers}
     sites |= {predecessor for site in sites for predecessor in site.predecessors}
     around = {site: dictionaries[site] for site in sorted(sites) if site in dictionaries}
-    text = PreparedText(model, around, tokens, layers=settings.layers, positions=sample.positions)
-    return _TextTrials(text, sample, strategies, norms or RowNorms(around), settings).run()
+    text = PreparedText(model, around, tokens, layers=layers, positions=sample.positions)
+    norms = norms or RowNorms(around)
+    trials = _TextTrials(EditBatch(text), sample, strategies, size, seed)
+    for position, layer in itertools.product(sample.positions, layers):
+        trials.places.append(TokenLayer.at(text, layer, position, sample, norms, size, seed))
+    return trials.run()
 
 
 def run_deactivation(
@@ -215,7 +186,7 @@ def run_deactivation(
     dictionaries: Mapping[Site, Dictionary],
     strategies: Sequence[Predecessors],
     samples: Callable[[], Sequence[Sample]],
-    settings: DeactivationSettings,
+    size: DeactivationSize,
     *,
     request: RunRequest,
     out: Path | str,
@@ -224,16 +195,18 @@ def run_deactivation(
 ) -> Results:
     """All trials of all samples into a results folder; a killed run resumes where it stopped.
 
-    `samples` is called for a new folder only: a run that resumes reads its samples back. `engine` is where texts are
-    done; this process when None.
+    `request.arguments` must hold `layers`; its seed is that of every draw. `samples` is called for a new folder only: a
+    run that resumes reads its samples back. `engine` is where texts are done; this process when None.
 
     Raises:
         InvalidArgument: when the folder holds a run with other arguments; without samples or strategies.
         UnknownSite: for a layer without a dictionary, or that no strategy covers.
     """
-    _check(dictionaries, strategies, settings)
+    layers = request.arguments["layers"]
+    _check(dictionaries, strategies, layers)
     results = Results.start(out, request, lambda: [sample.to_row() for sample in samples()], versions())
-    work = partial(_rows_of_text, model, dictionaries, strategies, settings, RowNorms(dictionaries))
+    norms = RowNorms(dictionaries)
+    work = partial(_rows_of_text, model, dictionaries, strategies, size, layers, request.seed, norms)
     return results.run(work, progress, engine)
 
 
@@ -241,20 +214,21 @@ def _rows_of_text(
     model: LanguageModel,
     dictionaries: Mapping[Site, Dictionary],
     strategies: Sequence[Predecessors],
-    settings: DeactivationSettings,
+    size: DeactivationSize,
+    layers: Sequence[int],
+    seed: int,
     norms: RowNorms,
     unit: Row,
 ) -> list[Row]:
-    trials = deactivate(model, dictionaries, strategies, Sample.of(unit), settings, norms)
+    sample = Sample.of(unit)
+    trials = deactivate(model, dictionaries, strategies, sample, size, layers=layers, seed=seed, norms=norms)
     return [trial.to_row(number) for number, trial in enumerate(trials)]
 
 
-def _check(
-    dictionaries: Mapping[Site, Dictionary], strategies: Sequence[Predecessors], settings: DeactivationSettings
-) -> None:
+def _check(dictionaries: Mapping[Site, Dictionary], strategies: Sequence[Predecessors], layers: Sequence[int]) -> None:
     if not strategies:
         raise InvalidArgument("deactivation was asked for without strategies. Give one or more, such as top-1.")
-    for layer in settings.layers:
+    for layer in layers:
         site = Site(layer, Part.RES)
         if site not in dictionaries:
             raise UnknownSite(f"there is no dictionary at {site}. Give other layers.")
@@ -373,9 +347,15 @@ class TokenLayer:
 
     @staticmethod
     def at(
-        text: PreparedText, layer: int, position: int, sample: Sample, norms: RowNorms, settings: DeactivationSettings
+        text: PreparedText,
+        layer: int,
+        position: int,
+        sample: Sample,
+        norms: RowNorms,
+        size: DeactivationSize,
+        seed: int,
     ) -> TokenLayer:
-        """Read the clean pass; of more than `n_targets` active features so many are drawn (appendix A.2)."""
+        """Read the clean pass; of more than `size.features` active features so many are drawn (appendix A.2)."""
 
         def active_at(site: Site) -> dict[FeatureId, float]:
             index, values = text.active(site, position)
@@ -383,10 +363,10 @@ class TokenLayer:
 
         site = Site(layer, Part.RES)
         targets = active_at(site)
-        if len(targets) > settings.n_targets:
-            rng = generator(settings.seed, "targets", sample.dataset, sample.content, position, layer)
+        if len(targets) > size.features:
+            rng = generator(seed, "targets", sample.dataset, sample.content, position, layer)
             features = list(targets)
-            kept = np.sort(rng.choice(len(targets), settings.n_targets, replace=False)).tolist()
+            kept = np.sort(rng.choice(len(targets), size.features, replace=False)).tolist()
             targets = {features[place]: targets[features[place]] for place in kept}
         active = {one.part: active_at(one) for one in site.predecessors if one in norms.dictionaries}
         return TokenLayer(layer, position, targets, active, norms)
@@ -445,33 +425,22 @@ class _TextTrials:
     """The trials of one text: planned, answered together, and read off."""
 
     def __init__(
-        self,
-        text: PreparedText,
-        sample: Sample,
-        strategies: Sequence[Predecessors],
-        norms: RowNorms,
-        settings: DeactivationSettings,
+        self, batch: EditBatch, sample: Sample, strategies: Sequence[Predecessors], size: DeactivationSize, seed: int
     ) -> None:
-        self.sample, self.strategies, self.settings = sample, strategies, settings
-        self.batch = EditBatch(text)
+        self.batch, self.sample, self.strategies, self.size, self.seed = batch, sample, strategies, size, seed
+        self.places: list[TokenLayer] = []
+        self.targets: list[tuple[TokenLayer, FeatureId, dict[Part, list[FeatureId]]]] = []
         self.planned: list[tuple[DeactivationTrial, TokenEdit, Mapping[Part, Sequence[FeatureId]]]] = []
         self.controls: dict[tuple[int, FeatureId, tuple[FeatureId, ...]], tuple[FeatureId, ...] | None] = {}
-        self.places = [
-            TokenLayer.at(text, layer, position, sample, norms, settings)
-            for position in sample.positions
-            for layer in settings.layers
-        ]
-        # every target with what the first strategy names for it
-        self.targets = [
-            (here, target, here.named(strategies[0], target)) for here in self.places for target in here.targets
-        ]
 
     def run(self) -> list[DeactivationTrial]:
-        # 1. targets whose sweep has the loss, drawn once for the text
+        # 1. every target with what the first strategy names for it; those whose sweep has the loss, drawn once
+        first = self.strategies[0]
+        self.targets = [(here, target, here.named(first, target)) for here in self.places for target in here.targets]
         every = [(here.position, target) for here, target, named in self.targets if here.available(named)]
-        n = self.settings.loss_targets
+        n = self.size.loss
         if n is not None and len(every) > n:
-            rng = generator(self.settings.seed, "loss", self.sample.dataset, self.sample.content)
+            rng = generator(self.seed, "loss", self.sample.dataset, self.sample.content)
             every = [every[place] for place in rng.choice(len(every), n, replace=False).tolist()]
         with_loss = set(every)
         # 2. what is named, then what can be found
@@ -479,14 +448,14 @@ class _TextTrials:
             for strategy in self.strategies:
                 self._plan_strategy(here, target, strategy)
             self._plan_sweep(here, target, named, loss=(here.position, target) in with_loss)
-        if self.settings.searches:
+        if set(self.size.strategies) & set(SEARCHES):
             self._plan_searches()
         self.batch.answer()
         # 3. read off
         for trial, edit, named in self.planned:
             trial.z_new = edit.after[trial.target]
             trial.new_group = Origin.of(p for p, features in named.items() if any(edit.after[f] > 0 for f in features))
-            swept = trial.strategy == self.strategies[0].method and (trial.position, trial.target) in with_loss
+            swept = trial.strategy == first.method and (trial.position, trial.target) in with_loss
             if swept and trial.removed == trial.group and edit.losses:
                 trial.loss_old, trial.loss_new = edit.losses
         return [trial for trial, _, _ in self.planned]
@@ -510,11 +479,11 @@ class _TextTrials:
         features = tuple(sorted(feature for chosen in available.values() for feature in chosen))
         if not features:
             return
-        for r in sorted(set(self.settings.r) - {0.0}):
+        for r in sorted(set(self.size.r) - {0.0}):
             self._plan(here, target, self.strategies[0].method, named, Origin.of(available), features, r)
         if loss:
             for edited in filter(None, (features, self._control(here, target, features))):
-                for r in {*self.settings.r, 0.0}:
+                for r in {*self.size.r, 0.0}:
                     self.batch.ask(self.batch.edit(here.layer, here.position, edited, r), (target,), loss=True)
 
     def _plan_searches(self) -> None:
@@ -525,14 +494,14 @@ class _TextTrials:
             for edit in singles[here].values():
                 self.batch.ask(edit, here.targets)
         self.batch.answer()
-        if EXHAUSTIVE in self.settings.searches:
+        if EXHAUSTIVE in self.size.strategies:
             for here, target, named in self.targets:
                 alone = {feature: edit.after[target] for feature, edit in singles[here].items()}
                 for part in PARTS:
                     best = min(here.active.get(part, ()), key=alone.__getitem__, default=None)
                     if best is not None:
                         self._plan(here, target, EXHAUSTIVE, named, Origin.of((part,)), (best,))
-        if GREEDY in self.settings.searches:
+        if GREEDY in self.size.strategies:
             for (here, target, named), best in zip(self.targets, self._greedy(singles), strict=True):
                 parts = Origin.of({feature.part for feature in best.features})
                 self._plan(here, target, GREEDY, named, parts, best.features)
@@ -578,7 +547,7 @@ class _TextTrials:
         """The control of an edit, drawn once: every r and every strategy that edits the same has the same."""
         key = here.position, target, features
         if key not in self.controls:
-            self.controls[key] = here.control(target, features, self.sample, self.settings.seed)
+            self.controls[key] = here.control(target, features, self.sample, self.seed)
         return self.controls[key]
 
     def _greedy(self, singles: Mapping[TokenLayer, Mapping[FeatureId, TokenEdit]]) -> list[TokenEdit]:

@@ -52,25 +52,25 @@ class Inputs:
     """What origins and deactivation run on.
 
     Attributes:
-        asked: the names it was opened from.
+        names: the names it was opened from.
         model: the language model.
         dictionaries: of its sites.
         atlas: cosine tables.
         layers: residual layers that are looked at, ascending.
     """
 
-    asked: InputNames
+    names: InputNames
     model: LanguageModel
     dictionaries: DictionarySet
     atlas: Atlas
     layers: list[int]
 
     @staticmethod
-    def open(asked: InputNames, *, first: int) -> Inputs:
+    def open(names: InputNames, *, first: int) -> Inputs:
         """Open everything; what is wrong with a name shows before anything large is loaded.
 
         Args:
-            asked: the names.
+            names: the names.
             first: the first layer taken when none is asked for.
 
         Raises:
@@ -78,45 +78,40 @@ class Inputs:
                 of other weights.
             UnknownRelease, BadFile, Unreachable: where something cannot be opened.
         """
-        for name in (*asked.sampled, *asked.held):
+        for name in (*names.sampled, *names.held):
             open_dataset(name)
-        atlas = open_atlas(asked.atlas or asked.release)
+        atlas = open_atlas(names.atlas or names.release)
         covered = sorted({source.layer for source, target in atlas if source.part is Part.RES and target < source})
-        layers = list(asked.layers) or [layer for layer in covered if layer >= first]
+        layers = list(names.layers) or [layer for layer in covered if layer >= first]
         if missing := sorted(set(layers) - set(covered)):
             raise InvalidArgument(
                 f"--layers {','.join(map(str, layers))}: the atlas has no matches of {missing}. It covers {covered}."
             )
-        dictionaries = load_dictionaries(asked.release, device=asked.device)
-        named = model_name(asked.release, dictionaries, asked.model)
+        dictionaries = load_dictionaries(names.release, device=names.device)
+        named = model_name(names.release, dictionaries, names.model)
         sites = {site for pair in atlas if pair[0].layer in layers and pair[1] < pair[0] for site in pair}
         refuse_other_weights(atlas, dictionaries, sites)
-        model = load_model(named, device=asked.device, prepend_bos=asked.prepend_bos).as_trained(dictionaries)
-        return Inputs(asked, model, dictionaries, atlas, layers)
+        model = load_model(named, device=names.device, prepend_bos=names.prepend_bos).as_trained(dictionaries)
+        return Inputs(names, model, dictionaries, atlas, layers)
 
     def matchings(self, bars: Bars | None = None) -> Matchings:
         """The tables of every matching method, each made or opened when first asked for."""
-        asked = self.asked
+        names, given = self.names, None
+        if names.pearson:
+            given = open_atlas(names.pearson)
+            refuse_other_weights(given, self.dictionaries, {site for pair in self.atlas for site in pair})
         return Matchings(
             self.model,
             self.dictionaries,
             self.atlas,
             self.layers,
             cache_folder() / "matches",
-            [open_dataset(name) for name in asked.held],
-            self._pearson(),
-            asked.release,
-            asked.seed,
+            [open_dataset(name) for name in names.held],
+            given,
+            names.release,
+            names.seed,
             bars,
         )
-
-    def _pearson(self) -> Atlas | None:
-        """The Pearson tables that were named, which must be of the same dictionaries."""
-        if not self.asked.pearson:
-            return None
-        opened = open_atlas(self.asked.pearson)
-        refuse_other_weights(opened, self.dictionaries, {site for pair in self.atlas for site in pair})
-        return opened
 
     def samples(self, texts: int, tokens: int, max_length: int, note: Note | None = None) -> list[Sample]:
         """Up to `texts` texts of each dataset with `tokens` random tokens each; `note` hears of those that are short.
@@ -130,9 +125,9 @@ class Inputs:
 
         special = self.model.tokenizer.all_special_ids
         found: list[Sample] = []
-        for name in self.asked.sampled:
+        for name in self.names.sampled:
             drawn = draw(
-                open_dataset(name), encode, n_texts=texts, n_tokens=tokens, seed=self.asked.seed, special=special
+                open_dataset(name), encode, n_texts=texts, n_tokens=tokens, seed=self.names.seed, special=special
             )
             if len(drawn) < texts and note:
                 note(f"{name}: {len(drawn)} texts, as many as there are to sample")
@@ -141,23 +136,23 @@ class Inputs:
 
     def request(self, experiment: str, methods: Sequence[Predecessors], arguments: Mapping[str, Any]) -> RunRequest:
         """The record of what is asked, by which a results folder is known again."""
-        asked = self.asked
+        names = self.names
         atlases = {method.method: method.made_by for method in methods}
-        made_here = any("pearson" in name for name in atlases) and not asked.pearson
-        fitted = list(asked.held) if made_here else []
+        made_here = any("pearson" in name for name in atlases) and not names.pearson
+        fitted = list(names.held) if made_here else []
         return RunRequest(
             experiment,
-            asked.release,
-            self.model.name or asked.release,
-            asked.seed,
-            asked.sampled,
+            names.release,
+            self.model.name or names.release,
+            names.seed,
+            names.sampled,
             atlases,
             {**arguments, "pearson_datasets": fitted, "prepend_bos": self.model.prepend_bos},
         )
 
 
 def origins(
-    lab: Inputs,
+    inputs: Inputs,
     size: OriginsSize,
     *,
     out: Path | str,
@@ -174,14 +169,14 @@ def origins(
     """
     from saeflow.experiments.origins import run_origins
 
-    matched = origin_methods(size.methods, lab.matchings(bars))
-    arguments = {"texts": size.texts, "tokens": size.tokens, "layers": lab.layers, "max_length": size.max_length}
+    matched = origin_methods(size.methods, inputs.matchings(bars))
+    arguments = {"texts": size.texts, "tokens": size.tokens, "layers": inputs.layers, "max_length": size.max_length}
     return run_origins(
-        lab.model,
-        lab.dictionaries,
+        inputs.model,
+        inputs.dictionaries,
         matched,
-        partial(lab.samples, size.texts, size.tokens, size.max_length, note),
-        request=lab.request("origins", matched, arguments),
+        partial(inputs.samples, size.texts, size.tokens, size.max_length, note),
+        request=inputs.request("origins", matched, arguments),
         out=out,
         progress=bars and bars("origins"),
         engine=engine,
@@ -189,7 +184,7 @@ def origins(
 
 
 def deactivation(
-    lab: Inputs,
+    inputs: Inputs,
     size: DeactivationSize,
     *,
     out: Path | str,
@@ -204,29 +199,26 @@ def deactivation(
         InvalidArgument: for an unknown strategy, no text, or a folder of another request.
         BadFile: when the folder is damaged.
     """
-    from saeflow.experiments.deactivation import DeactivationSettings, run_deactivation
+    from saeflow.experiments.deactivation import run_deactivation
 
-    matched, searches = deactivation_strategies(size.strategies, lab.matchings(bars))
-    settings = DeactivationSettings(
-        tuple(lab.layers), size.features, size.r, size.loss, searches, size.max_length, lab.asked.seed
-    )
+    matched, searches = deactivation_strategies(size.strategies, inputs.matchings(bars))
     arguments = {
         "texts": size.texts,
         "tokens": size.tokens,
         "features": size.features,
-        "layers": lab.layers,
+        "layers": inputs.layers,
         "r": size.r,
         "loss": "all" if size.loss is None else str(size.loss),
         "searches": searches,
         "max_length": size.max_length,
     }
     return run_deactivation(
-        lab.model,
-        lab.dictionaries,
+        inputs.model,
+        inputs.dictionaries,
         matched,
-        partial(lab.samples, size.texts, size.tokens, size.max_length, note),
-        settings,
-        request=lab.request("deactivation", matched, arguments),
+        partial(inputs.samples, size.texts, size.tokens, size.max_length, note),
+        size,
+        request=inputs.request("deactivation", matched, arguments),
         out=out,
         progress=bars and bars("deactivation"),
         engine=engine,

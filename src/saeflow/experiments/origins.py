@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,14 @@ def observe_origins(
         InvalidArgument: for a token outside the text.
     """
     sites = [Site(layer, Part.RES) for layer in layers]
-    needed = _sites(sites, methods)
+    named = {
+        site: {target for method in methods for source, target in method.named if source == site} for site in sites
+    }
+    for site in sites:
+        if not named[site]:
+            covered = sorted({layer for method in methods for layer in method.layers})
+            raise UnknownSite(f"no method has matches for {site}. Layers with matches: {covered}.")
+    needed = sorted({*sites, *(target for targets in named.values() for target in targets)})
     tokens = model.tokenize([sample.content], max_length=max_length)
     if max(sample.positions) >= tokens.input_ids.shape[1]:
         raise InvalidArgument(
@@ -144,35 +152,20 @@ def run_origins(
     results = Results.start(out, request, lambda: [sample.to_row() for sample in samples()], versions())
     write_atomic(results.folder / MATCHES, to_bytes(methods))
     layers, max_length = request.arguments["layers"], request.arguments["max_length"]
-    return results.run(_Observe(model, dictionaries, methods, layers, max_length), progress, engine)
+    work = partial(_rows_of_text, model, dictionaries, methods, layers, max_length)
+    return results.run(work, progress, engine)
 
 
-@dataclass(frozen=True, eq=False)
-class _Observe:
-    """The rows of one text."""
-
-    model: LanguageModel
-    dictionaries: Mapping[Site, Dictionary]
-    methods: Sequence[Predecessors]
-    layers: Sequence[int]
-    max_length: int
-
-    def __call__(self, unit: Row) -> list[Row]:
-        trials = observe_origins(
-            self.model, self.dictionaries, self.methods, Sample.of(unit), layers=self.layers, max_length=self.max_length
-        )
-        return [trial.to_row() for trial in trials]
-
-
-def _sites(sites: Sequence[Site], methods: Sequence[Predecessors]) -> list[Site]:
-    needed = set(sites)
-    for site in sites:
-        named = {target for method in methods for source, target in method.named if source == site}
-        if not named:
-            covered = sorted({layer for method in methods for layer in method.layers})
-            raise UnknownSite(f"no method has matches for {site}. Layers with matches: {covered}.")
-        needed |= named
-    return sorted(needed)
+def _rows_of_text(
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    methods: Sequence[Predecessors],
+    layers: Sequence[int],
+    max_length: int,
+    unit: Row,
+) -> list[Row]:
+    trials = observe_origins(model, dictionaries, methods, Sample.of(unit), layers=layers, max_length=max_length)
+    return [trial.to_row() for trial in trials]
 
 
 def _groups(

@@ -22,6 +22,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -202,26 +203,6 @@ Work = Callable[[Row], Iterable[Row] | Made]
 """The rows of a unit, which depend on the unit and the request alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    """`Made` as bytes."""
-
-    rows: bytes
-    files: Mapping[str, bytes]
-
-
-@dataclass(frozen=True)
-class _Packing:
-    """A work that gives bytes: rows are packed where they are made."""
-
-    work: Work
-
-    def __call__(self, unit: Row) -> _Shard:
-        found = self.work(unit)
-        made = found if isinstance(found, Made) else Made(found, {})
-        return _Shard(pack_rows(made.rows), made.files)
-
-
 @dataclass(frozen=True)
 class Results:
     """A results folder: start or open one, write and read rows and tables."""
@@ -332,10 +313,12 @@ class Results:
                 else:
                     yield number, unit
 
-        for number, made in engine.run(_Packing(work), missing(), name=self.record.request.experiment):
-            for name, data in made.files.items():
+        for number, (rows, files) in engine.run(
+            partial(_bytes_of, work), missing(), name=self.record.request.experiment
+        ):
+            for name, data in files.items():
                 write_atomic(self.folder / name, data)
-            write_atomic(self.shard(number), made.rows)
+            write_atomic(self.shard(number), rows)
             done += 1
             if not isinstance(engine, InProcess):
                 tell()
@@ -471,6 +454,13 @@ def _cell(value: Any) -> Cell:
     if isinstance(plain, float):
         return significant(plain) if math.isfinite(plain) else None
     return cast("Cell", plain)
+
+
+def _bytes_of(work: Work, unit: Row) -> tuple[bytes, Mapping[str, bytes]]:
+    """The rows of a unit, packed where they are made, and its files."""
+    found = work(unit)
+    made = found if isinstance(found, Made) else Made(found, {})
+    return pack_rows(made.rows), made.files
 
 
 def pack_rows(rows: Iterable[Row]) -> bytes:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 import numpy as np
 
@@ -78,13 +78,8 @@ class Sample:
         return Sample(row["dataset"], row["text"], row["content"], tuple(row["positions"]))
 
 
-@runtime_checkable
-class Encode(Protocol):
-    """Token ids of a text as the model sees it: cut to length, with the begin-of-text token."""
-
-    def __call__(self, text: str) -> Sequence[int]:
-        """The ids."""
-        ...
+Encode = Callable[[str], Sequence[int]]
+"""Token ids of a text as the model sees it: cut to length, with the begin-of-text token."""
 
 
 def generator(seed: int, *what: str | int) -> np.random.Generator:

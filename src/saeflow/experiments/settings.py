@@ -5,6 +5,7 @@ The command line takes its options from these classes, and their help from the d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -91,6 +92,9 @@ class DeactivationSize:
         r: Factors of the sweep.
         loss: Targets of each text whose sweep measures the loss; None for all.
         max_length: Tokens each text is cut to.
+
+    Raises:
+        InvalidArgument: for a number out of range.
     """
 
     strategies: tuple[str, ...] = ("top-1", "top-5", "random", "permutation", "pearson", "exhaustive", "greedy")
@@ -100,6 +104,16 @@ class DeactivationSize:
     r: tuple[float, ...] = (-2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
     loss: int | None = 4
     max_length: int = 128
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if self.features < 1 or self.max_length < 1 or (self.loss or 0) < 0:
+            raise InvalidArgument(
+                f"features = {self.features}, max_length = {self.max_length}, loss = {self.loss}: the first two are 1 "
+                "or more, the third 0 or more, or None for all."
+            )
+        if not all(map(math.isfinite, self.r)):
+            raise InvalidArgument(f"the factors r = {self.r} hold one that is not a number. 0 removes, 1 keeps.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class PreparedText:
             UnknownSite: for a site without a dictionary, or at none of the layers.
         """
         found = self._activations.at(site, self._inside(position))
-        return found.features, found.values
+        return np.array(list(found), dtype=np.int64), np.array(list(found.values()), dtype=np.float32)
 
     def activations(self, features: Sequence[FeatureId], position: int) -> list[float]:
         """Activations of some features at a token in the clean pass, 0 for silent ones.
@@ -117,7 +117,7 @@ class PreparedText:
         for feature in features:
             self._activations.check(feature.site, feature.index)
         position = self._inside(position)
-        return [self._activations.at(feature.site, position).by_index.get(feature.index, 0.0) for feature in features]
+        return [self._activations.at(feature.site, position).get(feature.index, 0.0) for feature in features]
 
     def run(self, trials: Sequence[Trial], *, loss: bool = False) -> list[Outcome]:
         """Answer trials of any layers and tokens, in their order.
@@ -156,7 +156,7 @@ class PreparedText:
             losses = self._fill(wanted, loss=loss)
         # 3. read off; what cannot have moved is as in the clean pass
         clean = {
-            (layer, stage, position): self._activations.at(stage.site(layer), position).by_index
+            (layer, stage, position): self._activations.at(stage.site(layer), position)
             for (layer, stage), positions in needed.items()
             for position in positions
         }
@@ -219,14 +219,6 @@ class PreparedText:
         return position
 
 
-class Active(NamedTuple):
-    """The active features of one site at one token."""
-
-    features: Int[np.ndarray, " n"]
-    values: Float[np.ndarray, " n"]
-    by_index: dict[int, float]
-
-
 class CleanActivations:
     """The clean activations at the sites around some layers, encoded when first asked for."""
 
@@ -236,7 +228,7 @@ class CleanActivations:
         """`positions` are tokens to encode together when the first of them is asked for."""
         self._model, self._clean, self._dictionaries = model, clean, dictionaries
         self._together = sorted(set(positions))
-        self._made: dict[Site, dict[int, Active]] = {}
+        self._made: dict[Site, dict[int, dict[int, float]]] = {}
         self._bound: dict[Site, Dictionary] = {}
 
     def dictionary(self, site: Site) -> Dictionary:
@@ -264,8 +256,8 @@ class CleanActivations:
             )
         return found
 
-    def at(self, site: Site, position: int) -> Active:
-        """The active features of a site at a token.
+    def at(self, site: Site, position: int) -> dict[int, float]:
+        """The active features of a site at a token, ascending, with their activations.
 
         Raises:
             UnknownSite: as `dictionary`.
@@ -292,9 +284,7 @@ class CleanActivations:
                 acts = dictionary.encode(h.to(dictionary.W_enc)).float()
             for position, row in zip(part, acts, strict=True):
                 index = row.nonzero().flatten()
-                features, values = index.cpu().numpy(), row[index].cpu().numpy()
-                by_index = dict(zip(features.tolist(), values.tolist(), strict=True))
-                made[position] = Active(features, values, by_index)
+                made[position] = dict(zip(index.tolist(), row[index].tolist(), strict=True))
 
     def hidden(self, site: Site) -> Float[Tensor, "pos d_in"]:
         """What the site's dictionary reads in the clean pass.
@@ -349,7 +339,7 @@ def _reduced(trial: Trial, clean: CleanActivations) -> ReducedTrial:
     )
     while edits:
         stage, features, r = edits[0]
-        active = clean.at(stage.site(trial.layer), trial.position).by_index
+        active = clean.at(stage.site(trial.layer), trial.position)
         loud = tuple(index for index in features if index in active)
         if loud:
             edits[0] = StageEdit(stage, loud, r)
@@ -402,7 +392,7 @@ def _row_edits(batch: Sequence[ReducedTrial], stage: Stage, activations: CleanAc
             if edit.stage is stage:
                 values = None
                 if stage is one.first:
-                    active = activations.at(stage.site(one.layer), one.position).by_index
+                    active = activations.at(stage.site(one.layer), one.position)
                     values = tuple(active[index] for index in edit.features)
                 edits.append(RowEdit(row, edit.features, edit.r, values))
     return edits

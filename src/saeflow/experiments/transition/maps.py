@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
@@ -39,15 +39,6 @@ from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary, Norm
 
 _BLOCK: Final = 1024
-
-
-@runtime_checkable
-class TransitionMap(Protocol):
-    """T W_dec(B), a row for each source feature, made when asked for."""
-
-    def rows(self, features: Int[Tensor, " k"]) -> Float[Tensor, "k d_out"]:
-        """What one unit of the activation of each of some source features adds to the prediction."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +77,10 @@ class Product:
     def rows(self, features: Int[Tensor, " k"]) -> Float[Tensor, "k d_out"]:
         """Rows of the product."""
         return (self.left[features] * self.scale[features, None]) @ self.core
+
+
+TransitionMap: TypeAlias = InMemory | Sparse | Product
+"""T W_dec(B): `rows` is what one unit of the activation of each of some source features adds to the prediction."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
