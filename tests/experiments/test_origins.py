@@ -100,13 +100,12 @@ def table(index, score):
 
 def test_a_match_that_scores_0_or_less_is_none() -> None:
     named = top_k("permutation", table([[3], [0], [2], [5]], [[0.4], [-np.inf], [np.nan], [-0.1]]))
-    found = named.at(RES, Part.RES)
+    found = named.named[RES, Site(0, Part.RES)]
     assert found.index[:, 0].tolist() == [3, -1, -1, -1]
     assert found.score == pytest.approx([0.4, np.nan, np.nan, np.nan], nan_ok=True)
     on = np.ones((1, 9), dtype=bool)
     active = found.active(np.arange(4), np.zeros(4, dtype=np.int64), on)
     assert active.tolist() == [True, False, False, False]
-    assert named.at(RES, Part.MLP) is None
 
 
 def test_one_of_five_is_drawn_once_a_feature_from_the_seed(planted) -> None:
@@ -140,7 +139,7 @@ def test_a_draw_of_a_pair_depends_on_nothing_else_and_takes_every_place_alike() 
 
 
 def test_a_feature_without_a_partner_has_nothing_to_draw() -> None:
-    found = random_of_top_k("random", table([[3], [0]], [[0.5], [-np.inf]]), 1).at(RES, Part.RES)
+    found = random_of_top_k("random", table([[3], [0]], [[0.5], [-np.inf]]), 1).named[RES, Site(0, Part.RES)]
     assert found.index[:, 0].tolist() == [3, -1]
 
 

@@ -83,13 +83,6 @@ class Predecessors:
         """Layers of the residual sites it covers."""
         return tuple(sorted({source.layer for source, _ in self.named}))
 
-    def at(self, site: Site, part: Part) -> NamedPredecessors | None:
-        """What is named at the predecessor of `site` at `part`; None where the method has no table."""
-        for predecessor in site.predecessors:
-            if predecessor.part is part:
-                return self.named.get((site, predecessor))
-        return None
-
 
 def top_k(method: str, tables: Tables, k: int = 1) -> Predecessors:
     """The k best matches of each feature; a match that scores 0 or less is none (section 3.2).

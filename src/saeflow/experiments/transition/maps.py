@@ -21,7 +21,8 @@ size (the feature fires at any): the median of the others stands in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -178,18 +179,49 @@ def transition_maps(
     kept = list(dict.fromkeys(k for k in ks if k is None or k <= target.n_features))
     if any(k is not None and k < 1 for k in kept):
         raise InvalidArgument(f"k = {ks} holds a number below 1. Give 1 or more, or all.")
+    # 1. the units that T can be applied in, and the two dictionaries in those that it can be found in
+    device, W_dec = target.W_dec.device, target.W_dec.float()
     units = _units(source, target, means)
     sides = {Scaling.RAW: (source, target)}
     if (fold := units.get(Scaling.FOLDED)) is not None:
-        sides[Scaling.FOLDED] = (_scaled(source, fold.source), _scaled(target, fold.target))
+        sides[Scaling.FOLDED] = (_folded(source, fold.source), _folded(target, fold.target))
+
+    def sparse(index: np.ndarray, value: np.ndarray, how: Units) -> Sparse:
+        at = torch.from_numpy(index.astype(np.int64)).to(device)
+        entries = torch.from_numpy(np.where(np.isfinite(value), value, 0).astype(np.float32)).to(device)
+        return Sparse(at, entries * how.target[at] / how.source[:, None], W_dec)
+
     made: dict[MapVariant, TransitionMap] = {}
+    numbers = [k for k in kept if k is not None]
     for matched, (a, b) in sides.items():
         applied = units if matched is Scaling.RAW else {Scaling.FOLDED: units[Scaling.FOLDED]}
-        made.update(_permutations(a, b, matched, units, target))
+        # 2. permutations: one that was found on folded rows may be applied in any units
+        for weights in (one for one in MapSource if one.one_to_one):
+            table = match(a, b, method=weights.value)
+            paired = np.isfinite(table.score).astype(np.float32)
+            for how, one in units.items():
+                made[MapVariant(weights, matched=matched, applied=how)] = sparse(table.index, paired, one)
         for weights in (MapSource.DECODERS, MapSource.READS):
-            made.update(_top_k(a, b, weights, kept, matched, applied, target))
-            if None in kept:
-                made.update(_all(a, b, weights, matched, applied, target))
+            product = "virtual" if weights is MapSource.READS else "decoder-product"  # the method with these scores
+            # 3. the k largest entries of each row; of raw decoders the binary form takes those of unit rows
+            for binary in (False, True) if numbers else ():
+                cosine = binary and weights is MapSource.DECODERS and matched is Scaling.RAW
+                table = match(a, b, k=max(numbers), method="cosine" if cosine else product)
+                value = (table.score > 0).astype(np.float32) if binary else table.score
+                for k, (how, one) in itertools.product(numbers, applied.items()):
+                    variant = MapVariant(weights, k, binary, matched, how)
+                    made[variant] = sparse(table.index[:, :k], value[:, :k], one)
+            if None not in kept:
+                continue
+            # 4. every entry. What is above 0 does not depend on scales, so folded rows add no binary form
+            left, right = rows_of(a, EdgeEnd.PARENT, product).rows, rows_of(b, EdgeEnd.CHILD, product).rows
+            for how, one in applied.items():
+                scaled = W_dec * one.target[:, None]
+                made[MapVariant(weights, None, False, matched, how)] = Product(left, 1 / one.source, right.T @ scaled)
+                if matched is Scaling.RAW:
+                    blocks = [(block @ right.T > 0).float() @ scaled for block in left.split(_BLOCK)]
+                    whole = InMemory(torch.cat(blocks) / one.source[:, None])
+                    made[MapVariant(weights, None, True, matched, how)] = whole
     return made
 
 
@@ -215,7 +247,7 @@ def _units(source: Dictionary, target: Dictionary, means: Units | None) -> dict[
     return {how: Units(one.source.to(device), one.target.to(device)) for how, one in found.items()}
 
 
-def _scaled(dictionary: Dictionary, size: Tensor) -> Dictionary:
+def _folded(dictionary: Dictionary, size: Tensor) -> Dictionary:
     """The dictionary folded by `size`: the same function, with activations in units of it."""
     rows = size.to(dictionary.W_dec)[:, None]
     activation = dictionary.activation
@@ -230,69 +262,3 @@ def _scaled(dictionary: Dictionary, size: Tensor) -> Dictionary:
         preprocessing=dictionary.preprocessing,
         training=dictionary.training,
     )
-
-
-def _permutations(
-    a: Dictionary, b: Dictionary, matched: Scaling, units: Mapping[Scaling, Units], target: Dictionary
-) -> Iterator[tuple[MapVariant, TransitionMap]]:
-    for weights in filter(lambda one: one.one_to_one, MapSource):
-        table = match(a, b, method=weights.value)
-        paired = np.isfinite(table.score).astype(np.float32)
-        for how, one in units.items():
-            made = _sparse(table.index, paired, one, target)
-            yield MapVariant(weights, matched=matched, applied=how), made
-
-
-def _top_k(
-    a: Dictionary,
-    b: Dictionary,
-    weights: MapSource,
-    ks: Sequence[int | None],
-    matched: Scaling,
-    units: Mapping[Scaling, Units],
-    target: Dictionary,
-) -> Iterator[tuple[MapVariant, TransitionMap]]:
-    """The k largest entries of each row. Of raw decoders the binary form takes those of unit rows."""
-    numbers = [k for k in ks if k is not None]
-    if not numbers:
-        return
-    for binary in (False, True):
-        cosine = binary and weights is MapSource.DECODERS and matched is Scaling.RAW
-        method = "cosine" if cosine else _method(weights)
-        table = match(a, b, k=max(numbers), method=method)
-        value = (table.score > 0).astype(np.float32) if binary else table.score
-        for k in numbers:
-            for how, one in units.items():
-                made = _sparse(table.index[:, :k], value[:, :k], one, target)
-                yield MapVariant(weights, k, binary, matched, how), made
-
-
-def _all(
-    a: Dictionary,
-    b: Dictionary,
-    weights: MapSource,
-    matched: Scaling,
-    units: Mapping[Scaling, Units],
-    target: Dictionary,
-) -> Iterator[tuple[MapVariant, TransitionMap]]:
-    """Every entry. What is above 0 does not depend on scales, so folded rows add no binary form."""
-    left = rows_of(a, EdgeEnd.PARENT, _method(weights)).rows
-    right = rows_of(b, EdgeEnd.CHILD, _method(weights)).rows
-    W_dec = target.W_dec.float()
-    for how, one in units.items():
-        scaled = W_dec * one.target[:, None]
-        yield MapVariant(weights, None, False, matched, how), Product(left, 1 / one.source, right.T @ scaled)
-        if matched is Scaling.RAW:
-            blocks = [(block @ right.T > 0).float() @ scaled for block in left.split(_BLOCK)]
-            yield (MapVariant(weights, None, True, matched, how), InMemory(torch.cat(blocks) / one.source[:, None]))
-
-
-def _method(weights: MapSource) -> str:
-    """The matching method whose scores are this product."""
-    return "virtual" if weights is MapSource.READS else "decoder-product"
-
-
-def _sparse(index: np.ndarray, value: np.ndarray, units: Units, target: Dictionary) -> Sparse:
-    at = torch.from_numpy(index.astype(np.int64)).to(units.source.device)
-    entries = torch.from_numpy(np.where(np.isfinite(value), value, 0).astype(np.float32)).to(at.device)
-    return Sparse(at, entries * units.target[at] / units.source[:, None], target.W_dec.float())
