@@ -215,9 +215,9 @@ def test_a_release_without_neighbours_has_no_atlas(planted, tmp_path):
     assert not (tmp_path / "atlas").exists()
 
 
-def test_pairs_leave_out_what_is_missing():
-    sites = [Site(2, Part.RES), Site(2, Part.MLP), Site(0, Part.RES)]
-    assert flow_pairs(sites) == [(Site(2, Part.RES), Site(2, Part.MLP))]
+def test_pairs_reach_over_layers_that_are_missing():
+    sites = [Site(2, Part.RES), Site(2, Part.MLP), Site(1, Part.ATT), Site(0, Part.RES)]
+    assert flow_pairs(sites) == [(Site(2, Part.RES), Site(0, Part.RES)), (Site(2, Part.RES), Site(2, Part.MLP))]
 
 
 def test_a_build_that_goes_on_does_not_believe_a_changed_table(planted, tmp_path):

@@ -51,9 +51,11 @@ class Reason(enum.StrEnum):
 class Node:
     """A feature in a graph.
 
-    `scores` and `evolution` are None for features of a module, which have no predecessors.
-    `joins` names the modules that join here with a high score: a linear circuit (section 3.4). `p` holds
-    the p-values of the scores, where there is a null.
+    `scores` and `evolution` are None for features of a module, which have no predecessors; `evolution` is None for a
+    residual feature that was not matched to a layer below. `joins` names the modules that join here with a high score:
+    a linear circuit (section 3.4). `p` holds the p-values of the scores, where there is a null. `below` is the layer
+    the feature was matched to where that is not the one right below: a release that leaves layers out is matched to
+    the nearest that is there.
     """
 
     feature: FeatureId
@@ -61,6 +63,21 @@ class Node:
     evolution: Evolution | None = None
     joins: tuple[Part, ...] = ()
     p: Scores | None = None
+    below: int | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What is known of where the feature comes from, in a sentence; empty for features of a module."""
+        if self.feature.part is not Part.RES:
+            return ""
+        if self.evolution is None:
+            return "Not matched: there is no table to the residual stream of a layer below."
+        if self.below is None:
+            return self.evolution.sentence
+        near = f"layer {self.below} (the nearest below it with a dictionary)"
+        return self.evolution.sentence.replace("The previous layer", near.capitalize()).replace(
+            "the previous layer", near
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +232,7 @@ class FlowGraph:
                     "joins": list(node.joins),
                     "p": None if node.p is None else asdict(node.p),
                 }
+                | ({} if node.below is None else {"below": node.below})
                 for node in self.nodes
             ],
             "edges": [
@@ -319,6 +337,7 @@ def _read(data: dict[str, Any]) -> FlowGraph:
             None if n["evolution"] is None else Evolution(n["evolution"]),
             tuple(Part(p) for p in n["joins"]),
             _scores(n.get("p")),
+            None if n.get("below") is None else _count(n["below"]),
         )
         for n in data["nodes"]
     )

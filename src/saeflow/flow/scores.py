@@ -104,10 +104,10 @@ class Thresholds:
         cuts: dict[tuple[int, Part], float] = {}
         ahead: dict[tuple[int, Part], float] = {}
         for (source, target), cut in sorted(atlas.cuts(fdr).items()):
-            if target in source.predecessors:
-                cuts[source.layer, target.part] = cut
-            elif source in target.predecessors:
-                ahead[target.layer, source.part] = cut
+            child, parent = max(source, target), min(source, target)
+            if child.part is Part.RES and parent.part is not Part.RES and parent.layer != child.layer:
+                continue  # a module of another layer is no predecessor
+            (cuts if child == source else ahead)[child.layer, parent.part] = cut
         return Thresholds(cuts=cuts, ahead=ahead, fdr=fdr)
 
     def of(self, part: Part, layer: int | None = None, *, ahead: bool = False) -> float:

@@ -92,14 +92,43 @@ def trace(
     seed = FeatureId.of(seed)
     growth = _Growth(matches, thresholds or Thresholds(), k)
     # matches refuse a seed they do not know, before anything is grown
-    matched = (site for site in (*seed.site.predecessors, seed.site.successor) if matches.has(seed.site, site))
-    matches.best(seed, next(matched, seed.site.successor), 1)
+    matches.best(seed, next(iter(neighbours(seed.site, matches)), seed.site.successor), 1)
     if backward:
         growth.grow(seed, growth.step_back)
     if forward:
         growth.grow(seed, growth.step_forward)
     growth.nodes.setdefault(seed, None)
     return growth.finish(seed, getattr(matches, "release", ""))
+
+
+def previous(site: Site, matches: Matches) -> Site | None:
+    """The nearest residual site below `site` that it was matched to: the layer before, where all layers are there.
+
+    None where it was matched to none, and for the site of a module.
+    """
+    if site.part is not Part.RES:
+        return None
+    below = (Site(layer, Part.RES) for layer in range(site.layer - 1, -1, -1))
+    return next((target for target in below if matches.has(site, target)), None)
+
+
+def following(site: Site, matches: Matches) -> Site | None:
+    """The nearest residual site that `site` writes into and was matched to; None where there is none.
+
+    Of a module that is its own layer's; of a residual site the layer after, where all layers are there.
+    """
+    if site.part is not Part.RES:
+        return site.successor if matches.has(site, site.successor) else None
+    last = max((known.layer for known in getattr(matches, "sites", ())), default=site.layer + 1)
+    above = (Site(layer, Part.RES) for layer in range(site.layer + 1, last + 1))
+    return next((target for target in above if matches.has(site, target)), None)
+
+
+def neighbours(site: Site, matches: Matches) -> tuple[Site, ...]:
+    """Every site next to `site` in a flow that it was matched to: before it, its modules, after it."""
+    modules = [near for near in site.predecessors if near.part is not Part.RES and matches.has(site, near)]
+    found = (previous(site, matches), *modules, following(site, matches))
+    return tuple(near for near in found if near is not None)
 
 
 def edge_to(feature: FeatureId, match: Match, rank: int, matches: Matches, p: float | None) -> Edge:
@@ -119,7 +148,7 @@ def edge_to(feature: FeatureId, match: Match, rank: int, matches: Matches, p: fl
         best = matches.best(one, other.site, 1)
         return bool(best) and best[0].feature == other
 
-    back = match.feature.site in feature.site.predecessors
+    back = match.feature.site < feature.site
     parent, child = (match.feature, feature) if back else (feature, match.feature)
     mutual = is_best(parent, child) and is_best(child, parent)
     return Edge(parent, child, match.score, rank, p, mutual)
@@ -168,14 +197,14 @@ class _Growth:
         if child.layer == 0:
             self._end(child, Direction.BACKWARD, Reason.FIRST_LAYER)
             return []
-        return self._follow(child, Site(child.layer - 1, Part.RES), Direction.BACKWARD)
+        return self._follow(child, previous(child.site, self.matches), Direction.BACKWARD)
 
     def step_forward(self, parent: FeatureId) -> list[FeatureId]:
         """Add the successors of `parent`; return those to follow."""
         self.nodes[parent] = None
         if parent.part is Part.RES:
             self._add_modules(parent)
-        return self._follow(parent, parent.site.successor, Direction.FORWARD)
+        return self._follow(parent, following(parent.site, self.matches), Direction.FORWARD)
 
     def _add_modules(self, child: FeatureId) -> None:
         """Keep the module features that reach t(M) and t(A)."""
@@ -185,10 +214,13 @@ class _Growth:
                     self.nodes[match.feature] = None
                     self._keep(child, match, rank)
 
-    def _follow(self, feature: FeatureId, target: Site, direction: Direction) -> list[FeatureId]:
-        """Edges to the matches at `target` that reach the cut; the end of the flow when none does."""
-        if not self.matches.has(feature.site, target):
-            self._end(feature, direction, self._why_no_table(target, direction))
+    def _follow(self, feature: FeatureId, target: Site | None, direction: Direction) -> list[FeatureId]:
+        """Edges to the matches at `target` that reach the cut; the end of the flow when none does, or no table."""
+        if target is None:
+            sites: tuple[Site, ...] = getattr(self.matches, "sites", ())
+            last = max((site.layer for site in sites if site.part is Part.RES), default=-1)
+            beyond = direction is Direction.FORWARD and feature.site.successor.layer > last >= 0
+            self._end(feature, direction, Reason.LAST_LAYER if beyond else Reason.NO_TABLE)
             return []
         # A module feature enters the stream where it reaches its own part's cut, t(M) or t(A).
         back = direction is Direction.BACKWARD
@@ -205,13 +237,6 @@ class _Growth:
         elif not kept:
             self._end(feature, direction, Reason.BELOW_THRESHOLD, found[0].score, cut)
         return [match.feature for match in kept]
-
-    def _why_no_table(self, target: Site, direction: Direction) -> Reason:
-        """The last layer of what was matched, or a hole in it."""
-        sites: tuple[Site, ...] = getattr(self.matches, "sites", ())
-        last = max((s.layer for s in sites if s.part is Part.RES), default=-1)
-        beyond = direction is Direction.FORWARD and target.layer > last >= 0
-        return Reason.LAST_LAYER if beyond else Reason.NO_TABLE
 
     def _best(self, feature: FeatureId, target: Site) -> tuple[Match, ...]:
         if not self.matches.has(feature.site, target):
@@ -244,7 +269,9 @@ class _Growth:
         """A feature with its scores, its case and the modules that join it."""
         if feature.part is not Part.RES:
             return Node(feature)
-        found = {site.part: self._best(feature, site)[:1] for site in feature.site.predecessors}
+        below = previous(feature.site, self.matches)
+        sites = [site for site in neighbours(feature.site, self.matches) if site < feature.site]
+        found = {site.part: self._best(feature, site)[:1] for site in sites}
         top = {part: best[0] for part, best in found.items() if best}
         scores = Scores(**{part.value: match.score for part, match in top.items()})
         p = Scores(**{part.value: self._p(feature.site, match) for part, match in top.items()})
@@ -255,7 +282,9 @@ class _Growth:
             for part in (Part.ATT, Part.MLP)
             if part in top and top[part].score >= max(high[part], cuts.of(part, layer))
         )
-        return Node(feature, scores, evolution(scores, high), joins, None if p == Scores() else p)
+        case = None if below is None and layer > 0 else evolution(scores, high)
+        gap = None if below is None or below.layer == layer - 1 else below.layer
+        return Node(feature, scores, case, joins, None if p == Scores() else p, gap)
 
     def finish(self, seed: FeatureId, release: str) -> FlowGraph:
         """The graph, with the scores and the case of every node."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from saeflow.errors import InvalidArgument
 from saeflow.flow.graph import Direction, Edge, End, FlowGraph, Node, Reason
-from saeflow.flow.trace import Matches, edge_to, keep_better, null_of, trace
+from saeflow.flow.trace import Matches, edge_to, keep_better, neighbours, null_of, trace
 from saeflow.ids import FeatureId, Part, Site
 
 MORE = 2
@@ -75,8 +75,7 @@ def expand(graph: FlowGraph, features: Iterable[FeatureId], matches: Matches, *,
     known = dict(graph.by_feature)
     edges = {(edge.parent, edge.child): edge for edge in graph.edges}
     for feature in chosen:
-        neighbours = (*feature.site.predecessors, feature.site.successor)
-        near = [edge for site in neighbours for edge in _edges(feature, site, matches, k)]
+        near = [edge for site in neighbours(feature.site, matches) for edge in _edges(feature, site, matches, k)]
         found = {side for edge in near for side in (edge.parent, edge.child)} - known.keys()
         for new in sorted(found):
             if new.part is Part.RES:

@@ -37,9 +37,17 @@ Pair = tuple[Site, Site]
 
 
 def flow_pairs(sites: list[Site]) -> list[Pair]:
-    """Pairs (residual site, predecessor) that a flow graph needs, in order, from the sites there are."""
-    present = set(sites)
-    return [(site, p) for site in sorted(present) if site.part is Part.RES for p in site.predecessors if p in present]
+    """Pairs (residual site, predecessor) that a flow graph needs, in order, from the sites there are.
+
+    Predecessors are the modules of the same layer and the nearest residual site below: R_{L-1} of the paper (section
+    3.3) where every layer has a dictionary.
+    """
+    present, pairs = set(sites), list[Pair]()
+    residual = sorted(site for site in present if site.part is Part.RES)
+    for below, site in zip([None, *residual], residual, strict=False):
+        modules = [near for near in site.predecessors if near.part is not Part.RES and near in present]
+        pairs += [(site, near) for near in ([below] if below else []) + modules]
+    return pairs
 
 
 def both_ways(pair: Pair) -> tuple[Pair, Pair]:

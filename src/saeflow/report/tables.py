@@ -106,9 +106,9 @@ def calibration_rows(atlas: Atlas, fdr: float = 0.01) -> list[Row]:
     rows: list[Row] = []
     for (source, target), cut in sorted(atlas.cuts(fdr).items()):
         null, best = atlas.null(source, target), atlas[source, target].score[:, 0]
-        back = target in source.predecessors
-        child, parent = (source, target) if back else (target, source)
-        if null is None or parent not in child.predecessors:
+        child, parent = max(source, target), min(source, target)
+        back = child == source
+        if null is None or (parent.part is not Part.RES and parent.layer != child.layer):
             continue
         rows.append(
             {

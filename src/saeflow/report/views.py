@@ -20,6 +20,7 @@ from saeflow.report.blocks import Block, Column, ColumnRole, GraphFigure, Notes,
 from saeflow.report.tokens import headline
 
 SEED, CIRCUIT, MUTUAL, NONE = "▶", "⊕", "⇄", "–"
+NOT_MATCHED = "not matched"
 SILENT, CHANCE = "†", "≈"
 MODULES = (Part.MLP, Part.ATT)
 _NAMED = (("R", Part.RES), ("M", Part.MLP), ("A", Part.ATT))
@@ -119,7 +120,7 @@ def flow_table(graph: FlowGraph, words: Words = no_words) -> Table:
                 found = (None,) * 3 if node.scores is None else (node.scores.res, node.scores.mlp, node.scores.att)
                 head = (mark(node.feature, joins=bool(node.joins)), str(node.feature), *map(score_text, found))
                 text = headline(words.get(node.feature))
-                cells += [*head, NONE if case is None else f"{case.case} {case.value}", text]
+                cells += [*head, NOT_MATCHED if case is None else f"{case.case} {case.value}", text]
                 narrow.append(TableRow((*head, NONE if case is None else case.case, text), opens_narrow, strong, tone))
                 opens_narrow = False
             else:
@@ -248,6 +249,10 @@ def _marks(graph: FlowGraph, words: Words) -> Iterable[str]:
         )
     met = {node.evolution for node in graph.nodes}
     yield from (f"{case.case} {case.value}. {case.sentence}" for case in Evolution if case in met)
+    gaps = {(node.feature.layer, node.below) for node in graph.nodes if node.below is not None}
+    if gaps:
+        pairs = ", ".join(f"{layer} to {below}" for layer, below in sorted(gaps))
+        yield f"Layers without a residual dictionary are left out: layer {pairs} instead of the layer before."
 
 
 def _shows_edges(graph: FlowGraph) -> bool:
@@ -273,5 +278,5 @@ def graph_data(graph: FlowGraph, words: Words = no_words) -> dict[str, Any]:
         row["words"] = None if found is None else asdict(found)
         row["silent"] = silent(words, node.feature)
         row["case"] = None if node.evolution is None else node.evolution.case
-        row["sentence"] = None if node.evolution is None else node.evolution.sentence
+        row["sentence"] = node.sentence or None
     return data

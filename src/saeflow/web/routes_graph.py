@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import T_MODULE, T_RES, Thresholds
+from saeflow.flow.trace import neighbours as flow_neighbours
 from saeflow.flow.trace import trace
 from saeflow.flow.union import MORE, expand, union, within
 from saeflow.ids import FeatureId, Part, Site
@@ -232,6 +233,8 @@ def feature(explorer: Explored, query: Annotated[FeatureQuery, Query()]) -> Feat
             ContextInfo(tokens=list(c.tokens), values=list(c.values), source=c.source) for c in known.contexts
         ]
 
+    near = flow_neighbours(named.site, atlas)
+
     # 3. its matches, by part; parts that were not matched are left out
     def neighbours(*sites: Site) -> dict[Any, list[Neighbour]]:
         found: dict[Any, list[Neighbour]] = {}
@@ -259,10 +262,10 @@ def feature(explorer: Explored, query: Annotated[FeatureQuery, Query()]) -> Feat
         p=None if alone.p is None else ScoresInfo(**asdict(alone.p)),
         evolution=None
         if case is None
-        else CaseInfo.model_validate({"case": case.case, "name": case.value, "sentence": case.sentence}),
+        else CaseInfo.model_validate({"case": case.case, "name": case.value, "sentence": alone.sentence}),
         joins=[part.value for part in alone.joins],
-        predecessors=neighbours(*named.site.predecessors),
-        successors=neighbours(named.site.successor),
+        predecessors=neighbours(*(site for site in near if site < named.site)),
+        successors=neighbours(*(site for site in near if site > named.site)),
         groups=None if explorer.origins is None else explorer.origins.groups(named),
         links=[Link(title="Neuronpedia", url=url) for url in page],
     )

@@ -119,7 +119,8 @@ function refreshButtons(id) {
 function origin(feature, cuts) {
   if (!feature.scores) return section(h("p", { class: "muted" }, "A module writes it: matching rows does not look inside modules."));
   const { evolution } = feature;
-  const line = evolution ? h("p", { class: "case" }, h("b", { class: `case-${evolution.name}` }, `${evolution.case} ${evolution.name}. `), evolution.sentence) : null;
+  const line = evolution ? h("p", { class: "case" }, h("b", { class: `case-${evolution.name}` }, `${evolution.case} ${evolution.name}. `), evolution.sentence)
+    : feature.site.endsWith("/res") ? h("p", { class: "case" }, "Not matched to the residual stream of a layer below.") : null;
   return section(line, scoreBars({ feature: feature.feature, scores: feature.scores, p: feature.p ?? null }, cuts));
 }
 
