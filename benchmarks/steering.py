@@ -25,10 +25,9 @@ from _timing import Row, arguments, interleaved, peak_memory, show
 from saeflow import Add, FeatureId, LanguageModel, Part, Site
 from saeflow.sources.library import DictionarySet
 from saeflow.steering.build import PlanRequest, plan_of
-from saeflow.steering.generate import Generation, Request, generate
+from saeflow.steering.generate import Generation, Request, Sampling, generate
 from saeflow.steering.growth import Chosen, grow, targets
 from saeflow.steering.plan import SteeringPlan
-from saeflow.steering.sampling import Sampling
 from saeflow.steering.schedule import Exponential
 
 PROMPT = "I think"

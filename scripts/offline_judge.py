@@ -20,12 +20,11 @@ from sklearn.metrics import roc_auc_score
 from demo_build.markdown import table
 from saeflow.experiments.sampling import generator
 from saeflow.sources.model import LanguageModel, load_model
-from saeflow.steering.generate import Request, generate
+from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.judges import Judged
 from saeflow.steering.judges.offline import OfflineJudge, Usual, demo_background
 from saeflow.steering.judges.topic import TopicReport
 from saeflow.steering.metrics import losses
-from saeflow.steering.sampling import Sampling
 from saeflow.steering.theme import Theme, themes
 
 OUT = Path(__file__).parent.parent / "docs" / "offline-judge.md"

@@ -9,9 +9,8 @@ import pytest
 from saeflow.cli import steering
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.steering.generate import Request, generate
+from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.plan import load_plan
-from saeflow.steering.sampling import Sampling
 
 SHORT = ("--max-new-tokens", 8)
 START = ("--start", "3/res/541")

@@ -13,8 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from saeflow.ids import Part, Site
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Spelling
-from saeflow.steering.generate import Request, generate
-from saeflow.steering.sampling import Sampling
+from saeflow.steering.generate import Request, Sampling, generate
 
 TEXT = "So he threw his hat, a girl named Zoë ate 世界 🙂, and he threw."
 WORDS = [TEXT, "he threw a hat", "a girl named Zoe", "so he ate and he threw his hat"] * 3

@@ -16,8 +16,7 @@ from saeflow.steering.growth import Chosen, Reach, grow, pick, targets
 from saeflow.steering.output_score import output_scores
 from saeflow.steering.plan import Dropped, SteeringDirection
 from saeflow.steering.schedule import Constant, Linear
-from saeflow.steering.sizes import hidden_norms, norm_sites, plan_change, shares
-from saeflow.steering.stream_rows import fold_scales, typical_activations
+from saeflow.steering.sizes import fold_scales, hidden_norms, norm_sites, plan_change, shares, typical_activations
 
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_model
 from .dictionaries import random_dictionary

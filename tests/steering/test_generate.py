@@ -9,9 +9,8 @@ import torch
 from transformers import TopPLogitsWarper
 
 from saeflow.errors import InvalidArgument
-from saeflow.steering.generate import Request, generate
+from saeflow.steering.generate import Noise, Request, Sampling, generate
 from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.sampling import Noise, Sampling
 
 from ..sources.tiny_models import TEXTS, VOCAB, hooks_on, tiny_model
 from .steered import FAMILIES, activation, dictionaries, endless, everywhere, suppression

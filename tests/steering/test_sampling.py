@@ -13,7 +13,7 @@ from scipy import stats
 from transformers import TopPLogitsWarper
 
 from saeflow.errors import InvalidArgument
-from saeflow.steering.sampling import Noise, Sampler, Sampling, draw, likelier
+from saeflow.steering.generate import Noise, Sampler, Sampling, draw, likelier
 
 
 def logits_of(rows, vocabulary, spread=2.0, seed=0):
@@ -160,6 +160,6 @@ def test_a_setting_outside_its_range_is_named(setting, message):
 
 
 def test_the_same_noise_comes_in_another_process():
-    code = "from saeflow.steering.sampling import Noise; print(Noise(5).of([12, -1], 3).tolist())"
+    code = "from saeflow.steering.generate import Noise; print(Noise(5).of([12, -1], 3).tolist())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == str(Noise(5).of([12, -1], 3).tolist())

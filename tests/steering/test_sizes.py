@@ -63,7 +63,7 @@ def test_the_hidden_norm_is_the_mean_over_real_tokens(family):
 
 def test_the_hidden_norm_needs_a_token():
     for texts in ((), ("<bos>",)):
-        with pytest.raises(InvalidArgument, match="no token to measure on"):
+        with pytest.raises(InvalidArgument, match="hold 0 tokens that are not special"):
             hidden_norms(MODEL, RES, texts)
 
 

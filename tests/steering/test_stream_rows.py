@@ -10,7 +10,7 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.sources.activations import BatchTopK, JumpReLU, ReLU, TopK
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Norm, Preprocessing
-from saeflow.steering.stream_rows import fold_scales, has_threshold, stream_rows, typical_activations
+from saeflow.steering.sizes import fold_scales, has_threshold, stream_rows, typical_activations
 
 from ..sources.tiny_models import TEXTS, tiny_model
 from .dictionaries import N_FEATURES, random_dictionaries, random_dictionary

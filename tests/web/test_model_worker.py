@@ -9,9 +9,8 @@ from saeflow.errors import UnknownSite
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.atlas import open_atlas
 from saeflow.steering.build import PlanRequest, build_plan
-from saeflow.steering.generate import Request, generate
+from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
-from saeflow.steering.sampling import Sampling
 from saeflow.steering.schedule import Constant
 from saeflow.steering.theme import load_theme, themes
 from saeflow.web.model_thread import ModelThread

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from saeflow.sources.library import DictionarySet
     from saeflow.sources.model import LanguageModel
     from saeflow.steering.build import PlanRequest
-    from saeflow.steering.generate import Generation
+    from saeflow.steering.generate import Generation, Sampling
     from saeflow.steering.plan import SteeringPlan
-    from saeflow.steering.sampling import Sampling
 
 DEMO_TEXTS: Final = 8
 """Texts of each domain of the demo pack that hidden norms are measured on where none are named."""
@@ -305,8 +304,8 @@ def steer(
         save: Write the plan here (.json), to edit and repeat.
     """
     from saeflow.sources.library import load_dictionaries
+    from saeflow.steering.generate import Sampling
     from saeflow.steering.plan import load_plan
-    from saeflow.steering.sampling import Sampling
 
     # 1. What was asked, refused before anything is loaded.
     if n < 1:

@@ -292,7 +292,7 @@ def own_scales(
     Raises:
         As `fold_scales`.
     """
-    from saeflow.steering.stream_rows import fold_scales, has_threshold, typical_activations
+    from saeflow.steering.sizes import fold_scales, has_threshold, typical_activations
 
     bare = [f for f in features if f.site in dictionaries and not has_threshold(dictionaries[f.site], f)]
     activity: dict[FeatureId, float] = {}

@@ -5,30 +5,50 @@
         print(made.request.seed, made.text)
 
 Requests of one prompt share batches, whatever their plans: a forward pass over 256 rows takes about as long as a
-few passes over one, so a sweep of settings is many times faster than one call for each. See `sampling` for the
-noise and `row_plans` for plans by row.
+few passes over one, so a sweep of settings is many times faster than one call for each. See `row_plans` for
+plans by row.
+
+Sampling whose noise is a function of (seed, step) alone, so that steered and unsteered texts are paired.
+
+With l the logits of a row and T the temperature, the next token is
+
+    argmax over the nucleus of  l / T + g(seed, step)        g: Gumbel noise, one number a token of the vocabulary
+
+which is an exact draw from softmax(l / T) restricted to the nucleus and normalised (the Gumbel-max trick, Gumbel
+1954; Maddison et al. 2014, arXiv 1411.0030). The nucleus of top-p is the smallest set of most likely tokens with
+probability p or more (Holtzman et al. 2020, arXiv 1904.09751). As g knows nothing of the plan, of the batch or of its
+order, two texts of one seed differ only where their models do: comparisons of plans have common random numbers.
+
+The noise is counted, not drawn one after the other: number t of a seed and step is SplitMix64 at counter t (Steele,
+Lea and Flood 2014), in integers, so that any machine gets the same. It is made once a seed and step, however many
+rows share it.
+
+The nucleus is never sorted. The best noisy token of the whole vocabulary is a draw from softmax(l / T), and it
+lies in the nucleus if the tokens likelier than it have less than p between them: one sum. If it does not, every
+token that is no likelier is out too, and the best of the others is asked next. More than p of the first answers
+stand, so that top-p costs little more than a softmax, whatever the size of the nucleus.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
 from saeflow.records import Progress
-from saeflow.sources.decoding import complete, sampling_config
+from saeflow.sources.decoding import check_sampling, complete, sampling_config
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.steering.plan import SteeringPlan
 from saeflow.steering.row_plans import ShareMeter, row_changes
-from saeflow.steering.sampling import Sampler, Sampling
 
 OnToken: TypeAlias = Callable[[Sequence[str]], None]
 
@@ -46,6 +66,28 @@ class Request:
     prompt: str
     seed: int
     plan: SteeringPlan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How texts are drawn; the defaults are those of appendix B.2 (B.1 takes 96 tokens).
+
+    Attributes:
+        max_new_tokens: a text ends after this many tokens, or at an end-of-text token before.
+        temperature: what logits are divided by; 0 takes the most likely token each time.
+        top_p: probability of the nucleus, in (0, 1]; 1 keeps the whole vocabulary.
+
+    Raises:
+        InvalidArgument: for a setting outside its range.
+    """
+
+    max_new_tokens: int = 36
+    temperature: float = 1.27
+    top_p: float = 0.7
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +223,107 @@ class _Follower(StoppingCriteria):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens."""
         return self._spelling.text(ids, skip_special_tokens=True)
+
+
+# --- noise and draws --------------------------------------------------------------------------------------------------
+
+_WORD: Final = (1 << 64) - 1
+_STEP: Final = 0x9E3779B97F4A7C15
+_MIX: Final = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_LAST: Final = 31
+"""SplitMix64: the increment of the counter, and the shifts and factors of the mixing."""
+
+
+class Noise:
+    """Gumbel noise of a vocabulary by seed and step."""
+
+    def __init__(self, n_tokens: int, device: torch.device | str = "cpu") -> None:
+        """`n_tokens` is the width of the logits."""
+        self._counter = torch.arange(1, n_tokens + 1, device=device) * _signed(_STEP)
+
+    def of(self, seeds: Sequence[int], step: int) -> Float[Tensor, "n vocab"]:
+        """The noise of each seed at a step, in float32; seeds are any integers, taken modulo 2^64."""
+        keys = [_signed(_mixed(_mixed(seed & _WORD) + step * _STEP & _WORD)) for seed in seeds]
+        x = torch.tensor(keys, device=self._counter.device)[:, None] + self._counter
+        for shift, factor in _MIX:
+            x = x.bitwise_xor_(_shifted(x, shift)).mul_(_signed(factor))
+        x = x.bitwise_xor_(_shifted(x, _LAST))
+        # 52 bits and a half: strictly between 0 and 1 in float64, so that both logarithms are finite
+        uniform = _shifted(x, 12).double().add_(0.5).mul_(2.0**-52)
+        return uniform.log_().neg_().log_().neg_().float()
+
+
+def _mixed(x: int) -> int:
+    for shift, factor in _MIX:
+        x = (x ^ x >> shift) * factor & _WORD
+    return x ^ x >> _LAST
+
+
+def _signed(x: int) -> int:
+    """The 64 bits of `x` as torch writes them."""
+    return x - (1 << 64) if x >> 63 else x
+
+
+def _shifted(x: Int[Tensor, "n vocab"], shift: int) -> Int[Tensor, "n vocab"]:
+    """`x >> shift` with zeros coming in, as for a number without a sign."""
+    return (x >> shift).bitwise_and_((1 << 64 - shift) - 1)
+
+
+def likelier(
+    probabilities: Float[Tensor, "n vocab"], tokens: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "n vocab"], Float[Tensor, " n"]]:
+    """The probabilities with 0 for every token that is no likelier than the row's token, and their sum.
+
+    A token lies in the nucleus of p if the sum is below p. Equally likely tokens are in or out together.
+    """
+    own = probabilities.gather(1, tokens[:, None])
+    # the comparison written as 0.0 and 1.0 at once: converting it from booleans takes most of the time
+    above = torch.gt(probabilities, own, out=torch.empty_like(probabilities)).mul_(probabilities)
+    return above, above.sum(dim=-1)
+
+
+def draw(logits: Float[Tensor, "n vocab"], noise: Float[Tensor, "#n vocab"], top_p: float) -> Int[Tensor, " n"]:
+    """For each row, the token of the nucleus where logits + noise is highest: an exact draw."""
+    noisy = logits + noise
+    found = noisy.max(dim=-1).indices  # faster than argmax
+    if top_p >= 1.0:
+        return found
+    probabilities = logits.softmax(dim=-1)
+    pending = torch.arange(len(found), device=found.device)
+    tokens = found
+    while True:
+        above, mass = likelier(probabilities, tokens)
+        out = (mass >= top_p).nonzero().flatten()
+        if not len(out):
+            return found
+        pending, probabilities = pending[out], above[out]
+        noisy = noisy[out].masked_fill_(probabilities == 0, -math.inf)
+        tokens = noisy.max(dim=-1).indices
+        found[pending] = tokens
+
+
+class Sampler(LogitsProcessor):
+    """Leaves each row's drawn token the only possible one, so that greedy decoding takes it.
+
+    `generate` of transformers calls it at every step with the texts so far and the logits.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: Sequence[int], n_before: int) -> None:
+        """A seed for each row; `n_before` is the number of columns of the prompt."""
+        self._sampling = sampling
+        self._seeds = tuple(dict.fromkeys(seeds))
+        place = {seed: number for number, seed in enumerate(self._seeds)}
+        self._row = torch.tensor([place[seed] for seed in seeds])
+        self._n_before = n_before
+        self._noise: Noise | None = None
+
+    def __call__(self, input_ids: Int[Tensor, "n pos"], scores: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
+        """0 at the drawn token of each row, minus infinity elsewhere."""
+        if self._noise is None:
+            self._noise = Noise(scores.shape[1], scores.device)
+            self._row = self._row.to(scores.device)
+        noise = self._noise.of(self._seeds, input_ids.shape[1] - self._n_before)
+        if 1 < len(self._seeds) < len(scores):
+            noise = noise[self._row]
+        tokens = draw(scores / self._sampling.temperature, noise, self._sampling.top_p)
+        return torch.full_like(scores, -math.inf).scatter_(1, tokens[:, None], 0.0)

@@ -33,7 +33,7 @@ from saeflow.records import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
-from saeflow.steering.stream_rows import by_site, stream_rows
+from saeflow.steering.sizes import by_site, stream_rows
 
 PROMPTS: Final = ("From my experience,",)
 """The neutral prompt of their code."""

@@ -1,4 +1,20 @@
-"""How far a plan moves the residual stream, as lengths and as shares of its norm; and plans weakened to fit a budget.
+"""What features write into the residual stream, how far a plan moves it, and plans weakened to fit a budget.
+
+An activation a of feature i writes a * factor * row_i, where row_i is its decoder row in the stream. The factor is 1
+but in two cases, where it differs from token to token and texts are needed to know it:
+
+    a dictionary that normalises each token    what its `decode` restores
+    z behind a norm (Gemma 2 and 3)            1 / rms of what attention wrote, held fixed while z changes
+
+Folding (Balagansky et al. 2024, arXiv 2410.07656; appendix B.2) divides encoder rows by the thresholds of JumpReLU and
+multiplies decoder rows by them: every threshold becomes 1, and a decoder row is what its feature writes when it just
+fires, so that one coefficient suits features of different size. To steer with folded rows is to add s times that: with
+|W_i| the length of the row in the stream
+
+    scale_i = threshold_i |W_i|        strength_i = s' scale_i
+
+Activations without a threshold of each feature's own (ReLU, TopK) say nothing of its size; there a typical
+activation, measured on texts, takes the place of the threshold.
 
 A row that is added at every layer is not changed once: what layer 0 added is still in the stream when layer 1 adds
 to it. With d_l the sum of all that a plan adds at the sites of layer l (attention and the MLP write into the same
@@ -22,37 +38,240 @@ search. For activation the two agree.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.ids import FeatureId, Part, Site
-from saeflow.sources.architectures import Point, PointLike
-from saeflow.sources.dictionary import Dictionary
+from saeflow.sources import weights
+from saeflow.sources.activations import BatchTopK, JumpReLU
+from saeflow.sources.activity import text_batches
+from saeflow.sources.architectures import Point, PointLike, Tap, View
+from saeflow.sources.dictionary import Dictionary, Norm
 from saeflow.sources.hooks import Change
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
-from saeflow.steering.stream_rows import (
-    MAX_LENGTH,
-    by_site,
-    read_places,
-    stream_rows,
-    token_batches,
-    token_factors,
-    unit_rows,
-)
 
-_Key = TypeVar("_Key", Site, int)
+MAX_LENGTH: Final = 128
+"""Tokens a text is cut to when sizes are measured."""
 
 ROUNDING: Final = 1e-6
 """The share of a budget that is left free, so that rounding cannot exceed it."""
+
+
+# --- what features write ----------------------------------------------------------------------------------------------
+
+
+def by_site(
+    features: Iterable[FeatureId], dictionaries: Mapping[Site, Dictionary]
+) -> Iterator[tuple[Dictionary, list[FeatureId]]]:
+    """The dictionary of each site that is named and the features there, sorted, each once.
+
+    Raises:
+        UnknownSite: for a site without a dictionary.
+        UnknownFeature: for an index outside its dictionary.
+    """
+    for site, group in groupby(sorted(set(features)), key=lambda feature: feature.site):
+        here = list(group)
+        if site not in dictionaries:
+            raise UnknownSite(f"{here[0]} is named, and there is no dictionary at {site}. Pass one for it.")
+        dictionary = dictionaries[site]
+        if here[-1].index >= dictionary.n_features:
+            raise UnknownFeature(
+                f"{here[-1]} lies outside the dictionary at {site}, which has {dictionary.n_features} features. "
+                f"Indices run from 0 to {dictionary.n_features - 1}."
+            )
+        yield dictionary, here
+
+
+def stream_rows(
+    dictionary: Dictionary, features: Sequence[FeatureId], model: LanguageModel | None
+) -> Float64[Tensor, "n d_model"]:
+    """The decoder rows of some features as they stand in the stream, on the CPU; rows of z pass the model's W_O.
+
+    Raises:
+        WidthMismatch: on z without a model, or with a model whose z has another width.
+    """
+    rows = dictionary.finite_rows("W_dec")[[feature.index for feature in features]]
+    rows = dictionary.project(rows, model)
+    return rows.detach().double().cpu()
+
+
+def unit_rows(
+    dictionary: Dictionary, features: Sequence[FeatureId], model: LanguageModel | None
+) -> Float64[Tensor, "n d_model"]:
+    """The same at unit length: what an `Add` multiplies by its strengths.
+
+    Raises:
+        WidthMismatch: on z without a model, or with a model whose z has another width.
+        InvalidArgument: for a feature whose decoder row has no direction.
+    """
+    return weights.unit_rows(stream_rows(dictionary, features, model), features)
+
+
+def read_places(dictionary: Dictionary, model: LanguageModel) -> tuple[PointLike, ...]:
+    """What has to be captured to know activations and factors at a dictionary's site."""
+    if _behind_norm(dictionary, model):
+        return (dictionary.point, dictionary.site)
+    return (dictionary.point,)
+
+
+def token_factors(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    h: Float[Tensor, "n d_in"],
+    after: Float[Tensor, "n d_model"] | None = None,
+) -> Float64[Tensor, "n 1"]:
+    """The scale of a feature's contribution on each of n tokens, computed from the tensors captured at `read_places`.
+
+    Raises:
+        InvalidArgument: behind a norm, without what comes after it.
+    """
+    scale = dictionary.scale(h)
+    factor = torch.ones(len(h), 1, dtype=torch.float64)
+    if isinstance(scale, Tensor):
+        factor = factor * scale.double().cpu()
+    if not _behind_norm(dictionary, model):
+        return factor
+    if after is None:
+        raise InvalidArgument(
+            f"the factor at {dictionary.site} needs what the part adds to the stream. Capture all of read_places."
+        )
+    # the norm's output is gain * (W_O z) / rms: its length over that of gain * (W_O z) is 1 / rms
+    before = dictionary.project(h, model)
+    return factor * (_length(after) / _length(before).clamp_min(1e-30))
+
+
+def fold_scales(
+    dictionaries: Mapping[Site, Dictionary],
+    features: Iterable[FeatureId],
+    *,
+    activity: Mapping[FeatureId, float] | None = None,
+    model: LanguageModel | None = None,
+    texts: Sequence[str] | None = None,
+) -> dict[FeatureId, float]:
+    """The length of what each feature writes into the stream at its threshold, in units of the hidden state.
+
+    Args:
+        dictionaries: by site.
+        features: which of them; each is in the answer once, sorted.
+        activity: a typical activation of features without a threshold above 0, such as `typical_activations` gives.
+        model: projects rows of z; not needed elsewhere.
+        texts: where a dictionary normalises each token, or reads z behind a norm (Gemma 2 and 3), what it
+            writes depends on the token: the mean factor over these texts is taken. Not needed elsewhere.
+
+    Raises:
+        InvalidArgument: when a feature has neither a threshold above 0 nor an activity, or texts are needed.
+        WidthMismatch: on z without a model, or with a model whose z has another width.
+        UnknownSite: for a site without a dictionary.
+        UnknownFeature: for an index outside its dictionary.
+    """
+    found: dict[FeatureId, float] = {}
+    for dictionary, here in by_site(features, dictionaries):
+        sizes: list[float] = []
+        for feature in here:
+            size = _threshold(dictionary, feature)
+            size = (activity or {}).get(feature) if size is None else size
+            if size is None or not size > 0:
+                raise InvalidArgument(
+                    f"{feature} cannot be folded: its activation {dictionary.activation.kind.value} has no threshold "
+                    "above 0 for it, and no typical activation is known. Pass activity={feature: activation}, from "
+                    "typical_activations on texts where it fires; or steer without folding (--no-fold)."
+                )
+            sizes.append(size)
+        size_of = torch.tensor(sizes, dtype=torch.float64)
+        length = torch.linalg.vector_norm(stream_rows(dictionary, here, model), dim=1)
+        factor = _mean_factor(dictionary, model, texts)
+        found |= dict(zip(here, (length * size_of * factor).tolist(), strict=True))
+    return found
+
+
+def has_threshold(dictionary: Dictionary, feature: FeatureId) -> bool:
+    """Whether `fold_scales` needs no activity for a feature.
+
+    Raises:
+        BadFile: when a threshold read at first use is not finite.
+    """
+    return _threshold(dictionary, feature) is not None
+
+
+def typical_activations(
+    model: LanguageModel, dictionaries: Mapping[Site, Dictionary], features: Iterable[FeatureId], texts: Sequence[str]
+) -> dict[FeatureId, float]:
+    """The mean activation of each feature over the tokens where it is active; those that never are, are missing.
+
+    Args:
+        model: what the texts run through.
+        dictionaries: by site.
+        features: which of them.
+        texts: one or more; special tokens do not count.
+
+    Raises:
+        InvalidArgument: when no text has a token that is not special.
+        UnknownSite: for a site without a dictionary.
+        UnknownFeature: for an index outside its dictionary.
+    """
+    groups = list(by_site(features, dictionaries))
+    total = {feature: 0.0 for _, here in groups for feature in here}
+    count = dict.fromkeys(total, 0)
+    places = [dictionary.point for dictionary, _ in groups]
+    for batch in text_batches(model, texts, max_length=MAX_LENGTH, least=1):
+        held = model.capture(batch.tokens, places)
+        for place, (dictionary, here) in zip(places, groups, strict=True):
+            h = held[place][batch.real].to(dictionary.W_enc)
+            index = torch.tensor([feature.index for feature in here], device=h.device)
+            acts = dictionary.encode_only(h, index)
+            for feature, some in zip(here, acts.T, strict=True):
+                total[feature] += float(some.double().sum())
+                count[feature] += int((some > 0).sum())
+    return {feature: total[feature] / count[feature] for feature in total if count[feature]}
+
+
+def _threshold(dictionary: Dictionary, feature: FeatureId) -> float | None:
+    activation = dictionary.activation
+    if not isinstance(activation, JumpReLU | BatchTopK):
+        return None
+    threshold = activation.threshold
+    value = float(threshold if threshold.ndim == 0 else threshold[feature.index])
+    return value if value > 0 else None
+
+
+def _mean_factor(dictionary: Dictionary, model: LanguageModel | None, texts: Sequence[str] | None) -> float:
+    """What an activation is multiplied by before it reaches the stream, on average over tokens; 1 mostly."""
+    normed = dictionary.preprocessing.norm is not Norm.NONE and not dictionary.is_transcoder
+    if not normed and not _behind_norm(dictionary, model):
+        return 1.0
+    if model is None or not texts:
+        raise InvalidArgument(
+            f"what the features at {dictionary.site} write depends on the token: it passes a norm. Pass model and "
+            "texts, to take the mean over their tokens; or steer without folding (--no-fold)."
+        )
+    places = read_places(dictionary, model)
+    total, n = 0.0, 0
+    for batch in text_batches(model, texts, max_length=MAX_LENGTH, least=1):
+        held = model.capture(batch.tokens, places)
+        factors = token_factors(dictionary, model, *(held[place][batch.real] for place in places))
+        total, n = total + float(factors.sum()), n + len(factors)
+    return total / n
+
+
+def _behind_norm(dictionary: Dictionary, model: LanguageModel | None) -> bool:
+    before = dictionary.tap is Tap.Z or dictionary.training.view is View.MODULE
+    return before and model is not None and model.architecture.att_norm is not None
+
+
+def _length(h: Float[Tensor, "n d_model"]) -> Float64[Tensor, "n 1"]:
+    return torch.linalg.vector_norm(h.double(), dim=-1, keepdim=True).cpu()
+
+
+# --- how far a plan moves the stream ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +294,7 @@ def norm_sites(plan: SteeringPlan) -> tuple[Site, ...]:
     return tuple(Site(layer, Part.RES) for layer in plan.layers)
 
 
-def hidden_norms(
-    model: LanguageModel, sites: Iterable[Site], texts: Sequence[str], *, max_length: int = MAX_LENGTH
-) -> dict[Site, float]:
+def hidden_norms(model: LanguageModel, sites: Iterable[Site], texts: Sequence[str]) -> dict[Site, float]:
     """The mean length of the hidden state at some sites, over the tokens of texts that are not special.
 
     The begin-of-text token is left out: its state is many times longer than any other.
@@ -86,7 +303,6 @@ def hidden_norms(
         model: what the texts run through, unsteered.
         sites: where.
         texts: one or more.
-        max_length: tokens a text is cut to.
 
     Raises:
         InvalidArgument: when no text has a token that is not special.
@@ -95,11 +311,11 @@ def hidden_norms(
     asked = sorted(set(sites))
     total = dict.fromkeys(asked, 0.0)
     n = 0
-    for tokens, real in token_batches(model, texts, max_length=max_length):
-        held = model.capture(tokens, asked)
+    for batch in text_batches(model, texts, max_length=MAX_LENGTH, least=1):
+        held = model.capture(batch.tokens, asked)
         for site in asked:
-            total[site] += float(torch.linalg.vector_norm(held[site][real].double(), dim=-1).sum())
-        n += int(real.sum())
+            total[site] += float(torch.linalg.vector_norm(held[site][batch.real].double(), dim=-1).sum())
+        n += batch.n_tokens
     return {site: length / n for site, length in total.items()}
 
 
@@ -110,7 +326,6 @@ def plan_change(
     *,
     texts: Sequence[str] | None = None,
     steered: bool = False,
-    max_length: int = MAX_LENGTH,
 ) -> PlanChange:
     """How much a plan changes at each site, at each layer, and up to each layer.
 
@@ -120,7 +335,6 @@ def plan_change(
         model: needed for suppression, and to activate features of z.
         texts: what activations are read on; needed for suppression alone.
         steered: read them while the plan runs, each site as the sites before it leave it.
-        max_length: tokens a text is cut to.
 
     Raises:
         InvalidArgument: for a suppression without a model or texts, or `steered` with a transcoder's features.
@@ -129,19 +343,41 @@ def plan_change(
         UnknownFeature: for an index outside its dictionary.
     """
     groups = list(by_site(plan.features, dictionaries))
-    values = {step.feature: step.value for step in plan.steps}
+    of = {step.feature: step.value for step in plan.steps}
+    values = {
+        dictionary.site: torch.tensor([of[feature] for feature in here], dtype=torch.float64)
+        for dictionary, here in groups
+    }
     if plan.direction is SteeringDirection.ACTIVATE:
-        vectors = {
-            dictionary.site: _weights(values, here) @ unit_rows(dictionary, here, model) for dictionary, here in groups
-        }
-        return _lengths({site: vector[None] for site, vector in vectors.items()})
+        return _lengths({d.site: (values[d.site] @ unit_rows(d, here, model))[None] for d, here in groups})
     if model is None or not texts:
         raise InvalidArgument(
             "what a suppression changes depends on how active its features are. Pass the model and texts in which they "
             "fire."
         )
-    edits = (plan, dictionaries) if steered else None
-    return _mean_change(groups, values, model, texts, max_length, edits)
+    points = {dictionary.site: [*map(Point.at, read_places(dictionary, model))] for dictionary, _ in groups}
+    rows = {dictionary.site: stream_rows(dictionary, here, model) for dictionary, here in groups}
+    found: list[tuple[PlanChange, int]] = []
+    for batch in text_batches(model, texts, max_length=MAX_LENGTH, least=1):
+        every = [point for of_site in points.values() for point in of_site]
+        held = _held(model, batch.tokens, every, (plan, dictionaries) if steered else None)
+        vectors: dict[Site, Tensor] = {}
+        for dictionary, here in groups:
+            site = dictionary.site
+            h, *after = (held[point][batch.real] for point in points[site])
+            index = torch.tensor([feature.index for feature in here], device=dictionary.W_enc.device)
+            acts = dictionary.encode_only(h.to(dictionary.W_enc), index).double().cpu()
+            vectors[site] = (acts * (values[site] - 1)) @ rows[site] * token_factors(dictionary, model, h, *after)
+        if batch.n_tokens:
+            found.append((_lengths(vectors), batch.n_tokens))
+    # the mean over tokens, each batch counted as often as it has some
+    total = sum(n for _, n in found)
+    one = found[0][0]
+    return PlanChange(
+        {key: sum(change.at_site[key] * n for change, n in found) / total for key in one.at_site},
+        {key: sum(change.at_layer[key] * n for change, n in found) / total for key in one.at_layer},
+        {key: sum(change.upto[key] * n for change, n in found) / total for key in one.upto},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,50 +550,15 @@ def _noted(plan: SteeringPlan, budget: Budget, c: float, before: NormShares, aft
     return replace(plan.scaled(c), made_by={**plan.made_by, "budget": told})
 
 
-def _weights(values: Mapping[FeatureId, float], features: Sequence[FeatureId]) -> Float64[Tensor, " n"]:
-    return torch.tensor([values[feature] for feature in features], dtype=torch.float64)
-
-
-def _mean_change(
-    groups: Sequence[tuple[Dictionary, list[FeatureId]]],
-    values: Mapping[FeatureId, float],
-    model: LanguageModel,
-    texts: Sequence[str],
-    max_length: int,
-    edits: tuple[SteeringPlan, Mapping[Site, Dictionary]] | None,
-) -> PlanChange:
-    """Mean lengths of (r - 1) a V over the tokens of texts, unsteered or under the edits."""
-    places = [place for dictionary, _ in groups for place in read_places(dictionary, model)]
-    rows = {dictionary.site: stream_rows(dictionary, here, model) for dictionary, here in groups}
-    found: list[tuple[PlanChange, int]] = []
-    for tokens, real in token_batches(model, texts, max_length=max_length):
-        held = _held(model, tokens, places, edits)
-        vectors: dict[Site, Tensor] = {}
-        for dictionary, here in groups:
-            h, *after = (held[Point.at(place)][real] for place in read_places(dictionary, model))
-            index = torch.tensor([feature.index for feature in here], device=dictionary.W_enc.device)
-            acts = dictionary.encode_only(h.to(dictionary.W_enc), index).double().cpu()
-            change = (acts * (_weights(values, here) - 1)) @ rows[dictionary.site]
-            vectors[dictionary.site] = change * token_factors(dictionary, model, h, *after)
-        if int(real.sum()):
-            found.append((_lengths(vectors), int(real.sum())))
-    return PlanChange(
-        _mean([(change.at_site, n) for change, n in found]),
-        _mean([(change.at_layer, n) for change, n in found]),
-        _mean([(change.upto, n) for change, n in found]),
-    )
-
-
 def _held(
     model: LanguageModel,
     tokens: Tokens,
-    places: Sequence[PointLike],
+    points: Sequence[Point],
     edits: tuple[SteeringPlan, Mapping[Site, Dictionary]] | None,
 ) -> dict[Point, Tensor]:
-    """What stands at some places, before the edit of each place and after those of all earlier ones."""
-    points = [Point.at(place) for place in places]
+    """What stands at some points, before the edit of each point and after those of all earlier ones."""
     if edits is None:
-        captured = model.capture(tokens, places)
+        captured = model.capture(tokens, points)
         return {point: captured[point] for point in points}
     held: dict[Point, Tensor] = {}
 
@@ -373,12 +574,6 @@ def _held(
     with model.intervening({point: note(point) for point in points}), model.intervening(plan, dictionaries):
         model.capture(tokens, [Site(max(point.layer for point in points), Part.RES)])
     return held
-
-
-def _mean(parts: Sequence[tuple[Mapping[_Key, float], int]]) -> dict[_Key, float]:
-    """The mean under each key, each part counted as often as it has tokens."""
-    total = sum(n for _, n in parts)
-    return {key: sum(lengths[key] * n for lengths, n in parts) / total for key in parts[0][0]}
 
 
 def _lengths(vectors: Mapping[Site, Float64[Tensor, "n d_model"]]) -> PlanChange:

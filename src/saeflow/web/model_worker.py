@@ -18,12 +18,11 @@ from saeflow.sources.activity import site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
-from saeflow.steering.generate import Generation, Request, generate
+from saeflow.steering.generate import Generation, Request, Sampling, generate
 from saeflow.steering.judges import Judged, final_score
 from saeflow.steering.judges.offline import OfflineJudge
 from saeflow.steering.metrics import losses
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
-from saeflow.steering.sampling import Sampling
 from saeflow.steering.theme import Theme
 from saeflow.web.limits import printable
 from saeflow.web.model_thread import Line

@@ -35,8 +35,7 @@ from saeflow.steering.activity import activity
 from saeflow.steering.build import PlanRequest, choose, own_scales, plan_of, weak_features
 from saeflow.steering.growth import Chosen, Reach, Target
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
-from saeflow.steering.sizes import fit_budget, hidden_norms
-from saeflow.steering.stream_rows import unit_rows
+from saeflow.steering.sizes import fit_budget, hidden_norms, unit_rows
 from saeflow.steering.sweep.inputs import SweepInputs
 from saeflow.steering.sweep.settings import SINGLE, START, Setting, Variant
 from saeflow.steering.theme import Theme

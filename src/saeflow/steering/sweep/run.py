@@ -29,11 +29,10 @@ from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import MANIFEST, Made, Results, Row, RunRequest, significant, versions
 from saeflow.records import Progress
-from saeflow.steering.generate import Request, generate
+from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.judges import Judged
 from saeflow.steering.metrics import distinct, losses
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
-from saeflow.steering.sampling import Sampling
 from saeflow.steering.sweep.cells import FOLDER, Cells, choose, setting_of
 from saeflow.steering.sweep.inputs import SweepInputs
 from saeflow.steering.sweep.plans import ThemePlans, random_mirrors, written_on
