@@ -198,7 +198,7 @@ def test_unknown_tables_and_missing_columns_are_refused():
     with pytest.raises(InvalidArgument, match="lacks the column share"):
         draw(SummaryTable("shares_by_dataset", "", "", "", ("dataset", "group"), (("all", "RES"),)))
     with pytest.raises(InvalidArgument, match="2 cells for 1 columns"):
-        Frame.of(SummaryTable("table_1", "", "", "", ("a",), ((1, 2),)))
+        Frame.read(SummaryTable("table_1", "", "", "", ("a",), ((1, 2),)))
 
 
 # What is drawn is what the table says.
@@ -207,14 +207,14 @@ def test_unknown_tables_and_missing_columns_are_refused():
 def test_bars_carry_the_shares_of_the_table():
     table = SMALL["shares_by_dataset"]
     said = texts(first(table))
-    for row in Frame.of(table).records:
+    for row in Frame.read(table).records:
         assert percent(row.number("share")) in said
         assert f"n\u00a0= {row.count('n'):,}".replace("\u00a0", " ") in said
 
 
 def test_trials_carry_rates_changes_controls_and_n():
     said = texts(first(SMALL["by_strategy"]))
-    for row in Frame.of(SMALL["by_strategy"]).records:
+    for row in Frame.read(SMALL["by_strategy"]).records:
         rate, change = row.estimate("deactivated"), row.estimate("change", "change_low", "change_high")
         assert percent_interval(rate) in said
         assert decimal_interval(change) in said
@@ -230,7 +230,7 @@ def test_searches_chosen_by_their_outcome_are_not_drawn_by_group():
 
 def test_a_matrix_has_its_numbers_row_by_row():
     table = SMALL["transition"]
-    found = Frame.of(table).lookup("group_a", "group_b")
+    found = Frame.read(table).lookup("group_a", "group_b")
     wanted = [percent(found[a, b].number("probability")).removesuffix("\u00a0%") for a in GROUPS for b in GROUPS]
     said = texts(first(table))
     cells = [t for t in said if re.fullmatch(r"[0-9.]+", t)]
@@ -238,7 +238,7 @@ def test_a_matrix_has_its_numbers_row_by_row():
 
 
 def test_pairs_without_a_test_stay_blank():
-    frame = Frame.of(SMALL["separability"])
+    frame = Frame.read(SMALL["separability"])
     said = texts(first(SMALL["separability"]))
     assert said.count("–") == sum(row.count("tests") == 0 for row in frame.records)
     assert said.count("75") == sum(row.count("tests") > 0 for row in frame.records)
@@ -246,7 +246,7 @@ def test_pairs_without_a_test_stay_blank():
 
 def test_lines_tell_their_numbers_when_pointed_at():
     told = tips(first(SMALL["shares_by_layer"]))
-    row = Frame.of(SMALL["shares_by_layer"]).lookup("dataset", "layer", "group")["all", "1", "RES"]
+    row = Frame.read(SMALL["shares_by_layer"]).lookup("dataset", "layer", "group")["all", "1", "RES"]
     assert f"RES, layer 1: {percent_interval(row.estimate('share'))}, n = 500" in told
 
 

@@ -163,7 +163,7 @@ def test_one_theme_and_direction_is_one_plate_under_the_name_of_the_table():
 def test_suppression_has_a_point_for_each_r_and_layer_and_the_best_layer_of_each(medium):
     """Figure 9."""
     told = tips(plate("steering_by_layer", medium, theme="anger", direction="suppress"))
-    frame = Frame.of(SMALL["steering_by_layer"]).where(theme="anger", direction="suppress")
+    frame = Frame.read(SMALL["steering_by_layer"]).where(theme="anger", direction="suppress")
     for method in ("single", "cumulative"):
         rows = frame.where(method=method).records
         for r in DOSES["suppress"]:
@@ -184,7 +184,7 @@ def test_lines_of_r_are_named_and_fade_towards_one():
     named = [label.get_text() for label in strip.get_yticklabels()]
     assert named == ["r 0.5", "0", "−1", "−2", "−4", "−8"]
     assert set(named) <= set(texts(figure))
-    frame = Frame.of(SMALL["steering_by_layer"]).where(theme="anger", direction="suppress", method="single")
+    frame = Frame.read(SMALL["steering_by_layer"]).where(theme="anger", direction="suppress", method="single")
     for i, r in enumerate((0.5, 0, -1, -2, -4, -8)):
         rows = [row for row in frame.records if row.number("value") == r]
         best = max(rows, key=lambda row: row.number("score")).number("layer")
@@ -199,7 +199,7 @@ def test_lines_of_r_are_named_and_fade_towards_one():
 def test_activation_rings_the_best_layer_of_each_method(medium):
     """Figures 16 and 17b."""
     figure = plate("steering_by_layer", medium, theme="anger", direction="activate")
-    frame = Frame.of(SMALL["steering_by_layer"]).where(theme="anger", direction="activate")
+    frame = Frame.read(SMALL["steering_by_layer"]).where(theme="anger", direction="activate")
     rings = [line for axes in figure.axes for line in axes.lines if line.get_markerfacecolor() == "none"]
     tops = [
         max(frame.where(method=m).records, key=lambda row: row.number("score"))
@@ -216,7 +216,7 @@ def test_activation_rings_the_best_layer_of_each_method(medium):
 def test_every_coefficient_has_score_behavior_and_coherence(direction):
     """Figures 10 and 11."""
     told = tips(plate("steering_by_value", theme="anger", direction=direction))
-    frame = Frame.of(SMALL["steering_by_value"]).where(theme="anger", direction=direction)
+    frame = Frame.read(SMALL["steering_by_value"]).where(theme="anger", direction=direction)
     for row in frame.records:
         name, value = look(row.words("method")).name, f"{row.number('value'):g}".replace("-", "−")
         score = f"score {decimal_interval(row.estimate('score'))}"
@@ -258,7 +258,7 @@ def test_confirmed_scores_have_their_random_rows_beneath(medium):
     table = SMALL["steering_best"]
     figure = plate("steering_best", medium, direction="activate")
     told, said = tips(figure), texts(figure)
-    for row in Frame.of(table).where(direction="activate").records:
+    for row in Frame.read(table).where(direction="activate").records:
         score = f"score {decimal_interval(row.estimate('score'))}, n = 64"
         name = look(row.words("method")).name
         own = [t for t in told if t.startswith(f"{row.words('theme')}, {name}") and score in t]
@@ -287,7 +287,7 @@ def test_baselines_are_hollow_and_methods_of_graphs_filled():
 @BOTH
 def test_differences_stand_in_a_block_for_what_they_are_from(medium):
     figure = plate("steering_paired", medium, direction="suppress")
-    frame = Frame.of(SMALL["steering_paired"]).where(direction="suppress")
+    frame = Frame.read(SMALL["steering_paired"]).where(direction="suppress")
     told = tips(figure)
     assert len(told) == len(frame.rows)
     assert {f"less {look(m).name}" for m in frame.distinct("method_b")} <= set(texts(figure))
@@ -305,7 +305,7 @@ def test_differences_stand_in_a_block_for_what_they_are_from(medium):
 def test_the_grid_has_its_mean_its_ends_and_its_spread():
     figure = plate("steering_sensitivity", direction="suppress")
     told, said = tips(figure), texts(figure)
-    for row in Frame.of(SMALL["steering_sensitivity"]).where(direction="suppress").records:
+    for row in Frame.read(SMALL["steering_sensitivity"]).where(direction="suppress").records:
         mean = decimal_interval(row.estimate("mean_score"))
         worst, top = (decimal(row.number(name)) for name in ("worst_score", "best_score"))
         name = f"{row.words('theme')}, {look(row.words('method')).name}"
@@ -316,7 +316,7 @@ def test_the_grid_has_its_mean_its_ends_and_its_spread():
 def test_bars_of_features_are_those_of_the_table_with_lines_at_starts():
     """Figure 17a."""
     figure = first(SMALL["steering_features"])
-    frame = Frame.of(SMALL["steering_features"])
+    frame = Frame.read(SMALL["steering_features"])
     for theme, axes in zip(frame.distinct("theme"), figure.axes, strict=True):
         rows = frame.where(theme=theme)
         assert sum(bar.get_height() for bar in axes.patches) == sum(r.number("features") for r in rows.records)
@@ -330,7 +330,7 @@ def test_bars_of_features_are_those_of_the_table_with_lines_at_starts():
 
 def test_scores_within_a_limit_tell_the_limit():
     told = tips(plate("steering_by_share", direction="activate"))
-    frame = Frame.of(SMALL["steering_by_share"]).where(direction="activate")
+    frame = Frame.read(SMALL["steering_by_share"]).where(direction="activate")
     for row in frame.records:
         limit = f"at most {100 * row.number('share_limit'):g}\u00a0% changed: {look(row.words('method')).name}"
         assert any(t.startswith(limit) and decimal_interval(row.estimate("score")) in t for t in told)

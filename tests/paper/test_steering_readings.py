@@ -16,7 +16,7 @@ LAYER = "theme, direction, method, layer, value, n, score, low, high, default"
 
 @pytest.mark.parametrize("name", TOLD)
 def test_every_figure_of_a_sweep_has_a_sentence_for_all_and_for_each_theme(name):
-    frame = Frame.of(SMALL[name])
+    frame = Frame.read(SMALL[name])
     every = reading(frame)
     assert every.endswith(".")
     each = [reading(frame.where(theme=theme)) for theme in frame.distinct("theme")]

@@ -24,7 +24,7 @@ def test_every_rate_of_a_trial_is_drawn_beside_its_control(name, medium):
 
 def test_a_rescaling_and_its_control_tell_their_numbers():
     told = tips(first(SMALL["by_rescale"]))
-    row = Frame.of(SMALL["by_rescale"]).lookup("r", "group")["0", "RES"]
+    row = Frame.read(SMALL["by_rescale"]).lookup("r", "group")["0", "RES"]
     rate = row.estimate("control_deactivated", "control_low", "control_high")
     assert f"control of RES, r = 0: {percent_interval(rate)} deactivated, n = 140" in told
     loss = row.number("control_loss_change")
@@ -43,7 +43,7 @@ def test_rescaling_without_controls_draws_none():
 def test_a_new_group_has_a_strip_for_its_control():
     table = SMALL["new_group"]
     told = tips(first(table))
-    for row in Frame.of(table).records:
+    for row in Frame.read(table).records:
         name = f"{row.words('removed')} removed, {row.words('new_group')}"
         assert f"{name}: {percent(row.number('probability'), 1)}" in told
         assert f"control of {name}: {percent(row.number('control_probability'), 1)}" in told

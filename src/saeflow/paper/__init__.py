@@ -13,46 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Final
 
 from matplotlib.figure import Figure
 
 from saeflow.errors import InvalidArgument
-from saeflow.paper import (
-    agreement,
-    control_match,
-    fig03_scores,
-    fig04_activity,
-    fig05_layers,
-    fig06_by_group,
-    fig06_by_layer,
-    fig07_rescale,
-    fig08_one_predecessor,
-    fig09_layers,
-    fig10_strengths,
-    fig12_datasets,
-    fig13_contexts,
-    fig14_separability,
-    fig15_groups,
-    fig15_new_group,
-    fig17_counts,
-    fig17_features,
-    fig18_methods,
-    fig23_permutations,
-    fig24_top_k,
-    most_probable,
-    paired_strategies,
-    remaining,
-    steering_best,
-    steering_by_share,
-    steering_paired,
-    steering_sensitivity,
-    table1,
-    thresholds,
-    transition_loss,
-    transition_paired,
-)
-from saeflow.paper.frame import Cell, Frame, TableLike
+from saeflow.experiments.results import Cell, SummaryTable
+from saeflow.paper.frame import Frame
 from saeflow.paper.kinds import Drawing
 from saeflow.paper.saving import save, svg_text
 from saeflow.paper.style import COLUMN, MEDIA, PAGE, PHONE, SPREAD, Medium, house, nothing
@@ -75,45 +43,21 @@ class Plate:
     keys: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+_MODULES: Final = (
+    "fig05_layers fig12_datasets fig03_scores fig14_separability fig04_activity fig13_contexts fig17_counts "
+    "fig18_methods matching fig06_strategies fig07_rescale fig08_one_predecessor fig15_groups table1 "
+    "beyond_deactivation fig09_layers fig10_strengths fig17_features steering_comparisons steering_best "
+    "fig23_permutations fig24_top_k beyond_transition"
+)
 FIGURES: Final[Mapping[str, Drawing]] = {
-    "shares_by_layer": fig05_layers.DRAWING,
-    "shares_by_dataset": fig12_datasets.DRAWING,
-    "scores": fig03_scores.DRAWING,
-    "separability": fig14_separability.DRAWING,
-    "activity_differences": fig04_activity.DRAWING,
-    "transition": fig13_contexts.DRAWING,
-    "most_probable": most_probable.DRAWING,
-    "methods": fig18_methods.DRAWING,
-    "agreement": agreement.DRAWING,
-    "by_strategy": fig06_by_group.DRAWING,
-    "by_strategy_layer": fig06_by_layer.DRAWING,
-    "by_rescale": fig07_rescale.DRAWING,
-    "one_predecessor": fig08_one_predecessor.DRAWING,
-    "groups_by_strategy": fig15_groups.DRAWING,
-    "new_group": fig15_new_group.DRAWING,
-    "counts": fig17_counts.DRAWING,
-    "table_1": table1.DRAWING,
-    "paired": paired_strategies.DRAWING,
-    "remaining": remaining.DRAWING,
-    "control_match": control_match.DRAWING,
-    "agreement_by_layer": agreement.DRAWING,
-    "calibrated_thresholds": thresholds.DRAWING,
-    "steering_by_layer": fig09_layers.DRAWING,
-    "steering_by_value": fig10_strengths.DRAWING,
-    "steering_features": fig17_features.DRAWING,
-    "steering_by_share": steering_by_share.DRAWING,
-    "steering_best": steering_best.DRAWING,
-    "steering_paired": steering_paired.DRAWING,
-    "steering_sensitivity": steering_sensitivity.DRAWING,
-    "transition_permutations": fig23_permutations.DRAWING,
-    "transition_top_k": fig24_top_k.DRAWING,
-    "transition_loss": transition_loss.DRAWING,
-    "transition_paired": transition_paired.DRAWING,
+    name: drawing
+    for module in _MODULES.split()
+    for name, drawing in import_module(f"saeflow.paper.{module}").DRAWINGS.items()
 }
-"""Every table that has a figure, in the order of pages."""
+"""Every table that has a figure."""
 
 
-def draw(table: TableLike, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
+def draw(table: SummaryTable, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
     """The figures of a table: one, or one for each method, strategy, or theme and direction it holds.
 
     A table without rows gives a figure that says so.
@@ -122,7 +66,7 @@ def draw(table: TableLike, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
         InvalidArgument: for a table that has no figure, naming those that have one, or one that lacks a
             column its figure needs.
     """
-    frame = Frame.of(table)
+    frame = Frame.read(table)
     if frame.name not in FIGURES:
         raise InvalidArgument(f"table {frame.name!r} has no figure. Those that have one: {', '.join(FIGURES)}.")
     drawing = FIGURES[frame.name]
@@ -147,13 +91,13 @@ def draw(table: TableLike, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
         return tuple(plates)
 
 
-def reading(table: TableLike) -> str:
+def reading(table: SummaryTable) -> str:
     """A sentence or two on what a table says; empty where it has no rows or nothing to say it from.
 
     A sentence reports; it does not explain. It names the method, gives intervals where the table has them, and leaves
     out whatever the table leaves open.
     """
-    frame = Frame.of(table)
+    frame = Frame.read(table)
     return FIGURES[frame.name].sentence(frame) if frame.name in FIGURES and frame.rows else ""
 
 
@@ -226,7 +170,6 @@ __all__ = [
     "Frame",
     "Medium",
     "Plate",
-    "TableLike",
     "agreement_by_layer",
     "calibrated_thresholds",
     "draw",

@@ -13,7 +13,7 @@ from saeflow.experiments.groups import PARTS
 from saeflow.experiments.statistics import RATE, Tally, by_text, known_mean, ratio
 from saeflow.ids import Part
 from saeflow.paper.evidence import OriginsRun
-from saeflow.paper.frame import GROUPS, Frame, TableRow, in_order
+from saeflow.paper.frame import GROUPS, Frame, FrameRow, in_order
 from saeflow.paper.kinds import Drawing, tip
 from saeflow.paper.origins import COSINE, MLP, NOWHERE, OWN_SCORES, RES, SCORES, first_method
 from saeflow.paper.style import INK, MUTED, PAPER, RULE, Medium, colour, ems, panels, title, value_axis
@@ -65,7 +65,7 @@ def chosen_layers(layers: Sequence[int], most: int = 2) -> tuple[int, ...]:
     return tuple(layers[i] for i in dict.fromkeys(at))
 
 
-def _ridge(axes: Axes, base: float, row: TableRow, group: str, order: int) -> None:
+def _ridge(axes: Axes, base: float, row: FrameRow, group: str, order: int) -> None:
     """A histogram as high as its fullest bin, with its median."""
     bins, middle = row.numbers("histogram"), row.number("median")
     most = max(bins, default=0.0)
@@ -164,4 +164,4 @@ def auc(x: np.ndarray) -> np.ndarray:
         return known_mean((on * below).sum(-1) / (on.sum(-1) * off.sum(-1)), -1)
 
 
-DRAWING: Final = Drawing(figure, sentence, ("layer", "group", "score"), each=("method",))
+DRAWINGS: Final = {"scores": Drawing(figure, sentence, ("layer", "group", "score"), each=("method",))}

@@ -149,4 +149,6 @@ def claim_mlp_and_att(run: OriginsRun) -> list[ClaimNumber]:
     return [_less(_tested(run), att, other, words.format(name)) for other, name in ((res, "s(R)"), (mlp, "s(M)"))]
 
 
-DRAWING: Final = Drawing(figure, sentence, ("module", "score", "kind", "share"), each=("method",))
+DRAWINGS: Final = {
+    "activity_differences": Drawing(figure, sentence, ("module", "score", "kind", "share"), each=("method",))
+}

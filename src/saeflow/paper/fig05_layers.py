@@ -193,4 +193,6 @@ def claim_datasets(run: OriginsRun) -> list[ClaimNumber]:
     return [shares.finding(lambda x: apart(x, last) - apart(x, first + middle), words)]
 
 
-DRAWING: Final = Drawing(figure, sentence, ("dataset", "layer", "group", "share"), each=("method",))
+DRAWINGS: Final = {
+    "shares_by_layer": Drawing(figure, sentence, ("dataset", "layer", "group", "share"), each=("method",))
+}

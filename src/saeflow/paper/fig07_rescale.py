@@ -148,4 +148,4 @@ def claim_bent(trials: pd.DataFrame) -> list[ClaimNumber]:
     return [less(trials, change, every, half, words, rule=Rule("apart", 0.02), unit="number")]
 
 
-DRAWING: Final = Drawing(figure, sentence, ("r", "group", "change"))
+DRAWINGS: Final = {"by_rescale": Drawing(figure, sentence, ("r", "group", "change"))}

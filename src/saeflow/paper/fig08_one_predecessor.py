@@ -74,4 +74,4 @@ def claim_alone(trials: pd.DataFrame) -> list[ClaimNumber]:
     ]
 
 
-DRAWING: Final = Drawing(figure, sentence, ("group", "removed", "change"))
+DRAWINGS: Final = {"one_predecessor": Drawing(figure, sentence, ("group", "removed", "change"))}

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from saeflow.experiments.statistics import Tally, known_mean, ratio
 from saeflow.paper.evidence import SteeringRun
-from saeflow.paper.frame import Frame, Interval, TableRow
+from saeflow.paper.frame import Frame, FrameRow, Interval
 from saeflow.paper.kinds import Drawing, line, mark, reach
 from saeflow.paper.steering import (
     ACTIVATE,
@@ -99,14 +99,14 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     return drawn
 
 
-def _layer(row: TableRow) -> float | None:
+def _layer(row: FrameRow) -> float | None:
     layer = row.number("layer")
     return layer if layer is not None and layer >= 0 else None
 
 
 def _by_layer(
-    rows: Iterable[TableRow], layers: Sequence[int]
-) -> tuple[list[TableRow | None], list[Interval | None], list[str]]:
+    rows: Iterable[FrameRow], layers: Sequence[int]
+) -> tuple[list[FrameRow | None], list[Interval | None], list[str]]:
     """The row of each layer with its score and its tip."""
     known = {int(layer): row for row in rows if (layer := _layer(row)) is not None}
     found = [known.get(layer) for layer in layers]
@@ -115,7 +115,7 @@ def _by_layer(
 
 
 def _over_doses(
-    axes: Axes, strip: Axes, own: Sequence[TableRow], layers: Sequence[int], doses: Sequence[float]
+    axes: Axes, strip: Axes, own: Sequence[FrameRow], layers: Sequence[int], doses: Sequence[float]
 ) -> None:
     """A line for each r over the layers of one method, and a row of the strip with its name and best layer."""
     for i, r in enumerate(doses):
@@ -132,7 +132,7 @@ def _over_doses(
     strip.set_ylim(len(doses) - 0.4, -0.6)
 
 
-def _one_method(axes: Axes, own: Sequence[TableRow], layers: Sequence[int], *, behind: bool) -> None:
+def _one_method(axes: Axes, own: Sequence[FrameRow], layers: Sequence[int], *, behind: bool) -> None:
     """The best of all s at each layer, with the best layer ringed; or a thin line to compare with."""
     rows, found, tips = _by_layer(own, layers)
     if behind:
@@ -165,7 +165,7 @@ def sentence(frame: Frame) -> str:
     return " ".join(word for word in told if word)
 
 
-def _ends(frame: Frame) -> tuple[TableRow, TableRow] | None:
+def _ends(frame: Frame) -> tuple[FrameRow, FrameRow] | None:
     """The best layers at the r nearest to 1 and at the one farthest from it, of the single-layer method."""
     rows = [row for row in frame.where(method="single").records if row.number("score") is not None]
     doses = sorted({r for row in rows if (r := row.number("value")) is not None}, key=lambda r: abs(r - 1))
@@ -305,6 +305,8 @@ def claim_elsewhere(run: SteeringRun) -> list[ClaimNumber]:
     return in_any_theme(fresh, each, "score of the best single layer less that of the start layer")
 
 
-DRAWING: Final = Drawing(
-    figure, sentence, ("theme", "direction", "method", "layer", "value", "score"), each=("theme", "direction")
-)
+DRAWINGS: Final = {
+    "steering_by_layer": Drawing(
+        figure, sentence, ("theme", "direction", "method", "layer", "value", "score"), each=("theme", "direction")
+    )
+}

@@ -260,6 +260,8 @@ def claim_coherence(run: SteeringRun) -> list[ClaimNumber]:
     return _same_setting(run, "coherence", "coherence", BELOW_0)
 
 
-DRAWING: Final = Drawing(
-    figure, sentence, ("theme", "direction", "method", "value", "score"), each=("theme", "direction")
-)
+DRAWINGS: Final = {
+    "steering_by_value": Drawing(
+        figure, sentence, ("theme", "direction", "method", "value", "score"), each=("theme", "direction")
+    )
+}

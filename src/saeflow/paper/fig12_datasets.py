@@ -122,4 +122,4 @@ def claim_described(run: OriginsRun) -> list[ClaimNumber]:
     return [ClaimNumber("active features with an active predecessor", found, Rule("above", 0.5), "share")]
 
 
-DRAWING: Final = Drawing(figure, sentence, ("dataset", "group", "share"), each=("method",))
+DRAWINGS: Final = {"shares_by_dataset": Drawing(figure, sentence, ("dataset", "group", "share"), each=("method",))}

@@ -134,4 +134,4 @@ def claim_attention(run: OriginsRun) -> list[ClaimNumber]:
     return [ClaimNumber(words, found, ABOVE_0, beside=beside)]
 
 
-DRAWING: Final = Drawing(figure, sentence, ("group_a", "group_b", "probability"), each=("method",))
+DRAWINGS: Final = {"transition": Drawing(figure, sentence, ("group_a", "group_b", "probability"), each=("method",))}

@@ -8,7 +8,7 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import GROUPS, Frame, TableRow, in_order
+from saeflow.paper.frame import GROUPS, Frame, FrameRow, in_order
 from saeflow.paper.kinds import Drawing, heat
 from saeflow.paper.origins import SCORES, first_method, share_tested, short, tests_passed
 from saeflow.paper.style import Medium, panels, title
@@ -48,7 +48,7 @@ def sentence(frame: Frame) -> str:
         return ""
     differ = listed([f"{s} in {percent(share)}" for s, share in by_score.items()])
     told = f"Two groups differ by {differ} of the tests{method}"
-    pairs: dict[tuple[str, str], list[TableRow]] = {}
+    pairs: dict[tuple[str, str], list[FrameRow]] = {}
     for row in frame.records:
         pairs.setdefault((row.words("group_a"), row.words("group_b")), []).append(row)
     tested = {pair: share for pair, rows in pairs.items() if (share := _pooled(rows)) is not None}
@@ -59,10 +59,12 @@ def sentence(frame: Frame) -> str:
     return f"{told}."
 
 
-def _pooled(rows: Iterable[TableRow]) -> float | None:
+def _pooled(rows: Iterable[FrameRow]) -> float | None:
     given = list(rows)
     tests = sum(row.count("tests") for row in given)
     return sum(row.count("passed") for row in given) / tests if tests else None
 
 
-DRAWING: Final = Drawing(figure, sentence, ("group_a", "group_b", "score", "share"), each=("method",))
+DRAWINGS: Final = {
+    "separability": Drawing(figure, sentence, ("group_a", "group_b", "score", "share"), each=("method",))
+}

@@ -1,25 +1,38 @@
-"""Figure 15a: the groups that each matching strategy finds among the same features."""
+"""Figure 15: the groups that strategies find, and what becomes of a target when its predecessors are removed."""
 
 from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from saeflow.experiments.deactivation_tables import TOP_1
-from saeflow.experiments.statistics import GAP
-from saeflow.paper.frame import GROUPS, Frame
-from saeflow.paper.kinds import Drawing, Strip, strips
-from saeflow.paper.style import Medium, group_signs
-from saeflow.paper.trials import COMBINED, over_targets, per_target
-from saeflow.paper.verdicts import ABOVE_0, ClaimNumber, in_percent
+from saeflow.experiments.statistics import GAP, RATE
+from saeflow.paper.frame import GROUPS, Frame, FrameRow, in_order, only
+from saeflow.paper.kinds import CONTROL, Drawing, Strip, strips
+from saeflow.paper.style import GONE, LINE, MUTED, SQUARE, Medium, Sign, colour, group_signs
+from saeflow.paper.trials import (
+    ALIKE,
+    COMBINED,
+    SINGLES,
+    all_named,
+    control_beside,
+    main_strategy,
+    of_means,
+    of_strategy,
+    over_targets,
+    per_target,
+    removing,
+)
+from saeflow.paper.verdicts import ABOVE_0, ClaimNumber, Rule, in_percent
 from saeflow.paper.words import count, listed, percent
 
 TOP_5: Final = "top-5"
 
 
-def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
+def groups_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Which groups each matching strategy finds among the same features (fig. 15a)."""
     rows: list[Strip] = []
     for strategy in frame.distinct("strategy"):
@@ -30,7 +43,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     return strips({"": rows}, medium, caption, signs=group_signs(frame.groups()))
 
 
-def sentence(frame: Frame) -> str:
+def groups_sentence(frame: Frame) -> str:
     """For how many of the same features each strategy names no active predecessor."""
     rows = frame.where(group="nowhere").records
     told = [
@@ -60,4 +73,108 @@ def claim_more(trials: pd.DataFrame) -> list[ClaimNumber]:
     return found
 
 
-DRAWING: Final = Drawing(figure, sentence, ("strategy", "group", "share"))
+def new_group_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
+    """What becomes of a target of each group when some of its predecessors are removed (fig. 15b)."""
+    groups = frame.groups()
+    outcomes = in_order(frame.distinct("new_group"), (GONE, *GROUPS))
+    found = frame.lookup("group", "removed", "new_group")
+    shown: dict[str, list[Strip]] = {}
+    for group in groups:
+        rows = shown[f"was {group}"] = []
+        for removed in in_order(frame.where(group=group).distinct("removed"), GROUPS):
+            known = {o: row for o in outcomes if (row := found.get((group, removed, o)))}
+            shares = {o: row.number("probability") or 0.0 for o, row in known.items()}
+            controls = {o: p for o, row in known.items() if (p := row.number("control_probability")) is not None}
+            n = max((row.number("n") or 0.0 for row in known.values()), default=0.0)
+            rows.append(Strip(f"−{removed}", shares, f"{removed} removed", f"n = {count(n)}", control=controls))
+    signs = group_signs(outcomes)
+    if any(row.control for rows in shown.values() for row in rows):
+        signs += [Sign("predecessors removed", MUTED, SQUARE), Sign(CONTROL, MUTED, LINE)]
+    across, heads = 2 if medium.wide else 1, {f"was {group}": colour(group) for group in groups}
+    return strips(shown, medium, caption, signs=signs, across=across, heads=heads, axis=False)
+
+
+def new_group_sentence(frame: Frame) -> str:
+    """How often a target falls silent when everything is removed, and how often it stays without a predecessor."""
+    main = main_strategy(frame)
+    frame = frame.where(strategy=main) if main else frame
+    silent = {g: row for g in GROUPS if (row := _became(frame, g, "deactivated")) is not None}
+    if not silent:
+        return ""
+
+    def rate(group: str) -> float:
+        return silent[group].number("probability") or 0.0
+
+    def told_of(row: FrameRow) -> str:
+        return f"{percent(row.number('probability'))}{control_beside(row, 'control_probability')}"
+
+    low, high = min(silent, key=rate), max(silent, key=rate)
+    under = f" under {main}" if main else ""
+    told = f"With all predecessors removed{under}, {told_of(silent[high])} of targets from {high} fall silent"
+    if low != high:
+        told += f" and {told_of(silent[low])} of those from {low}"
+    stays = _became(frame, low, "nowhere")
+    if stays is None:
+        return f"{told}."
+    return f"{told}; {told_of(stays)} of the latter stay active with no active predecessor."
+
+
+def _became(frame: Frame, group: str, outcome: str) -> FrameRow | None:
+    row = only(frame, group=group, removed=group, new_group=outcome)
+    return None if row is None or row.number("probability") is None else row
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def claim_equal(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """Without its RES predecessor, a target falls silent about as often as it loses the module's predecessor too."""
+    gone = trials["deactivated"]
+    orphan = ((gone == 0) & (trials["new_group"] == "nowhere")).astype(float)
+    words = "targets silenced less targets left without a predecessor, RES removed in From {}"
+    return [
+        of_means(
+            trials,
+            gone - orphan,
+            [removing(trials, [g], ["RES"])],
+            lambda m: m[:, 0],
+            words.format(g),
+            rule=Rule("within", ALIKE),
+            span=GAP,
+        )
+        for g in ("RES & MLP", "RES & ATT")
+    ]
+
+
+def claim_full(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """Of the targets of combined groups that removing all predecessors silences, most need the removal of all."""
+    gone = (trials["deactivated"] == 1) & ~trials["control"]
+    every = trials[removing(trials, COMBINED) & gone].drop_duplicates("target")
+    fewer = of_strategy(trials) & trials["removing"] & ~all_named(trials) & trials["group"].isin(COMBINED)
+    whole = ~every["target"].isin(trials["target"][fewer & gone])
+    tally = over_targets(every, whole.astype(float))
+    found = tally.told(n=float(len(every)), span=RATE, sizes=tally.sums[:, 1])
+    words = "targets of combined groups silenced by removing all predecessors and by no fewer"
+    return [ClaimNumber(words, found, Rule("above", 0.5), "share")]
+
+
+def claim_new(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """After an edit a target seldom has a predecessor at a part where it had none."""
+    kept, old, new = trials["deactivated"] == 0, trials["group"], trials["new_group"]
+    fresh = kept & np.logical_or.reduce([_has(new, part) & ~_has(old, part) for part in SINGLES])
+    words, where = "trials after which a part has an active predecessor that had none", of_strategy(trials)
+    how = {"rule": Rule("below", 0.1), "unit": "share", "span": RATE}
+    return [of_means(trials, fresh.astype(float), [where & trials["removing"]], lambda m: m[:, 0], words, **how)]
+
+
+def _has(groups: pd.Series[str], part: str) -> pd.Series[bool]:
+    """Whether a part is among the active predecessors of each line."""
+    return groups.astype(str).str.split(" & ").map(lambda parts: part in parts)
+
+
+DRAWINGS: Final = {
+    "groups_by_strategy": Drawing(groups_figure, groups_sentence, ("strategy", "group", "share")),
+    "new_group": Drawing(
+        new_group_figure, new_group_sentence, ("group", "removed", "new_group", "probability"), each=("strategy",)
+    ),
+}

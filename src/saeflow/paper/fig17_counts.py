@@ -1,4 +1,4 @@
-"""As figure 17a, for trials: how many features and trials there are at each layer."""
+"""As figure 17a, for trials, and C.1: how many features and trials there are at each layer, by group."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 
 from saeflow.paper.frame import GROUPS, Frame
 from saeflow.paper.kinds import Drawing, Strip, strips
+from saeflow.paper.origins import first_method
 from saeflow.paper.style import Medium, group_signs
-from saeflow.paper.words import count
+from saeflow.paper.words import count, percent
 
 
-def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
+def counts_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """How many features and trials there are at each layer (as fig. 17a)."""
     return counted(frame, medium, caption, other="trials")
 
@@ -36,7 +37,7 @@ def counted(frame: Frame, medium: Medium, caption: str, *, other: str = "") -> F
     return strips({"": rows}, medium, caption, signs=group_signs(frame.groups()), axis=not other)
 
 
-def sentence(frame: Frame) -> str:
+def counts_sentence(frame: Frame) -> str:
     """How many targets and trials there are."""
     features, trials = (sum(row.number(name) or 0.0 for row in frame.records) for name in ("features", "trials"))
     layers = frame.layers()
@@ -44,4 +45,26 @@ def sentence(frame: Frame) -> str:
     return f"{told} at {len(layers)} {'layer' if len(layers) == 1 else 'layers'}." if layers else f"{told}."
 
 
-DRAWING: Final = Drawing(figure, sentence, ("layer", "group", "features"))
+def probable_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
+    """How many features of each layer have which group most often (C.1)."""
+    return counted(frame, medium, caption)
+
+
+def probable_sentence(frame: Frame) -> str:
+    """The group that most features have most often, each feature counted once."""
+    frame, method = first_method(frame)
+    totals = {g: sum(r.number("features") or 0 for r in frame.where(group=g).records) for g in GROUPS}
+    whole = sum(totals.values())
+    if not whole:
+        return ""
+    first, second = sorted(totals, key=lambda g: -totals[g])[:2]
+    return (
+        f"Of {count(whole)} features, each counted once{method}, {percent(totals[first] / whole)} are "
+        f"mostly from {first} and {percent(totals[second] / whole)} mostly from {second}."
+    )
+
+
+DRAWINGS: Final = {
+    "counts": Drawing(counts_figure, counts_sentence, ("layer", "group", "features")),
+    "most_probable": Drawing(probable_figure, probable_sentence, ("layer", "group", "features"), each=("method",)),
+}

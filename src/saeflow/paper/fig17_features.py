@@ -8,10 +8,10 @@ from typing import Final
 import numpy as np
 from matplotlib.figure import Figure
 
-from saeflow.paper.agreement import parts_of, tone_of
 from saeflow.paper.evidence import SteeringRun
 from saeflow.paper.frame import Frame
 from saeflow.paper.kinds import Drawing, tip
+from saeflow.paper.matching import parts_of, tone_of
 from saeflow.paper.steering import ACTIVATE, by_theme, find, in_any_theme, themes
 from saeflow.paper.style import (
     DASHES,
@@ -106,4 +106,4 @@ def claim_unnamed(run: SteeringRun) -> list[ClaimNumber]:
     return in_any_theme(grid, each, words)
 
 
-DRAWING: Final = Drawing(figure, sentence, ("theme", "layer", "part", "features", "starts"))
+DRAWINGS: Final = {"steering_features": Drawing(figure, sentence, ("theme", "layer", "part", "features", "starts"))}

@@ -168,4 +168,4 @@ def claim_agreement(run: OriginsRun) -> list[ClaimNumber]:
     return found
 
 
-DRAWING: Final = Drawing(figure, sentence, ("method", "dataset", "group", "share"))
+DRAWINGS: Final = {"methods": Drawing(figure, sentence, ("method", "dataset", "group", "share"))}

@@ -114,4 +114,8 @@ def claim_bias(run: TransitionRun) -> list[ClaimNumber]:
     return [less(run, f"{name}/FOLDED/RAW", f"{name}/RAW/RAW", Rule("apart", _SLIGHT))]
 
 
-DRAWING: Final = Drawing(figure, sentence, ("pair", "kind", "method", "matched", "applied", "ev"), each=("pair",))
+DRAWINGS: Final = {
+    "transition_permutations": Drawing(
+        figure, sentence, ("pair", "kind", "method", "matched", "applied", "ev"), each=("pair",)
+    )
+}

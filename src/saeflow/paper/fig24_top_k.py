@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from saeflow.experiments.transition.variants import MapVariant
 from saeflow.paper.evidence import TransitionRun
-from saeflow.paper.frame import Frame, Interval, TableRow, only
+from saeflow.paper.frame import Frame, FrameRow, Interval, only
 from saeflow.paper.kinds import Drawing, point, tip
 from saeflow.paper.style import DASHES, DOTS, MUTED, Medium, Sign, ems, nothing, panels, title, value_axis
 from saeflow.paper.transition import (
@@ -117,7 +117,7 @@ def sentence(frame: Frame) -> str:
     return f"{said} Folded top-2 W_dec W_dec explains {shown_as(two)}, the permutation {shown_as(other)}."
 
 
-def _setting(row: TableRow) -> str:
+def _setting(row: FrameRow) -> str:
     k = "all" if row.words("k") == "all" else f"top-{row.words('k')}"
     return f"{k}, {row.words('entries')}, applied {row.words('applied')}"
 
@@ -150,4 +150,8 @@ def claim_cosine(run: TransitionRun) -> list[ClaimNumber]:
     return [ClaimNumber(words, found, ABOVE_0, "number", beside=beside)]
 
 
-DRAWING: Final = Drawing(figure, sentence, ("pair", "kind", "weights", "k", "entries", "applied", "ev"), each=("pair",))
+DRAWINGS: Final = {
+    "transition_top_k": Drawing(
+        figure, sentence, ("pair", "kind", "weights", "k", "entries", "applied", "ev"), each=("pair",)
+    )
+}

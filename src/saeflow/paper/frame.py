@@ -11,55 +11,18 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.groups import Origin
+from saeflow.experiments.results import Cell, SummaryTable
 from saeflow.report.tokens import one_line
 
 GROUPS = tuple(origin.label for origin in Origin.groups())
 """The eight groups of appendix A.1 in the order of every table and figure."""
 
-Cell = str | int | float | bool | Sequence[float] | None
-
-
-@runtime_checkable
-class TableLike(Protocol):
-    """What a figure needs of a summary table; `saeflow.experiments` makes such tables."""
-
-    @property
-    def name(self) -> str:
-        """The key in summary.json, such as `shares_by_layer`."""
-        ...
-
-    @property
-    def title(self) -> str:
-        """What the table holds, in a few words."""
-        ...
-
-    @property
-    def paper(self) -> str:
-        """The paper's figures or table that it answers, such as `fig. 5, 19b`."""
-        ...
-
-    @property
-    def note(self) -> str:
-        """What a reader must know to read the numbers; may be empty."""
-        ...
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """The names of the columns."""
-        ...
-
-    @property
-    def rows(self) -> Sequence[Sequence[Cell]]:
-        """One cell a column in every row."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
-class TableRow:
+class FrameRow:
     """One row by column name. Gaps are None for numbers and empty for words."""
 
     cells: Mapping[str, Cell]
@@ -121,39 +84,28 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """A summary table, see the module."""
-
-    name: str
-    title: str
-    paper: str
-    note: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+class Frame(SummaryTable):
+    """A summary table that answers queries, see the module."""
 
     @staticmethod
-    def of(table: TableLike) -> Frame:
+    def read(table: SummaryTable) -> Frame:
         """Any table as a frame.
 
         Raises:
-            InvalidArgument: when a row has not one cell a column.
+            InvalidArgument: when a row has not one cell for each column.
         """
-        if isinstance(table, Frame):
-            return table
-        columns = tuple(str(column) for column in table.columns)
-        rows = tuple(tuple(row) for row in table.rows)
-        for row in rows:
-            if len(row) != len(columns):
+        for row in table.rows:
+            if len(row) != len(table.columns):
                 raise InvalidArgument(
-                    f"a row of table {table.name!r} has {len(row)} cells for {len(columns)} columns. "
+                    f"a row of table {table.name!r} has {len(row)} cells for {len(table.columns)} columns. "
                     "Write the summary again."
                 )
-        return Frame(table.name, table.title, table.paper, table.note, columns, rows)
+        return Frame(table.name, table.title, table.paper, table.note, tuple(table.columns), tuple(table.rows))
 
     @property
-    def records(self) -> tuple[TableRow, ...]:
+    def records(self) -> tuple[FrameRow, ...]:
         """The rows by column name."""
-        return tuple(TableRow(dict(zip(self.columns, row, strict=True))) for row in self.rows)
+        return tuple(FrameRow(dict(zip(self.columns, row, strict=True))) for row in self.rows)
 
     def where(self, **equal: str) -> Frame:
         """The rows whose cells, as words, are equal to these."""
@@ -176,7 +128,7 @@ class Frame:
         """The numbered layers, ascending; "all" is none."""
         return tuple(sorted({int(word) for word in self.distinct("layer") if word.isdecimal()}))
 
-    def lookup(self, *keys: str) -> dict[tuple[str, ...], TableRow]:
+    def lookup(self, *keys: str) -> dict[tuple[str, ...], FrameRow]:
         """The rows by the words of these columns; the last of equal ones."""
         return {tuple(record.words(key) for key in keys): record for record in self.records}
 
@@ -187,6 +139,6 @@ def in_order(words: Iterable[str], order: Sequence[str]) -> tuple[str, ...]:
     return (*(word for word in order if word in given), *(word for word in given if word not in order))
 
 
-def only(frame: Frame, **where: str) -> TableRow | None:
+def only(frame: Frame, **where: str) -> FrameRow | None:
     """The first row with these words, or None."""
     return next(iter(frame.where(**where).records), None)

@@ -13,7 +13,7 @@ import numpy as np
 
 from saeflow.experiments.statistics import GAP, Tally
 from saeflow.paper.evidence import OriginsRun
-from saeflow.paper.frame import GROUPS, Frame, Interval, TableRow, in_order
+from saeflow.paper.frame import GROUPS, Frame, FrameRow, Interval, in_order
 from saeflow.paper.verdicts import ABOVE_0, ClaimNumber, NotMeasured, Rule, in_percent
 from saeflow.paper.words import count
 
@@ -54,12 +54,12 @@ def short(group: str) -> str:
     return _SHORT.get(group) or "".join(_SHORT.get(part, part) for part in group.split(" & "))
 
 
-def share_tested(row: TableRow | None) -> float | None:
+def share_tested(row: FrameRow | None) -> float | None:
     """The share of tests that passed; a gap where there was none."""
     return row.number("share") if row is not None and row.count("tests") else None
 
 
-def tests_passed(row: TableRow | None) -> str:
+def tests_passed(row: FrameRow | None) -> str:
     """`12 of 40 tests`, for tips."""
     if row is None or not row.count("tests"):
         return "no test"

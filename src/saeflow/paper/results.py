@@ -195,7 +195,7 @@ def _section(table: SummaryTable, tables: Mapping[str, SummaryTable], figures: P
         write_atomic(figures / f"{name}.svg", svg_text(printed, alone=True).encode("utf-8", "replace"))
 
     try:
-        return Section(table, said, shown_plates(Frame.of(table), said, written=files, own=True))
+        return Section(table, said, shown_plates(Frame.read(table), said, written=files, own=True))
     except InvalidArgument as error:
         return Section(table, said, problem=str(error))
 

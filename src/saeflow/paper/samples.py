@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from saeflow.paper.frame import Frame, TableLike, TableRow
+from saeflow.experiments.results import SummaryTable
+from saeflow.paper.frame import Frame, FrameRow
 from saeflow.paper.steering import MULTI, SUPPRESS, best, look, of_methods, setting
 from saeflow.paper.words import decimal, decimal_interval
 from saeflow.report.document import render
@@ -30,9 +31,9 @@ class _Column:
     """A method of the block with its texts by sample."""
 
     role: str
-    row: TableRow
-    confirmed: TableRow | None
-    texts: Mapping[str, TableRow]
+    row: FrameRow
+    confirmed: FrameRow | None
+    texts: Mapping[str, FrameRow]
 
     @property
     def how(self) -> str:
@@ -47,16 +48,16 @@ class _Column:
         return decimal_interval(found) if found else ""
 
 
-def samples_html(table: TableLike, chosen: TableLike | None = None) -> Markup | str:
+def samples_html(table: SummaryTable, chosen: SummaryTable | None = None) -> Markup | str:
     """The blocks of all themes and directions; empty where the table has no rows or lacks a column.
 
     `chosen` is `steering_best`: it says which of the multi-layer methods is best and gives confirmed scores. Without
     it the best is that whose texts here have the highest scores.
     """
-    frame = Frame.of(table)
+    frame = Frame.read(table)
     if not frame.rows or any(column not in frame.columns for column in NEEDS):
         return ""
-    rivals = Frame.of(chosen) if chosen is not None else None
+    rivals = Frame.read(chosen) if chosen is not None else None
     blocks: list[dict[str, Any]] = []
     for theme, direction in dict.fromkeys((row.words("theme"), row.words("direction")) for row in frame.records):
         where = {"theme": theme, "direction": direction}
@@ -85,20 +86,20 @@ def _columns(frame: Frame, rivals: Frame | None) -> list[_Column]:
     return found
 
 
-def _of_setting(rows: Sequence[TableRow], like: TableRow | None) -> list[TableRow]:
+def _of_setting(rows: Sequence[FrameRow], like: FrameRow | None) -> list[FrameRow]:
     """The rows of one setting."""
     if like is None:
         return []
     return [row for row in rows if _setting(row) == _setting(like)]
 
 
-def _setting(row: TableRow) -> tuple[str, float | None, float | None]:
+def _setting(row: FrameRow) -> tuple[str, float | None, float | None]:
     return row.words("method"), row.number("layer"), row.number("value")
 
 
-def _highest(rows: Sequence[TableRow]) -> TableRow | None:
+def _highest(rows: Sequence[FrameRow]) -> FrameRow | None:
     """A row of the setting whose texts score highest in the mean."""
-    groups: dict[tuple[str, float | None, float | None], list[TableRow]] = {}
+    groups: dict[tuple[str, float | None, float | None], list[FrameRow]] = {}
     for row in rows:
         groups.setdefault(_setting(row), []).append(row)
     kept = [group for group in groups.values() if any(_score(row) is not None for row in group)]
@@ -106,12 +107,12 @@ def _highest(rows: Sequence[TableRow]) -> TableRow | None:
     return top[0] if top else None
 
 
-def _mean_score(rows: Sequence[TableRow]) -> float:
+def _mean_score(rows: Sequence[FrameRow]) -> float:
     known = [score for row in rows if (score := _score(row)) is not None]
     return sum(known) / len(known)
 
 
-def _score(row: TableRow) -> float | None:
+def _score(row: FrameRow) -> float | None:
     """The final score of a text, where it was judged."""
     behavior, coherence = row.number("behavior"), row.number("coherence")
     if behavior is None or coherence is None:
@@ -123,7 +124,7 @@ def _in_numbers(sample: str) -> tuple[bool, float, str]:
     return (False, float(sample), "") if sample.isdecimal() else (True, 0.0, sample)
 
 
-def _cell(row: TableRow | None) -> dict[str, Any] | None:
+def _cell(row: FrameRow | None) -> dict[str, Any] | None:
     """A text with its prompt and its marks, each mark with its share of the highest one; None where there is none."""
     from markupsafe import escape
 

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.experiments.statistics import LEVEL, Estimate, ratio
-from saeflow.paper.frame import Frame, Interval, TableRow, in_order
+from saeflow.paper.frame import Frame, FrameRow, Interval, in_order
 from saeflow.paper.kinds import DotPanel, DotRow, dots, tip
 from saeflow.paper.style import COLOURS, DASHES, INK, MUTED, Medium, Sign, ems, nothing
 from saeflow.paper.verdicts import ABOVE_0, UNKNOWN, ClaimNumber, NotMeasured, Rule
@@ -83,7 +83,7 @@ def verb(direction: str) -> str:
     return VERBS.get(direction, direction)
 
 
-def scored(row: TableRow) -> str:
+def scored(row: FrameRow) -> str:
     """`exponential (layers to 7, s = 4) 0.41 (0.35–0.47)`."""
     found, how = row.estimate("score"), setting(row)
     name = look(row.words("method")).name + (f" [{how}]" if how else "")
@@ -96,7 +96,7 @@ def unsteered(frame: Frame) -> str:
     return "" if value is None else f"; unsteered it is {decimal(value)}"
 
 
-def score_of(row: TableRow) -> float:
+def score_of(row: FrameRow) -> float:
     """The score of a row, 0 for a gap."""
     return row.number("score") or 0.0
 
@@ -121,13 +121,13 @@ def plain(value: float) -> str:
     return f"{value:g}".replace("-", "\u2212")
 
 
-def dose(row: TableRow) -> str:
+def dose(row: FrameRow) -> str:
     """`s = 8`, or `r = −1` where activations are rescaled; empty for a gap."""
     value = row.number("value")
     return "" if value is None else f"{'r' if row.words('direction') == SUPPRESS else 's'} = {plain(value)}"
 
 
-def place(row: TableRow) -> str:
+def place(row: FrameRow) -> str:
     """`layer 5`, or `layers to 5` where all below are steered too; empty for a method without a layer."""
     layer = row.number("layer")
     if layer is None or layer < 0:
@@ -135,26 +135,26 @@ def place(row: TableRow) -> str:
     return f"layers to {layer:.0f}" if row.words("method") in MULTI else f"layer {layer:.0f}"
 
 
-def setting(row: TableRow) -> str:
+def setting(row: FrameRow) -> str:
     """`layer 5, s = 8`: what the method was set to; empty for one without a setting."""
     if row.words("method") in {"none", "prompt"}:
         return ""
     return ", ".join(word for word in (place(row), dose(row)) if word)
 
 
-def told(row: TableRow, found: Interval, what: str = "score") -> str:
+def told(row: FrameRow, found: Interval, what: str = "score") -> str:
     """`single, layer 5, s = 8: score 0.41 (0.35–0.47), n = 64`, for tips."""
     name = ", ".join(word for word in (look(row.words("method")).name, setting(row)) if word)
     return f"{name}: {what} {decimal_interval(found)}" + ("" if found.n is None else f", n = {count(found.n)}")
 
 
-def best(rows: Iterable[TableRow], column: str = "score") -> TableRow | None:
+def best(rows: Iterable[FrameRow], column: str = "score") -> FrameRow | None:
     """The row with the highest score, the first of equal ones; None where none has one."""
     known = [row for row in rows if row.number(column) is not None]
     return max(known, key=lambda row: row.number(column) or 0.0, default=None)
 
 
-def of_methods(rows: Iterable[TableRow], *names: str) -> list[TableRow]:
+def of_methods(rows: Iterable[FrameRow], *names: str) -> list[FrameRow]:
     """The rows of these methods at the setting that was chosen for them, not those of the layer of most starts."""
     return [row for row in rows if row.words("method") in names and row.words("choice") != "start layer"]
 
@@ -194,7 +194,7 @@ def dashed(axes: Axes, value: float | None) -> None:
         tip(axes.axhline(value, color=INK, lw=ems(0.08), ls=DASHES, zorder=2.5), f"unsteered: score {decimal(value)}")
 
 
-def row_key(row: TableRow) -> MethodKey:
+def row_key(row: FrameRow) -> MethodKey:
     """What tells a row from others of its theme."""
     choice = row.words("choice")
     return row.words("method"), choice if choice == "start layer" else ""

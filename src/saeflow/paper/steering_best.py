@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from saeflow.paper.evidence import SteeringRun
-from saeflow.paper.frame import Frame, TableRow
+from saeflow.paper.frame import Frame, FrameRow
 from saeflow.paper.kinds import DotRow, Drawing, Mark
 from saeflow.paper.steering import (
     MULTI,
@@ -95,7 +95,7 @@ def _scores_of(frame: Frame, direction: str) -> str:
     return f"{verb(direction)} {theme}: {listed(told)}." if told else ""
 
 
-def _matters(row: TableRow, top: TableRow | None) -> bool:
+def _matters(row: FrameRow, top: FrameRow | None) -> bool:
     """Whether a row is told: random rows only where they stand in for the best multi-layer method, or for none."""
     mirrors = row.words("mirrors")
     return not mirrors or (top is not None and mirrors == top.words("method"))
@@ -122,7 +122,7 @@ def _above(themes: Mapping[str, Frame], direction: str) -> str:
     return f"{verb(direction)}, the best multi-layer method scores {middle} {where}{above}."
 
 
-def _apart(upper: TableRow, lower: TableRow) -> bool:
+def _apart(upper: FrameRow, lower: FrameRow) -> bool:
     low, high = upper.number("low"), lower.number("high")
     return low is not None and high is not None and low > high
 
@@ -176,4 +176,6 @@ def claim_smaller(run: SteeringRun) -> list[ClaimNumber]:
     return _both_ways(run, "share_total", "single", words, BELOW_0)
 
 
-DRAWING: Final = Drawing(figure, sentence, ("theme", "direction", "method", "score"), each=("direction",))
+DRAWINGS: Final = {
+    "steering_best": Drawing(figure, sentence, ("theme", "direction", "method", "score"), each=("direction",))
+}

@@ -64,4 +64,4 @@ def claim_alike(trials: pd.DataFrame) -> list[ClaimNumber]:
     return [on_same_targets(trials, TOP_1, PEARSON, scope=first | second, rule=Rule("within", 0.05))]
 
 
-DRAWING: Final = Drawing(figure, sentence, ("strategy", "deactivated"))
+DRAWINGS: Final = {"table_1": Drawing(figure, sentence, ("strategy", "deactivated"))}

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from saeflow.experiments.statistics import Estimate, Tally
 from saeflow.experiments.transition.variants import MapVariant
 from saeflow.paper.evidence import TransitionRun
-from saeflow.paper.frame import Frame, Interval, TableRow, only
+from saeflow.paper.frame import Frame, FrameRow, Interval, only
 from saeflow.paper.kinds import DotPanel, DotRow, Mark, dots
 from saeflow.paper.style import COLOURS, Medium, Sign
 from saeflow.paper.verdicts import ABOVE_0, MINUS, ClaimNumber, NotMeasured, Rule
@@ -48,13 +48,13 @@ def one_pair(frame: Frame) -> Frame:
     return frame.where(pair=ALL if ALL in pairs else pairs[0]) if pairs else frame
 
 
-def best_row(frame: Frame, column: str = "ev") -> TableRow | None:
+def best_row(frame: Frame, column: str = "ev") -> FrameRow | None:
     """The row with the highest explained variance."""
     known = [row for row in frame.records if row.number(column) is not None]
     return max(known, key=lambda row: row.number(column) or 0.0) if known else None
 
 
-def shown_as(row: TableRow | None) -> str:
+def shown_as(row: FrameRow | None) -> str:
     """The explained variance of a row with its interval; empty for a gap."""
     found = row.estimate("ev") if row is not None else None
     return decimal_interval(found, 2) if found else ""
@@ -71,7 +71,7 @@ def baselines_beside(frame: Frame, column: str) -> str:
     return f"; {listed(known)}" if known else ""
 
 
-def map_told(row: TableRow, found: Interval, how: str) -> str:
+def map_told(row: FrameRow, found: Interval, how: str) -> str:
     """A map with the units it is applied in and its explained variance, for tips."""
     fitted = row.number("scaled")
     after = "" if fitted is None else f"; {decimal(fitted, 3)} after a factor of {decimal(row.number('scale'))}"

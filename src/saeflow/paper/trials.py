@@ -15,7 +15,7 @@ import pandas as pd
 
 from saeflow.experiments.deactivation_tables import CONTROL, outcomes
 from saeflow.experiments.statistics import GAP, TEXT, Estimate, Span, Tally, ratio, text_codes
-from saeflow.paper.frame import Frame, Interval, TableRow, in_order
+from saeflow.paper.frame import Frame, FrameRow, Interval, in_order
 from saeflow.paper.verdicts import ABOVE_0, UNKNOWN, ClaimNumber, FindingUnit, NotMeasured, Rule, in_percent
 from saeflow.paper.words import count, decimal, percent, percent_interval
 
@@ -33,7 +33,7 @@ def main_strategy(frame: Frame) -> str:
     return in_order(strategies, (MAIN,))[0] if strategies else ""
 
 
-def rate_told(row: TableRow, whence: str) -> str:
+def rate_told(row: FrameRow, whence: str) -> str:
     """`70 % (68–73) of 2,712 targets from RES, control 5 % (4–6)`."""
     found = row.estimate("deactivated")
     if found is None:
@@ -44,19 +44,19 @@ def rate_told(row: TableRow, whence: str) -> str:
     return f"{percent_interval(found)}{of} {whence}{beside}"
 
 
-def control_beside(row: TableRow, column: str = "control_deactivated") -> str:
+def control_beside(row: FrameRow, column: str = "control_deactivated") -> str:
     """` (control 5 %)`; empty for a gap."""
     value = row.number(column)
     return "" if value is None else f" (control {percent(value)})"
 
 
-def control_change(row: TableRow) -> str:
+def control_change(row: FrameRow) -> str:
     """` (control 0.02)`: the change of the control; empty for a gap."""
     value = row.number("control_change")
     return "" if value is None else f" (control {decimal(value)})"
 
 
-def both(row: TableRow) -> tuple[tuple[Interval | None, Interval | None], ...]:
+def both(row: FrameRow) -> tuple[tuple[Interval | None, Interval | None], ...]:
     """The two measures of a row with their controls, as the tables of deactivation name them."""
     return (
         (row.estimate("deactivated"), row.estimate("control_deactivated", "control_low", "control_high", "control_n")),
@@ -67,7 +67,7 @@ def both(row: TableRow) -> tuple[tuple[Interval | None, Interval | None], ...]:
     )
 
 
-def is_control(row: TableRow) -> bool:
+def is_control(row: FrameRow) -> bool:
     """Whether a row is itself a control."""
     return row.words("control") == "True" or row.words("strategy") == "active control"
 

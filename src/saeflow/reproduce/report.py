@@ -356,7 +356,7 @@ def _item(
 
 def _table(item: Item, table: SummaryTable, where: Mapping[str, str]) -> ShownTable:
     """A table as figures, with the rows that the item shows."""
-    frame = Frame.of(table)
+    frame = Frame.read(table)
     for column, value in where.items():
         known = frame.distinct(column)
         if known:  # of a method or pair that the table lacks, the first it has; of a direction, no row

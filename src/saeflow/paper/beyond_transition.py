@@ -1,4 +1,4 @@
-"""Beyond figure 23: loss above the clean model's with each prediction in place of the layer."""
+"""Beyond figure 23: the loss with a prediction in place of the layer, and differences of maps on the same tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saeflow.paper.transition import BASELINES, named_maps, one_pair
 from saeflow.paper.words import decimal, decimal_interval, listed
 
 
-def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
+def loss_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Loss above the clean model's with each prediction in place of the layer."""
     known = sorted(
         ((found, row) for row in frame.records if (found := row.estimate("change"))), key=lambda one: one[0].value
@@ -31,7 +31,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     return named_maps(rows, medium, caption, "loss above the clean model's, nats", within=within, signs=signs)
 
 
-def sentence(frame: Frame) -> str:
+def loss_sentence(frame: Frame) -> str:
     """The match that costs least against skipping the layer plainly."""
     here = one_pair(frame)
     matched = [row for row in here.where(kind="matching").records if row.number("change") is not None]
@@ -53,4 +53,31 @@ def sentence(frame: Frame) -> str:
     return f"{told}; {listed(known)}." if known else f"{told}."
 
 
-DRAWING: Final = Drawing(figure, sentence, ("pair", "kind", "map", "change"), each=("pair",))
+def difference_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
+    """Explained variance of one map less that of another, on the same tokens."""
+    rows: list[DotRow] = []
+    for row in frame.records:
+        found, a, b = row.estimate("difference"), row.words("a"), row.words("b")
+        if found is not None:
+            rows.append(
+                DotRow(f"{a}\nless {b}", [Mark(found, f"{a} less {b}: {decimal_interval(found, 3)}")], height=1.7)
+            )
+    return named_maps(rows, medium, caption, "difference in explained variance", within=(-1.0, 1.0))
+
+
+def difference_sentence(frame: Frame) -> str:
+    """How far the best cosine is above the permutation, both as they are."""
+    row = only(one_pair(frame), a="cosine top-1", b="permutation")
+    found = row.estimate("difference") if row else None
+    if found is None:
+        return ""
+    way = "more" if found.value > 0 else "less"
+    return f"As they are, the best cosine explains {decimal_interval(found, 3)} {way} than the permutation."
+
+
+DRAWINGS: Final = {
+    "transition_loss": Drawing(loss_figure, loss_sentence, ("pair", "kind", "map", "change"), each=("pair",)),
+    "transition_paired": Drawing(
+        difference_figure, difference_sentence, ("pair", "a", "b", "difference"), each=("pair",)
+    ),
+}
