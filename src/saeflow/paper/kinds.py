@@ -183,8 +183,9 @@ def dots(
             if row.head[0] and first:
                 _beside(axes, 0.0, top - 0.42, row.head[0], 1.3, ha="left", fontsize=ems(0.88), fontweight="bold")
                 _square(axes, axes.get_yaxis_transform(), top - 0.42, (0.6, 0.0), row.head[1])
+            ground = {"fc": PAPER, "ec": "none", "pad": 0.5}  # a name is read over the lines of the grid
             for i, part in enumerate(lines):
-                _beside(axes, 0.0, top + 0.4 + 0.75 * i, part, 0.2, ha="left", fontsize=ems(0.82))
+                _beside(axes, 0.0, top + 0.4 + 0.75 * i, part, 0.2, ha="left", fontsize=ems(0.82), bbox=ground)
             for mark in reversed(row.marks):  # controls lie under what they control
                 _dot(axes, middle, mark, (low, high), room)
             right = 0.0

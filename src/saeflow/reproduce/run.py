@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,7 +34,7 @@ from saeflow.matching.calibration import calibrate
 from saeflow.paper.results import write_page
 from saeflow.reproduce.graphs import make_graphs
 from saeflow.reproduce.machine import hardware, peak_memory, reset_peak, revisions
-from saeflow.reproduce.recipe import PaperStage, Recipe, Table, order
+from saeflow.reproduce.recipe import PaperStage, Recipe, order
 from saeflow.reproduce.record import RECORD, Reproduction, StageRecord, StageState
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
@@ -114,6 +114,16 @@ class RunContext:
             seed=recipe.seed,
         )
 
+    def given(self, stage: PaperStage, settings: Any) -> dict[str, Any]:
+        """What the recipe says of the fields of a dataclass of settings."""
+        size = self.recipe.sizes[stage]
+        known = {one.name: size[one.name] for one in fields(settings) if one.name in size}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+
+    def into(self, stage: PaperStage) -> dict[str, Any]:
+        """Where the rows of a stage go, its progress, and where its units run."""
+        return {"out": self.out / stage.value, "bars": self.bars, "engine": self.settings.engine}
+
     def dictionaries(self) -> DictionarySet:
         """Those of the release; nothing is read yet."""
         return load_dictionaries(self.recipe.release, device=self.settings.device)
@@ -155,49 +165,22 @@ def _atlas(context: RunContext) -> None:
 
 
 def _graphs(context: RunContext) -> None:
-    make_graphs(
-        context.recipe,
-        context.out / PaperStage.GRAPHS.value,
-        device=context.settings.device,
-        only=frozenset(context.only),
-    )
+    out, device = context.out / "graphs", context.settings.device
+    make_graphs(context.recipe, out, device=device, only=frozenset(context.only))
 
 
 def _origins(context: RunContext) -> None:
-    given = _given(context.recipe.sizes[PaperStage.ORIGINS], "texts", "tokens", "max_length", methods="methods")
     inputs = Inputs.open(context.opening(PaperStage.ORIGINS), first=0)
-    results = origins(
-        inputs,
-        OriginsSize(**given),
-        out=context.out / PaperStage.ORIGINS.value,
-        bars=context.bars,
-        note=context.note,
-        engine=context.settings.engine,
-    )
+    size = OriginsSize(**context.given(PaperStage.ORIGINS, OriginsSize))
+    results = origins(inputs, size, note=context.note, **context.into(PaperStage.ORIGINS))
     summarize_origins(results)
     write_page(results.folder)
 
 
 def _deactivation(context: RunContext) -> None:
-    given = _given(
-        context.recipe.sizes[PaperStage.DEACTIVATION],
-        "texts",
-        "tokens",
-        "features",
-        "loss",
-        "max_length",
-        strategies="strategies",
-        r="r",
-    )
     inputs = Inputs.open(context.opening(PaperStage.DEACTIVATION), first=1)
-    results = deactivation(
-        inputs,
-        DeactivationSize(**given),
-        out=context.out / PaperStage.DEACTIVATION.value,
-        bars=context.bars,
-        note=context.note,
-        engine=context.settings.engine,
-    )
+    size = DeactivationSize(**context.given(PaperStage.DEACTIVATION, DeactivationSize))
+    results = deactivation(inputs, size, note=context.note, **context.into(PaperStage.DEACTIVATION))
     summarize_deactivation(results)
     write_page(results.folder)
 
@@ -208,48 +191,28 @@ def _steering(context: RunContext) -> None:
     background = background_texts(size.get("background", ()), recipe.release, recipe.seed)
     kind, model = settings.judge_of(recipe)
     make = judge_maker(kind, model, settings.judge_url, background)
-    grid = Grid(**_given(size, "samples", "confirm", s="activate", r="suppress", layers="layers", methods="methods"))
+    coefficients = {name: tuple(size[key]) for key, name in (("s", "activate"), ("r", "suppress")) if key in size}
+    grid = Grid(**context.given(PaperStage.STEERING, Grid), **coefficients)
     directions = tuple(SteeringDirection(one) for one in size.get("directions", tuple(SteeringDirection)))
     parts = tuple(Part(part) for part in size.get("parts", tuple(Part)))
     variant = Variant(parts=tuple(part for part in Part if part in parts))
     design = Design(tuple(themes), directions, grid, variant, recipe.seed)
-    inputs = open_inputs(
-        recipe.release,
-        open_atlas(recipe.release),
-        background,
-        model=recipe.model,
-        device=settings.device,
-        batch=size.get("batch", 256),
-    )
-    results, _ = run_sweep(
-        inputs, design, make, out=context.out / PaperStage.STEERING.value, progress=context.bars, engine=settings.engine
-    )
+    batch, atlas = size.get("batch", 256), open_atlas(recipe.release)
+    inputs = open_inputs(recipe.release, atlas, background, model=recipe.model, device=settings.device, batch=batch)
+    into = context.out / PaperStage.STEERING.value
+    results, _ = run_sweep(inputs, design, make, out=into, progress=context.bars, engine=settings.engine)
     summarize_sweep(results.folder)
     write_page(results.folder)
 
 
 def _transition(context: RunContext) -> None:
-    given = _given(
-        context.recipe.sizes[PaperStage.TRANSITION], "tokens", "fit_tokens", "loss_texts", "max_length", "memory"
-    )
-    if ks := context.recipe.sizes[PaperStage.TRANSITION].get("k"):
-        given["k"] = tuple(None if k == "all" else int(k) for k in ks)
-    asked = context.opening(PaperStage.TRANSITION)
-    results = transition(
-        asked,
-        TransitionSize(**given),
-        out=context.out / PaperStage.TRANSITION.value,
-        bars=context.bars,
-        engine=context.settings.engine,
-    )
+    given = context.given(PaperStage.TRANSITION, TransitionSize)
+    if "k" in given:
+        given["k"] = tuple(None if k == "all" else int(k) for k in given["k"])
+    names = context.opening(PaperStage.TRANSITION)
+    results = transition(names, TransitionSize(**given), **context.into(PaperStage.TRANSITION))
     summarize_transition(results)
     write_page(results.folder)
-
-
-def _given(size: Table, *names: str, **lists: str) -> dict[str, Any]:
-    """What a table says of some keys, as arguments; `lists` maps a key that holds a list to its argument."""
-    found = {name: size[name] for name in names if name in size}
-    return found | {argument: tuple(size[key]) for key, argument in lists.items() if key in size}
 
 
 _STAGES: Final[Mapping[PaperStage, Callable[[RunContext], None]]] = {
