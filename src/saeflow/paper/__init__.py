@@ -1,7 +1,10 @@
-"""Figures of the paper: one file for each table that is drawn, with its figure and its sentence. No torch.
+"""One room for each figure of the paper: its table's picture, its sentence, and the claims it answers. No torch.
 
-    fig07_rescale.py   figure 7: `figure` draws its table, `sentence` says what it shows
-    kinds.py           the kinds of chart they are made of; style.py colours and sizes; saving.py SVG, PNG and PDF
+    fig07_rescale.py   figure 7: `figure` draws its table, `sentence` says what it shows, `claim_loss` checks a claim
+    kinds.py           the kinds of chart they are made of; style.py colours and panels; saving.py SVG, PNG and PDF
+    trials.py, origins.py, steering.py, transition.py   what the figures of one experiment share
+    claims.py          claims.toml and items.toml: what the paper says; verdicts.py how a claim is judged
+    evidence.py        what a run gave, as claims read it
     results.py         the page of a results folder
 
 `draw(table)` gives the figures of any table of a results folder, `reading(table)` its sentence, `save(figure, path)`

@@ -7,9 +7,9 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.frame import Frame, only
-from saeflow.paper.kinds import DotRow, Drawing, Mark
+from saeflow.paper.kinds import DotPanel, DotRow, Drawing, Mark, dots
 from saeflow.paper.style import COLOURS, INK, Medium, Sign
-from saeflow.paper.transition import BASELINES, named_maps, one_pair
+from saeflow.paper.transition import BASELINES, one_pair
 from saeflow.paper.words import decimal, decimal_interval, listed
 
 
@@ -28,7 +28,8 @@ def loss_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     others = [found.ends[1] for found, row in known if row.words("map") != "mean"]
     within = (0.0, 1.08 * max(others, default=1.0))
     signs = [Sign("through a match", COLOURS["RES"]), Sign("baseline", hollow=True)]
-    return named_maps(rows, medium, caption, "loss above the clean model's, nats", within=within, signs=signs)
+    panel = DotPanel("", rows, "loss above the clean model's, nats", within=within)
+    return dots([panel], medium, caption, signs=signs)
 
 
 def loss_sentence(frame: Frame) -> str:
@@ -62,7 +63,8 @@ def difference_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             rows.append(
                 DotRow(f"{a}\nless {b}", [Mark(found, f"{a} less {b}: {decimal_interval(found, 3)}")], height=1.7)
             )
-    return named_maps(rows, medium, caption, "difference in explained variance", within=(-1.0, 1.0))
+    panel = DotPanel("", rows, "difference in explained variance", within=(-1.0, 1.0))
+    return dots([panel], medium, caption)
 
 
 def difference_sentence(frame: Frame) -> str:

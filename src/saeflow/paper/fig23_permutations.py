@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from saeflow.paper.evidence import TransitionRun
 from saeflow.paper.frame import Frame, in_order, only
-from saeflow.paper.kinds import DotRow, Drawing, Mark
+from saeflow.paper.kinds import DotPanel, DotRow, Drawing, Mark, dots
 from saeflow.paper.style import INK, Medium
 from saeflow.paper.transition import (
     BASELINES,
@@ -22,7 +22,6 @@ from saeflow.paper.transition import (
     best_row,
     less,
     map_told,
-    named_maps,
     one_pair,
     shown_as,
     side_by_side,
@@ -61,7 +60,8 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             name = ", ".join(word for word in (name, f"matched {matched}" if len(ways) > 1 else "") if word)
             rows.append(DotRow(name, side_by_side(marks)))
     signs = applied_signs()
-    return named_maps(rows, medium, caption, "explained variance", within=(LOWEST, math.inf), signs=signs)
+    panel = DotPanel("", rows, "explained variance", within=(LOWEST, math.inf))
+    return dots([panel], medium, caption, signs=signs)
 
 
 def sentence(frame: Frame) -> str:

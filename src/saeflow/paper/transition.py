@@ -14,14 +14,13 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from saeflow.experiments.statistics import Estimate, Tally
 from saeflow.experiments.transition.variants import MapVariant
 from saeflow.paper.evidence import TransitionRun
 from saeflow.paper.frame import Frame, FrameRow, Interval, only
-from saeflow.paper.kinds import DotPanel, DotRow, Mark, dots
-from saeflow.paper.style import COLOURS, Medium, Sign
+from saeflow.paper.kinds import Mark
+from saeflow.paper.style import COLOURS, Sign
 from saeflow.paper.verdicts import ABOVE_0, MINUS, ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import count, decimal, decimal_interval, listed
 
@@ -80,19 +79,6 @@ def map_told(row: FrameRow, found: Interval, how: str) -> str:
     )
     n = "" if found.n is None else f", n = {count(found.n)}"
     return f"{name}, {how}, applied {row.words('applied')}: {decimal_interval(found, 3)}{after}{n}"
-
-
-def named_maps(
-    rows: Sequence[DotRow],
-    medium: Medium,
-    caption: str,
-    axis: str,
-    *,
-    within: tuple[float, float],
-    signs: Sequence[Sign] = (),
-) -> Figure:
-    """One panel with a row for each map."""
-    return dots([DotPanel("", rows, axis, within=within)], medium, caption, signs=signs)
 
 
 def side_by_side(marks: Sequence[Mark]) -> list[Mark]:
