@@ -66,7 +66,8 @@ def claims() -> tuple[Claim, ...]:
     for row in _rows("claims.toml", "claim"):
         module, name = row["measure"].split(".")
         measure = getattr(import_module(f"saeflow.paper.{module}"), name)
-        found.append(Claim(**{**row, "statement": _flowed(row["statement"]), "measure": measure}))
+        changed: dict[str, Any] = {**row, "statement": _flowed(row["statement"]), "measure": measure}
+        found.append(Claim(**changed))
     return tuple(found)
 
 
@@ -112,7 +113,7 @@ def items() -> Mapping[str, Item]:
     found: dict[str, Item] = {}
     for row in _rows("items.toml", "item"):
         shows = [dict(one) for one in row.get("shows", ())]
-        changed = {
+        changed: dict[str, Any] = {
             **row,
             "title": _flowed(row["title"]),
             "states": _flowed(row.get("states", "")),

@@ -7,7 +7,7 @@ Scores are Behavioral x Coherence with both in [0, 1]; to suppress a theme it is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -141,12 +141,12 @@ def _one_method(axes: Axes, own: Sequence[FrameRow], layers: Sequence[int], *, b
         return
     top = best(row for row in rows if row is not None)
     shown = look(top.words("method") if top is not None else "")
-    how = {"tone": shown.tone, "hollow": shown.hollow, "shape": shown.shape}
+    how: dict[str, Any] = {"tone": shown.tone, "hollow": shown.hollow, "shape": shown.shape}
     line(axes, layers, found, tips, **how)
     if top is not None and (e := top.estimate("score")) is not None:
         at = _layer(top) or 0.0
         mark(axes, at, e, f"best layer: {told(top, e)}", upright=True, order=5, **how)
-        ring = {"ms": ems(1.0), "mfc": "none", "mec": INK, "mew": ems(0.1), "ls": "none"}
+        ring: dict[str, Any] = {"ms": ems(1.0), "mfc": "none", "mec": INK, "mew": ems(0.1), "ls": "none"}
         axes.plot([at], [e.value], marker="o", zorder=7, clip_on=False, **ring)
 
 

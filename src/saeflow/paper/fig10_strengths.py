@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -109,7 +109,7 @@ def _trade(axes: Axes, frame: Frame, shown: Sequence[str], *, suppress: bool) ->
         kept = [MARK * (score + (1 - score) * i / 40) for i in range(41)]  # the factor that is not coherence
         xs, ys = [MARK - x for x in kept] if suppress else kept, [MARK * MARK * score / x for x in kept]
         axes.plot(xs, ys, color=RULE, lw=ems(0.09), zorder=1)
-        side = {"ha": "left" if suppress else "right", "va": "bottom"}
+        side: dict[str, Any] = {"ha": "left" if suppress else "right", "va": "bottom"}
         axes.text(xs[-1], ys[-1] + 0.06, decimal(score, 1), fontsize=ems(0.66), color=MUTED, zorder=1, **side)
     for method in shown:
         kind = look(method)

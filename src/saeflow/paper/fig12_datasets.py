@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -46,8 +46,10 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             if share.ends[0] < share.ends[1]:
                 axes.plot(share.ends, (y, y), color=PAPER, lw=ems(0.2), zorder=3.9)  # seen on the darkest bar too
                 axes.plot(share.ends, (y, y), color=INK, lw=ems(0.1), zorder=4)
-            at, shift = (share.ends[1], y), {"xytext": (ems(0.3), 0), "textcoords": "offset points"}
-            axes.annotate(percent(share.value), at, va="center_baseline", fontsize=ems(0.8), zorder=5, **shift)
+            shift: dict[str, Any] = {"xytext": (ems(0.3), 0), "textcoords": "offset points"}
+            axes.annotate(
+                percent(share.value), (share.ends[1], y), va="center_baseline", fontsize=ems(0.8), zorder=5, **shift
+            )
         value_axis(axes, "x", 0, high, unit="%", most=5)
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_yticks(range(len(groups)), list(groups) if i % across == 0 else [""] * len(groups))

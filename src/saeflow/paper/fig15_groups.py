@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -160,16 +160,11 @@ def claim_full(trials: pd.DataFrame) -> list[ClaimNumber]:
 
 def claim_new(trials: pd.DataFrame) -> list[ClaimNumber]:
     """After an edit a target seldom has a predecessor at a part where it had none."""
-    kept, old, new = trials["deactivated"] == 0, trials["group"], trials["new_group"]
-    fresh = kept & np.logical_or.reduce([_has(new, part) & ~_has(old, part) for part in SINGLES])
+    kept, old, new = trials["deactivated"] == 0, *(trials[name].astype(str) for name in ("group", "new_group"))
+    fresh = kept & np.logical_or.reduce([new.str.contains(part) & ~old.str.contains(part) for part in SINGLES])
     words, where = "trials after which a part has an active predecessor that had none", of_strategy(trials)
-    how = {"rule": Rule("below", 0.1), "unit": "share", "span": RATE}
+    how: dict[str, Any] = {"rule": Rule("below", 0.1), "unit": "share", "span": RATE}
     return [of_means(trials, fresh.astype(float), [where & trials["removing"]], lambda m: m[:, 0], words, **how)]
-
-
-def _has(groups: pd.Series[str], part: str) -> pd.Series[bool]:
-    """Whether a part is among the active predecessors of each line."""
-    return groups.astype(str).str.split(" & ").map(lambda parts: part in parts)
 
 
 DRAWINGS: Final = {

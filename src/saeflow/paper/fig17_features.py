@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         for row in sorted(known, key=lambda row: parts.index(row.words("part"))):
             layer, part, features = row.count("layer"), row.words("part"), row.number("features")
             if features:
-                at = {"bottom": heights[layer], "color": tone_of(part), "edgecolor": PAPER}
+                at: dict[str, Any] = {"bottom": heights[layer], "color": tone_of(part), "edgecolor": PAPER}
                 bar = axes.bar(layer, features, width=0.82, lw=0.4, zorder=2, **at)
                 starts = row.count("starts")
                 more = f", {count(starts)} of them {'a start' if starts == 1 else 'starts'}" if starts else ""

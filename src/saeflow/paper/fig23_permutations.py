@@ -56,7 +56,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
                 for row in of_method.where(matched=matched).records
                 if (found := row.estimate("ev"))
             ]
-            name = METHODS.get(method, method) if matched == ways[0] else ""
+            name = METHODS.get(method, method) if matched == next(iter(ways), "") else ""
             name = ", ".join(word for word in (name, f"matched {matched}" if len(ways) > 1 else "") if word)
             rows.append(DotRow(name, side_by_side(marks)))
     signs = applied_signs()

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -237,9 +238,14 @@ def panels(
     for one in axes.values():
         one.tick_params(length=0, labelsize=0.82 * em, pad=0.28 * em)
     if key:
-        rows = [HPacker(pad=0, sep=1.4 * em, align="center", children=[_entry(s, em) for s in row]) for row in key]
+        rows: list[Artist] = [
+            HPacker(pad=0, sep=1.4 * em, align="center", children=[_entry(s, em) for s in row]) for row in key
+        ]
         packed = VPacker(pad=0, sep=0.45 * em, children=rows)
-        at = {"bbox_to_anchor": (0.2 / medium.ems, 1 - 0.3 / height), "bbox_transform": figure.transFigure}
+        at: dict[str, Any] = {
+            "bbox_to_anchor": (0.2 / medium.ems, 1 - 0.3 / height),
+            "bbox_transform": figure.transFigure,
+        }
         figure.add_artist(AnchoredOffsetbox("upper left", child=packed, pad=0, borderpad=0, frameon=False, **at))
     for i, line in enumerate(foot):
         y = (0.4 + 1.2 * (len(foot) - 1 - i)) / height
@@ -276,8 +282,14 @@ def _entry(sign: Sign, em: float) -> OffsetBox:
         wide = (0.28 if sign.shape == LINE else 0.1) * em
         area.add_artist(Line2D((0, 1.6 * em), (0.35 * em,) * 2, color=sign.tone, ls=sign.shape, lw=wide))
     else:
-        how = {"ms": 0.5 * em, "mew": 0.09 * em, "mfc": PAPER if sign.hollow else sign.tone, "mec": sign.tone}
-        area.add_artist(Line2D([0.35 * em], [0.35 * em], marker=sign.shape, ls="none", **how))
+        how: dict[str, Any] = {
+            "marker": sign.shape,
+            "ms": 0.5 * em,
+            "mew": 0.09 * em,
+            "mfc": PAPER if sign.hollow else sign.tone,
+            "mec": sign.tone,
+        }
+        area.add_artist(Line2D([0.35 * em], [0.35 * em], ls="none", **how))
     return HPacker(pad=0, sep=0.4 * em, align="center", children=[area, text])
 
 
@@ -300,10 +312,10 @@ def advance(text: str, size: float = 1.0) -> float:
 def value_axis(axes: Axes, which: Literal["x", "y"], low: float, high: float, *, unit: str = "", most: int = 6) -> None:
     """At most `most` ticks at round steps, with lines across. With a unit, "%" or "pp", they are hundredths."""
     scale = 100 if unit else 1
-    found = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(scale * low, scale * high)
+    found = [float(t) for t in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(scale * low, scale * high)]
     air = 1e-6 * (high - low) * scale
-    ticks = [tick for tick in found.tolist() if scale * low - air <= tick <= scale * high + air]
-    step = max(float(found[1] - found[0]), 1e-12)
+    ticks = [tick for tick in found if scale * low - air <= tick <= scale * high + air]
+    step = max(found[1] - found[0], 1e-12)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     names = [f"{tick + 0.0:.{digits}f}".replace("-", "\u2212") for tick in ticks]
     if names and unit:

@@ -138,7 +138,7 @@ def of_means(
         sizes = tally.sums[..., 1]
         found.append(tally.told(lambda x: of(ratio(x)), n=float(sizes.sum()), span=span, sizes=sizes))
         if not control and len(sets) > 1:  # one mean is the number itself
-            beside = sides.format(*(_in_words(*pair, unit) for pair in tally.sums.sum(0).tolist()))
+            beside = sides.format(*(_in_words(total, n, unit) for total, n in tally.sums.sum(0).tolist()))
     return ClaimNumber(words, found[0], rule, unit, found[1], beside)
 
 

@@ -95,9 +95,15 @@ class StageRecord:
             return tuple(map(str, row[name])) if isinstance(row.get(name), list) else ()
 
         state = StageState(row["state"]) if row.get("state") in [*StageState] else StageState.LEFT_OUT
-        times = [number(name) for name in ("seconds", "cpu_seconds", "peak_mb")]
         return StageRecord(
-            PaperStage(row.get("name")), names("items"), state, str(row.get("why") or ""), *times, names("made")
+            PaperStage(row.get("name")),
+            names("items"),
+            state,
+            str(row.get("why") or ""),
+            number("seconds"),
+            number("cpu_seconds"),
+            number("peak_mb"),
+            names("made"),
         )
 
 
