@@ -191,7 +191,9 @@ def _steering(context: RunContext) -> None:
     background = background_texts(size.get("background", ()), recipe.release, recipe.seed)
     kind, model = settings.judge_of(recipe)
     make = judge_maker(kind, model, settings.judge_url, background)
-    coefficients = {name: tuple(size[key]) for key, name in (("s", "activate"), ("r", "suppress")) if key in size}
+    coefficients: dict[str, Any] = {
+        name: tuple(size[key]) for key, name in (("s", "activate"), ("r", "suppress")) if key in size
+    }
     grid = Grid(**{**context.given(PaperStage.STEERING, Grid), **coefficients})
     directions = tuple(SteeringDirection(one) for one in size.get("directions", tuple(SteeringDirection)))
     parts = tuple(Part(part) for part in size.get("parts", tuple(Part)))
