@@ -9,7 +9,7 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.experiments.groups import Origin
 from saeflow.experiments.methods import random_of_top_k, top_k
 from saeflow.experiments.origins import MATCHES, observe_origins, run_origins
-from saeflow.experiments.origins_tables import Matches, observations, summarize_origins
+from saeflow.experiments.origins_tables import BestMatches, observations, summarize_origins
 from saeflow.experiments.results import RunRequest
 from saeflow.experiments.sampling import Sample
 from saeflow.ids import Part, Site
@@ -260,12 +260,12 @@ def test_scores_of_true_predecessors_are_those_of_the_matches(planted, results) 
 
 
 def test_best_matches_are_kept_beside_the_rows(planted, results) -> None:
-    matched, tables = Matches.of(results), cosine(planted)
+    matched, tables = BestMatches.of(results), cosine(planted)
     for part, target in ((Part.RES, Site(0, Part.RES)), (Part.MLP, Site(1, Part.MLP))):
         assert matched.at("cosine", LAYER, part, "index").tolist() == tables[RES, target].index[:, 0].tolist()
         assert matched.at("cosine", LAYER, part, "score") == pytest.approx(tables[RES, target].score[:, 0])
     assert matched.at("cosine", 0, Part.RES, "index") is None
     (results.folder / MATCHES).rename(results.folder / "away")
     with pytest.raises(BadFile, match="matches"):
-        Matches.of(results)
+        BestMatches.of(results)
     (results.folder / "away").rename(results.folder / MATCHES)

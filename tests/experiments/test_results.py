@@ -144,7 +144,7 @@ def test_tables_come_back_as_they_were_written_and_as_csv(tmp_path) -> None:
     rows = [("a, b", np.int64(3), np.float32(0.5), None), ("c", 4, float("nan"), True)]
     table = SummaryTable.of("one", "One", "fig. 5", "A note.", "name, n, share, more", rows)
     assert table.rows == (("a, b", 3, 0.5, None), ("c", 4, None, True))
-    assert table.column("n") == [3, 4]
+    assert table.frame()["n"].tolist() == [3, 4]
     assert table.dicts()[0]["name"] == "a, b"
     results.write_tables([table])
     assert Results.open(tmp_path).tables() == {"one": table}

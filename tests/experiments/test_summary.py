@@ -13,7 +13,7 @@ from saeflow.experiments import origins_tables as origins
 from saeflow.experiments.deactivation_tables import trials_frame
 from saeflow.experiments.groups import Origin
 from saeflow.experiments.origins import OriginTrial
-from saeflow.experiments.origins_tables import Matches, observations
+from saeflow.experiments.origins_tables import BestMatches, observations
 from saeflow.experiments.results import Results, RunRequest, SummaryTable
 from saeflow.experiments.statistics import GAP, RATE, mean_difference, mean_estimates, means, means_and_controls, shares
 
@@ -100,7 +100,7 @@ def test_the_most_probable_group_of_a_feature_seen_three_times(seen) -> None:
 
 def test_among_equal_groups_the_one_with_fewer_predecessors_is_named() -> None:
     rows = [seen_at("a", n, (0,), digit) for n, digit in enumerate("3311")]
-    assert origins.most_probable_features(observations(rows)).column("group") == ["RES"]
+    assert origins.most_probable_features(observations(rows)).frame()["group"].tolist() == ["RES"]
 
 
 def matched(**arrays):
@@ -109,7 +109,7 @@ def matched(**arrays):
         part, what = name.split("_")
         site = {"res": "0/res", "mlp": "1/mlp", "att": "1/att"}[part]
         found[f"cosine 1/res-{site} {what}"] = np.array(values)
-    return Matches(found)
+    return BestMatches(found)
 
 
 def test_scores_count_as_often_as_their_feature_is_active(seen) -> None:
@@ -153,7 +153,7 @@ def test_agreement_is_over_active_features_that_both_match() -> None:
         OriginTrial("a", 1, 1, 1, (0,), (1.0,), {"cosine": "1", "pearson": "1"}).to_row(),
     ]
     arrays = {"cosine 1/res-0/res index": np.array([4, 5, 6]), "pearson 1/res-0/res index": np.array([4, 7, -1])}
-    row = one(origins.agreement(observations(rows), Matches(arrays)), layer="all")
+    row = one(origins.agreement(observations(rows), BestMatches(arrays)), layer="all")
     assert (row["part"], row["share"], row["n"]) == ("RES", pytest.approx(2 / 3, abs=1e-5), 3)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from saeflow.experiments.deactivation_tables import trials_frame
 from saeflow.experiments.groups import GROUPS, LABELS, Origin
-from saeflow.experiments.origins_tables import Matches
+from saeflow.experiments.origins_tables import BestMatches
 from saeflow.ids import Part, Site
 from saeflow.paper.evidence import OriginsRun, SteeringRun, TransitionRun
 from saeflow.steering.plan import SteeringDirection
@@ -87,7 +87,7 @@ def origins(
     names = pd.Categorical([datasets[code] for code in seen["dataset"]], sorted(datasets))
     groups = {method: pd.Categorical([LABELS[code] for code in seen[method]], GROUPS) for method in methods}
     seen = seen.assign(dataset=names, **groups)[["dataset", "text", "layer", "feature", *methods]]
-    return OriginsRun(seen, Matches(_matches(worlds, layers, methods)), tuple(new))
+    return OriginsRun(seen, BestMatches(_matches(worlds, layers, methods)), tuple(new))
 
 
 def _allocated(weights: Mapping[str, float], n: int) -> list[int]:

@@ -69,13 +69,13 @@ def methods_of(seen: pd.DataFrame) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Matches:
+class BestMatches:
     """The best match and score of every feature under every method, as the run kept them: `matches.safetensors`."""
 
     arrays: Mapping[str, np.ndarray]
 
     @staticmethod
-    def of(results: Results) -> Matches:
+    def of(results: Results) -> BestMatches:
         """Those of a results folder.
 
         Raises:
@@ -83,7 +83,7 @@ class Matches:
         """
         path: Path = results.folder / "matches.safetensors"
         try:
-            return Matches(load_file(safetensors(path)))
+            return BestMatches(load_file(safetensors(path)))
         except (OSError, ValueError, SafetensorError) as error:
             raise BadFile(f"{path} cannot be read ({error}). Run the experiment's command again.") from None
 
@@ -120,7 +120,7 @@ def summarize_origins(results: Results) -> dict[str, SummaryTable]:
         BadFile: when a file of the folder is damaged.
         InvalidArgument: when it has no rows.
     """
-    seen, matches = observations(results.rows()), Matches.of(results)
+    seen, matches = observations(results.rows()), BestMatches.of(results)
     tested = score_tests(seen, matches)
     features = most_probable_features(seen)
     by_dataset = shares_by_dataset(seen)
@@ -200,7 +200,7 @@ def methods(by_dataset: SummaryTable, fitted: list[str]) -> SummaryTable:
     )
 
 
-def scores(seen: pd.DataFrame, matches: Matches) -> SummaryTable:
+def scores(seen: pd.DataFrame, matches: BestMatches) -> SummaryTable:
     """How the three scores are distributed in each group."""
     rows: list[tuple[Any, ...]] = []
     edges = np.linspace(-1, 1, BINS + 1)
@@ -223,7 +223,7 @@ def scores(seen: pd.DataFrame, matches: Matches) -> SummaryTable:
     )
 
 
-def score_tests(seen: pd.DataFrame, matches: Matches) -> pd.DataFrame:
+def score_tests(seen: pd.DataFrame, matches: BestMatches) -> pd.DataFrame:
     """Mann-Whitney U tests: method, dataset, layer, score, group_a, group_b, p.
 
     One line for each dataset, layer, pair of groups and score; p is NaN where a group has fewer than 8 rows.
@@ -368,7 +368,7 @@ def most_probable(features: SummaryTable) -> SummaryTable:
     )
 
 
-def agreement(seen: pd.DataFrame, matches: Matches) -> SummaryTable:
+def agreement(seen: pd.DataFrame, matches: BestMatches) -> SummaryTable:
     """How often two methods name the same best match for an active feature."""
     layers = np.unique(seen["layer"]).tolist()
     different: dict[tuple[bytes | None, ...], str] = {}  # of methods whose best matches are all the same, the first

@@ -88,10 +88,6 @@ class SummaryTable:
         """The rows, each as column -> cell."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
-    def column(self, name: str) -> list[Cell]:
-        """One column."""
-        return [row[self.columns.index(name)] for row in self.rows]
-
     def frame(self) -> pd.DataFrame:
         """The table as a DataFrame; `attrs` has title, paper and note."""
         import pandas as pd

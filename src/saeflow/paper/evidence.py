@@ -19,7 +19,7 @@ import pandas as pd
 
 from saeflow.errors import BadFile, InvalidArgument, SaeflowError
 from saeflow.experiments.deactivation_tables import trials_frame
-from saeflow.experiments.origins_tables import Matches, methods_of, observations
+from saeflow.experiments.origins_tables import BestMatches, methods_of, observations
 from saeflow.experiments.results import MANIFEST, Results
 from saeflow.experiments.statistics import TEXT, text_codes
 from saeflow.experiments.transition.tables import measured
@@ -43,7 +43,7 @@ class OriginsRun:
     """
 
     seen: pd.DataFrame
-    matches: Matches
+    matches: BestMatches
     new_to_pearson: tuple[str, ...] = ()
 
     @cached_property
@@ -168,7 +168,7 @@ def _origins(results: Results) -> OriginsRun:
     seen = observations(results.rows())
     fitted = results.record.request.arguments.get("pearson_datasets", [])
     new = tuple(name for name in seen["dataset"].unique() if name not in fitted) if fitted else ()
-    return OriginsRun(seen, Matches.of(results), new)
+    return OriginsRun(seen, BestMatches.of(results), new)
 
 
 def _steering(results: Results) -> SteeringRun:
