@@ -110,7 +110,7 @@ def _training(place: Path) -> None:
     from saeflow.training import record
 
     names = sorted(record.Quality.__dataclass_fields__)
-    quality = {"1/res": dict.fromkeys(names, 0.5) | {"dead": 0.0}}
+    quality = {"1/res": dict.fromkeys(names, 0.5) | {"dead": 0.0, "massive_in_training": 0}}
     told = {"model": "m", "finished": True, "seconds": 1.0, "quality": quality}
     (place / record.MANIFEST).write_text(json.dumps(told))
     record.add_metrics(place, [{"step": n, "site": "1/res", "fve": 0.1 * n} for n in range(4)])
