@@ -10,7 +10,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.flow.graph import FlowGraph
 from saeflow.labels.words import FeatureWords
 from saeflow.report import Notes, Page, Table, graph_svg, render
-from saeflow.report.blocks import Column, ColumnRole, TableRow
+from saeflow.report.blocks import Column, ColumnRole, BlockRow
 
 from .report_graphs import GRAPHS, HOSTILE, KnownWords, words_for
 
@@ -81,7 +81,7 @@ def test_an_unknown_target_is_refused_with_the_known_ones(to):
 @pytest.fixture
 def page() -> Page:
     columns = (Column("id", ColumnRole.ID), Column("rate", ColumnRole.NUMBER))
-    table = Table("Rates", columns, (TableRow(("1/res/2", "0.25")),))
+    table = Table("Rates", columns, (BlockRow(("1/res/2", "0.25")),))
     blocks = (table, Notes("Notes <b>here</b>", ("first", "second")))
     return Page("A report", "of nothing", (("seed", "1/res/2"),), blocks)
 
@@ -101,7 +101,7 @@ def test_a_page_has_no_json(page):
 
 def test_a_table_refuses_a_row_of_another_length():
     with pytest.raises(InvalidArgument, match="1 cells for 2 columns"):
-        Table("t", (Column("a", ColumnRole.ID), Column("b", ColumnRole.ID)), (TableRow(("x",)),))
+        Table("t", (Column("a", ColumnRole.ID), Column("b", ColumnRole.ID)), (BlockRow(("x",)),))
 
 
 def test_a_graph_without_nodes_of_a_part_says_whether_any_was_matched():

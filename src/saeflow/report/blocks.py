@@ -34,7 +34,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class TableRow:
+class BlockRow:
     """A row of a table.
 
     `opens` starts a group (a layer), `strong` sets the row off (the seed), `tone` names the colour of
@@ -57,7 +57,7 @@ class Table:
 
     caption: str
     columns: tuple[Column, ...]
-    rows: tuple[TableRow, ...]
+    rows: tuple[BlockRow, ...]
     narrow: Table | None = None
 
     def __post_init__(self) -> None:

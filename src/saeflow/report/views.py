@@ -16,7 +16,7 @@ from saeflow.flow.graph import Edge, End, FlowGraph, Node, Reason
 from saeflow.flow.scores import Evolution, Thresholds
 from saeflow.ids import FeatureId, Part
 from saeflow.labels.words import Words, no_words, silent
-from saeflow.report.blocks import Block, Column, ColumnRole, GraphFigure, Notes, Page, Table, TableRow
+from saeflow.report.blocks import Block, Column, ColumnRole, GraphFigure, Notes, Page, Table, BlockRow
 from saeflow.report.tokens import headline
 
 SEED, CIRCUIT, MUTUAL, NONE = "▶", "⊕", "⇄", "–"
@@ -84,10 +84,10 @@ def threshold_table(thresholds: Thresholds) -> Table:
     columns = [Column("layer", ColumnRole.NUMBER)]
     for k in "RMA":
         columns += [Column(f"t({k})", ColumnRole.NUMBER), Column("forward", ColumnRole.NUMBER)]
-    rows: list[TableRow] = []
+    rows: list[BlockRow] = []
     for layer in thresholds.layers:
         cuts = [by.get((layer, part)) for _, part in _NAMED for by in (thresholds.cuts, thresholds.ahead)]
-        rows.append(TableRow((str(layer), *map(_cut_text, cuts))))
+        rows.append(BlockRow((str(layer), *map(_cut_text, cuts))))
     return Table("Thresholds by layer of the residual feature", tuple(columns), tuple(rows))
 
 
@@ -106,8 +106,8 @@ def flow_table(graph: FlowGraph, words: Words = no_words) -> Table:
         return seed + (CIRCUIT if joins else "") + dead + (CHANCE if by_chance else "")
 
     lanes = tuple(part for part in MODULES if _count(graph, part))
-    wide: list[TableRow] = []
-    narrow: list[TableRow] = []
+    wide: list[BlockRow] = []
+    narrow: list[BlockRow] = []
     for layer in sorted({node.feature.layer for node in graph.nodes}):
         opens = opens_narrow = True
         for node, *modules in _entries(graph, layer, lanes):
@@ -121,7 +121,7 @@ def flow_table(graph: FlowGraph, words: Words = no_words) -> Table:
                 head = (mark(node.feature, joins=bool(node.joins)), str(node.feature), *map(score_text, found))
                 text = headline(words.get(node.feature))
                 cells += [*head, NOT_MATCHED if case is None else f"{case.case} {case.value}", text]
-                narrow.append(TableRow((*head, NONE if case is None else case.case, text), opens_narrow, strong, tone))
+                narrow.append(BlockRow((*head, NONE if case is None else case.case, text), opens_narrow, strong, tone))
                 opens_narrow = False
             else:
                 cells += [""] * 7
@@ -138,9 +138,9 @@ def flow_table(graph: FlowGraph, words: Words = no_words) -> Table:
                 text = headline(words.get(feature))
                 cells += [*named, score, text]
                 scores = ("", score, "") if feature.part is Part.MLP else ("", "", score)
-                narrow.append(TableRow((*named, *scores, "", text), opens_narrow, feature == graph.seed))
+                narrow.append(BlockRow((*named, *scores, "", text), opens_narrow, feature == graph.seed))
                 opens_narrow = False
-            wide.append(TableRow(tuple(cells), opens, strong, tone))
+            wide.append(BlockRow(tuple(cells), opens, strong, tone))
             opens = False
     columns = [Column("layer", ColumnRole.NUMBER), Column("", ColumnRole.MARK), Column("res", ColumnRole.ID)]
     columns += [Column(f"s({k})", ColumnRole.NUMBER) for k in "RMA"]
@@ -174,8 +174,8 @@ def edge_table(graph: FlowGraph) -> Table:
         for e in ordered
     ]
     if not tested:
-        return Table("Residual edges: which feature continues which", columns, tuple(map(TableRow, cells)))
-    rows = tuple(TableRow((*row, p_text(e.p))) for row, e in zip(cells, ordered, strict=True))
+        return Table("Residual edges: which feature continues which", columns, tuple(map(BlockRow, cells)))
+    rows = tuple(BlockRow((*row, p_text(e.p))) for row, e in zip(cells, ordered, strict=True))
     return Table("Edges: which feature continues which", (*columns, Column("p", ColumnRole.NUMBER)), rows)
 
 
@@ -207,7 +207,7 @@ def _without_empty(table: Table) -> Table:
         if column.role is not ColumnRole.MARK or any(r.cells[i] for r in table.rows)
     ]
     columns = tuple(table.columns[i] for i in keep)
-    rows = tuple(TableRow(tuple(r.cells[i] for i in keep), r.opens, r.strong, r.tone) for r in table.rows)
+    rows = tuple(BlockRow(tuple(r.cells[i] for i in keep), r.opens, r.strong, r.tone) for r in table.rows)
     return Table(table.caption, columns, rows, table.narrow)
 
 
