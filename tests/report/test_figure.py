@@ -10,7 +10,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.flow.graph import FlowGraph
 from saeflow.labels.words import FeatureWords
 from saeflow.report import Notes, Page, Table, graph_svg, render
-from saeflow.report.blocks import Column, ColumnRole, BlockRow
+from saeflow.report.blocks import BlockRow, Column, ColumnRole
 
 from .report_graphs import GRAPHS, HOSTILE, KnownWords, words_for
 

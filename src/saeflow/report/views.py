@@ -16,7 +16,7 @@ from saeflow.flow.graph import Edge, End, FlowGraph, Node, Reason
 from saeflow.flow.scores import Evolution, Thresholds
 from saeflow.ids import FeatureId, Part
 from saeflow.labels.words import Words, no_words, silent
-from saeflow.report.blocks import Block, Column, ColumnRole, GraphFigure, Notes, Page, Table, BlockRow
+from saeflow.report.blocks import Block, BlockRow, Column, ColumnRole, GraphFigure, Notes, Page, Table
 from saeflow.report.tokens import headline
 
 SEED, CIRCUIT, MUTUAL, NONE = "▶", "⊕", "⇄", "–"
