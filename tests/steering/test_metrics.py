@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saeflow.errors import InvalidArgument
-from saeflow.steering.judges import Score
-from saeflow.steering.metrics import combined, distinct, losses, perplexity
-from saeflow.steering.plan import SteeringDirection
+from saeflow.steering.judges import Score, final_score
+from saeflow.steering.metrics import distinct, losses
 
 from ..sources.tiny_models import VOCAB, tiny_model
 
@@ -98,22 +97,10 @@ def test_no_n_grams_of_length_0() -> None:
         distinct([1, 2], 0)
 
 
-def test_perplexity_of_equally_likely_tokens_is_their_number() -> None:
-    assert perplexity([math.log(50)] * 3) == pytest.approx(50)
-    assert perplexity([math.log(2), math.nan, math.log(8)]) == pytest.approx(4)
-    assert perplexity([math.log(2), math.log(8)], [1, 3]) == pytest.approx(2 ** (10 / 4))
-    assert perplexity([1e4]) == math.inf
-    assert math.isnan(perplexity([]))
-    assert math.isnan(perplexity([math.nan]))
-    with pytest.raises(InvalidArgument, match="2 counts of tokens for 1 losses"):
-        perplexity([1.0], [1, 2])
-
-
 @pytest.mark.parametrize(("behavior", "coherence"), list(itertools.product(range(6), repeat=2)))
 def test_the_combined_score_is_that_of_section_4_2_in_both_directions(behavior, coherence) -> None:
-    score = Score(coherence=coherence, behavior=behavior)
-    assert combined(score, SteeringDirection.ACTIVATE) == pytest.approx(behavior * coherence / 25)
-    assert combined(score, SteeringDirection.SUPPRESS) == pytest.approx((5 - behavior) * coherence / 25)
+    assert final_score(behavior, coherence, suppress=False) == pytest.approx(behavior * coherence / 25)
+    assert final_score(behavior, coherence, suppress=True) == pytest.approx((5 - behavior) * coherence / 25)
 
 
 @pytest.mark.parametrize("marks", [(5.1, 0), (0, -0.1), (math.nan, 1), (1, math.inf)])

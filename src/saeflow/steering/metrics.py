@@ -1,8 +1,7 @@
-"""Numbers of generated texts that need no judge, and the one number made of a judge's two (section 4.2). No torch.
+"""Numbers of generated texts that need no judge. No torch.
 
     losses        how probable a text is to the unsteered model, in nats a token
     distinct      how little of it repeats (Li et al. 2016, arXiv 1510.03055)
-    combined      Behavioral x Coherence, or (1 - Behavioral) x Coherence for a suppression
 
 Torch is imported inside `losses` alone, so that tables and pages of a finished sweep are made without it.
 """
@@ -14,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from saeflow.errors import InvalidArgument
-from saeflow.steering.judges import Score, final_score
-from saeflow.steering.plan import SteeringDirection
 
 if TYPE_CHECKING:
     from saeflow.sources.model import LanguageModel
@@ -76,26 +73,6 @@ def _groups(model: LanguageModel, prompt: int, lengths: Sequence[int], batch: in
         order = order[fitting:]
 
 
-def perplexity(losses: Sequence[float], n_tokens: Sequence[int] | None = None) -> float:
-    """exp of the mean loss: how many equally likely tokens the model was as unsure between; 1 or more.
-
-    Args:
-        losses: mean losses of texts in nats a token; NaN, that of a text without tokens, is left out.
-        n_tokens: tokens of each text, to count every token alike; None counts every text alike.
-
-    Raises:
-        InvalidArgument: when there are not as many counts as losses.
-    """
-    if n_tokens is not None and len(n_tokens) != len(losses):
-        raise InvalidArgument(f"{len(n_tokens)} counts of tokens for {len(losses)} losses. Give one for each.")
-    weights = [1] * len(losses) if n_tokens is None else n_tokens
-    known = [(loss, n) for loss, n in zip(losses, weights, strict=True) if n and not math.isnan(loss)]
-    if not known:
-        return math.nan
-    mean = math.fsum(loss * n for loss, n in known) / sum(n for _, n in known)
-    return math.exp(mean) if mean < 700 else math.inf  # exp overflows
-
-
 def distinct(units: Sequence[int] | Sequence[str], n: int) -> float:
     """distinct-n: the share of n-grams that are different from each other, 0 to 1.
 
@@ -114,12 +91,3 @@ def distinct(units: Sequence[int] | Sequence[str], n: int) -> float:
         raise InvalidArgument(f"n = {n} is no length of an n-gram. Give 1 or more.")
     grams = [tuple(units[at : at + n]) for at in range(len(units) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def combined(score: Score, direction: SteeringDirection) -> float:
-    """The final metric of section 4.2, 0 to 1: Behavioral x Coherence, or (1 - Behavioral) x Coherence to suppress.
-
-    Both marks are divided by 5 first: the judge's marks are 0 to 5, and 1 - Behavioral needs shares. Appendix C.3
-    writes "Behavioral x Cumulative" for the same.
-    """
-    return final_score(score.behavior, score.coherence, suppress=direction is SteeringDirection.SUPPRESS)

@@ -23,7 +23,11 @@ HIGHEST: Final = 5
 
 
 def final_score(behavior: float, coherence: float, *, suppress: bool) -> float:
-    """Behavioral x Coherence, or (1 - Behavioral) x Coherence to suppress, of marks 0 to 5: 0 to 1 (section 4.2)."""
+    """Behavioral x Coherence, or (1 - Behavioral) x Coherence to suppress, of marks 0 to 5: 0 to 1 (section 4.2).
+
+    Both marks are divided by 5 first: 1 - Behavioral needs shares. Appendix C.3 writes "Behavioral x Cumulative" for
+    the same.
+    """
     topic = behavior / HIGHEST
     return (1 - topic if suppress else topic) * (coherence / HIGHEST)
 
