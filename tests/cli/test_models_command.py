@@ -1,4 +1,4 @@
-"""`saeflow models`: what it lists and refuses; fetching is in tests/sources/test_model_packages.py."""
+"""`saeflow models`: what it lists and refuses; fetching is in tests/sources/test_packaged_models.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import pytest
 
 from saeflow.cli import models as command
-from saeflow.sources import get_model as get_module
-from saeflow.sources.model_packages import MODELS, model_folder
+from saeflow.sources import fetch_packaged_model as get_module
+from saeflow.sources.packaged_models import MODELS, model_folder
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def dictionaries(model):
-    d_z = model.attention_writer(1).W_O.shape[1]
+    d_z = model.attention_writer(1)[0].shape[1]
     return {RES: dictionary(RES, 1), MLP: dictionary(MLP, 2), ATT: dictionary(ATT, 3, tap=Tap.Z, d_in=d_z)}
 
 

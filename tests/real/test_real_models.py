@@ -14,9 +14,9 @@ from saeflow.interventions import Add, Rescale
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.get_model import check, get_model
+from saeflow.sources.fetch_packaged_model import check, get_model
 from saeflow.sources.model import load_model
-from saeflow.sources.model_packages import CHECK_TEXT, MODELS, model_folder
+from saeflow.sources.packaged_models import CHECK_TEXT, MODELS, model_folder
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("default")]
 

@@ -139,7 +139,7 @@ def test_a_dictionary_on_z_is_rescaled_there_and_added_in_the_stream(model_type)
     model = tiny_model(model_type)
     tokens = model.tokenize(TEXTS)
     site = Site(1, Part.ATT)
-    width = model.attention_writer(1).W_O.shape[1]
+    width = model.attention_writer(1)[0].shape[1]
     d = random_dictionary(site, width=width, tap=Tap.Z)
     plain = model.capture(tokens, [site, (1, Tap.Z)])
     z = plain[1, Tap.Z]

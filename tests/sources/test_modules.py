@@ -62,7 +62,7 @@ def test_attention_features_and_the_logit_lens_follow_what_the_modules_map_rows_
         gained = torch.randn(6, D_MODEL)
         head = model.hf_model.lm_head
         promoted = head(gained * model.trunk.norm.weight) - head(torch.zeros(1, D_MODEL))
-    torch.testing.assert_close(model.attention_writer(1).project(rows), told, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rows @ model.attention_writer(1)[0].T, told, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model.unembed(gained), promoted, atol=1e-4, rtol=1e-4)
     assert model.device.type == "cpu"
 
@@ -70,9 +70,9 @@ def test_attention_features_and_the_logit_lens_follow_what_the_modules_map_rows_
 def test_an_adapter_that_is_switched_off_no_longer_counts():
     model = tiny_model("llama")
     model.block(1).self_attn.o_proj = adapted = Adapted(torch.randn(D_MODEL, 32))
-    assert model.attention_writer(1).W_O is model.attention_writer(1).W_O
+    assert model.attention_writer(1)[0] is model.attention_writer(1)[0]
     adapted.on = False
-    torch.testing.assert_close(model.attention_writer(1).W_O, adapted.weight.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.attention_writer(1)[0], adapted.weight.detach(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("d", [24, 25])

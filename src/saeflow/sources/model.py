@@ -34,8 +34,8 @@ from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
 from saeflow.sources.hooks import Change, Clock, Timed, Watcher, resolve, spliced, watch_input, watch_output, with_shift
 from saeflow.sources.library import load_dictionaries
-from saeflow.sources.model_packages import fetched_model, name_of_folder
 from saeflow.sources.modules import LinearMaps, applied, constant_of, device_of, gain_of
+from saeflow.sources.packaged_models import fetched_model, name_of_folder
 from saeflow.sources.pretrained import fetch
 from saeflow.sources.tokens import Spelling, Tokens
 from saeflow.sources.weights import refuse_infinite
@@ -85,31 +85,6 @@ class Captured(Mapping[Site | Point, Tensor]):
     def __len__(self) -> int:
         """How many were requested."""
         return len(self.requested)
-
-
-class OutputProjection(NamedTuple):
-    """What turns a direction v of `z` into the stream: `(W_O v) * gain`, up to one positive factor per token.
-
-    `gain` is that of the sandwich norm, for models that have one: its division by the root mean square
-    is one number per token, so the direction is exact without data.
-    """
-
-    W_O: Float[Tensor, "d_model d_in"]
-    gain: Float[Tensor, " d_model"] | None
-
-    def project(self, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_model"]:
-        """Directions of `z`, one per row, as directions of the stream; not of unit length.
-
-        Raises:
-            WidthMismatch: when the rows are not as wide as `z`.
-        """
-        if rows.shape[1] != self.W_O.shape[1]:
-            raise WidthMismatch(
-                f"directions of width {rows.shape[1]} cannot pass an output projection that reads "
-                f"{self.W_O.shape[1]}. Check that model and dictionary belong together."
-            )
-        written = rows @ self.W_O.to(rows).T
-        return written if self.gain is None else written * self.gain.to(rows)
 
 
 class TokenLogit(NamedTuple):
@@ -434,7 +409,7 @@ class LanguageModel:
         if directions.shape[1] != self.d_model:
             raise WidthMismatch(
                 f"directions of width {directions.shape[1]} are not in the residual stream, which has width "
-                f"{self.d_model}. Project directions of z with attention_writer(layer).project first."
+                f"{self.d_model}. Take those of a dictionary on z from dictionary.directions(model)."
             )
         norm = self._trunk.get_submodule(self.architecture.final_norm)
         gain = gain_of(norm, self.d_model, self.hf_model.dtype, centred=self.architecture.centred)
@@ -460,8 +435,11 @@ class LanguageModel:
             for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-    def attention_writer(self, layer: int) -> OutputProjection:
-        """How the attention of a layer turns `z` into the stream: its output projection and norm gain.
+    def attention_writer(self, layer: int) -> tuple[Float[Tensor, "d_model d_in"], Float[Tensor, " d_model"] | None]:
+        """How the attention of a layer turns a direction v of `z` into the stream: `(W_O v) * gain`; W_O and the gain.
+
+        The gain is that of the sandwich norm, None for models without one: the norm's division by the root mean
+        square is one positive factor per token, so the direction is exact without data.
 
         As the modules themselves do it, in whatever form their weights are held: 8 or 4 bits, adapted, offloaded.
 
@@ -473,7 +451,7 @@ class LanguageModel:
         norm = self.architecture.att_norm
         gain = None if norm is None else gain_of(block.get_submodule(norm), self.d_model, dtype, centred=False)
         W_O = self._maps.of(block.get_submodule(self.architecture.o_proj), self._z_width, dtype)
-        return OutputProjection(W_O, gain)
+        return W_O, gain
 
     def part_gain(self, site: Site) -> Float[Tensor, " d_model"] | None:
         """The gain of the norm between what a part's module returns and the stream; None where there is no norm.
@@ -574,7 +552,7 @@ def load_model(
 
     Args:
         name_or_path: a folder in the format of Hugging Face, a GGUF file or a folder of one, a name on the hub
-            of Hugging Face, "demo", or one of `model_packages.MODELS` that has been fetched: "smollm2-135m",
+            of Hugging Face, "demo", or one of `packaged_models.MODELS` that has been fetched: "smollm2-135m",
             "gemma-3-270m".
         device: where to put the weights.
         dtype: what to compute in, whatever the file holds.

