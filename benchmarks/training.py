@@ -40,7 +40,7 @@ from saeflow.training import (
     train,
 )
 from saeflow.training.run import TRAINERS
-from saeflow.training.trainer import TrainerInputs
+from saeflow.training.trainer_interface import TrainerInputs
 
 D, DIRECTIONS, ACTIVE, L0 = 576, 2000, 16, 20
 

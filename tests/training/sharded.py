@@ -13,7 +13,7 @@ import numpy as np
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.training import TextRun, TrainingSettings
 from saeflow.training.sparse_trainer import SparseTrainer
-from saeflow.training.trainer import TrainerInputs
+from saeflow.training.trainer_interface import TrainerInputs
 
 from ..sources.tiny_models import tiny_model
 from .learning import TARGETS

@@ -32,7 +32,7 @@ from saeflow.training import (
 from saeflow.training.folding import Normalisation, fold
 from saeflow.training.sae_lens_trainer import SaeLensTrainer, extra
 from saeflow.training.sparse_trainer import SparseTrainer
-from saeflow.training.trainer import TrainerInputs
+from saeflow.training.trainer_interface import TrainerInputs
 
 from ..sources.tiny_models import tiny_model
 from .learning import TARGETS, files, run, settings, tokens, windows

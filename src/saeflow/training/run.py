@@ -40,7 +40,7 @@ from saeflow.training.sae_lens_trainer import SaeLensTrainer
 from saeflow.training.settings import TrainingSettings, TrainingTarget, check_targets, needs
 from saeflow.training.sparse_trainer import SparseTrainer
 from saeflow.training.texts import TokenBatches
-from saeflow.training.trainer import MakeTrainer, Trainer, TrainerInputs
+from saeflow.training.trainer_interface import MakeTrainer, Trainer, TrainerInputs
 from saeflow.version import __version__
 
 TRAINERS: Final[Mapping[str, MakeTrainer]] = {made.name: made for made in (SparseTrainer, SaeLensTrainer)}

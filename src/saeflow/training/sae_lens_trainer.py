@@ -24,7 +24,7 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra
 from saeflow.training.folding import TrainedWeights
 from saeflow.training.settings import Objective, TrainingSettings, TrainingTarget, first_threshold, seed_of
-from saeflow.training.trainer import APPROACH, FREE, LOOKED_AT, UNIT, TrainerInputs, dead_window, l0_due
+from saeflow.training.trainer_interface import APPROACH, FREE, LOOKED_AT, UNIT, TrainerInputs, dead_window, l0_due
 
 _COUNTERS: Final = ("n_training_samples", "n_training_steps", "n_frac_active_samples")
 _COUNTS: Final = ("act_freq_scores", "n_forward_passes_since_fired")

@@ -36,7 +36,7 @@ from torch.nn.functional import embedding_bag, linear, pad
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.training.folding import TrainedWeights
 from saeflow.training.settings import Objective, TrainingTarget, first_threshold, seed_of
-from saeflow.training.trainer import APPROACH, FREE, LOOKED_AT, UNIT, TrainerInputs, dead_window, l0_due
+from saeflow.training.trainer_interface import APPROACH, FREE, LOOKED_AT, UNIT, TrainerInputs, dead_window, l0_due
 
 _CHUNK: Final = 512
 """Rows that are screened at a time: their pre-activations stay in the cache."""

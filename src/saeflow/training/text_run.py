@@ -24,7 +24,7 @@ from saeflow.training.run import train
 from saeflow.training.settings import TrainingSettings, TrainingTarget, measured_at_once
 from saeflow.training.sparse_trainer import SparseTrainer
 from saeflow.training.texts import ReadTexts, TextBatches, evaluation_texts
-from saeflow.training.trainer import MakeTrainer, TrainerInputs
+from saeflow.training.trainer_interface import MakeTrainer, TrainerInputs
 
 
 @dataclass(frozen=True)
