@@ -245,10 +245,9 @@ def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
     """All commands that do something, with the words that call them, in the order of help."""
     names = [name for name in group if not name.startswith("-")]
     for name in sorted(names, key=lambda name: group[name].sort_key):
-        if group[name].default_command is None:
-            yield from commands(group[name], (*words, name))
-        else:
+        if group[name].default_command is not None:
             yield (*words, name), group[name]
+        yield from commands(group[name], (*words, name))
 
 
 def option_row(option: Any) -> str:

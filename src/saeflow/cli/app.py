@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
 from typing import Any, Final
 
 from cyclopts import App, Parameter
-from cyclopts.exceptions import CoercionError, CycloptsError, MissingArgumentError, UnusedCliTokensError
+from cyclopts.exceptions import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+    ValidationError,
+)
 from cyclopts.help import DefaultFormatter
 
 from saeflow.cli.models import models_list
@@ -118,14 +127,24 @@ def sentence(error: SaeflowError | CycloptsError) -> str:
     if isinstance(error, SaeflowError):
         return str(error)
     error.verbose = False
-    command = " ".join(["saeflow", *(error.command_chain or ())])
-    if isinstance(error, MissingArgumentError) and error.argument and not error.keyword:
-        return f"{error.argument.name} is missing. See {command} --help."
-    if isinstance(error, CoercionError) and error.msg and error.argument and not error.token:  # of several words
-        return f"Invalid value for {error.argument.name}: {error.msg}"
-    if isinstance(error, UnusedCliTokensError):
-        return f"{' '.join(error.unused_tokens or ())!r} is one argument too many. See {command} --help."
-    return str(error)
+    said, argument, left = str(error), error.argument, error.unused_tokens or [""]
+    see = f"See {' '.join(['saeflow', *(error.command_chain or ())])} --help."
+    if isinstance(error, MissingArgumentError) and argument:
+        said = f"{f'{error.keyword} has no value' if error.keyword else f'{argument.name} is missing'}. {see}"
+    elif isinstance(error, CoercionError) and error.target_type is bool and error.token:  # such as --json=yes
+        said = f"{error.token.keyword} is given without a value, not with {error.token.value!r}. {see}"
+    elif isinstance(error, CoercionError) and error.msg and argument and not error.token:  # of several words
+        said = f"Invalid value for {argument.name}: {error.msg}"
+    elif isinstance(error, ValidationError) and argument and isinstance(error.__cause__, SaeflowError):
+        said = f"Invalid value for {argument.tokens[0].keyword or argument.name}: {error.__cause__}"
+    elif isinstance(error, UnusedCliTokensError):
+        many = "one argument" if len(left) == 1 else f"{len(left)} arguments"
+        quoted = "" if len(left) == 1 else "Put a text of several words in quotes. "
+        said = f"{' '.join(left)!r} is {many} too many. {quoted}{see}"
+    elif isinstance(error, UnknownCommandError | UnknownOptionError) and not said.endswith("?"):
+        unknown = f"Unknown option: {left[0]}." if left[0].startswith("-") else said.partition(" Available commands")[0]
+        said = f"{unknown} {see}"
+    return said
 
 
 def _line(message: Warning | str, category: type[Warning], filename: str, lineno: int, _line: str | None = None) -> str:
@@ -143,4 +162,6 @@ def _system_sentence(error: OSError) -> str:
         return f"{what} may not be read or written ({error.strerror}). Change its permissions, or give another path."
     if clear:
         return str(clear)
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{what} is a file where a folder is needed, or is in one. Give another path."
     return f"cannot read or write {what} ({error.strerror or error}). Check the path, and that its disk has room."

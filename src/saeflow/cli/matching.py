@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from saeflow.cli.options import (
     WHERE,
@@ -42,7 +42,7 @@ def match(
     k: Kept = None,
     method: Method = "cosine",
     other: str = "",
-    limit: int = 20,
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 20,
     model: Projector = "",
     out: Annotated[Path | None, ends_in(".safetensors")] = None,
     as_json: Json = False,

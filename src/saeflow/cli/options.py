@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin
 
 import cyclopts
 from cyclopts import Group, Parameter, Token
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from saeflow.sources.model import LanguageModel
 
 
+LONGEST_RANGE: Final = 10_000
+"""The most numbers that a range may stand for."""
+
+
 def read(type_: Any, tokens: Sequence[Token]) -> Any:
     """The value of an option from its words; commas separate what a tuple holds, and `6-9` is a range of numbers.
 
@@ -36,8 +40,8 @@ def read(type_: Any, tokens: Sequence[Token]) -> Any:
     if get_origin(type_) in (tuple, Sequence):
         kind = get_args(type_)[0]
         found = [value for word in words for name in word.split(",") if name.strip() for value in _each(kind, name)]
-        if kind is Part and not found:
-            raise InvalidArgument(f"{words[0]!r} names no part. Parts are res, mlp, att.")
+        if not found:
+            raise InvalidArgument(f"{words[0]!r} holds no value. Give one or more, or leave the option out.")
         return tuple(part for part in Part if part in found) if kind is Part else tuple(found)
     if type_ in (int, float, Site, FeatureId):
         return _each(type_, words[0], ranges=False)[0]
@@ -66,12 +70,23 @@ def _each(kind: Any, text: str, *, ranges: bool = True) -> Sequence[Any]:
     elif kind is float:
         found = [_number(text)]
     else:
-        low, between, high = text.partition("-")
-        if not all(one.isdecimal() for one in ((low, high) if between and ranges else (text.removeprefix("-"),))):
-            example = "12, or a list such as 6,12,18 or 6-9" if ranges else "12"
-            raise InvalidArgument(f"{text!r} is no whole number. Write {example}.")
-        found = range(int(low), int(high) + 1) if between and ranges else [int(text)]
+        found = _whole(text, ranges=ranges)
     return found
+
+
+def _whole(text: str, *, ranges: bool) -> Sequence[int]:
+    """The number a word stands for, or those of a range."""
+    low, between, high = text.partition("-")
+    if not all(one.isdecimal() for one in ((low, high) if between and ranges else (text.removeprefix("-"),))):
+        example = "12, or a list such as 6,12,18 or 6-9" if ranges else "one such as 12"
+        raise InvalidArgument(f"{text!r} is no whole number. Write {example}.")
+    if not (between and ranges):
+        return [int(text)]
+    if int(low) > int(high):
+        raise InvalidArgument(f"{text!r} goes from high to low, and holds nothing. Write {high}-{low}.")
+    if int(high) - int(low) >= LONGEST_RANGE:
+        raise InvalidArgument(f"{text!r} holds more than {LONGEST_RANGE:,} numbers. Write one such as 6-9.")
+    return range(int(low), int(high) + 1)
 
 
 def _number(text: str) -> float:

@@ -19,7 +19,7 @@ def reproduce(
     plan: Flag = False,
     only: tuple[str, ...] = (),
     out: Path | None = None,
-    judge: Literal["", "offline", "llm"] = "",
+    judge: Literal["offline", "llm"] | None = None,
     judge_model: str = "",
     judge_url: str = "",
     device: Device = "cpu",
@@ -50,7 +50,7 @@ def reproduce(
     if plan:
         from saeflow.reproduce.plan import make_plan
 
-        cost = make_plan(opened, folder, only=items, device=device, judge=judge)
+        cost = make_plan(opened, folder, only=items, device=device, judge=judge or "")
         if as_json:
             print_json(cost.to_dict())
             return 0
@@ -63,7 +63,7 @@ def reproduce(
     from saeflow.reproduce.run import reproduce as run
 
     with where.open() as engine, bars() as bar:
-        settings = RunSettings(device, judge, judge_model, judge_url, engine)
+        settings = RunSettings(device, judge or "", judge_model, judge_url, engine)
         made = run(opened, folder, only=items, settings=settings, bars=bar, note=note)
     _show(made, as_json=as_json)
     return 1 if {one.stage for one in made.failed} & set(opened.stages_for(items)) else 0
