@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import Feature, Features, Flag, Json, ModelOptions, Release, SitesAtOnce, TextSources
+from saeflow.cli.options import Feature, Features, Flag, Json, ModelOptions, Positive, Release, SitesAtOnce, TextSources
 from saeflow.cli.output import Row, note, print_json, print_table, progress
 from saeflow.errors import InvalidArgument, InvalidId, UnknownRelease
 from saeflow.ids import FeatureId, Part, Site
@@ -118,10 +118,10 @@ def labels_make(
     texts: TextSources,
     language_model: ModelOptions = ModelOptions(),
     sites: SiteNames = (),
-    n: int = 2000,
-    tokens: int = 1_000_000,
+    n: Positive = 2000,
+    tokens: Positive = 1_000_000,
     contexts: int = 4,
-    max_length: int = 128,
+    max_length: Positive = 128,
     sites_at_once: SitesAtOnce = 0,
     seed: int = 0,
     out: WordsFolderOut = None,
@@ -145,8 +145,6 @@ def labels_make(
     from saeflow.sources.library import load_dictionaries
 
     dictionaries = load_dictionaries(release, device=language_model.device)
-    if n < 1:
-        raise InvalidArgument(f"--n {n} takes no text. Give 1 or more.")
     found = _Passages(tuple(open_dataset(source) for source in expand(texts)), n, seed)
     folder = out or words_folder(release, LOCAL)
     asked = _chosen(sites, dictionaries.sites)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin
 
 import cyclopts
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter, Token, validators
 
 from saeflow.errors import InvalidArgument, InvalidId
 from saeflow.flow.scores import HIGH, T_MODULE, T_RES, Calibrated, Thresholds
@@ -145,6 +145,7 @@ OneSite = Annotated[Site, Parameter(accepts_keys=False, n_tokens=1)]
 Sites = Annotated[tuple[Site, ...], Parameter(n_tokens=1)]
 Numbers = Annotated[tuple[float, ...], Parameter(allow_leading_hyphen=True)]
 Number = Annotated[float, Parameter(allow_leading_hyphen=True)]
+Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 Release = Annotated[
     str, Parameter(help='"demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.')

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import Device, Json, PrependBos, Release, Sites, TextSources
+from saeflow.cli.options import Device, Json, Positive, PrependBos, Release, Sites, TextSources
 from saeflow.cli.output import Row, print_json, print_table, progress, show
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease
 from saeflow.files import folder_and_pattern
@@ -115,7 +115,7 @@ def doctor(
     model: str = "",
     site: Sites = (),
     texts: TextSources | None = None,
-    tokens: int = 2_000,
+    tokens: Positive = 2_000,
     device: Device = "cpu",
     prepend_bos: PrependBos = None,
     seed: int = 0,

@@ -89,10 +89,15 @@ class Wanted:
             more: further fields of the request.
 
         Raises:
-            InvalidArgument: for a value outside its range, or neither a theme nor features to start from.
+            InvalidArgument: for a value outside its range or one that would be ignored, or neither a theme nor
+                features to start from.
         """
         from saeflow.steering.build import STRENGTH, PlanRequest
 
+        if direction is SteeringDirection.SUPPRESS and strength is not None:
+            raise InvalidArgument("--strength is to activate, and would be ignored. Give --r, the factor to suppress.")
+        if direction is SteeringDirection.ACTIVATE and self.r:
+            raise InvalidArgument("--r is to suppress, and would be ignored. Give --strength, or steer away.")
         s = STRENGTH if strength is None else strength
         ends = {ScheduleKind.LINEAR: {"s_end": self.s_end}, ScheduleKind.EXPONENTIAL: {"alpha": self.alpha}}
         schedule = schedule_from({"kind": self.schedule.value, "s": s, **ends.get(self.schedule, {})})

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 
 from saeflow.cli.options import WHERE, Device, Flag, Json, PrependBos, Release, TextSources, Where
 from saeflow.cli.output import Row, print_table, progress, show
-from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.experiments.sampling import Dataset
@@ -129,8 +128,6 @@ def train(
     engine = where.open()
     if trainer == "sae-lens":
         extra()  # before a model is loaded
-    if not width:
-        raise InvalidArgument("--width names no number of features. Write it as 16384 or 768,768,384.")
     lm = load_model(model, device=device, dtype=getattr(torch, dtype), prepend_bos=prepend_bos)
     chosen = tuple(layer for layer in layers if layer is not None)
     targets = targets_of(list(site), chosen or tuple(range(lm.n_layers)), list(width))
