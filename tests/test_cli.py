@@ -343,6 +343,8 @@ def test_a_folder_that_cannot_be_written_is_one_message(folder, run):
         (("graph", "demo", "4/res/7", "--formats", ""), "for --formats: '' holds no value. Give one or more, or leave"),
         (("graph", "demo", "4/res/7", "--figure", "x.bmp"), "for --figure: x.bmp cannot be written: end its name in"),
         (("match", "demo", "4/res", "3/res", "--limit", "-3"), 'Invalid value "-3" for --limit.'),
+        (("atlas", "calibrate", "demo", "--fdr", "2"), 'Invalid value "2.0" for --fdr. Must be < 1.'),
+        (("correlate", "demo", "--texts", "demo", "--n", "0"), 'Invalid value "0" for --n. Must be >= 1.'),
         (("origins", "demo", "--layers", "3-1"), "for --layers: '3-1' goes from high to low, and holds nothing."),
         (
             ("sweep", "demo", "--layers", "0-99999999999"),
