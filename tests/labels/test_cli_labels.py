@@ -108,6 +108,22 @@ def test_show_asks_neuronpedia_for_what_is_not_here_and_keeps_it(run, refusal, s
     assert "offline" in refusal("labels", "show", "gemma-scope-2b", "20/res/8", "--offline")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("show", "demo", "4/res/9999"),
+            "4/res/9999 does not exist: the dictionary at 4/res has 768 features, 0 to 767.",
+        ),
+        (("show", "demo", "99/res/1"), "demo has no dictionary at 99/res"),
+        (("show", "nowhere", "4/res/1"), "'nowhere' is neither a release nor a path that exists"),
+        (("search", "demo", " "), "WORDS is empty. Give words to look for."),
+    ],
+)
+def test_what_does_not_exist_is_refused(refusal, arguments, said):
+    assert said in refusal("labels", *arguments)
+
+
 def test_what_others_wrote_cannot_steer_a_terminal(run):
     evil = FeatureWords("a \x1b[2J label", ("\x1b]0;x\x07",), ("\u202e",), by="\x1b[31m")
     write_words(words_folder("gemma-scope-2b", "local"), Site.parse("0/res"), [evil])

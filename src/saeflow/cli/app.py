@@ -137,6 +137,8 @@ def sentence(error: SaeflowError | CycloptsError) -> str:
         said = f"Invalid value for {argument.name}: {error.msg}"
     elif isinstance(error, ValidationError) and argument and isinstance(error.__cause__, SaeflowError):
         said = f"Invalid value for {argument.tokens[0].keyword or argument.name}: {error.__cause__}"
+    elif isinstance(error, UnusedCliTokensError) and see == "See saeflow models --help.":  # a group that is a command
+        said = f'Unknown command "{left[0]}". {see}'
     elif isinstance(error, UnusedCliTokensError):
         many = "one argument" if len(left) == 1 else f"{len(left)} arguments"
         quoted = "" if len(left) == 1 else "Put a text of several words in quotes. "

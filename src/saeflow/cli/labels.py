@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from saeflow.cli.options import Feature, Features, Flag, Json, ModelOptions, Positive, Release, SitesAtOnce, TextSources
 from saeflow.cli.output import Row, note, print_json, print_table, progress
-from saeflow.errors import InvalidArgument, InvalidId, UnknownRelease
+from saeflow.errors import InvalidArgument, InvalidId, UnknownFeature, UnknownRelease
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.reading import read_json
 
@@ -227,12 +227,37 @@ def labels_show(
         api = Neuronpedia(base_url=base_url or BASE_URL, offline=True if offline else None)
         if at is not None:
             known = api.feature(at, feature.index, refresh=refresh) or known
+    if known is None and not source:
+        _refuse_unknown(release, feature)
     if as_json:
         print_json({"feature": str(feature), "words": None if known is None else asdict(known)})
     elif known is None:
         print(f"{feature}: nothing is known. Fetch its words (saeflow labels fetch) or make them (labels make).")
     else:
         _print_words(feature, known)
+
+
+def _refuse_unknown(release: str, feature: FeatureId) -> None:
+    """Refuse a release, site or feature that does not exist, as far as files on this machine say.
+
+    Raises:
+        UnknownRelease, UnknownSite, UnknownFeature: which of them does not exist.
+    """
+    from saeflow.labels import WordsFolder
+    from saeflow.labels.folders import words_folders
+    from saeflow.labels.words import words_sites
+
+    folders = [folder for folder in words_folders(release) if feature.site in words_sites(folder)]
+    if not folders:
+        from saeflow.sources.library import load_dictionaries
+
+        if feature.site not in (dictionaries := load_dictionaries(release)).sites:
+            dictionaries[feature.site]  # says which sites there are
+    size = max((len(WordsFolder(folder).site(feature.site)) for folder in folders), default=None)
+    if size is not None and feature.index >= size:
+        raise UnknownFeature(
+            f"{feature} does not exist: the dictionary at {feature.site} has {size} features, 0 to {size - 1}."
+        )
 
 
 def _print_words(feature: FeatureId, known: FeatureWords) -> None:
@@ -269,6 +294,8 @@ def labels_search(
     from saeflow.labels.words import words_sites
     from saeflow.report.tokens import one_line, visible
 
+    if not words.strip():
+        raise InvalidArgument("WORDS is empty. Give words to look for.")
     folders = words_folders(release)
     if not folders:
         raise InvalidArgument(
