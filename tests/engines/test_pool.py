@@ -138,6 +138,7 @@ class _Holds:
 
 def test_a_worker_opens_by_name_what_it_is_sent_and_keeps_one_work(monkeypatch):
     monkeypatch.setattr("saeflow.engines.worker._held", {})
+    monkeypatch.setattr("saeflow.engines.worker._slot", Slot())  # what it is at the end is put back
     threads = torch.get_num_threads()
     some = load_dictionaries("demo").only_sites(list(load_dictionaries("demo"))[:3])
     sent, other = pack(_Holds(some), "set"), pack(square, "squares")
@@ -152,7 +153,6 @@ def test_a_worker_opens_by_name_what_it_is_sent_and_keeps_one_work(monkeypatch):
         run_unit("again", lambda: other, {"n": 3}, Slot(gpus=1))
         assert device_of_worker("cpu") == "cuda"
     finally:
-        monkeypatch.setattr("saeflow.engines.worker._slot", Slot())
         torch.set_num_threads(threads)
 
 

@@ -80,7 +80,7 @@ def trials_frame(rows: Iterable[Row]) -> pd.DataFrame:
     by_change = frame[searched].sort_values("change", ascending=False, kind="stable")
     best = frame.index.isin(by_change.drop_duplicates("target").index)
     same = (frame["removed"] == frame["group"]) | (frame["strategy"] == GREEDY)
-    whole = np.where(searched, best, same) & (frame["r"] == 0)
+    whole = pd.Series(np.where(searched, best, same), frame.index) & (frame["r"] == 0)
     whole[frame["control"]] = whole[frame.loc[frame["control"], "controls"]].to_numpy()
     return frame.assign(whole=whole)
 
@@ -309,9 +309,8 @@ def counts(trials: pd.DataFrame) -> SummaryTable:
 def table_1(trials: pd.DataFrame) -> SummaryTable:
     """All strategies on the targets that cosine or Pearson name from one part."""
     first, names = _first(trials), list(trials["strategy"].cat.categories)
-    shared = outcomes(trials, first)["group"].isin(_SINGLE)
-    if PEARSON in names:
-        shared |= outcomes(trials, PEARSON)["group"].isin(_SINGLE)
+    named = [outcomes(trials, name) for name in (first, PEARSON) if name == first or name in names]
+    shared = np.logical_or.reduce([one["group"].isin(_SINGLE) for one in named if one is not None])
     order = list(dict.fromkeys((first, PEARSON, EXHAUSTIVE, GREEDY, CONTROL, *names)))
     tried = [
         found[shared].assign(strategy=strategy, control=control)
@@ -373,9 +372,10 @@ def remaining(trials: pd.DataFrame) -> SummaryTable:
     """What would have silenced the targets that matching did not."""
     first = _first(trials)
     columns = ["group", "outcome", *_SHARE, *(f"control_{name}" for name in _SHARE)]
-    tried = [outcomes(trials, name) for name in (first, EXHAUSTIVE, GREEDY)]
+    known = [outcomes(trials, name) for name in (first, EXHAUSTIVE, GREEDY)]
+    tried = [one for one in known if one is not None]
     found = pd.DataFrame(columns=columns)
-    if all(one is not None for one in tried):
+    if len(tried) == len(known):
         names = (BY_FIRST, BY_ANOTHER, BY_SET, BY_NONE)
         chosen = np.select([(one[DEACTIVATED] == 1).to_numpy() for one in tried], names[:3], BY_NONE)
         targets = tried[0].assign(outcome=pd.Categorical(chosen, names))

@@ -59,7 +59,7 @@ def observations(rows: Iterable[Row]) -> pd.DataFrame:
     place = np.argsort(ORDER)
     for method in kept[0]["groups"]:
         values = np.frombuffer("".join(row["groups"][method] for row in kept).encode(), np.uint8) - ord("0")
-        found[method] = pd.Categorical.from_codes(place[values], list(GROUPS))
+        found[method] = pd.Categorical.from_codes(place[values], dtype=pd.CategoricalDtype(list(GROUPS)))
     return found
 
 
@@ -274,10 +274,8 @@ def activity_differences(tested: pd.DataFrame) -> SummaryTable:
     kinds = np.array(["IB", "AO", "AB"])
     found: list[pd.DataFrame] = []
     for part in PARTS:
-        active = [
-            tested[name].map(lambda label, part=part: part in Origin.named(label).parts)
-            for name in ("group_a", "group_b")
-        ]
+        with_part = [label for label in GROUPS if part in Origin.named(label).parts]
+        active = [tested[name].isin(with_part) for name in ("group_a", "group_b")]
         kind = pd.Categorical(kinds[active[0].astype(int) + active[1].astype(int)], ["AO", "AB", "IB"])
         found.append(
             tested.assign(module=pd.Categorical([part.name] * len(tested), [p.name for p in PARTS]), kind=kind)
@@ -352,7 +350,7 @@ def most_probable_features(seen: pd.DataFrame) -> SummaryTable:
 def most_probable(features: SummaryTable) -> SummaryTable:
     """How many features of a layer have each most probable group."""
     frame = features.frame()
-    layer = frame["feature"].map(lambda name: FeatureId.parse(name).layer).astype(np.int64)
+    layer = frame["feature"].map(lambda name: FeatureId.parse(str(name)).layer).astype(np.int64)
     method = pd.Categorical(frame["method"], frame["method"].unique())
     frame = frame.assign(method=method, layer=layer, group=pd.Categorical(frame["group"], GROUPS))
     grouped = frame.groupby(["method", "layer", "group"], observed=False)

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -397,7 +397,7 @@ def shares(frame: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
     found = names.loc[names.index.repeat(k)].reset_index(drop=True)
     found[column] = pd.Categorical(np.tile(categories, len(names)), categories)
     estimates = mean_estimates(counts, totals, datasets, span=RATE)
-    columns = {"share": [one.value for one in estimates], "low": [one.low for one in estimates]}
+    columns: dict[str, Any] = {"share": [one.value for one in estimates], "low": [one.low for one in estimates]}
     columns |= {"high": [one.high for one in estimates], "n": [one.n for one in estimates]}
     return found.assign(**columns)
 

@@ -124,9 +124,9 @@ class Fits:
             # older fits had no checksum
             if header.pop("check", None) not in (None, _check(header, held)):
                 raise ValueError("it has changed since it was written")
-            tensors = [held[name] for name in ("mean", "centre", "least_squares", "affine")]
+            mean, centre, least_squares, affine = (held[name] for name in ("mean", "centre", "least_squares", "affine"))
             units = Units(held["source_size"], held["target_size"]) if "source_size" in held else None
-            return Fitted(*tensors, units, header["scales"], header["facts"])
+            return Fitted(mean, centre, least_squares, affine, units, header["scales"], header["facts"])
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise BadFile(f"{path} cannot be read ({error!r}). Remove it and run the command again.") from None
 
