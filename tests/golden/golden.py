@@ -79,7 +79,7 @@ features = 4
 FOLDERS: Final = ("o", "d", "t", "s", "r")
 """Of a run with a folder, the tables, claims and the text of the page are cells too."""
 LEFT_OUT: Final = re.compile(
-    r"(^|/)(seconds|minutes|hours|took|started|ended|made|created|finished|when|time|date|version|saeflow|path|folder|file|"
+    r"(^|/)(seconds|measured|minutes|hours|took|started|ended|made|created|finished|when|time|date|version|saeflow|path|folder|file|"
     r"cores|threads|processor|machine|memory|peak_mb|cpu_seconds|wall_seconds|torch|platform|python|digest|sha256|bytes)($|/)"
 )
 
