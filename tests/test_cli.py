@@ -332,7 +332,8 @@ def test_a_folder_that_cannot_be_written_is_one_message(folder, run):
     ("words", "said"),
     [
         (("grahp", "demo", "4/res/7"), 'Unknown command "grahp". Did you mean "graph"?'),
-        (("graph", "demo", "4/res/7", "--t-rse", "0"), "Unknown option: --t-rse. Did you mean --t-res?"),
+        (("graph", "demo", "4/res/7", "--t-rse", "0"), "Unknown option: --t-rse. Did you mean --t-res? See sae"),
+        (("info", ""), 'Invalid value for RELEASE: it is empty. Give "demo", a folder, or the name of a release.'),
         (("graph", "demo"), "FEATURE is missing. See saeflow graph --help."),
         (("graph", "demo", "4/res/7", "3/res"), "'3/res' is one argument too many. See saeflow graph --help."),
         (("steer", "demo", "once", "upon", "a"), "'upon a' is 2 arguments too many. Put a text of several words in qu"),

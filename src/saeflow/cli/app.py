@@ -136,15 +136,17 @@ def sentence(error: SaeflowError | CycloptsError) -> str:
     elif isinstance(error, CoercionError) and error.msg and argument and not error.token:  # of several words
         said = f"Invalid value for {argument.name}: {error.msg}"
     elif isinstance(error, ValidationError) and argument and isinstance(error.__cause__, SaeflowError):
-        said = f"Invalid value for {argument.tokens[0].keyword or argument.name}: {error.__cause__}"
+        typed = next((token.keyword for token in argument.tokens if token.keyword), argument.name)
+        said = f"Invalid value for {typed}: {error.__cause__}"
     elif isinstance(error, UnusedCliTokensError) and see == "See saeflow models --help.":  # a group that is a command
         said = f'Unknown command "{left[0]}". {see}'
     elif isinstance(error, UnusedCliTokensError):
         many = "one argument" if len(left) == 1 else f"{len(left)} arguments"
         quoted = "" if len(left) == 1 else "Put a text of several words in quotes. "
         said = f"{' '.join(left)!r} is {many} too many. {quoted}{see}"
-    elif isinstance(error, UnknownCommandError | UnknownOptionError) and not said.endswith("?"):
-        unknown = f"Unknown option: {left[0]}." if left[0].startswith("-") else said.partition(" Available commands")[0]
+    elif isinstance(error, UnknownCommandError | UnknownOptionError):
+        is_option = isinstance(error, UnknownCommandError) and left[0].startswith("-")
+        unknown = f"Unknown option: {left[0]}." if is_option else said.partition(" Available commands")[0]
         said = f"{unknown} {see}"
     return said
 

@@ -127,6 +127,12 @@ def ends_in(*endings: str) -> Parameter:
     return Parameter(validator=check)
 
 
+def _named(_type: Any, release: str) -> None:
+    """Refuse an empty name, which would stand for the folder that saeflow runs in."""
+    if not release.strip():
+        raise InvalidArgument('it is empty. Give "demo", a folder, or the name of a release.')
+
+
 def _there(_type: Any, device: str) -> None:
     """Refuse a device that is not here before anything is loaded; torch is asked where it is not the CPU."""
     if device != "cpu":
@@ -148,7 +154,10 @@ Number = Annotated[float, Parameter(allow_leading_hyphen=True)]
 Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 Release = Annotated[
-    str, Parameter(help='"demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.')
+    str,
+    Parameter(
+        validator=_named, help='"demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.'
+    ),
 ]
 Json = Annotated[bool, Parameter("--json", negative=(), help="Print JSON instead of a table.")]
 Device = Annotated[str, Parameter(validator=_there, help="Where to compute: cpu, cuda, cuda:1, mps.")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import WHERE, Device, Flag, Json, PrependBos, Release, TextSources, Where
+from saeflow.cli.options import WHERE, Device, Flag, Json, PrependBos, TextSources, Where
 from saeflow.cli.output import Row, print_table, progress, show
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def train(
     threshold: float | None = None,
     unit_decoder: bool | None = None,
     centre: bool = True,
-    start: Annotated[Release, Parameter(help="A release or folder of dictionaries to start from.")] = "",
+    start: Annotated[str, Parameter(help="A release or folder of dictionaries to start from.")] = "",
     context: int = 256,
     windows: int = 32,
     buffer: int = 65_536,
