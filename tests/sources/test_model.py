@@ -11,6 +11,7 @@ import torch
 import transformers
 from gguf_files import write_gguf
 from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled
 from tiny_models import CONFIGS, D_MODEL, N_LAYERS, TEXTS, VOCAB, hooks_on, tiny_hf_model, tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cosine_similarity
@@ -533,6 +534,16 @@ def test_a_model_of_a_relative_path_has_a_name_that_holds_elsewhere(tmp_path, mo
     tiny_tokenizer().save_pretrained(tmp_path / "saved")
     monkeypatch.chdir(tmp_path)
     assert load_model("saved").name == str(tmp_path / "saved")
+
+
+def test_loading_shows_no_bar_and_leaves_bars_as_they_were(tmp_path, capfd):
+    tiny_hf_model("llama").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    capfd.readouterr()
+    before = transformers.utils.logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    load_model(tmp_path)
+    assert capfd.readouterr().err == ""
+    assert (transformers.utils.logging.is_progress_bar_enabled(), are_progress_bars_disabled()) == before
 
 
 def test_of_several_gguf_files_one_must_be_named(tmp_path):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -75,7 +77,8 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
                 f"would run it without {lost}. Install transformers 5 or later, or save the model with the version "
                 "installed."
             )
-        hf_model = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(place, dtype=dtype))
+        with _without_bar():
+            hf_model = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(place, dtype=dtype))
         tokenizer = _tokenizer(place)
         tokenizer("a")  # what is wrong with some settings shows here first
         return hf_model, tokenizer
@@ -97,6 +100,20 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
             "behind a licence, accept it on the hub and run `hf auth login`; or give a folder that holds the "
             "files."
         ) from error
+
+
+@contextmanager
+def _without_bar() -> Generator[None]:
+    """Without transformers' bar of tensors that are mapped already; those of downloads, huggingface_hub's, stay."""
+    if are_progress_bars_disabled() or not transformers.utils.logging.is_progress_bar_enabled():
+        yield  # whoever switched one off wants none
+        return
+    transformers.utils.logging.disable_progress_bar()
+    enable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.enable_progress_bar()
 
 
 def _check_files(folder: str | Path) -> None:
