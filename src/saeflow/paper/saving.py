@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree as ET
@@ -106,9 +106,10 @@ def svg_text(
     width, height = (float(size) for size in root.attrib["viewBox"].split()[2:])
     if not captioned:
         height = _without_caption(root, height)
-    used = set(_uses(root))
+    # matplotlib's ids are hashes of sizes, whose last digits differ from one layout to the next: numbers, by first use
+    ids = {name: f"{prefix}i{number}" for number, name in enumerate(dict.fromkeys(_uses(root)))}
     for element in root.iter():
-        _clean(element, used, prefix)
+        _clean(element, ids)
     _inherit(root)
     _collapse(root)
     kept = {"viewBox": f"0 0 {width:g} {height:.1f}", "width": f"{width:g}", "height": f"{height:.1f}"}
@@ -174,20 +175,20 @@ def _uses(root: ET.Element) -> Iterable[str]:
                 yield from re.findall(r"url\(#([^)]+)\)", value)
 
 
-def _clean(element: ET.Element, used: set[str], prefix: str) -> None:
-    """Attributes that any page takes: ids that are used, hrefs without a namespace, no styles."""
+def _clean(element: ET.Element, ids: Mapping[str, str]) -> None:
+    """Attributes that any page takes: ids that are used, by their new names, hrefs without a namespace, no styles."""
     attributes = dict(element.attrib)
     element.attrib.clear()
     for key, value in attributes.items():
         if key == "id":
-            if value in used:
-                element.set("id", prefix + value)
+            if value in ids:
+                element.set("id", ids[value])
             elif value.startswith(TIP):
                 title = ET.Element(f"{_SVG}title")
                 title.text = value.removeprefix(TIP)
                 element.insert(0, title)
         elif key == _LINK:
-            element.set("href", f"#{prefix}{value[1:]}")
+            element.set("href", f"#{ids[value[1:]]}")
         elif key == "style":
             _unstyle(element, value)
         elif key == "transform" and value.startswith("rotate(-0 "):
@@ -195,7 +196,7 @@ def _clean(element: ET.Element, used: set[str], prefix: str) -> None:
         elif key == "d":
             element.set("d", re.sub(r"\s*([MLCQz])\s*", r"\1", _short(value)).strip())
         elif key != "type":
-            element.set(key, _short(re.sub(r"url\(#", f"url(#{prefix}", value)))
+            element.set(key, _short(re.sub(r"url\(#([^)]+)\)", lambda found: f"url(#{ids[found[1]]})", value)))
     if element.tag == f"{_SVG}text":
         element.tail = None
 
