@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import logging
 
 from saeflow.errors import BadFile, UnknownArchitecture, UnknownRelease, Unreachable, UnsupportedFormat
 from saeflow.reading import regular, safetensors
@@ -105,15 +106,15 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
 @contextmanager
 def _without_bar() -> Generator[None]:
     """Without transformers' bar of tensors that are mapped already; those of downloads, huggingface_hub's, stay."""
-    if are_progress_bars_disabled() or not transformers.utils.logging.is_progress_bar_enabled():
+    if are_progress_bars_disabled() or not logging.is_progress_bar_enabled():
         yield  # whoever switched one off wants none
         return
-    transformers.utils.logging.disable_progress_bar()
+    logging.disable_progress_bar()
     enable_progress_bars()
     try:
         yield
     finally:
-        transformers.utils.logging.enable_progress_bar()
+        logging.enable_progress_bar()
 
 
 def _check_files(folder: str | Path) -> None:
