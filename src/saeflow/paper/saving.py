@@ -142,7 +142,8 @@ def _printed(figure: Figure, **how: Any) -> bytes:
         # the layout's solver differs in the last bits from run to run: rounded, a figure is the same bytes
         figure.draw_without_rendering()
         for axes in figure.axes:
-            axes.set_position([round(float(size), 6) for size in axes.get_position().bounds])
+            x, y, width, height = (round(float(size), 6) for size in axes.get_position().bounds)
+            axes.set_position((x, y, width, height))
         figure.set_layout_engine("none")
         figure.savefig(into, facecolor=PAPER, **how)
     return into.getvalue()
