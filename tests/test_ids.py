@@ -113,3 +113,12 @@ def test_dictionaries_atlases_and_graphs_take_names():
     assert sf.trace("4/res/72", atlas) == sf.trace(FeatureId.parse("4/res/72"), atlas)
     with pytest.raises(InvalidId, match="4/resid/72"):
         sf.trace("4/resid/72", atlas)
+
+
+def test_a_flow_leads_to_a_residual_site_from_those_below_and_from_its_own_modules():
+    every = [Site(layer, part) for layer in range(3) for part in Part]
+    for site in every:
+        found = [near for near in every if site.flows_from(near)]
+        assert set(site.modules) <= set(site.predecessors) <= set(found)
+        below = [near for near in every if near.part is Part.RES and near.layer < site.layer]
+        assert found == (sorted([*below, *site.modules]) if site.part is Part.RES else [])

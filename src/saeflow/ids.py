@@ -96,10 +96,22 @@ class Site:
         R_L has R_{L-1} (from layer 1 on), M_L and A_L. A module has none: its decoder rows are what
         it writes, and matching rows does not look inside it.
         """
-        if self.part is not Part.RES:
-            return ()
-        modules = (Site(self.layer, Part.MLP), Site(self.layer, Part.ATT))
-        return modules if self.layer == 0 else (Site(self.layer - 1, Part.RES), *modules)
+        if self.part is not Part.RES or self.layer == 0:
+            return self.modules
+        return (Site(self.layer - 1, Part.RES), *self.modules)
+
+    @property
+    def modules(self) -> tuple[Site, ...]:
+        """M_L and A_L of a residual site, which write into it; none of a module."""
+        return () if self.part is not Part.RES else (Site(self.layer, Part.MLP), Site(self.layer, Part.ATT))
+
+    def flows_from(self, site: Site) -> bool:
+        """Whether a flow leads from `site` to this residual site: from a residual site below, or from its own modules.
+
+        Of the residual sites below a flow takes the nearest that there is.
+        """
+        below = site.part is Part.RES and site.layer < self.layer
+        return self.part is Part.RES and (below or site in self.modules)
 
     @property
     def successor(self) -> Site:

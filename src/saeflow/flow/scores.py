@@ -105,9 +105,8 @@ class Thresholds:
         ahead: dict[tuple[int, Part], float] = {}
         for (source, target), cut in sorted(atlas.cuts(fdr).items()):
             child, parent = max(source, target), min(source, target)
-            if child.part is Part.RES and parent.part is not Part.RES and parent.layer != child.layer:
-                continue  # a module of another layer is no predecessor
-            (cuts if child == source else ahead)[child.layer, parent.part] = cut
+            if child.flows_from(parent):
+                (cuts if child == source else ahead)[child.layer, parent.part] = cut
         return Thresholds(cuts=cuts, ahead=ahead, fdr=fdr)
 
     def of(self, part: Part, layer: int | None = None, *, ahead: bool = False) -> float:

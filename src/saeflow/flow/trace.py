@@ -126,7 +126,7 @@ def following(site: Site, matches: Matches) -> Site | None:
 
 def neighbours(site: Site, matches: Matches) -> tuple[Site, ...]:
     """Every site next to `site` in a flow that it was matched to: before it, its modules, after it."""
-    modules = [near for near in site.predecessors if near.part is not Part.RES and matches.has(site, near)]
+    modules = (near for near in site.modules if matches.has(site, near))
     found = (previous(site, matches), *modules, following(site, matches))
     return tuple(near for near in found if near is not None)
 
@@ -270,8 +270,8 @@ class _Growth:
         if feature.part is not Part.RES:
             return Node(feature)
         below = previous(feature.site, self.matches)
-        sites = [site for site in neighbours(feature.site, self.matches) if site < feature.site]
-        found = {site.part: self._best(feature, site)[:1] for site in sites}
+        sites = (below, *feature.site.modules)
+        found = {site.part: self._best(feature, site)[:1] for site in sites if site is not None}
         top = {part: best[0] for part, best in found.items() if best}
         scores = Scores(**{part.value: match.score for part, match in top.items()})
         p = Scores(**{part.value: self._p(feature.site, match) for part, match in top.items()})

@@ -81,8 +81,7 @@ def expand(graph: FlowGraph, features: Iterable[FeatureId], matches: Matches, *,
             if new.part is Part.RES:
                 near += [
                     edge
-                    for site in new.site.predecessors
-                    if site.part is not Part.RES
+                    for site in new.site.modules
                     for edge in _edges(new, site, matches, modules)
                     if edge.score >= graph.thresholds.of(site.part, new.layer)
                 ]

@@ -45,8 +45,7 @@ def flow_pairs(sites: list[Site]) -> list[Pair]:
     present, pairs = set(sites), list[Pair]()
     residual = sorted(site for site in present if site.part is Part.RES)
     for below, site in zip([None, *residual], residual, strict=False):
-        modules = [near for near in site.predecessors if near.part is not Part.RES and near in present]
-        pairs += [(site, near) for near in ([below] if below else []) + modules]
+        pairs += [(site, near) for near in (below, *site.modules) if near in present]
     return pairs
 
 

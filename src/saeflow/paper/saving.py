@@ -140,7 +140,8 @@ def _printed(figure: Figure, **how: Any) -> bytes:
         # A name in a script that the measuring face lacks: the reader's own face has it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         # the layout's solver differs in the last bits from run to run: rounded, a figure is the same bytes
-        figure.draw_without_rendering()
+        if (layout := figure.get_layout_engine()) is not None:
+            layout.execute(figure)
         for axes in figure.axes:
             x, y, width, height = (round(float(size), 6) for size in axes.get_position().bounds)
             axes.set_position((x, y, width, height))

@@ -108,7 +108,7 @@ def calibration_rows(atlas: Atlas, fdr: float = 0.01) -> list[Row]:
         null, best = atlas.null(source, target), atlas[source, target].score[:, 0]
         child, parent = max(source, target), min(source, target)
         back = child == source
-        if null is None or (parent.part is not Part.RES and parent.layer != child.layer):
+        if null is None or not child.flows_from(parent):
             continue
         rows.append(
             {

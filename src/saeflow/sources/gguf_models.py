@@ -63,16 +63,19 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
             f"{file} is a GGUF file, which transformers converts with gguf and accelerate; {' and '.join(missing)} not "
             'installed. Run pip install "saeflow[gguf]", or give the folder of the model as safetensors.'
         )
+    from gguf import GGUFReader
+
     # later versions keep weights packed in modules of their own unless told otherwise; earlier ones never do
-    config: Any = getattr(transformers, "GgufConfig", None)
-    unpacked = {} if config is None else {"quantization_config": config(dequantize=True)}
+    settings: Any = getattr(transformers, "GgufConfig", None)
+    unpacked = {} if settings is None else {"quantization_config": settings(dequantize=True)}
     try:
         named = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
         config = AutoConfig.from_pretrained(**named)
         architecture_of(str(config.model_type))
-        config = _mend_config(file, config)
+        reader: Any = GGUFReader(file)
+        _mend_config(file, reader, config)
         hf_model: Any = AutoModelForCausalLM.from_pretrained(**named, config=config, dtype=dtype, **unpacked)
-        _refuse_incomplete(file, hf_model)
+        _refuse_incomplete(file, reader, hf_model)
         tokenizer = AutoTokenizer.from_pretrained(**named)
         tokenizer("a")
     except (UnknownArchitecture, UnsupportedFormat):
@@ -90,19 +93,17 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     return cast("PreTrainedModel", hf_model), tokenizer
 
 
-def _mend_config(file: Path, config: Any) -> Any:
-    """The configuration that transformers made of a GGUF file, with what it left out.
+def _mend_config(file: Path, reader: Any, config: Any) -> None:
+    """Put into a configuration what transformers left out of a GGUF file.
 
     Args:
         file: the GGUF file.
+        reader: gguf's, of it.
         config: what `AutoConfig` made of it; changed in place.
 
     Raises:
         UnsupportedFormat: when the file scales its rotary frequencies in a way that is not known.
     """
-    from gguf import GGUFReader
-
-    reader: Any = GGUFReader(file)
     family = str(reader.fields["general.architecture"].contents())
 
     def field(name: str) -> Any:
@@ -114,7 +115,7 @@ def _mend_config(file: Path, config: Any) -> Any:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if family == "gpt2":
         config.n_positions, config.n_inner = int(field("context_length")), int(field("feed_forward_length"))
-        return config
+        return
     if family in {"llama", "qwen3"}:
         config.head_dim = head
         config.attention_bias = "blk.0.attn_q.bias" in tensors
@@ -132,7 +133,6 @@ def _mend_config(file: Path, config: Any) -> Any:
         scaling = scaling or _llama_3(file, factors, float(field("rope.freq_base") or 10_000.0))
     if scaling:
         _set_rotary(config, scaling)
-    return config
 
 
 def _scaling(file: Path, field: Any) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _set_rotary(config: Any, scaling: dict[str, Any]) -> None:
         entries.get("full_attention", entries).update(scaling)
 
 
-def _refuse_incomplete(file: Path, hf_model: Any) -> None:
+def _refuse_incomplete(file: Path, reader: Any, hf_model: Any) -> None:
     """Check that every number of a GGUF file is in the model that was made of it, and no others are.
 
     transformers skips tensors that it does not know, and makes weights that it does not find at random.
@@ -188,9 +188,6 @@ def _refuse_incomplete(file: Path, hf_model: Any) -> None:
     Raises:
         UnsupportedFormat: otherwise.
     """
-    from gguf import GGUFReader
-
-    reader: Any = GGUFReader(file)
     stored = sum(int(tensor.n_elements) for tensor in reader.tensors if tensor.name != _FREQUENCIES)
     made = sum(parameter.numel() for parameter in hf_model.parameters())
     if stored != made:

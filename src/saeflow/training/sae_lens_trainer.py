@@ -24,7 +24,16 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra
 from saeflow.training.folding import TrainedWeights
 from saeflow.training.settings import Objective, TrainingSettings, TrainingTarget, first_threshold, seed_of
-from saeflow.training.trainer_interface import APPROACH, FREE, LOOKED_AT, UNIT, TrainerInputs, dead_window, l0_due
+from saeflow.training.trainer_interface import (
+    APPROACH,
+    FREE,
+    LOOKED_AT,
+    UNIT,
+    TrainerInputs,
+    dead_window,
+    l0_due,
+    refuse_other,
+)
 
 _COUNTERS: Final = ("n_training_samples", "n_training_steps", "n_frac_active_samples")
 _COUNTS: Final = ("act_freq_scores", "n_forward_passes_since_fired")
@@ -140,11 +149,7 @@ class SaeLensTrainer:
         Raises:
             BadFile: when the state is of other SAEs.
         """
-        if set(told) != set(self._trainers):
-            raise BadFile(
-                f"the checkpoint is of {', '.join(sorted(told))}, and the run is of {', '.join(self._trainers)}. Give "
-                "another --out."
-            )
+        refuse_other(told, self._trainers)
         for name, trainer in self._trainers.items():
             mine = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
             # cloned: tensors of a file lie at any address, and sums of matrix products can depend on it

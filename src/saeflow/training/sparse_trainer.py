@@ -33,10 +33,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag, linear, pad
 
-from saeflow.errors import BadFile, InvalidArgument
+from saeflow.errors import InvalidArgument
 from saeflow.training.folding import TrainedWeights
 from saeflow.training.settings import Objective, TrainingTarget, first_threshold, seed_of
-from saeflow.training.trainer_interface import APPROACH, FREE, LOOKED_AT, UNIT, TrainerInputs, dead_window, l0_due
+from saeflow.training.trainer_interface import (
+    APPROACH,
+    FREE,
+    LOOKED_AT,
+    UNIT,
+    TrainerInputs,
+    dead_window,
+    l0_due,
+    refuse_other,
+)
 
 _CHUNK: Final = 512
 """Rows that are screened at a time: their pre-activations stay in the cache."""
@@ -91,11 +100,7 @@ class SparseTrainer:
         Raises:
             BadFile: when the state is of other dictionaries.
         """
-        if set(told) != set(self._trained):
-            raise BadFile(
-                f"the checkpoint is of {', '.join(sorted(told))}, and the run is of {', '.join(self._trained)}. Give "
-                "another --out."
-            )
+        refuse_other(told, self._trained)
         for name, trained in self._trained.items():
             trained.steps, trained.first_l0 = int(told[name]["steps"]), told[name]["first_l0"]
             for key, tensor in trained.tensors().items():

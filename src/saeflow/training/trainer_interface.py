@@ -6,13 +6,14 @@ stream, the folding, the checkpoints and the measurements know only what stands 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from saeflow.errors import BadFile
 from saeflow.training.folding import TrainedWeights
 from saeflow.training.settings import TrainingSettings, TrainingTarget
 
@@ -101,6 +102,18 @@ class MakeTrainer(Protocol):
             InvalidArgument: when weights to start from do not fit.
         """
         ...
+
+
+def refuse_other(told: Mapping[str, Any], trained: Iterable[str]) -> None:
+    """Check that a checkpoint is of what is trained.
+
+    Raises:
+        BadFile: when the state is of other dictionaries.
+    """
+    if set(told) != set(names := tuple(trained)):
+        raise BadFile(
+            f"the checkpoint is of {', '.join(sorted(told))}, and the run is of {', '.join(names)}. Give another --out."
+        )
 
 
 def dead_window(settings: TrainingSettings) -> int:
