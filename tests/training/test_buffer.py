@@ -48,6 +48,25 @@ def test_no_row_is_lost_and_none_comes_twice(rows, seed):
     assert sorted(served.tolist()) == list(range(600))
 
 
+@pytest.mark.parametrize("uses", [2, 3])
+def test_a_row_is_served_so_many_times_and_never_twice_in_a_batch(uses):
+    batches = [b[A][:, 0] for b in ShuffledBuffer(Numbered(600), rows=100, batch=20, seed=0, uses=uses)]
+    assert all(len(batch.unique()) == 20 for batch in batches)
+    times = torch.cat(batches).long().bincount(minlength=600)
+    assert int(times.max()) == uses
+    assert int((times < uses).sum()) < 20  # less than a batch is left at the end
+
+
+def test_the_source_is_drawn_from_half_as_often_for_two_uses():
+    drawn = {}
+    for uses in (1, 2):
+        source = Numbered(None)
+        buffer = ShuffledBuffer(source, rows=100, batch=20, seed=0, uses=uses)
+        served = torch.cat([next(buffer)[A][:, 0] for _ in range(200)])
+        drawn[uses] = float(served.max())
+    assert drawn[2] == pytest.approx(drawn[1] / 2, rel=0.05)
+
+
 def test_every_place_gets_the_same_rows_in_the_same_order():
     for batch in ShuffledBuffer(Numbered(600), rows=100, batch=20, seed=0):
         assert torch.equal(batch[B], torch.cat([2 * batch[A], -batch[A]], dim=1))
@@ -82,13 +101,14 @@ def test_the_order_is_a_function_of_the_seed():
 
 
 @pytest.mark.parametrize("after", range(12))
-def test_a_buffer_goes_on_where_its_state_was_taken(after):
+@pytest.mark.parametrize("uses", [1, 2])
+def test_a_buffer_goes_on_where_its_state_was_taken(after, uses):
     source = Numbered(None)
-    buffer = ShuffledBuffer(source, rows=90, batch=20, seed=5)
+    buffer = ShuffledBuffer(source, rows=90, batch=20, seed=5, uses=uses)
     for _ in range(after):
         next(buffer)
     tensors, told = buffer.state()
-    again = ShuffledBuffer(copy.deepcopy(source), rows=90, batch=20, seed=77)
+    again = ShuffledBuffer(copy.deepcopy(source), rows=90, batch=20, seed=77, uses=uses)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     expected = [next(buffer) for _ in range(15)]
     again.restore(tensors, told)

@@ -46,6 +46,7 @@ def train(
     windows: int = 32,
     buffer: int = 65_536,
     half: bool = False,
+    uses: int = 1,
     massive: float = 100,
     eval_texts: int = 32,
     metrics_every: int = 0,
@@ -94,6 +95,7 @@ def train(
         windows: Windows in one forward pass.
         buffer: Rows that are shuffled at a time.
         half: Keep the buffer in bfloat16.
+        uses: Times a row of the buffer is trained on; 2 halves what the model costs.
         massive: Leave out positions with a squared norm of more than this many medians of their site; 0 for none.
         eval_texts: Texts kept for measuring.
         metrics_every: Tokens between measurements; 0 for a tenth of all.
@@ -146,7 +148,7 @@ def train(
     settings = TrainingSettings(
         loss,
         Optimiser(tokens, batch, lr, lr_warm_up, lr_decay, beta1),
-        ActivationStream(context, windows, buffer, half),
+        ActivationStream(context, windows, buffer, half, uses),
         seed=seed,
         centre=centre,
         massive=massive,

@@ -5,6 +5,9 @@
 The buffer holds `rows` rows of every place. When half of them have been served, new ones take their slots and all are
 mixed again, so that a batch holds rows of many texts, of now and of before. One order serves all places: row i of every
 tensor of a batch is the same token. Nothing is written to disk but the buffer itself, in a checkpoint.
+
+With `uses` of 2, a row that was served once goes back into the mix, and its slot is free after the second time: the
+model runs half as often for as many steps.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, WidthMismatch
@@ -65,7 +68,7 @@ class ActivationRows:
 class ShuffledBuffer:
     """Batches of rows in a random order, from rows in the order of the texts. See the head of the file."""
 
-    def __init__(self, source: Iterator[Rows], *, rows: int, batch: int, seed: int) -> None:
+    def __init__(self, source: Iterator[Rows], *, rows: int, batch: int, seed: int, uses: int = 1) -> None:
         """Draw nothing yet.
 
         Args:
@@ -73,6 +76,7 @@ class ShuffledBuffer:
             rows: how many the buffer holds.
             batch: how many a batch has.
             seed: the order is a function of it and of the rows.
+            uses: how many times a row is served, never twice before the buffer is mixed again.
 
         Raises:
             InvalidArgument: when `rows` is less than two batches.
@@ -81,12 +85,13 @@ class ShuffledBuffer:
             raise InvalidArgument(
                 f"a buffer of {rows} rows for batches of {batch}. Give a buffer of two batches or more."
             )
-        self._source, self._capacity, self._batch = source, rows, batch
+        self._source, self._capacity, self._batch, self._uses = source, rows, batch, uses
         self._generator = torch.Generator().manual_seed(seed)
         self._held: Rows = {}
         self._spilled: Rows = {}
         self._order = torch.empty(0, dtype=torch.long)
         self._served = 0
+        self._uses_left = torch.zeros(rows, dtype=torch.long)
         self._ended = False
 
     @property
@@ -110,6 +115,7 @@ class ShuffledBuffer:
             raise StopIteration
         slots = self._order[self._served : self._served + self._batch]
         self._served += self._batch
+        self._uses_left[slots] -= 1
         return {point: held[slots.to(held.device)] for point, held in self._held.items()}
 
     def fill(self) -> None:
@@ -118,14 +124,14 @@ class ShuffledBuffer:
         Raises:
             WidthMismatch: as the next batch would.
         """
-        if self._ended or self.left > self._capacity // 2:
+        live = self._live()
+        if self.left > self._capacity // 2 or (self._ended and self.left == len(live)):
             return
-        live = self._order[self._served :]
         taken = torch.zeros(self._capacity, dtype=torch.bool)
         taken[live] = True
         free = torch.nonzero(~taken).flatten()
         filled = 0
-        while filled < len(free):
+        while filled < len(free) and not self._ended:
             rows = self._spilled or self._draw()
             if not rows:
                 break
@@ -133,6 +139,7 @@ class ShuffledBuffer:
             for point, new in rows.items():
                 self._held[point][free[filled : filled + n].to(new.device)] = new[:n]
             self._spilled = {point: new[n:] for point, new in rows.items()} if n < _count(rows) else {}
+            self._uses_left[free[filled : filled + n]] = self._uses
             filled += n
         both = torch.cat([live, free[:filled]])
         self._order = both[torch.randperm(len(both), generator=self._generator)]
@@ -149,7 +156,7 @@ class ShuffledBuffer:
         """
         if not self.left:
             raise InvalidArgument("the texts gave no row of activations. Give texts with more tokens.")
-        live = self._order[self._served :]
+        live = self._live()
         found: dict[Point, Moments] = {}
         for point, held in self._held.items():
             rows = live.to(held.device)
@@ -166,11 +173,12 @@ class ShuffledBuffer:
 
         Which slot a row lies in does not matter for what is served, so slots are not kept.
         """
-        live = self._order[self._served :]
+        live = self._live()
         tensors = {f"left.{p}": held[live.to(held.device)] for p, held in self._held.items()}
         tensors |= {f"spilled.{p}": rows.contiguous() for p, rows in self._spilled.items()}
         tensors["generator"] = self._generator.get_state()
-        return tensors, {"ended": self._ended, "points": [[p.layer, p.tap.value] for p in self._held]}
+        tensors["uses_left"] = self._uses_left[live]
+        return tensors, {"due": self.left, "ended": self._ended, "points": [[p.layer, p.tap.value] for p in self._held]}
 
     def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
         """Go on where `state` was taken; the source must be at that place too.
@@ -190,7 +198,15 @@ class ShuffledBuffer:
             self._held[point][:n] = rows
             if f"spilled.{point}" in tensors:
                 self._spilled[point] = tensors[f"spilled.{point}"]
-        self._order, self._served = torch.arange(n), 0
+        due = int(told["due"])
+        # those that wait for the next mixing are "served" before the order's beginning
+        self._order, self._served = torch.cat([torch.arange(due, n), torch.arange(due)]), n - due
+        self._uses_left[:n] = tensors["uses_left"]
+
+    def _live(self) -> Int[Tensor, " n"]:
+        """The slots of rows that are to be served: those due before the next mixing in their order, then the others."""
+        served = self._order[: self._served]
+        return torch.cat([self._order[self._served :], served[self._uses_left[served] > 0]])
 
     def _draw(self) -> Rows:
         rows = next(self._source, None)

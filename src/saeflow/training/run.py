@@ -153,6 +153,7 @@ class _TrainingRun:
             rows=settings.stream.buffer,
             batch=settings.optimiser.batch,
             seed=settings.seed,
+            uses=settings.stream.uses,
         )
 
     def begin(self, start: Mapping[Site, Dictionary], make: MakeTrainer) -> None:

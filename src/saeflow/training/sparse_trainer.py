@@ -25,7 +25,8 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
@@ -68,11 +69,17 @@ class SparseTrainer:
             warnings.simplefilter("ignore")
             Entries(torch.tensor([0, 1]), torch.tensor([0])).dots(torch.ones(1, 1), torch.ones(1, 1))
         self._trained = {target.name: DictionaryTrainer(target, inputs) for target in inputs.targets}
+        self._side_by_side = _one_thread_each(min(torch.get_num_threads(), len(self._trained)), inputs.device)
 
     def step(self, batch: Mapping[str, Tensor]) -> None:
-        """One step of every dictionary."""
-        for name, trained in self._trained.items():
-            trained.step(batch[name])
+        """One step of every dictionary.
+
+        Steps of several dictionaries run side by side on the CPU, each on one thread: most of a step's operations are
+        too small to be shared among threads.
+        """
+        made = self._side_by_side(lambda one: one[1].step(batch[one[0]]), self._trained.items())
+        for _ in made:
+            pass
 
     def weights(self, name: str) -> TrainedWeights:
         """The weights of one."""
@@ -105,6 +112,17 @@ class SparseTrainer:
             trained.steps, trained.first_l0 = int(told[name]["steps"]), told[name]["first_l0"]
             for key, tensor in trained.tensors().items():
                 tensor.copy_(tensors[f"{name}/{key}"])
+
+
+def _one_thread_each(threads: int, device: torch.device) -> Callable[..., Iterable[None]]:
+    """A `map` on so many threads of the CPU, in each of which torch computes on one; the usual `map` elsewhere."""
+    if threads < 2 or device.type != "cpu":
+        return map
+    n = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "step", functools.partial(torch.set_num_threads, 1))
+    list(pool.map(time.sleep, [0.01] * threads))  # all threads begin, and with them their number of threads is set
+    torch.set_num_threads(n)  # for threads that begin later
+    return pool.map
 
 
 class Entries(NamedTuple):

@@ -40,7 +40,7 @@ class Pace:
     def seconds(self, settings: TrainingSettings) -> float:
         """What a whole run takes: the first filling, every step with its rows, every measurement."""
         optimiser, every = settings.optimiser, settings.metrics_every
-        rows = settings.stream.buffer + optimiser.steps * optimiser.batch
+        rows = settings.stream.buffer + optimiser.steps * optimiser.batch / settings.stream.uses
         measurements = 1 + (optimiser.steps * optimiser.batch // every if every else 0)
         losses = measurements if settings.loss_every_time else 1
         return rows * self.row + optimiser.steps * self.step + measurements * self.measurement + losses * self.loss
