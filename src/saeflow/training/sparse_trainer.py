@@ -119,8 +119,13 @@ def _one_thread_each(threads: int, device: torch.device) -> Callable[..., Iterab
     if threads < 2 or device.type != "cpu":
         return map
     n = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "step", functools.partial(torch.set_num_threads, 1))
-    list(pool.map(time.sleep, [0.01] * threads))  # all threads begin, and with them their number of threads is set
+
+    def begin() -> None:
+        torch.get_num_threads()  # a thread takes the number of the process when it first asks, and would do so later
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, "step", begin)
+    list(pool.map(time.sleep, [0.01] * threads))  # all threads begin
     torch.set_num_threads(n)  # for threads that begin later
     return pool.map
 
