@@ -8,6 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from saeflow.files import pack_names
 from saeflow.flow import Thresholds, trace
 from saeflow.ids import Part
 from saeflow.matching.build import build_atlas
@@ -38,7 +39,7 @@ def test_every_release_is_listed_with_what_is_in_the_cache(saeflow, cached):
     code, out, err = saeflow("releases", "--json")
     assert (code, err) == (0, "")
     rows = {row["release"]: row for row in json.loads(out)["releases"]}
-    assert tuple(rows) == known_releases()
+    assert tuple(rows) == (*pack_names(), *known_releases())
     row = rows["gemma-scope-2b"]
     assert (row["model"], row["parts"], row["layers"]) == ("google/gemma-2-2b", "att mlp res", "0-25")
     assert (row["features"], row["in cache"]) == (16384, "1 of 78")

@@ -15,6 +15,8 @@ from saeflow.errors import NoSpace, NotWritable, SaeflowError
 
 PACK: Final = Path(__file__).parent / "demo" / "pack"
 """The demo pack: `model/`, `saes/`, `atlas/` with its words, `texts/`, `quality.json`, `CARD.md`."""
+_PACKS: Final = Path(__file__).parents[2] / "packs"
+"""Other packs, in a clone of the repository: the wheel has the demo pack alone."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CLOSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR})
@@ -34,6 +36,24 @@ _SWEPT: Final[set[Path]] = set()
 def cache_folder() -> Path:
     """Where atlases built by name are kept: SAEFLOW_CACHE, else ~/.cache/saeflow."""
     return Path(os.environ.get("SAEFLOW_CACHE", "~/.cache/saeflow")).expanduser()
+
+
+def pack_folder(release: str) -> Path | None:
+    """The folder of a pack by name; None where there is none of that name on this machine.
+
+    A pack is a release that comes with saeflow: `saes/`, `atlas/` with its words, `texts/`, `quality.json`, `CARD.md`.
+    "demo" is in the package, with its model; others are in `packs/` of a clone, or of the cache folder.
+    """
+    if release == "demo":
+        return PACK
+    places = [place / release for place in (_PACKS, cache_folder() / "packs")] if is_inside(release) else []
+    return next((place for place in places if (place / "quality.json").is_file()), None)
+
+
+def pack_names() -> tuple[str, ...]:
+    """The packs on this machine, "demo" first."""
+    found = {path.parent.name for place in (_PACKS, cache_folder() / "packs") for path in place.glob("*/quality.json")}
+    return "demo", *sorted(found)
 
 
 def folder_and_pattern(name: str) -> tuple[str, str]:

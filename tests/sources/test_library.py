@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import huggingface_hub
@@ -11,8 +12,13 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from layouts import arrays, write_gemma_scope, write_gemma_scope_2, write_llama_scope, write_sae_lens
 
+from saeflow.demo import quality
 from saeflow.errors import BadFile, UnknownRelease, UnknownSite, Unreachable, UnsupportedFormat
+from saeflow.experiments.sampling import expand, open_dataset
+from saeflow.files import pack_names
 from saeflow.ids import Part, Site
+from saeflow.matching.atlas import open_atlas
+from saeflow.matching.build import build_atlas
 from saeflow.sources import library
 from saeflow.sources.architectures import Tap
 from saeflow.sources.formats import save_release
@@ -87,6 +93,25 @@ def test_the_demo_pack_is_a_saeflow_folder_in_the_package(
         load_dictionaries("demo")
     save_release(package / "demo" / "pack" / "saes", load_dictionaries(folder), name="demo", model="demo")
     assert load_dictionaries("demo").name == "demo"
+
+
+def test_a_pack_opens_by_name_with_its_atlas_words_texts_and_quality(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
+    pack = tmp_path / "cache" / "packs" / "small"
+    save_release(pack / "saes", load_dictionaries(folder), name="small", model="none/small", dtype=torch.int8)
+    with pytest.raises(UnknownRelease, match=r"'small' is neither a release .*demo"):
+        load_dictionaries("small")  # not whole: what was measured is written last
+    (pack / "texts").mkdir()
+    (pack / "texts" / "letters.json.gz").write_bytes(gzip.compress(b'["Dear Ann,", "Dear Ben,"]'))
+    (pack / "quality.json").write_text('{"saes": {"2/res": {"l0": 3.0}}}')
+    opened = load_dictionaries("small")
+    assert (opened.name, opened.model, len(opened)) == ("small", "none/small", 3)
+    assert quality("small")["saes"]["2/res"]["l0"] == 3.0
+    build_atlas(opened, out=pack / "atlas", k=1, release="small")
+    assert open_atlas("small").folder == pack / "atlas"
+    assert expand(["small", "demo:maths"]) == ("small:letters", "small:python", "demo:maths")
+    assert sorted(open_dataset("small:letters").read(0)) == ["Dear Ann,", "Dear Ben,"]
+    assert "small" in pack_names()
 
 
 @pytest.fixture(autouse=True)

@@ -44,6 +44,31 @@ def test_a_saved_release_in_float16_is_read_as_float32_and_thresholds_are_kept(t
     torch.testing.assert_close(back.activation.threshold, made[site].activation.threshold, rtol=0, atol=0)
 
 
+def test_in_8_bits_every_value_is_the_nearest_step_of_its_row(tmp_path: Path):
+    made = release(torch.int8, tmp_path)
+    site = Site.parse("0/res")
+    stored = load_file(tmp_path / "0.res.safetensors")
+    assert (stored["W_dec"].dtype, stored["W_dec_scale"].dtype) == (torch.int8, torch.float32)
+    back = one(tmp_path, site)
+    for name in ("W_enc", "W_dec"):
+        was, got = getattr(made[site], name), getattr(back, name)
+        step = was.abs().amax(dim=1, keepdim=True) / 127
+        assert bool(((got - was).abs() <= step * 0.5001).all())
+        assert not torch.equal(got, was)
+    assert torch.equal(back.b_enc, made[site].b_enc)
+    # rows read by range, as matching does, are those of the whole
+    assert torch.equal(back.rows(1, 3).W_dec, back.W_dec[1:3])
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_a_row_that_8_bits_cannot_hold_is_refused(tmp_path: Path, bad: float):
+    made = release(torch.float32, tmp_path)
+    site = Site.parse("0/res")
+    made[site].W_dec[1] = bad
+    with pytest.raises(InvalidArgument, match=r"does not fit torch\.int8"):
+        save_release(tmp_path / "out", {site: made[site]}, name="n", model="m", dtype=torch.int8)
+
+
 def test_release_json_says_what_the_format_says(tmp_path: Path):
     release(torch.float16, tmp_path)
     told = json.loads((tmp_path / "release.json").read_text())

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from saeflow.cli.options import Device, Json, Positive, PrependBos, Release, Sites, TextSources
 from saeflow.cli.output import Row, print_json, print_table, progress, show
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease
-from saeflow.files import folder_and_pattern
+from saeflow.files import folder_and_pattern, pack_folder, pack_names
 from saeflow.ids import Part, Site
 
 if TYPE_CHECKING:
@@ -24,19 +24,24 @@ def releases(name: str = "", /, *, as_json: Json = False) -> None:
     ("headers").
 
     Args:
-        name: A release or a .toml file, with parameters after an @; all by default.
+        name: A release, a pack, or a .toml file, with parameters after an @; all by default.
     """
     from saeflow.sources.hub import cache_state
     from saeflow.sources.releases import known_releases, read_release
 
     if not name:
-        rows = [_release_row(read_release(known)) for known in known_releases()]
+        rows = [_pack_row(name) for name in pack_names()]
+        rows += [_release_row(read_release(known)) for known in known_releases()]
         # on a terminal the owner of a model is left out: lines are long enough
         short = [
             row | {"model": row["model"].split("/")[-1], "GB": "-" if row["GB"] is None else f"{row['GB']:.1f}"}
             for row in rows
         ]
         show(as_json, {"releases": rows}, {}, short)
+        return
+    if pack_folder(name):
+        summary = _pack_row(name)
+        show(as_json, summary, summary, [])
         return
     found = read_release(name)
     sites: list[Row] = [
@@ -57,6 +62,24 @@ def releases(name: str = "", /, *, as_json: Json = False) -> None:
     ]
     summary = _release_row(found) | {"about": found.about, "parameters": "; ".join(options) or "none"}
     show(as_json, summary | {"sites": sites}, summary, sites)
+
+
+def _pack_row(name: str) -> Row:
+    """As `_release_row`, of a pack, which is whole on this machine."""
+    from saeflow.sources.library import load_dictionaries
+
+    found, saes = load_dictionaries(name), (pack_folder(name) or Path(name)) / "saes"
+    layers = sorted({site.layer for site in found.sites})
+    return {
+        "release": name,
+        "model": found.model,
+        "parts": " ".join(part.value for part in Part if any(site.part is part for site in found.sites)),
+        "layers": f"{layers[0]}-{layers[-1]}",
+        "features": max(dictionary.n_features for dictionary in found.values()),
+        "GB": round(sum(path.stat().st_size for path in saes.iterdir()) / 1e9, 1),
+        "in cache": f"{len(found)} of {len(found)}",
+        "W_dec only": 0,
+    }
 
 
 def _release_row(found: KnownRelease) -> Row:
@@ -89,8 +112,8 @@ def info(release: Release, /, *, as_json: Json = False) -> None:
     from saeflow.demo import quality
     from saeflow.report.tables import quality_rows, release_rows
 
-    if release == "demo":
-        measured = quality()
+    if pack_folder(release):
+        measured = quality(release)
         if as_json:
             print_json(measured)
             return
@@ -147,9 +170,8 @@ def doctor(
         atlas = open_atlas(release)
     except (UnknownRelease, BadFile, CorruptAtlas):
         atlas = None
-    stated = (
-        {Site.parse(name): float(row["l0"]) for name, row in quality()["saes"].items()} if release == "demo" else {}
-    )
+    measured = quality(release)["saes"] if pack_folder(release) else {}
+    stated = {Site.parse(name): float(row["l0"]) for name, row in measured.items()}
 
     # 2. The model and its texts, where one is named.
     run: dict[str, Any] = {}

@@ -1,26 +1,30 @@
-"""What the build measured of the demo pack. No torch."""
+"""What the build measured of a pack. No torch."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, cast
 
-from saeflow.errors import BadFile
-from saeflow.files import PACK
+from saeflow.errors import BadFile, UnknownRelease
+from saeflow.files import pack_folder, pack_names
 
 
-def quality() -> dict[str, Any]:
-    """The measurement that scripts/build_demo.py stored: `model`, `saes` and `flow`.
+def quality(pack: str = "demo") -> dict[str, Any]:
+    """The measurement that the script that built the pack stored: `model`, `saes` and `flow`.
 
     Losses are in nats per token and bits per byte on held-out text; `fve` is the fraction of variance
     explained, `l0` the mean number of active features, `dead` the share of features that never fired on
     the held-out text, `loss recovered` is (L_zero - L_spliced) / (L_zero - L_clean).
 
     Raises:
-        BadFile: when the pack has no such file.
+        UnknownRelease: when there is no such pack.
+        BadFile: when its file cannot be read.
     """
-    path = PACK / "quality.json"
+    folder = pack_folder(pack)
+    if folder is None:
+        raise UnknownRelease(f"{pack!r} is no pack on this machine. Packs: {', '.join(pack_names())}.")
+    path = folder / "quality.json"
     try:
         return cast("dict[str, Any]", json.loads(path.read_bytes()))
     except (OSError, ValueError) as error:
-        raise BadFile(f"{path} cannot be read ({error}). Install saeflow again: its demo pack is incomplete.") from None
+        raise BadFile(f"{path} cannot be read ({error}). Install saeflow again: its pack is incomplete.") from None

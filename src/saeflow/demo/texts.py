@@ -1,7 +1,7 @@
-"""Texts of the five domains the demo model knows, for experiments. No torch, no network.
+"""Texts of the domains of a pack, for experiments. No torch, no network.
 
-Four domains are passages the demo model wrote, shipped with the pack; `python` is read from the standard
-library of the interpreter, so its texts differ between Python versions.
+All but one are passages the pack's model wrote, shipped with the pack; `python` is read from the standard library of
+the interpreter, so its texts differ between Python versions.
 """
 
 from __future__ import annotations
@@ -14,12 +14,21 @@ from functools import lru_cache
 from pathlib import Path
 
 from saeflow.errors import BadFile, InvalidArgument
-from saeflow.files import PACK
+from saeflow.files import pack_folder
 
 DOMAINS = ("stories", "novels", "textbooks", "maths", "python")
 """The domains the demo model was trained on. Texts of python come from the interpreter's own library."""
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "encodings", "pydoc_data"}
 _SHORTEST, _LONGEST = 300, 1200
+
+
+def domains(pack: str = "demo") -> tuple[str, ...]:
+    """The domains of a pack's texts, `python` last; none of what is no pack, or has no texts."""
+    folder = pack_folder(pack)
+    if pack == "demo" or folder is None:
+        return DOMAINS if pack == "demo" else ()
+    written = sorted(path.name.removesuffix(".json.gz") for path in (folder / "texts").glob("*.json.gz"))
+    return (*written, "python") if written else ()
 
 
 def texts(domain: str, n: int, seed: int = 0) -> list[str]:
@@ -35,21 +44,21 @@ def texts(domain: str, n: int, seed: int = 0) -> list[str]:
     return random.Random(seed).sample(known, n)  # noqa: S311 - a sample, not a secret
 
 
-def all_texts(domain: str) -> list[str]:
-    """Every text of a domain, in the order of the pack or of the library.
+def all_texts(domain: str, pack: str = "demo") -> list[str]:
+    """Every text of a domain of a pack, in the order of the pack or of the library.
 
     Raises:
         InvalidArgument: for an unknown domain.
         BadFile: when the pack's texts cannot be read.
     """
-    if domain not in DOMAINS:
-        raise InvalidArgument(f"there is no domain {domain!r}. Known: {', '.join(DOMAINS)}.")
-    return list(_stdlib() if domain == "python" else _written(domain))
+    if domain not in domains(pack):
+        raise InvalidArgument(f"there is no domain {domain!r}. Known: {', '.join(domains(pack))}.")
+    return list(_stdlib() if domain == "python" else _written(domain, pack))
 
 
 @lru_cache(maxsize=8)
-def _written(domain: str) -> list[str]:
-    path = PACK / "texts" / f"{domain}.json.gz"
+def _written(domain: str, pack: str) -> list[str]:
+    path = (pack_folder(pack) or Path(pack)) / "texts" / f"{domain}.json.gz"
     try:
         return list(json.loads(gzip.decompress(path.read_bytes())))
     except (OSError, EOFError, ValueError) as error:

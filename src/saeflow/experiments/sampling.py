@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from saeflow.demo.texts import DOMAINS, all_texts
+from saeflow.demo.texts import DOMAINS, all_texts, domains
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra, Unreachable
 from saeflow.reading import TEXTS, parse_json, read_text, read_toml, regular
 
@@ -89,10 +89,8 @@ def generator(seed: int, *what: str | int) -> np.random.Generator:
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of single datasets, each once: "demo" stands for its five domains."""
-    found = itertools.chain.from_iterable(
-        [f"demo:{domain}" for domain in DOMAINS] if name == "demo" else [name] for name in names
-    )
+    """Names of single datasets, each once: "demo", or another pack, stands for its domains."""
+    found = itertools.chain.from_iterable([f"{name}:{one}" for one in domains(name)] or [name] for name in names)
     return tuple(dict.fromkeys(found))
 
 
@@ -107,8 +105,8 @@ def open_dataset(name: str) -> Dataset:
         InvalidArgument: for a name that is none of these, or a file that does not exist.
     """
     kind, _, domain = name.partition(":")
-    if kind == "demo" and domain in DOMAINS:
-        return Dataset(name, partial(_shuffled, name, partial(all_texts, domain)))
+    if domain and domain in domains(kind):
+        return Dataset(name, partial(_shuffled, name, partial(all_texts, domain, kind)))
     path = Path(name).expanduser()
     if path.suffix in _READERS:
         if not path.is_file():

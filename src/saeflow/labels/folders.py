@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from saeflow.errors import InvalidArgument, UnknownRelease
-from saeflow.files import PACK, add_check, agrees_with_check, cache_folder, folder_and_pattern, write_atomic
+from saeflow.files import add_check, agrees_with_check, cache_folder, folder_and_pattern, pack_folder, write_atomic
 from saeflow.labels.neuronpedia import Neuronpedia, sources_of
 from saeflow.labels.words import Merged, Words, WordsFolder, no_words, words_sites
 from saeflow.reading import read_json
@@ -46,8 +46,8 @@ def words_folders(release: str | Path, *, beside: Path | None = None) -> tuple[P
         beside: a folder that may have words in its folder `words`, such as that of an atlas.
     """
     places: list[Path] = [] if beside is None else [beside / "words"]
-    if str(release) == "demo":
-        places.append(PACK / "atlas" / "words")
+    if (pack := pack_folder(str(release))) is not None:
+        places.append(pack / "atlas" / "words")
     elif Path(release).is_dir():
         places += [Path(release) / "words", Path(release)]
     places += [words_folder(release, origin) for origin in (NEURONPEDIA, LOCAL)]

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from saeflow.errors import InvalidArgument, NoSpace
-from saeflow.files import PACK, atomic_file, cache_folder, write_error
+from saeflow.files import atomic_file, cache_folder, pack_folder, pack_names, write_error
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import WordsFolder, words_path, words_sites
 from saeflow.records import Progress
@@ -156,7 +156,8 @@ def build_index(folder: Path, *, progress: Progress | None = None) -> Path:
     # 2. where the index may be
     whole = folder.absolute().resolve()
     apart = cache_folder() / "search" / f"{hashlib.sha256(str(whole).encode()).hexdigest()[:16]}.sqlite"
-    places = (apart,) if whole.is_relative_to(PACK.resolve()) else (folder / INDEX, apart)
+    packs = [pack.resolve() for pack in map(pack_folder, pack_names()) if pack]
+    places = (apart,) if any(map(whole.is_relative_to, packs)) else (folder / INDEX, apart)
     for path in places:
         if _is_current(path, fingerprint):
             return path

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, SaeflowWarning, UnknownRelease, UnknownSite
-from saeflow.files import PACK, add_check, agrees_with_check, cache_folder, folder_and_pattern, write_atomic
+from saeflow.files import add_check, agrees_with_check, cache_folder, folder_and_pattern, pack_folder, write_atomic
 from saeflow.ids import FeatureId, Part, Site, SiteLike
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
 from saeflow.matching.rows import AGAIN, TableRows, checked
@@ -262,7 +262,7 @@ def save_manifest(atlas: Atlas) -> None:
 
 
 def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
-    """Open an atlas: "demo", a folder, or the name of one built into the cache folder.
+    """Open an atlas: "demo" or another pack, a folder, or the name of one built into the cache folder.
 
     What is read of a table is compared with its checksum when it is first read; `verify` of the atlas compares all.
     `verify=False` trusts the files.
@@ -363,7 +363,8 @@ def _inside(folder: Path, name: str) -> str:
 
 
 def _locate(name: str) -> Path:
-    places = [PACK / "atlas"] if name == "demo" else [Path(name).expanduser(), atlas_folder(name)]
+    pack = pack_folder(name)
+    places = [pack / "atlas"] if pack else [Path(name).expanduser(), atlas_folder(name)]
     for place in places:
         if (place / MANIFEST).is_file():
             return place

@@ -12,7 +12,7 @@ from typing import Any
 
 import huggingface_hub
 
-from saeflow.files import PACK
+from saeflow.files import pack_folder
 from saeflow.reproduce.recipe import Recipe
 from saeflow.sources.releases import is_release, read_release
 
@@ -80,8 +80,9 @@ def _gpu(device: str) -> str:
 def revisions(recipe: Recipe) -> dict[str, str]:
     """Repository -> commit, or the branch where no commit is known on this machine; asks no network."""
     found: dict[str, str] = {}
-    if recipe.release == "demo":
-        found["demo pack"] = f"sha256 {hashlib.sha256((PACK / 'atlas' / 'atlas.json').read_bytes()).hexdigest()[:16]}"
+    if pack := pack_folder(recipe.release):
+        digest = hashlib.sha256((pack / "atlas" / "atlas.json").read_bytes()).hexdigest()
+        found[f"{recipe.release} pack"] = f"sha256 {digest[:16]}"
     elif is_release(recipe.release):
         for entry in read_release(recipe.release).sites.values():
             found.setdefault(entry.repo, _commit(entry.repo, entry.files[0], entry.revision))

@@ -30,7 +30,7 @@ from typing import Any, Final, TypeAlias
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.sampling import recipes as known_datasets
-from saeflow.files import folder_and_pattern
+from saeflow.files import folder_and_pattern, pack_names
 from saeflow.paper.claims import SCHEMA, items
 from saeflow.reading import read_toml
 from saeflow.sources.releases import is_release
@@ -341,7 +341,7 @@ def _beside(folder: Path, told: Table) -> dict[str, Any]:
         if isinstance(value, list):
             return [found(one) for one in value]
         name = folder_and_pattern(str(folder / Path(value).expanduser()))[0]
-        known = value == "demo" or is_release(value) or value in known_datasets()
+        known = value in pack_names() or is_release(value) or value in known_datasets()
         return value if known or not Path(name).exists() else str(folder.absolute() / Path(value).expanduser())
 
     return {key: found(value) if key in _PATHS else value for key, value in told.items()}

@@ -17,7 +17,7 @@ import torch
 
 from saeflow.engines import device_of_worker
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite
-from saeflow.files import PACK, folder_and_pattern
+from saeflow.files import PACK, folder_and_pattern, pack_folder, pack_names
 from saeflow.ids import Part, Site, SiteLike
 from saeflow.sources.architectures import View
 from saeflow.sources.devices import known_device
@@ -176,7 +176,7 @@ class DictionarySet(_Sites):
 def load_dictionaries(
     release_or_folder: str | Path, *, pattern: str = "", device: torch.device | str = "cpu"
 ) -> DictionarySet:
-    """The dictionaries of the demo pack ("demo"), of a folder, or of a named release on a hub.
+    """The dictionaries of a pack ("demo", "smollm2-135m"), of a folder, or of a named release on a hub.
 
     A folder is saeflow's own, or a tree that holds files of any format `saeflow.sources.formats` reads. What is at no
     site of saeflow there, or damaged, is left out (`DictionarySet.left_out`). Where several SAEs are at one site,
@@ -199,8 +199,9 @@ def load_dictionaries(
     """
     name = f"{release_or_folder}@{pattern}" if pattern else str(release_or_folder)
     path, chosen = (str(release_or_folder), pattern) if pattern else folder_and_pattern(name)
-    folder = demo_folder() if name == DEMO else Path(path)
-    if name == DEMO or (folder.exists() and not path.endswith(".toml")):
+    pack = None if chosen else pack_folder(path)
+    folder = Path(path) if pack is None else demo_folder() if name == DEMO else pack / "saes"
+    if pack is not None or (folder.exists() and not path.endswith(".toml")):
         found = discover(folder, chosen)
         suffix = f"@{chosen}" if chosen else ""
         set_name, model = folder.absolute().name, ""
@@ -209,7 +210,7 @@ def load_dictionaries(
             set_name, model = manifest.name, manifest.model
         else:
             model = trained_on(folder)
-        opened_by = name if name == DEMO else f"{folder.absolute()}{suffix}"
+        opened_by = f"{folder.absolute()}{suffix}" if pack is None else name
         return DictionarySet(
             set_name + suffix, model, found.openers, device=device, opened_by=opened_by, left_out=found.left_out
         )
@@ -228,7 +229,7 @@ def load_dictionaries(
         return DictionarySet(name, model, openers, device=device, opened_by=name, left_out=left_out)
     raise UnknownRelease(
         f"{name!r} is neither a release nor a path that exists. Releases: "
-        f"{', '.join((DEMO, *known_releases()))}. A path may be a folder of dictionaries in any supported "
+        f"{', '.join((*pack_names(), *known_releases()))}. A path may be a folder of dictionaries in any supported "
         "format; sae-lens:RELEASE is any release of sae-lens."
     )
 

@@ -5,7 +5,8 @@
                                          "activation": {"kind": "jumprelu"},
                                          "training": {"prepend_bos": true, "context_size": 128}}}}
     0.res.safetensors   W_enc [n_features d_in], W_dec [n_features d_out], b_enc, b_dec, threshold where the
-                        activation has one, W_skip [d_out d_in] where a transcoder has one
+                        activation has one, W_skip [d_out d_in] where a transcoder has one; a matrix in 8 bits has
+                        integers and, as W_enc_scale [n_features], what each row is multiplied by
 
 `release.json` is written last, by a rename: a folder that has one is whole.
 """
@@ -31,12 +32,28 @@ from saeflow.sources.architectures import Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, TrainingInfo
 from saeflow.sources.formats.file_weights import FileWeights, Stored
 from saeflow.sources.formats.tensors import SafetensorsFile
+from saeflow.sources.weights import row_peaks
 
 FORMAT = "saeflow-dictionaries"
 VERSION = 1
 MANIFEST = "release.json"
 _MATRICES = ("W_enc", "W_dec", "W_skip")
 _NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
+_SCALE = "_scale"
+
+
+class ScaledRows(SafetensorsFile):
+    """A safetensors file in which a matrix may be integers, with what each of its rows is multiplied by beside it."""
+
+    def _read(self, name: str, part: tuple[slice, ...]) -> Tensor:
+        if (scale := f"{name}{_SCALE}") not in self.shapes:
+            return super()._read(name, part)
+        if self.shapes[scale] != self.shapes[name][:1]:
+            raise BadFile(
+                f"{self.path}: tensor {scale!r} has shape {list(self.shapes[scale])}, expected one number for each "
+                f"row of {name!r} {list(self.shapes[name])}. Fetch the file again."
+            )
+        return self._stored(name, part).to(torch.float32) * super()._read(scale, part[:1])[:, None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ class Manifest:
         kind = _member(ActivationKind, _entry(settings, "kind", str, where), where)
         stored = _NAMES + (("threshold",) if kind in (ActivationKind.JUMPRELU, ActivationKind.BATCHTOPK) else ())
         tap: Tap = _member(Tap, _entry(entry, "tap", str, where), where)
-        file = SafetensorsFile(self.folder / name)
+        file = ScaledRows(self.folder / name)
         stored += ("W_skip",) if "W_skip" in file.shapes else ()
         weights = FileWeights(file, {key: Stored(key) for key in stored}, transcoder=tap.is_read_only)
 
@@ -142,6 +159,9 @@ def save_release(
 ) -> None:
     """Write dictionaries as a saeflow folder; matrices in `dtype`, biases and thresholds in float32.
 
+    With torch.int8 each row of a matrix is kept as the nearest of 255 evenly spaced values: a quarter of float32, and
+    cosines between a row and what is read back of 0.9999 where no entry of the row stands out.
+
     Each file is written next to its place and renamed, release.json last; an old release.json is removed
     first. One dictionary is in memory at a time where the mapping reads them when asked.
 
@@ -174,13 +194,22 @@ def _tensors(site: Site, dictionary: Dictionary, dtype: torch.dtype) -> dict[str
         tensor: Tensor | None = getattr(dictionary, name)
         if tensor is None:
             continue
-        tensors[name] = tensor.detach().to("cpu", dtype if name in _MATRICES else torch.float32).contiguous()
+        whole = tensor.detach().to("cpu", torch.float32).contiguous()
+        if name not in _MATRICES:
+            tensors[name] = whole
+        elif dtype is torch.int8:
+            scale = row_peaks(whole) / torch.iinfo(torch.int8).max
+            steps = whole / torch.where(scale > 0, scale, 1.0)[:, None]
+            tensors[name], tensors[name + _SCALE] = steps.nan_to_num().round().to(torch.int8), scale
+        else:
+            tensors[name] = whole.to(dtype)
     activation = dictionary.activation
     if isinstance(activation, JumpReLU | BatchTopK):
         whole = activation.threshold.detach().to("cpu", torch.float32)
         tensors["threshold"] = whole.expand(dictionary.n_features).contiguous()
     for name in set(_MATRICES) & set(tensors):
-        peak = tensors[name].abs().amax(dim=1)
+        # in 8 bits the scale is not finite where a value is not, and 0 for a row of zeros
+        peak = tensors[name + _SCALE] if name + _SCALE in tensors else row_peaks(tensors[name])
         if not bool(torch.isfinite(peak).all()) or (name == "W_dec" and bool((peak == 0).any())):
             raise InvalidArgument(
                 f"{name} of the dictionary at {site} does not fit {dtype}: a value overflows or a row "

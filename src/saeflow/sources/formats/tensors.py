@@ -106,15 +106,20 @@ class SafetensorsFile(TensorFile):
         return self._read(name, (slice(None),) * axis + (slice(start, stop),))
 
     def _read(self, name: str, part: tuple[slice, ...]) -> Tensor:
+        tensor = self._stored(name, part)
+        if not tensor.is_floating_point():
+            raise BadFile(not_floating(self._holder[name], name, str(tensor.dtype)))
+        return tensor.to(torch.float32)
+
+    def _stored(self, name: str, part: tuple[slice, ...]) -> Tensor:
+        """A tensor, or part of it, in the type it has in the file."""
         path = self._holder[name]
         try:
             with safe_open(path, framework="pt") as file:
                 tensor: Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise BadFile(f"{path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
-        if not tensor.is_floating_point():
-            raise BadFile(not_floating(path, name, str(tensor.dtype)))
-        return tensor.to(torch.float32)
+        return tensor
 
 
 def shards_of(path: Path) -> list[Path]:
