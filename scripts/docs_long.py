@@ -31,9 +31,7 @@ def run_long(block: Block) -> dict[str, Any]:
             (Path(folder) / name).symlink_to(ROOT / name)
         before, used = time.monotonic(), children()
         surroundings = {**os.environ, **environment(Path(folder) / "cache"), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(  # noqa: S603  (a block of our own pages)
-            program, cwd=folder, env=surroundings, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(program, cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
         seconds, processor = time.monotonic() - before, children() - used
     if done.returncode:
         raise block.wrong(f"ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -29,7 +29,7 @@ SKIPPED_STDLIB = re.compile(
 )
 
 
-def _grouped(paragraphs: list[str], glue: str) -> Iterator[str]:
+def grouped(paragraphs: list[str], glue: str) -> Iterator[str]:
     """Join consecutive paragraphs into documents of about DOCUMENT_CHARACTERS."""
     held: list[str] = []
     size = 0
@@ -77,7 +77,7 @@ def _stdlib() -> Iterator[str]:
             text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):
             continue
-        yield from _grouped(text.split("\n\n\n"), "\n\n\n")
+        yield from grouped(text.split("\n\n\n"), "\n\n\n")
 
 
 def documents(corpora: Path, domain: str) -> list[str]:
@@ -86,14 +86,14 @@ def documents(corpora: Path, domain: str) -> list[str]:
         tiny = (corpora / "tinystories.txt").read_text(encoding="utf-8").split(BOS)
         short = [" ".join(s.split()) if "\n" not in s.strip() else s.strip() for s in tiny]
         tales = _gutenberg((corpora / "gutenberg_childrens.txt").read_text(encoding="utf-8"))
-        return [s for s in short if s] + list(_grouped(tales, "\n"))
+        return [s for s in short if s] + list(grouped(tales, "\n"))
     if domain == "novels":
-        return list(_grouped(_gutenberg((corpora / "gutenberg_novels.txt").read_text(encoding="utf-8")), "\n"))
+        return list(grouped(_gutenberg((corpora / "gutenberg_novels.txt").read_text(encoding="utf-8")), "\n"))
     if domain == "textbooks":
         seen: set[str] = set()
         found: list[str] = []
         for path in sorted(corpora.glob("openstax_*.txt")):
-            found += _grouped(_textbook(path.read_text(encoding="utf-8"), seen), "\n")
+            found += grouped(_textbook(path.read_text(encoding="utf-8"), seen), "\n")
         return found
     if domain == "maths":
         rows = (corpora / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()

@@ -76,11 +76,12 @@ PROMPTS = {
 }
 
 
-def _copied(text: str, runs: set[int]) -> bool:
+def copied(text: str, runs: set[int]) -> bool:
+    """Whether a text repeats COPY_RUN + 1 characters of the texts that `runs` are of."""
     return any(hash(text[i : i + COPY_RUN]) in runs for i in range(len(text) - COPY_RUN + 1))
 
 
-def _runs(corpora: Path, domain: str) -> set[int]:
+def runs_of(corpora: Path, domain: str) -> set[int]:
     """Hashes of the runs that start at even offsets: any copy one character longer than a run holds one."""
     found: set[int] = set()
     for text in split(documents(corpora, domain))[0]:
@@ -116,7 +117,7 @@ def _chosen(written: Iterator[str], domain: str, runs: Mapping[str, set[int]], s
         if len(text) < SHORTEST or text in kept:
             continue
         compared = [domain] if len(kept) < FIRST else list(runs)
-        if any(_copied(text, runs[name]) for name in compared):
+        if any(copied(text, runs[name]) for name in compared):
             dropped += 1
             continue
         kept.append(text)
@@ -131,7 +132,7 @@ def _shuffled(texts: list[str], seed: int) -> list[str]:
     return [texts[i] for i in order.tolist()]
 
 
-def _write(out: Path, domain: str, found: list[str]) -> None:
+def write_domain(out: Path, domain: str, found: list[str]) -> None:
     data = json.dumps(found, ensure_ascii=False).encode()
     write_atomic(out / f"{domain}.json.gz", gzip.compress(data, mtime=0))
 
@@ -144,10 +145,10 @@ def complete(out: Path) -> bool:
 
 def write_texts(model: LlamaForCausalLM, tokenizer: Tokenizer, corpora: Path, out: Path, seed: int) -> dict[str, int]:
     """Write {domain}.json.gz, PASSAGES passages each; returns how many were thrown away as copies."""
-    runs = {domain: _runs(corpora, domain) for domain in DOMAINS}
+    runs = {domain: runs_of(corpora, domain) for domain in DOMAINS}
     dropped: dict[str, int] = {}
     for domain, prompts in PROMPTS.items():
         torch.manual_seed(seed)
         found, dropped[domain] = _chosen(_written(model, tokenizer, prompts), domain, runs, seed)
-        _write(out, domain, found)
+        write_domain(out, domain, found)
     return dropped
