@@ -125,7 +125,7 @@ def test_needs_grow_with_what_is_kept():
     targets = targets_of(["res"], [0, 1], [100])
     widths = {target.read: 10 for target in targets}
 
-    def of(*, dense=False, vocabulary=0, **stream):
+    def of(*, dense=False, vocabulary=0, at_once=1, **stream):
         return needs(
             targets,
             widths,
@@ -135,6 +135,7 @@ def test_needs_grow_with_what_is_kept():
             4,
             vocabulary,
             dense=dense,
+            at_once=at_once,
         )
 
     assert of(buffer=1000).buffer == 1000 * 2 * 10 * 4
@@ -143,6 +144,9 @@ def test_needs_grow_with_what_is_kept():
     # weights and two moments of each dictionary; gradients, batch and active features of one at a time
     active = 60 * 100 * 16
     assert of(buffer=1000).dictionaries == 4 * (3 * values + values + 100 * 50) + active
+    # of two side by side twice as much, and no more where there are only two
+    for at_once in (2, 16):
+        assert of(buffer=1000, at_once=at_once).dictionaries == 4 * (3 * values + 2 * (values + 100 * 50)) + 2 * active
     # weights, gradient and two moments of each, and about ten arrays of a batch at one of them
     assert of(buffer=1000, dense=True).dictionaries == 4 * (4 * values + 10 * 100 * 100)
     # the model's loss on some texts, fewer where the vocabulary is large

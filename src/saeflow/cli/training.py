@@ -191,6 +191,8 @@ def texts_of_pass(datasets: Sequence[Dataset], seed: int, number: int) -> Iterab
 
 def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     """Print what a run takes in memory, on disk and in time."""
+    import torch
+
     from saeflow.report.tables import duration
     from saeflow.training import needs
     from saeflow.training.shards import grouped
@@ -202,8 +204,9 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     captured = lm.capture(lm.tokenize(["a"]), points)
     widths: dict[Any, int] = {point: int(captured[point].shape[-1]) for point in points}
     itemsize, vocabulary, dense = lm.hf_model.dtype.itemsize, n_vocabulary(lm), run.trainer.name == "sae-lens"
+    at_once = torch.get_num_threads() if lm.device.type == "cpu" else 1
     each = [
-        needs(group, widths, settings, itemsize, vocabulary, dense=dense)._asdict()
+        needs(group, widths, settings, itemsize, vocabulary, dense=dense, at_once=at_once)._asdict()
         for group in grouped(run.targets, shards)
     ]
     needed = {"model": lm.hf_model.get_memory_footprint()} | {key: max(one[key] for one in each) for key in each[0]}

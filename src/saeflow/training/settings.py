@@ -363,13 +363,14 @@ def needs(
     vocabulary: int = 0,
     *,
     dense: bool = False,
+    at_once: int = 1,
 ) -> Needs:
     """What a run needs, from the widths of its points. See `Needs`.
 
-    Each dictionary is held with Adam's two moments in float32. A step at one dictionary at a time adds its gradients,
-    the batch and its error, and about 60 bytes for every feature that is active or close to its threshold, in the
-    first steps on about eight times as many as the target L0; where a penalty alone decides, on half of all. The dense
-    steps of sae-lens take gradients of all dictionaries, and about ten arrays of [batch, width].
+    Each dictionary is held with Adam's two moments in float32. A step, of `at_once` dictionaries at a time, adds their
+    gradients, the batch and its error, and about 60 bytes for every feature that is active or close to its threshold,
+    in the first steps on about eight times as many as the target L0; where a penalty alone decides, on half of all. The
+    dense steps of sae-lens take gradients of all dictionaries, and about ten arrays of [batch, width].
 
     For measuring every dictionary is held once more, folded, which takes five copies of one at a time; then some texts
     of a whole context (`measured_at_once`) take the activations of all places in float32, what the blocks before them
@@ -383,6 +384,7 @@ def needs(
         bytes_a_value: of an activation.
         vocabulary: how many tokens the model chooses from.
         dense: sae-lens trains.
+        at_once: steps that run side by side: as many as threads on the CPU.
 
     Raises:
         KeyError: when a point has no width.
@@ -396,7 +398,8 @@ def needs(
     else:
         rows = max((2 * widths[t.read] + 3 * widths[t.written] for t in targets), default=0)
         active = min(widest / 2, (16 if loss.holds_l0 else 2) * loss.l0) if loss.l0 else widest / 2
-        trained = 4 * (3 * values + 2 * largest + batch * rows) + round(60 * batch * active)
+        at_once = min(at_once, len(targets))
+        trained = 4 * (3 * values + at_once * (2 * largest + batch * rows)) + round(at_once * 60 * batch * active)
     row = sum(widths[point] for point in {p for t in targets for p in t.points})
     buffer = settings.stream.buffer * row * (2 if settings.stream.half else bytes_a_value)
     tokens = measured_at_once(settings.stream.context, vocabulary) * settings.stream.context

@@ -77,9 +77,8 @@ class SparseTrainer:
         Steps of several dictionaries run side by side on the CPU, each on one thread: most of a step's operations are
         too small to be shared among threads.
         """
-        made = self._side_by_side(lambda one: one[1].step(batch[one[0]]), self._trained.items())
-        for _ in made:
-            pass
+        rows = [batch[name] for name in self._trained]
+        list(self._side_by_side(DictionaryTrainer.step, self._trained.values(), rows))
 
     def weights(self, name: str) -> TrainedWeights:
         """The weights of one."""
