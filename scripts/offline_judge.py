@@ -22,7 +22,7 @@ from saeflow.experiments.sampling import generator
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.judges import Judged
-from saeflow.steering.judges.offline import OfflineJudge, Usual, demo_background
+from saeflow.steering.judges.offline import OfflineJudge, Usual, pack_background
 from saeflow.steering.judges.topic import TopicReport
 from saeflow.steering.metrics import losses
 from saeflow.steering.theme import Theme, themes
@@ -191,7 +191,7 @@ def behavior(judge: OfflineJudge, known: Sequence[Theme], fresh: dict[str, list[
         rows.append(behavior_row(judge, theme, others, reports[theme.name], fresh))
     return "\n".join(
         [
-            BEHAVIOR.format(n=SAMPLES, texts=len(demo_background())),
+            BEHAVIOR.format(n=SAMPLES, texts=len(pack_background("demo"))),
             table(rows),
             CALIBRATION,
             calibration(list(reports.values())),
@@ -231,7 +231,7 @@ def main() -> None:
     samples = {prompt: sampled(model, prompt, 2 * SAMPLES, length) for prompt, length in tasks.items()}
     reference = [s.judged for found in samples.values() for s in found[:SAMPLES]]
     fresh = {prompt: [s.judged.text for s in found[SAMPLES:]] for prompt, found in samples.items()}
-    judge = OfflineJudge(demo_background(), reference)
+    judge = OfflineJudge(pack_background("demo"), reference)
     page = "\n".join([INTRODUCTION, behavior(judge, known, fresh), coherence(model, samples)])
     OUT.write_text(page, encoding="utf-8")
     print(page)

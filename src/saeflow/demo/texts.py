@@ -31,14 +31,14 @@ def domains(pack: str = "demo") -> tuple[str, ...]:
     return (*written, "python") if written else ()
 
 
-def texts(domain: str, n: int, seed: int = 0) -> list[str]:
-    """`n` different texts of a domain, of about 300 to 1,200 characters, in an order set by `seed`.
+def texts(domain: str, n: int, seed: int = 0, pack: str = "demo") -> list[str]:
+    """`n` different texts of a domain of a pack, of about 300 to 1,200 characters, in an order set by `seed`.
 
     Raises:
         InvalidArgument: for an unknown domain, or more texts than there are.
         BadFile: when the pack's texts cannot be read.
     """
-    known = all_texts(domain)
+    known = all_texts(domain, pack)
     if not 0 <= n <= len(known):
         raise InvalidArgument(f"{n} texts of {domain} were asked for, and there are {len(known)}. Give n up to that.")
     return random.Random(seed).sample(known, n)  # noqa: S311 - a sample, not a secret

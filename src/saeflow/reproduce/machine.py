@@ -14,6 +14,7 @@ import huggingface_hub
 
 from saeflow.files import pack_folder
 from saeflow.reproduce.recipe import Recipe
+from saeflow.sources.packaged_models import is_fetched
 from saeflow.sources.releases import is_release, read_release
 
 
@@ -101,8 +102,8 @@ def _commit(repo: str, file: str, revision: str) -> str:
 
 
 def is_held(model: str) -> bool:
-    """Whether a language model is on this machine: the demo's, a folder or file, or weights in the hub's cache."""
-    if model == "demo" or Path(model).expanduser().exists():
+    """Whether a language model is here: the demo's, one that was fetched, a folder or file, or in the hub's cache."""
+    if model == "demo" or is_fetched(model) or Path(model).expanduser().exists():
         return True
     if model.count("/") != 1:
         return False

@@ -177,6 +177,11 @@ def model_folder(name: str) -> Path:
     return cache_folder() / "models" / name
 
 
+def is_fetched(name: str) -> bool:
+    """Whether a packaged model of this name is on this machine."""
+    return name in MODELS and (model_folder(name) / "config.json").is_file()
+
+
 def fetched_model(name: object) -> Path | None:
     """The folder of a packaged model that has been fetched; None when `name` is not the name of one.
 
@@ -186,7 +191,7 @@ def fetched_model(name: object) -> Path | None:
     if not isinstance(name, str) or name not in MODELS or Path(name).exists():
         return None
     folder = model_folder(name)
-    if not (folder / "config.json").is_file():
+    if not is_fetched(name):
         raise UnknownRelease(
             f"the model {name!r} has not been fetched. Run `saeflow models get {name}` once "
             f"(a download of {MODELS[name].n_bytes / 1e6:.0f} MB); it is then at {folder}."

@@ -20,7 +20,7 @@ from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.steering.generate import Generation, Request, Sampling, generate
 from saeflow.steering.judges import Judged, final_score
-from saeflow.steering.judges.offline import OfflineJudge
+from saeflow.steering.judges.offline import OfflineJudge, pack_background
 from saeflow.steering.metrics import losses
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.theme import Theme
@@ -185,13 +185,10 @@ class LoadedModel:
             # seeds that no sample of a page has: no text is its own reference
             wanted = [Request(prompt, -1 - number) for number in range(REFERENCE)]
             plain = generate(self.model, None, wanted, sampling, on_token=put_progress)
-            # texts about other things: of the demo pack's domains, or the examples of the other themes
-            if self.dictionaries.name == "demo":
-                from saeflow.steering.judges.offline import demo_background
-
-                background = demo_background()
-            else:
-                background = [text for other in others if other.name != theme.name for text in other.examples]
+            # texts about other things: of the pack's domains, or the examples of the other themes
+            background = pack_background(self.dictionaries.name) or [
+                text for other in others if other.name != theme.name for text in other.examples
+            ]
             self._judges[key] = OfflineJudge(background, self._with_losses(prompt, plain))
         return self._judges[key]
 

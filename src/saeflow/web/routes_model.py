@@ -72,11 +72,10 @@ def plan(explorer: Explored, body: PlanBody, _: Annotated[QueryParameters, Query
     def built(dictionaries: Any = None, model: Any = None) -> SteeringPlan:
         texts: list[str] = []
         own = request.theme and explorer.theme(request.theme).examples
-        if model is not None and explorer.release == "demo" and not own:
-            from saeflow.demo.texts import DOMAINS
-            from saeflow.demo.texts import texts as demo_texts
+        if model is not None and not own:
+            from saeflow.steering.judges.offline import pack_background
 
-            texts = [text for domain in DOMAINS for text in demo_texts(domain, TEXTS_EACH, 0)]
+            texts = pack_background(explorer.release, TEXTS_EACH)
         return build_plan(
             request,
             atlas=LimitedAtlas(explorer.atlas),

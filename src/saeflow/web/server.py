@@ -10,10 +10,12 @@ from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any, Final
 
 from saeflow.errors import InvalidArgument, UnknownRelease
+from saeflow.files import pack_folder
 from saeflow.labels import words_for
 from saeflow.labels.folders import words_folders
 from saeflow.labels.neuronpedia import Sources, sources_of
 from saeflow.matching.atlas import Atlas
+from saeflow.sources.packaged_models import is_fetched
 from saeflow.steering.theme import Theme, themes
 from saeflow.web import require_packages
 from saeflow.web.access import Access, Limits
@@ -54,7 +56,8 @@ def exploring(
         BadFile: when a results folder has no manifest.
     """
     release = release or atlas.release
-    model = model or ("demo" if release == "demo" else "")
+    own = "demo" if release == "demo" else atlas.model
+    model = model or (own if own == "demo" or (pack_folder(release) and is_fetched(own)) else "")
     words = UnicodeWords(words_for(release, beside=atlas.folder))
     folders = words_folders(release, beside=atlas.folder)
     sizes = sizes_of(atlas)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from saeflow.errors import InvalidArgument, MissingExtra
 from saeflow.steering.judges import Judge, Judged
-from saeflow.steering.judges.offline import OfflineJudge, Usual, demo_background
+from saeflow.steering.judges.offline import OfflineJudge, Usual, pack_background
 from saeflow.steering.judges.topic import cut, fit, held_out, logistic_curve, windows_of
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Task
@@ -274,9 +274,9 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch) -> None:
 
 
 def test_the_background_of_the_demo_pack_has_as_much_of_each_domain() -> None:
-    found = demo_background(3, seed=1)
+    found = pack_background("demo", 3, seed=1)
     assert len(set(found)) == 15
-    assert demo_background(3, seed=1) == found != demo_background(3, seed=2)
+    assert pack_background("demo", 3, seed=1) == found != pack_background("demo", 3, seed=2)
 
 
 def test_marks_are_the_same_in_another_process() -> None:

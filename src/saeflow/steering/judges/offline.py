@@ -38,7 +38,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from saeflow.demo.texts import DOMAINS, texts
+from saeflow.demo.texts import all_texts, domains, texts
 from saeflow.errors import InvalidArgument
 from saeflow.records import Progress
 from saeflow.steering.judges import HIGHEST, Judged, Score
@@ -51,14 +51,14 @@ AT_ONCE: Final = 256
 """Texts between two calls of `progress`."""
 
 
-def demo_background(n: int = 60, seed: int = 0) -> list[str]:
-    """`n` texts of each domain the demo model knows, as a background for its themes.
+def pack_background(pack: str, n: int = 60, seed: int = 0) -> list[str]:
+    """Up to `n` texts of each domain of a pack, as a background for its themes; none of what is no pack.
 
     Raises:
-        InvalidArgument: for more than a domain has.
         BadFile: when the pack's texts cannot be read.
     """
-    return [text for domain in DOMAINS for text in texts(domain, n, seed)]
+    sizes = {domain: min(n, len(all_texts(domain, pack))) for domain in domains(pack)}
+    return [text for domain, size in sizes.items() for text in texts(domain, size, seed, pack)]
 
 
 class OfflineJudge:

@@ -68,15 +68,15 @@ def find_themes(names: Sequence[str], release: str) -> list[Theme]:
 
 
 def background_texts(names: Sequence[str], release: str, seed: int = 0) -> list[str]:
-    """Texts about nothing in particular: of the datasets named, or the demo's own; none for another release.
+    """Texts about nothing in particular: of the datasets named, or the pack's own; none for another release.
 
     Raises:
         InvalidArgument, MissingExtra, BadFile, Unreachable: when a dataset cannot be read.
     """
-    from saeflow.steering.judges.offline import demo_background
+    from saeflow.steering.judges.offline import pack_background
 
     if not names:
-        return demo_background() if release == "demo" else []
+        return pack_background(release)
     return read_texts(names, BACKGROUND_TEXTS, seed)
 
 
