@@ -9,6 +9,7 @@ import copy
 import importlib
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from saeflow.training import (
 from saeflow.training.folding import Normalisation, fold
 from saeflow.training.sae_lens_trainer import SaeLensTrainer, extra
 from saeflow.training.sparse_trainer import SparseTrainer
-from saeflow.training.trainer_interface import TrainerInputs
+from saeflow.training.trainer_interface import APPROACH, TrainerInputs, hold_thresholds
 
 from ..sources.tiny_models import tiny_model
 from .learning import TARGETS, files, run, settings, tokens, windows
@@ -116,6 +117,31 @@ def test_a_target_l0_is_met_within_a_tenth_even_where_steps_are_few_and_small(tr
         trained.step({"3.res": scale(draw(number))})
     made = fold(trained.weights("3.res"), TrainingTarget(Site.parse("3/res"), Tap.RES, 40), scale, scale)
     assert float((made.encode(draw(5000, 4096)) > 0).sum(1).float().mean()) == pytest.approx(goal, rel=0.1)
+
+
+def test_a_silent_feature_is_not_raised_and_is_woken_at_the_largest_pre_activation():
+    silent_for = torch.tensor([0.0, 1.0, 49.0, 50.0, 50.0])
+    peaks = torch.tensor([9.0, 9.0, 9.0, 0.25, 9.0])
+    threshold = torch.full((5,), 1.0)
+    hold_thresholds(threshold, torch.tensor(2.0), silent_for, 49, lambda of: peaks[of])
+    assert threshold.tolist() == pytest.approx([1 + 2 * APPROACH, 1.0, 1.0, 1.0, 1.0])
+    hold_thresholds(threshold, torch.tensor(-2.0), silent_for, 99, lambda of: peaks[of])
+    assert threshold.tolist() == pytest.approx([1.0] + 4 * [1 - 2 * APPROACH])
+    hold_thresholds(threshold, torch.tensor(0.0), silent_for, 100, lambda of: peaks[of])
+    assert threshold.tolist() == pytest.approx([1.0, 0.8, 0.8, 0.25, 0.8])
+
+
+@either
+def test_a_feature_whose_threshold_is_out_of_reach_comes_back(trainer):
+    _, draw = planted()
+    told = job("jumprelu-l0", steps=200)
+    first = trainer(told).weights("3.res")
+    first.threshold[:8] = 1e3
+    trained = trainer(replace(told, start={"3.res": first}))
+    for number in range(200):
+        trained.step({"3.res": 3 * draw(number)})
+    assert float(trained.weights("3.res").threshold.max()) < 100
+    assert trained.dead("3.res") < 0.1
 
 
 @either

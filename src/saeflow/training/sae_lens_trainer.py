@@ -25,12 +25,12 @@ from saeflow.errors import BadFile, InvalidArgument, MissingExtra
 from saeflow.training.folding import TrainedWeights
 from saeflow.training.settings import Objective, TrainingSettings, TrainingTarget, first_threshold, seed_of
 from saeflow.training.trainer_interface import (
-    APPROACH,
     FREE,
     LOOKED_AT,
     UNIT,
     TrainerInputs,
     dead_window,
+    hold_thresholds,
     l0_due,
     refuse_other,
 )
@@ -108,7 +108,14 @@ class SaeLensTrainer:
         above = (output.hidden_pre[:LOOKED_AT].float() - trainer.sae.threshold).flatten()
         n = min(max(1, round(due * min(LOOKED_AT, len(output.hidden_pre)))), len(above))
         # moved by the n-th largest distance, they would leave n activations of these rows
-        trainer.sae.threshold += APPROACH * above.topk(n, sorted=False).values.min()
+        shift, step = above.topk(n, sorted=False).values.min(), trainer.n_training_steps
+        hold_thresholds(
+            trainer.sae.threshold,
+            shift,
+            trainer.n_forward_passes_since_fired,
+            step,
+            lambda of: output.hidden_pre[:, of].amax(dim=0).float(),
+        )
 
     def weights(self, name: str) -> TrainedWeights:
         """The weights of one."""

@@ -38,12 +38,12 @@ from saeflow.errors import InvalidArgument
 from saeflow.training.folding import TrainedWeights
 from saeflow.training.settings import Objective, TrainingTarget, first_threshold, seed_of
 from saeflow.training.trainer_interface import (
-    APPROACH,
     FREE,
     LOOKED_AT,
     UNIT,
     TrainerInputs,
     dead_window,
+    hold_thresholds,
     l0_due,
     refuse_other,
 )
@@ -413,7 +413,10 @@ class DictionaryTrainer:
         if shift is None or bool(shift < (cut - threshold).max()):  # not all that are so low are entries
             dense = linear(x[:rows], self.parameters["W_enc"], self.parameters["b_enc"] - threshold)
             shift = dense.flatten().topk(wanted, sorted=False).values.min()
-        threshold += APPROACH * shift
+        W_enc, b_enc = self.parameters["W_enc"], self.parameters["b_enc"]
+        hold_thresholds(
+            threshold, shift, self._silent_for, self.steps, lambda of: linear(x, W_enc[of], b_enc[of]).amax(dim=0)
+        )
 
 
 class _Screen:

@@ -6,11 +6,12 @@ stream, the folding, the checkpoints and the measurements know only what stands 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import BadFile
@@ -27,6 +28,9 @@ APPROACH: Final = 0.1
 out."""
 LOOKED_AT: Final = 512
 """Rows of a batch from which the distance to the L0 that is due is measured."""
+
+SILENT: Final = 50
+"""Steps without firing after which a feature is woken."""
 
 
 @runtime_checkable
@@ -64,6 +68,9 @@ class Trainer(Protocol):
     def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
         """Resume where `state` was taken, bit for bit."""
         ...
+
+
+PeaksOf = Callable[[Int[Tensor, " n"]], Float[Tensor, " n"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +126,28 @@ def refuse_other(told: Mapping[str, Any], trained: Iterable[str]) -> None:
 def dead_window(settings: TrainingSettings) -> int:
     """Steps in which a feature must fire to be alive: those of about a million tokens, a quarter of the run at most."""
     return max(1, min(round(1e6 / settings.optimiser.batch), settings.optimiser.steps // 4))
+
+
+def hold_thresholds(
+    threshold: Float[Tensor, " m"], shift: Tensor, silent_for: Float[Tensor, " m"], step: int, peaks: PeaksOf
+) -> None:
+    """Move all thresholds of a dictionary towards the L0 that is due, in place, and wake silent features.
+
+    The reconstruction lowers the thresholds of the features that fire, and moving all together raises them again. One
+    that is silent has no gradient against being raised and would be lost, so it is lowered only; every `SILENT` steps,
+    the thresholds of those that have been silent for as long become the largest pre-activation of the batch.
+
+    Args:
+        threshold: what is moved.
+        shift: by how much thresholds would have to move for the L0 that is due.
+        silent_for: steps since each feature fired.
+        step: how many steps were made.
+        peaks: the largest pre-activations, in this batch, of features by their numbers.
+    """
+    moved = APPROACH * shift
+    threshold += torch.where(silent_for > 0, moved.clamp(max=0), moved)
+    if step % SILENT == 0 and len(which := (silent_for >= SILENT).nonzero().flatten()):
+        threshold[which] = torch.minimum(threshold[which], peaks(which))
 
 
 def l0_due(first: float, target: float, step: int, steps: int) -> float:
