@@ -103,6 +103,13 @@ PAGES: Final = (
         ),
     ),
     Page(
+        "prompt_graph",
+        "saeflow.prompt_graph",
+        "What happened on a text: features that are active at a token, joined by edges that are measured.",
+        ("saeflow.prompt_graph",),
+        ("prompt_graph.trace", "prompt_graph.fidelity"),
+    ),
+    Page(
         "steering",
         "saeflow.steering",
         "From a topic to features, to a plan, to text, to marks.",
@@ -116,7 +123,7 @@ PAGES: Final = (
         "saeflow.report",
         "What people see: pages, figures and files of other tools.",
         ("saeflow.report",),
-        ("report.exports",),
+        ("report.exports", "report.prompt"),
     ),
     Page(
         "paper",

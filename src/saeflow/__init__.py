@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from saeflow.matching.direct import DirectMatches
     from saeflow.matching.methods import match
     from saeflow.matching.table import MatchTable
+    from saeflow.prompt_graph import PromptGraph
+    from saeflow.prompt_graph.trace import trace_text
     from saeflow.report import render
     from saeflow.sources.dictionary import Dictionary
     from saeflow.sources.library import DictionarySet, load_dictionaries
@@ -51,6 +53,7 @@ _HOME = {
     "MatchTable": "saeflow.matching.table",
     "Node": "saeflow.flow",
     "Part": "saeflow.ids",
+    "PromptGraph": "saeflow.prompt_graph",
     "Rescale": "saeflow.interventions",
     "SaeflowError": "saeflow.errors",
     "Scores": "saeflow.flow",
@@ -66,6 +69,7 @@ _HOME = {
     "open_results": "saeflow.experiments.results",
     "render": "saeflow.report",
     "trace": "saeflow.flow",
+    "trace_text": "saeflow.prompt_graph.trace",
 }
 
 __all__ = [
@@ -83,6 +87,7 @@ __all__ = [
     "MatchTable",
     "Node",
     "Part",
+    "PromptGraph",
     "Rescale",
     "SaeflowError",
     "Scores",
@@ -99,6 +104,7 @@ __all__ = [
     "open_results",
     "render",
     "trace",
+    "trace_text",
 ]
 
 

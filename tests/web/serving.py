@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
+from saeflow.ids import Site
 from saeflow.matching.atlas import open_atlas
 from saeflow.web.app import create_app
 from saeflow.web.model_thread import ModelThread
@@ -59,6 +60,10 @@ class Typist:
         tokens = [TokenInfo(text=word, id=n) for n, word in enumerate(asked.text.split())]
         active = {str(site): [[ActiveFeature(index=0, value=1.0, label="")] for _ in tokens] for site in sites}
         return TextResponse(tokens=tokens, active=active, took_ms=0.0)
+
+    def trace(self, asked, matches, words):
+        assert matches.has(Site("4/res"), Site("3/res"))
+        return f"<!doctype html><title>{asked.token}</title>"
 
     def steer(self, asked, plan, theme, others, put):
         self.asked.append(asked)

@@ -321,6 +321,16 @@ def test_a_text_is_read_at_the_sites_asked_for(client):
         refused(client, "/api/text", **body)
 
 
+def test_what_happened_at_a_token_is_a_page_that_may_stand_in_a_frame_of_this_one(client, plain):
+    answer = client.get("/trace", params={"text": "one two", "token": 1, "effect": 0.2})
+    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "text/html")
+    assert answer.text == "<!doctype html><title>1</title>"
+    assert answer.headers["content-security-policy"].endswith("frame-ancestors 'self'")
+    for bad in ({"token": -1}, {"token": 1, "effect": -0.1}, {"token": 1, "before": 9}, {"token": 1, "cosine": 2}, {}):
+        assert client.get("/trace", params={"text": "one two"} | bad).status_code == 422
+    assert plain.get("/trace", params={"text": "x", "token": 0}).status_code == 409
+
+
 def test_the_server_that_stops_ends_its_streams(own_cache, plan):
     typist = Typist(pause=0.02)
     with serving(worker=typist) as served, served.client() as client:

@@ -20,6 +20,7 @@ OPERATIONS = [
     "GET /api/results",
     "GET /results/{id}",
     "GET /results/{id}/files/{number}",
+    "GET /trace",
     "GET /api/model",
     "POST /api/model",
     "POST /api/plan",

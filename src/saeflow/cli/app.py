@@ -28,6 +28,7 @@ from saeflow.version import __version__
 
 COMMANDS: Final = {
     "graph": ("graph", "demo", "serve"),
+    "trace": ("trace",),
     "matching": ("match", "methods", "agreement", "correlate"),
     "experiments": ("origins", "deactivate", "transition", "sweep"),
     "themes": ("themes", "find"),

@@ -402,23 +402,35 @@ class TokenLayer:
     def control(
         self, target: FeatureId, removed: tuple[FeatureId, ...], sample: Sample, seed: int
     ) -> tuple[FeatureId, ...] | None:
-        """Other active features in place of those removed: as many, of the same sites, alike in norm.
+        """Other active features in place of those removed; see `alike_in_norm`.
 
-        For each removed feature five active features of its site are drawn that are neither removed nor taken
-        yet, and of these the one whose norm is nearest in ratio is taken. The draw depends on the token, the
-        target and what is removed. None where a site has not enough other active features.
+        The draw depends on the token, the target and what is removed.
         """
         rng = generator(seed, "control", sample.dataset, sample.content, self.position, str(target), *map(str, removed))
-        taken: list[FeatureId] = []
-        for feature in removed:
-            others = [f for f in self.active[feature.part] if f not in removed and f not in taken]
-            if not others:
-                return None
-            length = self.norm(feature)
-            places = rng.choice(len(others), min(HANDFUL, len(others)), replace=False).tolist()
-            distance = {others[place]: abs(math.log(self.norm(others[place]) / length)) for place in places}
-            taken.append(min(distance, key=distance.__getitem__))
-        return tuple(sorted(taken))
+        return alike_in_norm(removed, self.active, self.norm, rng)
+
+
+def alike_in_norm(
+    removed: tuple[FeatureId, ...],
+    active: Mapping[Part, Iterable[FeatureId]],
+    norm: Callable[[FeatureId], float],
+    rng: np.random.Generator,
+) -> tuple[FeatureId, ...] | None:
+    """Other active features in place of those removed: as many, of the same sites, alike in norm.
+
+    For each removed feature five active features of its site are drawn that are neither removed nor taken yet, and of
+    these the one whose norm is nearest in ratio is taken. None where a site has not enough other active features.
+    """
+    taken: list[FeatureId] = []
+    for feature in removed:
+        others = [f for f in active[feature.part] if f not in removed and f not in taken]
+        if not others:
+            return None
+        length = norm(feature)
+        places = rng.choice(len(others), min(HANDFUL, len(others)), replace=False).tolist()
+        distance = {others[place]: abs(math.log(norm(others[place]) / length)) for place in places}
+        taken.append(min(distance, key=distance.__getitem__))
+    return tuple(sorted(taken))
 
 
 class _TextTrials:

@@ -103,6 +103,19 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredEdge(Edge):
+    """An edge of a prompt's graph (`saeflow.trace_text`), beside whose cosine stands what was measured.
+
+    `effect` is the share of the child's activation that goes when the parent is removed, `control` the same for another
+    active feature, None where there is none. `named` says whether matching names the parent.
+    """
+
+    effect: float = 0.0
+    control: float | None = None
+    named: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """Where a flow stops, and why. `score` and `threshold` are set when a cut stopped it."""
 

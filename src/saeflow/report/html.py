@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from html import escape
 
-from saeflow.flow.graph import FlowGraph
+from saeflow.flow.graph import FlowGraph, MeasuredEdge
 from saeflow.flow.scores import Evolution
 from saeflow.labels.words import Words
 from saeflow.report.blocks import Block, ColumnRole, Notes, Page, Table
@@ -74,12 +74,14 @@ def _figure(graph: FlowGraph, words: Words) -> str:
     data = json.dumps(graph_data(graph, words), ensure_ascii=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":  # no HTML parser can mistake the JSON for markup
         data = data.replace(char, f"\\u{ord(char):04x}")
+    measured = any(isinstance(edge, MeasuredEdge) for edge in graph.edges)
+    widths = "larger its effect; dashes: matching did not name it" if measured else "higher its cosine"
     return (
         '<figure id="flow" class="graph"><div class="bar">'
         f'<div class="legend">{"".join(legend_html(graph))}</div>'
         '<div class="tools" role="toolbar" aria-label="Zoom" hidden></div></div>'
         f'<div class="frame">{figure_svg(graph, words)}</div><div class="overview" hidden></div>'
-        "<figcaption>Layers run from left to right; the wider an edge, the higher its cosine. "
+        f"<figcaption>Layers run from left to right; the wider an edge, the {widths}. "
         '<span class="hint" hidden>Point at a feature to read it, click to follow its path, '
         "<kbd>Esc</kbd> to let go. Arrow keys move along edges; "
         "drag to pan, <kbd>Ctrl</kbd> + wheel to zoom.</span></figcaption>"
@@ -89,7 +91,8 @@ def _figure(graph: FlowGraph, words: Words) -> str:
 
 def legend_html(graph: FlowGraph) -> Iterable[str]:
     """What colours, marks and widths of a figure mean, as elements of a `.legend`."""
-    for case in Evolution:
+    measured = any(isinstance(edge, MeasuredEdge) for edge in graph.edges)
+    for case in () if measured else Evolution:
         yield (
             f'<span class="key" title="{escape(case.sentence)}"><i class="swatch case-{case.value}">'
             f"<b>{case.case}</b></i>{case.value}</span>"
@@ -100,11 +103,12 @@ def legend_html(graph: FlowGraph) -> Iterable[str]:
             '<span class="key" title="A module joins the residual stream with a high score">'
             '<i class="joint module">⊕</i>linear circuit</span>'
         )
-    yield '<span class="key"><i class="ringed"></i>seed</span>'
+    ringed = "strongest on the target" if measured else "seed"
+    yield f'<span class="key"><i class="ringed"></i>{ringed}</span>'
     lines = "".join(
         f'<line x1="{4 + 30 * i}" x2="{26 + 30 * i}" y1="7" y2="7" stroke="currentColor" '
         f'stroke-width="{wire_width(s):.2f}" stroke-opacity="{wire_opacity(s):.2f}"/>'
         for i, s in enumerate((0.2, 0.5, 0.9))
     )
     yield f'<span class="key"><svg width="90" height="14" aria-hidden="true">{lines}</svg>'
-    yield "cosine 0.2, 0.5, 0.9</span>"
+    yield f"{'effect' if measured else 'cosine'} 0.2, 0.5, 0.9</span>"

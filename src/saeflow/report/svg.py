@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from saeflow.flow.graph import FlowGraph
+from saeflow.flow.graph import Edge, FlowGraph, MeasuredEdge
 from saeflow.flow.scores import Evolution
 from saeflow.ids import Part
 from saeflow.labels.words import Words, no_words, silent
@@ -88,6 +88,11 @@ def draw(graph: FlowGraph, words: Words, layout: Layout) -> str:
     )
 
 
+def strength(edge: Edge) -> float:
+    """What the width of an edge stands for: its effect where it was measured, else its cosine."""
+    return abs(edge.effect) if isinstance(edge, MeasuredEdge) else edge.score
+
+
 def wire_width(score: float) -> float:
     """The width of an edge: proportional to its score, never invisible."""
     return 0.6 + 4.2 * max(score, 0.0)
@@ -152,10 +157,16 @@ def _wire(wire: Wire) -> str:
     edge = wire.edge
     module = edge.parent.part is not Part.RES
     title = f"{edge.parent} to {edge.child}: {score_text(edge.score)}, match {edge.rank + 1}"
+    if isinstance(edge, MeasuredEdge):
+        named = f"match {edge.rank + 1}" if edge.named else "not named by matching"
+        control = "" if edge.control is None else f" (control {score_text(edge.control)})"
+        title = f"{edge.parent} to {edge.child}: effect {score_text(edge.effect)}{control}, "
+        title += f"cosine {score_text(edge.score)}, {named}"
     title += "" if edge.p is None else f", p = {p_text(edge.p)}"
     title += ", mutual best match" if edge.mutual else ""
     title += ", no better than chance" if edge.by_chance else ""
-    dashes = {"stroke_dasharray": "2 4"} if edge.by_chance else {}
+    missed = isinstance(edge, MeasuredEdge) and not edge.named
+    dashes = {"stroke_dasharray": "2 4"} if edge.by_chance or missed else {}
     return _tag(
         "path",
         _tag("title", text=title),
@@ -166,8 +177,8 @@ def _wire(wire: Wire) -> str:
         fill="none",
         color=MODULE if module else WIRE,
         stroke="currentColor",
-        stroke_width=wire_width(edge.score),
-        stroke_opacity=wire_opacity(edge.score),
+        stroke_width=wire_width(strength(edge)),
+        stroke_opacity=wire_opacity(strength(edge)),
         **dashes,
     )
 
@@ -177,7 +188,7 @@ def _score(wire: Wire) -> str:
         return ""
     return _text(
         *wire.label,
-        score_text(wire.edge.score),
+        score_text(wire.edge.effect if isinstance(wire.edge, MeasuredEdge) else wire.edge.score),
         "muted wire-score",
         text_anchor="middle" if wire.edge.parent.part is Part.RES else "start",
         data_parent=str(wire.edge.parent),

@@ -148,6 +148,7 @@ class CleanPass:
         changes: Mapping[Tap, Change],
         *,
         attend: bool = True,
+        seen: Int[Tensor, " m"] | None = None,
     ) -> dict[Tap, Float[Tensor, "n width"]]:
         """Block `layer` on `n` variants of single tokens, and what it holds at each tap.
 
@@ -158,13 +159,15 @@ class CleanPass:
             changes: functions of the variants' hidden states `[n width]` at taps, applied on the way.
             attend: False where `h` is the clean stream: what attention wrote is then known, and only what
                 follows it is run.
+            seen: for each of the last `m` variants, the row of a variant of an earlier token that it sees in place
+                of that token.
 
         Raises:
             UnknownSite: for a layer the model does not have.
         """
         block, architecture = self._model.block(layer), self._model.architecture
         kept: dict[Tap, Tensor] = {}
-        call = self._call_rows(layer, positions, h) if attend else self._call(layer, None, positions, None)
+        call = self._call_rows(layer, positions, h, seen) if attend else self._call(layer, None, positions, None)
         with contextlib.ExitStack() as stack, torch.no_grad():
             for tap in SAE_TAPS:
                 module = block.get_submodule(architecture.module(tap))
@@ -247,7 +250,9 @@ class CleanPass:
                 call[name] = value
         return call
 
-    def _call_rows(self, layer: int, positions: Int[Tensor, " n"], h: Tensor) -> dict[str, object]:
+    def _call_rows(
+        self, layer: int, positions: Int[Tensor, " n"], h: Tensor, seen: Int[Tensor, " m"] | None
+    ) -> dict[str, object]:
         n, width = len(h), int(positions.max())
         keys, values = self._keys_values[layer]
         visible = torch.zeros(n, width + n, dtype=torch.bool, device=h.device)
@@ -255,6 +260,10 @@ class CleanPass:
         columns = torch.arange(width, device=h.device)
         visible[:, :width] &= columns < positions[:, None]
         visible[:, width:].fill_diagonal_(fill_value=True)
+        if seen is not None:
+            readers = torch.arange(n - len(seen), n, device=h.device)
+            visible[readers, width + seen] = visible[readers, positions[seen]]
+            visible[readers, positions[seen]] = False
         beside = _Beside(keys[:, :, :width], values[:, :, :width])
         return self._call(layer, beside, positions, _additive(visible, h))
 

@@ -29,6 +29,9 @@ MOST_FEATURES: Final = 500
 MOST_NESTED: Final = 30
 """Levels of values in a plan's file."""
 
+MOST_TRACED: Final = 8
+"""Tokens before the one that is traced which are traced too."""
+
 MOST_NODES: Final = 600
 """Nodes of a graph that is drawn: beyond, nobody can read it, and it takes seconds."""
 

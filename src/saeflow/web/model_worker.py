@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import torch
@@ -13,7 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, MissingExtra
+from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Site
+from saeflow.labels.words import Words
+from saeflow.prompt_graph import PromptGraph, Pruning
+from saeflow.prompt_graph.fidelity import measure_fidelity
+from saeflow.prompt_graph.trace import trace_text
+from saeflow.report.html import page_html
+from saeflow.report.prompt import prompt_page
 from saeflow.sources.activity import site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
@@ -24,9 +31,9 @@ from saeflow.steering.judges.offline import OfflineJudge, pack_background
 from saeflow.steering.metrics import losses
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.theme import Theme
-from saeflow.web.limits import printable
+from saeflow.web.limits import MOST_NODES, printable
 from saeflow.web.model_thread import Line
-from saeflow.web.requests import SteerBody, TextBody
+from saeflow.web.requests import SteerBody, TextBody, TraceQuery
 from saeflow.web.responses import ActiveFeature, TextResponse, TokenInfo
 
 _T = TypeVar("_T")
@@ -44,6 +51,12 @@ MOST_JUDGES: Final = 32
 MOST_TOKENS: Final = 1024
 """Tokens of a text that is read."""
 
+MOST_GRAPHS: Final = 4
+"""Graphs of prompts that are kept, whole: cuts are moved often."""
+
+RANDOM_GRAPHS: Final = 5
+"""Random graphs that the fidelity of one is compared with."""
+
 
 @dataclass(eq=False)
 class LoadedModel:
@@ -54,6 +67,7 @@ class LoadedModel:
     _judges: dict[tuple[str, str, Sampling], OfflineJudge] = field(
         default_factory=dict[tuple[str, str, Sampling], OfflineJudge]
     )
+    _traced: dict[tuple[str, int, int], PromptGraph] = field(default_factory=dict[tuple[str, int, int], PromptGraph])
 
     @staticmethod
     def load(release: str, model: str, device: str) -> LoadedModel:
@@ -101,6 +115,36 @@ class LoadedModel:
             active=active,
             took_ms=round(1000 * (time.perf_counter() - start), 2),
         )
+
+    def trace(self, request: TraceQuery, matches: Matches, words: Words) -> str:
+        """The page of what happened at a token of a text.
+
+        Raises:
+            InvalidArgument: for a token outside the text, a release without residual autoencoders, or more nodes than
+                anybody can read.
+        """
+        key = request.text, request.token, request.before
+        if key not in self._traced:
+            if len(self._traced) >= MOST_GRAPHS:
+                self._traced.clear()
+            self._traced[key] = trace_text(
+                request.text,
+                self.dictionaries,
+                token=request.token,
+                before=request.before,
+                model=self.model,
+                atlas=matches,
+                pruning=None,
+                fidelity=False,
+                max_length=MOST_TOKENS,
+            )
+        graph = self._traced[key].prune(Pruning(request.effect, request.cosine, request.share))
+        if len(graph.nodes) > MOST_NODES:
+            raise InvalidArgument(
+                f"the graph has {len(graph.nodes)} nodes, and no more than {MOST_NODES} are drawn. Raise the effect."
+            )
+        measured = measure_fidelity(graph, self.model, self.dictionaries, random_graphs=RANDOM_GRAPHS)
+        return page_html(prompt_page(replace(graph, fidelity=measured), words))
 
     def steer(
         self, request: SteerBody, plan: SteeringPlan, theme: Theme | None, others: Sequence[Theme], put: Put

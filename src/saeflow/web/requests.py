@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from saeflow.flow.scores import HIGH, T_MODULE, T_RES
-from saeflow.web.limits import MOST_FEATURES, MOST_NEW_TOKENS, MOST_PROMPT, MOST_SAMPLES, MOST_TEXT
+from saeflow.web.limits import MOST_FEATURES, MOST_NEW_TOKENS, MOST_PROMPT, MOST_SAMPLES, MOST_TEXT, MOST_TRACED
 
 FEATURE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})$"
 SITE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)$"
@@ -81,6 +81,17 @@ class FeatureQuery(QueryParameters):
     id: FeatureText
     high: Annotated[Cosine, Field(description="The line between high and low, for the case A to D.")] = HIGH
     fdr: Annotated[float | None, Field(gt=0.0, lt=1.0, description="The calibrated line instead.")] = None
+
+
+class TraceQuery(QueryParameters):
+    """The graph of a prompt: what happened at a token of a text."""
+
+    text: Prompt
+    token: Annotated[int, Field(ge=0, le=1023, description="Counted from 0, with the begin-of-text token.")]
+    before: Annotated[int, Field(ge=0, le=MOST_TRACED, description="Tokens before it that are traced too.")] = 0
+    effect: Annotated[float, Field(ge=0.0, le=100.0, description="The smallest effect of an edge, either way.")] = 0.1
+    cosine: Annotated[Cosine, Field(description="The smallest cosine of an edge between features.")] = -1.0
+    share: Annotated[Cosine, Field(description="The smallest share of its site of a feature.")] = -1.0
 
 
 FormatName: TypeAlias = Literal["html", "json", "graphml", "svg", "png", "dot", "mermaid", "circuit-tracer"]

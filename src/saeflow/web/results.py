@@ -224,8 +224,7 @@ class ResultsFolder:
             html = self._drawing.result()
         for number, (name, _) in enumerate(self._files):
             html = html.replace(f'href="tables/{name}"', f'href="/results/{self.id}/files/{number}"')
-        policy = _POLICY.search(html)
-        return html, (unescape(policy[1]) if policy else "default-src 'none'") + "; frame-ancestors 'self'"
+        return html, framed_policy(html)
 
     def _refresh(self) -> None:
         """Read the manifest and the summary where one is new."""
@@ -245,6 +244,12 @@ class ResultsFolder:
         )
         self._source = {path.name: path.read_bytes() for path in paths}
         self._record, self._stamps, self._drawing = results.record, stamps, None
+
+
+def framed_policy(html: str) -> str:
+    """The content security policy of a page that stands in a frame: its own, which names the hashes of its blocks."""
+    policy = _POLICY.search(html)
+    return (unescape(policy[1]) if policy else "default-src 'none'") + "; frame-ancestors 'self'"
 
 
 def open_results(folders: Sequence[Path], painter: Painter) -> tuple[ResultsFolder, ...]:

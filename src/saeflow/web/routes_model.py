@@ -26,8 +26,9 @@ from saeflow.web.explorer import Explorer
 from saeflow.web.limits import MOST_FEATURES, MOST_NESTED, LimitedAtlas
 from saeflow.web.model_thread import ModelThread
 from saeflow.web.problems import NoModel
-from saeflow.web.requests import JsonBody, PlanBody, PlanCheckBody, QueryParameters, SteerBody, TextBody
+from saeflow.web.requests import JsonBody, PlanBody, PlanCheckBody, QueryParameters, SteerBody, TextBody, TraceQuery
 from saeflow.web.responses import ModelInfo, PlanResponse, PlanRow, TextResponse
+from saeflow.web.results import framed_policy
 from saeflow.web.routes_graph import Explored, model_info
 from saeflow.web.streams import Outlet, Streamed
 
@@ -44,6 +45,10 @@ _STREAM: Final[dict[int | str, dict[str, Any]]] = {
         ),
         "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
     }
+}
+
+_PAGE: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"description": "A page that loads nothing.", "content": {"text/html": {"schema": {"type": "string"}}}}
 }
 
 router: Final = APIRouter()
@@ -158,6 +163,14 @@ def text(explorer: Explored, body: TextBody, _: Annotated[QueryParameters, Query
     for site in sites:
         explorer.site(site)
     return thread.submit(lambda worker: worker.text(body, sites, explorer.label)).result()
+
+
+@router.get("/trace", response_class=Response, responses=_PAGE)
+def traced(explorer: Explored, query: Annotated[TraceQuery, Query()]) -> Response:
+    """What happened at a token of a text, as a page: the graph of the prompt, with measured edges."""
+    thread = _thread(explorer, "tracing a text")
+    html = thread.submit(lambda worker: worker.trace(query, explorer.atlas, explorer.words)).result()
+    return Response(html.encode("utf-8", "replace"), 200, {"content-security-policy": framed_policy(html)}, "text/html")
 
 
 def _thread(explorer: Explorer, what: str) -> ModelThread:

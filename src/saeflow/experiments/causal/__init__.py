@@ -9,6 +9,6 @@ trial is, `engine.py` how it is answered.
 """
 
 from saeflow.experiments.causal.engine import PreparedText
-from saeflow.experiments.causal.trial import Outcome, Trial
+from saeflow.experiments.causal.trial import Outcome, RemoveError, Trial
 
-__all__ = ["Outcome", "PreparedText", "Trial"]
+__all__ = ["Outcome", "PreparedText", "RemoveError", "Trial"]

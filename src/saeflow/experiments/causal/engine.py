@@ -10,6 +10,7 @@
     edit at A_L       the MLP at that token; nothing in a parallel block, whose MLP does not see it
     edit at M_L       nothing: the residual stream moves by the edit
 
+   An edit of R_{L-1} at an earlier token takes two rows of block L: that token's, and one that sees it.
    With sandwich norms (Gemma 2 and 3) A_L and M_L are what the norm hands on, so the same holds.
 4. Watched features are encoded, and no others (all, under TopK, where features compete).
 5. If asked, losses: tokens from t on, layers from L on (`loss.py`).
@@ -27,8 +28,17 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.experiments.causal.loss import ChangedToken, Losses
-from saeflow.experiments.causal.trial import Outcome, ReducedTrial, Stage, StageEdit, Trial, by_layer_and_work
-from saeflow.ids import FeatureId, Site
+from saeflow.experiments.causal.trial import (
+    Outcome,
+    ReducedTrial,
+    RemoveError,
+    Stage,
+    StageEdit,
+    Trial,
+    by_layer_and_work,
+)
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.interventions import Rescale
 from saeflow.sources.architectures import Tap, View
 from saeflow.sources.blocks import CleanPass
 from saeflow.sources.dictionary import Dictionary
@@ -91,7 +101,7 @@ class PreparedText:
         self.tokens = Tokens(tokens.input_ids[:, :length], tokens.attention_mask[:, :length])
         self.n_tokens = self.tokens.input_ids.shape[1]
         self._batch_tokens = batch_tokens
-        self._parallel = model.parallel
+        self._parallel, self._n_layers = model.parallel, model.n_layers
         self._clean = CleanPass(model, self.tokens, layers)
         self._activations = CleanActivations(model, self._clean, dictionaries, map(self._inside, positions))
         self._losses = Losses(self._clean, self.tokens, model.n_layers)
@@ -119,6 +129,68 @@ class PreparedText:
         position = self._inside(position)
         return [self._activations.at(feature.site, position).get(feature.index, 0.0) for feature in features]
 
+    def hidden(self, site: Site, position: int) -> Float[Tensor, " d_in"]:
+        """What the site's dictionary reads at a token in the clean pass.
+
+        Raises:
+            InvalidArgument: for a token outside the text; for a transcoder.
+            UnknownSite: for a site without a dictionary, or at none of the layers.
+        """
+        return self._activations.hidden(site)[self._inside(position)]
+
+    def final(self, position: int) -> Float[Tensor, " d_model"]:
+        """The residual stream after the last block at a token in the clean pass.
+
+        Raises:
+            InvalidArgument: for a token outside the text.
+        """
+        return self._clean.final[self._inside(position)]
+
+    def logits(
+        self, layer: int, position: int, edits: Sequence[Rescale | RemoveError | None]
+    ) -> Float[Tensor, "n vocab"]:
+        """The logits at a token after each edit of the residual stream of a layer there; None edits nothing.
+
+        The layers above run again at the one token.
+
+        Args:
+            layer: L, one of those prepared.
+            position: the token.
+            edits: of res L, one a row; the tokens of a `Rescale` are passed over.
+
+        Raises:
+            InvalidArgument: for a token outside the text, an edit of another site, or one with several factors.
+            UnknownFeature: for an index outside the dictionary.
+            UnknownSite: for a layer not prepared, or without a dictionary.
+        """
+        site, position = Site(layer, Part.RES), self._inside(position)
+        stream = self._activations.hidden(site)[position]
+        acts = self._activations.at(site, position)
+        rows: list[RowEdit] = []
+        for row, edit in enumerate(edits):
+            if edit is None:
+                continue
+            if edit.site != site or (isinstance(edit, Rescale) and isinstance(edit.r, tuple)):
+                raise InvalidArgument(f"{edit} is no edit of {site} with one factor. Give such edits alone.")
+            if isinstance(edit, RemoveError):
+                rows.append(RowEdit(row, (), 0.0, None))
+                continue
+            for feature in edit.features:
+                self._activations.check(site, feature.index)
+            loud = tuple(feature.index for feature in edit.features if feature.index in acts)
+            if loud:
+                rows.append(RowEdit(row, loud, float(edit.r), tuple(acts[index] for index in loud)))
+        found: list[Tensor] = []
+        with torch.no_grad():
+            h = stream.expand(len(edits), -1)
+            h = rescaled(h, self._activations.dictionary(site), rows) if rows else h
+            for some in h.split(self._batch_tokens):
+                at = torch.full((len(some),), position, device=h.device)
+                for above in range(layer + 1, self._n_layers):
+                    some = self._clean.rows(above, some, at, {})[Tap.RES]  # noqa: PLW2901
+                found.append(self._clean.logits(some))
+        return torch.cat(found)
+
     def run(self, trials: Sequence[Trial], *, loss: bool = False) -> list[Outcome]:
         """Answer trials of any layers and tokens, in their order.
 
@@ -128,19 +200,26 @@ class PreparedText:
                 run through the layers from L on.
 
         Raises:
-            InvalidArgument: for a token outside the text; for the loss of a text of one token.
+            InvalidArgument: for a token outside the text; for the loss of a text of one token, or of a trial that
+                edits an earlier token than it reads.
             UnknownFeature: for an index outside its dictionary.
             UnknownSite: for a layer not prepared, or a site without a dictionary.
             InvalidArgument: for a transcoder.
         """
         if loss and self.n_tokens < 2:
             raise InvalidArgument("a text of one token has no next-token loss. Give a longer text, or loss=False.")
+        if loss and any(trial.edited_token != trial.position for trial in trials):
+            raise InvalidArgument(
+                "a trial that edits an earlier token than it reads has no loss of its own. Read the token it edits."
+            )
         # 1. stage and row of all that is watched, and each dictionary encoded at all tokens that need it, in one go
         watched = [self._watched(trial) for trial in trials]
         needed: dict[tuple[int, Stage], set[int]] = {}
         for trial, keys in zip(trials, watched, strict=True):
-            edited = {Stage.of(edit.site, trial.layer) or Stage.ENTRY for edit in trial.edits}
-            for stage in edited | {stage for stage, _ in keys}:
+            for edit in trial.edits:
+                stage = Stage.of(edit.site, trial.layer) or Stage.ENTRY
+                needed.setdefault((trial.layer, stage), set()).add(trial.edited_token)
+            for stage in {stage for stage, _ in keys}:
                 needed.setdefault((trial.layer, stage), set()).add(trial.position)
         for (layer, stage), positions in needed.items():
             self._activations.encode(stage.site(layer), sorted(positions))
@@ -178,7 +257,8 @@ class PreparedText:
                 f"{', '.join(map(str, self._clean.stages))}. Name it in PreparedText(layers=...)."
             )
         for edit in trial.edits:
-            self._activations.check(edit.site, max(feature.index for feature in edit.features))
+            largest_edited = 0 if isinstance(edit, RemoveError) else max(feature.index for feature in edit.features)
+            self._activations.check(edit.site, largest_edited)
         keys = [(Stage.of(feature.site, trial.layer) or Stage.ENTRY, feature.index) for feature in trial.watch]
         largest: dict[Stage, int] = {}
         for stage, index in keys:
@@ -332,20 +412,25 @@ def _reduced(trial: Trial, clean: CleanActivations) -> ReducedTrial:
     Raises:
         UnknownSite: for an edit at a site without a dictionary.
     """
-    edits = sorted(
-        StageEdit(stage, tuple(sorted(feature.index for feature in edit.features)), edit.r)
-        for edit in trial.edits
-        if not isinstance(edit.r, tuple) and edit.r != 1.0 and (stage := Stage.of(edit.site, trial.layer)) is not None
-    )
+    edits: list[StageEdit] = []
+    for edit in trial.edits:
+        stage = Stage.of(edit.site, trial.layer) or Stage.ENTRY
+        if isinstance(edit, RemoveError):
+            edits.append(StageEdit(stage, (), 0.0))
+        elif not isinstance(edit.r, tuple) and edit.r != 1.0:
+            edits.append(StageEdit(stage, tuple(sorted(feature.index for feature in edit.features)), edit.r))
+    edits.sort()
     while edits:
         stage, features, r = edits[0]
-        active = clean.at(stage.site(trial.layer), trial.position)
+        if not features:
+            break
+        active = clean.at(stage.site(trial.layer), trial.edited_token)
         loud = tuple(index for index in features if index in active)
         if loud:
             edits[0] = StageEdit(stage, loud, r)
             break
         edits.pop(0)
-    return ReducedTrial(trial.layer, trial.position, tuple(edits))
+    return ReducedTrial(trial.layer, trial.position, tuple(edits), trial.edited_token)
 
 
 def _recompute(
@@ -378,10 +463,18 @@ def _recompute(
             held[tap] = changed(before)
             exit_ = exit_ + (held[tap] - before)
         return {**held, Tap.RES: exit_}
-    entry = clean.stages[layer].entry[positions]
-    if work is Stage.ENTRY:
-        entry = change(Stage.ENTRY)(entry)
-    return {None: entry, **clean.rows(layer, entry, positions, changes, attend=work is Stage.ENTRY)}
+    entries = clean.stages[layer].entry
+    if work is not Stage.ENTRY:
+        return {None: entries[positions], **clean.rows(layer, entries[positions], positions, changes, attend=False)}
+    # the tokens that are edited; then, where that is an earlier one, the tokens that see it
+    edited_at = torch.tensor([one.edited for one in batch], device=device)
+    entry, seen = change(Stage.ENTRY)(entries[edited_at]), (edited_at != positions).nonzero().flatten()
+    pick = torch.arange(len(batch), device=device)
+    pick[seen] = len(batch) + torch.arange(len(seen), device=device)
+    rows = torch.cat([entry, entries[positions[seen]]])
+    at = torch.cat([edited_at, positions[seen]])
+    held = clean.rows(layer, rows, at, changes, seen=seen if len(seen) else None)
+    return {None: rows[pick], **{tap: h[pick] for tap, h in held.items()}}
 
 
 def _row_edits(batch: Sequence[ReducedTrial], stage: Stage, activations: CleanActivations) -> list[RowEdit]:
@@ -391,15 +484,18 @@ def _row_edits(batch: Sequence[ReducedTrial], stage: Stage, activations: CleanAc
         for edit in one.edits:
             if edit.stage is stage:
                 values = None
-                if stage is one.first:
-                    active = activations.at(stage.site(one.layer), one.position)
+                if stage is one.first and edit.features:
+                    active = activations.at(stage.site(one.layer), one.edited)
                     values = tuple(active[index] for index in edit.features)
                 edits.append(RowEdit(row, edit.features, edit.r, values))
     return edits
 
 
 class RowEdit(NamedTuple):
-    """What is rescaled in one row; `values` are the features' activations where they are known."""
+    """What is rescaled in one row, the error removed where there are no features.
+
+    `values` are the features' activations where they are known.
+    """
 
     row: int
     features: tuple[int, ...]
@@ -416,6 +512,12 @@ def rescaled(h: Float[Tensor, "n d_in"], dictionary: Dictionary, edits: Sequence
     """
     W_dec = dictionary.W_dec
     x = h.to(W_dec)
+    wrong = [edit.row for edit in edits if not edit.features]
+    if wrong:
+        h = h.clone()
+        h[wrong] = h[wrong] - unexplained(x[wrong], dictionary).to(h)
+    if len(wrong) == len(edits):
+        return h
     # the row, the feature and the factor r - 1 of every feature of every edit
     row = torch.tensor([edit.row for edit in edits for _ in edit.features], device=h.device)
     feature = torch.tensor([index for edit in edits for index in edit.features], device=h.device)
@@ -435,6 +537,20 @@ def rescaled(h: Float[Tensor, "n d_in"], dictionary: Dictionary, edits: Sequence
     coefficient[row, column] = factor.to(h.device).to(x) * acts
     share = coefficient @ W_dec[features]
     return h + (share * dictionary.scale(x)).to(h)
+
+
+def unexplained(h: Float[Tensor, "n d_in"], dictionary: Dictionary) -> Float[Tensor, "n d_in"]:
+    """The error of a dictionary: `h` less its reconstruction, in the dtype of the dictionary.
+
+    Where it reads `h` centred over its channels, their mean is no part of the error.
+
+    Raises:
+        WidthMismatch: when `h` is not `d_in` wide.
+        BadFile: when a tensor read at first use is bad.
+    """
+    x = h.to(dictionary.W_enc)
+    read = x - x.mean(dim=-1, keepdim=True) if dictionary.preprocessing.center else x
+    return read - dictionary.decode(dictionary.encode(x), x)
 
 
 def activations_of(

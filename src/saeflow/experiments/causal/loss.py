@@ -53,7 +53,7 @@ class Losses:
         """
         groups: dict[tuple[int, int, bool], list[ChangedToken]] = {}
         for one in moved:
-            layer, position, _ = one.trial
+            layer, position = one.trial[:2]
             groups.setdefault((layer, position, one.entry is None), []).append(one)
         losses: dict[ReducedTrial, float] = {}
         for (_, position, _), group in groups.items():
@@ -63,7 +63,7 @@ class Losses:
         return losses
 
     def _after_batch(self, batch: Sequence[ChangedToken]) -> dict[ReducedTrial, float]:
-        layer, position, _ = batch[0].trial
+        layer, position = batch[0].trial[:2]
         stop = self._clean.n_tokens - 1
         if position == stop:
             return {one.trial: self.before for one in batch}

@@ -44,6 +44,16 @@ class Stage(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveError:
+    """Take away what the dictionary of a site leaves unexplained: h becomes its reconstruction.
+
+    Where the dictionary reads h centred over its channels, their mean is no part of the error, and stays.
+    """
+
+    site: Site
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One counterfactual at one token: what is changed at the inputs of layer `layer`, what is read at its end.
 
@@ -55,26 +65,39 @@ class Trial:
         layer: L, the residual layer whose features are read.
         position: the token t, a column of the text's tokens counted from 0. Column 0 is the begin-of-text
             token where there is one; it is allowed, and behaves like no other token.
-        edits: at most one `Rescale` a site, at sites among res L-1, att L, mlp L; may be empty.
+        edits: at most one edit a site, at sites among res L-1, att L, mlp L; may be empty.
         watch: features read after the edits, at sites among res L-1, att L, mlp L, res L.
+        edited: the token where the edits act, `position` when None. What is edited at an earlier one reaches
+            `position` through the attention of the layer alone, so the edit is then at res L-1.
 
     Raises:
-        InvalidArgument: for a site elsewhere, two edits of one site, a negative layer or position, or an edit
-            limited to other tokens.
+        InvalidArgument: for a site elsewhere, two edits of one site, a negative layer or position, an edit
+            limited to other tokens, or an earlier token whose att L or mlp L is edited.
     """
 
     layer: int
     position: int
-    edits: tuple[Rescale, ...]
+    edits: tuple[Rescale | RemoveError, ...]
     watch: tuple[FeatureId, ...]
+    edited: int | None = None
 
     def __post_init__(self) -> None:
         """Check that everything named lies in the layer."""
         if self.layer < 0 or self.position < 0:
             raise InvalidArgument(f"a trial at layer {self.layer}, token {self.position}. Both count from 0.")
+        if not 0 <= self.edited_token <= self.position:
+            raise InvalidArgument(
+                f"a trial edits token {self.edited} and reads token {self.position}. Edit one from 0 to "
+                f"{self.position}: no token sees a later one."
+            )
         edited: set[Stage] = set()
         for edit in self.edits:
             edited.add(self._edited_stage(edit))
+        if self.edited_token != self.position and edited - {Stage.ENTRY}:
+            raise InvalidArgument(
+                f"a trial of layer {self.layer} edits a part at token {self.edited}, which token {self.position} does "
+                f"not read in that layer. Edit features at {Stage.ENTRY.site(max(self.layer, 1))}."
+            )
         if len(edited) != len(self.edits):
             sites = ", ".join(str(edit.site) for edit in self.edits)
             raise InvalidArgument(f"a trial edits {sites}, a site more than once. Put all its features in one Rescale.")
@@ -82,14 +105,21 @@ class Trial:
             if Stage.of(feature.site, self.layer) is None:
                 raise InvalidArgument(f"a trial of layer {self.layer} cannot watch {feature}. {self._sites(read=True)}")
 
-    def _edited_stage(self, edit: Rescale) -> Stage:
+    @property
+    def edited_token(self) -> int:
+        """The token where the edits act."""
+        return self.position if self.edited is None else self.edited
+
+    def _edited_stage(self, edit: Rescale | RemoveError) -> Stage:
         stage = Stage.of(edit.site, self.layer)
         if stage is None or stage is Stage.EXIT:
             raise InvalidArgument(f"a trial of layer {self.layer} cannot edit {edit.site}. {self._sites(read=False)}")
-        if edit.tokens not in (EVERYWHERE, Positions((self.position,))):
+        if isinstance(edit, RemoveError):
+            return stage
+        if edit.tokens not in (EVERYWHERE, Positions((self.edited_token,))):
             raise InvalidArgument(
                 f"the edit at {edit.site} is for tokens {edit.tokens}, and the trial for token "
-                f"{self.position}. Leave the tokens of the edit out: the trial says where it acts."
+                f"{self.edited_token}. Leave the tokens of the edit out: the trial says where it acts."
             )
         if isinstance(edit.r, tuple):
             raise InvalidArgument(
@@ -129,7 +159,7 @@ class Outcome:
 
 
 class StageEdit(NamedTuple):
-    """A Rescale at one stage: its features in ascending order."""
+    """A Rescale at one stage: its features in ascending order; or, without features, the error removed there."""
 
     stage: Stage
     features: tuple[int, ...]
@@ -142,6 +172,12 @@ class ReducedTrial(NamedTuple):
     layer: int
     position: int
     edits: tuple[StageEdit, ...]
+    edited: int
+
+    @property
+    def from_before(self) -> bool:
+        """Whether the edit is at an earlier token, from where attention brings it."""
+        return self.edited != self.position
 
     @property
     def first(self) -> Stage:
@@ -150,9 +186,9 @@ class ReducedTrial(NamedTuple):
 
     def moves(self, stage: Stage, *, parallel: bool) -> bool:
         """Whether the hidden state at a stage may differ from the clean one."""
-        if parallel and stage is Stage.MLP and self.first is Stage.ATT:
+        if parallel and stage is Stage.MLP and (self.first is Stage.ATT or self.from_before):
             return any(edit.stage is Stage.MLP for edit in self.edits)  # the MLP does not see attention
-        return stage >= self.first
+        return stage > Stage.ENTRY if self.from_before else stage >= self.first
 
 
 def by_layer_and_work(

@@ -6,6 +6,7 @@ import { seedAt } from "./flow.js";
 import { planned, togglePlanned } from "./picked.js";
 import { visible } from "./report/card.js";
 import * as state from "./state.js";
+import { traceSheet } from "./trace.js";
 
 const PARTS = { res: "residual", mlp: "MLP", att: "attention" };
 const KEPT = "saeflow-text"; // under which this tab keeps a text that is too long for the address
@@ -24,11 +25,12 @@ export function startText(info) {
   const detail = h("aside", { class: "panel cell-panel", id: "cell", "aria-label": "Features of a token", tabindex: "-1" }, hint());
   const form = h("form", { class: "text-form", autocomplete: "off" }, h("label", { for: "text-input" }, "Text"), area,
     h("div", { class: "row" }, part.root, h("span", { class: "grow" }), status, go));
-  root.append(form, h("div", { class: "text-stage" }, grid, detail));
+  const sheet = traceSheet();
+  root.append(form, h("div", { class: "text-stage" }, grid, detail), sheet.root);
   area.value = state.value("text") || sessionStorage.getItem(KEPT) || "";
   grid.replaceChildren(blank(area));
   area.addEventListener("input", debounce(() => keep(area.value), 300));
-  const parts = { area, go, status, grid, detail, info };
+  const parts = { area, go, status, grid, detail, info, sheet };
   form.addEventListener("submit", (event) => { event.preventDefault(); keep(area.value); ask(parts); });
   const show = (now, before) => {
     part.show(state.value("part", "res"));
@@ -104,7 +106,7 @@ function draw(parts) {
   // A mark of the tokenizer fires far stronger than any word, and would leave the words pale.
   const words = answer.tokens.map((token) => !/^<.+>$/.test(token.text));
   const most = sites.map((site) => Math.max(...answer.active[site].map((found, i) => (words[i] ? found[0]?.value ?? 0 : 0)), 1e-9));
-  const body = answer.tokens.map((token, row) => h("tr", {}, h("th", { scope: "row", class: "token-cell" }, visible(token.text)),
+  const body = answer.tokens.map((token, row) => h("tr", {}, h("th", { scope: "row", class: "token-cell" }, opener(token.text, row, parts)),
     ...sites.map((site, column) => h("td", {}, cell(answer.active[site][row] ?? [], site, row, column, most[column], parts)))));
   const table = h("table", { class: "cells", "aria-label": `Strongest ${PARTS[part]} feature of each token and layer` }, h("thead", {}, head), h("tbody", {}, ...body));
   table.addEventListener("keydown", (event) => move(event, table));
@@ -112,6 +114,13 @@ function draw(parts) {
   const first = $("button.cell", table);
   if (first) first.tabIndex = 0;
   detail.replaceChildren(hint());
+}
+
+/** A token: a click shows what happened there. */
+function opener(text, row, { sheet, info }) {
+  const button = h("button", { type: "button", class: "quiet token-open", title: "What happened at this token", "aria-label": `What happened at token ${row}, ${visible(text)}`, disabled: read.text.length > info.limits.prompt }, visible(text));
+  button.addEventListener("click", () => sheet.open(read.text, row, visible(text)));
+  return button;
 }
 
 function cell(found, site, row, column, most, parts) {

@@ -1,0 +1,178 @@
+"""The graph of a prompt: all removals by the engine, against one whole forward pass with a hook for each.
+
+    python benchmarks/prompt_graph.py [--quick] [--json]
+
+At the last token of a text every active feature and every error is removed alone, and everything it writes into is
+read. The alternative is what researchers write: for every effect one forward pass under a hook, with the activation of
+the child read at its site. Passes are timed on a sample and scaled: once to one pass an effect, and once to one pass a
+removal, as a careful script would do that reads all children of a removal in the same pass. The engine's time is that
+of the whole graph, from the tokens to the tables, without random graphs.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import saeflow
+from _timing import Row, arguments, interleaved, peak_memory, show
+from saeflow import Dictionary, FeatureId, LanguageModel, Part, PromptGraph, Rescale, Site
+from saeflow.demo.texts import texts as demo_texts
+from saeflow.flow.trace import Matches
+from saeflow.interventions import Positions
+from saeflow.matching.direct import DirectMatches
+from saeflow.prompt_graph.trace import trace_text
+from saeflow.sources.activations import JumpReLU
+from saeflow.sources.architectures import Tap
+
+SEED, N_TOKENS, N_ACTIVE = 0, 64, 32
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, its dictionaries, matches of them, and a text."""
+
+    name: str
+    model: LanguageModel
+    dictionaries: dict[Site, Dictionary]
+    matches: Matches
+    text: str
+
+    def graph(self) -> PromptGraph:
+        """The whole graph of the last token: nothing pruned, every edge."""
+        return trace_text(
+            self.text,
+            self.dictionaries,
+            model=self.model,
+            atlas=self.matches,
+            pruning=None,
+            kept=0.0,
+            fidelity=False,
+            max_length=N_TOKENS,
+        )
+
+
+def demo() -> World:
+    """The model that comes with saeflow: 6 layers with 3 sites each."""
+    saes = saeflow.load_dictionaries("demo")
+    model = saeflow.load_model("demo").as_trained(saes)
+    [text] = demo_texts("textbooks", 1, SEED)
+    return World("demo pack", model, dict(saes), saeflow.open_atlas("demo"), text)
+
+
+def smollm2_shape(*, quick: bool) -> World:
+    """A Llama of the shape of SmolLM2-135M with random weights, and random dictionaries at all of its sites."""
+    torch.manual_seed(SEED)
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "vocab_size": 512}
+    large = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49_152}
+    config = LlamaConfig(
+        **(small if quick else large),
+        num_attention_heads=9 if not quick else 4,
+        num_key_value_heads=3 if not quick else 2,
+    )
+    hf_model = LlamaForCausalLM(config)
+    for parameter in hf_model.parameters():  # random matrices of 0.02 leave the stream to the embeddings
+        if parameter.dim() == 2:
+            parameter.data *= 2
+    model = LanguageModel(hf_model, _Words(config.vocab_size))
+    text = " ".join(map(str, torch.randint(config.vocab_size, (N_TOKENS,)).tolist()))
+    tokens = model.tokenize([text])
+    sites = [Site(layer, part) for layer, part in product(range(config.num_hidden_layers), Part)]
+    held = model.capture(tokens, sites)
+    made = {site: _random_dictionary(site, held[site][0], 256 if quick else 2_304) for site in sites}
+    return World("SmolLM2-135M's shape, random", model, made, DirectMatches(made), text)
+
+
+class _Words(PreTrainedTokenizerFast):
+    """Numbers as tokens: the model is random, and its words are."""
+
+    def __init__(self, n: int) -> None:
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordLevel
+        from tokenizers.pre_tokenizers import WhitespaceSplit
+
+        tokenizer = Tokenizer(WordLevel({str(i): i for i in range(n)}, unk_token="0"))  # noqa: S106  (a token of text)
+        tokenizer.pre_tokenizer = WhitespaceSplit()
+        super().__init__(tokenizer_object=tokenizer)
+
+
+def _random_dictionary(site: Site, h: torch.Tensor, n_features: int) -> Dictionary:
+    rows = nn.functional.normalize(torch.randn(n_features, h.shape[1]), dim=-1)
+    pre = h[1:] @ rows.T
+    threshold = pre.flatten().topk(min(N_ACTIVE, n_features // 8) * len(pre)).values[-1].clamp(min=1e-6)
+    return Dictionary(
+        site,
+        tap=Tap.of(site.part),
+        W_enc=rows,
+        b_enc=torch.zeros(n_features),
+        W_dec=rows,
+        b_dec=torch.zeros(h.shape[1]),
+        activation=JumpReLU(threshold.expand(n_features)),
+    )
+
+
+def by_whole_passes(world: World, pairs: list[tuple[str, str]]) -> list[float]:
+    """The child's activation after one forward pass under a hook, for each pair of a parent and a child."""
+    tokens = world.model.tokenize([world.text], max_length=N_TOKENS)
+    found: list[float] = []
+    for parent, child in pairs:
+        (removed, _, position), read = parent.partition("@"), FeatureId.parse(child.partition("@")[0])
+        edit = Rescale((FeatureId.parse(removed),), tokens=Positions((int(position),)))
+        with world.model.intervening([edit], world.dictionaries), torch.no_grad():
+            h = world.model.capture(tokens, [read.site], stop_after_last=False)[read.site]
+            found.append(float(world.dictionaries[read.site].encode(h[0, int(position)])[read.index]))
+    return found
+
+
+def measure(world: World, *, quick: bool) -> tuple[list[Row], dict[str, float]]:
+    """Rows of one model, and its speed-ups."""
+    graph = world.graph()
+    features = graph.edges[(graph.edges["link"] != "logit") & ~graph.edges["parent"].str.contains("error")]
+    draw = random.Random(SEED)  # noqa: S311  (a sample, no secret)
+    sample = features.iloc[draw.sample(range(len(features)), 5)]
+    pairs = list(zip(sample["parent"], sample["child"], strict=True))
+    passes = partial(by_whole_passes, world, pairs)
+    taken = interleaved({"graph": world.graph, "passes": passes}, 3 if quick else 7)
+    one = taken["passes"] / len(pairs)
+    n_effects, n_removals = len(graph.edges), int((graph.nodes["kind"] != "logit").sum())
+    # the children's activations before, to compare what is left
+    values = graph.nodes.set_index("node")["activation"]
+    after = [float(values[edge.child] - edge.change) for edge in sample.itertuples()]
+    apart = max(abs(a - b) / max(abs(a), abs(b), 1e-6) for a, b in zip(after, passes(), strict=True))
+    n_tokens, n_layers = len(graph.tokens), world.model.n_layers
+    size = f"{n_layers} layers, {n_tokens} tokens, {n_removals:,} removals, {n_effects:,} effects"
+    scaled = f"timed on {len(pairs)} passes and scaled"
+    rows = [
+        Row(f"{world.name}: a pass an effect", size, one * n_effects, note=scaled),
+        Row(f"{world.name}: a pass a removal", size, one * n_removals, note=scaled),
+        Row(f"{world.name}: the graph", size, taken["graph"], one * n_effects / taken["graph"], "a pass an effect"),
+    ]
+    name = "demo" if world.name.startswith("demo") else "smollm2"
+    return rows, {
+        f"speedup_by_effect_{name}": one * n_effects / taken["graph"],
+        f"speedup_by_removal_{name}": one * n_removals / taken["graph"],
+        f"max_relative_difference_{name}": apart,
+    }
+
+
+def main() -> None:
+    """Measure, check and print."""
+    options = arguments(__doc__).parse_args()
+    rows, figures = measure(demo(), quick=options.quick)
+    more, others = measure(smollm2_shape(quick=options.quick), quick=options.quick)
+    memory = peak_memory(partial(smollm2_shape, quick=options.quick), World.graph)
+    rows += [
+        *more[:-1],
+        Row(*(getattr(more[-1], name) for name in ("method", "size", "seconds", "ratio", "against")), memory),
+    ]
+    show(rows, as_json=options.json, **figures, **others)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""What the weights say of twenty texts, and what was measured on them, in the demo pack.
+
+    python scripts/demo_prompt_graphs.py          writes the tables of docs/prompt-graphs.md
+
+Four texts of each of the five domains, one random token of each that is not special. Every active feature and every
+error is removed alone (`saeflow.trace_text`); then graphs are pruned by effect, and their fidelity is measured beside
+random graphs of the same size. Intervals are of texts, as in all experiments (`saeflow.experiments.statistics`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from rich.progress import track
+
+import saeflow as sf
+from demo_build.markdown import table
+from saeflow.experiments.sampling import Sample, draw, expand, open_dataset
+from saeflow.experiments.statistics import GAP, RATE, mean_difference, means
+from saeflow.prompt_graph import PromptGraph, Pruning
+from saeflow.prompt_graph.fidelity import measure_fidelity
+from saeflow.prompt_graph.trace import trace_text
+
+PAGE: Final = Path(__file__).parent.parent / "docs" / "prompt-graphs.md"
+TEXTS, LENGTH, RANDOM = 4, 128, 20
+CUTS: Final = (0.05, 0.1, 0.2, 0.3)
+SETS: Final = {"R_{L-1}": "res", "M_L": "mlp", "A_L": "att"}
+
+
+def children(graph: PromptGraph, sample: Sample) -> list[dict[str, object]]:
+    """A line for each residual feature that has two active parents or more: what cosines and effects say of them."""
+    edges = graph.edges[(graph.edges["link"] == "stream") & ~graph.edges["parent"].str.contains("error")]
+    rows: list[dict[str, object]] = []
+    for child, into in edges.groupby("child"):
+        if len(into) < 2:
+            continue
+        effect, cosine = into["effect"].abs().to_numpy(), into["cosine"].to_numpy()
+        named, total = into["rank"].notna().to_numpy(), effect.sum()
+        best = int(effect.argmax())
+        rows.append(
+            {
+                "dataset": sample.dataset,
+                "text": sample.text,
+                "layer": int(str(child).split("/")[0]),
+                "same": float(cosine.argmax() == best),
+                "chance": 1 / len(into),
+                "named_first": float(named[best]),
+                "any_named": float(named.any()),
+                "carried": effect[named].sum() / total if total else np.nan,
+                "carried_share": named.mean(),
+                "best_effect": into["effect"].to_numpy()[best],
+                "effect_named": into["effect"][named].mean() if named.any() else np.nan,
+                "control_named": into["control"][named].mean() if named.any() else np.nan,
+                "rank_correlation": pd.Series(effect).corr(pd.Series(cosine), method="spearman"),
+            }
+        )
+    return rows
+
+
+def fidelities(
+    graph: PromptGraph, sample: Sample, model: sf.LanguageModel, saes: sf.DictionarySet
+) -> list[dict[str, object]]:
+    """A line for each cut: how much the pruned graph carries, beside random graphs."""
+    rows: list[dict[str, object]] = []
+    for cut in CUTS:
+        pruned = graph.prune(Pruning(effect=cut))
+        found = measure_fidelity(pruned, model, saes, random_graphs=RANDOM)
+        counts = pruned.nodes["kind"].value_counts()
+        rows.append(
+            {
+                "dataset": sample.dataset,
+                "text": sample.text,
+                "cut": cut,
+                "features": counts.get("feature", 0),
+                "errors": counts.get("error", 0),
+                "of": int((graph.nodes["kind"] == "feature").sum()),
+                "completeness": found.completeness,
+                "random completeness": found.random_completeness,
+                "faithfulness": found.faithfulness,
+                "random faithfulness": found.random_faithfulness,
+            }
+        )
+    return rows
+
+
+def measured() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Lines of children and of graphs."""
+    saes, atlas = sf.load_dictionaries("demo"), sf.open_atlas("demo")
+    model = sf.load_model("demo").as_trained(saes)
+    special = model.tokenizer.all_special_ids
+    encode = lambda text: model.tokenize([text], max_length=LENGTH).input_ids[0].tolist()  # noqa: E731
+    samples = [
+        sample
+        for name in expand(["demo"])
+        for sample in draw(open_dataset(name), encode, n_texts=TEXTS, n_tokens=1, special=special)
+    ]
+    of_children: list[dict[str, object]] = []
+    of_graphs: list[dict[str, object]] = []
+    for sample in track(samples, description="texts"):
+        graph = trace_text(
+            sample.content,
+            saes,
+            token=sample.positions[0],
+            model=model,
+            atlas=atlas,
+            pruning=None,
+            kept=0.0,
+            fidelity=False,
+            max_length=LENGTH,
+        )
+        of_children += children(graph, sample)
+        of_graphs += fidelities(graph, sample, model, saes)
+    return pd.DataFrame(of_children), pd.DataFrame(of_graphs)
+
+
+def said(row: pd.Series, name: str) -> str:
+    """A mean with its interval."""
+    return f"{row[name]:.2f} ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+
+
+def tables(of_children: pd.DataFrame, of_graphs: pd.DataFrame) -> str:
+    """The page's tables."""
+    # 1. cosines beside effects
+    lines = {
+        "the edge with the highest cosine is the one with the largest effect": ("same", RATE),
+        "the same, were one drawn at random": ("chance", RATE),
+        "some active parent is named by matching": ("any_named", RATE),
+        "the edge with the largest effect is named by matching": ("named_first", RATE),
+        "share of all effects that named edges carry": ("carried", RATE),
+        "share of all edges that are named": ("carried_share", RATE),
+        "mean effect of named edges": ("effect_named", None),
+        "mean effect of their controls": ("control_named", None),
+        "rank correlation of cosine and effect": ("rank_correlation", GAP),
+    }
+    every = of_children.assign(all="all")
+    found = means(every, ["all"], dict(lines.values())).iloc[0]
+    first = [["of a residual feature with two active parents or more", "mean (95 % interval)"]]
+    first += [[title, said(found, name)] for title, (name, _) in lines.items()]
+    # 2. by layer
+    by_layer = means(of_children, ["layer"], {"same": RATE, "chance": RATE, "carried": RATE})
+    second = [["layer", "highest cosine has the largest effect", "at random", "effect that named edges carry"]]
+    second += [
+        [str(layer), said(row, "same"), f"{row['chance']:.2f}", said(row, "carried")]
+        for layer, row in by_layer.iterrows()
+    ]
+    # 3. how much graphs carry
+    shares = ("completeness", "random completeness", "faithfulness", "random faithfulness")
+    values = dict.fromkeys((*shares, "features", "errors", "of"))
+    graphs = means(of_graphs, ["cut"], values)
+    third = [["effect from", "features", "errors", *shares]]
+    third += [
+        [
+            f"{cut:g}",
+            f"{row['features']:.0f} of {row['of']:.0f}",
+            f"{row['errors']:.0f}",
+            *(said(row, name) for name in shares),
+        ]
+        for cut, row in graphs.iterrows()
+    ]
+    fourth = [["effect from", "completeness above random", "faithfulness above random"]]
+    for cut, some in of_graphs.groupby("cut"):
+        cells = [mean_difference(some, name, f"random {name}", None)[0] for name in ("completeness", "faithfulness")]
+        fourth.append([f"{cut:g}", *(f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for one in cells)])
+    n = len(of_graphs[TEXT].drop_duplicates())
+    return "\n".join(
+        [
+            f"{n} texts, one token each, {len(of_children):,} residual features.\n",
+            *map(table, (first, second, third, fourth)),
+        ]
+    )
+
+
+TEXT: Final = ["dataset", "text"]
+
+
+def main() -> None:
+    made = tables(*measured())
+    page = PAGE.read_text(encoding="utf-8")
+    begin, end = "<!-- scripts/demo_prompt_graphs.py -->\n", "<!-- end -->"
+    page = re.sub(f"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _: begin + "\n" + made + "\n" + end, page)
+    PAGE.write_text(page, encoding="utf-8")
+    print(made)
+
+
+if __name__ == "__main__":
+    main()

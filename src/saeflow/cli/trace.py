@@ -1,0 +1,97 @@
+"""`saeflow trace`: what happened at a token of a text, with measured edges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from saeflow.cli.options import AtlasName, Json, ModelOptions, Number, Release
+
+FORMATS = ("html", "json", "graphml")
+
+
+def trace(
+    release: Release,
+    /,
+    *,
+    text: str,
+    token: Annotated[int, Parameter(allow_leading_hyphen=True)] = -1,
+    before: int = 0,
+    target: str = "",
+    against: str = "",
+    effect: Number = 0.1,
+    cosine: Number = -1.0,
+    share: Number = -1.0,
+    pins: tuple[str, ...] = (),
+    k: Annotated[int, Parameter(alias="-k")] = 1,
+    logits: int = 5,
+    random_graphs: int = 20,
+    language_model: ModelOptions = ModelOptions(),
+    atlas: AtlasName = "",
+    seed: int = 0,
+    out: Path = Path(),
+    formats: tuple[str, ...] = FORMATS,
+    files: bool = True,
+    as_json: Json = False,
+) -> None:
+    """Show what happened at a token of a text: active features, joined from layer to layer, with measured edges.
+
+    An edge has the cosine of its features and its effect: how much of the child goes when the parent is removed.
+
+    Args:
+        text: The text.
+        token: Token whose prediction is traced, from 0; -1 is the last.
+        before: Tokens before it that are traced too, and followed through attention.
+        target: Token whose logit the graph explains, such as " girl"; the most likely by default.
+        against: Token whose logit is taken off it; the mean of all by default.
+        effect: Smallest effect, either way, of an edge that is kept.
+        cosine: Smallest cosine of an edge between features that is kept; all by default.
+        share: Smallest share of its site's reconstruction of a feature that is kept; all by default.
+        pins: Nodes that stay whatever they do, such as 4/res/123@7.
+        k: Matches of each feature at each site that count as named by the weights.
+        logits: Tokens that came out on top that are shown.
+        random_graphs: Random graphs of the same size that completeness and faithfulness are compared with.
+        seed: Seed of controls and random graphs.
+        out: Folder for the files.
+        formats: Files to write: html, json, graphml, circuit-tracer.
+        files: Write the files.
+    """
+    from saeflow.files import write_atomic
+    from saeflow.labels import words_for
+    from saeflow.prompt_graph import Pruning
+    from saeflow.prompt_graph.trace import trace_text
+    from saeflow.report import render
+    from saeflow.report.prompt import prompt_format, prompt_page
+    from saeflow.sources.library import load_dictionaries
+
+    chosen = [prompt_format(name) for name in formats]  # refuses an unknown one before anything is loaded
+    pruning = Pruning(effect, cosine, share, pins)
+    dictionaries = load_dictionaries(release, device=language_model.device)
+    model = language_model.load(release, dictionaries).as_trained(dictionaries)
+    graph = trace_text(
+        text,
+        release,
+        token=token,
+        before=before,
+        target=target,
+        against=against,
+        pruning=pruning,
+        model=model,
+        atlas=atlas,
+        k=k,
+        logits=logits,
+        random_graphs=random_graphs,
+        seed=seed,
+        device=language_model.device,
+    )
+    words = words_for(release)
+    print(graph.to_json() if as_json else render(prompt_page(graph, words), "text"))
+    if files:
+        stem = f"{Path(release).name}-token-{graph.positions[-1]}"
+        written = [out / f"{stem}{form.suffix}" for form in chosen]
+        for form, path in zip(chosen, written, strict=True):
+            write_atomic(path, form.write(graph, words))
+        if not as_json:
+            print("\nwritten: " + "  ".join(map(str, written)))

@@ -1,0 +1,186 @@
+"""How much of a prediction the graph of a prompt carries: whole forward passes with what is in it, or outside, ablated.
+
+As circuit papers do it (Wang et al. 2022, arXiv 2211.00593; Marks et al. 2024, arXiv 2403.19647), with ablation to 0:
+at every site that has a dictionary, and at the traced tokens, the hidden state is encoded as it then is, activations
+that are ablated are set to 0, and the difference is taken off the hidden state. Variants are rows of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeflow.errors import InvalidArgument
+from saeflow.experiments.causal.engine import unexplained
+from saeflow.experiments.sampling import generator
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.prompt_graph.graph import Fidelity, PromptGraph
+from saeflow.sources.architectures import Point, View
+from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.model import LanguageModel
+from saeflow.sources.tokens import Tokens
+
+AT_ONCE: Final = 16
+"""Variants of a text in one forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """What of the features and errors is ablated in one row of the batch.
+
+    Attributes:
+        inside: rows of each site's dictionary at each token that the graph, or a random one, has.
+        errors: sites and tokens whose error it has.
+        ablates_inside: whether that is ablated, or else everything outside it.
+    """
+
+    inside: Mapping[tuple[Site, int], Sequence[int]] = field(default_factory=dict[tuple[Site, int], Sequence[int]])
+    errors: frozenset[tuple[Site, int]] = frozenset()
+    ablates_inside: bool = False
+
+
+def sites_to_edit(model: LanguageModel, dictionaries: Mapping[Site, Dictionary]) -> tuple[list[Site], list[str]]:
+    """The sites whose features can be removed from the hidden state, and a sentence for each kind that cannot.
+
+    A module of a layer without a residual autoencoder is left out: nothing it writes into is read.
+
+    Raises:
+        InvalidArgument: when there is no residual autoencoder.
+    """
+    found: list[Site] = []
+    left: dict[str, list[Site]] = {}
+    for site in sorted(dictionaries):
+        dictionary = dictionaries[site].for_model(model)
+        if dictionary.is_transcoder:
+            why = (
+                "left out, since a transcoder's activations are no shares of a hidden state, so that removing one at "
+                "its site has no meaning"
+            )
+        elif dictionary.training.view is not View.OWN:
+            why = f"left out, since it reads {dictionary.training.view.value} tensors that no edit reaches"
+        elif Site(site.layer, Part.RES) not in dictionaries:
+            why = "left out, since its layer has no residual autoencoder that would show what it writes"
+        else:
+            found.append(site)
+            continue
+        left.setdefault(why, []).append(site)
+    if not any(site.part is Part.RES for site in found):
+        raise InvalidArgument(
+            "the release has no residual autoencoder whose features could be removed. Give one with SAEs at res."
+        )
+    return found, [f"{', '.join(map(str, sites))}: {why}." for why, sites in left.items()]
+
+
+def measure_fidelity(
+    graph: PromptGraph,
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    *,
+    random_graphs: int = 20,
+    seed: int = 0,
+) -> Fidelity:
+    """How much of the target's value a graph carries, beside random graphs of the same size.
+
+    Args:
+        graph: of this model and these dictionaries, pruned or not.
+        model: the language model.
+        dictionaries: those it was traced with.
+        random_graphs: how many are drawn, each with as many features at each site and token as the graph has.
+        seed: of the draws.
+
+    Raises:
+        InvalidArgument: when the text has other tokens under this model.
+    """
+    tokens = model.tokenize([graph.text], max_length=len(graph.tokens))
+    if tuple(model.spelling.tokens(tokens.input_ids[0].tolist())) != graph.tokens:
+        raise InvalidArgument(
+            f"the graph was traced on {len(graph.tokens)} tokens that this model does not make of its text. Load the "
+            f"model {graph.model}."
+        )
+    sites, _ = sites_to_edit(model, dictionaries)
+    bound = {site: dictionaries[site].for_model(model) for site in sites}
+    places = [(site, position) for site in sites for position in graph.positions]
+    # 1. what the graph has at each place
+    inside: dict[tuple[Site, int], list[int]] = {place: [] for place in places}
+    errors: set[tuple[Site, int]] = set()
+    rows = zip(*(graph.nodes[name] for name in ("kind", "feature", "layer", "part", "position")), strict=True)
+    for kind, feature, layer, part, position in rows:
+        if kind == "feature":
+            known = FeatureId.parse(feature)
+            inside[known.site, int(position)].append(known.index)
+        elif kind == "error":
+            errors.add((Site(int(layer), Part(part)), int(position)))
+    # 2. the clean pass, and as many of what is active
+    held = model.capture(tokens, {bound[site].point for site in sites}, logits=True)
+    active: dict[tuple[Site, int], list[int]] = {}
+    with torch.no_grad():
+        for site, position in places:
+            acts = bound[site].encode(held[bound[site].point][0, position].to(bound[site].W_enc))
+            active[site, position] = acts.nonzero().flatten().tolist()
+    drawn: list[Mapping[tuple[Site, int], Sequence[int]]] = []
+    for n in range(random_graphs):
+        rng = generator(seed, "random graph", graph.text, n)
+        drawn.append(
+            {
+                place: rng.choice(active[place], min(len(inside[place]), len(active[place])), replace=False).tolist()
+                for place in places
+            }
+        )
+    # 3. the value of the target under every ablation
+    kept, fixed = [inside, *drawn], frozenset(errors)
+    variants = [_Variant()]
+    for one in kept:
+        variants += [_Variant(one, fixed), _Variant(one, fixed, ablates_inside=True)]
+    values: list[float] = []
+    for start in range(0, len(variants), AT_ONCE):
+        some = variants[start : start + AT_ONCE]
+        expanded = Tokens(tokens.input_ids.expand(len(some), -1), tokens.attention_mask.expand(len(some), -1))
+        changes: dict[Point, Callable[[Tensor], Tensor]] = {
+            bound[site].point: partial(_ablated, bound[site], some, graph.positions) for site in sites
+        }
+        with model.intervening(changes):
+            logits = model.capture(expanded, [], logits=True).logits
+        assert logits is not None  # noqa: S101 - they were asked for
+        values += _target_values(graph, logits[:, graph.positions[-1]])
+    assert held.logits is not None  # noqa: S101 - they were asked for
+    [whole] = _target_values(graph, held.logits[:, graph.positions[-1]])
+    pairs = list(zip(values[1::2], values[2::2], strict=True))
+    return Fidelity(whole, values[0], *pairs[0], tuple(pairs[1:]))
+
+
+def _target_values(graph: PromptGraph, logits: Float[Tensor, "n vocab"]) -> list[float]:
+    """The value of the target in each row: its logit less the mean of all, or less another's."""
+    token, _, less = graph.target.removeprefix("logit/").partition("@")[0].partition("-")
+    logits = logits.double()
+    return (logits[:, int(token)] - (logits[:, int(less)] if less else logits.mean(dim=1))).tolist()
+
+
+def _ablated(
+    dictionary: Dictionary, variants: Sequence[_Variant], positions: Sequence[int], h: Float[Tensor, "n pos d_in"]
+) -> Float[Tensor, "n pos d_in"]:
+    """The hidden state of each variant of a text, with what it ablates of one site taken off."""
+    out = h.clone()
+    for position in positions:
+        place, x = (dictionary.site, position), h[:, position].to(dictionary.W_dec)
+        acts = dictionary.encode_unchecked(x)
+        gone = torch.zeros_like(acts)
+        for row, variant in enumerate(variants):
+            index = torch.tensor(np.asarray(variant.inside.get(place, ()), dtype=np.int64), device=x.device)
+            if variant.ablates_inside:
+                gone[row, index] = acts[row, index]
+            else:
+                gone[row] = acts[row]
+                gone[row, index] = 0
+        change = gone @ dictionary.W_dec * dictionary.scale(x)
+        wrong = [row for row, variant in enumerate(variants) if (place in variant.errors) == variant.ablates_inside]
+        if wrong:
+            change[wrong] += unexplained(x[wrong], dictionary)
+        out[:, position] = (x - change).to(h)
+    return out

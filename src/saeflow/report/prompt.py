@@ -1,0 +1,271 @@
+"""The graph of a prompt as a page, and in the formats of other tools. No torch.
+
+The figure is that of flow graphs: features of the last traced token, the width of an edge by its effect, dashes where
+matching did not name it. Errors, logits and features of other tokens stand in the tables under it.
+
+circuit-tracer's JSON is that of an attribution graph (schema version 1): columns are tokens, the weight of a link is
+the effect, supernodes and pins are those of the graph. It knows one kind of feature and one error a layer and token:
+here each layer has up to three (attention, MLP, stream), told apart by the numbers of `feature_number`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+import pandas as pd
+
+from saeflow.errors import InvalidArgument
+from saeflow.flow.graph import FlowGraph, MeasuredEdge, Node
+from saeflow.flow.scores import Thresholds
+from saeflow.ids import FeatureId, Part
+from saeflow.labels.words import Words, no_words
+from saeflow.prompt_graph.graph import PromptGraph
+from saeflow.report.blocks import Block, BlockRow, Column, ColumnRole, GraphFigure, Notes, Page, Table
+from saeflow.report.exports import COLUMNS, feature_number
+from saeflow.report.html import page_html
+from saeflow.report.tokens import headline, one_line, visible
+from saeflow.report.views import NONE, score_text
+from saeflow.version import __version__
+
+_FOLLOWED: Final = (
+    "Effects are measured: the parent is removed at its own site and token, alone, and the block is run again.",
+    "Attention is followed between the traced tokens alone; what it brings from others is in its features.",
+    "The embedding and the biases of the dictionaries have no nodes.",
+)
+
+
+def prompt_page(graph: PromptGraph, words: Words = no_words) -> Page:
+    """The page of a prompt's graph: figure, outputs, edges, nodes, and what was not followed."""
+    drawn = flow_graph(graph)
+    blocks: list[Block] = [] if drawn is None else [GraphFigure(drawn, words)]
+    blocks += [_outputs(graph), _edges(graph, words), _nodes(graph, words)]
+    if graph.supernodes:
+        groups = tuple(f"{name}: {', '.join(nodes)}" for name, nodes in graph.supernodes.items())
+        blocks.append(Notes("Groups", groups))
+    blocks.append(Notes("What was measured", (*_FOLLOWED, *graph.notes)))
+    end = graph.positions[-1]
+    title = f"What happened at token {end}, {visible(graph.tokens[end])}"
+    return Page(title, one_line(graph.text), _facts(graph), tuple(blocks))
+
+
+def _facts(graph: PromptGraph) -> tuple[tuple[str, str], ...]:
+    target = graph.nodes.set_index("node").loc[graph.target]
+    counts = graph.nodes["kind"].value_counts()
+    first, last = graph.positions[0], graph.positions[-1]
+    pairs = [
+        ("release", graph.release),
+        ("tokens", f"{last}" if first == last else f"{first} to {last}"),
+        ("target", f"{visible(target['token'])} {score_text(target['activation'])}"),
+        ("nodes", ", ".join(f"{n} {kind}" for kind, n in counts.items())),
+        ("edges", f"{len(graph.edges)}, {int(graph.edges['rank'].notna().sum())} of them named by matching"),
+    ]
+    if graph.fidelity is not None:
+        for name in ("completeness", "faithfulness"):
+            value, control = getattr(graph.fidelity, name), getattr(graph.fidelity, f"random_{name}")
+            beside = "" if control != control else f" (random graphs {control:.2f})"  # noqa: PLR0124 - NaN
+            pairs.append((name, f"{value:.2f}{beside}"))
+    return tuple(pairs)
+
+
+def _outputs(graph: PromptGraph) -> Table:
+    columns = (
+        Column("logit", ColumnRole.TAG),
+        Column("value", ColumnRole.NUMBER),
+        Column("probability", ColumnRole.NUMBER),
+    )
+    found = graph.nodes[graph.nodes["kind"] == "logit"]
+    rows = tuple(
+        BlockRow(
+            (visible(row.token), f"{row.activation:.2f}", NONE if pd.isna(row.share) else f"{row.share:.3f}"),
+            strong=row.node == graph.target,
+        )
+        for row in found.itertuples(index=False)
+    )
+    return Table("Logits, less the mean of all", columns, rows)
+
+
+def _edges(graph: PromptGraph, words: Words) -> Table:
+    names = ("into", "from", "link", "effect", "control", "cosine", "match", "direct")
+    kinds = {"into": ColumnRole.TAG, "from": ColumnRole.TAG, "link": ColumnRole.TAG}
+    columns = (*(Column(name, kinds.get(name, ColumnRole.NUMBER)) for name in names), Column("words", ColumnRole.WORDS))
+    places = {node: -place for place, node in enumerate(graph.nodes["node"])}
+
+    def upwards(column: pd.Series) -> pd.Series:
+        return column.map(places)  # from the output down, as a reader follows it
+
+    rows: list[BlockRow] = []
+    last = ""
+    for edge in graph.edges.sort_values("child", kind="stable", key=upwards).itertuples(index=False):
+        numbers = (_number(edge.effect), _number(edge.control), _number(edge.cosine))
+        match = NONE if pd.isna(edge.rank) else f"{edge.rank + 1}"
+        cells = (_spelled(graph, edge.child), edge.parent, edge.link, *numbers, match, _number(edge.direct))
+        rows.append(BlockRow((*cells, _words(edge.parent, words)), opens=edge.child != last))
+        last = edge.child
+    return Table("Edges: what goes of the child when the parent is removed", columns, tuple(rows))
+
+
+def _nodes(graph: PromptGraph, words: Words) -> Table:
+    names = ("node", "token", "activation", "share")
+    kinds = {"node": ColumnRole.TAG, "token": ColumnRole.TAG}
+    columns = (*(Column(name, kinds.get(name, ColumnRole.NUMBER)) for name in names), Column("words", ColumnRole.WORDS))
+    pins = set(graph.pins)
+    rows = tuple(
+        BlockRow(
+            (row.node, visible(row.token), f"{row.activation:.3g}", _number(row.share), _words(row.node, words)),
+            strong=row.node in pins,
+        )
+        for row in graph.nodes[graph.nodes["kind"] != "logit"].itertuples(index=False)
+    )
+    return Table("Features and errors, with the share of their site that they are", columns, rows)
+
+
+def _number(value: Any) -> str:
+    return NONE if pd.isna(value) else score_text(float(value))
+
+
+def _spelled(graph: PromptGraph, node: str) -> str:
+    """A node's id; of a logit its token."""
+    if not node.startswith("logit/"):
+        return node
+    return visible(str(graph.nodes.set_index("node").loc[node, "token"]))
+
+
+def _feature(node: str) -> FeatureId | None:
+    """The feature of a node; None for an error or a logit."""
+    name = node.partition("@")[0]
+    return None if "error" in name or name.startswith("logit") else FeatureId.parse(name)
+
+
+def _words(node: str, words: Words) -> str:
+    feature = _feature(node)
+    return "" if feature is None else headline(words.get(feature))
+
+
+def flow_graph(graph: PromptGraph) -> FlowGraph | None:
+    """The features of the last traced token and the edges between them, as flow graphs are drawn; None without any."""
+    here = graph.nodes[(graph.nodes["kind"] == "feature") & (graph.nodes["position"] == graph.positions[-1])]
+    features = {row.node: FeatureId.parse(row.feature) for row in here.itertuples(index=False)}
+    if not features:
+        return None
+    inside = graph.edges[graph.edges["parent"].isin(features) & graph.edges["child"].isin(features)]
+    edges = [
+        MeasuredEdge(
+            features[edge.parent],
+            features[edge.child],
+            float(edge.cosine),
+            0 if pd.isna(edge.rank) else int(edge.rank),
+            effect=float(edge.effect),
+            control=None if pd.isna(edge.control) else float(edge.control),
+            named=not pd.isna(edge.rank),
+        )
+        for edge in inside.itertuples(index=False)
+    ]
+    onto = graph.edges[(graph.edges["child"] == graph.target) & graph.edges["parent"].isin(features)]
+    seed = max(features.values()) if onto.empty else features[onto.iloc[0]["parent"]]
+    return FlowGraph.of(seed, map(Node, features.values()), edges, (), Thresholds(), graph.release)
+
+
+def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
+    """`graph` as the JSON of an attribution graph (schema version 1), whose weights are effects."""
+    last = int(graph.nodes["layer"].max()) + 1
+    ids: dict[str, str] = {}
+    nodes: list[dict[str, Any]] = []
+    for row in graph.nodes.itertuples(index=False):
+        feature = _feature(row.node)
+        if row.kind == "logit":
+            number = int(row.node.removeprefix("logit/").partition("@")[0].partition("-")[0])
+            layer, kind, chance = str(last + 1), "logit", 0.0 if pd.isna(row.share) else float(row.share)
+            # a difference shares its first token with a logit: the column after the text's keeps them apart
+            name = f"{layer}_{number}{'d' if pd.isna(row.share) else ''}_{row.position}"
+            js, label = f"L_{number}-{len(nodes)}", f'Output "{visible(row.token)}" (p={chance:.3f})'
+        elif feature is None:
+            place = COLUMNS[Part(row.part)]
+            layer, kind, chance, number = str(row.layer), "mlp reconstruction error", 0.0, -1 - place
+            name, js, label = f"{layer}_{number}_{row.position}", f"{layer}_{number}-{row.position}", row.node
+        else:
+            index = len(COLUMNS) * feature.index + COLUMNS[feature.part]
+            layer, kind, chance, number = str(row.layer), "cross layer transcoder", 0.0, feature_number(feature)
+            name, js = f"{layer}_{index}_{row.position}", f"{layer}_{index}-{row.position}"
+            label = f"{feature} {one_line(headline(words.get(feature)))}".rstrip()
+        ids[row.node] = name
+        nodes.append(
+            {
+                "node_id": name,
+                "feature": number,
+                "layer": layer,
+                "ctx_idx": int(row.position),
+                "feature_type": kind,
+                "token_prob": chance,
+                "is_target_logit": row.node == graph.target,
+                "run_idx": 0,
+                "reverse_ctx_idx": len(graph.tokens) - 1 - int(row.position),
+                "jsNodeId": js,
+                "clerp": label,
+                "influence": None,
+                "activation": float(row.activation),
+            }
+        )
+    slug = f"saeflow-{graph.release or 'graph'}-{graph.positions[-1]}"
+    data = {
+        "metadata": {
+            "slug": "".join(char if char.isalnum() or char in "-_." else "-" for char in slug),
+            "scan": graph.model or graph.release,
+            "transcoder_list": [],
+            "prompt_tokens": [visible(token) for token in graph.tokens],
+            "prompt": graph.text,
+            "schema_version": 1,
+            "info": {
+                "description": "Weights are measured: the share of the child's value that goes when the parent is "
+                "removed at its own site. Features are those of sparse autoencoders at three sites of each layer.",
+                "generator": {"name": "saeflow", "version": __version__},
+            },
+        },
+        "qParams": {
+            "pinnedIds": [ids[node] for node in dict.fromkeys((graph.target, *graph.pins)) if node in ids],
+            "supernodes": [[name, *(ids[node] for node in members)] for name, members in graph.supernodes.items()],
+            "linkType": "both",
+            "clickedId": ids[graph.target],
+            "sg_pos": "",
+        },
+        "nodes": nodes,
+        "links": [
+            {"source": ids[edge.parent], "target": ids[edge.child], "weight": float(edge.effect)}
+            for edge in graph.edges.itertuples(index=False)
+            if not pd.isna(edge.effect)
+        ],
+    }
+    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """A format to export a prompt's graph to: the ending of its file, and what writes it."""
+
+    suffix: str
+    write: Callable[[PromptGraph, Words], bytes]
+
+
+PROMPT_FORMATS: Final[Mapping[str, PromptFormat]] = MappingProxyType(
+    {
+        "html": PromptFormat(".prompt.html", lambda graph, words: page_html(prompt_page(graph, words)).encode()),
+        "json": PromptFormat(".prompt.json", lambda graph, _: graph.to_json().encode("utf-8", "replace")),
+        "graphml": PromptFormat(".prompt.graphml", lambda graph, _: graph.to_graphml().encode("utf-8", "replace")),
+        "circuit-tracer": PromptFormat(".circuit-tracer.json", circuit_tracer_json),
+    }
+)
+"""What a prompt's graph can be written as, by the name that `--formats` takes."""
+
+
+def prompt_format(name: str) -> PromptFormat:
+    """The format of that name.
+
+    Raises:
+        InvalidArgument: when there is none.
+    """
+    if name not in PROMPT_FORMATS:
+        raise InvalidArgument(f"graphs of prompts are not exported to {name!r}. Choose of {', '.join(PROMPT_FORMATS)}.")
+    return PROMPT_FORMATS[name]
