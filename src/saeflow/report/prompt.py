@@ -179,9 +179,10 @@ def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
         if row.kind == "logit":
             number = int(row.node.removeprefix("logit/").partition("@")[0].partition("-")[0])
             layer, kind, chance = str(last + 1), "logit", 0.0 if pd.isna(row.share) else float(row.share)
-            # a difference shares its first token with a logit: the column after the text's keeps them apart
-            name = f"{layer}_{number}{'d' if pd.isna(row.share) else ''}_{row.position}"
-            js, label = f"L_{number}-{len(nodes)}", f'Output "{visible(row.token)}" (p={chance:.3f})'
+            if pd.isna(row.share):  # a difference, whose first token may be a logit of its own
+                number = -len(COLUMNS) - 1 - number
+            name = f"{layer}_{number}_{row.position}"
+            js, label = f"L_{number}-{row.position}", f'Output "{visible(row.token)}" (p={chance:.3f})'
         elif feature is None:
             place = COLUMNS[Part(row.part)]
             layer, kind, chance, number = str(row.layer), "mlp reconstruction error", 0.0, -1 - place

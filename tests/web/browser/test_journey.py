@@ -246,3 +246,20 @@ def test_on_a_phone_a_touched_node_opens_below_the_graph(visit, expect):
     frame, panel = (page.locator(where).bounding_box() for where in ("#frame", "#panel"))
     assert panel["y"] >= frame["y"] + frame["height"]
     assert panel["width"] <= NARROW["width"]
+
+
+def test_a_token_opens_what_happened_there_and_a_slider_cuts_it(visit, expect):
+    page = visit("#text")
+    page.get_by_label("Text", exact=True).fill("The force on the object is equal to the")
+    page.get_by_role("button", name="Read").click()
+    page.get_by_role("button", name="What happened at token 9").click(timeout=60_000)
+    frame = page.frame_locator("#trace-frame")
+    expect(frame.get_by_role("heading", level=1)).to_contain_text("What happened at token 9", timeout=60_000)
+    edges = frame.locator("path.wire title")
+    many = edges.count()
+    assert all("effect" in title and "cosine" in title for title in edges.all_text_contents())
+    page.get_by_label("effect, as a number").fill("0.6")
+    expect(edges).not_to_have_count(many)
+    assert 0 < edges.count() < many
+    page.get_by_role("button", name="Back to all tokens").click()
+    expect(page.locator("table.cells button.cell").first).to_be_visible()

@@ -25,8 +25,9 @@ export function startText(info) {
   const detail = h("aside", { class: "panel cell-panel", id: "cell", "aria-label": "Features of a token", tabindex: "-1" }, hint());
   const form = h("form", { class: "text-form", autocomplete: "off" }, h("label", { for: "text-input" }, "Text"), area,
     h("div", { class: "row" }, part.root, h("span", { class: "grow" }), status, go));
-  const sheet = traceSheet();
-  root.append(form, h("div", { class: "text-stage" }, grid, detail), sheet.root);
+  const stage = h("div", { class: "text-stage" }, grid, detail);
+  const sheet = traceSheet(stage);
+  root.append(form, stage, sheet.root);
   area.value = state.value("text") || sessionStorage.getItem(KEPT) || "";
   grid.replaceChildren(blank(area));
   area.addEventListener("input", debounce(() => keep(area.value), 300));

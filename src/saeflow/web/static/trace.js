@@ -9,12 +9,12 @@ const CUTS = [
 ];
 const TOKENS_BEFORE = 8;
 
-/** A sheet that is hidden until a token is opened. */
-export function traceSheet() {
+/** A sheet that is hidden until a token is opened, and then stands in the place of `grid`. */
+export function traceSheet(grid) {
   const frame = h("iframe", { id: "trace-frame", title: "What happened at a token" });
   const title = h("h2", { id: "trace-title", tabindex: "-1" });
   const status = h("p", { class: "status", role: "status" });
-  const shut = h("button", { type: "button", class: "quiet small", "aria-label": "Close what happened" }, "×");
+  const shut = h("button", { type: "button", class: "quiet small", "aria-label": "Back to all tokens" }, "← all tokens");
   const cuts = CUTS.map((cut) => slider(...cut, () => ask()));
   const before = h("input", { type: "number", id: "trace-before", min: 0, max: TOKENS_BEFORE, step: 1, value: 0 });
   before.addEventListener("input", debounce(() => ask(), 300));
@@ -25,7 +25,7 @@ export function traceSheet() {
     h("form", { class: "cuts", autocomplete: "off" }, ...cuts.map((cut) => cut.root), field), frame);
   $("form", root).addEventListener("submit", (event) => event.preventDefault());
   let now = null;
-  shut.addEventListener("click", () => { root.hidden = true; now = null; frame.removeAttribute("src"); });
+  shut.addEventListener("click", () => { root.hidden = true; grid.hidden = false; now = null; frame.removeAttribute("src"); });
   frame.addEventListener("load", () => {
     status.textContent = "";
     status.classList.remove("at-work");
@@ -47,8 +47,8 @@ export function traceSheet() {
       now = { text, token };
       title.replaceChildren("What happened at token ", h("span", { class: "token" }, name));
       root.hidden = false;
+      grid.hidden = true;
       ask();
-      root.scrollIntoView({ block: "start" });
       title.focus({ preventScroll: true });
     },
   };
