@@ -53,7 +53,9 @@ def test_errors_earlier_tokens_and_logits_are_those_of_whole_passes(variant, kin
         for site in below:
             for token in EARLIER:
                 loud = active_features(model, dictionaries, tokens, site, token)
-                edits = (Rescale((loud[0],)), Rescale(tuple(loud[:2]), 2.0), RemoveError(site))
+                edits = [RemoveError(site)]
+                if loud:
+                    edits += [Rescale((loud[0],)), Rescale(tuple(loud[:2]), 2.0)]
                 trials += [Trial(layer, POSITION, (edit,), watch, token) for edit in edits]
         for trial, outcome in zip(trials, text.run(trials), strict=True):
             [edit], token = trial.edits, trial.edited_token
