@@ -57,7 +57,15 @@ PAGES: Final = (
         "sources",
         "saeflow.sources",
         "Where features come from: dictionaries on disk or on a hub, and the model they were trained on.",
-        modules=("sources.dictionary", "sources.library", "sources.model", "sources.releases", "sources.remote"),
+        modules=(
+            "sources.dictionary",
+            "sources.library",
+            "sources.model",
+            "sources.captured",
+            "sources.site_map",
+            "sources.releases",
+            "sources.remote",
+        ),
     ),
     Page(
         "matching",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from saeflow.prompt_graph.trace import trace_text
     from saeflow.report import render
     from saeflow.sources.dictionary import Dictionary
+    from saeflow.sources.in_memory import dictionaries_from
     from saeflow.sources.library import DictionarySet, load_dictionaries
     from saeflow.sources.model import LanguageModel, load_model
 
@@ -62,6 +63,7 @@ _HOME = {
     "build_atlas": "saeflow.matching.build",
     "calibrate": "saeflow.matching.calibration",
     "correlate": "saeflow.matching.correlation",
+    "dictionaries_from": "saeflow.sources.in_memory",
     "load_dictionaries": "saeflow.sources.library",
     "load_model": "saeflow.sources.model",
     "match": "saeflow.matching.methods",
@@ -97,6 +99,7 @@ __all__ = [
     "build_atlas",
     "calibrate",
     "correlate",
+    "dictionaries_from",
     "load_dictionaries",
     "load_model",
     "match",

@@ -1,6 +1,7 @@
 """Trace recovers a planted chain exactly, stops where it was cut, and says why."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -127,6 +128,16 @@ def test_graphml_holds_every_node_and_edge(planted, atlas):
     assert {(a, b): d["score"] for a, b, d in read.edges(data=True)} == {
         (str(e.parent), str(e.child)): e.score for e in graph.edges
     }
+
+
+def test_the_edges_are_a_data_frame_too(planted, atlas):
+    graph = trace(planted.feature(3, 4), atlas, thresholds=CUT)
+    frame = graph.to_pandas()
+    assert list(zip(frame["parent"], frame["child"], frame["score"], strict=True)) == [
+        (str(edge.parent), str(edge.child), edge.score) for edge in graph.edges
+    ]
+    alone = replace(graph, nodes=(), edges=(), ends=()).to_pandas()
+    assert (len(alone), alone.columns.to_list()) == (0, frame.columns.to_list())
 
 
 def test_a_single_table_is_enough_for_one_step(planted, atlas):

@@ -71,3 +71,9 @@ def test_tables_that_do_not_lead_back_are_refused():
 def test_tables_and_their_comparison_load_no_torch():
     code = "import sys, saeflow.matching.table, saeflow.matching.agreement; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_table_as_a_data_frame_has_a_match_a_row_and_none_without_a_partner():
+    frame = table([[1, 0], [0, 2]], [[0.5, 0.25], [0.75, -np.inf]], n_target=3).to_pandas()
+    assert frame.columns.to_list() == ["source", "rank", "target", "score"]
+    assert frame.to_numpy().tolist() == [[0, 0, 1, 0.5], [0, 1, 0, 0.25], [1, 0, 0, 0.75]]

@@ -255,7 +255,9 @@ def test_the_model_captures_what_its_mlp_is_called_with(model_type: str):
     held = model.capture(tokens, [(layer, Tap.MLP_IN) for layer in range(N_LAYERS)])
     seen: list[torch.Tensor] = []
     handles = [
-        model.block(layer).mlp.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        model.block(layer)
+        .get_submodule(model.architecture.mlp_module)
+        .register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
         for layer in range(N_LAYERS)
     ]
     model.capture(Tokens(tokens.input_ids, tokens.attention_mask), [Site.parse(f"{N_LAYERS - 1}/res")])

@@ -152,7 +152,7 @@ def test_files_of_the_time_when_sae_lens_processed_weights_say_so_by_naming_no_c
     assert (d.training.view is View.PROCESSED) is processed
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "gpt_neox", "falcon", "qwen2", "llama"])
 @pytest.mark.parametrize("subtract", [True, False])
 def test_z_of_processed_weights_is_z_less_the_value_bias(family: str, subtract: bool):
     """TransformerLens folds the bias of the norm before attention into that of the values, and that out of z.
@@ -174,6 +174,12 @@ def test_z_of_processed_weights_is_z_less_the_value_bias(family: str, subtract: 
     torch.testing.assert_close(bound.encode(raw), d.encode(h), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(bound.decode(d.encode(h)), d.decode(d.encode(h)) + bias, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(held(model, d), bias.expand_as(raw) - bias, atol=1e-6, rtol=0)
+
+
+def test_where_part_of_the_attention_goes_to_a_sink_no_value_bias_is_taken_off_z():
+    model = tiny_model("gpt_oss")
+    with pytest.raises(InvalidArgument, match=r"attention of a GPT-OSS model gives part of its weight to a sink"):
+        held(model, of_model(Tap.Z, View.PROCESSED, 32))
 
 
 @pytest.mark.parametrize("tap", [Tap.RES, Tap.ATT, Tap.MLP])

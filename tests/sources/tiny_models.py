@@ -9,26 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from saeflow.sources.model import LanguageModel
 
@@ -48,37 +34,80 @@ HEADS = {**GROUPED, "head_dim": 8}
 GEMMA = {**HEADS, "sliding_window": 6, "query_pre_attn_scalar": 8}
 
 
-def _gemma3_with_vision() -> Gemma3Config:
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    return Gemma3Config(text_config=dict(GEMMA), vision_config=vision, mm_tokens_per_image=4, **IDS)
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+PARTLY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+NEO = {"vocab_size": VOCAB, "hidden_size": D_MODEL, "num_layers": N_LAYERS, "num_heads": 4, **IDS}
+
+
+def config(name: str, **settings: object) -> Callable[[], PretrainedConfig]:
+    """What makes a configuration of transformers; versions differ in which there are."""
+    return lambda: getattr(transformers, name)(**settings)
 
 
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**HEADS),
-    "mistral": lambda: MistralConfig(**HEADS, sliding_window=None),
-    "qwen2": lambda: Qwen2Config(**GROUPED),
-    "qwen3": lambda: Qwen3Config(**HEADS),
-    "gemma2": lambda: Gemma2Config(**GEMMA),
-    "gemma3_text": lambda: Gemma3TextConfig(**GEMMA),
-    "gemma3": _gemma3_with_vision,
-    "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_embd=D_MODEL, n_layer=N_LAYERS, n_head=4, n_positions=64, **IDS),
-    "gpt_neox": lambda: GPTNeoXConfig(**COMMON),
+    "llama": config("LlamaConfig", **HEADS),
+    "llama4_text": config(
+        "Llama4TextConfig",
+        **HEADS,
+        intermediate_size_mlp=40,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=2,
+        no_rope_layers=[1, 1, 0],
+        attention_chunk_size=6,
+    ),
+    "mistral": config("MistralConfig", **HEADS, sliding_window=None),
+    "ministral3": config("Ministral3Config", **HEADS),
+    "mistral3": lambda: transformers.Mistral3Config(
+        text_config={"model_type": "mistral", **HEADS, "sliding_window": None},
+        vision_config={"model_type": "pixtral", "head_dim": 8, **VISION},
+        spatial_merge_size=1,
+        **IDS,
+    ),
+    "qwen2": config("Qwen2Config", **GROUPED),
+    "qwen2_moe": config(
+        "Qwen2MoeConfig", **GROUPED, **EXPERTS, shared_expert_intermediate_size=16, mlp_only_layers=[1]
+    ),
+    "qwen3": config("Qwen3Config", **HEADS),
+    "qwen3_moe": config("Qwen3MoeConfig", **HEADS, **EXPERTS, mlp_only_layers=[1]),
+    "smollm3": config("SmolLM3Config", **GROUPED, no_rope_layers=[1, 1, 0]),
+    "gpt_oss": config("GptOssConfig", **HEADS, num_local_experts=4, num_experts_per_tok=2, sliding_window=6),
+    "phi3": config("Phi3Config", **GROUPED),
+    "granite": config(
+        "GraniteConfig", **GROUPED, residual_multiplier=0.22, embedding_multiplier=3.0, logits_scaling=2.0
+    ),
+    "glm4": config("Glm4Config", **HEADS),
+    "gemma": config("GemmaConfig", **HEADS),
+    "gemma2": config("Gemma2Config", **GEMMA),
+    "gemma3_text": config("Gemma3TextConfig", **GEMMA),
+    "gemma3": lambda: transformers.Gemma3Config(
+        text_config=dict(GEMMA), vision_config=VISION, mm_tokens_per_image=4, **IDS
+    ),
+    "olmo2": config("Olmo2Config", **GROUPED),
+    "olmo3": config("Olmo3Config", **GROUPED, sliding_window=6),
+    "gpt2": config("GPT2Config", vocab_size=VOCAB, n_embd=D_MODEL, n_layer=N_LAYERS, n_head=4, n_positions=64, **IDS),
+    "gpt_neo": config(
+        "GPTNeoConfig", **NEO, max_position_embeddings=64, window_size=6, attention_types=[[["global"], N_LAYERS]]
+    ),
+    "gpt_neox": config("GPTNeoXConfig", **COMMON),
+    "falcon": config("FalconConfig", **COMMON, bias=True),
 }
 
 
 def tiny_hf_model(model_type: str, seed: int = 0) -> PreTrainedModel:
     """A random model of a family, its matrices large enough that every part moves the logits."""
     torch.manual_seed(seed)
-    config = CONFIGS[model_type]()
-    made = Gemma3ForConditionalGeneration if model_type == "gemma3" else AutoModelForCausalLM.from_config
-    model = made(config).eval()
+    made = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}.get(model_type)
+    make = AutoModelForCausalLM.from_config if made is None else getattr(transformers, made)
+    model = make(CONFIGS[model_type]()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:

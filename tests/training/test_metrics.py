@@ -93,7 +93,7 @@ def loss_with(target, batch, put):
     def change(h):
         return torch.cat([h[:, :1], put[:, 1:]], dim=1)
 
-    if target.written.tap.is_input:
+    if MODEL.architecture.is_input(target.written.tap):
         hook = module.register_forward_pre_hook(lambda _m, args: (change(args[0]), *args[1:]))
     else:
         hook = module.register_forward_hook(lambda _m, _a, out: change(out))

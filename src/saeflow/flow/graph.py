@@ -11,12 +11,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from saeflow.errors import BadFile, SaeflowError
 from saeflow.flow.scores import Evolution, Scores, Thresholds
 from saeflow.ids import FeatureId, Part
 from saeflow.reading import parse_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = "saeflow-graph"
 VERSION = 2
@@ -276,6 +279,12 @@ class FlowGraph:
             raise BadFile(
                 f"no flow graph can be read from this JSON: {error!r}. Write it with `saeflow graph`."
             ) from None
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One edge a row: parent and child (names of features), score, rank, p, mutual, by_chance."""
+        import pandas as pd
+
+        return pd.DataFrame(self.to_dict()["edges"], columns=[*Edge.__dataclass_fields__, "by_chance"])
 
     def to_html(self) -> str:
         """The graph as one page that opens offline, with the words of its release that are on this machine.

@@ -11,7 +11,7 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int32
@@ -25,6 +25,9 @@ from saeflow.matching.null import NullDistribution
 from saeflow.matching.rows import AGAIN
 from saeflow.reading import parse_json, safetensors
 from saeflow.records import Match
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERSION = 1
 HEADER = "saeflow_table"
@@ -110,6 +113,21 @@ class MatchTable:
             )
         pairs = zip(self.index[feature.index, :k].tolist(), self.score[feature.index, :k].tolist(), strict=True)
         return tuple(Match(FeatureId(self.target, index), score) for index, score in pairs if score != -np.inf)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One match a row: `source` and `target` (rows of the dictionaries), `rank` (0 is the best) and `score`.
+
+        Places without a match are left out.
+        """
+        import pandas as pd
+
+        columns = {
+            "source": np.repeat(np.arange(self.n_source), self.k),
+            "rank": np.tile(np.arange(self.k), self.n_source),
+            "target": self.index.reshape(-1),
+            "score": self.score.reshape(-1),
+        }
+        return pd.DataFrame(columns)[columns["score"] != -np.inf].reset_index(drop=True)
 
     def to_bytes(self) -> bytes:
         """The table as the bytes of its file."""

@@ -7,6 +7,7 @@ one of these. They are the forms used at inference; how a threshold was trained 
     JumpReLU   relu(pre) * (pre > threshold)              one threshold per feature
     TopK       the k largest of relu(pre), the rest 0
     BatchTopK  relu(pre) * (pre > threshold)              one threshold for all, kept from training
+    Function   any other, given in Python                 features may compete in it, as under TopK
 
 The comparison with a threshold is strict: a feature exactly at its threshold is off.
 """
@@ -14,8 +15,9 @@ The comparison with a threshold is strict: a feature exactly at its threshold is
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias, TypeVar
+from typing import ClassVar, Final, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +35,8 @@ class ActivationKind(enum.StrEnum):
     JUMPRELU = "jumprelu"
     TOPK = "topk"
     BATCHTOPK = "batchtopk"
+    FUNCTION = "function"
+    """Given in Python: no file says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,38 @@ class TopK:
         return self
 
 
-Activation: TypeAlias = ReLU | JumpReLU | TopK | BatchTopK
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of all pre-activations of a token, for an activation that no other class is.
+
+    Which features it needs to see to give one of them is not known: it is always called with all.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    kind: ClassVar[ActivationKind] = ActivationKind.FUNCTION
+
+    def __call__(self, pre: Float[Tensor, "*batch n_features"]) -> Float[Tensor, "*batch n_features"]:
+        """Map pre-activations to activations, shape kept.
+
+        Raises:
+            InvalidArgument: when the function returns another shape.
+        """
+        acts = self.function(pre)
+        if acts.shape != pre.shape:
+            raise InvalidArgument(
+                f"the activation function returned shape {list(acts.shape)} for pre-activations of shape "
+                f"{list(pre.shape)}. Return one activation for each."
+            )
+        return acts
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Function:  # noqa: ARG002
+        """Itself: what the function holds is its own."""
+        return self
+
+
+Activation: TypeAlias = ReLU | JumpReLU | TopK | BatchTopK | Function
+COMPETING: Final = (TopK, Function)
+"""Where an activation depends on the pre-activations of other features, so that all are computed."""
 
 
 def kept_threshold(threshold: Float[Tensor, "*shape"], origin: str) -> BatchTopK:

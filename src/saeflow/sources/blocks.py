@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from saeflow.errors import InvalidArgument
-from saeflow.sources.architectures import SAE_TAPS, Tap
+from saeflow.sources.architectures import SAE_TAPS, Point, Tap, named
 from saeflow.sources.decoding import check_context
 from saeflow.sources.hooks import Change, answered_by, watch_input, watch_output
 from saeflow.sources.model import LanguageModel
@@ -64,6 +64,10 @@ class _Beside:
         old_keys, old_values = (clean.expand(len(keys), -1, -1, -1) for clean in self._clean)
         return torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
 
+    def get_seq_length(self, *_: object) -> int:
+        """None are seen. Llama 4 asks it for a scale of its queries that is 1 in texts shorter than `floor_scale`."""
+        return 0
+
 
 class CleanPass:
     """One forward pass of one text, and its blocks to be run again. See the head of the file.
@@ -78,8 +82,8 @@ class CleanPass:
         """Run the text once, without the head.
 
         Raises:
-            InvalidArgument: for other than one text, for padding, a model whose attention takes no mask, or hidden
-                states that are NaN or infinite.
+            InvalidArgument: for other than one text, for padding, a model whose attention takes no mask or counts its
+                keys itself, or hidden states that are NaN or infinite.
             UnknownSite: for a layer the model does not have.
         """
         if len(tokens.input_ids) != 1 or not bool(tokens.attention_mask.all()):
@@ -94,6 +98,7 @@ class CleanPass:
                 "attn_implementation='sdpa' or 'eager'."
             )
         check_context(model.hf_model, tokens.input_ids.shape[1])
+        _refuse_positions_by_index(model, tokens.input_ids.shape[1])
         self._model, self._tokens = model, tokens
         self.n_tokens = tokens.input_ids.shape[1]
         self._calls: list[dict[str, object]] = []
@@ -109,9 +114,7 @@ class CleanPass:
                 stack.callback(watch_input(block, _keeper(kept, (layer, "entry"))).remove)
                 stack.callback(watch_output(attention, _keeper(kept, (layer, "attention"))).remove)
                 for tap in SAE_TAPS:
-                    module = block.get_submodule(model.architecture.module(tap))
-                    watch = watch_input if tap.is_input else watch_output
-                    stack.callback(watch(module, _keeper(kept, (layer, tap.value))).remove)
+                    stack.callback(model.watch(Point(layer, tap), _keeper(kept, (layer, tap.value))).remove)
             last = watch_output(model.block(model.n_layers - 1), _keeper(kept, (-1, "final")))
             stack.callback(last.remove)
             out = model.trunk(
@@ -170,9 +173,8 @@ class CleanPass:
         call = self._call_rows(layer, positions, h, seen) if attend else self._call(layer, None, positions, None)
         with contextlib.ExitStack() as stack, torch.no_grad():
             for tap in SAE_TAPS:
-                module = block.get_submodule(architecture.module(tap))
-                watch = watch_input if tap.is_input else watch_output
-                stack.callback(watch(module, _changer(tap, changes.get(tap), kept)).remove)
+                act = _changer(tap, changes.get(tap), kept)
+                stack.callback(self._model.watch(Point(layer, tap), act).remove)
             if not attend:
                 forward = self._recall_attention(layer, positions, through_z=Tap.Z in changes)
                 stack.enter_context(answered_by(block.get_submodule(architecture.attention), forward))
@@ -199,7 +201,7 @@ class CleanPass:
     def logits(self, h: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
         """The logits of hidden states after the last block: the final norm and the model's own head."""
         trunk = self._model.trunk
-        norm = trunk.get_submodule(self._model.architecture.final_norm)
+        norm = trunk.get_submodule(named(self._model.architecture.final_norm, "norm"))
 
         def answer(*_: object, **__: object) -> object:
             return self._output_type(last_hidden_state=norm(h)[:, None])
@@ -215,7 +217,7 @@ class CleanPass:
         def recall(*_: object, **__: object) -> object:
             if not through_z:
                 return stages.attention[positions][None], None
-            o_proj = self._model.block(layer).get_submodule(self._model.architecture.o_proj)
+            o_proj = self._model.block(layer).get_submodule(self._model.architecture.module(Tap.Z))
             return o_proj(stages.taps[Tap.Z][positions][None]), None
 
         return recall
@@ -242,6 +244,8 @@ class CleanPass:
                 call[name] = cache
             elif name == "attention_mask":
                 call[name] = mask
+            elif name.startswith("position_embeddings") and isinstance(value, Tensor):
+                call[name] = value[:, columns]
             elif name.startswith("position_embeddings"):
                 call[name] = tuple(angles[:, columns] for angles in cast("tuple[Tensor, ...]", value))
             elif name in {"position_ids", "cache_position"} and isinstance(value, Tensor):
@@ -281,6 +285,28 @@ class CleanPass:
         for call in self._calls:
             call["attention_mask"] = None  # every later call gets its own
         return [made[id(mask)] for mask in masks]
+
+
+def _refuse_positions_by_index(model: LanguageModel, n_tokens: int) -> None:
+    """Refuse attention that takes where a key stands in its list for the token's position: ours stand elsewhere.
+
+    Raises:
+        InvalidArgument: naming the setting of the model.
+    """
+    config: Any = model.hf_model.config.get_text_config()
+    why = ""
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        why = "local attention (attention_layers)"
+    elif getattr(config, "alibi", False):
+        why = "ALiBi (alibi)"
+    elif getattr(config, "attn_temperature_tuning", False) and n_tokens >= int(config.floor_scale):
+        why = f"queries scaled from token {config.floor_scale} on (attn_temperature_tuning)"
+    if why:
+        raise InvalidArgument(
+            f"this {model.architecture.family} model has {why}, by which attention counts its keys itself, and blocks "
+            f"are not run again on single tokens of a text of {n_tokens}. Edit the whole pass with model.intervening, "
+            "which is right for every model."
+        )
 
 
 def _cache_argument(trunk: nn.Module) -> str:

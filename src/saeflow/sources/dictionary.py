@@ -30,7 +30,7 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument, SaeflowError, WidthMismatch
 from saeflow.ids import Site
-from saeflow.sources.activations import Activation, JumpReLU, TopK
+from saeflow.sources.activations import COMPETING, Activation, JumpReLU
 from saeflow.sources.architectures import Point, Tap, View
 from saeflow.sources.weights import (
     Cast,
@@ -354,7 +354,7 @@ class Dictionary:
     def encode_only(self, h: Float[Tensor, "*batch d_in"], features: Int[Tensor, " k"]) -> Float[Tensor, "*batch k"]:
         """The columns `features` of `encode(h)`, without computing the others where they do not matter.
 
-        Under TopK the features compete, so all are computed. Equal to `encode` up to the rounding of the
+        Where features compete, as under TopK, all are computed. Equal to `encode` up to the rounding of the
         products.
 
         Raises:
@@ -362,7 +362,7 @@ class Dictionary:
             BadFile: when a tensor read at first use is bad.
         """
         activation = self.activation
-        if isinstance(activation, TopK):
+        if isinstance(activation, COMPETING):
             return self.encode_unchecked(h)[..., features]
         pre = torch.nn.functional.linear(self._prepared(h), self.W_enc[features], self.b_enc[features])
         return activation.of(features)(pre)
@@ -573,7 +573,7 @@ class Dictionary:
         """The features `start` to `stop` - 1, for a dictionary too large to read whole; reads nothing yet.
 
         Feature i of the result is feature `start` + i. Its directions, encoder rows and thresholds are those of the
-        whole, read from the file by range. Under a TopK the features of the whole compete, so that what it encodes is
+        whole, read from the file by range. Where features compete, as under TopK, what it encodes is
         not a part of what the whole encodes.
 
         Raises:
@@ -586,7 +586,7 @@ class Dictionary:
 
         def activation() -> Activation:
             whole = self.activation
-            return whole if isinstance(whole, TopK) else whole.of(torch.arange(start, stop))
+            return whole if isinstance(whole, COMPETING) else whole.of(torch.arange(start, stop))
 
         return self._with(weights=RowRange(self._weights, start, stop), activation=activation)
 

@@ -71,7 +71,7 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     try:
         named = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
         config = AutoConfig.from_pretrained(**named)
-        architecture_of(str(config.model_type))
+        architecture_of(config)
         reader: Any = GGUFReader(file)
         _mend_config(file, reader, config)
         hf_model: Any = AutoModelForCausalLM.from_pretrained(**named, config=config, dtype=dtype, **unpacked)

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite, WidthMismatch
 from saeflow.ids import FeatureId, Site
 from saeflow.interventions import EVERYWHERE, Add, Edit, Positions, Rescale, Where
-from saeflow.sources.activations import TopK
+from saeflow.sources.activations import COMPETING
 from saeflow.sources.architectures import Point, View
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.sources.weights import unit_rows
@@ -39,13 +39,29 @@ Watcher: TypeAlias = Callable[[Tensor], Tensor | None]
 
 
 def watch_output(module: nn.Module, act: Watcher) -> RemovableHandle:
-    """Call `act` on what `module` returns, a tensor or a tuple beginning with it, and put back its answer."""
+    """Call `act` on what `module` returns, a tensor or a tuple beginning with it, and put back its answer.
 
-    def hook(_module: nn.Module, _args: object, output: Tensor | tuple[object, ...]) -> object:
-        if isinstance(output, Tensor):
-            return act(output)
-        changed = act(cast("Tensor", output[0]))
-        return None if changed is None else (changed, *output[1:])
+    The tokens of all texts in one list, as mixtures of experts may return them, are put in the form of what the module
+    was given.
+
+    Raises:
+        InvalidArgument: in a pass where the module was given them in one list too.
+    """
+
+    def hook(_module: nn.Module, args: tuple[object, ...], output: Tensor | tuple[object, ...]) -> object:
+        own = cast("Tensor", output if isinstance(output, Tensor) else output[0])
+        given = args[0] if args else None
+        flat = own.ndim == 2 and isinstance(given, Tensor) and given.ndim == 3
+        if own.ndim == 2 and not flat:
+            raise InvalidArgument(
+                f"a {type(module).__name__} returns the tokens of all texts in one list, of shape {list(own.shape)}, "
+                "which does not say where a text begins. There is no site at this module."
+            )
+        changed = act(own.view(*cast("Tensor", given).shape[:2], -1) if flat else own)
+        if changed is None:
+            return None
+        changed = changed.reshape(own.shape) if flat else changed
+        return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
     return module.register_forward_hook(hook)
 
@@ -73,6 +89,27 @@ def with_shift(shift: Float[Tensor, " d_in"] | None, act: Watcher) -> Watcher:
         return None if changed is None or changed is seen else changed + away
 
     return shifted
+
+
+def with_factor(factor: float, act: Watcher) -> Watcher:
+    """`act` on `factor` times the hidden state, divided out of its answer; what it leaves alone keeps every bit."""
+
+    def scaled(h: Float[Tensor, "batch pos d_in"]) -> Tensor | None:
+        seen = h * factor
+        changed = act(seen)
+        return None if changed is None or changed is seen else torch.where(changed == seen, h, changed / factor)
+
+    return scaled
+
+
+def with_copies(act: Watcher) -> Watcher:
+    """`act` on a copy of the hidden state, and a copy of its answer: the model changes its own in place."""
+
+    def copied(h: Float[Tensor, "batch pos d_in"]) -> Tensor | None:
+        changed = act(h.clone())
+        return None if changed is None else changed.clone()
+
+    return copied
 
 
 @contextlib.contextmanager
@@ -207,7 +244,7 @@ class FeatureContribution:
     """The part of a reconstruction that some features of a dictionary have: a V, in the space of its tap.
 
     V are the decoder rows as the dictionary scales them, and activations are those of its own encoder. Only the
-    chosen columns of the encoder are computed, except under TopK, where features compete. Where the
+    chosen columns of the encoder are computed, except where features compete, as under TopK. Where the
     dictionary normalises each token, the contribution is scaled back as its `decode` does.
     """
 
@@ -215,9 +252,9 @@ class FeatureContribution:
         """Hold the columns and rows of `features`, indices of the dictionary."""
         index = torch.tensor(features, device=dictionary.W_dec.device)
         self._rows = Placed(dictionary.W_dec[index])
-        self._columns = Placed(index) if isinstance(dictionary.activation, TopK) else None
+        self._columns = Placed(index) if isinstance(dictionary.activation, COMPETING) else None
         self._encoder, self._device = dictionary, dictionary.W_dec.device
-        if not isinstance(dictionary.activation, TopK):
+        if not isinstance(dictionary.activation, COMPETING):
             # a dictionary of these features: its encoding is those columns of the whole one
             self._encoder = Dictionary(
                 dictionary.site,

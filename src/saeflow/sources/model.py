@@ -11,8 +11,7 @@ see the padding, so a batch gives what each text gives alone, up to the rounding
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -28,63 +27,27 @@ from saeflow.errors import InvalidArgument, UnknownRelease, UnknownSite, WidthMi
 from saeflow.files import PACK
 from saeflow.ids import Part, Site
 from saeflow.interventions import Edit
-from saeflow.sources.architectures import Architecture, Point, PointLike, Tap, View, architecture_of
+from saeflow.sources import hooks
+from saeflow.sources.architectures import Architecture, Point, PointLike, Tap, View, architecture_of, named
+from saeflow.sources.captured import Captured
 from saeflow.sources.decoding import check_context, complete, sampling_config, seeded
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
-from saeflow.sources.hooks import Change, Clock, Timed, Watcher, resolve, spliced, watch_input, watch_output, with_shift
+from saeflow.sources.hooks import Change, Clock, Timed, Watcher, resolve, spliced
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.modules import LinearMaps, applied, constant_of, device_of, gain_of
 from saeflow.sources.packaged_models import fetched_model, name_of_folder
 from saeflow.sources.pretrained import fetch
+from saeflow.sources.site_map import TEXT, SiteMap, checked, mapped
 from saeflow.sources.tokens import Spelling, Tokens
 from saeflow.sources.weights import refuse_infinite
+from saeflow.sources.wrapped import model_inside
 
 DEMO_FOLDER = PACK / "model"
 
 
 class _Stop(Exception):
     """Everything requested has been read."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Captured(Mapping[Site | Point, Tensor]):
-    """What one forward pass held at the requested sites and points.
-
-    Each value is `Float[Tensor, "batch pos d_model"]` (`d_in` wide for `z`) in the model's dtype, without
-    gradient. Values at padding are there and mean nothing.
-
-    Attributes:
-        tensors: point -> tensor; index the object itself by site, `(layer, Tap.Z)` or point.
-        requested: the sites and points, as they were named.
-        inputs: layer -> what its block read, for the requested layers.
-        logits: `Float[Tensor, "batch pos vocab"]` where requested.
-    """
-
-    tensors: Mapping[Point, Tensor]
-    requested: tuple[Site | Point, ...]
-    inputs: Mapping[int, Tensor]
-    logits: Tensor | None
-
-    def __getitem__(self, point: PointLike) -> Tensor:
-        """The tensor at a point.
-
-        Raises:
-            UnknownSite: when it was not requested.
-        """
-        point = Point.at(point)
-        if point not in self.tensors:
-            have = ", ".join(map(str, self.requested)) or "none"
-            raise UnknownSite(f"{point} was not captured; captured: {have}. Name it in capture(tokens, sites).")
-        return self.tensors[point]
-
-    def __iter__(self) -> Iterator[Site | Point]:
-        """The sites and points, as they were named."""
-        return iter(self.requested)
-
-    def __len__(self) -> int:
-        """How many were requested."""
-        return len(self.requested)
 
 
 class TokenLogit(NamedTuple):
@@ -112,35 +75,40 @@ class LanguageModel:
 
     Raises:
         UnknownArchitecture: when the sites of its `config.model_type` are not mapped.
-        InvalidArgument: for anything but a model of transformers, such as a wrapper of one.
+        InvalidArgument: for anything but a model of transformers or a wrapper that it can be taken from, and for a map
+            of sites that is not this model's.
     """
 
     def __init__(
         self,
-        hf_model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
+        hf_model: nn.Module | object,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         loaded_by: LoadArguments | None = None,
         *,
         prepend_bos: bool | None = None,
+        sites: SiteMap | None = None,
     ) -> None:
-        """Wrap a model that is already loaded; `loaded_by` is what `load_model` loads the same by.
+        """Take a model that is already loaded.
 
-        `prepend_bos`: whether texts begin with the begin-of-text token; None for what the tokenizer does by itself.
+        Args:
+            hf_model: a model of transformers, in any dtype, quantised, adapted, sharded or offloaded; or what peft,
+                nnsight or TransformerLens (its bridge) put around one.
+            tokenizer: its tokenizer; nnsight and TransformerLens bring theirs.
+            loaded_by: what `load_model` loads the same by.
+            prepend_bos: whether texts begin with the begin-of-text token; None for what the tokenizer does by itself.
+            sites: the module paths of a family that is not mapped, as `site_map` has them.
         """
-        if not isinstance(hf_model, PreTrainedModel):
-            inside = " Pass model.get_base_model(), in which the adapters act, or model.merge_and_unload()."
-            raise InvalidArgument(
-                f"a {type(hf_model).__name__} is no model of transformers, whose modules saeflow could name."
-                + (inside if hasattr(hf_model, "get_base_model") else " Pass the model itself, or use load_model.")
-            )
-        self.hf_model: PreTrainedModel = hf_model.eval()
-        self.tokenizer = tokenizer
-        self.architecture: Architecture = architecture_of(str(hf_model.config.model_type))
+        inside, self.tokenizer = model_inside(hf_model, tokenizer)
+        self.hf_model: PreTrainedModel = inside.eval()
+        self.architecture: Architecture = architecture_of(inside.config) if sites is None else mapped(inside, sites)
+        self._by_map = sites is not None
         self._loaded_by = loaded_by
         self._prepend_bos = prepend_bos
         self._maps = LinearMaps()
-        self._trunk = hf_model.get_submodule(self.architecture.trunk)
+        self._trunk = inside.get_submodule(self.architecture.trunk)
         self._blocks = cast("nn.ModuleList", self._trunk.get_submodule(self.architecture.blocks))
+        if isinstance(sites, Mapping):
+            self.architecture = checked(self.architecture, self.n_layers, partial(self.capture, self.tokenize([TEXT])))
 
     @property
     def name(self) -> str:
@@ -155,7 +123,7 @@ class LanguageModel:
                 "the model was built in memory, and another process cannot load it by name. Save it with its tokenizer "
                 "(save_pretrained) and load the folder with load_model, or take the engine here."
             )
-        return _load_in_worker, (*self._loaded_by[:3], self._prepend_bos)
+        return _load_in_worker, (*self._loaded_by[:3], self._prepend_bos, self.architecture if self._by_map else None)
 
     @cached_property
     def prepend_bos(self) -> bool:
@@ -176,7 +144,8 @@ class LanguageModel:
         begun = prepend_bos_of(dictionaries)
         if begun is None or begun == self.prepend_bos:
             return self
-        return LanguageModel(self.hf_model, self.tokenizer, self._loaded_by, prepend_bos=begun)
+        sites = self.architecture if self._by_map else None
+        return LanguageModel(self.hf_model, self.tokenizer, self._loaded_by, prepend_bos=begun, sites=sites)
 
     @property
     def n_layers(self) -> int:
@@ -205,7 +174,7 @@ class LanguageModel:
     @property
     def parallel(self) -> bool:
         """Whether the MLP reads the block's input rather than the stream after attention."""
-        return self.architecture.parallel and bool(getattr(self.hf_model.config, "use_parallel_residual", True))
+        return self.architecture.parallel
 
     @property
     def trunk(self) -> nn.Module:
@@ -294,7 +263,7 @@ class LanguageModel:
         with contextlib.ExitStack() as stack, torch.no_grad():
             for key in wanted:
                 watch = partial(keep, key)
-                hook = self._watch(key, watch) if isinstance(key, Point) else watch_input(self.block(key), watch)
+                hook = self.watch(key, watch) if isinstance(key, Point) else hooks.watch_input(self.block(key), watch)
                 stack.callback(hook.remove)
             with contextlib.suppress(_Stop):
                 if logits:
@@ -343,7 +312,7 @@ class LanguageModel:
                 changes = resolve(edits, dictionaries, self, clock)
             stack.callback(clock.follow(self._trunk).remove)
             for point, change in changes:
-                stack.callback(self._watch(point, change).remove)
+                stack.callback(self.watch(point, change).remove)
             yield
 
     def loss(self, tokens: Tokens) -> Float[Tensor, "batch following"]:
@@ -411,7 +380,7 @@ class LanguageModel:
                 f"directions of width {directions.shape[1]} are not in the residual stream, which has width "
                 f"{self.d_model}. Take those of a dictionary on z from dictionary.directions(model)."
             )
-        norm = self._trunk.get_submodule(self.architecture.final_norm)
+        norm = self._trunk.get_submodule(named(self.architecture.final_norm, "norm"))
         gain = gain_of(norm, self.d_model, self.hf_model.dtype, centred=self.architecture.centred)
         h = directions.to(gain)
         if self.architecture.centred:
@@ -450,18 +419,22 @@ class LanguageModel:
         block, dtype = self.block(layer), self.hf_model.dtype
         norm = self.architecture.att_norm
         gain = None if norm is None else gain_of(block.get_submodule(norm), self.d_model, dtype, centred=False)
-        W_O = self._maps.of(block.get_submodule(self.architecture.o_proj), self._z_width, dtype)
-        return W_O, gain
+        W_O = self._maps.of(block.get_submodule(self.architecture.module(Tap.Z)), self._z_width, dtype)
+        return W_O if self._multiplier == 1 else W_O * self._multiplier, gain
 
     def part_gain(self, site: Site) -> Float[Tensor, " d_model"] | None:
-        """The gain of the norm between what a part's module returns and the stream; None where there is no norm.
+        """What each channel is multiplied by between a part's module and the stream; None where it is added as it is.
+
+        The gain of the norm that follows, or Granite's number.
 
         Raises:
             UnknownSite: for a layer the model does not have.
         """
         block = self.block(site.layer)
-        if self.architecture.att_norm is None or site.part is Part.RES:
+        if site.part is Part.RES or not self._module_is_apart:
             return None
+        if self.architecture.att_norm is None:
+            return torch.full((self.d_model,), self._multiplier, dtype=self.hf_model.dtype, device=self.device)
         norm = block.get_submodule(self.architecture.module(Tap.of(site.part)))
         return gain_of(norm, self.d_model, self.hf_model.dtype, centred=False)
 
@@ -470,18 +443,23 @@ class LanguageModel:
 
         Raises:
             UnknownSite: for a layer the model does not have.
+            InvalidArgument: where a sink takes part of the attention, so that biases add something else to each token.
         """
-        config, fused = self.hf_model.config.get_text_config(), self.architecture.fused
-        names = (self.architecture.first_norm, self.architecture.v_proj)
-        norm, module = map(self.block(layer).get_submodule, names)
-        bias, d = constant_of(norm, module, self.d_model, self.hf_model.dtype), self._z_width
-        heads = config.num_attention_heads
-        if fused == "heads":
-            return bias.view(heads, 3, -1)[:, 2].reshape(-1)
-        if fused == "columns":
-            return bias[-d:]
-        # several heads of queries share one of values
-        return bias.view(-1, d // heads).repeat_interleave(d // len(bias), dim=0).reshape(-1)
+        config, family, block = self.hf_model.config.get_text_config(), self.architecture, self.block(layer)
+        if hasattr(block.get_submodule(family.attention), "sinks"):
+            raise InvalidArgument(
+                f"attention of a {family.family} model gives part of its weight to a sink, so that the bias of the "
+                "values adds something else to z at each token. Use a dictionary trained on z as it is."
+            )
+        norm = nn.Identity() if family.first_norm is None else block.get_submodule(family.first_norm)
+        bias = constant_of(norm, block.get_submodule(named(family.v_proj, "v")), self.d_model, self.hf_model.dtype)
+        heads = int(config.num_attention_heads)
+        # one row a head: those of the values alone, after the queries and keys, or last of each group of heads
+        rows = bias.view(-1, self._z_width // heads)
+        if family.fused:
+            shared = (len(rows) - heads) // 2
+            rows = rows[-shared:] if family.fused == "columns" else rows.view(shared, -1, rows.shape[1])[:, -1]
+        return rows.repeat_interleave(heads // len(rows), dim=0).reshape(-1)  # heads of queries share one of values
 
     def settled(self, point: Point) -> Point:
         """The same tensor, its view the tensor at the tap itself wherever in this model that is the same.
@@ -491,14 +469,15 @@ class LanguageModel:
             InvalidArgument: when this model has no such tensor.
         """
         own, family = point._replace(view=View.OWN), self.architecture
-        sandwich = family.att_norm is not None
         if point.view is View.PROCESSED and point.tap is not Tap.MLP_IN:
             moved = bool(self.value_bias(point.layer).any()) if point.tap is Tap.Z else family.centred
             return point if moved else own
-        if (point.view is View.NORM and sandwich) or (point.view is View.RMS and not family.centred):
+        if point.view is View.NORM and family.norms_attention:
+            return own
+        if point.view is View.RMS and not family.centred and family.mlp_norm is not None:
             return own
         if point.view is View.MODULE:
-            return point if sandwich and point.tap in (Tap.ATT, Tap.MLP) else own
+            return point if self._module_is_apart and point.tap in (Tap.ATT, Tap.MLP) else own
         if point.view is View.OWN:
             return point
         raise InvalidArgument(
@@ -528,12 +507,33 @@ class LanguageModel:
         per_head = cast("int | None", getattr(config, "head_dim", None))
         return config.num_attention_heads * (per_head or config.hidden_size // config.num_attention_heads)
 
-    def _watch(self, point: Point, act: Watcher) -> RemovableHandle:
-        point = self.settled(point)
-        module = self.block(point.layer).get_submodule(self.architecture.module(point.tap, point.view))
+    @property
+    def _multiplier(self) -> float:
+        """What the output of each part is multiplied by before it is added to the stream."""
+        name = self.architecture.multiplier
+        return float(getattr(self.hf_model.config.get_text_config(), name)) if name else 1.0
+
+    @property
+    def _module_is_apart(self) -> bool:
+        """Whether what a part's module returns is another tensor than what is added to the stream."""
+        return self.architecture.att_norm is not None or self._multiplier != 1
+
+    def watch(self, point: Point, act: Watcher) -> RemovableHandle:
+        """Call `act` on the tensor at a point in every pass, and put back its answer, until the handle is removed.
+
+        Raises:
+            UnknownSite: for a layer the model does not have.
+            InvalidArgument: when this model has no such tensor.
+        """
+        point, family = self.settled(point), self.architecture
+        module = self.block(point.layer).get_submodule(family.module(point.tap, point.view))
         if point.view is View.PROCESSED:
-            act = with_shift(self.value_bias(point.layer) if point.tap is Tap.Z else None, act)
-        return watch_input(module, act) if point.tap.is_input else watch_output(module, act)
+            act = hooks.with_shift(self.value_bias(point.layer) if point.tap is Tap.Z else None, act)
+        if point.tap in (Tap.ATT, Tap.MLP) and point.view is not View.MODULE and self._multiplier != 1:
+            act = hooks.with_factor(self._multiplier, act)
+        if point.tap is Tap.MLP and family.in_place:
+            act = hooks.with_copies(act)
+        return hooks.watch_input(module, act) if family.is_input(point.tap) else hooks.watch_output(module, act)
 
     def _logits(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
         check_context(self.hf_model, tokens.input_ids.shape[1])
@@ -547,6 +547,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     prepend_bos: bool | None = None,
+    sites: SiteMap | None = None,
 ) -> LanguageModel:
     """A model and its tokenizer, from a folder, from the hub, or the one that comes with saeflow.
 
@@ -558,8 +559,10 @@ def load_model(
         dtype: what to compute in, whatever the file holds.
         prepend_bos: whether texts begin with the begin-of-text token; None for what the files of dictionaries say
             (`as_trained`), else what the tokenizer does by itself.
+        sites: the module paths of a family that is not mapped, as `site_map` has them; checked on a text.
 
     Raises:
+        InvalidArgument: for a map of sites that is not this model's.
         UnknownRelease: when there is no folder or repository of that name, the demo model is missing, or a packaged
             model has not been fetched.
         Unreachable: when the hub cannot be reached or refuses the files.
@@ -576,15 +579,16 @@ def load_model(
             f"the demo model is not at {DEMO_FOLDER}. Install saeflow with its demo pack, or build the pack "
             "with scripts/build_demo.py."
         )
-    hf_model, tokenizer = fetch(folder, dtype)
+    hf_model, tokenizer = fetch(folder, dtype, mapped=sites is not None)
     placed = cast("PreTrainedModel", nn.Module.to(hf_model, device))
     name = Path(name_or_path).absolute() if name_or_path != "demo" and Path(name_or_path).exists() else name_or_path
-    return LanguageModel(
-        placed, tokenizer, LoadArguments(str(name), str(device), dtype, prepend_bos), prepend_bos=prepend_bos
-    )
+    loaded_by = LoadArguments(str(name), str(device), dtype, prepend_bos)
+    return LanguageModel(placed, tokenizer, loaded_by, prepend_bos=prepend_bos, sites=sites)
 
 
 @lru_cache(maxsize=1)
-def _load_in_worker(name: str, device: str, dtype: torch.dtype, prepend_bos: bool | None) -> LanguageModel:
+def _load_in_worker(
+    name: str, device: str, dtype: torch.dtype, prepend_bos: bool | None, sites: Architecture | None
+) -> LanguageModel:
     """In a worker: the model, loaded once for all works of the process."""
-    return load_model(name, device=device_of_worker(device), dtype=dtype, prepend_bos=prepend_bos)
+    return load_model(name, device=device_of_worker(device), dtype=dtype, prepend_bos=prepend_bos, sites=sites)

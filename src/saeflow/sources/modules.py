@@ -102,7 +102,8 @@ def constant_of(norm: nn.Module, module: nn.Module, d_in: int, dtype: torch.dtyp
     """
     floats = (p.dtype for p in norm.parameters() if p.dtype.is_floating_point)
     with torch.no_grad():
-        nothing = torch.zeros(1, d_in, device=device_of(norm), dtype=next(floats, dtype))
+        where = device_of(norm) or device_of(module)  # where there is no norm, an Identity stands for it
+        nothing = torch.zeros(1, d_in, device=where, dtype=next(floats, dtype))
         return _run(module, _run(norm, nothing))[0]
 
 
@@ -122,6 +123,20 @@ def gain_of(norm: nn.Module, d: int, dtype: torch.dtype, *, centred: bool) -> Fl
     loud = (_LOUD * x).to(device_of(norm), next(floats, dtype))
     with torch.no_grad():
         return ((_run(norm, loud) - _run(norm, -loud)) / 2 / u.to(loud))[0]
+
+
+def is_centred(norm: nn.Module, model: nn.Module) -> bool:
+    """Whether a norm of a model subtracts the mean of a row (LayerNorm): adding a number to all of it changes nothing.
+
+    Raises:
+        InvalidArgument: when the module cannot be run.
+    """
+    weight = next(norm.parameters(), next(model.parameters()))
+    like = {"device": device_of(norm) or device_of(model), "dtype": weight.dtype}
+    width = int(weight.shape[-1])
+    row = torch.linspace(-1, 1, width).sin()[None].to(**like)
+    with torch.no_grad():
+        return torch.allclose(_run(norm, row), _run(norm, row + 2), atol=0.05, rtol=0.05)
 
 
 def _run(module: nn.Module, rows: Tensor) -> Tensor:

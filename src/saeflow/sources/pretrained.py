@@ -43,8 +43,12 @@ TEXTS: Final = 128 << 20
 _BESIDE: Final = (".json", ".txt", ".model", ".jinja")
 
 
-def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def fetch(
+    place: str | Path, dtype: torch.dtype, *, mapped: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in `dtype` and its tokenizer; the configuration is checked before any weight is read.
+
+    `mapped`: the user says where its sites are, so that any family will do.
 
     Raises:
         UnknownRelease: when there is no folder or repository of that name.
@@ -71,7 +75,8 @@ def fetch(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
         _check_files(place)
     try:
         config = AutoConfig.from_pretrained(place)
-        architecture_of(str(config.model_type))
+        if not mapped:
+            architecture_of(config)
         if lost := lost_rope(type(config).get_config_dict(place)[0], config):
             raise UnsupportedFormat(
                 f"the model {str(place)!r} was saved by transformers 5, and transformers {transformers.__version__} "

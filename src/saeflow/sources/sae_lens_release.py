@@ -16,17 +16,14 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
-
-from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra, UnknownRelease, Unreachable, UnsupportedFormat
 from saeflow.ids import Part, Site
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.formats.hook_names import site_of_hook
 from saeflow.sources.formats.sae_lens import sae_lens_dictionary
-from saeflow.sources.formats.tensors import TensorFile
+from saeflow.sources.formats.tensors import LoadedTensors
 
 _DIRECTORY: Final = "sae_lens.loading.pretrained_saes_directory"
 _LAYER: Final = re.compile(r"(?:^|[/_.-])(?:layer_?|l|L)?(\d+)(?=$|[/_.a-zA-Z-])")
@@ -86,17 +83,6 @@ def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], s
     return openers, str(listed.model), left_out
 
 
-class _LoadedTensors(TensorFile):
-    """Tensors that the loader returned, as a file of named tensors."""
-
-    def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        self.path, self._tensors = Path(name), dict(tensors)
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name].detach().float()
-
-
 def _open(release: str, names: list[str], site: Site) -> Dictionary:
     sae_name = names[0]
     if len(names) > 1:
@@ -116,11 +102,10 @@ def _open(release: str, names: list[str], site: Site) -> Dictionary:
         raise BadFile(f"{where}: sae-lens does not load it ({type(error).__name__}: {error}).") from error
     # before version 6 a tuple of the SAE, its configuration and sparsities
     sae = sae[0] if isinstance(sae, tuple) else sae
-    tensors: Mapping[str, Tensor] = sae.state_dict()
     config: dict[str, Any] = sae.cfg.to_dict()
     transcoder = "transcoder" in str(config.get("architecture"))
     made = sae_lens_dictionary(
-        config, lambda: _LoadedTensors(where, tensors), None if transcoder else site, where=where
+        config, lambda: LoadedTensors(where, sae.state_dict()), None if transcoder else site, where=where
     )
     if made.site != site:
         raise UnsupportedFormat(f"{where}: is at {made.site}, and its name says {site}. Save it, and pass the folder.")

@@ -34,6 +34,8 @@ VARIANTS = {name: (name, {}) for name in CONFIGS} | {
     ),
     "gemma2 hard caps": ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gpt_neox serial": ("gpt_neox", {"use_parallel_residual": False}),
+    "falcon serial": ("falcon", {"parallel_attn": False, "multi_query": False}),
+    "falcon with two norms": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "gpt2 eager": ("gpt2", {"_attn_implementation": "eager"}),
     "gpt2 scaled by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "_attn_implementation": "eager"}),
     "llama eager": ("llama", {"_attn_implementation": "eager"}),

@@ -34,7 +34,7 @@ from saeflow.sources.dictionary import Dictionary, Preprocessing, TrainingInfo
 from saeflow.sources.formats.configs import count, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
 from saeflow.sources.formats.sae_lens import gated_activation, gated_weights
-from saeflow.sources.formats.tensors import TorchFile
+from saeflow.sources.formats.tensors import LoadedTensors, TorchFile
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "ae.pt"
@@ -115,9 +115,19 @@ def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictiona
     trainer = config.get("trainer")
     trainer = trainer if isinstance(trainer, dict) else config
     file = TorchFile(folder / WEIGHTS)
-    site = site or _site(folder, config, trainer)
+    return learned_dictionary(trainer, file, site or _site(folder, config, trainer), where=path)
 
-    # 1. the class: as config.json names it, or as the tensors leave no doubt
+
+def learned_dictionary(
+    trainer: Mapping[str, Any], file: TorchFile | LoadedTensors, site: Site, *, where: Path
+) -> Dictionary:
+    """The dictionary of what is said of its trainer (`dict_class`, `k`) and its state; `where` is for messages.
+
+    Raises:
+        BadFile: when the two do not go together.
+        UnsupportedFormat: for another class.
+    """
+    # 1. the class: as it is named, or as the tensors leave no doubt
     name = trainer.get("dict_class")
     if name is None:
         name = next((made for sign, made in _TELLTALES.items() if sign in file.shapes), None)
@@ -126,7 +136,7 @@ def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictiona
         name = "AutoEncoderTopK"
     if not isinstance(name, str) or name not in _CLASSES:
         raise UnsupportedFormat(
-            f"{path}: dict_class is {name!r}. Supported: {', '.join(_CLASSES)}. Its tensors, "
+            f"{where}: dict_class is {name!r}. Supported: {', '.join(_CLASSES)}. Its tensors, "
             f"{sorted(file.shapes)}, leave more than one possible; add trainer.dict_class to {CONFIG}."
         )
     made = _CLASSES[name]
@@ -136,10 +146,10 @@ def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictiona
     if made.activation is ActivationKind.BATCHTOPK and layout["W_enc"].name not in file.shapes:
         layout = dict(_PARAMETERS if layout["W_enc"].name == "encoder.weight" else _LINEAR)
     weights = FileWeights(file, layout)
-    activation = _activation(made, trainer, file, weights, path)
+    activation = _activation(made, trainer, file, weights, where)
     if two_classes:
         activation = refused(
-            f"{path}: there is no dict_class, and the tensors of {file.path} are those of an AutoEncoderTopK and of a "
+            f"{where}: there is no dict_class, and the tensors of {file.path} are those of an AutoEncoderTopK and of a "
             "BatchTopKSAE alike, whose activations differ. Directions are known, activations are not. Add "
             f"trainer.dict_class to {CONFIG}."
         )
@@ -155,7 +165,7 @@ def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictiona
 
 
 def _activation(
-    made: _Class, trainer: Mapping[str, Any], file: TorchFile, weights: FileWeights, path: Path
+    made: _Class, trainer: Mapping[str, Any], file: TorchFile | LoadedTensors, weights: FileWeights, path: Path
 ) -> Callable[[], Activation]:
     if made.gated:
         return lambda: gated_activation(weights)

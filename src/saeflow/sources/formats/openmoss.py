@@ -49,28 +49,36 @@ def read_openmoss(folder: Path, site: Site | None = None) -> Dictionary:
         UnsupportedFormat: for another `sae_type`, or where its hooks are no site.
     """
     path = folder / CONFIG
-    config = read_json(path)
+    return openmoss_dictionary(read_json(path), open_tensors(folder / WEIGHTS), site, where=path)
+
+
+def openmoss_dictionary(config: Mapping[str, Any], file: TensorFile, site: Site | None, *, where: Path) -> Dictionary:
+    """The dictionary of a configuration and the tensors that go with it; `where` is for messages.
+
+    Raises:
+        BadFile: when the two do not go together.
+        UnsupportedFormat: for another `sae_type`, or where its hooks are no site.
+    """
     kind = config.get("sae_type")
     if kind != "sae":
         raise UnsupportedFormat(
-            f"{path}: sae_type is {kind!r}. Supported: sae, which transcoders are too. Of clt and crosscoder a feature "
-            "has several decoder rows, lorsa and molt write by other means; llamascopium reads them."
+            f"{where}: sae_type is {kind!r}. Supported: sae, which transcoders are too. Of clt and crosscoder a "
+            "feature has several decoder rows, lorsa and molt write by other means; llamascopium reads them."
         )
     read, written = str(config.get("hook_point_in")), str(config.get("hook_point_out"))
-    model = str(config.get("model_name") or folder.absolute())
+    model = str(config.get("model_name") or where.parent.absolute())
     norm = Norm.NONE
     if read != written:
-        place, tap, norm = transcoder_of_hooks(read, written, model, str(path))
+        place, tap, norm = transcoder_of_hooks(read, written, model, str(where))
         place = site or place
     else:
-        place, tap = (site, Tap.of(site.part)) if site else site_of_hook(read, model, str(path))
+        place, tap = (site, Tap.of(site.part)) if site else site_of_hook(read, model, str(where))
     training = TrainingInfo(view_of_hook(written, norm))
-    file = open_tensors(folder / WEIGHTS)
     if config.get("use_decoder_bias") is False:
-        file = _ZeroBias(file, count(config, "d_model", path))
+        file = _ZeroBias(file, count(config, "d_model", where))
     s_in, s_out, unknown = 1.0, 1.0, ""
     try:
-        s_in, s_out, norm = _scales(config, file, (read, written), norm, path)
+        s_in, s_out, norm = _scales(config, file, (read, written), norm, where)
     except BadFile as error:
         unknown = f"{error} Directions are known, activations are not."
     weights = FileWeights(file, _layout(file, s_in, s_out), transcoder=tap.is_read_only)
@@ -86,7 +94,7 @@ def read_openmoss(folder: Path, site: Site | None = None) -> Dictionary:
         place,
         tap=tap,
         weights=DirectionsOnly(weights, unknown) if unknown else read_by,
-        activation=refused(unknown) if unknown else _activation(config, weights, norms, path),
+        activation=refused(unknown) if unknown else _activation(config, weights, norms, where),
         preprocessing=Preprocessing(norm=norm),
         training=training,
     )

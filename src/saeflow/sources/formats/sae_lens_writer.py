@@ -21,7 +21,7 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument, UnsupportedFormat
 from saeflow.files import atomic_file, write_atomic
 from saeflow.ids import Site
-from saeflow.sources.activations import BatchTopK, JumpReLU, ReLU, TopK
+from saeflow.sources.activations import COMPETING, BatchTopK, Function, JumpReLU, ReLU, TopK
 from saeflow.sources.architectures import Architecture, Point, Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm
 from saeflow.sources.formats.configs import read_json
@@ -50,7 +50,7 @@ def hf_hook(point: Point, architecture: Architecture) -> str:
     """The module of a Hugging Face model that holds a place: `model.layers.3.output`, `….self_attn.o_proj.input`."""
     module = architecture.module(point.tap)
     path = [architecture.trunk, architecture.blocks, str(point.layer), *([module] if module else [])]
-    return ".".join([*path, "input" if point.tap.is_input else "output"])
+    return ".".join([*path, "input" if architecture.is_input(point.tap) else "output"])
 
 
 def write_sae_lens(
@@ -158,7 +158,7 @@ def _architecture(dictionary: Dictionary) -> str:
     normed = dictionary.preprocessing.norm is not Norm.NONE
     if dictionary.is_transcoder:
         hooked = dictionary.tap is Tap.MID and dictionary.preprocessing.norm is Norm.RESCALE
-        if isinstance(activation, TopK) or dictionary.preprocessing.subtract_b_dec or (normed and not hooked):
+        if isinstance(activation, COMPETING) or dictionary.preprocessing.subtract_b_dec or (normed and not hooked):
             raise UnsupportedFormat(
                 f"the transcoder at {dictionary.site} (activation {activation.kind.value}, {dictionary.preprocessing}) "
                 "has no architecture in sae-lens 6.54, whose transcoders have ReLU or thresholds. Train it with "
@@ -171,6 +171,8 @@ def _architecture(dictionary: Dictionary) -> str:
             f"the autoencoder at {dictionary.site} adds a linear skip (W_skip), and no autoencoder of sae-lens 6.54 "
             "does. Keep it with save_release, which writes the skip too."
         )
+    if isinstance(activation, Function):
+        raise UnsupportedFormat(f"the activation at {dictionary.site} is a function of Python, which no file can say.")
     if isinstance(activation, ReLU):
         return "standard"
     return "topk" if isinstance(activation, TopK) else "jumprelu"
@@ -192,7 +194,9 @@ def _metadata(dictionary: Dictionary, model_name: str, architecture: Architectur
     }
     if dictionary.is_transcoder:
         entries["hook_name_out"] = lens_hook(written)
-    if architecture is not None and not rescaled:
+    # where what a module returns is multiplied before it is added, no module has the tensor
+    multiplied = architecture is not None and architecture.multiplier and written.tap is not Tap.RES
+    if architecture is not None and not rescaled and (read.tap is Tap.Z or not multiplied):
         entries["hf_hook_name"] = hf_hook(read, architecture)
         if dictionary.is_transcoder:
             entries["hf_hook_name_out"] = hf_hook(written, architecture)

@@ -27,7 +27,16 @@ from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnsupportedForma
 from saeflow.files import atomic_file, write_atomic
 from saeflow.ids import Site
 from saeflow.reading import read_json
-from saeflow.sources.activations import Activation, ActivationKind, BatchTopK, JumpReLU, ReLU, TopK, kept_threshold
+from saeflow.sources.activations import (
+    Activation,
+    ActivationKind,
+    BatchTopK,
+    Function,
+    JumpReLU,
+    ReLU,
+    TopK,
+    kept_threshold,
+)
 from saeflow.sources.architectures import Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, TrainingInfo
 from saeflow.sources.formats.file_weights import FileWeights, Stored
@@ -167,7 +176,7 @@ def save_release(
 
     Raises:
         InvalidArgument: when there is nothing to write, or a matrix does not fit `dtype`: overflow, or a
-            decoder row that becomes zeros.
+            decoder row that becomes zeros; for an activation that is a function of Python.
         BadFile: when a dictionary read from disk is bad.
     """
     if not dictionaries:
@@ -204,6 +213,11 @@ def _tensors(site: Site, dictionary: Dictionary, dtype: torch.dtype) -> dict[str
         else:
             tensors[name] = whole.to(dtype)
     activation = dictionary.activation
+    if isinstance(activation, Function):
+        raise InvalidArgument(
+            f"the activation at {site} is a function of Python, which no file can say. Make it in Python each time, or "
+            "give one of saeflow.sources.activations."
+        )
     if isinstance(activation, JumpReLU | BatchTopK):
         whole = activation.threshold.detach().to("cpu", torch.float32)
         tensors["threshold"] = whole.expand(dictionary.n_features).contiguous()

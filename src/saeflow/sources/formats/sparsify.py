@@ -26,6 +26,7 @@ from saeflow.sources.formats.configs import count, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
 from saeflow.sources.formats.hook_names import site_of_hook, view_of_hook
 from saeflow.sources.formats.remote_tensors import open_tensors
+from saeflow.sources.formats.tensors import TensorFile
 
 CONFIG: Final = "cfg.json"
 WEIGHTS: Final = "sae.safetensors"
@@ -42,22 +43,44 @@ def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
         BadFile: when cfg.json or the weights are not as the format says.
         UnsupportedFormat: when it does something a Dictionary does not, or its hookpoint is no site.
     """
-    path = folder / CONFIG
-    config = read_json(path)
     # a run of several seeds has a folder for each below that of the hookpoint
     hookpoint = folder.absolute()
     hookpoint = hookpoint.parent if _SEED.fullmatch(hookpoint.name) else hookpoint
     run = read_json(hookpoint.parent / RUN) if (hookpoint.parent / RUN).is_file() else {}
-    file = open_tensors(folder / WEIGHTS)
+    return sparsify_dictionary(
+        read_json(folder / CONFIG),
+        open_tensors(folder / WEIGHTS),
+        site,
+        hookpoint=hookpoint.name,
+        run=run,
+        where=str(folder / CONFIG),
+    )
+
+
+def sparsify_dictionary(
+    config: Mapping[str, Any],
+    file: TensorFile,
+    site: Site | None,
+    *,
+    hookpoint: str,
+    run: Mapping[str, Any],
+    where: str,
+) -> Dictionary:
+    """The dictionary of a configuration, that of its run, and the tensors that go with them; `where` is for messages.
+
+    Raises:
+        BadFile: when they do not go together.
+        UnsupportedFormat: when it does something a Dictionary does not, or the hookpoint is no site.
+    """
     skip = "W_skip" in file.shapes
     transcodes = bool(config.get("transcode") or run.get("transcode") or (skip and "transcode" not in config))
     if site is None:
-        site, tap = site_of_hook(hookpoint.name, str(run.get("model") or ""), str(hookpoint))
+        site, tap = site_of_hook(hookpoint, str(run.get("model") or ""), where)
     else:
         tap = Tap.of(site.part)
     if transcodes and site.part is not Part.MLP:
         raise UnsupportedFormat(
-            f"{hookpoint}: a transcoder at {site}. Transcoders of MLPs are read alone. Use one of an MLP."
+            f"{where}: a transcoder at {site}. Transcoders of MLPs are read alone. Use one of an MLP."
         )
     layout = {
         "W_enc": Stored("encoder.weight"),
@@ -68,19 +91,19 @@ def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
     }
     weights = FileWeights(file, layout)
     n_features, d_in = weights.shape
-    stated = config.get("num_latents") or d_in * count(config, "expansion_factor", path)
+    stated = config.get("num_latents") or d_in * count(config, "expansion_factor", where)
     if (stated, config.get("d_in")) != (n_features, d_in):
         raise BadFile(
-            f"{path}: says {stated} latents of width {config.get('d_in')}, and {weights.origin} holds {n_features} of "
+            f"{where}: says {stated} latents of width {config.get('d_in')}, and {weights.origin} holds {n_features} of "
             f"width {d_in}. Fetch both again."
         )
     return Dictionary.reading(
         site,
         tap=Tap.MLP_IN if transcodes else tap,
         weights=weights,
-        activation=_activation(config, str(path)),
+        activation=_activation(config, where),
         preprocessing=Preprocessing(subtract_b_dec=not config.get("transcode")),
-        training=TrainingInfo(view_of_hook(hookpoint.name)),
+        training=TrainingInfo(view_of_hook(hookpoint)),
     )
 
 

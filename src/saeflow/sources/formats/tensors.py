@@ -122,6 +122,35 @@ class SafetensorsFile(TensorFile):
         return tensor
 
 
+class LoadedTensors(TensorFile):
+    """Tensors that are in memory, as a file of named tensors; `name` stands in errors for its path.
+
+    What is float32 on the CPU is shared, not copied: it follows the object that owns it.
+    """
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Hold them."""
+        self.path = Path(name)
+        self._tensors = {name.removeprefix(_COMPILED): tensor.detach() for name, tensor in tensors.items()}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as float32 on the CPU. Raises BadFile for one without values, as of an offloaded module."""
+        if self._tensors[name].is_meta:
+            raise BadFile(f"{self.path}: tensor {name!r} is a placeholder without values. Load the object's weights.")
+        return self._tensors[name].to("cpu", torch.float32)
+
+    def number(self, name: str) -> float:
+        """A tensor of one value. Raises BadFile when it holds several, or one that is not finite."""
+        return _one_number(self.path, name, self._tensors[name])
+
+
+def _one_number(path: Path, name: str, tensor: Tensor) -> float:
+    if tensor.numel() != 1 or not math.isfinite(float(tensor)):
+        raise BadFile(f"{path}: tensor {name!r} of shape {list(tensor.shape)} is not one finite number. {FETCH_AGAIN}")
+    return float(tensor)
+
+
 def shards_of(path: Path) -> list[Path]:
     """The parts that stand for a .safetensors file: `model-00001-of-00002.safetensors` and so on; empty where none do.
 
@@ -280,12 +309,7 @@ class TorchFile(TensorFile):
         Raises:
             BadFile: when it holds several values, or one that is not finite.
         """
-        tensor = self._tensor(name)
-        if tensor.numel() != 1 or not math.isfinite(float(tensor)):
-            raise BadFile(
-                f"{self.path}: tensor {name!r} of shape {list(tensor.shape)} is not one finite number. {FETCH_AGAIN}"
-            )
-        return float(tensor)
+        return _one_number(self.path, name, self._tensor(name))
 
     def _tensor(self, name: str) -> Tensor:
         tensors = self._load()
