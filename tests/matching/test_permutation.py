@@ -25,9 +25,10 @@ def scaled(n, seed):
     return rows(n, seed=seed) * torch.logspace(-3, 3, n)[:, None]
 
 
-def oracle(a, b):
+def oracle(a, b, absolute=False):
     """The whole matrix in float64, solved by scipy."""
     product = a.double().numpy() @ b.double().numpy().T
+    product = np.abs(product) if absolute else product
     i, j = linear_sum_assignment(product, maximize=True)
     return product[i, j].sum(), np.abs(product[i, j]).sum(), product
 
@@ -57,8 +58,8 @@ CASES = {
 }
 
 
-def check(found, a, b, accuracy=1e-6):
-    best, size, product = oracle(a, b)
+def check(found, a, b, accuracy=1e-6, absolute=False):
+    best, size, product = oracle(a, b, absolute)
     paired = np.flatnonzero(found.index != NO_PARTNER)
     assert len(paired) == min(len(a), len(b))
     assert len(set(found.index[paired])) == len(paired)
@@ -72,18 +73,28 @@ def check(found, a, b, accuracy=1e-6):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("candidates", [2, 50])
-def test_the_core_finds_what_the_dense_solver_finds(name, candidates):
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_core_finds_what_the_dense_solver_finds(name, candidates, absolute):
     a, b = CASES[name]
-    check(by_core(a, b, candidates), a, b)
+    check(by_core(a, b, candidates, absolute=absolute), a, b, absolute=absolute)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_small_problems_are_solved_densely(name):
+@pytest.mark.parametrize("absolute", [False, True])
+def test_small_problems_are_solved_densely(name, absolute):
     a, b = CASES[name]
-    found = assign(a, b)
+    found = assign(a, b, absolute=absolute)
     assert found.how == "dense"
     assert found.gap == 0
-    check(found, a, b, accuracy=1e-12)
+    check(found, a, b, accuracy=1e-12, absolute=absolute)
+
+
+def test_opposite_rows_are_partners_by_size_alone():
+    a = rows(40, seed=1)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
+    found = assign(a, -a[order], absolute=True)
+    assert np.array_equal(found.index, np.argsort(order.numpy()))
+    assert found.value == pytest.approx(float(a.square().sum()), rel=1e-6)
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,6 +16,8 @@ Volgenant 1996, Computers & Operations Research 23):
 4. Bound: sum p + sum_i max_j (a_i . b_j - p_j) is at least the optimum for ANY p >= 0. The maximum runs over
    all columns, in one pass of top-k over the rows [a_i, 1] and [b_j, -p_j]. Where it meets the value of the
    core's solution, that solution is optimal for the whole; where not, the pairs that break it join the core.
+
+With `absolute` the sizes of the dot products are summed: every column stands in steps 1 and 4 as b_j and as -b_j.
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ class Assignment:
 
     Attributes:
         index: The partner of each source row, -1 where it has none: the larger side has rows left over.
-        score: The dot product with the partner, -inf where there is none.
-        value: The sum of the dot products of all pairs.
+        score: The dot product with the partner, its size under `absolute`; -inf where there is none.
+        value: The sum of the scores of all pairs.
         bound: What no assignment can exceed, from prices on all columns; `value` where solved densely.
         gap: (bound - value) / |bound|, 0 where both are 0. Up to the rounding of float32 products.
         exact: Whether nothing better is possible, up to `tolerance`: bound - value is that small next to the
@@ -100,6 +102,7 @@ def assign(
     a: Float[Tensor, "n_source d_model"],
     b: Float[Tensor, "n_target d_in"],
     *,
+    absolute: bool = False,
     candidates: int = CANDIDATES,
     tolerance: float = TOLERANCE,
     rounds: int = ROUNDS,
@@ -115,6 +118,7 @@ def assign(
     Args:
         a: Source rows.
         b: Target rows, as wide.
+        absolute: Sum the sizes of the dot products: a row and its opposite are as good a pair as two equal rows.
         candidates: How many of the best columns of each row, and rows of each column, start the core.
         tolerance: What counts as `exact`. Products are float32, so less than 1e-7 cannot be told apart.
         rounds: How often the core may grow before the dense solver takes over.
@@ -130,17 +134,24 @@ def assign(
     _check(a, b)
     if len(a) > len(b):
         return assign(
-            b, a, candidates=candidates, tolerance=tolerance, rounds=rounds, dense_entries=dense_entries, memory=memory
+            b,
+            a,
+            absolute=absolute,
+            candidates=candidates,
+            tolerance=tolerance,
+            rounds=rounds,
+            dense_entries=dense_entries,
+            memory=memory,
         ).inverse(len(a))
     if len(a) * len(b) <= dense_entries:
-        return _dense(a, b)
+        return _dense(a, b, absolute)
     needed = len(a) * len(b) * DENSE_BYTES
     largest = len(a) * len(b) // DENSE_SHARE if needed <= memory else len(a) * len(b)
-    best = _by_core(a, b, candidates, tolerance, rounds, largest)
+    best = _by_core(a, b, absolute, candidates, tolerance, rounds, largest)
     if best.exact:
         return best
     if needed <= memory:
-        return _dense(a, b)
+        return _dense(a, b, absolute)
     warnings.warn(
         f"the assignment of {len(a)} to {len(b)} rows is within {best.gap:.1e} of the best possible and was not "
         f"proved closer in {rounds} rounds. The dense solver would need {needed / 2**30:.1f} GiB and memory is "
@@ -175,12 +186,13 @@ def _check(a: Tensor, b: Tensor) -> None:
         )
 
 
-def _dense(a: Tensor, b: Tensor) -> Assignment:
+def _dense(a: Tensor, b: Tensor, absolute: bool) -> Assignment:
     """The whole matrix of products, solved by scipy."""
     # scipy solves in float64 and makes that copy itself, which products of float32 need not
     products = a.double() @ b.double().T if len(a) * len(b) <= DENSE_ENTRIES else a @ b.T
+    products = products.abs_() if absolute else products
     index = linear_sum_assignment(products.cpu().numpy(), maximize=True)[1].astype(np.int64)
-    score = _products(a, b, np.arange(len(a)), index)
+    score = _products(a, b, np.arange(len(a)), index, absolute)
     value = float(score.sum())
     return Assignment(index, score, value, value, 0.0, exact=True, how="dense")
 
@@ -209,19 +221,22 @@ class _Core:
         )
 
 
-def _by_core(a: Tensor, b: Tensor, candidates: int, tolerance: float, rounds: int, largest: int) -> Assignment:
+def _by_core(
+    a: Tensor, b: Tensor, absolute: bool, candidates: int, tolerance: float, rounds: int, largest: int
+) -> Assignment:
     """Steps 1 to 4 of the head of the file; `a` is the smaller side, `largest` what a core may hold."""
     product = rounded_for(a, b, 1, both=False)[0].product
     product = "bfloat16" if product == "int8" else product  # prices would take all of the scale of a row
-    core = _feasible(_first_core(a, b, min(candidates, len(a)), product), a, b)
+    core = _feasible(_first_core(a, b, absolute, min(candidates, len(a)), product), a, b, absolute)
     bound, done = np.inf, 0
     while True:
         done += 1
         index, taken = _solve(core, len(a), len(b))
         price = _prices(core, index, taken, len(b))
-        score = _products(a, b, np.arange(len(a)), index)
+        score = _products(a, b, np.arange(len(a)), index, absolute)
         own = taken - price[index]
-        row, column, worth = _worth_most(a, b, price, own, SLACK * float(price.mean()), min(DEEP, len(b)), product)
+        slack = SLACK * float(price.mean())
+        row, column, worth = _worth_most(a, b, absolute, price, own, slack, min(DEEP, len(b)), product)
         best = own.copy()
         np.maximum.at(best, row, worth)
         bound = min(bound, float(price.sum() + best.sum()))
@@ -240,24 +255,25 @@ def _by_core(a: Tensor, b: Tensor, candidates: int, tolerance: float, rounds: in
     return Assignment(index, score, value, max(bound, value), gap, bool(room <= tolerance), how)
 
 
-def _first_core(a: Tensor, b: Tensor, k: int, product: Product) -> _Core:
+def _first_core(a: Tensor, b: Tensor, absolute: bool, k: int, product: Product) -> _Core:
     """The best `k` of both directions."""
-    forward, backward = top_k_both(a, b, k, product=product)
     n, m = len(a), len(b)
+    targets = torch.cat([b, -b]) if absolute else b
+    forward, backward = top_k_both(a, targets, k, product=product)
     row = np.concatenate([np.repeat(np.arange(n), k), _numpy(backward.index).ravel()])
-    column = np.concatenate([_numpy(forward.index).ravel(), np.repeat(np.arange(m), k)])
+    column = np.concatenate([_numpy(forward.index).ravel(), np.repeat(np.arange(len(targets)), k)])
     score = np.concatenate([_numpy(forward.score).ravel(), _numpy(backward.score).ravel()])
-    return _Core.of(row, column, score, m)
+    return _Core.of(row, column % m, np.abs(score) if absolute else score, m)
 
 
-def _feasible(core: _Core, a: Tensor, b: Tensor) -> _Core:
+def _feasible(core: _Core, a: Tensor, b: Tensor, absolute: bool) -> _Core:
     """With pairs for the rows that a largest matching of the core leaves out, so that a full one exists."""
     n, m = len(a), len(b)
     graph = csr_array((np.ones(len(core.row), dtype=np.int8), (core.row, core.column)), shape=(n, m))
     partner = cast("np.ndarray", maximum_bipartite_matching(graph, perm_type="column"))
     row = np.flatnonzero(partner < 0)
     column = np.setdiff1d(np.arange(m), partner)[: len(row)]
-    return core.add(row, column, _products(a, b, row, column), m)
+    return core.add(row, column, _products(a, b, row, column, absolute), m)
 
 
 def _solve(core: _Core, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
@@ -295,7 +311,7 @@ def _prices(core: _Core, index: np.ndarray, taken: np.ndarray, m: int) -> Float6
 
 
 def _worth_most(
-    a: Tensor, b: Tensor, price: np.ndarray, own: np.ndarray, slack: float, k: int, product: Product
+    a: Tensor, b: Tensor, absolute: bool, price: np.ndarray, own: np.ndarray, slack: float, k: int, product: Product
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The pairs, over ALL columns, that are worth more to a row after prices than its `own`, or at most `slack` less.
 
@@ -310,23 +326,32 @@ def _worth_most(
     left, right = a.new_zeros(len(a), width), b.new_zeros(len(b), width)
     left[:, : a.shape[1]], right[:, : b.shape[1]] = a, b
     left[:, a.shape[1] : a.shape[1] + 3], right[:, b.shape[1] : b.shape[1] + 3] = 1, torch.stack(parts, dim=1)
+    if absolute:
+        opposite = right.clone()
+        opposite[:, : b.shape[1]].neg_()
+        right = torch.cat([right, opposite])
     found = top_k(left, right, k, product=product, floor=torch.from_numpy(own - slack).to(a))
     index = _numpy(found.index)
     row, place = np.nonzero(index >= 0)
-    column, worth = index[row, place], _numpy(found.score)[row, place].astype(np.float64)
+    column, worth = index[row, place] % len(b), _numpy(found.score)[row, place].astype(np.float64)
+    if absolute:  # a row may be found by the sign under which it is worth less
+        worth = np.abs(worth + price[column]) - price[column]
     near = np.flatnonzero(worth > own[row] - ROUNDED * (np.abs(own[row]) + price[column]))
-    worth[near] = _products(a, b, row[near], column[near]) - price[column[near]]
+    worth[near] = _products(a, b, row[near], column[near], absolute) - price[column[near]]
     return row, column, worth
 
 
-def _products(a: Tensor, b: Tensor, row: np.ndarray, column: np.ndarray) -> Float64[np.ndarray, " n"]:
-    """a[row] . b[column] in float64, a slice that fits a cache at a time."""
+def _products(
+    a: Tensor, b: Tensor, row: np.ndarray, column: np.ndarray, absolute: bool
+) -> Float64[np.ndarray, " n"]:
+    """a[row] . b[column] in float64, or its size, a slice that fits a cache at a time."""
     parts, step = [np.zeros(0)], max(64, (1 << 20) // a.shape[1])
     for top in range(0, len(row), step):
         left = a[torch.from_numpy(row[top : top + step]).to(a.device)].double()
         right = b[torch.from_numpy(column[top : top + step]).to(b.device)].double()
         parts.append(_numpy(torch.bmm(left[:, None], right[:, :, None]).flatten()))
-    return np.concatenate(parts)
+    found = np.concatenate(parts)
+    return np.abs(found) if absolute else found
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
