@@ -93,6 +93,19 @@ PAGES: Final = (
         ("labels.local", "labels.neuronpedia", "labels.exports", "labels.explain", "labels.search"),
     ),
     Page(
+        "comparison",
+        "saeflow.comparison",
+        "Two or more dictionaries side by side, and labels carried over from one to another.",
+        modules=(
+            "comparison.results",
+            "comparison.run",
+            "comparison.pairs",
+            "comparison.chain",
+            "comparison.tables",
+            "comparison.transfer",
+        ),
+    ),
+    Page(
         "experiments",
         "saeflow.experiments",
         "Origins, deactivation and transitions on a running model, and their results folders.",

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from saeflow.version import __version__
 
 if TYPE_CHECKING:
+    from saeflow.comparison.results import Comparison, ComparisonSettings, open_comparison
+    from saeflow.comparison.run import compare
     from saeflow.errors import SaeflowError
     from saeflow.experiments.results import open_results
     from saeflow.flow import Edge, End, Evolution, FlowGraph, Node, Scores, Thresholds, trace
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Add": "saeflow.interventions",
     "Atlas": "saeflow.matching.atlas",
+    "Comparison": "saeflow.comparison.results",
+    "ComparisonSettings": "saeflow.comparison.results",
     "Dictionary": "saeflow.sources.dictionary",
     "DictionarySet": "saeflow.sources.library",
     "DirectMatches": "saeflow.matching.direct",
@@ -62,12 +66,14 @@ _HOME = {
     "Thresholds": "saeflow.flow",
     "build_atlas": "saeflow.matching.build",
     "calibrate": "saeflow.matching.calibration",
+    "compare": "saeflow.comparison.run",
     "correlate": "saeflow.matching.correlation",
     "dictionaries_from": "saeflow.sources.in_memory",
     "load_dictionaries": "saeflow.sources.library",
     "load_model": "saeflow.sources.model",
     "match": "saeflow.matching.methods",
     "open_atlas": "saeflow.matching.atlas",
+    "open_comparison": "saeflow.comparison.results",
     "open_results": "saeflow.experiments.results",
     "render": "saeflow.report",
     "trace": "saeflow.flow",
@@ -77,6 +83,8 @@ _HOME = {
 __all__ = [
     "Add",
     "Atlas",
+    "Comparison",
+    "ComparisonSettings",
     "Dictionary",
     "DictionarySet",
     "DirectMatches",
@@ -98,12 +106,14 @@ __all__ = [
     "__version__",
     "build_atlas",
     "calibrate",
+    "compare",
     "correlate",
     "dictionaries_from",
     "load_dictionaries",
     "load_model",
     "match",
     "open_atlas",
+    "open_comparison",
     "open_results",
     "render",
     "trace",

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "graph": ("graph", "demo", "serve"),
     "trace": ("trace",),
     "matching": ("match", "methods", "agreement", "correlate"),
+    "compare": ("compare",),
     "experiments": ("origins", "deactivate", "transition", "sweep"),
     "themes": ("themes", "find"),
     "steering": ("plan", "steer"),
@@ -46,8 +47,8 @@ GROUPS: Final = {
     ),
     ("models", "models"): ("Language models that saeflow can fetch by itself: a list of them, and get.", ("get",)),
     ("labels", "labels"): (
-        "What is known about features: fetch, make, show, search, explain.",
-        ("fetch", "make", "show", "search", "explain"),
+        "What is known about features: fetch, make, show, search, explain, transfer.",
+        ("fetch", "make", "show", "search", "explain", "transfer"),
     ),
 }
 """Commands of two words: name and file, what they are for, and their second words."""

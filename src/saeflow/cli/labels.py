@@ -1,4 +1,4 @@
-"""`saeflow labels`: fetch, make, show, search and explain what is known about features."""
+"""`saeflow labels`: fetch, make, show, search, explain and transfer what is known about features."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
-from saeflow.cli.options import Feature, Features, Flag, Json, ModelOptions, Positive, Release, SitesAtOnce, TextSources
-from saeflow.cli.output import Row, note, print_json, print_table, progress
+from saeflow.cli.options import (
+    Feature,
+    Features,
+    Flag,
+    Json,
+    ModelOptions,
+    Positive,
+    Projector,
+    Release,
+    SitesAtOnce,
+    TextSources,
+    projector,
+)
+from saeflow.cli.output import Row, note, print_json, print_table, progress, show
 from saeflow.errors import InvalidArgument, InvalidId, UnknownFeature, UnknownRelease
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.reading import read_json
@@ -396,6 +408,70 @@ def labels_explain(
         columns = ("feature", "label", "score", "silent from", "problem")
         print_table([{name: row[name] for name in columns} for row in shown])
         print(f"{written} labels written to {folder}; a score of 0.5 is what guessing gives")
+
+
+def labels_transfer(
+    source: Release,
+    target: Release,
+    /,
+    *,
+    least: Annotated[float, Parameter("--min", validator=validators.Number(gt=0, lte=1))] = 0.9,
+    sites: SiteNames = (),
+    pairs: Annotated[tuple[tuple[Site, Site], ...], Parameter("--map", n_tokens=1)] = (),
+    one_sided: Flag = False,
+    model: Projector = "",
+    out: WordsFolderOut = None,
+    dry_run: Flag = False,
+    as_json: Json = False,
+) -> None:
+    """Carry labels from one release over to features of another that have none, where their rows agree.
+
+    A label goes over where both features are each other's best match. Each carries its source and cosine.
+
+    Args:
+        source: Release whose words are known.
+        target: Release of the same model whose features lack labels.
+        least: Cosine of the two decoder rows at least.
+        pairs: Sites of both, such as 4/res>5/res; by default those of one name.
+        one_sided: Take the best match of a feature though it is not mutual.
+        dry_run: Say how many labels would go over, and write nothing.
+    """
+    from saeflow.comparison.transfer import transfer_labels
+    from saeflow.labels.folders import TRANSFERRED, words_folder
+    from saeflow.sources.library import load_dictionaries
+
+    one, other = load_dictionaries(source), load_dictionaries(target)
+    there = [site for site in one.sites if site in other.sites]
+    chosen = list(pairs) or [(site, site) for site in _chosen(sites, there)]
+    folder = out or words_folder(target, TRANSFERRED)
+    with progress("matching") as report:
+        found = transfer_labels(
+            one,
+            other,
+            chosen,
+            release=source,
+            target_release=target,
+            least=least,
+            mutual=not one_sided,
+            projector=projector(model),
+            out=None if dry_run else folder,
+            progress=report,
+        )
+    rows: list[Row] = [
+        {
+            "feature": str(label.feature),
+            "label": label.label,
+            "from": str(label.source),
+            "cosine": round(label.cosine, 4),
+        }
+        for label in found.labels
+    ]
+    summary: Row = {"from": source, "to": target, "unlabelled": found.unlabelled, "transferred": len(found.labels)}
+    summary |= {} if dry_run else {"folder": str(folder)}
+    from saeflow.report.tokens import one_line
+
+    shown = [row | {"label": one_line(row["label"])} for row in rows[:20]]
+    show(as_json, summary | {"labels": rows}, summary, shown)
 
 
 def _explained_row(one: Explanation) -> Row:

@@ -157,7 +157,8 @@ class FlowGraph:
     """A feature's flow through the model.
 
     `nodes` are in the order of computation; `span` is the first and last layer of a residual node
-    (l_start, l_end of appendix B.2), None when the graph has none. `p_floor` is the smallest p there can be.
+    (l_start, l_end of appendix B.2), None when the graph has none. `p_floor` is the smallest p there can be. `steps`
+    names what stands in place of layers, such as checkpoints; it is empty where layers are layers.
     """
 
     seed: FeatureId
@@ -168,6 +169,7 @@ class FlowGraph:
     span: tuple[int, int] | None
     release: str = ""
     p_floor: float | None = None
+    steps: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """One line: nodes and edges of a deep graph fill pages."""
@@ -211,6 +213,10 @@ class FlowGraph:
     def children(self, feature: FeatureId) -> tuple[Edge, ...]:
         """Edges out of `feature`, best first."""
         return tuple(sorted((e for e in self.edges if e.parent == feature), key=lambda e: -e.score))
+
+    def layer_name(self, layer: int) -> str:
+        """What stands at a layer: `layer 3`, or the name of a step."""
+        return self.steps[layer] if layer < len(self.steps) else f"layer {layer}"
 
     @property
     def circuits(self) -> tuple[Node, ...]:
@@ -256,7 +262,7 @@ class FlowGraph:
                 for e in self.edges
             ],
             "ends": [asdict(end) | {"feature": str(end.feature), "sentence": end.sentence} for end in self.ends],
-        }
+        } | ({"steps": list(self.steps)} if self.steps else {})
 
     @staticmethod
     def from_json(text: str) -> FlowGraph:
@@ -387,7 +393,8 @@ def _read(data: dict[str, Any]) -> FlowGraph:
     span = None if data["span"] is None else (_count(data["span"][0]), _count(data["span"][1]))
     thresholds = _thresholds_in(data["thresholds"])
     seed, floor, release = parse(data["seed"]), _known(data.get("p_floor")), str(data["release"])
-    return FlowGraph(seed, nodes, edges, ends, thresholds, span, release, floor)
+    steps = tuple(map(str, data.get("steps", ())))
+    return FlowGraph(seed, nodes, edges, ends, thresholds, span, release, floor, steps)
 
 
 def _scores(data: dict[str, Any] | None) -> Scores | None:

@@ -17,6 +17,7 @@ from saeflow.reading import read_json
 
 NEURONPEDIA: Final = "neuronpedia"
 LOCAL: Final = "local"
+TRANSFERRED: Final = "transferred"
 
 ABOUT: Final = "about.json"
 """What a folder of words says of itself."""
@@ -26,7 +27,8 @@ VERSION: Final = 1
 
 
 def words_folder(release: str | Path, origin: str) -> Path:
-    """Where words of a release are kept: in saeflow's cache, with a folder for each origin ("neuronpedia", "local").
+    """Where words of a release are kept: in saeflow's cache, with a folder for each origin ("neuronpedia", "local",
+    "transferred").
 
     A path gets a name of its own, of its last part and a digest: two folders of one name stay apart.
     """
@@ -50,7 +52,7 @@ def words_folders(release: str | Path, *, beside: Path | None = None) -> tuple[P
         places.append(pack / "atlas" / "words")
     elif Path(release).is_dir():
         places += [Path(release) / "words", Path(release)]
-    places += [words_folder(release, origin) for origin in (NEURONPEDIA, LOCAL)]
+    places += [words_folder(release, origin) for origin in (NEURONPEDIA, LOCAL, TRANSFERRED)]
     return tuple(dict.fromkeys(place for place in places if place.is_dir() and words_sites(place)))
 
 
@@ -58,7 +60,8 @@ def words_for(release: str | Path, *, beside: Path | None = None) -> Words:
     """The words of a release that are on this machine, from all places together; never asks the network.
 
     What one place does not know of a feature is taken from the next: words next to an atlas, those fetched from
-    Neuronpedia, those made here, and single features that were requested before.
+    Neuronpedia, those made here, labels carried over from another release, and single features that were requested
+    before.
 
     Args:
         release: "demo", the name of a release, or a folder.

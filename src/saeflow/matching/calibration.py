@@ -100,6 +100,28 @@ def far_sites(source: Site, target: Site, sites: Sequence[Site]) -> list[Site]:
     return [s for s in sites if s.part is source.part and abs(s.layer - target.layer) >= half]
 
 
+def draw_null(
+    source: Rows, target: Rows, null: Kind | str, *, rows: int = 2048, rotations: int = 8, seed: int = 0
+) -> NullDistribution:
+    """The best scores at `target` of `rows` times `rotations` rows drawn after those of `source`; any null but "far".
+
+    Both need a row that has a direction.
+
+    Raises:
+        InvalidArgument: for another null.
+    """
+    if null not in KINDS[:3]:
+        raise InvalidArgument(f"there is no null {null!r} of two dictionaries. Known: {', '.join(KINDS[:3])}.")
+    generator, scores = _generator(seed, null, source.site, target.site), list[float]()
+    for _ in range(rotations):
+        if null == "families":
+            drawn = like_families(source.matched, target.matched, rows, generator)
+        else:
+            drawn = (rotated if null == "rotation" else like_moments)(source.matched, rows, generator)
+        scores += top_k(drawn, target.matched, 1).score[:, 0].tolist()
+    return NullDistribution.of(source.site, target.site, null, scores, seed)
+
+
 def calibrate(
     dictionaries: Mapping[Site, Dictionary],
     atlas: Atlas,
@@ -196,24 +218,17 @@ class _Draw:
 
     def null(self, source: Site, target: Site) -> NullDistribution:
         """The best scores at `target` of rows drawn after those of `source`."""
-        name = json.dumps([self.seed, self.kind, str(source), str(target)])
-        digest = hashlib.sha256(name.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
+        if self.kind != "far":
+            how = {"rows": self.rows, "rotations": self.rotations, "seed": self.seed}
+            return draw_null(self.side(source), self.side(target), self.kind, **how)
+        generator = _generator(self.seed, self.kind, source, target)
         rows, scores = self.side(target).matched, list[float]()
-        for drawn in self._drawn(source, target, generator):
+        for drawn in self._far(source, target, generator):
             scores += top_k(drawn, rows, 1).score[:, 0].tolist()
         return NullDistribution.of(source, target, self.kind, scores, self.seed)
 
-    def _drawn(self, source: Site, target: Site, generator: torch.Generator) -> Iterator[Tensor]:
-        if self.kind != "far":
-            rows = self.side(source).matched
-            for _ in range(self.rotations):
-                if self.kind == "families":
-                    yield like_families(rows, self.side(target).matched, self.rows, generator)
-                else:
-                    yield (rotated if self.kind == "rotation" else like_moments)(rows, self.rows, generator)
-            return
-        # up to `rows` rows of each far site, taken without repetition, `rotations` sites at most
+    def _far(self, source: Site, target: Site, generator: torch.Generator) -> Iterator[Tensor]:
+        """Up to `rows` rows of each far site, taken without repetition, of `rotations` sites at most."""
         sites = far_sites(source, target, self.sites)
         if not sites:
             raise UnknownSite(
@@ -238,6 +253,12 @@ class _Draw:
         """Forget the directions of all other sites."""
         for site in [site for site in self._sides if site not in sites]:
             del self._sides[site]
+
+
+def _generator(seed: int, null: str, source: Site, target: Site) -> torch.Generator:
+    """One of its own for each null of an ordered pair of sites."""
+    digest = hashlib.sha256(json.dumps([seed, null, str(source), str(target)]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
 
 
 def _unit(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:

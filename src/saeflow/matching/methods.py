@@ -231,7 +231,7 @@ def match_rows(a: Rows, b: Rows, *, k: int = 1, method: str = "cosine") -> tuple
         raise InvalidArgument(
             f"k={k} matches were asked of method {how.name!r}, which gives each feature one partner. Give k=1."
         )
-    found = _assigned(a, b)
+    found = assigned(a, b)
     return _paired(how, a, b, found), _paired(how, b, a, found.inverse(len(b.rows)))
 
 
@@ -249,7 +249,7 @@ def best_rows(a: Rows, b: Rows, k: int, method: str) -> TopColumns:
             raise InvalidArgument(
                 f"k={k} matches were asked of {len(b.rows)} rows. Give k between 1 and {len(b.rows)}."
             )
-        kept = min(k, len(b.matched))
+        kept = min(k, len(b.matched)) if len(a.matched) else 0
         found = _spread(top_k(a.matched, b.matched, kept) if kept else None, a, b, k)
     _check_products(found, a, b, method)
     return found
@@ -297,14 +297,19 @@ def _check_products(found: TopColumns, a: Rows, b: Rows, method: str) -> None:
         )
 
 
-def _assigned(a: Rows, b: Rows) -> Assignment:
-    """`assign` among the rows that have a direction, in the numbering of all rows."""
+def assigned(a: Rows, b: Rows, *, absolute: bool = False) -> Assignment:
+    """`assign` among the rows that have a direction, in the numbering of all rows.
+
+    Raises:
+        WidthMismatch: when the two differ in width.
+        InvalidArgument: when products go beyond float32.
+    """
     if a.live is None and b.live is None:
-        return assign(a.rows, b.rows)
+        return assign(a.rows, b.rows, absolute=absolute)
     index, score = np.full(len(a.rows), NO_PARTNER, dtype=np.int64), np.full(len(a.rows), -np.inf)
     if not len(a.matched) or not len(b.matched):
         return Assignment(index, score, 0.0, 0.0, 0.0, exact=True, how="nothing to pair")
-    found = assign(a.matched, b.matched)
+    found = assign(a.matched, b.matched, absolute=absolute)
     own = np.arange(len(a.rows)) if a.live is None else a.live.cpu().numpy()
     other = np.arange(len(b.rows)) if b.live is None else b.live.cpu().numpy()
     index[own] = np.where(found.index == NO_PARTNER, NO_PARTNER, other[found.index])
@@ -325,7 +330,7 @@ def permutation(
         known = ", ".join(name for name, how in METHODS.items() if how.one_to_one)
         raise InvalidArgument(f"method {method!r} is no one-to-one matching. Those are: {known}.")
     a, b = sides(source, target, method=method, projector=projector)
-    return _assigned(a, b)
+    return assigned(a, b)
 
 
 def sides(

@@ -341,9 +341,7 @@ def _worth_most(
     return row, column, worth
 
 
-def _products(
-    a: Tensor, b: Tensor, row: np.ndarray, column: np.ndarray, absolute: bool
-) -> Float64[np.ndarray, " n"]:
+def _products(a: Tensor, b: Tensor, row: np.ndarray, column: np.ndarray, absolute: bool) -> Float64[np.ndarray, " n"]:
     """a[row] . b[column] in float64, or its size, a slice that fits a cache at a time."""
     parts, step = [np.zeros(0)], max(64, (1 << 20) // a.shape[1])
     for top in range(0, len(row), step):

@@ -6,6 +6,7 @@
     claims.py          claims.toml and items.toml: what the paper says; verdicts.py how a claim is judged
     evidence.py        what a run gave, as claims read it
     results.py         the page of a results folder
+    comparison.py      two or more dictionaries side by side
 
 `draw(table)` gives the figures of any table of a results folder, `reading(table)` its sentence, `save(figure, path)`
 writes one. The package imports matplotlib; nothing else of saeflow imports it before a figure is asked for.
@@ -50,7 +51,7 @@ _MODULES: Final = (
     "fig05_layers fig12_datasets fig03_scores fig14_separability fig04_activity fig13_contexts fig17_counts "
     "fig18_methods matching fig06_strategies fig07_rescale fig08_one_predecessor fig15_groups table1 "
     "beyond_deactivation fig09_layers fig10_strengths fig17_features steering_comparisons steering_best "
-    "fig23_permutations fig24_top_k beyond_transition"
+    "fig23_permutations fig24_top_k beyond_transition comparison"
 )
 FIGURES: Final[Mapping[str, Drawing]] = {
     name: drawing

@@ -171,7 +171,7 @@ def write_page(folder: Path) -> Path:
     expected = _EXPECTED.get(results.record.request.experiment, ())
     names = [name for name in expected if name in tables]
     names += [name for name in tables if name not in names]
-    sections = [_section(tables[name], tables, folder / "figures") for name in names]
+    sections = [section_of(tables[name], folder / "figures", samples=tables.get("steering_best")) for name in names]
     for section in sections:
         csv = folder / "tables" / f"{section.file}.csv"
         if section.file and not csv.is_file():
@@ -183,11 +183,11 @@ def write_page(folder: Path) -> Path:
     return path
 
 
-def _section(table: SummaryTable, tables: Mapping[str, SummaryTable], figures: Path) -> Section:
-    """A table with its figures, which are files of `figures` too."""
+def section_of(table: SummaryTable, figures: Path, *, samples: SummaryTable | None = None) -> Section:
+    """A table with its figures, which are files of `figures` too; `samples` is the table that goes with samples."""
     said = reading(table)
     if table.name == _SAMPLES:
-        return Section(table, said, block=samples_html(table, tables.get("steering_best")))
+        return Section(table, said, block=samples_html(table, samples))
     if table.name not in FIGURES:
         return Section(table, said)
 
@@ -238,18 +238,44 @@ def page_html(record: RunRecord, sections: Sequence[Section], missing: Sequence[
     asked = record.request
     what = _TITLES.get(asked.experiment, f"Results of {asked.experiment}")
     said = {section.table.name: section.said for section in sections}
+    return sections_html(
+        f"{what}: {asked.release}",
+        next((said[name] for name in _LEADS if said.get(name)), ""),
+        [*_facts(record)],
+        _record(record),
+        sections,
+        missing=missing,
+        finished=record.finished is not None,
+    )
+
+
+def sections_html(
+    title: str,
+    lead: str,
+    facts: Sequence[tuple[str, str]],
+    record: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    *,
+    missing: Sequence[str] = (),
+    finished: bool = True,
+    styles: Sequence[str] = (),
+) -> str:
+    """A page of figures and tables as one HTML document: a sentence, facts, everything asked, and the sections.
+
+    `styles` are files of `static/` that its blocks need besides.
+    """
     templates().filters["short"] = _short
     return document(
         "results.html.j2",
-        f"{what}: {asked.release}",
-        styles=("palette.css", "page.css", "results.css"),
+        title,
+        styles=("palette.css", "page.css", *styles, "results.css"),
         more_style=stylesheet(),
         scripts=("results.js",),
         kind="results",
-        finished=record.finished is not None,
-        lead=next((said[name] for name in _LEADS if said.get(name)), ""),
-        facts=[*_facts(record)],
-        record=_record(record),
+        finished=finished,
+        lead=lead,
+        facts=facts,
+        record=record,
         drawn=[s for s in sections if s.plates or s.block],
         rest=[s for s in sections if not (s.plates or s.block)],
         missing=missing,

@@ -77,7 +77,7 @@ def draw(graph: FlowGraph, words: Words, layout: Layout) -> str:
     empty = [lane for lane in layout.lanes if lane.empty and lane.part is not Part.RES]
     return _tag(
         "g",
-        *(_band(band, layout.height) for band in layout.bands),
+        *(_band(graph, band, layout.height) for band in layout.bands),
         *(_wire(wire) for wire in layout.wires),
         *(_stub(stub) for stub in layout.stubs),
         *(_node(graph, words, box) for box in layout.boxes),
@@ -130,11 +130,11 @@ def _text(x: float, y: float, text: str, kind: str, **more: str | float) -> str:
     return _tag("text", text=text, class_=kind, **(base | more))
 
 
-def _band(band: Band, height: float) -> str:
+def _band(graph: FlowGraph, band: Band, height: float) -> str:
     """A layer with its name at the top, over all three of its parts."""
     ground = _tag("rect", class_="band", x=band.x, y=0, width=band.width, height=height, rx=6, fill=BAND)
     middle = band.x + band.width / 2
-    name = _text(middle, 17, f"layer {band.layer}", "muted layer-name", text_anchor="middle", font_size=11.5)
+    name = _text(middle, 17, graph.layer_name(band.layer), "muted layer-name", text_anchor="middle", font_size=11.5)
     return _tag("g", ground, name, class_="layer", data_layer=str(band.layer))
 
 

@@ -48,7 +48,8 @@ def facts(graph: FlowGraph) -> tuple[tuple[str, str], ...]:
         pairs.append(("release", graph.release))
     if graph.span is not None:
         first, last = graph.span
-        pairs.append(("span", f"layer {first}" if first == last else f"layers {first} to {last}"))
+        ends = f"layers {first} to {last}" if not graph.steps else f"{graph.steps[first]} to {graph.steps[last]}"
+        pairs.append(("span", graph.layer_name(first) if first == last else ends))
     pairs.append(("thresholds", threshold_text(graph.thresholds)))
     mutual = [edge.mutual for edge in graph.edges if edge.mutual is not None]  # none where one direction was matched
     edges = f"{len(graph.edges)}" + (f", {sum(mutual)} of them mutual best matches" if mutual else "")

@@ -1,0 +1,86 @@
+"""`saeflow compare`: two or more dictionaries, or releases, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from saeflow.cli.options import Device, Json, Positive, Projector, Release, Sites, Together, projector
+from saeflow.cli.output import Row, print_json, print_table, progress
+from saeflow.comparison.results import ComparisonSettings
+from saeflow.ids import Site
+
+_SHOWN = {
+    "pairs": ("a", "b", "pw_mcc", "rotated", "signed", "a in b", "b in a", "mutual", "shared"),
+    "compare_kinds": ("a", "b", "n", "shared", "related", "only", "no direction"),
+    "compare_steps": ("step", "name", "carried", "born", "lost", "drift", "pw_mcc", "pw_mcc last", "there"),
+    "splits": ("of", "feature", "parts", "best", "span", "chance", "words"),
+    "only": ("of", "feature", "cosine", "density", "words"),
+    "duplicates": ("in", "feature", "other", "cosine", "words"),
+}
+"""Tables that a terminal shows, with the columns that fit."""
+
+
+def compare(
+    a: Release,
+    b: Release,
+    /,
+    *more: Release,
+    settings: Annotated[ComparisonSettings, Together] = ComparisonSettings(),
+    sites: Sites = (),
+    pairing: Literal["name", "all"] = "name",
+    pairs: Annotated[tuple[tuple[Site, Site], ...], Parameter("--map", n_tokens=1)] = (),
+    names: tuple[str, ...] = (),
+    model: Projector = "",
+    device: Device = "cpu",
+    out: Annotated[Path | None, Parameter(help="Folder for the page, comparison.json and all tables.")] = None,
+    limit: Positive = 10,
+    as_json: Json = False,
+) -> None:
+    """Compare dictionaries: seeds, widths, checkpoints, a base and its tuned model. More than two are a chain.
+
+    Shows PW-MCC and mean max cosines, what is shared and what is in one alone, splits, duplicates; for a chain the
+    birth, drift and death of features. Words on this machine are used.
+
+    Args:
+        a: "demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.
+        b: Another.
+        more: Further ones, in order: checkpoints, or seeds.
+        sites: Sites to compare, such as 4/res; all by default.
+        pairing: "name" pairs equal sites, "all" every site of A with every site of B.
+        pairs: Pairs of a site of A and one of B, such as 3/res>4/res.
+        names: What to call each.
+        limit: Rows of each table to print.
+    """
+    from saeflow.comparison.run import compare as run
+
+    with progress("comparing") as report:
+        found = run(
+            a,
+            b,
+            *more,
+            settings=settings,
+            sites=sites,
+            pairing=pairing,
+            mapping=pairs,
+            names=names,
+            projector=projector(model),
+            device=device,
+            progress=report,
+        )
+    page = None if out is None else found.save(out)
+    if as_json:
+        import json
+
+        print_json(json.loads(found.to_json()), indent=None)
+        return
+    for name, columns in _SHOWN.items():
+        if name in found.tables and found.tables[name].rows:
+            table = found.tables[name]
+            rows: list[Row] = [{column: row[column] for column in columns} for row in table.dicts()[:limit]]
+            more_rows = f" (the first {limit} of {len(table.rows):,})" if len(table.rows) > limit else ""
+            print_table(rows, f"{table.title}{more_rows}")
+    if page is not None:
+        print(f"{len(found.tables)} tables in {out}; open {page}")

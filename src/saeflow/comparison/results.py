@@ -1,0 +1,169 @@
+"""What a comparison found: tables, and what exactly was compared. No torch.
+
+OUT/comparison.json     everything: settings, the sha256 of every file, all tables, the flow graph of a chain
+OUT/tables/NAME.csv     the tables
+OUT/index.html          the page; OUT/figures/NAME.svg
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.experiments.results import Cell, SummaryTable
+from saeflow.files import add_check, agrees_with_check, write_atomic
+from saeflow.flow.graph import FlowGraph
+from saeflow.reading import read_json
+from saeflow.version import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT: Final = "saeflow-comparison"
+VERSION: Final = 1
+FILE: Final = "comparison.json"
+NULLS: Final = ("rotation", "moments", "families")
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonSettings:
+    """How dictionaries are compared.
+
+    Attributes:
+        method: Whose rows are compared, at unit norm; `saeflow methods` lists the methods.
+        k: Matches kept for each feature.
+        shared: Cosine from which a one-to-one partner counts as the same feature.
+        null: Rows that stand for chance where a match is called significant: rotation, moments, families.
+        fdr: False-discovery rate of significant matches.
+        rows: Null rows drawn at a time.
+        rotations: How many times null rows are drawn.
+        whole_rotations: Random rotations of all of a dictionary, for the null of PW-MCC.
+        duplicate: Cosine from which two features of one dictionary are duplicates.
+        seed: Seed of everything that is drawn.
+    """
+
+    method: str = "cosine"
+    k: int = 5
+    shared: float = 0.7
+    null: str = "moments"
+    fdr: float = 0.01
+    rows: int = 2048
+    rotations: int = 8
+    whole_rotations: int = 3
+    duplicate: float = 0.9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+            InvalidArgument: for a value out of range.
+        """
+        for name, least in {"k": 1, "rows": 1, "rotations": 1, "whole_rotations": 0}.items():
+            if getattr(self, name) < least:
+                raise InvalidArgument(f"{name}={getattr(self, name)} is too few. Give {least} or more.")
+        for name in ("shared", "duplicate", "fdr"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise InvalidArgument(f"{name}={getattr(self, name)} is out of range. Give a number between 0 and 1.")
+        if self.null not in NULLS:
+            raise InvalidArgument(f"there is no null {self.null!r} of two dictionaries. Known: {', '.join(NULLS)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two or more dictionaries, or releases, side by side.
+
+    Attributes:
+        settings: what was asked; with the dictionaries it determines every number.
+        dictionaries: for each dictionary its name, release, site, features, width, file, and the sha256 of the file
+            (of a file on this machine) and of the decoder in float32.
+        tables: by name; `frame` gives them as DataFrames. "pairs" has a row for every two dictionaries, "features" one
+            for every feature of each with its matches.
+        graph: of a chain, some features over its steps; None for two dictionaries.
+        made_by: the version of saeflow.
+    """
+
+    settings: Mapping[str, Any]
+    dictionaries: tuple[Mapping[str, Any], ...]
+    tables: Mapping[str, SummaryTable]
+    graph: FlowGraph | None = None
+    made_by: str = f"saeflow {__version__}"
+
+    def __repr__(self) -> str:
+        """The dictionaries that were compared."""
+        return f"<Comparison of {', '.join(str(one['name']) for one in self.dictionaries)}>"
+
+    def frame(self, table: str) -> pd.DataFrame:
+        """A table as a DataFrame.
+
+        Raises:
+            KeyError: when there is no such table.
+        """
+        return self.tables[table].frame()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for every two dictionaries: PW-MCC and what goes with it."""
+        return self.frame("pairs")
+
+    def to_json(self) -> str:
+        """The comparison as text that `open_comparison` reads."""
+        told = {
+            "format": FORMAT,
+            "version": VERSION,
+            "made_by": self.made_by,
+            "settings": dict(self.settings),
+            "dictionaries": [dict(one) for one in self.dictionaries],
+            "tables": {name: asdict(table) for name, table in self.tables.items()},
+            "graph": None if self.graph is None else self.graph.to_dict(),
+        }
+        # through JSON once, so that the checksum is of what will be read
+        return json.dumps(add_check(json.loads(json.dumps(told)))) + "\n"
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the folder: JSON, tables and the page; returns the path of the page.
+
+        Raises:
+            OSError: when the folder cannot be written.
+        """
+        folder = Path(folder)
+        write_atomic(folder / FILE, self.to_json().encode())
+        for name, table in self.tables.items():
+            write_atomic(folder / "tables" / f"{name}.csv", table.to_csv().encode("utf-8", "replace"))
+        # by name: drawing lies above what is drawn, but people look for it here
+        return import_module("saeflow.comparison.page").write_page(self, folder)
+
+
+def open_comparison(path: Path | str) -> Comparison:
+    """Read a comparison from its folder or its JSON file.
+
+    Raises:
+        BadFile: when the file is missing, changed, of another kind, or of another version.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    again = "Write it again with `saeflow compare --out`."
+    try:
+        told = cast("dict[str, Any]", read_json(path))
+        if (told["format"], told["version"]) != (FORMAT, VERSION):
+            raise BadFile(f"{path} is {told['format']!r} version {told['version']}, not {FORMAT!r} {VERSION}. {again}")
+        if not agrees_with_check(told):
+            raise BadFile(f"{path} has changed since it was written: its checksum differs. {again}")
+        tables = {
+            name: SummaryTable(
+                **{key: table[key] for key in ("name", "title", "paper", "note")},
+                columns=tuple(table["columns"]),
+                rows=tuple(tuple(cast("list[Cell]", row)) for row in table["rows"]),
+            )
+            for name, table in told["tables"].items()
+        }
+        graph = None if told["graph"] is None else FlowGraph.from_json(json.dumps(told["graph"]))
+        return Comparison(told["settings"], tuple(told["dictionaries"]), tables, graph, told["made_by"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile(f"{path} cannot be read as a comparison ({error!r}). {again}") from None
