@@ -80,21 +80,15 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     Raises:
         TimeoutError: when it does not.
     """
-    done: Future[T] = Future()
     late = threading.Event()
 
-    def run() -> None:
-        try:
-            found = call()
-        except BaseException as error:
-            done.set_exception(error)
-            return
-        done.set_result(found)
+    def closed_if_late() -> T:
+        found = call()
         if late.is_set() and hasattr(found, "close"):
             found.close()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        return found
 
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), daemon=True).start()
+    done = in_thread(closed_if_late)
     try:
         return done.result(seconds)
     except TimeoutError:
@@ -102,6 +96,21 @@ def within(seconds: float, call: Callable[[], T]) -> T:
             raise
         late.set()
         raise TimeoutError(f"no whole answer within {seconds:g} s") from None
+
+
+def in_thread(call: Callable[[], T]) -> Future[T]:
+    """What a call will return, or raise, in a thread that the end of the process does not wait for."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), daemon=True).start()
+    return done
 
 
 class Meter:

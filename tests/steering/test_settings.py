@@ -1,7 +1,7 @@
 """What a sweep tries: which settings there are, what is recorded of them, seeds."""
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 
@@ -90,7 +90,7 @@ def test_settings_come_back_from_their_lists_and_name_files_apart() -> None:
         Setting("random", 2, "linear", 0.5, "linear"),
         Setting("random", 2, "linear", 0.5, "single"),
     ]
-    assert [Setting.of(json.loads(json.dumps(s.to_list()))) for s in settings] == settings
+    assert [Setting(*json.loads(json.dumps(astuple(s)))) for s in settings] == settings
     names = [setting.name(direction) for setting in settings for direction in (UP, DOWN)]
     assert len(set(names)) == len(names)
     assert settings[3].name(UP) == "activate-random-linear-l2-s0.5"

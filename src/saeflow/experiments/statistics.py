@@ -150,6 +150,17 @@ class Tally:
         """
         return self._found(of, n, span, sizes, chosen, level)[0]
 
+    def of_means(
+        self,
+        of: Callable[[np.ndarray], np.ndarray] = lambda means: means,
+        *,
+        span: Span | None = None,
+        level: float = LEVEL,
+    ) -> Estimate:
+        """`of(means)` with its interval, of sums whose last axis is (total, rows): `told` with these rows."""
+        sizes = self.sums[..., 1]
+        return self.told(lambda x: of(ratio(x)), n=float(sizes.sum()), span=span, sizes=sizes, level=level)
+
     def now(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """`of(totals)` of the data themselves, of any shape; not a number where a cell is empty."""
         return np.asarray(self._apply(of, self.sums.sum(0)[None])[0])

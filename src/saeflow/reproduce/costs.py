@@ -136,28 +136,25 @@ class Costs:
 
     def of(self, stage: PaperStage) -> Cost:
         """What a stage costs when nothing of it is there."""
-        table = self.recipe.sizes[stage]
-        if stage is PaperStage.ATLAS:
-            return self._atlas(bool(table.get("null")))
-        if stage is PaperStage.GRAPHS:
-            return self._graphs()
-        if stage is PaperStage.ORIGINS:
-            return self._origins(table)
-        if stage is PaperStage.DEACTIVATION:
-            return self._deactivation(table)
-        if stage is PaperStage.STEERING:
-            return self._steering(table)
-        return self._transition(table)
+        of_stage = {
+            PaperStage.ATLAS: self._atlas,
+            PaperStage.GRAPHS: self._graphs,
+            PaperStage.ORIGINS: self._origins,
+            PaperStage.DEACTIVATION: self._deactivation,
+            PaperStage.STEERING: self._steering,
+            PaperStage.TRANSITION: self._transition,
+        }
+        return of_stage[stage](self.recipe.sizes[stage])
 
-    def _atlas(self, calibrated: bool) -> Cost:
+    def _atlas(self, table: Any) -> Cost:
         pairs = flow_pairs(list(self.sizes))
         largest = sorted((4.0 * s.n_features * s.d_in for s in self.sizes.values()), reverse=True)
         disk = sum(16.0 * 5 * self.sizes[site].n_features for pair in pairs for site in pair)
         seconds = 0.0 if self._has_atlas else self._products(pairs) * BOTH_WAYS
-        nulls = self._products(pairs) * 2 if calibrated else 0.0
+        nulls = self._products(pairs) * 2 if table.get("null") else 0.0
         return Cost(seconds + nulls, BASE + sum(largest[:4]) + self._projecting, 0.0 if self._has_atlas else disk)
 
-    def _graphs(self) -> Cost:
+    def _graphs(self, table: Any) -> Cost:  # noqa: ARG002 - one signature for all stages
         rows = 4.0 * max(s.n_features * s.d_in for s in self.sizes.values())
         read = READ * sum(s.n_features * s.d_in for s in self.sizes.values())
         return Cost(self._small(1.5) + (0.0 if self._has_atlas else read), BASE + 3 * rows, MB)

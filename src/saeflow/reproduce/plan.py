@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -189,7 +189,7 @@ def make_plan(
         items = tuple(item for item in recipe.items(stage) if not only or item in only)
         planned.append(PlannedStage(stage, items, download, costs.of(stage), done))
     made = Plan(recipe, folder, speeds, tuple(planned))
-    return Plan(recipe, folder, speeds, tuple(planned), (*_remarks(made), _told_active(active)))
+    return replace(made, remarks=(*_remarks(made), _told_active(active)))
 
 
 def told_time(seconds: float) -> str:

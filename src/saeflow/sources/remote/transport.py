@@ -7,12 +7,10 @@ holds it in memory, and begins again after a cut; so the answers are read here.
 
 from __future__ import annotations
 
-import contextvars
 import inspect
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +23,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session, hf_raise_for_status, tqdm
 
 from saeflow.errors import BadFile, Unreachable
-from saeflow.patience import LARGEST, LATER, Meter, TooLong, doubled, read_error, retry_after, within
+from saeflow.patience import LARGEST, LATER, Meter, TooLong, doubled, in_thread, read_error, retry_after, within
 from saeflow.reading import JSON
 from saeflow.sources.remote.hub_file import (
     REFUSALS,
@@ -152,16 +150,7 @@ def fetch_whole(repo: str, file: str, revision: str) -> Path:
     # before version 1 it tells nobody, and is waited for
     tells = "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
     bar: dict[str, Any] = {"tqdm_class": Bar} if tells else {}
-    fetched: Future[str] = Future()
-
-    def fetch() -> None:
-        try:
-            fetched.set_result(huggingface_hub.hf_hub_download(repo, file, revision=revision, **bar))
-        except BaseException as error:
-            fetched.set_exception(error)
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(fetch,), daemon=True).start()
+    fetched = in_thread(lambda: huggingface_hub.hf_hub_download(repo, file, revision=revision, **bar))
     while True:
         try:
             return Path(fetched.result(QUIET if tells else None))

@@ -106,8 +106,7 @@ class Cells:
 
     def estimate(self, values: Float[np.ndarray, " k"]) -> Estimate:
         """The mean of one score for each sample, with its interval."""
-        tally = self.tally(values)
-        return tally.told(n=float(tally.sums[:, 1].sum()), span=RATE, sizes=tally.sums[:, 1])
+        return self.tally(values).of_means(span=RATE)
 
     def tally(self, values: Float[np.ndarray, "*n k"]) -> Tally:
         """Values and how many are known: samples first, then the axes of `values`, then these two."""
@@ -160,7 +159,7 @@ def confirmed_cells(results: Results, judge: str) -> Cells | None:
         return None
     cells = Cells.of(again, read_scores(again, judge))
     roles = {
-        (unit["theme"], unit["direction"], Setting.of(setting)): role
+        (unit["theme"], unit["direction"], Setting(*setting)): role
         for unit in again.units()
         for setting, role in zip(unit["settings"], unit["roles"], strict=True)
     }

@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,7 @@ def _unit(theme: str, direction: str, method: str, settings: Iterable[Setting]) 
         "theme": theme,
         "direction": direction,
         "method": method,
-        "settings": [setting.to_list() for setting in settings],
+        "settings": [list(astuple(setting)) for setting in settings],
     }
 
 
@@ -266,7 +266,7 @@ class SweepUnit:
         """The settings of the unit one after the other, each with the same samples."""
         prepared, direction = self.theme_plans[unit["theme"]], SteeringDirection(unit["direction"])
         inputs, task = prepared.inputs, prepared.theme.task(direction)
-        settings = [Setting.of(listed) for listed in unit["settings"]]
+        settings = [Setting(*listed) for listed in unit["settings"]]
         seeds = [seed_of(self.seed, self.stage, sample) for sample in range(self.n)]
         prompt = task.asked if unit["method"] == PROMPT else task.prompt
         requests: list[Request] = []

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,7 +59,7 @@ GRID, CONFIRMED = "grid", "confirmed"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Setting:
-    """One way to generate.
+    """One way to generate; a unit of a results folder holds it as the list of its fields.
 
     Attributes:
         method: of `ORDER`.
@@ -80,15 +80,6 @@ class Setting:
         letter = "s" if direction is SteeringDirection.ACTIVATE else "r"
         words = [direction.value, self.method, self.mirrors, f"l{self.layer}" if self.layer >= 0 else ""]
         return "-".join([*filter(None, words), f"{letter}{self.value:g}"])
-
-    def to_list(self) -> list[Any]:
-        """As it stands in a unit of a results folder."""
-        return [self.method, self.layer, self.schedule, self.value, self.mirrors]
-
-    @staticmethod
-    def of(told: Sequence[Any]) -> Setting:
-        """The inverse of `to_list`."""
-        return Setting(*told)
 
 
 @dataclass(frozen=True, slots=True)
