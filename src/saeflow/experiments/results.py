@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument
@@ -105,6 +105,14 @@ class SummaryTable:
         return text.getvalue()
 
 
+_TITLES: Final = {
+    "origins": "Where active features come from",
+    "deactivation": "Removing predecessors",
+    "steering": "Steering along the flow",
+    "transition": "A match as a transcoder",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class RunRequest:
     """What was asked of an experiment: with the inputs it names, it determines every row.
@@ -126,6 +134,11 @@ class RunRequest:
     datasets: tuple[str, ...]
     atlases: Mapping[str, str]
     arguments: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """What was run, for people: "Removing predecessors: demo"."""
+        return f"{_TITLES.get(self.experiment, f'Results of {self.experiment}')}: {self.release}"
 
     def differences(self, other: RunRequest) -> list[str]:
         """What `other` asks otherwise, each as "name: here, there in `other`"; empty when nothing."""

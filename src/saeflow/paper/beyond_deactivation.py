@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from saeflow.experiments.groups import EXHAUSTIVE
 from saeflow.experiments.statistics import RATE, Estimate
-from saeflow.paper.frame import GROUPS, Frame, in_order
+from saeflow.paper.frame import GROUPS, Frame, in_order, most
 from saeflow.paper.kinds import (
     CONTROL,
     DEACTIVATED,
@@ -40,7 +40,6 @@ def paired_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             a, b, p = row.words("strategy_a"), row.words("strategy_b"), row.number("p")
             label = f"{a} − {b}" + ("" if p is None else f", p {chance(p)}")
             lines.append(Line(label, ACCENT, ((row.estimate("difference"), None),), row.number("n"), head))
-            head = ""
     return forest(lines, (DIFFERENCE,), medium, caption, controls=False)
 
 
@@ -70,13 +69,12 @@ def remaining_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     found = frame.lookup("group", "outcome")
     rows: list[Strip] = []
     for group in in_order(frame.distinct("group"), ("all", *GROUPS)):
-        known = {outcome: row for outcome in outcomes if (row := found.get((group, outcome)))}
+        known = {outcome: row for outcome in outcomes if (row := found[group, outcome])}
         shares = {outcome: row.number("share") or 0.0 for outcome, row in known.items()}
         columns = ("control_share", "control_low", "control_high", "control_n")
         control = next((e for row in known.values() if (e := row.estimate(*columns))), None)
         mark = Mark(control, told(f"control of {group}", control, DEACTIVATED), hollow=True) if control else None
-        n = max((row.number("n") or 0.0 for row in known.values()), default=0.0)
-        rows.append(Strip(group, shares, group, f"n = {count(n)}", mark=mark))
+        rows.append(Strip(group, shares, group, f"n = {count(most(known.values()))}", mark=mark))
     signs = [Sign(outcome, _OUTCOMES.get(outcome, (MUTED, PAPER))[0], SQUARE) for outcome in outcomes]
     if any(row.mark for row in rows):
         signs.append(Sign(f"deactivated by the {CONTROL}", hollow=True))
@@ -89,8 +87,7 @@ def remaining_sentence(frame: Frame) -> str:
     told = [
         f"{row.words('outcome')} {percent(row.number('share'))}{control_beside(row, 'control_share')}" for row in rows
     ]
-    n = max((row.number("n") or 0.0 for row in rows), default=0.0)
-    return f"Of {count(n)} targets: {listed(told)}." if told else ""
+    return f"Of {count(most(rows))} targets: {listed(told)}." if told else ""
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -104,8 +101,7 @@ def claim_missed(trials: pd.DataFrame) -> list[ClaimNumber]:
     for control in (False, True):
         gone = per_target(trials, EXHAUSTIVE, control=control)["deactivated"]
         where = stay & gone.notna()
-        tally = over_targets(first[where], gone[where])
-        estimates.append(tally.told(n=float(tally.sums[:, 1].sum()), span=RATE, sizes=tally.sums[:, 1]))
+        estimates.append(over_targets(first[where], gone[where]).of_means(span=RATE))
     words = "targets that their predecessors do not silence and another single active feature does"
     return [ClaimNumber(words, estimates[0], Rule("above", 0.05), "share", estimates[1])]
 
@@ -114,14 +110,12 @@ def match_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """How alike controls are in norm to what they control: medians and quartiles of the ratio."""
     lines: list[Line] = []
     for strategy in frame.distinct("strategy"):
-        head = strategy
         rows = frame.where(strategy=strategy)
         found = rows.lookup("removed")
         for removed in in_order(rows.distinct("removed"), GROUPS):
-            row = found[(removed,)]
+            row = found[removed]
             ratio = row.estimate("median", "q25", "q75", "controls")
-            lines.append(Line(removed, colour(removed), ((ratio, None),), row.number("controls"), head))
-            head = ""
+            lines.append(Line(removed, colour(removed), ((ratio, None),), row.number("controls"), strategy))
     return forest(lines, (RATIO,), medium, caption, controls=False)
 
 

@@ -70,7 +70,7 @@ def difference_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def difference_sentence(frame: Frame) -> str:
     """How far the best cosine is above the permutation, both as they are."""
     row = only(one_pair(frame), a="cosine top-1", b="permutation")
-    found = row.estimate("difference") if row else None
+    found = row.estimate("difference")
     if found is None:
         return ""
     way = "more" if found.value > 0 else "less"

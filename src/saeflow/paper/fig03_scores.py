@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saeflow.experiments.groups import PARTS
+from saeflow.experiments.origins_tables import SCORE_NAMES
 from saeflow.experiments.statistics import RATE, Tally, by_text, known_mean, ratio
 from saeflow.ids import Part
 from saeflow.paper.evidence import OriginsRun
@@ -43,11 +44,11 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         layer, score = shown[number // len(columns)], columns[number % len(columns)]
         first, names = number % across == 0, list[str]()
         for i, group in enumerate(groups):
-            base, row = len(groups) - 1 - i, found.get((layer, score, group))
+            base, row = len(groups) - 1 - i, found[layer, score, group]
             axes.axhline(base, color=RULE, lw=ems(0.05), zorder=1 + i)
-            n = count(row.number("n") if row else None)
+            n = count(row.number("n"))
             names.append(f"{group}   {n}" if first else n)
-            if row is not None:
+            if row:
                 _ridge(axes, base, row, group, 2 + i)
         axes.set_ylim(0, len(groups) + 0.6)
         value_axis(axes, "x", lowest, 1.0, most=5)
@@ -88,11 +89,9 @@ def sentence(frame: Frame) -> str:
     found = frame.where(layer=layer).lookup("score", "group")
     told: list[str] = []
     for group, score in OWN_SCORES:
-        own, none = found.get((score, group)), found.get((score, "nowhere"))
-        if own and none and own.number("median") is not None and none.number("median") is not None:
-            told.append(
-                f"{score} is {decimal(own.number('median'))} in {group} and {decimal(none.number('median'))} in nowhere"
-            )
+        own, none = (found[score, where].number("median") for where in (group, "nowhere"))
+        if own is not None and none is not None:
+            told.append(f"{score} is {decimal(own)} in {group} and {decimal(none)} in nowhere")
     where = "" if layer == "all" else f" at layer {layer}"
     return f"The median of {', '.join(told)}{method}{where}." if told else ""
 
@@ -102,7 +101,6 @@ def sentence(frame: Frame) -> str:
 
 _RANKS: Final = 50
 """Bins of scores over [-1, 1], for ranks."""
-_SCORE_OF: Final = {Part.RES: "s(R)", Part.MLP: "s(M)", Part.ATT: "s(A)"}
 
 
 def _between(run: OriginsRun, part: Part, a: int, b: int) -> ClaimNumber:
@@ -111,10 +109,9 @@ def _between(run: OriginsRun, part: Part, a: int, b: int) -> ClaimNumber:
     known, shape = np.isfinite(scores), (len(datasets), 8)
     both = [by_text(text[known], groups[known], v, shape) for v in (scores[known], np.ones(int(known.sum())))]
     tally = Tally(np.stack(both, -1)[:, [a, b]], datasets)
-    sizes = tally.sums[..., 1]
-    found = tally.told(lambda x: ratio(x)[:, 0] - ratio(x)[:, 1], n=float(sizes.sum()), sizes=sizes)
+    found = tally.of_means(lambda means: means[:, 0] - means[:, 1])
     one, two = tally.now(ratio).tolist()
-    words = f"mean {_SCORE_OF[part]} in From {GROUPS[a]} less that in From {GROUPS[b]}"
+    words = f"mean {SCORE_NAMES[part]} in From {GROUPS[a]} less that in From {GROUPS[b]}"
     return ClaimNumber(words, found, ABOVE_0, "number", beside=f"{one:.3f} against {two:.3f}")
 
 
@@ -146,7 +143,7 @@ def claim_proxy(run: OriginsRun) -> list[ClaimNumber]:
         np.add.at(sums, (text[known], layer[known], on, bins), 1.0)
         tally = Tally(sums, datasets)
         estimate = tally.told(auc, n=float(known.sum()), span=RATE)
-        words = f"area under the curve of {_SCORE_OF[part]} for an active {part.name} predecessor"
+        words = f"area under the curve of {SCORE_NAMES[part]} for an active {part.name} predecessor"
         found.append(ClaimNumber(words, estimate, Rule("above", 0.5), "level", beside="0.5 is chance"))
     if not found:
         raise NotMeasured("No score is known.")

@@ -21,18 +21,18 @@ from saeflow.paper.style import Medium, panels
 from saeflow.paper.verdicts import ABOVE_0, ClaimNumber, Rule, in_percent
 from saeflow.paper.words import listed, percent
 
-MODULES = ("RES", "MLP", "ATT")
+_MODULES: Final = tuple(module for module, _ in OWN_SCORES)
 KINDS = {"AO": "active in only one", "AB": "active in both", "IB": "inactive in both"}
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Share of tests passed by whether a module is active in one, both or neither group (fig. 4)."""
     kinds = in_order(frame.distinct("kind"), tuple(KINDS))
-    modules, columns = in_order(frame.distinct("module"), MODULES), in_order(frame.distinct("score"), SCORES)
+    modules, columns = in_order(frame.distinct("module"), _MODULES), in_order(frame.distinct("score"), SCORES)
     found = frame.lookup("kind", "module", "score")
     drawn, places = panels(medium, caption, len(kinds), 2.3 * len(modules), across=len(kinds), over=3.6)
     for i, (kind, axes) in enumerate(zip(kinds, places, strict=True)):
-        rows = [[found.get((kind, module, score)) for score in columns] for module in modules]
+        rows = [[found[kind, module, score] for score in columns] for module in modules]
         what = KINDS.get(kind, "")
         tips = [
             [f"{score}, {module} {what}: {tests_passed(row)}" for score, row in zip(columns, cells, strict=True)]
@@ -48,20 +48,9 @@ def sentence(frame: Frame) -> str:
     """A part's own score where it is active in one of the groups, and where in both."""
     frame, method = first_method(frame)
     found = frame.lookup("module", "score", "kind")
-    own = [
-        (module, score, found.get((module, score, "AO")), found.get((module, score, "AB")))
-        for module, score in OWN_SCORES
-    ]
-    one = [
-        f"{percent(row.number('share'))} ({module}, {score})"
-        for module, score, row, _ in own
-        if row and row.count("tests")
-    ]
-    both = [
-        percent(row.number("share"))
-        for _, _, first, row in own
-        if first and first.count("tests") and row and row.count("tests")
-    ]
+    own = [own for own in OWN_SCORES if found[*own, "AO"].count("tests")]
+    one = [f"{percent(found[*key, 'AO'].number('share'))} ({', '.join(key)})" for key in own]
+    both = [percent(found[*key, "AB"].number("share")) for key in own if found[*key, "AB"].count("tests")]
     if not one:
         return ""
     told = f"A module active in only one of two groups parts them by its own score in {listed(one)} of tests{method}"
@@ -110,8 +99,7 @@ def _less(passed: np.ndarray, a: np.ndarray, b: np.ndarray, words: str) -> Claim
     """Share of passed tests in one set less that in another."""
     tally = _passed(passed, a, b)
     one, two = tally.now(ratio).tolist()
-    sizes = tally.sums[..., 1]
-    found = tally.told(lambda x: ratio(x)[:, 0] - ratio(x)[:, 1], n=float(sizes.sum()), span=GAP, sizes=sizes)
+    found = tally.of_means(lambda means: means[:, 0] - means[:, 1], span=GAP)
     return ClaimNumber(words, found, ABOVE_0, beside=f"{in_percent(one)} against {in_percent(two)} of the tests")
 
 
@@ -134,8 +122,7 @@ def claim_alike(run: OriginsRun) -> list[ClaimNumber]:
     for at, part in enumerate(PARTS):
         same = np.array([(part.name in GROUPS[a]) == (part.name in GROUPS[b]) for a, b in _PAIRS])
         tally = _passed(_tested(run), same[:, None] & (np.arange(len(PARTS)) == at))
-        sizes = tally.sums[:, 0, 1]
-        estimate = tally.told(lambda x: ratio(x)[:, 0], n=float(sizes.sum()), span=RATE, sizes=sizes)
+        estimate = tally.of_means(lambda means: means[:, 0], span=RATE)
         words = f"tests passed on {SCORES[at]} where {part.name} is active in both groups or in neither"
         found.append(ClaimNumber(words, estimate, Rule("below", 0.5), "share"))
     return found

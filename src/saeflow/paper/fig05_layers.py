@@ -9,13 +9,13 @@ from typing import Final
 import numpy as np
 from matplotlib.figure import Figure
 
+from saeflow.experiments.groups import ALL
 from saeflow.experiments.statistics import known_mean
 from saeflow.paper.evidence import OriginsRun
-from saeflow.paper.frame import Frame, Interval, in_order
+from saeflow.paper.frame import Frame, Interval, in_order, most
 from saeflow.paper.kinds import Drawing, line, reach, said, stack
 from saeflow.paper.origins import (
     ATT,
-    EVERY,
     MLP,
     MLP_ATT,
     RES,
@@ -35,8 +35,8 @@ from saeflow.paper.words import capital, count, percent, percent_interval
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Groups by layer (fig. 5, 19b): stacks for every data set, and lines with intervals for all of them."""
-    datasets, groups, layers = in_order(frame.distinct("dataset"), (EVERY,)), frame.groups(), frame.layers()
-    first, rest = datasets[0], datasets[1:] if len(datasets) > 2 or EVERY not in datasets else ()
+    datasets, groups, layers = in_order(frame.distinct("dataset"), (ALL,)), frame.groups(), frame.layers()
+    first, rest = datasets[0], datasets[1:] if len(datasets) > 2 or ALL not in datasets else ()
     across = min(medium.across(max(1, len(rest)), 15 if medium.wide else 13), 4)
     found = frame.lookup("dataset", "layer", "group")
     # 1. panels: the first two as wide as half of the page, and one for each other data set in rows below
@@ -51,9 +51,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         parts = {
             group: (
                 colour(group),
-                shares := [
-                    row.number("share") if (row := found.get((dataset, str(n), group))) else None for n in layers
-                ],
+                shares := [found[dataset, str(n), group].number("share") for n in layers],
                 [f"{group}, layer {n}: {percent(share, 1)}" for n, share in zip(layers, shares, strict=True)],
             )
             for group in groups
@@ -66,14 +64,12 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         if not outer:
             axes.set_yticks([])
         # n of a share is that of its layer, the same for every group
-        ns = [
-            max((found[k].number("n") or 0.0 for k in found if k[:2] == (dataset, str(n))), default=0) for n in layers
-        ]
+        ns = [most(found[dataset, str(n), group] for group in groups) for n in layers]
         title(axes, name_of(dataset), f"n = {count(sum(ns))}" if sum(ns) else "")
     # 3. lines
     axes, everything = places[1], list[Interval | None]()
     for group in groups:
-        shares = [row.estimate("share") if (row := found.get((first, str(n), group))) else None for n in layers]
+        shares = [found[first, str(n), group].estimate("share") for n in layers]
         tips = [said(f"{group}, layer {n}", e) if e else "" for n, e in zip(layers, shares, strict=True)]
         line(axes, layers, shares, tips, tone=colour(group))
         everything += shares

@@ -18,6 +18,7 @@ from saeflow.paper.trials import (
     WITH_RES,
     both,
     control_beside,
+    control_rate,
     is_control,
     less,
     main_strategy,
@@ -43,7 +44,7 @@ def layer_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         rows = frame.where(strategy=strategy).lookup("layer")
         for i, measure in enumerate((DEACTIVATED, CHANGE)):
             axes = place[f"{strategy} {i}"]
-            pairs = [both(row)[i] if (row := rows.get((str(n),))) else (None, None) for n in layers]
+            pairs = [both(rows[str(n)])[i] for n in layers]
             for which, tone in ((1, MUTED), (0, ACCENT)):  # controls lie under what they control
                 name = f"control of {strategy}" if which else strategy
                 series = [pair[which] for pair in pairs]
@@ -58,13 +59,13 @@ def layer_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             if not first:
                 axes.set_yticklabels([])
             if i == 0:
-                title(axes, strategy, _in_all(rows.get(("all",))), room=medium.ems / across - 2.0)
+                title(axes, strategy, _in_all(rows["all"]), room=medium.ems / across - 2.0)
     return drawn
 
 
-def _in_all(row: FrameRow | None) -> str:
+def _in_all(row: FrameRow) -> str:
     """What all layers give together, where the table says so: `all 70 %, control 5 %`."""
-    if row is None:
+    if not row:
         return ""
     control = row.number("control_deactivated")
     return f"all {percent(row.number('deactivated'))}" + ("" if control is None else f", control {percent(control)}")
@@ -74,25 +75,20 @@ def layer_sentence(frame: Frame) -> str:
     """Each strategy with its control over all layers, or between which layers the main one varies."""
     main = main_strategy(frame)
     every = only(frame, strategy=main, layer="all")
-    found = every.estimate("deactivated") if every is not None else None
-    if every is not None and found is not None:
+    found = every.estimate("deactivated")
+    if found is not None:
         said = f"{main} deactivates {percent_interval(found)} of {count(found.n)} targets"
-        control = every.estimate("control_deactivated", "control_low", "control_high", "control_n")
+        control = control_rate(every)
         if control is not None:
             said += f"; the active control {percent_interval(control)}"
         known = [
             f"{name} {percent(row.number('deactivated'))}{control_beside(row)}"
             for name in frame.distinct("strategy")
-            if name != main
-            and (row := only(frame, strategy=name, layer="all"))
-            and row.number("deactivated") is not None
+            if name != main and (row := only(frame, strategy=name, layer="all")).number("deactivated") is not None
         ]
         return f"{said}. Of the targets of each: {listed(known)}." if known else f"{said}."
-    rows = {
-        n: r
-        for n in frame.layers()
-        if (r := only(frame, strategy=main, layer=str(n))) and r.number("deactivated") is not None
-    }
+    each = {n: only(frame, strategy=main, layer=str(n)) for n in frame.layers()}
+    rows = {n: row for n, row in each.items() if row.number("deactivated") is not None}
     if not rows:
         return ""
     low, high = (pick(rows, key=lambda n: rows[n].number("deactivated") or 0.0) for pick in (min, max))
@@ -111,13 +107,11 @@ def group_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     found = frame.lookup("group", "removed", "strategy")
     lines: list[Line] = []
     for group in frame.groups():
-        head = group
-        for strategy in strategies:
-            row = found.get((group, group, strategy))
-            if row is not None:
-                hollow = is_control(row)
-                lines.append(Line(strategy, colour(group), both(row), row.number("n"), head, hollow))
-                head = ""
+        lines += [
+            Line(strategy, colour(group), both(row), row.number("n"), group, is_control(row))
+            for strategy in strategies
+            if (row := found[group, group, strategy])
+        ]
     if not lines:
         return nothing(medium, caption, "no trial removed all predecessors of its target")
     return forest(
@@ -128,11 +122,8 @@ def group_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def group_sentence(frame: Frame) -> str:
     """The group in which removing everything works best, and that in which it works worst."""
     main = main_strategy(frame)
-    rows = {
-        g: r
-        for g in GROUPS
-        if (r := only(frame, strategy=main, group=g, removed=g)) and r.number("deactivated") is not None
-    }
+    each = {group: only(frame, strategy=main, group=group, removed=group) for group in GROUPS}
+    rows = {group: row for group, row in each.items() if row.number("deactivated") is not None}
     if not rows:
         return ""
     ordered = sorted(rows, key=lambda g: -(rows[g].number("deactivated") or 0.0))

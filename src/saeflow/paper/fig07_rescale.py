@@ -62,13 +62,12 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         everything: list[Interval | None] = []
         for columns, hollow in ((control, True), (own, False)):  # controls lie under what they control
             for group in groups:
-                rows = {r: row for row in frame.where(group=group).records if (r := row.number("r")) is not None}
-                at = sorted(rows)
-                found = [rows[r].estimate(*columns) for r in at]
+                rows = frame.where(group=group).by_number("r")
+                found = [row.estimate(*columns) for row in rows.values()]
                 name = f"control of {group}" if hollow else group
-                tips = [told(f"{name}, r = {r:g}", e, measure) if e else "" for r, e in zip(at, found, strict=True)]
-                line(axes, at, found, tips, tone=colour(group), hollow=hollow)
-                doses.update(at)
+                tips = [told(f"{name}, r = {r:g}", e, measure) if e else "" for r, e in zip(rows, found, strict=True)]
+                line(axes, list(rows), found, tips, tone=colour(group), hollow=hollow)
+                doses.update(rows)
                 everything += found
         low, high = reach(everything, least=0.001 if measure is LOSS else 0.05)
         value_axis(axes, "y", low, min(high, 1.02) if measure is DEACTIVATED else high, unit=measure.unit)
@@ -87,11 +86,7 @@ def sentence(frame: Frame) -> str:
     """What the lowest, the removing and the highest r do."""
     groups = frame.distinct("group")
     group = "all" if "all" in groups else (frame.groups() or ("",))[0]
-    rows = {
-        r: row
-        for row in frame.where(group=group).records
-        if (r := row.number("r")) is not None and row.number("change") is not None
-    }
+    rows = {r: row for r, row in frame.where(group=group).by_number("r").items() if row.number("change") is not None}
     if not rows:
         return ""
     said: list[str] = []

@@ -14,8 +14,6 @@ from saeflow.paper.trials import COMBINED, SINGLES, control_change, less, removi
 from saeflow.paper.verdicts import ClaimNumber
 from saeflow.paper.words import decimal
 
-PARTS = ("RES", "MLP", "ATT")
-
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Removing one predecessor at a time: does it matter as much in company as alone? (fig. 8)
@@ -24,30 +22,27 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """
     rated = "control_deactivated" in frame.columns
     lines: list[Line] = []
-    for removed in in_order(frame.distinct("removed"), PARTS):
+    for removed in in_order(frame.distinct("removed"), SINGLES):
         rows = frame.where(removed=removed)
-        head = f"{removed} removed"
         found = rows.lookup("group")
         for group in rows.groups():
-            row = found[(group,)]
+            row = found[group]
             change = row.estimate("change")
             rate = row.estimate("deactivated", "deactivated_low", "deactivated_high")
             cells = ((change, row.estimate("control_change", "control_low", "control_high", "control_n")),)
             cells += (
                 (rate, row.estimate("control_deactivated", "control_deactivated_low", "control_deactivated_high")),
             )
-            lines.append(Line(group, colour(group), cells, row.number("n"), head))
-            head = ""
+            lines.append(Line(group, colour(group), cells, row.number("n"), f"{removed} removed"))
     return forest(lines, (CHANGE, DEACTIVATED) if rated else (CHANGE,), medium, caption, controls=True)
 
 
 def sentence(frame: Frame) -> str:
     """What removing a part does where it is alone, and in the largest company there is."""
     told: list[str] = []
-    for part in ("RES", "MLP", "ATT"):
-        rows = {
-            g: row for g in GROUPS if (row := only(frame, group=g, removed=part)) and row.number("change") is not None
-        }
+    for part in SINGLES:
+        each = {group: only(frame, group=group, removed=part) for group in GROUPS}
+        rows = {group: row for group, row in each.items() if row.number("change") is not None}
         company = [group for group in rows if group != part]
         if part in rows and company:
             last = company[-1]

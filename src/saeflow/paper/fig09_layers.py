@@ -23,8 +23,6 @@ from saeflow.paper.steering import (
     MULTI,
     SUPPRESS,
     best,
-    by_direction,
-    by_theme,
     by_value,
     dashed,
     default_of,
@@ -153,8 +151,8 @@ def _one_method(axes: Axes, own: Sequence[FrameRow], layers: Sequence[int], *, b
 def sentence(frame: Frame) -> str:
     """The best layer of each method and how it moves with r."""
     told: list[str] = []
-    for direction, rows in by_direction(frame):
-        themes = by_theme(rows)
+    for direction, rows in frame.by("direction").items():
+        themes = rows.by("theme")
         tell = _layers_by_dose if direction == SUPPRESS else _best_layers
         if len(themes) == 1:
             told.append(tell(rows))

@@ -19,8 +19,6 @@ from saeflow.paper.steering import (
     MULTI,
     SUPPRESS,
     best,
-    by_direction,
-    by_theme,
     by_value,
     dashed,
     default_of,
@@ -64,7 +62,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     and along a thin curve the score is the same.
     """
     shown = [m for m in methods(frame) if m not in {"none", "prompt"}]
-    values = sorted({v for row in frame.records if (v := row.number("value")) is not None})
+    values = frame.numbers("value")
     if not shown or not values:
         return nothing(medium, caption, "no method was swept over a coefficient")
     default, suppress = default_of(frame), direction_of(frame) == SUPPRESS
@@ -84,12 +82,11 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             dashed(axes, default)
             everything.append(Interval(default))
         for method in shown:
-            rows = {v: row for row in frame.where(method=method).records if (v := row.number("value")) is not None}
-            known = [v for v in values if v in rows]
-            found = [rows[v].estimate(*columns) for v in known]
-            tips = [told(rows[v], e, columns[0]) if e else "" for v, e in zip(known, found, strict=True)]
+            rows = frame.where(method=method).by_number("value")
+            found = [row.estimate(*columns) for row in rows.values()]
+            tips = [told(row, e, columns[0]) if e else "" for row, e in zip(rows.values(), found, strict=True)]
             kind = look(method)
-            line(axes, [at[v] for v in known], found, tips, tone=kind.tone, hollow=kind.hollow, shape=kind.shape)
+            line(axes, [at[v] for v in rows], found, tips, tone=kind.tone, hollow=kind.hollow, shape=kind.shape)
             everything += found
         value_axis(axes, "y", *(reach(everything) if number == 0 else (0.0, MARK)))
         across = 1 if number == 0 else len(mosaic[1])
@@ -141,8 +138,8 @@ def _trade(axes: Axes, frame: Frame, shown: Sequence[str], *, suppress: bool) ->
 def sentence(frame: Frame) -> str:
     """The best coefficient of each method; over many themes, which method reaches the highest score."""
     told: list[str] = []
-    for direction, rows in by_direction(frame):
-        themes = by_theme(rows)
+    for direction, rows in frame.by("direction").items():
+        themes = rows.by("theme")
         told.append(_best_values(rows, direction) if len(themes) == 1 else _winners(themes, direction))
     return " ".join(word for word in told if word)
 

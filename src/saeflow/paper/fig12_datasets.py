@@ -7,12 +7,12 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.figure import Figure
 
+from saeflow.experiments.groups import ALL
 from saeflow.experiments.statistics import RATE
 from saeflow.paper.evidence import OriginsRun
-from saeflow.paper.frame import GROUPS, Frame, in_order
+from saeflow.paper.frame import GROUPS, Frame, in_order, most
 from saeflow.paper.kinds import Drawing, reach
 from saeflow.paper.origins import (
-    EVERY,
     WITH_ATT,
     WITH_MLP,
     GroupShares,
@@ -31,15 +31,15 @@ from saeflow.paper.words import count, percent, percent_interval
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Groups of every data set (fig. 12a, 19a): bars with intervals and their numbers."""
-    datasets, groups = in_order(frame.distinct("dataset"), (EVERY,)), frame.groups()
+    datasets, groups = in_order(frame.distinct("dataset"), (ALL,)), frame.groups()
     across = medium.across(len(datasets), 16, beside=max(advance(group, 0.82) for group in groups) + 1.0)
     drawn, places = panels(medium, caption, len(datasets), 1.75 * len(groups), across=across, over=3.6)
     found = frame.lookup("dataset", "group")
     high = 1.25 * reach(row.estimate("share") for row in frame.records)[1]  # with room for numbers at the right
     for i, (dataset, axes) in enumerate(zip(datasets, places, strict=True)):
-        rows = [found.get((dataset, group)) for group in groups]
+        rows = [found[dataset, group] for group in groups]
         for y, (group, row) in enumerate(zip(groups, rows, strict=True)):
-            share = row.estimate("share") if row else None
+            share = row.estimate("share")
             if share is None:
                 continue
             axes.barh(y, share.value, height=0.68, color=colour(group), zorder=2)
@@ -54,8 +54,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_yticks(range(len(groups)), list(groups) if i % across == 0 else [""] * len(groups))
         axes.tick_params(axis="y", labelcolor=INK)
-        ns = [n for row in rows if row and (n := row.number("n"))]
-        title(axes, name_of(dataset), f"n = {count(max(ns))}" if ns else "")
+        title(axes, name_of(dataset), f"n = {count(n)}" if (n := most(rows)) else "")
     return drawn
 
 
@@ -73,7 +72,7 @@ def sentence(frame: Frame) -> str:
     sets = {
         d: s["nowhere"].value
         for d in frame.distinct("dataset")
-        if d != "all" and "nowhere" in (s := shares_of(frame, dataset=d))
+        if d != ALL and "nowhere" in (s := shares_of(frame, dataset=d))
     }
     if len(sets) > 1:
         low, high = min(sets, key=sets.__getitem__), max(sets, key=sets.__getitem__)

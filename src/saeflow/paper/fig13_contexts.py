@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from saeflow.experiments.statistics import GAP, RATE, Tally, known_mean
 from saeflow.paper.evidence import OriginsRun
-from saeflow.paper.frame import GROUPS, Frame
+from saeflow.paper.frame import GROUPS, Frame, most
 from saeflow.paper.kinds import Drawing, heat
 from saeflow.paper.origins import ATT, COSINE, RES_ATT, first_method, short
 from saeflow.paper.style import MUTED, Medium, ems, panels
@@ -23,16 +23,16 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     groups = tuple(group for group in GROUPS if group in present)
     found = frame.lookup("group_a", "group_b")
     drawn, (axes,) = panels(medium, caption, 1, 2.1 * len(groups), over=2.4)
-    rows = [[found.get((a, b)) for b in groups] for a in groups]
-    values = [[row.number("probability") if row else None for row in cells] for cells in rows]
+    rows = [[found[a, b] for b in groups] for a in groups]
+    values = [[row.number("probability") for row in cells] for cells in rows]
     tips = [
         [f"{a} in one context, {b} in another: {percent(v, 1)}" for b, v in zip(groups, cells, strict=True)]
         for a, cells in zip(groups, values, strict=True)
     ]
     heat(axes, values, (groups, [short(group) for group in groups]), tips)
     for i, cells in enumerate(rows):
-        n = count(max((row.number("n") or 0.0 for row in cells if row), default=0.0))
-        axes.text(len(groups) + 0.1, i + 0.5, f"n = {n}", va="center_baseline", fontsize=ems(0.74), color=MUTED)
+        n = f"n = {count(most(cells))}"
+        axes.text(len(groups) + 0.1, i + 0.5, n, va="center_baseline", fontsize=ems(0.74), color=MUTED)
     return drawn
 
 
@@ -40,7 +40,7 @@ def sentence(frame: Frame) -> str:
     """Which group features keep most often and least, and where they go otherwise."""
     frame, method = first_method(frame)
     found = frame.lookup("group_a", "group_b")
-    stay = {g: p for g in GROUPS if (row := found.get((g, g))) and (p := row.number("probability")) is not None}
+    stay = {group: p for group in GROUPS if (p := found[group, group].number("probability")) is not None}
     if not stay:
         return ""
     low, high = min(stay, key=stay.__getitem__), max(stay, key=stay.__getitem__)
@@ -48,7 +48,7 @@ def sentence(frame: Frame) -> str:
         f"A feature seen in {high} is in the same group in another context with probability {percent(stay[high])}, "
         f"one seen in {low} with {percent(stay[low])}{method}"
     )
-    away = [(p, g) for g in GROUPS if g != high and (row := found.get((high, g))) and (p := row.number("probability"))]
+    away = [(p, group) for group in GROUPS if group != high and (p := found[high, group].number("probability"))]
     if away:
         told += f"; out of {high} it most often goes to {max(away)[1]} ({percent(max(away)[0])})"
     return f"{told}."

@@ -28,7 +28,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         values: list[list[float | None]] = []
         tips: list[list[str]] = []
         for i, below in enumerate(groups[1:], start=1):
-            rows = [found.get((score, a, below)) or found.get((score, below, a)) for a in groups[:-1]]
+            rows = [found[score, a, below] or found[score, below, a] for a in groups[:-1]]
             values.append([math.nan if j >= i else share_tested(row) for j, row in enumerate(rows)])
             pairs = zip(groups[:-1], rows, strict=True)
             tips.append([f"{a} against {below}, {score}: {tests_passed(row)}" for a, row in pairs])

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from saeflow.experiments.deactivation_tables import TOP_1
 from saeflow.experiments.statistics import GAP, RATE
-from saeflow.paper.frame import GROUPS, Frame, FrameRow, in_order, only
+from saeflow.paper.frame import GROUPS, Frame, FrameRow, in_order, most, only
 from saeflow.paper.kinds import CONTROL, Drawing, Strip, strips
 from saeflow.paper.style import GONE, LINE, MUTED, SQUARE, Medium, Sign, colour, group_signs
 from saeflow.paper.trials import (
@@ -82,11 +82,11 @@ def new_group_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     for group in groups:
         rows = shown[f"was {group}"] = []
         for removed in in_order(frame.where(group=group).distinct("removed"), GROUPS):
-            known = {o: row for o in outcomes if (row := found.get((group, removed, o)))}
+            known = {o: row for o in outcomes if (row := found[group, removed, o])}
             shares = {o: row.number("probability") or 0.0 for o, row in known.items()}
             controls = {o: p for o, row in known.items() if (p := row.number("control_probability")) is not None}
-            n = max((row.number("n") or 0.0 for row in known.values()), default=0.0)
-            rows.append(Strip(f"−{removed}", shares, f"{removed} removed", f"n = {count(n)}", control=controls))
+            n = f"n = {count(most(known.values()))}"
+            rows.append(Strip(f"−{removed}", shares, f"{removed} removed", n, control=controls))
     signs = group_signs(outcomes)
     if any(row.control for rows in shown.values() for row in rows):
         signs += [Sign("predecessors removed", MUTED, SQUARE), Sign(CONTROL, MUTED, LINE)]
@@ -98,7 +98,8 @@ def new_group_sentence(frame: Frame) -> str:
     """How often a target falls silent when everything is removed, and how often it stays without a predecessor."""
     main = main_strategy(frame)
     frame = frame.where(strategy=main) if main else frame
-    silent = {g: row for g in GROUPS if (row := _became(frame, g, "deactivated")) is not None}
+    each = {group: _became(frame, group, "deactivated") for group in GROUPS}
+    silent = {group: row for group, row in each.items() if row.number("probability") is not None}
     if not silent:
         return ""
 
@@ -114,14 +115,13 @@ def new_group_sentence(frame: Frame) -> str:
     if low != high:
         told += f" and {told_of(silent[low])} of those from {low}"
     stays = _became(frame, low, "nowhere")
-    if stays is None:
+    if stays.number("probability") is None:
         return f"{told}."
     return f"{told}; {told_of(stays)} of the latter stay active with no active predecessor."
 
 
-def _became(frame: Frame, group: str, outcome: str) -> FrameRow | None:
-    row = only(frame, group=group, removed=group, new_group=outcome)
-    return None if row is None or row.number("probability") is None else row
+def _became(frame: Frame, group: str, outcome: str) -> FrameRow:
+    return only(frame, group=group, removed=group, new_group=outcome)
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -152,8 +152,7 @@ def claim_full(trials: pd.DataFrame) -> list[ClaimNumber]:
     every = trials[removing(trials, COMBINED) & gone].drop_duplicates("target")
     fewer = of_strategy(trials) & trials["removing"] & ~all_named(trials) & trials["group"].isin(COMBINED)
     whole = ~every["target"].isin(trials["target"][fewer & gone])
-    tally = over_targets(every, whole.astype(float))
-    found = tally.told(n=float(len(every)), span=RATE, sizes=tally.sums[:, 1])
+    found = over_targets(every, whole.astype(float)).of_means(span=RATE)
     words = "targets of combined groups silenced by removing all predecessors and by no fewer"
     return [ClaimNumber(words, found, Rule("above", 0.5), "share")]
 

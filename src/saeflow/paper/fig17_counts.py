@@ -24,7 +24,7 @@ def counted(frame: Frame, medium: Medium, caption: str, *, other: str = "") -> F
     totals: dict[int, dict[str, float]] = {}
     for layer in frame.layers():
         known = frame.where(layer=str(layer)).lookup("group")
-        totals[layer] = {g: known[(g,)].number("features") or 0.0 for g in frame.groups() if (g,) in known}
+        totals[layer] = {group: known[group].number("features") or 0.0 for group in frame.groups() if group in known}
     most = max((sum(total.values()) for total in totals.values()), default=0) or 1
     for layer, total in totals.items():
         whole = sum(total.values()) or 1

@@ -12,7 +12,7 @@ from saeflow.paper.evidence import SteeringRun
 from saeflow.paper.frame import Frame
 from saeflow.paper.kinds import Drawing, tip
 from saeflow.paper.matching import parts_of, tone_of
-from saeflow.paper.steering import ACTIVATE, by_theme, find, in_any_theme, themes
+from saeflow.paper.steering import ACTIVATE, find, in_any_theme, themes
 from saeflow.paper.style import (
     DASHES,
     INK,
@@ -33,7 +33,7 @@ from saeflow.paper.words import count
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """How many features are steered at each layer, by part; upright lines where start features are (fig. 17a)."""
-    themes, layers, parts = by_theme(frame), frame.layers(), parts_of(frame)
+    themes, layers, parts = frame.by("theme"), frame.layers(), parts_of(frame)
     if not layers:
         return nothing(medium, caption, "no features at any layer")
     signs = [Sign(part, tone_of(part), SQUARE) for part in parts]
@@ -70,7 +70,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def sentence(frame: Frame) -> str:
     """How many features the themes have, and how many layers they reach."""
     sizes: list[tuple[float, float, int]] = []
-    for rows in by_theme(frame).values():
+    for rows in frame.by("theme").values():
         layers = {r.words("layer") for r in rows.records if r.number("features")}
         n, starts = (sum(r.number(name) or 0.0 for r in rows.records) for name in ("features", "starts"))
         sizes.append((n, starts, len(layers)))

@@ -8,14 +8,14 @@ from typing import Final
 import numpy as np
 from matplotlib.figure import Figure
 
-from saeflow.experiments.groups import PARTS
+from saeflow.experiments.groups import ALL, PARTS
 from saeflow.experiments.sampling import PYTHON
 from saeflow.experiments.statistics import GAP, Tally, ratio
 from saeflow.ids import Part
 from saeflow.paper.evidence import OriginsRun
-from saeflow.paper.frame import Frame, in_order
+from saeflow.paper.frame import Frame, in_order, most
 from saeflow.paper.kinds import DotPanel, DotRow, Drawing, Mark, dots, said
-from saeflow.paper.origins import COSINE, EVERY, PEARSON, WITH_ATT, GroupShares, every_of, name_of
+from saeflow.paper.origins import COSINE, PEARSON, WITH_ATT, GroupShares, every_of, name_of
 from saeflow.paper.style import Medium, Sign, colour
 from saeflow.paper.verdicts import ABOVE_0, BELOW_0, ClaimNumber, NotMeasured, Rule, in_percent
 from saeflow.paper.words import count, listed, percent_interval
@@ -25,7 +25,7 @@ _SHAPES = ("o", "D", "s", "^")
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Groups under each matching method by data set (fig. 18); data sets new to a method's table are marked."""
-    datasets, groups = in_order(frame.distinct("dataset"), (EVERY,)), frame.groups()
+    datasets, groups = in_order(frame.distinct("dataset"), (ALL,)), frame.groups()
     out = {r.words("dataset") for r in frame.records if r.words("in_distribution") in {"False", "0"}}
     shapes = {method: _SHAPES[i % len(_SHAPES)] for i, method in enumerate(frame.distinct("method"))}
     found = frame.lookup("dataset", "group", "method")
@@ -34,17 +34,15 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     for dataset in datasets:
         rows: list[DotRow] = []
         for group in groups:
-            known = [(j, name, row) for j, name in enumerate(shapes) if (row := found.get((dataset, group, name)))]
             marks = [
                 Mark(e, said(f"{m}, {group}", e), colour(group), shapes[m], j > 0, close * (j - (len(shapes) - 1) / 2))
-                for j, m, row in known
-                if (e := row.estimate("share"))
+                for j, m in enumerate(shapes)
+                if (e := found[dataset, group, m].estimate("share"))
             ]
             rows.append(DotRow(group, marks, height=close * len(shapes) + 0.5))
-        ns = [n for row in frame.where(dataset=dataset).records if (n := row.number("n"))]
+        n = most(frame.where(dataset=dataset).records)
         name = name_of(dataset) + (" †" if dataset in out else "")
-        more = f"n = {count(max(ns))}" if ns else ""
-        shown.append(DotPanel(name, rows, more=more, unit="%", within=(0.0, 1.0)))
+        shown.append(DotPanel(name, rows, more=f"n = {count(n)}" if n else "", unit="%", within=(0.0, 1.0)))
     signs = [Sign(method, shape=shape, hollow=i > 0) for i, (method, shape) in enumerate(shapes.items())]
     if out:
         signs.append(Sign("† texts the Pearson tables were not made on", shape=""))

@@ -79,7 +79,7 @@ def sentence(frame: Frame) -> str:
         f"{top.words('applied')}){baselines_beside(here, 'method')}."
     )
     raw, folded = (only(here, method="cosine top-1", applied=how) for how in ("raw", "folded"))
-    if raw is None or folded is None or raw.number("ev") is None or folded.number("ev") is None:
+    if raw.number("ev") is None or folded.number("ev") is None:
         return told
     return f"{told} Folded when applied, the best cosine explains {shown_as(folded)} in place of {shown_as(raw)}."
 

@@ -69,7 +69,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             points = [
                 (i + shift, e, map_told(row, Interval(e.value), measure))
                 for i, k in enumerate(ks)
-                if (row := found.get((k,))) and (e := row.estimate(*columns))
+                if (e := (row := found[k]).estimate(*columns))
             ]
             _series(axes, points, entries, TONES[how], low)
         for name, value in values.items():
@@ -112,7 +112,7 @@ def sentence(frame: Frame) -> str:
     said = f"{listed(told)}{baselines_beside(here, 'weights')}."
     two = only(here, weights="W_dec W_dec", k="2", entries="values", matched="raw", applied="folded")
     other = only(here, weights="permutation", applied="raw")
-    if two is None or other is None or two.number("ev") is None or other.number("ev") is None:
+    if two.number("ev") is None or other.number("ev") is None:
         return said
     return f"{said} Folded top-2 W_dec W_dec explains {shown_as(two)}, the permutation {shown_as(other)}."
 

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.groups import Origin
@@ -23,9 +24,13 @@ GROUPS = tuple(origin.label for origin in Origin.groups())
 
 @dataclass(frozen=True, slots=True)
 class FrameRow:
-    """One row by column name. Gaps are None for numbers and empty for words."""
+    """One row by column name. Gaps are None for numbers and empty for words; a row of gaps alone is false."""
 
     cells: Mapping[str, Cell]
+
+    def __bool__(self) -> bool:
+        """Whether there is a row at all."""
+        return bool(self.cells)
 
     def number(self, *names: str) -> float | None:
         """The first finite number under one of these columns."""
@@ -63,6 +68,14 @@ class FrameRow:
         if value is None:
             return None
         return Interval(value, self.number(low), self.number(high), self.number(n))
+
+
+class Rows(dict[Any, FrameRow]):
+    """Rows by the words of some columns; one that is not there is a row of gaps."""
+
+    def __missing__(self, key: object) -> FrameRow:
+        """Nothing but gaps."""
+        return FrameRow({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +129,10 @@ class Frame(SummaryTable):
         )
         return replace(self, rows=kept)
 
+    def by(self, column: str) -> dict[str, Frame]:
+        """The rows of each word of a column, in the order they first appear."""
+        return {word: self.where(**{column: word}) for word in self.distinct(column)}
+
     def distinct(self, column: str) -> tuple[str, ...]:
         """The words of a column in the order they first appear, without gaps."""
         return tuple(dict.fromkeys(word for record in self.records if (word := record.words(column))))
@@ -128,9 +145,20 @@ class Frame(SummaryTable):
         """The numbered layers, ascending; "all" is none."""
         return tuple(sorted({int(word) for word in self.distinct("layer") if word.isdecimal()}))
 
-    def lookup(self, *keys: str) -> dict[tuple[str, ...], FrameRow]:
-        """The rows by the words of these columns; the last of equal ones."""
-        return {tuple(record.words(key) for key in keys): record for record in self.records}
+    def numbers(self, *columns: str) -> list[float]:
+        """The numbers under these columns, ascending, each once."""
+        found = (record.number(column) for record in self.records for column in columns)
+        return sorted({value for value in found if value is not None})
+
+    def lookup(self, *keys: str) -> Rows:
+        """The rows by the words of these columns, of one column by its word; the last of equal ones."""
+        words = [tuple(record.words(key) for key in keys) for record in self.records]
+        return Rows(zip(words if len(keys) > 1 else [word for (word,) in words], self.records, strict=True))
+
+    def by_number(self, column: str) -> dict[float, FrameRow]:
+        """The rows by the number in a column, ascending; the last of equal ones."""
+        found = {value: record for record in self.records if (value := record.number(column)) is not None}
+        return dict(sorted(found.items()))
 
 
 def in_order(words: Iterable[str], order: Sequence[str]) -> tuple[str, ...]:
@@ -139,6 +167,11 @@ def in_order(words: Iterable[str], order: Sequence[str]) -> tuple[str, ...]:
     return (*(word for word in order if word in given), *(word for word in given if word not in order))
 
 
-def only(frame: Frame, **where: str) -> FrameRow | None:
-    """The first row with these words, or None."""
-    return next(iter(frame.where(**where).records), None)
+def only(frame: Frame, **where: str) -> FrameRow:
+    """The first row with these words; a row of gaps where there is none."""
+    return next(iter(frame.where(**where).records), FrameRow({}))
+
+
+def most(rows: Iterable[FrameRow], column: str = "n") -> float:
+    """The largest number in a column; 0 where there is none."""
+    return max((row.number(column) or 0.0 for row in rows), default=0.0)

@@ -258,7 +258,7 @@ def _dot(axes: Axes, middle: float, shown: Mark, ends: tuple[float, float], room
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a forest: an estimate and its control for each measure. `head` begins a block."""
+    """A line of a forest: an estimate and its control for each measure. Lines of one `head` are a block."""
 
     label: str
     tone: str
@@ -275,14 +275,15 @@ def forest(
     shown: list[DotPanel] = []
     for i, measure in enumerate(measures):
         rows: list[DotRow] = []
-        for line in lines:
+        for line, before in zip(lines, (None, *lines), strict=False):
             found, control = line.cells[i]
             named = ((found, line.label, line.hollow), (control, f"control of {line.label}", True))
             marks = [Mark(e, told(name, e, measure), line.tone, "o", hollow) for e, name, hollow in named if e]
             notes = [measure.text(found) if found else ""]
             notes += [measure.short(control.value if control else None)] if controls else []
             notes += [count(line.n)]
-            rows.append(DotRow(line.label, marks, notes, (line.head, line.tone)))
+            begins = before is None or before.head != line.head
+            rows.append(DotRow(line.label, marks, notes, (line.head if begins else "", line.tone)))
         heads = ("", "control", "n") if controls else ("", "n")
         within = (-math.inf, 1.0) if measure is DEACTIVATED else (-math.inf, math.inf)
         shown.append(DotPanel(measure.head, rows, unit=measure.unit, heads=heads, within=within))

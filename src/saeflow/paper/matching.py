@@ -15,7 +15,7 @@ from saeflow.paper.style import DASHES, MUTED, Medium, Sign, colour, ems, layer_
 from saeflow.paper.words import capital, count, decimal, listed, percent
 
 _SHARES: Final = ((("in_top_k",), True, "among the k best"), (("same", "share"), False, "the same"))
-"""Columns, whether its marks are hollow, and what they are."""
+"""Columns, whether their marks are hollow, and what they are."""
 
 
 def agreement_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -35,19 +35,14 @@ def agreement_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         rows_of = frame.where(method_a=a, method_b=b)
         for part in parts:
             known = rows_of.where(part=part).lookup("layer")
-            rows = [known.get((str(layer),)) for layer in layers]
-            for names, hollow, what in (
-                (("in_top_k",), True, "among the k best"),
-                (("same", "share"), False, "the same"),
-            ):
-                series: list[Interval | None] = []
-                for row in rows:
-                    value = row.number(*names) if row else None
-                    if row is None or value is None:
-                        series.append(None)
-                        continue
-                    low, high = (None, None) if hollow else (row.number("low"), row.number("high"))
-                    series.append(Interval(value, low, high, row.number("n")))
+            rows = [known[str(layer)] for layer in layers]
+            for names, hollow, what in _SHARES:
+                series = [
+                    Interval(value, *(None if hollow else row.number(end) for end in ("low", "high")), row.number("n"))
+                    if (value := row.number(*names)) is not None
+                    else None
+                    for row in rows
+                ]
                 tips = [
                     f"{part}, layer {layer}: {percent(e.value, 1)} {what}, n = {count(e.n)}" if e else ""
                     for layer, e in zip(layers, series, strict=True)
@@ -89,7 +84,7 @@ def agreement_sentence(frame: Frame) -> str:
 def _agreed(frame: Frame) -> float | None:
     """The share over all layers: as the table gives it, else the mean by the numbers of features."""
     every = only(frame, layer="all")
-    if every is not None:
+    if every:
         return every.number("same", "share")
     known = [
         (share, row.number("n") or 1.0) for row in frame.records if (share := row.number("same", "share")) is not None
@@ -117,18 +112,17 @@ def thresholds_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     # each part has two panels, one over the other
     mosaic = [[f"{i}{row}" for i in range(at, at + across)] for at in range(0, len(parts), across) for row in "ab"]
     drawn, places = panels(medium, caption, mosaic, [10.5, 5.5] * (len(mosaic) // 2), signs=signs, over=3.8)
-    known = [v for row in frame.records for name in ("threshold", "null_q99") if (v := row.number(name)) is not None]
-    values = [v for row in frame.records for name in ("kept", "kept_fixed") if (v := row.number(name)) is not None]
+    known, values = frame.numbers("threshold", "null_q99"), frame.numbers("kept", "kept_fixed")
     counted = any(value > 1 for value in values)
     for i, part in enumerate(parts):
         upper, lower = places[2 * i : 2 * i + 2]
         found, tone = frame.where(part=part).lookup("layer"), tone_of(part)
-        rows = [found.get((str(layer),)) for layer in layers]
+        rows = [found[str(layer)] for layer in layers]
         # 1. the calibrated threshold, the null under it and the fixed one
         band = [
             (n, q50, q99)
             for n, row in zip(layers, rows, strict=True)
-            if row and (q50 := row.number("null_q50")) is not None and (q99 := row.number("null_q99")) is not None
+            if (q50 := row.number("null_q50")) is not None and (q99 := row.number("null_q99")) is not None
         ]
         if band:
             at, low, high = ([float(v) for v in column] for column in zip(*band, strict=True))
@@ -160,14 +154,14 @@ def thresholds_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def _over_layers(
     axes: Axes,
     layers: Sequence[int],
-    rows: Sequence[FrameRow | None],
+    rows: Sequence[FrameRow],
     column: str,
     tip: Callable[[float, int], str],
     tone: str,
     *,
     hollow: bool = False,
 ) -> None:
-    series = [Interval(v) if row and (v := row.number(column)) is not None else None for row in rows]
+    series = [Interval(v) if (v := row.number(column)) is not None else None for row in rows]
     tips = [tip(e.value, n) if e else "" for n, e in zip(layers, series, strict=True)]
     line(axes, layers, series, tips, tone=tone, hollow=hollow)
 
@@ -176,7 +170,7 @@ def thresholds_sentence(frame: Frame) -> str:
     """Between which values the calibrated threshold of each part lies."""
     told: list[str] = []
     for part in frame.distinct("part"):
-        values = [v for row in frame.where(part=part).records if (v := row.number("threshold")) is not None]
+        values = frame.where(part=part).numbers("threshold")
         if values:
             told.append(f"{decimal(min(values))} to {decimal(max(values))} for {part}")
     return (

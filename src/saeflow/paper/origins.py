@@ -11,16 +11,17 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
+from saeflow.experiments.groups import ALL
+from saeflow.experiments.origins_tables import SCORE_NAMES
 from saeflow.experiments.statistics import GAP, Tally
 from saeflow.paper.evidence import OriginsRun
 from saeflow.paper.frame import GROUPS, Frame, FrameRow, Interval, in_order
 from saeflow.paper.verdicts import ABOVE_0, ClaimNumber, NotMeasured, Rule, in_percent
 from saeflow.paper.words import count
 
-OWN_SCORES: Final = (("RES", "s(R)"), ("MLP", "s(M)"), ("ATT", "s(A)"))
-SCORES = ("s(R)", "s(M)", "s(A)")
+OWN_SCORES: Final = tuple((part.name, name) for part, name in SCORE_NAMES.items())
+SCORES: Final = tuple(SCORE_NAMES.values())
 _SHORT = {"nowhere": "none", "RES": "R", "MLP": "M", "ATT": "A"}
-EVERY = "all"
 
 
 def first_method(frame: Frame) -> tuple[Frame, str]:
@@ -46,7 +47,7 @@ def largest_of(shares: Mapping[str, Interval]) -> str:
 def every_of(frame: Frame) -> str:
     """All data sets together where the table has them, else the first one."""
     datasets = frame.distinct("dataset")
-    return in_order(datasets, ("all",))[0] if datasets else ""
+    return in_order(datasets, (ALL,))[0] if datasets else ""
 
 
 def short(group: str) -> str:
@@ -54,21 +55,21 @@ def short(group: str) -> str:
     return _SHORT.get(group) or "".join(_SHORT.get(part, part) for part in group.split(" & "))
 
 
-def share_tested(row: FrameRow | None) -> float | None:
+def share_tested(row: FrameRow) -> float | None:
     """The share of tests that passed; a gap where there was none."""
-    return row.number("share") if row is not None and row.count("tests") else None
+    return row.number("share") if row.count("tests") else None
 
 
-def tests_passed(row: FrameRow | None) -> str:
+def tests_passed(row: FrameRow) -> str:
     """`12 of 40 tests`, for tips."""
-    if row is None or not row.count("tests"):
+    if not row.count("tests"):
         return "no test"
     return f"{count(row.number('passed'))} of {count(row.number('tests'))} tests"
 
 
 def name_of(dataset: str) -> str:
     """How a data set is called on a figure."""
-    return "all datasets" if dataset == EVERY else dataset
+    return "all datasets" if dataset == ALL else dataset
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

@@ -79,12 +79,6 @@ _EXPECTED: Final[Mapping[str, Sequence[str]]] = {
         "transition_fits",
     ),
 }
-_TITLES: Final = {
-    "origins": "Where active features come from",
-    "deactivation": "Removing predecessors",
-    "steering": "Steering along the flow",
-    "transition": "A match as a transcoder",
-}
 _LEADS: Final = ("shares_by_dataset", "table_1", "by_strategy_layer", "steering_best", "transition_permutations")
 _SAMPLES: Final = "steering_samples"
 _PICKED: Final = ("theme", "direction")
@@ -111,13 +105,17 @@ class ShownPlate:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table with its figures, or with `block`, HTML in their place; `problem` says why it has no figure."""
+    """A table with its figures, or with `block`, HTML in their place.
+
+    `problem` says why it has no figure, and `left_out` how many themes have none here.
+    """
 
     table: SummaryTable
     said: str
     plates: tuple[ShownPlate, ...] = ()
     block: Markup | str = ""
     problem: str = ""
+    left_out: int = 0
 
     @property
     def id(self) -> str:
@@ -194,31 +192,35 @@ def section_of(table: SummaryTable, figures: Path, *, samples: SummaryTable | No
     def files(name: str, printed: bytes) -> None:
         write_atomic(figures / f"{name}.svg", svg_text(printed, alone=True).encode("utf-8", "replace"))
 
-    try:
-        return Section(table, said, shown_plates(Frame.read(table), said, written=files, own=True))
-    except InvalidArgument as error:
-        return Section(table, said, problem=str(error))
+    return drawn_section(table, said, written=files, own=True)
 
 
-def shown_plates(
-    frame: Frame, said: str, *, prefix: str = "", own: bool = False, written: Callable[[str, bytes], None] | None = None
-) -> tuple[ShownPlate, ...]:
-    """The figures of a table for a page, each drawn for a window and for a phone.
+def drawn_section(
+    table: SummaryTable,
+    said: str,
+    *,
+    prefix: str = "",
+    own: bool = False,
+    written: Callable[[str, bytes], None] | None = None,
+) -> Section:
+    """A table with its figures, each drawn for a window and for a phone, or with the reason why it does not suit them.
 
     Args:
-        frame: the rows.
+        table: the rows.
         said: what the table says, for who cannot see the figure.
         prefix: begins every id within.
         own: whether a figure of a theme or a direction has a sentence of its own.
         written: is given the name and the SVG of each wide figure.
-
-    Raises:
-        InvalidArgument: when the table does not suit its figure.
     """
     from markupsafe import Markup
 
+    try:
+        frame = Frame.read(table)
+        pairs = zip(draw(frame, medium=PAGE), draw(frame, medium=PHONE), strict=True)
+    except InvalidArgument as error:
+        return Section(table, said, problem=str(error))
     found: list[ShownPlate] = []
-    for wide, narrow in zip(draw(frame, medium=PAGE), draw(frame, medium=PHONE), strict=True):
+    for wide, narrow in pairs:
         picked = {key: wide.keys[key] for key in _PICKED if key in wide.keys}
         sentence = reading(frame.where(**wide.keys)) if own and picked else ""
         label = one_line(". ".join(word for word in (frame.title, wide.of, sentence or said) if word))
@@ -230,16 +232,14 @@ def shown_plates(
             for kind, figure in (("on-page", printed), ("on-phone", narrow.figure))
         ]
         found.append(ShownPlate(wide.of, picked, forms[0], forms[1], sentence))
-    return tuple(found)
+    return Section(table, said, tuple(found))
 
 
 def page_html(record: RunRecord, sections: Sequence[Section], missing: Sequence[str]) -> str:
     """The page as one HTML document. `missing` are tables of the experiment that there are none of."""
-    asked = record.request
-    what = _TITLES.get(asked.experiment, f"Results of {asked.experiment}")
     said = {section.table.name: section.said for section in sections}
     return sections_html(
-        f"{what}: {asked.release}",
+        record.request.title,
         next((said[name] for name in _LEADS if said.get(name)), ""),
         [*_facts(record)],
         _record(record),

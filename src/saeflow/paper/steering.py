@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saeflow.experiments.statistics import LEVEL, Estimate, ratio
+from saeflow.experiments.statistics import LEVEL, Estimate
 from saeflow.paper.frame import Frame, FrameRow, Interval, in_order
 from saeflow.paper.kinds import DotPanel, DotRow, dots, tip
 from saeflow.paper.style import COLOURS, DASHES, INK, MUTED, Medium, Sign, ems, nothing
@@ -66,16 +66,6 @@ MULTI: Final = ("constant", "linear", "exponential", "cumulative")
 
 BEST: Final = COLOURS["MLP"]
 """The best of a line that has no colour of its own."""
-
-
-def by_direction(frame: Frame) -> list[tuple[str, Frame]]:
-    """The rows of each direction."""
-    return [(word, frame.where(direction=word)) for word in frame.distinct("direction")]
-
-
-def by_theme(frame: Frame) -> dict[str, Frame]:
-    """The rows of each theme."""
-    return {theme: frame.where(theme=theme) for theme in frame.distinct("theme")}
 
 
 def verb(direction: str) -> str:
@@ -170,7 +160,7 @@ def default_of(frame: Frame) -> float | None:
 
 def samples_told(frame: Frame) -> str:
     """`n = 64`, or `n = 48 to 64` where rows differ; empty where no row has one."""
-    known = sorted({n for row in frame.records if (n := row.number("n")) is not None})
+    known = frame.numbers("n")
     if not known:
         return ""
     return f"n = {count(known[0])}" + ("" if len(known) == 1 else f" to {count(known[-1])}")
@@ -283,9 +273,7 @@ def over_themes(
 
     def mean(values: Sequence[np.ndarray]) -> Estimate:
         """The mean over themes of the mean over samples."""
-        tally = cells.tally(np.stack(values))
-        sizes = tally.sums[..., 1]
-        return tally.told(lambda x: ratio(x).mean(-1), n=float(sizes.sum()), sizes=sizes)
+        return cells.tally(np.stack(values)).of_means(lambda means: means.mean(-1))
 
     sides = [mean([values]) for values in each.values()]
     above = sum(s.low is not None and s.low > 0 for s in sides)
@@ -300,9 +288,7 @@ def in_any_theme(cells: Cells, each: Mapping[str, np.ndarray], words: str) -> li
     level = 1 - (1 - LEVEL) / max(1, len(each))
     found: list[ClaimNumber] = []
     for theme, values in each.items():
-        tally = cells.tally(values)
-        sizes = tally.sums[:, 1]
-        estimate = tally.told(n=float(sizes.sum()), sizes=sizes, level=level)
+        estimate = cells.tally(values).of_means(level=level)
         beside = f"interval at {100 * level:.1f} %, for {len(each)} themes" if len(each) > 1 else ""
         found.append(ClaimNumber(f"{words}, {theme}", estimate, ABOVE_0, "number", beside=beside))
     return found

@@ -17,8 +17,6 @@ from saeflow.paper.steering import (
     MULTI,
     MethodKey,
     best,
-    by_direction,
-    by_theme,
     find,
     key_name,
     look,
@@ -48,7 +46,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """
     owned = {row_key(row) for row in frame.records}
     shown: dict[str, dict[MethodKey, DotRow]] = {}
-    for theme, rows in by_theme(frame).items():
+    for theme, rows in frame.by("theme").items():
         lines = shown[theme] = {}
         for row in sorted(rows.records, key=lambda row: bool(row.words("mirrors"))):
             found, mirrored = row.estimate("score"), (row.words("mirrors"), "")
@@ -80,8 +78,8 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def sentence(frame: Frame) -> str:
     """The best multi-layer method against the others: its scores, or in how many themes it is above them."""
     told: list[str] = []
-    for direction, rows in by_direction(frame):
-        themes = by_theme(rows)
+    for direction, rows in frame.by("direction").items():
+        themes = rows.by("theme")
         told.append(_scores_of(rows, direction) if len(themes) == 1 else _above(themes, direction))
     return " ".join(word for word in told if word)
 

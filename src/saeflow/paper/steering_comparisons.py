@@ -15,8 +15,6 @@ from saeflow.paper.steering import (
     SUPPRESS,
     MethodKey,
     best,
-    by_direction,
-    by_theme,
     dashed,
     default_of,
     key_name,
@@ -41,7 +39,7 @@ def paired_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Differences of two methods over the same seeds against zero, a block for what is compared against."""
     keys = [(other, "") for other in in_order(frame.distinct("method_b"), tuple(LOOKS))]
     shown: dict[str, dict[MethodKey, DotRow]] = {}
-    for theme, rows in by_theme(frame).items():
+    for theme, rows in frame.by("theme").items():
         lines = shown[theme] = {}
         for key in keys:
             # in an order that is that of all themes, told apart by colour and shape
@@ -77,7 +75,7 @@ def _difference(row: FrameRow, found: Interval) -> str:
 def paired_sentence(frame: Frame) -> str:
     """How often differences of multi-layer methods lie above or below zero with their whole interval."""
     told: list[str] = []
-    for direction, rows in by_direction(frame):
+    for direction, rows in frame.by("direction").items():
         parts: list[str] = []
         for other in ("start", "single", "prompt", "random", "none"):
             mine = [row for row in rows.where(method_b=other).records if row.words("method_a") in MULTI]
@@ -102,7 +100,7 @@ def grid_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     the mean is the thick one.
     """
     shown: dict[str, dict[MethodKey, DotRow]] = {}
-    for theme, rows in by_theme(frame).items():
+    for theme, rows in frame.by("theme").items():
         lines = shown[theme] = {}
         for row in rows.records:
             found = row.estimate("mean_score")
@@ -130,7 +128,7 @@ def grid_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def grid_sentence(frame: Frame) -> str:
     """By how much scores vary over the grid under each method, in the median theme."""
     told: list[str] = []
-    for direction, rows in by_direction(frame):
+    for direction, rows in frame.by("direction").items():
         spreads = {
             m: statistics.median(known)
             for m in methods(rows)
@@ -138,7 +136,7 @@ def grid_sentence(frame: Frame) -> str:
             and (known := [s for r in rows.where(method=m).records if (s := r.number("spread")) is not None])
         }
         parts = [f"{decimal(value)} with {look(m).name}" for m, value in sorted(spreads.items(), key=lambda i: i[1])]
-        of = " in the median theme" if len(by_theme(rows)) > 1 else ""
+        of = " in the median theme" if len(rows.by("theme")) > 1 else ""
         if parts:
             symbol = "r" if direction == SUPPRESS else "s"
             told.append(
@@ -153,10 +151,10 @@ def share_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     Methods at one limit may change hidden states as much. Limits stand at equal steps.
     """
     shown = methods(frame)
-    limits = sorted({share for row in frame.records if (share := row.number("share_limit")) is not None})
+    limits = frame.numbers("share_limit")
     if not limits:
         return nothing(medium, caption, "no setting keeps within a limit")
-    themes = by_theme(frame)
+    themes = frame.by("theme")
     signs = [*method_signs(shown), Sign("unsteered", shape=DASHES), Sign(samples_told(frame), shape="")]
     across = medium.across(len(themes), 15, beside=3)
     drawn, places = panels(medium, caption, len(themes), 10.0, across=across, signs=signs)
@@ -164,7 +162,7 @@ def share_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     for number, ((theme, rows), axes) in enumerate(zip(themes.items(), places, strict=True)):
         dashed(axes, default_of(rows))
         for method in shown:
-            known = {share: row for row in rows.where(method=method).records if (share := row.number("share_limit"))}
+            known = rows.where(method=method).by_number("share_limit")
             kept = [(i, known[share]) for i, share in enumerate(limits) if share in known]
             found = [row.estimate("score") for _, row in kept]
             tips = [
@@ -186,11 +184,11 @@ def share_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def share_sentence(frame: Frame) -> str:
     """In how many themes several layers beat a single one within the same limit, at the tightest and widest."""
     told: list[str] = []
-    for direction, rows in by_direction(frame):
-        limits = sorted({share for row in rows.records if (share := row.number("share_limit")) is not None})
+    for direction, rows in frame.by("direction").items():
+        limits = rows.numbers("share_limit")
         parts: list[str] = []
         for share in dict.fromkeys((limits[0], limits[-1])) if limits else ():
-            pairs = [pair for theme in by_theme(rows).values() if (pair := _rivals(theme, share)) is not None]
+            pairs = [pair for theme in rows.by("theme").values() if (pair := _rivals(theme, share)) is not None]
             if pairs:
                 wins = sum(score_of(many) > score_of(one) for many, one in pairs)
                 norm = "" if parts else " of the hidden norm"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
+from saeflow.experiments.origins_tables import SCORE_NAMES
 from saeflow.experiments.statistics import Estimate
 from saeflow.flow.graph import FlowGraph
 from saeflow.flow.published import ROUNDING
@@ -45,27 +46,26 @@ def claim_nodes(run: GraphsRun) -> list[ClaimNumber]:
     ]
 
 
-def _score(run: GraphsRun, feature: str, part: str, printed: float) -> ClaimNumber:
+def _score(run: GraphsRun, feature: str, part: Part, printed: float) -> ClaimNumber:
     rows = _acceptance(run).get("pairs")
     for row in cast("list[Any]", rows) if isinstance(rows, list) else []:
-        if isinstance(row, dict) and str(row.get("feature")) == feature and str(row.get("part")) == part:
+        if isinstance(row, dict) and str(row.get("feature")) == feature and row.get("part") == part.value:
             value = row.get("found")
             if isinstance(value, int | float):
-                letter = {"res": "s(R)", "mlp": "s(M)", "att": "s(A)"}.get(part, part)
                 found = exact(round(float(value) - printed, 9), 1)
-                words = f"{letter} of {feature} less the printed {printed:g}"
+                words = f"{SCORE_NAMES[part]} of {feature} less the printed {printed:g}"
                 return ClaimNumber(words, found, Rule("within", ROUNDING + 1e-9), "number", beside=f"found {value:.3f}")
-    raise NotMeasured(f"The graph does not say the score of {feature} at {part}.")
+    raise NotMeasured(f"The graph does not say the score of {feature} at {part.value}.")
 
 
 def claim_layer_7(run: GraphsRun) -> list[ClaimNumber]:
     """s(M) = 0.82 and s(R) = 0.30 of 7/res/16335."""
-    return [_score(run, "7/res/16335", "mlp", 0.82), _score(run, "7/res/16335", "res", 0.30)]
+    return [_score(run, "7/res/16335", Part.MLP, 0.82), _score(run, "7/res/16335", Part.RES, 0.30)]
 
 
 def claim_layer_17(run: GraphsRun) -> list[ClaimNumber]:
     """s(M) = 0.79 and s(R) = 0.48 of 17/res/8130."""
-    return [_score(run, "17/res/8130", "mlp", 0.79), _score(run, "17/res/8130", "res", 0.48)]
+    return [_score(run, "17/res/8130", Part.MLP, 0.79), _score(run, "17/res/8130", Part.RES, 0.48)]
 
 
 def _graph(run: GraphsRun, seed: str) -> FlowGraph:

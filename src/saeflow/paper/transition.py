@@ -65,7 +65,7 @@ def baselines_beside(frame: Frame, column: str) -> str:
     known = [
         f"{word} {decimal(row.number('ev'))}"
         for name, word in names.items()
-        if (row := only(frame, kind="baseline", **{column: name})) and row.number("ev") is not None
+        if (row := only(frame, kind="baseline", **{column: name})).number("ev") is not None
     ]
     return f"; {listed(known)}" if known else ""
 

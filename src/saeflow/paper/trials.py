@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from saeflow.experiments.deactivation_tables import CONTROL, outcomes
-from saeflow.experiments.statistics import GAP, TEXT, Estimate, Span, Tally, ratio, text_codes
+from saeflow.experiments.statistics import GAP, TEXT, Estimate, Span, Tally, text_codes
 from saeflow.paper.frame import Frame, FrameRow, Interval, in_order
 from saeflow.paper.verdicts import ABOVE_0, UNKNOWN, ClaimNumber, FindingUnit, NotMeasured, Rule, in_percent
 from saeflow.paper.words import count, decimal, percent, percent_interval
@@ -33,13 +33,18 @@ def main_strategy(frame: Frame) -> str:
     return in_order(strategies, (MAIN,))[0] if strategies else ""
 
 
+def control_rate(row: FrameRow) -> Interval | None:
+    """How many targets the control deactivates."""
+    return row.estimate("control_deactivated", "control_low", "control_high", "control_n")
+
+
 def rate_told(row: FrameRow, whence: str) -> str:
     """`70 % (68–73) of 2,712 targets from RES, control 5 % (4–6)`."""
     found = row.estimate("deactivated")
     if found is None:
         return ""
     of = "" if found.n is None else f" of {count(found.n)} targets"
-    control = row.estimate("control_deactivated", "control_low", "control_high", "control_n")
+    control = control_rate(row)
     beside = "" if control is None else f", control {percent_interval(control)}"
     return f"{percent_interval(found)}{of} {whence}{beside}"
 
@@ -59,7 +64,7 @@ def control_change(row: FrameRow) -> str:
 def both(row: FrameRow) -> tuple[tuple[Interval | None, Interval | None], ...]:
     """The two measures of a row with their controls, as the tables of deactivation name them."""
     return (
-        (row.estimate("deactivated"), row.estimate("control_deactivated", "control_low", "control_high", "control_n")),
+        (row.estimate("deactivated"), control_rate(row)),
         (
             row.estimate("change", "change_low", "change_high"),
             row.estimate("control_change", "control_change_low", "control_change_high", "control_n"),
@@ -135,8 +140,7 @@ def of_means(
             for kept in (where & known for where in sets)
         ]
         tally = Tally(np.moveaxis(np.array(columns, dtype=np.float64), -1, 0), datasets)
-        sizes = tally.sums[..., 1]
-        found.append(tally.told(lambda x: of(ratio(x)), n=float(sizes.sum()), span=span, sizes=sizes))
+        found.append(tally.of_means(of, span=span))
         if not control and len(sets) > 1:  # one mean is the number itself
             beside = sides.format(*(_in_words(total, n, unit) for total, n in tally.sums.sum(0).tolist()))
     return ClaimNumber(words, found[0], rule, unit, found[1], beside)

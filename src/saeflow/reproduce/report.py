@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from saeflow.errors import InvalidArgument, SaeflowError
+from saeflow.errors import SaeflowError
 from saeflow.experiments.results import SUMMARY, Results, SummaryTable, significant
 from saeflow.experiments.statistics import Estimate
 from saeflow.files import write_atomic
@@ -31,7 +31,7 @@ from saeflow.paper import reading
 from saeflow.paper.claims import GRAPH, INPUT, SCHEMA, Claim, Item, claims, items
 from saeflow.paper.evidence import STAGES, Evidence, GraphsRun
 from saeflow.paper.frame import Frame
-from saeflow.paper.results import ShownPlate, moment, shown_plates
+from saeflow.paper.results import Section, drawn_section, moment
 from saeflow.paper.saving import stylesheet
 from saeflow.paper.verdicts import OPEN, OUTCOMES, ClaimNumber, NotMeasured, Verdict, interval, told
 from saeflow.paper.verdicts import sentence as verdict_sentence
@@ -55,19 +55,6 @@ WIDTH, EDGE = 132.0, 8.0
 
 
 @dataclass(frozen=True, slots=True)
-class ShownTable:
-    """A table of a stage as figures, with its sentence and its note; `problem` says why it is not drawn."""
-
-    title: str
-    table: str
-    note: str = ""
-    said: str = ""
-    plates: tuple[ShownPlate, ...] = ()
-    left_out: int = 0
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class ItemSection:
     """The section of an item of the paper.
 
@@ -88,7 +75,7 @@ class ItemSection:
     none: str = ""
     notice: str = ""
     reading: str = ""
-    figures: tuple[ShownTable, ...] = ()
+    figures: tuple[Section, ...] = ()
     graphs: tuple[tuple[str, Markup, Markup], ...] = ()
     compared: Mapping[str, Any] | None = None
 
@@ -354,23 +341,19 @@ def _item(
     return entry if there else replace(entry, notice=f"The stage {item.stage} has nothing to show here.")
 
 
-def _table(item: Item, table: SummaryTable, where: Mapping[str, str]) -> ShownTable:
+def _table(item: Item, table: SummaryTable, where: Mapping[str, str]) -> Section:
     """A table as figures, with the rows that the item shows."""
     frame = Frame.read(table)
     for column, value in where.items():
         known = frame.distinct(column)
         if known:  # of a method or pair that the table lacks, the first it has; of a direction, no row
             frame = frame.where(**{column: value if value in known or column == "direction" else known[0]})
-    said, title, left_out = reading(frame), table.title or table.name, 0
+    said, left_out = reading(frame), 0
     if frame.name in ("steering_by_layer", "steering_by_value"):  # every theme is a figure of its own
         themes, place = frame.distinct("theme"), frame.columns.index("theme")
         left_out = max(0, len(themes) - MOST_THEMES)
         frame = replace(frame, rows=tuple(row for row in frame.rows if row[place] in themes[:MOST_THEMES]))
-    try:
-        plates = shown_plates(frame, said, prefix=f"{item.id}-")
-    except InvalidArgument as error:
-        return ShownTable(title, table.name, problem=str(error))
-    return ShownTable(title, table.name, table.note, said, plates, left_out)
+    return replace(drawn_section(frame, said, prefix=f"{item.id}-"), left_out=left_out)
 
 
 def _graph(graph: FlowGraph, words: Words) -> tuple[str, Markup, Markup]:

@@ -43,11 +43,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _log = logging.getLogger("saeflow.web")
-_TITLES: Final = {
-    "origins": "Where active features come from",
-    "deactivation": "Removing predecessors",
-    "steering": "Steering along the flow",
-}
 _POLICY: Final = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
 _DRAW: Final = """
 import os, sys
@@ -181,9 +176,8 @@ class ResultsFolder:
 
     def info(self) -> ResultInfo:
         """Its row of the list of results."""
-        name, release = self.experiment, self._record.request.release
-        title = f"{_TITLES.get(name, f'Results of {name}')}: {release}"
-        return ResultInfo(id=self.id, title=title, kind=name, finished=self._record.finished is not None)
+        title, finished = self._record.request.title, self._record.finished is not None
+        return ResultInfo(id=self.id, title=title, kind=self.experiment, finished=finished)
 
     def listed(self) -> ResultFiles:
         """The same with the files it offers, or why there are none."""
