@@ -6,9 +6,11 @@ from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from saeflow.demo.texts import DOMAINS, all_texts
 from saeflow.errors import BadFile, InvalidArgument, MissingExtra, Unreachable
+from saeflow.experiments.inputs import Inputs
 from saeflow.experiments.sampling import (
     Dataset,
     Sample,
@@ -20,6 +22,12 @@ from saeflow.experiments.sampling import (
     open_dataset,
     recipes,
 )
+from saeflow.experiments.settings import InputNames
+from saeflow.ids import Part, Site
+from saeflow.sources.activations import ReLU
+from saeflow.sources.dictionary import Dictionary, Tap
+
+from ..sources.tiny_models import D_MODEL, MASSIVE, massive_model, tiny_model
 
 STORIES = open_dataset("demo:stories")
 
@@ -54,6 +62,46 @@ def test_positions_ascend_and_no_special_token_is_drawn() -> None:
         assert list(sample.positions) == sorted(set(sample.positions))
         ids = encode(sample.content)
         assert all(ids[position] not in (0, 1) for position in sample.positions)
+
+
+def test_what_stands_beside_is_not_drawn_and_is_counted() -> None:
+    beside = {sample.content: sample.positions[0] for sample in drawn(tokens=4)}
+    again = draw(
+        STORIES,
+        encode,
+        n_texts=20,
+        n_tokens=4,
+        special=(0, 1),
+        beside=lambda text: [beside[text]] if text in beside else [],
+    )
+    known = [sample for sample in again if sample.content in beside]
+    assert known
+    for sample in known:
+        assert beside[sample.content] not in sample.positions
+        assert sample.left_out == 1
+        assert Sample.of(json.loads(json.dumps(sample.to_row()))) == sample
+
+
+def test_massive_positions_are_not_sampled_and_their_number_is_told(tmp_path) -> None:
+    path = tmp_path / "texts.jsonl"
+    texts = [f"w{i} {MASSIVE} w{i + 1} w{i + 2}" for i in range(6, 40)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    site = Site(1, Part.RES)
+    tensors = {"W_enc": torch.eye(D_MODEL), "b_enc": torch.zeros(D_MODEL)}
+    tensors |= {"W_dec": torch.eye(D_MODEL), "b_dec": torch.zeros(D_MODEL)}
+    made = {at: Dictionary(at, tap=Tap.RES, **tensors, activation=ReLU()) for at in (site, Site(0, Part.RES))}
+    names = InputNames("planted", datasets=(str(path),))
+    said: list[str] = []
+    for model, left_out in ((massive_model(), 1), (tiny_model("llama"), 0)):
+        inputs = Inputs(names, model, made, {(site, Site(0, Part.RES)): None}, [1])
+        samples = inputs.samples(8, 3, 32, said.append)
+        assert len(samples) == 8
+        assert all(sample.left_out == left_out for sample in samples)
+        if left_out:
+            assert all(sample.positions == (1, 3, 4) for sample in samples)
+    assert [line for line in said if "massive" in line] == [
+        "8 positions of 8 texts are massive at a site (above 100 medians) and were not drawn"
+    ]
 
 
 def test_every_token_of_a_text_can_be_drawn() -> None:

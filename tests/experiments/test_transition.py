@@ -17,7 +17,7 @@ from saeflow.experiments.transition.tables import summarize_transition
 from saeflow.experiments.transition.variants import MapSource, MapVariant, Scaling, fit_path, read_facts
 from saeflow.ids import Site
 
-from ..sources.tiny_models import D_MODEL
+from ..sources.tiny_models import D_MODEL, MASSIVE
 from .transition_world import A, B, World, dictionary, explained, plant, random_pair, run, still_model, texts
 
 COSINE = "decoders/1/binary/RAW"
@@ -336,3 +336,25 @@ def test_a_folder_without_rows_has_no_tables(world, tmp_path) -> None:
         run(tmp_path, world, progress=progress, given=lambda: texts(4))
     with pytest.raises(InvalidArgument, match="no rows yet"):
         summarize_transition(Results.open(tmp_path))
+
+
+def test_massive_positions_are_left_out_of_fits_and_of_what_is_measured(tmp_path):
+    world, given = plant(), texts()
+    with torch.no_grad():
+        world.model.hf_model.get_input_embeddings().weight[int(MASSIVE[1:])] *= 1000
+    results = run(tmp_path / "t", world)
+    rows = list(results.rows())
+    counts = {(name, n): text.split().count(MASSIVE) for name, n, text in given.measured}
+    assert {(row["dataset"], row["text"]): row["massive"] for row in rows} == counts
+    assert sum(counts.values()) > 3
+    assert all(row["tokens"] + row["massive"] == 20 for row in rows)
+    # a total with one massive token would be a million times as large
+    plain = list(run(tmp_path / "plain", plant()).rows())
+    assert sum(row["total"] for row in rows) < sum(row["total"] for row in plain)
+    assert explained(results)[f"{COSINE}/MEAN"] == pytest.approx(1, abs=1e-4)
+    held = sum(text.split().count(MASSIVE) for text in (*given.fitting, *given.validation))
+    table = summarize_transition(results)["transition_fits"]
+    assert dict(zip(table.columns, table.rows[0], strict=True))["massive_tokens"] == held
+    for row in rows:
+        if "loss" in row:  # the massive token keeps its own hidden state, and no block adds anything
+            assert row["loss"]["identity"] == pytest.approx(row["loss"]["clean"], rel=1e-5)

@@ -14,14 +14,15 @@ import torch
 from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.ids import Part, Site
 from saeflow.labels import WordsFolder
+from saeflow.labels.folders import LOCAL, read_about
 from saeflow.labels.gather import PRIOR, SLOTS, FeatureStatistics, ranks
-from saeflow.labels.local import CONTROLS, Passage, controls_path, make_words
+from saeflow.labels.local import CONTROLS, Passage, controls_path, lens_scale, make_words
 from saeflow.labels.words import AFTER, BEFORE
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
 
-from ..sources.tiny_models import D_MODEL, VOCAB, tiny_model
+from ..sources.tiny_models import D_MODEL, MASSIVE, VOCAB, massive_model, tiny_model
 
 N = 40
 RES, MLP, ATT = Site(1, Part.RES), Site(0, Part.MLP), Site(1, Part.ATT)
@@ -119,11 +120,51 @@ def test_words_are_what_counting_text_by_text_gives(model, dictionaries, texts, 
     assert sum(row is not None for row in rows) > N / 2
 
 
-def test_what_a_feature_promotes_is_the_logit_lens_of_its_row(model, dictionaries, folder):
+def test_a_massive_position_does_not_count_where_it_is_massive(dictionaries, texts, tmp_path):
+    model, sites = massive_model(), {site: dictionaries[site] for site in (RES, MLP)}
+    words = [word for text in texts for word in text.split()]
+    folder = make_words(model, sites, texts, tmp_path / "words", texts_at_once=8)
+    about = read_about(folder, origin=LOCAL)["sites"]
+    assert {name: one["massive"] for name, one in about.items()} == {str(MLP): 0, str(RES): words.count(MASSIVE)}
+    fired = np.zeros(N)
+    for ids, acts in counted(model, dictionaries, texts, RES):
+        fired += (acts[ids != int(MASSIVE[1:])] > 0).sum(0)
+    for row, n in zip(WordsFolder(folder).site(RES), fired, strict=True):
+        assert (row is None) == (n == 0)
+        if row is not None:
+            assert row.frequency == pytest.approx(n / (len(words) - words.count(MASSIVE)), rel=1e-3)
+            assert f" {MASSIVE}" not in row.tokens
+            assert max(row.contexts[0].values) < 100
+
+
+def test_what_a_feature_promotes_is_the_logit_lens_of_its_row_for_what_each_token_gets_elsewhere(
+    model, dictionaries, folder
+):
+    W_U = model.hf_model.lm_head.weight * model.hf_model.model.norm.weight
     for site in (RES, ATT):
-        lens = model.logit_lens(dictionaries[site].directions(model), 10)
-        for row, expected in zip(WordsFolder(folder).site(site), lens, strict=True):
-            assert row is None or row.promotes == tuple(logit.token for logit in expected if logit.token.strip())
+        logits = dictionaries[site].directions(model) @ W_U.T / W_U.norm(dim=1)
+        logits[:, :3] = -1  # special tokens
+        best = logits.topk(10, dim=1)
+        for row, ids, values in zip(WordsFolder(folder).site(site), best.indices, best.values, strict=True):
+            expected = tuple(f" w{token}" for token, value in zip(ids, values, strict=True) if value > 0)
+            assert row is None or row.promotes == expected
+
+
+def test_a_token_with_a_long_row_is_not_promoted_by_everything(dictionaries):
+    """Rows of rare tokens are long: their logits lead under any direction."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.hf_model.lm_head.weight[30:40] *= 5
+    directions = dictionaries[RES].directions(model)
+    plain, scaled = model.unembed(directions), model.unembed(directions) * lens_scale(model)
+
+    def long_ones(logits):
+        best = logits.nan_to_num(nan=-9e9).topk(5, dim=1).indices
+        return ((best >= 30) & (best < 40)).float().mean()
+
+    assert long_ones(plain) > 0.6
+    assert long_ones(scaled) < 0.4
+    assert lens_scale(model)[:3].isnan().all()
 
 
 def test_controls_say_what_fires_in_them(model, dictionaries, texts, folder):

@@ -24,7 +24,7 @@ from saeflow.sources.activations import JumpReLU
 from saeflow.sources.activity import text_batches
 from saeflow.sources.dictionary import Dictionary, Tap
 
-from ..sources.tiny_models import D_MODEL, N_LAYERS, tiny_model
+from ..sources.tiny_models import D_MODEL, MASSIVE, N_LAYERS, massive_model, tiny_model
 
 
 def activations(n, n_features, density=0.1, seed=0):
@@ -186,6 +186,26 @@ def test_an_atlas_holds_the_correlations_of_every_pair_of_the_flow(family, tmp_p
         assert table.method == "pearson"
     assert not (tmp_path / "r" / "activations").exists()
     assert trace(FeatureId(Site(2, Part.RES), 1), open_atlas(tmp_path / "r")).seed.index == 1
+
+
+def test_massive_positions_do_not_count_at_their_sites_and_their_number_is_kept(tmp_path):
+    model, made = massive_model(), dictionaries()
+    texts = TEXTS * 2
+    atlas = correlate(model, made, texts, out=tmp_path / "r", k=3, texts_at_once=2)
+    words = [word for text in texts for word in text.split() if word != "<eos>"]
+    ordinary = np.array([word != MASSIVE for word in words if word != "w2"])
+    x, y = (by_hand(model, made, site, texts)[ordinary] for site in (Site(1, Part.RES), Site(1, Part.MLP)))
+    with np.errstate(all="ignore"):
+        r = np.nan_to_num(numpy_correlation(x, y), nan=-9)
+    live = r.max(axis=1) > -9
+    assert live.sum() > 5
+    found = atlas[Site(1, Part.RES), Site(1, Part.MLP)].score
+    assert np.abs(found - best(r, 3)[1])[live].max() < 1e-4
+    told = json.loads((tmp_path / "r" / "correlation.json").read_text())
+    assert told["massive"] == {f"{layer}/res": int((~ordinary).sum()) for layer in range(N_LAYERS)}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+    correlate(model, made, texts, out=tmp_path / "r", k=3, texts_at_once=2)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()} == before
 
 
 def test_tables_say_what_they_were_made_from_as_those_of_cosine_do(tmp_path):

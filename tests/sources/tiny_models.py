@@ -132,6 +132,19 @@ def tiny_model(model_type: str, seed: int = 0) -> LanguageModel:
     return LanguageModel(tiny_hf_model(model_type, seed), tiny_tokenizer())
 
 
+MASSIVE = "w5"
+"""The token of `massive_model` that is massive in the whole stream, wherever it stands."""
+
+
+def massive_model(model_type: str = "llama", seed: int = 0) -> LanguageModel:
+    """A tiny model with a massive position: one token's embedding is a thousand times as long as any other."""
+    model = tiny_model(model_type, seed)
+    with torch.no_grad():
+        embedding = model.hf_model.get_input_embeddings().weight
+        embedding[int(MASSIVE[1:])] *= 1000 * float(embedding.norm(dim=1).max() / embedding[int(MASSIVE[1:])].norm())
+    return model
+
+
 def hooks_on(model: LanguageModel) -> int:
     """How many forward hooks the model carries."""
     modules = list(model.hf_model.modules())

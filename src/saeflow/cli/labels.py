@@ -180,12 +180,14 @@ def labels_make(
     for site in asked:
         features = words.site(site)
         fire = sum(row is not None for row in features)
-        read = about[str(site)]["n_tokens"]
-        rows.append({"site": str(site), "features": len(features), "fire": fire, "tokens": read})
+        read = {"tokens": about[str(site)]["n_tokens"], "massive": about[str(site)]["massive"]}
+        rows.append({"site": str(site), "features": len(features), "fire": fire, **read})
     if as_json:
         print_json({"folder": str(folder), "sites": rows})
         return
     print_table(rows)
+    if any(row["massive"] for row in rows):
+        print("massive: positions left out at a site, with a squared norm of more than 100 of its medians")
     print(f"in {folder}")
 
 

@@ -168,8 +168,9 @@ def correlate(
     """
     from saeflow.experiments.sampling import expand, held_out, open_dataset
     from saeflow.matching.atlas import atlas_folder
-    from saeflow.matching.correlation import METHOD
+    from saeflow.matching.correlation import MASSIVE, METHOD, RUN
     from saeflow.matching.correlation import correlate as run
+    from saeflow.reading import read_json
     from saeflow.sources.library import load_dictionaries
 
     dictionaries = load_dictionaries(release, device=language_model.device)
@@ -190,6 +191,9 @@ def correlate(
             progress=report,
         )
     print(f"{len(built)} tables of {len(built.sites)} sites, k = {built.k}, in {folder}")
+    if massive := read_json(built.folder / RUN).get(MASSIVE):
+        each = ", ".join(f"{site} {n}" for site, n in massive.items())
+        print(f"left out as massive (squared norm above 100 medians of the site): {each}")
 
 
 def atlas_build(

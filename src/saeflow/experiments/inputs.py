@@ -6,10 +6,12 @@ with a results folder the other began.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
@@ -22,7 +24,9 @@ from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, open_atlas
 from saeflow.matching.build import refuse_other_weights
 from saeflow.records import Progress
+from saeflow.sources.activity import TextBatch, site_states
 from saeflow.sources.library import DictionarySet, load_dictionaries
+from saeflow.sources.massive import ordinary
 from saeflow.sources.model import LanguageModel, load_model
 
 if TYPE_CHECKING:
@@ -114,7 +118,11 @@ class Inputs:
         )
 
     def samples(self, texts: int, tokens: int, max_length: int, note: Note | None = None) -> list[Sample]:
-        """Up to `texts` texts of each dataset with `tokens` random tokens each; `note` hears of those that are short.
+        """Up to `texts` texts of each dataset with `tokens` random tokens each.
+
+        Tokens are drawn from those that are massive (`sources.massive`) at none of the layers' sites and what they have
+        matches with: what fires on a massive position fires for its size. `note` hears how many these were, and of
+        datasets that are short.
 
         Raises:
             InvalidArgument, MissingExtra, BadFile, Unreachable: as `sampling.draw` does.
@@ -123,15 +131,31 @@ class Inputs:
         def encode(text: str) -> Sequence[int]:
             return self.model.tokenize([text], max_length=max_length).input_ids[0].tolist()
 
+        def massive(text: str) -> Collection[int]:
+            batch = TextBatch.of(self.model, [text], max_length=max_length)
+            states = site_states(self.model, self.dictionaries, sites, batch.tokens).values()
+            kept = torch.stack([ordinary(h, batch.real) for h in states]).all(dim=0)
+            return (batch.real & ~kept)[0].nonzero().flatten().tolist()
+
+        pairs = [pair for pair in self.atlas if pair[0].layer in self.layers and pair[1] < pair[0]]
+        sites = sorted({site for pair in pairs for site in pair})
         special = self.model.tokenizer.all_special_ids
         found: list[Sample] = []
         for name in self.names.sampled:
             drawn = draw(
-                open_dataset(name), encode, n_texts=texts, n_tokens=tokens, seed=self.names.seed, special=special
+                open_dataset(name),
+                encode,
+                n_texts=texts,
+                n_tokens=tokens,
+                seed=self.names.seed,
+                special=special,
+                beside=massive,
             )
             if len(drawn) < texts and note:
                 note(f"{name}: {len(drawn)} texts, as many as there are to sample")
             found += drawn
+        if note and (n := sum(sample.left_out for sample in found)):
+            note(f"{n} positions of {len(found)} texts are massive at a site (above 100 medians) and were not drawn")
         return found
 
     def request(self, experiment: str, methods: Sequence[Predecessors], arguments: Mapping[str, Any]) -> RunRequest:

@@ -61,21 +61,24 @@ class Sample:
         text: number of the text among the samples of its dataset, from 0.
         content: the text.
         positions: columns of its tokens, ascending; column 0 is the begin-of-text token where there is one.
+        left_out: how many of its tokens could not be drawn, special ones not counted.
     """
 
     dataset: str
     text: int
     content: str
     positions: tuple[int, ...]
+    left_out: int = 0
 
     def to_row(self) -> dict[str, Any]:
         """The sample as a unit of a results folder."""
-        return {"dataset": self.dataset, "text": self.text, "content": self.content, "positions": list(self.positions)}
+        row = {"dataset": self.dataset, "text": self.text, "content": self.content, "positions": list(self.positions)}
+        return row | ({"left_out": self.left_out} if self.left_out else {})
 
     @staticmethod
     def of(row: dict[str, Any]) -> Sample:
         """The inverse of `to_row`."""
-        return Sample(row["dataset"], row["text"], row["content"], tuple(row["positions"]))
+        return Sample(row["dataset"], row["text"], row["content"], tuple(row["positions"]), row.get("left_out", 0))
 
 
 Encode = Callable[[str], Sequence[int]]
@@ -152,7 +155,14 @@ def read_texts(names: Iterable[str], n: int, seed: int = 0) -> list[str]:
 
 
 def draw(
-    dataset: Dataset, encode: Encode, *, n_texts: int, n_tokens: int, seed: int = 0, special: Collection[int] = ()
+    dataset: Dataset,
+    encode: Encode,
+    *,
+    n_texts: int,
+    n_tokens: int,
+    seed: int = 0,
+    special: Collection[int] = (),
+    beside: Callable[[str], Collection[int]] = lambda _: (),
 ) -> list[Sample]:
     """Up to `n_texts` texts of a dataset with `n_tokens` random tokens each, none of them special.
 
@@ -165,6 +175,7 @@ def draw(
         n_tokens: how many tokens of each, drawn without replacement.
         seed: the samples are a function of it and of the dataset.
         special: token ids that are never drawn, the begin-of-text token above all.
+        beside: columns of a text that are not drawn either, such as those of massive positions.
 
     Raises:
         InvalidArgument: for no texts or tokens; when 1,000 texts in a row have too few tokens.
@@ -179,6 +190,8 @@ def draw(
         if is_held_out(content):
             continue
         columns = [column for column, token in enumerate(encode(content)) if token not in left_out]
+        n_text, not_drawn = len(columns), beside(content) if len(columns) >= n_tokens else ()
+        columns = [column for column in columns if column not in not_drawn]
         if len(columns) < n_tokens:
             passed += 1
             if passed > MAX_TRIED and not found:
@@ -187,7 +200,8 @@ def draw(
                 )
             continue
         chosen = generator(seed, "tokens", dataset.name, content).choice(columns, n_tokens, replace=False)
-        found.append(Sample(dataset.name, len(found), content, tuple(sorted(chosen.tolist()))))
+        positions = tuple(sorted(chosen.tolist()))
+        found.append(Sample(dataset.name, len(found), content, positions, n_text - len(columns)))
         if len(found) == n_texts:
             break
     return found

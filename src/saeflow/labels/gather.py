@@ -39,6 +39,7 @@ class FeatureStatistics:
 
     Attributes:
         fired: Int[n_features], tokens each feature was active on.
+        massive: Int[1], tokens that did not count at this site, where they are massive (`sources.massive`).
         peak: Float[n_features, slots], activation at the strongest token of each passage, 0 where a slot is free.
         ids: Int[n_features, slots, WINDOW], its token ids, -1 beyond its ends.
         values: Float[n_features, slots, WINDOW], activations.
@@ -52,6 +53,7 @@ class FeatureStatistics:
         slots = contexts * SPARE
         self.n_features, self.vocabulary = n_features, vocabulary
         self.fired = torch.zeros(n_features, dtype=torch.int64, device=device)
+        self.massive = torch.zeros(1, dtype=torch.int64, device=device)
         self.peak = torch.zeros(n_features, slots, device=device)
         self.ids = torch.full((n_features, slots, WINDOW), -1, dtype=torch.int32, device=device)
         self.values = torch.zeros(n_features, slots, WINDOW, device=device)
@@ -63,7 +65,7 @@ class FeatureStatistics:
     @property
     def state(self) -> dict[str, Tensor]:
         """Everything gathered, by name."""
-        names = ("fired", "peak", "ids", "values", "source", "pairs", "sums")
+        names = ("fired", "massive", "peak", "ids", "values", "source", "pairs", "sums")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

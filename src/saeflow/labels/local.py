@@ -4,8 +4,10 @@
 
 The text streams by once for all sites (once for each group of `sites_at_once`, where memory is short): the model
 runs, each dictionary encodes, and of each feature the strongest passages, the tokens with the highest mean
-activation and the share of tokens it fires on are kept (`gather`). Then come the logit lens of its row and a label of
-its four strongest tokens. A killed run resumes from its last checkpoint, and ends in the same bytes.
+activation and the share of tokens it fires on are kept (`gather`). A position that is massive at a site
+(`sources.massive`) does not count there: the features that fire on it, often hundreds, do so for its size. Then come
+the logit lens of its row and a label of its four strongest tokens. A killed run resumes from its last checkpoint, and
+ends in the same bytes.
 
 Next to the words of a site there is `{layer}.{part}.controls.jsonl.gz`: passages drawn at random, with the features
 that fire in each. `detection` takes its silent examples from them.
@@ -41,6 +43,7 @@ from saeflow.reading import SHARD, read_bytes
 from saeflow.records import Progress
 from saeflow.sources.activity import TextBatch, encoder_digest, model_digest, site_groups, site_states
 from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.massive import RATIO, ordinary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Spelling
 
@@ -115,7 +118,7 @@ def make_words(
     n_groups = -(-len(asked) // (sites_at_once or max(len(asked), 1)))
     n_texts = len(texts) if isinstance(texts, Sized) else 0
     model = model.as_trained(dictionaries)
-    said = [contexts, max_length, max_tokens, texts_at_once, seed, VERSION, model_digest(model)]
+    said = [contexts, max_length, max_tokens, texts_at_once, seed, VERSION, RATIO, model_digest(model)]
     for number, group in enumerate(site_groups(dictionaries, asked, sites_at_once)):
         key = _key(said, [dictionaries[site] for site in group], model)
         limits = (contexts, max_length, max_tokens, texts_at_once, seed)
@@ -187,9 +190,9 @@ class _GroupRun:
     def write(self, state: GatherState, release: str) -> None:
         """Write the words of the group, then the controls, then that they are done."""
         about: dict[str, Any] = read_about(self.out, origin=LOCAL) | {"release": release, "model": self.model.name}
-        spelling = self.model.spelling
+        spelling, scale = self.model.spelling, lens_scale(self.model)
         for site in self.group:
-            rows = feature_rows(self.model, self.dictionaries[site], state, self.contexts, spelling)
+            rows = feature_rows(self.model, self.dictionaries[site], state, self.contexts, spelling, scale)
             write_words(self.out, site, rows)
             lines = (control_line(control, site, state.sources, spelling) for control in state.controls)
             write_lines(controls_path(self.out, site), lines)
@@ -199,6 +202,7 @@ class _GroupRun:
                 "units": state.units,
                 "n_texts": state.n_texts,
                 "n_tokens": state.n_tokens,
+                "massive": int(state.seen[site].massive),
             }
         about["sites"] = dict(sorted(about["sites"].items()))
         write_about(self.out, about)
@@ -256,10 +260,12 @@ class _GroupRun:
         drawn: Mapping[int, tuple[slice, Control]],
     ) -> None:
         dictionary, seen = self.dictionaries[site], state.seen[site]
+        counted = ordinary(h, batch.real)
+        seen.massive += batch.n_tokens - int(counted.sum())
         some = max(1, AT_ONCE // (h.shape[1] * dictionary.n_features))
         for start in range(0, len(h), some):
             here = slice(start, start + some)
-            ids, real = batch.tokens.input_ids[here], batch.real[here]
+            ids, real = batch.tokens.input_ids[here], counted[here]
             with torch.no_grad():
                 acts = dictionary.encode(h[here]).float()
             seen.add(acts, ids, real, source[here])
@@ -320,19 +326,24 @@ def controls_path(folder: Path, site: Site) -> Path:
 
 
 def feature_rows(
-    model: LanguageModel, dictionary: Dictionary, state: GatherState, n_contexts: int, spelling: Spelling
+    model: LanguageModel,
+    dictionary: Dictionary,
+    state: GatherState,
+    n_contexts: int,
+    spelling: Spelling,
+    scale: Float[Tensor, " vocab"],
 ) -> Iterator[FeatureWords | None]:
     """Words of every feature of a site, in order; None for one that never fired."""
     seen = state.seen[dictionary.site]
     tokens = _strongest_tokens(seen, state.occurred)
     fired = seen.fired.tolist()
-    for row, promoted in enumerate(_promotes(model, dictionary)):
+    for row, promoted in enumerate(_promotes(model, dictionary, scale, spelling)):
         if fired[row] == 0:
             yield None
             continue
         strong = tuple(spelling.token(token) for token in tokens.get(row, ()))
         contexts = _contexts(seen, row, state.sources, spelling)[:n_contexts]
-        frequency = float(f"{fired[row] / state.n_tokens:.4g}")
+        frequency = float(f"{fired[row] / (state.n_tokens - int(seen.massive)):.4g}")
         yield FeatureWords(label_of(strong), strong, promoted, contexts, frequency)
 
 
@@ -355,15 +366,35 @@ def _strongest_tokens(seen: FeatureStatistics, occurred: Int[Tensor, " vocab"]) 
     return found
 
 
-def _promotes(model: LanguageModel, dictionary: Dictionary) -> Iterator[tuple[str, ...]]:
-    """The tokens each row raises most in the logit lens; whitespace alone is left out. A row of zeros raises none."""
-    rows = dictionary.directions(model).to(model.device)
+def lens_scale(model: LanguageModel) -> Float[Tensor, " vocab"]:
+    """1 over the length of each token's row in the logit lens; NaN for tokens that are not shown.
+
+    The rarer a token, the longer its row: in SmolLM2 135M the median is 2.5 for tokens that come 100 times in a million
+    or more, and 3.4 for the 20,000 that never came. So the highest logits of most directions are those of rare pieces.
+    Over the length of its row a logit is, but for one factor, the cosine of direction and row: how far it stands out
+    among what the token gets from other directions. Not shown are special tokens, those of whitespace alone, and parts
+    of a character.
+    """
     vocabulary = vocabulary_of(model)
-    k = min(TOKENS, vocabulary)
-    for some in rows.split(max(1, AT_ONCE // vocabulary)):
-        has = some.any(dim=1).tolist()
-        for directed, logits in zip(has, model.logit_lens(some, k), strict=True):
-            yield tuple(logit.token for logit in logits if directed and logit.token.strip())
+    squares = torch.zeros(vocabulary, device=model.device)
+    for some in torch.eye(model.d_model, device=model.device).split(max(1, AT_ONCE // vocabulary)):
+        squares += model.unembed(some).float().square().sum(dim=0)
+    words = (model.spelling.token(token) for token in range(vocabulary))
+    shown = torch.tensor([bool(word.strip()) and "\ufffd" not in word for word in words], device=model.device)
+    shown[[token for token in model.tokenizer.all_special_ids if token < vocabulary]] = False
+    return squares.rsqrt().masked_fill(~shown | (squares == 0), torch.nan)
+
+
+def _promotes(
+    model: LanguageModel, dictionary: Dictionary, scale: Float[Tensor, " vocab"], spelling: Spelling
+) -> Iterator[tuple[str, ...]]:
+    """The tokens each row raises most in the logit lens, for what the token gets elsewhere (`lens_scale`)."""
+    rows = dictionary.directions(model).to(model.device)
+    k = min(TOKENS, len(scale))
+    for some in rows.split(max(1, AT_ONCE // len(scale))):
+        best = (model.unembed(some).float() * scale).nan_to_num_(nan=-torch.inf).topk(k, dim=1)
+        for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            yield tuple(spelling.token(token) for token, value in zip(ids, values, strict=True) if value > 0)
 
 
 def _contexts(seen: FeatureStatistics, row: int, sources: Sequence[str], spelling: Spelling) -> tuple[Context, ...]:

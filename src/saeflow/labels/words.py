@@ -49,11 +49,12 @@ class Context:
 class FeatureWords:
     """What is known of one feature.
 
-    `label` is one line for a table or a node. `tokens` are those it fires on most strongly;
-    `promotes` those its row raises most in the logit lens (the row through the final norm's gain and
-    the unembedding); `frequency` is the share of tokens it is active on, None when unknown. `by` says what
-    wrote the label: a model that explained it, or "" for one made of the tokens. `score` is how well the label
-    told held-out contexts from others, balanced accuracy from 0 to 1 (`detection`), None when not measured.
+    `label` is one line for a table or a node. `tokens` are those it fires on most strongly; `promotes` those its
+    row raises most in the logit lens (the row through the final norm's gain and the unembedding; words made here
+    rank logits over the length of the token's own row); `frequency` is the share of tokens it is active on, None
+    when unknown. `by` says what wrote the label: a model that explained it, or "" for one made of the tokens.
+    `score` is how well the label told held-out contexts from others, balanced accuracy from 0 to 1 (`detection`),
+    None when not measured.
     """
 
     label: str

@@ -13,6 +13,9 @@
 Every file appears whole or not at all, and is bound by digests to the tokens, the model and the dictionaries that made
 it, so a killed run resumes where it stopped and ends with the same bytes.
 
+A position that is massive at either site of a pair (`sources.massive`) does not count for that pair: there hundreds of
+features may fire at a hundred times their usual strength, and r would be about that token alone.
+
 A feature that never fires, or fires alike on every token, has no correlation with anything. Such a feature matches
 nothing: it is no match of any other, and has none itself.
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +59,7 @@ from saeflow.matching.table import MatchTable
 from saeflow.reading import SHARD, read_bytes, read_json
 from saeflow.records import Progress
 from saeflow.sources.activity import (
+    ENCODED_AT_ONCE,
     TextBatch,
     encoded,
     encoder_digest,
@@ -65,6 +69,7 @@ from saeflow.sources.activity import (
     text_batches,
 )
 from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.massive import ordinary
 from saeflow.sources.model import LanguageModel
 from saeflow.version import __version__
 
@@ -74,6 +79,8 @@ BLOCK: Final = 256
 """Sources correlated before they are ranked: 32 MiB of float64 against 16,384 targets."""
 _FORMAT: Final = "saeflow-correlation"
 _SHARDS: Final = "activations"
+MASSIVE: Final = "massive"
+"""Key of `correlation.json`: how many positions did not count, by site; missing where there are none."""
 _FIRST, _MOST_WAITING = 16, 4_000_000
 _CONSTANT = 1e-9
 """Where variance / mean square is below this, float32 activations do not tell it from 0."""
@@ -140,11 +147,15 @@ def correlate(
     missing = [pair for pair in wanted if not all(_is_done(out / table_file(*way), k) for way in both_ways(pair))]
     sites = sorted({site for pair in missing for site in pair})
     shards.write(sites, sites_at_once or max(len(sites), 1), progress)
+    if massive := {str(site): n for site in sites if (n := len(shards.massive(site)))}:
+        said = cast("dict[str, Any]", read_json(out / RUN))
+        said[MASSIVE] = said.get(MASSIVE, {}) | massive
+        write_atomic(out / RUN, (json.dumps(said, indent=1) + "\n").encode())
     # 3. tables
     for done, pair in enumerate(missing):
         if progress:
             progress(done, len(missing), f"{pair[0]} and {pair[1]}")
-        x, y = (shards.read(site) for site in pair)
+        x, y = shards.read_pair(*pair)
         for (source, target), n_target, found in zip(
             both_ways(pair), (size(y)[1], size(x)[1]), top_correlations(x, y, k), strict=True
         ):
@@ -189,7 +200,7 @@ def _begin(out: Path, shards: ActivationShards, pairs: Sequence[Pair], max_lengt
         dictionary.unload()
     stated = {
         "format": _FORMAT,
-        "version": 1,
+        "version": 2,
         "texts": shards.n_texts,
         "tokens": shards.n_tokens,
         "max_length": max_length,
@@ -198,10 +209,13 @@ def _begin(out: Path, shards: ActivationShards, pairs: Sequence[Pair], max_lengt
         "decoders": {str(site): writer for site, writer in writers.items()},
     }
     try:
-        earlier = cast("dict[str, Any] | None", read_json(out / RUN))
+        earlier: Any = read_json(out / RUN)
     except (OSError, ValueError):
         earlier = None
+    if isinstance(earlier, dict) and MASSIVE in earlier:
+        stated[MASSIVE] = earlier[MASSIVE]
     if earlier != stated:
+        stated.pop(MASSIVE, None)
         shutil.rmtree(out / _SHARDS, ignore_errors=True)
         for table in out.glob("*.safetensors"):
             table.unlink()
@@ -265,47 +279,75 @@ class ActivationShards:
                     progress(done, steps, f"texts at {group[0]} to {group[-1]}")
                 states = site_states(self.model, self.dictionaries, missing, batch.tokens) if missing else {}
                 for site, h in states.items():
-                    data = _shard_bytes(self.dictionaries[site], h[batch.real])
+                    data = _shard_bytes(self.dictionaries[site], h[batch.real], ordinary(h, batch.real)[batch.real])
                     write_atomic(self._shard(site, number), add_sha256(data))
                 done += 1
 
     def read(self, site: Site) -> sp.csc_array:
-        """The activations at a site, tokens by features, from its shards.
+        """The activations at a site, tokens by features, from its shards; none at massive positions.
 
         Raises:
             BadFile: when a shard is missing or cannot be read.
         """
         width = self.dictionaries[site].n_features
-        parts = [_read_shard(self._shard(site, number), width) for number in range(len(self.batches))]
+        parts = [
+            sp.csr_array((held["value"], held["index"], held["indptr"]), shape=(len(held["indptr"]) - 1, width))
+            for held in self._shards_of(site)
+        ]
         return sp.csc_array(sp.vstack(parts, format="csc"))
+
+    def massive(self, site: Site) -> Int64[np.ndarray, " n"]:
+        """Which of the tokens that count are massive at a site, by number, ascending.
+
+        Raises:
+            BadFile: when a shard is missing or cannot be read.
+        """
+        begins = np.cumsum([0, *(batch.n_tokens for batch in self.batches)])
+        parts = [begin + held["massive"] for begin, held in zip(begins, self._shards_of(site), strict=False)]
+        return np.concatenate(parts)
+
+    def read_pair(self, a: Site, b: Site) -> tuple[sp.csc_array, sp.csc_array]:
+        """The activations at two sites, on the tokens that are massive at neither.
+
+        Raises:
+            BadFile: when a shard is missing or cannot be read.
+        """
+        x, y = self.read(a), self.read(b)
+        left_out = np.union1d(self.massive(a), self.massive(b))
+        if not len(left_out):
+            return x, y
+        kept = np.setdiff1d(np.arange(self.n_tokens), left_out)
+        return sp.csc_array(sp.csr_array(x)[kept]), sp.csc_array(sp.csr_array(y)[kept])
+
+    def _shards_of(self, site: Site) -> Iterator[dict[str, np.ndarray]]:
+        for number in range(len(self.batches)):
+            path = self._shard(site, number)
+            try:
+                held = load(check_sha256(read_bytes(path, SHARD)))
+                yield {name: held[name] for name in ("indptr", "index", "value", "massive")}
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                raise BadFile(
+                    f"{path} is no readable shard of activations ({error}). Remove it and run the same again."
+                ) from None
 
     def _shard(self, site: Site, number: int) -> Path:
         return self.folder / f"{site.layer}.{site.part.value}" / f"{number:06d}.safetensors"
 
 
-def _shard_bytes(dictionary: Dictionary, h: Float[Tensor, "n d_in"]) -> bytes:
-    """The active features of some tokens: `indptr`, `index`, `value`, as in a CSR matrix."""
+def _shard_bytes(dictionary: Dictionary, h: Float[Tensor, "n d_in"], counts_here: Bool[Tensor, " n"]) -> bytes:
+    """The active features of some tokens: `indptr`, `index`, `value`, as in a CSR matrix; and which are `massive`."""
     counts: list[np.ndarray] = [np.zeros(1, np.int64)]
     index: list[np.ndarray] = [np.zeros(0, np.int32)]
     value: list[np.ndarray] = [np.zeros(0, np.float32)]
-    for acts in encoded(dictionary, h):
+    for every, kept in zip(encoded(dictionary, h), counts_here.split(ENCODED_AT_ONCE), strict=True):
+        acts = every * kept[:, None]
         row, column = acts.nonzero(as_tuple=True)
         counts.append(torch.bincount(row, minlength=len(acts)).cpu().numpy())
         index.append(column.to(torch.int32).cpu().numpy())
         value.append(acts[row, column].float().cpu().numpy())
     indptr = np.concatenate(counts).cumsum().astype(np.int32)
-    return save({"indptr": indptr, "index": np.concatenate(index), "value": np.concatenate(value)})
-
-
-def _read_shard(path: Path, width: int) -> sp.csr_array:
-    try:
-        held = load(check_sha256(read_bytes(path, SHARD)))
-        index, value, indptr = held["index"], held["value"], held["indptr"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise BadFile(
-            f"{path} is no readable shard of activations ({error}). Remove it and run the same again."
-        ) from None
-    return sp.csr_array((value, index, indptr), shape=(len(indptr) - 1, width))
+    massive = (~counts_here).nonzero().flatten().to(torch.int32).cpu().numpy()
+    return save({"indptr": indptr, "index": np.concatenate(index), "value": np.concatenate(value), "massive": massive})
 
 
 # Correlation

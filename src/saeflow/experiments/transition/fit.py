@@ -93,18 +93,23 @@ class Fits:
         for batch in batches[0]:
             held = captured(batch, "texts", both)
             for pair, found in zip(group, moments, strict=True):
-                ends = pair.ends(held, batch.real)
+                kept = pair.measured(held, batch.real)
+                found.massive += batch.n_tokens - int(kept.sum())
+                ends = pair.ends(held, kept)
                 with torch.no_grad():
                     found.add(ends, pair.target.encode(ends.truth).float())
         candidates = [_Candidates(found, self) for found in moments]
         for batch in batches[1]:
             held = captured(batch, "validation", both)
             for one in candidates:
-                one.add(one.pair.ends(held, batch.real))
+                kept = one.pair.measured(held, batch.real)
+                one.moments.massive += batch.n_tokens - int(kept.sum())
+                one.add(one.pair.ends(held, kept))
         for batch in batches[2]:
-            held = captured(batch, "means", [pair.target for pair in group])
+            held = captured(batch, "means", both)
             for one in candidates:
-                one.add_truth(one.pair.centred(held[one.pair.target.point][batch.real]))
+                kept = one.pair.measured(held, batch.real)
+                one.add_truth(one.pair.centred(held[one.pair.target.point][kept]))
         for one in candidates:
             write_atomic(self.path(one.pair), one.to_bytes())
         if progress:
@@ -191,6 +196,7 @@ class _Candidates:
             "affine_strength": affine,
             "fit_tokens": self.moments.n,
             "validation_tokens": self.n,
+            "massive_tokens": self.moments.massive,
         }
         # one entry alone: the same fit is always the same bytes
         header = {"facts": facts, "scales": scales}
@@ -224,6 +230,7 @@ class RegressionSums:
 
     Attributes:
         n: tokens taken in.
+        massive: tokens of the texts that were left out as massive, those for validation too.
         gram: of activations at A. cross: of those with h_B - b_dec.
         stream: of h_A with a 1 behind it, for the affine map. stream_cross: of it with h_B.
         truth: of h_B.
@@ -238,7 +245,7 @@ class RegressionSums:
             pair.source.d_in,
             pair.target.d_in,
         )
-        self.pair, self.n = pair, 0
+        self.pair, self.n, self.massive = pair, 0, 0
         self.gram: Float64[np.ndarray, "n_source n_source"] = np.zeros((n_source, n_source))
         self.cross: Float64[np.ndarray, "n_source d_out"] = np.zeros((n_source, d_out))
         self.stream: Float64[np.ndarray, "d_in d_in"] = np.zeros((width + 1, width + 1))

@@ -3,16 +3,17 @@
     explained variance = 1 - sum |h_B - prediction|^2 / sum |h_B - mean|^2
 
 Both sums run over tokens and over all dimensions together (the variance of a dimension counts by its size). Special
-tokens, the begin-of-text token above all, are left out: their hidden states are far larger than all others and would
-decide both sums. The mean is that of all tokens that are measured; the mean that is a prediction (`MEAN`) is that of
-the texts for fitting, and explains a little less than nothing.
+tokens, the begin-of-text token above all, and positions that are massive at either end (`sources.massive`) are left
+out: their hidden states are far larger than all others and would decide both sums. The mean is that of all tokens that
+are measured; the mean that is a prediction (`MEAN`) is that of the texts for fitting, and explains a little less than
+nothing.
 
 On some texts a layer is skipped through a map: the test of SAE Match (Balagansky et al. 2024, arXiv 2410.07656,
 section 4). The output of the blocks between A and B is replaced by what the map predicts from h_A; the rest of the
 model runs on. The loss is compared with that of the model left alone, with plainly skipping the blocks (h_A in place of
-h_B), with the reconstruction of h_B by its own dictionary, and with the mean in place of h_B. Special tokens keep their
-own hidden states, without which every model fails: what is measured is the skipped layer, not the lost begin-of-text
-token.
+h_B), with the reconstruction of h_B by its own dictionary, and with the mean in place of h_B. Tokens that are left out
+keep their own hidden states, without which every model fails: what is measured is the skipped layer, not the lost
+begin-of-text token.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from saeflow.experiments.transition.maps import TransitionMap, Units
 from saeflow.experiments.transition.variants import CLEAN, MapSource, MapVariant, Scaling
 from saeflow.ids import Site
 from saeflow.sources.dictionary import Dictionary
+from saeflow.sources.massive import ordinary
 from saeflow.sources.model import Captured, LanguageModel
 from saeflow.sources.tokens import Tokens
 
@@ -85,6 +87,10 @@ class DictionaryPair:
         """`0/res > 1/res`, as rows of results have it."""
         return f"{self.sites[0]} > {self.sites[1]}"
 
+    def measured(self, captured: Captured, real: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """Which of the real tokens are massive at neither end."""
+        return ordinary(captured[self.source.point], real) & ordinary(captured[self.target.point], real)
+
     def ends(self, captured: Captured, real: Bool[Tensor, "batch pos"]) -> Ends:
         """What a forward pass held at both ends, on the real tokens."""
         with torch.no_grad():
@@ -108,7 +114,7 @@ class Fitted:
         affine: rows of the best affine map of h_A, the constant last.
         units: mean activations of both sides; None where some dictionary was never active.
         scales: for each variant the factor that suits it best on the texts for validation.
-        facts: strengths that were chosen, and numbers of tokens.
+        facts: strengths that were chosen, numbers of tokens, and how many were left out as massive.
     """
 
     mean: Float[Tensor, " d_out"]

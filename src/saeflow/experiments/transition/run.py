@@ -284,7 +284,8 @@ class _MeasureText:
         [one] = text_batches(model, [unit["content"]], max_length=self.fits.size.max_length)
         captured = model.capture(one.tokens, [end.point for p, _, _ in self.held for end in (p.source, p.target)])
         for pair, fitted, maps in self.held:
-            ends = pair.ends(captured, one.real)
+            kept = pair.measured(captured, one.real)
+            ends = pair.ends(captured, kept)
             b_dec = pair.target.b_dec.float()
             whole = squared(ends.truth, b_dec.expand_as(ends.truth))
             centre = fitted.centre.to(ends.truth).expand_as(ends.truth)
@@ -296,12 +297,13 @@ class _MeasureText:
                 "text": unit["text"],
                 "pair": pair.name,
                 "tokens": len(ends.truth),
+                "massive": one.n_tokens - len(ends.truth),
                 "total": _short(squared(ends.truth, centre)),
                 "missed": missed,
             }
             if unit["loss"]:
                 run = {name: of for name, of in maps.items() if (variant := MapVariant.of(name)) and is_run(variant)}
-                losses = loss_through(model, pair, one.tokens, one.real, ends, run, fitted)
+                losses = loss_through(model, pair, one.tokens, kept, ends, run, fitted)
                 row["loss"] = {name: _short(value) for name, value in losses.items()}
             yield row
 

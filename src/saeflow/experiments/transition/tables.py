@@ -24,7 +24,7 @@ COSINE: Final = "cosine top-1"
 _EV = ["ev", "low", "high", "n", "scale", "scaled", "scaled_low", "scaled_high"]
 _DEFINED = (
     "Explained variance: 1 - sum |h - prediction|^2 / sum |h - mean|^2, over tokens and all dimensions together, the "
-    "begin-of-text and other special tokens left out. The mean is that of the tokens measured. "
+    "begin-of-text and other special tokens and massive positions left out. The mean is that of the tokens measured. "
 )
 _SCALED = "scaled: the same after one factor (scale), fitted on validation texts. "
 _ABOUT = "n counts tokens; intervals are of texts; all pairs: their mean."
@@ -242,12 +242,13 @@ def paired(explained: Explained) -> SummaryTable:
 
 def fits(facts: dict[str, dict[str, Any]]) -> SummaryTable:
     """What was fitted at each pair."""
-    names = ("least_squares_strength", "affine_strength", "fit_tokens", "validation_tokens")
+    names = ("least_squares_strength", "affine_strength", "fit_tokens", "validation_tokens", "massive_tokens")
     return SummaryTable.of(
         "transition_fits",
         "What was fitted",
         "",
-        "Ridge strengths, as shares of each variable's sum of squares, chosen on validation texts; tokens of either.",
+        "Ridge strengths, as shares of each variable's sum of squares, chosen on validation texts; tokens of either, "
+        "and how many positions of both were left out as massive (squared norms above 100 medians).",
         ", ".join(("pair", *names)),
-        ([pair, *(fit["facts"][name] for name in names)] for pair, fit in facts.items()),
+        ([pair, *(fit["facts"].get(name, 0) for name in names)] for pair, fit in facts.items()),
     )
