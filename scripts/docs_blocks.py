@@ -197,12 +197,12 @@ def refused(arguments: list[str]) -> str:
 
     from cyclopts import CycloptsError
 
-    from saeflow.cli.app import app, sentence
+    from saeflow.cli.app import app, in_words_of_today, sentence
     from saeflow.errors import SaeflowError
 
     try:
         with patch("saeflow.sources.devices.known_device"):
-            app.parse_args(arguments)
+            app.parse_args(in_words_of_today(arguments)[0])
     except (CycloptsError, SaeflowError) as error:
         return sentence(error)
     return ""

@@ -325,6 +325,42 @@ def cli_text() -> str:
     return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
 
 
+def meaning_of(help_: str | None) -> str:
+    """What an option means in every command: the first clause of its help, before what is a command's own."""
+    return re.split(r"[:;.](?=\s|$)", " ".join((help_ or "").split()), maxsplit=1)[0].replace("|", "\\|")
+
+
+def options_text() -> str:
+    """The page of the words of options: what each means, where it is, and what it was called before."""
+    from saeflow.cli.app import app
+    from saeflow.cli.vocabulary import NUMBER_OF_TEXTS, OLD, TURNED
+
+    means: dict[str, str] = {}
+    where: dict[str, list[str]] = {}
+    for words, _ in commands(app):
+        for option in declared_by(app, words):
+            if option.show and option.index is None:
+                means.setdefault(option.name, meaning_of(option.parameter.help))
+                where.setdefault(option.name, []).append(" ".join(words))
+    lines = ["# Words of options", ""]
+    lines += [
+        "One word has one meaning in every command, and one thing has one word. The meaning is the first clause of an",
+        "option's help; what follows it there is the command's own. A singular stands for its plural and the other way",
+        "round: `--site` is `--sites`. Several values take commas, or follow each other: `--sites 2/res,3/res`,",
+        "`--sites 2/res 3/res`, `--sites 2/res --sites 3/res`.",
+        "",
+        "| option | meaning | commands |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{word}` | {said_of(means[word])} | {', '.join(where[word])} |" for word in sorted(means)]
+    turned = [("--texts NUMBER", "--n-texts", NUMBER_OF_TEXTS)]
+    turned += [(f"--direction {was}", " ".join(now) or "the default", (name,)) for (name, was), now in TURNED.items()]
+    lines += ["", "## Old words", "", "They work for one release, and say on stderr what they are now.", ""]
+    lines += ["| old | now | commands |", "|---|---|---|"]
+    lines += [f"| `{old}` | `{new}` | {', '.join(names)} |" for old, new, names in (*OLD, *turned)]
+    return "\n".join(lines) + "\n"
+
+
 def declared_by(app: Any, words: tuple[str, ...]) -> Any:
     """The arguments and options of a command, with their help."""
     with app.app_stack(words):
@@ -353,6 +389,7 @@ def _argument(argument: Any) -> str:
 def index_text(found: dict[str, str]) -> str:
     """The first page of the reference."""
     lines = ["# Reference", "", "| | |", "|---|---|", "| [Command line](cli.md) | every command with its options |"]
+    lines += ["| [Words of options](options.md) | what each option means, in every command |"]
     lines += [f"| [{page.title}]({page.name}.md) | {page.about} |" for page in PAGES if page.name in found]
     lines += ["", "Names that are on no page may change without notice."]
     return "\n".join(lines) + "\n"
@@ -363,7 +400,7 @@ def written() -> dict[str, str]:
     seen: set[str] = set()
     pages = {page.name: page_text(page, seen) for page in PAGES if all(map(source_of, page.packages))}
     texts = {f"{name}.md": text for name, text in pages.items()}
-    return {"index.md": index_text(pages), "cli.md": cli_text(), **texts}
+    return {"index.md": index_text(pages), "cli.md": cli_text(), "options.md": options_text(), **texts}
 
 
 def main() -> None:

@@ -54,36 +54,41 @@ def run(monkeypatch, saeflow_here, tmp_path):
     return saeflow_here
 
 
-def test_graph_prints_a_table_and_writes_three_files(folder, run):
+def test_graph_prints_a_table_and_writes_what_was_asked_for(folder, run):
     code, out, err = run("graph", folder / "atlas", "4/res/7")
+    assert (code, err, list(run.work.iterdir())) == (0, "", [])
+    (run.work / "here").mkdir()
+    assert run("graph", folder / "atlas", "4/res/7", "-o", "g.html", "m.mmd", "-o", "g.circuit-tracer.json")[0] == 0
+    assert {path.name for path in run.work.iterdir()} == {"here", "g.html", "m.mmd", "g.circuit-tracer.json"}
+    assert "nodes" in json.loads((run.work / "g.circuit-tracer.json").read_text())
+    code, out, err = run("graph", folder / "atlas", "4/res/7", "-o", "here")
     assert (code, err) == (0, "")
     for word in ("4/res/7", "s(R)", "t(R) = 0.5"):
         assert word in out
-    names = {path.name for path in run.work.iterdir()}
+    names = {path.name for path in (run.work / "here").iterdir()}
     assert names == {f"atlas-4-res-7.graph.{suffix}" for suffix in ("html", "json", "graphml")}
-    written = (run.work / "atlas-4-res-7.graph.json").read_text()
+    written = (run.work / "here" / "atlas-4-res-7.graph.json").read_text()
     assert str(FlowGraph.from_json(written).seed) == "4/res/7"
 
 
 def test_graph_as_json_is_the_graph_and_nothing_else(folder, run):
-    code, out, _ = run("graph", folder / "atlas", "4/res/7", "--json", "--no-files", "--k", "3")
+    code, out, _ = run("graph", folder / "atlas", "4/res/7", "--json", "--k", "3")
     assert code == 0
     assert FlowGraph.from_json(out).seed.index == 7
     assert list(run.work.iterdir()) == []
 
 
 def test_a_figure_is_what_its_ending_says_and_another_ending_is_refused_before_the_work(folder, run):
-    graph = ("graph", folder / "atlas", "4/res/7", "--no-files", "--figure")
+    graph = ("graph", folder / "atlas", "4/res/7", "-o")
     for name, begins in (("a.svg", b"<svg"), ("a.png", b"\x89PNG")):
         assert run(*graph, name)[0] == 0
         assert (run.work / name).read_bytes().startswith(begins)
     for name, args in {
         "a.gif": graph,
         "a.pdf": graph,
-        "plain": graph,
         "m.csv": ("match", folder / "release", "3/res", "1/res", "--out"),
-        "b.jpg": ("agreement", folder / "release", "--figure"),
-        "c.jpg": ("atlas", "calibrate", folder / "release", "--figure"),
+        "b.jpg": ("agreement", folder / "release", "--out"),
+        "c.jpg": ("atlas", "calibrate", folder / "release", "--out"),
     }.items():
         code, out, err = run(*args, name)
         assert (code, out) == (2, "")
@@ -119,7 +124,7 @@ def test_an_atlas_of_some_parts_leaves_the_others_out(folder, run):
     assert code == 0
     code, out, _ = run("atlas", "info", "built", "--json")
     assert not any("att" in table["source"] + table["target"] for table in json.loads(out)["tables"])
-    code, out, err = run("graph", "built", "4/res/7", "--no-files")
+    code, out, err = run("graph", "built", "4/res/7")
     assert (code, err) == (0, "")
 
 
@@ -216,7 +221,7 @@ def test_a_feature_without_a_direction_is_counted_and_spoils_nothing(folder, run
     tables = json.loads(run("atlas", "info", "built", "--json")[1])["tables"]
     assert {row["source"] for row in tables if row["no match"]} == {"3/res"}
     [dead] = np.flatnonzero(np.isneginf(MatchTable.load(run.work / "built/3.res-2.res.safetensors").score[:, 0]))
-    code, out, _ = run("graph", "built", f"3/res/{dead}", "--no-files")
+    code, out, _ = run("graph", "built", f"3/res/{dead}")
     assert code == 0
     assert "no direction and matches nothing" in " ".join(out.split())
 
@@ -257,8 +262,8 @@ def unknown_model(tmp_path_factory):
         (("graph", "ATLAS", "40/res/7"), "layers 0 to 5"),
         (("graph", "ATLAS", "4/res/700"), "0 to 79"),
         (("graph", "ATLAS", "4/res/7", "--k", "9"), "between 1 and 5"),
-        (("graph", "ATLAS", "4/res/7", "--k", "0"), "at least 1"),
-        (("graph", "ATLAS", "4/res/7", "--t-res", "7"), "between -1 and 1"),
+        (("graph", "ATLAS", "4/res/7", "--k", "0"), "for --k: 0 is out of range. Give 1 or more."),
+        (("graph", "ATLAS", "4/res/7", "--t-res", "7"), "for --t-res: 7 is out of range. Give a cosine, -1 to 1."),
         (("graph", "ATLAS", "4/res/7", "--direction", "up"), 'Choose from: "both", "backward", "forward"'),
         (("graph", "nowhere", "4/res/7"), "saeflow atlas build"),
         (("match", "RELEASE", "3/res", "9/res"), "9/res"),
@@ -323,9 +328,9 @@ def test_a_device_that_is_not_there_is_refused_by_the_library_too():
 
 def test_a_folder_that_cannot_be_written_is_one_message(folder, run):
     (run.work / "file").write_text("in the way")
-    code, _, err = run("graph", folder / "atlas", "4/res/7", "--out", "file")
-    assert code == 2
-    assert "cannot write" in err
+    code, out, err = run("graph", folder / "atlas", "4/res/7", "--out", "file/in/it")
+    assert (code, out) == (2, "")  # nothing is printed before it is refused
+    assert "file is a file where a folder is needed" in err or "file/in" in err
 
 
 @pytest.mark.parametrize(
@@ -342,10 +347,16 @@ def test_a_folder_that_cannot_be_written_is_one_message(folder, run):
         (("graph", "demo", "4/res/7", "--k"), "--k has no value. See saeflow graph --help."),
         (("graph", "demo", "4/res/7", "--json=x"), "--json is given without a value, not with 'x'. See saeflow graph"),
         (("graph", "demo", "4/res/7", "--formats", ""), "for --formats: '' holds no value. Give one or more, or leave"),
-        (("graph", "demo", "4/res/7", "--figure", "x.bmp"), "for --figure: x.bmp cannot be written: end its name in"),
-        (("match", "demo", "4/res", "3/res", "--limit", "-3"), 'Invalid value "-3" for --limit.'),
-        (("atlas", "calibrate", "demo", "--fdr", "2"), 'Invalid value "2.0" for --fdr. Must be < 1.'),
-        (("correlate", "demo", "--texts", "demo", "--n", "0"), 'Invalid value "0" for --n. Must be >= 1.'),
+        (("graph", "demo", "4/res/7", "--out", "x.bmp"), "for --out: x.bmp cannot be written: end its name in"),
+        (
+            ("match", "demo", "4/res", "3/res", "--limit", "-3"),
+            "Invalid value for --limit: -3 is out of range. Give 0 or more.",
+        ),
+        (("atlas", "calibrate", "demo", "--fdr", "2"), "for --fdr: 2 is out of range. Give a number between 0 and 1."),
+        (
+            ("correlate", "demo", "--texts", "demo", "--n-texts", "0"),
+            "for --n-texts: 0 is out of range. Give 1 or more.",
+        ),
         (("origins", "demo", "--layers", "3-1"), "for --layers: '3-1' goes from high to low, and holds nothing."),
         (
             ("sweep", "demo", "--layers", "0-99999999999"),

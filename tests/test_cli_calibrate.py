@@ -11,7 +11,7 @@ import torch
 
 from saeflow.cli.matching import figure_rows
 from saeflow.flow import FlowGraph
-from saeflow.matching.atlas import open_atlas
+from saeflow.matching.atlas import open_atlas, own_copy
 from saeflow.matching.build import build_atlas
 from saeflow.paper import calibrated_thresholds, svg_text
 from saeflow.report.tables import calibration_rows
@@ -42,10 +42,10 @@ def test_an_atlas_is_calibrated_and_graphs_use_it(run, release, tmp_path):
     )
     atlas = open_atlas(tmp_path / "atlas")
     assert len(told["pairs"]) == len(atlas.nulls) == len(atlas)
-    shown = json.loads(run("graph", tmp_path / "atlas", "3/res/1", "--fdr", 0.05, "--json", "--no-files"))
+    shown = json.loads(run("graph", tmp_path / "atlas", "3/res/1", "--fdr", 0.05, "--json"))
     assert FlowGraph.from_json(json.dumps(shown)).thresholds.cuts
     assert shown["thresholds"]["fdr"] == 0.05
-    assert "Thresholds by layer" in run("graph", tmp_path / "atlas", "3/res/1", "--calibrated", "--no-files")
+    assert "Thresholds by layer" in run("graph", tmp_path / "atlas", "3/res/1", "--calibrated")
 
 
 def test_thresholds_are_drawn_where_asked(run, release, tmp_path):
@@ -59,7 +59,7 @@ def test_thresholds_are_drawn_where_asked(run, release, tmp_path):
         900,
         "--rotations",
         2,
-        "--figure",
+        "--out",
         tmp_path / "cuts.svg",
     )
     drawn = (tmp_path / "cuts.svg").read_text(encoding="utf-8")
@@ -92,7 +92,7 @@ def test_a_layer_where_nothing_is_significant_is_a_gap_in_the_figure():
 def test_a_figure_of_an_unknown_kind_is_refused_before_any_work(refusal, release, tmp_path):
     assert re.search(
         r"cuts\.gif cannot be written",
-        refusal("atlas", "calibrate", release, "--atlas", tmp_path / "atlas", "--figure", tmp_path / "cuts.gif"),
+        refusal("atlas", "calibrate", release, "--atlas", tmp_path / "atlas", "--out", tmp_path / "cuts.gif"),
     )
     assert not open_atlas(tmp_path / "atlas").nulls
 
@@ -104,20 +104,17 @@ def test_the_picture_of_the_docs_is_that_of_the_demo_pack():
 
 
 def test_an_atlas_without_nulls_says_how_to_calibrate_it(refusal, release, tmp_path):
-    assert re.search(
-        "saeflow atlas calibrate", refusal("graph", tmp_path / "atlas", "3/res/1", "--calibrated", "--no-files")
-    )
+    assert re.search("saeflow atlas calibrate", refusal("graph", tmp_path / "atlas", "3/res/1", "--calibrated"))
 
 
 def test_thresholds_by_hand_and_calibrated_ones_exclude_each_other(refusal, release, tmp_path):
     assert re.search(
-        "either those, or --fdr",
-        refusal("graph", tmp_path / "atlas", "3/res/1", "--fdr", 0.1, "--t-res", 0.4, "--no-files"),
+        "either those, or --fdr", refusal("graph", tmp_path / "atlas", "3/res/1", "--fdr", 0.1, "--t-res", 0.4)
     )
 
 
 def test_the_demo_pack_comes_calibrated(run):
-    shown = json.loads(run("graph", "demo", "4/res/123", "--calibrated", "--json", "--no-files"))
+    shown = json.loads(run("graph", "demo", "4/res/123", "--calibrated", "--json"))
     cuts = {(row["layer"], row["part"]): row["cut"] for row in shown["thresholds"]["layers"]}
     assert len(cuts) == 17
     assert all(0.3 < cuts[layer, "res"] < 0.7 for layer in range(1, 6))
@@ -141,7 +138,7 @@ def test_a_release_is_correlated_over_the_texts_of_a_file(run, tmp_path):
         tmp_path / "r",
         "--k",
         3,
-        "--n",
+        "--n-texts",
         20,
     )
     atlas = open_atlas(tmp_path / "r")
@@ -154,7 +151,7 @@ def test_what_is_to_know_of_an_answer_is_one_line_of_the_command_line(release, t
 import sys
 from saeflow.cli import main
 for words in (["atlas", "calibrate", {str(release)!r}, "--rows", "100", "--rotations", "1"],
-              ["graph", {str(tmp_path / "atlas")!r}, "3/res/1", "--fdr", "0.01", "--no-files"]):
+              ["graph", {str(tmp_path / "atlas")!r}, "3/res/1", "--fdr", "0.01"]):
     sys.argv = ["saeflow", *words, *(["--atlas", {str(tmp_path / "atlas")!r}] if words[0] == "atlas" else [])]
     try:
         main()
@@ -164,3 +161,13 @@ for words in (["atlas", "calibrate", {str(release)!r}, "--rows", "100", "--rotat
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.search(r"^saeflow: \d+ of \d+ pairs of sites keep no match at fdr=0.01", ran.stderr, re.MULTILINE)
     assert "Warning" not in ran.stderr
+
+
+def test_the_atlas_of_a_pack_is_copied_before_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
+    packed = open_atlas("demo")
+    made = own_copy(packed)
+    assert made.folder.is_relative_to(tmp_path / "cache")
+    assert (list(made), made.nulls) == (list(packed), packed.nulls)
+    assert own_copy(made) is made
+    assert own_copy(packed).folder == made.folder

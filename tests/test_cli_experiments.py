@@ -10,9 +10,9 @@ from saeflow.matching.atlas import open_atlas
 from .paper.sample_results import drawn as draw_page
 
 PAGE = draw_page
-SMALL = ("--datasets", "demo:stories,demo:maths", "--texts", 2, "--tokens", 2, "--layers", "2-3")
+SMALL = ("--texts", "demo:stories,demo:maths", "--n-texts", 2, "--tokens-per-text", 2, "--layers", "2-3")
 METHODS = ("--methods", "cosine,cosine-top-5,permutation")
-STRATEGIES = ("--strategies", "top-1,random,exhaustive", "--r", "0,1,2", "--loss", 1)
+STRATEGIES = ("--strategies", "top-1,random,exhaustive", "--r", "0,1,2", "--n-loss-targets", 1)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_origins_writes_a_folder_with_tables_and_asks_for_its_page(run, work, dr
 
 def test_deactivate_writes_a_folder_with_tables_and_a_page(run, work, monkeypatch) -> None:
     monkeypatch.setattr("saeflow.paper.results.write_page", PAGE)
-    code, out, _ = run("deactivate", "demo", *SMALL, *STRATEGIES, "--features", 3, "--out", "gone")
+    code, out, _ = run("deactivate", "demo", *SMALL, *STRATEGIES, "--n-targets", 3, "--out", "gone")
     assert code == 0
     for words in ("Deactivation by strategy", "active control", "exhaustive"):
         assert words in out
@@ -85,7 +85,7 @@ def test_a_finished_run_is_not_done_again_and_prints_json(run, work, finished) -
     ("changes", "words"),
     [
         (("--seed", 1), "seed is 0 there and 1 here"),
-        (("--tokens", 3), "tokens is 2 there and 3 here"),
+        (("--tokens-per-text", 3), "tokens is 2 there and 3 here"),
         (("--methods", "cosine"), "atlas permutation is"),
     ],
 )
@@ -98,14 +98,17 @@ def test_other_arguments_are_refused_naming_what_differs(run, changes, words, fi
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("origins", "demo", "--datasets", "demo:nothing"), "no dataset 'demo:nothing'"),
+        (("origins", "demo", "--texts", "demo:nothing"), "no dataset 'demo:nothing'"),
         (("origins", "demo", "--layers", "9"), "no matches of [9]"),
         (("origins", "demo", "--layers", "two"), "such as 6,12,18 or 6-9"),
         (("origins", "demo", "--methods", "cosine,luck"), "of cosine, cosine-top-5, permutation, pearson"),
         (("origins", "nowhere"), "nowhere"),
         (("deactivate", "demo", "--strategies", "greedy"), "are searches"),
         (("deactivate", "demo", "--strategies", "top-1", "--r", "x"), "for --r: 'x' is no number"),
-        (("deactivate", "demo", "--strategies", "top-1", "--loss", "some"), "for --loss: 'some' is no whole number"),
+        (
+            ("deactivate", "demo", "--strategies", "top-1", "--n-loss-targets", "some"),
+            "for --n-loss-targets: 'some' is no whole number",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_what_can(run, arguments, words) -> None:
@@ -115,8 +118,8 @@ def test_what_cannot_be_done_is_refused_with_what_can(run, arguments, words) -> 
 
 
 def test_pearson_tables_are_made_on_held_out_texts_once(run, work) -> None:
-    arguments = ("origins", "demo", "--datasets", "demo:maths", "--texts", 2, "--tokens", 2, "--layers", 3)
-    pearson = ("--methods", "cosine,pearson", "--pearson-datasets", "demo:maths")
+    arguments = ("origins", "demo", "--texts", "demo:maths", "--n-texts", 2, "--tokens-per-text", 2, "--layers", 3)
+    pearson = ("--methods", "cosine,pearson", "--pearson-texts", "demo:maths")
     code, out, _ = run(*arguments, *pearson, "--out", "p", "--json")
     assert code == 0
     [made] = (work / "cache" / "matches").glob("pearson-*")

@@ -128,11 +128,11 @@ def test_a_graph_is_compared_with_the_published_one(
 ):
     monkeypatch.setattr(releases, "RELEASES", tmp_path)
     seed = publish(tmp_path, atlas, change=change)
-    code, out, err = saeflow("graph", atlas.folder, seed, "--compare-paper", "--no-files", "--json")
+    code, out, err = saeflow("graph", atlas.folder, seed, "--compare-paper", "--json")
     told = json.loads(out)
     assert (code, err, told["agrees"], told["seed"]) == (0, "", not change, seed)
     assert told["n_published"] - told["n_same"] == int(change)
-    _, text, _ = saeflow("graph", atlas.folder, seed, "--compare-paper", "--no-files")
+    _, text, _ = saeflow("graph", atlas.folder, seed, "--compare-paper")
     assert f"{told['n_same']} of {told['n_published']} features of a paper agree, 1 of 1 scores" in text
     assert ("differs" in text) == change
 

@@ -95,3 +95,14 @@ class WorkerLost(SaeflowError, RuntimeError):
 
 class MissingExtra(SaeflowError, ImportError):
     """An optional package that this needs is not installed."""
+
+    def __init__(self, said: str, extra: str = "", instead: str = "") -> None:
+        """The message, with what to do.
+
+        Args:
+            said: what is needed and missing.
+            extra: the extra that installs it; saeflow is on no package index, and is installed from a clone.
+            instead: what else would do.
+        """
+        how = f" In a clone of saeflow, run `pip install -e '.[{extra}]'`{instead}." if extra else ""
+        super().__init__(f"{said}{how}")

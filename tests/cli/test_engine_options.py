@@ -8,8 +8,8 @@ from saeflow.engines import InProcess
 GIVEN = ("--engine", "ray", "--workers", "3", "--address", "head:6379", "--cpus", "2", "--gpus", "0.5")
 COMMANDS = {
     "atlas": ("atlas", "build", "demo", "--parts", "res"),
-    "origins": ("origins", "demo", "--datasets", "demo:stories", "--texts", "1", "--layers", "2"),
-    "deactivate": ("deactivate", "demo", "--datasets", "demo:stories", "--texts", "1", "--layers", "2"),
+    "origins": ("origins", "demo", "--texts", "demo:stories", "--n-texts", "1", "--layers", "2"),
+    "deactivate": ("deactivate", "demo", "--texts", "demo:stories", "--n-texts", "1", "--layers", "2"),
     "transition": ("transition", "demo", "--layers", "0"),
     "sweep": ("sweep", "demo", "--themes", "rain"),
 }
@@ -47,9 +47,9 @@ def test_units_run_on_the_engine_that_was_asked_for(saeflow, monkeypatch, tmp_pa
     code, _, err = saeflow(
         "origins",
         "demo",
-        "--datasets",
-        "demo:stories",
         "--texts",
+        "demo:stories",
+        "--n-texts",
         "1",
         "--layers",
         "2",

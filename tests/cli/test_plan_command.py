@@ -87,7 +87,7 @@ def request(place, **more):
 
 
 def test_the_printed_json_is_the_plan_and_nothing_else(place, run):
-    said = run("--start", START, *CUT, "-s", 3, "--schedule", "constant", "--no-shares", "--json")
+    said = run("--starts", START, *CUT, "-s", 3, "--schedule", "constant", "--no-shares", "--json")
     expected = build_plan(
         request(place, schedule=Constant(3.0)),
         atlas=open_atlas(place / "atlas"),
@@ -101,16 +101,16 @@ def test_the_printed_json_is_the_plan_and_nothing_else(place, run):
 
 def test_options_reach_the_plan(place, run):
     def made(*options):
-        return SteeringPlan.from_json(run("--start", START, *CUT, *options, "--no-fold", "--no-shares", "--json"))
+        return SteeringPlan.from_json(run("--starts", START, *CUT, *options, "--no-fold", "--no-shares", "--json"))
 
     def expected(**more):
         return build_plan(request(place, fold=False, **more), atlas=open_atlas(place / "atlas")).steps
 
-    linear = ("--schedule", "linear", "-s", 8, "--s-end", 0.5)
+    linear = ("--schedule", "linear", "-s", 8, "--strength-end", 0.5)
     assert made(*linear).steps == expected(schedule=Linear(8.0, 0.5))
     exponential = ("--schedule", "exponential", "--strength", 2, "--alpha", -0.25)
     assert made(*exponential).steps == expected(schedule=Exponential(2.0, -0.25))
-    one = ("--direction", "suppress", "--r", -2, "--reach", "single", "--upto", 1)
+    one = ("--suppress", "--r", -2, "--reach", "single", "--upto", 1)
     assert made(*one).steps == expected(direction=SteeringDirection.SUPPRESS, r=-2.0, reach=Reach.SINGLE, upto=1)
     upto = ("--reach", "cumulative", "--upto", 1, "--parts", "res,att")
     assert made(*upto).steps == expected(reach=Reach.CUMULATIVE, upto=1, parts=(Part.RES, Part.ATT))
@@ -123,7 +123,7 @@ def test_options_reach_the_plan(place, run):
 def test_the_table_tells_steps_drops_shares_and_the_budget(place, run, tmp_path):
     victim = FeatureId.parse("1/res/3")
     texts = ("--texts", place / "texts.txt")
-    full = run("--start", START, *CUT, *texts, "--out", "p.json")
+    full = run("--starts", START, *CUT, *texts, "--out", "p.json")
     plan = load_plan(tmp_path / "p.json")
     for step in plan.steps:
         assert any(str(step.feature) in line and f"{step.value:.3f}" in line for line in full.splitlines())
@@ -131,13 +131,13 @@ def test_the_table_tells_steps_drops_shares_and_the_budget(place, run, tmp_path)
     assert f"all together, at the last of them: {plan.made_by['shares']['total']:.1%}" in full
     assert "left out" not in full
     assert "p.json" in full
-    tight = run("--start", START, *CUT, *texts, "--budget-layer", 0.05, "--min-score", 0.5)
+    tight = run("--starts", START, *CUT, *texts, "--budget-layer", 0.05, "--min-score", 0.5)
     assert "Weakened to" in tight
     assert "5.0% for a layer" in tight
     assert "below 0.5" in tight
-    loose = run("--start", START, *CUT, *texts, "--budget-total", 99)
+    loose = run("--starts", START, *CUT, *texts, "--budget-total", 99)
     assert "holds without weakening" in loose
-    unmeasured = run("--start", victim, *CUT, "--no-shares")
+    unmeasured = run("--starts", victim, *CUT, "--no-shares")
     assert "were not measured" in unmeasured
 
 
@@ -151,10 +151,10 @@ def test_a_theme_is_measured_on_its_own_texts(place, run):
 
 
 def test_output_scores_leave_features_out(place, run):
-    features = SteeringPlan.from_json(run("--start", START, *CUT, "--no-fold", "--no-shares", "--json")).features
+    features = SteeringPlan.from_json(run("--starts", START, *CUT, "--no-fold", "--no-shares", "--json")).features
     scores = output_scores(load_model(place / "model"), load_dictionaries(place / "release"), features)
     least = sorted(scores.values())[2]
-    said = run("--start", START, *CUT, "--min-output-score", least, "--no-shares", "--no-fold", "--json")
+    said = run("--starts", START, *CUT, "--min-output-score", least, "--no-shares", "--no-fold", "--json")
     read = SteeringPlan.from_json(said)
     assert {gone.feature for gone in read.dropped} == {f for f, score in scores.items() if score < least}
     assert len(read.dropped) == 2
@@ -163,9 +163,9 @@ def test_output_scores_leave_features_out(place, run):
 def test_a_release_without_a_model_says_that_it_needs_one(place, run, refused, tmp_path):
     made = load_dictionaries(place / "release")
     save_release(tmp_path / "bare", dict(made), name="bare", model="", dtype=torch.float32)
-    needs_model = refused("--start", START, *CUT, "--budget-total", 0.1, release=tmp_path / "bare")
+    needs_model = refused("--starts", START, *CUT, "--budget-total", 0.1, release=tmp_path / "bare")
     assert "which model it is of. Give it with --model" in needs_model
-    told = run("--start", START, *CUT, release=tmp_path / "bare")
+    told = run("--starts", START, *CUT, release=tmp_path / "bare")
     assert "were not measured" in told
 
 
@@ -173,31 +173,27 @@ def test_a_release_without_a_model_says_that_it_needs_one(place, run, refused, t
     ("options", "said"),
     [
         ((), "needs features to start from"),
-        (("--start", "1-res-3"), "for --start: '1-res-3' is no feature"),
-        (("--start", "1/res/99"), "0 to 39"),
-        (("--start", START, "--drop", "1/res"), "for --drop: '1/res' is no feature"),
-        (("--start", START, "--drop", "0/res/39"), "0/res/39 to drop"),
-        (("--start", START, "--direction", "up"), '"up" for --direction. Choose from: "activate", "suppress"'),
-        (("--start", START, "--reach", "half"), '"half" for --reach. Choose from: "single", "cumulative", "span"'),
-        (("--start", START, "--reach", "single"), "reach single needs a layer"),
-        (("--start", START, "--upto", 1), "upto = 1 has no meaning"),
-        (("--start", START, "--reach", "single", "--upto", 9), "There are targets at layers"),
-        (("--start", START, "--schedule", "cubic"), '"cubic" for --schedule. Choose from: "constant", "linear"'),
-        (("--start", START, "--parts", "res,mpl"), "for --parts: 'mpl' is no part"),
-        (("--start", START, "--parts", ","), "for --parts: ',' holds no value"),
-        (("--start", START, "--k", 9), "between 1 and 5"),
-        (("--start", START, "--t-res", 7), "between -1 and 1"),
-        (("--start", START, "--fdr", 0.01), "saeflow atlas calibrate"),
-        (("--start", START, "--fdr", 0.01, "--t-res", 0.4), "either those, or --fdr"),
-        (
-            ("--start", START, "--strength", 2, "--direction", "suppress"),
-            "--strength is to activate, and would be ignored",
-        ),
-        (("--start", START, "--r", -1), "--r is to suppress, and would be ignored"),
-        (("--start", START, "--strength", "nan"), "for --strength: 'nan' is no number"),
-        (("--start", START, "--r", "nan", "--direction", "suppress"), "for --r: 'nan' is no number"),
-        (("--start", START, "--budget-layer", 0), "budget_layer = 0.0"),
-        (("--start", START, "--texts", "nowhere"), "no dataset 'nowhere'"),
+        (("--starts", "1-res-3"), "for --starts: '1-res-3' is no feature"),
+        (("--starts", "1/res/99"), "0 to 39"),
+        (("--starts", START, "--drop", "1/res"), "for --drop: '1/res' is no feature"),
+        (("--starts", START, "--drop", "0/res/39"), "0/res/39 to drop"),
+        (("--starts", START, "--reach", "half"), '"half" for --reach. Choose from: "single", "cumulative", "span"'),
+        (("--starts", START, "--reach", "single"), "reach single needs a layer"),
+        (("--starts", START, "--upto", 1), "upto = 1 has no meaning"),
+        (("--starts", START, "--reach", "single", "--upto", 9), "There are targets at layers"),
+        (("--starts", START, "--schedule", "cubic"), '"cubic" for --schedule. Choose from: "constant", "linear"'),
+        (("--starts", START, "--parts", "res,mpl"), "for --parts: 'mpl' is no part"),
+        (("--starts", START, "--parts", ","), "for --parts: ',' holds no value"),
+        (("--starts", START, "--k", 9), "between 1 and 5"),
+        (("--starts", START, "--t-res", 7), "a cosine, -1 to 1"),
+        (("--starts", START, "--fdr", 0.01), "saeflow atlas calibrate"),
+        (("--starts", START, "--fdr", 0.01, "--t-res", 0.4), "either those, or --fdr"),
+        (("--starts", START, "--strength", 2, "--suppress"), "--strength is to activate, and would be ignored"),
+        (("--starts", START, "--r", -1), "--r is to suppress, and would be ignored"),
+        (("--starts", START, "--strength", "nan"), "for --strength: 'nan' is no number"),
+        (("--starts", START, "--r", "nan", "--suppress"), "for --r: 'nan' is no number"),
+        (("--starts", START, "--budget-layer", 0), "for --budget-layer: 0 is out of range"),
+        (("--starts", START, "--texts", "nowhere"), "no dataset 'nowhere'"),
         (("--theme", "nowhere.toml"), "file: give its path"),
     ],
 )
@@ -210,18 +206,18 @@ def test_a_careless_option_gets_one_message_before_anything_is_loaded(refused, m
 
 
 def test_an_unknown_release_is_named(refused):
-    assert "nowhere" in refused("--start", START, release="nowhere", atlas=())
+    assert "nowhere" in refused("--starts", START, release="nowhere", atlas=())
 
 
 def test_a_plan_of_the_demo_pack_is_made_with_and_without_the_model(run):
     bare = SteeringPlan.from_json(
-        run("--start", "3/res/541", "--no-fold", "--no-shares", "--fdr", 0.01, "--json", release="demo", atlas=())
+        run("--starts", "3/res/541", "--no-fold", "--no-shares", "--fdr", 0.01, "--json", release="demo", atlas=())
     )
     assert bare.release == bare.model == "demo"
     assert FeatureId.parse("3/res/541") in bare.features
     assert all(step.label for step in bare.steps)
     full = SteeringPlan.from_json(
-        run("--start", "3/res/541", "--fdr", 0.01, "--budget-total", 0.2, "--json", release="demo", atlas=())
+        run("--starts", "3/res/541", "--fdr", 0.01, "--budget-total", 0.2, "--json", release="demo", atlas=())
     )
     assert full.features == bare.features
     assert 0.15 < full.made_by["shares"]["total"] <= 0.2

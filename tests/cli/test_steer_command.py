@@ -13,7 +13,7 @@ from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.plan import load_plan
 
 SHORT = ("--max-new-tokens", 8)
-START = ("--start", "3/res/541")
+START = ("--starts", "3/res/541")
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def run(monkeypatch, saeflow_here, tmp_path):
 
 
 def test_steered_and_unsteered_text_of_each_seed_are_told_under_the_plan(run):
-    code, out, _ = run("demo", "I think", *START, *SHORT, "--n", 2, "--seed", 7)
+    code, out, _ = run("demo", "I think", *START, *SHORT, "--samples", 2, "--seed", 7)
     assert code == 0
     for words in ("features to activate, at layers", "3/res/541", "strength", "as a share of the hidden norm"):
         assert words in out
@@ -40,8 +40,8 @@ def test_steered_and_unsteered_text_of_each_seed_are_told_under_the_plan(run):
 
 
 def test_a_plan_and_a_seed_give_the_same_text_each_time(run, tmp_path):
-    told = ("demo", "I think", "--n", 3, "--max-new-tokens", 16, "--json")
-    _, first, _ = run(*told, "--theme", "physics", "--save", "p.json")
+    told = ("demo", "I think", "-n", 3, "--max-new-tokens", 16, "--json")
+    _, first, _ = run(*told, "--theme", "physics", "--out", "p.json")
     _, again, _ = run(*told, "--plan", "p.json")
     _, one, _ = run("demo", "I think", "--seed", 1, "--max-new-tokens", 16, "--json", "--plan", "p.json")
     first, again, one = map(json.loads, (first, again, one))
@@ -81,7 +81,7 @@ def test_without_a_strength_the_plan_keeps_within_the_default_budget(run):
 
 def test_the_defaults_steer_towards_the_theme(run):
     words = ("force", "energy", "wave", "charge", "veloc", "speed", "object", "magn", "electric", "distance")
-    _, out, _ = run("demo", "I think", "--theme", "physics", "--n", 6, "--json")
+    _, out, _ = run("demo", "I think", "--theme", "physics", "--samples", 6, "--json")
     samples = json.loads(out)["samples"]
     counts = {
         name: sum(sample[name]["text"].lower().count(word) for sample in samples for word in words)
@@ -100,7 +100,7 @@ def test_suppression_takes_a_factor_and_writes_longer_texts(run):
 
 
 def test_an_edited_plan_does_what_it_says(run, tmp_path):
-    run("demo", "I think", *START, *SHORT, "--save", "p.json")
+    run("demo", "I think", *START, *SHORT, "--out", "p.json")
     text = json.loads((tmp_path / "p.json").read_text())
     for step in text["steps"]:
         step["strength"] = 0.0
@@ -111,7 +111,7 @@ def test_an_edited_plan_does_what_it_says(run, tmp_path):
 
 
 def test_a_plan_that_reaches_no_token_is_said_to_change_nothing(run, tmp_path):
-    run("demo", "I think", *START, *SHORT, "--save", "p.json")
+    run("demo", "I think", *START, *SHORT, "--out", "p.json")
     text = json.loads((tmp_path / "p.json").read_text())
     (tmp_path / "p.json").write_text(json.dumps({**text, "tokens": {"start": 40, "stop": 50}}))
     _, out, _ = run("demo", "I think", "--plan", "p.json", *SHORT)
@@ -137,15 +137,15 @@ def test_line_breaks_are_told_as_such_where_a_text_is_a_line(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*START, "--n", 0), "--n 0"),
+        ((*START, "-n", 0), "for -n: 0 is out of range. Give 1 or more"),
         ((), "--theme"),
         (("--theme", "no-such-theme"), "no-such-theme"),
-        (("--start", "3/resid/1"), "for --start: '3/resid/1' is no feature"),
+        (("--starts", "3/resid/1"), "for --starts: '3/resid/1' is no feature"),
         (("--plan", "p.json", "--theme", "physics"), "--theme would be ignored"),
-        (("--plan", "p.json", *START, "--suppress"), "--start and --suppress would be ignored"),
+        (("--plan", "p.json", *START, "--suppress"), "--starts and --suppress would be ignored"),
         (("--plan", "nothing.json"), "nothing.json: no plan can be read here"),
         (("--plan", "other.json"), "a plan for the features of gemma-scope-2b, and demo was named"),
-        ((*START, "--top-p", 0), "top_p = 0"),
+        ((*START, "--top-p", 0), "for --top-p: 0 is out of range"),
         ((*START, "--schedule", "square"), 'Invalid value "square" for --schedule'),
         ((*START, "--reach", "single"), "upto"),
     ],

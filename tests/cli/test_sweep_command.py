@@ -11,21 +11,8 @@ from saeflow.steering.plan import load_plan
 from saeflow.steering.sweep.scoring import read_scores
 
 PAGE = write_page
-SMALL = (
-    "--themes",
-    "physics",
-    "--direction",
-    "activate",
-    "--layers",
-    "2-3",
-    "--s",
-    "1,4",
-    "--samples",
-    4,
-    "--confirm",
-    4,
-)
-ONE = ("--methods", "single,constant")
+SMALL = ("--themes", "physics", "--activate", "--layers", "2-3", "--strengths", "1,4", "--samples", 4, "--confirm", 4)
+ONE = ("--steering-methods", "single,constant")
 TABLES = {
     "steering_cells",
     "steering_best",
@@ -105,7 +92,7 @@ def test_another_judge_is_asked_without_generating(run, work, monkeypatch) -> No
 
     monkeypatch.setattr("saeflow.steering.judges.llm.LLMJudge", Reader)
     monkeypatch.setattr("saeflow.steering.sweep.run.generate", lambda *a, **k: pytest.fail("generated again"))
-    code, out, _ = run("demo", *SMALL, "--judge", "llm", "--judge-model", "some-model")
+    code, out, _ = run("demo", *SMALL, "--judge", "llm", "--llm-model", "some-model")
     assert code == 0
     assert "Judge: reader" in out
     results = Results.open(work / "sweep-demo")
@@ -134,11 +121,9 @@ def test_variants_are_recorded_and_a_theme_of_ones_own_is_read_from_its_file(run
         "demo",
         "--themes",
         own,
-        "--direction",
-        "both",
         "--layers",
         "3",
-        "--s",
+        "--strengths",
         "4",
         "--samples",
         4,
@@ -167,17 +152,16 @@ def test_variants_are_recorded_and_a_theme_of_ones_own_is_read_from_its_file(run
     ("arguments", "words"),
     [
         (("demo", "--themes", "astrology"), "'astrology' is neither a theme nor a file"),
-        (("demo", "--direction", "sideways"), 'Choose from: "activate", "suppress", "both"'),
         (("demo", "--judge", "coin"), 'Choose from: "offline", "llm"'),
         (("demo", "--judge", "llm"), "OPENAI_API_KEY"),
-        (("demo", "--s", "1,two"), "for --s: 'two' is no number"),
+        (("demo", "--strengths", "1,two"), "for --strengths: 'two' is no number"),
         (("demo", "--r", "nan"), "for --r: 'nan' is no number"),
         (("demo", "--layers", "two"), "such as 6,12,18 or 6-9"),
-        (("demo", "--methods", "luck"), "no steering method luck"),
+        (("demo", "--steering-methods", "luck"), "no steering method luck"),
         (("demo", "--parts", "res,head"), "'head' is no part"),
         (("demo", "--fdr", 0.01, "--t-res", 0.4), "Give either those, or --fdr"),
-        (("demo", "--samples", 0), "samples = 0"),
-        (("demo", "--budget-layer", -1), "no share of the hidden norm"),
+        (("demo", "--samples", 0), "for --samples: 0 is out of range"),
+        (("demo", "--budget-layer", -1), "for --budget-layer: -1 is out of range"),
         (("gemma-scope-2b",), "no texts|there are none for this release"),
         (("a/folder",), "Name the .toml file of one with --themes"),
         (("demo", *SMALL, "--seed", 1), "seed is 0 there and 1 here"),

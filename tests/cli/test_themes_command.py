@@ -93,7 +93,7 @@ def test_find_by_texts_of_a_file_against_a_file(run, tmp_path):
         (("find", "demo"), "one of --words, --texts and --theme"),
         (("find", "demo", "--words", "a", "--theme", "physics"), "one of --words, --texts and --theme"),
         (("find", "demo", "--words", "king", "--sites", "3/raw"), "'3/raw' is no site"),
-        (("find", "demo", "--words", "king", "--sites", "9/res"), "nothing is known"),
+        (("find", "demo", "--words", "king", "--sites", "9/res"), "--sites names 9/res"),
         (("find", "demo", "--texts", "gone.txt"), "there is no file gone.txt"),
         (("find", "demo", "--theme", "happiness"), "neither a theme nor a file"),
         (("find", "gemma-scope-2b", "--texts", "mine.txt"), "no background for 'gemma-scope-2b'"),

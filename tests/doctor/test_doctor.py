@@ -326,18 +326,18 @@ def test_the_command_exits_with_one_when_something_is_wrong(saeflow, world: Worl
         model="demo",
         dtype=torch.float32,
     )
-    code, out, _ = saeflow("doctor", tmp_path / "planted", "--site", "3/res")
+    code, out, _ = saeflow("doctor", tmp_path / "planted", "--sites", "3/res")
     assert code == 1
     assert "200 of 768 decoder rows have a twin" in " ".join(out.split())
     assert "looked at: weights alone" in out
     assert "findings: 1 wrong, 0 look" in out
     assert "decoder norms" not in out
-    code, out, _ = saeflow("doctor", tmp_path / "planted", "--all", "--site", "3/res")
+    code, out, _ = saeflow("doctor", tmp_path / "planted", "--all", "--sites", "3/res")
     assert (code, "decoder norms" in out) == (1, True)
 
 
 def test_the_command_reads_a_model_where_one_is_named(saeflow):
-    code, out, _ = saeflow("doctor", "demo", "--model", "demo", "--site", "3/res", "--tokens", "500", "--json")
+    code, out, _ = saeflow("doctor", "demo", "--model", "demo", "--sites", "3/res", "--tokens", "500", "--json")
     found = json.loads(out)
     assert (code, found["worst"], found["release"], found["model"]) == (0, "ok", "demo", "demo")
     numbers = {one["check"]: one["numbers"] for one in found["findings"]}

@@ -7,7 +7,7 @@ import pytest
 from saeflow.experiments.results import Results
 
 SMALL = (
-    "--datasets",
+    "--texts",
     "demo:stories,demo:maths",
     "--part",
     "att",
@@ -40,7 +40,7 @@ def test_it_writes_a_folder_with_tables_and_figures_wide_and_narrow_and_asks_for
 ) -> None:
     drawn = []
     monkeypatch.setattr("saeflow.paper.results.write_page", drawn.append)  # pages have their own tests
-    code, out, _ = run("demo", *SMALL, "--loss", 1)
+    code, out, _ = run("demo", *SMALL, "--n-loss-texts", 1)
     assert code == 0
     for words in ("cosine top-1", "permutation", "least squares", "Skipping a layer", "transition-demo"):
         assert words in out
@@ -60,7 +60,7 @@ def test_a_finished_run_is_not_done_again_and_prints_json(run, work, monkeypatch
     monkeypatch.setattr("saeflow.paper.results.write_page", lambda folder: folder)  # drawn once, above
     monkeypatch.setattr("saeflow.cli.experiments.save_plates", lambda tables, folder: [])
     before = {path: path.stat().st_mtime_ns for path in (work / "transition-demo").glob("*s/*.*z*")}
-    code, out, _ = run("demo", *SMALL, "--loss", 1, "--json")
+    code, out, _ = run("demo", *SMALL, "--n-loss-texts", 1, "--json")
     assert code == 0
     told = json.loads(out)
     assert told["folder"] == "transition-demo"
@@ -74,13 +74,13 @@ def test_a_finished_run_is_not_done_again_and_prints_json(run, work, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("demo", *SMALL, "--loss", 2), "loss_texts is 1 there and 2 here"),
+        (("demo", *SMALL, "--n-loss-texts", 2), "loss_texts is 1 there and 2 here"),
         (("demo", "--layers", "5"), "has not both res dictionaries of layers [5]"),
         (("demo", "--part", "mpl"), '"mpl" for --part. Choose from'),
         (("demo", "--pairs", "0/res-1/res"), "Write a pair as 0/res>1/res"),
         (("demo", "--pairs", "2/res>1/res"), "does not come before"),
-        (("demo", "--k", "0,1"), "no list of numbers above 0"),
-        (("demo", "--datasets", "demo:nothing"), "no dataset 'demo:nothing'"),
+        (("demo", "--k", "0,1"), "for --k: 0 is out of range"),
+        (("demo", "--texts", "demo:nothing"), "no dataset 'demo:nothing'"),
         (("nowhere",), "nowhere"),
     ],
 )

@@ -31,35 +31,35 @@ ROOT: Final = str(Path(__file__).parents[2])
 KEPT: Final = Path(__file__).parent / "kept"
 
 RUNS: Final = {
-    "graph": "graph demo 4/res/72 --no-files --json",
-    "graph-deep": "graph demo 5/res/194 --t-res 0 --k 3 --no-files --json",
-    "graph-calibrated": "graph demo 3/mlp/12 --calibrated --no-files --json",
+    "graph": "graph demo 4/res/72 --json",
+    "graph-deep": "graph demo 5/res/194 --t-res 0 --k 3 --json",
+    "graph-calibrated": "graph demo 3/mlp/12 --calibrated --json",
     "match": "match demo 4/res 3/res --json",
     "match-one-to-one": "match demo 4/res 3/res --method permutation --json",
     "methods": "methods --json",
     "agreement": "agreement demo --methods cosine,permutation --json",
     "themes": "themes demo --json",
     "find-words": "find demo --words energy --json",
-    "find-texts": "find demo --theme physics --sites 3/res,4/res --n 40 --json",
+    "find-texts": "find demo --theme physics --sites 3/res,4/res --n-texts 40 --json",
     "plan": "plan demo --theme physics --out plan.json --json",
-    "plan-suppress": "plan demo --theme economics --direction suppress --parts res --no-shares --json",
-    "plan-linear": "plan demo --start 3/res/10,4/res/20 --schedule linear --reach cumulative --upto 4 --fold --json",
-    "steer": "steer demo 'I think' --theme physics --n 2 --max-new-tokens 12 --json",
+    "plan-suppress": "plan demo --theme economics --suppress --parts res --no-shares --json",
+    "plan-linear": "plan demo --starts 3/res/10,4/res/20 --schedule linear --reach cumulative --upto 4 --fold --json",
+    "steer": "steer demo 'I think' --theme physics --samples 2 --max-new-tokens 12 --json",
     "releases": "releases --json",
     "info": "info demo --json",
     "atlas-info": "atlas info demo --json",
     "labels-show": "labels show demo 4/res/72 --json",
     "labels-search": "labels search demo energy --json",
     "doctor": "doctor demo --json",
-    "doctor-model": "doctor demo --model demo --site 3/res --site 3/mlp --tokens 3000 --json",
-    "origins": "origins demo --texts 2 --tokens 2 --layers 2,3 --methods cosine,cosine-top-5,permutation "
+    "doctor-model": "doctor demo --model demo --sites 3/res,3/mlp --tokens 3000 --json",
+    "origins": "origins demo --n-texts 2 --tokens-per-text 2 --layers 2,3 --methods cosine,cosine-top-5,permutation "
     "--out o --json",
-    "deactivate": "deactivate demo --texts 2 --tokens 1 --features 4 --layers 3 --loss 1 --out d --json "
-    "--strategies top-1,top-5,random,permutation",
-    "transition": "transition demo --layers 2 --k 1,2 --tokens 1500 --fit-tokens 3000 --loss 1 --out t --json",
-    "sweep": "sweep demo --themes physics --samples 4 --confirm 4 --s 1.5 --r 0 --layers 2,3 --methods "
-    "start,random,single,constant --out s --json",
-    "reproduce-plan": "reproduce demo --plan --json",
+    "deactivate": "deactivate demo --n-texts 2 --tokens-per-text 1 --n-targets 4 --layers 3 --n-loss-targets 1 "
+    "--out d --json --strategies top-1,top-5,random,permutation",
+    "transition": "transition demo --layers 2 --k 1,2 --tokens 1500 --fit-tokens 3000 --n-loss-texts 1 --out t --json",
+    "sweep": "sweep demo --themes physics --samples 4 --confirm 4 --strengths 1.5 --r 0 --layers 2,3 "
+    "--steering-methods start,random,single,constant --out s --json",
+    "reproduce-plan": "reproduce demo --dry-run --json",
     "reproduce": "reproduce small.toml --only fig3,fig5,fig6,fig7,fig8 --out r --json",
 }
 SMALL: Final = """

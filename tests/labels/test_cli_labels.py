@@ -28,7 +28,16 @@ def exports(service):
 
 
 def test_fetch_says_what_it_will_fetch_and_fetches_it(run, exports):
-    arguments = ("fetch", "mine", "--sites", "0/res,0/mlp,1/res", "--source", PATTERN, "--bucket", exports.url)
+    arguments = (
+        "fetch",
+        "mine",
+        "--sites",
+        "0/res,0/mlp,1/res",
+        "--neuronpedia-source",
+        PATTERN,
+        "--bucket",
+        exports.url,
+    )
     told = json.loads(run(*arguments, "--dry-run", "--json"))
     assert (told["files"], told["sites"], told["missing"]) == (8, ["0/mlp", "0/res"], ["1/res"])
     assert told["to_fetch"] == told["bytes"] > 0
@@ -56,10 +65,10 @@ def test_fetch_knows_the_sites_of_a_release_by_name(run, service):
     ("arguments", "said"),
     [
         (["--kinds", "labels"], "--kinds names labels"),
-        (["--sites", "0/res", "--source", "x"], "{layer}"),
+        (["--sites", "0/res", "--neuronpedia-source", "x"], "{layer}"),
         (["--sites", "0/res"], "mine"),
-        (["--source", PATTERN], "Name its sites one by one"),
-        (["--sites", "0/res", "--source", PATTERN, "--offline"], "offline"),
+        (["--neuronpedia-source", PATTERN], "Name its sites one by one"),
+        (["--sites", "0/res", "--neuronpedia-source", PATTERN, "--offline"], "offline"),
     ],
 )
 def test_fetch_refuses(refusal, arguments, said):
@@ -88,7 +97,7 @@ def test_make_show_and_search_on_the_demo(run, tmp_path):
 
 
 def test_make_reads_the_demo_texts_and_goes_on(run):
-    texts = ("--texts", "demo:stories", "--texts", "demo:maths", "--n", 5)
+    texts = ("--texts", "demo:stories", "--texts", "demo:maths", "--n-texts", 5)
     arguments = ("make", "demo", *texts, "--sites", "0/att", "--json")
     told = json.loads(run(*arguments))
     rows = WordsFolder(words_folder("demo", "local")).site(Site.parse("0/att"))
@@ -98,12 +107,12 @@ def test_make_reads_the_demo_texts_and_goes_on(run):
 
 def test_show_asks_neuronpedia_for_what_is_not_here_and_keeps_it(run, refusal, service):
     service.features[PATH] = FEATURE
-    assert "royalty  [claude]" in run("show", "gemma-scope-2b", "20/res/7", "--base-url", service.url)
+    assert "royalty  [claude]" in run("show", "gemma-scope-2b", "20/res/7", "--neuronpedia-url", service.url)
     assert "royalty" in run("show", "gemma-scope-2b", "20/res/7", "--offline")
     assert len(service.asked) == 1
-    run("show", "gemma-scope-2b", "20/res/7", "--base-url", service.url, "--refresh")
+    run("show", "gemma-scope-2b", "20/res/7", "--neuronpedia-url", service.url, "--refresh")
     assert len(service.asked) == 2
-    assert "nothing is known" in run("show", "gemma-scope-2b", "20/res/8", "--base-url", service.url)
+    assert "nothing is known" in run("show", "gemma-scope-2b", "20/res/8", "--neuronpedia-url", service.url)
     assert json.loads(run("show", "demo", "4/res/767", "--json"))["feature"] == "4/res/767"
     assert "offline" in refusal("labels", "show", "gemma-scope-2b", "20/res/8", "--offline")
 

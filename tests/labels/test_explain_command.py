@@ -42,7 +42,7 @@ def run(saeflow_here, folder):
     """Run the command; returns its exit code, stdout and stderr."""
 
     def call(*arguments, words=folder):
-        ran = saeflow_here("labels", "explain", "mine", *arguments, *(["--words", words] if words else []))
+        ran = saeflow_here("labels", "explain", "mine", *arguments, *(["--words-folder", words] if words else []))
         return SimpleNamespace(**dict(zip(("code", "stdout", "stderr"), ran, strict=True)))
 
     return call
@@ -67,7 +67,7 @@ def server():
 
 
 def test_labels_and_scores_are_written_and_requests_are_told_first(run, server, folder, tmp_path):
-    result = run(KING, FRUIT, "--endpoint", server.url, "--model-name", "reader")
+    result = run(KING, FRUIT, "--llm-url", server.url, "--llm-model", "reader")
     assert "2 features: 4 requests to reader at http://127.0.0.1" in result.stderr
     assert len(server.asked) == 4
     for words in ("the word king", "the word fruit", "1.00", "2 labels written"):
@@ -81,8 +81,8 @@ def test_labels_and_scores_are_written_and_requests_are_told_first(run, server, 
 
 
 def test_what_was_answered_costs_nothing_again(run, server):
-    run(KING, "--endpoint", server.url)
-    again = run(KING, "--endpoint", server.url)
+    run(KING, "--llm-url", server.url)
+    again = run(KING, "--llm-url", server.url)
     assert "1 feature: 0 requests to gpt-4o-mini" in again.stderr
     assert "2 answers are kept" in again.stderr
     assert "the word king" in again.stdout
@@ -99,7 +99,7 @@ def test_a_dry_run_counts_and_asks_nobody(run, server, folder, monkeypatch):
 
 
 def test_a_limit_takes_those_that_fire_most_and_json_has_every_number(run, server):
-    told = json.loads(run("--sites", "res", "--limit", 1, "--endpoint", server.url, "--json").stdout)
+    told = json.loads(run("--sites", "res", "--n-features", 1, "--llm-url", server.url, "--json").stdout)
     [row] = told["features"]
     assert row == {
         "feature": str(KING),
@@ -127,10 +127,10 @@ def test_what_came_before_an_error_is_written_and_kept(run, refused, folder):
 
     many = ["--sites", "res", "--concurrency", 1]
     with serving(fails_late) as server:
-        assert "401" in refused(*many, "--endpoint", server.url)
+        assert "401" in refused(*many, "--llm-url", server.url)
         first = len(server.asked)
     with serving(reads) as server:
-        result = run(*many, "--endpoint", server.url)
+        result = run(*many, "--llm-url", server.url)
         assert first + len(server.asked) - 1 <= 5 + 2
     assert "3 labels written" in result.stdout
 
@@ -142,8 +142,8 @@ def test_what_came_before_an_error_is_written_and_kept(run, refused, folder):
         ((KING, "--sites", "res"), "one of the two"),
         (("9/res/1",), "no words of 9/res"),
         (("--sites", "mlp"), "--sites names mlp"),
-        (("--sites", "res", "--limit", -1), "--limit -1"),
-        ((KING, "--endpoint", "ftp://x"), "no http"),
+        (("--sites", "res", "--n-features", -1), "--n-features: -1"),
+        ((KING, "--llm-url", "ftp://x"), "no http"),
         ((KING, "--concurrency", 0), "concurrency = 0"),
     ],
 )
@@ -161,7 +161,7 @@ def test_words_that_were_made_are_found_by_the_name_of_the_release(run, server, 
     made = words_folder("mine", "local")
     made.parent.mkdir(parents=True)
     folder.rename(made)
-    run(KING, "--endpoint", server.url, words=None)
+    run(KING, "--llm-url", server.url, words=None)
     assert WordsFolder(made).get(KING).by == "gpt-4o-mini"
 
 

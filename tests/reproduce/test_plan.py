@@ -150,13 +150,13 @@ def test_what_a_folder_has_costs_nothing_more(tmp_path: Path):
 
 def test_the_demo_takes_minutes_and_fetches_nothing(monkeypatch: pytest.MonkeyPatch, saeflow):
     monkeypatch.setattr(planning, "measure", measure)
-    code, out, err = saeflow("reproduce", "demo", "--plan", "--json")
+    code, out, err = saeflow("reproduce", "demo", "--dry-run", "--json")
     told = json.loads(out)
     assert (code, told["download"], told["judge_requests"]) == (0, 0, 0), err
     assert 60 < told["seconds"] / told["measured"]["small"] < 1800
     assert told["measured"]["tokens_a_second"] > 10
     assert [one["name"] for one in told["stages"]] == [stage.value for stage in PaperStage]
-    code, text, _ = saeflow("reproduce", "demo", "--plan", "--only", "fig5,table1")
+    code, text, _ = saeflow("reproduce", "demo", "--dry-run", "--only", "fig5,table1")
     assert (code, "origins" in text, "steering" in text) == (0, True, False)
 
 

@@ -54,7 +54,7 @@ def test_recipes_are_the_packs_and_refining_goes_on_at_full_penalty(part):
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_sae_stage_runs_on_small_input(data, tmp_path):
-    pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install 'saeflow[train]'")
+    pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install -e '.[train]'")
     model = load_model("demo")
     for part, recipe in SMALL.items():
         saes.train_part(model, data, tmp_path / "first", tmp_path / "saes", part, recipe, 0)

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from saeflow.errors import UnsupportedFormat
 from saeflow.sources.model import load_model
 
-pytest.importorskip("gguf", reason="gguf is not installed: pip install 'saeflow[gguf]'")
-pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'saeflow[gguf]'")
+pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+pytest.importorskip("accelerate", reason="accelerate is not installed: pip install -e '.[gguf]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # gguf's of numpy are its own
 
 IDS = torch.tensor([[1, 5, 9, 12, 7, 30, 41, 8, 19, 3, 22, 6, 6, 17, 40, 2]])

@@ -499,8 +499,8 @@ def test_a_tokenizer_saved_under_the_name_of_a_later_transformers_loads(tmp_path
 
 @pytest.mark.filterwarnings("ignore")  # gguf's of numpy are its own
 def test_a_gguf_file_is_the_model_it_was_made_of(tmp_path):
-    pytest.importorskip("gguf", reason="gguf is not installed: pip install 'saeflow[gguf]'")
-    pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'saeflow[gguf]'")
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+    pytest.importorskip("accelerate", reason="accelerate is not installed: pip install -e '.[gguf]'")
     made = tiny_hf_model("qwen2")
     write_gguf(made, tmp_path / "tiny.F32.gguf")
     model = load_model(tmp_path)  # the only one of its folder

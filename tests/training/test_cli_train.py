@@ -20,7 +20,7 @@ SMALL = (
     "demo:stories",
     "--layers",
     "1-2",
-    "--site",
+    "--sites",
     "att,res",
     "--width",
     "20,40",
@@ -32,9 +32,9 @@ SMALL = (
     400,
     "--windows",
     4,
-    "--context",
+    "--max-length",
     64,
-    "--eval-texts",
+    "--n-eval-texts",
     2,
     "--lr",
     3e-3,
@@ -74,12 +74,12 @@ def test_the_time_of_a_run_is_that_of_its_parts():
     ("options", "message"),
     [
         (("--architecture", "relu"), 'Invalid value "relu" for --architecture. Choose from: "jumprelu"'),
-        (("--site", "attn"), "Give one or more of res, att, mlp, z, mlp_in, mid"),
+        (("--sites", "attn"), "Give one or more of res, att, mlp, z, mlp_in, mid"),
         (("--width", "wide"), "for --width: 'wide' is no whole number"),
         (("--layers", "1..2"), "for --layers: '1..2' is no whole number. Write 12, or a list such as 6,12,18 or 6-9"),
         (("--dtype", "int8"), '"int8" for --dtype. Choose from: "float32", "bfloat16"'),
         (("--buffer", "100"), "Give a buffer of 256 or more"),
-        (("--lr", "0"), "learning rate 0.0"),
+        (("--lr", "0"), "for --lr: 0 is out of range"),
         (("--trainer", "dense"), '"dense" for --trainer. Choose from: "sparse", "sae-lens"'),
     ],
 )
@@ -93,14 +93,14 @@ def test_sae_lens_is_asked_for_before_a_model_is_loaded(saeflow, monkeypatch):
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     code, _, err = saeflow("train", "no-such-model", "--out", "r", *SMALL, "--trainer", "sae-lens")
     assert code == 2
-    assert 'pip install "saeflow[train]"' in err
+    assert "In a clone of saeflow, run `pip install -e '.[train]'`." in err
 
 
 @pytest.mark.parametrize("trainer", ["sparse", "sae-lens"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_from_texts_to_folders(saeflow, tmp_path, trainer):
     if trainer == "sae-lens" and importlib.util.find_spec("sae_lens") is None:
-        pytest.skip("sae-lens is not installed: pip install 'saeflow[train]'")
+        pytest.skip("sae-lens is not installed: pip install -e '.[train]'")
     command = ("train", "demo", "--out", "r", *SMALL, "--trainer", trainer)
     code, out, err = saeflow(*command, "--json")
     assert code == 0, err

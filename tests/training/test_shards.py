@@ -231,7 +231,7 @@ def test_the_command_trains_in_shards(saeflow, tmp_path):
         "words.txt",
         "--layers",
         "1-2",
-        "--site",
+        "--sites",
         "att",
         "--width",
         "20",
@@ -243,9 +243,9 @@ def test_the_command_trains_in_shards(saeflow, tmp_path):
         256,
         "--windows",
         4,
-        "--context",
+        "--max-length",
         32,
-        "--eval-texts",
+        "--n-eval-texts",
         1,
     )
     (tmp_path / "words.txt").write_text("\n\n".join(f"The fox {n} ran to the river." for n in range(200)))

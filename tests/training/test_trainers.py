@@ -40,7 +40,7 @@ from .learning import TARGETS, files, run, settings, tokens, windows
 from .test_run import Killed, killed_at, killed_process, one_thread  # noqa: F401 - a fixture
 
 needs_sae_lens = pytest.mark.skipif(
-    importlib.util.find_spec("sae_lens") is None, reason="sae-lens is not installed: pip install 'saeflow[train]'"
+    importlib.util.find_spec("sae_lens") is None, reason="sae-lens is not installed: pip install -e '.[train]'"
 )
 TRAINERS = [SparseTrainer, pytest.param(SaeLensTrainer, marks=needs_sae_lens)]
 either = pytest.mark.parametrize("trainer", TRAINERS, ids=["sparse", "sae-lens"])

@@ -83,7 +83,7 @@ def test_what_is_written_is_read_back_the_same(tmp_path, name, family):
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.filterwarnings("ignore")
 def test_sae_lens_opens_it_and_encodes_the_same(tmp_path, name):
-    sae_lens = pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install 'saeflow[train]'")
+    sae_lens = pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install -e '.[train]'")
     d = PLAIN[name]
     write_sae_lens(tmp_path, d, model_name="some/llama", architecture=ARCHITECTURES["llama"])
     with warnings.catch_warnings():

@@ -109,7 +109,7 @@ def test_without_the_extra_it_names_it(tmp_path, name):
     process = start("demo", cache=tmp_path, code=code)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (2, "")
-    assert "saeflow[web]" in err
+    assert "pip install -e '.[web]'" in err
     assert name in err
     assert "Traceback" not in err
 

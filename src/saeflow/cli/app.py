@@ -6,9 +6,10 @@ import errno
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any, Final
 
-from cyclopts import App, Parameter
+from cyclopts import App, Argument, Parameter
 from cyclopts.exceptions import (
     CoercionError,
     CycloptsError,
@@ -22,6 +23,8 @@ from cyclopts.help import DefaultFormatter
 
 from saeflow.cli.models import models_list
 from saeflow.cli.options import read, shown
+from saeflow.cli.output import note
+from saeflow.cli.vocabulary import modern, repeated
 from saeflow.errors import NotWritable, SaeflowError, SaeflowWarning
 from saeflow.files import write_error
 from saeflow.version import __version__
@@ -109,7 +112,7 @@ def run() -> None:
         for name in listed:
             listed[name]  # imported, so that a list of commands has their first lines
     try:
-        app(sys.argv[1:])
+        _call(sys.argv[1:])
         sys.stdout.flush()
     except (SaeflowError, CycloptsError) as error:
         print(f"saeflow: {sentence(error)}", file=sys.stderr)
@@ -124,6 +127,42 @@ def run() -> None:
         warnings.formatwarning = as_python_does
 
 
+def in_words_of_today(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, bool]]:
+    """A command in the words of this release, what was said in those of the one before, and its options.
+
+    Of each option there is whether it takes several values.
+    """
+    size = 2 if words and words[0] in {group for group, _ in GROUPS} else 1
+    command = " ".join(words[:size])
+    options = _options(words[:size]) if any(word.startswith("-") for word in words[size:]) else {}
+    today, old = modern(command, words[size:], options)
+    return [*words[:size], *today], old, options
+
+
+def _call(words: Sequence[str]) -> None:
+    """Run a command in the words of this release or of the one before; several values may follow an option."""
+    today, old, options = in_words_of_today(words)
+    if old:
+        note(f"saeflow: {', '.join(old)}: the old words go with the next release.")
+    try:
+        app(today)
+    except UnusedCliTokensError as error:
+        lists = {name for name, several in options.items() if several}
+        again = repeated(today, error.unused_tokens or (), lists)
+        if again is None:
+            raise
+        app(again)
+
+
+def _options(command: Sequence[str]) -> dict[str, bool]:
+    """The options of a command, and whether each takes several values; none of a command that does not exist."""
+    _, apps, rest = app.parse_commands(command)
+    if rest or apps[-1].default_command is None:
+        return {}
+    found = apps[-1].assemble_argument_collection()
+    return {name: one.token_count()[1] for one in found if one.index is None for name in one.names}
+
+
 def sentence(error: SaeflowError | CycloptsError) -> str:
     """What was wrong with the words of a command, on one line."""
     if isinstance(error, SaeflowError):
@@ -136,21 +175,25 @@ def sentence(error: SaeflowError | CycloptsError) -> str:
     elif isinstance(error, CoercionError) and error.target_type is bool and error.token:  # such as --json=yes
         said = f"{error.token.keyword} is given without a value, not with {error.token.value!r}. {see}"
     elif isinstance(error, CoercionError) and error.msg and argument and not error.token:  # of several words
-        said = f"Invalid value for {argument.name}: {error.msg}"
+        said = f"Invalid value for {_typed(argument)}: {error.msg}"
     elif isinstance(error, ValidationError) and argument and isinstance(error.__cause__, SaeflowError):
-        typed = next((token.keyword for token in argument.tokens if token.keyword), argument.name)
-        said = f"Invalid value for {typed}: {error.__cause__}"
+        said = f"Invalid value for {_typed(argument)}: {error.__cause__}"
     elif isinstance(error, UnusedCliTokensError) and see == "See saeflow models --help.":  # a group that is a command
         said = f'Unknown command "{left[0]}". {see}'
     elif isinstance(error, UnusedCliTokensError):
         many = "one argument" if len(left) == 1 else f"{len(left)} arguments"
-        quoted = "" if len(left) == 1 else "Put a text of several words in quotes. "
+        quoted = "" if len(left) == 1 else "Put a text of several words in quotes, and commas between values. "
         said = f"{' '.join(left)!r} is {many} too many. {quoted}{see}"
     elif isinstance(error, UnknownCommandError | UnknownOptionError):
         is_option = isinstance(error, UnknownCommandError) and left[0].startswith("-")
         unknown = f"Unknown option: {left[0]}." if is_option else said.partition(" Available commands")[0]
         said = f"{unknown} {see}"
     return said
+
+
+def _typed(argument: Argument) -> str:
+    """An option as it was typed, such as -n."""
+    return next((token.keyword for token in argument.tokens if token.keyword), argument.name)
 
 
 def _line(message: Warning | str, category: type[Warning], filename: str, lineno: int, _line: str | None = None) -> str:

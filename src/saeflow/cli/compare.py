@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import Device, Json, Positive, Projector, Release, Sites, Together, projector
+from saeflow.cli.options import Device, Json, Out, Projector, Release, SiteNames, Together, projector, sites_named
 from saeflow.cli.output import Row, print_json, print_table, progress
 from saeflow.comparison.results import ComparisonSettings
 from saeflow.ids import Site
@@ -29,14 +29,14 @@ def compare(
     /,
     *more: Release,
     settings: Annotated[ComparisonSettings, Together] = ComparisonSettings(),
-    sites: Sites = (),
+    sites: SiteNames = (),
     pairing: Literal["name", "all"] = "name",
     pairs: Annotated[tuple[tuple[Site, Site], ...], Parameter("--map", n_tokens=1)] = (),
     names: tuple[str, ...] = (),
     model: Projector = "",
     device: Device = "cpu",
-    out: Annotated[Path | None, Parameter(help="Folder for the page, comparison.json and all tables.")] = None,
-    limit: Positive = 10,
+    out: Annotated[Path | None, Out] = None,
+    limit: int = 10,
     as_json: Json = False,
 ) -> None:
     """Compare dictionaries: seeds, widths, checkpoints, a base and its tuned model. More than two are a chain.
@@ -48,13 +48,14 @@ def compare(
         a: "demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.
         b: Another.
         more: Further ones, in order: checkpoints, or seeds.
-        sites: Sites to compare, such as 4/res; all by default.
         pairing: "name" pairs equal sites, "all" every site of A with every site of B.
-        pairs: Pairs of a site of A and one of B, such as 3/res>4/res.
+        pairs: Pairs of a site of each, such as 3/res>4/res: one of A, one of B.
         names: What to call each.
-        limit: Rows of each table to print.
+        limit: Rows to print: of each table.
+        out: Where to write: a folder for the page, comparison.json and all tables.
     """
     from saeflow.comparison.run import compare as run
+    from saeflow.sources.library import load_dictionaries
 
     with progress("comparing") as report:
         found = run(
@@ -62,7 +63,7 @@ def compare(
             b,
             *more,
             settings=settings,
-            sites=sites,
+            sites=sites_named(sites, load_dictionaries(a).sites) if sites else (),
             pairing=pairing,
             mapping=pairs,
             names=names,

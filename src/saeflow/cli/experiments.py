@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from saeflow.cli.options import (
+    TEXTS,
     AtlasName,
     Cuts,
     Device,
+    Flag,
     Json,
+    LlmModel,
+    LlmUrl,
     ModelOptions,
+    NTexts,
     Numbers,
+    Out,
     Release,
+    TextSources,
     Together,
     Where,
     number_or_all,
@@ -39,21 +46,43 @@ _VARIANT = "Variants, each recorded with the results"
 @Parameter(name="*")
 @dataclass(frozen=True)
 class _Names(InputNames):
-    """`InputNames` but for the release, which is an argument."""
+    """`InputNames` but for the release, which is an argument.
+
+    Attributes:
+        layers: Layers, such as 2,3 or 6-9: by default all from the first that the experiment can use.
+        pearson_datasets: Where texts for --pearson come from: by default the first of --texts, or all of the demo pack
+            but Python.
+    """
 
     release: Annotated[str, Parameter(parse=False)] = ""
+    atlas: AtlasName = ""
     device: Device = "cpu"
+    model: Annotated[str, Parameter(help="Language model: the one that the release names by default.")] = ""
+    datasets: Annotated[tuple[str, ...], Parameter("--texts", help=TEXTS)] = ("demo",)
+    pearson_datasets: Annotated[tuple[str, ...], Parameter("--pearson-texts")] = ()
+
+
+@dataclass(frozen=True)
+class _OriginsSize(OriginsSize):
+    """`OriginsSize` in the words of options."""
+
+    texts: Annotated[NTexts, Parameter("--n-texts")] = 250
+    tokens: Annotated[int, Parameter("--tokens-per-text")] = 5
 
 
 @dataclass(frozen=True)
 class _DeactivationSize(DeactivationSize):
-    """`DeactivationSize`, with a word for all targets.
+    """`DeactivationSize` in the words of options, one of them for all targets.
 
     Attributes:
-        loss: Targets of each text whose sweep measures the loss: a number, or "all".
+        features: How many targets: of each token and layer, at most.
+        loss: How many targets of a text measure the loss: a number, or "all".
     """
 
-    loss: Annotated[int | None, Parameter(converter=number_or_all)] = 4
+    texts: Annotated[NTexts, Parameter("--n-texts")] = 35
+    tokens: Annotated[int, Parameter("--tokens-per-text")] = 5
+    features: Annotated[int, Parameter("--n-targets")] = 25
+    loss: Annotated[int | None, Parameter("--n-loss-targets", converter=number_or_all)] = 4
 
 
 @dataclass(frozen=True)
@@ -62,10 +91,11 @@ class _TransitionSize(TransitionSize):
 
     Attributes:
         pairs: Pairs of sites in place of --layers and --part: 0/res>2/res,1/mlp>2/mlp.
+        loss_texts: How many texts measure the loss: of each source, where a layer is skipped; 0 for none.
     """
 
     pairs: Annotated[tuple[tuple[Site, Site], ...], Parameter(n_tokens=1)] = ()
-    loss_texts: Annotated[int, Parameter("--loss")] = 20
+    loss_texts: Annotated[int, Parameter("--n-loss-texts")] = 20
 
 
 def origins(
@@ -73,15 +103,15 @@ def origins(
     /,
     *,
     names: _Names = _Names(),
-    size: Annotated[OriginsSize, Together] = OriginsSize(),
+    size: Annotated[_OriginsSize, Together] = _OriginsSize(),
     where: Where = Where(),
-    out: Path | None = None,
+    out: Annotated[Path | None, Out] = None,
     as_json: Json = False,
 ) -> None:
     """Show which matched predecessors are active with each active feature (section 5.1).
 
     Args:
-        out: Results folder; origins-RELEASE by default.
+        out: Where to write: a results folder, origins-RELEASE by default.
     """
     from saeflow.experiments.inputs import Inputs
     from saeflow.experiments.inputs import origins as run
@@ -102,13 +132,13 @@ def deactivate(
     names: _Names = _Names(),
     size: Annotated[_DeactivationSize, Parameter(name="*", allow_leading_hyphen=True)] = _DeactivationSize(),
     where: Where = Where(),
-    out: Path | None = None,
+    out: Annotated[Path | None, Out] = None,
     as_json: Json = False,
 ) -> None:
     """Remove the predecessors of active features, and measure what is left of the features (section 5.2).
 
     Args:
-        out: Results folder; deactivation-RELEASE by default.
+        out: Where to write: a results folder, deactivation-RELEASE by default.
     """
     from saeflow.experiments.deactivation_tables import summarize_deactivation
     from saeflow.experiments.inputs import Inputs, deactivation
@@ -129,25 +159,24 @@ def transition(
     language_model: ModelOptions = ModelOptions(),
     layers: tuple[int, ...] = (),
     size: Annotated[_TransitionSize, Together] = _TransitionSize(),
-    datasets: tuple[str, ...] = ("demo",),
+    texts: TextSources = ("demo",),
     seed: int = 0,
     where: Where = Where(),
-    out: Path | None = None,
+    out: Annotated[Path | None, Out] = None,
     as_json: Json = False,
 ) -> None:
     """Predict each layer from the features of the layer before, through matches, and skip layers this way (appendix F).
 
     Args:
-        layers: Layers t of the pairs t to t + 1, such as 2,3 or 6-9; all by default.
-        datasets: Datasets to measure on: "demo" (its five domains), "demo:stories", fineweb, a file.
+        layers: Layers, such as 2,3 or 6-9: t of the pairs t to t + 1, all by default.
         seed: Seed of everything that is drawn.
-        out: Results folder; transition-RELEASE by default.
+        out: Where to write: a results folder, transition-RELEASE by default.
     """
     from saeflow.experiments.transition.run import transition as run
     from saeflow.experiments.transition.tables import summarize_transition
 
     engine = where.open()
-    names = InputNames(release, **asdict(language_model), layers=layers, datasets=datasets, seed=seed)
+    names = InputNames(release, **asdict(language_model), layers=layers, datasets=texts, seed=seed)
     with bars() as bar, engine:
         results = run(names, size, out=out or _folder("transition", release), bars=bar, engine=engine)
     tables = summarize_transition(results)
@@ -161,58 +190,59 @@ def sweep(
     /,
     *,
     themes: tuple[str, ...] = (),
-    direction: Literal["activate", "suppress", "both"] = "both",
+    activate: Flag = False,
+    suppress: Flag = False,
     samples: int = 64,
     confirm: int = 96,
-    s: Numbers = (),
+    strengths: Annotated[Numbers, Parameter(alias="-s")] = (),
     r: Numbers = (),
     layers: tuple[int, ...] = (),
-    methods: tuple[str, ...] = (),
+    steering_methods: tuple[str, ...] = (),
     judge: Literal["offline", "llm"] = "offline",
-    judge_model: str = "",
-    judge_url: str = "",
+    llm_model: LlmModel = "",
+    llm_url: LlmUrl = "",
     background: tuple[str, ...] = (),
     language_model: ModelOptions = ModelOptions(),
     atlas: AtlasName = "",
     cuts: Annotated[Cuts, Parameter(name="*", group=_VARIANT)] = Cuts(),
     parts: Annotated[tuple[Part, ...], Parameter(group=_VARIANT)] = (Part.ATT, Part.MLP, Part.RES),
     fold: Annotated[bool, Parameter(group=_VARIANT)] = True,
-    output_score: Annotated[float | None, Parameter(group=_VARIANT)] = None,
+    min_output_score: Annotated[float | None, Parameter(group=_VARIANT)] = None,
     budget_layer: Annotated[float | None, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = None,
     budget_total: Annotated[float | None, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = None,
-    s_end: Annotated[float, Parameter(group=_VARIANT)] = 1.0,
+    strength_end: Annotated[float, Parameter(group=_VARIANT)] = 1.0,
     alpha: Annotated[float, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = -0.05,
-    batch: int = 256,
+    texts_at_once: int = 256,
     seed: int = 0,
     where: Where = Where(),
-    out: Path | None = None,
+    out: Annotated[Path | None, Out] = None,
     as_json: Json = False,
 ) -> None:
     """Steer by flow graphs with every method, layer and strength; measure the best settings again (section 5.3).
 
     Args:
-        themes: Themes by name or file; all of the release by default.
-        direction: What to do with the theme.
-        samples: Samples of each setting of the grid.
+        themes: Theme to steer by: names or .toml files, all of the release by default.
+        activate: Steer towards the features: these alone.
+        suppress: Steer away from the features: these alone. By default both are measured.
+        samples: How many samples: of each setting of the grid.
         confirm: Fresh samples of each setting that is chosen.
-        s: Strengths of activation, weak to strong.
-        r: Factors of suppression, weak to strong.
-        layers: Layers l, such as 2,3 or 2-5; by default all with a feature.
-        methods: prompt, start, random, single, constant, linear, exponential, cumulative; all by default.
-        judge: Who marks the texts; llm is a model behind the chat API of OpenAI.
-        judge_model: Name of the llm; gpt-4o-mini by default.
-        judge_url: Address of the llm; that of OpenAI by default.
-        background: Texts to tell themes from: a dataset or a file; the demo has its own.
-        parts: Parts whose features are changed.
-        fold: Count s in units of each feature's threshold (B.2).
-        output_score: Leave out features with a lower output score.
-        budget_layer: The most that may change at a layer; 0.1 is 10 % of the hidden norm.
-        budget_total: The same for all layers together.
-        s_end: s* of the linear schedule (B.2).
-        alpha: alpha of the exponential schedule (B.2).
-        batch: Texts generated at a time.
+        strengths: Strength of activation: those to try, weak to strong.
+        r: Factor of suppression: those to try, weak to strong.
+        layers: Layers, such as 2,3 or 6-9: l of a method, by default all with a feature.
+        steering_methods: Steering methods: prompt, start, random, single, constant, linear, exponential, cumulative;
+            all by default.
+        judge: Who marks the texts: llm is a model behind the chat API of OpenAI.
+        background: Other texts to compare with: a file or a dataset; the demo has its own.
+        parts: Parts of the model: those whose features are changed.
+        fold: Count strengths in units of each feature's threshold (B.2).
+        min_output_score: Leave out features with a lower output score: Arad et al. 2025.
+        budget_layer: The most that a layer may change, as a share of the hidden norm: 0.1 is 10 %.
+        budget_total: The most that all layers together may change, as a share of the hidden norm.
+        strength_end: Strength at the last layer of a linear schedule (B.2).
+        alpha: Decay per layer of an exponential schedule (B.2).
+        texts_at_once: Texts generated at a time.
         seed: Seed of everything that is drawn.
-        out: Results folder; sweep-RELEASE by default.
+        out: Where to write: a results folder, sweep-RELEASE by default.
     """
     from saeflow.matching.atlas import open_atlas
     from saeflow.steering.schedule import Constant, Exponential, Linear
@@ -225,15 +255,16 @@ def sweep(
     engine = where.open()
     chosen = find_themes(themes, release)
     texts = background_texts(background, release, seed)
-    make = judge_maker(judge, judge_model, judge_url, texts)
+    make = judge_maker(judge, llm_model, llm_url, texts)
     matches = open_atlas(atlas or release)
-    schedules = (Constant(1.0), Linear(1.0, s_end), Exponential(1.0, alpha))
+    schedules = (Constant(1.0), Linear(1.0, strength_end), Exponential(1.0, alpha))
     budget = None if budget_layer is None and budget_total is None else Budget(budget_layer, budget_total)
-    variant = Variant(cuts.thresholds(matches), cuts.k, parts, output_score, fold, schedules, budget)
-    grid = Grid(s or ACTIVATE, r or SUPPRESS, layers or None, methods, samples, confirm)
-    directions = tuple(SteeringDirection) if direction == "both" else (SteeringDirection(direction),)
+    variant = Variant(cuts.thresholds(matches), cuts.k, parts, min_output_score, fold, schedules, budget)
+    grid = Grid(strengths or ACTIVATE, r or SUPPRESS, layers or None, steering_methods, samples, confirm)
+    asked = {SteeringDirection.ACTIVATE: activate, SteeringDirection.SUPPRESS: suppress}
+    directions = tuple(one for one, alone in asked.items() if alone or activate == suppress)
     design = Design(tuple(chosen), directions, grid, variant, seed)
-    inputs = open_inputs(release, matches, texts, batch=batch, **asdict(language_model))
+    inputs = open_inputs(release, matches, texts, batch=texts_at_once, **asdict(language_model))
     with bars() as bar, engine:
         results, _ = run_sweep(inputs, design, make, out=out or _folder("sweep", release), progress=bar, engine=engine)
     tables = summarize_sweep(results.folder)

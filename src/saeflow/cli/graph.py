@@ -8,11 +8,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from saeflow.cli.options import AtlasName, Cuts, Device, Feature, Flag, Json, Number, Release, ends_in
+from saeflow.cli.options import AtlasName, Cuts, Device, Feature, Flag, Json, Number, Out, Release
 from saeflow.cli.output import print_json, print_table
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.flow.scores import HIGH
@@ -23,6 +23,29 @@ if TYPE_CHECKING:
     from saeflow.labels import Words
 
 FORMATS = ("html", "json", "graphml")
+"""What is written into a folder."""
+
+
+def _writable(_type: Any, paths: Sequence[Path]) -> None:
+    """Refuse a file of no format before anything is grown."""
+    from saeflow.report.exports import ENDINGS, format_of
+
+    for path in paths:
+        if path.suffix and not path.is_dir() and format_of(path) is None:
+            raise InvalidArgument(
+                f"{path} cannot be written: end its name in {', '.join(reversed(ENDINGS))}, or give a folder."
+            )
+
+
+GraphFiles = Annotated[
+    tuple[Path, ...],
+    Out,
+    Parameter(
+        validator=_writable,
+        help="Where to write: files by their endings, .html, .svg, .png, .json, .graphml, .dot, .mmd or "
+        ".circuit-tracer.json; or a folder, for a page, JSON and GraphML.",
+    ),
+]
 
 
 def graph(
@@ -34,33 +57,26 @@ def graph(
     high: Number = HIGH,
     calibrated: Flag = False,
     direction: Literal["both", "backward", "forward"] = "both",
-    out: Path = Path(),
-    formats: tuple[str, ...] = FORMATS,
-    files: bool = True,
-    figure: Annotated[Path | None, ends_in(".svg", ".png")] = None,
+    out: GraphFiles = (),
+    formats: Annotated[tuple[str, ...], Parameter(show=False)] = (),
     compare_paper: Flag = False,
     as_json: Json = False,
 ) -> None:
-    """Print the flow graph of a feature, and write it as HTML, JSON and GraphML, or in other --formats.
+    """Print the flow graph of a feature; with -o FILE also write it, as a page, a figure or data.
 
     Args:
-        feature: Feature to start from: layer/part/index, such as 4/res/123.
+        feature: Feature, such as 4/res/72: the one to start from.
         high: The line between high and low scores, for the cases A to D.
         calibrated: The same as --fdr 0.01: thresholds by layer, from the nulls of the atlas.
         direction: Follow predecessors (backward), successors (forward) or both.
-        out: Folder for the files.
-        formats: Files to write: html, json, graphml, svg, png, dot, mermaid, circuit-tracer.
-        files: Write the files.
-        figure: Write the picture alone here (.svg, .png).
         compare_paper: Grow the graph with the thresholds of the published one, and compare the two.
     """
-    from saeflow.files import write_atomic
     from saeflow.flow import trace
     from saeflow.flow.published import compare, published_graph
     from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
     from saeflow.report import render
-    from saeflow.report.exports import export, format_named
+    from saeflow.report.exports import format_named
 
     for name in formats:
         format_named(name)  # refuses an unknown one before anything is grown
@@ -74,16 +90,13 @@ def graph(
     words = words_for(atlas.release, beside=atlas.folder)
     backward, forward = direction != "forward", direction != "backward"
     grown = trace(feature, atlas, thresholds=thresholds, k=cuts.k, backward=backward, forward=forward)
+    written = write_graph(grown, words, out or ((Path(),) if formats else ()), Path(release).name, formats or FORMATS)
     if published is not None:
         _show_comparison(compare(grown, published), as_json=as_json)
     else:
         print(render(grown, to="json" if as_json else "text", words=words))
-    if figure:
-        write_atomic(figure, export(grown, figure.suffix.lower()[1:], words))
-    if files:
-        written = write_graph(grown, words, out, Path(release).name, formats)
-        if not as_json:
-            print("\nwritten: " + "  ".join(map(str, written)))
+    if written and not as_json:
+        print("\nwritten: " + "  ".join(map(str, written)))
 
 
 def _show_comparison(comparison: Comparison, *, as_json: bool) -> None:
@@ -117,34 +130,30 @@ def _show_comparison(comparison: Comparison, *, as_json: bool) -> None:
 
 
 def write_graph(
-    grown: FlowGraph, words: Words, folder: Path, release: str, formats: Sequence[str] = FORMATS
+    grown: FlowGraph, words: Words, places: Sequence[Path], release: str, formats: Sequence[str] = FORMATS
 ) -> list[Path]:
-    """The graph as {release}-{seed} with the ending of each format; returns the files.
+    """The graph in files by their endings, and in folders as {release}-{seed} in each format; returns the files.
 
     Raises:
-        InvalidArgument: when the folder cannot be written, or a format is unknown.
+        InvalidArgument: when a format is unknown.
     """
     from saeflow.files import write_atomic
-    from saeflow.report.exports import export, format_named
+    from saeflow.report.exports import export, format_named, format_of
 
     stem = f"{release}-{str(grown.seed).replace('/', '-')}"
-    paths = [folder / f"{stem}{format_named(name).suffix}" for name in formats]
-    try:
-        for name, path in zip(formats, paths, strict=True):
-            write_atomic(path, export(grown, name, words))
-    except OSError as error:
-        raise InvalidArgument(
-            f"cannot write into {folder} ({error.strerror}). Give a folder you may write to with --out, or --no-files."
-        ) from None
-    return paths
+    written: dict[Path, str] = {}
+    for place in places:
+        if (named := format_of(place)) and not place.is_dir():
+            written[place] = named
+        else:
+            written |= {place / f"{stem}{format_named(name).suffix}": name for name in formats}
+    for path, name in written.items():
+        write_atomic(path, export(grown, name, words))
+    return list(written)
 
 
-def demo(*, out: Path = Path(), as_json: Json = False) -> None:
-    """Pick a feature of the embedded pack, grow its graph and draw it: the main job of saeflow.
-
-    Args:
-        out: Folder for the files of the graph.
-    """
+def demo(*, out: GraphFiles = (), as_json: Json = False) -> None:
+    """Pick a feature of the embedded pack, grow its graph and draw it: the main job of saeflow."""
     from saeflow.demo.pick import worth_a_look
     from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
@@ -165,10 +174,12 @@ def demo(*, out: Path = Path(), as_json: Json = False) -> None:
         return
     print_table(pick_rows(picks), "Features worth a look")
     print(render(first, to="text", words=words))
-    print(f"\nwritten: {written[0]}  (open it in a browser)\n         {written[1]}\n         {written[2]}")
+    if written:
+        print("\nwritten: " + "  ".join(map(str, written)))
     other = str(picks[min(1, len(picks) - 1)].graph.seed)
     called = "saeflow" if shutil.which("saeflow") else os.path.relpath(sys.argv[0])
     following = {
+        f"{called} demo -o graph.html": "this graph as a page for the browser",
         f"{called} graph demo {other}": "another feature of the list",
         f"{called} graph demo {first.seed} --t-res 0 --k 3": "the whole depth, three matches at each site",
         f"{called} info demo": "how good the model and its SAEs are",
@@ -183,17 +194,17 @@ def serve(
     *,
     atlas: AtlasName = "",
     model: str = "",
-    results: list[Path] | None = None,
+    results: tuple[Path, ...] = (),
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 0,
     browser: bool = True,
     device: Device = "cpu",
-    as_json: Annotated[Json, Parameter(help="Print the address as a line of JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Explore an atlas in the browser: search features, see their flow, steer. Stop it with Ctrl-C.
 
     Args:
-        model: Model to steer; none by default, except for demo.
-        results: A results folder to show; may be given several times.
+        model: Language model: the one to steer, none by default except for demo.
+        results: Results folders to show.
         port: Port of 127.0.0.1; 0 takes a free one.
         browser: Open the page in the browser.
     """
@@ -218,4 +229,4 @@ def serve(
 
     opened = open_atlas(atlas or release)
     named = release if atlas else opened.release or release
-    run(opened, release=named, model=model, device=device, results=results or (), port=port, ready=ready)
+    run(opened, release=named, model=model, device=device, results=results, port=port, ready=ready)

@@ -16,17 +16,22 @@ from saeflow.cli.options import (
     Features,
     Flag,
     Json,
+    LlmModel,
+    LlmUrl,
     ModelOptions,
-    Positive,
+    NTexts,
+    Out,
     Projector,
     Release,
+    SiteNames,
     SitesAtOnce,
     TextSources,
     projector,
+    sites_named,
 )
 from saeflow.cli.output import Row, note, print_json, print_table, progress, show
 from saeflow.errors import InvalidArgument, InvalidId, UnknownFeature, UnknownRelease
-from saeflow.ids import FeatureId, Part, Site
+from saeflow.ids import FeatureId, Site
 from saeflow.reading import read_json
 
 if TYPE_CHECKING:
@@ -40,9 +45,12 @@ if TYPE_CHECKING:
 Offline = Annotated[
     bool, Parameter(negative=(), help="Use no network; SAEFLOW_OFFLINE=1 or HF_HUB_OFFLINE=1 do the same.")
 ]
-SiteNames = Annotated[tuple[str, ...], Parameter(help="Sites or parts: 12/res,13/res or res; all by default.")]
-Pattern = Annotated[str, Parameter("--source", help="What Neuronpedia calls the sites: MODEL/{layer}-name-{part}-16k.")]
-WordsFolderOut = Annotated[Path | None, Parameter(help="Folder of the words; in the cache by default.")]
+Pattern = Annotated[
+    str, Parameter("--neuronpedia-source", help="What Neuronpedia calls the sites: MODEL/{layer}-name-{part}-16k.")
+]
+WordsFolderOut = Annotated[
+    Path | None, Out, Parameter(help="Where to write: a folder of words, in the cache by default.")
+]
 
 
 def labels_fetch(
@@ -65,11 +73,11 @@ def labels_fetch(
 
     Args:
         kinds: What to fetch: explanations, features, activations.
-        contexts: Passages kept for each feature, from activations.
+        contexts: Passages kept for each feature: of those in the activations.
         explainer: Prefer explanations by a model with this in its name.
         bucket: Where the exports are: an address, or a folder with the same tree.
-        keep: Keep the files as they were fetched.
-        dry_run: Say what would be fetched, and stop.
+        keep: Keep what was needed on the way: the files as they were fetched.
+        dry_run: Say what it would take, and stop: the files to fetch.
     """
     from saeflow.files import cache_folder
     from saeflow.labels.exports import BUCKET, Bucket, ExportKind, fetch_words, plan_fetch
@@ -130,10 +138,10 @@ def labels_make(
     texts: TextSources,
     language_model: ModelOptions = ModelOptions(),
     sites: SiteNames = (),
-    n: Positive = 2000,
-    tokens: Positive = 1_000_000,
+    n_texts: NTexts = 2000,
+    tokens: int = 1_000_000,
     contexts: int = 4,
-    max_length: Positive = 128,
+    max_length: int = 128,
     sites_at_once: SitesAtOnce = 0,
     seed: int = 0,
     out: WordsFolderOut = None,
@@ -144,11 +152,10 @@ def labels_make(
     A killed run resumes.
 
     Args:
-        n: Texts taken from each source.
-        tokens: Stop after this many tokens that are not special.
-        contexts: Passages shown for each feature; 20 for explanations.
-        max_length: Tokens of each text at most.
-        seed: Sets the order in which texts are taken.
+        tokens: Tokens in all: where to stop, special ones not counted.
+        contexts: Passages kept for each feature: 20 for explanations.
+        max_length: Tokens that a text is cut to.
+        seed: Seed of everything that is drawn: the order of the texts.
     """
     from saeflow.experiments.sampling import expand, open_dataset
     from saeflow.labels import WordsFolder
@@ -157,9 +164,9 @@ def labels_make(
     from saeflow.sources.library import load_dictionaries
 
     dictionaries = load_dictionaries(release, device=language_model.device)
-    found = _Passages(tuple(open_dataset(source) for source in expand(texts)), n, seed)
+    found = _Passages(tuple(open_dataset(source) for source in expand(texts)), n_texts, seed)
     folder = out or words_folder(release, LOCAL)
-    asked = _chosen(sites, dictionaries.sites)
+    asked = sites_named(sites, dictionaries.sites)
     with progress("reading") as report:
         make_words(
             language_model.load(release, dictionaries),
@@ -219,7 +226,7 @@ def labels_show(
     /,
     *,
     source: Pattern = "",
-    base_url: str = "",
+    neuronpedia_url: str = "",
     refresh: bool = False,
     offline: Offline = False,
     as_json: Json = False,
@@ -227,8 +234,8 @@ def labels_show(
     """Show what is known about a feature: from this machine, or else from Neuronpedia, whose answer is kept.
 
     Args:
-        feature: layer/part/index, such as 4/res/72.
-        base_url: Address of Neuronpedia, or of what stands in for it.
+        feature: Feature, such as 4/res/72.
+        neuronpedia_url: Address of Neuronpedia: or of what stands in for it.
         refresh: Ask Neuronpedia again, whatever is on this machine.
     """
     from saeflow.labels import words_for
@@ -238,7 +245,7 @@ def labels_show(
     known = words_for(release).get(feature)
     if (known is None or refresh) and (source or is_release(release)):
         at = sources_of(release, source).at(feature.site)
-        api = Neuronpedia(base_url=base_url or BASE_URL, offline=True if offline else None)
+        api = Neuronpedia(base_url=neuronpedia_url or BASE_URL, offline=True if offline else None)
         if at is not None:
             known = api.feature(at, feature.index, refresh=refresh) or known
     if known is None and not source:
@@ -300,8 +307,8 @@ def labels_search(
     """Find features by their labels and tokens.
 
     Args:
-        words: Words to look for; the beginning of the last one is enough.
-        limit: Features to print, best first.
+        words: Words to look for: the beginning of the last one is enough.
+        limit: Rows to print: the best first.
     """
     from saeflow.labels.folders import words_folders
     from saeflow.labels.search import search
@@ -320,7 +327,9 @@ def labels_search(
     found: dict[FeatureId, Hit] = {}
     for folder in folders:
         with progress("indexing") as report:
-            for hit in search(folder, words, limit, sites=_chosen(sites, there) if sites else None, progress=report):
+            for hit in search(
+                folder, words, limit, sites=sites_named(sites, there) if sites else None, progress=report
+            ):
                 found.setdefault(hit.feature, hit)
     hits = list(found.values())[:limit]
     if as_json:
@@ -344,14 +353,16 @@ def labels_explain(
     features: Features = (),
     /,
     *,
-    sites: Annotated[SiteNames, Parameter(help="Sites or parts, with all their features: 12/res,13/res or res.")] = (),
-    limit: int = 0,
-    endpoint: str = "",
-    model_name: str = "",
+    sites: Annotated[
+        SiteNames, Parameter(help="Sites, or parts at all layers: 12/res,13/res or res, all of each.")
+    ] = (),
+    n_features: int = 0,
+    llm_url: LlmUrl = "",
+    llm_model: LlmModel = "",
     concurrency: int = 8,
     per_minute: float = 0.0,
     seed: int = 0,
-    words: Path | None = None,
+    words_folder: Path | None = None,
     dry_run: Flag = False,
     as_json: Json = False,
 ) -> None:
@@ -361,24 +372,22 @@ def labels_explain(
     Answers are kept: a rerun asks only for the rest.
 
     Args:
-        features: Features, such as 4/res/72; or use --sites.
-        limit: Features of each site at most, those that fire most; 0 for all.
-        endpoint: Address of the chat API; by default OPENAI_BASE_URL, or else that of OpenAI.
-        model_name: Model to ask; by default SAEFLOW_JUDGE_MODEL, or else gpt-4o-mini.
+        features: Features, such as 4/res/72: or use --sites.
+        n_features: How many features: of each site at most, those that fire most; 0 for all.
         concurrency: Requests under way at once.
         per_minute: Requests per minute at most; 0 for no limit.
-        seed: Sets which silent passages are shown, and the order.
-        words: Folder of words with passages; by default the one that was made or fetched.
-        dry_run: Say how many requests there would be, and stop.
+        seed: Seed of everything that is drawn: which silent passages are shown, and the order.
+        words_folder: Folder of words with passages: the one that was made or fetched by default.
+        dry_run: Say what it would take, and stop: the number of requests.
     """
     from saeflow.labels.explain import estimate, explain, write_explanations
     from saeflow.llm.endpoint import DEFAULT_MODEL, Endpoint, Pacing, place_of
 
     # 1. What will be asked.
-    folder = words or _folder_of_words(release)
-    asked = _asked_features(folder, features, sites, limit)
-    name = model_name or os.environ.get("SAEFLOW_JUDGE_MODEL") or DEFAULT_MODEL
-    address = _address(endpoint or os.environ.get("OPENAI_BASE_URL") or "")
+    folder = words_folder or _folder_of_words(release)
+    asked = _asked_features(folder, features, sites, n_features)
+    name = llm_model or os.environ.get("SAEFLOW_JUDGE_MODEL") or DEFAULT_MODEL
+    address = _address(llm_url or os.environ.get("OPENAI_BASE_URL") or "")
     pacing = Pacing(concurrency=concurrency, per_minute=per_minute or None)
     cost = estimate(folder, name, asked, seed=seed)
     if not as_json:
@@ -434,9 +443,9 @@ def labels_transfer(
         source: Release whose words are known.
         target: Release of the same model whose features lack labels.
         least: Cosine of the two decoder rows at least.
-        pairs: Sites of both, such as 4/res>5/res; by default those of one name.
+        pairs: Pairs of a site of each, such as 3/res>4/res: by default those of one name.
         one_sided: Take the best match of a feature though it is not mutual.
-        dry_run: Say how many labels would go over, and write nothing.
+        dry_run: Say what it would take, and stop: how many labels would go over.
     """
     from saeflow.comparison.transfer import transfer_labels
     from saeflow.labels.folders import TRANSFERRED, words_folder
@@ -444,7 +453,7 @@ def labels_transfer(
 
     one, other = load_dictionaries(source), load_dictionaries(target)
     there = [site for site in one.sites if site in other.sites]
-    chosen = list(pairs) or [(site, site) for site in _chosen(sites, there)]
+    chosen = list(pairs) or [(site, site) for site in sites_named(sites, there)]
     folder = out or words_folder(target, TRANSFERRED)
     with progress("matching") as report:
         found = transfer_labels(
@@ -503,7 +512,7 @@ def _folder_of_words(release: str) -> Path:
             return folder
     raise InvalidArgument(
         f"there are no words of {release} that could be explained. Make them with passages to show: saeflow labels "
-        f"make {release} --contexts 20 --texts ...; or name a folder of words with --words."
+        f"make {release} --contexts 20 --texts ...; or name a folder of words with --words-folder."
     )
 
 
@@ -513,15 +522,13 @@ def _asked_features(folder: Path, named: Sequence[FeatureId], sites: Sequence[st
 
     if bool(named) == bool(sites):
         raise InvalidArgument("name features, such as 4/res/72, or sites with --sites: one of the two.")
-    if limit < 0:
-        raise InvalidArgument(f"--limit {limit} is below 0. Give 0 for all features, or how many of each site.")
     there = words_sites(folder)
     if named:
         if missing := sorted({str(one.site) for one in named if one.site not in there}):
             raise InvalidArgument(f"{folder} has no words of {', '.join(missing)}. Make or fetch them first.")
         return list(named)
     asked = list[FeatureId]()
-    for site in _chosen(sites, there):
+    for site in sites_named(sites, there):
         rows = WordsFolder(folder).site(site)
         known = [(-(row.frequency or 0.0), i) for i, row in enumerate(rows) if row is not None and row.contexts]
         asked += [FeatureId(site, i) for _, i in (sorted(known)[:limit] if limit else known)]
@@ -537,7 +544,7 @@ def _address(url: str) -> str | None:
     if not is_address(url):
         raise InvalidArgument(
             "the address of the endpoint is no http(s) address. Give one such as http://localhost:8000/v1, with "
-            "--endpoint or in OPENAI_BASE_URL."
+            "--llm-url or in OPENAI_BASE_URL."
         )
     return url
 
@@ -550,7 +557,7 @@ def _secret(address: str | None, *, needed: bool) -> Secret:
     if not key and address is None and needed:
         raise InvalidArgument(
             "there is no key for the OpenAI API. Set OPENAI_API_KEY, or give the address of a server of your own with "
-            "--endpoint."
+            "--llm-url."
         )
     return Secret(key or "none")
 
@@ -561,9 +568,9 @@ def _sites_of_release(release: str, names: Sequence[str]) -> list[Site]:
     from saeflow.sources.releases import is_release, read_release
 
     if is_release(release):
-        return _chosen(names, list(read_release(release).sites))
+        return sites_named(names, list(read_release(release).sites))
     try:
-        return _chosen(names, load_dictionaries(release).sites)
+        return sites_named(names, load_dictionaries(release).sites)
     except UnknownRelease:
         pass
     try:
@@ -574,17 +581,6 @@ def _sites_of_release(release: str, names: Sequence[str]) -> list[Site]:
     raise InvalidArgument(
         f"{release} is no release that can be opened. Name its sites one by one: --sites 0/res,1/res."
     )
-
-
-def _chosen(names: Sequence[str], there: Sequence[Site]) -> list[Site]:
-    """Sites that are named one by one or by part; all when none is named."""
-    chosen: set[Site] = set()
-    for name in names:
-        sites = {site for site in there if site.part.value == name} if name in set(Part) else {Site.parse(name)}
-        if not sites or not sites <= set(there):
-            raise InvalidArgument(f"--sites names {name}, and there are {', '.join(map(str, there))}.")
-        chosen |= sites
-    return sorted(chosen) if names else list(there)
 
 
 def _about(folder: Path) -> dict[str, dict[str, Any]]:

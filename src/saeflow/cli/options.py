@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin
 
 import cyclopts
-from cyclopts import Group, Parameter, Token, validators
+from cyclopts import Group, Parameter, Token
 
+from saeflow.cli.vocabulary import RANGES, SHORT
 from saeflow.errors import InvalidArgument, InvalidId
 from saeflow.flow.scores import HIGH, T_MODULE, T_RES, Calibrated, Thresholds
 from saeflow.ids import FeatureId, Part, Site
@@ -37,22 +38,35 @@ def read(type_: Any, tokens: Sequence[Token]) -> Any:
         cyclopts.CycloptsError: as cyclopts reads all other types.
     """
     words = [token.value for token in tokens]
+    typed = tokens[0].keyword or ""
     if get_origin(type_) in (tuple, Sequence):
         kind = get_args(type_)[0]
         found = [value for word in words for name in word.split(",") if name.strip() for value in _each(kind, name)]
         if not found:
             raise InvalidArgument(f"{words[0]!r} holds no value. Give one or more, or leave the option out.")
+        _check_range(typed, found)
         return tuple(part for part in Part if part in found) if kind is Part else tuple(found)
+    type_ = next((one for one in (int, float) if set(get_args(type_)) == {one, type(None)}), type_)
     if type_ in (int, float, Site, FeatureId):
-        return _each(type_, words[0], ranges=False)[0]
+        value = _each(type_, words[0], ranges=False)[0]
+        _check_range(typed, [value])
+        return value
     return cyclopts.convert(type_, tokens)
+
+
+def _check_range(typed: str, values: Sequence[Any]) -> None:
+    """Refuse a number that the option of this word never has."""
+    holds, said = RANGES.get(SHORT.get(typed, typed), (None, ""))
+    for value in values if holds else ():
+        if isinstance(value, int | float) and not holds(value):
+            raise InvalidArgument(f"{value:g} is out of range. Give {said}.")
 
 
 def _each(kind: Any, text: str, *, ranges: bool = True) -> Sequence[Any]:
     """The value a word stands for, or all values of a range."""
     text = text.strip()
-    if kind is str:
-        found: Sequence[Any] = [text]
+    if kind in (str, Path):
+        found: Sequence[Any] = [kind(text)]
     elif kind in (Site, FeatureId):
         found = [kind.parse(text)]
     elif kind == tuple[Site, Site]:
@@ -148,32 +162,47 @@ Flag = Annotated[bool, Parameter(negative=())]
 Feature = Annotated[FeatureId, Parameter(accepts_keys=False, n_tokens=1)]
 Features = Annotated[tuple[FeatureId, ...], Parameter(n_tokens=1)]
 OneSite = Annotated[Site, Parameter(accepts_keys=False, n_tokens=1)]
-Sites = Annotated[tuple[Site, ...], Parameter(n_tokens=1)]
 Numbers = Annotated[tuple[float, ...], Parameter(allow_leading_hyphen=True)]
 Number = Annotated[float, Parameter(allow_leading_hyphen=True)]
-Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 Release = Annotated[
     str,
     Parameter(
-        validator=_named, help='"demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.'
+        validator=_named,
+        help='Release of dictionaries: "demo", a folder, FOLDER@PATTERN for some of its SAEs, or a name of '
+        "`saeflow releases`.",
     ),
 ]
 Json = Annotated[bool, Parameter("--json", negative=(), help="Print JSON instead of a table.")]
 Device = Annotated[str, Parameter(validator=_there, help="Where to compute: cpu, cuda, cuda:1, mps.")]
-AtlasName = Annotated[str, Parameter(help="Atlas to use; the atlas of the release by default.")]
-Projector = Annotated[str, Parameter("--model", help="Model to project attention features with, where they are in z.")]
+AtlasName = Annotated[str, Parameter(help="Atlas to use: that of the release by default.")]
+Out = Parameter(alias="-o")
+"""Of what a command writes."""
+Projector = Annotated[
+    str, Parameter("--model", help="Language model: here it projects attention features that are in z.")
+]
 PrependBos = Annotated[
     bool | None,
     Parameter(
         help="Begin texts with the begin-of-text token; by default as the SAEs' files say, or else the tokenizer."
     ),
 ]
-TextSources = Annotated[
-    list[str],
+TEXTS: Final = (
+    'Where texts come from: a .txt, .jsonl or .parquet file, "demo" (its five domains), "demo:stories", or a dataset '
+    "on the hub."
+)
+TextSources = Annotated[tuple[str, ...], Parameter(help=TEXTS)]
+NTexts = Annotated[int, Parameter(help="How many texts: of each source, at most.")]
+SiteNames = Annotated[
+    tuple[str, ...], Parameter(help="Sites, or parts at all layers: 12/res,13/res or res; all by default.")
+]
+LlmModel = Annotated[
+    str, Parameter("--llm-model", help="Name of the llm: by default SAEFLOW_JUDGE_MODEL, or else gpt-4o-mini.")
+]
+LlmUrl = Annotated[
+    str,
     Parameter(
-        help="Where texts come from; give it once or more: a .txt, .jsonl or .parquet file, "
-        '"demo", "demo:stories", or a dataset on the hub.'
+        "--llm-url", help="Address of the llm, with the chat API of OpenAI: by default OPENAI_BASE_URL, or OpenAI's."
     ),
 ]
 SitesAtOnce = Annotated[
@@ -221,7 +250,7 @@ class ModelOptions:
     """The language model that a command runs.
 
     Attributes:
-        model: Language model; the one that the release names by default.
+        model: Language model: the one that the release names by default.
         device: Where to compute: cpu, cuda, cuda:1, mps.
         prepend_bos: Begin texts with the begin-of-text token; by default as the SAEs' files say, or else the tokenizer.
     """
@@ -249,12 +278,12 @@ class Cuts:
     """Where flow graphs are cut.
 
     Attributes:
-        t_res: t(R): the flow stops below it. 0 follows the whole depth.
-        t_mlp: t(M): MLP features below it are dropped.
-        t_att: t(A): attention features below it are dropped.
-        fdr: False-discovery rate of thresholds that are calibrated by layer, in place of those above. Families of
-            alike features exceed it, except under the null "families".
-        k: Matches followed at each site.
+        t_res: The lowest score t(R) of residual features: the flow stops below it. 0 follows the whole depth.
+        t_mlp: The lowest score t(M) of MLP features: others are dropped.
+        t_att: The lowest score t(A) of attention features: others are dropped.
+        fdr: False-discovery rate: thresholds are calibrated by layer, in place of those above. Families of alike
+            features exceed it, except under the null "families".
+        k: Matches of a feature: how many are followed at each site.
     """
 
     t_res: Number = T_RES
@@ -292,3 +321,19 @@ def projector(name: str) -> LanguageModel | None:
     from saeflow.sources.model import load_model
 
     return load_model(name)
+
+
+def sites_named(names: Sequence[str], there: Sequence[Site]) -> list[Site]:
+    """Sites that are named one by one or by part; all when none is named.
+
+    Raises:
+        InvalidArgument: for a name of none of those that are there.
+        InvalidId: for one that is no site.
+    """
+    chosen: set[Site] = set()
+    for name in names:
+        sites = {site for site in there if site.part.value == name} if name in set(Part) else {Site.parse(name)}
+        if not sites or not sites <= set(there):
+            raise InvalidArgument(f"--sites names {name}, and there are {', '.join(map(str, there))}.")
+        chosen |= sites
+    return sorted(chosen) if names else list(there)

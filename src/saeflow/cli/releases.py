@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import Device, Json, Positive, PrependBos, Release, Sites, TextSources
+from saeflow.cli.options import Device, Json, PrependBos, Release, SiteNames, TextSources, sites_named
 from saeflow.cli.output import Row, print_json, print_table, progress, show
 from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownRelease
 from saeflow.files import folder_and_pattern, pack_folder, pack_names
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from saeflow.sources.releases import Release as KnownRelease
 
 
-def releases(name: str = "", /, *, as_json: Json = False) -> None:
+def releases(release: str = "", /, *, as_json: Json = False) -> None:
     """List releases: model, sites, size, and how much is in the hub's cache. Uses no network.
 
     Of a site there may be everything on this machine ("yes"), what matching reads ("W_dec only"), or its sizes
     ("headers").
 
     Args:
-        name: A release, a pack, or a .toml file, with parameters after an @; all by default.
+        release: Release of dictionaries: a name, a pack or a .toml file, with parameters after an @; all by default.
     """
     from saeflow.sources.hub import cache_state
     from saeflow.sources.releases import known_releases, read_release
 
-    if not name:
+    if not release:
         rows = [_pack_row(name) for name in pack_names()]
         rows += [_release_row(read_release(known)) for known in known_releases()]
         # on a terminal the owner of a model is left out: lines are long enough
@@ -39,11 +39,11 @@ def releases(name: str = "", /, *, as_json: Json = False) -> None:
         ]
         show(as_json, {"releases": rows}, {}, short)
         return
-    if pack_folder(name):
-        summary = _pack_row(name)
+    if pack_folder(release):
+        summary = _pack_row(release)
         show(as_json, summary, summary, [])
         return
-    found = read_release(name)
+    found = read_release(release)
     sites: list[Row] = [
         {
             "site": str(site),
@@ -136,9 +136,9 @@ def doctor(
     /,
     *,
     model: str = "",
-    site: Sites = (),
-    texts: TextSources | None = None,
-    tokens: Positive = 2_000,
+    sites: SiteNames = (),
+    texts: TextSources = (),
+    tokens: int = 2_000,
     device: Device = "cpu",
     prepend_bos: PrependBos = None,
     seed: int = 0,
@@ -151,10 +151,9 @@ def doctor(
     Exits with 1 when something is wrong.
 
     Args:
-        model: Model to run; by default only the weights are examined.
-        site: A site such as 24/res, once or more; all by default.
-        tokens: Tokens to look at, special ones not counted.
-        seed: Sets which texts are taken.
+        model: Language model: by default none is run, and the weights alone are examined.
+        tokens: Tokens in all: those to look at, special ones not counted.
+        seed: Seed of everything that is drawn: which texts are taken.
         everything: Show everything that is as it should be, not only how well sites reconstruct.
     """
     from saeflow.demo import quality
@@ -192,7 +191,7 @@ def doctor(
         findings = examine(
             dictionaries,
             release=dictionaries.name,
-            sites=list(site) or None,
+            sites=sites_named(sites, dictionaries.sites) if sites else None,
             tokens=tokens,
             stated_l0=stated,
             atlas=atlas,

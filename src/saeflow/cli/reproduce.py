@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from saeflow.cli.options import Device, Flag, Json, Where
+from saeflow.cli.options import Device, Flag, Json, LlmModel, LlmUrl, Out, Where
 from saeflow.cli.output import Row, bars, note, print_json, print_table, show
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ def reproduce(
     recipe: str = "",
     /,
     *,
-    plan: Flag = False,
+    dry_run: Flag = False,
     only: tuple[str, ...] = (),
-    out: Path | None = None,
+    out: Annotated[Path | None, Out] = None,
     judge: Literal["offline", "llm"] | None = None,
-    judge_model: str = "",
-    judge_url: str = "",
+    llm_model: LlmModel = "",
+    llm_url: LlmUrl = "",
     device: Device = "cpu",
     where: Where = Where(),
     as_json: Json = False,
@@ -32,12 +32,11 @@ def reproduce(
 
     Args:
         recipe: A recipe by name, or a .toml file; without one the recipes are listed.
-        plan: Print what it will cost on this machine, and run nothing.
+        dry_run: Say what it would take, and stop: hours and memory on this machine.
         only: Figures and tables, such as fig5,table1; all by default.
-        out: Folder of the run; reproduce-RECIPE by default.
-        judge: Who marks steered texts: offline or llm; the recipe's choice by default.
-        judge_model: Name of the llm; the recipe's by default.
-        judge_url: Address of the llm; that of OpenAI by default.
+        out: Where to write: the folder of the run, reproduce-RECIPE by default.
+        judge: Who marks the texts: offline or llm, the recipe's choice by default.
+        llm_model: Name of the llm: the recipe's by default.
     """
     from saeflow.reproduce.recipe import open_recipe
 
@@ -47,7 +46,7 @@ def reproduce(
     opened = open_recipe(recipe)
     items = opened.parse_only(only)
     folder = out or Path(f"reproduce-{Path(recipe).stem if recipe.endswith('.toml') else recipe}")
-    if plan:
+    if dry_run:
         from saeflow.reproduce.plan import make_plan
 
         cost = make_plan(opened, folder, only=items, device=device, judge=judge or "")
@@ -63,7 +62,7 @@ def reproduce(
     from saeflow.reproduce.run import reproduce as run
 
     with where.open() as engine, bars() as bar:
-        settings = RunSettings(device, judge or "", judge_model, judge_url, engine)
+        settings = RunSettings(device, judge or "", llm_model, llm_url, engine)
         made = run(opened, folder, only=items, settings=settings, bars=bar, note=note)
     _show(made, as_json=as_json)
     return 1 if {one.stage for one in made.failed} & set(opened.stages_for(items)) else 0

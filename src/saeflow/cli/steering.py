@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import AtlasName, Cuts, Features, Flag, Json, ModelOptions, Number, Release, ends_in
+from saeflow.cli.options import AtlasName, Cuts, Features, Flag, Json, ModelOptions, Number, Out, Release, ends_in
 from saeflow.cli.output import Row, print_json, print_table, progress
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part
@@ -43,7 +43,7 @@ LENGTHS: Final = {SteeringDirection.ACTIVATE: 36, SteeringDirection.SUPPRESS: 96
 """Tokens where none are given (B.2, B.1)."""
 
 Strength = Annotated[float | None, Parameter(alias="-s", allow_leading_hyphen=True)]
-PlanFile = Annotated[Path | None, ends_in(".json")]
+PlanFile = Annotated[Path | None, Out, ends_in(".json")]
 
 
 @Parameter(name="*")
@@ -52,22 +52,22 @@ class Wanted:
     """What `plan` and `steer` plan from.
 
     Attributes:
-        theme: A theme of the release, or the path of a theme's .toml file.
-        start: Features to grow graphs from: 2/res/114,3/res/541.
+        theme: Theme to steer by: a name of the release's, or a .toml file.
+        starts: Features to grow graphs from: 2/res/114,3/res/541.
         schedule: How the strength is spread over layers.
-        s_end: Strength at the last layer of a linear schedule.
-        alpha: Decay per layer of an exponential schedule.
-        r: Factor, to suppress: 0 removes, below 0 reverses.
+        strength_end: Strength at the last layer of a linear schedule (B.2).
+        alpha: Decay per layer of an exponential schedule (B.2).
+        r: Factor of suppression: 0 removes, below 0 reverses.
         reach: Layers that are changed: single (layer --upto alone), cumulative (0 to --upto) or span (all).
         upto: The layer of --reach single and cumulative.
-        parts: Parts whose features are changed.
-        fold: Count s in units of each feature's threshold (B.2).
+        parts: Parts of the model: those whose features are changed.
+        fold: Count strengths in units of each feature's threshold (B.2).
     """
 
     theme: str = ""
-    start: Features = ()
+    starts: Features = ()
     schedule: ScheduleKind = ScheduleKind.EXPONENTIAL
-    s_end: Number = 1.0
+    strength_end: Number = 1.0
     alpha: Number = -0.05
     r: Number = 0.0
     reach: Reach = Reach.SPAN
@@ -99,13 +99,13 @@ class Wanted:
         if direction is SteeringDirection.ACTIVATE and self.r:
             raise InvalidArgument("--r is to suppress, and would be ignored. Give --strength, or steer away.")
         s = STRENGTH if strength is None else strength
-        ends = {ScheduleKind.LINEAR: {"s_end": self.s_end}, ScheduleKind.EXPONENTIAL: {"alpha": self.alpha}}
+        ends = {ScheduleKind.LINEAR: {"s_end": self.strength_end}, ScheduleKind.EXPONENTIAL: {"alpha": self.alpha}}
         schedule = schedule_from({"kind": self.schedule.value, "s": s, **ends.get(self.schedule, {})})
         return PlanRequest(
             release=release,
             direction=direction,
             theme=self.theme,
-            starts=self.start,
+            starts=self.starts,
             schedule=schedule,
             r=self.r,
             reach=self.reach,
@@ -123,7 +123,7 @@ def plan(
     /,
     *,
     wanted: Wanted = Wanted(),
-    direction: SteeringDirection = SteeringDirection.ACTIVATE,
+    suppress: Flag = False,
     strength: Strength = None,
     cuts: Cuts = Cuts(),
     drop: Features = (),
@@ -141,23 +141,23 @@ def plan(
     """Plan what to steer: features of flow graphs, each with a strength or a factor, as a file to edit.
 
     Args:
-        direction: Steer towards the features, or away from them.
-        strength: s, to activate; 1.5 by default.
+        suppress: Steer away from the features: not towards them.
+        strength: Strength of activation: 1.5 by default.
         drop: Features to leave out.
         min_score: Leave out features whose path to a start has an edge below it.
-        min_output_score: Leave out features with a lower output score (Arad et al. 2025).
-        budget_layer: The most that a layer may change, as a share of the hidden norm, such as 0.1.
-        budget_total: The same for all layers together.
+        min_output_score: Leave out features with a lower output score: Arad et al. 2025.
+        budget_layer: The most that a layer may change, as a share of the hidden norm: 0.1 is 10 %.
+        budget_total: The most that all layers together may change, as a share of the hidden norm.
         shares: Run the model to measure shares of the hidden norm.
-        texts: Datasets that shares are measured on: "demo:stories", a file; by default the theme's examples.
-        out: Write the plan here (.json).
+        texts: Where texts come from: those that shares are measured on, the theme's examples by default.
+        out: Where to write: the plan (.json), to edit.
     """
     from saeflow.matching.atlas import open_atlas
 
     opened = open_atlas(atlas or release)
     request = wanted.request(
         release,
-        direction,
+        SteeringDirection.SUPPRESS if suppress else SteeringDirection.ACTIVATE,
         strength,
         cuts,
         opened,
@@ -283,41 +283,40 @@ def steer(
     strength: Strength = None,
     cuts: Cuts = Cuts(),
     budget_total: float | None = None,
-    n: Annotated[int, Parameter(alias="-n")] = 1,
+    samples: Annotated[int, Parameter(alias="-n")] = 1,
     seed: int = 0,
     max_new_tokens: int | None = None,
     temperature: float = 0.8,
     top_p: float = 0.9,
     language_model: ModelOptions = ModelOptions(),
     atlas: AtlasName = "",
-    save: PlanFile = None,
+    out: PlanFile = None,
     as_json: Json = False,
 ) -> None:
     """Write steered next to unsteered text, as it comes. The same plan and seed give the same text.
 
     Args:
         prompt: What the texts continue from.
-        plan: File of a plan, as --save or `saeflow plan` wrote it.
-        suppress: Steer away from the features, not towards them.
-        strength: s, to activate; 1.5 by default, within --budget-total.
-        budget_total: The most that may change, as a share of the hidden norm; 0.4 without --strength.
-        n: Samples, with consecutive seeds.
-        seed: Seed of the first sample.
+        plan: File of a plan, as --out or `saeflow plan` wrote it.
+        suppress: Steer away from the features: not towards them.
+        strength: Strength of activation: 1.5 by default, within --budget-total.
+        budget_total: The most that all layers together may change, as a share of the hidden norm: 0.4 without
+            --strength.
+        samples: How many samples: with consecutive seeds.
+        seed: Seed of everything that is drawn: that of the first sample.
         max_new_tokens: Length of the texts; by default 36 to activate and 96 to suppress.
         temperature: Temperature of sampling; 0 is greedy, the paper takes 1.27.
         top_p: Probability of the nucleus; the paper takes 0.7.
-        save: Write the plan here (.json), to edit and repeat.
+        out: Where to write: the plan (.json), to edit and repeat.
     """
     from saeflow.sources.library import load_dictionaries
     from saeflow.steering.generate import Sampling
     from saeflow.steering.plan import load_plan
 
     # 1. What was asked, refused before anything is loaded.
-    if n < 1:
-        raise InvalidArgument(f"--n {n} asks for no sample. Give 1 or more.")
     length = LENGTHS[SteeringDirection.ACTIVATE] if max_new_tokens is None else max_new_tokens
     sampling = Sampling(length, temperature, top_p)
-    given = {"--theme": wanted.theme, "--start": wanted.start, "--suppress": suppress}
+    given = {"--theme": wanted.theme, "--starts": wanted.starts, "--suppress": suppress}
     if plan and (ignored := [name for name, value in given.items() if value]):
         raise InvalidArgument(
             f"--plan has its features and its direction in the file, and {' and '.join(ignored)} would be ignored. "
@@ -348,21 +347,21 @@ def steer(
         made, weights, loaded = build_from_names(request, opened, language_model, ())
         if weights is None or loaded is None:
             raise InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
-    if save:
-        made.save(save)
+    if out:
+        made.save(out)
 
     # 3. The texts.
     if max_new_tokens is None:
         sampling = replace(sampling, max_new_tokens=LENGTHS[made.direction])
     pairs = _Pairs(made, loaded, weights, prompt, sampling)
     if as_json:
-        print_json(pairs.to_json(release, [pairs.generate(one) for one in range(seed, seed + n)]))
+        print_json(pairs.to_json(release, [pairs.generate(one) for one in range(seed, seed + samples)]))
         return
     show_plan(made)
-    for one in range(seed, seed + n):
+    for one in range(seed, seed + samples):
         pairs.print(one)
-    if save:
-        print(f"\nwritten: {save}  (edit it; --plan takes it)")
+    if out:
+        print(f"\nwritten: {out}  (edit it; --plan takes it)")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import Json, ModelOptions, Release, Sites
+from saeflow.cli.options import AtlasName, Json, ModelOptions, NTexts, Release, SiteNames, TextSources, sites_named
 from saeflow.cli.output import Row, print_json, progress, show
 from saeflow.errors import InvalidArgument
 
@@ -23,8 +23,8 @@ DEMO_BACKGROUND = 80
 
 
 def themes(
-    release: Annotated[str, Parameter(help='"demo" or the name of a release; all by default.')] = "",
-    name: str = "",
+    release: Annotated[str, Parameter(help="Release of dictionaries: all by default.")] = "",
+    theme: str = "",
     /,
     *,
     as_json: Json = False,
@@ -32,30 +32,30 @@ def themes(
     """List the themes to steer by: subject, start features and tasks. With a name, show one theme in full.
 
     Args:
-        name: A theme, or the path of a theme's file, to show in full.
+        theme: Theme to steer by: a name or a .toml file, to show in full.
     """
     from saeflow.steering.theme import load_theme
     from saeflow.steering.theme import themes as known
 
-    if not name:
+    if not theme:
         found = known(release)
         rows = [
             {
-                "release": theme.release,
-                "theme": theme.name,
-                "subject": theme.subject,
-                "starts": " ".join(map(str, theme.starts)),
-                "tasks": ", ".join(key for key in ("activate", "suppress") if getattr(theme, key)),
-                "examples": len(theme.examples),
+                "release": one.release,
+                "theme": one.name,
+                "subject": one.subject,
+                "starts": " ".join(map(str, one.starts)),
+                "tasks": ", ".join(key for key in ("activate", "suppress") if getattr(one, key)),
+                "examples": len(one.examples),
             }
-            for theme in found
+            for one in found
         ]
-        show(as_json, {"themes": [_theme_row(theme) for theme in found]}, {}, rows)
+        show(as_json, {"themes": [_theme_row(one) for one in found]}, {}, rows)
         return
-    theme = load_theme(name, release)
-    row = _theme_row(theme)
+    shown = load_theme(theme, release)
+    row = _theme_row(shown)
     if as_json:
-        print_json(row | {"examples": list(theme.examples)})
+        print_json(row | {"examples": list(shown.examples)})
         return
     for key in ("name", "release", "subject"):
         print(f"{key}: {row[key]}")
@@ -63,10 +63,10 @@ def themes(
     for key in ("activate", "suppress"):
         for inner, value in (row[key] or {}).items():
             print(f"{key} {inner}: {value}")
-    for subject in theme.subjects:
+    for subject in shown.subjects:
         print(f"rubric: {subject}")
-    print(f"note: {theme.note}\n\n{len(theme.examples)} examples:")
-    for example in theme.examples:
+    print(f"note: {shown.note}\n\n{len(shown.examples)} examples:")
+    for example in shown.examples:
         print(f"\n{example}")
 
 
@@ -89,17 +89,19 @@ def find(
     /,
     *,
     words: str = "",
-    texts: str = "",
+    texts: TextSources = (),
     theme: str = "",
     background: tuple[str, ...] = (),
     language_model: ModelOptions = ModelOptions(),
-    sites: Sites = (),
+    sites: Annotated[
+        SiteNames, Parameter(help="Sites, or parts at all layers: 12/res,13/res or res; those of res by default.")
+    ] = (),
     limit: int = 20,
-    n: int = 500,
+    n_texts: NTexts = 500,
     min_share: float = 0.25,
     fdr: float = 0.05,
     hold_out: bool = True,
-    atlas: str = "",
+    atlas: AtlasName = "",
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
@@ -110,19 +112,15 @@ def find(
     that took no part in choosing, and p is corrected for all features looked at.
 
     Args:
-        words: Words to look for in what is known about features.
-        texts: Example texts: a .txt with blank lines between them, a .jsonl, or a dataset.
-        theme: Take the examples of this theme, or of this .toml file.
-        background: Other texts to compare with; by default all domains of the demo pack, and with --theme the
+        words: Words to look for: in what is known about features.
+        theme: Theme to steer by: its examples are the texts.
+        background: Other texts to compare with: by default all domains of the demo pack, and with --theme the
             examples of the release's other themes.
-        sites: Where to look, such as 2/res,3/res; all res by default.
-        limit: Features to print, best first.
-        n: Texts taken from each source, at most.
+        limit: Rows to print: the best first.
         min_share: Share of the texts that a feature must fire on.
-        fdr: False-discovery rate of what is found by texts.
+        fdr: False-discovery rate: that of what is found by texts.
         hold_out: Choose on half of the texts and measure again on the others.
-        atlas: Atlas whose words are used; the atlas of the release by default.
-        seed: Sets which texts are taken and how they are split.
+        seed: Seed of everything that is drawn: which texts are taken and how they are split.
     """
     if sum(map(bool, (words, texts, theme))) != 1:
         raise InvalidArgument("say what to look for with one of --words, --texts and --theme.")
@@ -130,7 +128,7 @@ def find(
         from saeflow.steering.starts import find_by_words
 
         known, all_sites = _words_and_sites(atlas or release)
-        found = find_by_words(known, words, sites or all_sites, limit)
+        found = find_by_words(known, words, sites_named(sites, all_sites), limit)
         summary: Row = {"release": release, "words": words}
         columns = {"feature": "feature", "score": "effect", "active on": "background", "label": "label", "why": "why"}
         rows = [{title: row[name] for title, name in columns.items()} for row in map(_found_row, found)]
@@ -139,9 +137,9 @@ def find(
 
     from saeflow.experiments.sampling import read_texts
 
-    examples = read_texts([texts], n, seed) if texts else _examples_of(release, theme)
+    examples = read_texts(texts, n_texts, seed) if texts else _examples_of(release, theme)
     # examples of other themes are written in one hand with those of a theme: what tells them apart is the subject
-    others = read_texts(background, n, seed) if background else _default_background(release, theme, seed)
+    others = read_texts(background, n_texts, seed) if background else _default_background(release, theme, seed)
     from saeflow.sources.library import load_dictionaries
     from saeflow.steering.starts import find_by_texts
 
@@ -153,7 +151,7 @@ def find(
             dictionaries,
             examples,
             others,
-            sites=sites or None,
+            sites=sites_named(sites, dictionaries.sites) if sites else None,
             limit=limit,
             min_share=min_share,
             fdr=fdr,

@@ -45,16 +45,16 @@ def trace(
         token: Token whose prediction is traced, from 0; -1 is the last.
         before: Tokens before it that are traced too, and followed through attention.
         target: Token whose logit the graph explains, such as " girl"; the most likely by default.
-        against: Token whose logit is taken off it; the mean of all by default.
+        against: What it is compared with: a token whose logit is taken off, the mean of all by default.
         effect: Smallest effect, either way, of an edge that is kept.
         cosine: Smallest cosine of an edge between features that is kept; all by default.
         share: Smallest share of its site's reconstruction of a feature that is kept; all by default.
         pins: Nodes that stay whatever they do, such as 4/res/123@7.
-        k: Matches of each feature at each site that count as named by the weights.
+        k: Matches of a feature: how many at each site count as named by the weights.
         logits: Tokens that came out on top that are shown.
         random_graphs: Random graphs of the same size that completeness and faithfulness are compared with.
-        seed: Seed of controls and random graphs.
-        out: Folder for the files.
+        seed: Seed of everything that is drawn: controls and random graphs.
+        out: Where to write: a folder for the files.
         formats: Files to write: html, json, graphml, circuit-tracer.
         files: Write the files.
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import WHERE, Device, Flag, Json, PrependBos, TextSources, Where
+from saeflow.cli.options import WHERE, Device, Flag, Json, Out, PrependBos, TextSources, Where
 from saeflow.cli.output import Row, print_table, progress, show
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ def train(
     model: str,
     /,
     *,
-    out: Path,
+    out: Annotated[Path, Out],
     texts: TextSources,
-    site: tuple[str, ...] = ("att",),
+    sites: tuple[str, ...] = ("att",),
     layers: tuple[int | None, ...] = (None,),
     architecture: Literal["jumprelu", "jumprelu-l0", "topk", "batchtopk"] = "jumprelu-l0",
     width: tuple[int, ...] = (16384,),
@@ -41,14 +41,14 @@ def train(
     threshold: float | None = None,
     unit_decoder: bool | None = None,
     centre: bool = True,
-    start: Annotated[str, Parameter(help="A release or folder of dictionaries to start from.")] = "",
-    context: int = 256,
+    init: str = "",
+    max_length: int = 256,
     windows: int = 32,
     buffer: int = 65_536,
     half: bool = False,
     uses: int = 1,
     massive: float = 100,
-    eval_texts: int = 32,
+    n_eval_texts: int = 32,
     metrics_every: int = 0,
     loss_every_time: Flag = False,
     checkpoint_every: int = 10_000_000,
@@ -70,43 +70,44 @@ def train(
     weights; all workers must see --out.
 
     Args:
-        model: "demo", a folder, or a model on the hub.
-        out: Folder of the run; a killed run resumes there.
-        site: What is read: att, res, mlp; z (heads, before their projection); mlp_in or mid for a transcoder that
-            predicts mlp.
-        layers: Layers such as 6,12,18 or 6-9, or "all".
-        architecture: jumprelu is that of Gemma Scope, jumprelu-l0 that of Gemma Scope 2.
-        width: Features: one number, or one for each --site.
+        model: Language model: "demo", a folder, or a name on the hub.
+        out: Where to write: the folder of the run; a killed run resumes there.
+        sites: Sites, or parts at all layers: 12/res,13/mlp or res; also z (heads, before their projection), and
+            mlp_in or mid for a transcoder that predicts mlp.
+        layers: Layers, such as 2,3 or 6-9: those of parts in --sites, all by default.
+        architecture: Kind of dictionary: jumprelu is that of Gemma Scope, jumprelu-l0 that of Gemma Scope 2.
+        width: Features of a dictionary: one number, or one for each of --sites.
         l0: Active features per token: the target, or k. 0 stands for 3 % of d_model, and for no target with jumprelu
             and --penalty.
-        tokens: Tokens to train on.
+        tokens: Tokens in all: those to train on.
         batch: Tokens per step.
         lr: Highest learning rate.
         lr_warm_up: Share of the steps over which the learning rate rises.
-        lr_decay: Share of the steps over which it falls to 0.
+        lr_decay: Share of the steps over which the learning rate falls to 0.
         beta1: Adam's first decay; Gemma Scope has 0.
         penalty: Coefficient of the L0 penalty, or of the loss of dead features.
         penalty_warm_up: Share of the steps over which the L0 penalty grows.
         bandwidth: Bandwidth of the gradient of thresholds.
         threshold: Where thresholds start.
         unit_decoder: Keep decoder rows at norm 1 in every step.
-        centre: Subtract the mean activation; it is folded in at the end.
-        context: Tokens of a window at most.
+        centre: Subtract the mean activation: it is folded in at the end.
+        init: Release or folder of dictionaries to start from.
+        max_length: Tokens that a text is cut to: those of a window at most.
         windows: Windows in one forward pass.
         buffer: Rows that are shuffled at a time.
         half: Keep the buffer in bfloat16.
         uses: Times a row of the buffer is trained on; 2 halves what the model costs.
         massive: Leave out positions with a squared norm of more than this many medians of their site; 0 for none.
-        eval_texts: Texts kept for measuring.
+        n_eval_texts: How many texts are kept for measuring.
         metrics_every: Tokens between measurements; 0 for a tenth of all.
         loss_every_time: Measure the model's loss each time, not only at the end.
         checkpoint_every: Tokens between checkpoints; 0 for none.
         checkpoint_minutes: Minutes between checkpoints, whatever the tokens; 0 for none.
         trainer: What moves the weights: sparse (saeflow's own), or sae-lens (the extra train).
-        dtype: What the model computes in.
-        seed: Seed of the first weights, of texts and of shuffling.
+        dtype: Kind of the model's numbers: what it computes in.
+        seed: Seed of everything that is drawn: the first weights, texts, shuffling.
         shards: Train the sites in this many groups, each separately; 0 for one here, and one per worker elsewhere.
-        dry_run: Say what the run needs and how long it takes, and train nothing.
+        dry_run: Say what it would take, and stop: memory, disk and time.
     """
     import torch
 
@@ -132,7 +133,7 @@ def train(
         extra()  # before a model is loaded
     lm = load_model(model, device=device, dtype=getattr(torch, dtype), prepend_bos=prepend_bos)
     chosen = tuple(layer for layer in layers if layer is not None)
-    targets = targets_of(list(site), chosen or tuple(range(lm.n_layers)), list(width))
+    targets = targets_of(list(sites), chosen or tuple(range(lm.n_layers)), list(width))
 
     # 2. The settings.
     left_to_penalty = architecture == "jumprelu" and penalty is not None
@@ -148,7 +149,7 @@ def train(
     settings = TrainingSettings(
         loss,
         Optimiser(tokens, batch, lr, lr_warm_up, lr_decay, beta1),
-        ActivationStream(context, windows, buffer, half, uses),
+        ActivationStream(max_length, windows, buffer, half, uses),
         seed=seed,
         centre=centre,
         massive=massive,
@@ -161,13 +162,13 @@ def train(
 
     # 3. The run.
     datasets = tuple(open_dataset(name) for name in expand(texts))
-    begin = load_dictionaries(start) if start else None
+    begin = load_dictionaries(init) if init else None
     run = TextRun(
         lm,
         partial(texts_of_pass, datasets, seed),
         targets,
         settings,
-        eval_texts,
+        n_eval_texts,
         begin,
         ", ".join(texts),
         trainer=TRAINERS[trainer],

@@ -35,11 +35,11 @@ class ComparisonSettings:
     """How dictionaries are compared.
 
     Attributes:
-        method: Whose rows are compared, at unit norm; `saeflow methods` lists the methods.
-        k: Matches kept for each feature.
+        method: Matching method: its rows are compared, at unit norm; `saeflow methods` lists them.
+        k: Matches of a feature: how many are kept.
         shared: Cosine from which a one-to-one partner counts as the same feature.
-        null: Rows that stand for chance where a match is called significant: rotation, moments, families.
-        fdr: False-discovery rate of significant matches.
+        null: Which rows stand for chance: where a match is called significant, rotation, moments, families.
+        fdr: False-discovery rate: that of significant matches.
         rows: Null rows drawn at a time.
         rotations: How many times null rows are drawn.
         whole_rotations: Random rotations of all of a dictionary, for the null of PW-MCC.

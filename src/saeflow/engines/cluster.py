@@ -162,6 +162,4 @@ def _ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise MissingExtra(
-            'the engine ray needs the package ray. Install it with: pip install "saeflow[ray]"'
-        ) from error
+        raise MissingExtra("the engine ray needs the package ray, which is not installed.", "ray") from error

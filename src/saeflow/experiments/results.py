@@ -230,8 +230,9 @@ class Results:
         try:
             return Results(Path(folder), RunRecord.from_json(read_text(path)))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
             raise BadFile(
-                f"{path} cannot be read as the manifest of results ({error!r}). Give the folder a command such as "
+                f"{path} cannot be read as the manifest of results ({why}). Give the folder a command such as "
                 "`saeflow origins` wrote."
             ) from None
 

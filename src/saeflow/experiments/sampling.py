@@ -218,8 +218,9 @@ def _streamed(recipe: dict[str, str], seed: int) -> Iterator[str]:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingExtra(
-            f"the dataset {recipe['repo']} is read with the package datasets, which is not installed. "
-            "Install it with `pip install 'saeflow[data]'`, or give a local file."
+            f"the dataset {recipe['repo']} is read with the package datasets, which is not installed.",
+            "data",
+            ", or give a local file",
         ) from None
     try:
         stream = datasets.load_dataset(recipe["repo"], recipe["config"] or None, split=recipe["split"], streaming=True)
@@ -256,8 +257,7 @@ def _parquet(path: Path) -> list[str]:
         import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingExtra(
-            f"{path} is read with the package pyarrow, which is not installed. Install it with "
-            "`pip install 'saeflow[data]'`, or give a .jsonl file."
+            f"{path} is read with the package pyarrow, which is not installed.", "data", ", or give a .jsonl file"
         ) from None
     try:
         regular(path)

@@ -23,10 +23,10 @@ class InputNames:
 
     Attributes:
         release: "demo", a folder, or the name of a release.
-        model: Language model; the one the release names by default.
-        atlas: Atlas of cosine matches; the atlas of the release by default.
+        model: Language model: the one that the release names by default.
+        atlas: Atlas of cosine matches: that of the release by default.
         device: Where to compute: cpu, cuda, cuda:1, mps.
-        layers: Residual layers, such as 2,3 or 6-9; by default all from the first that the experiment can use.
+        layers: Residual layers, such as 2,3 or 6-9: by default all from the first that the experiment can use.
         datasets: Datasets to sample from: "demo" (its five domains), "demo:stories", fineweb, a file.
         pearson: Atlas of Pearson correlations; by default one is made on held-out texts when it is needed.
         pearson_datasets: Datasets that atlas is made on; by default the first one, or all of the demo pack but Python.
@@ -68,10 +68,10 @@ class OriginsSize:
     """How much of section 5.1 is done.
 
     Attributes:
-        methods: Matching methods: cosine, cosine-top-5, permutation, pearson.
-        texts: Texts of each dataset, at most.
+        methods: Matching methods: of cosine, cosine-top-5, permutation, pearson.
+        texts: How many texts: of each dataset, at most.
         tokens: Random tokens of each text.
-        max_length: Tokens each text is cut to.
+        max_length: Tokens that a text is cut to.
     """
 
     methods: tuple[str, ...] = ("cosine", "cosine-top-5", "permutation", "pearson")
@@ -85,13 +85,14 @@ class DeactivationSize:
     """How much of section 5.2 is done.
 
     Attributes:
-        strategies: top-1, top-5, random, permutation, pearson, exhaustive, greedy; the first is swept over r.
-        texts: Texts of each dataset, at most.
+        strategies: Which predecessors are removed: top-1, top-5, random, permutation, pearson, exhaustive, greedy; the
+            first is swept over r.
+        texts: How many texts: of each dataset, at most.
         tokens: Random tokens of each text.
         features: Targets of each token and layer, at most.
-        r: Factors of the sweep.
+        r: Factor of suppression: those of the sweep.
         loss: Targets of each text whose sweep measures the loss; None for all.
-        max_length: Tokens each text is cut to.
+        max_length: Tokens that a text is cut to.
 
     Raises:
         InvalidArgument: for a number out of range.
@@ -122,12 +123,12 @@ class TransitionSize:
 
     Attributes:
         pairs: Pairs of sites; none for those of neighbouring layers.
-        part: Part whose dictionaries are paired where no pair is named: res, mlp or att.
-        k: Entries of each row of T that are kept; "all" for all of them.
-        tokens: Tokens to measure on, in total.
+        part: Part of the model whose dictionaries are paired where no pair is named: res, mlp or att.
+        k: Matches of a feature: how many are kept in its row of T; "all" for all of them.
+        tokens: Tokens in all: those to measure on.
         fit_tokens: Tokens to fit on, of other texts, at most.
         loss_texts: Texts of each dataset on which a layer is skipped; 0 for none.
-        max_length: Tokens each text is cut to.
+        max_length: Tokens that a text is cut to.
         memory: GiB that the sums and maps of a group of pairs may take.
 
     Raises:

@@ -122,8 +122,8 @@ def sources_of(release: str, pattern: str = "") -> Sources:
     named = {site: entry.labels for site, entry in recipe.sites.items() if entry.labels} if recipe else {}
     if recipe is None or not named:
         raise UnknownRelease(
-            f"Nothing says what Neuronpedia calls the features of {release!r}. Give a pattern (--source on the command "
-            "line): 'gemma-2-2b/{layer}-gemmascope-{part}-16k'."
+            f"Nothing says what Neuronpedia calls the features of {release!r}. Give a pattern (--neuronpedia-source on "
+            "the command line): 'gemma-2-2b/{layer}-gemmascope-{part}-16k'."
         )
     if recipe.chosen.get("l0", CANONICAL) != CANONICAL:
         raise InvalidArgument(

@@ -201,8 +201,9 @@ class Endpoint:
             import openai  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise MissingExtra(
-                "a language model is asked with the package openai, which is not installed. Install it with "
-                "`pip install 'saeflow[judge]'`, or judge offline."
+                "a language model is asked with the package openai, which is not installed.",
+                "judge",
+                ", or judge offline",
             ) from None
         self.name, self._secret, self._seed, self._pacing = name, secret, seed, pacing
         self.place = place_of(base_url)

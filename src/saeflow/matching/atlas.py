@@ -338,6 +338,19 @@ def atlas_folder(release: str | Path, method: str = "cosine") -> Path:
     return atlas_cache() / (name.replace("/", "--") + ("" if method == "cosine" else f".{method}"))
 
 
+def own_copy(atlas: Atlas) -> Atlas:
+    """An atlas that may be written: that of a pack as its copy in the cache, any other as it is."""
+    pack = pack_folder(atlas.release)
+    if pack is None or atlas.folder != pack / "atlas":
+        return atlas
+    digest = hashlib.sha256((atlas.folder / MANIFEST).read_bytes()).hexdigest()[:16]
+    place = atlas_cache() / f"{atlas.release}-{digest}"
+    if not (place / MANIFEST).is_file():
+        for path in sorted(atlas.folder.iterdir(), key=lambda path: path.name == MANIFEST):  # which comes last
+            write_atomic(place / path.name, path.read_bytes())
+    return open_atlas(place)
+
+
 def _content(folder: Path) -> str:
     """A digest of the files of tensors in a folder: their names, sizes, beginnings and ends; "" where there is none."""
     if not folder.is_dir():

@@ -258,7 +258,13 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
         ),
     }
 )
-"""What a graph can be written as, by the name that `--formats` takes."""
+"""What a graph can be written as, by name."""
+
+
+ENDINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {one.suffix.removeprefix(".graph"): name for name, one in reversed(FORMATS.items())}
+)
+"""The format of each ending of a file's name; that of circuit-tracer before that of JSON, which it ends in too."""
 
 
 def export(graph: FlowGraph, to: str, words: Words = no_words) -> bytes:
@@ -279,3 +285,8 @@ def format_named(name: str) -> Format:
     if name not in FORMATS:
         raise InvalidArgument(f"graphs are not exported to {name!r}. Choose one of {', '.join(FORMATS)}.")
     return FORMATS[name]
+
+
+def format_of(path: Path) -> str | None:
+    """The format that the ending of a file's name asks for, such as "html"; None for another ending."""
+    return next((name for ending, name in ENDINGS.items() if path.name.lower().endswith(ending)), None)

@@ -61,7 +61,9 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     if missing:
         raise MissingExtra(
             f"{file} is a GGUF file, which transformers converts with gguf and accelerate; {' and '.join(missing)} not "
-            'installed. Run pip install "saeflow[gguf]", or give the folder of the model as safetensors.'
+            "installed.",
+            "gguf",
+            ", or give the folder of the model as safetensors",
         )
     from gguf import GGUFReader
 

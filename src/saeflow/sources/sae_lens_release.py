@@ -131,8 +131,7 @@ def _module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingExtra(
-            f"releases of sae-lens are read by that package, which cannot be imported ({error}). Install it with "
-            'pip install "saeflow[sae-lens]".'
+            f"releases of sae-lens are read by that package, which cannot be imported ({error}).", "sae-lens"
         ) from error
 
 

@@ -90,7 +90,7 @@ class PlanRequest:
         """Check what can be checked before anything is loaded."""
         if not self.theme and not self.starts:
             raise InvalidArgument(
-                "a plan needs features to start from. Name a theme (--theme), or features (--start 2/res/114,3/res/5)."
+                "a plan needs features to start from. Name a theme (--theme), or features (--starts 2/res/114,3/res/5)."
             )
         if not self.parts:
             raise InvalidArgument("no part is left to steer. Give one or more of res, mlp, att.")

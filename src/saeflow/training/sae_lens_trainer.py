@@ -48,10 +48,7 @@ def extra(module: str = "sae_lens") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtra(
-            f"SAEs are trained with sae-lens, which cannot be imported ({error}). Install it with "
-            '`pip install "saeflow[train]"`.'
-        ) from error
+        raise MissingExtra(f"SAEs are trained with sae-lens, which cannot be imported ({error}).", "train") from error
 
 
 class SaeLensTrainer:

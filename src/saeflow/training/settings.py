@@ -412,7 +412,8 @@ def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int
     """Targets at every layer for each of `parts`: a part, `z`, `mlp_in` or `mid` (transcoders); in order of sites.
 
     Args:
-        parts: names of taps; `z` trains on the outputs of the heads, at the site att.
+        parts: names of taps, at all layers or with one of their own: "res", "3/mlp"; `z` trains on the outputs of the
+            heads, at the site att.
         layers: layers.
         widths: features: one number for all, or one a part.
 
@@ -420,7 +421,8 @@ def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int
         InvalidArgument: for a name that is no tap, two at one site, or another number of widths.
     """
     known = [tap.value for tap in Tap]
-    unknown = sorted(set(parts) - set(known))
+    named = [part.rpartition("/") for part in parts]
+    unknown = [name for layer, slash, name in named if name not in known or (slash and not layer.isdecimal())]
     if unknown or not parts or not layers:
         raise InvalidArgument(
             f"sites {', '.join(parts) or 'none'} at {len(layers)} layers. Give one or more of {', '.join(known)}, and "
@@ -431,9 +433,9 @@ def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int
             f"{len(widths)} widths for {len(parts)} sites. Give one for all, or one for each in the same order."
         )
     found: dict[Site, TrainingTarget] = {}
-    for name, width in zip(parts, list(widths) * (len(parts) // len(widths)), strict=True):
+    for (own, _, name), width in zip(named, list(widths) * (len(parts) // len(widths)), strict=True):
         tap = Tap(name)
-        for layer in layers:
+        for layer in [int(own)] if own else layers:
             site = Site(layer, Part(tap.part))
             if site in found:
                 raise InvalidArgument(

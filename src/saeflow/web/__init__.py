@@ -37,6 +37,4 @@ def require_packages() -> None:
         try:
             import_module(name)
         except ModuleNotFoundError as error:
-            raise MissingExtra(
-                f"the explorer needs {error.name}, which is not installed. Install it with: pip install 'saeflow[web]'"
-            ) from None
+            raise MissingExtra(f"the explorer needs {error.name}, which is not installed.", "web") from None

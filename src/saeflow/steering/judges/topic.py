@@ -276,6 +276,5 @@ def _sklearn(module: str) -> Any:
         return import_module(f"sklearn.{module}")
     except ImportError:
         raise MissingExtra(
-            "the offline judge classifies topics with the package scikit-learn, which is not installed. Install it "
-            "with `pip install 'saeflow[judge]'`."
+            "the offline judge classifies topics with the package scikit-learn, which is not installed.", "judge"
         ) from None
