@@ -1,6 +1,6 @@
 """What the weights say of twenty texts, and what was measured on them, in the demo pack.
 
-    python scripts/demo_prompt_graphs.py          writes the tables of docs/prompt-graphs.md
+    python scripts/demo_prompt_graphs.py          writes a section of docs/prompt-graphs.md
 
 Four texts of each of the five domains, one random token of each that is not special. Every active feature and every
 error is removed alone (`saeflow.trace_text`); then graphs are pruned by effect, and their fidelity is measured beside
@@ -27,8 +27,8 @@ from saeflow.prompt_graph.trace import trace_text
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "prompt-graphs.md"
 TEXTS, LENGTH, RANDOM = 4, 128, 20
-CUTS: Final = (0.05, 0.1, 0.2, 0.3)
-SETS: Final = {"R_{L-1}": "res", "M_L": "mlp", "A_L": "att"}
+CUTS: Final = (0.02, 0.05, 0.1, 0.2)
+TEXT: Final = ["dataset", "text"]
 
 
 def children(graph: PromptGraph, sample: Sample) -> list[dict[str, object]]:
@@ -174,14 +174,17 @@ def tables(of_children: pd.DataFrame, of_graphs: pd.DataFrame) -> str:
     )
 
 
-TEXT: Final = ["dataset", "text"]
+HEADING: Final = "## In the demo pack: does the best cosine carry the most?"
+INTRODUCTION: Final = """\
+Written by `python scripts/demo_prompt_graphs.py`. Four texts of each of the five domains, one random token each; every
+active feature and every error is removed alone. Errors count in graphs, and not in the first two tables.
+"""
 
 
 def main() -> None:
     made = tables(*measured())
-    page = PAGE.read_text(encoding="utf-8")
-    begin, end = "<!-- scripts/demo_prompt_graphs.py -->\n", "<!-- end -->"
-    page = re.sub(f"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _: begin + "\n" + made + "\n" + end, page)
+    page = re.sub(f"(?s){re.escape(HEADING)}.*?(?=## Files)", "", PAGE.read_text(encoding="utf-8"))
+    page = page.replace("## Files", f"{HEADING}\n\n{INTRODUCTION}\n{made}\n## Files", 1)
     PAGE.write_text(page, encoding="utf-8")
     print(made)
 

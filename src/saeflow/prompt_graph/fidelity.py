@@ -1,8 +1,10 @@
-"""How much of a prediction the graph of a prompt carries: whole forward passes with what is in it, or outside, ablated.
+"""How much of a prediction the graph of a prompt carries: forward passes with what is in it, or outside, ablated.
 
 As circuit papers do it (Wang et al. 2022, arXiv 2211.00593; Marks et al. 2024, arXiv 2403.19647), with ablation to 0:
 at every site that has a dictionary, and at the traced tokens, the hidden state is encoded as it then is, activations
-that are ablated are set to 0, and the difference is taken off the hidden state. Variants are rows of one batch.
+that are ablated are set to 0, and the difference is taken off the hidden state. Features that wake up when others are
+ablated are ablated too: they are neither in the graph nor outside it. Variants are rows of one batch, and
+only the traced tokens are run, beside the clean keys and values of those before (`saeflow.sources.blocks`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,27 +24,21 @@ from saeflow.experiments.sampling import generator
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.prompt_graph.graph import Fidelity, PromptGraph
 from saeflow.sources.architectures import Point, View
+from saeflow.sources.blocks import CleanPass
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
 
-AT_ONCE: Final = 16
-"""Variants of a text in one forward pass."""
+AT_ONCE: Final = 64
+"""Variants of the traced tokens in one forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Variant:
-    """What of the features and errors is ablated in one row of the batch.
+    """What is kept in one row of the batch: rows of each site's dictionary at each token, and errors."""
 
-    Attributes:
-        inside: rows of each site's dictionary at each token that the graph, or a random one, has.
-        errors: sites and tokens whose error it has.
-        ablates_inside: whether that is ablated, or else everything outside it.
-    """
-
-    inside: Mapping[tuple[Site, int], Sequence[int]] = field(default_factory=dict[tuple[Site, int], Sequence[int]])
+    kept: Mapping[tuple[Site, int], Sequence[int]] = field(default_factory=dict[tuple[Site, int], Sequence[int]])
     errors: frozenset[tuple[Site, int]] = frozenset()
-    ablates_inside: bool = False
 
 
 def sites_to_edit(model: LanguageModel, dictionaries: Mapping[Site, Dictionary]) -> tuple[list[Site], list[str]]:
@@ -106,6 +101,7 @@ def measure_fidelity(
         )
     sites, _ = sites_to_edit(model, dictionaries)
     bound = {site: dictionaries[site].for_model(model) for site in sites}
+    layers = sorted({site.layer for site in sites})
     places = [(site, position) for site in sites for position in graph.positions]
     # 1. what the graph has at each place
     inside: dict[tuple[Site, int], list[int]] = {place: [] for place in places}
@@ -117,13 +113,14 @@ def measure_fidelity(
             inside[known.site, int(position)].append(known.index)
         elif kind == "error":
             errors.add((Site(int(layer), Part(part)), int(position)))
-    # 2. the clean pass, and as many of what is active
-    held = model.capture(tokens, {bound[site].point for site in sites}, logits=True)
+    # 2. the clean pass up to the last traced token, and as many of what is active
+    start, end = graph.positions[0], graph.positions[-1]
+    clean = CleanPass(model, Tokens(tokens.input_ids[:, : end + 1], tokens.attention_mask[:, : end + 1]), layers)
     active: dict[tuple[Site, int], list[int]] = {}
     with torch.no_grad():
         for site, position in places:
-            acts = bound[site].encode(held[bound[site].point][0, position].to(bound[site].W_enc))
-            active[site, position] = acts.nonzero().flatten().tolist()
+            h = clean.stages[site.layer].taps[bound[site].tap][position]
+            active[site, position] = bound[site].encode(h.to(bound[site].W_enc)).nonzero().flatten().tolist()
     drawn: list[Mapping[tuple[Site, int], Sequence[int]]] = []
     for n in range(random_graphs):
         rng = generator(seed, "random graph", graph.text, n)
@@ -134,23 +131,23 @@ def measure_fidelity(
             }
         )
     # 3. the value of the target under every ablation
-    kept, fixed = [inside, *drawn], frozenset(errors)
+    fixed = frozenset(errors)
     variants = [_Variant()]
-    for one in kept:
-        variants += [_Variant(one, fixed), _Variant(one, fixed, ablates_inside=True)]
+    for one in (inside, *drawn):
+        others = {place: sorted({*active[place]} - {*one[place]}) for place in places}
+        variants += [_Variant(one, fixed), _Variant(others, frozenset(places) - fixed)]
     values: list[float] = []
-    for start in range(0, len(variants), AT_ONCE):
-        some = variants[start : start + AT_ONCE]
-        expanded = Tokens(tokens.input_ids.expand(len(some), -1), tokens.attention_mask.expand(len(some), -1))
+    for first in range(0, len(variants), AT_ONCE):
+        some = variants[first : first + AT_ONCE]
         changes: dict[Point, Callable[[Tensor], Tensor]] = {
             bound[site].point: partial(_ablated, bound[site], some, graph.positions) for site in sites
         }
+        h = clean.stages[layers[0]].entry[start:].expand(len(some), -1, -1)
         with model.intervening(changes):
-            logits = model.capture(expanded, [], logits=True).logits
-        assert logits is not None  # noqa: S101 - they were asked for
-        values += _target_values(graph, logits[:, graph.positions[-1]])
-    assert held.logits is not None  # noqa: S101 - they were asked for
-    [whole] = _target_values(graph, held.logits[:, graph.positions[-1]])
+            for layer in range(layers[0], model.n_layers):
+                h = clean.onward(layer, h, start)
+        values += _target_values(graph, clean.logits(h[:, -1]))
+    [whole] = _target_values(graph, clean.logits(clean.final[end:]))
     pairs = list(zip(values[1::2], values[2::2], strict=True))
     return Fidelity(whole, values[0], *pairs[0], tuple(pairs[1:]))
 
@@ -165,22 +162,17 @@ def _target_values(graph: PromptGraph, logits: Float[Tensor, "n vocab"]) -> list
 def _ablated(
     dictionary: Dictionary, variants: Sequence[_Variant], positions: Sequence[int], h: Float[Tensor, "n pos d_in"]
 ) -> Float[Tensor, "n pos d_in"]:
-    """The hidden state of each variant of a text, with what it ablates of one site taken off."""
+    """The hidden state of each variant of the traced tokens, with what it ablates of one site taken off."""
     out = h.clone()
-    for position in positions:
-        place, x = (dictionary.site, position), h[:, position].to(dictionary.W_dec)
+    for column, position in enumerate(positions):
+        place, x = (dictionary.site, position), h[:, column].to(dictionary.W_dec)
         acts = dictionary.encode_unchecked(x)
-        gone = torch.zeros_like(acts)
+        gone = acts.clone()
         for row, variant in enumerate(variants):
-            index = torch.tensor(np.asarray(variant.inside.get(place, ()), dtype=np.int64), device=x.device)
-            if variant.ablates_inside:
-                gone[row, index] = acts[row, index]
-            else:
-                gone[row] = acts[row]
-                gone[row, index] = 0
+            gone[row, torch.tensor(variant.kept.get(place, ()), dtype=torch.long, device=x.device)] = 0
         change = gone @ dictionary.W_dec * dictionary.scale(x)
-        wrong = [row for row, variant in enumerate(variants) if (place in variant.errors) == variant.ablates_inside]
+        wrong = [row for row, variant in enumerate(variants) if place not in variant.errors]
         if wrong:
             change[wrong] += unexplained(x[wrong], dictionary)
-        out[:, position] = (x - change).to(h)
+        out[:, column] = (x - change).to(h)
     return out

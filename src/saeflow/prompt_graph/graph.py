@@ -77,8 +77,8 @@ class Fidelity:
     """How much of the target's value a graph carries, measured by whole forward passes.
 
     What is ablated is so at the traced tokens alone: features at every site that has a dictionary, as they then are,
-    and errors. The error of a site is ablated with the graph, or with what is outside it, as its node is in the graph
-    or not.
+    and errors; features that wake up meanwhile are ablated too. The error of a site is ablated with the graph, or with
+    what is outside it, as its node is in the graph or not.
 
     Attributes:
         whole: the target's value in the model: its logit less the mean of all, or a difference of two logits.

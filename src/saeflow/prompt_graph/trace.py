@@ -111,7 +111,9 @@ def trace_text(
     name = str(release) if isinstance(release, str | Path) else str(getattr(release, "name", ""))
     dictionaries = load_dictionaries(release, device=device) if isinstance(release, str | Path) else release
     if isinstance(model, str):
-        named = model_name(name, cast("DictionarySet", dictionaries), model)
+        if not model and not isinstance(dictionaries, DictionarySet):
+            raise InvalidArgument("dictionaries in a plain mapping do not say which model they are of. Give model=...")
+        named = model or model_name(name, cast("DictionarySet", dictionaries))
         model = load_model(named, device=device).as_trained(dictionaries)
     sites, notes = sites_to_edit(model, dictionaries)
     if isinstance(atlas, str):
