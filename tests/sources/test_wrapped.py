@@ -118,3 +118,23 @@ def test_a_bridge_of_transformer_lens_is_the_model_it_runs(family, tmp_path):
     bridge.enable_compatibility_mode()
     with pytest.raises(InvalidArgument, match="TransformerLens processed computes other hidden states"):
         LanguageModel(bridge)
+
+
+@needs("bitsandbytes")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", [{"load_in_8bit": True}, {"load_in_4bit": True}])
+def test_a_quantised_model_is_read_as_it_computes(bits, tmp_path):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny_hf_model("llama").save_pretrained(tmp_path)
+    hf_model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(**bits), device_map="cpu", dtype=torch.float32
+    )
+    model = LanguageModel(hf_model, tiny_tokenizer())
+    assert not model.block(1).self_attn.o_proj.weight.is_floating_point()
+    tokens, site = model.tokenize(TEXTS[:1]), Site(1, Part.ATT)
+    held = model.capture(tokens, [site, (1, Tap.Z), (1, Tap.MLP), (1, Tap.RES)], inputs=[1])
+    torch.testing.assert_close(held.inputs[1] + held[site] + held[1, Tap.MLP], held[1, Tap.RES], atol=1e-3, rtol=1e-3)
+    W_O, _ = model.attention_writer(1)
+    written = torch.nn.functional.cosine_similarity((held[1, Tap.Z] @ W_O.to(held[site]).T)[0], held[site][0], dim=-1)
+    assert written.min() > 0.99

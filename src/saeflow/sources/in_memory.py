@@ -93,7 +93,8 @@ def dictionaries_from(
     """
     openers: dict[Site, Callable[[], Dictionary]] = {}
     models: set[str] = set()
-    for key, one in objects.items() if isinstance(objects, Mapping) else ((None, one) for one in objects):
+    pairs: Iterable[tuple[Any, Any]] = objects.items() if isinstance(objects, Mapping) else ((None, o) for o in objects)
+    for key, one in pairs:
         where = f"the {type(one).__name__}{'' if key is None else f' for {key}'}"
         point = None if key is None else _point(key)
         read = _read(one, point, activation, where, hook=key if isinstance(key, str) else "")
@@ -204,7 +205,7 @@ def _of_tensors(
     # 1. the tensors, and what else a mapping says
     told = dict(one) if isinstance(one, Mapping) else {}
     activation, subtracts = told.pop("activation", activation), bool(told.pop("subtract_b_dec", False))
-    encode = getattr(one, "encode", None)
+    encode: Any = getattr(one, "encode", None)
     held = LoadedTensors(where, one.state_dict() if isinstance(one, nn.Module) else _as_tensors(told, where))
     names = {name: next((s for s in stored if s in held.shapes), "") for name, stored in _STORED.items()}
     rest = sorted(set(held.shapes) - set(names.values()))
@@ -236,7 +237,7 @@ def _of_tensors(
         )
         for less in ([subtracts] if encode is None else [False, True])
     ]
-    return _Read(candidates, encode if callable(encode) else None)
+    return _Read(candidates, encode)
 
 
 def _same(activation: Activation) -> Activation:

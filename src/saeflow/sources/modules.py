@@ -132,9 +132,8 @@ def is_centred(norm: nn.Module, model: nn.Module) -> bool:
         InvalidArgument: when the module cannot be run.
     """
     weight = next(norm.parameters(), next(model.parameters()))
-    like = {"device": device_of(norm) or device_of(model), "dtype": weight.dtype}
     width = int(weight.shape[-1])
-    row = torch.linspace(-1, 1, width).sin()[None].to(**like)
+    row = torch.linspace(-1, 1, width).sin()[None].to(device_of(norm) or device_of(model), weight.dtype)
     with torch.no_grad():
         return torch.allclose(_run(norm, row), _run(norm, row + 2), atol=0.05, rtol=0.05)
 
