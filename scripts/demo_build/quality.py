@@ -121,7 +121,8 @@ def flow_quality(dictionaries: DictionarySet, atlas: Atlas) -> dict[str, Any]:
     for part in (Part.RES, Part.MLP, Part.ATT):
         for layer in layers[1:] if part is Part.RES else layers:
             pair = Site(layer, Part.RES), Site(layer - 1 if part is Part.RES else layer, part)
-            rows[f"{pair[0]} to {pair[1]}"] = best_summary(atlas[pair])
+            if pair[1] in dictionaries:
+                rows[f"{pair[0]} to {pair[1]}"] = best_summary(atlas[pair])
     last = Site(layers[-1], Part.RES)
     for layer in reversed(layers[:-1]):
         rows[f"{layers[-1] - layer} layers apart: {last} to {layer}/res"] = _best(
@@ -131,7 +132,8 @@ def flow_quality(dictionaries: DictionarySet, atlas: Atlas) -> dict[str, Any]:
     for part in (Part.RES, Part.MLP, Part.ATT):
         pair = Site(middle, Part.RES), Site(middle - 1 if part is Part.RES else middle, part)
         rows[f"random rotation: {pair[0]} to {pair[1]}"] = _best(dictionaries, *pair, rotate=0)
-    rows["either module"] = _either(atlas, layers)
+    modules = [n for n in layers if {Site(n, Part.MLP), Site(n, Part.ATT)} <= set(dictionaries)]
+    rows["either module"] = _either(atlas, modules)
     return rows
 
 

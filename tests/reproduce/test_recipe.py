@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from saeflow.errors import BadFile, InvalidArgument
-from saeflow.experiments.sampling import open_dataset
+from saeflow.experiments.sampling import expand, open_dataset
+from saeflow.files import pack_folder
 from saeflow.flow.published import published_graph
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.paper.claims import items as items_of_the_paper
@@ -26,8 +27,8 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 
 
 def sites(recipe: Recipe) -> set[Site]:
-    if recipe.release == "demo":
-        return set(load_dictionaries("demo").sites)
+    if pack_folder(recipe.release):
+        return set(load_dictionaries(recipe.release).sites)
     return set(read_release(recipe.release).sites)
 
 
@@ -46,7 +47,7 @@ def test_the_stages_are_those_that_the_paper_s_items_name():
 
 def test_what_a_recipe_names_is_there(recipe: Recipe):
     there = sites(recipe)
-    if recipe.release != "demo":
+    if not pack_folder(recipe.release):
         assert recipe.model == read_release(recipe.release).model
         assert recipe.shape is not None
         assert {site.layer for site in there} == set(range(recipe.shape.layers))
@@ -54,7 +55,7 @@ def test_what_a_recipe_names_is_there(recipe: Recipe):
         for layer in size.get("layers", ()):
             assert Site(layer, Part.RES) in there
         for name in (*recipe.datasets(stage), *size.get("fitted", ()), *size.get("background", ())):
-            assert name == "demo" or open_dataset(name).name == name
+            assert all(open_dataset(one).name == one for one in expand([name]))
     for layer in recipe.sizes.get(PaperStage.TRANSITION, {}).get("layers", ()):
         assert Site(layer + 1, Part.RES) in there
 
