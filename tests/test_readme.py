@@ -26,10 +26,10 @@ def test_every_file_it_links_to_is_there():
 
 
 def test_the_picture_is_that_of_the_command_under_it(tmp_path):
-    words = re.search(r"<sub>`saeflow (graph demo .*?) --figure", README)
+    words = re.search(r"<sub>`saeflow (graph demo .*?) --out", README)
     assert words is not None
     picture = tmp_path / "figure.svg"
     command = [sys.executable, "-c", "from saeflow.cli import main; main()", *words[1].split()]
-    subprocess.run([*command, "--no-files", "--figure", str(picture)], check=True, capture_output=True)
+    subprocess.run([*command, "--out", str(picture)], check=True, capture_output=True)
     shipped = ROOT / "docs" / "images" / "demo-graph.svg"
     assert picture.read_text(encoding="utf-8") == shipped.read_text(encoding="utf-8")
