@@ -140,7 +140,7 @@ def train(texts: Path, out: Path) -> None:
     options = {
         "--texts": texts,
         "--out": out,
-        "--site": "res,mlp,att",
+        "--sites": "res,mlp,att",
         "--layers": LAYERS,
         "--width": WIDTH,
         "--l0": L0,
