@@ -37,12 +37,11 @@ def agreement_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             known = rows_of.where(part=part).lookup("layer")
             rows = [known[str(layer)] for layer in layers]
             for names, hollow, what in _SHARES:
-                series = [
-                    Interval(value, *(None if hollow else row.number(end) for end in ("low", "high")), row.number("n"))
-                    if (value := row.number(*names)) is not None
-                    else None
-                    for row in rows
-                ]
+                series: list[Interval | None] = []
+                for row in rows:
+                    value = row.number(*names)
+                    low, high = (None, None) if hollow else (row.number("low"), row.number("high"))
+                    series.append(None if value is None else Interval(value, low, high, row.number("n")))
                 tips = [
                     f"{part}, layer {layer}: {percent(e.value, 1)} {what}, n = {count(e.n)}" if e else ""
                     for layer, e in zip(layers, series, strict=True)

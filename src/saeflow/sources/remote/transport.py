@@ -150,7 +150,11 @@ def fetch_whole(repo: str, file: str, revision: str) -> Path:
     # before version 1 it tells nobody, and is waited for
     tells = "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
     bar: dict[str, Any] = {"tqdm_class": Bar} if tells else {}
-    fetched = in_thread(lambda: huggingface_hub.hf_hub_download(repo, file, revision=revision, **bar))
+
+    def fetch() -> str:
+        return huggingface_hub.hf_hub_download(repo, file, revision=revision, **bar)
+
+    fetched = in_thread(fetch)
     while True:
         try:
             return Path(fetched.result(QUIET if tells else None))
