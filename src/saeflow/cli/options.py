@@ -56,8 +56,11 @@ def read(type_: Any, tokens: Sequence[Token]) -> Any:
 
 def _check_range(typed: str, values: Sequence[Any]) -> None:
     """Refuse a number that the option of this word never has."""
-    holds, said = RANGES.get(SHORT.get(typed, typed), (None, ""))
-    for value in values if holds else ():
+    word = SHORT.get(typed, typed)
+    if word not in RANGES:
+        return
+    holds, said = RANGES[word]
+    for value in values:
         if isinstance(value, int | float) and not holds(value):
             raise InvalidArgument(f"{value:g} is out of range. Give {said}.")
 

@@ -177,8 +177,11 @@ class PairMatches:
 
     def swapped(self) -> PairMatches:
         """The same two from the other side."""
-        back = (found.inverse(len(self.b.density)) for found in (self.signed, self.absolute))
-        return PairMatches(self.b, self.a, self.backward, self.forward, *back, self.n, self.rotated, self.settings)
+        n = len(self.b.density)
+        signed, absolute = self.signed.inverse(n), self.absolute.inverse(n)
+        return PairMatches(
+            self.b, self.a, self.backward, self.forward, signed, absolute, self.n, self.rotated, self.settings
+        )
 
 
 def match_dictionaries(a: ComparedDictionary, b: ComparedDictionary, settings: ComparisonSettings) -> PairMatches:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -140,8 +140,8 @@ def _open(
             # words that cannot be read are told by whoever reads them
             found.append(_Opened(dictionaries.name, str(one), dictionaries, words_for(str(one))))
         else:
-            mapping = cast("Mapping[Site, Dictionary]", one)
-            found.append(_Opened(str(getattr(mapping, "name", "")), str(getattr(mapping, "name", "")), mapping, None))
+            name = str(getattr(one, "name", ""))
+            found.append(_Opened(name, name, one, None))
     plain = [one.name for one in found]
     letters = [chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "") for i in range(len(found))]
     own = [

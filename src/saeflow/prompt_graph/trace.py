@@ -44,6 +44,7 @@ from saeflow.matching.build import refuse_other_weights
 from saeflow.matching.direct import DirectMatches
 from saeflow.prompt_graph.fidelity import measure_fidelity, sites_to_edit
 from saeflow.prompt_graph.graph import EDGE_COLUMNS, NODE_COLUMNS, PromptGraph, Pruning, frame
+from saeflow.sources.architectures import named
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
@@ -369,7 +370,7 @@ class _Tracing:
         values = self._values(self.text.logits(self.last.layer, end, edits))
         # what the final norm multiplies the stream by, besides its gain, stays as in the clean pass
         final, architecture = self.text.final(end), self.model.architecture
-        norm = self.model.trunk.get_submodule(architecture.final_norm)
+        norm = self.model.trunk.get_submodule(named(architecture.final_norm, "norm"))
         gain = gain_of(norm, self.model.d_model, final.dtype, centred=architecture.centred).double()
         with torch.no_grad():
             normed = (norm(final[None]) - norm(torch.zeros_like(final)[None]))[0].double()

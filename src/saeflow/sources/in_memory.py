@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ def dictionaries_from(
     pairs: Iterable[tuple[Any, Any]] = objects.items() if isinstance(objects, Mapping) else ((None, o) for o in objects)
     for key, one in pairs:
         where = f"the {type(one).__name__}{'' if key is None else f' for {key}'}"
-        point = None if key is None else _point(key)
+        point = None if key is None else _point(cast("PointLike | str", key))
         read = _read(one, point, activation, where, hook=key if isinstance(key, str) else "")
         first = read.candidates[0]
         if point is not None and (first.site.layer, first.tap) != (point.layer, point.tap) and not first.is_transcoder:

@@ -27,7 +27,7 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
 from saeflow.interventions import EVERYWHERE, Add, Where
-from saeflow.sources.architectures import Point, Tap
+from saeflow.sources.architectures import Point, Tap, named
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import (
     Change,
@@ -201,7 +201,7 @@ class RowChange:
         if self.point.tap is not Tap.Z:
             return moved
         block, paths = self.model.block(self.point.layer), self.model.architecture
-        names = [paths.o_proj] if paths.att_norm is None else [paths.o_proj, paths.att_norm]
+        names = [named(paths.o_proj, "z"), *([] if paths.att_norm is None else [paths.att_norm])]
         with_it, without = h + moved, h
         for module in map(block.get_submodule, names):
             # not called as a module: its hooks are for the pass that is running

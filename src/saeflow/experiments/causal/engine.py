@@ -170,7 +170,8 @@ class PreparedText:
         for row, edit in enumerate(edits):
             if edit is None:
                 continue
-            if edit.site != site or (isinstance(edit, Rescale) and isinstance(edit.r, tuple)):
+            r = 0.0 if isinstance(edit, RemoveError) else edit.r
+            if edit.site != site or isinstance(r, tuple):
                 raise InvalidArgument(f"{edit} is no edit of {site} with one factor. Give such edits alone.")
             if isinstance(edit, RemoveError):
                 rows.append(RowEdit(row, (), 0.0, None))
@@ -179,7 +180,7 @@ class PreparedText:
                 self._activations.check(site, feature.index)
             loud = tuple(feature.index for feature in edit.features if feature.index in acts)
             if loud:
-                rows.append(RowEdit(row, loud, float(edit.r), tuple(acts[index] for index in loud)))
+                rows.append(RowEdit(row, loud, float(r), tuple(acts[index] for index in loud)))
         found: list[Tensor] = []
         with torch.no_grad():
             h = stream.expand(len(edits), -1)
@@ -474,7 +475,8 @@ def _recompute(
     rows = torch.cat([entry, entries[positions[seen]]])
     at = torch.cat([edited_at, positions[seen]])
     held = clean.rows(layer, rows, at, changes, seen=seen if len(seen) else None)
-    return {None: rows[pick], **{tap: h[pick] for tap, h in held.items()}}
+    found: dict[Tap | None, Tensor] = {tap: h[pick] for tap, h in held.items()}
+    return {None: rows[pick]} | found
 
 
 def _row_edits(batch: Sequence[ReducedTrial], stage: Stage, activations: CleanActivations) -> list[RowEdit]:
