@@ -475,8 +475,9 @@ def _recompute(
     rows = torch.cat([entry, entries[positions[seen]]])
     at = torch.cat([edited_at, positions[seen]])
     held = clean.rows(layer, rows, at, changes, seen=seen if len(seen) else None)
-    found: dict[Tap | None, Tensor] = {tap: h[pick] for tap, h in held.items()}
-    return {None: rows[pick]} | found
+    found: dict[Tap | None, Tensor] = {None: rows[pick]}
+    found.update((tap, h[pick]) for tap, h in held.items())
+    return found
 
 
 def _row_edits(batch: Sequence[ReducedTrial], stage: Stage, activations: CleanActivations) -> list[RowEdit]:
