@@ -9,11 +9,15 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
+from saeflow.demo.texts import texts
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.training import ActivationStream, Optimiser, TrainingSettings, sparsity
-from saeflow.training.text_run import Pace
+from saeflow.training import ActivationStream, Optimiser, TrainingSettings, sparsity, targets_of
+from saeflow.training.sparse_trainer import SparseTrainer
+from saeflow.training.text_run import Pace, TextRun, product_seconds
+from saeflow.training.trainer_interface import l0_due
 
 SMALL = (
     "--texts",
@@ -57,7 +61,46 @@ def test_a_dry_run_says_what_it_needs_and_how_long_it_takes_and_trains_nothing(s
     assert not (tmp_path / "r").exists()
     code, out, _ = saeflow("train", "demo", "--out", "r", *SMALL, "--dry-run")
     assert "two checkpoints" in out
-    assert re.search(r"time: about \d+ s here", out)
+    assert re.search(r"time: about \d+ s here, from three steps at the target L0, 6, and at that of the first", out)
+
+
+@pytest.mark.parametrize(("taken", "said"), [((0.002, 0.010), ""), ((0.010, 0.002), "--dtype bfloat16 is faster here")])
+def test_a_dry_run_says_that_another_dtype_is_faster_where_it_measures_so(saeflow, monkeypatch, taken, said):
+    seconds = dict(zip((torch.float32, torch.bfloat16), taken, strict=True))
+    monkeypatch.setattr("saeflow.training.text_run.product_seconds", lambda _model: seconds)
+    code, out, _ = saeflow("train", "demo", "--out", "r", *SMALL, "--dry-run")
+    assert code == 0
+    assert (said in out) if said else ("--dtype" not in out)
+
+
+def test_products_are_timed_in_both_dtypes():
+    taken = product_seconds(load_model("demo"), 64)
+    assert set(taken) == {torch.float32, torch.bfloat16}
+    assert all(0 < s < 60 for s in taken.values())
+
+
+def test_most_steps_of_a_probe_are_at_the_target_l0(monkeypatch):
+    """What is timed last has the L0 that is asked for, not that of the first weights, and no massive row."""
+    seen: list[tuple[float, int]] = []
+
+    class Watched(SparseTrainer):
+        def step(self, batch):
+            l0 = []
+            for name, x in batch.items():
+                held = self.weights(name)
+                l0.append(float((x @ held.W_enc.T + held.b_enc > held.threshold).float().sum(1).mean()))
+            seen.append((sum(l0) / len(l0), len(batch)))
+            super().step(batch)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    settings = TrainingSettings(sparsity("jumprelu-l0", l0=4), Optimiser(100_000, 256), ActivationStream(64, 4, 1024))
+    targets = targets_of(["res", "mlp"], (1, 2), (96,))
+    run = TextRun(load_model("demo"), lambda _pass: texts("stories", 60), targets, settings, 2, trainer=Watched)
+    pace = run.probe()
+    assert [n for _, n in seen] == [2] * 8
+    assert pace.first_l0 == pytest.approx(seen[0][0], rel=0.2)
+    assert pace.first_l0 > 8
+    assert all(l0 == pytest.approx(4, rel=0.3) for l0, _ in seen[4:])
 
 
 def test_the_time_of_a_run_is_that_of_its_parts():
@@ -66,6 +109,12 @@ def test_the_time_of_a_run_is_that_of_its_parts():
         sparsity("topk", l0=4), Optimiser(1000, 100), ActivationStream(buffer=200), metrics_every=250
     )
     assert pace.seconds(told) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 5 * 7 + 11)
+    # the first three tenths of the steps are denser
+    held = replace(told, sparsity=sparsity("jumprelu-l0", l0=4), optimiser=Optimiser(100_000, 100))
+    dense = replace(pace, first_step=2.5, first_l0=64)
+    l0 = [l0_due(64, 4, step, 1000) for step in range(1000)]
+    more = sum(2.0 * (one - 4) / 60 for one in l0)
+    assert dense.seconds(held) - pace.seconds(held) == pytest.approx(more, rel=0.01)
     each = replace(told, loss_every_time=True)
     assert pace.seconds(each) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 5 * (7 + 11))
 

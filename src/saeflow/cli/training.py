@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +16,10 @@ from saeflow.cli.output import Row, print_table, progress, show
 if TYPE_CHECKING:
     from saeflow.experiments.sampling import Dataset
     from saeflow.training import TextRun, Trained, TrainingSettings
+
+
+_FASTER: Final = 1.5
+"""From this factor on, a faster dtype is worth a word."""
 
 
 def train(
@@ -197,7 +201,7 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     from saeflow.report.tables import duration
     from saeflow.training import needs
     from saeflow.training.shards import grouped
-    from saeflow.training.text_run import n_vocabulary
+    from saeflow.training.text_run import n_vocabulary, product_seconds
 
     # 1. Bytes of the largest shard, with widths from one short text.
     lm, settings = run.model, run.settings
@@ -214,7 +218,8 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     needed["peak"] = sum(needed[key] for key in ("model", "dictionaries", "buffer", "measuring"))
 
     # 2. These and the seconds in this process as lines and rows.
-    seconds = round(run.probe().seconds(settings), 1)
+    pace = run.probe()
+    seconds = round(pace.seconds(settings), 1)
     about = {
         "model": "memory: weights",
         "dictionaries": "memory: weights, gradients, Adam's moments, a step",
@@ -225,10 +230,28 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     }
     rows = [{"what": key, "GB": round(needed[key] / 1e9, 3), "": what} for key, what in about.items() if key in needed]
     summary: Row = {"dictionaries": len(run.targets), "steps": settings.optimiser.steps}
+    parts = {"a row": pace.row, "a step": pace.step, "a first step": pace.first_step}
+    parts |= {"a measurement": pace.measurement, "the model's loss": pace.loss}
     data = summary | {"shards": len(each), "bytes": needed, "seconds": seconds}
+    data |= {"seconds of": {name: float(f"{value:.3g}") for name, value in parts.items()}, "first L0": pace.first_l0}
     if len(each) > 1:
         summary["shards, of which the largest takes"] = len(each)
-    summary["time"] = f"about {duration(seconds)} here, from three steps and a measurement"
+    at = ""
+    if pace.first_l0:
+        at = f" at the target L0, {settings.sparsity.l0:g}, and at that of the first weights, {pace.first_l0:.0f}"
+    summary["time"] = f"about {duration(seconds)} here, from three steps{at}, and a measurement"
+
+    # 3. On the CPU, whether the other dtype is faster.
+    if lm.device.type == "cpu":
+        taken = {str(dtype).removeprefix("torch."): s for dtype, s in product_seconds(lm).items()}
+        data["seconds of a product"] = {name: float(f"{s:.3g}") for name, s in taken.items()}
+        mine = str(lm.hf_model.dtype).removeprefix("torch.")
+        best = min(taken, key=taken.__getitem__)
+        if mine in taken and taken[mine] > _FASTER * taken[best]:
+            summary["dtype"] = (
+                f"--dtype {best} is faster here: a product of the model takes {1000 * taken[best]:.3g} ms in it, and "
+                f"{1000 * taken[mine]:.3g} ms in {mine}"
+            )
     show(as_json, data, summary, rows)
 
 

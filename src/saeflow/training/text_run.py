@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear
 
 from saeflow.ids import Site
 from saeflow.records import Progress
@@ -16,34 +20,52 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.massive import is_massive, norm_limit
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
-from saeflow.training.buffer import ActivationRows
-from saeflow.training.folding import Normalisation, fold
+from saeflow.training.buffer import ActivationRows, Rows
+from saeflow.training.folding import Normalisation, TrainedWeights, fold
 from saeflow.training.metrics import Evaluation
 from saeflow.training.record import Trained
 from saeflow.training.run import train
 from saeflow.training.settings import TrainingSettings, TrainingTarget, measured_at_once
 from saeflow.training.sparse_trainer import SparseTrainer
 from saeflow.training.texts import ReadTexts, TextBatches, evaluation_texts
-from saeflow.training.trainer_interface import MakeTrainer, TrainerInputs
+from saeflow.training.trainer_interface import LOOKED_AT, REACHED, MakeTrainer, Trainer, TrainerInputs
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How long parts of a run take, in seconds: a row of activations; a step and a measurement of all targets; the
-    model's loss, where it is measured too."""
+    """How long parts of a run take, in seconds.
+
+    Attributes:
+        row: a row of activations of all places.
+        step: a step of all targets, at the target L0 where there is one.
+        measurement: of all targets.
+        loss: the model's loss, where it is measured too.
+        first_step: a step with the first thresholds.
+        first_l0: active features a row in these; None where thresholds are not moved to a target.
+    """
 
     row: float
     step: float
     measurement: float
     loss: float
+    first_step: float = 0.0
+    first_l0: float | None = None
 
     def seconds(self, settings: TrainingSettings) -> float:
-        """What a whole run takes: the first filling, every step with its rows, every measurement."""
+        """What a whole run takes: the first filling, every step with its rows, every measurement.
+
+        Between the first L0 and the target, `l0_due` falls as a power over `REACHED` of the steps, and what a step
+        takes is taken to be linear in it.
+        """
         optimiser, every = settings.optimiser, settings.metrics_every
         rows = settings.stream.buffer + optimiser.steps * optimiser.batch / settings.stream.uses
         measurements = 1 + (optimiser.steps * optimiser.batch // every if every else 0)
         losses = measurements if settings.loss_every_time else 1
-        return rows * self.row + optimiser.steps * self.step + measurements * self.measurement + losses * self.loss
+        steps = optimiser.steps * self.step
+        if self.first_l0 and self.first_l0 > (target := settings.sparsity.l0):
+            over = (1 / math.log(self.first_l0 / target) - target / (self.first_l0 - target)) * REACHED
+            steps += optimiser.steps * over * (self.first_step - self.step)
+        return rows * self.row + steps + measurements * self.measurement + losses * self.loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,52 +123,123 @@ class TextRun:
         return [self.model.tokenize(kept[i : i + n], max_length=length) for i in range(0, len(kept), n)]
 
     def probe(self, *, steps: int = 3) -> Pace:
-        """How fast a run goes here: a batch through the model, and steps and a measurement at the widest target.
+        """How fast a run goes here: a batch through the model, and steps and a measurement at the widest targets.
 
-        Nothing is written. Steps of other targets are taken to need time as they have weights.
+        Nothing is written. Steps are taken at as many targets as step side by side, on the rows training would take;
+        those of other targets are taken to need time as they have weights. Where thresholds are moved to a target L0,
+        steps are timed with one threshold for all features at which random weights have that L0, and with the first
+        thresholds.
 
         Raises:
             What `train` raises.
         """
+        # 1. rows of all places, through the model
         points = tuple(dict.fromkeys(point for target in self.targets for point in target.points))
-        target = max(self.targets, key=lambda one: one.width)
-        rows = ActivationRows(self.model, self._batches(), points, half=self.settings.stream.half)
+        device, settings = self.model.device, self.settings
+        rows = ActivationRows(self.model, self._batches(), points, half=settings.stream.half)
         read = [next(rows)]  # the first one cuts texts for many
-        batch, began = self.settings.optimiser.batch, time.perf_counter()
-        while len(read) < 2 or sum(len(one[target.read]) for one in read) < batch:
+        batch, began = settings.optimiser.batch, time.perf_counter()
+        while len(read) < 2 or sum(len(one[points[0]]) for one in read) < batch:
             read.append(next(rows))
-        row_seconds = (time.perf_counter() - began) / sum(len(one[target.read]) for one in read[1:])
-        held = {p: torch.cat([one[p] for one in read])[:batch].float() for p in target.points}
-        norms: dict[Point, Normalisation] = {}
-        for p, h in held.items():
-            usual = h[~is_massive(h, norm_limit(h, self.settings.massive))]
-            norm = (usual - usual.mean(0)).norm(dim=1).double().mean()
-            norms[p] = Normalisation.of(usual.mean(0).double(), norm, str(p))
+        row_seconds = (time.perf_counter() - began) / sum(len(one[points[0]]) for one in read[1:])
         widths = {one.name: (read[0][one.read].shape[1], read[0][one.written].shape[1]) for one in self.targets}
-        trainer = self.trainer(TrainerInputs([target], widths, self.settings, self.model.device, {}))
-        ready = {target.name: torch.cat([norms[p](h.to(self.model.device)) for p, h in held.items()], dim=1)}
-        trainer.step(ready)  # the first one makes Adam's moments
-        began = time.perf_counter()
-        for _ in range(steps):
-            trainer.step(ready)
-        made = trainer.weights(target.name)  # waits for the device
-        step_seconds = (time.perf_counter() - began) / steps
+        sizes = {one.name: one.width * sum(widths[one.name]) for one in self.targets}
+
+        # 2. the widest targets, and the rows they would take
+        together = min(torch.get_num_threads(), len(self.targets)) if device.type == "cpu" else 1
+        chosen = sorted(self.targets, key=lambda one: sizes[one.name], reverse=True)[:together]
+        norms, ready = self._ready(read, chosen)
+
+        # 3. steps as at first, and as dense as most of the run
+        trainer = self.trainer(TrainerInputs(chosen, widths, settings, device, {}))
+        first = {name: trainer.weights(name) for name in ready}
+        first_l0: float | None = None
+        step_seconds = first_seconds = _seconds_a_step(trainer, ready, steps)
+        if settings.sparsity.holds_l0:
+            some = {name: x[:LOOKED_AT, : widths[name][0]] for name, x in ready.items()}
+            first_l0 = sum(_l0(first[name], x) for name, x in some.items()) / len(some)
+            held_at = {name: _at_l0(first[name], x, settings.sparsity.l0) for name, x in some.items()}
+            del trainer  # two sets of weights and moments may not fit
+            trainer = self.trainer(TrainerInputs(chosen, widths, settings, device, held_at))
+            step_seconds = _seconds_a_step(trainer, ready, steps)
+
+        # 4. a measurement of the widest
+        target = chosen[0]
         evaluation = Evaluation(self.model, self._measured(), [target])
-        dictionary = fold(made, target, norms[target.read], norms[target.written])
+        dictionary = fold(trainer.weights(target.name), target, norms[target.read], norms[target.written])
         measured: list[float] = []
         for loss in (False, True):
             began = time.perf_counter()
             evaluation.measure({target.site: dictionary}, loss=loss)
             measured.append(time.perf_counter() - began)
-        sizes = [one.width * sum(widths[one.name]) for one in self.targets]
         # the pass of the model is shared by all targets, what follows is not
         shared = min(measured[0], row_seconds * evaluation.n_tokens)
+        all_of_them = sum(sizes.values()) / sum(sizes[one.name] for one in chosen)
         return Pace(
             row=row_seconds,
-            step=step_seconds * sum(sizes) / (target.width * sum(widths[target.name])),
+            step=step_seconds * all_of_them,
             measurement=shared + (measured[0] - shared) * len(sizes),
             loss=max(measured[1] - measured[0], 0.0) * len(sizes),
+            first_step=first_seconds * all_of_them,
+            first_l0=first_l0,
         )
+
+    def _ready(
+        self, read: Sequence[Rows], targets: Sequence[TrainingTarget]
+    ) -> tuple[dict[Point, Normalisation], dict[str, Float[Tensor, "batch columns"]]]:
+        """Normalisations from some rows, and a batch of them for each target, without those that are massive."""
+        norms: dict[Point, Normalisation] = {}
+        ready: dict[str, Tensor] = {}
+        for target in targets:
+            held = {p: torch.cat([one[p] for one in read])[: self.settings.optimiser.batch] for p in target.points}
+            massive = [is_massive(h, norm_limit(h, self.settings.massive)) for h in held.values()]
+            usual = {p: h[~torch.stack(massive).any(dim=0)].float() for p, h in held.items()}
+            for p, h in usual.items():
+                norms[p] = Normalisation.of(h.mean(0).double(), (h - h.mean(0)).norm(dim=1).double().mean(), str(p))
+            ready[target.name] = torch.cat([norms[p](h.to(self.model.device)) for p, h in usual.items()], dim=1)
+        return norms, ready
+
+
+def product_seconds(model: LanguageModel, tokens: int = 1024) -> dict[torch.dtype, float]:
+    """Seconds of the largest product of the model's first block, of some tokens, in float32 and in bfloat16.
+
+    Which is faster depends on the processor: many have no instructions for products in bfloat16, which then take
+    several times as long.
+    """
+    weight = max((p for p in model.block(0).parameters() if p.ndim == 2), key=Tensor.numel).detach()
+    found: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        w = weight.to(dtype)
+        x = torch.ones(tokens, w.shape[1], dtype=dtype, device=w.device)
+        taken: list[float] = []
+        for _ in range(4):  # the first one is to warm up
+            began = time.perf_counter()
+            float((x @ w.T)[0, 0])  # waits for the device
+            taken.append(time.perf_counter() - began)
+        found[dtype] = min(taken[1:])
+    return found
+
+
+def _seconds_a_step(trainer: Trainer, ready: Mapping[str, Tensor], steps: int) -> float:
+    trainer.step(ready)  # the first one makes what later ones use again
+    began = time.perf_counter()
+    for _ in range(steps):
+        trainer.step(ready)
+    for name in ready:
+        trainer.weights(name)  # waits for the device
+    return (time.perf_counter() - began) / steps
+
+
+def _l0(weights: TrainedWeights, x: Float[Tensor, "n d_in"]) -> float:
+    assert weights.threshold is not None  # noqa: S101 - asked of JumpReLUs alone
+    return float((linear(x, weights.W_enc, weights.b_enc) > weights.threshold).float().sum(dim=1).mean())
+
+
+def _at_l0(weights: TrainedWeights, x: Float[Tensor, "n d_in"], l0: float) -> TrainedWeights:
+    """The same with one threshold for all, at which so many features are active on these rows on average."""
+    pre = linear(x, weights.W_enc, weights.b_enc).flatten()
+    cut = pre.topk(min(len(pre), max(1, round(l0 * len(x))))).values[-1]
+    return replace(weights, threshold=torch.full_like(weights.b_enc, float(cut.clamp(min=0))))
 
 
 def n_vocabulary(model: LanguageModel) -> int:
