@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -38,7 +40,7 @@ from saeflow.sources.model import LanguageModel
 
 from .faults import FAULTS, MLP, RES, World, changed_rows, examined, remade, stated, texts
 from .faults import world as demo_world
-from .tiny import gemma
+from .tiny import MASSIVE, gemma, massive_model
 
 
 @pytest.fixture(scope="module")
@@ -233,13 +235,55 @@ def test_centring_is_told_both_ways():
     for centred, states in ((True, h), (False, x)):
         d = low_rank(x, RES, Tap.RES)
         told = remade_preprocessing(d, center=not centred)
-        case = Case(told, CapturedPlaces({own: states}, {own: states[:3]}), own, own, (own,))
+        case = Case(told, places({own: states}), own, own, (own,))
         finding = next(f for f in examine_hidden_states(case) if f.check is CheckKind.CENTERING)
         if centred:
             assert finding.severity is Severity.WRONG
             assert finding.said.startswith("with the input centred it explains 1.000")
         else:
             assert finding.severity is Severity.OK  # centred states do not mind being centred
+
+
+def places(states: dict[Spot, torch.Tensor]) -> CapturedPlaces:
+    """Hidden states without a massive one."""
+    first, none = ({spot: h[:n] for spot, h in states.items()} for n in (3, 0))
+    return CapturedPlaces(states, first, none, dict.fromkeys(states, math.inf))
+
+
+@pytest.mark.parametrize(("extra", "severity"), [(1.2, Severity.LOOK), (0.6, Severity.OK)])
+def test_a_dictionary_of_the_layer_before_is_noticed_where_layers_are_alike(extra: float, severity: Severity):
+    generator = torch.Generator().manual_seed(0)
+    home, away = Spot(3, Tap.RES), Spot(4, Tap.RES)
+    h = torch.randn(900, 12, generator=generator) @ torch.randn(12, 40, generator=generator)
+    h = h + 3 * torch.randn(900, 40, generator=generator)
+    states = {away: h + extra * torch.randn(900, 40, generator=generator), home: h}
+    d = low_rank(h, Site.parse("4/res"), Tap.RES)
+    found = examine_hidden_states(Case(d, places(states), away, away, (away, home)))
+    tap = next(f for f in found if f.check is CheckKind.TAP)
+    assert tap.severity is severity
+    if severity is Severity.LOOK:
+        assert "reads best at 3/res, told 4/res" in tap.said
+        assert "correct its hook point" in tap.advice
+        # on all tokens, as the reconstruction is
+        assert tap.numbers["FVE"] == next(f for f in found if f.check is CheckKind.RECONSTRUCTION).numbers["FVE"]
+        assert 0.02 < tap.numbers["FVE then"] - tap.numbers["FVE"] < 0.1
+
+
+def test_massive_positions_are_left_out_of_every_number_and_told():
+    model, words = massive_model(), random.Random(0)  # noqa: S311
+    lines = [" ".join(f"w{words.randrange(6, 48)}" for _ in range(30)) for _ in range(12)]
+    planted = [f"{line} {MASSIVE} {line}" for line in lines]
+    own = Spot(1, Tap.RES)
+    plain = see(model, list(text_batches(model, lines)), (own,))
+    d = low_rank(plain.rest[own], Site(1, Part.RES), Tap.RES, rank=10)
+    found = examine({d.site: d}, model=model, texts=planted, sites=[d.site])
+    numbers = of(found, CheckKind.MASSIVE).numbers
+    assert (numbers["massive"], numbers["left out"]) == (12, 12)
+    assert numbers["positions"] == found.n_tokens
+    assert of(found, CheckKind.RECONSTRUCTION).numbers["FVE"] == numbers["FVE"] > 0.5
+    assert abs(numbers["FVE of all"] - numbers["FVE"]) > 0.1
+    assert "12 of" in of(found, CheckKind.MASSIVE).said
+    assert of(examine({d.site: d}, model=model, texts=lines), CheckKind.MASSIVE).numbers["massive"] == 0
 
 
 def remade_preprocessing(d: Dictionary, **changed: bool) -> Dictionary:

@@ -9,7 +9,9 @@ from pathlib import Path
 from saeflow.sources.model import LanguageModel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sources"))
-from tiny_models import tiny_model
+from tiny_models import MASSIVE, massive_model, tiny_model
+
+__all__ = ["MASSIVE", "gemma", "massive_model"]
 
 
 def gemma() -> tuple[LanguageModel, list[str]]:

@@ -51,6 +51,7 @@ class CheckKind(enum.StrEnum):
     L0 = "L0"
     BEGIN = "begin of text"
     FIRST_TOKEN = "first token"  # noqa: S105
+    MASSIVE = "massive positions"
     DEAD = "dead features"
     DENSE = "dense features"
 
