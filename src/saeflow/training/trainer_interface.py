@@ -92,6 +92,7 @@ class TrainerInputs:
     start: Mapping[str, TrainedWeights]
 
 
+@runtime_checkable
 class MakeTrainer(Protocol):
     """A class of trainers, or what makes one. Workers get it by pickle.
 
