@@ -33,7 +33,7 @@ def _writable(_type: Any, paths: Sequence[Path]) -> None:
     for path in paths:
         if path.suffix and not path.is_dir() and format_of(path) is None:
             raise InvalidArgument(
-                f"{path} cannot be written: end its name in {', '.join(reversed(ENDINGS))}, or give a folder."
+                f"{path} cannot be written: end its name in {', '.join(reversed(tuple(ENDINGS)))}, or give a folder."
             )
 
 

@@ -262,7 +262,7 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
 
 
 ENDINGS: Final[Mapping[str, str]] = MappingProxyType(
-    {one.suffix.removeprefix(".graph"): name for name, one in reversed(FORMATS.items())}
+    {one.suffix.removeprefix(".graph"): name for name, one in reversed(tuple(FORMATS.items()))}
 )
 """The format of each ending of a file's name; that of circuit-tracer before that of JSON, which it ends in too."""
 

@@ -11,10 +11,10 @@ here each layer has up to three (attention, MLP, stream), told apart by the numb
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import pandas as pd
 
@@ -31,11 +31,50 @@ from saeflow.report.tokens import headline, one_line, visible
 from saeflow.report.views import NONE, score_text
 from saeflow.version import __version__
 
+if TYPE_CHECKING:
+    from pandas.api.typing import NAType
+
 _FOLLOWED: Final = (
     "Effects are measured: the parent is removed at its own site and token, alone, and the block is run again.",
     "Attention is followed between the traced tokens alone; what it brings from others is in its features.",
     "The embedding and the biases of the dictionaries have no nodes.",
 )
+
+
+class _NodeRow(Protocol):
+    """A row of `PromptGraph.nodes`."""
+
+    node: str
+    kind: str
+    position: int
+    token: str
+    layer: int | NAType
+    part: str
+    feature: str
+    activation: float
+    share: float
+
+
+class _EdgeRow(Protocol):
+    """A row of `PromptGraph.edges`."""
+
+    parent: str
+    child: str
+    link: str
+    rank: int | NAType
+    cosine: float
+    effect: float
+    control: float
+    change: float
+    direct: float
+
+
+def _node_rows(nodes: pd.DataFrame) -> Iterator[_NodeRow]:
+    return cast("Iterator[_NodeRow]", nodes.itertuples(index=False))
+
+
+def _edge_rows(edges: pd.DataFrame) -> Iterator[_EdgeRow]:
+    return cast("Iterator[_EdgeRow]", edges.itertuples(index=False))
 
 
 def prompt_page(graph: PromptGraph, words: Words = no_words) -> Page:
@@ -53,7 +92,7 @@ def prompt_page(graph: PromptGraph, words: Words = no_words) -> Page:
 
 
 def _facts(graph: PromptGraph) -> tuple[tuple[str, str], ...]:
-    target = graph.nodes.set_index("node").loc[graph.target]
+    target = cast("Mapping[str, Any]", graph.nodes.set_index("node").loc[graph.target].to_dict())
     counts = graph.nodes["kind"].value_counts()
     first, last = graph.positions[0], graph.positions[-1]
     pairs = [
@@ -83,7 +122,7 @@ def _outputs(graph: PromptGraph) -> Table:
             (visible(row.token), f"{row.activation:.2f}", NONE if pd.isna(row.share) else f"{row.share:.3f}"),
             strong=row.node == graph.target,
         )
-        for row in found.itertuples(index=False)
+        for row in _node_rows(found)
     )
     return Table("Logits, less the mean of all", columns, rows)
 
@@ -99,7 +138,7 @@ def _edges(graph: PromptGraph, words: Words) -> Table:
 
     rows: list[BlockRow] = []
     last = ""
-    for edge in graph.edges.sort_values("child", kind="stable", key=upwards).itertuples(index=False):
+    for edge in _edge_rows(graph.edges.sort_values("child", kind="stable", key=upwards)):
         numbers = (_number(edge.effect), _number(edge.control), _number(edge.cosine))
         match = NONE if pd.isna(edge.rank) else f"{edge.rank + 1}"
         cells = (_spelled(graph, edge.child), edge.parent, edge.link, *numbers, match, _number(edge.direct))
@@ -118,7 +157,7 @@ def _nodes(graph: PromptGraph, words: Words) -> Table:
             (row.node, visible(row.token), f"{row.activation:.3g}", _number(row.share), _words(row.node, words)),
             strong=row.node in pins,
         )
-        for row in graph.nodes[graph.nodes["kind"] != "logit"].itertuples(index=False)
+        for row in _node_rows(graph.nodes[graph.nodes["kind"] != "logit"])
     )
     return Table("Features and errors, with the share of their site that they are", columns, rows)
 
@@ -148,7 +187,7 @@ def _words(node: str, words: Words) -> str:
 def flow_graph(graph: PromptGraph) -> FlowGraph | None:
     """The features of the last traced token and the edges between them, as flow graphs are drawn; None without any."""
     here = graph.nodes[(graph.nodes["kind"] == "feature") & (graph.nodes["position"] == graph.positions[-1])]
-    features = {row.node: FeatureId.parse(row.feature) for row in here.itertuples(index=False)}
+    features = {row.node: FeatureId.parse(row.feature) for row in _node_rows(here)}
     if not features:
         return None
     inside = graph.edges[graph.edges["parent"].isin(features) & graph.edges["child"].isin(features)]
@@ -162,7 +201,7 @@ def flow_graph(graph: PromptGraph) -> FlowGraph | None:
             control=None if pd.isna(edge.control) else float(edge.control),
             named=not pd.isna(edge.rank),
         )
-        for edge in inside.itertuples(index=False)
+        for edge in _edge_rows(inside)
     ]
     onto = graph.edges[(graph.edges["child"] == graph.target) & graph.edges["parent"].isin(features)]
     seed = max(features.values()) if onto.empty else features[onto.iloc[0]["parent"]]
@@ -174,7 +213,7 @@ def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
     last = int(graph.nodes["layer"].max()) + 1
     ids: dict[str, str] = {}
     nodes: list[dict[str, Any]] = []
-    for row in graph.nodes.itertuples(index=False):
+    for row in _node_rows(graph.nodes):
         feature = _feature(row.node)
         if row.kind == "logit":
             number = int(row.node.removeprefix("logit/").partition("@")[0].partition("-")[0])
@@ -235,7 +274,7 @@ def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
         "nodes": nodes,
         "links": [
             {"source": ids[edge.parent], "target": ids[edge.child], "weight": float(edge.effect)}
-            for edge in graph.edges.itertuples(index=False)
+            for edge in _edge_rows(graph.edges)
             if not pd.isna(edge.effect)
         ],
     }

@@ -13,11 +13,13 @@ from concurrent.futures import Future
 from typing import Any, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from saeflow.errors import SaeflowError
+from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Site
+from saeflow.labels.words import Words
 from saeflow.steering.plan import SteeringPlan
 from saeflow.steering.theme import Theme
 from saeflow.web.problems import Busy
-from saeflow.web.requests import SteerBody, TextBody
+from saeflow.web.requests import SteerBody, TextBody, TraceQuery
 from saeflow.web.responses import ModelInfo, ModelState, TextResponse
 
 _T = TypeVar("_T")
@@ -39,6 +41,10 @@ class ModelWorker(Protocol):
 
     def text(self, request: TextBody, sites: Sequence[Site], label: Callable[[FeatureId], str]) -> TextResponse:
         """The strongest features of each token of a text, at some sites."""
+        ...
+
+    def trace(self, request: TraceQuery, matches: Matches, words: Words) -> str:
+        """The page of what happened at a token of a text."""
         ...
 
     def steer(
