@@ -117,7 +117,7 @@ def runs(tmp_path):
     """Runs of one training document of 400 letters (the one before it is held out), and the document."""
     rows = [{"question": noise(200, seed), "answer": noise(200, seed + 10)} for seed in range(2)]
     (tmp_path / "gsm8k_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return texts._runs(tmp_path, "maths"), corpus.documents(tmp_path, "maths")
+    return texts.runs_of(tmp_path, "maths"), corpus.documents(tmp_path, "maths")
 
 
 @pytest.mark.parametrize("before", ["", "A new text. "])
@@ -129,14 +129,14 @@ def test_a_copied_run_is_found_wherever_it_lies(runs, start, before, after):
     first = start if start >= 0 else len(trained) - n + 1 + start
     copied = trained[first : first + n]
     assert len(copied) == n
-    assert texts._copied(before + copied + after, found)
-    assert not texts._copied(before + copied[: n - 2] + after, found)
+    assert texts.copied(before + copied + after, found)
+    assert not texts.copied(before + copied[: n - 2] + after, found)
 
 
 def test_text_of_its_own_and_held_out_text_are_no_copies(runs):
     found, (held_out, _) = runs
-    assert not texts._copied(noise(1000, 99), found)
-    assert not texts._copied(held_out[11:150], found)
+    assert not texts.copied(noise(1000, 99), found)
+    assert not texts.copied(held_out[11:150], found)
 
 
 def chosen(monkeypatch, written, passages, runs=None):
@@ -180,7 +180,7 @@ def test_texts_are_complete_when_every_domain_has_all_its_passages(tmp_path, mon
     monkeypatch.setattr(texts, "PASSAGES", 2)
     for domain in texts.PROMPTS:
         assert not texts.complete(tmp_path)
-        texts._write(tmp_path, domain, ["one", "two"])
+        texts.write_domain(tmp_path, domain, ["one", "two"])
     assert texts.complete(tmp_path)
     monkeypatch.setattr(texts, "PASSAGES", 3)
     assert not texts.complete(tmp_path)
