@@ -476,7 +476,8 @@ def _recompute(
     at = torch.cat([edited_at, positions[seen]])
     held = clean.rows(layer, rows, at, changes, seen=seen if len(seen) else None)
     found: dict[Tap | None, Tensor] = {None: rows[pick]}
-    found.update((tap, h[pick]) for tap, h in held.items())
+    for tap, h in held.items():
+        found[tap] = h[pick]
     return found
 
 
