@@ -474,11 +474,8 @@ def _recompute(
     pick[seen] = len(batch) + torch.arange(len(seen), device=device)
     rows = torch.cat([entry, entries[positions[seen]]])
     at = torch.cat([edited_at, positions[seen]])
-    held = clean.rows(layer, rows, at, changes, seen=seen if len(seen) else None)
-    found: dict[Tap | None, Tensor] = {None: rows[pick]}
-    for tap, h in held.items():
-        found[tap] = h[pick]
-    return found
+    made = clean.rows(layer, rows, at, changes, seen=seen if len(seen) else None)
+    return {None: rows[pick], **{tap: h[pick] for tap, h in made.items()}}
 
 
 def _row_edits(batch: Sequence[ReducedTrial], stage: Stage, activations: CleanActivations) -> list[RowEdit]:
