@@ -79,14 +79,15 @@ def _activations(place: Path) -> None:
         "indptr": np.array([0, 2, 3], np.int32),
         "index": np.array([1, 4, 0], np.int32),
         "value": np.array([0.5, 1.0, 2.0], np.float32),
+        "massive": np.array([1], np.int64),
     }
     (place / "000000.safetensors").write_bytes(add_sha256(save(held)))
 
 
 def _read_activations(place: Path) -> object:
-    from saeflow.matching.correlation import _read_shard
+    from saeflow.matching.correlation import read_shard
 
-    return _read_shard(place / "000000.safetensors", 5).toarray().tolist()
+    return {name: array.tolist() for name, array in read_shard(place / "000000.safetensors").items()}
 
 
 def _checkpoint(place: Path) -> None:

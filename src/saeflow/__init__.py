@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from saeflow.version import __version__
 
 if TYPE_CHECKING:
-    from saeflow.comparison.results import Comparison, ComparisonSettings, open_comparison
+    from saeflow.comparison.results import Comparison, open_comparison
     from saeflow.comparison.run import compare
+    from saeflow.comparison.settings import ComparisonSettings
     from saeflow.errors import SaeflowError
     from saeflow.experiments.results import open_results
     from saeflow.flow import Edge, End, Evolution, FlowGraph, Node, Scores, Thresholds, trace
@@ -45,7 +46,7 @@ _HOME = {
     "Add": "saeflow.interventions",
     "Atlas": "saeflow.matching.atlas",
     "Comparison": "saeflow.comparison.results",
-    "ComparisonSettings": "saeflow.comparison.results",
+    "ComparisonSettings": "saeflow.comparison.settings",
     "Dictionary": "saeflow.sources.dictionary",
     "DictionarySet": "saeflow.sources.library",
     "DirectMatches": "saeflow.matching.direct",

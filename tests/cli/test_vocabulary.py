@@ -116,8 +116,20 @@ def test_every_list_takes_commas_repeats_and_several_words(command, options):
     for word, option in options.items():
         if not option.token_count()[1]:
             continue
-        value = {"--pairs": "0/res>1/res", "--starts": "1/res/2", "--drop": "1/res/2", "--parts": "res"}.get(word, "3")
-        other = {"--pairs": "1/res>2/res", "--starts": "1/res/3", "--drop": "1/res/3", "--parts": "mlp"}.get(word, "4")
+        value = {
+            "--pairs": "0/res>1/res",
+            "--map": "0/res>1/res",
+            "--starts": "1/res/2",
+            "--drop": "1/res/2",
+            "--parts": "res",
+        }.get(word, "3")
+        other = {
+            "--pairs": "1/res>2/res",
+            "--map": "1/res>2/res",
+            "--starts": "1/res/3",
+            "--drop": "1/res/3",
+            "--parts": "mlp",
+        }.get(word, "4")
         needed = [text for one in options.values() if one.required and one.name != word for text in (one.name, "x")]
         arguments = {"FEATURE": "1/res/2", "FEATURES": "1/res/2", "SOURCE": "1/res", "TARGET": "1/res"}
         places = [

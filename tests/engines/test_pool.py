@@ -59,7 +59,7 @@ def test_what_an_engine_does_not_take_is_refused(arguments, words):
 
 def test_ray_without_ray_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtra, match=r"saeflow\[ray\]"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[ray\]'"):
         open_engine("ray")
 
 

@@ -200,7 +200,7 @@ def test_a_parquet_file_is_read_or_the_extra_is_named(tmp_path, monkeypatch) -> 
         list(open_dataset(str(path)).read(0))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(MissingExtra, match=r"saeflow\[data\]"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[data\]'"):
         list(open_dataset(str(path)).read(0))
 
 
@@ -243,7 +243,7 @@ def test_a_dataset_of_the_hub_needs_its_extra_its_column_and_the_network(monkeyp
     with pytest.raises(Unreachable, match="offline"):
         list(open_dataset("someone/else").read(0))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtra, match=r"saeflow\[data\]"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[data\]'"):
         list(open_dataset("fineweb").read(0))
 
 

@@ -144,7 +144,7 @@ def test_what_came_before_an_error_is_written_and_kept(run, refused, folder):
         (("--sites", "mlp"), "--sites names mlp"),
         (("--sites", "res", "--n-features", -1), "--n-features: -1"),
         ((KING, "--llm-url", "ftp://x"), "no http"),
-        ((KING, "--concurrency", 0), "concurrency = 0"),
+        ((KING, "--concurrency", 0), "--concurrency: 0 is out of range"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(refused, arguments, words):

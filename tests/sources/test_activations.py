@@ -78,4 +78,4 @@ def test_moving_keeps_kind_and_parameters():
         assert moved.kind is act.kind
         if isinstance(moved, JumpReLU | BatchTopK):
             assert moved.threshold.dtype is torch.float64
-    assert {kind.value for kind in ActivationKind} == {"relu", "jumprelu", "topk", "batchtopk"}
+    assert {kind.value for kind in ActivationKind} == {"relu", "jumprelu", "topk", "batchtopk", "function"}

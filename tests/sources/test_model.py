@@ -544,7 +544,7 @@ def test_of_several_gguf_files_one_must_be_named(tmp_path):
 def test_a_gguf_file_needs_the_packages_that_convert_it(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(gguf_models, "find_spec", lambda name: None if name == "gguf" else name)
-    with pytest.raises(MissingExtra, match=r"gguf not installed\. Run pip install \"saeflow\[gguf\]\""):
+    with pytest.raises(MissingExtra, match=r"gguf not installed\. In a clone .*`pip install -e '\.\[gguf\]'"):
         load_model(tmp_path / "model.gguf")
 
 

@@ -163,7 +163,7 @@ def test_a_transcoder_that_is_elsewhere_than_its_name_says_is_refused(package: A
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "sae_lens.loading.pretrained_saes_directory", None)
-    with pytest.raises(MissingExtra, match=r'pip install "saeflow\[sae-lens\]"'):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[sae-lens\]'"):
         load_dictionaries("sae-lens:gpt2-small-res-jb")
 
 

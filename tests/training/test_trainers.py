@@ -357,5 +357,5 @@ def test_training_goes_on_from_dictionaries_and_not_from_others(trainer, tmp_pat
 
 def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sae_lens", None)
-    with pytest.raises(MissingExtra, match=r"trained with sae-lens.*pip install \"saeflow\[train\]\""):
+    with pytest.raises(MissingExtra, match=r"trained with sae-lens.*pip install -e '\.\[train\]'"):
         run(tmp_path, settings(), trainer=SaeLensTrainer)

@@ -77,6 +77,7 @@ def test_the_schema_names_every_route_and_how_to_be_let_in(client):
         "/api/plan/check",
         "/api/steer",
         "/api/text",
+        "/trace",
     }
     assert told["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     for path, methods in told["paths"].items():

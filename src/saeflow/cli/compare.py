@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from saeflow.cli.options import Device, Json, Out, Projector, Release, SiteNames, Together, projector, sites_named
 from saeflow.cli.output import Row, print_json, print_table, progress
-from saeflow.comparison.results import ComparisonSettings
+from saeflow.comparison.settings import ComparisonSettings
 from saeflow.ids import Site
 
 _SHOWN = {

@@ -422,8 +422,8 @@ def labels_explain(
 
 
 def labels_transfer(
-    source: Release,
-    target: Release,
+    labelled: Release,
+    unlabelled: Release,
     /,
     *,
     least: Annotated[float, Parameter("--min", validator=validators.Number(gt=0, lte=1))] = 0.9,
@@ -440,8 +440,8 @@ def labels_transfer(
     A label goes over where both features are each other's best match. Each carries its source and cosine.
 
     Args:
-        source: Release whose words are known.
-        target: Release of the same model whose features lack labels.
+        labelled: Release whose words are known.
+        unlabelled: Release of the same model whose features lack labels.
         least: Cosine of the two decoder rows at least.
         pairs: Pairs of a site of each, such as 3/res>4/res: by default those of one name.
         one_sided: Take the best match of a feature though it is not mutual.
@@ -451,17 +451,17 @@ def labels_transfer(
     from saeflow.labels.folders import TRANSFERRED, words_folder
     from saeflow.sources.library import load_dictionaries
 
-    one, other = load_dictionaries(source), load_dictionaries(target)
+    one, other = load_dictionaries(labelled), load_dictionaries(unlabelled)
     there = [site for site in one.sites if site in other.sites]
     chosen = list(pairs) or [(site, site) for site in sites_named(sites, there)]
-    folder = out or words_folder(target, TRANSFERRED)
+    folder = out or words_folder(unlabelled, TRANSFERRED)
     with progress("matching") as report:
         found = transfer_labels(
             one,
             other,
             chosen,
-            release=source,
-            target_release=target,
+            release=labelled,
+            target_release=unlabelled,
             least=least,
             mutual=not one_sided,
             projector=projector(model),
@@ -477,7 +477,12 @@ def labels_transfer(
         }
         for label in found.labels
     ]
-    summary: Row = {"from": source, "to": target, "unlabelled": found.unlabelled, "transferred": len(found.labels)}
+    summary: Row = {
+        "from": labelled,
+        "to": unlabelled,
+        "unlabelled": found.unlabelled,
+        "transferred": len(found.labels),
+    }
     summary |= {} if dry_run else {"folder": str(folder)}
     from saeflow.report.tokens import one_line
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from saeflow.comparison.pairs import ComparedDictionary, PairMatches
-from saeflow.comparison.results import ComparisonSettings
+from saeflow.comparison.settings import ComparisonSettings
 from saeflow.comparison.tables import BEYOND
 from saeflow.experiments.results import SummaryTable
 from saeflow.flow import FlowGraph, Reason, Thresholds, trace

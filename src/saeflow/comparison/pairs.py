@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from saeflow.comparison.results import ComparisonSettings
+from saeflow.comparison.settings import ComparisonSettings
 from saeflow.ids import Site
 from saeflow.labels.words import FeatureWords
 from saeflow.matching.calibration import draw_null

@@ -13,7 +13,8 @@ import torch
 
 from saeflow.comparison.chain import chain_tables
 from saeflow.comparison.pairs import ComparedDictionary, PairMatches, match_dictionaries
-from saeflow.comparison.results import Comparison, ComparisonSettings
+from saeflow.comparison.results import Comparison
+from saeflow.comparison.settings import ComparisonSettings
 from saeflow.comparison.tables import pair_tables
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.results import SummaryTable

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saeflow.comparison.pairs import ComparedDictionary, PairMatches, duplicates, splits, word_overlap
-from saeflow.comparison.results import ComparisonSettings
+from saeflow.comparison.settings import ComparisonSettings
 from saeflow.experiments.results import SummaryTable
 from saeflow.ids import FeatureId
 from saeflow.matching.permutation import NO_PARTNER

@@ -346,7 +346,8 @@ def own_copy(atlas: Atlas) -> Atlas:
     digest = hashlib.sha256((atlas.folder / MANIFEST).read_bytes()).hexdigest()[:16]
     place = atlas_cache() / f"{atlas.release}-{digest}"
     if not (place / MANIFEST).is_file():
-        for path in sorted(atlas.folder.iterdir(), key=lambda path: path.name == MANIFEST):  # which comes last
+        files = [path for path in atlas.folder.iterdir() if path.is_file()]  # its words are found in the pack
+        for path in sorted(files, key=lambda path: path.name == MANIFEST):  # which comes last
             write_atomic(place / path.name, path.read_bytes())
     return open_atlas(place)
 

@@ -321,17 +321,25 @@ class ActivationShards:
 
     def _shards_of(self, site: Site) -> Iterator[dict[str, np.ndarray]]:
         for number in range(len(self.batches)):
-            path = self._shard(site, number)
-            try:
-                held = load(check_sha256(read_bytes(path, SHARD)))
-                yield {name: held[name] for name in ("indptr", "index", "value", "massive")}
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                raise BadFile(
-                    f"{path} is no readable shard of activations ({error}). Remove it and run the same again."
-                ) from None
+            yield read_shard(self._shard(site, number))
 
     def _shard(self, site: Site, number: int) -> Path:
         return self.folder / f"{site.layer}.{site.part.value}" / f"{number:06d}.safetensors"
+
+
+def read_shard(path: Path) -> dict[str, np.ndarray]:
+    """What `ActivationShards` wrote of one batch at one site: sparse activations, and which tokens are massive.
+
+    Raises:
+        BadFile: when it is missing or cannot be read.
+    """
+    try:
+        held = load(check_sha256(read_bytes(path, SHARD)))
+        return {name: held[name] for name in ("indptr", "index", "value", "massive")}
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BadFile(
+            f"{path} is no readable shard of activations ({error}). Remove it and run the same again."
+        ) from None
 
 
 def _shard_bytes(dictionary: Dictionary, h: Float[Tensor, "n d_in"], counts_here: Bool[Tensor, " n"]) -> bytes:

@@ -173,7 +173,7 @@ def density_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 def density_sentence(frame: Frame) -> str:
     """The rarest and the most frequent features of the first direction."""
-    rows = frame.where(of=frame.distinct("of")[0]).records
+    rows = frame.where(of=frame.distinct("of")[0]).records if frame.distinct("of") else ()
     if len(rows) < 2:
         return ""
     rare, often = rows[0], rows[-1]
@@ -226,8 +226,9 @@ def presence_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 def presence_sentence(frame: Frame) -> str:
     """How many features of the first dictionary are consistent in all."""
-    name = frame.distinct("name")[0]
-    for row in frame.where(name=name).records:
+    names = frame.distinct("name")
+    name = names[0] if names else ""
+    for row in frame.where(name=name).records if names else ():
         if (share := row.number("consistent")) is not None:
             return f"{percent(share)} of the features of {name} are the same in all dictionaries, partner by partner."
     return ""
@@ -275,7 +276,10 @@ def steps_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 def steps_sentence(frame: Frame) -> str:
     """How many features were born and lost over the chain, and how many were there from the beginning."""
-    rows = frame.where(chain=frame.distinct("chain")[0]).records
+    chains = frame.distinct("chain")
+    if not chains:
+        return ""
+    rows = frame.where(chain=chains[0]).records
     born, lost = (sum(row.count(name) for row in rows) for name in ("born", "lost"))
     there = percent(rows[0].number("there"))
     return (

@@ -111,5 +111,5 @@ def test_without_the_package_the_error_names_the_extra_and_the_cache_still_answe
         score(judge(server, tmp_path), 2)
         monkeypatch.setitem(sys.modules, "openai", None)
         assert score(judge(server, tmp_path), 2) == expected(2)
-        with pytest.raises(MissingExtra, match=r"saeflow\[judge\]"):
+        with pytest.raises(MissingExtra, match=r"pip install -e '\.\[judge\]'"):
             score(judge(server, tmp_path), 3)

@@ -269,7 +269,7 @@ def test_too_little_to_learn_from_is_refused(examples, texts, what) -> None:
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch) -> None:
     for module in ("linear_model", "model_selection", "pipeline", "feature_extraction.text", "metrics"):
         monkeypatch.setitem(sys.modules, f"sklearn.{module}", None)
-    with pytest.raises(MissingExtra, match=r"scikit-learn.*saeflow\[judge\]"):
+    with pytest.raises(MissingExtra, match=r"scikit-learn.*pip install -e '\.\[judge\]'"):
         behavior(judge(), ["text"])
 
 

@@ -45,12 +45,19 @@ _PARTS = {
     "self_attn": (Part.ATT, View.MODULE),
     "attn": (Part.ATT, View.OWN),
     "attention": (Part.ATT, View.OWN),
+    "self_attention": (Part.ATT, View.OWN),
+    "feed_forward": (Part.MLP, View.MODULE),
+    "post_self_attn_layernorm": (Part.ATT, View.OWN),
+    "post_mlp_layernorm": (Part.MLP, View.OWN),
     "post_feedforward_layernorm": (Part.MLP, View.OWN),
     "post_attention_layernorm": (Part.ATT, View.NORM),
 }
 _NO_NORM_AFTER = ("transformer.h.", "gpt_neox.layers.", "h.")
 """Trunks of GPT-2 and GPT-NeoX, where what a part returns is added as it is."""
-_OUTPUT_PROJECTIONS = ("self_attn.o_proj", "attn.c_proj", "attention.dense")
+_OUTPUT_PROJECTIONS = (
+    *("self_attn.o_proj", "attn.c_proj", "attention.dense"),
+    *("self_attention.dense", "attn.attention.out_proj"),
+)
 
 # What a transcoder reads. TransformerLens: `hook_normalized` is before the norm's gain, `mlp.hook_in` after it.
 _LENS_READ = {
