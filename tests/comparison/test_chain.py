@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from saeflow.comparison.results import ComparisonSettings, open_comparison
+from saeflow.comparison.results import open_comparison
 from saeflow.comparison.run import compare
+from saeflow.comparison.settings import ComparisonSettings
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.flow import FlowGraph
 from saeflow.ids import FeatureId, Site

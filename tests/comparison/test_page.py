@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from saeflow.comparison.results import ComparisonSettings
 from saeflow.comparison.run import compare
+from saeflow.comparison.settings import ComparisonSettings
 from saeflow.ids import Site
 from saeflow.labels.words import FeatureWords
 from saeflow.paper import FIGURES, draw, reading

@@ -6,8 +6,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from saeflow.comparison.pairs import ComparedDictionary, duplicates, match_dictionaries, splits
-from saeflow.comparison.results import ComparisonSettings
 from saeflow.comparison.run import compare
+from saeflow.comparison.settings import ComparisonSettings
 from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.ids import Site
 from saeflow.labels.words import FeatureWords
