@@ -79,14 +79,15 @@ def gpt2_shape(*, quick: bool) -> World:
     layers = (1, 2, 3) if quick else (3, 6, 9)
     sites = sorted({site for layer in layers for site in sites_around(layer)})
     held = model.capture(tokens, sites)
-    made = {site: _random_dictionary(site, held[site][0], 512 if quick else 24_576) for site in sites}
+    made = {site: random_dictionary(site, held[site][0], 512 if quick else 24_576) for site in sites}
     return World("GPT-2 small, random", model, made, tokens, layers)
 
 
-def _random_dictionary(site: Site, h: torch.Tensor, n_features: int) -> Dictionary:
+def random_dictionary(site: Site, h: torch.Tensor, n_features: int, n_active: int = N_ACTIVE) -> Dictionary:
+    """A dictionary of random rows of which about `n_active` are active on the hidden states of a text."""
     rows = nn.functional.normalize(torch.randn(n_features, h.shape[1]), dim=-1)
     pre = h[1:] @ rows.T
-    threshold = pre.flatten().topk(min(N_ACTIVE, n_features // 8) * len(pre)).values[-1].clamp(min=1e-6)
+    threshold = pre.flatten().topk(min(n_active, n_features // 8) * len(pre)).values[-1].clamp(min=1e-6)
     return Dictionary(
         site,
         tap=Tap.of(site.part),

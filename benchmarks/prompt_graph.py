@@ -17,19 +17,17 @@ from functools import partial
 from itertools import product
 
 import torch
-from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import saeflow
 from _timing import Row, arguments, interleaved, peak_memory, show
+from causal import random_dictionary
 from saeflow import Dictionary, FeatureId, LanguageModel, Part, PromptGraph, Rescale, Site
 from saeflow.demo.texts import texts as demo_texts
 from saeflow.flow.trace import Matches
 from saeflow.interventions import Positions
 from saeflow.matching.direct import DirectMatches
 from saeflow.prompt_graph.trace import trace_text
-from saeflow.sources.activations import JumpReLU
-from saeflow.sources.architectures import Tap
 
 SEED, N_TOKENS, N_ACTIVE = 0, 64, 32
 
@@ -85,7 +83,7 @@ def smollm2_shape(*, quick: bool) -> World:
     tokens = model.tokenize([text])
     sites = [Site(layer, part) for layer, part in product(range(config.num_hidden_layers), Part)]
     held = model.capture(tokens, sites)
-    made = {site: _random_dictionary(site, held[site][0], 256 if quick else 2_304) for site in sites}
+    made = {site: random_dictionary(site, held[site][0], 256 if quick else 2_304, N_ACTIVE) for site in sites}
     return World("SmolLM2-135M's shape, random", model, made, DirectMatches(made), text)
 
 
@@ -100,21 +98,6 @@ class _Words(PreTrainedTokenizerFast):
         tokenizer = Tokenizer(WordLevel({str(i): i for i in range(n)}, unk_token="0"))  # noqa: S106  (a token of text)
         tokenizer.pre_tokenizer = WhitespaceSplit()
         super().__init__(tokenizer_object=tokenizer)
-
-
-def _random_dictionary(site: Site, h: torch.Tensor, n_features: int) -> Dictionary:
-    rows = nn.functional.normalize(torch.randn(n_features, h.shape[1]), dim=-1)
-    pre = h[1:] @ rows.T
-    threshold = pre.flatten().topk(min(N_ACTIVE, n_features // 8) * len(pre)).values[-1].clamp(min=1e-6)
-    return Dictionary(
-        site,
-        tap=Tap.of(site.part),
-        W_enc=rows,
-        b_enc=torch.zeros(n_features),
-        W_dec=rows,
-        b_dec=torch.zeros(h.shape[1]),
-        activation=JumpReLU(threshold.expand(n_features)),
-    )
 
 
 def by_whole_passes(world: World, pairs: list[tuple[str, str]]) -> list[float]:

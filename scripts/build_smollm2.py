@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from demo_build import corpus, markdown
+from demo_build import corpus
+from demo_build.card import section
 from demo_build.quality import flow_quality
 from demo_build.texts import copied, runs_of, write_domain
 from saeflow.demo.texts import all_texts, domains
@@ -262,12 +263,7 @@ def card(measured: dict[str, Any]) -> str:
         tokens=f"{TOKENS:,}", width=f"{WIDTH:,}", l0=L0, layers=LAYERS, passages=PASSAGES, dropped=dropped
     )
     for title, first, key in (("The SAEs on held-out text", "site", "saes"), ("Best cosines", "match", "flow")):
-        columns = list(next(iter(measured[key].values())))
-        rows = [
-            [name, *(f"{row[c]:.3f}" if isinstance(row[c], float) else f"{row[c]:,}" for c in columns)]
-            for name, row in measured[key].items()
-        ]
-        page += f"\n## {title}\n\n{markdown.table([[first, *columns], *rows])}"
+        page += section(title, first, measured[key])
     return page
 
 

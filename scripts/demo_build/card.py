@@ -58,7 +58,7 @@ The weights are float16; everything was measured on what is shipped.
 """
 
 
-def _section(title: str, name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+def section(title: str, name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Rows under a title, columns taken from the first."""
     columns = list(next(iter(rows.values())))
     cells = [
@@ -83,12 +83,12 @@ def write_card(measured: Mapping[str, Any], recipes: Mapping[str, Recipe], out: 
         first=texts.FIRST,
         trained="\n".join(f"- {part}: {_tokens(recipe)}" for part, recipe in recipes.items()),
     )
-    page += _section("The model on held-out text", "domain", measured["model"]["domains"])
-    page += _section("The SAEs on held-out text", "site", measured["saes"])
+    page += section("The model on held-out text", "domain", measured["model"]["domains"])
+    page += section("The SAEs on held-out text", "site", measured["saes"])
     page += (
         "\n`fve`: fraction of variance explained. `l0`: mean number of active features. `dead`: share that never\n"
         "fired on the text measured. `loss recovered`: (L_zero - L_spliced) / (L_zero - L_clean), with the\n"
         "reconstruction or zeros put in place of the activations; `loss added`: L_spliced - L_clean in nats a token.\n"
     )
-    page += _section("Flow: best cosine of each feature", "match", measured["flow"])
+    page += section("Flow: best cosine of each feature", "match", measured["flow"])
     out.write_text(page)

@@ -15,6 +15,19 @@ D = 96
 SITE = Site("1/res")
 
 
+class Known:
+    """Words of one dictionary, by row."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def get(self, feature):
+        return self.rows[feature.index]
+
+    def site(self, site):
+        return self.rows
+
+
 def unit(n: int, seed: int, d: int = D) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
 

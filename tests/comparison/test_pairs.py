@@ -13,7 +13,7 @@ from saeflow.ids import Site
 from saeflow.labels.words import FeatureWords
 
 from ..matching.planted import dictionary
-from .planted import SITE, noisy, plant, unit
+from .planted import SITE, Known, noisy, plant, unit
 
 FEW = ComparisonSettings(rows=512, rotations=2, whole_rotations=2)
 
@@ -158,16 +158,6 @@ def test_density_weights_and_words_are_those_of_the_words(planted):
     other = [words((f"own{row}",), 0.01) for row in range(m)]
     for feature, partner in planted.partner.items():
         other[partner] = words((f"t{feature}", "y"), 0.01)
-
-    class Known:
-        def __init__(self, rows):
-            self.rows = rows
-
-        def get(self, feature):
-            return self.rows[feature.index]
-
-        def site(self, site):
-            return self.rows
 
     told = {"one": Known(one), "two": Known(other)}
     found = compare(planted.a, planted.b, settings=FEW, names=("one", "two"), words=told)

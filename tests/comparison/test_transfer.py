@@ -11,18 +11,7 @@ from saeflow.ids import FeatureId
 from saeflow.labels.words import FeatureWords, WordsFolder, write_words
 
 from ..matching.planted import dictionary
-from .planted import SITE, noisy, unit
-
-
-class Known:
-    def __init__(self, rows):
-        self.rows = rows
-
-    def get(self, feature):
-        return self.rows[feature.index]
-
-    def site(self, site):
-        return self.rows
+from .planted import SITE, Known, noisy, unit
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,12 +70,10 @@ def _pack_row(name: str) -> Row:
     from saeflow.sources.library import load_dictionaries
 
     found, saes = load_dictionaries(name), (pack_folder(name) or Path(name)) / "saes"
-    layers = sorted({site.layer for site in found.sites})
     return {
         "release": name,
         "model": found.model,
-        "parts": " ".join(part.value for part in Part if any(site.part is part for site in found.sites)),
-        "layers": f"{layers[0]}-{layers[-1]}",
+        **_parts_and_layers(found.sites),
         "features": max(dictionary.n_features for dictionary in found.values()),
         "GB": round(sum(path.stat().st_size for path in saes.iterdir()) / 1e9, 1),
         "in cache": f"{len(found)} of {len(found)}",
@@ -82,21 +81,28 @@ def _pack_row(name: str) -> Row:
     }
 
 
+def _parts_and_layers(sites: Sequence[Site]) -> Row:
+    """The columns that say where dictionaries are."""
+    layers = sorted({site.layer for site in sites})
+    whole = layers == list(range(layers[0], layers[-1] + 1))
+    return {
+        "parts": " ".join(part.value for part in Part if any(site.part is part for site in sites)),
+        "layers": f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else " ".join(map(str, layers)),
+    }
+
+
 def _release_row(found: KnownRelease) -> Row:
     from saeflow.sources.hub import CacheState, cache_state
 
     sites = list(found.sites)
-    layers = sorted({site.layer for site in sites})
     sizes = [entry.size for entry in found.sites.values() if entry.size is not None]
-    whole = layers == list(range(layers[0], layers[-1] + 1))
     held = [cache_state(entry) for entry in found.sites.values()]
     # what is known of some sites alone would be taken for the size of all
     known = len(sizes) == len(sites)
     return {
         "release": found.name,
         "model": found.model,
-        "parts": " ".join(part.value for part in Part if any(site.part is part for site in sites)),
-        "layers": f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else " ".join(map(str, layers)),
+        **_parts_and_layers(sites),
         "features": max((size.n_features for size in sizes), default=None) if known else None,
         "GB": round(sum(size.n_bytes for size in sizes) / 1e9, 1) if known else None,
         "in cache": f"{held.count(CacheState.YES)} of {len(sites)}",

@@ -124,8 +124,10 @@ class ShuffledBuffer:
         Raises:
             WidthMismatch: as the next batch would.
         """
+        if self.left > self._capacity // 2:
+            return
         live = self._live()
-        if self.left > self._capacity // 2 or (self._ended and self.left == len(live)):
+        if self._ended and self.left == len(live):
             return
         taken = torch.zeros(self._capacity, dtype=torch.bool)
         taken[live] = True
