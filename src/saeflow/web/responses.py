@@ -241,8 +241,8 @@ class Link(ResponseBody):
     url: str
 
 
-class FeatureResponse(ResponseBody):
-    """The card of a feature."""
+class FeatureFacts(ResponseBody):
+    """What is known of a feature besides its matches; a published site holds it for every feature."""
 
     feature: str
     site: str
@@ -253,14 +253,19 @@ class FeatureResponse(ResponseBody):
     promotes: list[str] = []
     contexts: list[ContextInfo] = []
     frequency: float | None = None
+    groups: OriginGroups | None
+    links: list[Link]
+
+
+class FeatureResponse(FeatureFacts):
+    """The card of a feature: the facts, and what its matches say."""
+
     scores: ScoresInfo | None
     p: ScoresInfo | None
     evolution: CaseInfo | None
     joins: list[PartText]
     predecessors: dict[PartText, list[Neighbour]]
     successors: dict[PartText, list[Neighbour]]
-    groups: OriginGroups | None
-    links: list[Link]
 
 
 # /api/plan, /api/plan/check

@@ -40,6 +40,7 @@ from saeflow.web.responses import (
     CompareResponse,
     ContextInfo,
     Defaults,
+    FeatureFacts,
     FeatureResponse,
     GraphResponse,
     Info,
@@ -223,19 +224,7 @@ def feature(explorer: Explored, query: Annotated[FeatureQuery, Query()]) -> Feat
     alone = trace(named, atlas, thresholds=thresholds, backward=False, forward=False).nodes[0]
     case = alone.evolution
 
-    # 2. its words; a card without them keeps the defaults
-    known = explorer.words.get(named)
-    words: dict[str, Any] = {}
-    if known is not None:
-        words = {name: getattr(known, name) for name in ("label", "by", "score", "frequency")}
-        words |= {"tokens": list(known.tokens), "promotes": list(known.promotes)}
-        words["contexts"] = [
-            ContextInfo(tokens=list(c.tokens), values=list(c.values), source=c.source) for c in known.contexts
-        ]
-
-    near = flow_neighbours(named.site, atlas)
-
-    # 3. its matches, by part; parts that were not matched are left out
+    # 2. its matches, by part; parts that were not matched are left out
     def neighbours(*sites: Site) -> dict[Any, list[Neighbour]]:
         found: dict[Any, list[Neighbour]] = {}
         for site in sites:
@@ -252,12 +241,9 @@ def feature(explorer: Explored, query: Annotated[FeatureQuery, Query()]) -> Feat
                 ]
         return found
 
-    source = None if explorer.sources is None else explorer.sources.at(named.site)
-    page = [] if source is None else [f"{NEURONPEDIA}/{source.model}/{source.id}/{named.index}"]
+    near = flow_neighbours(named.site, atlas)
     return FeatureResponse(
-        feature=str(named),
-        site=str(named.site),
-        **words,
+        **dict(feature_facts(explorer, named)),
         scores=None if alone.scores is None else ScoresInfo(**asdict(alone.scores)),
         p=None if alone.p is None else ScoresInfo(**asdict(alone.p)),
         evolution=None
@@ -266,6 +252,25 @@ def feature(explorer: Explored, query: Annotated[FeatureQuery, Query()]) -> Feat
         joins=[part.value for part in alone.joins],
         predecessors=neighbours(*(site for site in near if site < named.site)),
         successors=neighbours(*(site for site in near if site > named.site)),
+    )
+
+
+def feature_facts(explorer: Explorer, named: FeatureId) -> FeatureFacts:
+    """The part of a feature's card that its matches have no say in; without words it keeps the defaults."""
+    known = explorer.words.get(named)
+    words: dict[str, Any] = {}
+    if known is not None:
+        words = {name: getattr(known, name) for name in ("label", "by", "score", "frequency")}
+        words |= {"tokens": list(known.tokens), "promotes": list(known.promotes)}
+        words["contexts"] = [
+            ContextInfo(tokens=list(c.tokens), values=list(c.values), source=c.source) for c in known.contexts
+        ]
+    source = None if explorer.sources is None else explorer.sources.at(named.site)
+    page = [] if source is None else [f"{NEURONPEDIA}/{source.model}/{source.id}/{named.index}"]
+    return FeatureFacts(
+        feature=str(named),
+        site=str(named.site),
+        **words,
         groups=None if explorer.origins is None else explorer.origins.groups(named),
         links=[Link(title="Neuronpedia", url=url) for url in page],
     )

@@ -1,4 +1,8 @@
-/* The server's answers. Every failure becomes an ApiError: a sentence, and what to do. */
+/* Answers: a server's, or of the files of a published site. Every failure is an ApiError: a sentence, and what to do. */
+
+/** Whether this page is a published site: files alone, no server that computes, no model. */
+export const published = "published" in document.documentElement.dataset;
+const files = published ? import("./site/source.js") : null;
 
 /** What the server refused, or that it does not answer. */
 export class ApiError extends Error {
@@ -49,11 +53,18 @@ export function query(values) {
   return said.toString().replaceAll("%2F", "/").replaceAll("%2C", ",");
 }
 
-/** GET as JSON. */
+/** GET as JSON; of a published site, what the server would say. */
 export async function get(path, values = {}, signal = undefined) {
+  if (files) return (await files).answer(path, values, signal);
   const said = query(values);
   return (await ask(said ? `${path}?${said}` : path, { signal })).json();
 }
+
+/** The address of the page of a results folder. */
+export const resultsPage = (id) => (published ? `results/${encodeURIComponent(id)}/index.html` : `/results/${encodeURIComponent(id)}`);
+
+/** The address of a table of a results folder. */
+export const resultsFile = (id, file) => (published ? `results/${encodeURIComponent(id)}/${encodeURIComponent(file.name)}` : `/results/${encodeURIComponent(id)}/files/${file.n}`);
 
 function posted(body, signal) {
   return { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal };

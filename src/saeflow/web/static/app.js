@@ -1,15 +1,12 @@
 /* Starts the page: asks what is there, builds the views, and shows the one that the address names. */
-import { get } from "./api.js";
-import { startBench } from "./plan.js";
+import { get, published } from "./api.js";
 import { buildControls } from "./controls.js";
 import { $, all, problem } from "./dom.js";
 import { seedAt, startFlow } from "./flow.js";
 import { startHelp } from "./help.js";
 import { readFeature } from "./panel.js";
 import { startResults } from "./results.js";
-import { startRun } from "./steer.js";
 import { searchBox } from "./search.js";
-import { startText } from "./text.js";
 import * as state from "./state.js";
 
 // What goes wrong is kept where a test can see it.
@@ -28,16 +25,13 @@ async function start() {
     return;
   }
   $("#release").textContent = [info.release, info.model && info.model !== info.release ? info.model : ""].filter(Boolean).join(" · ");
+  if (published) for (const part of all(`[data-needs="model"]${info.results.length ? "" : ', [data-view="results"], #results'}`)) part.remove();
   state.start();
   const box = searchBox($("#search"), { label: "Search features", placeholder: "Search words or an id", hint: "/", picks: info.picks, choose: seedAt });
   buildControls($("#controls"), info);
   startFlow(info, readFeature);
-  let changed = () => {};
-  startBench(info, () => changed());
-  changed = startRun(info);
-  changed();
-  startText(info);
-  startResults(info);
+  if (!published) await startModelViews(info);
+  if (!published || info.results.length) startResults(info);
   startHelp(info);
   wireChrome();
   state.subscribe(showView);
@@ -45,6 +39,16 @@ async function start() {
   if (!state.value("feature")) await openPick(info, box);
   else state.update({});
   watchPicks(info, box);
+}
+
+/** The steering bench and the text view: a published site has no model, and no files for them. */
+async function startModelViews(info) {
+  const [{ startBench }, { startRun }, { startText }] = await Promise.all(["plan", "steer", "text"].map((name) => import(`./${name}.js`)));
+  let changed = () => {};
+  startBench(info, () => changed());
+  changed = startRun(info);
+  changed();
+  startText(info);
 }
 
 /** The first graph is one worth a look, so that the page never opens empty. */

@@ -1,6 +1,6 @@
-/* The menu of exports: links to the graph that is shown, in every form the server writes. */
-import { query } from "./api.js";
-import { $, h } from "./dom.js";
+/* The menu of exports: links to the graph that is shown, in every form the server writes; a published site writes its own. */
+import { get, published, query } from "./api.js";
+import { $, download, h } from "./dom.js";
 import { asked } from "./controls.js";
 import * as state from "./state.js";
 
@@ -17,8 +17,16 @@ export function exportMenu(info) {
   });
   const menu = h("details", { class: "menu" }, h("summary", {}, "Export"), h("ul", {}, ...links.map(([, link]) => h("li", {}, link))));
   const refresh = () => {
-    for (const [format, link] of links) link.href = `/api/export?${query({ feature: state.value("feature"), ...asked(info), format })}`;
+    for (const [format, link] of links) link.href = published ? state.address("flow") : `/api/export?${query({ feature: state.value("feature"), ...asked(info), format })}`;
   };
+  const write = async (event, format) => {
+    event.preventDefault();
+    event.stopPropagation();
+    menu.open = false;
+    const file = await get("/api/export", { feature: state.value("feature"), ...asked(info), format });
+    download(file.name, file.text, file.type);
+  };
+  if (published) for (const [format, link] of links) link.addEventListener("click", (event) => write(event, format));
   state.subscribe(refresh);
   refresh();
   menu.addEventListener("keydown", (event) => {

@@ -1,5 +1,5 @@
 /* The flow view: asks for the graph that the address names, shows it, and keeps its place while it changes. */
-import { gaveUp, get, latest } from "./api.js";
+import { gaveUp, get, latest, published } from "./api.js";
 import { colour, legend, marks } from "./colours.js";
 import { asked, colouring } from "./controls.js";
 import { $, announce, digits, h, problem, refill } from "./dom.js";
@@ -61,7 +61,7 @@ function onKey(event) {
   else if (!id) return;
   else if (event.key === "g") seedAt(id);
   else if (event.key === "e") toggleExpanded(id);
-  else if (event.key === "p") togglePlanned(id);
+  else if (event.key === "p" && !published) togglePlanned(id);
   else return;
   event.preventDefault();
 }

@@ -1,11 +1,12 @@
 /* Keys, and the dialog that lists them. */
+import { published } from "./api.js";
 import { $, h } from "./dom.js";
 import { letGo } from "./flow.js";
 
 const KEYS = [
-  ["/", "search"], ["1 2 3 4", "flow, steer, text, results"], ["?", "this list"], ["Esc", "close, let go, back to the graph"],
+  ["/", "search"], ...(published ? [] : [["1 2 3 4", "flow, steer, text, results"]]), ["?", "this list"], ["Esc", "close, let go, back to the graph"],
   ["← →", "in the graph: along the best edge"], ["↑ ↓", "within a layer"], ["Enter", "read the feature; again: go into its panel"],
-  ["g", "its own graph"], ["e", "expand: its next matches"], ["p", "into the plan, or out"], ["+ − 0", "zoom, fit"],
+  ["g", "its own graph"], ["e", "expand: its next matches"], ...(published ? [] : [["p", "into the plan, or out"]]), ["+ − 0", "zoom, fit"],
   ["Ctrl + wheel", "zoom where the pointer is"], ["drag", "pan"],
 ];
 
@@ -16,8 +17,8 @@ export function startHelp(info) {
   close.addEventListener("click", () => dialog.close());
   dialog.append(h("div", { class: "head" }, h("h2", { id: "help-title" }, "Keys"), close),
     h("dl", { class: "keys" }, ...KEYS.map(([key, does]) => h("div", {}, h("dt", {}, ...key.split(" ").map((one) => (/^(\+|wheel)$/.test(one) && key.includes("Ctrl") ? ` ${one} ` : h("kbd", {}, one)))), h("dd", {}, does)))),
-    h("p", { class: "muted small" }, "The address of this page holds what you see, without the token: keep it as a bookmark while the server runs on the same port."),
-    h("p", { class: "muted small" }, `saeflow ${info.saeflow} · ${info.release} · made by ${info.made_by || "unknown"} · `, h("a", { href: "/api/openapi.json", target: "_blank", rel: "noopener" }, "the API")));
+    h("p", { class: "muted small" }, published ? "The address of this page holds what you see: a link to it shows the same." : "The address of this page holds what you see, without the token: keep it as a bookmark while the server runs on the same port."),
+    h("p", { class: "muted small" }, `saeflow ${info.saeflow} · ${info.release} · made by ${info.made_by || "unknown"} · `, published ? "a site of files: nothing is asked of any other place" : h("a", { href: "/api/openapi.json", target: "_blank", rel: "noopener" }, "the API")));
   $("#help-open").addEventListener("click", () => dialog.showModal());
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   addEventListener("keydown", (event) => onKey(event, dialog));
@@ -36,7 +37,7 @@ function onKey(event, dialog) {
   const views = [...document.querySelectorAll("#views a")];
   if (event.key === "/") $("#search input").focus();
   else if (event.key === "?") dialog.showModal();
-  else if (/^[1-4]$/.test(event.key)) views[Number(event.key) - 1].click();
+  else if (/^[1-4]$/.test(event.key)) views[Number(event.key) - 1]?.click();
   else return;
   event.preventDefault();
 }

@@ -1,5 +1,5 @@
 /* The panel of a feature: what it stands for, where it comes from and goes to. */
-import { gaveUp, get, latest } from "./api.js";
+import { gaveUp, get, latest, published } from "./api.js";
 import { GROUPS, shareOf } from "./colours.js";
 import { $, all, announce, digits, h, parseId, percent, problem, pValue, refill } from "./dom.js";
 import { seedAt, theFigure, toggleExpanded } from "./flow.js";
@@ -95,7 +95,7 @@ function buttons(id) {
   seed.addEventListener("click", () => seedAt(id));
   const more = h("button", { type: "button", "data-act": "expand" });
   more.addEventListener("click", () => toggleExpanded(id));
-  return h("div", { class: "acts" }, plan, seed, more);
+  return h("div", { class: "acts" }, published ? null : plan, seed, more);
 }
 
 /** What the buttons would do now. */

@@ -1,5 +1,5 @@
 /* Folders of results: a list, and the page of one in a frame. */
-import { get } from "./api.js";
+import { get, resultsFile, resultsPage } from "./api.js";
 import { $, h, problem } from "./dom.js";
 import * as state from "./state.js";
 
@@ -37,7 +37,7 @@ export async function startResults(info) {
     if (!found || state.view() !== "results") return;
     if (!list.dataset.listed) listFiles(list);
     frame.title = found.title;
-    const address = `/results/${encodeURIComponent(found.id)}`;
+    const address = resultsPage(found.id);
     if (frame.getAttribute("src") === address) return;
     nothing.hidden = false;
     nothing.textContent = "A moment.";
@@ -49,7 +49,7 @@ export async function startResults(info) {
 }
 
 function folder(found) {
-  const page = `/results/${encodeURIComponent(found.id)}`;
+  const page = resultsPage(found.id);
   const open = h("a", { href: state.address("results", { result: found.id }), "data-id": found.id, class: "title" }, found.title);
   return h("li", {}, open, h("p", { class: "muted small" }, KINDS[found.kind] ?? found.kind, found.finished ? "" : " · not finished"),
     h("p", { class: "small" }, h("a", { href: page, target: "_blank", rel: "noopener" }, "new tab ↗"),
@@ -75,5 +75,5 @@ async function listFiles(list) {
 
 function fileLink(found, file) {
   const size = file.bytes < 10_000 ? `${file.bytes} B` : `${Math.round(file.bytes / 1000)} kB`;
-  return h("li", {}, h("a", { href: `/results/${encodeURIComponent(found.id)}/files/${file.n}`, download: file.name }, file.name), ` ${size}`);
+  return h("li", {}, h("a", { href: resultsFile(found.id, file), download: file.name }, file.name), ` ${size}`);
 }

@@ -12,7 +12,7 @@ const readers = new Set();
 
 function parse(hash) {
   const [view, said = ""] = hash.replace(/^#/, "").split("?");
-  return { view: VIEWS.includes(view) ? view : "flow", values: Object.fromEntries(new URLSearchParams(said)) };
+  return { view: VIEWS.includes(view) && document.getElementById(view) ? view : "flow", values: Object.fromEntries(new URLSearchParams(said)) };
 }
 
 /** The address of a view with what is known now. */
