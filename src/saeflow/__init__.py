@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING
 from saeflow.version import __version__
 
 if TYPE_CHECKING:
-    from saeflow.comparison.results import Comparison, open_comparison
+    from saeflow.comparison.results import Comparison, open_comparison, open_results
     from saeflow.comparison.run import compare
     from saeflow.comparison.settings import ComparisonSettings
     from saeflow.errors import SaeflowError
-    from saeflow.experiments.results import open_results
     from saeflow.flow import Edge, End, Evolution, FlowGraph, Node, Scores, Thresholds, trace
     from saeflow.ids import FeatureId, Part, Site
     from saeflow.interventions import Add, Rescale
@@ -75,7 +74,7 @@ _HOME = {
     "match": "saeflow.matching.methods",
     "open_atlas": "saeflow.matching.atlas",
     "open_comparison": "saeflow.comparison.results",
-    "open_results": "saeflow.experiments.results",
+    "open_results": "saeflow.comparison.results",
     "render": "saeflow.report",
     "trace": "saeflow.flow",
     "trace_text": "saeflow.prompt_graph.trace",

@@ -37,7 +37,7 @@ def chain(steps):
 
 
 def test_what_is_born_and_lost_at_each_step_is_counted(chain):
-    rows = chain.frame("compare_steps")
+    rows = chain.table("compare_steps")
     assert rows["carried"].tolist()[1:] == [CARRIED] * 3
     assert rows["born"].tolist()[1:] == [BORN] * 3
     assert rows["lost"].tolist()[:-1] == [BORN] * 3
@@ -51,11 +51,11 @@ def test_drift_is_the_angle_that_was_turned(steps, chain):
     kept = [(at, place[int(row)]) for at, row in enumerate(first.tolist()) if row < CARRIED]
     cosine = [float(one.W_dec[i] @ other.W_dec[j]) for i, j in kept]
     expected = np.degrees(np.arccos(cosine)).mean()
-    assert chain.frame("compare_steps")["drift"].iloc[1] == pytest.approx(expected, abs=1e-3)
+    assert chain.table("compare_steps")["drift"].iloc[1] == pytest.approx(expected, abs=1e-3)
 
 
 def test_lineages_follow_features_back_to_where_they_were_born(steps, chain):
-    rows = chain.frame("lineages").set_index("feature")
+    rows = chain.table("lineages").set_index("feature")
     for at, row in enumerate(steps[3][1].tolist()):
         found = rows.loc[f"1/res/{at}"]
         assert found["born"] == (0 if row < CARRIED else 3)
@@ -75,17 +75,17 @@ def test_the_graph_has_steps_in_place_of_layers_and_says_where_features_end(chai
     assert all(edge.score >= FEW.shared for edge in graph.edges)
     again = FlowGraph.from_json(graph.to_json())
     assert again.steps == graph.steps
-    nodes = chain.frame("compare_nodes")
+    nodes = chain.table("compare_nodes")
     assert set(nodes["node"]) == {str(node.feature) for node in graph.nodes}
 
 
 def test_consistent_features_are_those_in_all(chain):
-    rows = chain.frame("compare_presence")
+    rows = chain.table("compare_presence")
     first = rows[rows["name"] == "s0 1/res"]
     assert first["share"].sum() == pytest.approx(1, abs=1e-4)
     # three noisy steps leave a cosine of about 0.89 with the first
     assert first["consistent"].iloc[-1] == pytest.approx(CARRIED / (CARRIED + BORN), abs=1e-4)
-    matrix = chain.frame("compare_matrix")
+    matrix = chain.table("compare_matrix")
     known = {(row.a, row.b): row.pw_mcc for row in matrix.itertuples()}
     assert all(known[a, b] == known[b, a] for a, b in known)
 
@@ -137,4 +137,4 @@ def test_every_file_is_named_with_its_sha256(tmp_path):
         assert record["model"] == "tiny"
         assert len(record["decoder sha256"]) == 64
     assert [record["name"] for record in found.dictionaries] == ["one 1/res", "two 1/res"]
-    assert FeatureId.parse(found.frame("features")["feature"][0]).site == SITE
+    assert FeatureId.parse(found.table("features")["feature"][0]).site == SITE

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+import saeflow as sf
 from saeflow.comparison.run import compare
 from saeflow.comparison.settings import ComparisonSettings
+from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Site
 from saeflow.labels.words import FeatureWords
 from saeflow.paper import FIGURES, draw, reading
@@ -43,6 +45,20 @@ def test_the_command_prints_tables_and_writes_page_json_and_csv(stdout, folders,
         assert record["sha256"] in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert (tmp_path / "out" / "figures" / "compare_scores.svg").is_file()
+
+
+def test_a_folder_of_results_opens_as_a_comparison(folders, tmp_path):
+    found = sf.compare(folders / "one", folders / "two", settings=ComparisonSettings(rows=64, rotations=1))
+    found.save(tmp_path)
+    again = sf.open_results(tmp_path)
+    assert isinstance(again, sf.Comparison)
+    assert repr(again) == "<Comparison of one 1/res, two 1/res>"
+    assert again.to_pandas().equals(found.to_pandas())
+    assert again.table("splits").attrs["title"] == "Features that several of the other dictionary share"
+    with pytest.raises(InvalidArgument, match=r"no table 'split'. It has pairs, compare_scores"):
+        again.table("split")
+    with pytest.raises(BadFile, match="cannot be read as the manifest of results"):
+        sf.open_results(tmp_path / "tables")
 
 
 def test_json_is_the_comparison(stdout, folders):

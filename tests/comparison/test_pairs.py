@@ -52,7 +52,7 @@ def test_the_numbers_are_those_of_numpy_and_scipy(sizes):
     expected = independent(a.W_dec.double().numpy(), b.W_dec.double().numpy())
     found = compare(a, b, settings=FEW)
     row = found.to_pandas().iloc[0]
-    scores = found.frame("compare_scores").set_index(["measure", "sign"])["mean"]
+    scores = found.table("compare_scores").set_index(["measure", "sign"])["mean"]
     told = {name: row[name] for name in ("pw_mcc", "signed", "a in b", "b in a")}
     told |= {"|a| in b": scores["A in B", "absolute"], "|b| in a": scores["B in A", "absolute"]}
     assert told == pytest.approx(expected, abs=1e-5)
@@ -71,7 +71,7 @@ def test_shared_features_find_their_partners_and_opposite_ones_by_size_alone(pla
 
 def test_what_is_in_one_alone_is_what_was_planted_there(planted):
     found = compare(planted.a, planted.b, settings=FEW, names=("one", "two"))
-    features = found.frame("features")
+    features = found.table("features")
     for name, own in (("one", planted.own_a), ("two", planted.own_b)):
         rows = features[features["of"].str.startswith(name)]
         kinds = dict(zip(rows["feature"], rows["kind"], strict=True))
@@ -79,7 +79,7 @@ def test_what_is_in_one_alone_is_what_was_planted_there(planted):
     shared = [f"1/res/{row}" for row in planted.partner if row not in planted.flipped]
     kinds = features[features["of"] == "one 1/res"].set_index("feature")["kind"]
     assert set(kinds[shared]) == {"shared"}
-    assert set(found.frame("only")["feature"]) >= {f"1/res/{row}" for row in planted.own_b}
+    assert set(found.table("only")["feature"]) >= {f"1/res/{row}" for row in planted.own_b}
 
 
 def test_a_split_is_found_with_its_parts_and_its_span(planted, pair):
@@ -108,8 +108,8 @@ def test_two_unrelated_dictionaries_are_no_better_than_their_rotations():
     found = compare(dictionary(SITE, unit(80, 1)), dictionary(SITE, unit(80, 2)), settings=FEW)
     row = found.to_pandas().iloc[0]
     assert row["pw_mcc"] == pytest.approx(row["rotated"], abs=0.02)
-    assert set(found.frame("compare_kinds")["shared"]) == {0.0}
-    assert max(found.frame("nulls")["significant"]) < 0.05
+    assert set(found.table("compare_kinds")["shared"]) == {0.0}
+    assert max(found.table("nulls")["significant"]) < 0.05
 
 
 def test_a_dictionary_and_itself_rotated_in_place_share_everything():
@@ -125,10 +125,10 @@ def test_features_without_a_direction_count_nowhere():
     whole, holes = dictionary(SITE, rows), dictionary(SITE, torch.cat([rows, torch.zeros(5, rows.shape[1])]))
     found = compare(holes, whole, settings=FEW)
     assert found.to_pandas().iloc[0]["pw_mcc"] == pytest.approx(1, abs=1e-6)
-    kinds = found.frame("compare_kinds")
+    kinds = found.table("compare_kinds")
     assert kinds["n"].tolist() == [30, 30]
     assert kinds["no direction"].tolist() == [5, 0]
-    features = found.frame("features")
+    features = found.table("features")
     dead = features[features["kind"] == "no direction"]
     assert dead["best"].isna().all()
     assert dead["cosine"].isna().all()
@@ -161,18 +161,18 @@ def test_density_weights_and_words_are_those_of_the_words(planted):
 
     told = {"one": Known(one), "two": Known(other)}
     found = compare(planted.a, planted.b, settings=FEW, names=("one", "two"), words=told)
-    scores = found.frame("compare_scores").set_index(["measure", "sign"])
-    features = found.frame("features")
+    scores = found.table("compare_scores").set_index(["measure", "sign"])
+    features = found.table("features")
     rows = features[features["of"] == "one 1/res"]
     weights = np.array([words.frequency for words in one])
     assert scores.loc[("A in B", "signed"), "by density"] == pytest.approx(
         (weights * rows["cosine"]).sum() / weights.sum(), abs=1e-5
     )
-    row = found.frame("words").iloc[0]
+    row = found.table("words").iloc[0]
     assert row["overlap of shared"] == pytest.approx(1 / 3)
     assert row["overlap by chance"] < 0.1
     assert "t5" in set(rows["words"])
-    density = found.frame("compare_density")
+    density = found.table("compare_density")
     assert sorted(set(density["low"])) == pytest.approx([0.001, 0.01, 0.1])
 
 

@@ -97,6 +97,22 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(tmp_path, step):
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
 
 
+def test_dictionaries_are_kept_on_the_way_and_are_those_of_the_moment(tmp_path):
+    told = settings(steps=12, checkpoint_every=192, keep_every=256)
+    with pytest.raises(Killed):
+        run(tmp_path / "r", told, progress=killed_at(6))
+    run(tmp_path / "r", told)
+    run(tmp_path / "plain", settings(steps=12))
+    assert files(tmp_path / "r") == files(tmp_path / "plain"), "what is kept changes nothing"
+    steps = sorted((tmp_path / "r-steps").iterdir())
+    assert [step.name for step in steps] == ["000000000256", "000000000512"]
+    site = TARGETS[0].site
+    rows = [load_dictionaries(folder)[site].W_dec for folder in (*steps, tmp_path / "r")]
+    assert len({row.numpy().tobytes() for row in rows}) == 3
+    config = json.loads((steps[0] / TARGETS[0].name / "cfg.json").read_text())
+    assert config["metadata"]["training_tokens"] == 256
+
+
 class Clock:
     """Stands for `time`: every look at it is a second later, and every checkpoint takes some more."""
 

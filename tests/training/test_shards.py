@@ -101,6 +101,18 @@ def test_a_shard_killed_in_a_pool_goes_on_anywhere_and_all_is_as_of_one_run(mode
     assert told[-1][2].startswith("fve ")
 
 
+def test_what_shards_keep_on_the_way_is_that_of_one_run(model, tmp_path):
+    run = text_run(model, replace(TOLD, keep_every=320))
+    run.train(tmp_path / "whole")
+    train_in_shards(run, tmp_path / "r", shards=2)
+    kept, whole = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "r-steps", tmp_path / "whole-steps")
+    )
+    assert len(whole) == 2 * 2 * len(TARGETS)
+    assert kept == whole
+
+
 def test_a_driver_that_is_stopped_goes_on_with_the_shards_it_began_with(model, whole, tmp_path):
     ends = Ends(tmp_path / "steps", "1.mlp", 4, kill=False)
     with pytest.raises(Stopped):

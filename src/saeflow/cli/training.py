@@ -57,6 +57,7 @@ def train(
     loss_every_time: Flag = False,
     checkpoint_every: int = 10_000_000,
     checkpoint_minutes: float = 5,
+    keep_every: int = 0,
     device: Device = "cpu",
     trainer: Literal["sparse", "sae-lens"] = "sparse",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -107,6 +108,7 @@ def train(
         loss_every_time: Measure the model's loss each time, not only at the end.
         checkpoint_every: Tokens between checkpoints; 0 for none.
         checkpoint_minutes: Minutes between checkpoints, whatever the tokens; 0 for none.
+        keep_every: Tokens between dictionaries that are kept, for a chain: in OUT-steps; 0 for none.
         trainer: What moves the weights: sparse (saeflow's own), or sae-lens (the extra train).
         dtype: Kind of the model's numbers: what it computes in.
         seed: Seed of everything that is drawn: the first weights, texts, shuffling.
@@ -161,6 +163,7 @@ def train(
         checkpoint_minutes=checkpoint_minutes,
         metrics_every=metrics_every or max(1, tokens // 10),
         loss_every_time=loss_every_time,
+        keep_every=keep_every,
     )
     check_targets(targets, settings)
 

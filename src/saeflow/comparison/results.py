@@ -14,8 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from saeflow.errors import BadFile
-from saeflow.experiments.results import Cell, SummaryTable
+from saeflow.errors import BadFile, InvalidArgument
+from saeflow.experiments.results import Cell, Results, SummaryTable
 from saeflow.files import add_check, agrees_with_check, write_atomic
 from saeflow.flow.graph import FlowGraph
 from saeflow.reading import read_json
@@ -37,7 +37,7 @@ class Comparison:
         settings: what was asked; with the dictionaries it determines every number.
         dictionaries: for each dictionary its name, release, site, features, width, file, and the sha256 of the file
             (of a file on this machine) and of the decoder in float32.
-        tables: by name; `frame` gives them as DataFrames. "pairs" has a row for every two dictionaries, "features" one
+        tables: by name; `table` gives them as DataFrames. "pairs" has a row for every two dictionaries, "features" one
             for every feature of each with its matches.
         graph: of a chain, some features over its steps; None for two dictionaries.
         made_by: the version of saeflow.
@@ -53,17 +53,19 @@ class Comparison:
         """The dictionaries that were compared."""
         return f"<Comparison of {', '.join(str(one['name']) for one in self.dictionaries)}>"
 
-    def frame(self, table: str) -> pd.DataFrame:
-        """A table as a DataFrame.
+    def table(self, name: str) -> pd.DataFrame:
+        """One table as a DataFrame; `attrs` has its title and note.
 
         Raises:
-            KeyError: when there is no such table.
+            InvalidArgument: for a table that there is not.
         """
-        return self.tables[table].frame()
+        if name not in self.tables:
+            raise InvalidArgument(f"this comparison has no table {name!r}. It has {', '.join(self.tables)}.")
+        return self.tables[name].frame()
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for every two dictionaries: PW-MCC and what goes with it."""
-        return self.frame("pairs")
+        return self.table("pairs")
 
     def to_json(self) -> str:
         """The comparison as text that `open_comparison` reads."""
@@ -122,3 +124,16 @@ def open_comparison(path: Path | str) -> Comparison:
         if isinstance(error, BadFile):
             raise
         raise BadFile(f"{path} cannot be read as a comparison ({error!r}). {again}") from None
+
+
+def open_results(folder: Path | str) -> Results | Comparison:
+    """The results in a folder, finished or not, whatever command wrote them; a `Comparison` of `saeflow compare`.
+
+        results = sf.open_results("deactivate-demo")
+        results.table("by_rescale")     a table of the summary as a pandas DataFrame
+        results.frame()                 every row of the experiment as one; of a comparison, see `to_pandas`
+
+    Raises:
+        BadFile: when there is no manifest, or it cannot be read.
+    """
+    return open_comparison(folder) if (Path(folder) / FILE).is_file() else Results.open(Path(folder))

@@ -431,19 +431,6 @@ class Results:
             ) from None
 
 
-def open_results(folder: Path | str) -> Results:
-    """The results in a folder, finished or not, whatever command wrote them.
-
-        results = sf.open_results("deactivate-demo")
-        results.table("by_rescale")     a table of the summary as a pandas DataFrame
-        results.frame()                 every row of the experiment as one
-
-    Raises:
-        BadFile: when there is no manifest, or it cannot be read.
-    """
-    return Results.open(folder)
-
-
 def versions() -> dict[str, str]:
     """Of saeflow, Python and the libraries whose arithmetic the rows depend on; imports none of them."""
     found = {"saeflow": __version__, "python": platform.python_version()}

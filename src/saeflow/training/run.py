@@ -201,9 +201,12 @@ class _TrainingRun:
             self.step += 1
             self.seconds = time.monotonic() - began
             last = self.step == optimiser.steps
-            if last or _due(self.step, optimiser.batch, settings.metrics_every):
+            kept = not last and _due(self.step, optimiser.batch, settings.keep_every)
+            if last or kept or _due(self.step, optimiser.batch, settings.metrics_every):
                 quality = self._measure(last=last)
                 now = record.told_shortly(quality, [self.trainer.dead(t.name) for t in self.targets])
+            if kept:
+                self._write(kept_folder(self.out) / f"{self.step * optimiser.batch:012d}", quality)
             tokens_due = _due(self.step, optimiser.batch, settings.checkpoint_every)
             if not last and (tokens_due or time.monotonic() >= next_one):
                 written = time.monotonic()
@@ -283,19 +286,24 @@ class _TrainingRun:
         checkpoint.save(self.out, checkpoint.Checkpoint(self.step, learners, buffer | means, told))
 
     def _end(self, quality: dict[Site, Quality]) -> Trained:
-        dead = {t.site: self.trainer.dead(t.name) for t in self.targets}
-        write_sae_lens_release(
-            self.out,
-            self._dictionaries(),
-            model_name=str(self.told["model"]),
-            architecture=self.model.architecture,
-            metadata={t.site: self._metadata(t, quality[t.site], dead[t.site]) for t in self.targets},
-        )
+        dead = self._write(self.out, quality)
         left_out = {t.site: self.massive[t.name] for t in self.targets}
         done = Trained(self.out, quality, dead, left_out)
         record.ended(self.out, self.told, done, self.seconds)
         checkpoint.remove(self.out)
         return done
+
+    def _write(self, folder: Path, quality: dict[Site, Quality]) -> dict[Site, float]:
+        """Write the dictionaries as they are now; the share of dead features of each."""
+        dead = {t.site: self.trainer.dead(t.name) for t in self.targets}
+        write_sae_lens_release(
+            folder,
+            self._dictionaries(),
+            model_name=str(self.told["model"]),
+            architecture=self.model.architecture,
+            metadata={t.site: self._metadata(t, quality[t.site], dead[t.site]) for t in self.targets},
+        )
+        return dead
 
     def _metadata(self, target: TrainingTarget, quality: Quality, dead: float) -> dict[str, Any]:
         settings = self.settings
@@ -307,12 +315,20 @@ class _TrainingRun:
             "sae_lens_training_version": LENS_VERSION,
             "saeflow_version": __version__,
             "training_architecture": settings.sparsity.objective.value,
-            "training_tokens": settings.optimiser.steps * settings.optimiser.batch,
+            "training_tokens": self.step * settings.optimiser.batch,
             "training_settings": settings.bound(),
             "l0": quality.l0,
             "explained_variance": quality.fve,
             "num_dead_features": round(dead * target.width),
         }
+
+
+def kept_folder(out: Path) -> Path:
+    """Where a run keeps dictionaries on the way, a release in each of its folders: beside that of the run.
+
+    Not in it: whoever opens a folder of dictionaries finds those below it too.
+    """
+    return out.with_name(f"{out.name}-steps")
 
 
 def _due(step: int, batch: int, every: int) -> bool:

@@ -271,6 +271,7 @@ class TrainingSettings:
             none (`sources.massive`).
         metrics_every: tokens between measurements; 0 for the end alone.
         loss_every_time: measure the model's loss each time, not only at the end.
+        keep_every: tokens between dictionaries that are kept as they are then (`run.kept_folder`); 0 for none.
     """
 
     sparsity: Sparsity
@@ -283,6 +284,7 @@ class TrainingSettings:
     metrics_every: int = 0
     checkpoint_minutes: float = 0.0
     loss_every_time: bool = False
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -291,11 +293,10 @@ class TrainingSettings:
                 f"a buffer of {self.stream.buffer} rows for batches of {self.optimiser.batch}: half of it is served "
                 f"between refills. Give a buffer of {2 * self.optimiser.batch} or more."
             )
-        if self.checkpoint_every < 0 or self.metrics_every < 0:
-            raise InvalidArgument(
-                f"checkpoints every {self.checkpoint_every} and metrics every {self.metrics_every} tokens. Give 0 or "
-                "more; 0 for none."
-            )
+        every = {name: getattr(self, f"{name}_every") for name in ("checkpoint", "metrics", "keep")}
+        if min(every.values()) < 0:
+            told = ", ".join(f"{name}_every={tokens}" for name, tokens in every.items())
+            raise InvalidArgument(f"{told} tokens. Give 0 or more; 0 for none.")
         if not (math.isfinite(self.checkpoint_minutes) and self.checkpoint_minutes >= 0):
             raise InvalidArgument(f"checkpoints every {self.checkpoint_minutes} minutes. Give 0 or more; 0 for none.")
         if not (math.isfinite(self.massive) and (self.massive > 1 or self.massive == 0)):
@@ -332,7 +333,7 @@ class TrainingSettings:
     def bound(self) -> dict[str, Any]:
         """What a run that goes on must share with the one that was killed: all but how often it reports."""
         told = replace(self, checkpoint_every=0, metrics_every=0).to_json()
-        del told["checkpoint_minutes"], told["loss_every_time"]
+        del told["checkpoint_minutes"], told["loss_every_time"], told["keep_every"]
         return told
 
 

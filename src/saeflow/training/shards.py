@@ -28,7 +28,7 @@ from saeflow.records import Progress
 from saeflow.sources.formats.sae_lens import CONFIG
 from saeflow.training import checkpoint, record
 from saeflow.training.record import SHARDS, Trained
-from saeflow.training.run import identity
+from saeflow.training.run import identity, kept_folder
 from saeflow.training.settings import TrainingTarget, check_targets
 from saeflow.training.text_run import TextRun
 
@@ -164,6 +164,11 @@ def _join(run: TextRun, out: Path, told: _Told, plan: _Plan, shards: Mapping[str
     shard_of = {site: name for name, sites in plan.items() for site in sites}
     for target in run.targets:
         _move(out / SHARDS / shard_of[str(target.site)] / target.name, out / target.name)
+    for name in plan:
+        for step in sorted(kept_folder(out / SHARDS / name).glob("*")):
+            (kept_folder(out) / step.name).mkdir(parents=True, exist_ok=True)
+            for target in sorted(step.iterdir()):
+                _move(target, kept_folder(out) / step.name / target.name)
     rows, seconds = _measured([out / SHARDS / name for name in plan], run.targets)
     write_atomic(out / record.METRICS, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
     sites = {target.site: shards[shard_of[str(target.site)]] for target in run.targets}
