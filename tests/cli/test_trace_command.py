@@ -20,22 +20,40 @@ def run(monkeypatch, saeflow_here, tmp_path):
     return saeflow_here
 
 
-def test_the_graph_is_printed_and_written_and_json_reads_back(run, tmp_path):
-    code, out, err = run(*ASKED, "--formats", "html,json,graphml,circuit-tracer")
+def test_the_graph_is_printed_and_nothing_is_written_that_was_not_asked_for(run, tmp_path):
+    code, out, err = run(*ASKED)
     assert (code, err) == (0, "")
     for word in ("What happened at token 18", "effect", "control", "cosine", "completeness", "random graphs"):
         assert word in out
-    stem = "demo-token-18"
-    suffixes = (".prompt.html", ".prompt.json", ".prompt.graphml", ".circuit-tracer.json")
-    assert {path.name for path in tmp_path.iterdir()} == {f"{stem}{suffix}" for suffix in suffixes}
-    graph = PromptGraph.from_json((tmp_path / f"{stem}.prompt.json").read_text())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_written_by_their_endings_and_json_reads_back(run, tmp_path):
+    names = ["a.html", "a.json", "a.graphml", "a.circuit-tracer.json", "a.svg", "a.png", "a.dot", "a.mmd"]
+    code, _, err = run(*ASKED, *(word for name in names for word in ("-o", name)))
+    assert (code, err) == (0, "")
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    assert json.loads((tmp_path / "a.circuit-tracer.json").read_text())["metadata"]["schema_version"] == 1
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    graph = PromptGraph.from_json((tmp_path / "a.json").read_text())
     assert graph.edges["effect"].abs().min() >= 0.2
     assert set(graph.edges["child"]) <= set(graph.nodes["node"])
     assert len(graph.fidelity.random) == 2
 
 
+def test_the_words_of_the_last_release_still_work(run, tmp_path):
+    code, _, err = run(*ASKED, "--formats", "json,graphml", "--out", "here")
+    assert (code, err) == (0, "")
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {
+        "demo-token-18.graph.json",
+        "demo-token-18.graph.graphml",
+    }
+    assert run(*ASKED, "--no-files", "--formats", "json")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 def test_a_range_a_difference_and_a_pin_are_taken(run):
-    more = ("--token", "-2", "--before", "1", "--target", " the", "--against", " a", "--no-files", "--json")
+    more = ("--token", "-2", "--before", "1", "--target", " the", "--against", " a", "--json")
     code, out, err = run(*ASKED, *more)
     assert (code, err) == (0, "")
     data = json.loads(out)
@@ -54,6 +72,7 @@ def test_a_range_a_difference_and_a_pin_are_taken(run):
         (("--target", "garden with"), "tokens:"),
         (("--pins", "0/res/1@3"), "'0/res/1@3' is no node of this graph"),
         (("--formats", "pdf"), "not exported to 'pdf'"),
+        (("-o", "a.pdf"), "a.pdf cannot be written: end its name in .html"),
         (("--effect", "-1"), "effect = -1"),
     ],
 )

@@ -47,4 +47,7 @@ def small_graph(**changes):
     edges = frame([dict(zip(EDGE_COLUMNS, edge, strict=True)) for edge in EDGES], EDGE_COLUMNS)
     fidelity = Fidelity(4.0, 0.0, 3.0, 1.0, ((1.0, 3.0), (2.0, 2.0)))
     asked = {"fidelity": fidelity, "notes": ("1/att: left out.",)} | changes
-    return PromptGraph("demo", "demo", "a cat", ("<bos>", " cat"), (1,), "logit/9@1", nodes, edges, **asked)
+    asked = {"positions": (1,)} | asked
+    return PromptGraph(
+        "demo", "demo", "a cat", ("<bos>", " cat"), target="logit/9@1", nodes=nodes, edges=edges, **asked
+    )

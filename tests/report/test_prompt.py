@@ -9,10 +9,10 @@ import pytest
 
 from saeflow.errors import InvalidArgument
 from saeflow.flow.graph import MeasuredEdge
-from saeflow.labels.words import no_words
 from saeflow.prompt_graph import PromptGraph, Pruning
 from saeflow.report import render
-from saeflow.report.prompt import PROMPT_FORMATS, flow_graph, prompt_format, prompt_page
+from saeflow.report.exports import FORMATS
+from saeflow.report.prompt import export_prompt, flow_graph, prompt_page
 
 from ..prompt_graph.small import EDGES, NODES, small_graph
 
@@ -20,7 +20,7 @@ from ..prompt_graph.small import EDGES, NODES, small_graph
 @pytest.fixture
 def circuit():
     graph = small_graph().pin("0/res/error@1").group("cats", ["0/res/3@1", "0/res/4@1"])
-    return json.loads(PROMPT_FORMATS["circuit-tracer"].write(graph, no_words))
+    return json.loads(export_prompt(graph, "circuit-tracer"))
 
 
 def test_the_page_says_both_numbers_of_every_edge_what_was_not_followed_and_how_much_is_carried():
@@ -41,21 +41,44 @@ def test_the_page_escapes_tokens_and_loads_nothing():
 def test_missed_edges_are_dashed_and_every_edge_has_both_numbers_in_its_title():
     page = render(prompt_page(small_graph()), "html")
     wires = re.findall(r"<path class=\"wire[^>]*>|<path[^>]*class=\"wire[^>]*>.*?</path>", page)
-    titles = re.findall(r"<title>(\d/\w+/\d+ to [^<]+)</title>", page)
-    assert len(titles) == 4 <= len(wires)
+    titles = re.findall(r"<title>([^<]+ to [^<]+: effect [^<]+)</title>", page)
+    assert len(titles) == len(EDGES) == len(wires)
     assert "0/res/3 to 1/res/5: effect 0.60 (control 0.05), cosine 0.80, match 1" in titles
     assert "1/mlp/7 to 1/res/5: effect 0.30, cosine 0.20, not named by matching" in titles
-    assert sum("stroke-dasharray" in wire for wire in wires) == 3
+    assert "0/res/3 to 1/mlp/7: effect 0.90, cosine 0.10, through the block" in titles
+    assert "0/res/error to 1/res/5: effect -0.15, along the stream" in titles
+    assert "1/res/5 to logit/9: effect 0.80, onto the logit" in titles
+    assert sum("stroke-dasharray" in wire for wire in wires) == 2
     assert "the larger its effect" in page
     assert "the higher its cosine" not in page
 
 
-def test_what_is_drawn_are_the_features_of_the_last_token_and_the_strongest_on_the_target_is_ringed():
-    drawn = flow_graph(small_graph())
-    assert len(drawn.nodes) == 4
+def test_every_node_is_drawn_errors_and_logits_too_and_the_strongest_on_the_target_is_ringed():
+    drawn, words = flow_graph(small_graph().pin("0/res/4@1").group("cats", ["0/res/3@1"]))
+    assert [(str(node.feature), node.kind) for node in drawn.nodes] == [
+        ("0/res/3", "feature"),
+        ("0/res/4", "feature"),
+        ("0/res/error", "error"),
+        ("1/mlp/7", "feature"),
+        ("1/res/5", "feature"),
+        ("logit/9", "logit"),
+        ("logit/2", "logit"),
+    ]
     assert str(drawn.seed) == "1/res/5"
+    assert drawn.layer_name(2) == "output"
+    said = {str(node.feature): (node.said, words.get(node.feature)) for node in drawn.nodes}
+    assert said["0/res/3"][0] == "activation 2, 75% of its site, cats"
+    assert said["0/res/4"][0].endswith("pinned")
+    assert said["0/res/error"][1].label == "10% unexplained"
+    assert said["logit/9"][1].label == "␣<b> p = 0.6, the target"
     assert all(isinstance(edge, MeasuredEdge) for edge in drawn.edges)
     assert flow_graph(small_graph().prune(Pruning(effect=9))) is None
+
+
+def test_the_same_feature_at_two_tokens_is_two_nodes_of_the_figure():
+    graph = small_graph(positions=(0, 1))
+    drawn, _ = flow_graph(graph)
+    assert [str(node.feature) for node in drawn.nodes] == list(graph.nodes["node"])
 
 
 def test_circuit_tracers_json_has_every_node_and_link_with_ids_of_their_own(circuit):
@@ -87,8 +110,11 @@ def test_circuit_tracer_itself_reads_it(circuit):
 
 
 def test_every_format_is_written_and_json_is_read_back():
-    written = {name: form.write(small_graph(), no_words) for name, form in PROMPT_FORMATS.items()}
+    written = {name: export_prompt(small_graph(), name) for name in FORMATS}
     assert len(PromptGraph.from_json(written["json"].decode()).nodes) == len(NODES)
-    assert len({form.suffix for form in PROMPT_FORMATS.values()}) == len(written)
+    assert all(written.values())
+    assert written["mermaid"].count(b"|") == 2 * len(EDGES)
     with pytest.raises(InvalidArgument, match=r"'pdf'.*circuit-tracer"):
-        prompt_format("pdf")
+        export_prompt(small_graph(), "pdf")
+    with pytest.raises(InvalidArgument, match="there is no edge to draw"):
+        export_prompt(small_graph().prune(Pruning(effect=9)), "svg")

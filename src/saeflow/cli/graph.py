@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,16 +18,14 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.flow.scores import HIGH
 
 if TYPE_CHECKING:
-    from saeflow.flow import FlowGraph
     from saeflow.flow.published import Comparison
-    from saeflow.labels import Words
 
 FORMATS = ("html", "json", "graphml")
 """What is written into a folder."""
 
 
 def _writable(_type: Any, paths: Sequence[Path]) -> None:
-    """Refuse a file of no format before anything is grown."""
+    """Refuse a file of no format before the work."""
     from saeflow.report.exports import ENDINGS, format_of
 
     for path in paths:
@@ -76,7 +74,7 @@ def graph(
     from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
     from saeflow.report import render
-    from saeflow.report.exports import format_named
+    from saeflow.report.exports import export, format_named
 
     for name in formats:
         format_named(name)  # refuses an unknown one before anything is grown
@@ -90,7 +88,9 @@ def graph(
     words = words_for(atlas.release, beside=atlas.folder)
     backward, forward = direction != "forward", direction != "backward"
     grown = trace(feature, atlas, thresholds=thresholds, k=cuts.k, backward=backward, forward=forward)
-    written = write_graph(grown, words, out or ((Path(),) if formats else ()), Path(release).name, formats or FORMATS)
+    stem = f"{Path(release).name}-{str(feature).replace('/', '-')}"
+    places = out or ((Path(),) if formats else ())
+    written = write_graph(lambda name: export(grown, name, words), places, stem, formats or FORMATS)
     if published is not None:
         _show_comparison(compare(grown, published), as_json=as_json)
     else:
@@ -130,17 +130,22 @@ def _show_comparison(comparison: Comparison, *, as_json: bool) -> None:
 
 
 def write_graph(
-    grown: FlowGraph, words: Words, places: Sequence[Path], release: str, formats: Sequence[str] = FORMATS
+    made: Callable[[str], bytes], places: Sequence[Path], stem: str, formats: Sequence[str] = FORMATS
 ) -> list[Path]:
-    """The graph in files by their endings, and in folders as {release}-{seed} in each format; returns the files.
+    """A graph in files by their endings, and in folders as `stem` in each format; returns the files.
+
+    Args:
+        made: the graph in a format, by its name.
+        places: files, and folders.
+        stem: of the names of files in a folder.
+        formats: those of a folder.
 
     Raises:
         InvalidArgument: when a format is unknown.
     """
     from saeflow.files import write_atomic
-    from saeflow.report.exports import export, format_named, format_of
+    from saeflow.report.exports import format_named, format_of
 
-    stem = f"{release}-{str(grown.seed).replace('/', '-')}"
     written: dict[Path, str] = {}
     for place in places:
         if (named := format_of(place)) and not place.is_dir():
@@ -148,7 +153,7 @@ def write_graph(
         else:
             written |= {place / f"{stem}{format_named(name).suffix}": name for name in formats}
     for path, name in written.items():
-        write_atomic(path, export(grown, name, words))
+        write_atomic(path, made(name))
     return list(written)
 
 
@@ -158,6 +163,7 @@ def demo(*, out: GraphFiles = (), as_json: Json = False) -> None:
     from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
     from saeflow.report import render
+    from saeflow.report.exports import export
     from saeflow.report.tables import pick_rows
 
     atlas = open_atlas("demo")
@@ -168,7 +174,8 @@ def demo(*, out: GraphFiles = (), as_json: Json = False) -> None:
             f"{atlas.folder} has no words to pick features by. Install saeflow again: its pack is incomplete."
         )
     first = picks[0].graph
-    written = write_graph(first, words, out, "demo")
+    stem = f"demo-{str(first.seed).replace('/', '-')}"
+    written = write_graph(lambda name: export(first, name, words), out, stem)
     if as_json:
         print_json({"picks": pick_rows(picks), "written": [str(path) for path in written]})
         return

@@ -7,9 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from saeflow.cli.graph import FORMATS, GraphFiles, write_graph
 from saeflow.cli.options import AtlasName, Json, ModelOptions, Number, Release
-
-FORMATS = ("html", "json", "graphml")
 
 
 def trace(
@@ -31,12 +30,12 @@ def trace(
     language_model: ModelOptions = ModelOptions(),
     atlas: AtlasName = "",
     seed: int = 0,
-    out: Path = Path(),
-    formats: tuple[str, ...] = FORMATS,
-    files: bool = True,
+    out: GraphFiles = (),
+    formats: Annotated[tuple[str, ...], Parameter(show=False)] = (),
+    files: Annotated[bool | None, Parameter(show=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what happened at a token of a text: active features, joined from layer to layer, with measured edges.
+    """Print what happened at a token of a text: active features, joined by measured edges; with -o FILE also write it.
 
     An edge has the cosine of its features and its effect: how much of the child goes when the parent is removed.
 
@@ -54,22 +53,16 @@ def trace(
         logits: Tokens that came out on top that are shown.
         random_graphs: Random graphs of the same size that completeness and faithfulness are compared with.
         seed: Seed of everything that is drawn: controls and random graphs.
-        out: Where to write: a folder for the files.
-        formats: Files to write: html, json, graphml, circuit-tracer.
-        files: Write the files.
     """
-    from saeflow.files import write_atomic
     from saeflow.labels import words_for
     from saeflow.prompt_graph import Pruning
     from saeflow.prompt_graph.trace import trace_text
     from saeflow.report import render
-    from saeflow.report.prompt import prompt_format, prompt_page
-    from saeflow.sources.library import load_dictionaries
+    from saeflow.report.exports import format_named
+    from saeflow.report.prompt import export_prompt, prompt_page
 
-    chosen = [prompt_format(name) for name in formats]  # refuses an unknown one before anything is loaded
-    pruning = Pruning(effect, cosine, share, pins)
-    dictionaries = load_dictionaries(release, device=language_model.device)
-    model = language_model.load(release, dictionaries).as_trained(dictionaries)
+    for name in formats:
+        format_named(name)  # refuses an unknown one before anything is loaded
     graph = trace_text(
         text,
         release,
@@ -77,21 +70,20 @@ def trace(
         before=before,
         target=target,
         against=against,
-        pruning=pruning,
-        model=model,
+        pruning=Pruning(effect, cosine, share, pins),
+        model=language_model.model,
         atlas=atlas,
         k=k,
         logits=logits,
         random_graphs=random_graphs,
         seed=seed,
         device=language_model.device,
+        prepend_bos=language_model.prepend_bos,
     )
     words = words_for(release)
     print(graph.to_json() if as_json else render(prompt_page(graph, words), "text"))
-    if files:
-        stem = f"{Path(release).name}-token-{graph.positions[-1]}"
-        written = [out / f"{stem}{form.suffix}" for form in chosen]
-        for form, path in zip(chosen, written, strict=True):
-            write_atomic(path, form.write(graph, words))
-        if not as_json:
-            print("\nwritten: " + "  ".join(map(str, written)))
+    stem = f"{Path(release).name}-token-{graph.positions[-1]}"
+    places = () if files is False else out or ((Path(),) if formats or files else ())
+    written = write_graph(lambda name: export_prompt(graph, name, words), places, stem, formats or FORMATS)
+    if written and not as_json:
+        print("\nwritten: " + "  ".join(map(str, written)))

@@ -84,6 +84,22 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredNode(Node):
+    """A node of a prompt's graph (`saeflow.trace_text`): `kind` is feature, error or logit, `said` what was measured.
+
+    Errors and logits have keys that are no features of a dictionary, and are spelled as their nodes are.
+    """
+
+    kind: str = "feature"
+    said: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What was measured of it."""
+        return self.said
+
+
+@dataclass(frozen=True, slots=True)
 class Edge:
     """`child` continues `parent`, with the cosine of their rows. `rank` 0 is the best match.
 
@@ -110,12 +126,14 @@ class MeasuredEdge(Edge):
     """An edge of a prompt's graph (`saeflow.trace_text`), beside whose cosine stands what was measured.
 
     `effect` is the share of the child's activation that goes when the parent is removed, `control` the same for another
-    active feature, None where there is none. `named` says whether matching names the parent.
+    active feature, None where there is none. `named` says whether matching names the parent; None where matching looks
+    for none, as of an error, of a logit or through a block. `link` says what the edge runs through.
     """
 
     effect: float = 0.0
     control: float | None = None
-    named: bool = True
+    named: bool | None = True
+    link: str = "stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +235,11 @@ class FlowGraph:
     def layer_name(self, layer: int) -> str:
         """What stands at a layer: `layer 3`, or the name of a step."""
         return self.steps[layer] if layer < len(self.steps) else f"layer {layer}"
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is the figure of a prompt's graph, whose edges have effects."""
+        return any(isinstance(node, MeasuredNode) for node in self.nodes)
 
     @property
     def circuits(self) -> tuple[Node, ...]:

@@ -78,6 +78,7 @@ def trace_text(
     max_length: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    prepend_bos: bool | None = None,
 ) -> PromptGraph:
     """What happened at a token of a text: active features from layer to layer, with measured edges.
 
@@ -102,6 +103,8 @@ def trace_text(
         max_length: cut the text to this many tokens.
         seed: of controls and random graphs.
         device: where to compute what is loaded here.
+        prepend_bos: begin the text with the begin-of-text token, of a model that is loaded here; by default as the
+            dictionaries' files say, or else the tokenizer.
 
     Raises:
         InvalidArgument: for a token outside the text, a target that is not one token, a release without a model,
@@ -115,7 +118,7 @@ def trace_text(
         if not model and not isinstance(dictionaries, DictionarySet):
             raise InvalidArgument("dictionaries in a plain mapping do not say which model they are of. Give model=...")
         named = model or model_name(name, cast("DictionarySet", dictionaries))
-        model = load_model(named, device=device).as_trained(dictionaries)
+        model = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(dictionaries)
     sites, notes = sites_to_edit(model, dictionaries)
     if isinstance(atlas, str):
         try:
@@ -387,13 +390,13 @@ class _Tracing:
         effect = np.divide(removed.change, before, out=np.full(removed.change.shape, np.nan), where=before > 0)
         row, column = np.nonzero((np.abs(effect) >= kept) | ~np.isnan(removed.rank))
         nodes, place = parents.nodes, {feature: i for i, feature in enumerate(parents.features)}
-        control = np.full(len(row), np.nan)
-        for edge, (parent, child) in enumerate(zip(row.tolist(), column.tolist(), strict=True)):
-            if parent < len(parents.features):
-                drawn = generator(self.seed, "control", nodes[parent], removed.children[child])
-                active = {parents.site.part: parents.features}
-                other = alike_in_norm((parents.features[parent],), active, parents.norms.__getitem__, drawn)
-                control[edge] = np.nan if other is None else effect[place[other[0]], child]
+        beside = np.full(effect.shape, np.nan)
+        for parent in set(row.tolist()) - {len(parents.features)}:
+            drawn = generator(self.seed, "control", nodes[parent])
+            active = {parents.site.part: parents.features}
+            other = alike_in_norm((parents.features[parent],), active, parents.norms.__getitem__, drawn)
+            if other is not None:
+                beside[parent] = effect[place[other[0]]]
         self.edges.append(
             pd.DataFrame(
                 {
@@ -403,7 +406,7 @@ class _Tracing:
                     "rank": removed.rank[row, column],
                     "cosine": removed.cosine[row, column],
                     "effect": effect[row, column],
-                    "control": control,
+                    "control": beside[row, column],
                     "change": removed.change[row, column],
                     "direct": np.nan if removed.direct is None else removed.direct[row, column],
                 }

@@ -26,12 +26,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from saeflow.errors import InvalidArgument, UnknownRelease
-from saeflow.flow.graph import FlowGraph, Node
+from saeflow.flow.graph import FlowGraph, MeasuredEdge, MeasuredNode, Node
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.neuronpedia import sources_of
 from saeflow.labels.words import Words, no_words
 from saeflow.report.render import render
-from saeflow.report.svg import FACE, MODULE, TONES, WIRE, graph_svg
+from saeflow.report.svg import FACE, KINDS, MODULE, TONES, WIRE, graph_svg, strength
 from saeflow.report.tokens import headline, one_line
 from saeflow.report.views import score_text
 from saeflow.version import __version__
@@ -77,9 +77,10 @@ def dot(graph: FlowGraph, words: Words = no_words) -> bytes:
     def escaped(text: str) -> str:
         return text.replace("\\", "\\\\").replace('"', '\\"')
 
+    title = "What happened at a token" if graph.measured else f"Feature flow of {graph.seed}"
     lines = [
         "digraph flow {",
-        f'  label="{escaped(f"Feature flow of {graph.seed}, {graph.release}")}";',
+        f'  label="{escaped(f"{title}, {graph.release}")}";',
         "  rankdir=LR; fontname=Helvetica;",
         '  node [shape=box, style="rounded", fontname=Helvetica, fontsize=11];',
         f'  edge [fontname=Helvetica, fontsize=9, color="{WIRE}"];',
@@ -90,8 +91,9 @@ def dot(graph: FlowGraph, words: Words = no_words) -> bytes:
         look = f'label="{text}", group={node.feature.part}, color="{_tone(node)[1]}"{bold}'
         lines.append(f'  "{node.feature}" [{look}];')
     for edge in graph.edges:
-        width = f"penwidth={0.5 + 3 * max(edge.score, 0.0):.2f}"
-        look = f'label="{score_text(edge.score)}", weight={1 + round(8 * abs(edge.score))}, {width}'
+        weight = strength(edge)
+        shown = score_text(edge.effect if isinstance(edge, MeasuredEdge) else weight)
+        look = f'label="{shown}", weight={1 + round(8 * abs(weight))}, penwidth={0.5 + 3 * max(weight, 0.0):.2f}'
         lines.append(f'  "{edge.parent}" -> "{edge.child}" [{look}];')
     return "\n".join([*lines, "}", ""]).encode("utf-8", "replace")
 
@@ -100,7 +102,7 @@ def mermaid(graph: FlowGraph, words: Words = no_words) -> bytes:
     """`graph` as a Mermaid flowchart, which GitHub and many editors draw in Markdown."""
 
     def name(feature: FeatureId) -> str:
-        return f"f{feature.layer}_{feature.part}_{feature.index}"
+        return "f" + "".join(char if char.isalnum() else "_" for char in str(feature))
 
     def entities(text: str) -> str:
         # Entities of HTML are the one way to write quotes and brackets that Mermaid takes everywhere.
@@ -114,7 +116,8 @@ def mermaid(graph: FlowGraph, words: Words = no_words) -> bytes:
         lines.append(f'  {name(node.feature)}{opening}"{text}"{closing}:::{_tone(node)[0]}')
     for edge in graph.edges:
         arrow = "-->" if edge.parent.part is Part.RES else "-.->"
-        lines.append(f"  {name(edge.parent)} {arrow}|{score_text(edge.score)}| {name(edge.child)}")
+        shown = score_text(edge.effect if isinstance(edge, MeasuredEdge) else edge.score)
+        lines.append(f"  {name(edge.parent)} {arrow}|{shown}| {name(edge.child)}")
     lines += [f"  classDef {tone} stroke:{colour}" for tone, colour in dict(map(_tone, graph.nodes)).items()]
     return "\n".join([*lines, ""]).encode("utf-8", "replace")
 
@@ -125,7 +128,9 @@ def _lines(node: Node, words: Words) -> list[str]:
 
 
 def _tone(node: Node) -> tuple[str, str]:
-    """The name and the colour of a node's case, or of a module's feature."""
+    """The name and the colour of a node's case, or of a module's feature; of its kind where it was measured."""
+    if isinstance(node, MeasuredNode) and node.kind != "feature":
+        return node.kind, KINDS[node.kind][0]
     if node.feature.part is not Part.RES:
         return "module", MODULE
     name = "unexplained" if node.evolution is None else node.evolution.value

@@ -11,12 +11,12 @@ import json
 from collections.abc import Iterable
 from html import escape
 
-from saeflow.flow.graph import FlowGraph, MeasuredEdge
+from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Evolution
 from saeflow.labels.words import Words
 from saeflow.report.blocks import Block, ColumnRole, Notes, Page, Table
 from saeflow.report.document import document
-from saeflow.report.svg import figure_svg, wire_opacity, wire_width
+from saeflow.report.svg import KINDS, figure_svg, wire_opacity, wire_width
 from saeflow.report.views import graph_data
 
 _STYLES = ("palette.css", "page.css", "graph.css", "figure.css")
@@ -74,7 +74,7 @@ def _figure(graph: FlowGraph, words: Words) -> str:
     data = json.dumps(graph_data(graph, words), ensure_ascii=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":  # no HTML parser can mistake the JSON for markup
         data = data.replace(char, f"\\u{ord(char):04x}")
-    measured = any(isinstance(edge, MeasuredEdge) for edge in graph.edges)
+    measured = graph.measured
     widths = "larger its effect; dashes: matching did not name it" if measured else "higher its cosine"
     return (
         '<figure id="flow" class="graph"><div class="bar">'
@@ -91,13 +91,16 @@ def _figure(graph: FlowGraph, words: Words) -> str:
 
 def legend_html(graph: FlowGraph) -> Iterable[str]:
     """What colours, marks and widths of a figure mean, as elements of a `.legend`."""
-    measured = any(isinstance(edge, MeasuredEdge) for edge in graph.edges)
+    measured = graph.measured
+    for kind, (_, name) in KINDS.items() if measured else ():
+        yield f'<span class="key"><i class="swatch {kind}"></i>{name}</span>'
     for case in () if measured else Evolution:
         yield (
             f'<span class="key" title="{escape(case.sentence)}"><i class="swatch case-{case.value}">'
             f"<b>{case.case}</b></i>{case.value}</span>"
         )
-    yield '<span class="key" title="What a module writes"><i class="swatch module"></i>module</span>'
+    if not measured:
+        yield '<span class="key" title="What a module writes"><i class="swatch module"></i>module</span>'
     if graph.circuits:
         yield (
             '<span class="key" title="A module joins the residual stream with a high score">'
@@ -112,3 +115,6 @@ def legend_html(graph: FlowGraph) -> Iterable[str]:
     )
     yield f'<span class="key"><svg width="90" height="14" aria-hidden="true">{lines}</svg>'
     yield f"{'effect' if measured else 'cosine'} 0.2, 0.5, 0.9</span>"
+    if measured:
+        yield '<span class="key"><svg width="26" height="14" aria-hidden="true"><line x1="2" x2="24" y1="7" y2="7" '
+        yield 'stroke="currentColor" stroke-width="2" stroke-dasharray="2 4"/></svg>not named by matching</span>'

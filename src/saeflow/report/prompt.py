@@ -1,7 +1,7 @@
 """The graph of a prompt as a page, and in the formats of other tools. No torch.
 
-The figure is that of flow graphs: features of the last traced token, the width of an edge by its effect, dashes where
-matching did not name it. Errors, logits and features of other tokens stand in the tables under it.
+The figure is that of flow graphs: the width of an edge by its effect, dashes where matching did not name it, errors
+under the features of their site, logits as a last layer.
 
 circuit-tracer's JSON is that of an attribution graph (schema version 1): columns are tokens, the weight of a link is
 the effect, supernodes and pins are those of the graph. It knows one kind of feature and one error a layer and token:
@@ -11,21 +11,20 @@ here each layer has up to three (attention, MLP, stream), told apart by the numb
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import pandas as pd
 
 from saeflow.errors import InvalidArgument
-from saeflow.flow.graph import FlowGraph, MeasuredEdge, Node
+from saeflow.flow.graph import FlowGraph, MeasuredEdge, MeasuredNode, Node
 from saeflow.flow.scores import Thresholds
-from saeflow.ids import FeatureId, Part
-from saeflow.labels.words import Words, no_words
+from saeflow.ids import FeatureId, Part, Site
+from saeflow.labels.words import FeatureWords, Words, no_words
 from saeflow.prompt_graph.graph import PromptGraph
 from saeflow.report.blocks import Block, BlockRow, Column, ColumnRole, GraphFigure, Notes, Page, Table
-from saeflow.report.exports import COLUMNS, feature_number
+from saeflow.report.exports import COLUMNS, export, feature_number, format_named
 from saeflow.report.html import page_html
 from saeflow.report.tokens import headline, one_line, visible
 from saeflow.report.views import NONE, score_text
@@ -39,6 +38,17 @@ _FOLLOWED: Final = (
     "Attention is followed between the traced tokens alone; what it brings from others is in its features.",
     "The embedding and the biases of the dictionaries have no nodes.",
 )
+
+
+_COMPARED: Final = "the logit less the mean of all"
+_LINKS: Final = {
+    "stream": "along the stream",
+    "block": "through the block",
+    "attention": "through attention",
+    "logit": "onto the logit",
+}
+_LAST: Final = 1 << 32
+"""Above the index of every feature."""
 
 
 class _NodeRow(Protocol):
@@ -79,8 +89,8 @@ def _edge_rows(edges: pd.DataFrame) -> Iterator[_EdgeRow]:
 
 def prompt_page(graph: PromptGraph, words: Words = no_words) -> Page:
     """The page of a prompt's graph: figure, outputs, edges, nodes, and what was not followed."""
-    drawn = flow_graph(graph)
-    blocks: list[Block] = [] if drawn is None else [GraphFigure(drawn, words)]
+    drawn = flow_graph(graph, words)
+    blocks: list[Block] = [] if drawn is None else [GraphFigure(*drawn)]
     blocks += [_outputs(graph), _edges(graph, words), _nodes(graph, words)]
     if graph.supernodes:
         groups = tuple(f"{name}: {', '.join(nodes)}" for name, nodes in graph.supernodes.items())
@@ -184,28 +194,86 @@ def _words(node: str, words: Words) -> str:
     return "" if feature is None else headline(words.get(feature))
 
 
-def flow_graph(graph: PromptGraph) -> FlowGraph | None:
-    """The features of the last traced token and the edges between them, as flow graphs are drawn; None without any."""
-    here = graph.nodes[(graph.nodes["kind"] == "feature") & (graph.nodes["position"] == graph.positions[-1])]
-    features = {row.node: FeatureId.parse(row.feature) for row in _node_rows(here)}
-    if not features:
+@dataclass(frozen=True, slots=True, init=False)
+class _Key(FeatureId):
+    """Where a node of a prompt's graph stands in the figure, spelled as the node is."""
+
+    spelled: str
+
+    def __init__(self, site: Site, index: int, spelled: str) -> None:
+        FeatureId.__init__(self, site, index)
+        object.__setattr__(self, "spelled", spelled)
+
+    def __str__(self) -> str:
+        return self.spelled
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptWords:
+    """Words of the nodes of a figure: those of a feature, the token of a logit, the share of an error."""
+
+    known: Mapping[FeatureId, FeatureWords | None]
+
+    def get(self, feature: FeatureId) -> FeatureWords | None:
+        return self.known.get(feature)
+
+    def site(self, site: Site) -> list[FeatureWords | None]:  # noqa: ARG002  (a figure asks for nodes alone)
+        return []
+
+
+def flow_graph(graph: PromptGraph, words: Words = no_words) -> tuple[FlowGraph, Words] | None:
+    """All nodes as flow graphs are drawn, logits as a last layer, and their words; None where there is nothing to join.
+
+    The id of a node has its token where several were traced.
+    """
+    if not len(graph.edges):
         return None
-    inside = graph.edges[graph.edges["parent"].isin(features) & graph.edges["child"].isin(features)]
+    # 1. every node at its place, errors after the features of their site, with what was measured of it
+    output = int(graph.nodes["layer"].max()) + 1
+    keys: dict[str, _Key] = {}
+    nodes: list[Node] = []
+    known: dict[FeatureId, FeatureWords | None] = {}
+    groups = {node: name for name, members in graph.supernodes.items() for node in members}
+    for place, row in enumerate(_node_rows(graph.nodes)):
+        name = row.node if len(graph.positions) > 1 else row.node.partition("@")[0]
+        if (feature := _feature(row.node)) is not None:
+            key, label = _Key(feature.site, feature.index, name), words.get(feature)
+            said = f"activation {row.activation:.3g}, {row.share:.0%} of its site"
+        elif row.kind == "error":
+            key = _Key(Site(int(row.layer), Part(row.part)), _LAST + place, name)
+            label = FeatureWords(f"{row.share:.0%} unexplained")
+            said = f"what the SAE leaves unexplained, {row.share:.0%} of the squared length"
+        else:
+            key = _Key(Site(output, Part.RES), place, name)
+            chance = "" if pd.isna(row.share) else f" p = {row.share:.2g}"
+            aim = ", the target" if row.node == graph.target else ""
+            label = FeatureWords(f"{visible(row.token)}{chance}{aim}")
+            said = f"{row.activation:.2f}, {_COMPARED if ' - ' not in row.token else 'the difference of two logits'}"
+        said += "".join(
+            f", {more}" for more in ("pinned" if row.node in graph.pins else "", groups.get(row.node, "")) if more
+        )
+        keys[row.node], known[key] = key, label
+        nodes.append(MeasuredNode(key, kind=row.kind, said=said))
+    # 2. edges, and a ring around the parent that the target loses most with
     edges = [
         MeasuredEdge(
-            features[edge.parent],
-            features[edge.child],
+            keys[edge.parent],
+            keys[edge.child],
             float(edge.cosine),
             0 if pd.isna(edge.rank) else int(edge.rank),
             effect=float(edge.effect),
             control=None if pd.isna(edge.control) else float(edge.control),
-            named=not pd.isna(edge.rank),
+            named=_named(edge),
+            link=_LINKS[edge.link],
         )
-        for edge in _edge_rows(inside)
+        for edge in _edge_rows(graph.edges)
+        if not pd.isna(edge.effect)
     ]
-    onto = graph.edges[(graph.edges["child"] == graph.target) & graph.edges["parent"].isin(features)]
-    seed = max(features.values()) if onto.empty else features[onto.iloc[0]["parent"]]
-    return FlowGraph.of(seed, map(Node, features.values()), edges, (), Thresholds(), graph.release)
+    onto = graph.edges[graph.edges["child"] == graph.target]
+    seed = keys[graph.target if onto.empty else onto.iloc[0]["parent"]]
+    drawn = FlowGraph.of(seed, nodes, edges, (), Thresholds(), graph.release)
+    steps = (*(f"layer {layer}" for layer in range(output)), "output")
+    return replace(drawn, steps=steps), _PromptWords(known)
 
 
 def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
@@ -281,31 +349,29 @@ def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
     return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
-@dataclass(frozen=True, slots=True)
-class PromptFormat:
-    """A format to export a prompt's graph to: the ending of its file, and what writes it."""
-
-    suffix: str
-    write: Callable[[PromptGraph, Words], bytes]
+def _named(edge: _EdgeRow) -> bool | None:
+    """Whether matching names an edge's parent; None where it looks for none."""
+    return not pd.isna(edge.rank) if edge.link == "stream" and _feature(edge.parent) is not None else None
 
 
-PROMPT_FORMATS: Final[Mapping[str, PromptFormat]] = MappingProxyType(
-    {
-        "html": PromptFormat(".prompt.html", lambda graph, words: page_html(prompt_page(graph, words)).encode()),
-        "json": PromptFormat(".prompt.json", lambda graph, _: graph.to_json().encode("utf-8", "replace")),
-        "graphml": PromptFormat(".prompt.graphml", lambda graph, _: graph.to_graphml().encode("utf-8", "replace")),
-        "circuit-tracer": PromptFormat(".circuit-tracer.json", circuit_tracer_json),
-    }
-)
-"""What a prompt's graph can be written as, by the name that `--formats` takes."""
+def export_prompt(graph: PromptGraph, to: str, words: Words = no_words) -> bytes:
+    """`graph` as a file of the format `to`: those of flow graphs (`saeflow.report.exports`).
 
-
-def prompt_format(name: str) -> PromptFormat:
-    """The format of that name.
+    JSON is what `PromptGraph.from_json` reads back; pictures are the figure of the page.
 
     Raises:
-        InvalidArgument: when there is none.
+        InvalidArgument: for another format, and a picture of a graph without edges.
     """
-    if name not in PROMPT_FORMATS:
-        raise InvalidArgument(f"graphs of prompts are not exported to {name!r}. Choose of {', '.join(PROMPT_FORMATS)}.")
-    return PROMPT_FORMATS[name]
+    format_named(to)
+    if to == "html":
+        return page_html(prompt_page(graph, words)).encode("utf-8", "replace")
+    if to == "json":
+        return graph.to_json().encode("utf-8", "replace")
+    if to == "graphml":
+        return graph.to_graphml().encode("utf-8", "replace")
+    if to == "circuit-tracer":
+        return circuit_tracer_json(graph, words)
+    drawn = flow_graph(graph, words)
+    if drawn is None:
+        raise InvalidArgument("there is no edge to draw. Lower the effect from which edges are kept.")
+    return export(drawn[0], to, drawn[1])

@@ -7,11 +7,12 @@ attributes only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from saeflow.flow.graph import Edge, FlowGraph, MeasuredEdge
+from saeflow.flow.graph import Edge, FlowGraph, MeasuredEdge, MeasuredNode
 from saeflow.flow.scores import Evolution
 from saeflow.ids import Part
 from saeflow.labels.words import Words, no_words, silent
@@ -42,6 +43,14 @@ INK, MUTED, PAPER, BAND, WIRE = "#22201c", "#6a655b", "#fffefb", "#f4f1e9", "#5c
 # Blue, amber, vermilion and grey stay apart for readers who see few colours; letters A-D say it again.
 TONES = {"translated": "#2a66a8", "processed": "#946900", "newborn": "#bf4318", "unexplained": "#77726a"}
 MODULE = "#17786a"
+KINDS = {
+    "stream": ("#2a66a8", "residual stream"),
+    "module": (MODULE, "module"),
+    "error": ("#77726a", "what an SAE leaves unexplained"),
+    "logit": ("#946900", "logit"),
+}
+"""Colours and names of the nodes of a prompt's graph."""
+
 FACE = "Helvetica, Arial, sans-serif"
 _LEGEND_HEIGHT = 64.0  # on a figure wide enough for one line of keys
 
@@ -50,7 +59,7 @@ def graph_svg(graph: FlowGraph, words: Words = no_words) -> str:
     """`graph` as an SVG document of its own, with a legend; light or dark as its reader prefers."""
     layout = lay_out(graph, words)
     style = static("figure.css")
-    label = escape(f"Feature flow of {graph.seed}")
+    label = escape("What happened at a token" if graph.measured else f"Feature flow of {graph.seed}")
     width, height = (layout.width, layout.height + (_LEGEND_HEIGHT if layout.width > 620 else 2 * _LEGEND_HEIGHT))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="flow" role="img" aria-label="{label}" '
@@ -64,7 +73,8 @@ def graph_svg(graph: FlowGraph, words: Words = no_words) -> str:
 def figure_svg(graph: FlowGraph, words: Words = no_words) -> str:
     """`graph` as an element for a page that brings figure.css and a legend of its own."""
     layout = lay_out(graph, words)
-    label = escape(f"Feature flow of {graph.seed}, {len(graph.nodes)} features")
+    name = "What happened at a token" if graph.measured else f"Feature flow of {graph.seed}"
+    label = escape(f"{name}, {len(graph.nodes)} {'nodes' if graph.measured else 'features'}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="flow" role="group" aria-label="{label}" '
         f'width="{layout.width:.0f}" height="{layout.height:.0f}" '
@@ -104,8 +114,11 @@ def wire_opacity(score: float) -> float:
 
 
 def tone_of(box: NodeBox) -> tuple[str, str]:
-    """The class and the colour of a node: its case, `module` for a module's feature."""
+    """The class and the colour of a node: its case, `module` for a module's feature; its kind where it was measured."""
     node = box.node
+    if isinstance(node, MeasuredNode):
+        kind = node.kind if node.kind != "feature" else "stream" if node.feature.part is Part.RES else "module"
+        return kind, KINDS[kind][0]
     if node.feature.part is not Part.RES:
         return "module", MODULE
     name = "unexplained" if node.evolution is None else node.evolution.value
@@ -159,13 +172,15 @@ def _wire(wire: Wire) -> str:
     title = f"{edge.parent} to {edge.child}: {score_text(edge.score)}, match {edge.rank + 1}"
     if isinstance(edge, MeasuredEdge):
         named = f"match {edge.rank + 1}" if edge.named else "not named by matching"
+        if edge.named is None:
+            named = edge.link
         control = "" if edge.control is None else f" (control {score_text(edge.control)})"
         title = f"{edge.parent} to {edge.child}: effect {score_text(edge.effect)}{control}, "
-        title += f"cosine {score_text(edge.score)}, {named}"
+        title += f"cosine {score_text(edge.score)}, {named}" if math.isfinite(edge.score) else named
     title += "" if edge.p is None else f", p = {p_text(edge.p)}"
     title += ", mutual best match" if edge.mutual else ""
     title += ", no better than chance" if edge.by_chance else ""
-    missed = isinstance(edge, MeasuredEdge) and not edge.named
+    missed = isinstance(edge, MeasuredEdge) and edge.named is False
     dashes = {"stroke_dasharray": "2 4"} if edge.by_chance or missed else {}
     return _tag(
         "path",
@@ -235,7 +250,10 @@ def _node(graph: FlowGraph, words: Words, box: NodeBox) -> str:
 
 def _spoken(graph: FlowGraph, box: NodeBox, text: str, *, dead: bool) -> str:
     node = box.node
-    said = [str(node.feature), text, "the seed" if node.feature == graph.seed else ""]
+    seed = "the strongest on the target" if graph.measured else "the seed"
+    said = [str(node.feature), text, seed if node.feature == graph.seed else ""]
+    if isinstance(node, MeasuredNode):
+        said.append(node.said)
     if node.evolution is not None:
         said.append(f"case {node.evolution.case}, {node.evolution.value}")
     said += [f"linear circuit with {part}" for part in node.joins]
@@ -252,7 +270,8 @@ def _ring(box: NodeBox) -> Iterable[str]:
 def _box(box: NodeBox) -> Iterable[str]:
     x, y, h = box.x, box.y, box.height
     line: dict[str, Any] = {"fill": PAPER, "stroke": "currentColor", "stroke_width": 1.2}
-    if box.node.evolution is Evolution.UNEXPLAINED:
+    unexplained = isinstance(box.node, MeasuredNode) and box.node.kind == "error"
+    if unexplained or box.node.evolution is Evolution.UNEXPLAINED:
         line["stroke_dasharray"] = "4 3"
     yield _tag("rect", class_="box paper", x=x, y=y, width=BOX_WIDTH, height=h, rx=3, **line)
     band = f"M{x + 3:.1f} {y:.1f}h3v{h:.1f}h-3a3 3 0 0 1 -3 -3v-{h - 6:.1f}a3 3 0 0 1 3 -3z"
@@ -276,7 +295,9 @@ def _inscription(box: NodeBox, *, dead: bool) -> Iterable[str]:
         yield _text(x, y + (i + 1) * LINE, line, "ink words", font_size=TEXT_SIZE)
     # From afar a page shows this in the box of all other words: lane and column say the rest of the id.
     middle: dict[str, Any] = {"text_anchor": "middle", "font_size": 27, "display": "none"}
-    yield _text(box.x + BOX_WIDTH / 2 + 3, box.middle + 10, str(box.node.feature.index), "ink brief", **middle)
+    other = isinstance(box.node, MeasuredNode) and box.node.kind != "feature"
+    brief = box.node.kind if other else str(box.node.feature.index)
+    yield _text(box.x + BOX_WIDTH / 2 + 3, box.middle + 10, brief, "ink brief", **middle)
 
 
 def _joint(x: float, y: float) -> str:
@@ -292,7 +313,10 @@ def _legend(graph: FlowGraph, words: Words, layout: Layout) -> str:
     y, x = layout.height + 22.0, 12.0
     parts: list[str] = []
     cases = [(f"case-{c.value}", TONES[c.value], f"{c.case} {c.value}") for c in Evolution]
-    for kind, colour, text in [*cases, ("module", MODULE, "module"), ("circuit", MODULE, "linear circuit")]:
+    cases += [("module", MODULE, "module"), ("circuit", MODULE, "linear circuit")]
+    if graph.measured:
+        cases = [(kind, colour, text) for kind, (colour, text) in KINDS.items()]
+    for kind, colour, text in cases:
         width = 30 + 6.2 * len(text)
         if x + width > layout.width:
             x, y = 12.0, y + 16
@@ -306,6 +330,7 @@ def _legend(graph: FlowGraph, words: Words, layout: Layout) -> str:
     for mark, there in (
         (f"{SILENT} silent", any(silent(words, node.feature) for node in graph.nodes)),
         ("dashed line: no better than chance", any(edge.by_chance for edge in graph.edges)),
+        ("width: effect; dashed: not named by matching", graph.measured),
     ):
         if there:
             width = 15 + 6.2 * len(mark)
@@ -313,7 +338,8 @@ def _legend(graph: FlowGraph, words: Words, layout: Layout) -> str:
                 x, y = 12.0, y + 16
             parts.append(_text(x, y, mark, "ink"))
             x += width
-    said = [f"{key} {value}" for key, value in facts(graph) if key not in {"features", "edges"}]
+    left = {"features", "edges", *(("seed", "thresholds") if graph.measured else ())}
+    said = [f"{key} {value}" for key, value in facts(graph) if key not in left]
     for i, line in enumerate(wrap("; ".join(said), lines=4, width=layout.width - 24)):
         parts.append(_text(12, y + 26 + 15 * i, line, "muted"))
     return _tag("g", *parts, class_="legend", font_family=FACE)

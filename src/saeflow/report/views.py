@@ -7,12 +7,13 @@ layer: each has its row, and a second table lists the residual edges.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from typing import Any
 
-from saeflow.flow.graph import Edge, End, FlowGraph, Node, Reason
+from saeflow.flow.graph import Edge, End, FlowGraph, MeasuredNode, Node, Reason
 from saeflow.flow.scores import Evolution, Thresholds
 from saeflow.ids import FeatureId, Part
 from saeflow.labels.words import Words, no_words, silent
@@ -94,7 +95,7 @@ def threshold_table(thresholds: Thresholds) -> Table:
 
 def score_text(score: float | None) -> str:
     """A score with two digits, a dash where there is none."""
-    if score is None:
+    if score is None or math.isnan(score):
         return NONE
     return f"{score:.2f}".replace("-0.00", "0.00")
 
@@ -269,8 +270,8 @@ def _count(graph: FlowGraph, part: Part) -> int:
 def graph_data(graph: FlowGraph, words: Words = no_words) -> dict[str, Any]:
     """`graph.to_dict()` with what is known of each node under `words` (null where nothing is).
 
-    `FlowGraph.from_json` reads the result; it passes over the words. `silent` says whether a node is dead by its words,
-    null where nobody looked. `case` and `sentence` of a node say its case of section 3.3 in the paper's letter and in a
+    `FlowGraph.from_json` reads the result, but for the figure of a prompt; it passes over the words. `silent` says
+    whether a node is dead by its words, null where nobody looked. `case` and `sentence` of a node say its case of section 3.3 in the paper's letter and in a
     sentence.
     """
     data = graph.to_dict()
@@ -280,4 +281,8 @@ def graph_data(graph: FlowGraph, words: Words = no_words) -> dict[str, Any]:
         row["silent"] = silent(words, node.feature)
         row["case"] = None if node.evolution is None else node.evolution.case
         row["sentence"] = node.sentence or None
+        if isinstance(node, MeasuredNode):
+            row["kind"] = node.kind
+    for row in data["edges"]:
+        row["score"] = row["score"] if math.isfinite(row["score"]) else None  # an error or a logit has no cosine
     return data

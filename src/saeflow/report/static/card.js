@@ -111,7 +111,7 @@ function neighbours(title, edges, end) {
   if (!edges.length) return document.createDocumentFragment();
   const line = make("p", "near");
   line.append(make("span", "muted", `${title} `));
-  line.append(edges.map((edge) => `${edge[end]} (${digits(edge.score)}${edge.mutual ? " ⇄" : ""})`).join(", "));
+  line.append(edges.map((edge) => `${edge[end]} (${digits(edge.effect ?? edge.score)}${edge.mutual ? " ⇄" : ""})`).join(", "));
   return line;
 }
 
@@ -121,10 +121,11 @@ export function fillCard(card, figure, node) {
   const words = node.words || {};
   const top = make("div", "top");
   const rate = words.frequency === null || words.frequency === undefined ? "" : `, ${percent(words.frequency)} of all tokens`;
-  top.append(make("span", "id", node.feature), make("span", "", `${PLACES[part]} ${layer}`));
+  top.append(make("span", "id", node.feature), make("span", "", node.kind === "logit" ? "output" : `${PLACES[part]} ${layer}`));
   card.replaceChildren(top);
   if (words.label) card.append(make("h3", "", words.label));
-  if (node.feature === figure.data.seed) card.append(make("p", "", "The seed of this graph."));
+  if (node.feature === figure.data.seed) card.append(make("p", "", node.kind ? "The strongest on the target." : "The seed of this graph."));
+  if (node.kind) card.append(make("p", "case", `${node.sentence}.`));
   card.append(caseLine(node));
   if (node.joins.length) card.append(make("p", "", `A linear circuit: ${node.joins.join(" and ")} ${node.joins.length > 1 ? "join" : "joins"} here with a high score.`));
   card.append(scoreBars(node, figure.data.thresholds));

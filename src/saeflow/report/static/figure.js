@@ -55,7 +55,8 @@ export function setPicture(figure, svg, data) {
 function groupBy(edges, end) {
   const groups = new Map();
   for (const edge of edges) groups.set(edge[end], [...(groups.get(edge[end]) || []), edge]);
-  for (const group of groups.values()) group.sort((a, b) => b.score - a.score);
+  const weight = (edge) => Math.abs(edge.effect ?? edge.score);
+  for (const group of groups.values()) group.sort((a, b) => weight(b) - weight(a));
   return groups;
 }
 
@@ -109,7 +110,8 @@ function moved(figure) {
 function drawHead(figure) {
   figure.layers = Array.from(figure.svg.querySelectorAll(".layer"), (group) => {
     const band = group.querySelector(".band");
-    return { name: make("span", ""), layer: group.dataset.layer, x: band.x.baseVal.value, width: band.width.baseVal.value };
+    const said = group.querySelector(".layer-name")?.textContent ?? `layer ${group.dataset.layer}`;
+    return { name: make("span", ""), said, short: said.replace("layer ", ""), x: band.x.baseVal.value, width: band.width.baseVal.value };
   });
   figure.head.replaceChildren(...figure.layers.map(({ name }) => name));
 }
@@ -118,11 +120,11 @@ function drawHead(figure) {
 function placeHead(figure) {
   const { frame, scale } = figure;
   const start = frame.scrollLeft - Math.max(0, (frame.clientWidth - figure.width * scale) / 2);
-  for (const { name, layer, x, width } of figure.layers) {
+  for (const { name, said, short, x, width } of figure.layers) {
     const left = Math.max(x * scale - start, 0);
     const right = Math.min((x + width) * scale - start, frame.clientWidth);
     name.style.transform = `translateX(calc(${((left + right) / 2).toFixed(1)}px - 50%))`;
-    const text = width * scale < 62 ? layer : `layer ${layer}`;
+    const text = width * scale < 62 ? short : said;
     name.classList.toggle("out", right - left < Math.min(9 * text.length, width * scale));
     if (name.textContent !== text) name.textContent = text;
   }
@@ -201,7 +203,7 @@ function addTools(figure) {
     ["−", "Zoom out", () => setScale(figure, figure.scale / 1.25)],
     ["+", "Zoom in", () => setScale(figure, figure.scale * 1.25)],
     ["Fit", "Fit the whole graph", () => fit(figure)],
-    ["Seed", "Go to the seed", () => { setScale(figure, Math.max(1, figure.scale)); bringIntoView(figure, figure.data.seed, 0.5); figure.drawn.get(figure.data.seed)?.focus({ preventScroll: true }); }],
+    ["Seed", "Go to the node with the ring", () => { setScale(figure, Math.max(1, figure.scale)); bringIntoView(figure, figure.data.seed, 0.5); figure.drawn.get(figure.data.seed)?.focus({ preventScroll: true }); }],
   ];
   for (const [text, name, act] of tools) {
     const button = make("button", "", text);
