@@ -271,8 +271,8 @@ def graph_data(graph: FlowGraph, words: Words = no_words) -> dict[str, Any]:
     """`graph.to_dict()` with what is known of each node under `words` (null where nothing is).
 
     `FlowGraph.from_json` reads the result, but for the figure of a prompt; it passes over the words. `silent` says
-    whether a node is dead by its words, null where nobody looked. `case` and `sentence` of a node say its case of section 3.3 in the paper's letter and in a
-    sentence.
+    whether a node is dead by its words, null where nobody looked. `case` and `sentence` of a node say its case of
+    section 3.3 in the paper's letter and in a sentence.
     """
     data = graph.to_dict()
     for node, row in zip(graph.nodes, data["nodes"], strict=True):
