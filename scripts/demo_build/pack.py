@@ -23,7 +23,7 @@ from saeflow.sources.model import LanguageModel, load_model
 from .corpus import BOS
 from .model import CONTEXT
 
-NAME = "saeflow-demo"
+NAME = "demo"
 
 
 def write_model(final: Path, tokenizer: Path, out: Path) -> None:

@@ -116,7 +116,7 @@ def train_part(
     """Train the SAEs of a part at all layers into `first`, then refine them into `out`; or into `out` at once."""
     windows, evaluation = training_windows(data, seed), measured_windows(data)
     targets = targets_of([part], range(model.n_layers), [recipe.width])
-    shared = {"evaluation": evaluation, "texts": "demo corpora", "model_name": "saeflow-demo"}
+    shared = {"evaluation": evaluation, "texts": "demo corpora", "model_name": "demo"}
 
     def run(folder: Path, *, refine: bool, start: Mapping[Site, Dictionary] | None) -> Trained:
         told = settings_of(recipe, seed + refine, refine=refine)

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from layouts import arrays, write_gemma_scope, write_gemma_scope_2, write_llama_scope, write_sae_lens
 
+from saeflow import files
 from saeflow.demo import quality
 from saeflow.errors import BadFile, UnknownRelease, UnknownSite, Unreachable, UnsupportedFormat
 from saeflow.experiments.sampling import expand, open_dataset
@@ -19,7 +20,6 @@ from saeflow.files import pack_names
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import open_atlas
 from saeflow.matching.build import build_atlas
-from saeflow.sources import library
 from saeflow.sources.architectures import Tap
 from saeflow.sources.formats import save_release
 from saeflow.sources.library import DictionarySet, load_dictionaries
@@ -88,7 +88,7 @@ def test_the_demo_pack_is_a_saeflow_folder_in_the_package(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     package = tmp_path / "saeflow"
-    monkeypatch.setattr(library, "PACK", package / "demo" / "pack")
+    monkeypatch.setattr(files, "PACK", package / "demo" / "pack")
     with pytest.raises(BadFile, match=r"demo pack is missing: .*release\.json does not exist. Install"):
         load_dictionaries("demo")
     save_release(package / "demo" / "pack" / "saes", load_dictionaries(folder), name="demo", model="demo")

@@ -29,8 +29,7 @@ from saeflow.errors import (
     WidthMismatch,
 )
 from saeflow.ids import Part, Site
-from saeflow.sources import gguf_models, pretrained
-from saeflow.sources import model as model_module
+from saeflow.sources import gguf_models, packaged_models, pretrained
 from saeflow.sources.activations import ReLU
 from saeflow.sources.activity import model_digest
 from saeflow.sources.architectures import Tap
@@ -385,10 +384,10 @@ def test_a_folder_loads_in_the_dtype_asked_for(tmp_path):
 
 
 def test_the_demo_model_is_a_folder_of_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_module, "DEMO_FOLDER", tmp_path / "pack")
+    monkeypatch.setattr(packaged_models, "PACK", tmp_path / "pack")
     with pytest.raises(UnknownRelease, match=r"the demo model is not at .*pack.*scripts/build_demo.py"):
         load_model("demo")
-    _save(tmp_path / "pack", torch.float16)
+    _save(tmp_path / "pack" / "model", torch.float16)
     assert load_model("demo").n_layers == N_LAYERS
 
 

@@ -9,7 +9,7 @@ SEEN = {0: "1", 1: "1", 2: "3", 3: "0"}
 
 def write_origins(folder, *, title="Origin of <b>active</b> features"):
     """Four texts of one token each; feature 360 of layer 4 is active in all, 7 in the first alone."""
-    request = RunRequest("origins", "demo", "saeflow-demo", 0, ("made",), {"cosine": "x"}, {"texts": 4, "tokens": 1})
+    request = RunRequest("origins", "demo", "demo", 0, ("made",), {"cosine": "x"}, {"texts": 4, "tokens": 1})
     results = Results.start(folder, request, lambda: [{"text": n} for n in range(4)], versions())
     results = results.run(_rows)
     rows = [("cosine", "made", 4, "RES", 0.5, 0.0, 1.0, 4), ("cosine", "made", 4, "nowhere", 0.5, None, None, 4)]

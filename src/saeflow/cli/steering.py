@@ -240,7 +240,7 @@ def build_from_names(
         from saeflow.sources.library import load_dictionaries
 
         weights = load_dictionaries(request.release, device=options.device)
-        known = options.model or request.release == "demo" or weights.model
+        known = options.model or weights.model
         if request.needs_model or (wants_model and known):
             measured = _measured_texts(request, texts)  # refuses unknown ones before the model is loaded
             loaded = options.load(request.release, weights).as_trained(weights)
@@ -332,7 +332,7 @@ def steer(
                 f"release mean nothing in another: steer {made.release}, or correct the file."
             )
         weights = load_dictionaries(release, device=language_model.device)
-        if not (language_model.model or release == "demo" or weights.model):
+        if not (language_model.model or weights.model):
             language_model = replace(language_model, model=made.model)
         loaded = language_model.load(release, weights).as_trained(weights)
     else:

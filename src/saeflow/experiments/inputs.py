@@ -45,7 +45,7 @@ def model_name(release: str, dictionaries: DictionarySet, given: str = "") -> st
     Raises:
         InvalidArgument: when neither says it.
     """
-    named = given or ("demo" if release == "demo" else dictionaries.model)
+    named = given or dictionaries.model
     if not named:
         raise InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
     return named

@@ -340,11 +340,7 @@ def measure(model: str, d_model: int, *, device: str = "cpu") -> Speeds:
 
     seconds = _median(products, device)
     small = _pass(load_model("demo"))
-    own: float | None = None
-    if model == "demo":
-        own = PASS_TOKENS / small
-    elif is_held(model):
-        own = PASS_TOKENS / _pass(load_model(model, device=device))
+    own = PASS_TOKENS / _pass(load_model(model, device=device)) if is_held(model) else None
     return Speeds(n * product / seconds, small / SMALL_PASS, own, torch.get_num_threads(), device)
 
 

@@ -103,7 +103,7 @@ def _commit(repo: str, file: str, revision: str) -> str:
 
 def is_held(model: str) -> bool:
     """Whether a language model is here: the demo's, one that was fetched, a folder or file, or in the hub's cache."""
-    if model == "demo" or is_fetched(model) or Path(model).expanduser().exists():
+    if is_fetched(model) or Path(model).expanduser().exists():
         return True
     if model.count("/") != 1:
         return False

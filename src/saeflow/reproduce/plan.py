@@ -202,9 +202,7 @@ def told_time(seconds: float) -> str:
 
 def model_of(recipe: Recipe) -> str:
     """The model a recipe names, or that of its dictionaries."""
-    if recipe.model:
-        return recipe.model
-    return "demo" if recipe.release == "demo" else load_dictionaries(recipe.release).model
+    return recipe.model or load_dictionaries(recipe.release).model
 
 
 class _Fetching:
@@ -298,7 +296,7 @@ def _sizes(recipe: Recipe) -> dict[Site, DictionarySize]:
 def _active(recipe: Recipe, device: str) -> float | None:
     """Features active on a token, counted; None where model or dictionaries are not on this machine."""
     named = model_of(recipe)
-    if named != "demo" and not is_held(named):
+    if not is_held(named):
         return None
     if is_release(recipe.release) and any(
         cache_state(e) is not CacheState.YES for e in read_release(recipe.release).sites.values()

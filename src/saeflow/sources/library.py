@@ -17,7 +17,7 @@ import torch
 
 from saeflow.engines import device_of_worker
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite
-from saeflow.files import PACK, folder_and_pattern, pack_folder, pack_names
+from saeflow.files import folder_and_pattern, pack_folder, pack_names
 from saeflow.ids import Part, Site, SiteLike
 from saeflow.sources.architectures import View
 from saeflow.sources.devices import known_device
@@ -28,7 +28,6 @@ from saeflow.sources.formats.saeflow_folder import MANIFEST, read_manifest
 from saeflow.sources.hub import CacheState, cache_state, open_entry
 from saeflow.sources.releases import ReleaseEntry, is_release, known_releases, read_release
 
-DEMO: Final = "demo"
 SAE_LENS: Final = "sae-lens:"
 """What a name begins with that goes to sae-lens's own loader."""
 
@@ -200,7 +199,12 @@ def load_dictionaries(
     name = f"{release_or_folder}@{pattern}" if pattern else str(release_or_folder)
     path, chosen = (str(release_or_folder), pattern) if pattern else folder_and_pattern(name)
     pack = None if chosen else pack_folder(path)
-    folder = Path(path) if pack is None else demo_folder() if name == DEMO else pack / "saes"
+    folder = Path(path) if pack is None else pack / "saes"
+    if pack is not None and not (folder / MANIFEST).is_file():
+        raise BadFile(
+            f"The {path} pack is missing: {folder / MANIFEST} does not exist. Install saeflow again from a wheel, or "
+            "build the pack with scripts/build_demo.py."
+        )
     if pack is not None or (folder.exists() and not path.endswith(".toml")):
         found = discover(folder, chosen)
         suffix = f"@{chosen}" if chosen else ""
@@ -232,21 +236,6 @@ def load_dictionaries(
         f"{', '.join((*pack_names(), *known_releases()))}. A path may be a folder of dictionaries in any supported "
         "format; sae-lens:RELEASE is any release of sae-lens."
     )
-
-
-def demo_folder() -> Path:
-    """The folder of the demo pack's dictionaries.
-
-    Raises:
-        BadFile: when the installation lacks it.
-    """
-    folder = PACK / "saes"
-    if not (folder / MANIFEST).is_file():
-        raise BadFile(
-            f"The demo pack is missing: {folder / MANIFEST} does not exist. Install saeflow again from a "
-            "wheel, or build the pack with scripts/build_demo.py."
-        )
-    return folder
 
 
 @lru_cache(maxsize=2)

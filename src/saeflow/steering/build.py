@@ -192,8 +192,7 @@ def build_plan(
         chosen = chosen.without(silent)
 
     # 4. a value for each; the model as `load_model` takes it: the one given, else that of the atlas or the dictionaries
-    made_for = [getattr(model, "name", ""), request.release if request.release == "demo" else ""]
-    made_for += [getattr(atlas, "model", ""), getattr(dictionaries, "model", "")]
+    made_for = [getattr(model, "name", ""), getattr(atlas, "model", ""), getattr(dictionaries, "model", "")]
     plan = plan_of(chosen, request, scales=scales, span=span, words=words, made_by=_found_by(request))
     plan = replace(plan, model=next((str(name) for name in made_for if name), ""))
 

@@ -56,8 +56,7 @@ def exploring(
         BadFile: when a results folder has no manifest.
     """
     release = release or atlas.release
-    own = "demo" if release == "demo" else atlas.model
-    model = model or (own if own == "demo" or (pack_folder(release) and is_fetched(own)) else "")
+    model = model or (atlas.model if pack_folder(release) and is_fetched(atlas.model) else "")
     words = UnicodeWords(words_for(release, beside=atlas.folder))
     folders = words_folders(release, beside=atlas.folder)
     sizes = sizes_of(atlas)
