@@ -1,6 +1,7 @@
 """Build the demo pack: corpora -> tokenizer, model, SAEs, atlas, words, texts, measurement.
 
     python scripts/build_demo.py CORPORA --work build/demo
+    python scripts/build_demo.py --passages            # renews passages and histograms of the pack's words alone
 
 CORPORA is a folder with the files that docs/reproduce.md lists. Needs the extra `build-demo`. About two
 hours on two cores. Seeds are fixed, progress is printed, and a killed build goes on: each stage is skipped
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from demo_build import card, corpus, model, pack, quality, saes, texts, words
+from saeflow.sources.library import load_dictionaries
 
 PACK = Path(__file__).parent.parent / "src" / "saeflow" / "demo" / "pack"
 STEPS = 1400
@@ -50,7 +52,8 @@ def build(corpora: Path, work: Path, out: Path) -> None:
     found = saes.collect(loaded, data, work / "saes", seed=SEED)
     dictionaries, atlas = pack.write_dictionaries(found, out)
     print("6/7 words", flush=True)
-    words.write_words(loaded, dictionaries, data, out / "atlas" / "words", SEED)
+    words.write_counted(loaded, dictionaries, data, out / "atlas" / "words", SEED)
+    words.add_passages(loaded, dictionaries, out / "atlas" / "words")
     print("7/7 measurement", flush=True)
     measured = {
         "model": {
@@ -69,11 +72,22 @@ def build(corpora: Path, work: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpora", type=Path, help="folder of the corpora")
+    parser.add_argument("corpora", type=Path, nargs="?", help="folder of the corpora")
+    parser.add_argument(
+        "--passages", action="store_true", help="renew the passages of the pack's words, without corpora"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder for what can be resumed")
     parser.add_argument("--out", type=Path, default=PACK, help="folder of the pack")
     parser.add_argument("--fresh", action="store_true", help="throw the work folder away first")
     arguments = parser.parse_args()
+    if arguments.passages:
+        pack_words = arguments.out / "atlas" / "words"
+        words.add_passages(
+            pack.open_model(arguments.out / "model"), load_dictionaries(arguments.out / "saes"), pack_words
+        )
+        return
+    if arguments.corpora is None:
+        parser.error("name the folder of the corpora")
     if arguments.fresh:
         shutil.rmtree(arguments.work, ignore_errors=True)
     build(arguments.corpora, arguments.work, arguments.out)

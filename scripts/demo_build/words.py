@@ -1,20 +1,23 @@
-"""Words for every feature of the pack: top tokens, a few contexts, logit lens, how often it fires.
+"""Words for every feature of the pack: top tokens, passages, histograms, logit lens, near rows, how often it fires.
 
-Top tokens and frequencies are counted on training text (single tokens, no sentence of it is kept);
-contexts come only from text the pack may ship: passages the model wrote, and the standard library.
+Top tokens and frequencies are counted on training text (single tokens, no sentence of it is kept); passages and
+histograms come only from text the pack may ship: passages the model wrote, and the standard library.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from saeflow.demo.texts import DOMAINS, texts
-from saeflow.ids import Site
+from saeflow.labels.local import Passage, make_words
+from saeflow.labels.words import FeatureWords, WordsFolder, label_of, write_words
+from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
@@ -23,8 +26,8 @@ from .corpus import load_windows
 from .model import CONTEXT, MIXTURE
 
 COUNTED_TOKENS = 300_000
-CONTEXTS = 4
-AROUND = 9
+SHOWN_TEXTS = 150
+"""Texts of each domain that passages come from."""
 TOKENS = 10
 
 
@@ -38,34 +41,14 @@ def _counted(data: Path, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(rows))
 
 
-def _shippable(model: LanguageModel) -> tuple[torch.Tensor, list[str]]:
-    """Windows of text the pack may ship: [n_windows, 128], padded with 0, and the domain of each."""
-    rows, domains = [], []
-    for domain in DOMAINS:
-        for text in texts(domain, 150, seed=3):
-            ids = [0, *model.tokenizer.encode(text, add_special_tokens=False)][:128]
-            rows.append(ids + [0] * (128 - len(ids)))
-            domains.append(domain)
-    return torch.tensor(rows), domains
-
-
-def _padded(ids: torch.Tensor) -> Tokens:
-    """A batch whose zeros after the first place are padding."""
-    mask = (ids != 0).long()
-    mask[:, 0] = 1
-    return Tokens(ids, mask)
-
-
 class _Site:
-    """What is gathered for the dictionary of one site."""
+    """What is counted for the dictionary of one site."""
 
     def __init__(self, n_features: int, vocabulary: int) -> None:
         self.total = torch.zeros(vocabulary, n_features)
         self.fired = torch.zeros(n_features)
         self.occurred = torch.zeros(vocabulary)
         self.seen = 0
-        self.peak = torch.full((n_features, CONTEXTS * 4), -1.0)
-        self.where = torch.zeros(n_features, CONTEXTS * 4, dtype=torch.int64)
 
     def count(self, acts: torch.Tensor, ids: torch.Tensor) -> None:
         self.total.index_add_(0, ids, acts)
@@ -73,19 +56,10 @@ class _Site:
         self.seen += len(ids)
         self.occurred.index_add_(0, ids, torch.ones(len(ids)))
 
-    def contexts(self, acts: torch.Tensor, start: int) -> None:
-        """Merge the strongest windows of a batch: acts [n_windows, pos, n_features]."""
-        peak = acts.amax(dim=1).T  # [n_features, n_windows]
-        where = torch.arange(start, start + peak.shape[1]).expand_as(peak)
-        both, places = torch.cat([self.peak, peak], 1), torch.cat([self.where, where], 1)
-        self.peak, order = both.topk(self.peak.shape[1], dim=1)
-        self.where = places.gather(1, order)
-
 
 @torch.no_grad()
-def write_words(model: LanguageModel, dictionaries: DictionarySet, data: Path, out: Path, seed: int) -> None:
-    """Write {layer}.{part}.jsonl.gz for every site."""
-    out.mkdir(parents=True, exist_ok=True)
+def write_counted(model: LanguageModel, dictionaries: DictionarySet, data: Path, out: Path, seed: int) -> None:
+    """Write {layer}.{part}.jsonl.gz for every site, without passages."""
     sites = sorted(dictionaries)
     gathered = {s: _Site(dictionaries[s].n_features, model.hf_model.config.vocab_size) for s in sites}
     counted = _counted(data, seed)
@@ -97,79 +71,44 @@ def write_words(model: LanguageModel, dictionaries: DictionarySet, data: Path, o
             gathered[site].count(dictionaries[site].encode(captured[site][keep]), ids[keep])
         if start % 320 == 0:
             print(f"words: counted {start}/{len(counted)} windows", flush=True)
-    shown, domains = _shippable(model)
-    for start in range(0, len(shown), 32):
-        ids = shown[start : start + 32]
-        captured = model.capture(_padded(ids), sites)
-        for site in sites:
-            acts = dictionaries[site].encode(captured[site]) * (ids != 0)[..., None]
-            gathered[site].contexts(acts, start)
     for site in sites:
-        rows = _rows(model, dictionaries, site, gathered[site], shown, domains)
-        # ASCII alone: no character of a token can end a line.
-        lines = (json.dumps(row, separators=(",", ":")) for row in rows)
-        data_out = "".join(f"{line}\n" for line in lines).encode()
-        (out / f"{site.layer}.{site.part.value}.jsonl.gz").write_bytes(gzip.compress(data_out, mtime=0))
-        print(f"words: {site}, {sum(r is not None for r in rows)} of {len(rows)} features have words", flush=True)
+        write_words(out, site, _rows(model, dictionaries[site], gathered[site]))
 
 
-def _rows(model, dictionaries, site: Site, found: _Site, shown: torch.Tensor, domains: list[str]) -> list[dict | None]:
-    dictionary = dictionaries[site]
+def add_passages(model: LanguageModel, dictionaries: DictionarySet, out: Path) -> None:
+    """Give the words in `out` their passages and histograms, what rows lower in the logit lens, and near rows."""
+    shown = [Passage(text, domain) for domain in DOMAINS for text in texts(domain, SHOWN_TEXTS, seed=3)]
+    with TemporaryDirectory() as folder:
+        print(f"words: reading {len(shown)} texts", flush=True)
+        made = make_words(model, dictionaries, shown, Path(folder), release="demo")
+        for site in sorted(dictionaries):
+            lens = _lens(model, -dictionaries[site].directions())
+            rows: list[FeatureWords | None] = []
+            for counted, found, low in zip(
+                WordsFolder(out).site(site), WordsFolder(made).site(site), lens, strict=True
+            ):
+                known = counted or FeatureWords("", frequency=0.0)
+                if found is None and not known.frequency:
+                    rows.append(None)
+                    continue
+                own = {name: getattr(known, name) for name in ("label", "tokens", "promotes", "frequency")}
+                rows.append(replace(found or FeatureWords(""), **own, suppresses=low))
+            write_words(out, site, rows)
+            print(f"words: {site}, {sum(r is not None for r in rows)} of {len(rows)} features have words", flush=True)
+
+
+def _lens(model: LanguageModel, directions: torch.Tensor) -> list[tuple[str, ...]]:
+    found = model.logit_lens(directions, TOKENS)
+    return [tuple(logit.token for logit in row if logit.token.strip()) for row in found]
+
+
+def _rows(model: LanguageModel, dictionary: Dictionary, found: _Site) -> Iterator[FeatureWords]:
     decode = [model.spelling.token(i) for i in range(len(found.total))]
-    promotes = model.logit_lens(dictionary.directions(), TOKENS)
-    chosen = sorted({int(w) for w in found.where[found.peak > 0].tolist()})
-    captured = model.capture(_padded(shown[chosen]), [site])[site] if chosen else None
-    acts = {w: dictionary.encode(captured[i]) for i, w in enumerate(chosen)} if captured is not None else {}
+    promotes = _lens(model, dictionary.directions())
     # Mean activation on a token, drawn towards 0 where the token was seen a few times only.
     mean = (found.total / (found.occurred + 10)[:, None]).T.contiguous()
-    rows: list[dict | None] = []
     for f in range(dictionary.n_features):
-        if found.fired[f] == 0 and found.peak[f].max() <= 0:
-            rows.append(None)
-            continue
         best = mean[f].topk(TOKENS)
-        tokens = [decode[i] for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True) if v > 0]
-        contexts = _contexts(f, found, acts, shown, domains, decode)
-        lens = [logit.token for logit in promotes[f] if logit.token.strip()]
-        rows.append(
-            {
-                "label": _label(tokens),
-                "tokens": tokens,
-                "promotes": lens,
-                "frequency": round(float(found.fired[f] / found.seen), 6),
-                "contexts": contexts,
-            }
-        )
-    return rows
-
-
-def _contexts(
-    f: int, found: _Site, acts: dict, shown: torch.Tensor, domains: list[str], decode: list[str]
-) -> list[dict]:
-    """Up to CONTEXTS passages, centred on the strongest token, none twice."""
-    kept: list[dict] = []
-    seen: set[str] = set()
-    for value, window in zip(found.peak[f].tolist(), found.where[f].tolist(), strict=True):
-        if value <= 0 or len(kept) == CONTEXTS:
-            break
-        row = acts[window][:, f] * (shown[window] != 0)
-        top = int(row.argmax())
-        span = slice(max(1, top - AROUND), top + AROUND // 2 + 1)
-        ids = [i for i in shown[window, span].tolist() if i != 0]
-        tokens = [decode[i] for i in ids]
-        if "".join(tokens) in seen:
-            continue
-        seen.add("".join(tokens))
-        values = [round(v, 2) for v in row[span].tolist()][: len(ids)]
-        kept.append({"tokens": tokens, "values": values, "source": domains[window]})
-    return kept
-
-
-def _label(tokens: list[str]) -> str:
-    """The first four different tokens, as one line."""
-    kept: list[str] = []
-    for token in tokens:
-        word = token.strip() or repr(token).strip("'")
-        if word.lower() not in {k.lower() for k in kept} and "\ufffd" not in word:
-            kept.append(word)
-    return ", ".join(kept[:4])
+        tokens = tuple(decode[i] for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True) if v > 0)
+        frequency = round(float(found.fired[f] / found.seen), 6)
+        yield FeatureWords(label_of(tokens), tokens, promotes[f], frequency=frequency)

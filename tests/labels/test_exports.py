@@ -35,7 +35,13 @@ def explanation(index, text, model="gpt-4o-mini"):
 
 
 def feature(index):
-    return {"modelId": "gpt2-small", "index": str(index), "pos_str": [f" up{index}", " "], "frac_nonzero": index / 100}
+    return {
+        "modelId": "gpt2-small",
+        "index": str(index),
+        "pos_str": [f" up{index}", " "],
+        "neg_str": [" low"],
+        "frac_nonzero": index / 100,
+    }
 
 
 def activation(index, tokens, values):

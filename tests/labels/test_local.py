@@ -15,8 +15,8 @@ from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.ids import Part, Site
 from saeflow.labels import WordsFolder
 from saeflow.labels.folders import LOCAL, read_about
-from saeflow.labels.gather import PRIOR, SLOTS, FeatureStatistics, ranks
-from saeflow.labels.local import CONTROLS, Passage, controls_path, lens_scale, make_words
+from saeflow.labels.gather import BINS, PRIOR, SLOTS, FeatureStatistics, ranks
+from saeflow.labels.local import CONTROLS, QUARTERS, Passage, controls_path, lens_scale, make_words
 from saeflow.labels.words import AFTER, BEFORE
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
@@ -85,6 +85,49 @@ def counted(model, dictionaries, texts, site):
 
 
 @pytest.mark.parametrize("site", [RES, MLP, ATT])
+def test_a_card_has_every_activation_in_a_histogram_and_a_passage_from_each_quarter(
+    model, dictionaries, texts, folder, site
+):
+    found = list(counted(model, dictionaries, texts, site))
+    quarters = []
+    for f, row in enumerate(WordsFolder(folder).site(site)):
+        if row is None:
+            continue
+        fires = np.concatenate([acts[:, f][acts[:, f] > 0] for _, acts in found])
+        assert row.histogram.counts == tuple(np.bincount((fires / row.histogram.width).astype(int)))
+        assert BINS // 2 <= len(row.histogram.counts) <= BINS
+        quantiles = [context.quantile for context in row.spread]
+        assert quantiles == sorted(quantiles, reverse=True)
+        quarters.append([int(quantile * QUARTERS) for quantile in quantiles])
+        assert len(set(quarters[-1])) == len(quarters[-1])
+        for context in row.spread:
+            assert all(context.tokens != strong.tokens for strong in row.contexts)
+            words = [([f" w{i}" for i in ids], acts[:, f]) for ids, acts in found]
+            n = len(context.tokens)
+            spans = [(w[i : i + n], a[i : i + n]) for w, a in words for i in range(len(w) - n + 1)]
+            assert any(
+                tuple(w) == context.tokens and np.allclose(a, context.values, rtol=1e-3, atol=1e-4) for w, a in spans
+            )
+            bins = [int(value / row.histogram.width) for value in context.values if value > 0]
+            shares = [[(fires < end * row.histogram.width).mean() for end in (one, one + 1)] for one in bins]
+            assert any(low - 1e-3 <= context.quantile <= high + 1e-3 for low, high in shares)
+        assert all(context.quantile is None for context in row.contexts)
+    assert np.mean([len(shown) == QUARTERS for shown in quarters]) > 0.4, (
+        "all quarters, where there are passages for it"
+    )
+
+
+def test_near_rows_are_those_of_the_highest_cosine(dictionaries, folder):
+    rows = torch.nn.functional.normalize(dictionaries[RES].W_dec, dim=1)
+    cosines = (rows @ rows.T).fill_diagonal_(-1)
+    for f, row in enumerate(WordsFolder(folder).site(RES)):
+        if row is not None:
+            best = cosines[f].topk(5)
+            assert [index for index, _ in row.near] == best.indices.tolist()
+            assert [cosine for _, cosine in row.near] == pytest.approx(best.values.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("site", [RES, MLP, ATT])
 def test_words_are_what_counting_text_by_text_gives(model, dictionaries, texts, folder, site):
     rows = WordsFolder(folder).site(site)
     assert len(rows) == N
@@ -144,10 +187,12 @@ def test_what_a_feature_promotes_is_the_logit_lens_of_its_row_for_what_each_toke
     for site in (RES, ATT):
         logits = dictionaries[site].directions(model) @ W_U.T / W_U.norm(dim=1)
         logits[:, :3] = -1  # special tokens
-        best = logits.topk(10, dim=1)
-        for row, ids, values in zip(WordsFolder(folder).site(site), best.indices, best.values, strict=True):
-            expected = tuple(f" w{token}" for token, value in zip(ids, values, strict=True) if value > 0)
-            assert row is None or row.promotes == expected
+        low = -logits
+        low[:, :3] = -1
+        for name, best in (("promotes", logits.topk(10, dim=1)), ("suppresses", low.topk(10, dim=1))):
+            for row, ids, values in zip(WordsFolder(folder).site(site), best.indices, best.values, strict=True):
+                expected = tuple(f" w{token}" for token, value in zip(ids, values, strict=True) if value > 0)
+                assert row is None or getattr(row, name) == expected
 
 
 def test_a_token_with_a_long_row_is_not_promoted_by_everything(dictionaries):

@@ -32,6 +32,7 @@ FEATURE = {
     "frac_nonzero": 0.012,
     "maxActApprox": 9.0,
     "pos_str": ["▁throne", "▁", "crown"],
+    "neg_str": ["▁mud", ""],
     "pos_values": [1.5, 1.2, 1.0],
     "vector": [0.1] * 5,
     "explanations": [
@@ -75,10 +76,10 @@ def api(service, clock):
 def test_a_feature_becomes_words(api):
     words = api.feature(SOURCE, 7)
     assert (words.label, words.by) == ("royalty", "claude"), "the explanation with the best score"
-    assert words.promotes == (" throne", "crown")
+    assert (words.promotes, words.suppresses) == ((" throne", "crown"), (" mud",))
     assert words.frequency == 0.012
     assert words.tokens == ("t20", " queen")
-    assert [context.tokens for context in words.contexts] == [tuple(f"t{i}" for i in range(11, 25)), (" the", " queen")]
+    assert [context.tokens for context in words.contexts] == [tuple(f"t{i}" for i in range(33)), (" the", " queen")]
     assert words.contexts[1].values == (0.0, 4.0), "of equal passages the stronger"
     assert words.contexts[0].source == "pile"
     assert words.score is None, "their scores are of other kinds than ours"

@@ -8,6 +8,7 @@ import pytest
 from saeflow.errors import BadFile
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import (
+    ActivationHistogram,
     Context,
     FeatureWords,
     Merged,
@@ -19,7 +20,7 @@ from saeflow.labels import (
     words_for,
     write_words,
 )
-from saeflow.labels.words import from_json, label_of, to_json, words_sites
+from saeflow.labels.words import AFTER, BEFORE, from_json, label_of, sentence_span, to_json, words_sites
 
 ROW = {
     "label": "king, queen",
@@ -96,6 +97,10 @@ KNOWN = FeatureWords(
     0.01,
     "gpt",
     0.75,
+    (" mud",),
+    (Context((" a", " king"), (0.0, 1.5), "novels", 0.4),),
+    ActivationHistogram(0.5, (0, 0, 3, 1)),
+    ((12, 0.71), (3, -0.2)),
 )
 SITE = Site.parse("4/res")
 
@@ -105,6 +110,33 @@ def test_a_line_is_read_back_as_it_was_written_and_holds_no_line_break():
         line = to_json(words)
         assert from_json(line, "here") == words
         assert len(line.splitlines()) == 1
+
+
+def test_a_line_of_an_older_version_says_nothing_of_what_it_does_not_hold():
+    known = from_json('{"label": "a", "contexts": [{"tokens": ["x"], "values": [1]}]}', "here")
+    assert (known.contexts[0].quantile, known.histogram, known.spread, known.near) == (None, None, (), ())
+
+
+def test_a_passage_is_a_sentence_within_bounds():
+    tokens = [
+        "He",
+        " left",
+        ".",
+        *["\u201c"],
+        *[f" w{i}" for i in range(12)],
+        ".\u201d",
+        " Then",
+        " x",
+        "\n",
+        *["y"] * 60,
+    ]
+    assert tokens[sentence_span(tokens, 14)] == tokens[3:19], (
+        "from the end of a sentence on, and 4 more tokens at least"
+    )
+    assert tokens[sentence_span(tokens, 4)] == tokens[:17], "what is before a sentence that has just begun"
+    top = len(tokens) - 30
+    assert sentence_span(tokens, top) == slice(top - BEFORE, top + AFTER + 1)
+    assert sentence_span(["a"], 0) == slice(0, 1)
 
 
 def test_words_are_written_as_a_folder_and_read_from_it(tmp_path):

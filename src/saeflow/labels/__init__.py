@@ -5,9 +5,20 @@ explained by a language model (`explain`), and searched (`search`). All but `loc
 """
 
 from saeflow.labels.folders import words_folder, words_folders, words_for
-from saeflow.labels.words import Context, FeatureWords, Merged, Words, WordsFolder, no_words, open_words, write_words
+from saeflow.labels.words import (
+    ActivationHistogram,
+    Context,
+    FeatureWords,
+    Merged,
+    Words,
+    WordsFolder,
+    no_words,
+    open_words,
+    write_words,
+)
 
 __all__ = [
+    "ActivationHistogram",
     "Context",
     "FeatureWords",
     "Merged",

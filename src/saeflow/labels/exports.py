@@ -33,7 +33,7 @@ from saeflow.ids import Site
 from saeflow.labels.folders import NEURONPEDIA, VERSION, read_about, write_about
 from saeflow.labels.http import Fetcher, Received
 from saeflow.labels.lines import is_whole
-from saeflow.labels.neuronpedia import CONTEXTS, TOKENS, Source, Sources, frequency_of, passage_of, promotes_of
+from saeflow.labels.neuronpedia import CONTEXTS, TOKENS, Source, Sources, frequency_of, lens_of, passage_of
 from saeflow.labels.words import Context, FeatureWords, label_of, words_path, write_words
 from saeflow.patience import LARGEST
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json, read_bytes
@@ -360,6 +360,7 @@ class _Gathered:
     skipped: int = 0
     explained: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     promotes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    suppresses: dict[int, tuple[str, ...]] = field(default_factory=dict)
     frequency: dict[int, float] = field(default_factory=dict)
     passages: dict[int, list[tuple[float, str, str]]] = field(default_factory=dict)
 
@@ -373,7 +374,8 @@ class _Gathered:
             if text:
                 self.explained.setdefault(index, []).append((row.get("explanationModelName") or "a person", text))
         elif kind is ExportKind.FEATURES:
-            self.promotes[index] = promotes_of(row)
+            self.promotes[index] = lens_of(row, "pos_str")
+            self.suppresses[index] = lens_of(row, "neg_str")
             share = frequency_of(row)
             if share is not None:
                 self.frequency[index] = share
@@ -404,7 +406,9 @@ class _Gathered:
             shown = [json.loads(text) for *_, text in _distinct(passages)[: self.contexts]]
             contexts = tuple(Context(tuple(texts), tuple(values), source) for texts, values, source in shown)
             promotes, frequency = self.promotes.get(index, ()), self.frequency.get(index)
-            rows.append(FeatureWords(label or label_of(tokens), tokens, promotes, contexts, frequency, by))
+            suppresses = self.suppresses.get(index, ())
+            named = label or label_of(tokens)
+            rows.append(FeatureWords(named, tokens, promotes, contexts, frequency, by, suppresses=suppresses))
         return rows
 
 

@@ -1,8 +1,9 @@
-"""What is remembered of a site while text streams by: strongest contexts, strongest tokens, how often each fires.
+"""What is remembered of a site while text streams by: strongest and random passages, strongest tokens, a histogram.
 
-Memory is bounded by the dictionary, not by the text: of each feature a fixed number of passages, and of tokens those
-with the highest mean activation so far. Sums are kept in whole numbers (units of 2^-20): they do not depend
-on the order of addition, and a run that was stopped and resumed ends in the same bytes.
+Memory is bounded by the dictionary, not by the text: of each feature a fixed number of passages, the strongest and
+some drawn at random, of tokens those with the highest mean activation so far, and counts of its activations. Sums are
+kept in whole numbers (units of 2^-20): they do not depend on the order of addition, and a run that was stopped and
+resumed ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -30,8 +31,60 @@ SPARE: Final = 3
 PRIOR: Final = 10
 """Silent occurrences every token is given: one seen a few times cannot lead."""
 
+DRAWN: Final = 16
+"""Passages drawn at random of each feature; one from each quarter of its activations is shown."""
+
+BINS: Final = 32
+"""Bins of a histogram, half of which at least lie below the highest activation."""
+
 WINDOW: Final = BEFORE + 1 + AFTER
 _UNIT: Final = 2.0**20
+_TICKETS: Final = 1 << 24  # whole numbers up to this are exact in float32
+
+
+class PassageSlots:
+    """The passages with the highest ranks, of each feature a fixed number.
+
+    Attributes:
+        rank: Float[n_features, slots], what passages are kept by, highest first, 0 where a slot is free.
+        ids: Int[n_features, slots, WINDOW], token ids, -1 beyond the ends of the text.
+        values: Float[n_features, slots, WINDOW], activations.
+        source: Int[n_features, slots], number of where the text came from.
+    """
+
+    def __init__(self, n_features: int, slots: int, device: torch.device | str) -> None:
+        """All slots are free."""
+        self.rank = torch.zeros(n_features, slots, device=device)
+        self.ids = torch.full((n_features, slots, WINDOW), -1, dtype=torch.int32, device=device)
+        self.values = torch.zeros(n_features, slots, WINDOW, device=device)
+        self.source = torch.zeros(n_features, slots, dtype=torch.int32, device=device)
+
+    def add(
+        self,
+        ranks: Float[Tensor, "batch pos n_features"],
+        acts: Float[Tensor, "batch pos n_features"],
+        ids: Int[Tensor, "batch pos"],
+        source: Int[Tensor, " batch"],
+    ) -> None:
+        """Of each text the passage around the token of the highest rank, if that is above 0 and among the highest.
+
+        Of equal ones those that came first are kept.
+        """
+        n_texts, n_tokens, n_features = acts.shape
+        rank, top = ranks.max(dim=1)
+        columns = top[:, None] + torch.arange(-BEFORE, AFTER + 1, device=acts.device)[None, :, None]
+        inside = (columns >= 0) & (columns < n_tokens)
+        columns = columns.clamp(0, n_tokens - 1)
+        values = acts.gather(1, columns) * inside
+        tokens = ids[torch.arange(n_texts, device=ids.device)[:, None, None], columns].masked_fill(~inside, -1)
+        both = torch.cat([self.rank, rank.T.to(self.rank)], 1)
+        order = both.sort(dim=1, descending=True, stable=True).indices[:, : self.rank.shape[1]]
+        wide = order[..., None].expand(-1, -1, WINDOW)
+        self.rank = both.gather(1, order)
+        self.values = torch.cat([self.values, values.permute(2, 0, 1).to(self.values)], 1).gather(1, wide)
+        self.ids = torch.cat([self.ids, tokens.permute(2, 0, 1)], 1).gather(1, wide)
+        from_where = source.to(self.source)[None].expand(n_features, -1)
+        self.source = torch.cat([self.source, from_where], 1).gather(1, order)
 
 
 class FeatureStatistics:
@@ -40,24 +93,25 @@ class FeatureStatistics:
     Attributes:
         fired: Int[n_features], tokens each feature was active on.
         massive: Int[1], tokens that did not count at this site, where they are massive (`sources.massive`).
-        peak: Float[n_features, slots], activation at the strongest token of each passage, 0 where a slot is free.
-        ids: Int[n_features, slots, WINDOW], its token ids, -1 beyond its ends.
-        values: Float[n_features, slots, WINDOW], activations.
-        source: Int[n_features, slots], number of where the text came from.
+        n_texts: Int[1], texts taken in.
+        strongest: passages by their highest activation.
+        drawn: passages around a token that the feature fires on, at random.
+        counts: Int[n_features, BINS], activations from 0 to 2^exponent, in bins of equal width.
+        exponent: Int[n_features], the lowest with every activation below 2^exponent.
         pairs: Int[n_pairs], feature * vocabulary + token, ascending.
         sums: Int[n_pairs], the token's activations summed, in units of 2^-20.
     """
 
     def __init__(self, n_features: int, vocabulary: int, contexts: int, device: torch.device | str) -> None:
         """Nothing seen yet; `contexts` passages are to be shown."""
-        slots = contexts * SPARE
         self.n_features, self.vocabulary = n_features, vocabulary
         self.fired = torch.zeros(n_features, dtype=torch.int64, device=device)
         self.massive = torch.zeros(1, dtype=torch.int64, device=device)
-        self.peak = torch.zeros(n_features, slots, device=device)
-        self.ids = torch.full((n_features, slots, WINDOW), -1, dtype=torch.int32, device=device)
-        self.values = torch.zeros(n_features, slots, WINDOW, device=device)
-        self.source = torch.zeros(n_features, slots, dtype=torch.int32, device=device)
+        self.n_texts = torch.zeros(1, dtype=torch.int64, device=device)
+        self.strongest = PassageSlots(n_features, contexts * SPARE, device)
+        self.drawn = PassageSlots(n_features, DRAWN, device)
+        self.counts = torch.zeros(n_features, BINS, dtype=torch.int64, device=device)
+        self.exponent = torch.full((n_features,), -126, dtype=torch.int64, device=device)
         self.pairs = torch.zeros(0, dtype=torch.int64, device=device)
         self.sums = torch.zeros(0, dtype=torch.int64, device=device)
         self._new: list[tuple[Tensor, Tensor]] = []
@@ -65,13 +119,17 @@ class FeatureStatistics:
     @property
     def state(self) -> dict[str, Tensor]:
         """Everything gathered, by name."""
-        names = ("fired", "massive", "peak", "ids", "values", "source", "pairs", "sums")
-        return {name: getattr(self, name) for name in names}
+        names = ("fired", "massive", "n_texts", "counts", "exponent", "pairs", "sums")
+        slots = {"strongest": self.strongest, "drawn": self.drawn}
+        return {name: getattr(self, name) for name in names} | {
+            f"{kind}.{name}": tensor for kind, kept in slots.items() for name, tensor in vars(kept).items()
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        for name, tensor in state.items():
-            setattr(self, name, tensor.to(self.fired.device))
+        for path, tensor in state.items():
+            *slots, name = path.split(".")
+            setattr(getattr(self, slots[0]) if slots else self, name, tensor.to(self.fired.device))
 
     def add(
         self,
@@ -90,30 +148,27 @@ class FeatureStatistics:
         """
         acts = acts * real[..., None]
         self.fired += (acts > 0).sum(dim=(0, 1))
-        self._add_contexts(acts, torch.where(real, ids, -1).to(torch.int32), source)
+        shown = torch.where(real, ids, -1).to(torch.int32)
+        self.strongest.add(acts, acts, shown, source)
+        number = self.n_texts + torch.arange(len(acts), device=acts.device)
+        self.drawn.add((acts > 0) * _tickets(number, acts.shape[1])[..., None], acts, shown, source)
+        self.n_texts += len(acts)
         text, column, feature = acts.nonzero(as_tuple=True)
-        value = (acts[text, column, feature].double() * _UNIT).round().to(torch.int64)
-        self._new.append((feature * self.vocabulary + ids[text, column], value))
+        found = acts[text, column, feature].double()
+        self._count(acts.amax(dim=(0, 1)), feature, found)
+        self._new.append((feature * self.vocabulary + ids[text, column], (found * _UNIT).round().to(torch.int64)))
 
-    def _add_contexts(
-        self, acts: Float[Tensor, "batch pos n_features"], ids: Int[Tensor, "batch pos"], source: Int[Tensor, " batch"]
+    def _count(
+        self, peak: Float[Tensor, " n_features"], feature: Int[Tensor, " n"], found: Float[Tensor, " n"]
     ) -> None:
-        """Keep the strongest passages; of equal ones those that came first."""
-        n_texts, n_tokens, n_features = acts.shape
-        peak, top = acts.max(dim=1)
-        columns = top[:, None] + torch.arange(-BEFORE, AFTER + 1, device=acts.device)[None, :, None]
-        inside = (columns >= 0) & (columns < n_tokens)
-        columns = columns.clamp(0, n_tokens - 1)
-        values = acts.gather(1, columns) * inside
-        tokens = ids[torch.arange(n_texts, device=ids.device)[:, None, None], columns].masked_fill(~inside, -1)
-        both = torch.cat([self.peak, peak.T.to(self.peak)], 1)
-        order = both.sort(dim=1, descending=True, stable=True).indices[:, : self.peak.shape[1]]
-        wide = order[..., None].expand(-1, -1, WINDOW)
-        self.peak = both.gather(1, order)
-        self.values = torch.cat([self.values, values.permute(2, 0, 1).to(self.values)], 1).gather(1, wide)
-        self.ids = torch.cat([self.ids, tokens.permute(2, 0, 1)], 1).gather(1, wide)
-        from_where = source.to(self.source)[None].expand(n_features, -1)
-        self.source = torch.cat([self.source, from_where], 1).gather(1, order)
+        """Add activations to the histograms; one that is too narrow gets bins twice as wide, as often as it takes."""
+        needed = torch.where(peak > 0, torch.frexp(peak).exponent.to(torch.int64), self.exponent)
+        wider = (needed - self.exponent).clamp(min=0)
+        self.exponent = self.exponent + wider
+        bins = torch.arange(BINS, device=peak.device)[None] >> wider.clamp(max=BINS)[:, None]
+        self.counts = torch.zeros_like(self.counts).scatter_add_(1, bins, self.counts)
+        place = (found * BINS / 2.0 ** self.exponent[feature]).to(torch.int64).clamp(max=BINS - 1)
+        self.counts.view(-1).index_add_(0, feature * BINS + place, torch.ones_like(place))
 
     def settle(self, occurred: Int[Tensor, " vocab"]) -> None:
         """Add what was taken in to the sums, and keep of each feature the tokens with the highest means.
@@ -130,6 +185,14 @@ class FeatureStatistics:
         rank = ranks(unique // self.vocabulary, means(sums, occurred[unique % self.vocabulary]))
         kept = rank < SLOTS
         self.pairs, self.sums = unique[kept], sums[kept]
+
+
+def _tickets(number: Int[Tensor, " batch"], n_tokens: int) -> Float[Tensor, "batch pos"]:
+    """Numbers above 0, up to 1, drawn for the tokens of texts; the same for the same number of a text."""
+    place = (number[:, None] + 1) * 8191 + torch.arange(n_tokens, device=number.device)[None]
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):  # splitmix64's, as signed numbers
+        place = (place ^ ((place >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return ((place >> 40) & (_TICKETS - 1)).add(1).float() / _TICKETS
 
 
 def means(sums: Int[Tensor, " n"], occurred: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -3,11 +3,11 @@
     make_words(load_model("demo"), load_dictionaries("demo"), texts, out="words")
 
 The text streams by once for all sites (once for each group of `sites_at_once`, where memory is short): the model
-runs, each dictionary encodes, and of each feature the strongest passages, the tokens with the highest mean
-activation and the share of tokens it fires on are kept (`gather`). A position that is massive at a site
-(`sources.massive`) does not count there: the features that fire on it, often hundreds, do so for its size. Then come
-the logit lens of its row and a label of its four strongest tokens. A killed run resumes from its last checkpoint, and
-ends in the same bytes.
+runs, each dictionary encodes, and of each feature the strongest passages and some at random, the tokens with the
+highest mean activation, a histogram of its activations and the share of tokens it fires on are kept (`gather`). A
+position that is massive at a site (`sources.massive`) does not count there: the features that fire on it, often
+hundreds, do so for its size. Then come the logit lens of its row, the rows nearest to it, and a label of its four
+strongest tokens. A killed run resumes from its last checkpoint, and ends in the same bytes.
 
 Next to the words of a site there is `{layer}.{part}.controls.jsonl.gz`: passages drawn at random, with the features
 that fire in each. `detection` takes its silent examples from them.
@@ -21,7 +21,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -35,10 +35,20 @@ from saeflow.errors import InvalidArgument
 from saeflow.files import add_sha256, check_sha256, write_atomic
 from saeflow.ids import Site
 from saeflow.labels.folders import LOCAL, VERSION, read_about, write_about
-from saeflow.labels.gather import Control, FeatureStatistics, GatherState, means, ranks
+from saeflow.labels.gather import BINS, DRAWN, Control, FeatureStatistics, GatherState, PassageSlots, means, ranks
 from saeflow.labels.lines import is_whole, write_lines
 from saeflow.labels.neuronpedia import CONTEXTS, TOKENS
-from saeflow.labels.words import AFTER, BEFORE, Context, FeatureWords, label_of, words_path, write_words
+from saeflow.labels.words import (
+    AFTER,
+    BEFORE,
+    ActivationHistogram,
+    Context,
+    FeatureWords,
+    label_of,
+    sentence_span,
+    words_path,
+    write_words,
+)
 from saeflow.reading import SHARD, read_bytes
 from saeflow.records import Progress
 from saeflow.sources.activity import TextBatch, encoder_digest, model_digest, site_groups, site_states
@@ -53,6 +63,13 @@ CONTROLS: Final = 128
 AT_ONCE: Final = 1 << 26
 """Numbers in memory at a time: activations of some texts, logits of some features."""
 
+NEAR: Final = 5
+"""Rows of the same dictionary that are named of each feature."""
+
+QUARTERS: Final = 4
+"""Parts of a feature's activations, of equal size, from each of which a passage is shown."""
+
+_SHOWN: Final = (BEFORE, AFTER, DRAWN, BINS, NEAR)
 _UNFINISHED: Final = ".making"
 
 
@@ -118,7 +135,7 @@ def make_words(
     n_groups = -(-len(asked) // (sites_at_once or max(len(asked), 1)))
     n_texts = len(texts) if isinstance(texts, Sized) else 0
     model = model.as_trained(dictionaries)
-    said = [contexts, max_length, max_tokens, texts_at_once, seed, VERSION, RATIO, model_digest(model)]
+    said = [contexts, max_length, max_tokens, texts_at_once, seed, VERSION, RATIO, model_digest(model), *_SHOWN]
     for number, group in enumerate(site_groups(dictionaries, asked, sites_at_once)):
         key = _key(said, [dictionaries[site] for site in group], model)
         limits = (contexts, max_length, max_tokens, texts_at_once, seed)
@@ -290,7 +307,9 @@ class _GroupRun:
                 continue
             bits = hashlib.sha256(f"{self.seed} {state.n_texts + text}".encode()).digest()
             middle = columns[int.from_bytes(bits[8:16], "big") % len(columns)]
-            span = slice(max(columns[0], middle - BEFORE), min(columns[-1], middle + AFTER) + 1)
+            first, last = max(columns[0], middle - BEFORE), min(columns[-1], middle + AFTER) + 1
+            found = sentence_span(self.model.spelling.tokens(ids[text, first:last].tolist()), middle - first)
+            span = slice(first + found.start, first + found.stop)
             kept = torch.where(real[text], ids[text], -1)[span].tolist()
             control = Control(int.from_bytes(bits[:8], "big"), kept, int(source[text]), {})
             drawn[text] = span, control
@@ -337,14 +356,29 @@ def feature_rows(
     seen = state.seen[dictionary.site]
     tokens = _strongest_tokens(seen, state.occurred)
     fired = seen.fired.tolist()
-    for row, promoted in enumerate(_promotes(model, dictionary, scale, spelling)):
+    lens, near = _promotes(model, dictionary, scale, spelling), _nearest(dictionary)
+    for row, ((promoted, suppressed), neighbours) in enumerate(zip(lens, near, strict=True)):
         if fired[row] == 0:
             yield None
             continue
         strong = tuple(spelling.token(token) for token in tokens.get(row, ()))
-        contexts = _contexts(seen, row, state.sources, spelling)[:n_contexts]
-        frequency = float(f"{fired[row] / (state.n_tokens - int(seen.massive)):.4g}")
-        yield FeatureWords(label_of(strong), strong, promoted, contexts, frequency)
+        counts = seen.counts[row].tolist()
+        last = max(i for i, count in enumerate(counts) if count)
+        histogram = ActivationHistogram(2.0 ** int(seen.exponent[row]) / BINS, tuple(counts[: last + 1]))
+        contexts = _contexts(seen.strongest, row, state.sources, spelling)
+        drawn = _contexts(seen.drawn, row, state.sources, spelling, histogram)
+        shown = contexts[:n_contexts]
+        yield FeatureWords(
+            label_of(strong),
+            strong,
+            promoted,
+            shown,
+            float(f"{fired[row] / (state.n_tokens - int(seen.massive)):.4g}"),
+            suppresses=suppressed,
+            spread=_by_quarter(drawn, {context.tokens for context in shown}),
+            histogram=histogram,
+            near=neighbours,
+        )
 
 
 def control_line(control: Control, site: Site, sources: Sequence[str], spelling: Spelling) -> str:
@@ -387,30 +421,59 @@ def lens_scale(model: LanguageModel) -> Float[Tensor, " vocab"]:
 
 def _promotes(
     model: LanguageModel, dictionary: Dictionary, scale: Float[Tensor, " vocab"], spelling: Spelling
-) -> Iterator[tuple[str, ...]]:
-    """The tokens each row raises most in the logit lens, for what the token gets elsewhere (`lens_scale`)."""
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The tokens each row raises and lowers most in the logit lens, over what they get elsewhere (`lens_scale`)."""
     rows = dictionary.directions(model).to(model.device)
     k = min(TOKENS, len(scale))
     for some in rows.split(max(1, AT_ONCE // len(scale))):
-        best = (model.unembed(some).float() * scale).nan_to_num_(nan=-torch.inf).topk(k, dim=1)
-        for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-            yield tuple(spelling.token(token) for token, value in zip(ids, values, strict=True) if value > 0)
+        logits = model.unembed(some).float() * scale
+        ends: list[list[tuple[str, ...]]] = []
+        for signed in (logits, -logits):
+            best = signed.nan_to_num_(nan=-torch.inf).topk(k, dim=1)
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ends.append(
+                [tuple(spelling.token(i) for i, v in zip(ids, values, strict=True) if v > 0) for ids, values in pairs]
+            )
+        yield from zip(*ends, strict=True)
 
 
-def _contexts(seen: FeatureStatistics, row: int, sources: Sequence[str], spelling: Spelling) -> tuple[Context, ...]:
-    """The different passages of a feature, strongest first."""
-    kept: dict[tuple[int, ...], Context] = {}
-    passages = zip(
-        seen.peak[row].tolist(),
-        seen.ids[row].tolist(),
-        seen.values[row].tolist(),
-        seen.source[row].tolist(),
-        strict=True,
-    )
-    for peak, ids, values, source in passages:
-        if peak > 0:
+def _nearest(dictionary: Dictionary) -> Iterator[tuple[tuple[int, float], ...]]:
+    """Of each row, the others of the dictionary with the highest cosine of decoder rows, best first."""
+    rows = nn.functional.normalize(dictionary.W_dec.detach().float(), dim=1)
+    own = torch.arange(len(rows), device=rows.device)
+    for some, numbers in zip(*(x.split(max(1, AT_ONCE // len(rows))) for x in (rows, own)), strict=True):
+        cosines = (some @ rows.T).scatter_(1, numbers[:, None], -torch.inf)
+        best = cosines.topk(min(NEAR, len(rows) - 1), dim=1)
+        for found, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            yield tuple((index, round(value, 3)) for index, value in zip(found, values, strict=True))
+
+
+def _contexts(
+    kept: PassageSlots,
+    row: int,
+    sources: Sequence[str],
+    spelling: Spelling,
+    histogram: ActivationHistogram | None = None,
+) -> tuple[Context, ...]:
+    """The different passages of a feature in the order in which they are kept, with quantiles in a histogram."""
+    found: dict[tuple[str, ...], Context] = {}
+    passages = zip(*(one[row].tolist() for one in (kept.rank, kept.ids, kept.values, kept.source)), strict=True)
+    for rank, ids, values, source in passages:
+        if rank > 0:
             real = [(token, value) for token, value in zip(ids, values, strict=True) if token >= 0]
-            tokens = tuple(spelling.tokens([token for token, _ in real]))
-            shown = tuple(float(f"{value:.4g}") for _, value in real)
-            kept.setdefault(tuple(token for token, _ in real), Context(tokens, shown, sources[int(source)]))
-    return tuple(kept.values())
+            tokens = spelling.tokens([token for token, _ in real])
+            span = sentence_span(tokens, sum(token >= 0 for token in ids[:BEFORE]))
+            shown = tuple(float(f"{value:.4g}") for _, value in real[span])
+            quantile = None if histogram is None else round(histogram.quantile(values[BEFORE]), 3)
+            context = Context(tuple(tokens[span]), shown, sources[int(source)], quantile)
+            found.setdefault(context.tokens, context)
+    return tuple(found.values())
+
+
+def _by_quarter(drawn: Iterable[Context], known: Collection[tuple[str, ...]]) -> tuple[Context, ...]:
+    """The first passage from each quarter of a feature's activations, strong ones first; none that is known."""
+    found: dict[int, Context] = {}
+    for context in drawn:
+        if context.quantile is not None and context.tokens not in known:
+            found.setdefault(min(int(context.quantile * QUARTERS), QUARTERS - 1), context)
+    return tuple(found[quarter] for quarter in sorted(found, reverse=True))

@@ -16,13 +16,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, Unreachable
 from saeflow.files import add_sha256, cache_folder, check_sha256, write_atomic
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.http import Fetcher
-from saeflow.labels.words import AFTER, BEFORE, Context, FeatureWords, label_of
+from saeflow.labels.words import AFTER, BEFORE, Context, FeatureWords, label_of, sentence_span
 from saeflow.reading import parse_json, read_bytes
 from saeflow.sources.releases import CANONICAL, is_release, read_release
 
@@ -42,6 +42,7 @@ _KEPT: Final = (
     "explanations",
     "activations",
     "pos_str",
+    "neg_str",
     "pos_values",
     "frac_nonzero",
     "maxActApprox",
@@ -271,7 +272,8 @@ def words_of(fields: Mapping[str, Any], where: str, *, explainer: str = "") -> F
         return FeatureWords(
             label=label or label_of(tokens),
             tokens=tokens,
-            promotes=promotes_of(fields),
+            promotes=lens_of(fields, "pos_str"),
+            suppresses=lens_of(fields, "neg_str"),
             contexts=contexts,
             frequency=frequency_of(fields),
             by=by,
@@ -280,13 +282,13 @@ def words_of(fields: Mapping[str, Any], where: str, *, explainer: str = "") -> F
         raise BadFile(f"{where}: these are no fields of Neuronpedia ({error!r}). Fetch it again.") from None
 
 
-def promotes_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tokens of `pos_str`, those of whitespace alone left out.
+def lens_of(fields: Mapping[str, Any], name: Literal["pos_str", "neg_str"]) -> tuple[str, ...]:
+    """The tokens that a feature raises or lowers most in the logit lens, those of whitespace alone left out.
 
     Raises:
         TypeError: when it is not a list of texts.
     """
-    return tuple(token for token in map(plain, fields.get("pos_str") or ()) if token.strip())[:TOKENS]
+    return tuple(token for token in map(plain, fields.get(name) or ()) if token.strip())[:TOKENS]
 
 
 def frequency_of(fields: Mapping[str, Any]) -> float | None:
@@ -332,13 +334,15 @@ def passage_of(row: Mapping[str, Any]) -> tuple[float, str, Context]:
     if len(tokens) != len(values) or not tokens:
         raise ValueError(f"{len(tokens)} tokens with {len(values)} values")
     top = max(range(len(values)), key=values.__getitem__)
-    span = slice(max(0, top - BEFORE), top + AFTER + 1)
+    first, last = max(0, top - BEFORE), top + AFTER + 1
+    shown = tuple(map(plain, tokens[first:last]))
+    span = sentence_span(shown, top - first)
     context = Context(
-        tuple(map(plain, tokens[span])),
-        tuple(round(max(float(value), 0.0), 3) for value in values[span]),
+        shown[span],
+        tuple(round(max(float(value), 0.0), 3) for value in values[first:last][span]),
         str(row.get("dataSource") or ""),
     )
-    return float(values[top]), plain(tokens[top]), context
+    return float(values[top]), shown[top - first], context
 
 
 def plain(token: str) -> str:

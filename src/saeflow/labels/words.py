@@ -3,19 +3,23 @@
 A folder of words holds `{layer}.{part}.jsonl.gz`, with one line of JSON per row of the dictionary (null where
 nothing is known). A graph needs one feature of many sites, so only the requested lines are read:
 
-    {"label": "...", "tokens": ["...", ...], "promotes": ["...", ...], "frequency": 0.01,
-     "contexts": [{"tokens": [...], "values": [...], "source": "python"}, ...], "by": "...", "score": 0.9}
+    {"label": "...", "tokens": ["...", ...], "promotes": ["...", ...], "suppresses": ["...", ...], "frequency": 0.01,
+     "contexts": [{"tokens": [...], "values": [...], "source": "python"}, ...], "by": "...", "score": 0.9,
+     "spread": [{"tokens": [...], "values": [...], "source": "python", "quantile": 0.6}, ...],
+     "histogram": {"width": 0.5, "counts": [40, 12, ...]}, "near": [[12, 0.71], ...]}
 
-All but the label may be missing. How the lines lie in the file is said in `lines`.
+All but the label may be missing, as in files of older versions and of other origins. How the lines lie in the file is
+said in `lines`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final, Protocol, cast, runtime_checkable
@@ -25,24 +29,58 @@ from saeflow.ids import FeatureId, Site
 from saeflow.labels.lines import read_line, read_lines, write_lines
 from saeflow.reading import parse_json
 
-BEFORE: Final = 9
+BEFORE: Final = 24
 """Tokens of a context before its strongest one, at most."""
 
-AFTER: Final = 4
+AFTER: Final = 12
 """Tokens of a context after its strongest one, at most."""
+
+_LEAST_BEFORE: Final = 9
+_LEAST_AFTER: Final = 4
+_SENTENCE_ENDS: Final = re.compile(r"[.!?…][\"'”’)\]]*\s*$|\n")
 
 _IN_A_LABEL: Final = 4
 _PROBED: Final = 32
 """Rows of a site that are asked whether its words say how often they fire."""
 
 
+def sentence_span(tokens: Sequence[str], top: int) -> slice:
+    """The tokens shown around `top`: its sentence, as far as that is within `BEFORE` and `AFTER` tokens.
+
+    A sentence that has just begun or is about to end says too little: some tokens beyond it are shown with it.
+    """
+    start, stop = max(0, top - BEFORE), min(len(tokens), top + AFTER + 1)
+    first = next((i + 1 for i in range(top - 1, start - 1, -1) if _SENTENCE_ENDS.search(tokens[i])), start)
+    last = next((i + 1 for i in range(top, stop) if _SENTENCE_ENDS.search(tokens[i])), stop)
+    return slice(min(first, max(0, top - _LEAST_BEFORE)), max(last, min(len(tokens), top + _LEAST_AFTER + 1)))
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A short passage a feature fires on: tokens, and its activation on each (0 where silent)."""
+    """A passage a feature fires on: tokens, and its activation on each (0 where silent).
+
+    `quantile` is the share of the feature's activations that are weaker than the one the passage was drawn for, 0 to 1;
+    None for one of its strongest.
+    """
 
     tokens: tuple[str, ...]
     values: tuple[float, ...]
     source: str = ""
+    quantile: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationHistogram:
+    """How often a feature fires how strongly: `counts[i]` activations lie from `i * width` to `(i + 1) * width`."""
+
+    width: float
+    counts: tuple[int, ...]
+
+    def quantile(self, value: float) -> float:
+        """The share of activations below `value`, 0 to 1; within its bin they count as evenly spread."""
+        place = min(int(value / self.width), len(self.counts) - 1)
+        within = self.counts[place] * (value / self.width - place)
+        return min(1.0, (sum(self.counts[:place]) + within) / max(1, sum(self.counts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +92,10 @@ class FeatureWords:
     rank logits over the length of the token's own row); `frequency` is the share of tokens it is active on, None
     when unknown. `by` says what wrote the label: a model that explained it, or "" for one made of the tokens.
     `score` is how well the label told held-out contexts from others, balanced accuracy from 0 to 1 (`detection`),
-    None when not measured.
+    None when not measured. `suppresses` are the tokens its row lowers most, ranked as `promotes`; `spread` passages on
+    which it fires from strongly to weakly, one drawn at random from each quarter of its activations; `histogram` all of
+    its activations, None when unknown; `near` the rows of the same dictionary whose decoder rows have the highest
+    cosine with its own, as (row, cosine).
     """
 
     label: str
@@ -64,6 +105,10 @@ class FeatureWords:
     frequency: float | None = None
     by: str = ""
     score: float | None = None
+    suppresses: tuple[str, ...] = ()
+    spread: tuple[Context, ...] = ()
+    histogram: ActivationHistogram | None = None
+    near: tuple[tuple[int, float], ...] = ()
 
     def filled(self, other: FeatureWords) -> FeatureWords:
         """The same with what is unknown here taken from `other`; a label goes with its `by` and `score`."""
@@ -77,6 +122,10 @@ class FeatureWords:
             frequency,
             labelled.by,
             labelled.score,
+            self.suppresses or other.suppresses,
+            self.spread or other.spread,
+            self.histogram or other.histogram,
+            self.near or other.near,
         )
 
 
@@ -224,6 +273,14 @@ def to_json(words: FeatureWords | None) -> str:
         "frequency": words.frequency,
         "contexts": [{"tokens": c.tokens, "values": c.values, "source": c.source} for c in words.contexts],
     }
+    if words.suppresses:
+        fields["suppresses"] = words.suppresses
+    if words.spread:
+        fields["spread"] = [asdict(context) for context in words.spread]
+    if words.histogram is not None:
+        fields["histogram"] = asdict(words.histogram)
+    if words.near:
+        fields["near"] = words.near
     if words.by:
         fields["by"] = words.by
     if words.score is not None:
@@ -243,10 +300,7 @@ def from_json(line: str, where: str) -> FeatureWords | None:
         fields = cast("dict[str, Any] | None", parse_json(line))
         if fields is None:
             return None
-        contexts = tuple(
-            Context(_texts(c["tokens"]), tuple(_number(v) for v in c["values"]), str(c.get("source", "")))
-            for c in fields.get("contexts", ())
-        )
+        histogram = fields.get("histogram")
         if not isinstance(fields["label"], str):
             raise TypeError(f"the label is {fields['label']!r}")
         frequency, score = fields.get("frequency"), fields.get("score")
@@ -254,10 +308,16 @@ def from_json(line: str, where: str) -> FeatureWords | None:
             label=fields["label"],
             tokens=_texts(fields.get("tokens", ())),
             promotes=_texts(fields.get("promotes", ())),
-            contexts=contexts,
+            contexts=tuple(map(_context, fields.get("contexts", ()))),
             frequency=None if frequency is None else _number(frequency),
             by=str(fields.get("by", "")),
             score=None if score is None else _number(score),
+            suppresses=_texts(fields.get("suppresses", ())),
+            spread=tuple(map(_context, fields.get("spread", ()))),
+            histogram=None
+            if histogram is None
+            else ActivationHistogram(_number(histogram["width"]), tuple(map(int, histogram["counts"]))),
+            near=tuple((int(row), _number(cosine)) for row, cosine in fields.get("near", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"{where} holds no words ({error!r}). Fetch or build them again.") from None
@@ -281,6 +341,16 @@ def _texts(found: Any) -> tuple[str, ...]:
     if isinstance(found, str) or not all(isinstance(text, str) for text in found):
         raise TypeError(f"{found!r} is no list of texts")
     return tuple(found)
+
+
+def _context(found: Mapping[str, Any]) -> Context:
+    quantile = found.get("quantile")
+    return Context(
+        _texts(found["tokens"]),
+        tuple(map(_number, found["values"])),
+        str(found.get("source", "")),
+        None if quantile is None else _number(quantile),
+    )
 
 
 def _number(found: Any) -> float:
