@@ -9,8 +9,10 @@ from saeflow.errors import InvalidArgument
 from saeflow.flow import Thresholds
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords
+from saeflow.matching.atlas import open_atlas
 from saeflow.matching.build import build_atlas
 from saeflow.sources.activations import ReLU
+from saeflow.sources.library import load_dictionaries
 from saeflow.steering.build import PlanRequest, build_plan, plan_of
 from saeflow.steering.growth import Chosen, Reach, grow, pick, targets
 from saeflow.steering.output_score import output_scores
@@ -90,9 +92,8 @@ def test_what_the_graphs_alone_say_needs_nothing_else(atlas, found):
 
 
 def test_a_plan_names_the_model_that_runs_it(atlas):
-    asked = ask(fold=False)
-    assert build_plan(asked, atlas=atlas).model == "tiny-model"
-    assert build_plan(ask(fold=False, release="demo"), atlas=atlas).model == "demo"
+    assert build_plan(ask(fold=False), atlas=atlas).model == "tiny-model"
+    assert (open_atlas("demo").model, load_dictionaries("demo").model) == ("demo", "demo")
 
 
 def test_only_what_is_in_reach_is_folded_with_the_coefficients_of_the_whole(atlas, found):
