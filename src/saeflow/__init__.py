@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from saeflow.matching.table import MatchTable
     from saeflow.prompt_graph import PromptGraph
     from saeflow.prompt_graph.trace import trace_text
+    from saeflow.publishing.run import publish
     from saeflow.report import render
     from saeflow.sources.dictionary import Dictionary
     from saeflow.sources.in_memory import dictionaries_from
@@ -75,6 +76,7 @@ _HOME = {
     "open_atlas": "saeflow.matching.atlas",
     "open_comparison": "saeflow.comparison.results",
     "open_results": "saeflow.comparison.results",
+    "publish": "saeflow.publishing.run",
     "render": "saeflow.report",
     "trace": "saeflow.flow",
     "trace_text": "saeflow.prompt_graph.trace",
@@ -115,6 +117,7 @@ __all__ = [
     "open_atlas",
     "open_comparison",
     "open_results",
+    "publish",
     "render",
     "trace",
     "trace_text",

@@ -30,7 +30,7 @@ from saeflow.files import write_error
 from saeflow.version import __version__
 
 COMMANDS: Final = {
-    "graph": ("graph", "demo", "serve"),
+    "graph": ("graph", "demo", "serve", "publish"),
     "trace": ("trace",),
     "matching": ("match", "methods", "agreement", "correlate"),
     "compare": ("compare",),

@@ -1,4 +1,4 @@
-"""`saeflow graph`, `demo` and `serve`: flow graphs that are printed, written to files, and explored in the browser."""
+"""`saeflow graph`, `demo`, `serve`, `publish`: flow graphs printed, written to files, explored, and put on the web."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
 from saeflow.cli.options import AtlasName, Cuts, Device, Feature, Flag, Json, Number, Out, Release
-from saeflow.cli.output import print_json, print_table
+from saeflow.cli.output import print_json, print_table, progress
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.flow.scores import HIGH
 
@@ -237,3 +238,32 @@ def serve(
     opened = open_atlas(atlas or release)
     named = release if atlas else opened.release or release
     run(opened, release=named, model=model, device=device, results=results, port=port, ready=ready)
+
+
+def publish(
+    release: Release,
+    /,
+    *,
+    out: Annotated[Path, Out],
+    atlas: AtlasName = "",
+    results: tuple[Path, ...] = (),
+    compare: tuple[Path, ...] = (),
+    as_json: Json = False,
+) -> None:
+    """Write the explorer as a folder of files, for any web host: search, graphs, cards, without a server or a model.
+
+    Args:
+        out: Where to write: a new folder, or that of a published site, which is replaced.
+        results: Results folders to show.
+        compare: Comparisons to show: folders that `saeflow compare` wrote.
+    """
+    from saeflow.publishing.run import publish as run
+
+    with progress("publishing") as report:
+        made = run(release, out, atlas=atlas, results=results, comparisons=compare, progress=report)
+    told = asdict(made) | {"folder": str(out)}
+    if as_json:
+        print_json(told)
+        return
+    size = f"{made.n_features:,} features in {made.n_files:,} files, {made.n_bytes / 1e6:,.1f} MB"
+    print(f"{out}: {size}. Look at it with: python -m http.server -d {out}")

@@ -46,7 +46,7 @@ class LimitedAtlas:
         """`most` rows may be read, `MOST_LOOKUPS` when None."""
         self._atlas = atlas
         self._left = self._most = MOST_LOOKUPS if most is None else most
-        self.release, self.sites, self.model = atlas.release, atlas.sites, atlas.model
+        self.release, self.sites, self.model, self.method = atlas.release, atlas.sites, atlas.model, atlas.method
 
     def has(self, source: Site, target: Site) -> bool:
         """Whether there is a table from `source` to `target`."""

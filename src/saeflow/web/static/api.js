@@ -64,7 +64,7 @@ export async function get(path, values = {}, signal = undefined) {
 export const resultsPage = (id) => (published ? `results/${encodeURIComponent(id)}/index.html` : `/results/${encodeURIComponent(id)}`);
 
 /** The address of a table of a results folder. */
-export const resultsFile = (id, file) => (published ? `results/${encodeURIComponent(id)}/${encodeURIComponent(file.name)}` : `/results/${encodeURIComponent(id)}/files/${file.n}`);
+export const resultsFile = (id, file) => (published ? `results/${encodeURIComponent(id)}/tables/${encodeURIComponent(file.name)}` : `/results/${encodeURIComponent(id)}/files/${file.n}`);
 
 function posted(body, signal) {
   return { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal };

@@ -1,0 +1,121 @@
+"""The index of words of a site: where each word stands, in shards that a browser fetches as one types. No torch.
+
+An entry is a word of labels and tokens, or, with a star, a beginning of up to three letters. It holds features by
+number (their place among all rows of all sites), with the place of the word in the label, or 255 where only the
+tokens have it, and the words of the label. Of an entry the best `MOST` are kept: those with the word in the label, far
+in front, in a short label. Entries are sorted as JavaScript compares strings, and cut into shards; `first` names the
+first entry of each.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import UInt64
+
+from saeflow.errors import InvalidArgument
+from saeflow.labels.search import words_in
+from saeflow.publishing.blocks import packed, packed_json, planes
+
+MOST: Final = 2_000
+"""Features that an entry keeps."""
+SHARD: Final = 20_000
+"""Features of the entries of a shard, about."""
+IN_TOKENS: Final = 255
+_BEGINNINGS: Final = (1, 2, 3)
+_BITS: Final = 24
+"""Of the number of a feature; that of an entry takes as many, place and length the rest."""
+
+
+class WordIndex:
+    """Takes the words of one feature after the other, then gives the shards."""
+
+    def __init__(self) -> None:
+        """An index of nothing."""
+        self._entries: dict[str, int] = {}
+        self._keys = array("Q")
+
+    def add(self, number: int, label: str, tokens: Sequence[str]) -> None:
+        """A feature under its number.
+
+        Raises:
+            InvalidArgument: when there are more features or words than an index can number.
+        """
+        said = words_in(label)
+        places = {word: IN_TOKENS for token in tokens for word in words_in(token)}
+        places |= {word: min(place, IN_TOKENS - 1) for place, word in reversed(list(enumerate(said)))}
+        for word, place in places.items():
+            entry = self._entries.setdefault(word, len(self._entries))
+            if max(entry, number) >> _BITS:
+                raise InvalidArgument(
+                    f"a site finds words of up to {1 << _BITS:,} features, and there are more. Publish a part of the "
+                    "release, with an atlas of fewer sites."
+                )
+            self._keys.append(_key(entry, place, min(len(said), 255), number))
+
+    def shards(self) -> Iterator[tuple[str, bytes]]:
+        """Names and bytes of the files of the index."""
+        # 1. the best features of each word, then of each beginning from those
+        words, keys = list(self._entries), _best(np.frombuffer(self._keys, np.uint64))
+        names, parts = list(words), [keys]
+        entry_of = (keys >> np.uint64(64 - _BITS)).astype(np.int64)
+        for letters in _BEGINNINGS:
+            numbers: dict[str, int] = {}
+            own = [numbers.setdefault(word[:letters], len(numbers)) for word in words]
+            if not own:
+                continue
+            shift = np.uint64(64 - _BITS)
+            moved = np.asarray(own, np.uint64)[entry_of] + np.uint64(len(names))
+            parts.append(_best((keys & ((np.uint64(1) << shift) - np.uint64(1))) | (moved << shift)))
+            names += [f"{beginning}*" for beginning in numbers]
+
+        # 2. in the order of JavaScript's strings, cut where a shard is full
+        keys = np.concatenate(parts)
+        entries = keys >> np.uint64(64 - _BITS)
+        order = sorted(range(len(names)), key=lambda entry: names[entry].encode("utf-16-be", "surrogatepass"))
+        starts = np.searchsorted(entries, np.arange(len(names) + 1, dtype=np.uint64))
+        first: list[str] = []
+        held: list[int] = []
+        n = 0
+        for place, entry in enumerate(order):
+            held.append(entry)
+            n += int(starts[entry + 1] - starts[entry])
+            if n >= SHARD or place == len(order) - 1:
+                yield (
+                    str(len(first)),
+                    _shard([names[one] for one in held], [keys[starts[one] : starts[one + 1]] for one in held]),
+                )
+                first.append(names[held[0]])
+                held, n = [], 0
+        yield "first", packed_json(first)
+
+
+def _key(entry: int, place: int, length: int, number: int) -> int:
+    """Smaller is better among the keys of an entry."""
+    return entry << (64 - _BITS) | place << (_BITS + 8) | length << _BITS | number
+
+
+def _best(keys: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " m"]:
+    """Sorted, each feature once an entry, and of each entry the best `MOST`."""
+    keys = np.sort(keys)
+    number = np.uint64((1 << _BITS) - 1)
+    pair = (keys >> np.uint64(64 - _BITS) << np.uint64(_BITS)) | (keys & number)
+    keys = keys[np.sort(np.unique(pair, return_index=True)[1])]
+    entry = keys >> np.uint64(64 - _BITS)
+    rank = np.arange(len(keys)) - np.searchsorted(entry, entry)
+    return keys[rank < MOST]
+
+
+def _shard(words: list[str], keys: Sequence[np.ndarray]) -> bytes:
+    """Entries with their features, in one file."""
+    head: dict[str, Any] = {"words": words, "counts": [len(some) for some in keys]}
+    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+    whole = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
+    number = (whole & np.uint64((1 << _BITS) - 1)).astype(np.uint32)
+    place, length = ((whole >> np.uint64(shift)).astype(np.uint8) for shift in (_BITS + 8, _BITS))
+    return packed(struct.pack("<I", len(text)) + text + planes(number) + place.tobytes() + length.tobytes())

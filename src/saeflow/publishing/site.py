@@ -1,0 +1,201 @@
+"""What a site holds: the explorer's page, and everything it would ask a server for, as files. Imports no torch.
+
+site/index.html            the explorer's page, with a policy that lets it ask this host alone
+site/site.json             what the site is: what /api/info says, tables, thresholds, sizes of blocks
+site/static/               the explorer's own files
+site/data/{layer}.{part}/  blocks of matches, words and cards (`blocks`)
+site/data/search/          the index of words (`finding`)
+site/data/nulls.bin        what matches score by chance, where the atlas is calibrated
+site/results/{id}/         pages and tables of results and comparisons
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from saeflow.comparison.results import open_comparison
+from saeflow.errors import SaeflowWarning
+from saeflow.flow.graph import FlowGraph
+from saeflow.flow.scores import Thresholds
+from saeflow.ids import FeatureId, Site
+from saeflow.matching.atlas import Atlas
+from saeflow.publishing.blocks import CARD_ROWS, ROWS, K, card_blocks, match_blocks, packed_json, word_rows
+from saeflow.publishing.finding import WordIndex
+from saeflow.reading import read_json
+from saeflow.records import Progress
+from saeflow.version import __version__
+from saeflow.web import limits
+from saeflow.web.app import assets
+from saeflow.web.explorer import Explorer
+from saeflow.web.requests import QueryParameters
+from saeflow.web.responses import FileInfo, ResultFiles
+from saeflow.web.results import WAITING
+from saeflow.web.routes_graph import info
+
+FORMAT: Final = "saeflow-site"
+VERSION: Final = 1
+SITE: Final = "site.json"
+"""What a published site says of itself, and is known by."""
+FDRS: Final = (0.001, 0.01, 0.05, 0.1)
+"""False-discovery rates whose thresholds a site has."""
+_MODEL_FILES: Final = frozenset({"plan.js", "plan_table.js", "steer.js", "text.js", "trace.js"})
+"""Files of the page that are only loaded where there is a model."""
+_POLICY: Final = "default-src 'self'; base-uri 'none'; form-action 'none'; object-src 'none'"
+
+
+def is_site(folder: Path) -> bool:
+    """Whether a folder is a published site."""
+    try:
+        return read_json(folder / SITE)["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+class _Part:
+    """A site while it is written: its folder, and a digest of everything in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.digest = hashlib.sha256()
+
+    def put(self, name: str, data: bytes) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        self.digest.update(hashlib.sha256(data).digest())
+
+
+def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], progress: Progress | None) -> int:
+    """Write the whole site; returns how many features it has."""
+    atlas, sizes, part = explorer.atlas, explorer.sizes, _Part(folder)
+    steps = len(sizes) + 2
+
+    def tell(done: int, what: str) -> None:
+        if progress:
+            progress(done, steps, what)
+
+    # 1. the page
+    for name, path in assets().items():
+        if name not in _MODEL_FILES:
+            part.put(f"static/{name}", path.read_bytes())
+    part.put("index.html", _page(assets()["index.html"].read_text(encoding="utf-8")))
+
+    # 2. results, and the origins that words and cards show
+    shown = [*_results(folder, explorer), *_comparisons(folder, comparisons, len(explorer.results))]
+    if explorer.origins is not None:
+        explorer.origins.read()
+
+    # 3. blocks of every site; words are indexed on the way
+    targets = {site: [target for source, target in atlas if source == site] for site in sizes}
+    index, before, k = WordIndex(), 0, min(K, atlas.k)
+    for done, (site, n) in enumerate(sizes.items()):
+        tell(done, str(site))
+        unknown, rows = word_rows(explorer, site)
+        words = [packed_json({"silent": unknown, "rows": rows[start : start + ROWS]}) for start in range(0, n, ROWS)]
+        matches, cards = match_blocks(atlas, site, targets[site], n, k), card_blocks(explorer, site)
+        for kind, blocks in (("matches", matches), ("words", words), ("cards", cards)):
+            for block, data in enumerate(blocks):
+                part.put(f"data/{site.layer}.{site.part}/{kind}-{block}.bin", data)
+        for row, said in enumerate(rows):
+            if said is not None:
+                known = explorer.words.get(FeatureId(site, row))
+                index.add(before + row, said[0], () if known is None else known.tokens)
+        before += n
+
+    # 4. the index, nulls, and what the site says of itself
+    tell(steps - 2, "the index of words")
+    for name, data in index.shards():
+        part.put(f"data/search/{name}.bin", data)
+    if atlas.nulls:
+        part.put("data/nulls.bin", packed_json(_nulls(atlas)))
+    tell(steps - 1, "features worth a look")
+    explorer.picks.look()
+    told = _about(explorer, targets, shown, k) | {"stamp": part.digest.hexdigest()[:16]}
+    part.put(SITE, (json.dumps(told, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace"))
+    tell(steps, "done")
+    return before
+
+
+def _page(html: str) -> bytes:
+    """The explorer's page as that of a site."""
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    html = html.replace('<html lang="en">', '<html lang="en" data-published>')
+    return html.replace('<meta charset="utf-8">', f'<meta charset="utf-8">\n{policy}').encode()
+
+
+def _about(explorer: Explorer, targets: dict[Site, list[Site]], shown: Sequence[ResultFiles], k: int) -> dict[str, Any]:
+    """What `site.json` says."""
+    atlas = explorer.atlas
+    plain = {"plain": _thresholds(Thresholds())}
+    with warnings.catch_warnings():  # a rate at which no match of a pair is significant is shown as such
+        warnings.simplefilter("ignore", SaeflowWarning)
+        calibrated = {f"{fdr:g}": _thresholds(explorer.calibrated(fdr)) for fdr in FDRS if atlas.nulls}
+    listed = [result.model_dump(mode="json", exclude={"files", "problem"}) for result in shown]
+    changes: dict[str, Any] = {"model_state": "none", "model_error": None, "themes": [], "k": k, "results": listed}
+    changes |= {"formats": ["json", "svg"], "picks_ready": True}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "made_by": f"saeflow {__version__}",
+        "info": info(explorer, QueryParameters()).model_dump(mode="json") | changes,
+        "k": k,
+        "one_to_one": atlas.method.startswith("permutation"),
+        "rows": ROWS,
+        "card_rows": CARD_ROWS,
+        "most_nodes": limits.MOST_NODES,
+        "most_lookups": limits.MOST_LOOKUPS,
+        "sizes": {str(site): n for site, n in explorer.sizes.items()},
+        "tables": {
+            str(site): [{"to": str(target), "back": atlas.has(target, site)} for target in found]
+            for site, found in targets.items()
+        },
+        "thresholds": plain | calibrated,
+        "results": [result.model_dump(mode="json") for result in shown],
+    }
+
+
+def _thresholds(thresholds: Thresholds) -> dict[str, Any]:
+    """Thresholds as a graph's JSON has them."""
+    return FlowGraph(FeatureId("0/res/0"), (), (), (), thresholds, None).to_dict()["thresholds"]
+
+
+def _nulls(atlas: Atlas) -> list[dict[str, Any]]:
+    return [
+        {"source": str(source), "target": str(target), "n": null.n, "scores": list(null.scores)}
+        for (source, target), null in sorted(atlas.nulls.items())
+    ]
+
+
+def _results(folder: Path, explorer: Explorer) -> Iterator[ResultFiles]:
+    """Write the pages and tables of results folders, and tell of them."""
+    for result in explorer.results:
+        place = folder / "results" / result.id
+        (place / "tables").mkdir(parents=True, exist_ok=True)
+        while (found := result.page()) is WAITING:
+            time.sleep(0.1)
+        html = found[0]
+        for number, (name, data) in enumerate(result.files()):
+            html = html.replace(f'href="/results/{result.id}/files/{number}"', f'href="tables/{name}"')
+            (place / "tables" / name).write_bytes(data)
+        (place / "index.html").write_bytes(html.encode("utf-8", "replace"))
+        yield result.listed()
+
+
+def _comparisons(folder: Path, comparisons: Sequence[Path], before: int) -> Iterator[ResultFiles]:
+    """Draw comparisons anew from their JSON, and tell of them: nothing of a folder is copied as it is."""
+    for number, path in enumerate(comparisons, before + 1):
+        found = open_comparison(path)
+        place = folder / "results" / str(number)
+        found.save(place)
+        files = [
+            FileInfo(n=n, name=file.name, bytes=file.stat().st_size)
+            for n, file in enumerate(sorted((place / "tables").iterdir()))
+        ]
+        title = " against ".join(str(name) for name in found.settings["names"])
+        yield ResultFiles(id=str(number), title=title, kind="comparison", finished=True, files=files, problem=None)

@@ -1,0 +1,1 @@
+"""Publishing the explorer as a folder of files."""
