@@ -47,7 +47,7 @@ def test_missed_edges_are_dashed_and_every_edge_has_both_numbers_in_its_title():
     assert "1/mlp/7 to 1/res/5: effect 0.30, cosine 0.20, not named by matching" in titles
     assert "0/res/3 to 1/mlp/7: effect 0.90, cosine 0.10, through the block" in titles
     assert "0/res/error to 1/res/5: effect -0.15, along the stream" in titles
-    assert "1/res/5 to logit/9: effect 0.80, onto the logit" in titles
+    assert "1/res/5 to logit/9: effect 0.80, direct path 0.75, onto the logit" in titles
     assert sum("stroke-dasharray" in wire for wire in wires) == 2
     assert "the larger its effect" in page
     assert "the higher its cosine" not in page

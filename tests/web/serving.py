@@ -13,11 +13,14 @@ import httpx
 
 from saeflow.ids import Site
 from saeflow.matching.atlas import open_atlas
+from saeflow.prompt_graph import Pruning
 from saeflow.web.app import create_app
 from saeflow.web.model_thread import ModelThread
 from saeflow.web.responses import ActiveFeature, TextResponse, TokenInfo
 from saeflow.web.search import Finder
 from saeflow.web.server import bound, exploring, server_of
+
+from ..prompt_graph.small import small_graph
 
 TOKEN = "test-token-of-a-server"  # noqa: S105 - of a server that lives for a test
 
@@ -61,9 +64,9 @@ class Typist:
         active = {str(site): [[ActiveFeature(index=0, value=1.0, label="")] for _ in tokens] for site in sites}
         return TextResponse(tokens=tokens, active=active, took_ms=0.0)
 
-    def trace(self, asked, matches, words):
+    def trace(self, asked, matches):
         assert matches.has(Site("4/res"), Site("3/res"))
-        return f"<!doctype html><title>{asked.token}</title>"
+        return small_graph().prune(Pruning(asked.effect))
 
     def steer(self, asked, plan, theme, others, put):
         self.asked.append(asked)

@@ -321,14 +321,30 @@ def test_a_text_is_read_at_the_sites_asked_for(client):
         refused(client, "/api/text", **body)
 
 
-def test_what_happened_at_a_token_is_a_page_that_may_stand_in_a_frame_of_this_one(client, plain):
-    answer = client.get("/trace", params={"text": "one two", "token": 1, "effect": 0.2})
-    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "text/html")
-    assert answer.text == "<!doctype html><title>1</title>"
-    assert answer.headers["content-security-policy"].endswith("frame-ancestors 'self'")
-    for bad in ({"token": -1}, {"token": 1, "effect": -0.1}, {"token": 1, "before": 9}, {"token": 1, "cosine": 2}, {}):
-        assert client.get("/trace", params={"text": "one two"} | bad).status_code == 422
-    assert plain.get("/trace", params={"text": "x", "token": 0}).status_code == 409
+def test_what_happened_at_a_token_is_a_figure_with_both_numbers_of_each_edge(client, plain):
+    asked = {"text": "one two", "token": 1, "effect": 0.2, "groups": {"cats": ["0/res/3@1"]}}
+    answer = client.post("/api/trace", json=asked)
+    assert answer.status_code == 200
+    told = answer.json()
+    assert [node["kind"] for node in told["data"]["nodes"]] == ["feature", "feature", "feature", "logit"]
+    [edge] = [edge for edge in told["data"]["edges"] if (edge["parent"], edge["child"]) == ("0/res/3", "1/res/5")]
+    assert (edge["effect"], edge["control"], edge["score"], edge["named"]) == (0.6, 0.05, 0.8, True)
+    assert told["svg"].startswith("<svg")
+    assert told["facts"]["nodes"] == "3 features, 1 logit"
+    assert client.post("/api/trace", json=asked | {"effect": 9}).status_code == 422
+    wrong = [{"token": -1}, {"effect": -0.1}, {"before": 9}, {"cosine": 2}, {"groups": []}, {"groups": {"a": 1}}]
+    for bad in wrong:
+        assert client.post("/api/trace", json=asked | bad).status_code == 422
+    assert plain.post("/api/trace", json={"text": "x", "token": 0}).status_code == 409
+
+
+@pytest.mark.parametrize("form", ["html", "json", "graphml", "svg", "png", "dot", "mermaid", "circuit-tracer"])
+def test_what_happened_at_a_token_is_a_file(client, form):
+    answer = client.post("/api/trace/export", json={"text": "one two", "token": 1, "format": form})
+    assert answer.status_code == 200
+    assert answer.headers["content-disposition"].startswith('attachment; filename="')
+    assert "-token-1." in answer.headers["content-disposition"]
+    assert answer.content
 
 
 def test_the_server_that_stops_ends_its_streams(own_cache, plan):

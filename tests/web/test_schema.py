@@ -20,13 +20,14 @@ OPERATIONS = [
     "GET /api/results",
     "GET /results/{id}",
     "GET /results/{id}/files/{number}",
-    "GET /trace",
     "GET /api/model",
     "POST /api/model",
     "POST /api/plan",
     "POST /api/plan/check",
     "POST /api/steer",
     "POST /api/text",
+    "POST /api/trace",
+    "POST /api/trace/export",
 ]
 
 
@@ -77,7 +78,8 @@ def test_the_schema_names_every_route_and_how_to_be_let_in(client):
         "/api/plan/check",
         "/api/steer",
         "/api/text",
-        "/trace",
+        "/api/trace",
+        "/api/trace/export",
     }
     assert told["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     for path, methods in told["paths"].items():

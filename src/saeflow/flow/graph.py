@@ -127,13 +127,15 @@ class MeasuredEdge(Edge):
 
     `effect` is the share of the child's activation that goes when the parent is removed, `control` the same for another
     active feature, None where there is none. `named` says whether matching names the parent; None where matching looks
-    for none, as of an error, of a logit or through a block. `link` says what the edge runs through.
+    for none, as of an error, of a logit or through a block. `link` says what the edge runs through. `direct`, of a
+    logit, is the share of it that the parent adds along the stream alone.
     """
 
     effect: float = 0.0
     control: float | None = None
     named: bool | None = True
     link: str = "stream"
+    direct: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,14 +109,14 @@ def _facts(graph: PromptGraph) -> tuple[tuple[str, str], ...]:
         ("release", graph.release),
         ("tokens", f"{last}" if first == last else f"{first} to {last}"),
         ("target", f"{visible(target['token'])} {score_text(target['activation'])}"),
-        ("nodes", ", ".join(f"{n} {kind}" for kind, n in counts.items())),
+        ("nodes", ", ".join(f"{n} {kind}{'' if n == 1 else 's'}" for kind, n in counts.items())),
         ("edges", f"{len(graph.edges)}, {int(graph.edges['rank'].notna().sum())} of them named by matching"),
     ]
     if graph.fidelity is not None:
         for name in ("completeness", "faithfulness"):
             value, control = getattr(graph.fidelity, name), getattr(graph.fidelity, f"random_{name}")
-            beside = "" if control != control else f" (random graphs {control:.2f})"  # noqa: PLR0124 - NaN
-            pairs.append((name, f"{value:.2f}{beside}"))
+            beside = "" if control != control else f" (random graphs {score_text(control)})"  # noqa: PLR0124 - NaN
+            pairs.append((name, f"{score_text(value)}{beside}"))
     return tuple(pairs)
 
 
@@ -240,7 +240,7 @@ def flow_graph(graph: PromptGraph, words: Words = no_words) -> tuple[FlowGraph, 
             key, label = _Key(feature.site, feature.index, name), words.get(feature)
             said = f"activation {row.activation:.3g}, {row.share:.0%} of its site"
         elif row.kind == "error":
-            key = _Key(Site(int(row.layer), Part(row.part)), _LAST + place, name)
+            key = _Key(Site(cast("int", row.layer), Part(row.part)), _LAST + place, name)
             label = FeatureWords(f"{row.share:.0%} unexplained")
             said = f"what the SAE leaves unexplained, {row.share:.0%} of the squared length"
         else:
@@ -265,6 +265,7 @@ def flow_graph(graph: PromptGraph, words: Words = no_words) -> tuple[FlowGraph, 
             control=None if pd.isna(edge.control) else float(edge.control),
             named=_named(edge),
             link=_LINKS[edge.link],
+            direct=None if pd.isna(edge.direct) or not edge.change else edge.direct * edge.effect / edge.change,
         )
         for edge in _edge_rows(graph.edges)
         if not pd.isna(edge.effect)

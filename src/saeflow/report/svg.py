@@ -175,6 +175,7 @@ def _wire(wire: Wire) -> str:
         if edge.named is None:
             named = edge.link
         control = "" if edge.control is None else f" (control {score_text(edge.control)})"
+        control += "" if edge.direct is None else f", direct path {score_text(edge.direct)}"
         title = f"{edge.parent} to {edge.child}: effect {score_text(edge.effect)}{control}, "
         title += f"cosine {score_text(edge.score)}, {named}" if math.isfinite(edge.score) else named
     title += "" if edge.p is None else f", p = {p_text(edge.p)}"
@@ -237,7 +238,7 @@ def _node(graph: FlowGraph, words: Words, box: NodeBox) -> str:
         _tag("title", text=name),
         *(_ring(box) if node.feature == graph.seed else ()),
         *_box(box),
-        *_inscription(box, dead=dead),
+        *_inscription(box, words, dead=dead),
         *(_joint(box.x, box.middle + port(part) * box.height) for part in node.joins),
         class_=f"node {kind} seed" if node.feature == graph.seed else f"node {kind}",
         data_id=str(node.feature),
@@ -278,7 +279,7 @@ def _box(box: NodeBox) -> Iterable[str]:
     yield _tag("path", d=band, fill="currentColor")
 
 
-def _inscription(box: NodeBox, *, dead: bool) -> Iterable[str]:
+def _inscription(box: NodeBox, words: Words, *, dead: bool) -> Iterable[str]:
     x, y = box.x + 13, box.y + ID_LINE - 4
     yield _text(
         x,
@@ -296,7 +297,7 @@ def _inscription(box: NodeBox, *, dead: bool) -> Iterable[str]:
     # From afar a page shows this in the box of all other words: lane and column say the rest of the id.
     middle: dict[str, Any] = {"text_anchor": "middle", "font_size": 27, "display": "none"}
     other = isinstance(box.node, MeasuredNode) and box.node.kind != "feature"
-    brief = box.node.kind if other else str(box.node.feature.index)
+    brief = headline(words.get(box.node.feature)).split(" ")[0] if other else str(box.node.feature.index)
     yield _text(box.x + BOX_WIDTH / 2 + 3, box.middle + 10, brief, "ink brief", **middle)
 
 

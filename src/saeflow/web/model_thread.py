@@ -15,11 +15,11 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
 from saeflow.errors import SaeflowError
 from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Site
-from saeflow.labels.words import Words
+from saeflow.prompt_graph import PromptGraph
 from saeflow.steering.plan import SteeringPlan
 from saeflow.steering.theme import Theme
 from saeflow.web.problems import Busy
-from saeflow.web.requests import SteerBody, TextBody, TraceQuery
+from saeflow.web.requests import SteerBody, TextBody, TraceBody
 from saeflow.web.responses import ModelInfo, ModelState, TextResponse
 
 _T = TypeVar("_T")
@@ -43,8 +43,8 @@ class ModelWorker(Protocol):
         """The strongest features of each token of a text, at some sites."""
         ...
 
-    def trace(self, request: TraceQuery, matches: Matches, words: Words) -> str:
-        """The page of what happened at a token of a text."""
+    def trace(self, request: TraceBody, matches: Matches) -> PromptGraph:
+        """What happened at a token of a text, pruned, with its fidelity."""
         ...
 
     def steer(

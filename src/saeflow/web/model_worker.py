@@ -15,12 +15,9 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument, MissingExtra
 from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Site
-from saeflow.labels.words import Words
 from saeflow.prompt_graph import PromptGraph, Pruning
 from saeflow.prompt_graph.fidelity import measure_fidelity
 from saeflow.prompt_graph.trace import trace_text
-from saeflow.report.html import page_html
-from saeflow.report.prompt import prompt_page
 from saeflow.sources.activity import site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
@@ -33,7 +30,7 @@ from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.theme import Theme
 from saeflow.web.limits import MOST_NODES, printable
 from saeflow.web.model_thread import Line
-from saeflow.web.requests import SteerBody, TextBody, TraceQuery
+from saeflow.web.requests import SteerBody, TextBody, TraceBody
 from saeflow.web.responses import ActiveFeature, TextResponse, TokenInfo
 
 _T = TypeVar("_T")
@@ -67,7 +64,9 @@ class LoadedModel:
     _judges: dict[tuple[str, str, Sampling], OfflineJudge] = field(
         default_factory=dict[tuple[str, str, Sampling], OfflineJudge]
     )
-    _traced: dict[tuple[str, int, int], PromptGraph] = field(default_factory=dict[tuple[str, int, int], PromptGraph])
+    _traced: dict[tuple[str, int, int, str, str], PromptGraph] = field(
+        default_factory=dict[tuple[str, int, int, str, str], PromptGraph]
+    )
 
     @staticmethod
     def load(release: str, model: str, device: str) -> LoadedModel:
@@ -116,14 +115,14 @@ class LoadedModel:
             took_ms=round(1000 * (time.perf_counter() - start), 2),
         )
 
-    def trace(self, request: TraceQuery, matches: Matches, words: Words) -> str:
-        """The page of what happened at a token of a text.
+    def trace(self, request: TraceBody, matches: Matches) -> PromptGraph:
+        """What happened at a token of a text, pruned, with its fidelity.
 
         Raises:
-            InvalidArgument: for a token outside the text, a release without residual autoencoders, or more nodes than
-                anybody can read.
+            InvalidArgument: for a token outside the text, a pin or a group of what is no node, a release without
+                residual autoencoders, or more nodes than anybody can read.
         """
-        key = request.text, request.token, request.before
+        key = request.text, request.token, request.before, request.target, request.against
         if key not in self._traced:
             if len(self._traced) >= MOST_GRAPHS:
                 self._traced.clear()
@@ -132,19 +131,24 @@ class LoadedModel:
                 self.dictionaries,
                 token=request.token,
                 before=request.before,
+                target=request.target,
+                against=request.against,
                 model=self.model,
                 atlas=matches,
                 pruning=None,
                 fidelity=False,
                 max_length=MOST_TOKENS,
             )
-        graph = self._traced[key].prune(Pruning(request.effect, request.cosine, request.share))
+        graph = self._traced[key]
+        for name, nodes in request.groups.items():
+            graph = graph.group(name, nodes)
+        graph = graph.prune(Pruning(request.effect, request.cosine, request.share, tuple(request.pins)))
         if len(graph.nodes) > MOST_NODES:
             raise InvalidArgument(
                 f"the graph has {len(graph.nodes)} nodes, and no more than {MOST_NODES} are drawn. Raise the effect."
             )
         measured = measure_fidelity(graph, self.model, self.dictionaries, random_graphs=RANDOM_GRAPHS)
-        return page_html(prompt_page(replace(graph, fidelity=measured), words))
+        return replace(graph, fidelity=measured)
 
     def steer(
         self, request: SteerBody, plan: SteeringPlan, theme: Theme | None, others: Sequence[Theme], put: Put

@@ -19,6 +19,7 @@ Cosine: TypeAlias = Annotated[float, Field(ge=-1.0, le=1.0)]
 Layer: TypeAlias = Annotated[int, Field(ge=0, le=9999)]
 PartText: TypeAlias = Literal["res", "mlp", "att"]
 Prompt: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=MOST_PROMPT)]
+NodeText: TypeAlias = Annotated[str, StringConstraints(max_length=100)]
 Strength: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -83,22 +84,34 @@ class FeatureQuery(QueryParameters):
     fdr: Annotated[float | None, Field(gt=0.0, lt=1.0, description="The calibrated line instead.")] = None
 
 
-class TraceQuery(QueryParameters):
-    """The graph of a prompt: what happened at a token of a text."""
-
-    text: Prompt
-    token: Annotated[int, Field(ge=0, le=1023, description="Counted from 0, with the begin-of-text token.")]
-    before: Annotated[int, Field(ge=0, le=MOST_TRACED, description="Tokens before it that are traced too.")] = 0
-    effect: Annotated[float, Field(ge=0.0, le=100.0, description="The smallest effect of an edge, either way.")] = 0.1
-    cosine: Annotated[Cosine, Field(description="The smallest cosine of an edge between features.")] = -1.0
-    share: Annotated[Cosine, Field(description="The smallest share of its site of a feature.")] = -1.0
-
-
 FormatName: TypeAlias = Literal["html", "json", "graphml", "svg", "png", "dot", "mermaid", "circuit-tracer"]
 
 
 class ExportQuery(GraphQuery):
     """The graph of a feature as a file."""
+
+    format: FormatName = "json"
+
+
+class TraceBody(JsonBody):
+    """The graph of a prompt: what happened at a token of a text."""
+
+    text: Prompt
+    token: Annotated[int, Field(ge=0, le=1023, description="Counted from 0, with the begin-of-text token.")]
+    before: Annotated[int, Field(ge=0, le=MOST_TRACED, description="Tokens before it that are traced too.")] = 0
+    target: Annotated[str, Field(max_length=60, description="Token that is explained; empty: the likeliest.")] = ""
+    against: Annotated[str, Field(max_length=60, description="Token whose logit is taken off the target's.")] = ""
+    effect: Annotated[float, Field(ge=0.0, le=100.0, description="The smallest effect of an edge, either way.")] = 0.1
+    cosine: Annotated[Cosine, Field(description="The smallest cosine of an edge between features.")] = -1.0
+    share: Annotated[Cosine, Field(description="The smallest share of its site of a feature.")] = -1.0
+    pins: Annotated[list[NodeText], Field(max_length=MOST_FEATURES, description="Nodes that stay: 4/res/12@7.")] = []
+    groups: Annotated[
+        dict[str, list[NodeText]], Field(max_length=MOST_FEATURES, description="Nodes by the name of their group.")
+    ] = {}
+
+
+class TraceExportBody(TraceBody):
+    """The graph of a prompt as a file."""
 
     format: FormatName = "json"
 

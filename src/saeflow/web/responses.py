@@ -168,6 +168,17 @@ class GraphResponse(ResponseBody):
     ]
 
 
+class TraceResponse(ResponseBody):
+    """What happened at a token of a text: the graph of the prompt and its drawing."""
+
+    data: Annotated[dict[str, Any], Field(description="The figure: nodes with their words, edges with both numbers.")]
+    svg: str
+    legend: Annotated[str, Field(description="What colours and widths mean, as elements.")]
+    facts: Annotated[dict[str, str], Field(description="The head of its page: target, size, fidelity.")]
+    notes: Annotated[list[str], Field(description="What was left out.")]
+    took_ms: float
+
+
 class CompareResponse(GraphResponse):
     """Two graphs as one: `data` and `svg` are those of their union, with the seed of the first."""
 

@@ -68,7 +68,7 @@ def explorer_of(request: Request) -> Explorer:
 
 
 Explored = Annotated[Explorer, Depends(explorer_of)]
-_FILES: Final[dict[int | str, dict[str, Any]]] = {
+FILES: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "The file.",
         "content": {
@@ -276,15 +276,19 @@ def feature_facts(explorer: Explorer, named: FeatureId) -> FeatureFacts:
     )
 
 
-@router.get("/api/export", response_class=Response, responses=_FILES)
+@router.get("/api/export", response_class=Response, responses=FILES)
 def exported(explorer: Explored, query: Annotated[ExportQuery, Query()]) -> Response:
     """The flow graph of a feature as a file of another tool."""
-    chosen = FORMATS[query.format]
     data = export(_grown(explorer, query), query.format, explorer.words)
-    name = f"{explorer.atlas.release}-{query.feature}".replace("/", "-").replace('"', "")
-    safe = "".join(char if char.isascii() and char.isprintable() else "_" for char in name)
-    headers = {"content-disposition": f'attachment; filename="{safe}{chosen.suffix}"'}
-    return Response(data, media_type=chosen.media_type, headers=headers)
+    return file_response(data, query.format, f"{explorer.atlas.release}-{query.feature}")
+
+
+def file_response(data: bytes, form: str, name: str) -> Response:
+    """A graph as a file that the browser saves."""
+    plain = name.replace("/", "-").replace('"', "")
+    safe = "".join(char if char.isascii() and char.isprintable() else "_" for char in plain)
+    headers = {"content-disposition": f'attachment; filename="{safe}{FORMATS[form].suffix}"'}
+    return Response(data, media_type=FORMATS[form].media_type, headers=headers)
 
 
 def _grown(explorer: Explorer, query: GraphQuery) -> FlowGraph:

@@ -8,6 +8,7 @@ torch before that; `steering.build` does where it folds.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import Annotated, Any, Final
 
@@ -18,6 +19,11 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import Part, Site
 from saeflow.interventions import EVERYWHERE
+from saeflow.prompt_graph import PromptGraph
+from saeflow.report.html import legend_html
+from saeflow.report.prompt import export_prompt, flow_graph, prompt_page
+from saeflow.report.svg import figure_svg
+from saeflow.report.views import graph_data
 from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.growth import Reach
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
@@ -26,10 +32,18 @@ from saeflow.web.explorer import Explorer
 from saeflow.web.limits import MOST_FEATURES, MOST_NESTED, LimitedAtlas
 from saeflow.web.model_thread import ModelThread
 from saeflow.web.problems import NoModel
-from saeflow.web.requests import JsonBody, PlanBody, PlanCheckBody, QueryParameters, SteerBody, TextBody, TraceQuery
-from saeflow.web.responses import ModelInfo, PlanResponse, PlanRow, TextResponse
-from saeflow.web.results import framed_policy
-from saeflow.web.routes_graph import Explored, model_info
+from saeflow.web.requests import (
+    JsonBody,
+    PlanBody,
+    PlanCheckBody,
+    QueryParameters,
+    SteerBody,
+    TextBody,
+    TraceBody,
+    TraceExportBody,
+)
+from saeflow.web.responses import ModelInfo, PlanResponse, PlanRow, TextResponse, TraceResponse
+from saeflow.web.routes_graph import FILES, Explored, file_response, model_info
 from saeflow.web.streams import Outlet, Streamed
 
 TEXTS_EACH: Final = 4
@@ -45,10 +59,6 @@ _STREAM: Final[dict[int | str, dict[str, Any]]] = {
         ),
         "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
     }
-}
-
-_PAGE: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"description": "A page that loads nothing.", "content": {"text/html": {"schema": {"type": "string"}}}}
 }
 
 router: Final = APIRouter()
@@ -165,12 +175,35 @@ def text(explorer: Explored, body: TextBody, _: Annotated[QueryParameters, Query
     return thread.submit(lambda worker: worker.text(body, sites, explorer.label)).result()
 
 
-@router.get("/trace", response_class=Response, responses=_PAGE)
-def traced(explorer: Explored, query: Annotated[TraceQuery, Query()]) -> Response:
-    """What happened at a token of a text, as a page: the graph of the prompt, with measured edges."""
+@router.post("/api/trace")
+def traced(explorer: Explored, body: TraceBody, _: Annotated[QueryParameters, Query()]) -> TraceResponse:
+    """What happened at a token of a text: the graph of the prompt, with measured edges."""
+    start = time.perf_counter()
+    graph = _prompt_graph(explorer, body)
+    drawn = flow_graph(graph, explorer.words)
+    if drawn is None:
+        raise InvalidArgument(f"no edge leads to the target with an effect of {body.effect:g}. Lower it.")
+    page = prompt_page(graph, explorer.words)
+    return TraceResponse(
+        data=graph_data(*drawn),
+        svg=figure_svg(*drawn),
+        legend="".join(legend_html(drawn[0])),
+        facts={name: value for name, value in page.facts if name not in {"release", "tokens"}},
+        notes=list(graph.notes),
+        took_ms=round(1000 * (time.perf_counter() - start), 2),
+    )
+
+
+@router.post("/api/trace/export", response_class=Response, responses=FILES)
+def traced_file(explorer: Explored, body: TraceExportBody, _: Annotated[QueryParameters, Query()]) -> Response:
+    """The graph of a prompt as a file."""
+    data = export_prompt(_prompt_graph(explorer, body), body.format, explorer.words)
+    return file_response(data, body.format, f"{explorer.atlas.release}-token-{body.token}")
+
+
+def _prompt_graph(explorer: Explorer, body: TraceBody) -> PromptGraph:
     thread = _thread(explorer, "tracing a text")
-    html = thread.submit(lambda worker: worker.trace(query, explorer.atlas, explorer.words)).result()
-    return Response(html.encode("utf-8", "replace"), 200, {"content-security-policy": framed_policy(html)}, "text/html")
+    return thread.submit(lambda worker: worker.trace(body, explorer.atlas)).result()
 
 
 def _thread(explorer: Explorer, what: str) -> ModelThread:

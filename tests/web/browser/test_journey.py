@@ -1,6 +1,7 @@
 """What a researcher does: search, follow the flow, read a feature, plan, steer, keep the plan; by mouse or by keys."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -253,13 +254,36 @@ def test_a_token_opens_what_happened_there_and_a_slider_cuts_it(visit, expect):
     page.get_by_label("Text", exact=True).fill("The force on the object is equal to the")
     page.get_by_role("button", name="Read").click()
     page.get_by_role("button", name="What happened at token 9").click(timeout=60_000)
-    frame = page.frame_locator("#trace-frame")
-    expect(frame.get_by_role("heading", level=1)).to_contain_text("What happened at token 9", timeout=60_000)
-    edges = frame.locator("path.wire title")
-    many = edges.count()
-    assert all("effect" in title and "cosine" in title for title in edges.all_text_contents())
-    page.get_by_label("effect, as a number").fill("0.6")
-    expect(edges).not_to_have_count(many)
-    assert 0 < edges.count() < many
+    wires = page.locator("#trace-frame path.wire")
+    expect(wires.first).to_be_visible(timeout=60_000)
+    many = wires.count()
+    assert "at=9" in page.evaluate("location.hash")
+    page.get_by_label("effect, as a number").fill("0.2")
+    expect(wires).not_to_have_count(many, timeout=60_000)
+    assert 0 < wires.count() < many
+    # an edge says both numbers
+    middle = page.locator("#trace-frame path.hit").last.evaluate(
+        "path => { const at = path.getPointAtLength(path.getTotalLength() / 2).matrixTransform(path.getScreenCTM());"
+        " return [at.x, at.y]; }"
+    )
+    page.mouse.move(*middle)
+    expect(page.locator("#tip")).to_contain_text("effect")
+    expect(page.locator("#tip")).to_contain_text("→")
+    # a feature opens its card, with what was measured above it; a pin stays where everything else is cut
+    chosen = page.locator("#trace-frame .node.stream").first
+    name = chosen.get_attribute("data-id")
+    chosen.click()
+    expect(page.locator("#panel .where .id")).to_have_text(name)
+    page.get_by_role("button", name="Pin", exact=True).click()
+    expect(page.get_by_role("button", name="Pinned")).to_be_visible(timeout=60_000)
+    page.get_by_label("Group of this node").fill("mine")
+    page.get_by_label("Group of this node").press("Tab")
+    expect(page.locator(".measured .case")).to_contain_text("pinned, mine")
+    page.locator(".trace-sheet summary").click()
+    with page.expect_download() as found:
+        page.locator(".trace-sheet").get_by_role("button", name="json", exact=True).click()
+    saved = json.loads(Path(found.value.path()).read_text())
+    assert saved["supernodes"] == {"mine": [f"{name}@9"]}
+    assert saved["pins"] == [f"{name}@9"]
     page.get_by_role("button", name="Back to all tokens").click()
     expect(page.locator("table.cells button.cell").first).to_be_visible()

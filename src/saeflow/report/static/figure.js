@@ -46,6 +46,7 @@ export function setPicture(figure, svg, data) {
     into: groupBy(data.edges, "child"),
     outOf: groupBy(data.edges, "parent"),
   });
+  figure.toSeed.textContent = data.nodes.some((node) => node.kind) ? "Strongest" : "Seed";
   figure.card.hidden = true;
   svg.classList.add("headed");
   drawHead(figure);
@@ -211,6 +212,7 @@ function addTools(figure) {
     button.setAttribute("aria-label", name);
     button.addEventListener("click", act);
     bar.append(button);
+    if (text === "Seed") figure.toSeed = button;
   }
   bar.hidden = false;
 }

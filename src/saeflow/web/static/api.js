@@ -75,6 +75,12 @@ export async function post(path, body, signal = undefined) {
   return (await ask(path, posted(body, signal))).json();
 }
 
+/** POST JSON, answer as a file: its name and its data. */
+export async function postForFile(path, body) {
+  const answer = await ask(path, posted(body));
+  return { name: answer.headers.get("content-disposition").split('"')[1], data: await answer.blob() };
+}
+
 /** POST JSON, answer as objects line by line while they come. */
 export async function* stream(path, body, signal) {
   const answer = await ask(path, posted(body, signal));

@@ -79,7 +79,12 @@ export function announce(text) {
 
 /** Offer text as a file. */
 export function download(name, text, type = "application/json") {
-  const url = URL.createObjectURL(new Blob([text], { type }));
+  save(name, new Blob([text], { type }));
+}
+
+/** Offer data as a file. */
+export function save(name, data) {
+  const url = URL.createObjectURL(data);
   const link = h("a", { href: url, download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);

@@ -26,13 +26,13 @@ export function startText(info) {
   const form = h("form", { class: "text-form", autocomplete: "off" }, h("label", { for: "text-input" }, "Text"), area,
     h("div", { class: "row" }, part.root, h("span", { class: "grow" }), status, go));
   const stage = h("div", { class: "text-stage" }, grid, detail);
-  const sheet = traceSheet(stage);
+  const sheet = traceSheet(stage, info);
   root.append(form, stage, sheet.root);
   area.value = state.value("text") || sessionStorage.getItem(KEPT) || "";
   grid.replaceChildren(blank(area));
   area.addEventListener("input", debounce(() => keep(area.value), 300));
   const parts = { area, go, status, grid, detail, info, sheet };
-  form.addEventListener("submit", (event) => { event.preventDefault(); keep(area.value); ask(parts); });
+  form.addEventListener("submit", (event) => { event.preventDefault(); state.update({ at: null }); keep(area.value); ask(parts); });
   const show = (now, before) => {
     part.show(state.value("part", "res"));
     if (now?.view !== "text") return;
@@ -42,6 +42,7 @@ export function startText(info) {
       status.textContent = "No model was given. Start with: saeflow serve … --model NAME";
     } else if (area.value && read?.text !== area.value && before?.view !== "text") ask(parts);
     else if (read) draw(parts);
+    sheet.sync(read?.text, read?.answer.tokens);
   };
   state.subscribe(show);
   show();
@@ -79,6 +80,7 @@ async function ask(parts) {
     const n = read.answer.tokens.length;
     status.textContent = `${n} tokens, ${Math.round(read.answer.took_ms)} ms`;
     draw(parts);
+    parts.sheet.sync(read.text, read.answer.tokens);
     announce(`${n} tokens were read.`);
   } catch (error) {
     if (gaveUp(error)) return;
@@ -118,9 +120,9 @@ function draw(parts) {
 }
 
 /** A token: a click shows what happened there. */
-function opener(text, row, { sheet, info }) {
+function opener(text, row, { info }) {
   const button = h("button", { type: "button", class: "quiet token-open", title: "What happened at this token", "aria-label": `What happened at token ${row}, ${visible(text)}`, disabled: read.text.length > info.limits.prompt }, visible(text));
-  button.addEventListener("click", () => sheet.open(read.text, row, visible(text)));
+  button.addEventListener("click", () => state.update({ at: row }, { push: true }));
   return button;
 }
 
