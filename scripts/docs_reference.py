@@ -113,6 +113,7 @@ PAGES: Final = (
             "experiments.settings",
             "experiments.results",
             "experiments.origins",
+            "experiments.one_text",
             "experiments.deactivation",
             "experiments.transition.run",
             "experiments.groups",

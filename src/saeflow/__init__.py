@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from saeflow.comparison.run import compare
     from saeflow.comparison.settings import ComparisonSettings
     from saeflow.errors import SaeflowError
+    from saeflow.experiments.one_text import deactivate, origins
     from saeflow.flow import Edge, End, Evolution, FlowGraph, Node, Scores, Thresholds, trace
     from saeflow.ids import FeatureId, Part, Site
     from saeflow.interventions import Add, Rescale
@@ -69,6 +70,7 @@ _HOME = {
     "calibrate": "saeflow.matching.calibration",
     "compare": "saeflow.comparison.run",
     "correlate": "saeflow.matching.correlation",
+    "deactivate": "saeflow.experiments.one_text",
     "dictionaries_from": "saeflow.sources.in_memory",
     "load_dictionaries": "saeflow.sources.library",
     "load_model": "saeflow.sources.model",
@@ -76,6 +78,7 @@ _HOME = {
     "open_atlas": "saeflow.matching.atlas",
     "open_comparison": "saeflow.comparison.results",
     "open_results": "saeflow.comparison.results",
+    "origins": "saeflow.experiments.one_text",
     "publish": "saeflow.publishing.run",
     "render": "saeflow.report",
     "trace": "saeflow.flow",
@@ -110,6 +113,7 @@ __all__ = [
     "calibrate",
     "compare",
     "correlate",
+    "deactivate",
     "dictionaries_from",
     "load_dictionaries",
     "load_model",
@@ -117,6 +121,7 @@ __all__ = [
     "open_atlas",
     "open_comparison",
     "open_results",
+    "origins",
     "publish",
     "render",
     "trace",

@@ -20,8 +20,21 @@ A message says what failed, with the values, and what to do. Expected outcomes, 
 ends, are values and never errors. The command line prints the message and exits with 2.
 """
 
+import difflib
+from collections.abc import Iterable
+
 _LONGEST = 4000
 """Characters of a message: it may repeat what a file holds."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question that names the known word nearest to an unknown one; empty where none is near.
+
+    For the middle of a message: it begins with a space.
+    """
+    words = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), words, n=1, cutoff=0.6)
+    return f" Did you mean {words[near[0]]!r}?" if near else ""
 
 
 class SaeflowWarning(UserWarning):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import operator
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import total_ordering
 from typing import TypeAlias
@@ -194,3 +195,19 @@ SiteLike: TypeAlias = Site | str
 
 FeatureLike: TypeAlias = FeatureId | str
 """A feature or its name: `24/res/14548`."""
+
+
+def layers_by_part(sites: Iterable[Site]) -> str:
+    """`res at layers 0-3, 5; mlp at layers 0`."""
+    named, sites = list[str](), sorted(sites)
+    for part in Part:
+        runs: list[list[int]] = []
+        for layer in (site.layer for site in sites if site.part is part):
+            if runs and layer == runs[-1][1] + 1:
+                runs[-1][1] = layer
+            else:
+                runs.append([layer, layer])
+        if runs:
+            layers = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+            named.append(f"{part.value} at layers {layers}")
+    return "; ".join(named) or "no site"

@@ -7,7 +7,7 @@ import pytest
 
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.experiments.causal import PreparedText
-from saeflow.experiments.deactivation import EditBatch, RowNorms, TokenLayer, deactivate
+from saeflow.experiments.deactivation import EditBatch, RowNorms, TokenLayer, deactivation_trials
 from saeflow.experiments.groups import Origin
 from saeflow.experiments.methods import random_of_top_k, top_k
 from saeflow.experiments.sampling import Sample
@@ -39,7 +39,7 @@ def strategies(planted):
 
 @pytest.fixture(scope="module")
 def trials(planted, strategies):
-    return deactivate(planted.model, planted.dictionaries, strategies, SAMPLE, SIZE, layers=[LAYER])
+    return deactivation_trials(planted.model, planted.dictionaries, strategies, SAMPLE, SIZE, layers=[LAYER])
 
 
 def pick(trials, strategy="top-1", control=False, r=0.0, **where):
@@ -184,7 +184,7 @@ def test_the_loss_is_there_for_the_targets_drawn_and_is_the_models(planted, tria
 
 
 def test_trials_are_a_function_of_the_seed(planted, strategies, trials) -> None:
-    ask = lambda seed: deactivate(  # noqa: E731
+    ask = lambda seed: deactivation_trials(  # noqa: E731
         planted.model, planted.dictionaries, strategies, SAMPLE, SIZE, layers=[LAYER], seed=seed
     )
     assert ask(0) == trials
@@ -193,7 +193,7 @@ def test_trials_are_a_function_of_the_seed(planted, strategies, trials) -> None:
 
 
 def test_targets_beyond_the_most_are_drawn(planted, strategies) -> None:
-    few = deactivate(
+    few = deactivation_trials(
         planted.model,
         planted.dictionaries,
         strategies[:1],
@@ -276,7 +276,7 @@ def test_a_protocol_out_of_range_is_refused(changes, words) -> None:
 
 
 def test_layers_and_strategies_that_are_not_there_are_refused(planted, strategies) -> None:
-    ask = lambda chosen, layer: deactivate(  # noqa: E731
+    ask = lambda chosen, layer: deactivation_trials(  # noqa: E731
         planted.model, planted.dictionaries, chosen, SAMPLE, DeactivationSize(), layers=[layer]
     )
     with pytest.raises(InvalidArgument, match="without strategies"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import sys
@@ -179,7 +180,7 @@ def sentence(error: SaeflowError | CycloptsError) -> str:
     elif isinstance(error, ValidationError) and argument and isinstance(error.__cause__, SaeflowError):
         said = f"Invalid value for {_typed(argument)}: {error.__cause__}"
     elif isinstance(error, UnusedCliTokensError) and see == "See saeflow models --help.":  # a group that is a command
-        said = f'Unknown command "{left[0]}". {see}'
+        said = f'Unknown command "{left[0]}".{_near_command(left[0])} {see}'
     elif isinstance(error, UnusedCliTokensError):
         many = "one argument" if len(left) == 1 else f"{len(left)} arguments"
         quoted = "" if len(left) == 1 else "Put a text of several words in quotes, and commas between values. "
@@ -187,8 +188,18 @@ def sentence(error: SaeflowError | CycloptsError) -> str:
     elif isinstance(error, UnknownCommandError | UnknownOptionError):
         is_option = isinstance(error, UnknownCommandError) and left[0].startswith("-")
         unknown = f"Unknown option: {left[0]}." if is_option else said.partition(" Available commands")[0]
-        said = f"{unknown} {see}"
+        near = "" if is_option or "Did you mean" in unknown else _near_command(left[0])
+        said = f"{unknown}{near} {see}"
     return said
+
+
+def _near_command(word: str) -> str:
+    """A question that names the command nearest to a word, the second words of groups among them."""
+    known = {name: name for names in COMMANDS.values() for name in names}
+    for (group, _), (_, names) in GROUPS.items():
+        known |= {group: group} | {name: f"{group} {name}" for name in names if name not in known}
+    near = next((known[name] for name in difflib.get_close_matches(word, known, n=1)), "")
+    return f' Did you mean "{near}"?' if near else ""
 
 
 def _typed(argument: Argument) -> str:

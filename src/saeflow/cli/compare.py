@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import Device, Json, Out, Projector, Release, SiteNames, Together, projector, sites_named
+from saeflow.cli.options import Device, Json, OutFolder, Projector, Release, SiteNames, Together, projector, sites_named
 from saeflow.cli.output import Row, print_json, print_table, progress
 from saeflow.comparison.settings import ComparisonSettings
 from saeflow.ids import Site
@@ -35,7 +35,7 @@ def compare(
     names: tuple[str, ...] = (),
     model: Projector = "",
     device: Device = "cpu",
-    out: Annotated[Path | None, Out] = None,
+    out: Annotated[Path | None, OutFolder] = None,
     limit: int = 10,
     as_json: Json = False,
 ) -> None:

@@ -18,6 +18,7 @@ from saeflow.cli.options import (
     AtlasName,
     Cuts,
     Device,
+    Feature,
     Flag,
     Json,
     LlmModel,
@@ -25,16 +26,17 @@ from saeflow.cli.options import (
     ModelOptions,
     NTexts,
     Numbers,
-    Out,
+    OutFolder,
     Release,
     TextSources,
     Together,
     Where,
     number_or_all,
 )
-from saeflow.cli.output import Row, bars, note, show_results
+from saeflow.cli.output import Row, bars, note, print_json, print_table, show_results
+from saeflow.errors import InvalidArgument
 from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSize, TransitionSize
-from saeflow.ids import Part, Site
+from saeflow.ids import FeatureId, Part, Site
 from saeflow.steering.plan import SteeringDirection
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def origins(
     names: _Names = _Names(),
     size: Annotated[_OriginsSize, Together] = _OriginsSize(),
     where: Where = Where(),
-    out: Annotated[Path | None, Out] = None,
+    out: Annotated[Path | None, OutFolder] = None,
     as_json: Json = False,
 ) -> None:
     """Show which matched predecessors are active with each active feature (section 5.1).
@@ -127,19 +129,38 @@ def origins(
 
 def deactivate(
     release: Release,
+    feature: Feature | None = None,
     /,
     *,
+    text: str = "",
     names: _Names = _Names(),
     size: Annotated[_DeactivationSize, Parameter(name="*", allow_leading_hyphen=True)] = _DeactivationSize(),
     where: Where = Where(),
-    out: Annotated[Path | None, Out] = None,
+    out: Annotated[Path | None, OutFolder] = None,
     as_json: Json = False,
 ) -> None:
     """Remove the predecessors of active features, and measure what is left of the features (section 5.2).
 
+    With a feature and --text, of that feature on that text, at once; else of many features on many texts.
+
     Args:
+        feature: Feature, such as 4/res/72: the one whose predecessors are removed on --text.
+        text: The text: the one on which the feature's predecessors are removed.
         out: Where to write: a results folder, deactivation-RELEASE by default.
     """
+    if feature is not None or text:
+        if feature is None or not text:
+            missing = "the feature, such as 4/res/72," if feature is None else "--text"
+            raise InvalidArgument(
+                f"{missing} is missing. One text is asked about one feature: RELEASE 4/res/72 --text ..."
+            )
+        if out is not None or size != _DeactivationSize() or where != Where():
+            raise InvalidArgument(
+                "--text asks about one text, and writes no results folder: options of experiments would be ignored. "
+                "Leave them out."
+            )
+        _deactivate_on_text(release, feature, text, names, as_json=as_json)
+        return
     from saeflow.experiments.deactivation_tables import summarize_deactivation
     from saeflow.experiments.inputs import Inputs, deactivation
 
@@ -152,6 +173,25 @@ def deactivate(
     show_results(results, summarize_deactivation(results), shown, _overall, as_json=as_json)
 
 
+def _deactivate_on_text(release: str, feature: FeatureId, text: str, names: _Names, *, as_json: bool) -> None:
+    """Print what is left of one feature on one text after each removal, and after its control."""
+    from saeflow.experiments.one_text import deactivate as run
+    from saeflow.sources.library import load_dictionaries
+
+    dictionaries = load_dictionaries(release, device=names.device)
+    model = ModelOptions(names.model, names.device, names.prepend_bos).load(release, dictionaries)
+    found = run(model.as_trained(dictionaries), dictionaries, text, feature, atlas=names.atlas, seed=names.seed)
+    if as_json:
+        print_json({"feature": str(feature), "text": text, "removals": found.to_dict("records")})
+        return
+    columns = ("token", "removed", "features", "before", "after", "control", "after control")
+    rows = [
+        {name: f"{cell:.2f}" if isinstance(cell, float) else cell for name, cell in row.items()}
+        for row in found[list(columns)].to_dict("records")
+    ]
+    print_table(rows, found.attrs["title"])
+
+
 def transition(
     release: Release,
     /,
@@ -162,7 +202,7 @@ def transition(
     texts: TextSources = ("demo",),
     seed: int = 0,
     where: Where = Where(),
-    out: Annotated[Path | None, Out] = None,
+    out: Annotated[Path | None, OutFolder] = None,
     as_json: Json = False,
 ) -> None:
     """Predict each layer from the features of the layer before, through matches, and skip layers this way (appendix F).
@@ -215,7 +255,7 @@ def sweep(
     texts_at_once: int = 256,
     seed: int = 0,
     where: Where = Where(),
-    out: Annotated[Path | None, Out] = None,
+    out: Annotated[Path | None, OutFolder] = None,
     as_json: Json = False,
 ) -> None:
     """Steer by flow graphs with every method, layer and strength; measure the best settings again (section 5.3).
@@ -255,7 +295,7 @@ def sweep(
     engine = where.open()
     chosen = find_themes(themes, release)
     texts = background_texts(background, release, seed)
-    make = judge_maker(judge, llm_model, llm_url, texts)
+    make = judge_maker(judge, llm_model, llm_url, texts, (samples, confirm))
     matches = open_atlas(atlas or release)
     schedules = (Constant(1.0), Linear(1.0, strength_end), Exponential(1.0, alpha))
     budget = None if budget_layer is None and budget_total is None else Budget(budget_layer, budget_total)

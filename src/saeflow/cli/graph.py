@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from saeflow.cli.options import AtlasName, Cuts, Device, Feature, Flag, Json, Number, Out, Release
+from saeflow.cli.options import AtlasName, Cuts, Device, Feature, Flag, Json, Number, Out, Release, in_a_folder
 from saeflow.cli.output import print_json, print_table, progress
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.flow.scores import HIGH
@@ -40,7 +40,7 @@ GraphFiles = Annotated[
     tuple[Path, ...],
     Out,
     Parameter(
-        validator=_writable,
+        validator=(_writable, in_a_folder),
         help="Where to write: files by their endings, .html, .svg, .png, .json, .graphml, .dot, .mmd or "
         ".circuit-tracer.json; or a folder, for a page, JSON and GraphML.",
     ),

@@ -20,7 +20,7 @@ from saeflow.cli.options import (
     LlmUrl,
     ModelOptions,
     NTexts,
-    Out,
+    OutFolder,
     Projector,
     Release,
     SiteNames,
@@ -29,7 +29,7 @@ from saeflow.cli.options import (
     projector,
     sites_named,
 )
-from saeflow.cli.output import Row, note, print_json, print_table, progress, show
+from saeflow.cli.output import Row, note, print_json, print_none_found, print_table, progress, show
 from saeflow.errors import InvalidArgument, InvalidId, UnknownFeature, UnknownRelease
 from saeflow.ids import FeatureId, Site
 from saeflow.reading import read_json
@@ -49,7 +49,7 @@ Pattern = Annotated[
     str, Parameter("--neuronpedia-source", help="What Neuronpedia calls the sites: MODEL/{layer}-name-{part}-16k.")
 ]
 WordsFolderOut = Annotated[
-    Path | None, Out, Parameter(help="Where to write: a folder of words, in the cache by default.")
+    Path | None, OutFolder, Parameter(help="Where to write: a folder of words, in the cache by default.")
 ]
 
 
@@ -303,8 +303,8 @@ def _print_words(feature: FeatureId, known: FeatureWords) -> None:
 
 def labels_search(
     release: Release, words: str, /, *, limit: int = 20, sites: SiteNames = (), as_json: Json = False
-) -> None:
-    """Find features by their labels and tokens.
+) -> int:
+    """Find features by their labels and tokens. The exit code is 1 where there are none.
 
     Args:
         words: Words to look for: the beginning of the last one is enough.
@@ -334,7 +334,10 @@ def labels_search(
     hits = list(found.values())[:limit]
     if as_json:
         print_json({"query": words, "features": [asdict(hit) | {"feature": str(hit.feature)} for hit in hits]})
-        return
+        return 0 if hits else 1
+    if not hits:
+        print_none_found(words)
+        return 1
     print_table(
         [  # nothing of these can steer a terminal
             {
@@ -346,6 +349,7 @@ def labels_search(
             for hit in hits
         ]
     )
+    return 0
 
 
 def labels_explain(

@@ -18,6 +18,7 @@ from saeflow.cli.options import (
     NTexts,
     OneSite,
     Out,
+    OutFolder,
     Projector,
     Release,
     SitesAtOnce,
@@ -27,7 +28,7 @@ from saeflow.cli.options import (
     projector,
 )
 from saeflow.cli.output import progress, show
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, nearest
 from saeflow.ids import Part
 
 Method = Annotated[str, Parameter(help="Matching method: `saeflow methods` lists them.")]
@@ -39,7 +40,7 @@ Picture = Annotated[
     Path | None, Out, ends_in(".svg", ".png", ".pdf"), Parameter(help="Where to write: the figure (.svg, .png, .pdf).")
 ]
 AtlasFolder = Annotated[
-    Path | None, Out, Parameter(help="Where to write: the folder of the atlas, in the cache by default.")
+    Path | None, OutFolder, Parameter(help="Where to write: the folder of the atlas, in the cache by default.")
 ]
 
 
@@ -113,10 +114,15 @@ def agreement(
     from saeflow.matching.agreement import agreement as compare
     from saeflow.matching.atlas import open_atlas
     from saeflow.matching.build import compare_methods, refuse_other_weights
-    from saeflow.matching.methods import METHODS
+    from saeflow.matching.methods import METHODS, find_method
     from saeflow.sources.library import load_dictionaries
 
     dictionaries, opened = load_dictionaries(release), [open_atlas(folder) for folder in atlas]
+    asked = [*(find_method(name).name for name in methods or METHODS), *(made.method for made in opened)]
+    if against not in asked:
+        raise InvalidArgument(
+            f"--against {against!r} is none of those compared.{nearest(against, asked)} These are {', '.join(asked)}."
+        )
     with progress("matching") as report:
         compared = compare_methods(
             dictionaries, methods or list(METHODS), k=k or 5, projector=projector(model), partial=True, progress=report
@@ -124,8 +130,6 @@ def agreement(
     for made in opened:
         refuse_other_weights(made, dictionaries)
     found = compare({**compared, **{made.method: made for made in opened}})
-    if against not in found.methods:
-        raise InvalidArgument(f"--against {against!r} is none of those compared: {', '.join(found.methods)}.")
     kept = [row for row in found.rows if row.method_b == against]
     if out:
         from saeflow.paper import agreement_by_layer, save

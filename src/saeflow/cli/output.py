@@ -37,6 +37,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def print_none_found(words: str) -> None:
+    """What a search says that finds nothing."""
+    note(f"saeflow: no feature has {words!r} in its label or tokens. Give the beginning of a word, or fewer words.")
+
+
 def show(as_json: bool, data: Row, summary: Row, rows: Sequence[Row]) -> None:
     """JSON, or the summary as lines and the rows as a table."""
     if as_json:

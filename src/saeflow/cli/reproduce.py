@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from saeflow.cli.options import Device, Flag, Json, LlmModel, LlmUrl, Out, Where
+from saeflow.cli.options import Device, Flag, Json, LlmModel, LlmUrl, OutFolder, Where
 from saeflow.cli.output import Row, bars, note, print_json, print_table, show
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def reproduce(
     *,
     dry_run: Flag = False,
     only: tuple[str, ...] = (),
-    out: Annotated[Path | None, Out] = None,
+    out: Annotated[Path | None, OutFolder] = None,
     judge: Literal["offline", "llm"] | None = None,
     llm_model: LlmModel = "",
     llm_url: LlmUrl = "",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from saeflow.cli.options import AtlasName, Json, ModelOptions, NTexts, Release, SiteNames, TextSources, sites_named
-from saeflow.cli.output import Row, print_json, progress, show
+from saeflow.cli.output import Row, print_json, print_none_found, progress, show
 from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def find(
     atlas: AtlasName = "",
     seed: int = 0,
     as_json: Json = False,
-) -> None:
-    """Find features to start a theme from, by words or by example texts.
+) -> int:
+    """Find features to start a theme from, by words or by example texts. The exit code is 1 where there are none.
 
     By words, features are ordered by how well their label and tokens match. By texts, by Hedges' g: the difference
     between their mean activations on texts and on background, in standard deviations; `held out` is the same on texts
@@ -132,8 +132,11 @@ def find(
         summary: Row = {"release": release, "words": words}
         columns = {"feature": "feature", "score": "effect", "active on": "background", "label": "label", "why": "why"}
         rows = [{title: row[name] for title, name in columns.items()} for row in map(_found_row, found)]
-        show(as_json, summary | {"found": [_found_row(row) for row in found]}, summary, rows)
-        return
+        if found or as_json:
+            show(as_json, summary | {"found": [_found_row(row) for row in found]}, summary, rows)
+        else:
+            print_none_found(words)
+        return 0 if found else 1
 
     from saeflow.experiments.sampling import read_texts
 
@@ -185,6 +188,7 @@ def find(
         for row in made.found
     ]
     show(as_json, data, summary, rows)
+    return 0 if rows else 1
 
 
 def _found_row(found: Candidate) -> Row:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from saeflow.cli.graph import FORMATS, GraphFiles, write_graph
 from saeflow.cli.options import AtlasName, Json, ModelOptions, Number, Release
+from saeflow.errors import InvalidArgument
 
 
 def trace(
@@ -61,6 +62,8 @@ def trace(
     from saeflow.report.exports import format_named
     from saeflow.report.prompt import export_prompt, prompt_page
 
+    if not text.strip():
+        raise InvalidArgument("--text is empty. Give the words of a text.")
     for name in formats:
         format_named(name)  # refuses an unknown one before anything is loaded
     graph = trace_text(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import WHERE, Device, Flag, Json, Out, PrependBos, TextSources, Where
+from saeflow.cli.options import WHERE, Device, Flag, Json, OutFolder, PrependBos, TextSources, Where
 from saeflow.cli.output import Row, print_table, progress, show
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def train(
     model: str,
     /,
     *,
-    out: Annotated[Path, Out],
+    out: Annotated[Path, OutFolder],
     texts: TextSources,
     sites: tuple[str, ...] = ("att",),
     layers: tuple[int | None, ...] = (None,),

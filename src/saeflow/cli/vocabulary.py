@@ -135,6 +135,8 @@ _NATURAL: Final[_Range] = (lambda value: value >= 0, "0 or more")
 _ABOVE: Final[_Range] = (lambda value: value > 0, "a number above 0")
 _BETWEEN: Final[_Range] = (lambda value: 0 < value < 1, "a number between 0 and 1")
 _SHARE: Final[_Range] = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
+_NUCLEUS: Final[_Range] = (lambda value: 0 < value <= 1, "a number above 0, and at most 1")
+_SIGNED: Final[_Range] = (lambda value: -1 <= value <= 1, "a number from -1 to 1")
 _COSINE: Final[_Range] = (lambda value: -1 <= value <= 1, "a cosine, -1 to 1")
 
 _OF_WORDS: Final = {
@@ -144,10 +146,12 @@ _OF_WORDS: Final = {
     "--checkpoint-every --checkpoint-minutes --contexts --gpus --l0 --layers --limit --massive --metrics-every "
     "--n-eval-texts --n-features --n-loss-targets --n-loss-texts --per-minute --seed --shard-rows --shards "
     "--sites-at-once --temperature --upto --workers": _NATURAL,
-    "--budget-layer --budget-total --lr --memory --strength --strengths --top-p": _ABOVE,
+    "--budget-layer --budget-total --lr --memory --strength --strengths": _ABOVE,
+    "--top-p": _NUCLEUS,
     "--fdr": _BETWEEN,
     "--lr-decay --lr-warm-up --min-share": _SHARE,
-    "--high --t-att --t-mlp --t-res": _COSINE,
+    "--cosine --high --t-att --t-mlp --t-res": _COSINE,
+    "--share": _SIGNED,
 }
 RANGES: Final[Mapping[str, _Range]] = MappingProxyType(
     {word: range_ for words, range_ in _OF_WORDS.items() for word in words.split()}

@@ -11,7 +11,7 @@ from typing import Final
 
 from saeflow.engines.engine import Engine, InProcess
 from saeflow.engines.worker import device_of_worker
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, nearest
 
 ENGINES: Final = ("here", "pool", "ray")
 """Names that `open_engine` takes."""
@@ -37,7 +37,7 @@ def open_engine(
         MissingExtra: for "ray" where it is not installed. A cluster is joined by the first run.
     """
     if name not in ENGINES:
-        raise InvalidArgument(f"there is no engine {name!r}. Engines: {', '.join(ENGINES)}.")
+        raise InvalidArgument(f"there is no engine {name!r}.{nearest(name, ENGINES)} Engines: {', '.join(ENGINES)}.")
     if (workers is not None and workers < 1) or cpus < 1 or gpus < 0:
         raise InvalidArgument(
             f"workers = {workers}, cpus = {cpus}, gpus = {gpus}: give 1 or more workers and cpus, and 0 or more gpus."

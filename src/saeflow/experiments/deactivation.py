@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -135,7 +135,7 @@ class DeactivationTrial:
         }
 
 
-def deactivate(
+def deactivation_trials(
     model: LanguageModel,
     dictionaries: Mapping[Site, Dictionary],
     strategies: Sequence[Predecessors],
@@ -145,6 +145,7 @@ def deactivate(
     layers: Sequence[int],
     seed: int = 0,
     norms: RowNorms | None = None,
+    targets: Collection[FeatureId] | None = None,
 ) -> list[DeactivationTrial]:
     """All trials of one text.
 
@@ -162,6 +163,7 @@ def deactivate(
         layers: residual layers of the targets.
         seed: of targets, controls and loss targets.
         norms: lengths of decoder rows, when they are there from another text.
+        targets: the only features that are targets, where they are active; None for all, as `size` draws them.
 
     Raises:
         InvalidArgument: without strategies.
@@ -177,7 +179,8 @@ def deactivate(
     norms = norms or RowNorms(around)
     trials = _TextTrials(EditBatch(text), sample, strategies, size, seed)
     for position, layer in itertools.product(sample.positions, layers):
-        trials.places.append(TokenLayer.at(text, layer, position, sample, norms, size, seed))
+        here = TokenLayer.at(text, layer, position, sample, norms, size, seed, targets)
+        trials.places.append(here)
     return trials.run()
 
 
@@ -221,7 +224,7 @@ def _rows_of_text(
     unit: Row,
 ) -> list[Row]:
     sample = Sample.of(unit)
-    trials = deactivate(model, dictionaries, strategies, sample, size, layers=layers, seed=seed, norms=norms)
+    trials = deactivation_trials(model, dictionaries, strategies, sample, size, layers=layers, seed=seed, norms=norms)
     return [trial.to_row(number) for number, trial in enumerate(trials)]
 
 
@@ -354,6 +357,7 @@ class TokenLayer:
         norms: RowNorms,
         size: DeactivationSize,
         seed: int,
+        only: Collection[FeatureId] | None = None,
     ) -> TokenLayer:
         """Read the clean pass; of more than `size.features` active features so many are drawn (appendix A.2)."""
 
@@ -362,7 +366,7 @@ class TokenLayer:
             return {FeatureId(site, i): v for i, v in zip(index.tolist(), values.tolist(), strict=True)}
 
         site = Site(layer, Part.RES)
-        targets = active_at(site)
+        targets = {feature: a for feature, a in active_at(site).items() if only is None or feature in only}
         if len(targets) > size.features:
             rng = generator(seed, "targets", sample.dataset, sample.content, position, layer)
             features = list(targets)

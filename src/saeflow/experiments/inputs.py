@@ -15,6 +15,7 @@ import torch
 
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
+from saeflow.experiments.groups import SEARCHES
 from saeflow.experiments.methods import Matchings, Predecessors, deactivation_strategies, origin_methods
 from saeflow.experiments.results import Results, RunRequest
 from saeflow.experiments.sampling import Sample, draw, open_dataset
@@ -89,7 +90,8 @@ class Inputs:
         layers = list(names.layers) or [layer for layer in covered if layer >= first]
         if missing := sorted(set(layers) - set(covered)):
             raise InvalidArgument(
-                f"--layers {','.join(map(str, layers))}: the atlas has no matches of {missing}. It covers {covered}."
+                f"--layers names {missing[0]}{f' and {n} more' if (n := len(missing) - 1) else ''}, of which the atlas "
+                f"has no matches. It covers layers {covered[0]} to {covered[-1]}."
             )
         dictionaries = load_dictionaries(names.release, device=names.device)
         named = model_name(names.release, dictionaries, names.model)
@@ -193,8 +195,9 @@ def origins(
     """
     from saeflow.experiments.origins import run_origins
 
-    matched = origin_methods(size.methods, inputs.matchings(bars))
     arguments = {"texts": size.texts, "tokens": size.tokens, "layers": inputs.layers, "max_length": size.max_length}
+    Results.refuse_folder(out, inputs.request("origins", (), arguments))
+    matched = origin_methods(size.methods, inputs.matchings(bars))
     return run_origins(
         inputs.model,
         inputs.dictionaries,
@@ -225,17 +228,18 @@ def deactivation(
     """
     from saeflow.experiments.deactivation import run_deactivation
 
-    matched, searches = deactivation_strategies(size.strategies, inputs.matchings(bars))
-    arguments = {
+    arguments: dict[str, Any] = {
         "texts": size.texts,
         "tokens": size.tokens,
         "features": size.features,
         "layers": inputs.layers,
         "r": size.r,
         "loss": "all" if size.loss is None else str(size.loss),
-        "searches": searches,
+        "searches": tuple(name for name in size.strategies if name in SEARCHES),
         "max_length": size.max_length,
     }
+    Results.refuse_folder(out, inputs.request("deactivation", (), arguments))
+    matched, _ = deactivation_strategies(size.strategies, inputs.matchings(bars))
     return run_deactivation(
         inputs.model,
         inputs.dictionaries,

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from safetensors.numpy import save
 
-from saeflow.errors import InvalidArgument, UnknownSite
+from saeflow.errors import InvalidArgument, UnknownSite, nearest
 from saeflow.experiments.groups import SEARCHES
 from saeflow.experiments.sampling import Dataset, generator, held_out
 from saeflow.ids import Part, Site
@@ -280,5 +280,6 @@ def _check(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
         raise InvalidArgument(
-            f"{', '.join(names) or 'nothing'} cannot be taken as {kind} names. Give each once, of {', '.join(known)}."
+            f"{', '.join(names) or 'nothing'} cannot be taken as {kind} names."
+            f"{nearest(unknown[0], known) if unknown else ''} Give each once, of {', '.join(known)}."
         )

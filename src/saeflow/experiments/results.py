@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl.gz"
 SUMMARY = "summary.json"
+_TOLD: Final = 4
+"""Differences of two requests that a message names."""
 Cell = str | int | float | bool | None
 Row = dict[str, Any]
 
@@ -256,12 +258,7 @@ class Results:
         folder = Path(folder)
         if (folder / MANIFEST).is_file():
             there = Results.open(folder)
-            differing = there.record.request.differences(request)
-            if differing:
-                raise InvalidArgument(
-                    f"{folder} holds a run with other arguments: {'; '.join(differing)}. Give the same arguments to go "
-                    "on with it, or another folder with --out."
-                )
+            there.refuse_other(request)
             return there
         if folder.is_dir() and any(folder.glob("rows/*")):
             raise InvalidArgument(f"{folder} holds rows without a manifest. Give an empty folder with --out.")
@@ -272,6 +269,43 @@ class Results:
         record = RunRecord(request, dict(versions), _now(), None, 0, len(made))
         write_atomic(folder / MANIFEST, record.to_json().encode())
         return Results(folder, record)
+
+    @staticmethod
+    def refuse_folder(folder: Path | str, request: RunRequest) -> None:
+        """Refuse a folder that another run has begun, before anything is computed for this one.
+
+        Args:
+            folder: where results are to go; one without a manifest is accepted.
+            request: what is known of the run before it computes anything: atlases and what they are fitted on are not.
+
+        Raises:
+            InvalidArgument: as `start` does, but for atlases.
+            BadFile: when its manifest cannot be read.
+        """
+        if (Path(folder) / MANIFEST).is_file():
+            there = Results.open(folder)
+            asked = there.record.request
+            fitted = {key: asked.arguments[key] for key in ("pearson_datasets",) if key in asked.arguments}
+            there.refuse_other(replace(request, atlases=asked.atlases, arguments={**request.arguments, **fitted}))
+
+    def refuse_other(self, request: RunRequest) -> None:
+        """Refuse another request than that of this folder, naming what differs.
+
+        Raises:
+            InvalidArgument: when something does.
+        """
+        mine = self.record.request
+        if mine.experiment != request.experiment:
+            raise InvalidArgument(
+                f"{self.folder} holds results of another experiment, {mine.experiment} of {mine.release}, and this is "
+                f"{request.experiment}. Give another folder with --out."
+            )
+        if differing := mine.differences(request):
+            told = "; ".join(differing[:_TOLD]) + (f"; and {n} more" if (n := len(differing) - _TOLD) > 0 else "")
+            raise InvalidArgument(
+                f"{self.folder} holds a run with other arguments: {told}. Give the same arguments to go on with it, or "
+                "another folder with --out."
+            )
 
     def units(self) -> list[Row]:
         """The units of work, in order.

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from saeflow.demo.texts import DOMAINS, all_texts, domains
-from saeflow.errors import BadFile, InvalidArgument, MissingExtra, Unreachable
+from saeflow.errors import BadFile, InvalidArgument, MissingExtra, Unreachable, nearest
 from saeflow.reading import TEXTS, parse_json, read_text, read_toml, regular
 
 HELD_OUT: Final = 4
@@ -121,8 +121,9 @@ def open_dataset(name: str) -> Dataset:
         return Dataset(name, partial(_streamed, known[name]))
     if name.count("/") == 1 and not path.exists():
         return Dataset(name, partial(_streamed, {"repo": name, **_HUB_DEFAULT}))
+    names = ["demo", *(f"demo:{domain}" for domain in DOMAINS), *known]
     raise InvalidArgument(
-        f"there is no dataset {name!r}. Known: demo, {', '.join(f'demo:{d}' for d in DOMAINS)}, {', '.join(known)}; or "
+        f"there is no dataset {name!r}.{nearest(name, names)} Known: {', '.join(names)}; or "
         "give a .txt, .jsonl or .parquet file, or OWNER/NAME of a dataset on the hub."
     )
 
@@ -222,8 +223,12 @@ def _streamed(recipe: dict[str, str], seed: int) -> Iterator[str]:
             "data",
             ", or give a local file",
         ) from None
+    from saeflow.sources.remote.hub_file import reachable
+
     try:
-        stream = datasets.load_dataset(recipe["repo"], recipe["config"] or None, split=recipe["split"], streaming=True)
+        stream = datasets.load_dataset(
+            reachable(recipe["repo"]), recipe["config"] or None, split=recipe["split"], streaming=True
+        )
         for row in stream.shuffle(seed=seed, buffer_size=BUFFER):
             yield str(row[recipe["column"]])
     except KeyError:

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, Unreachable
+from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, Unreachable, nearest
 from saeflow.files import add_sha256, cache_folder, check_sha256, write_atomic
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.http import Fetcher
 from saeflow.labels.words import AFTER, BEFORE, Context, FeatureWords, label_of, sentence_span
 from saeflow.reading import parse_json, read_bytes
-from saeflow.sources.releases import CANONICAL, is_release, read_release
+from saeflow.sources.releases import CANONICAL, is_release, known_releases, read_release
 
 BASE_URL: Final = "https://www.neuronpedia.org"
 KEY: Final = "NEURONPEDIA_API_KEY"
@@ -123,8 +123,8 @@ def sources_of(release: str, pattern: str = "") -> Sources:
     named = {site: entry.labels for site, entry in recipe.sites.items() if entry.labels} if recipe else {}
     if recipe is None or not named:
         raise UnknownRelease(
-            f"Nothing says what Neuronpedia calls the features of {release!r}. Give a pattern (--neuronpedia-source on "
-            "the command line): 'gemma-2-2b/{layer}-gemmascope-{part}-16k'."
+            f"Nothing says what Neuronpedia calls the features of {release!r}.{nearest(release, known_releases())} "
+            "Give a pattern (--neuronpedia-source on the command line): 'gemma-2-2b/{layer}-gemmascope-{part}-16k'."
         )
     if recipe.chosen.get("l0", CANONICAL) != CANONICAL:
         raise InvalidArgument(

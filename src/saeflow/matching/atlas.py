@@ -16,13 +16,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, SaeflowWarning, UnknownRelease, UnknownSite
-from saeflow.files import add_check, agrees_with_check, cache_folder, folder_and_pattern, pack_folder, write_atomic
+from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, SaeflowWarning, UnknownRelease, UnknownSite, nearest
+from saeflow.files import (
+    add_check,
+    agrees_with_check,
+    cache_folder,
+    folder_and_pattern,
+    pack_folder,
+    pack_names,
+    write_atomic,
+)
 from saeflow.ids import FeatureId, Part, Site, SiteLike
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
 from saeflow.matching.rows import AGAIN, TableRows, checked
 from saeflow.reading import read_json
 from saeflow.records import Match
+from saeflow.sources.releases import known_releases
 
 if TYPE_CHECKING:
     from saeflow.matching.table import MatchTable
@@ -383,6 +392,7 @@ def _locate(name: str) -> Path:
         if (place / MANIFEST).is_file():
             return place
     raise UnknownRelease(
-        f"there is no atlas {name!r}: looked for {MANIFEST} in {' and '.join(str(p) for p in places)}. "
+        f"there is no atlas {name!r}: looked for {MANIFEST} in {' and '.join(str(p) for p in places)}."
+        f"{nearest(name, (*pack_names(), *known_releases()))} "
         f'Build it with `saeflow atlas build {name}`, or give "demo" or the folder of one.'
     )

@@ -42,7 +42,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.errors import BadFile, InvalidArgument, WidthMismatch
+from saeflow.errors import BadFile, InvalidArgument, WidthMismatch, nearest
 from saeflow.ids import Site
 from saeflow.matching.permutation import NO_PARTNER, Assignment, assign
 from saeflow.matching.table import MatchTable
@@ -401,7 +401,9 @@ def find_method(name: str) -> Method:
         InvalidArgument: when there is none; the message lists those there are.
     """
     if name not in METHODS:
-        raise InvalidArgument(f"there is no matching method {name!r}. Known: {', '.join(METHODS)}.")
+        raise InvalidArgument(
+            f"there is no matching method {name!r}.{nearest(name, METHODS)} Known: {', '.join(METHODS)}."
+        )
     return METHODS[name]
 
 

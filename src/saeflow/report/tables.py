@@ -207,7 +207,7 @@ def quality_rows(measured: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
 def as_text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a table for the terminal; numbers to the right, nothing cut off."""
     if not rows:
-        return f"{title}\n  (nothing)"
+        return f"{title}\nThere is nothing to list.".lstrip()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in columns:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from saeflow.errors import BadFile, InvalidArgument
+from saeflow.errors import BadFile, InvalidArgument, nearest
 from saeflow.experiments.sampling import recipes as known_datasets
 from saeflow.files import folder_and_pattern, pack_names
 from saeflow.paper.claims import SCHEMA, items
@@ -278,7 +278,8 @@ def open_recipe(name: str) -> Recipe:
     path = Path(name).expanduser() if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file() or (not name.endswith(".toml") and name not in known_recipes()):
         raise InvalidArgument(
-            f"there is no recipe {name!r}. Recipes: {', '.join(known_recipes())}; or give the path of a .toml file."
+            f"there is no recipe {name!r}.{nearest(name, known_recipes())} Recipes: {', '.join(known_recipes())}; or "
+            "give the path of a .toml file."
         )
     try:
         data = read_toml(path)

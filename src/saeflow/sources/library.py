@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from saeflow.engines import device_of_worker
-from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite
+from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite, nearest
 from saeflow.files import folder_and_pattern, pack_folder, pack_names
-from saeflow.ids import Part, Site, SiteLike
+from saeflow.ids import Part, Site, SiteLike, layers_by_part
 from saeflow.sources.architectures import View
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
@@ -107,7 +107,7 @@ class DictionarySet(_Sites):
         if not kept.sites:
             named = ", ".join(part.value for part in parts) or "no part"
             raise UnknownSite(
-                f"{self.name} has no dictionary of {named}. It has {_layers(self.sites)}."
+                f"{self.name} has no dictionary of {named}. It has {layers_by_part(self.sites)}."
                 f"{left_out_sentence(self.left_out)}"
             )
         return kept
@@ -132,7 +132,7 @@ class DictionarySet(_Sites):
         site = Site.of(site)
         if site not in self._openers:
             raise UnknownSite(
-                f"{self.name} has no dictionary at {site}. It has {_layers(self.sites)}."
+                f"{self.name} has no dictionary at {site}. It has {layers_by_part(self.sites)}."
                 f"{left_out_sentence(self.left_out)}"
             )
         if site not in self._open:
@@ -169,7 +169,7 @@ class DictionarySet(_Sites):
     def __repr__(self) -> str:
         """Name, model, sites and how much was left out; opens nothing."""
         more = f", {len(self.left_out)} left out" if self.left_out else ""
-        return f"DictionarySet({self.name!r}, model {self.model!r}, {_layers(self.sites)}{more})"
+        return f"DictionarySet({self.name!r}, model {self.model!r}, {layers_by_part(self.sites)}{more})"
 
 
 def load_dictionaries(
@@ -232,9 +232,9 @@ def load_dictionaries(
         openers, model, left_out = sae_lens_openers(name.removeprefix(SAE_LENS))
         return DictionarySet(name, model, openers, device=device, opened_by=name, left_out=left_out)
     raise UnknownRelease(
-        f"{name!r} is neither a release nor a path that exists. Releases: "
-        f"{', '.join((*pack_names(), *known_releases()))}. A path may be a folder of dictionaries in any supported "
-        "format; sae-lens:RELEASE is any release of sae-lens."
+        f"{name!r} is neither a release nor a path that exists.{nearest(name, (*pack_names(), *known_releases()))} "
+        "`saeflow releases` lists the releases. A path may be a folder of dictionaries in any supported format; "
+        "sae-lens:RELEASE is any release of sae-lens."
     )
 
 
@@ -260,19 +260,3 @@ def _open_from_hub(site: Site, entry: ReleaseEntry) -> Dictionary:
         # what the part's module returns is added to the stream as it is
         found = found.with_training(replace(found.training, view=View.OWN))
     return found.centred() if entry.center else found
-
-
-def _layers(sites: tuple[Site, ...]) -> str:
-    """`res at layers 0-3, 5; mlp at layers 0`."""
-    named: list[str] = []
-    for part in Part:
-        runs: list[list[int]] = []
-        for layer in (site.layer for site in sites if site.part is part):
-            if runs and layer == runs[-1][1] + 1:
-                runs[-1][1] = layer
-            else:
-                runs.append([layer, layer])
-        if runs:
-            layers = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-            named.append(f"{part.value} at layers {layers}")
-    return "; ".join(named) or "no site"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from saeflow.errors import BadFile, MissingExtra, UnknownRelease, Unreachable
+from saeflow.errors import BadFile, MissingExtra, UnknownRelease, Unreachable, nearest
 from saeflow.files import PACK, cache_folder
 from saeflow.records import Progress
 from saeflow.sources.remote.hub_file import is_offline
@@ -183,6 +183,19 @@ def model_folder(name: str) -> Path:
 def is_fetched(name: str) -> bool:
     """Whether a model of this name is on this machine."""
     return name in (DEMO, *MODELS) and (model_folder(name) / "config.json").is_file()
+
+
+def known_model(name: str) -> PackagedModel:
+    """The packaged model of that name.
+
+    Raises:
+        UnknownRelease: when there is none.
+    """
+    if name not in MODELS:
+        raise UnknownRelease(
+            f"{name!r} is not a model that saeflow can fetch.{nearest(name, MODELS)} Known: {', '.join(MODELS)}."
+        )
+    return MODELS[name]
 
 
 def fetched_model(name: object) -> Path | None:

@@ -28,6 +28,7 @@ from saeflow.errors import BadFile, UnknownArchitecture, UnknownRelease, Unreach
 from saeflow.reading import regular, safetensors
 from saeflow.sources.architectures import architecture_of
 from saeflow.sources.gguf_models import gguf_file, load_gguf
+from saeflow.sources.remote.hub_file import reachable
 
 _FAST: Final = "TokenizersBackend"
 """What transformers 5 calls the class that transformers 4 calls PreTrainedTokenizerFast, in what it saves."""
@@ -74,7 +75,7 @@ def fetch(
     if folder:
         _check_files(place)
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place if folder else reachable(str(place), "config.json"))
         if not mapped:
             architecture_of(config)
         if lost := lost_rope(type(config).get_config_dict(place)[0], config):

@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from saeflow.errors import BadFile, InvalidArgument, UnknownRelease
+from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, nearest
 from saeflow.files import is_inside
 from saeflow.ids import Part, Site
 from saeflow.reading import read_toml
@@ -135,7 +135,9 @@ def read_release(name: str) -> Release:
     base, requested = _split(name)
     path = Path(base) if base.endswith(".toml") else RELEASES / f"{base}.toml"
     if not base.endswith(".toml") and base not in known_releases():
-        raise UnknownRelease(f"{base!r} is no named release. Releases: {', '.join(known_releases())}.")
+        raise UnknownRelease(
+            f"{base!r} is no named release.{nearest(base, known_releases())} `saeflow releases` lists them."
+        )
     try:
         data = read_toml(path)
     except (OSError, ValueError) as error:

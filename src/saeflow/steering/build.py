@@ -249,8 +249,8 @@ def choose(request: PlanRequest, matches: Matches) -> Chosen:
     for word, named in (("drop", request.drop), ("keep", request.keep or ())):
         if strange := sorted(set(named) - there):
             raise InvalidArgument(
-                f"there is no {', '.join(map(str, strange))} to {word} among the {len(there)} features of the graphs: "
-                f"{', '.join(map(str, sorted(there))) or 'none'}."
+                f"there is no {', '.join(map(str, strange))} to {word} among the {len(there)} features of the graphs. "
+                "`saeflow plan` lists them."
             )
     return pick(found, drop=request.drop, keep=request.keep, min_score=request.min_score)
 

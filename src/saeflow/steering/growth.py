@@ -195,10 +195,10 @@ def targets_within(targets: Collection[Target], reach: Reach, upto: int | None) 
     """
     if reach is Reach.SPAN and upto is not None:
         raise InvalidArgument(
-            f"upto = {upto} has no meaning for the whole span. Leave it out, or give reach single or cumulative."
+            f"--upto {upto} has no meaning for the whole span. Leave it out, or give --reach single or cumulative."
         )
     if reach is not Reach.SPAN and upto is None:
-        raise InvalidArgument(f"reach {reach.value} needs a layer. Give upto, such as upto = 4.")
+        raise InvalidArgument(f"--reach {reach.value} needs a layer. Give --upto, such as --upto 4.")
     if upto is None:
         return list(targets)
     first = upto if reach is Reach.SINGLE else 0

@@ -25,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnknownRelease
+from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnknownRelease, nearest
 from saeflow.ids import FeatureId
 from saeflow.reading import read_toml
 
@@ -127,8 +127,8 @@ def themes(release: str = "") -> tuple[Theme, ...]:
     shelf = _shelf()
     if release and release not in shelf:
         raise UnknownRelease(
-            f"no themes of {release!r} come with saeflow. There are themes of {', '.join(shelf)}. A theme of your "
-            "own is a .toml file: give its path."
+            f"no themes of {release!r} come with saeflow.{nearest(release, shelf)} There are themes of "
+            f"{', '.join(shelf)}. A theme of your own is a .toml file: give its path."
         )
     wanted = [release] if release else list(shelf)
     return tuple(_read(path) for folder in wanted for path in shelf[folder].values())
@@ -162,10 +162,11 @@ def load_theme(name_or_path: str, release: str = "") -> Theme:
         return _read(path)
     if release and release not in shelf:
         themes(release)  # raises, and lists the releases
+    near = [theme for name in ([release] if release else shelf) for theme in shelf[name]]
     told = "; ".join(f"{name}: {', '.join(shelf[name])}" for name in ([release] if release else shelf))
     raise InvalidArgument(
-        f"{name_or_path!r} is neither a theme nor a file that exists. Themes of {told}. A theme of your own is a "
-        ".toml file: give its path."
+        f"{name_or_path!r} is neither a theme nor a file that exists.{nearest(name_or_path, near)} Themes of {told}. "
+        "A theme of your own is a .toml file: give its path."
     )
 
 

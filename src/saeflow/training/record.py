@@ -179,6 +179,10 @@ def finished(out: Path, told: Mapping[str, Any]) -> Trained | None:
     if not path.is_file():
         if (out / checkpoint.POINTER).exists():
             raise BadFile(f"{out} has a checkpoint and no {MANIFEST}. Remove the folder to begin again.")
+        if other := next(
+            (name for name in ("manifest.json", "atlas.json", "config.json") if (out / name).is_file()), ""
+        ):
+            raise BadFile(f"{out} holds something else, which {other} in it describes. Give another --out.")
         return None
     try:
         found = dict[str, Any](parse_json(read_bytes(path)))

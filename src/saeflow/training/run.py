@@ -89,6 +89,8 @@ def train(
         OSError: when the disk is full or cannot be written.
     """
     check_targets(targets, settings)
+    for target in targets:
+        model.block(target.site.layer)  # one that is not there is refused before the folder is made
     told = identity(model, targets, settings, start, texts, model_name, trainer.name)
     done = record.finished(out, told)
     if done is not None:

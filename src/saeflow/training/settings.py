@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, Final, NamedTuple
 
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, nearest
 from saeflow.ids import Part, Site
 from saeflow.sources.architectures import Point, Tap
 from saeflow.sources.massive import RATIO
@@ -124,7 +124,9 @@ def sparsity(objective: Objective | str, **told: float | bool | None) -> Sparsit
     """
     known = [member.value for member in Objective]
     if objective not in known:
-        raise InvalidArgument(f"there is no architecture {objective!r}. Known: {', '.join(known)}.")
+        raise InvalidArgument(
+            f"there is no architecture {objective!r}.{nearest(objective, known)} Known: {', '.join(known)}."
+        )
     objective = Objective(objective)
     given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     aims = objective is Objective.JUMPRELU and given.get("l0")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import huggingface_hub
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
@@ -108,6 +111,34 @@ def request_headers() -> dict[str, str]:
 def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids all requests."""
     return bool(constants.HF_HUB_OFFLINE)
+
+
+@cache
+def hub_answers(endpoint: str) -> bool:
+    """Whether a server answers at the hub's address within 3 seconds; asked once, and taken for granted behind a proxy.
+
+    Libraries ask an address that does not answer again and again, for half a minute.
+    """
+    if getproxies():
+        return True
+    at = urlsplit(endpoint)
+    try:
+        socket.create_connection((at.hostname or "", at.port or (80 if at.scheme == "http" else 443)), 3).close()
+    except OSError:
+        return False
+    return True
+
+
+def reachable(repo: str, file: str = "") -> str:
+    """A repository by its name, whose file the hub's cache holds, or whose hub answers.
+
+    Raises:
+        ConnectionError: for another.
+    """
+    here = file and isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str)
+    if not here and not hub_answers(constants.ENDPOINT):
+        raise ConnectionError(f"{constants.ENDPOINT} does not answer.")
+    return repo
 
 
 def refused(file: str, repo: str, error: BaseException, *, revision: str = "") -> Unreachable:

@@ -79,7 +79,7 @@ class LLMJudge:
         key = key or os.environ.get("OPENAI_API_KEY") or ""
         if not key and self._base_url is None:
             raise InvalidArgument(
-                "there is no key for the OpenAI API. Set OPENAI_API_KEY, give base_url for a server of your own, or "
+                "there is no key for the OpenAI API. Set OPENAI_API_KEY, give --llm-url for a server of your own, or "
                 "use the offline judge."
             )
         self._secret = Secret(key or "none")

@@ -19,6 +19,7 @@ from saeflow.matching.build import refuse_other_weights
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
+from saeflow.steering.judges.offline import FEWEST
 from saeflow.steering.sweep.scoring import MakeJudge, References
 from saeflow.steering.theme import Theme, load_theme
 from saeflow.steering.theme import themes as known_themes
@@ -80,7 +81,9 @@ def background_texts(names: Sequence[str], release: str, seed: int = 0) -> list[
     return read_texts(names, BACKGROUND_TEXTS, seed)
 
 
-def judge_maker(kind: str, model: str, url: str, background: Sequence[str]) -> MakeJudge:
+def judge_maker(
+    kind: str, model: str, url: str, background: Sequence[str], samples: tuple[int, int] = (FEWEST, FEWEST)
+) -> MakeJudge:
     """What makes the judge from the unsteered texts; refused early where it cannot be had.
 
     Args:
@@ -88,9 +91,10 @@ def judge_maker(kind: str, model: str, url: str, background: Sequence[str]) -> M
         model: of the llm; "" for the default.
         url: where it answers; "" for OpenAI.
         background: texts the offline judge tells themes from.
+        samples: how many there will be of each setting of the grid, and of each that is chosen.
 
     Raises:
-        InvalidArgument: for another kind, or an offline judge without background.
+        InvalidArgument: for another kind, or an offline judge without background or with too few samples.
         MissingExtra: when the judge's packages are not installed.
     """
     from saeflow.steering.judges.llm import LLMJudge
@@ -105,6 +109,12 @@ def judge_maker(kind: str, model: str, url: str, background: Sequence[str]) -> M
         raise InvalidArgument(
             "the offline judge tells a theme from other texts, and there are none for this release. Give some with "
             "--background: a .txt, .jsonl or .parquet file, or a dataset such as fineweb."
+        )
+
+    if min(samples) < FEWEST:
+        raise InvalidArgument(
+            f"--samples {samples[0]} with --confirm {samples[1]}: the offline judge compares texts with {FEWEST} "
+            "unsteered samples or more. Give at least so many, better 50, or --judge llm."
         )
 
     def offline(references: References) -> OfflineJudge:

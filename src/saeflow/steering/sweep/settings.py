@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, nearest
 from saeflow.experiments.sampling import generator
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import Part
@@ -113,7 +113,10 @@ class Grid:
                 f"Give more, such as 64 and 96."
             )
         if unknown := [name for name in self.methods if name not in ORDER]:
-            raise InvalidArgument(f"there is no steering method {', '.join(unknown)}. Known: {', '.join(ORDER)}.")
+            raise InvalidArgument(
+                f"there is no steering method {', '.join(unknown)}.{nearest(unknown[0], ORDER)} Known: "
+                f"{', '.join(ORDER)}."
+            )
         for name, values in (("s", self.activate), ("r", self.suppress)):
             if not values or len(set(values)) < len(values) or not all(map(math.isfinite, values)):
                 raise InvalidArgument(f"{name} = {values} is no list of values. Give each number once.")
