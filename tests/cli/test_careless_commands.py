@@ -216,7 +216,10 @@ def folder(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     from huggingface_hub import constants
 
+    from saeflow.sources.remote import hub_file
+
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub_file, "getproxies", dict)
     (tmp_path / "notes.md").write_text("# notes\n", encoding="utf-8")
     (tmp_path / "other").mkdir()
     request = RunRequest("transition", "demo", "demo", 0, ("demo",), {}, {})

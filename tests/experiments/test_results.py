@@ -104,7 +104,7 @@ def test_progress_counts_units_and_ends_at_all_of_them(tmp_path) -> None:
         ({"arguments": {"texts": 6, "r": (0.0, 1.0)}}, r"layers is \[1, 2\] there and null here"),
         ({"atlases": {"cosine": "sha 2"}}, "atlas cosine is"),
         ({"datasets": ("a", "b")}, "datasets is"),
-        ({"experiment": "deactivation"}, "experiment is"),
+        ({"experiment": "deactivation"}, "results of another experiment, origins of .*, and this is deactivation"),
     ],
 )
 def test_a_run_with_other_arguments_is_refused_naming_what_differs(tmp_path, changes, words) -> None:

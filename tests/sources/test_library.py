@@ -74,9 +74,11 @@ def test_only_the_site_asked_for_is_opened():
     assert opened == [Site(1, Part.RES)]
 
 
-def test_what_is_no_release_and_no_path_lists_the_releases():
-    with pytest.raises(UnknownRelease, match=r"'nope' is neither .*demo, .*gemma-scope-2b.*llama-scope"):
+def test_what_is_no_release_and_no_path_says_where_releases_are_listed_and_which_is_near():
+    with pytest.raises(UnknownRelease, match=r"'nope' is neither .*exists\. `saeflow releases` lists"):
         load_dictionaries("nope")
+    with pytest.raises(UnknownRelease, match=r"Did you mean 'gemma-scope-2b'\?"):
+        load_dictionaries("gema-scope-2b")
 
 
 def test_a_folder_without_dictionaries_is_refused(tmp_path: Path):
@@ -99,7 +101,7 @@ def test_a_pack_opens_by_name_with_its_atlas_words_texts_and_quality(folder: Pat
     monkeypatch.setenv("SAEFLOW_CACHE", str(tmp_path / "cache"))
     pack = tmp_path / "cache" / "packs" / "small"
     save_release(pack / "saes", load_dictionaries(folder), name="small", model="none/small", dtype=torch.int8)
-    with pytest.raises(UnknownRelease, match=r"'small' is neither a release .*demo"):
+    with pytest.raises(UnknownRelease, match=r"'small' is neither a release"):
         load_dictionaries("small")  # not whole: what was measured is written last
     (pack / "texts").mkdir()
     (pack / "texts" / "letters.json.gz").write_bytes(gzip.compress(b'["Dear Ann,", "Dear Ben,"]'))

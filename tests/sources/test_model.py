@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from gguf_files import write_gguf
+from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled
 from tiny_models import CONFIGS, D_MODEL, N_LAYERS, TEXTS, VOCAB, hooks_on, tiny_hf_model, tiny_model, tiny_tokenizer
@@ -37,6 +38,7 @@ from saeflow.sources.blocks import CleanPass
 from saeflow.sources.decoding import check_context
 from saeflow.sources.dictionary import Dictionary, TrainingInfo
 from saeflow.sources.model import LanguageModel, load_model
+from saeflow.sources.remote import hub_file
 from saeflow.sources.tokens import Tokens
 
 EVERY_SITE = [Site(layer, part) for layer in range(N_LAYERS) for part in Part]
@@ -401,8 +403,19 @@ def test_a_hub_that_cannot_be_reached_is_said_to_be(monkeypatch):
     def offline(*_):
         raise OSError("We couldn't connect to 'https://huggingface.co'")
 
+    monkeypatch.setattr(pretrained, "reachable", lambda repo, _: repo)
     monkeypatch.setattr(pretrained.AutoConfig, "from_pretrained", offline)
     with pytest.raises(Unreachable, match=r"'someone/model' could not be fetched: We couldn't.*network"):
+        load_model("someone/model")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_not_waited_for(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub_file, "getproxies", dict)
+    hub_file.hub_answers.cache_clear()
+    with pytest.raises(
+        Unreachable, match=r"'someone/model' could not be fetched: http://127\.0\.0\.1:9 does not answer"
+    ):
         load_model("someone/model")
 
 
@@ -411,6 +424,7 @@ def test_a_name_the_hub_does_not_have_is_an_unknown_release(monkeypatch):
         cause = RepositoryNotFoundError.__new__(RepositoryNotFoundError)  # its __init__ wants a response
         raise OSError("someone/model is not a valid model identifier") from cause
 
+    monkeypatch.setattr(pretrained, "reachable", lambda repo, _: repo)
     monkeypatch.setattr(pretrained.AutoConfig, "from_pretrained", missing)
     with pytest.raises(UnknownRelease, match=r"there is no model 'someone/model'.*or 'demo'"):
         load_model("someone/model")

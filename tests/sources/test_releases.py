@@ -143,7 +143,7 @@ def test_a_choice_there_is_not_is_refused_with_those_there_are(name: str, messag
 def test_what_is_no_release_is_refused():
     assert not is_release("gemma")
     assert not is_release("gone.toml")
-    with pytest.raises(UnknownRelease, match=r"'gemma' is no named release\. Releases: eleuther"):
+    with pytest.raises(UnknownRelease, match=r"'gemma' is no named release\. `saeflow releases` lists them"):
         read_release("gemma@width=16k")
 
 

@@ -229,7 +229,7 @@ def test_a_plan_says_what_it_was_made_of():
         ({"reach": Reach.CUMULATIVE, "upto": -1}, "at layers 0 to -1. There are targets at layers 0, 1, 2, 4"),
         ({"reach": Reach.SINGLE}, "reach single needs a layer"),
         ({"reach": Reach.CUMULATIVE}, "reach cumulative needs a layer"),
-        ({"upto": 3}, "upto = 3 has no meaning"),
+        ({"upto": 3}, "--upto 3 has no meaning"),
     ],
 )
 def test_a_plan_without_a_step_says_where_there_are_targets(how, said):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from saeflow.errors import InvalidArgument, UnknownFeature, UnknownRelease
+from saeflow.errors import InvalidArgument, UnknownFeature, UnknownRelease, UnknownSite
 from saeflow.experiments.deactivation import deactivation_trials
 from saeflow.experiments.groups import Origin
 from saeflow.experiments.inputs import model_name
@@ -191,9 +191,7 @@ def _opened(
     name = str(dictionaries) if isinstance(dictionaries, str | Path) else str(getattr(dictionaries, "name", ""))
     found = load_dictionaries(dictionaries, device=device) if isinstance(dictionaries, str | Path) else dictionaries
     if missing := [layer for layer in layers if Site(layer, Part.RES) not in found]:
-        raise InvalidArgument(
-            f"there is no residual dictionary at layer {missing[0]}. There is {layers_by_part(found)}."
-        )
+        raise UnknownSite(f"there is no residual dictionary at layer {missing[0]}. There is {layers_by_part(found)}.")
     if not isinstance(model, LanguageModel):
         if not model and not isinstance(found, DictionarySet):
             raise InvalidArgument("dictionaries in a plain mapping do not say which model they are of. Name it.")
