@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from saeflow.cli.matching import figure_rows
+from saeflow.errors import SaeflowWarning
 from saeflow.flow import FlowGraph
 from saeflow.matching.atlas import open_atlas, own_copy
 from saeflow.matching.build import build_atlas
@@ -46,6 +47,19 @@ def test_an_atlas_is_calibrated_and_graphs_use_it(run, release, tmp_path):
     assert FlowGraph.from_json(json.dumps(shown)).thresholds.cuts
     assert shown["thresholds"]["fdr"] == 0.05
     assert "Thresholds by layer" in run("graph", tmp_path / "atlas", "3/res/1", "--calibrated")
+
+
+def test_pairs_without_a_cut_are_named_with_the_reason(run, release, tmp_path):
+    command = ("atlas", "calibrate", release, "--atlas", tmp_path / "atlas", "--rows", 20, "--rotations", 1)
+    with pytest.warns(SaeflowWarning, match="for want of null rows"):
+        told = " ".join(run(*command).split())
+    with pytest.warns(SaeflowWarning):
+        rows = calibration_rows(open_atlas(tmp_path / "atlas"))
+    none = [row for row in rows if row["threshold"] >= 1]
+    assert none, "20 null rows are too few for a cut"
+    assert f"without a cut: {len(none)} of " in told
+    assert f"{none[0]['part']} of layer {none[0]['layer']} {none[0]['direction']}" in told
+    assert "without a cut" not in run(*command[:-4], "--rows", 900, "--rotations", 8, "--fdr", 0.2)
 
 
 def test_thresholds_are_drawn_where_asked(run, release, tmp_path):

@@ -375,9 +375,12 @@ def test_the_command_exits_with_one_when_something_is_wrong(saeflow, world: Worl
     assert "200 of 768 decoder rows have a twin" in " ".join(out.split())
     assert "looked at: weights alone" in out
     assert "findings: 1 wrong, 0 look" in out
-    assert "decoder norms" not in out
+    assert "passed: sites (" in out
+    assert "decoder norms (1)" in out
     code, out, _ = saeflow("doctor", tmp_path / "planted", "--all", "--sites", "3/res")
-    assert (code, "decoder norms" in out) == (1, True)
+    assert (code, "decoder norms " in out) == (1, True)
+    code, out, _ = saeflow("doctor", "demo", "--sites", "3/res")
+    assert (code, "decoder norms" in out, "nothing" in out) == (0, True, False), "says what passed where all did"
 
 
 def test_the_command_reads_a_model_where_one_is_named(saeflow):

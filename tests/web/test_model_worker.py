@@ -7,6 +7,7 @@ import torch
 
 from saeflow.errors import UnknownSite
 from saeflow.ids import FeatureId, Part, Site
+from saeflow.labels import Context, FeatureWords, no_words
 from saeflow.matching.atlas import open_atlas
 from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.generate import Request, Sampling, generate
@@ -111,22 +112,39 @@ def test_a_theme_without_examples_gives_a_note_and_no_scores(loaded, plan):
     assert "No scores" in told[-2]["text"]
 
 
-def test_a_text_shows_what_fires_as_the_dictionaries_encode_it(loaded):
+class EveryOther:
+    """Words of features with even numbers: the strongest activation of 2, 4, … is that number."""
+
+    def get(self, feature):
+        peak = float(feature.index)
+        known = FeatureWords(f"label of {feature}", contexts=(Context(("a", "b"), (0.0, peak)),))
+        return None if feature.index % 2 or not feature.index else known
+
+    def site(self, site):
+        raise NotImplementedError
+
+
+def test_a_text_shows_what_fires_each_beside_its_own_strongest(loaded):
     site = Site(4, Part.RES)
-    told = loaded.text(TextBody(text="The force on a body", top=3), [site], lambda f: f"label of {f}")
+    told = loaded.text(TextBody(text="The force on a body", top=5), [site], EveryOther())
     tokens = loaded.model.tokenize(["The force on a body"])
     assert [token.id for token in told.tokens] == tokens.input_ids[0].tolist()
     active = loaded.dictionaries[site].encode(loaded.model.capture(tokens, [site])[site])[0]
-    for row, values in zip(told.active["4/res"], active, strict=True):
-        best = values.topk(3)
-        assert [one.index for one in row] == [i for i, v in zip(*map(list, best[::-1]), strict=True) if v > 0]
-        assert [one.value for one in row] == pytest.approx([float(v) for v in best.values if v > 0])
-        assert all(one.label == f"label of 4/res/{one.index}" for one in row)
+    assert len(told.active["4/res"]) == len(active)
+    for row, values in zip(told.active["4/res"], active.tolist(), strict=True):
+        scaled = {i: v / i for i, v in enumerate(values) if v > 0 and i and i % 2 == 0}
+        plain = {i: v for i, v in enumerate(values) if v > 0 and i not in scaled}
+        expected = [*sorted(scaled, key=scaled.get, reverse=True), *sorted(plain, key=plain.get, reverse=True)][:5]
+        assert [one.index for one in row] == expected
+        assert [one.value for one in row] == pytest.approx([values[i] for i in expected], rel=1e-5)
+        shares = [one.share for one in row]
+        assert shares == [None if i in plain else pytest.approx(scaled[i], rel=1e-5) for i in expected]
+        assert [one.label for one in row] == [f"label of 4/res/{i}" if i in scaled else "" for i in expected]
 
 
 def test_a_text_at_a_site_that_is_not_there_is_refused(loaded):
     with pytest.raises(UnknownSite):
-        loaded.text(TextBody(text="x"), [Site(9, Part.RES)], str)
+        loaded.text(TextBody(text="x"), [Site(9, Part.RES)], no_words)
 
 
 def test_a_plan_is_folded_and_held_within_its_budget_by_the_model(own_cache, loaded):

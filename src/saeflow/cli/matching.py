@@ -306,7 +306,15 @@ def atlas_calibrate(
         from saeflow.paper import calibrated_thresholds, save
 
         save(calibrated_thresholds(figure_rows(found)), out)
-    summary = {"release": made.release, "null": null, "fdr": fdr, "folder": str(made.folder)}
+    summary: dict[str, Any] = {"release": made.release, "null": null, "fdr": fdr, "folder": str(made.folder)}
+    if missing := [f"{source} to {target}" for source, target in made if made.null(source, target) is None]:
+        summary["not calibrated"] = f"{', '.join(missing)}: no row of one side has a direction to match by"
+    if none := [row for row in found if row["threshold"] >= 1]:
+        named = ", ".join(f"{row['part']} of layer {row['layer']} {row['direction']}" for row in none[:4])
+        summary["without a cut"] = (
+            f"{len(none)} of {len(found)} pairs of sites ({named}{', …' if len(none) > 4 else ''}): none of their best "
+            f"matches is significant at fdr {fdr:g}, by chance alone they are as high; threshold 1 keeps none"
+        )
     show(as_json, summary | {"pairs": found}, summary, found)
 
 

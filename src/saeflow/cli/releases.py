@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -212,7 +213,10 @@ def doctor(
     counts = [f"{len(findings.of(severity))} {severity.value}" for severity in reversed(Severity)]
     read = f"{findings.n_tokens:,} tokens of {findings.model or 'the model'}" if findings.n_tokens else "weights alone"
     summary = {"release": findings.release, "looked at": read, "findings": ", ".join(counts)}
-    show(as_json, findings.to_json(), summary, rows)
+    passed = Counter(finding.check.value for finding in findings.of(Severity.OK))
+    if rows:
+        summary["passed"] = ", ".join(f"{check} ({n})" for check, n in passed.items()) or "nothing"
+    show(as_json, findings.to_json(), summary, rows or [{"passed": check, "times": n} for check, n in passed.items()])
     return 1 if findings.worst is Severity.WRONG else 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from saeflow.flow.graph import Edge, End, FlowGraph, MeasuredNode, Node, Reason
 from saeflow.flow.scores import Evolution, Thresholds
 from saeflow.ids import FeatureId, Part
-from saeflow.labels.words import Words, no_words, silent
+from saeflow.labels.words import FeatureWords, Words, no_words, silent
 from saeflow.report.blocks import Block, BlockRow, Column, ColumnRole, GraphFigure, Notes, Page, Table
 from saeflow.report.tokens import headline
 
@@ -267,6 +267,17 @@ def _count(graph: FlowGraph, part: Part) -> int:
     return sum(node.feature.part is part for node in graph.nodes)
 
 
+_CARD_CONTEXTS = 3
+
+
+def _card(words: FeatureWords) -> dict[str, Any]:
+    """Words as a card in a graph needs them: of a large graph all passages would be a megabyte."""
+    data = asdict(words)
+    del data["spread"], data["near"]
+    data["contexts"] = data["contexts"][:_CARD_CONTEXTS]
+    return data
+
+
 def graph_data(graph: FlowGraph, words: Words = no_words) -> dict[str, Any]:
     """`graph.to_dict()` with what is known of each node under `words` (null where nothing is).
 
@@ -277,7 +288,7 @@ def graph_data(graph: FlowGraph, words: Words = no_words) -> dict[str, Any]:
     data = graph.to_dict()
     for node, row in zip(graph.nodes, data["nodes"], strict=True):
         found = words.get(node.feature)
-        row["words"] = None if found is None else asdict(found)
+        row["words"] = None if found is None else _card(found)
         row["silent"] = silent(words, node.feature)
         row["case"] = None if node.evolution is None else node.evolution.case
         row["sentence"] = node.sentence or None

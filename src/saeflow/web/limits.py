@@ -6,6 +6,7 @@ minutes. What is drawn has some hundred nodes, and reads some thousand rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -94,12 +95,19 @@ def printable(text: str) -> str:
 def _printable_words(known: FeatureWords | None) -> FeatureWords | None:
     if known is None:
         return None
-    contexts = tuple(Context(tuple(map(printable, c.tokens)), c.values, printable(c.source)) for c in known.contexts)
+
+    def contexts(found: Iterable[Context]) -> tuple[Context, ...]:
+        return tuple(
+            replace(one, tokens=tuple(map(printable, one.tokens)), source=printable(one.source)) for one in found
+        )
+
     return replace(
         known,
         label=printable(known.label),
         tokens=tuple(map(printable, known.tokens)),
         promotes=tuple(map(printable, known.promotes)),
-        contexts=contexts,
+        suppresses=tuple(map(printable, known.suppresses)),
+        contexts=contexts(known.contexts),
+        spread=contexts(known.spread),
         by=printable(known.by),
     )

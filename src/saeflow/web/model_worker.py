@@ -19,7 +19,6 @@ from saeflow.prompt_graph import PromptGraph, Pruning
 from saeflow.prompt_graph.fidelity import measure_fidelity
 from saeflow.prompt_graph.trace import trace_text
 from saeflow.sources.activity import site_states
-from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel, load_model
 from saeflow.steering.generate import Generation, Request, Sampling, generate
@@ -51,6 +50,9 @@ MOST_TOKENS: Final = 1024
 MOST_GRAPHS: Final = 4
 """Graphs of prompts that are kept, whole: cuts are moved often."""
 
+MOST_SCALES: Final = 1 << 18
+"""Features whose label and strongest activation are kept."""
+
 RANDOM_GRAPHS: Final = 5
 """Random graphs that the fidelity of one is compared with."""
 
@@ -67,6 +69,7 @@ class LoadedModel:
     _traced: dict[tuple[str, int, int, str, str], PromptGraph] = field(
         default_factory=dict[tuple[str, int, int, str, str], PromptGraph]
     )
+    _scales: dict[FeatureId, tuple[str, float]] = field(default_factory=dict[FeatureId, tuple[str, float]])
 
     @staticmethod
     def load(release: str, model: str, device: str) -> LoadedModel:
@@ -85,8 +88,12 @@ class LoadedModel:
         """The result of `use(dictionaries, model)`."""
         return use(self.dictionaries, self.model)
 
-    def text(self, request: TextBody, sites: Sequence[Site], label: Callable[[FeatureId], str]) -> TextResponse:
-        """The strongest features of each token of a text, at some sites.
+    def text(self, request: TextBody, sites: Sequence[Site], words: Words) -> TextResponse:
+        """The features that fire most on each token of a text, at some sites, each for its own scale.
+
+        An activation is divided by the feature's strongest in the passages of its words: activations of different
+        features have different scales, and plain ones put the same large features first everywhere. Features without
+        passages come last.
 
         Raises:
             UnknownSite: when the dictionaries or the model have no such site.
@@ -101,11 +108,8 @@ class LoadedModel:
         large = sum(one.n_features * one.d_in * 8 for one in chosen.values()) > KEPT_BYTES
         for site, dictionary in chosen.items():
             with torch.no_grad():
-                rows = _strongest(dictionary, states[site][0], request.top)
-            active[str(site)] = [
-                [ActiveFeature(index=i, value=value, label=label(FeatureId(site, i))) for i, value in row]
-                for row in rows
-            ]
+                acts = dictionary.encode(states[site][0].to(dictionary.W_enc.dtype)).float()
+            active[str(site)] = self._ranked(site, acts, request.top, words)
             if large:
                 dictionary.unload()
         texts = [printable(text) for text in self.model.spelling.tokens(ids)]
@@ -114,6 +118,31 @@ class LoadedModel:
             active=active,
             took_ms=round(1000 * (time.perf_counter() - start), 2),
         )
+
+    def _ranked(
+        self, site: Site, acts: Float[Tensor, "pos n_features"], top: int, words: Words
+    ) -> list[list[ActiveFeature]]:
+        """For each token its active features by their share of their own strongest activation, at most `top`."""
+        rows: list[list[ActiveFeature]] = [[] for _ in acts]
+        places: list[list[int]] = acts.gt(0).nonzero().tolist()
+        found: list[float] = acts[acts > 0].tolist()
+        # by feature: lines of words lie in blocks, and each is unpacked once
+        fires = [(index, place, value) for (place, index), value in zip(places, found, strict=True)]
+        for index, place, value in sorted(fires):
+            feature = FeatureId(site, index)
+            if feature not in self._scales:
+                if len(self._scales) >= MOST_SCALES:
+                    self._scales.clear()
+                known = words.get(feature)
+                peak = max((v for c in known.contexts for v in c.values), default=0.0) if known else 0.0
+                self._scales[feature] = (known.label if known else "", peak)
+            label, peak = self._scales[feature]
+            share = value / peak if peak > 0 else None
+            rows[place].append(ActiveFeature(index=index, value=value, share=share, label=label))
+        return [
+            sorted(row, key=lambda one: (one.share is not None, one.share or 0.0, one.value), reverse=True)[:top]
+            for row in rows
+        ]
 
     def trace(self, request: TraceBody, matches: Matches) -> PromptGraph:
         """What happened at a token of a text, pruned, with its fidelity.
@@ -248,13 +277,3 @@ class LoadedModel:
 def _sample(row: int) -> dict[str, Any]:
     """Which text a row of the batch is: with the plan at even rows, without it at odd ones."""
     return {"sample": row // 2, "side": "plain" if row % 2 else "steered"}
-
-
-def _strongest(dictionary: Dictionary, h: Float[Tensor, "pos d_in"], top: int) -> list[list[tuple[int, float]]]:
-    """For each token its active features, strongest first, at most `top`."""
-    active = dictionary.encode(h.to(dictionary.W_enc.dtype)).float()
-    best = active.topk(min(top, active.shape[1]), dim=-1)
-    return [
-        [(index, value) for index, value in zip(indices, values, strict=True) if value > 0]
-        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]

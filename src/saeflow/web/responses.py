@@ -208,10 +208,20 @@ class ContextInfo(ResponseBody):
     tokens: list[str]
     values: list[float]
     source: str
+    quantile: Annotated[
+        Share | None, Field(description="Share of the feature's activations that are weaker; null for its strongest.")
+    ] = None
+
+
+class HistogramInfo(ResponseBody):
+    """Activations of a feature: `counts[i]` lie from `i * width` to `(i + 1) * width`."""
+
+    width: float
+    counts: list[int]
 
 
 class Neighbour(ResponseBody):
-    """A match of a feature."""
+    """A match of a feature, or a row near it in its own dictionary."""
 
     feature: str
     label: str
@@ -262,7 +272,13 @@ class FeatureFacts(ResponseBody):
     score: float | None = None
     tokens: list[str] = []
     promotes: list[str] = []
-    contexts: list[ContextInfo] = []
+    suppresses: list[str] = []
+    contexts: Annotated[list[ContextInfo], Field(description="The strongest passages.")] = []
+    spread: Annotated[
+        list[ContextInfo], Field(description="A passage from each quarter of its activations, strong ones first.")
+    ] = []
+    histogram: Annotated[HistogramInfo | None, Field(description="Null where its words do not say.")] = None
+    near: Annotated[list[Neighbour], Field(description="Rows of its dictionary with the highest cosine.")] = []
     frequency: float | None = None
     groups: OriginGroups | None
     links: list[Link]
@@ -317,11 +333,15 @@ class ActiveFeature(ResponseBody):
 
     index: int
     value: float
+    share: Annotated[
+        float | None,
+        Field(description="`value` over its strongest activation in the passages of its words; null without them."),
+    ]
     label: str
 
 
 class TextResponse(ResponseBody):
-    """Tokens of a text, and for each site and token the strongest features, strongest first."""
+    """Tokens of a text, and for each site and token the features with the highest `share`, highest first."""
 
     tokens: list[TokenInfo]
     active: dict[str, list[list[ActiveFeature]]]

@@ -43,6 +43,7 @@ from saeflow.web.responses import (
     FeatureFacts,
     FeatureResponse,
     GraphResponse,
+    HistogramInfo,
     Info,
     Link,
     ModelInfo,
@@ -261,10 +262,13 @@ def feature_facts(explorer: Explorer, named: FeatureId) -> FeatureFacts:
     words: dict[str, Any] = {}
     if known is not None:
         words = {name: getattr(known, name) for name in ("label", "by", "score", "frequency")}
-        words |= {"tokens": list(known.tokens), "promotes": list(known.promotes)}
-        words["contexts"] = [
-            ContextInfo(tokens=list(c.tokens), values=list(c.values), source=c.source) for c in known.contexts
-        ]
+        words |= {name: list(getattr(known, name)) for name in ("tokens", "promotes", "suppresses")}
+        for name in ("contexts", "spread"):
+            words[name] = [ContextInfo.model_validate(asdict(context)) for context in getattr(known, name)]
+        if known.histogram is not None:
+            words["histogram"] = HistogramInfo.model_validate(asdict(known.histogram))
+        near = [(FeatureId(named.site, row), cosine) for row, cosine in known.near]
+        words["near"] = [Neighbour(feature=str(one), label=explorer.label(one), score=c, p=None) for one, c in near]
     source = None if explorer.sources is None else explorer.sources.at(named.site)
     page = [] if source is None else [f"{NEURONPEDIA}/{source.model}/{source.id}/{named.index}"]
     return FeatureFacts(

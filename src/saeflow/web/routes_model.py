@@ -172,7 +172,7 @@ def text(explorer: Explored, body: TextBody, _: Annotated[QueryParameters, Query
     sites = [Site.parse(name) for name in dict.fromkeys(body.sites)] or list(explorer.sizes)
     for site in sites:
         explorer.site(site)
-    return thread.submit(lambda worker: worker.text(body, sites, explorer.label)).result()
+    return thread.submit(lambda worker: worker.text(body, sites, explorer.words)).result()
 
 
 @router.post("/api/trace")

@@ -1,11 +1,13 @@
 """What a researcher does: search, follow the flow, read a feature, plan, steer, keep the plan; by mouse or by keys."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from saeflow import FeatureId, Thresholds, open_atlas, trace
+from saeflow.labels import words_for
 
 from .conftest import NARROW, drawn, hash_of
 
@@ -219,9 +221,72 @@ def test_a_text_becomes_a_grid_that_leads_to_graphs(visit, expect):
     page.keyboard.press("Enter")
     feature = page.locator("#cell .fires .id").first.inner_text()
     assert feature.startswith("4/res/")
+    shares = [float(text.rstrip("%")) for text in page.locator("#cell .fires .value").all_text_contents()]
+    assert shares == sorted(shares, reverse=True), "by share of each feature's own strongest activation"
+    expect(page.locator("#cell")).to_contain_text("over the feature's own strongest")
     page.locator("#cell .fires .near").first.click()
     expect(page.locator("#panel .where .id")).to_have_text(feature)
     assert hash_of(page)[1]["feature"] == feature
+
+
+def test_a_card_says_first_what_its_feature_fires_on_and_how_strongly(visit, expect):
+    page = visit("#flow?feature=4/res/72&node=4/res/72")
+    panel = page.get_by_role("complementary", name="Feature")
+    expect(panel.locator(".histogram")).to_be_visible()
+    known = words_for("demo").get(FeatureId.parse("4/res/72"))
+    lines = panel.locator(".context")
+    assert lines.count() == len(known.contexts) + len(known.spread)
+    assert lines.first.bounding_box()["y"] < panel.locator(".score").first.bounding_box()["y"]
+    context = known.contexts[0]
+    tokens = lines.first.locator("span:not(.source)")
+    shown = [f"activation {value:.3g}" if value else "silent here" for value in context.values]
+    assert tokens.evaluate_all("all => all.map(one => one.title)") == shown
+    heat = tokens.evaluate_all("all => all.map(one => Number(one.style.getPropertyValue('--heat-share')))")
+    assert [share > 0 for share in heat] == [value > 0 for value in context.values]
+    assert max(heat) == 1
+    told = re.findall(r"stronger than ([\d.]+)% of its activations", " ".join(lines.all_text_contents()))
+    assert [float(share) / 100 for share in told] == pytest.approx([one.quantile for one in known.spread], abs=0.01)
+    bars = panel.locator(".histogram title").all_text_contents()
+    assert [int(bar.split()[0]) for bar in bars] == list(known.histogram.counts)
+    heads = panel.locator("h3, h4").all_text_contents()
+    order = [heads.index(head) for head in ("From strong to weak", "Suppresses (logit lens)", "Predecessors")]
+    assert order == sorted(order)
+    near = panel.locator(".neighbours").last.locator(".id").all_text_contents()
+    assert near == [f"4/res/{row}" for row, _ in known.near]
+
+
+def test_a_card_says_what_its_words_do_not_hold(visit, expect):
+    card = {"contexts": [], "spread": [], "histogram": None, "near": []}
+
+    def older(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | card)
+
+    page = visit()
+    page.route(re.compile("/api/feature"), older)
+    page.goto(page.url.partition("#")[0] + "#flow?feature=4/res/72&node=4/res/72")
+    expect(page.locator("#panel .missing")).to_contain_text(
+        "passages, passages from strong to weak, a histogram of activations and rows near it"
+    )
+    expect(page.locator("#panel .missing code")).to_have_text("saeflow labels make")
+
+
+def test_every_control_and_number_says_what_it_is(visit, expect):
+    page = visit(f"{GRAPH}&plan=2/res/412")
+    untold = """() => Array.from(document.querySelectorAll("button, input, select, textarea, summary, .value, th"))
+      .filter((e) => e.checkVisibility() && e.id !== "skip")
+      .filter((e) => ![e, ...(e.labels ?? [])].some((one) => one.closest("[title]")?.title))
+      .map((e) => e.outerHTML.slice(0, 110))"""
+    expect(page.locator("#panel .score").first).to_be_visible()
+    assert page.evaluate(untold) == []
+    page.get_by_role("link", name="Steer").click()
+    expect(page.locator("table.plan tbody tr")).to_have_count(1, timeout=60_000)
+    assert page.evaluate(untold) == []
+    page.get_by_role("link", name="Text").click()
+    page.get_by_label("Text", exact=True).fill("The force on the object")
+    page.get_by_role("button", name="Read").click()
+    page.locator('button.cell[data-row="2"][data-column="3"]').click(timeout=60_000)
+    assert page.evaluate(untold) == []
 
 
 def test_the_export_is_the_graph_that_is_shown(visit, expect, tmp_path):

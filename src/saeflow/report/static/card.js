@@ -38,31 +38,83 @@ export function tokenList(title, tokens) {
   return part;
 }
 
-export function contextList(contexts, most = 5) {
+/** The passages of a feature: its strongest, and some from strong to weak where its words have them. */
+export function passages(words, most = 4) {
   const part = document.createDocumentFragment();
-  if (!contexts || !contexts.length) return part;
-  part.append(make("h4", "", "In context, shaded by activation"));
-  const strongest = Math.max(...contexts.flatMap((context) => context.values), 1e-9);
-  for (const context of contexts.slice(0, most)) {
-    const line = make("p", "context");
-    context.tokens.forEach((token, i) => {
-      const value = context.values[i] || 0;
-      const span = make("span", "", inPassage(token, value > 0));
-      if (value > 0) {
-        span.style.setProperty("--heat-share", Math.min(1, value / strongest).toFixed(3));
-        span.title = value.toPrecision(3);
-      }
-      line.append(span);
-    });
-    if (context.source) line.append(make("span", "source", context.source));
-    part.append(line);
+  const groups = [["Strongest passages, shaded by activation", (words.contexts || []).slice(0, most)], ["From strong to weak", words.spread || []]];
+  const strongest = Math.max(...groups.flatMap(([, found]) => found.flatMap((context) => context.values)), 1e-9);
+  for (const [title, found] of groups) {
+    if (!found.length) continue;
+    part.append(make("h4", "", title), ...found.map((context) => passage(context, strongest)));
   }
   return part;
 }
 
+/** Every token shaded by the activation on it, with its value when pointed at. */
+function passage(context, strongest) {
+  const line = make("p", "context");
+  context.tokens.forEach((token, i) => {
+    const value = context.values[i] || 0;
+    const span = make("span", "", inPassage(token, value > 0));
+    if (value > 0) span.style.setProperty("--heat-share", Math.min(1, value / strongest).toFixed(3));
+    span.title = value > 0 ? `activation ${Number(value.toPrecision(3))}` : "silent here";
+    line.append(span);
+  });
+  const weaker = context.quantile === null || context.quantile === undefined ? "" : `stronger than ${percent(context.quantile)} of its activations`;
+  const told = [weaker, context.source].filter(Boolean).join(" · ");
+  if (told) line.append(make("span", "source", told));
+  return line;
+}
+
+const SVG_NS = "http://www.w3.org/2000/svg";
+
+/** How often a feature fires how strongly, as bars with their counts when pointed at. */
+export function histogram(words) {
+  const part = document.createDocumentFragment();
+  const found = words.histogram;
+  if (!found) return part;
+  const { width, counts } = found;
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  const most = Math.max(...counts);
+  const number = (value) => String(Number(value.toPrecision(3)));
+  const rate = words.frequency ? `, on ${percent(words.frequency)} of all tokens (1 in ${Math.round(1 / words.frequency).toLocaleString("en")})` : "";
+  part.append(make("h4", "", `${total.toLocaleString("en")} activations${rate}`));
+  const svg = document.createElementNS(SVG_NS, "svg");
+  for (const [key, value] of Object.entries({ class: "histogram", viewBox: `0 0 ${counts.length} 40`, preserveAspectRatio: "none", role: "img",
+    "aria-label": `Histogram of ${total} activations from 0 to ${number(width * counts.length)}` })) svg.setAttribute(key, value);
+  counts.forEach((count, i) => {
+    const bar = document.createElementNS(SVG_NS, "rect");
+    const high = count ? Math.max(1, (38 * count) / most) : 0;
+    for (const [key, value] of Object.entries({ x: i, y: 0, width: 1, height: 40, class: "slot" })) bar.setAttribute(key, value);
+    const fill = bar.cloneNode();
+    for (const [key, value] of Object.entries({ x: i + 0.06, y: 40 - high, width: 0.88, height: high, class: "bar-of" })) fill.setAttribute(key, value);
+    const title = document.createElementNS(SVG_NS, "title");
+    title.textContent = `${count.toLocaleString("en")} from ${number(i * width)} to ${number((i + 1) * width)}`;
+    const group = document.createElementNS(SVG_NS, "g");
+    group.append(title, fill, bar);
+    svg.append(group);
+  });
+  const axis = make("p", "axis");
+  axis.append(make("span", "", "0"), make("span", "", "activation"), make("span", "", number(width * counts.length)));
+  part.append(svg, axis);
+  return part;
+}
+
+/** What the words of a feature do not say, and what would. */
+export function unknown(words) {
+  if (!words.label && !words.tokens?.length) return make("p", "near missing", "Nothing is known of it: it fired on none of the texts that words were made from, or its site has no words.");
+  const missing = [[words.contexts?.length, "passages"], [words.spread?.length, "passages from strong to weak"], [words.histogram, "a histogram of activations"],
+    [words.suppresses?.length, "what its row suppresses"], [words.near?.length, "rows near it"]].filter(([there]) => !there).map(([, name]) => name);
+  if (!missing.length) return null;
+  const line = make("p", "near missing", `Its words do not hold ${missing.join(", ").replace(/, ([^,]*)$/, " and $1")}. `);
+  line.append(make("code", "", "saeflow labels make"), " stores them.");
+  return line;
+}
+
 /** One score as a bar, with the cut of the graph dashed across it. */
-export function scoreBar(name, score, cut, tone) {
+export function scoreBar(name, score, cut, tone, of = "score") {
   const row = make("div", `score ${tone}`);
+  row.title = `${of}: ${digits(score)}; the graph's cut is ${digits(cut)}`;
   const track = make("span", "track");
   const fill = make("span", "fill");
   fill.style.width = `${100 * Math.max(0, Math.min(1, score ?? 0))}%`;
@@ -88,13 +140,19 @@ export function scoreBars(node, cuts) {
   const part = document.createDocumentFragment();
   if (!node.scores) return part;
   const layer = Number(node.feature.split("/")[0]);
-  const bars = { res: ["s(R)", "case-translated"], mlp: ["s(M)", "module"], att: ["s(A)", "module"] };
-  for (const [name, [label, tone]] of Object.entries(bars)) {
-    part.append(scoreBar(label, node.scores[name], cutOf(cuts, layer, name), tone));
+  const bars = {
+    res: ["s(R)", "case-translated", "cosine with the best match in the residual stream one layer below"],
+    mlp: ["s(M)", "module", "cosine with the best match among the layer's MLP features"],
+    att: ["s(A)", "module", "cosine with the best match among the layer's attention features"],
+  };
+  for (const [name, [label, tone, of]] of Object.entries(bars)) {
+    part.append(scoreBar(label, node.scores[name], cutOf(cuts, layer, name), tone, of));
   }
   if (node.p) {
     const said = Object.keys(bars).filter((name) => node.p[name] !== null).map((name) => `${bars[name][0]} ${node.p[name].toPrecision(2)}`);
-    part.append(make("p", "near", `p by chance: ${said.join(", ")}`));
+    const line = make("p", "near", `p by chance: ${said.join(", ")}`);
+    line.title = "How often a feature without a counterpart has a best match that good";
+    part.append(line);
   }
   return part;
 }
@@ -124,16 +182,16 @@ export function fillCard(card, figure, node) {
   top.append(make("span", "id", node.feature), make("span", "", node.kind === "logit" ? "output" : `${PLACES[part]} ${layer}`));
   card.replaceChildren(top);
   if (words.label) card.append(make("h3", "", words.label));
+  card.append(passages(words, 3), histogram(words));
+  card.append(tokenList(`Fires on${rate}`, words.tokens), tokenList("Promotes (logit lens)", words.promotes), tokenList("Suppresses", words.suppresses));
   if (node.feature === figure.data.seed) card.append(make("p", "", node.kind ? "The strongest on the target." : "The seed of this graph."));
   if (node.kind) card.append(make("p", "case", `${node.sentence}.`));
   card.append(caseLine(node));
   if (node.joins.length) card.append(make("p", "", `A linear circuit: ${node.joins.join(" and ")} ${node.joins.length > 1 ? "join" : "joins"} here with a high score.`));
   card.append(scoreBars(node, figure.data.thresholds));
-  card.append(tokenList(`Fires on${rate}`, words.tokens), tokenList("Promotes (logit lens)", words.promotes));
   card.append(neighbours("from", figure.into.get(node.feature) || [], "parent"));
   card.append(neighbours("to", figure.outOf.get(node.feature) || [], "child"));
   for (const end of figure.data.ends) if (end.feature === node.feature) card.append(make("p", "near", end.sentence));
-  card.append(contextList(words.contexts));
 }
 
 export function percent(share) {

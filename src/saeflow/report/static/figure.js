@@ -210,6 +210,7 @@ function addTools(figure) {
     const button = make("button", "", text);
     button.type = "button";
     button.setAttribute("aria-label", name);
+    button.title = name;
     button.addEventListener("click", act);
     bar.append(button);
     if (text === "Seed") figure.toSeed = button;

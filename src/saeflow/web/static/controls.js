@@ -12,7 +12,9 @@ const CUTS = [
 ];
 const FDRS = ["0.001", "0.01", "0.05", "0.1"];
 const WAY = { both: "both ways", backward: "← back", forward: "forward →" };
+const WAYS = { both: "Where the seed comes from and where it goes", backward: "Only where the seed comes from", forward: "Only where the seed goes" };
 const COLOURS = { case: "case", origin: "origin", graph: "a / b" };
+const COLOUR_OF = { case: "The case A to D of section 3.3", origin: "Which predecessors were active with it", graph: "In which of the two graphs it is" };
 
 /** Keys of the address that the graph depends on, and how the server calls them. */
 export function asked(info) {
@@ -38,8 +40,8 @@ export function buildControls(form, info) {
   const sliders = CUTS.map(([key, name, why]) => slider(key, name, why, info));
   const k = numberField("k", "k", 1, info.k, info.defaults.k, "matches of each site that are followed");
   const layers = layerFields(info);
-  const direction = segments("direction", "Direction", WAY, "both");
-  const colour = segments("colour", "Colour", COLOURS, "case");
+  const direction = segments("direction", "Direction", WAY, "both", { why: WAYS });
+  const colour = segments("colour", "Colour", COLOURS, "case", { why: COLOUR_OF });
   const compare = h("div", { class: "compare" });
   const chosen = h("span", { class: "chosen", hidden: true });
   compare.append(chosen);
@@ -123,7 +125,7 @@ function calibrated(info) {
 
 function layerFields(info) {
   const make = (key, name) => {
-    const select = h("select", { id: `layer-${key}`, "aria-label": name });
+    const select = h("select", { id: `layer-${key}`, "aria-label": name, title: name });
     select.addEventListener("change", () => state.update({ [key]: select.value }, { push: true }));
     return select;
   };
@@ -144,18 +146,18 @@ function layerFields(info) {
 }
 
 /** A few choices side by side: radio buttons, so that arrows move between them. */
-export function segments(key, name, choices, otherwise, put = null) {
+export function segments(key, name, choices, otherwise, { put = null, why = {} } = {}) {
   const root = h("fieldset", { class: "segments" }, h("legend", {}, name));
   for (const [value, text] of Object.entries(choices)) {
     const input = h("input", { type: "radio", name: key, id: `${key}-${value}`, value });
     input.addEventListener("change", () => (put ? put(value) : state.update({ [key]: value === otherwise ? null : value }, { push: true })));
-    root.append(input, h("label", { for: `${key}-${value}` }, text));
+    root.append(input, h("label", { for: `${key}-${value}`, title: why[value] ?? "" }, text));
   }
   const show = (value, off = {}) => {
     for (const input of root.querySelectorAll("input")) {
       input.checked = input.value === value;
       input.disabled = off[input.value] === null || Boolean(off[input.value]);
-      input.nextElementSibling.title = off[input.value] ?? "";
+      input.nextElementSibling.title = off[input.value] || why[input.value] || "";
       input.nextElementSibling.hidden = off[input.value] === null;
     }
   };

@@ -15,7 +15,7 @@ export function exportMenu(info) {
     const link = h("a", { download: "", "data-format": format }, h("b", {}, format), h("span", {}, FORMATS[format] ?? ""));
     return [format, link];
   });
-  const menu = h("details", { class: "menu" }, h("summary", {}, "Export"), h("ul", {}, ...links.map(([, link]) => h("li", {}, link))));
+  const menu = h("details", { class: "menu" }, h("summary", { title: "Write the graph that is shown as a file" }, "Export"), h("ul", {}, ...links.map(([, link]) => h("li", {}, link))));
   const refresh = () => {
     for (const [format, link] of links) link.href = published ? state.address("flow") : `/api/export?${query({ feature: state.value("feature"), ...asked(info), format })}`;
   };

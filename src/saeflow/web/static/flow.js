@@ -186,7 +186,7 @@ function tellSize(answer) {
     data.span ? (data.span[0] === data.span[1] ? `layer ${data.span[0]}` : `layers ${data.span[0]} to ${data.span[1]}`) : "",
   ].filter(Boolean).join(" · ");
   const ends = data.ends.filter((end) => end.reason === "below threshold").map((end) => end.sentence);
-  refill($("#told"), h("span", {}, said), h("span", { class: "took" }, `${answer.took_ms < 10 ? answer.took_ms.toFixed(1) : Math.round(answer.took_ms)} ms`),
+  refill($("#told"), h("span", {}, said), h("span", { class: "took", title: "Time the server took" }, `${answer.took_ms < 10 ? answer.took_ms.toFixed(1) : Math.round(answer.took_ms)} ms`),
     ends.length ? h("span", { class: "ends" }, ends.slice(0, 2).join(" ")) : null);
   announce(`Flow graph of ${data.seed}: ${said}.`);
 }

@@ -4,7 +4,7 @@ import { GROUPS, shareOf } from "./colours.js";
 import { $, all, announce, digits, h, parseId, percent, problem, pValue, refill } from "./dom.js";
 import { seedAt, theFigure, toggleExpanded } from "./flow.js";
 import { planned, togglePlanned } from "./picked.js";
-import { contextList, scoreBars, tokenList, visible } from "./report/card.js";
+import { histogram, passages, scoreBars, tokenList, unknown, visible } from "./report/card.js";
 import { bringIntoView } from "./report/figure.js";
 import * as state from "./state.js";
 
@@ -59,12 +59,15 @@ function fill(feature, cuts) {
     h("header", {}, h("p", { class: "where" }, h("span", { class: "id" }, id), h("span", {}, `${PLACES[part]} ${layer}`)),
       h("h2", {}, feature.label || (feature.tokens ?? []).slice(0, 4).map(visible).join(" ") || "no words known"),
       madeBy(feature), buttons(id)),
+    section(passages(feature)),
+    section(histogram(feature)),
+    section(tokenList(fires(feature), feature.tokens), tokenList("Promotes (logit lens)", feature.promotes), tokenList("Suppresses (logit lens)", feature.suppresses)),
     origin(feature, cuts),
     groups(feature.groups),
-    section(tokenList(fires(feature), feature.tokens), tokenList("Promotes (logit lens)", feature.promotes)),
     neighbours("Predecessors", feature.predecessors),
     neighbours("Successors", feature.successors),
-    section(contextList(feature.contexts, 12)),
+    neighbours("Near it in its dictionary", { near: feature.near }),
+    section(unknown(feature)),
     links(feature.links),
   );
   panel.scrollTop = 0;
@@ -89,11 +92,11 @@ function fires(feature) {
 }
 
 function buttons(id) {
-  const plan = h("button", { type: "button", "data-act": "plan" });
+  const plan = h("button", { type: "button", "data-act": "plan", title: "Pick it for the steering plan, or take it out (p)" });
   plan.addEventListener("click", () => { togglePlanned(id); refreshButtons(id); });
-  const seed = h("button", { type: "button", "data-act": "seed" }, "Its graph");
+  const seed = h("button", { type: "button", "data-act": "seed", title: "Make it the seed of the graph (g)" }, "Its graph");
   seed.addEventListener("click", () => seedAt(id));
-  const more = h("button", { type: "button", "data-act": "expand" });
+  const more = h("button", { type: "button", "data-act": "expand", title: "Add its next matches to the graph, or take them away (e)" });
   more.addEventListener("click", () => toggleExpanded(id));
   return h("div", { class: "acts" }, published ? null : plan, seed, more);
 }
@@ -151,7 +154,7 @@ function neighbours(title, found) {
   if (!parts.length) return null;
   const root = h("section", { class: "neighbours" }, h("h3", {}, title));
   for (const [part, rows] of parts) {
-    root.append(h("h4", {}, PARTS[part]), h("ul", {}, ...rows.map((row) => h("li", {}, neighbour(row)))));
+    root.append(PARTS[part] ? h("h4", {}, PARTS[part]) : h("p", { class: "muted small" }, "cosine of decoder rows"), h("ul", {}, ...rows.map((row) => h("li", {}, neighbour(row)))));
   }
   return root;
 }
@@ -161,7 +164,7 @@ function neighbour(row) {
   const bar = h("i");
   bar.style.width = `${100 * Math.max(0, Math.min(1, row.score))}%`;
   const inGraph = theFigure().drawn?.has(row.feature);
-  const button = h("button", { type: "button", class: inGraph ? "near in" : "near", title: inGraph ? "in this graph" : "opens its own graph" },
+  const button = h("button", { type: "button", class: inGraph ? "near in" : "near", title: `cosine ${digits(row.score)}; ${inGraph ? "in this graph" : "opens its own graph"}` },
     h("span", { class: "id" }, row.feature), h("span", { class: "words" }, row.label || "no words known"),
     h("span", { class: "score-bar", "aria-hidden": "true" }, bar), h("span", { class: "value" }, digits(row.score)), row.p === null || row.p === undefined ? null : h("span", { class: "p" }, pValue(row.p)));
   button.addEventListener("click", () => {

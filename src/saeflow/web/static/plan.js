@@ -7,6 +7,13 @@ import { segments } from "./controls.js";
 import * as state from "./state.js";
 
 const SETTINGS = { grow: "no", direction: "activate", kind: "exponential", s: "1.5", s_end: "0.5", alpha: "0", r: "0", reach: "span", upto: "", layer_budget: "", total_budget: "" };
+const GROW = { no: "The picked features alone", yes: "Every feature of the picked features' flow graphs" };
+const TOWARDS = { activate: "Add the features' directions to the hidden states", suppress: "Take the features' activations out, or rescale them" };
+const WHY = {
+  kind: "How strength is shared out over the layers", s: "Strength: of each step, or of the first layer where it decays", s_end: "Strength at the last layer",
+  alpha: "How fast strength decays from layer to layer; 0 is constant", r: "What activations are multiplied by; 0 removes them", reach: "At which layers the plan works",
+  upto: "The layer of the choice before", layer_budget: "Most that a layer may change the hidden norm, in percent", total_budget: "Most that all layers together may change the hidden norm, in percent",
+};
 const asking = latest();
 
 /** What the bench knows: the plan the server answered with, and where it is from. */
@@ -54,7 +61,7 @@ function showCount() {
 function themes(info) {
   const select = h("select", { id: "theme" }, new Option("no theme", ""), ...info.themes.map((theme) => new Option(theme.name, theme.name)));
   const about = h("p", { class: "muted small", id: "theme-about" });
-  const use = h("button", { type: "button" }, "Use its start features");
+  const use = h("button", { type: "button", title: "Pick the features that the theme starts from, with their flow graphs" }, "Use its start features");
   select.addEventListener("change", () => state.update({ theme: select.value }));
   use.addEventListener("click", () => {
     const theme = info.themes.find((one) => one.name === select.value);
@@ -70,7 +77,7 @@ function themes(info) {
   };
   state.subscribe(show);
   show();
-  return h("div", { class: "theme" }, h("div", { class: "row" }, h("label", { for: "theme" }, "Theme"), select, use), about);
+  return h("div", { class: "theme" }, h("div", { class: "row" }, h("label", { for: "theme" }, "Theme"), h("span", { title: "A subject with start features, prompts and a way to score texts" }, select), use), about);
 }
 
 function showPicked(list) {
@@ -86,11 +93,11 @@ function showPicked(list) {
   }
   const items = ids.map((id) => {
     const go = h("a", { href: state.address("flow", { feature: id, node: id }), class: "id" }, id);
-    const drop = h("button", { type: "button", class: "quiet small", "aria-label": `Take ${id} out` }, "×");
+    const drop = h("button", { type: "button", class: "quiet small", "aria-label": `Take ${id} out`, title: `Take ${id} out` }, "×");
     drop.addEventListener("click", () => setPlanned(ids.filter((other) => other !== id)));
     return h("li", {}, go, drop);
   });
-  const clear = h("button", { type: "button", class: "quiet small" }, "Clear");
+  const clear = h("button", { type: "button", class: "quiet small", title: "Take all features out" }, "Clear");
   clear.addEventListener("click", () => { bench.loaded = ""; setPlanned([]); });
   list.replaceChildren(...items, h("li", { class: "clear" }, clear));
 }
@@ -100,18 +107,18 @@ function showPicked(list) {
 function number(name, text, more = {}) {
   const input = h("input", { type: "number", id: `p-${name}`, step: "any", ...more });
   input.addEventListener("input", debounce(() => put(name, input.value), 250));
-  return { root: h("div", { class: "field" }, h("label", { for: `p-${name}` }, text), input), show: () => { if (document.activeElement !== input) input.value = setting(name); } };
+  return { root: h("div", { class: "field", title: WHY[name] }, h("label", { for: `p-${name}` }, text), input), show: () => { if (document.activeElement !== input) input.value = setting(name); } };
 }
 
 function choice(name, text, options) {
   const select = h("select", { id: `p-${name}` }, ...Object.entries(options).map(([value, said]) => new Option(said, value)));
   select.addEventListener("change", () => put(name, select.value));
-  return { root: h("div", { class: "field" }, h("label", { for: `p-${name}` }, text), select), show: () => { select.value = setting(name); } };
+  return { root: h("div", { class: "field", title: WHY[name] }, h("label", { for: `p-${name}` }, text), select), show: () => { select.value = setting(name); } };
 }
 
 function settings(info) {
-  const grow = segments("p_grow", "Features", { no: "these alone", yes: "with their flow graphs" }, "no", (value) => put("grow", value));
-  const direction = segments("p_direction", "Direction", { activate: "activate", suppress: "suppress" }, "activate", (value) => put("direction", value));
+  const grow = segments("p_grow", "Features", { no: "these alone", yes: "with their flow graphs" }, "no", { put: (value) => put("grow", value), why: GROW });
+  const direction = segments("p_direction", "Direction", { activate: "activate", suppress: "suppress" }, "activate", { put: (value) => put("direction", value), why: TOWARDS });
   const last = info.layers.at(-1);
   const fields = {
     kind: choice("kind", "schedule", { constant: "constant", linear: "linear", exponential: "exponential" }),
@@ -189,8 +196,8 @@ function showAnswer(out) {
 
 function files(changed) {
   const input = h("input", { type: "file", accept: ".json,application/json", id: "plan-file", class: "unseen" });
-  const load = h("label", { for: "plan-file", class: "button" }, "Load…");
-  const save = h("button", { type: "button", id: "plan-save" }, "Save");
+  const load = h("label", { for: "plan-file", class: "button", title: "Open a plan's file, edited by hand or not" }, "Load…");
+  const save = h("button", { type: "button", id: "plan-save", title: "Write the plan as a file for saeflow steer --plan" }, "Save");
   save.addEventListener("click", () => {
     if (!bench.plan) return;
     const name = `plan-${[bench.plan.release, bench.plan.theme || planned().values().next().value || ""].filter(Boolean).join("-").replace(/[^\w.-]+/g, "-")}.json`;

@@ -4,6 +4,8 @@ import * as state from "./state.js";
 
 const shown = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : Number(value.toPrecision(3)).toString()).replace("-", "−");
 
+const UNITS = { r: "What the feature's activation is multiplied by", strength: "The length added along the feature's unit direction" };
+
 /**
  * The parts that show an answer of /api/plan.
  * @param {{plan: object, table: Array<{feature: string, label: string, value: number, layer: number, why: string}>, span: number[]|null, notes: string[]}} answer
@@ -14,7 +16,7 @@ export function planTable(answer) {
   const most = Math.max(...table.map((row) => Math.abs(row.value)), 1e-9);
   const n = table.length;
   const told = `${n} ${n === 1 ? "feature" : "features"}${span ? `, layers ${span[0]} to ${span[1]}` : ""}, ${plan.direction}`;
-  const head = h("tr", {}, ...[["feature", ""], ["words", ""], [unit, "number"]].map(([text, kind]) => h("th", { scope: "col", class: kind }, text)));
+  const head = h("tr", {}, ...[["feature", "", "Where the plan works; opens its graph"], ["words", "", "What it stands for"], [unit, "number", UNITS[unit]]].map(([text, kind, title]) => h("th", { scope: "col", class: kind, title }, text)));
   return [
     h("p", { class: "told" }, told),
     ...(notes ?? []).map((note) => h("p", { class: "note" }, note)),

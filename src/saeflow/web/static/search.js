@@ -16,7 +16,7 @@ export function searchBox(root, { label, placeholder, picks = [], hint = "", cho
   const id = `search-${++count}`;
   const box = {
     root, picks, choose, hits: [], at: -1, asked: latest(), shown: "",
-    input: h("input", {
+    input: h("input", { title: "By words, by id (4/res/123), by row or within a site",
       id, type: "search", role: "combobox", "aria-label": label, placeholder, "aria-expanded": "false",
       "aria-controls": `${id}-list`, "aria-autocomplete": "list", autocomplete: "off", spellcheck: "false", maxlength: "200",
     }),

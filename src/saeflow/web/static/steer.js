@@ -5,23 +5,24 @@ import { $, debounce, h, percent, problem } from "./dom.js";
 import * as state from "./state.js";
 
 const FIELDS = {
-  samples: ["samples", { min: 1, step: 1 }, "2"],
-  tokens: ["new tokens", { min: 1, step: 1 }, "40"],
-  temperature: ["temperature", { min: 0, max: 100, step: 0.1 }, "0.8"],
-  seed: ["seed", { min: 0, step: 1 }, "0"],
+  samples: ["samples", { min: 1, step: 1 }, "2", "Pairs of texts, each with a seed of its own"],
+  tokens: ["new tokens", { min: 1, step: 1 }, "40", "Tokens written after the prompt"],
+  temperature: ["temperature", { min: 0, max: 100, step: 0.1 }, "0.8", "How evenly tokens are drawn; 0 takes the likeliest"],
+  seed: ["seed", { min: 0, step: 1 }, "0", "Seed of the first sample"],
 };
 const SIDES = { plain: "plain", steered: "steered" };
+const MEANS = { behavior: "How much the text is about the theme, by the offline judge", coherence: "How readable the text is, by the offline judge", final: "Behaviour times coherence, from 0 to 1" };
 const MARKS = { behavior: "behaviour", coherence: "coherence", final: "final" };
 let running = null;
 
 /** Fill the right side. Returns `changed`, to be called when the plan changed. */
 export function startRun(info) {
   const root = $("#run-side");
-  const prompt = h("textarea", { id: "prompt", rows: 2, maxlength: info.limits.prompt, spellcheck: "false" });
+  const prompt = h("textarea", { id: "prompt", title: "What the model goes on from", rows: 2, maxlength: info.limits.prompt, spellcheck: "false" });
   const prompts = h("div", { class: "prompts" });
   const numbers = Object.fromEntries(Object.keys(FIELDS).map((key) => [key, numberField(key, info)]));
-  const go = h("button", { type: "submit", class: "main", id: "run" }, "Steer");
-  const stop = h("button", { type: "button", id: "stop", disabled: true }, "Stop");
+  const go = h("button", { type: "submit", class: "main", id: "run", title: "Write every sample twice: plain and steered" }, "Steer");
+  const stop = h("button", { type: "button", id: "stop", title: "End the texts between two tokens", disabled: true }, "Stop");
   const status = h("p", { class: "status", id: "run-status", role: "status" });
   const out = h("div", { class: "samples", id: "samples" }, empty());
   const form = h("form", { class: "run", "aria-label": "What is written", autocomplete: "off" },
@@ -45,11 +46,11 @@ export function startRun(info) {
 }
 
 function numberField(key, info) {
-  const [text, more, otherwise] = FIELDS[key];
+  const [text, more, otherwise, why] = FIELDS[key];
   const most = { samples: info.limits.samples, tokens: info.limits.new_tokens }[key];
   const input = h("input", { type: "number", id: `run-${key}`, ...more, max: most ?? more.max ?? null });
   input.addEventListener("input", debounce(() => state.update({ [key]: input.value === otherwise ? null : input.value }), 250));
-  return { root: h("div", { class: "field" }, h("label", { for: input.id }, text), input), input,
+  return { root: h("div", { class: "field", title: why }, h("label", { for: input.id }, text), input), input,
     show: () => { if (document.activeElement !== input) input.value = state.value(key, otherwise); } };
 }
 
@@ -195,7 +196,7 @@ function scores(side, event) {
     if (value === null || value === undefined) continue;
     const bar = h("i");
     bar.style.width = `${100 * Math.max(0, Math.min(1, value / most[key]))}%`;
-    list.append(h("div", { class: key }, h("dt", {}, name), h("dd", {}, h("span", { class: "gauge", "aria-hidden": "true" }, bar), number(value, most[key]))));
+    list.append(h("div", { class: key, title: MEANS[key] }, h("dt", {}, name), h("dd", {}, h("span", { class: "gauge", "aria-hidden": "true" }, bar), number(value, most[key]))));
   }
   side.marks.append(list);
 }

@@ -1,7 +1,7 @@
 /* The text view: which features fire on each token of a text, a column a layer. A cell leads to its graph. */
 import { gaveUp, latest, post } from "./api.js";
 import { segments } from "./controls.js";
-import { $, all, announce, debounce, h, problem } from "./dom.js";
+import { $, all, announce, debounce, h, percent, problem } from "./dom.js";
 import { seedAt } from "./flow.js";
 import { planned, togglePlanned } from "./picked.js";
 import { visible } from "./report/card.js";
@@ -11,15 +11,16 @@ import { traceSheet } from "./trace.js";
 const PARTS = { res: "residual", mlp: "MLP", att: "attention" };
 const KEPT = "saeflow-text"; // under which this tab keeps a text that is too long for the address
 const SAMPLE = "The price of bread rose because the harvest failed, and the old woman walked home through the snow.";
+const RANKED = "Ranked by activation over the feature's own strongest, in the passages of its words.";
 const asking = latest();
 let read = null;
 
 /** Fill the view. */
 export function startText(info) {
   const root = $("#text");
-  const area = h("textarea", { id: "text-input", rows: 3, maxlength: info.limits.text, spellcheck: "false", placeholder: "Paste a text…" });
-  const go = h("button", { type: "submit", class: "main", id: "text-read" }, "Read");
-  const part = segments("part", "Part", PARTS, "res");
+  const area = h("textarea", { id: "text-input", title: "The text whose features are shown", rows: 3, maxlength: info.limits.text, spellcheck: "false", placeholder: "Paste a text…" });
+  const go = h("button", { type: "submit", class: "main", id: "text-read", title: "Run the model and its dictionaries on the text" }, "Read");
+  const part = segments("part", "Part", PARTS, "res", { why: { res: "Features of the residual stream", mlp: "Features of MLP outputs", att: "Features of attention outputs" } });
   const status = h("p", { class: "status", role: "status" });
   const grid = h("div", { class: "grid-frame", id: "text-grid", tabindex: "-1" });
   const detail = h("aside", { class: "panel cell-panel", id: "cell", "aria-label": "Features of a token", tabindex: "-1" }, hint());
@@ -58,9 +59,9 @@ function hint() {
 }
 
 function blank(area) {
-  const button = h("button", { type: "button" }, "Try a sentence");
+  const button = h("button", { type: "button", title: SAMPLE }, "Try a sentence");
   button.addEventListener("click", () => { area.value = SAMPLE; area.form.requestSubmit(); });
-  return h("div", { class: "none" }, h("p", {}, "Each token becomes a row and each layer a column; a cell names the feature that fires strongest there."), button);
+  return h("div", { class: "none" }, h("p", {}, "Each token becomes a row and each layer a column; a cell names the feature that fires most strongly for itself."), h("p", { class: "muted small" }, RANKED), button);
 }
 
 async function ask(parts) {
@@ -92,7 +93,7 @@ async function ask(parts) {
   grid.removeAttribute("aria-busy");
 }
 
-/** The grid of one part: rows are tokens, columns layers; colour says how strong, beside the strongest of its column. */
+/** The grid of one part: rows are tokens, columns layers; colour says how strong a feature fires for itself. */
 function draw(parts) {
   const { grid, detail } = parts;
   const { answer } = read;
@@ -106,11 +107,8 @@ function draw(parts) {
     return;
   }
   const head = h("tr", { role: "row" }, h("th", { scope: "col", class: "token-head" }, "token"), ...sites.map((site) => h("th", { scope: "col" }, `layer ${Number.parseInt(site, 10)}`)));
-  // A mark of the tokenizer fires far stronger than any word, and would leave the words pale.
-  const words = answer.tokens.map((token) => !/^<.+>$/.test(token.text));
-  const most = sites.map((site) => Math.max(...answer.active[site].map((found, i) => (words[i] ? found[0]?.value ?? 0 : 0)), 1e-9));
   const body = answer.tokens.map((token, row) => h("tr", {}, h("th", { scope: "row", class: "token-cell" }, opener(token.text, row, parts)),
-    ...sites.map((site, column) => h("td", {}, cell(answer.active[site][row] ?? [], site, row, column, most[column], parts)))));
+    ...sites.map((site, column) => h("td", {}, cell(answer.active[site][row] ?? [], site, row, column, parts)))));
   const table = h("table", { class: "cells", "aria-label": `Strongest ${PARTS[part]} feature of each token and layer` }, h("thead", {}, head), h("tbody", {}, ...body));
   table.addEventListener("keydown", (event) => move(event, table));
   grid.replaceChildren(table);
@@ -126,7 +124,7 @@ function opener(text, row, { info }) {
   return button;
 }
 
-function cell(found, site, row, column, most, parts) {
+function cell(found, site, row, column, parts) {
   const strongest = found[0];
   const button = h("button", { type: "button", class: strongest ? "cell" : "cell silent", tabindex: "-1", "data-row": row, "data-column": column });
   if (!strongest) {
@@ -134,16 +132,22 @@ function cell(found, site, row, column, most, parts) {
     button.setAttribute("aria-label", "no feature fires");
     return button;
   }
-  button.style.setProperty("--heat-share", Math.min(1, strongest.value / most).toFixed(3));
+  button.style.setProperty("--heat-share", Math.min(1, strongest.share ?? 0).toFixed(3));
   button.dataset.feature = `${site}/${strongest.index}`;
   button.append(h("span", { class: "words" }, strongest.label || String(strongest.index)));
-  button.title = `${button.dataset.feature} · ${strongest.value.toPrecision(3)}`;
+  button.title = `${button.dataset.feature}: ${told(strongest)}`;
   button.addEventListener("click", () => choose(button, found, site, row, parts));
   button.addEventListener("pointerenter", () => alike(button.dataset.feature, true));
   button.addEventListener("pointerleave", () => alike(button.dataset.feature, false));
   button.addEventListener("focus", () => alike(button.dataset.feature, true));
   button.addEventListener("blur", () => alike(button.dataset.feature, false));
   return button;
+}
+
+/** An activation, and how strong that is for the feature. */
+function told(one) {
+  const value = `activation ${Number(one.value.toPrecision(3))}`;
+  return one.share === null ? `${value}; its strongest is not known` : `${value}, ${percent(one.share)} of its strongest`;
 }
 
 /** Mark every token on which the same feature leads. */
@@ -168,17 +172,16 @@ function choose(button, found, site, row, { detail }) {
   for (const other of all("button.cell[aria-pressed]")) other.removeAttribute("aria-pressed");
   button.setAttribute("aria-pressed", "true");
   const token = read.answer.tokens[row].text;
-  const most = found[0].value;
-  const rows = found.map((one) => featureRow(`${site}/${one.index}`, one, most));
+  const rows = found.map((one) => featureRow(`${site}/${one.index}`, one));
   detail.replaceChildren(h("header", {}, h("p", { class: "where" }, h("span", { class: "id" }, site), h("span", {}, `token ${row}`)),
-    h("h2", {}, h("span", { class: "token" }, visible(token)))), h("ul", { class: "fires" }, ...rows));
+    h("h2", {}, h("span", { class: "token" }, visible(token))), h("p", { class: "muted small" }, RANKED)), h("ul", { class: "fires" }, ...rows));
 }
 
-function featureRow(id, one, most) {
+function featureRow(id, one) {
   const bar = h("i");
-  bar.style.width = `${(100 * one.value) / most}%`;
-  const go = h("button", { type: "button", class: "near" }, h("span", { class: "id" }, id), h("span", { class: "words" }, one.label || "no words known"),
-    h("span", { class: "score-bar", "aria-hidden": "true" }, bar), h("span", { class: "value" }, one.value.toPrecision(3)));
+  bar.style.width = `${100 * Math.min(1, one.share ?? 0)}%`;
+  const go = h("button", { type: "button", class: "near", title: `${told(one)}; opens its graph` }, h("span", { class: "id" }, id), h("span", { class: "words" }, one.label || "no words known"),
+    h("span", { class: "score-bar", "aria-hidden": "true" }, bar), h("span", { class: "value" }, one.share === null ? "–" : percent(one.share)));
   go.addEventListener("click", () => seedAt(id));
   const plan = h("button", { type: "button", class: "quiet small", "aria-label": `${id} in the plan`, "aria-pressed": String(planned().has(id)) }, planned().has(id) ? "✓" : "+");
   plan.addEventListener("click", () => {
