@@ -330,6 +330,14 @@ def test_every_table_with_a_rate_says_what_its_control_does(swept) -> None:
         assert {f"control_{name}" for name in shown} <= set(columns)
 
 
+def test_notes_name_searches_only_where_there_are_some(trials) -> None:
+    searches = {"exhaustive", "greedy"}
+    for table in (deactivation.by_strategy(trials), table_1(trials)):
+        there = {cell for row in table.rows for cell in row if isinstance(cell, str)}
+        assert {name for name in searches if f"`{name}`" in table.note} == searches & there
+        assert "Controls remove other active features" in table.note
+
+
 def test_rows_in_another_order_of_texts_give_the_same_tables() -> None:
     first = [row for row in DEACTIVATION if row["text"] == 0]
     second = [row for row in DEACTIVATION if row["text"] == 1]

@@ -142,7 +142,9 @@ def test_a_damaged_shard_is_named(tmp_path) -> None:
 def test_tables_come_back_as_they_were_written_and_as_csv(tmp_path) -> None:
     results = start(tmp_path)
     rows = [("a, b", np.int64(3), np.float32(0.5), None), ("c", 4, float("nan"), True)]
-    table = SummaryTable.of("one", "One", "fig. 5", "A note.", "name, n, share, more", rows)
+    note = "A note, of 1.5 lines. `share`: of `c`. `absent` is no column. `n` of `d` neither. The end."
+    table = SummaryTable.of("one", "One", "fig. 5", note, "name, n, share, more", rows)
+    assert table.note == "A note, of 1.5 lines. `share`: of `c`. The end.", "what the table does not have is not named"
     assert table.rows == (("a, b", 3, 0.5, None), ("c", 4, None, True))
     assert table.frame()["n"].tolist() == [3, 4]
     assert table.dicts()[0]["name"] == "a, b"

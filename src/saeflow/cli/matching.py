@@ -312,8 +312,8 @@ def atlas_calibrate(
     if none := [row for row in found if row["threshold"] >= 1]:
         named = ", ".join(f"{row['part']} of layer {row['layer']} {row['direction']}" for row in none[:4])
         summary["without a cut"] = (
-            f"{len(none)} of {len(found)} pairs of sites ({named}{', …' if len(none) > 4 else ''}): none of their best "
-            f"matches is significant at fdr {fdr:g}, by chance alone they are as high; threshold 1 keeps none"
+            f"{len(none)} of {len(found)} pairs of sites ({named}{', …' if len(none) > 4 else ''}): at fdr {fdr:g} no "
+            "best match of theirs stands out from the null rows, and threshold 1 keeps none"
         )
     show(as_json, summary | {"pairs": found}, summary, found)
 

@@ -81,7 +81,7 @@ def show_results(
     for name in names:
         if name in tables and tables[name].rows:
             print_table(rows_of(tables[name]), tables[name].title)
-            print(f"{tables[name].note}\n")
+            print(tables[name].note.replace("`", "") + "\n")
     print(f"{results.record.total} {units}, {len(tables)} tables, in {results.folder}; open {page}")
 
 

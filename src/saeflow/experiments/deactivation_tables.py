@@ -39,8 +39,8 @@ BY_SET = "by a set of up to five"
 BY_NONE = "by none tried"
 
 CHOSEN = (
-    "A search reports the best of all it tries, and exhaustive tries every active feature: a random choice with as "
-    "many tries would be the same search. So its control is one random feature for each that it removes, and says "
+    "A search reports the best of all it tries, and `exhaustive` tries every active feature: a random choice with as "
+    "many tries would be the same search, so its control is one random feature for each that it removes, and says "
     "what an edit of that size does, not what choosing adds."
 )
 """What the controls of searches mean."""
@@ -169,10 +169,10 @@ def by_strategy(trials: pd.DataFrame) -> SummaryTable:
         "by_strategy",
         "Deactivation by strategy, group of the target and predecessors removed",
         "fig. 6",
-        "One trial removes what the strategy names at the parts in removed, where active, at one token: features many "
-        "on average. Controls remove other active features of the same sites, as many and alike in norm. exhaustive is "
-        "the best of all active features of one site, greedy a set of up to five; both carry the group of "
-        f"{first}, and are the only ones with targets from nowhere. {CHOSEN}",
+        "One trial removes what the strategy names at the parts in `removed`, where active, at one token: `features` "
+        "many on average. Controls remove other active features of the same sites, as many and alike in norm. "
+        f"`exhaustive` is the best of all active features of one site; it carries the group of {first}, and has "
+        f"targets from nowhere too. `greedy` is a set of up to five, with the same groups and targets. {CHOSEN}",
         _columns(found, columns),
     )
 
@@ -190,8 +190,8 @@ def by_strategy_layer(trials: pd.DataFrame) -> SummaryTable:
         "Deactivation by strategy and layer",
         "fig. 6",
         "All groups together, all available predecessors removed at once. A strategy is judged on the targets it names "
-        "an active predecessor for, so n differs; paired compares on the same targets. exhaustive (the best single "
-        f"feature of any site) and greedy are judged on the targets of {first}. {CHOSEN}",
+        "an active predecessor for, so `n` differs. `exhaustive` (the best single feature of any site) is judged on "
+        f"the targets of {first}. So is `greedy`. {CHOSEN}",
         _columns(found, columns),
     )
 
@@ -215,10 +215,10 @@ def by_rescale(trials: pd.DataFrame) -> SummaryTable:
         "by_rescale",
         "Rescaling all available predecessors",
         "fig. 7",
-        "r = 0 removes, r = 1 keeps, r > 1 amplifies. change is below 0 where the target grew. loss_change: relative "
-        "change of the text's mean next-token loss, over loss_n trials; one token of a text is edited, so it "
-        "is small. Controls rescale other active features of the same sites by the same r, as many and alike in norm; "
-        "a target has the same ones for all r.",
+        "r = 0 removes, r = 1 keeps, r > 1 amplifies. `change` is below 0 where the target grew. `loss_change`: "
+        "relative change of the text's mean next-token loss, over `loss_n` trials; one token of a text is edited, so "
+        "it is small. Controls rescale other active features of the same sites by the same r, as many and alike in "
+        "norm; a target has the same ones for all r.",
         _columns(found, columns, short),
     )
 
@@ -247,7 +247,7 @@ def one_predecessor(trials: pd.DataFrame) -> SummaryTable:
         "fig. 8",
         f"Strategy {first}. A predecessor that matters less in a group with others than alone speaks for "
         "circuit-like behaviour of the group. Controls remove another active feature of the same site, alike in norm. "
-        "low, high and control_low, control_high belong to change.",
+        "`low`, `high` and `control_low`, `control_high` belong to `change`.",
         _columns(found, columns, short),
     )
 
@@ -282,7 +282,7 @@ def new_group(trials: pd.DataFrame) -> SummaryTable:
         "fig. 15b",
         "Which of the predecessors the strategy names are active once the layer is computed again; deactivated where "
         "the target is silent, whatever its predecessors do. Probabilities of one (strategy, group, removed) sum to 1. "
-        "control_probability is the same after the removal of other active features of the same sites, as many and "
+        "`control_probability` is the same after the removal of other active features of the same sites, as many and "
         "alike in norm: the strategy's own predecessors are then left in place.",
         found.assign(control_n=found["control_n"].fillna(0).astype(np.int64)),
     )
@@ -300,7 +300,7 @@ def counts(trials: pd.DataFrame) -> SummaryTable:
         "counts",
         "Targets and trials",
         "fig. 17a",
-        f"features: targets, each a feature at a token, by group under {first}. trials: its edits of them, over "
+        f"`features`: targets, each a feature at a token, by group under {first}. `trials`: its edits of them, over "
         "all sets removed and all r, without controls.",
         found.reset_index(),
     )
@@ -330,10 +330,10 @@ def table_1(trials: pd.DataFrame) -> SummaryTable:
         "Strategies on shared targets",
         "table 1",
         f"Targets that {first} or {PEARSON} puts into From RES, From MLP or From ATT. A strategy removes all it "
-        "names; where it names nothing active the target counts as kept, with change 0. exhaustive: the best single "
-        "active feature of any site, by change. greedy: sets of up to five. Controls remove other active features of "
+        "names; where it names nothing active the target counts as kept, with change 0. `exhaustive`: the best single "
+        "active feature of any site, by change. `greedy`: sets of up to five. Controls remove other active features of "
         "the same sites, as many and alike in norm, on the targets where there are some; where the strategy names "
-        f"nothing its control removes nothing either. {CONTROL}: the control of {first}. {CHOSEN}",
+        f"nothing its control removes nothing either. `{CONTROL}`: the control of {first}. {CHOSEN}",
         _columns(found, columns, short),
     )
 
@@ -360,9 +360,9 @@ def paired(trials: pd.DataFrame) -> SummaryTable:
         "paired",
         "Difference in deactivation on the same targets",
         "beyond the paper",
-        "Rate of strategy_a less that of strategy_b, all named predecessors removed. scope: targets where both name an "
-        "active predecessor, or where either does, the other counting as a failure. p: two-sided, of the t that "
-        "gives the interval; no less than 2 / 2^texts.",
+        "Rate of `strategy_a` less that of `strategy_b`, all named predecessors removed. `scope`: targets where both "
+        "name an active predecessor, or where either does, the other counting as a failure. `p`: two-sided, of the t "
+        "that gives the interval; no less than 2 / 2^texts.",
         "strategy_a, strategy_b, scope, difference, low, high, p, n",
         rows,
     )
@@ -394,8 +394,8 @@ def remaining(trials: pd.DataFrame) -> SummaryTable:
         "beyond the paper",
         f"Targets by group under {first}: silenced by removing all available predecessors; else by the removal "
         "of another single active feature of the predecessor sites; else by a greedy set of up to five of them; else "
-        "by none tried, which leaves what the dictionaries do not reconstruct, and larger sets. control_share: targets "
-        f"silenced by the control of {first}, other active features in place of its predecessors; targets from "
+        "by none tried, which leaves what the dictionaries do not reconstruct, and larger sets. `control_share`: "
+        f"targets silenced by the control of {first}, other active features in place of its predecessors; targets from "
         "nowhere, of which neither removes anything, count as kept in both. The outcomes after the first are the best "
         "of many tries by definition, so that no random choice is a control of theirs.",
         found,
@@ -419,8 +419,8 @@ def control_match(trials: pd.DataFrame) -> SummaryTable:
         "control_match",
         "How controls compare in norm with what they control",
         "beyond the paper",
-        "Ratio of the norms removed, control over trial. within_2: share between a half and two. controls of trials: "
-        "the other trials have none, since too few other features of the site are active.",
+        "Ratio of the norms removed, control over trial. `within_2`: share between a half and two. `controls` of "
+        "`trials`: the other trials have none, since too few other features of the site are active.",
         "strategy, removed, q05, q25, median, q75, q95, within_2, controls, trials",
         rows,
     )

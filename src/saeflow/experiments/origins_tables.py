@@ -161,7 +161,7 @@ def shares_by_layer(seen: pd.DataFrame) -> SummaryTable:
         "shares_by_layer",
         "Origin of active features by layer",
         "fig. 5, 19b",
-        "Share of the active features of a layer in each group. n counts the (token, active feature) pairs of the "
+        "Share of the active features of a layer in each group. `n` counts the (token, active feature) pairs of the "
         "layer; shares of a layer sum to 1.",
         pd.concat(found)[["method", "dataset", "layer", "group", *_SHARES]],
     )
@@ -193,9 +193,9 @@ def methods(by_dataset: SummaryTable, fitted: list[str]) -> SummaryTable:
         "methods",
         "Origin of active features by matching method",
         "fig. 18",
-        "The same tokens and active features under every method. in_distribution: whether the Pearson tables were made "
-        "on texts of this dataset (others than the sampled ones). A method that finds more active predecessors has a "
-        "smaller nowhere; whether they are causes is for the deactivation experiment.",
+        "The same tokens and active features under every method. `in_distribution`: whether the Pearson tables were "
+        "made on texts of this dataset (others than the sampled ones). A method that finds more active predecessors "
+        "has a smaller nowhere; whether they are causes is for the deactivation experiment.",
         found,
     )
 
@@ -217,7 +217,8 @@ def scores(seen: pd.DataFrame, matches: BestMatches) -> SummaryTable:
         "scores",
         "Scores by origin",
         "fig. 3, 12b, 19c",
-        "Scores of the best matches of active features. histogram: 40 counts, bins of width 0.05 over [-1, 1].",
+        "Scores of the best matches of active features. In the CSV file `histogram`: 40 counts, bins of width 0.05 "
+        "over [-1, 1].",
         "method, layer, group, score, n, mean, q05, q25, median, q75, q95, histogram",
         rows,
     )
@@ -262,9 +263,9 @@ def separability(tested: pd.DataFrame) -> SummaryTable:
         "separability",
         "How often two groups differ in a score",
         "fig. 14, 19d",
-        "One Mann-Whitney U test, two-sided, for each dataset and layer; passed: p < 0.001. A group with fewer than 8 "
-        "rows is not tested, and counted in skipped. Rows of one feature repeat its score, so that p is smaller than "
-        "independent rows would give: read the shares against each other.",
+        "One Mann-Whitney U test, two-sided, for each dataset and layer. `passed`: p < 0.001. A group with fewer than "
+        "8 rows is not tested, and counted in `skipped`. Rows of one feature repeat its score, so that p is smaller "
+        "than independent rows would give: read the shares against each other.",
         _passed(tested, ["method", "group_a", "group_b", "score"]),
     )
 
@@ -288,8 +289,8 @@ def activity_differences(tested: pd.DataFrame) -> SummaryTable:
         "activity_differences",
         "Differences in score by activity of a module",
         "fig. 4",
-        "The tests of separability, pooled over pairs of groups. AO: the module is active in only one of the two "
-        "groups; AB: in both; IB: in neither.",
+        "The tests of separability, pooled over pairs of groups. `AO`: the module is active in only one of the two "
+        "groups. `AB`: in both. `IB`: in neither.",
         pooled.sort_values(["method", "module", "score", "kind"]),
     )
 
@@ -318,9 +319,9 @@ def transition(seen: pd.DataFrame) -> SummaryTable:
         "transition",
         "Groups of one feature in other contexts",
         "fig. 13",
-        "Take a random observation of group_a, then another observation of the same feature: probability that it is of "
-        "group_b. Over features seen at least twice, all layers together; rows sum to 1 over group_b. n: observations "
-        "of group_a.",
+        "Take a random observation of `group_a`, then another observation of the same feature: probability that it is "
+        "of `group_b`. Over features seen at least twice, all layers together; rows sum to 1 over `group_b`. `n`: "
+        "observations of `group_a`.",
         "method, group_a, group_b, probability, n",
         rows,
     )
@@ -341,7 +342,7 @@ def most_probable_features(seen: pd.DataFrame) -> SummaryTable:
         "most_probable_features",
         "The most probable group of each feature",
         "C.1",
-        f"Features seen at least {FEWEST_SEEN} times. probability: share of its observations in the group, which for "
+        f"Features seen at least {FEWEST_SEEN} times. `probability`: share of its observations in the group, which for "
         "few observations is too high. Among equal groups the one with fewer predecessors is named.",
         pd.concat(found),
     )
@@ -360,7 +361,7 @@ def most_probable(features: SummaryTable) -> SummaryTable:
         "most_probable",
         "Features by their most probable group",
         "C.1",
-        f"Features seen at least {FEWEST_SEEN} times, each counted once. certainty: mean share of a feature's "
+        f"Features seen at least {FEWEST_SEEN} times, each counted once. `certainty`: mean share of a feature's "
         "observations in that group.",
         found[["method", "layer", "group", "features", "share", "certainty"]],
     )

@@ -19,6 +19,7 @@ import io
 import json
 import math
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -70,6 +71,8 @@ class SummaryTable:
     def of(name: str, title: str, paper: str, note: str, columns: str, rows: Iterable[Sequence[Any]]) -> SummaryTable:
         """A table from cells of any numeric type; `columns` is a line of names with commas between.
 
+        Columns and cells that the note names stand in backticks; a sentence that names one the table lacks is left out.
+
         Raises:
             InvalidArgument: for a row of another length.
         """
@@ -78,7 +81,10 @@ class SummaryTable:
         for row in plain:
             if len(row) != len(names):
                 raise InvalidArgument(f"a row of table {name} has {len(row)} cells for {len(names)} columns: {row}.")
-        return SummaryTable(name, title, paper, note, names, plain)
+        # a note names only what the table has: of a run without a search no sentence speaks of one
+        there = {*names, *(cell for row in plain for cell in row if isinstance(cell, str))}
+        sentences = [one for one in re.split(r"(?<=\.) ", note) if there.issuperset(re.findall(r"`([^`]+)`", one))]
+        return SummaryTable(name, title, paper, " ".join(sentences), names, plain)
 
     @staticmethod
     def from_frame(name: str, title: str, paper: str, note: str, frame: pd.DataFrame) -> SummaryTable:

@@ -232,7 +232,7 @@ def test_a_text_becomes_a_grid_that_leads_to_graphs(visit, expect):
 def test_a_card_says_first_what_its_feature_fires_on_and_how_strongly(visit, expect):
     page = visit("#flow?feature=4/res/72&node=4/res/72")
     panel = page.get_by_role("complementary", name="Feature")
-    expect(panel.locator(".histogram")).to_be_visible()
+    expect(panel.locator(".histogram")).to_be_visible(timeout=20_000)
     known = words_for("demo").get(FeatureId.parse("4/res/72"))
     lines = panel.locator(".context")
     assert lines.count() == len(known.contexts) + len(known.spread)
@@ -273,11 +273,11 @@ def test_a_card_says_what_its_words_do_not_hold(visit, expect):
 
 def test_every_control_and_number_says_what_it_is(visit, expect):
     page = visit(f"{GRAPH}&plan=2/res/412")
-    untold = """() => Array.from(document.querySelectorAll("button, input, select, textarea, summary, .value, th"))
+    untold = """() => Array.from(document.querySelectorAll("button, input, select, textarea, summary, .value"))
       .filter((e) => e.checkVisibility() && e.id !== "skip")
       .filter((e) => ![e, ...(e.labels ?? [])].some((one) => one.closest("[title]")?.title))
       .map((e) => e.outerHTML.slice(0, 110))"""
-    expect(page.locator("#panel .score").first).to_be_visible()
+    expect(page.locator("#panel .score").first).to_be_visible(timeout=20_000)
     assert page.evaluate(untold) == []
     page.get_by_role("link", name="Steer").click()
     expect(page.locator("table.plan tbody tr")).to_have_count(1, timeout=60_000)

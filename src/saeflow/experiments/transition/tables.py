@@ -130,7 +130,8 @@ def permutations(maps: pd.DataFrame) -> SummaryTable:
         "transition_permutations",
         "A match as a transcoder: permutations and the best cosine",
         "fig. 23",
-        _DEFINED + "matched: the rows the permutation was found on; applied: the units of activations and decoder rows "
+        _DEFINED
+        + "`matched`: the rows the permutation was found on. `applied`: the units of activations and decoder rows "
         "when it is used. " + _SCALED + _ABOUT,
         f"pair, kind, method, matched, applied, {', '.join(_EV)}",
         rows,

@@ -183,7 +183,7 @@ function featureRow(id, one) {
   const go = h("button", { type: "button", class: "near", title: `${told(one)}; opens its graph` }, h("span", { class: "id" }, id), h("span", { class: "words" }, one.label || "no words known"),
     h("span", { class: "score-bar", "aria-hidden": "true" }, bar), h("span", { class: "value" }, one.share === null ? "–" : percent(one.share)));
   go.addEventListener("click", () => seedAt(id));
-  const plan = h("button", { type: "button", class: "quiet small", "aria-label": `${id} in the plan`, "aria-pressed": String(planned().has(id)) }, planned().has(id) ? "✓" : "+");
+  const plan = h("button", { type: "button", class: "quiet small", title: "Pick it for the plan, or take it out", "aria-label": `${id} in the plan`, "aria-pressed": String(planned().has(id)) }, planned().has(id) ? "✓" : "+");
   plan.addEventListener("click", () => {
     togglePlanned(id);
     plan.textContent = planned().has(id) ? "✓" : "+";
