@@ -15,6 +15,7 @@ from torch import Tensor
 from saeflow.errors import InvalidArgument, MissingExtra
 from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Site
+from saeflow.labels.words import Words
 from saeflow.prompt_graph import PromptGraph, Pruning
 from saeflow.prompt_graph.fidelity import measure_fidelity
 from saeflow.prompt_graph.trace import trace_text
