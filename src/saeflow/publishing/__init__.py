@@ -4,6 +4,7 @@
     site     what it holds
     blocks   rows of match tables and words, in the blocks that a browser fetches
     finding  the index of words, in shards
+    packing  how a file is packed
 
 The page is the explorer's own (`saeflow.web.static`); what a server answers there, `static/site` reads from these
 files and grows in the browser. Imports no torch.

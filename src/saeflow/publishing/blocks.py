@@ -1,7 +1,6 @@
 """What a site holds of each feature, in blocks of rows that are fetched on their own. Imports no torch.
 
-A server of plain files cannot be asked for a part of one, so a table is cut: a block has some rows of one site, packed
-with gzip. Arrays lie there as planes of their bytes, lowest first, which packs float32 a quarter smaller.
+A server of plain files cannot be asked for a part of one, so a table is cut: a block has some rows of one site.
 
     matches   for each table of the site: scores, rank by rank; rows of the target; whether each is matched back
     words     for each row: label, tokens, frequency, silent, lines of its box, headline, shares of origin groups
@@ -10,8 +9,6 @@ with gzip. Arrays lie there as planes of their bytes, lowest first, which packs 
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -19,8 +16,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from saeflow.ids import FeatureId, Site
-from saeflow.labels.words import silent
+from saeflow.labels.words import FeatureWords, silent
 from saeflow.matching.atlas import Atlas
+from saeflow.publishing.finding import WordIndex
+from saeflow.publishing.packing import packed, packed_json, planes
 from saeflow.report.layout import wrap
 from saeflow.report.tokens import headline
 from saeflow.web.explorer import Explorer
@@ -36,23 +35,6 @@ TOKENS: Final = 6
 """Tokens of a feature that lists and pointers show."""
 _SHORT: Final = 1 << 16
 """Features of a target whose rows fit into two bytes."""
-
-
-def packed(data: bytes) -> bytes:
-    """Bytes as a site keeps them; the same bytes always give the same."""
-    return gzip.compress(data, 6, mtime=0)
-
-
-def packed_json(value: object) -> bytes:
-    """A JSON value as a site keeps it."""
-    return packed(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
-
-
-def planes(values: np.ndarray) -> bytes:
-    """An array as planes of its bytes, lowest first."""
-    flat = np.ascontiguousarray(values).reshape(-1)
-    little = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
-    return little.view(np.uint8).reshape(len(flat), -1).T.tobytes()
 
 
 def match_blocks(atlas: Atlas, site: Site, targets: Sequence[Site], rows: int, k: int) -> Iterator[bytes]:
@@ -79,34 +61,52 @@ def _matched_back(atlas: Atlas, site: Site, target: Site, k: int) -> Bool[np.nda
     return best[table.index[:, :k]] == np.arange(table.n_source)[:, None]
 
 
-def word_rows(explorer: Explorer, site: Site) -> tuple[bool | None, list[list[Any] | None]]:
-    """Whether rows without words are silent, and what a graph or a list shows of each row."""
-    rows: list[list[Any] | None] = []
-    unknown: bool | None = None
-    asked = False
-    for index in range(explorer.sizes[site]):
-        feature = FeatureId(site, index)
-        known = explorer.words.get(feature)
-        if known is None:
-            if not asked:
-                unknown, asked = silent(explorer.words, feature), True
-            rows.append(None)
-            continue
-        dead = None if known.frequency is None else known.frequency == 0
+class SiteBlocks:
+    """The words and cards of a site, block by block: its words are read once, a row at a time.
+
+    Attributes:
+        silent: whether rows without words are silent; None where nobody looked.
+    """
+
+    def __init__(self, explorer: Explorer, site: Site) -> None:
+        """Nothing is read before `blocks`."""
+        self._explorer, self._site = explorer, site
+        self.silent: bool | None = None
+
+    def blocks(self, index: WordIndex, before: int) -> Iterator[tuple[str, bytes]]:
+        """The names and bytes of blocks of words and cards.
+
+        Args:
+            index: takes the words of every row that has some.
+            before: the number of the site's first row there.
+        """
+        n = self._explorer.sizes[self._site]
+        asked = False
+        for start in range(0, n, ROWS):
+            rows: list[list[Any] | None] = []
+            cards: list[dict[str, Any]] = []
+            for row in range(start, min(start + ROWS, n)):
+                feature = FeatureId(self._site, row)
+                known = self._explorer.words.get(feature)
+                if known is not None:
+                    index.add(before + row, known.label, known.tokens)
+                elif not asked:
+                    self.silent, asked = silent(self._explorer.words, feature), True
+                rows.append(None if known is None else self._row(feature, known))
+                cards.append(feature_facts(self._explorer, feature, known).model_dump(mode="json"))
+            yield f"words-{start // ROWS}", packed_json(rows)
+            for first in range(0, len(cards), CARD_ROWS):
+                yield f"cards-{(start + first) // CARD_ROWS}", packed_json(cards[first : first + CARD_ROWS])
+
+    def _row(self, feature: FeatureId, known: FeatureWords) -> list[Any]:
+        """What a graph or a list shows of a feature."""
+        origins = self._explorer.origins
+        shares = None if origins is None else origins.shares(feature)
         said = headline(known)
+        dead = None if known.frequency is None else known.frequency == 0
         row: list[Any] = [known.label, list(known.tokens[:TOKENS]), known.frequency, dead, list(wrap(said))]
-        shares = None if explorer.origins is None else explorer.origins.shares(feature)
         if said != known.label or shares is not None:
             row.append(said)
         if shares is not None:
             row.append(shares.model_dump(mode="json"))
-        rows.append(row)
-    return unknown, rows
-
-
-def card_blocks(explorer: Explorer, site: Site) -> Iterator[bytes]:
-    """The cards of a site in blocks: what the explorer's card says besides matches."""
-    n = explorer.sizes[site]
-    for start in range(0, n, CARD_ROWS):
-        found = (feature_facts(explorer, FeatureId(site, row)) for row in range(start, min(start + CARD_ROWS, n)))
-        yield packed_json([facts.model_dump(mode="json") for facts in found])
+        return row

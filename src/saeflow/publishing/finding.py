@@ -20,7 +20,7 @@ from jaxtyping import UInt64
 
 from saeflow.errors import InvalidArgument
 from saeflow.labels.search import words_in
-from saeflow.publishing.blocks import packed, packed_json, planes
+from saeflow.publishing.packing import packed, packed_json, planes
 
 MOST: Final = 2_000
 """Features that an entry keeps."""

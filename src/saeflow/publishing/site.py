@@ -25,8 +25,9 @@ from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.atlas import Atlas
-from saeflow.publishing.blocks import CARD_ROWS, ROWS, K, card_blocks, match_blocks, packed_json, word_rows
+from saeflow.publishing.blocks import CARD_ROWS, ROWS, K, SiteBlocks, match_blocks
 from saeflow.publishing.finding import WordIndex
+from saeflow.publishing.packing import packed_json
 from saeflow.reading import read_json
 from saeflow.records import Progress
 from saeflow.version import __version__
@@ -93,19 +94,17 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
 
     # 3. blocks of every site; words are indexed on the way
     targets = {site: [target for source, target in atlas if source == site] for site in sizes}
-    index, before, k = WordIndex(), 0, min(K, atlas.k)
+    index, before, k, silent = WordIndex(), 0, min(K, atlas.k), dict[str, bool]()
     for done, (site, n) in enumerate(sizes.items()):
         tell(done, str(site))
-        unknown, rows = word_rows(explorer, site)
-        words = [packed_json({"silent": unknown, "rows": rows[start : start + ROWS]}) for start in range(0, n, ROWS)]
-        matches, cards = match_blocks(atlas, site, targets[site], n, k), card_blocks(explorer, site)
-        for kind, blocks in (("matches", matches), ("words", words), ("cards", cards)):
-            for block, data in enumerate(blocks):
-                part.put(f"data/{site.layer}.{site.part}/{kind}-{block}.bin", data)
-        for row, said in enumerate(rows):
-            if said is not None:
-                known = explorer.words.get(FeatureId(site, row))
-                index.add(before + row, said[0], () if known is None else known.tokens)
+        place = f"data/{site.layer}.{site.part}"
+        for block, data in enumerate(match_blocks(atlas, site, targets[site], n, k)):
+            part.put(f"{place}/matches-{block}.bin", data)
+        found = SiteBlocks(explorer, site)
+        for name, data in found.blocks(index, before):
+            part.put(f"{place}/{name}.bin", data)
+        if found.silent is not None:
+            silent[str(site)] = found.silent
         before += n
 
     # 4. the index, nulls, and what the site says of itself
@@ -116,7 +115,7 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
         part.put("data/nulls.bin", packed_json(_nulls(atlas)))
     tell(steps - 1, "features worth a look")
     explorer.picks.look()
-    told = _about(explorer, targets, shown, k) | {"stamp": part.digest.hexdigest()[:16]}
+    told = _about(explorer, targets, shown, k) | {"silent": silent, "stamp": part.digest.hexdigest()[:16]}
     part.put(SITE, (json.dumps(told, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace"))
     tell(steps, "done")
     return before

@@ -17,7 +17,7 @@ from saeflow.flow.trace import trace
 from saeflow.flow.union import MORE, expand, union, within
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.folders import words_folders
-from saeflow.labels.words import words_sites
+from saeflow.labels.words import FeatureWords, words_sites
 from saeflow.report.exports import FORMATS, export
 from saeflow.report.svg import figure_svg
 from saeflow.report.views import graph_data
@@ -244,7 +244,7 @@ def feature(explorer: Explored, query: Annotated[FeatureQuery, Query()]) -> Feat
 
     near = flow_neighbours(named.site, atlas)
     return FeatureResponse(
-        **dict(feature_facts(explorer, named)),
+        **dict(feature_facts(explorer, named, explorer.words.get(named))),
         scores=None if alone.scores is None else ScoresInfo(**asdict(alone.scores)),
         p=None if alone.p is None else ScoresInfo(**asdict(alone.p)),
         evolution=None
@@ -256,9 +256,8 @@ def feature(explorer: Explored, query: Annotated[FeatureQuery, Query()]) -> Feat
     )
 
 
-def feature_facts(explorer: Explorer, named: FeatureId) -> FeatureFacts:
-    """The part of a feature's card that its matches have no say in; without words it keeps the defaults."""
-    known = explorer.words.get(named)
+def feature_facts(explorer: Explorer, named: FeatureId, known: FeatureWords | None) -> FeatureFacts:
+    """The part of a feature's card that its matches have no say in; without words (`known`) it keeps the defaults."""
     words: dict[str, Any] = {}
     if known is not None:
         words = {name: getattr(known, name) for name in ("label", "by", "score", "frequency")}

@@ -86,10 +86,9 @@ export async function matchesOf(feature) {
 /** What is shown of a feature in graphs and lists; null where nothing is known. `silent`, `lines`, `shares` beside. */
 export async function wordsOf(feature) {
   const { site, row } = parts(feature);
-  const { rows } = await about();
-  const block = await json(`${folder(site)}/words-${Math.floor(row / rows)}`);
-  const found = block.rows[row % rows];
-  if (!found) return { words: null, silent: block.silent, headline: "", lines: [], shares: null };
+  const { rows, silent: without } = await about();
+  const found = (await json(`${folder(site)}/words-${Math.floor(row / rows)}`))[row % rows];
+  if (!found) return { words: null, silent: without[site] ?? null, headline: "", lines: [], shares: null };
   const [label, tokens, frequency, silent, lines, headline = label, shares = null] = found;
   return { words: { label, tokens, frequency }, silent, headline: headline ?? label, lines, shares };
 }

@@ -52,15 +52,11 @@ async function byWords(query, at) {
   const asked = wordsIn(query).slice(0, MOST_WORDS);
   if (!asked.length) return [];
   const found = await Promise.all(asked.map(postings));
-  // 1. features with all words, of the last one the beginning is enough; else those with most of them, or beginnings
+  // 1. features with all words, of the last one the beginning is enough; else those with some of them, or beginnings
   const last = found.length - 1;
   const features = new Set(found.flatMap(({ whole, begun }) => [...whole.keys(), ...begun.keys()]));
-  let ids = [...features].filter((id) => found.every(({ whole, begun }, i) => whole.has(id) || (i === last && begun.has(id))));
-  if (!ids.length) {
-    const count = (id) => found.filter(({ whole, begun }) => whole.has(id) || begun.has(id)).length;
-    const most = Math.max(0, ...Array.from(features, count));
-    ids = [...features].filter((id) => count(id) === most);
-  }
+  const all = [...features].filter((id) => found.every(({ whole, begun }, i) => whole.has(id) || (i === last && begun.has(id))));
+  const ids = all.length ? all : [...features];
   // 2. ranked: words missing, then beginnings, words of the tokens alone, order, place in the label, its length
   const rank = (id) => {
     let [missing, beginnings, elsewhere, length] = [0, 0, 0, 0];

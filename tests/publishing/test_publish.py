@@ -1,0 +1,149 @@
+"""A published site is written whole, in the place of another site alone, and holds what it says."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import saeflow as sf
+from saeflow.errors import InvalidArgument
+from saeflow.ids import Site
+from saeflow.labels import FeatureWords, write_words
+from saeflow.matching.atlas import Atlas, flow_pairs, save_manifest, table_entry, table_file
+from saeflow.matching.table import MatchTable
+from saeflow.publishing import site as writing
+from saeflow.publishing.finding import MOST, WordIndex
+
+WIDTH, K = 300, 7
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory):
+    """Two layers of random tables with more matches than a site keeps, and words for some rows."""
+    folder = tmp_path_factory.mktemp("atlas")
+    rng = np.random.default_rng(0)
+    files = {}
+    for back in flow_pairs([Site("0/res"), Site("1/res"), Site("1/mlp")]):
+        for source, target in (back, back[::-1]):
+            score = np.sort(rng.uniform(0, 1, (WIDTH, K)).astype(np.float32), axis=1)[:, ::-1].copy()
+            index = rng.integers(0, WIDTH, (WIDTH, K), dtype=np.int32)
+            MatchTable(source, target, "cosine", WIDTH, index, score).save(folder / table_file(source, target))
+            files[source, target] = table_entry(folder, source, target)
+    write_words(folder / "words", Site("1/res"), [FeatureWords(f"word {i % 7}", (" the",)) for i in range(WIDTH)])
+    save_manifest(Atlas(folder, "tiny", "tiny", K, "a test", files))
+    return folder
+
+
+def block(folder, name):
+    return gzip.decompress((folder / "data" / f"{name}.bin").read_bytes())
+
+
+def test_a_site_says_what_it_holds_and_imports_no_torch(atlas, tmp_path):
+    code = (
+        "import sys, saeflow as sf\n"
+        f"made = sf.publish({str(atlas)!r}, {str(tmp_path / 'site')!r})\n"
+        "assert 'torch' not in sys.modules; print(made.n_features, made.n_files, made.n_bytes)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
+    assert [int(n) for n in told] == [3 * WIDTH, len(files), sum(path.stat().st_size for path in files)]
+    about = json.loads((tmp_path / "site" / "site.json").read_text())
+    assert about["sizes"] == {"0/res": WIDTH, "1/mlp": WIDTH, "1/res": WIDTH}
+    assert (about["k"], about["info"]["k"], about["info"]["model_state"]) == (5, 5, "none")
+
+
+def test_the_best_five_matches_of_a_block_are_those_of_the_table(atlas, tmp_path):
+    site = sf.publish(str(atlas), tmp_path / "site").folder
+    about = json.loads((site / "site.json").read_text())
+    opened = sf.open_atlas(atlas)
+    assert [table["to"] for table in about["tables"]["1/res"]] == ["0/res", "1/mlp"]
+    data, n, start = np.frombuffer(block(site, "1.res/matches-1"), np.uint8), WIDTH - 256, 0
+    for target in ("0/res", "1/mlp"):
+        score = data[start : start + 20 * n].reshape(4, -1).T.copy().view("<f4").reshape(5, n)
+        index = data[start + 20 * n : start + 30 * n].reshape(2, -1).T.copy().view("<u2").reshape(5, n)
+        back = data[start + 30 * n : start + 31 * n]
+        start += 31 * n
+        table, other = opened["1/res", target], opened[target, "1/res"]
+        assert np.array_equal(score.T, table.score[256:, :5])
+        assert np.array_equal(index.T, table.index[256:, :5])
+        for row in range(n):
+            best = [other.index[i, 0] == 256 + row for i in table.index[256 + row, :5]]
+            assert [bool(back[row] >> rank & 1) for rank in range(5)] == best
+    assert start == len(data)
+    assert json.loads(block(site, "1.res/words-1"))[-1][0] == "word 5"
+    assert json.loads(block(site, "1.res/cards-2"))[0]["feature"] == "1/res/256"
+
+
+def test_the_same_atlas_is_the_same_site(atlas, tmp_path):
+    one, other = (sf.publish(str(atlas), tmp_path / name).folder for name in ("one", "other"))
+    for path in one.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (other / path.relative_to(one)).read_bytes()
+
+
+def test_only_a_published_site_is_replaced(atlas, tmp_path):
+    place = tmp_path / "site"
+    place.mkdir()
+    sf.publish(str(atlas), place)
+    (place / "left over").write_text("x")
+    sf.publish(str(atlas), place)
+    assert not (place / "left over").exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("all of it")
+    with pytest.raises(InvalidArgument, match="no published site"):
+        sf.publish(str(atlas), mine)
+    assert (mine / "thesis.tex").read_text() == "all of it"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InvalidArgument, match="no published site"):
+        sf.publish(str(atlas), tmp_path / "file")
+
+
+def test_what_fails_midway_leaves_the_site_that_was_there(atlas, tmp_path, monkeypatch):
+    place = sf.publish(str(atlas), tmp_path / "site").folder
+    before = (place / "site.json").read_bytes()
+
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+        yield
+
+    monkeypatch.setattr(writing, "match_blocks", broken)
+    with pytest.raises(sf.SaeflowError, match="space"):
+        sf.publish(str(atlas), place)
+    assert (place / "site.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
+def test_progress_is_told_site_by_site(atlas, tmp_path):
+    seen = []
+    sf.publish(str(atlas), tmp_path / "site", progress=lambda *told: seen.append(told))
+    assert seen == [
+        (0, 5, "0/res"),
+        (1, 5, "1/mlp"),
+        (2, 5, "1/res"),
+        (3, 5, "the index of words"),
+        (4, 5, "features worth a look"),
+        (5, 5, "done"),
+    ]
+
+
+def test_the_index_keeps_the_best_of_a_word_and_sorts_as_javascript_does():
+    index = WordIndex()
+    index.add(1, "a force", (" the",))
+    index.add(2, "force", (" Force", " other"))
+    index.add(3, "\U00010400 \uff5a force field", ())
+    for number in range(10, 10 + MOST):
+        index.add(number, "much", ())
+    files = {name: gzip.decompress(data) for name, data in index.shards()}
+    data = files["0"]
+    head = json.loads(data[4 : 4 + int.from_bytes(data[:4], "little")])
+    assert head["words"] == sorted(head["words"], key=lambda word: word.encode("utf-16-be"))
+    counts = dict(zip(head["words"], head["counts"], strict=True))
+    assert (counts["force"], counts["the"], counts["fo*"], counts["much"], counts["m*"]) == (3, 1, 3, MOST, MOST)
+    n, rest = sum(head["counts"]), data[4 + int.from_bytes(data[:4], "little") :]
+    numbers = np.frombuffer(rest[: 4 * n], np.uint8).reshape(4, n).T.copy().view("<u4").reshape(-1)
+    start = sum(head["counts"][: head["words"].index("force")])
+    assert numbers[start : start + 3].tolist() == [2, 1, 3]
