@@ -271,10 +271,10 @@ def test_search_graph_card_and_link_as_in_the_explorer(visit, host):
     page.fill("#flow .compare input", "4/res/360")
     page.wait_for_selector('#flow .compare li:has-text("4/res/360")')
     page.keyboard.press("Enter")
-    page.wait_for_selector("#frame svg.by-graph .side-letter")
+    page.wait_for_selector("#frame svg.by-graph .side-letter", state="attached")
     link = page.url
     again = visit(link.removeprefix(host))
-    again.wait_for_selector("#frame svg.by-graph .side-letter")
+    again.wait_for_selector("#frame svg.by-graph .side-letter", state="attached")
     assert drawn(again) == drawn(page)
 
 
