@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from saeflow.sources.in_memory import dictionaries_from
     from saeflow.sources.library import DictionarySet, load_dictionaries
     from saeflow.sources.model import LanguageModel, load_model
+    from saeflow.steering.ask import plan, steer
 
 _HOME = {
     "Add": "saeflow.interventions",
@@ -79,8 +80,10 @@ _HOME = {
     "open_comparison": "saeflow.comparison.results",
     "open_results": "saeflow.comparison.results",
     "origins": "saeflow.experiments.one_text",
+    "plan": "saeflow.steering.ask",
     "publish": "saeflow.publishing.run",
     "render": "saeflow.report",
+    "steer": "saeflow.steering.ask",
     "trace": "saeflow.flow",
     "trace_text": "saeflow.prompt_graph.trace",
 }
@@ -122,8 +125,10 @@ __all__ = [
     "open_comparison",
     "open_results",
     "origins",
+    "plan",
     "publish",
     "render",
+    "steer",
     "trace",
     "trace_text",
 ]

@@ -179,7 +179,7 @@ def test_a_release_without_a_model_says_that_it_needs_one(place, run, refused, t
         (("--starts", START, "--drop", "0/res/39"), "0/res/39 to drop"),
         (("--starts", START, "--reach", "half"), '"half" for --reach. Choose from: "single", "cumulative", "span"'),
         (("--starts", START, "--reach", "single"), "reach single needs a layer"),
-        (("--starts", START, "--upto", 1), "upto = 1 has no meaning"),
+        (("--starts", START, "--upto", 1), "--upto 1 has no meaning"),
         (("--starts", START, "--reach", "single", "--upto", 9), "There are targets at layers"),
         (("--starts", START, "--schedule", "cubic"), '"cubic" for --schedule. Choose from: "constant", "linear"'),
         (("--starts", START, "--parts", "res,mpl"), "for --parts: 'mpl' is no part"),

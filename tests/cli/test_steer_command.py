@@ -9,6 +9,7 @@ import pytest
 from saeflow.cli import steering
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
+from saeflow.steering.ask import TOTAL
 from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.plan import load_plan
 
@@ -67,10 +68,10 @@ def test_json_has_the_plan_the_settings_and_the_shares(run):
 
 
 def test_without_a_strength_the_plan_keeps_within_the_default_budget(run):
-    _, out, _ = run("demo", "I think", *START, *SHORT, "--json")
+    _, out, _ = run("demo", "I think", *START, *SHORT, "--strength-end", 8, "--json")
     budget = json.loads(out)["plan"]["made_by"]["budget"]
-    assert budget["total"] == steering.TOTAL
-    assert budget["after"]["total"] == pytest.approx(steering.TOTAL, rel=1e-3)
+    assert budget["total"] == TOTAL
+    assert budget["after"]["total"] == pytest.approx(TOTAL, rel=1e-3)
     _, out, _ = run("demo", "I think", *START, *SHORT, "--json", "--strength", 1)
     plain = json.loads(out)["plan"]["made_by"]
     assert "budget" not in plain

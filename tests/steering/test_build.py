@@ -17,7 +17,7 @@ from saeflow.steering.build import PlanRequest, build_plan, plan_of
 from saeflow.steering.growth import Chosen, Reach, grow, pick, targets
 from saeflow.steering.output_score import output_scores
 from saeflow.steering.plan import Dropped, SteeringDirection
-from saeflow.steering.schedule import Constant, Linear
+from saeflow.steering.schedule import Constant, Exponential, Linear
 from saeflow.steering.sizes import fold_scales, hidden_norms, norm_sites, plan_change, shares, typical_activations
 
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_model
@@ -36,7 +36,8 @@ def atlas(tmp_path_factory):
 
 
 def ask(**more):
-    return PlanRequest(**{"release": "tiny", "starts": (START,), "thresholds": CUT, "k": 2, **more})
+    whole = {"parts": tuple(Part), "schedule": Exponential(1.5)}
+    return PlanRequest(**{"release": "tiny", "starts": (START,), "thresholds": CUT, "k": 2, **whole, **more})
 
 
 def graph_targets(atlas, parts=tuple(Part)):

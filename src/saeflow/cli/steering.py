@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -19,9 +19,10 @@ from saeflow.cli.options import AtlasName, Cuts, Features, Flag, Json, ModelOpti
 from saeflow.cli.output import Row, print_json, print_table, progress
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part
+from saeflow.steering.ask import LENGTHS, default_budget, default_schedule, plan_from_names
 from saeflow.steering.growth import Reach
 from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.schedule import ScheduleKind, schedule_from
+from saeflow.steering.schedule import STRENGTH_END, ScheduleKind
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -32,15 +33,6 @@ if TYPE_CHECKING:
     from saeflow.steering.build import PlanRequest
     from saeflow.steering.generate import Generation, Sampling
     from saeflow.steering.plan import SteeringPlan
-
-DEMO_TEXTS: Final = 8
-"""Texts of each domain of the demo pack that hidden norms are measured on where none are named."""
-
-TOTAL: Final = 0.4
-"""The share of the hidden norm a plan may change where no strength is given: clear, and still language."""
-
-LENGTHS: Final = {SteeringDirection.ACTIVATE: 36, SteeringDirection.SUPPRESS: 96}
-"""Tokens where none are given (B.2, B.1)."""
 
 Strength = Annotated[float | None, Parameter(alias="-s", allow_leading_hyphen=True)]
 PlanFile = Annotated[Path | None, Out, ends_in(".json")]
@@ -66,13 +58,13 @@ class Wanted:
 
     theme: str = ""
     starts: Features = ()
-    schedule: ScheduleKind = ScheduleKind.EXPONENTIAL
-    strength_end: Number = 1.0
+    schedule: ScheduleKind = ScheduleKind.LINEAR
+    strength_end: Number = STRENGTH_END
     alpha: Number = -0.05
     r: Number = 0.0
     reach: Reach = Reach.SPAN
     upto: int | None = None
-    parts: tuple[Part, ...] = (Part.ATT, Part.MLP, Part.RES)
+    parts: tuple[Part, ...] = (Part.RES,)
     fold: bool = True
 
     def request(
@@ -83,7 +75,7 @@ class Wanted:
         Args:
             release: the dictionaries.
             direction: activate or suppress.
-            strength: s, to activate; None for 1.5.
+            strength: s, to activate; None for 1.
             cuts: where graphs are cut.
             atlas: has the nulls of calibrated thresholds.
             more: further fields of the request.
@@ -92,15 +84,13 @@ class Wanted:
             InvalidArgument: for a value outside its range or one that would be ignored, or neither a theme nor
                 features to start from.
         """
-        from saeflow.steering.build import STRENGTH, PlanRequest
+        from saeflow.steering.build import PlanRequest
 
         if direction is SteeringDirection.SUPPRESS and strength is not None:
             raise InvalidArgument("--strength is to activate, and would be ignored. Give --r, the factor to suppress.")
         if direction is SteeringDirection.ACTIVATE and self.r:
             raise InvalidArgument("--r is to suppress, and would be ignored. Give --strength, or steer away.")
-        s = STRENGTH if strength is None else strength
-        ends = {ScheduleKind.LINEAR: {"s_end": self.strength_end}, ScheduleKind.EXPONENTIAL: {"alpha": self.alpha}}
-        schedule = schedule_from({"kind": self.schedule.value, "s": s, **ends.get(self.schedule, {})})
+        schedule = default_schedule(self.schedule, strength, self.strength_end, alpha=self.alpha)
         return PlanRequest(
             release=release,
             direction=direction,
@@ -142,12 +132,13 @@ def plan(
 
     Args:
         suppress: Steer away from the features: not towards them.
-        strength: Strength of activation: 1.5 by default.
+        strength: Strength of activation: 1 by default, within --budget-total.
         drop: Features to leave out.
         min_score: Leave out features whose path to a start has an edge below it.
         min_output_score: Leave out features with a lower output score: Arad et al. 2025.
         budget_layer: The most that a layer may change, as a share of the hidden norm: 0.1 is 10 %.
-        budget_total: The most that all layers together may change, as a share of the hidden norm.
+        budget_total: The most that all layers together may change, as a share of the hidden norm: 0.4 without
+            --strength, where the model can be run.
         shares: Run the model to measure shares of the hidden norm.
         texts: Where texts come from: those that shares are measured on, the theme's examples by default.
         out: Where to write: the plan (.json), to edit.
@@ -165,10 +156,12 @@ def plan(
         min_score=min_score,
         min_output_score=min_output_score,
         budget_layer=budget_layer,
-        budget_total=budget_total,
+        budget_total=default_budget(
+            budget_total, strength, suppress=suppress, model=shares and (language_model.model or opened.model)
+        ),
         shares=shares,
     )
-    made, _, _ = build_from_names(request, opened, language_model, texts)
+    made, _, _ = _built(request, opened, language_model, texts)
     if out:
         made.save(out)
     if as_json:
@@ -177,6 +170,14 @@ def plan(
     show_plan(made)
     if out:
         print(f"\nwritten: {out}  (edit it; `saeflow steer` takes it with --plan)")
+
+
+def _built(
+    request: PlanRequest, atlas: Atlas, options: ModelOptions, texts: Sequence[str]
+) -> tuple[SteeringPlan, DictionarySet | None, LanguageModel | None]:
+    """`plan_from_names` with a bar for output scores, which take a while."""
+    with progress("output scores") if request.min_output_score is not None else nullcontext() as bar:
+        return plan_from_names(request, atlas, texts, **asdict(options), progress=bar)
 
 
 def show_plan(made: SteeringPlan) -> None:
@@ -199,6 +200,8 @@ def show_plan(made: SteeringPlan) -> None:
         layers = "  ".join(f"{layer}: {share:.1%}" for layer, share in shares["per_layer"].items())
         print(f"\nchanged at each layer, as a share of the hidden norm: {layers}")
         print(f"all together, at the last of them: {shares['total']:.1%}   (measured on {shares['texts']} texts)")
+        if shares["total"] == 0:
+            print("None of these features fires on the texts, so nothing is changed there. Give others with --texts.")
     else:
         print("\nShares of the hidden norm were not measured.")
     if made.tokens != EVERYWHERE:
@@ -216,60 +219,6 @@ def show_plan(made: SteeringPlan) -> None:
                 f"Weakened to {budget['scale']:.1%} to hold the budget ({asked}); it was {before['per_layer']:.1%} at "
                 f"the strongest layer and {before['total']:.1%} for all."
             )
-
-
-def build_from_names(
-    request: PlanRequest, atlas: Atlas, options: ModelOptions, texts: Sequence[str]
-) -> tuple[SteeringPlan, DictionarySet | None, LanguageModel | None]:
-    """The plan of a request; with the weights and the model that it was made with, where it needed them.
-
-    Raises:
-        InvalidArgument: as `build_plan`; where a model is needed and not known, or the texts are unknown.
-        UnknownRelease, BadFile, Unreachable: where something cannot be opened.
-    """
-    from saeflow.labels import words_for
-    from saeflow.steering.build import build_plan
-
-    # 1. Grown once without weights, which takes no time: a slip shows before anything large is loaded.
-    build_plan(request.from_graphs_alone(), atlas=atlas)
-
-    # 2. The weights, the model and the texts, each where the request needs it.
-    weights, loaded, measured = None, None, list[str]()
-    wants_model = request.needs_model or request.shares or bool(options.model)
-    if request.needs_dictionaries or wants_model:
-        from saeflow.sources.library import load_dictionaries
-
-        weights = load_dictionaries(request.release, device=options.device)
-        known = options.model or weights.model
-        if request.needs_model or (wants_model and known):
-            measured = _measured_texts(request, texts)  # refuses unknown ones before the model is loaded
-            loaded = options.load(request.release, weights).as_trained(weights)
-
-    # 3. The plan.
-    with progress("output scores") if request.min_output_score is not None else nullcontext() as bar:
-        made = build_plan(
-            request,
-            atlas=atlas,
-            dictionaries=weights,
-            model=loaded,
-            words=words_for(atlas.release, beside=atlas.folder),
-            texts=measured,
-            progress=bar,
-        )
-    return made, weights, loaded
-
-
-def _measured_texts(request: PlanRequest, names: Sequence[str], limit: int = 64) -> list[str]:
-    """The first texts of the datasets named, in the order of seed 0.
-
-    Without names, none where the theme has examples, which are measured instead, and else a few of the demo pack.
-    """
-    from saeflow.experiments.sampling import read_texts
-    from saeflow.steering.theme import load_theme
-
-    if not names and request.theme and load_theme(request.theme, request.release).examples:
-        return []
-    return read_texts(names or ["demo"], limit if names else DEMO_TEXTS)
 
 
 def steer(
@@ -299,7 +248,7 @@ def steer(
         prompt: What the texts continue from.
         plan: File of a plan, as --out or `saeflow plan` wrote it.
         suppress: Steer away from the features: not towards them.
-        strength: Strength of activation: 1.5 by default, within --budget-total.
+        strength: Strength of activation: 1 by default, within --budget-total.
         budget_total: The most that all layers together may change, as a share of the hidden norm: 0.4 without
             --strength.
         samples: How many samples: with consecutive seeds.
@@ -339,12 +288,16 @@ def steer(
         from saeflow.matching.atlas import open_atlas
 
         opened = open_atlas(atlas or release)
-        unlimited = suppress or strength is not None or budget_total is not None
         direction = SteeringDirection.SUPPRESS if suppress else SteeringDirection.ACTIVATE
         request = wanted.request(
-            release, direction, strength, cuts, opened, budget_total=budget_total if unlimited else TOTAL
+            release,
+            direction,
+            strength,
+            cuts,
+            opened,
+            budget_total=default_budget(budget_total, strength, suppress=suppress, model=True),
         )
-        made, weights, loaded = build_from_names(request, opened, language_model, ())
+        made, weights, loaded = _built(request, opened, language_model, ())
         if weights is None or loaded is None:
             raise InvalidArgument(f"{release} does not say which model it is of. Give it with --model.")
     if out:

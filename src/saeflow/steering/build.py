@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from saeflow.errors import InvalidArgument
 from saeflow.flow.scores import Thresholds
@@ -26,15 +26,11 @@ from saeflow.matching.atlas import Atlas
 from saeflow.records import Progress
 from saeflow.steering.growth import Chosen, Reach, grow, pick, schedule_span, targets, targets_within
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
-from saeflow.steering.schedule import Exponential, Schedule
+from saeflow.steering.schedule import STRENGTH, STRENGTH_END, Linear, Schedule
 
 if TYPE_CHECKING:
     from saeflow.sources.dictionary import Dictionary
     from saeflow.sources.model import LanguageModel
-
-
-STRENGTH: Final = 1.5
-"""s of a plan where none is given: it shows in the demo pack and leaves language. The paper tunes s for each case."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +66,13 @@ class PlanRequest:
     direction: SteeringDirection = SteeringDirection.ACTIVATE
     theme: str = ""
     starts: tuple[FeatureId, ...] = ()
-    schedule: Schedule = field(default_factory=lambda: Exponential(STRENGTH))
+    schedule: Schedule = field(default_factory=lambda: Linear(STRENGTH, STRENGTH_END))
     r: float = 0.0
     reach: Reach = Reach.SPAN
     upto: int | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
     k: int = 1
-    parts: tuple[Part, ...] = (Part.ATT, Part.MLP, Part.RES)
+    parts: tuple[Part, ...] = (Part.RES,)
     drop: Mapping[FeatureId, str] = field(default_factory=dict[FeatureId, str], hash=False)
     keep: tuple[FeatureId, ...] | None = None
     min_score: float | None = None

@@ -21,6 +21,11 @@ from typing import Any, ClassVar, Final
 
 from saeflow.errors import InvalidArgument
 
+STRENGTH: Final = 1.0
+"""s of a plan where none is given, at its first layer. The paper tunes s for each case."""
+STRENGTH_END: Final = 1.5
+"""The same at its last layer. Of 14 ways to steer the demo pack's themes these scored best (docs/steering.md)."""
+
 
 class ScheduleKind(enum.StrEnum):
     """The name of a schedule in files and on the command line."""

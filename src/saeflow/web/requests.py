@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from saeflow.flow.scores import HIGH, T_MODULE, T_RES
+from saeflow.steering.schedule import STRENGTH
 from saeflow.web.limits import MOST_FEATURES, MOST_NEW_TOKENS, MOST_PROMPT, MOST_SAMPLES, MOST_TEXT, MOST_TRACED
 
 FEATURE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})$"
@@ -119,8 +120,8 @@ class TraceExportBody(TraceBody):
 class ScheduleBody(JsonBody):
     """How a strength is spread over layers (appendix B.2)."""
 
-    kind: Literal["constant", "linear", "exponential"] = "exponential"
-    s: Strength = 1.5
+    kind: Literal["constant", "linear", "exponential"] = "linear"
+    s: Strength = STRENGTH
     s_end: Annotated[Strength | None, Field(description="Of a linear schedule: the strength at the last layer.")] = None
     alpha: Annotated[
         float | None, Field(ge=-10.0, le=1.0, description="Of an exponential schedule: the decay per layer.")
@@ -153,7 +154,10 @@ class PlanBody(JsonBody):
     reach: Literal["single", "cumulative", "span"] = "span"
     upto: Annotated[Layer | None, Field(description="The layer of the reaches single and cumulative.")] = None
     thresholds: ThresholdsBody = ThresholdsBody()
-    parts: Annotated[list[PartText], Field(min_length=1, max_length=3)] = ["res", "mlp", "att"]
+    parts: Annotated[
+        list[PartText] | None,
+        Field(min_length=1, max_length=3, description="Those of picked features by default, and res of graphs."),
+    ] = None
     fold: Annotated[
         bool | None,
         Field(description="Count s in units of each feature's threshold; null: where the weights can be read."),

@@ -27,7 +27,7 @@ from saeflow.report.views import graph_data
 from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.growth import Reach
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
-from saeflow.steering.schedule import schedule_from
+from saeflow.steering.schedule import STRENGTH_END, schedule_from
 from saeflow.web.explorer import Explorer
 from saeflow.web.limits import MOST_FEATURES, MOST_NESTED, LimitedAtlas
 from saeflow.web.model_thread import ModelThread
@@ -121,22 +121,24 @@ def _plan_request(explorer: Explorer, body: PlanBody) -> PlanRequest:
     if not (body.features or body.starts or theme):
         raise InvalidArgument("a plan needs features. Give features, starts or a theme.")
     chosen = tuple(explorer.feature(name) for name in dict.fromkeys(body.features or body.starts))
-    left_out = [str(feature) for feature in chosen if feature.part.value not in body.parts]
+    parts = body.parts or (["res", "mlp", "att"] if body.features else ["res"])
+    left_out = [str(feature) for feature in chosen if feature.part.value not in parts]
     if body.features and left_out:
         raise InvalidArgument(f"{', '.join(left_out[:5])} are of parts that are left out. Add these to parts.")
     thresholds = explorer.thresholds(body.thresholds)
+    asked = body.schedule.model_dump(exclude_none=True)
     return PlanRequest(
         release=explorer.release,
         direction=SteeringDirection(body.direction),
         theme=theme,
         starts=chosen,
-        schedule=schedule_from(body.schedule.model_dump(exclude_none=True)),
+        schedule=schedule_from({"s_end": STRENGTH_END} | asked if asked["kind"] == "linear" else asked),
         r=body.r,
         reach=Reach(body.reach),
         upto=body.upto,
         thresholds=_ALONE if body.features else thresholds,
         k=body.thresholds.k,
-        parts=tuple(Part(part) for part in dict.fromkeys(body.parts)),
+        parts=tuple(Part(part) for part in dict.fromkeys(parts)),
         keep=chosen if body.features else None,
         fold=explorer.model is not None if body.fold is None else body.fold,
         budget_layer=body.budget_layer,

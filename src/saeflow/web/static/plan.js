@@ -6,7 +6,7 @@ import { planned, setPlanned } from "./picked.js";
 import { segments } from "./controls.js";
 import * as state from "./state.js";
 
-const SETTINGS = { grow: "no", direction: "activate", kind: "exponential", s: "1.5", s_end: "0.5", alpha: "0", r: "0", reach: "span", upto: "", layer_budget: "", total_budget: "" };
+const SETTINGS = { grow: "no", direction: "activate", kind: "linear", s: "1", s_end: "1.5", alpha: "-0.05", r: "0", reach: "span", upto: "", layer_budget: "", total_budget: "" };
 const GROW = { no: "The picked features alone", yes: "Every feature of the picked features' flow graphs" };
 const TOWARDS = { activate: "Add the features' directions to the hidden states", suppress: "Take the features' activations out, or rescale them" };
 const WHY = {
@@ -158,7 +158,7 @@ function request(info) {
   return {
     [setting("grow") === "yes" ? "starts" : "features"]: ids,
     theme: state.value("theme"), direction: setting("direction"),
-    ...(activate ? { schedule: { kind, s: numeric("s") ?? 1.5, ...(kind === "linear" ? { s_end: numeric("s_end") ?? 0 } : {}), ...(kind === "exponential" ? { alpha: numeric("alpha") ?? 0 } : {}) } } : { r: numeric("r") ?? 0 }),
+    ...(activate ? { schedule: { kind, s: numeric("s") ?? 1, ...(kind === "linear" ? { s_end: numeric("s_end") ?? 1.5 } : {}), ...(kind === "exponential" ? { alpha: numeric("alpha") ?? 0 } : {}) } } : { r: numeric("r") ?? 0 }),
     reach: setting("reach"), ...(setting("reach") === "span" ? {} : { upto: numeric("upto") ?? info.layers.at(-1) }),
     thresholds: { k: Number(state.value("k", info.defaults.k)), ...(fdr ? { fdr: Number(fdr) } : { t_res: cut("t_res"), t_mlp: cut("t_mlp"), t_att: cut("t_att") }) },
     budget_layer: share("layer_budget"), budget_total: share("total_budget"),
