@@ -26,6 +26,7 @@ const put = (name, next) => state.update({ [`p_${name}`]: String(next) === SETTI
 /** Fill the left side; `changed()` is told when there is a plan, or none. */
 export function startBench(info, changed) {
   const root = $("#plan-side");
+  if (info.model_state !== "none") SETTINGS.total_budget = "40"; // only a model can measure it
   const list = h("ul", { class: "picked", id: "picked" });
   const out = h("div", { class: "plan-out", "aria-live": "polite" });
   const form = settings(info);
@@ -161,7 +162,7 @@ function request(info) {
     ...(activate ? { schedule: { kind, s: numeric("s") ?? 1, ...(kind === "linear" ? { s_end: numeric("s_end") ?? 1.5 } : {}), ...(kind === "exponential" ? { alpha: numeric("alpha") ?? 0 } : {}) } } : { r: numeric("r") ?? 0 }),
     reach: setting("reach"), ...(setting("reach") === "span" ? {} : { upto: numeric("upto") ?? info.layers.at(-1) }),
     thresholds: { k: Number(state.value("k", info.defaults.k)), ...(fdr ? { fdr: Number(fdr) } : { t_res: cut("t_res"), t_mlp: cut("t_mlp"), t_att: cut("t_att") }) },
-    budget_layer: share("layer_budget"), budget_total: share("total_budget"),
+    budget_layer: share("layer_budget"), budget_total: activate || setting("total_budget") !== SETTINGS.total_budget ? share("total_budget") : undefined,
   };
 }
 
