@@ -66,7 +66,7 @@ def read(page: Page) -> None:
 def fitted(page: Page) -> None:
     """The whole graph is in sight."""
     seen(page)
-    page.get_by_label("Fit the whole graph").click()
+    page.locator("#figure").get_by_label("Fit the whole graph").click()
 
 
 GRAPH = f"feature={FEATURE}&node={FEATURE}"

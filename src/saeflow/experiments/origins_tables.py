@@ -193,9 +193,9 @@ def methods(by_dataset: SummaryTable, fitted: list[str]) -> SummaryTable:
         "methods",
         "Origin of active features by matching method",
         "fig. 18",
-        "The same tokens and active features under every method. `in_distribution`: whether the Pearson tables were "
-        "made on texts of this dataset (others than the sampled ones). A method that finds more active predecessors "
-        "has a smaller nowhere; whether they are causes is for the deactivation experiment.",
+        "The same tokens and active features under every method. `in_distribution`: whether the tables of `pearson` "
+        "were made on texts of this dataset (others than the sampled ones). A method that finds more active "
+        "predecessors has a smaller nowhere; whether they are causes is for the deactivation experiment.",
         found,
     )
 
@@ -386,7 +386,7 @@ def agreement(seen: pd.DataFrame, matches: BestMatches) -> SummaryTable:
         "How often two methods name the same predecessor",
         "C.4",
         "Over (token, active feature) pairs where both methods name a match: whether the best one is the same feature, "
-        "active or not. Methods with the same best matches, as cosine and cosine top-5, are told once.",
+        "active or not. Of methods with the same best matches one is told.",
         "method_a, method_b, part, layer, share, n",
         (row for row in rows if row[-1]),
     )

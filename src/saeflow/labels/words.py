@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any, Final, Protocol, cast, runtime_checkable
 
@@ -156,7 +156,7 @@ class WordsFolder:
         """
         path = words_path(self.folder, feature.site)
         line = read_line(path, feature.index)
-        return None if line is None else from_json(line, f"{path}: line {feature.index + 1}")
+        return None if line is None else _kept(line, f"{path}: line {feature.index + 1}")
 
     def site(self, site: Site) -> list[FeatureWords | None]:
         """Words of every row of a site, in order; empty when the folder has none.
@@ -321,6 +321,10 @@ def from_json(line: str, where: str) -> FeatureWords | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"{where} holds no words ({error!r}). Fetch or build them again.") from None
+
+
+# a page asks several times for each feature of its graph; graphs have at most some hundred
+_kept = lru_cache(maxsize=1024)(from_json)
 
 
 class _NoWords:

@@ -244,12 +244,15 @@ def test_a_card_says_first_what_its_feature_fires_on_and_how_strongly(visit, exp
     heat = tokens.evaluate_all("all => all.map(one => Number(one.style.getPropertyValue('--heat-share')))")
     assert [share > 0 for share in heat] == [value > 0 for value in context.values]
     assert max(heat) == 1
-    told = re.findall(r"stronger than ([\d.]+)% of its activations", " ".join(lines.all_text_contents()))
-    assert [float(share) / 100 for share in told] == pytest.approx([one.quantile for one in known.spread], abs=0.01)
+    told = lines.locator(".source[title]")
+    assert all("of its activations" in title for title in told.evaluate_all("all => all.map(one => one.title)"))
+    quantiles = [float(text.split()[0]) for text in told.all_text_contents()]
+    assert quantiles == pytest.approx([one.quantile for one in known.spread], abs=0.006)
     bars = panel.locator(".histogram title").all_text_contents()
     assert [int(bar.split()[0]) for bar in bars] == list(known.histogram.counts)
     heads = panel.locator("h3, h4").all_text_contents()
-    order = [heads.index(head) for head in ("From strong to weak", "Suppresses (logit lens)", "Predecessors")]
+    expected = ("From strong to weak, by quantile", "Suppresses (logit lens)", "Predecessors")
+    order = [heads.index(head) for head in expected]
     assert order == sorted(order)
     near = panel.locator(".neighbours").last.locator(".id").all_text_contents()
     assert near == [f"4/res/{row}" for row, _ in known.near]

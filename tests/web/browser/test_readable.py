@@ -130,7 +130,7 @@ def test_a_fitted_graph_is_seen_whole_and_each_heading_stands_over_its_own_layer
         before = len(drawn(page))
         page.evaluate("more => { location.hash += more; }", more)
         expect(page.locator("#frame .node")).not_to_have_count(before, timeout=30_000)
-        page.get_by_label("Fit the whole graph").click()
+        page.locator("#figure").get_by_label("Fit the whole graph").click()
     page.locator("#frame").scroll_into_view_if_needed()
     assert page.evaluate(_CUT_OFF) == 0
     headings = page.evaluate(_HEADINGS)

@@ -41,7 +41,7 @@ export function tokenList(title, tokens) {
 /** The passages of a feature: its strongest, and some from strong to weak where its words have them. */
 export function passages(words, most = 4) {
   const part = document.createDocumentFragment();
-  const groups = [["Strongest passages, shaded by activation", (words.contexts || []).slice(0, most)], ["From strong to weak", words.spread || []]];
+  const groups = [["Strongest passages, shaded by activation", (words.contexts || []).slice(0, most)], ["From strong to weak, by quantile", words.spread || []]];
   const strongest = Math.max(...groups.flatMap(([, found]) => found.flatMap((context) => context.values)), 1e-9);
   for (const [title, found] of groups) {
     if (!found.length) continue;
@@ -55,14 +55,17 @@ function passage(context, strongest) {
   const line = make("p", "context");
   context.tokens.forEach((token, i) => {
     const value = context.values[i] || 0;
-    const span = make("span", "", inPassage(token, value > 0));
+    const shown = inPassage(token, value > 0);
+    const lead = shown.length - shown.trimStart().length; // a line may break there, and shade is not to hang before it
+    const span = make("span", "", shown.slice(lead));
     if (value > 0) span.style.setProperty("--heat-share", Math.min(1, value / strongest).toFixed(3));
     span.title = value > 0 ? `activation ${Number(value.toPrecision(3))}` : "silent here";
-    line.append(span);
+    line.append(shown.slice(0, lead), span);
   });
-  const weaker = context.quantile === null || context.quantile === undefined ? "" : `stronger than ${percent(context.quantile)} of its activations`;
-  const told = [weaker, context.source].filter(Boolean).join(" · ");
-  if (told) line.append(make("span", "source", told));
+  const known = context.quantile !== null && context.quantile !== undefined;
+  const told = make("span", "source", [known ? context.quantile.toFixed(2) : "", context.source].filter(Boolean).join(" · "));
+  if (known) told.title = `Stronger than ${percent(context.quantile)} of its activations`;
+  if (told.textContent) line.append(told);
   return line;
 }
 
