@@ -78,7 +78,7 @@ def coverage(truth: float, span: Span | None, plant: Plant, texts: int, trials: 
         sums = plant(rng, rows)
         low, high = percentile(sums, rows, rng)
         before += low - 1e-9 <= truth <= high + 1e-9
-        found = Tally(np.stack([sums, rows], -1)).told(span=span, sizes=rows)
+        found = Tally(np.stack([sums, rows], -1)).estimate(span=span, sizes=rows)
         if found.low is None or found.high is None:
             none += 1
         else:

@@ -13,7 +13,7 @@ import pytest
 from saeflow.experiments.sampling import open_dataset
 from saeflow.reproduce import plan as planning
 from saeflow.reproduce.costs import Costs, Speeds, active_features, measure
-from saeflow.reproduce.plan import Plan, make_plan, told_time
+from saeflow.reproduce.plan import Plan, make_plan, time_words
 from saeflow.reproduce.recipe import PaperStage, Recipe, open_recipe
 from saeflow.reproduce.record import RECORD, StageState
 from saeflow.reproduce.run import RunSettings, start
@@ -170,4 +170,4 @@ def test_recipes_are_listed(saeflow):
 
 
 def test_times_are_told_as_people_say_them():
-    assert [told_time(s) for s in (8, 89, 91, 5300, 5500)] == ["8 s", "89 s", "2 min", "88 min", "1.5 h"]
+    assert [time_words(s) for s in (8, 89, 91, 5300, 5500)] == ["8 s", "89 s", "2 min", "88 min", "1.5 h"]

@@ -96,9 +96,9 @@ _held: Final[dict[str, Callable[[Any], Any]]] = {}
 _slot = Slot()
 
 
-def device_of_worker(asked: str) -> str:
-    """Where something that was opened for `asked` is opened here: on the GPU of a worker that was given one."""
-    return "cuda" if _slot.gpus else asked
+def device_of_worker(device: str) -> str:
+    """Where something that was opened for `device` is opened here: on the GPU of a worker that was given one."""
+    return "cuda" if _slot.gpus else device
 
 
 def holds(key: str) -> bool:

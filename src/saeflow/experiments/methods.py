@@ -227,8 +227,8 @@ class Matchings:
     def _key(self, *texts: str) -> str:
         """A name for tables of these pairs, made from these weights on these texts."""
         made_from = weights_of(self.dictionaries, {site for pair in self.pairs for site in pair})
-        told = [sorted(made_from.values()), [[str(site) for site in pair] for pair in self.pairs], texts]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        content = [sorted(made_from.values()), [[str(site) for site in pair] for pair in self.pairs], texts]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _progress(self, what: str) -> Progress | None:
         return self.progress(what) if self.progress else None

@@ -158,8 +158,8 @@ class RunRequest:
         ]
 
     def _flat(self) -> dict[str, Any]:
-        told = asdict(self)
-        flat = {name: value for name, value in told.items() if name not in ("atlases", "arguments")}
+        values = asdict(self)
+        flat = {name: value for name, value in values.items() if name not in ("atlases", "arguments")}
         flat |= {f"atlas {name}": value for name, value in self.atlases.items()}
         # through JSON, so that what was read and what is asked compare alike
         return json.loads(json.dumps(flat | dict(self.arguments)))
@@ -187,8 +187,8 @@ class RunRecord:
 
     def to_json(self) -> str:
         """The manifest: the request's fields beside those of the run."""
-        told = asdict(self)
-        return json.dumps(told.pop("request") | told, indent=1, ensure_ascii=False) + "\n"
+        values = asdict(self)
+        return json.dumps(values.pop("request") | values, indent=1, ensure_ascii=False) + "\n"
 
     @staticmethod
     def from_json(text: str) -> RunRecord:
@@ -199,13 +199,13 @@ class RunRecord:
             KeyError: for a manifest without one of the fields.
             TypeError: for counts that are no whole numbers.
         """
-        told = parse_json(text)
-        if not all(type(told[name]) is int for name in ("done", "total")):
-            raise TypeError(f"{told['done']!r} of {told['total']!r} texts are no counts")
-        asked = {field.name: told[field.name] for field in fields(RunRequest)}
-        asked["datasets"] = tuple(asked["datasets"])
-        run = {field.name: told[field.name] for field in fields(RunRecord) if field.name != "request"}
-        return RunRecord(RunRequest(**asked), **run)
+        data = parse_json(text)
+        if not all(type(data[name]) is int for name in ("done", "total")):
+            raise TypeError(f"{data['done']!r} of {data['total']!r} texts are no counts")
+        request = {field.name: data[field.name] for field in fields(RunRequest)}
+        request["datasets"] = tuple(request["datasets"])
+        run = {field.name: data[field.name] for field in fields(RunRecord) if field.name != "request"}
+        return RunRecord(RunRequest(**request), **run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,13 +457,13 @@ class Results:
             return {
                 name: SummaryTable(
                     name,
-                    told["title"],
-                    told["paper"],
-                    told["note"],
-                    tuple(told["columns"]),
-                    tuple(tuple(row) for row in told["rows"]),
+                    stored["title"],
+                    stored["paper"],
+                    stored["note"],
+                    tuple(stored["columns"]),
+                    tuple(tuple(row) for row in stored["rows"]),
                 )
-                for name, told in data["tables"].items()
+                for name, stored in data["tables"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadFile(

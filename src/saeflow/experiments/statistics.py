@@ -123,7 +123,7 @@ class Tally:
                 f"{len(self.sums)} texts came with the datasets of {len(self.datasets)}. Give the dataset of each."
             )
 
-    def told(
+    def estimate(
         self,
         of: Callable[[np.ndarray], np.ndarray] = ratio,
         *,
@@ -157,9 +157,9 @@ class Tally:
         span: Span | None = None,
         level: float = LEVEL,
     ) -> Estimate:
-        """`of(means)` with its interval, of sums whose last axis is (total, rows): `told` with these rows."""
+        """`of(means)` with its interval, of sums whose last axis is (total, rows): `estimate` with these rows."""
         sizes = self.sums[..., 1]
-        return self.told(lambda x: of(ratio(x)), n=float(sizes.sum()), span=span, sizes=sizes, level=level)
+        return self.estimate(lambda x: of(ratio(x)), n=float(sizes.sum()), span=span, sizes=sizes, level=level)
 
     def now(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """`of(totals)` of the data themselves, of any shape; not a number where a cell is empty."""
@@ -244,7 +244,7 @@ def mean_estimates(
     """
     both = np.stack([sums, counts], -1)
     return [
-        Tally(both[:, column], datasets).told(n=total, span=span, sizes=counts[:, column])
+        Tally(both[:, column], datasets).estimate(n=total, span=span, sizes=counts[:, column])
         for column, total in enumerate(counts.sum(0).tolist())
     ]
 
@@ -272,10 +272,10 @@ def _all_but_one(
     np.add.at(of_stratum, strata, of_text)
     own = texts[strata, None]
 
-    def told(at: slice) -> np.ndarray:
+    def without(at: slice) -> np.ndarray:
         return totals + (of_stratum[strata[at]] / own[at] - of_text[at]) * own[at] / (own[at] - 1)
 
-    return told, ((own - 1) / own)[:, 0]
+    return without, ((own - 1) / own)[:, 0]
 
 
 def _halves(

@@ -154,8 +154,8 @@ def _painted(drawing: Drawing, frame: Frame, medium: Medium, of: str) -> Figure:
     cited = frame.paper and (
         "beyond the paper" if "beyond" in frame.paper else f"cf. {frame.paper} of arXiv 2502.03032"
     )
-    told = [frame.title or frame.name, of, cited]
-    caption = " · ".join(part for part in told if part)
+    parts = [frame.title or frame.name, of, cited]
+    caption = " · ".join(part for part in parts if part)
     return drawing.figure(frame, medium, caption) if frame.rows else nothing(medium, caption)
 
 

@@ -22,8 +22,8 @@ from saeflow.paper.kinds import (
     Tone,
     chance,
     forest,
+    measure_tip,
     strips,
-    told,
 )
 from saeflow.paper.style import ACCENT, FAINT, INK, MUTED, PAPER, SQUARE, Medium, Sign, colour
 from saeflow.paper.trials import MAIN, control_beside, main_strategy, over_targets, per_target
@@ -47,12 +47,12 @@ def paired_sentence(frame: Frame) -> str:
     """The main strategy against each other one on the same targets."""
     scopes = frame.distinct("scope")
     rows = frame.where(scope=scopes[0]) if scopes else frame
-    told = [
+    phrases = [
         f"{points_interval(e)} over {row.words('strategy_b')}"
         for row in rows.records
         if row.words("strategy_a") == MAIN and (e := row.estimate("difference"))
     ]
-    return f"Deactivation by {MAIN} on the same targets: {', '.join(told)}." if told else ""
+    return f"Deactivation by {MAIN} on the same targets: {', '.join(phrases)}." if phrases else ""
 
 
 _OUTCOMES: dict[str, Tone] = {
@@ -73,7 +73,7 @@ def remaining_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         shares = {outcome: row.number("share") or 0.0 for outcome, row in known.items()}
         columns = ("control_share", "control_low", "control_high", "control_n")
         control = next((e for row in known.values() if (e := row.estimate(*columns))), None)
-        mark = Mark(control, told(f"control of {group}", control, DEACTIVATED), hollow=True) if control else None
+        mark = Mark(control, measure_tip(f"control of {group}", control, DEACTIVATED), hollow=True) if control else None
         rows.append(Strip(group, shares, group, f"n = {count(most(known.values()))}", mark=mark))
     signs = [Sign(outcome, _OUTCOMES.get(outcome, (MUTED, PAPER))[0], SQUARE) for outcome in outcomes]
     if any(row.mark for row in rows):
@@ -84,10 +84,10 @@ def remaining_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def remaining_sentence(frame: Frame) -> str:
     """What silences targets of all groups together."""
     rows = [row for row in frame.where(group="all").records if row.number("share") is not None]
-    told = [
+    phrases = [
         f"{row.words('outcome')} {percent(row.number('share'))}{control_beside(row, 'control_share')}" for row in rows
     ]
-    return f"Of {count(most(rows))} targets: {listed(told)}." if told else ""
+    return f"Of {count(most(rows))} targets: {listed(phrases)}." if phrases else ""
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ def loss_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         baseline = row.words("kind") == "baseline"
         name = BASELINES.get(row.words("map"), row.words("map"))
         name = "identity: layer skipped" if row.words("map") == "identity" else name
-        told = f"{name}: {decimal_interval(found, 3)} nats above {decimal(row.number('clean'), 3)}"
-        rows.append(DotRow(name, [Mark(found, told, INK if baseline else COLOURS["RES"], hollow=baseline)]))
+        tip = f"{name}: {decimal_interval(found, 3)} nats above {decimal(row.number('clean'), 3)}"
+        rows.append(DotRow(name, [Mark(found, tip, INK if baseline else COLOURS["RES"], hollow=baseline)]))
     others = [found.ends[1] for found, row in known if row.words("map") != "mean"]
     within = (0.0, 1.08 * max(others, default=1.0))
     signs = [Sign("through a match", COLOURS["RES"]), Sign("baseline", hollow=True)]
@@ -40,7 +40,7 @@ def loss_sentence(frame: Frame) -> str:
         return ""
     best = min(matched, key=lambda row: row.number("change") or 0.0)
     found = best.estimate("change")
-    told = f"Through {best.words('map')} the loss rises by {decimal_interval(found) if found else ''} nats"
+    text = f"Through {best.words('map')} the loss rises by {decimal_interval(found) if found else ''} nats"
     names = {
         "identity": "by skipping the layer plainly",
         "least squares": "through the least-squares T",
@@ -51,7 +51,7 @@ def loss_sentence(frame: Frame) -> str:
         for name, word in names.items()
         if (row := only(here, map=name)) and (e := row.estimate("change"))
     ]
-    return f"{told}; {listed(known)}." if known else f"{told}."
+    return f"{text}; {listed(known)}." if known else f"{text}."
 
 
 def difference_figure(frame: Frame, medium: Medium, caption: str) -> Figure:

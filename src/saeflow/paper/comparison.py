@@ -53,13 +53,13 @@ def scores_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             if (mean := row.number("mean")) is not None:
                 chance = [v for v in (row.number("rotation q50"), row.number("chance q50")) if v is not None]
                 ends = (min(chance), max(chance)) if chance else None
-                said = f"{_told(measure, a, b)}: mean cosine {decimal(mean, 3)}, n = {count(row.number('n'))}"
+                said = f"{_pair_words(measure, a, b)}: mean cosine {decimal(mean, 3)}, n = {count(row.number('n'))}"
                 marks.append(Mark(Interval(mean), said, ACCENT, ends=ends))
             if measure in absolute and (mean := absolute[measure].number("mean")) is not None:
-                said = f"{_told(measure, a, b)}: mean |cosine| {decimal(mean, 3)}"
+                said = f"{_pair_words(measure, a, b)}: mean |cosine| {decimal(mean, 3)}"
                 marks.append(Mark(Interval(mean), said, ACCENT, hollow=True))
             if (mean := row.number("by density")) is not None:
-                said = f"{_told(measure, a, b)}: by density {decimal(mean, 3)}"
+                said = f"{_pair_words(measure, a, b)}: by density {decimal(mean, 3)}"
                 marks.append(Mark(Interval(mean), said, colour("MLP"), "D"))
             shares = [percent(row.number(f"above {line:g}")) for line in (0.5, 0.7, 0.9)]
             head = (f"A {_cut(a, medium)}, B {_cut(b, medium)}", ACCENT) if place == 0 else ("", INK)
@@ -81,8 +81,8 @@ def scores_sentence(frame: Frame) -> str:
         return ""
     (a, b), rows = next(iter(pairs.items()))
     known = {row.words("measure"): row.number("mean") for row in rows if row.words("sign") == "signed"}
-    told = f"Features of A ({a}) have a mean best cosine of {decimal(known.get('A in B'))} in B ({b}), those of B of "
-    return f"{told}{decimal(known.get('B in A'))} in A, and partners one to one {decimal(known.get('one to one'))}."
+    text = f"Features of A ({a}) have a mean best cosine of {decimal(known.get('A in B'))} in B ({b}), those of B of "
+    return f"{text}{decimal(known.get('B in A'))} in A, and partners one to one {decimal(known.get('one to one'))}."
 
 
 def cosines_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -112,12 +112,12 @@ def cosines_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 def cosines_sentence(frame: Frame) -> str:
     """How many best matches have a cosine above 0.9."""
-    told: list[str] = []
+    phrases: list[str] = []
     for way in frame.distinct("of"):
         rows = frame.where(of=way, measure="best match").records
         share = sum(row.number("share") or 0.0 for row in rows if (row.number("low") or 0.0) >= 0.9 - 1e-9)
-        told.append(f"{percent(share)} of {way}")
-    return f"A best match of 0.9 or more have {listed(told)}." if told else ""
+        phrases.append(f"{percent(share)} of {way}")
+    return f"A best match of 0.9 or more have {listed(phrases)}." if phrases else ""
 
 
 def kinds_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -140,12 +140,12 @@ def kinds_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 def kinds_sentence(frame: Frame) -> str:
     """What is shared and what is alone, for each dictionary."""
-    told = [
+    phrases = [
         f"{percent(row.number('shared'))} of {row.words('a')} are shared with {row.words('b')} and "
         f"{percent(row.number('only'))} are in it alone"
         for row in frame.records[:4]
     ]
-    return f"{listed(told)}." if told else ""
+    return f"{listed(phrases)}." if phrases else ""
 
 
 def density_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -194,8 +194,8 @@ def matrix_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     ]
     drawn, (axes,) = panels(medium, caption, 1, 1.9 * len(names), over=3.0)
     heat(axes, values, (names, [str(i + 1) for i in range(len(names))]), tips)
-    told = [f"{i + 1}  {_cut(name, medium)}" for i, name in enumerate(names)]
-    axes.set_yticks([i + 0.5 for i in range(len(names))], told)
+    labels = [f"{i + 1}  {_cut(name, medium)}" for i, name in enumerate(names)]
+    axes.set_yticks([i + 0.5 for i in range(len(names))], labels)
     return drawn
 
 
@@ -301,7 +301,7 @@ def _by_pair(frame: Frame) -> dict[tuple[str, str], list[FrameRow]]:
     return found
 
 
-def _told(measure: str, a: str, b: str) -> str:
+def _pair_words(measure: str, a: str, b: str) -> str:
     return {"A in B": f"{a} in {b}", "B in A": f"{b} in {a}"}.get(measure, f"{a} and {b} one to one")
 
 

@@ -160,8 +160,8 @@ class Evidence:
             raise
         except SaeflowError as error:
             # of a stage that is not done the record says more than what its folder lacks
-            told = self._why.get(stage) or f"The stage {stage} cannot be read: {error}"
-            raise NotMeasured(told) from None
+            reason = self._why.get(stage) or f"The stage {stage} cannot be read: {error}"
+            raise NotMeasured(reason) from None
 
 
 def _origins(results: Results) -> OriginsRun:
@@ -231,7 +231,7 @@ def read_graphs(folder: Path) -> GraphsRun:
     if not path.is_file():
         return GraphsRun(graphs)
     try:
-        told = read_json(path)
+        data = read_json(path)
     except (OSError, ValueError) as error:
         raise NotMeasured(f"{path.name} cannot be read ({error}).") from None
-    return GraphsRun(graphs, cast("dict[str, Any]", told) if isinstance(told, dict) else None)
+    return GraphsRun(graphs, cast("dict[str, Any]", data) if isinstance(data, dict) else None)

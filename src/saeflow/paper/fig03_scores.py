@@ -87,13 +87,13 @@ def sentence(frame: Frame) -> str:
     frame, method = first_method(frame)
     layer = "all" if "all" in frame.distinct("layer") else (frame.distinct("layer") or ("",))[0]
     found = frame.where(layer=layer).lookup("score", "group")
-    told: list[str] = []
+    phrases: list[str] = []
     for group, score in OWN_SCORES:
         own, none = (found[score, where].number("median") for where in (group, "nowhere"))
         if own is not None and none is not None:
-            told.append(f"{score} is {decimal(own)} in {group} and {decimal(none)} in nowhere")
+            phrases.append(f"{score} is {decimal(own)} in {group} and {decimal(none)} in nowhere")
     where = "" if layer == "all" else f" at layer {layer}"
-    return f"The median of {', '.join(told)}{method}{where}." if told else ""
+    return f"The median of {', '.join(phrases)}{method}{where}." if phrases else ""
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def claim_proxy(run: OriginsRun) -> list[ClaimNumber]:
         sums = np.zeros((len(datasets), len(layers), 2, _RANKS))
         np.add.at(sums, (text[known], layer[known], on, bins), 1.0)
         tally = Tally(sums, datasets)
-        estimate = tally.told(auc, n=float(known.sum()), span=RATE)
+        estimate = tally.estimate(auc, n=float(known.sum()), span=RATE)
         words = f"area under the curve of {SCORE_NAMES[part]} for an active {part.name} predecessor"
         found.append(ClaimNumber(words, estimate, Rule("above", 0.5), "level", beside="0.5 is chance"))
     if not found:

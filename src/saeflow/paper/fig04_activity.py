@@ -53,8 +53,8 @@ def sentence(frame: Frame) -> str:
     both = [percent(found[*key, "AB"].number("share")) for key in own if found[*key, "AB"].count("tests")]
     if not one:
         return ""
-    told = f"A module active in only one of two groups parts them by its own score in {listed(one)} of tests{method}"
-    return f"{told}; active in both, in {listed(both)}." if len(both) == len(one) else f"{told}."
+    text = f"A module active in only one of two groups parts them by its own score in {listed(one)} of tests{method}"
+    return f"{text}; active in both, in {listed(both)}." if len(both) == len(one) else f"{text}."
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

@@ -88,17 +88,17 @@ def sentence(frame: Frame) -> str:
     ends = [shares_of(frame, dataset=every_of(frame), layer=str(layer)) for layer in (layers[0], layers[-1])]
     if not all(ends):
         return ""
-    told: list[str] = []
+    phrases: list[str] = []
     for layer, shares in zip((layers[0], layers[-1]), ends, strict=True):
         largest = largest_of(shares)
-        whose = "" if told else method
-        told.append(f"at layer {layer} {largest} is largest{whose} with {percent_interval(shares[largest])}")
+        whose = "" if phrases else method
+        phrases.append(f"at layer {layer} {largest} is largest{whose} with {percent_interval(shares[largest])}")
     if layers[0] == layers[-1]:
-        return f"{capital(told[0])}."
+        return f"{capital(phrases[0])}."
     nowhere = ""
     if all("nowhere" in shares for shares in ends):
         nowhere = f"; nowhere goes from {percent(ends[0]['nowhere'].value)} to {percent(ends[1]['nowhere'].value)}"
-    return f"{capital(told[0])}, {told[1]}{nowhere}."
+    return f"{capital(phrases[0])}, {phrases[1]}{nowhere}."
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

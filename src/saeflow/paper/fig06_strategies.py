@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from saeflow.experiments.deactivation_tables import CONTROL, TOP_1
 from saeflow.experiments.statistics import GAP
 from saeflow.paper.frame import GROUPS, Frame, FrameRow, only
-from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Line, control_signs, forest, line, reach, told
+from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Line, control_signs, forest, line, measure_tip, reach
 from saeflow.paper.style import ACCENT, MUTED, Medium, colour, layer_axis, nothing, panels, title, value_axis
 from saeflow.paper.trials import (
     ALIKE,
@@ -24,7 +24,7 @@ from saeflow.paper.trials import (
     main_strategy,
     of_means,
     on_same_targets,
-    rate_told,
+    rate_words,
     removing,
 )
 from saeflow.paper.verdicts import ClaimNumber, Rule
@@ -49,7 +49,8 @@ def layer_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
                 name = f"control of {strategy}" if which else strategy
                 series = [pair[which] for pair in pairs]
                 tips = [
-                    told(f"{name}, layer {n}", e, measure) if e else "" for n, e in zip(layers, series, strict=True)
+                    measure_tip(f"{name}, layer {n}", e, measure) if e else ""
+                    for n, e in zip(layers, series, strict=True)
                 ]
                 line(axes, layers, series, tips, tone=tone, hollow=bool(which))
             low, high = reach(e for row in frame.records for e in both(row)[i])
@@ -92,7 +93,7 @@ def layer_sentence(frame: Frame) -> str:
     if not rows:
         return ""
     low, high = (pick(rows, key=lambda n: rows[n].number("deactivated") or 0.0) for pick in (min, max))
-    ends = [rate_told(rows[layer], f"at layer {layer}") for layer in dict.fromkeys((low, high))]
+    ends = [rate_words(rows[layer], f"at layer {layer}") for layer in dict.fromkeys((low, high))]
     return f"{main} deactivates {'; and '.join(ends)}."
 
 
@@ -127,7 +128,7 @@ def group_sentence(frame: Frame) -> str:
     if not rows:
         return ""
     ordered = sorted(rows, key=lambda g: -(rows[g].number("deactivated") or 0.0))
-    ends = [rate_told(rows[group], f"from {group}") for group in dict.fromkeys((ordered[0], ordered[-1]))]
+    ends = [rate_words(rows[group], f"from {group}") for group in dict.fromkeys((ordered[0], ordered[-1]))]
     return f"Removing all that {main} names deactivates {'; and '.join(ends)}."
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from saeflow.experiments.groups import LABELS
 from saeflow.paper.frame import GROUPS, Frame, Interval
-from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Measure, control_signs, line, reach, told
+from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Measure, control_signs, line, measure_tip, reach
 from saeflow.paper.style import MUTED, Medium, apart, colour, ems, group_signs, panels, value_axis
 from saeflow.paper.trials import (
     SINGLES,
@@ -65,7 +65,9 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
                 rows = frame.where(group=group).by_number("r")
                 found = [row.estimate(*columns) for row in rows.values()]
                 name = f"control of {group}" if hollow else group
-                tips = [told(f"{name}, r = {r:g}", e, measure) if e else "" for r, e in zip(rows, found, strict=True)]
+                tips = [
+                    measure_tip(f"{name}, r = {r:g}", e, measure) if e else "" for r, e in zip(rows, found, strict=True)
+                ]
                 line(axes, list(rows), found, tips, tone=colour(group), hollow=hollow)
                 doses.update(rows)
                 everything += found

@@ -39,7 +39,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 def sentence(frame: Frame) -> str:
     """What removing a part does where it is alone, and in the largest company there is."""
-    told: list[str] = []
+    phrases: list[str] = []
     for part in SINGLES:
         each = {group: only(frame, group=group, removed=part) for group in GROUPS}
         rows = {group: row for group, row in each.items() if row.number("change") is not None}
@@ -47,8 +47,8 @@ def sentence(frame: Frame) -> str:
         if part in rows and company:
             last = company[-1]
             alone, joined = (f"{decimal(rows[g].number('change'))}{control_change(rows[g])}" for g in (part, last))
-            told.append(f"{alone} alone and {joined} in {last} for {part}")
-    return f"Activation change when one predecessor is removed: {'; '.join(told)}." if told else ""
+            phrases.append(f"{alone} alone and {joined} in {last} for {part}")
+    return f"Activation change when one predecessor is removed: {'; '.join(phrases)}." if phrases else ""
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

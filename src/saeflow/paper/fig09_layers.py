@@ -37,9 +37,9 @@ from saeflow.paper.steering import (
     place,
     plain,
     score_signs,
+    score_tip,
     scored,
     themes,
-    told,
     unsteered,
 )
 from saeflow.paper.style import ACCENT, INK, MUTED, Medium, Sign, ems, layer_axis, nothing, panels, title, value_axis
@@ -109,7 +109,7 @@ def _by_layer(
     known = {int(layer): row for row in rows if (layer := _layer(row)) is not None}
     found = [known.get(layer) for layer in layers]
     scores = [row.estimate("score") if row else None for row in found]
-    return found, scores, [told(row, e) if row and e else "" for row, e in zip(found, scores, strict=True)]
+    return found, scores, [score_tip(row, e) if row and e else "" for row, e in zip(found, scores, strict=True)]
 
 
 def _over_doses(
@@ -123,7 +123,7 @@ def _over_doses(
         strip.plot((layers[0] - 0.4, layers[-1] + 0.4), (i, i), color=ACCENT, lw=ems(0.13), alpha=strength, zorder=2)
         top = best(row for row in rows if row is not None)
         if top is not None and (e := top.estimate("score")) is not None:
-            at, text = _layer(top) or 0.0, f"best layer: {told(top, e)}"
+            at, text = _layer(top) or 0.0, f"best layer: {score_tip(top, e)}"
             mark(axes, at, e, text, tone=BEST, upright=True, order=5)
             mark(strip, at, Interval(i), text, tone=BEST, upright=True, order=5)
     strip.set_yticks(range(len(doses)), [f"r {plain(r)}" if i == 0 else plain(r) for i, r in enumerate(doses)])
@@ -143,24 +143,24 @@ def _one_method(axes: Axes, own: Sequence[FrameRow], layers: Sequence[int], *, b
     line(axes, layers, found, tips, **how)
     if top is not None and (e := top.estimate("score")) is not None:
         at = _layer(top) or 0.0
-        mark(axes, at, e, f"best layer: {told(top, e)}", upright=True, order=5, **how)
+        mark(axes, at, e, f"best layer: {score_tip(top, e)}", upright=True, order=5, **how)
         ring: dict[str, Any] = {"ms": ems(1.0), "mfc": "none", "mec": INK, "mew": ems(0.1), "ls": "none"}
         axes.plot([at], [e.value], marker="o", zorder=7, clip_on=False, **ring)
 
 
 def sentence(frame: Frame) -> str:
     """The best layer of each method and how it moves with r."""
-    told: list[str] = []
+    phrases: list[str] = []
     for direction, rows in frame.by("direction").items():
         themes = rows.by("theme")
         tell = _layers_by_dose if direction == SUPPRESS else _best_layers
         if len(themes) == 1:
-            told.append(tell(rows))
+            phrases.append(tell(rows))
         elif direction == SUPPRESS:
-            told.append(_moves(themes))
+            phrases.append(_moves(themes))
         else:
-            told.append(_where_best(themes))
-    return " ".join(word for word in told if word)
+            phrases.append(_where_best(themes))
+    return " ".join(word for word in phrases if word)
 
 
 def _ends(frame: Frame) -> tuple[FrameRow, FrameRow] | None:
@@ -177,7 +177,7 @@ def _layers_by_dose(frame: Frame) -> str:
     ends = _ends(frame)
     if ends is None:
         return ""
-    told = [
+    phrases = [
         f"at {dose(row)} the best single layer is {row.number('layer'):.0f}, with "
         f"{decimal_interval(found) if (found := row.estimate('score')) else ''}"
         for row in ends
@@ -185,7 +185,7 @@ def _layers_by_dose(frame: Frame) -> str:
     top = best(row for row in frame.records if row.words("method") in MULTI)
     found = top.estimate("score") if top else None
     joint = f"; cumulative reaches {decimal_interval(found)} with {place(top)} at {dose(top)}" if top and found else ""
-    return f"{capital(told[0])}, {told[1]}{joint}{unsteered(frame)}."
+    return f"{capital(phrases[0])}, {phrases[1]}{joint}{unsteered(frame)}."
 
 
 def _moves(themes: Mapping[str, Frame]) -> str:
@@ -204,8 +204,8 @@ def _moves(themes: Mapping[str, Frame]) -> str:
 
 def _best_layers(frame: Frame) -> str:
     tops = [row for m in methods(frame) if (row := best(frame.where(method=m).records)) is not None]
-    told = [text for row in tops if (text := scored(row))]
-    return f"Best of all layers: {listed(told)}{unsteered(frame)}." if told else ""
+    phrases = [text for row in tops if (text := scored(row))]
+    return f"Best of all layers: {listed(phrases)}{unsteered(frame)}." if phrases else ""
 
 
 def _where_best(themes: Mapping[str, Frame]) -> str:
@@ -259,7 +259,7 @@ def claim_earlier(run: SteeringRun) -> list[ClaimNumber]:
 
     words = "best layer at the strongest r less that at the weakest, in layers"
     far = max(row[-1] - row[0] for row in layers)
-    found = tally.told(moved, n=n, span=(-far, far), chosen=True)
+    found = tally.estimate(moved, n=n, span=(-far, far), chosen=True)
     return [ClaimNumber(words, found, BELOW_0, "number", beside=of_themes(len(layers)))]
 
 
@@ -273,7 +273,7 @@ def claim_even(run: SteeringRun) -> list[ClaimNumber]:
         return (spread[..., 1] - spread[..., 0]).mean(-1)
 
     words = "standard deviation over layers of the score at the strongest r less that at the weakest"
-    return [ClaimNumber(words, tally.told(uneven, n=n), ABOVE_0, "number", beside=of_themes(len(layers)))]
+    return [ClaimNumber(words, tally.estimate(uneven, n=n), ABOVE_0, "number", beside=of_themes(len(layers)))]
 
 
 def claim_stronger(run: SteeringRun) -> list[ClaimNumber]:

@@ -33,9 +33,9 @@ from saeflow.paper.steering import (
     plain,
     score_of,
     score_signs,
+    score_tip,
     scored,
     themes,
-    told,
     unsteered,
     verb,
 )
@@ -84,7 +84,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         for method in shown:
             rows = frame.where(method=method).by_number("value")
             found = [row.estimate(*columns) for row in rows.values()]
-            tips = [told(row, e, columns[0]) if e else "" for row, e in zip(rows.values(), found, strict=True)]
+            tips = [score_tip(row, e, columns[0]) if e else "" for row, e in zip(rows.values(), found, strict=True)]
             kind = look(method)
             line(axes, [at[v] for v in rows], found, tips, tone=kind.tone, hollow=kind.hollow, shape=kind.shape)
             everything += found
@@ -137,26 +137,28 @@ def _trade(axes: Axes, frame: Frame, shown: Sequence[str], *, suppress: bool) ->
 
 def sentence(frame: Frame) -> str:
     """The best coefficient of each method; over many themes, which method reaches the highest score."""
-    told: list[str] = []
+    phrases: list[str] = []
     for direction, rows in frame.by("direction").items():
         themes = rows.by("theme")
-        told.append(_best_values(rows, direction) if len(themes) == 1 else _winners(themes, direction))
-    return " ".join(word for word in told if word)
+        phrases.append(_best_values(rows, direction) if len(themes) == 1 else _winners(themes, direction))
+    return " ".join(word for word in phrases if word)
 
 
 def _best_values(frame: Frame, direction: str) -> str:
     swept = [m for m in methods(frame) if m not in {"none", "prompt"}]
     tops = [row for m in swept if (row := best(frame.where(method=m).records)) is not None]
-    told = [text for row in sorted(tops, key=score_of, reverse=True) if (text := scored(row))]
+    phrases = [text for row in sorted(tops, key=score_of, reverse=True) if (text := scored(row))]
     symbol = "r" if direction == SUPPRESS else "s"
-    return f"Highest scores over {symbol}: {listed(told)}{unsteered(frame)}." if told else ""
+    return f"Highest scores over {symbol}: {listed(phrases)}{unsteered(frame)}." if phrases else ""
 
 
 def _winners(themes: Mapping[str, Frame], direction: str) -> str:
     tops = [row for rows in themes.values() if (row := best(rows.records)) is not None]
     wins = {m: sum(row.words("method") == m for row in tops) for m in {row.words("method") for row in tops}}
-    told = [f"{look(m).name} in {wins[m]}" for m in sorted(wins, key=lambda m: (-wins[m], m))]
-    return f"{verb(direction)}, the highest score of {len(tops)} themes is that of {listed(told)}." if told else ""
+    phrases = [f"{look(m).name} in {wins[m]}" for m in sorted(wins, key=lambda m: (-wins[m], m))]
+    return (
+        f"{verb(direction)}, the highest score of {len(tops)} themes is that of {listed(phrases)}." if phrases else ""
+    )
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ def claim_steady(run: SteeringRun) -> list[ClaimNumber]:
             return (wide[..., 0] - wide[..., 1]).mean(-1)
 
         words = f"spread of the score over r of {other} less that of cumulative"
-        estimate = tally.told(spread, n=float(tally.sums[..., 1].sum()))
+        estimate = tally.estimate(spread, n=float(tally.sums[..., 1].sum()))
         found.append(ClaimNumber(words, estimate, ABOVE_0, "number", beside=of_themes(len(blocks))))
     return found
 

@@ -65,10 +65,10 @@ def sentence(frame: Frame) -> str:
     if "nowhere" not in every:
         return ""
     of = f"Of {count(every['nowhere'].n)} active features" if every["nowhere"].n else "Of the active features"
-    told = f"{of}, {percent_interval(every['nowhere'])} have no active predecessor{method}"
+    text = f"{of}, {percent_interval(every['nowhere'])} have no active predecessor{method}"
     others = {group: share for group, share in every.items() if group != "nowhere"}
     if others:
-        told += f"; the largest other group is {largest_of(others)} with {percent_interval(others[largest_of(others)])}"
+        text += f"; the largest other group is {largest_of(others)} with {percent_interval(others[largest_of(others)])}"
     sets = {
         d: s["nowhere"].value
         for d in frame.distinct("dataset")
@@ -76,8 +76,8 @@ def sentence(frame: Frame) -> str:
     }
     if len(sets) > 1:
         low, high = min(sets, key=sets.__getitem__), max(sets, key=sets.__getitem__)
-        told += f". Nowhere runs from {percent(sets[low])} ({low}) to {percent(sets[high])} ({high})"
-    return f"{told}."
+        text += f". Nowhere runs from {percent(sets[low])} ({low}) to {percent(sets[high])} ({high})"
+    return f"{text}."
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def claim_attention_prevails(run: OriginsRun) -> list[ClaimNumber]:
 def claim_described(run: OriginsRun) -> list[ClaimNumber]:
     """Most active features have an active predecessor."""
     shares = GroupShares(run)
-    found = shares.tally.told(lambda x: 1 - overall(x)[:, 0], n=shares.n, span=RATE)
+    found = shares.tally.estimate(lambda x: 1 - overall(x)[:, 0], n=shares.n, span=RATE)
     return [ClaimNumber("active features with an active predecessor", found, Rule("above", 0.5), "share")]
 
 

@@ -44,14 +44,14 @@ def sentence(frame: Frame) -> str:
     if not stay:
         return ""
     low, high = min(stay, key=stay.__getitem__), max(stay, key=stay.__getitem__)
-    told = (
+    text = (
         f"A feature seen in {high} is in the same group in another context with probability {percent(stay[high])}, "
         f"one seen in {low} with {percent(stay[low])}{method}"
     )
     away = [(p, group) for group in GROUPS if group != high and (p := found[high, group].number("probability"))]
     if away:
-        told += f"; out of {high} it most often goes to {max(away)[1]} ({percent(max(away)[0])})"
-    return f"{told}."
+        text += f"; out of {high} it most often goes to {max(away)[1]} ({percent(max(away)[0])})"
+    return f"{text}."
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def claim_context(run: OriginsRun) -> list[ClaimNumber]:
 
     n = float(tally.sums[..., 8].sum())
     words = "pairs of observations of one feature that are in two groups"
-    return [ClaimNumber(words, tally.told(moved, n=n, span=RATE), Rule("above", 0.1), "share")]
+    return [ClaimNumber(words, tally.estimate(moved, n=n, span=RATE), Rule("above", 0.1), "share")]
 
 
 def claim_nowhere(run: OriginsRun) -> list[ClaimNumber]:
@@ -110,7 +110,9 @@ def claim_nowhere(run: OriginsRun) -> list[ClaimNumber]:
     now = tally.now(into)
     other = 1 + int(np.nan_to_num(now[1:]).argmax())
     beside = f"nowhere {in_percent(now[0])}, {GROUPS[other]} {in_percent(now[other])}"
-    found = tally.told(lambda x: into(x)[:, 0] - into(x)[:, 1:].max(-1), n=float(tally.sums[..., 8].sum()), span=GAP)
+    found = tally.estimate(
+        lambda x: into(x)[:, 0] - into(x)[:, 1:].max(-1), n=float(tally.sums[..., 8].sum()), span=GAP
+    )
     words = "mean probability to go to nowhere less that to the next likely group"
     return [ClaimNumber(words, found, ABOVE_0, beside=beside)]
 
@@ -124,7 +126,7 @@ def claim_attention(run: OriginsRun) -> list[ClaimNumber]:
     there, elsewhere = in_percent(goes[RES_ATT]), in_percent(goes[other])
     beside = f"{there} to RES & ATT (the paper's Gemma: 45 %), {elsewhere} to {GROUPS[other]}"
     sizes = tally.sums[:, ATT, 8]
-    found = tally.told(
+    found = tally.estimate(
         lambda x: _goes(x)[:, ATT, RES_ATT] - _goes(x)[:, ATT][:, rest].max(-1),
         n=float(sizes.sum()),
         span=GAP,

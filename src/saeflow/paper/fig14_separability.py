@@ -47,7 +47,7 @@ def sentence(frame: Frame) -> str:
     if not by_score:
         return ""
     differ = listed([f"{s} in {percent(share)}" for s, share in by_score.items()])
-    told = f"Two groups differ by {differ} of the tests{method}"
+    text = f"Two groups differ by {differ} of the tests{method}"
     pairs: dict[tuple[str, str], list[FrameRow]] = {}
     for row in frame.records:
         pairs.setdefault((row.words("group_a"), row.words("group_b")), []).append(row)
@@ -55,8 +55,8 @@ def sentence(frame: Frame) -> str:
     hardest = min(tested, key=tested.__getitem__)
     if len(tested) > 1:
         a, b = hardest
-        told += f"; hardest to tell apart are {a} and {b} ({percent(tested[hardest])} over the scores)"
-    return f"{told}."
+        text += f"; hardest to tell apart are {a} and {b} ({percent(tested[hardest])} over the scores)"
+    return f"{text}."
 
 
 def _pooled(rows: Iterable[FrameRow]) -> float | None:

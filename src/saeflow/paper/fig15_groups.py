@@ -46,10 +46,10 @@ def groups_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def groups_sentence(frame: Frame) -> str:
     """For how many of the same features each strategy names no active predecessor."""
     rows = frame.where(group="nowhere").records
-    told = [
+    phrases = [
         f"{percent(share)} under {row.words('strategy')}" for row in rows if (share := row.number("share")) is not None
     ]
-    return f"The share from nowhere is {listed(told)} of the same features." if told else ""
+    return f"The share from nowhere is {listed(phrases)} of the same features." if phrases else ""
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -58,16 +58,16 @@ def groups_sentence(frame: Frame) -> str:
 def claim_more(trials: pd.DataFrame) -> list[ClaimNumber]:
     """Top-5 finds an active predecessor for more targets, and more combined groups, RES & MLP above all."""
     first, five = (per_target(trials, name) for name in (TOP_1, TOP_5))
-    asked = {
+    pairs = {
         "targets with an active predecessor": GROUPS[1:],
         "targets in combined groups": COMBINED,
         "targets in From RES & MLP": ["RES & MLP"],
     }
     found: list[ClaimNumber] = []
-    for what, wanted in asked.items():
+    for what, wanted in pairs.items():
         own = [targets["group"].isin(wanted).astype(float) for targets in (five, first)]
         tally, n = over_targets(first, *own), len(first)
-        estimate = tally.told(lambda x: (x[:, 0] - x[:, 1]) / x[:, 2], n=n, span=GAP, sizes=tally.sums[:, 2])
+        estimate = tally.estimate(lambda x: (x[:, 0] - x[:, 1]) / x[:, 2], n=n, span=GAP, sizes=tally.sums[:, 2])
         beside = " against ".join(in_percent(float(column.mean())) for column in own)
         found.append(ClaimNumber(f"{what} by top-5 less those by top-1", estimate, ABOVE_0, beside=beside))
     return found
@@ -106,18 +106,18 @@ def new_group_sentence(frame: Frame) -> str:
     def rate(group: str) -> float:
         return silent[group].number("probability") or 0.0
 
-    def told_of(row: FrameRow) -> str:
+    def rate_of(row: FrameRow) -> str:
         return f"{percent(row.number('probability'))}{control_beside(row, 'control_probability')}"
 
     low, high = min(silent, key=rate), max(silent, key=rate)
     under = f" under {main}" if main else ""
-    told = f"With all predecessors removed{under}, {told_of(silent[high])} of targets from {high} fall silent"
+    text = f"With all predecessors removed{under}, {rate_of(silent[high])} of targets from {high} fall silent"
     if low != high:
-        told += f" and {told_of(silent[low])} of those from {low}"
+        text += f" and {rate_of(silent[low])} of those from {low}"
     stays = _became(frame, low, "nowhere")
     if stays.number("probability") is None:
-        return f"{told}."
-    return f"{told}; {told_of(stays)} of the latter stay active with no active predecessor."
+        return f"{text}."
+    return f"{text}; {rate_of(stays)} of the latter stay active with no active predecessor."
 
 
 def _became(frame: Frame, group: str, outcome: str) -> FrameRow:

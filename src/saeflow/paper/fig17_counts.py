@@ -41,8 +41,8 @@ def counts_sentence(frame: Frame) -> str:
     """How many targets and trials there are."""
     features, trials = (sum(row.number(name) or 0.0 for row in frame.records) for name in ("features", "trials"))
     layers = frame.layers()
-    told = f"{count(features)} targets and {count(trials)} trials" if trials else f"{count(features)} targets"
-    return f"{told} at {len(layers)} {'layer' if len(layers) == 1 else 'layers'}." if layers else f"{told}."
+    text = f"{count(features)} targets and {count(trials)} trials" if trials else f"{count(features)} targets"
+    return f"{text} at {len(layers)} {'layer' if len(layers) == 1 else 'layers'}." if layers else f"{text}."
 
 
 def probable_figure(frame: Frame, medium: Medium, caption: str) -> Figure:

@@ -51,12 +51,12 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 def sentence(frame: Frame) -> str:
     """How large nowhere is under each method, on all data and on data new to Pearson."""
-    told = _nowhere_by_method(frame, every_of(frame))
-    if not told:
+    text = _nowhere_by_method(frame, every_of(frame))
+    if not text:
         return ""
     out = [r.words("dataset") for r in frame.records if r.words("in_distribution") == "False"]
     new = "".join(f" On {d}, new to Pearson: {listed(_nowhere_by_method(frame, d))}." for d in dict.fromkeys(out))
-    return f"The share from nowhere is {listed(told)}.{new}"
+    return f"The share from nowhere is {listed(text)}.{new}"
 
 
 def _nowhere_by_method(frame: Frame, dataset: str) -> list[str]:
@@ -85,7 +85,7 @@ def _pearson_less(run: OriginsRun, datasets: Sequence[str], groups: list[int], r
 
     cosine, pearson = tally.now(of_both).tolist()
     sizes = tally.sums[:, 0, places].sum((1, 2))
-    found = tally.told(lambda x: of_both(x)[:, 1] - of_both(x)[:, 0], n=float(sizes.sum()), span=GAP, sizes=sizes)
+    found = tally.estimate(lambda x: of_both(x)[:, 1] - of_both(x)[:, 0], n=float(sizes.sum()), span=GAP, sizes=sizes)
     words = f"{what} by Pearson less that by cosine, on {', '.join(datasets)}"
     return ClaimNumber(words, found, rule, beside=f"{in_percent(pearson)} against {in_percent(cosine)}")
 
@@ -135,7 +135,7 @@ def claim_datasets(run: OriginsRun) -> list[ClaimNumber]:
         return (np.abs(p - p.mean(2, keepdims=True)).sum(-1) / 2).mean(-1)
 
     beside = " against ".join(in_percent(value) for value in tally.now(apart)[::-1].tolist())
-    found = tally.told(lambda x: apart(x)[:, 1] - apart(x)[:, 0], n=n, span=GAP)
+    found = tally.estimate(lambda x: apart(x)[:, 1] - apart(x)[:, 0], n=n, span=GAP)
     words = "distance of data sets from their mean under Pearson less that under cosine"
     return [ClaimNumber(words, found, ABOVE_0, beside=beside)]
 
@@ -157,7 +157,7 @@ def claim_agreement(run: OriginsRun) -> list[ClaimNumber]:
         sizes = tally.sums[..., 1]
         if not sizes.sum(0).all():
             continue
-        estimate = tally.told(lambda x: ratio(x)[:, 0] - ratio(x)[:, 1], n=sizes[:, 1].sum(), span=GAP, sizes=sizes)
+        estimate = tally.estimate(lambda x: ratio(x)[:, 0] - ratio(x)[:, 1], n=sizes[:, 1].sum(), span=GAP, sizes=sizes)
         words = f"features for which both methods name the same RES predecessor, less the same {part.name} predecessor"
         beside = " against ".join(map(in_percent, tally.now(ratio).tolist()))
         found.append(ClaimNumber(words, estimate, ABOVE_0, beside=beside))

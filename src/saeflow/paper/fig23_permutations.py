@@ -21,7 +21,7 @@ from saeflow.paper.transition import (
     baselines_beside,
     best_row,
     less,
-    map_told,
+    map_words,
     one_pair,
     shown_as,
     side_by_side,
@@ -52,7 +52,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         ways = of_method.distinct("matched")
         for matched in ways:
             marks = [
-                Mark(found, map_told(row, found, f"matched {matched}"), TONES.get(row.words("applied"), INK))
+                Mark(found, map_words(row, found, f"matched {matched}"), TONES.get(row.words("applied"), INK))
                 for row in of_method.where(matched=matched).records
                 if (found := row.estimate("ev"))
             ]
@@ -73,15 +73,15 @@ def sentence(frame: Frame) -> str:
     top = max(tops, key=lambda row: row.number("ev") or 0.0) if tops else None
     if cosine is None or top is None:
         return ""
-    told = (
+    text = (
         f"The best cosine explains {shown_as(cosine)} of the variance (applied {cosine.words('applied')}), the best "
         f"permutation {shown_as(top)} ({top.words('method')}, matched {top.words('matched')}, applied "
         f"{top.words('applied')}){baselines_beside(here, 'method')}."
     )
     raw, folded = (only(here, method="cosine top-1", applied=how) for how in ("raw", "folded"))
     if raw.number("ev") is None or folded.number("ev") is None:
-        return told
-    return f"{told} Folded when applied, the best cosine explains {shown_as(folded)} in place of {shown_as(raw)}."
+        return text
+    return f"{text} Folded when applied, the best cosine explains {shown_as(folded)} in place of {shown_as(raw)}."
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

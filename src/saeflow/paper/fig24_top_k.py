@@ -24,7 +24,7 @@ from saeflow.paper.transition import (
     best_row,
     explained,
     less,
-    map_told,
+    map_words,
     one_pair,
     shown_as,
     variance,
@@ -67,7 +67,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             found = rows.where(entries=entries, applied=how).lookup("k")
             shift = 0.1 * (number - (len(series) - 1) / 2)
             points = [
-                (i + shift, e, map_told(row, Interval(e.value), measure))
+                (i + shift, e, map_words(row, Interval(e.value), measure))
                 for i, k in enumerate(ks)
                 if (e := (row := found[k]).estimate(*columns))
             ]
@@ -91,25 +91,25 @@ def _series(axes: Axes, points: Sequence[tuple[float, Interval, str]], entries: 
     hollow = entries == "binary"
     xs, heights = [x for x, _, _ in points], [max(e.value, 4 * low - 3) for _, e, _ in points]
     axes.plot(xs, heights, color=tone, lw=ems(0.1), ls=DOTS if hollow else "solid", zorder=2, alpha=0.75)
-    for x, e, told in points:
+    for x, e, words in points:
         if e.value < low:
-            point(axes, x, low, told, tone=tone, size=0.4, shape="v", hollow=True)
+            point(axes, x, low, words, tone=tone, size=0.4, shape="v", hollow=True)
             continue
         axes.plot((x, x), (max(e.ends[0], low), e.ends[1]), color=tone, lw=ems(0.09), zorder=3)
-        point(axes, x, e.value, told, tone=tone, size=0.45, shape=_SHAPES[entries], hollow=hollow)
+        point(axes, x, e.value, words, tone=tone, size=0.45, shape=_SHAPES[entries], hollow=hollow)
 
 
 def sentence(frame: Frame) -> str:
     """The best k of each product, and what more entries do to the decoders' product."""
     here = one_pair(frame)
-    told: list[str] = []
+    phrases: list[str] = []
     for product in (name for name in here.distinct("weights") if name.startswith("W_dec")):
         row = best_row(here.where(weights=product))
         if row is not None:
-            told.append(f"{product} is best with {_setting(row)}: {shown_as(row)}")
-    if not told:
+            phrases.append(f"{product} is best with {_setting(row)}: {shown_as(row)}")
+    if not phrases:
         return ""
-    said = f"{listed(told)}{baselines_beside(here, 'weights')}."
+    said = f"{listed(phrases)}{baselines_beside(here, 'weights')}."
     two = only(here, weights="W_dec W_dec", k="2", entries="values", matched="raw", applied="folded")
     other = only(here, weights="permutation", applied="raw")
     if two.number("ev") is None or other.number("ev") is None:
@@ -144,7 +144,7 @@ def claim_cosine(run: TransitionRun) -> list[ClaimNumber]:
     tally, n = explained(run, [COSINE, *others])
     values = tally.now(variance)
     top = MapVariant.of(others[int(values[1:].argmax())])
-    found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1:].max(-1), n=n)
+    found = tally.estimate(lambda x: variance(x)[:, 0] - variance(x)[:, 1:].max(-1), n=n)
     words = f"explained variance of cosine top-1 less that of the best of {len(others)} others"
     beside = f"{values[0]:.3f} against {values[1:].max():.3f} ({top.words if top else ''})".replace("-0", f"{MINUS}0")
     return [ClaimNumber(words, found, ABOVE_0, "number", beside=beside)]

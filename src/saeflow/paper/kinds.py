@@ -52,7 +52,7 @@ Tone = tuple[str | tuple[str, float], str]
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How a table is drawn and told.
+    """How a table is drawn and measure_tip.
 
     Attributes:
         figure: draws its rows for a medium, with a caption.
@@ -278,7 +278,7 @@ def forest(
         for line, before in zip(lines, (None, *lines), strict=False):
             found, control = line.cells[i]
             named = ((found, line.label, line.hollow), (control, f"control of {line.label}", True))
-            marks = [Mark(e, told(name, e, measure), line.tone, "o", hollow) for e, name, hollow in named if e]
+            marks = [Mark(e, measure_tip(name, e, measure), line.tone, "o", hollow) for e, name, hollow in named if e]
             notes = [measure.text(found) if found else ""]
             notes += [measure.short(control.value if control else None)] if controls else []
             notes += [count(line.n)]
@@ -291,7 +291,7 @@ def forest(
     return dots(shown, medium, caption, signs=signs, least=20.0)
 
 
-def told(name: str, found: Interval, measure: Measure) -> str:
+def measure_tip(name: str, found: Interval, measure: Measure) -> str:
     """A number in a sentence, for tips."""
     return f"{name}: {measure.text(found)} {measure.head}" + ("" if found.n is None else f", n = {count(found.n)}")
 

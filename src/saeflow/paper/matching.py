@@ -67,7 +67,7 @@ def tone_of(part: str) -> str:
 def agreement_sentence(frame: Frame) -> str:
     """For each pair of methods the share of the same best match, by part."""
     pairs = tuple(dict.fromkeys((r.words("method_a"), r.words("method_b")) for r in frame.records))
-    told: list[str] = []
+    phrases: list[str] = []
     for a, b in pairs:
         rows = frame.where(method_a=a, method_b=b)
         parts = [
@@ -76,8 +76,8 @@ def agreement_sentence(frame: Frame) -> str:
             if (share := _agreed(rows.where(part=part))) is not None
         ]
         if parts:
-            told.append(f"{a} and {b} name the same predecessor in {listed(parts)}")
-    return f"{capital('; '.join(told))}." if told else ""
+            phrases.append(f"{a} and {b} name the same predecessor in {listed(parts)}")
+    return f"{capital('; '.join(phrases))}." if phrases else ""
 
 
 def _agreed(frame: Frame) -> float | None:
@@ -167,14 +167,14 @@ def _over_layers(
 
 def thresholds_sentence(frame: Frame) -> str:
     """Between which values the calibrated threshold of each part lies."""
-    told: list[str] = []
+    phrases: list[str] = []
     for part in frame.distinct("part"):
         values = frame.where(part=part).numbers("threshold")
         if values:
-            told.append(f"{decimal(min(values))} to {decimal(max(values))} for {part}")
+            phrases.append(f"{decimal(min(values))} to {decimal(max(values))} for {part}")
     return (
-        f"Calibrated thresholds run from {listed(told)}; the fixed ones are 0.5 for res and 0.15 for modules."
-        if told
+        f"Calibrated thresholds run from {listed(phrases)}; the fixed ones are 0.5 for res and 0.15 for modules."
+        if phrases
         else ""
     )
 

@@ -148,7 +148,7 @@ class GroupShares:
         self, of: Callable[[Totals], np.ndarray], words: str, rule: Rule = ABOVE_0, beside: str = ""
     ) -> ClaimNumber:
         """`of(totals)`, a difference of shares."""
-        return ClaimNumber(words, self.tally.told(of, n=self.n, span=GAP), rule, beside=beside)
+        return ClaimNumber(words, self.tally.estimate(of, n=self.n, span=GAP), rule, beside=beside)
 
 
 def by_layer(x: Totals) -> np.ndarray:

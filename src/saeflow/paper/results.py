@@ -287,17 +287,17 @@ def _short(number: float) -> str:
 
 
 def _facts(record: RunRecord) -> Iterable[tuple[str, str]]:
-    asked = record.request
-    yield "model", asked.model
-    yield "release", asked.release
-    yield "seed", str(asked.seed)
-    steering = asked.experiment == "steering"
-    yield "themes" if steering else "datasets", ", ".join(asked.datasets)
-    sizes = [f"{asked.arguments[k]} {k}" for k in ("texts", "tokens") if isinstance(asked.arguments.get(k), int)]
-    if steering and isinstance(asked.arguments.get("samples"), int):
-        again = asked.arguments.get("confirm")
+    request = record.request
+    yield "model", request.model
+    yield "release", request.release
+    yield "seed", str(request.seed)
+    steering = request.experiment == "steering"
+    yield "themes" if steering else "datasets", ", ".join(request.datasets)
+    sizes = [f"{request.arguments[k]} {k}" for k in ("texts", "tokens") if isinstance(request.arguments.get(k), int)]
+    if steering and isinstance(request.arguments.get("samples"), int):
+        again = request.arguments.get("confirm")
         confirmed = f", {again} to confirm the best" if isinstance(again, int) else ""
-        yield "samples of a setting", f"{asked.arguments['samples']}{confirmed}"
+        yield "samples of a setting", f"{request.arguments['samples']}{confirmed}"
     if sizes:
         yield "sample of each", f"{sizes[0]}, {sizes[1]} a text" if len(sizes) == 2 else sizes[0]
     yield (
@@ -328,10 +328,10 @@ def _took(started: str, finished: str) -> str:
 
 def _record(record: RunRecord) -> list[tuple[str, str]]:
     """Everything of the manifest that the header leaves out."""
-    asked = record.request
+    request = record.request
     groups: list[tuple[str, Mapping[str, Any]]] = [
-        ("Arguments", asked.arguments),
-        ("Matches", asked.atlases),
+        ("Arguments", request.arguments),
+        ("Matches", request.atlases),
         ("Versions", record.versions),
     ]
     return [

@@ -132,7 +132,7 @@ def setting(row: FrameRow) -> str:
     return ", ".join(word for word in (place(row), dose(row)) if word)
 
 
-def told(row: FrameRow, found: Interval, what: str = "score") -> str:
+def score_tip(row: FrameRow, found: Interval, what: str = "score") -> str:
     """`single, layer 5, s = 8: score 0.41 (0.35–0.47), n = 64`, for tips."""
     name = ", ".join(word for word in (look(row.words("method")).name, setting(row)) if word)
     return f"{name}: {what} {decimal_interval(found)}" + ("" if found.n is None else f", n = {count(found.n)}")
@@ -158,7 +158,7 @@ def default_of(frame: Frame) -> float | None:
     return next((row.number("score") for row in frame.where(method="none").records), None)
 
 
-def samples_told(frame: Frame) -> str:
+def samples_words(frame: Frame) -> str:
     """`n = 64`, or `n = 48 to 64` where rows differ; empty where no row has one."""
     known = frame.numbers("n")
     if not known:
@@ -173,7 +173,7 @@ def method_signs(names: Sequence[str]) -> list[Sign]:
 
 def score_signs(frame: Frame) -> list[Sign]:
     """The entries of the dashed line of the unsteered score, where it is known, and of n."""
-    value, n = default_of(frame), samples_told(frame)
+    value, n = default_of(frame), samples_words(frame)
     signs = [] if value is None else [Sign(f"unsteered {decimal(value)}", shape=DASHES)]
     return [*signs, *([Sign(n, shape="")] if n else [])]
 
@@ -203,7 +203,7 @@ def theme_panels(
     if not keys:
         return nothing(medium, caption)
     named = {key: next(rows[key] for rows in rows_of.values() if key in rows) for key in keys}
-    ns = {theme: samples_told(frame.where(theme=theme)) for theme in rows_of}
+    ns = {theme: samples_words(frame.where(theme=theme)) for theme in rows_of}
     alike = len(set(ns.values())) == 1
     shown: list[DotPanel] = []
     for theme, rows in rows_of.items():

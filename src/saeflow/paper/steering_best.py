@@ -25,10 +25,10 @@ from saeflow.paper.steering import (
     row_key,
     row_keys,
     score_of,
+    score_tip,
     scored,
     theme_panels,
     themes,
-    told,
     verb,
 )
 from saeflow.paper.style import DASHES, MUTED, Medium, Sign
@@ -54,7 +54,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
                 continue
             kind = look("random" if mirrored in owned else row.words("method"))
             if mirrored in owned:
-                text = f"{theme}, {told(row, found)}; random rows in place of those of {mirrored[0]}"
+                text = f"{theme}, {score_tip(row, found)}; random rows in place of those of {mirrored[0]}"
                 there = lines.get(mirrored, DotRow(key_name(mirrored)))
                 mark = Mark(found, text, kind.tone, kind.shape, kind.hollow, 0.3)
                 lines[mirrored] = replace(there, marks=(*there.marks, mark))
@@ -64,7 +64,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
                 for name in ("behavior", "coherence")
                 if (e := row.estimate(name, f"{name}_low", f"{name}_high"))
             ]
-            text = f"{theme}, {told(row, found)}" + (f"; {', '.join(marks)}" if marks else "")
+            text = f"{theme}, {score_tip(row, found)}" + (f"; {', '.join(marks)}" if marks else "")
             mark = Mark(found, text, kind.tone, kind.shape, kind.hollow)
             lines[row_key(row)] = DotRow(key_name(row_key(row)), (mark,), (decimal(found.value),))
     keys = [key for key in row_keys(frame) if any(key in lines for lines in shown.values())]
@@ -77,11 +77,11 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 def sentence(frame: Frame) -> str:
     """The best multi-layer method against the others: its scores, or in how many themes it is above them."""
-    told: list[str] = []
+    phrases: list[str] = []
     for direction, rows in frame.by("direction").items():
         themes = rows.by("theme")
-        told.append(_scores_of(rows, direction) if len(themes) == 1 else _above(themes, direction))
-    return " ".join(word for word in told if word)
+        phrases.append(_scores_of(rows, direction) if len(themes) == 1 else _above(themes, direction))
+    return " ".join(word for word in phrases if word)
 
 
 def _scores_of(frame: Frame, direction: str) -> str:
@@ -89,8 +89,8 @@ def _scores_of(frame: Frame, direction: str) -> str:
     known = [row for row in frame.records if row.number("score") is not None]
     rows = sorted((row for row in known if _matters(row, top)), key=score_of, reverse=True)
     theme = next(iter(frame.distinct("theme")), "")
-    told = [text for row in rows if (text := scored(row))]
-    return f"{verb(direction)} {theme}: {listed(told)}." if told else ""
+    phrases = [text for row in rows if (text := scored(row))]
+    return f"{verb(direction)} {theme}: {listed(phrases)}." if phrases else ""
 
 
 def _matters(row: FrameRow, top: FrameRow | None) -> bool:
@@ -103,7 +103,7 @@ def _above(themes: Mapping[str, Frame], direction: str) -> str:
     tops = {t: row for t, rows in themes.items() if (row := best(of_methods(rows.records, *MULTI))) is not None}
     if not tops:
         return ""
-    told: list[str] = []
+    phrases: list[str] = []
     for other in ("start", "single", "prompt", "random", "none"):
         rows = {
             t: [row for row in of_methods(themes[t].records, other) if _matters(row, top)] for t, top in tops.items()
@@ -112,10 +112,10 @@ def _above(themes: Mapping[str, Frame], direction: str) -> str:
         if rivals:
             higher = sum(score_of(tops[t]) > score_of(row) for t, row in rivals.items())
             clear = sum(_apart(tops[t], row) for t, row in rivals.items())
-            apart = f" ({clear})" if told else f" (intervals apart in {clear})"
-            told.append(f"{look(other).name} in {higher}{apart}")
+            apart = f" ({clear})" if phrases else f" (intervals apart in {clear})"
+            phrases.append(f"{look(other).name} in {higher}{apart}")
     middle = decimal(statistics.median(score_of(row) for row in tops.values()))
-    above = f", and is above {listed(told)}" if told else ""
+    above = f", and is above {listed(phrases)}" if phrases else ""
     where = f"in the median of {len(tops)} themes"
     return f"{verb(direction)}, the best multi-layer method scores {middle} {where}{above}."
 

@@ -23,10 +23,10 @@ from saeflow.paper.steering import (
     methods,
     row_key,
     row_keys,
-    samples_told,
+    samples_words,
     score_of,
+    score_tip,
     theme_panels,
-    told,
     verb,
 )
 from saeflow.paper.style import DASHES, Medium, Sign, nothing, panels, title, value_axis
@@ -74,7 +74,7 @@ def _difference(row: FrameRow, found: Interval) -> str:
 
 def paired_sentence(frame: Frame) -> str:
     """How often differences of multi-layer methods lie above or below zero with their whole interval."""
-    told: list[str] = []
+    phrases: list[str] = []
     for direction, rows in frame.by("direction").items():
         parts: list[str] = []
         for other in ("start", "single", "prompt", "random", "none"):
@@ -86,11 +86,11 @@ def paired_sentence(frame: Frame) -> str:
                 apart = f" (below in {below})" if not parts else f" ({below})"
                 parts.append(f"{above} of {len(found)} against {look(other).name}{apart}")
         if parts:
-            told.append(
+            phrases.append(
                 f"{verb(direction)} with several layers, the whole interval of the difference is above zero in "
                 f"{listed(parts)}."
             )
-    return " ".join(told)
+    return " ".join(phrases)
 
 
 def grid_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -127,7 +127,7 @@ def grid_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 def grid_sentence(frame: Frame) -> str:
     """By how much scores vary over the grid under each method, in the median theme."""
-    told: list[str] = []
+    phrases: list[str] = []
     for direction, rows in frame.by("direction").items():
         spreads = {
             m: statistics.median(known)
@@ -139,10 +139,10 @@ def grid_sentence(frame: Frame) -> str:
         of = " in the median theme" if len(rows.by("theme")) > 1 else ""
         if parts:
             symbol = "r" if direction == SUPPRESS else "s"
-            told.append(
+            phrases.append(
                 f"{verb(direction)}, the worst and the best {symbol} of the grid lie apart by {listed(parts)}{of}."
             )
-    return " ".join(told)
+    return " ".join(phrases)
 
 
 def share_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -155,7 +155,7 @@ def share_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     if not limits:
         return nothing(medium, caption, "no setting keeps within a limit")
     themes = frame.by("theme")
-    signs = [*method_signs(shown), Sign("unsteered", shape=DASHES), Sign(samples_told(frame), shape="")]
+    signs = [*method_signs(shown), Sign("unsteered", shape=DASHES), Sign(samples_words(frame), shape="")]
     across = medium.across(len(themes), 15, beside=3)
     drawn, places = panels(medium, caption, len(themes), 10.0, across=across, signs=signs)
     span = reach([*(row.estimate("score") for row in frame.records), Interval(default_of(frame) or 0.0)])
@@ -166,7 +166,7 @@ def share_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
             kept = [(i, known[share]) for i, share in enumerate(limits) if share in known]
             found = [row.estimate("score") for _, row in kept]
             tips = [
-                f"at most {100 * (row.number('share_limit') or 0.0):g}\u00a0% changed: {told(row, e)}" if e else ""
+                f"at most {100 * (row.number('share_limit') or 0.0):g}\u00a0% changed: {score_tip(row, e)}" if e else ""
                 for (_, row), e in zip(kept, found, strict=True)
             ]
             kind = look(method)
@@ -183,7 +183,7 @@ def share_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 def share_sentence(frame: Frame) -> str:
     """In how many themes several layers beat a single one within the same limit, at the tightest and widest."""
-    told: list[str] = []
+    phrases: list[str] = []
     for direction, rows in frame.by("direction").items():
         limits = rows.numbers("share_limit")
         parts: list[str] = []
@@ -194,8 +194,8 @@ def share_sentence(frame: Frame) -> str:
                 norm = "" if parts else " of the hidden norm"
                 parts.append(f"{wins} of {len(pairs)} themes with at most {percent(share)}{norm} changed")
         if parts:
-            told.append(f"{verb(direction)}, several layers score above a single one in {' and in '.join(parts)}.")
-    return " ".join(told)
+            phrases.append(f"{verb(direction)}, several layers score above a single one in {' and in '.join(parts)}.")
+    return " ".join(phrases)
 
 
 def _rivals(frame: Frame, share: float) -> tuple[FrameRow, FrameRow] | None:

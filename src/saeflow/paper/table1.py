@@ -38,7 +38,7 @@ def sentence(frame: Frame) -> str:
     beside = {row.words("strategy"): control_beside(row) for row in frame.records}
     order = in_order(rows, (MAIN,))
     named = [name for name in order if name != "active control"]
-    told = [
+    phrases = [
         f"{name} {'' if i else 'deactivates '}{percent_interval(rows[name])}{beside[name]}"
         for i, name in enumerate(named)
     ]
@@ -49,7 +49,7 @@ def sentence(frame: Frame) -> str:
         if "active control" in rows and not any(beside.values())
         else ""
     )
-    return f"{of}{listed(told)}{control}."
+    return f"{of}{listed(phrases)}{control}."
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

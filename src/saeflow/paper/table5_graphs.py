@@ -35,8 +35,8 @@ def _acceptance(run: GraphsRun) -> Mapping[str, Any]:
 
 def claim_nodes(run: GraphsRun) -> list[ClaimNumber]:
     """Every feature of Table 5 is in the grown graph."""
-    told = _acceptance(run)
-    agree, of = told.get("agree"), told.get("of")
+    accepted = _acceptance(run)
+    agree, of = accepted.get("agree"), accepted.get("of")
     if not isinstance(agree, int) or not isinstance(of, int) or of < 1:
         raise NotMeasured("The comparison with Table 5 does not say how many features agree.")
     found = exact(float(of - agree), of)

@@ -70,7 +70,7 @@ def baselines_beside(frame: Frame, column: str) -> str:
     return f"; {listed(known)}" if known else ""
 
 
-def map_told(row: FrameRow, found: Interval, how: str) -> str:
+def map_words(row: FrameRow, found: Interval, how: str) -> str:
     """A map with the units it is applied in and its explained variance, for tips."""
     fitted = row.number("scaled")
     after = "" if fitted is None else f"; {decimal(fitted, 3)} after a factor of {decimal(row.number('scale'))}"
@@ -127,7 +127,7 @@ def less(run: TransitionRun, a: str, b: str, rule: Rule = ABOVE_0) -> ClaimNumbe
     if np.array_equal(tally.sums[..., 0], tally.sums[..., 1]):  # one map by two names: no text could tell them apart
         found = Estimate(0.0, 0.0, 0.0, n)
     else:
-        found = tally.told(lambda x: variance(x)[:, 0] - variance(x)[:, 1], n=n)
+        found = tally.estimate(lambda x: variance(x)[:, 0] - variance(x)[:, 1], n=n)
     one, two = tally.now(variance).tolist()
     said = [named.words if (named := MapVariant.of(name)) else name for name in (a, b)]
     words = f"explained variance of {said[0]} less that of {said[1]}"

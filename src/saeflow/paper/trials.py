@@ -38,7 +38,7 @@ def control_rate(row: FrameRow) -> Interval | None:
     return row.estimate("control_deactivated", "control_low", "control_high", "control_n")
 
 
-def rate_told(row: FrameRow, whence: str) -> str:
+def rate_words(row: FrameRow, whence: str) -> str:
     """`70 % (68–73) of 2,712 targets from RES, control 5 % (4–6)`."""
     found = row.estimate("deactivated")
     if found is None:
@@ -206,6 +206,6 @@ def on_same_targets(
     if not n:
         return ClaimNumber(words, UNKNOWN, rule)
     tally = over_targets(one[where], one["deactivated"][where], two["deactivated"][where])
-    found = tally.told(lambda x: (x[:, 0] - x[:, 1]) / x[:, 2], n=n, span=GAP, sizes=tally.sums[:, 2])
+    found = tally.estimate(lambda x: (x[:, 0] - x[:, 1]) / x[:, 2], n=n, span=GAP, sizes=tally.sums[:, 2])
     rates = (tally.sums.sum(0)[:2] / n).tolist()
     return ClaimNumber(words, found, rule, beside=" against ".join(map(in_percent, rates)))

@@ -213,7 +213,7 @@ def interval(found: Estimate, unit: FindingUnit, rule: Rule | None = None) -> st
     return f"{value} ({number(found.low)} to {number(found.high)})"
 
 
-def told(finding: ClaimNumber) -> str:
+def finding_text(finding: ClaimNumber) -> str:
     """A finding as a sentence without a full stop."""
     bound, unit = finding.rule.bound, finding.unit
     if unit == "points":
@@ -239,7 +239,7 @@ def sentence(verdict: Verdict, *, any_of: bool = False) -> str:
     if verdict.deciding is None or verdict.deciding.found.value is None:
         return verdict.why
     parts = verdict.findings
-    text = f"{told(verdict.deciding)}."
+    text = f"{finding_text(verdict.deciding)}."
     if len(parts) == 1:
         return text
     held, failed, left = (sum(part.outcome == outcome for part in parts) for outcome in OUTCOMES)

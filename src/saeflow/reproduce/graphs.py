@@ -49,8 +49,8 @@ def make_graphs(recipe: Recipe, out: Path, *, device: str = "cpu", only: frozens
         BadFile: when an atlas without words is asked for features worth a look.
     """
     size = recipe.sizes[PaperStage.GRAPHS]
-    if told := size.get("published", ""):
-        published = published_graph(recipe.release, FeatureId.parse(told))
+    if named := size.get("published", ""):
+        published = published_graph(recipe.release, FeatureId.parse(named))
         grown = trace(published.seed, _matches(recipe, published, only, device), thresholds=published.thresholds)
         accepted = acceptance(compare(grown, published), grown)
         write_atomic(out / ACCEPTANCE, (json.dumps(accepted, indent=1) + "\n").encode())
@@ -70,7 +70,7 @@ def acceptance(compared: Comparison, grown: FlowGraph) -> dict[str, Any]:
     the cosine by which the one found was reached, and whether both are the same. `agree` of `of` counts published
     features.
     """
-    told = compared.published
+    published = compared.published
     rows = [
         {
             "layer": site.site.layer,
@@ -94,13 +94,13 @@ def acceptance(compared: Comparison, grown: FlowGraph) -> dict[str, Any]:
         for score in compared.scores
     ]
     return {
-        "seed": str(told.seed),
-        "source": told.source,
+        "seed": str(published.seed),
+        "source": published.source,
         "sentence": compared.sentence,
         "rows": rows,
         "pairs": pairs,
         "agree": compared.n_same,
-        "of": len(told.nodes),
+        "of": len(published.nodes),
     }
 
 

@@ -102,7 +102,7 @@ class Plan:
         own = f"{speeds.passes:,.0f} tokens a second" if speeds.passes else "it is not on this machine"
         measured = f"{speeds.products / 1e9:,.0f} GFLOP/s in products; a pass of the model: {own}"
         space = f"{self.memory / GB:.1f} GB of memory, {self.disk / GB:.1f} GB of disk"
-        whole = f"{told_time(self.seconds)}, {self.download / GB:.1f} GB to fetch, {space}"
+        whole = f"{time_words(self.seconds)}, {self.download / GB:.1f} GB to fetch, {space}"
         return [
             f"{self.recipe.title}, into {self.folder}",
             f"measured on {speeds.device}, {speeds.threads} threads: {measured}",
@@ -115,7 +115,7 @@ class Plan:
         return [
             {
                 "stage": one.stage.value,
-                "time": "done" if one.done else told_time(one.cost.seconds),
+                "time": "done" if one.done else time_words(one.cost.seconds),
                 "fetch GB": f"{one.download / GB:.1f}",
                 "memory GB": f"{one.cost.memory / GB:.1f}",
                 "disk GB": f"{(one.download + one.cost.disk) / GB:.2f}",
@@ -192,7 +192,7 @@ def make_plan(
     return replace(made, remarks=(*_remarks(made), _told_active(active)))
 
 
-def told_time(seconds: float) -> str:
+def time_words(seconds: float) -> str:
     """A time as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -290,9 +290,9 @@ def open_recipe(name: str) -> Recipe:
     tables: dict[str, Table] = {key: value for key, value in data.items() if isinstance(value, dict)}
     if strange := sorted(set(tables) - set(KEYS)):
         raise BadFile(f"{path} has tables it should not: {', '.join(strange)}. See docs/reproduce.md.")
-    for table, told in {"": head, **tables}.items():
+    for table, values in {"": head, **tables}.items():
         if table != "unanswered":
-            _check(path, table, told)
+            _check(path, table, values)
     for key in ("title", "release"):
         if not head.get(key):
             raise BadFile(f"{path} has no {key}. See docs/reproduce.md.")
@@ -300,20 +300,22 @@ def open_recipe(name: str) -> Recipe:
     # 2. find what lies beside it
     if path.parent != RECIPES:
         head = _beside(path.parent, head)
-        tables = {table: _beside(path.parent, told) for table, told in tables.items()}
+        tables = {table: _beside(path.parent, values) for table, values in tables.items()}
     # 3. matching comes before all else, whether the recipe says something of it or not
     sizes = {stage: tables[stage.value] for stage in PaperStage if stage.value in tables}
     sizes = {PaperStage.ATLAS: tables.get("atlas", {}), **sizes}
     shape: Shape | None = None
-    if told := tables.get("shape"):
+    if stated := tables.get("shape"):
         try:
-            parameters, layers, width, vocabulary = (told[k] for k in ("parameters", "layers", "d_model", "vocabulary"))
+            parameters, layers, width, vocabulary = (
+                stated[key] for key in ("parameters", "layers", "d_model", "vocabulary")
+            )
         except KeyError as error:
             raise BadFile(
                 f"{path}: [shape] has no {error}. Give parameters, layers, d_model and vocabulary, or leave the table "
                 "out."
             ) from None
-        shape = Shape(float(parameters), layers, width, vocabulary, told.get("value_bytes", 2))
+        shape = Shape(float(parameters), layers, width, vocabulary, stated.get("value_bytes", 2))
     drawings = {
         item.id: "a drawing that explains the method; nothing is measured"
         for item in items().values()
@@ -335,7 +337,7 @@ def open_recipe(name: str) -> Recipe:
     )
 
 
-def _beside(folder: Path, told: Table) -> dict[str, Any]:
+def _beside(folder: Path, values: Table) -> dict[str, Any]:
     """The keys that name files or folders, with what lies in the recipe's folder as a path; other names as they are."""
 
     def found(value: Any) -> Any:
@@ -345,14 +347,14 @@ def _beside(folder: Path, told: Table) -> dict[str, Any]:
         known = value in pack_names() or is_release(value) or value in known_datasets()
         return value if known or not Path(name).exists() else str(folder.absolute() / Path(value).expanduser())
 
-    return {key: found(value) if key in _PATHS else value for key, value in told.items()}
+    return {key: found(value) if key in _PATHS else value for key, value in values.items()}
 
 
-def _check(path: Path, table: str, told: Table) -> None:
+def _check(path: Path, table: str, values: Table) -> None:
     """Refuse a key that a table does not have, and a value of another kind."""
     keys = KEYS[table]
     where = f"[{table}]" if table else "the head"
-    for key, value in told.items():
+    for key, value in values.items():
         if key not in keys:
             raise BadFile(f"{path}: {where} has the unknown key {key!r}. Keys are {', '.join(keys)}.")
         if not _fits(value, keys[key]):

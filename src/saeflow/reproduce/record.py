@@ -130,12 +130,12 @@ class Reproduction:
         """
         path = Path(folder) / RECORD
         try:
-            told = read_json(path)
-            if not isinstance(told, dict):
+            read = read_json(path)
+            if not isinstance(read, dict):
                 raise TypeError("not an object")
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise Reproduction.unreadable(path, error) from None
-        data = cast("dict[str, Any]", told)
+        data = cast("dict[str, Any]", read)
         rows, stages = data.pop("stages", None), dict[PaperStage, StageRecord]()
         for row in cast("list[Any]", rows) if isinstance(rows, list) else []:
             if isinstance(row, dict) and row.get("name") in [*PaperStage]:
@@ -159,8 +159,8 @@ class Reproduction:
 
     def save(self) -> None:
         """Write the record, whole or not at all."""
-        told = {**self.record, "stages": [self.stages[stage].to_dict() for stage in PaperStage]}
-        write_atomic(self.folder / RECORD, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+        data = {**self.record, "stages": [self.stages[stage].to_dict() for stage in PaperStage]}
+        write_atomic(self.folder / RECORD, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
 
     @property
     def failed(self) -> list[StageRecord]:

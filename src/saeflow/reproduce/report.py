@@ -33,7 +33,7 @@ from saeflow.paper.evidence import STAGES, Evidence, GraphsRun
 from saeflow.paper.frame import Frame
 from saeflow.paper.results import Section, drawn_section, moment
 from saeflow.paper.saving import stylesheet
-from saeflow.paper.verdicts import OPEN, OUTCOMES, ClaimNumber, NotMeasured, Verdict, interval, told
+from saeflow.paper.verdicts import OPEN, OUTCOMES, ClaimNumber, NotMeasured, Verdict, finding_text, interval
 from saeflow.paper.verdicts import sentence as verdict_sentence
 from saeflow.report.document import document, templates
 from saeflow.report.html import legend_html
@@ -246,7 +246,7 @@ def page_html(run: Reproduction, verdicts: Mapping[str, Verdict]) -> str:
         took=took,
         groups=[(name, run.group(key)) for name, key in groups.items()],
         interval=interval,
-        told=told,
+        finding_text=finding_text,
         verdict_sentence=verdict_sentence,
         strip_of=strip_of,
     )

@@ -75,7 +75,7 @@ class RunSettings:
         kind = self.judge or size.get("judge", "offline")
         return kind, (self.judge_model or size.get("judge_model", "")) if kind == "llm" else ""
 
-    def told(self, recipe: Recipe) -> dict[str, Any]:
+    def arguments(self, recipe: Recipe) -> dict[str, Any]:
         """As `reproduction.json` holds them; the judge's address may be private and is not among them."""
         engine = _ENGINES.get(type(self.engine).__name__, "here")
         return {"device": self.device, "judge": " ".join(filter(None, self.judge_of(recipe))), "engine": engine}
@@ -263,7 +263,10 @@ def start(recipe: Recipe, out: Path | str, only: Sequence[str], settings: RunSet
         "finished": None,
         "unanswered": dict(recipe.unanswered),
         "digest": recipe.digest,
-        "arguments": {**settings.told(recipe), **{stage.value: dict(size) for stage, size in recipe.sizes.items()}},
+        "arguments": {
+            **settings.arguments(recipe),
+            **{stage.value: dict(size) for stage, size in recipe.sizes.items()},
+        },
     }
     stages = dict(there.stages) if there else {}
     for stage in PaperStage:

@@ -11,7 +11,7 @@ from saeflow.errors import InvalidArgument
 _KINDS: Final = ("cuda", "mps", "xpu")
 
 
-def known_device(asked: torch.device | str) -> torch.device:
+def known_device(name: torch.device | str) -> torch.device:
     """A device that is there, before anything is loaded onto it.
 
     Devices are counted, not started, so that a process that only asks can still be forked.
@@ -20,13 +20,13 @@ def known_device(asked: torch.device | str) -> torch.device:
         InvalidArgument: for a name that no device has, or a device that is not here; the message lists those that are.
     """
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
     except RuntimeError:
         device = None
     if device is not None and (device.index or 0) < _count(device.type):
         return device
     here = ["cpu", *(f"{kind}:{index}" for kind in _KINDS for index in range(_count(kind)))]
-    what = f"no device is called {str(asked)!r}" if device is None else f"torch finds no device {device} here"
+    what = f"no device is called {str(name)!r}" if device is None else f"torch finds no device {device} here"
     hint = " It is built without CUDA." if device and device.type == "cuda" and torch.version.cuda is None else ""
     raise InvalidArgument(f"{what} (torch {torch.__version__}).{hint} Give one of: {', '.join(here)}.")
 

@@ -145,8 +145,8 @@ def _read(
     if "sparsify" in libraries:
         return _of_sparsify(one, site, where, hook="" if hook == str(site) else hook)
     if "dictionary_learning" in libraries:
-        told = {"dict_class": libraries["dictionary_learning"], "k": int(getattr(one, "k", 0))}
-        return _Read([learned_dictionary(told, _tensors(one, where), site, where=Path(where))], one.encode)
+        config = {"dict_class": libraries["dictionary_learning"], "k": int(getattr(one, "k", 0))}
+        return _Read([learned_dictionary(config, _tensors(one, where), site, where=Path(where))], one.encode)
     if isinstance(one, nn.Module | Mapping):
         return _of_tensors(one, point, activation, where)
     raise InvalidArgument(f"{where} is no module and no mapping of tensors by name. See dictionaries_from.")
@@ -203,10 +203,10 @@ def _of_tensors(
     one: nn.Module | Mapping[str, Any], point: Point, activation: Callable[[Tensor], Tensor] | None, where: str
 ) -> _Read:
     # 1. the tensors, and what else a mapping says
-    told = dict(one) if isinstance(one, Mapping) else {}
-    activation, subtracts = told.pop("activation", activation), bool(told.pop("subtract_b_dec", False))
+    entries = dict(one) if isinstance(one, Mapping) else {}
+    activation, subtracts = entries.pop("activation", activation), bool(entries.pop("subtract_b_dec", False))
     encode: Any = getattr(one, "encode", None)
-    held = LoadedTensors(where, one.state_dict() if isinstance(one, nn.Module) else _as_tensors(told, where))
+    held = LoadedTensors(where, one.state_dict() if isinstance(one, nn.Module) else _as_tensors(entries, where))
     names = {name: next((s for s in stored if s in held.shapes), "") for name, stored in _STORED.items()}
     rest = sorted(set(held.shapes) - set(names.values()))
     if not (names["W_enc"] and names["W_dec"]) or (rest and encode is None):
@@ -244,9 +244,9 @@ def _same(activation: Activation) -> Activation:
     return activation
 
 
-def _as_tensors(told: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+def _as_tensors(values: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     try:
-        return {name: torch.as_tensor(value) for name, value in told.items()}
+        return {name: torch.as_tensor(value) for name, value in values.items()}
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidArgument(f"{where} holds something that is no tensor ({error}).") from None
 

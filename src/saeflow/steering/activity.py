@@ -67,13 +67,13 @@ def activity(
     chosen = [site for site in dictionaries if site.part is Part.RES] if sites is None else set(sites)
     if not chosen:
         raise InvalidArgument("there is no site to look at. Name some, such as 2/res.")
-    asked = tuple(sorted(chosen))
-    kept: dict[Site, list[sp.csr_array]] = {site: [] for site in asked}
+    wanted = tuple(sorted(chosen))
+    kept: dict[Site, list[sp.csr_array]] = {site: [] for site in wanted}
     lengths: list[int] = []
     starts = range(0, len(texts), TEXTS_AT_ONCE)
     for unit, start in enumerate(starts):
         if progress:
-            progress(unit, len(starts), f"at {asked[0]} to {asked[-1]}")
+            progress(unit, len(starts), f"at {wanted[0]} to {wanted[-1]}")
         # 1. run some texts; the tokens of all of them that count are one long column
         some = texts[start : start + TEXTS_AT_ONCE]
         batch = TextBatch.of(model, some, max_length=max_length)
@@ -85,10 +85,10 @@ def activity(
         lengths += counted.tolist()
         text_of_token = batch.real.nonzero()[:, 0].split(ENCODED_AT_ONCE)
         # 2. of each site the sums by text
-        for site, h in site_states(model, dictionaries, asked, batch.tokens).items():
+        for site, h in site_states(model, dictionaries, wanted, batch.tokens).items():
             sums = torch.zeros(len(some), dictionaries[site].n_features, dtype=torch.float32, device=h.device)
             for acts, of_text in zip(encoded(dictionaries[site], h[batch.real]), text_of_token, strict=True):
                 sums.index_add_(0, of_text, acts.float())
             kept[site].append(sp.csr_array((sums / counted[:, None]).cpu().numpy()))
     means = {site: sp.csr_array(sp.vstack(parts, format="csr")) for site, parts in kept.items()}
-    return Activity(asked, means, np.array(lengths, dtype=np.int64))
+    return Activity(wanted, means, np.array(lengths, dtype=np.int64))

@@ -59,8 +59,8 @@ class Target:
         """Why it is a target, for a reader: `path 0.71 from 2/res/114`."""
         if self.score is None:
             return "start"
-        told = str(self.seeds[0]) if len(self.seeds) == 1 else f"{len(self.seeds)} starts"
-        return f"path {self.score:.2f} from {told}"
+        whence = str(self.seeds[0]) if len(self.seeds) == 1 else f"{len(self.seeds)} starts"
+        return f"path {self.score:.2f} from {whence}"
 
 
 def grow(

@@ -288,10 +288,10 @@ def load_plan(path: Path | str) -> SteeringPlan:
     try:
         text = read_text(Path(path).expanduser())
     except (OSError, ValueError) as error:
-        told = error.strerror if isinstance(error, OSError) else error
-        told = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else told
+        reason = error.strerror if isinstance(error, OSError) else error
+        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason
         raise BadFile(
-            f"{path}: no plan can be read here ({told}). Write one with `saeflow plan --out {path}`."
+            f"{path}: no plan can be read here ({reason}). Write one with `saeflow plan --out {path}`."
         ) from None
     try:
         return SteeringPlan.from_json(text)
@@ -357,51 +357,51 @@ def _step(row: Any, direction: SteeringDirection, where: str) -> Step:
     _no_others(row, ("feature", name, "label", "why"), where)
     if name not in row:
         raise BadFile(f'{where}: there is no "{name}". Write it as {shape}.')
-    told = row[name]
+    entry = row[name]
     try:
-        value = math.nan if isinstance(told, bool) or not isinstance(told, int | float) else float(told)
+        value = math.nan if isinstance(entry, bool) or not isinstance(entry, int | float) else float(entry)
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        raise BadFile(f'{where}: "{name}" is {_shown(told)}. Write a finite number, such as "{name}": 0.5.')
+        raise BadFile(f'{where}: "{name}" is {_shown(entry)}. Write a finite number, such as "{name}": 0.5.')
     return Step(feature, value, _text(row, "label", where), _text(row, "why", where))
 
 
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
-    told = row.get(name, "")
-    if not isinstance(told, str):
-        raise BadFile(f'{where}: "{name}" is {_shown(told)}. Write a text in quotes, or leave it out.')
-    return told
+    value = row.get(name, "")
+    if not isinstance(value, str):
+        raise BadFile(f'{where}: "{name}" is {_shown(value)}. Write a text in quotes, or leave it out.')
+    return value
 
 
-def _tokens(told: Any) -> Where:
+def _tokens(where: Any) -> Where:
     def count(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
 
-    if told == "all":
+    if where == "all":
         return EVERYWHERE
     try:
         if (
-            isinstance(told, dict)
-            and set(told) == {"at"}
-            and isinstance(told["at"], list)
-            and all(map(count, told["at"]))
+            isinstance(where, dict)
+            and set(where) == {"at"}
+            and isinstance(where["at"], list)
+            and all(map(count, where["at"]))
         ):
-            return Positions(tuple(told["at"]))
-        if isinstance(told, dict) and told and set(told) <= {"start", "stop"}:
-            start, stop = told.get("start", 0), told.get("stop")
+            return Positions(tuple(where["at"]))
+        if isinstance(where, dict) and where and set(where) <= {"start", "stop"}:
+            start, stop = where.get("start", 0), where.get("stop")
             if count(start) and (stop is None or count(stop)):
                 return Span(start, stop)
     except InvalidArgument as error:
         raise BadFile(f'"tokens": {error}') from None
-    raise BadFile(f'"tokens" is {_shown(told)}. Write "all", {{"start": 4, "stop": 9}} or {{"at": [0, 3]}}.')
+    raise BadFile(f'"tokens" is {_shown(where)}. Write "all", {{"start": 4, "stop": 9}} or {{"at": [0, 3]}}.')
 
 
 def _listed(data: Mapping[str, Any], key: str, *, needed: bool = False) -> list[Any]:
     found = data.get(key) if needed else data.get(key, [])
     if not isinstance(found, list):
-        told = _shown(found) if key in data else "missing"
-        raise BadFile(f'"{key}" is {told}. Write a list: "{key}": [ ... ].')
+        shown = _shown(found) if key in data else "missing"
+        raise BadFile(f'"{key}" is {shown}. Write a list: "{key}": [ ... ].')
     return cast("list[Any]", found)
 
 
@@ -413,6 +413,6 @@ def _no_others(row: Mapping[str, Any], known: Collection[str], where: str) -> No
             raise BadFile(f'{where}: "{key}" is no key here. {meant}Keys are {", ".join(known)}.')
 
 
-def _shown(told: object) -> str:
-    text = json.dumps(told, ensure_ascii=False, default=repr)
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 60 else f"{text[:57]}..."

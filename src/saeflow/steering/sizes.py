@@ -308,12 +308,12 @@ def hidden_norms(model: LanguageModel, sites: Iterable[Site], texts: Sequence[st
         InvalidArgument: when no text has a token that is not special.
         UnknownSite: for a layer the model does not have.
     """
-    asked = sorted(set(sites))
-    total = dict.fromkeys(asked, 0.0)
+    wanted = sorted(set(sites))
+    total = dict.fromkeys(wanted, 0.0)
     n = 0
     for batch in text_batches(model, texts, max_length=MAX_LENGTH, least=1):
-        held = model.capture(batch.tokens, asked)
-        for site in asked:
+        held = model.capture(batch.tokens, wanted)
+        for site in wanted:
             total[site] += float(torch.linalg.vector_norm(held[site][batch.real].double(), dim=-1).sum())
         n += batch.n_tokens
     return {site: length / n for site, length in total.items()}
@@ -432,8 +432,8 @@ class Budget:
 
     def holds(self, found: NormShares) -> bool:
         """Whether shares stay within it."""
-        asked = ((self.per_layer, found.per_layer), (self.total, found.total))
-        return all(limit is None or share <= limit for limit, share in asked)
+        limits = ((self.per_layer, found.per_layer), (self.total, found.total))
+        return all(limit is None or share <= limit for limit, share in limits)
 
 
 def shares(change: PlanChange, norms: Mapping[Site, float]) -> NormShares:
@@ -480,8 +480,8 @@ def within(plan: SteeringPlan, budget: Budget, norms: Mapping[Site, float], chan
             "of this plan."
         )
     before = shares(change, norms)
-    asked = ((budget.per_layer, before.per_layer), (budget.total, before.total))
-    over = [limit / share for limit, share in asked if limit is not None and share > limit]
+    limits = ((budget.per_layer, before.per_layer), (budget.total, before.total))
+    over = [limit / share for limit, share in limits if limit is not None and share > limit]
     c = min(over) * (1 - ROUNDING) if over else 1.0
     after = NormShares(
         {layer: c * share for layer, share in before.at_layer.items()},
@@ -540,14 +540,14 @@ def fit_budget(
 
 def _noted(plan: SteeringPlan, budget: Budget, c: float, before: NormShares, after: NormShares) -> SteeringPlan:
     """The plan scaled by c, with what it was held to and what that changed."""
-    told = {
+    noted = {
         "per_layer": budget.per_layer,
         "total": budget.total,
         "scale": c,
         "before": {"per_layer": before.per_layer, "total": before.total},
         "after": {"per_layer": after.per_layer, "total": after.total},
     }
-    return replace(plan.scaled(c), made_by={**plan.made_by, "budget": told})
+    return replace(plan.scaled(c), made_by={**plan.made_by, "budget": noted})
 
 
 def _held(

@@ -90,13 +90,13 @@ def find_by_words(words: Words, query: str, sites: Iterable[Site], limit: int = 
     terms = tuple(dict.fromkeys(_pieces(query)))
     if not terms:
         raise InvalidArgument(f"the query {query!r} holds no word. Give one or more, such as 'force energy'.")
-    asked = tuple(dict.fromkeys(sites))
-    if not asked or limit < 1:
-        raise InvalidArgument(f"{len(asked)} sites and limit = {limit} find nothing. Give 1 or more of both.")
-    rows = {site: words.site(site) for site in asked}
+    wanted = tuple(dict.fromkeys(sites))
+    if not wanted or limit < 1:
+        raise InvalidArgument(f"{len(wanted)} sites and limit = {limit} find nothing. Give 1 or more of both.")
+    rows = {site: words.site(site) for site in wanted}
     if not any(rows.values()):
         raise InvalidArgument(
-            f"nothing is known of features at {', '.join(map(str, asked))}. Words lie in the folder `words` of an "
+            f"nothing is known of features at {', '.join(map(str, wanted))}. Words lie in the folder `words` of an "
             "atlas; without them, find features by example texts."
         )
     hits: list[Candidate] = []

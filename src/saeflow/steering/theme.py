@@ -163,9 +163,9 @@ def load_theme(name_or_path: str, release: str = "") -> Theme:
     if release and release not in shelf:
         themes(release)  # raises, and lists the releases
     near = [theme for name in ([release] if release else shelf) for theme in shelf[name]]
-    told = "; ".join(f"{name}: {', '.join(shelf[name])}" for name in ([release] if release else shelf))
+    known = "; ".join(f"{name}: {', '.join(shelf[name])}" for name in ([release] if release else shelf))
     raise InvalidArgument(
-        f"{name_or_path!r} is neither a theme nor a file that exists.{nearest(name_or_path, near)} Themes of {told}. "
+        f"{name_or_path!r} is neither a theme nor a file that exists.{nearest(name_or_path, near)} Themes of {known}. "
         "A theme of your own is a .toml file: give its path."
     )
 

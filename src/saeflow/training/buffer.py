@@ -182,14 +182,14 @@ class ShuffledBuffer:
         tensors["uses_left"] = self._uses_left[live]
         return tensors, {"due": self.left, "ended": self._ended, "points": [[p.layer, p.tap.value] for p in self._held]}
 
-    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken; the source must be at that place too.
 
         Raises:
             KeyError: when a tensor is missing.
         """
-        points = [Point(int(layer), Tap(tap), *map(View, view)) for layer, tap, *view in told["points"]]
-        self._ended = bool(told["ended"])
+        points = [Point(int(layer), Tap(tap), *map(View, view)) for layer, tap, *view in state["points"]]
+        self._ended = bool(state["ended"])
         self._generator.set_state(tensors["generator"])
         self._held, self._spilled = {}, {}
         n = 0
@@ -200,7 +200,7 @@ class ShuffledBuffer:
             self._held[point][:n] = rows
             if f"spilled.{point}" in tensors:
                 self._spilled[point] = tensors[f"spilled.{point}"]
-        due = int(told["due"])
+        due = int(state["due"])
         # those that wait for the next mixing are "served" before the order's beginning
         self._order, self._served = torch.cat([torch.arange(due, n), torch.arange(due)]), n - due
         self._uses_left[:n] = tensors["uses_left"]

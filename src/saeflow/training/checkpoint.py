@@ -39,7 +39,7 @@ class Checkpoint:
     step: int
     learners: Mapping[str, Tensor]
     buffer: Mapping[str, Tensor]
-    told: Mapping[str, Any]
+    values: Mapping[str, Any]
 
     @property
     def nbytes(self) -> int:
@@ -58,9 +58,9 @@ def save(out: Path, state: Checkpoint) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in zip(_PARTS, (state.learners, state.buffer), strict=True):
         save_tensors(folder / f"{name}.safetensors", tensors)
-    told = {"version": VERSION, "folder": folder.name, "step": state.step, "state": dict(state.told)}
+    header = {"version": VERSION, "folder": folder.name, "step": state.step, "state": dict(state.values)}
     sums = {"learners": _sum(state.learners), "buffer": _sum(state.buffer)}
-    write_atomic(out / POINTER, f"{json.dumps(add_check({**told, 'sums': sums}))}\n".encode())
+    write_atomic(out / POINTER, f"{json.dumps(add_check({**header, 'sums': sums}))}\n".encode())
     for other in out.glob("checkpoint-*"):
         if other != folder and other.is_dir():
             shutil.rmtree(other)
@@ -76,18 +76,18 @@ def load(out: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        told: dict[str, Any] = read_json(path)
-        if told["version"] != VERSION:
+        data: dict[str, Any] = read_json(path)
+        if data["version"] != VERSION:
             raise BadFile(
-                f"{path} is of version {told['version']}, and this saeflow writes {VERSION}. Finish the run with the "
+                f"{path} is of version {data['version']}, and this saeflow writes {VERSION}. Finish the run with the "
                 "saeflow that began it, or remove the folder."
             )
-        folder = out / str(told["folder"])
-        if not agrees_with_check(told):
+        folder = out / str(data["folder"])
+        if not agrees_with_check(data):
             raise ValueError("it has changed since it was written")
-        sums = told.get("sums", {})  # checkpoints of before had none
+        sums = data.get("sums", {})  # checkpoints of before had none
         learners, buffer = (_read(folder / f"{name}.safetensors", sums.get(name)) for name in _PARTS)
-        return Checkpoint(int(told["step"]), learners, buffer, told["state"])
+        return Checkpoint(int(data["step"]), learners, buffer, data["state"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, BadFile):
             raise

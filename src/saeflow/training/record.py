@@ -50,44 +50,44 @@ MOST_MISSED: Final = 0.1
 """By what share L0 may miss its target without a remark."""
 
 
-def missed_by(l0: float, asked: float) -> float | None:
+def missed_by(l0: float, target: float) -> float | None:
     """By what share of the L0 that was asked for another misses it, up or down; None within 10 %, or where none was."""
-    missed = l0 / asked - 1 if asked else 0.0
+    missed = l0 / target - 1 if target else 0.0
     return missed if abs(missed) > MOST_MISSED else None
 
 
-def begun(out: Path, told: Mapping[str, Any]) -> None:
+def begun(out: Path, manifest: Mapping[str, Any]) -> None:
     """Write training.json of a run that begins, and remove the metrics of another.
 
     Raises:
         OSError: when the folder cannot be written.
     """
     (out / METRICS).unlink(missing_ok=True)
-    _write(out, {**told, "finished": False})
+    _write(out, {**manifest, "finished": False})
 
 
-def ended(out: Path, told: Mapping[str, Any], done: Trained, seconds: float) -> None:
+def ended(out: Path, manifest: Mapping[str, Any], done: Trained, seconds: float) -> None:
     """Write training.json of a run that has ended.
 
     Raises:
         OSError: when the folder cannot be written.
     """
-    asked = float(told["settings"]["sparsity"]["l0"])
+    target = float(manifest["settings"]["sparsity"]["l0"])
     quality = {
         str(site): {
             **asdict(found),
             "dead": done.dead[site],
             "massive_in_training": done.massive[site],
-            "l0_asked": asked or None,
-            "l0_missed_by": missed_by(found.l0, asked),
+            "l0_asked": target or None,
+            "l0_missed_by": missed_by(found.l0, target),
         }
         for site, found in done.quality.items()
     }
-    _write(out, {**told, "finished": True, "seconds": round(seconds, 1), "quality": quality})
+    _write(out, {**manifest, "finished": True, "seconds": round(seconds, 1), "quality": quality})
 
 
-def _write(out: Path, told: Mapping[str, Any]) -> None:
-    write_atomic(out / MANIFEST, f"{json.dumps(told, indent=1)}\n".encode())
+def _write(out: Path, manifest: Mapping[str, Any]) -> None:
+    write_atomic(out / MANIFEST, f"{json.dumps(manifest, indent=1)}\n".encode())
 
 
 def add_metrics(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -146,9 +146,9 @@ def last_measured(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, flo
     if not (folder / MANIFEST).is_file():
         return {}, {}
     try:
-        told = read_json(folder / MANIFEST)
-        state = "finished" if told.get("finished") else "not finished; the last measurement is shown"
-        rows = dict[str, Any](told["quality"]) if told.get("finished") else {}
+        manifest = read_json(folder / MANIFEST)
+        state = "finished" if manifest.get("finished") else "not finished; the last measurement is shown"
+        rows = dict[str, Any](manifest["quality"]) if manifest.get("finished") else {}
         # later rows of a site take the place of earlier ones
         rows = rows or {str(row["site"]): row for row in read_metrics(folder)}
         return {"training": state}, {site: {key: _finite(row.get(key)) for key in _SHOWN} for site, row in rows.items()}
@@ -162,14 +162,14 @@ def _finite(value: object) -> float | None:
     return round(float(value), 4)
 
 
-def told_shortly(quality: Mapping[Site, Quality], dead: Sequence[float]) -> str:
+def in_short(quality: Mapping[Site, Quality], dead: Sequence[float]) -> str:
     """The means over the sites, for a bar: `fve 0.82, L0 5.3, dead 1 %`."""
     n = len(quality)
     fve, l0 = (sum(getattr(q, name) for q in quality.values()) / n for name in ("fve", "l0"))
     return f"fve {fve:.3f}, L0 {l0:.1f}, dead {100 * sum(dead) / n:.0f} %"
 
 
-def finished(out: Path, told: Mapping[str, Any]) -> Trained | None:
+def finished(out: Path, manifest: Mapping[str, Any]) -> Trained | None:
     """What a finished run in `out` left, bound to what it was told; None where there is no such run.
 
     Raises:
@@ -189,9 +189,9 @@ def finished(out: Path, told: Mapping[str, Any]) -> Trained | None:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadFile(f"{path} cannot be read ({error}). Remove the folder to begin again.") from error
     found.setdefault("trainer", "sae-lens")  # what trained before saeflow did
-    other = [key for key in told if key != "saeflow" and found.get(key) != json.loads(json.dumps(told[key]))]
+    other = [key for key in manifest if key != "saeflow" and found.get(key) != json.loads(json.dumps(manifest[key]))]
     if other:
-        pairs = "; ".join(f"{key} {_short(found.get(key))} there, {_short(told[key])} now" for key in other)
+        pairs = "; ".join(f"{key} {_short(found.get(key))} there, {_short(manifest[key])} now" for key in other)
         raise BadFile(f"{out} holds another run: {pairs}. Give another --out, or the same options to go on.")
     if not found.get("finished"):
         return None

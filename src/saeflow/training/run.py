@@ -91,8 +91,8 @@ def train(
     check_targets(targets, settings)
     for target in targets:
         model.block(target.site.layer)  # one that is not there is refused before the folder is made
-    told = identity(model, targets, settings, start, texts, model_name, trainer.name)
-    done = record.finished(out, told)
+    manifest = identity(model, targets, settings, start, texts, model_name, trainer.name)
+    done = record.finished(out, manifest)
     if done is not None:
         return done
     if (out / record.SHARDS).is_dir():
@@ -100,7 +100,7 @@ def train(
             f"{out} holds this run in shards, and they are not finished. Go on with --shards or an --engine, or give "
             "another --out."
         )
-    run = _TrainingRun(model, batches, tuple(targets), settings, out, told)
+    run = _TrainingRun(model, batches, tuple(targets), settings, out, manifest)
     run.begin(start or {}, trainer)
     run.evaluation = Evaluation(model, evaluation, targets, run.limits)
     return run.to_the_end(progress or (lambda _done, _total, _now: None))
@@ -143,10 +143,10 @@ class _TrainingRun:
         targets: tuple[TrainingTarget, ...],
         settings: TrainingSettings,
         out: Path,
-        told: dict[str, Any],
+        manifest: dict[str, Any],
     ) -> None:
         self.model, self.batches, self.targets, self.settings = model, batches, targets, settings
-        self.out, self.told, self.step, self.seconds = out, told, 0, 0.0
+        self.out, self.manifest, self.step, self.seconds = out, manifest, 0, 0.0
         self.massive = {target.name: 0 for target in targets}
         self.dtype = next(model.hf_model.parameters()).dtype
         self.points = tuple(dict.fromkeys(point for target in targets for point in target.points))
@@ -163,21 +163,21 @@ class _TrainingRun:
         self.out.mkdir(parents=True, exist_ok=True)
         found = checkpoint.load(self.out)
         if found is None:
-            record.begun(self.out, self.told)
+            record.begun(self.out, self.manifest)
             self.buffer.fill()
             moments = self.buffer.moments(centre=self.settings.centre, massive=self.settings.massive)
             self.norms = {p: Normalisation.of(one.mean, one.norm, str(p)) for p, one in moments.items()}
             self.limits = {p: one.limit for p, one in moments.items()}
         else:
-            self.step, self.seconds = found.step, float(found.told["seconds"])
-            self.batches.restore(dict(found.told["batches"]))
+            self.step, self.seconds = found.step, float(found.values["seconds"])
+            self.batches.restore(dict(found.values["batches"]))
             tensors = dict(found.buffer)
             self.norms = {
-                p: Normalisation(tensors.pop(f"mean.{p}").clone(), found.told["scales"][str(p)]) for p in self.points
+                p: Normalisation(tensors.pop(f"mean.{p}").clone(), found.values["scales"][str(p)]) for p in self.points
             }
-            self.limits = {p: float(found.told["limits"][str(p)]) for p in self.points}
-            self.massive = {str(name): int(n) for name, n in found.told["massive"].items()}
-            self.buffer.restore(tensors, found.told["buffer"])
+            self.limits = {p: float(found.values["limits"][str(p)]) for p in self.points}
+            self.massive = {str(name): int(n) for name, n in found.values["massive"].items()}
+            self.buffer.restore(tensors, found.values["buffer"])
             record.cut_metrics(self.out, self.step)
         widths = {t.name: (self._width(t.read), self._width(t.written)) for t in self.targets}
         given: dict[str, TrainedWeights] = {
@@ -190,7 +190,7 @@ class _TrainingRun:
             checkpoint.require_space(self.out, wanted.checkpoint, "two checkpoints, one replacing the other,")
         self.trainer = make(TrainerInputs(self.targets, widths, self.settings, self.model.device, given))
         if found is not None:
-            self.trainer.restore(found.learners, found.told["learners"])
+            self.trainer.restore(found.learners, found.values["learners"])
 
     def to_the_end(self, progress: Progress) -> Trained:
         """Every step that is left, then the end."""
@@ -206,7 +206,7 @@ class _TrainingRun:
             kept = not last and _due(self.step, optimiser.batch, settings.keep_every)
             if last or kept or _due(self.step, optimiser.batch, settings.metrics_every):
                 quality = self._measure(last=last)
-                now = record.told_shortly(quality, [self.trainer.dead(t.name) for t in self.targets])
+                now = record.in_short(quality, [self.trainer.dead(t.name) for t in self.targets])
             if kept:
                 self._write(kept_folder(self.out) / f"{self.step * optimiser.batch:012d}", quality)
             tokens_due = _due(self.step, optimiser.batch, settings.checkpoint_every)
@@ -276,7 +276,7 @@ class _TrainingRun:
         learners, learned = self.trainer.state()
         buffer, buffered = self.buffer.state()
         means = {f"mean.{p}": norm.mean for p, norm in self.norms.items()}
-        told = {
+        values = {
             "learners": learned,
             "buffer": buffered,
             "batches": self.batches.state(),
@@ -285,13 +285,13 @@ class _TrainingRun:
             "massive": self.massive,
             "seconds": self.seconds,
         }
-        checkpoint.save(self.out, checkpoint.Checkpoint(self.step, learners, buffer | means, told))
+        checkpoint.save(self.out, checkpoint.Checkpoint(self.step, learners, buffer | means, values))
 
     def _end(self, quality: dict[Site, Quality]) -> Trained:
         dead = self._write(self.out, quality)
         left_out = {t.site: self.massive[t.name] for t in self.targets}
         done = Trained(self.out, quality, dead, left_out)
-        record.ended(self.out, self.told, done, self.seconds)
+        record.ended(self.out, self.manifest, done, self.seconds)
         checkpoint.remove(self.out)
         return done
 
@@ -301,7 +301,7 @@ class _TrainingRun:
         write_sae_lens_release(
             folder,
             self._dictionaries(),
-            model_name=str(self.told["model"]),
+            model_name=str(self.manifest["model"]),
             architecture=self.model.architecture,
             metadata={t.site: self._metadata(t, quality[t.site], dead[t.site]) for t in self.targets},
         )
@@ -313,7 +313,7 @@ class _TrainingRun:
             "context_size": settings.stream.context,
             "prepend_bos": self.model.prepend_bos,
             "exclude_special_tokens": True,
-            "dataset_path": str(self.told["texts"]),
+            "dataset_path": str(self.manifest["texts"]),
             "sae_lens_training_version": LENS_VERSION,
             "saeflow_version": __version__,
             "training_architecture": settings.sparsity.objective.value,

@@ -130,7 +130,7 @@ class SaeLensTrainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights, Adam's moments, schedules and counters of every SAE."""
         tensors: dict[str, Tensor] = {}
-        told: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, trainer in self._trainers.items():
             found = {f"sae.{key}": value for key, value in trainer.sae.state_dict().items()}
             found |= {key: getattr(trainer, key) for key in _COUNTS}
@@ -138,22 +138,22 @@ class SaeLensTrainer:
             for index, moments in groups["state"].items():
                 found |= {f"adam.{index}.{key}": value for key, value in moments.items()}
             tensors |= {f"{name}/{key}": value.detach() for key, value in found.items()}
-            told[name] = {
+            values[name] = {
                 **{key: getattr(trainer, key) for key in _COUNTERS},
                 "groups": groups["param_groups"],
                 "lr": _plain(trainer.lr_scheduler.state_dict()),
                 "coefficients": {k: s.state_dict() for k, s in trainer.coefficient_schedulers.items()},
                 "first_l0": self._first_l0.get(name),
             }
-        return tensors, told
+        return tensors, values
 
-    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken.
 
         Raises:
             BadFile: when the state is of other SAEs.
         """
-        refuse_other(told, self._trainers)
+        refuse_other(state, self._trainers)
         for name, trainer in self._trainers.items():
             mine = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
             # cloned: tensors of a file lie at any address, and sums of matrix products can depend on it
@@ -163,17 +163,17 @@ class SaeLensTrainer:
             for key in _COUNTS:
                 setattr(trainer, key, mine[key].to(device).clone())
             for key in _COUNTERS:
-                setattr(trainer, key, told[name][key])
+                setattr(trainer, key, state[name][key])
             moments: dict[int, dict[str, Tensor]] = {}
             for key, tensor in mine.items():
                 if key.startswith("adam."):
                     _, index, which = key.split(".")
                     moments.setdefault(int(index), {})[which] = tensor.clone()
-            trainer.optimizer.load_state_dict({"state": moments, "param_groups": told[name]["groups"]})
-            trainer.lr_scheduler.load_state_dict(copy.deepcopy(told[name]["lr"]))
+            trainer.optimizer.load_state_dict({"state": moments, "param_groups": state[name]["groups"]})
+            trainer.lr_scheduler.load_state_dict(copy.deepcopy(state[name]["lr"]))
             for key, scheduler in trainer.coefficient_schedulers.items():
-                scheduler.load_state_dict(told[name]["coefficients"][key])
-            if first := told[name].get("first_l0"):
+                scheduler.load_state_dict(state[name]["coefficients"][key])
+            if first := state[name].get("first_l0"):
                 self._first_l0[name] = first
 
 
@@ -272,10 +272,10 @@ class _Transcoding:
         """The columns that are read."""
         return sae_in[:, : self.d_read]
 
-    def calculate_topk_aux_loss(self, sae_in: Tensor, **told: Any) -> Tensor:
+    def calculate_topk_aux_loss(self, sae_in: Tensor, **inputs: Any) -> Tensor:
         """sae-lens's loss of dead features, on the error of what is predicted."""
         inherited = cast("Any", super()).calculate_topk_aux_loss
-        return cast("Tensor", inherited(sae_in=sae_in[:, self.d_read :], **told))
+        return cast("Tensor", inherited(sae_in=sae_in[:, self.d_read :], **inputs))
 
 
 def trained_weights(sae: Any) -> TrainedWeights:

@@ -116,7 +116,7 @@ def first_threshold(l0: float, width: int) -> float:
     return max(1.0, NormalDist().inv_cdf(1 - min(0.5, 8 * l0 / width)))
 
 
-def sparsity(objective: Objective | str, **told: float | bool | None) -> Sparsity:
+def sparsity(objective: Objective | str, **values: float | bool | None) -> Sparsity:
     """An objective with its defaults; what is told and not None replaces them.
 
     Raises:
@@ -128,7 +128,7 @@ def sparsity(objective: Objective | str, **told: float | bool | None) -> Sparsit
             f"there is no architecture {objective!r}.{nearest(objective, known)} Known: {', '.join(known)}."
         )
     objective = Objective(objective)
-    given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     aims = objective is Objective.JUMPRELU and given.get("l0")
     return Sparsity(objective, **(DEFAULTS[Objective.JUMPRELU_L0 if aims else objective] | given))
 
@@ -297,8 +297,8 @@ class TrainingSettings:
             )
         every = {name: getattr(self, f"{name}_every") for name in ("checkpoint", "metrics", "keep")}
         if min(every.values()) < 0:
-            told = ", ".join(f"{name}_every={tokens}" for name, tokens in every.items())
-            raise InvalidArgument(f"{told} tokens. Give 0 or more; 0 for none.")
+            shown = ", ".join(f"{name}_every={tokens}" for name, tokens in every.items())
+            raise InvalidArgument(f"{shown} tokens. Give 0 or more; 0 for none.")
         if not (math.isfinite(self.checkpoint_minutes) and self.checkpoint_minutes >= 0):
             raise InvalidArgument(f"checkpoints every {self.checkpoint_minutes} minutes. Give 0 or more; 0 for none.")
         if not (math.isfinite(self.massive) and (self.massive > 1 or self.massive == 0)):
@@ -317,13 +317,13 @@ class TrainingSettings:
         return asdict(self)
 
     @staticmethod
-    def of_json(told: dict[str, Any]) -> TrainingSettings:
+    def of_json(data: dict[str, Any]) -> TrainingSettings:
         """The inverse of `to_json`.
 
         Raises:
             InvalidArgument: when a value is outside its range.
         """
-        values = dict(told)
+        values = dict(data)
         loss = dict(values.pop("sparsity"))
         return TrainingSettings(
             Sparsity(Objective(loss.pop("objective")), **loss),
@@ -334,9 +334,9 @@ class TrainingSettings:
 
     def bound(self) -> dict[str, Any]:
         """What a run that goes on must share with the one that was killed: all but how often it reports."""
-        told = replace(self, checkpoint_every=0, metrics_every=0).to_json()
-        del told["checkpoint_minutes"], told["loss_every_time"], told["keep_every"]
-        return told
+        values = replace(self, checkpoint_every=0, metrics_every=0).to_json()
+        del values["checkpoint_minutes"], values["loss_every_time"], values["keep_every"]
+        return values
 
 
 _TEXTS_AT_ONCE: Final = 8

@@ -68,12 +68,12 @@ def train_in_shards(
     check_targets(run.targets, run.settings)
     # another process may know the model by another path
     run = replace(run, model_name=run.model_name or run.model.name)
-    told = identity(run.model, run.targets, run.settings, run.start, run.texts, run.model_name, run.trainer.name)
-    done = record.finished(out, told)
+    manifest = identity(run.model, run.targets, run.settings, run.start, run.texts, run.model_name, run.trainer.name)
+    done = record.finished(out, manifest)
     if done is None:
         engine = engine or InProcess()
-        plan = _planned(run, out, told, shards, engine)
-        done = _join(run, out, told, plan, _trained(run, out, told, plan, engine, progress))
+        plan = _planned(run, out, manifest, shards, engine)
+        done = _join(run, out, manifest, plan, _trained(run, out, manifest, plan, engine, progress))
     shutil.rmtree(out / SHARDS, ignore_errors=True)
     return done
 
@@ -107,7 +107,7 @@ class _TrainShard:
         return self.run.train(self.folder / unit["shard"], targets=mine)
 
 
-def _planned(run: TextRun, out: Path, told: _Told, shards: int | None, engine: Engine) -> _Plan:
+def _planned(run: TextRun, out: Path, manifest: _Told, shards: int | None, engine: Engine) -> _Plan:
     """The sites of each shard: as they were when the run began, or as they are to be."""
     if (out / checkpoint.POINTER).exists():
         raise BadFile(
@@ -117,7 +117,7 @@ def _planned(run: TextRun, out: Path, told: _Told, shards: int | None, engine: E
     path = out / SHARDS / PLAN
     if not path.is_file():
         groups = grouped(run.targets, shards or _places(engine))
-        record.begun(out, told)
+        record.begun(out, manifest)
         plan = {f"{n:02d}": [str(target.site) for target in group] for n, group in enumerate(groups)}
         write_atomic(path, f"{json.dumps(plan)}\n".encode())
         return plan
@@ -140,12 +140,12 @@ def _places(engine: Engine) -> int:
 
 
 def _trained(
-    run: TextRun, out: Path, told: _Told, plan: _Plan, engine: Engine, progress: Progress | None
+    run: TextRun, out: Path, manifest: _Told, plan: _Plan, engine: Engine, progress: Progress | None
 ) -> dict[str, Trained]:
     """What each shard has come to; those that are not finished are trained."""
     done: dict[str, Trained] = {}
     for name, sites in plan.items():
-        own = {**told, "targets": [row for row in told["targets"] if row[0] in sites]}
+        own = {**manifest, "targets": [row for row in manifest["targets"] if row[0] in sites]}
         if there := record.finished(out / SHARDS / name, own):
             done[name] = there
     names = [name for name in plan if name not in done]
@@ -155,11 +155,11 @@ def _trained(
     units = enumerate({"shard": name, "sites": plan[name]} for name in names)
     for number, found in engine.run(work, units, name="shards") if names else ():
         done[names[number]] = found
-        tell(len(done), len(plan), record.told_shortly(found.quality, list(found.dead.values())))
+        tell(len(done), len(plan), record.in_short(found.quality, list(found.dead.values())))
     return done
 
 
-def _join(run: TextRun, out: Path, told: _Told, plan: _Plan, shards: Mapping[str, Trained]) -> Trained:
+def _join(run: TextRun, out: Path, manifest: _Told, plan: _Plan, shards: Mapping[str, Trained]) -> Trained:
     """One folder of all shards. Each step may be repeated, and training.json, which says finished, comes last."""
     shard_of = {site: name for name, sites in plan.items() for site in sites}
     for target in run.targets:
@@ -175,7 +175,7 @@ def _join(run: TextRun, out: Path, told: _Told, plan: _Plan, shards: Mapping[str
     quality = {site: found.quality[site] for site, found in sites.items()}
     dead, massive = ({site: getattr(one, name)[site] for site, one in sites.items()} for name in ("dead", "massive"))
     done = Trained(out, quality, dead, massive)
-    record.ended(out, told, done, seconds)
+    record.ended(out, manifest, done, seconds)
     return done
 
 

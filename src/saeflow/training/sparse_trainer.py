@@ -100,15 +100,15 @@ class SparseTrainer:
             tensors |= {f"{name}/{key}": tensor for key, tensor in trained.tensors().items()}
         return tensors, {name: {"steps": one.steps, "first_l0": one.first_l0} for name, one in self._trained.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Resume where `state` was taken.
 
         Raises:
             BadFile: when the state is of other dictionaries.
         """
-        refuse_other(told, self._trained)
+        refuse_other(state, self._trained)
         for name, trained in self._trained.items():
-            trained.steps, trained.first_l0 = int(told[name]["steps"]), told[name]["first_l0"]
+            trained.steps, trained.first_l0 = int(state[name]["steps"]), state[name]["first_l0"]
             for key, tensor in trained.tensors().items():
                 tensor.copy_(tensors[f"{name}/{key}"])
 

@@ -65,7 +65,7 @@ class Trainer(Protocol):
         """Everything the next step depends on: tensors, and plain values."""
         ...
 
-    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Resume where `state` was taken, bit for bit."""
         ...
 
@@ -112,15 +112,16 @@ class MakeTrainer(Protocol):
         ...
 
 
-def refuse_other(told: Mapping[str, Any], trained: Iterable[str]) -> None:
+def refuse_other(state: Mapping[str, Any], trained: Iterable[str]) -> None:
     """Check that a checkpoint is of what is trained.
 
     Raises:
         BadFile: when the state is of other dictionaries.
     """
-    if set(told) != set(names := tuple(trained)):
+    if set(state) != set(names := tuple(trained)):
         raise BadFile(
-            f"the checkpoint is of {', '.join(sorted(told))}, and the run is of {', '.join(names)}. Give another --out."
+            f"the checkpoint is of {', '.join(sorted(state))}, and the run is of {', '.join(names)}. "
+            "Give another --out."
         )
 
 

@@ -225,9 +225,9 @@ class PreparedText:
         for (layer, stage), positions in needed.items():
             self._activations.encode(stage.site(layer), sorted(positions))
         # 2. what has to be computed: equal edits once, and of what they watch what may have moved
-        asked = [_reduced(trial, self._activations) for trial in trials]
+        reduced = [_reduced(trial, self._activations) for trial in trials]
         wanted: Readings = {}
-        for one, keys in zip(asked, watched, strict=True):
+        for one, keys in zip(reduced, watched, strict=True):
             readings = wanted.setdefault(one, {})
             if one.edits:
                 moved = [stage for stage in Stage if one.moves(stage, parallel=self._parallel)]
@@ -241,7 +241,7 @@ class PreparedText:
             for position in positions
         }
         found: list[Outcome] = []
-        for trial, one, keys in zip(trials, asked, watched, strict=True):
+        for trial, one, keys in zip(trials, reduced, watched, strict=True):
             before = tuple(clean[trial.layer, stage, trial.position].get(index, 0.0) for stage, index in keys)
             read = wanted[one]
             after = tuple(read.get(key, value) for key, value in zip(keys, before, strict=True))

@@ -347,12 +347,12 @@ def neighbours(dictionaries: DictionarySet, part: Part, layers: Sequence[int] = 
     """
     known = [site.layer for site in dictionaries.sites if site.part is part]
     there = [layer for layer in known if layer + 1 in known]
-    asked = list(layers) or there
-    if missing := [layer for layer in asked if layer not in there]:
+    chosen = list(layers) or there
+    if missing := [layer for layer in chosen if layer not in there]:
         raise InvalidArgument(
             f"--layers {','.join(map(str, layers))}: {dictionaries.name} has not both {part} dictionaries of layers "
             f"{missing} and those after. It has them for {there}."
         )
-    if not asked:
+    if not chosen:
         raise InvalidArgument(f"{dictionaries.name} has no two {part} dictionaries of neighbouring layers.")
-    return tuple((Site(layer, part), Site(layer + 1, part)) for layer in asked)
+    return tuple((Site(layer, part), Site(layer + 1, part)) for layer in chosen)

@@ -82,7 +82,7 @@ class Explained:
             ev = 1 - x[..., :-1] / x[..., -1:]
             return (ev[..., 0] if less is None else ev[..., 0] - ev[..., 1]).mean(1)
 
-        return Tally(sums, self._datasets).told(of, sizes=sums[..., -1])
+        return Tally(sums, self._datasets).estimate(of, sizes=sums[..., -1])
 
     def maps_at(self, pair: str) -> list[str]:
         """What was measured at a pair: folding is not possible everywhere."""

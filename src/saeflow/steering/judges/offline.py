@@ -218,23 +218,23 @@ class Usual:
         Raises:
             InvalidArgument: for fewer than 4 samples with text, or one without a loss.
         """
-        told = [sample for sample in samples if sample.text.strip()]
-        if len(told) < FEWEST:
+        kept = [sample for sample in samples if sample.text.strip()]
+        if len(kept) < FEWEST:
             raise InvalidArgument(
-                f"{len(told)} unsteered samples of one prompt are too few to compare with. Give {FEWEST} or more, "
+                f"{len(kept)} unsteered samples of one prompt are too few to compare with. Give {FEWEST} or more, "
                 "better 50."
             )
-        for sample in told:
+        for sample in kept:
             _check(sample)
-        in_words = any(not sample.ids for sample in told) if words is None else words
-        units = [_units(sample, words=in_words) for sample in told]
+        in_words = any(not sample.ids for sample in kept) if words is None else words
+        units = [_units(sample, words=in_words) for sample in kept]
         tenths = [float(np.quantile([distinct(u, n) for u in units], _TENTH)) for n in LENGTHS]
         return Usual(
-            loss=float(np.quantile([sample.loss for sample in told], _UPPER)),
+            loss=float(np.quantile([sample.loss for sample in kept], _UPPER)),
             distinct=tuple(tenths),
             units=float(np.quantile([len(u) for u in units], _TENTH)),
             words=in_words,
-            n=len(told),
+            n=len(kept),
         )
 
     def coherence(self, judged: Judged) -> float:

@@ -34,13 +34,13 @@ class Subject:
     description: str = ""
 
     @staticmethod
-    def of(told: str) -> Subject:
+    def of(subject: str) -> Subject:
         """From text: "** name **. What counts." as in the rubric, or a bare name.
 
         A subject of the paper gets the paper's own words, where the text says no others.
         """
-        found = re.fullmatch(r"\s*\*\*\s*(.+?)\s*\*\*\s*\.?\s*(.*)", told, re.DOTALL)
-        name, description = (found[1], found[2].strip()) if found else (told.strip(), "")
+        found = re.fullmatch(r"\s*\*\*\s*(.+?)\s*\*\*\s*\.?\s*(.*)", subject, re.DOTALL)
+        name, description = (found[1], found[2].strip()) if found else (subject.strip(), "")
         known = _BY_NAME.get(name.casefold())
         if known and description.split() in ([], known.description.split()):
             return known
@@ -171,9 +171,9 @@ class Rubric:
         Raises:
             BadAnswer: for anything else.
         """
-        told = _object(said)
-        coherence = _mark(told["coherence"], "coherence")
-        marks = told["behavioral"]
+        answer = _object(said)
+        coherence = _mark(answer["coherence"], "coherence")
+        marks = answer["behavioral"]
         if self.name == "B.2":
             return Marks(coherence, (_mark(marks, "behavioral"),))
         if not isinstance(marks, list):
@@ -221,7 +221,7 @@ def rubric_for(theme: Theme, direction: SteeringDirection) -> Rubric:
     """
     if not theme.subjects and direction is SteeringDirection.ACTIVATE:
         return one_subject(theme.subject)
-    subjects = [Subject.of(told) for told in theme.subjects or (theme.subject,)]
+    subjects = [Subject.of(subject) for subject in theme.subjects or (theme.subject,)]
     own = subjects[0]
     if set(subjects) == set(PAPER_SUBJECTS) and len(subjects) == len(PAPER_SUBJECTS):
         subjects = list(PAPER_SUBJECTS)
@@ -238,15 +238,15 @@ def _object(said: str) -> dict[str, Any]:
     if not body.strip():
         raise BadAnswer("the answer is empty. Give a JSON object.")
     try:
-        told: object = json.loads(body, object_pairs_hook=_once)
+        answer: object = json.loads(body, object_pairs_hook=_once)
     except BadAnswer:
         raise
     except (ValueError, RecursionError):
         raise BadAnswer(f"the answer is no JSON: {_short(said)}. Give the JSON object alone.") from None
-    if not isinstance(told, dict):
-        raise BadAnswer(f"the answer is {_short(told)}, no JSON object.")
+    if not isinstance(answer, dict):
+        raise BadAnswer(f"the answer is {_short(answer)}, no JSON object.")
     keys = {"coherence", "behavioral"}
-    found = cast("dict[str, Any]", told)
+    found = cast("dict[str, Any]", answer)
     if set(found) != keys:
         missing, extra = sorted(keys - set(found)), sorted(set(found) - keys)
         what = [f"lacks {', '.join(missing)}"] if missing else []
@@ -271,5 +271,5 @@ def _mark(value: object, name: str) -> int:
 
 def _short(value: object) -> str:
     """A value as it was written, cut to one readable line."""
-    told = json.dumps(value, ensure_ascii=False, default=str)
-    return told if len(told) <= 80 else f"{told[:77]}…"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -165,16 +165,16 @@ class Topic:
         are part of the background, would else look further from the theme than steered ones for that reason alone.
         """
         new = list(dict.fromkeys(text for text in texts if text not in self.held))
-        told = dict(self.held) | dict(zip(new, self.decide(new).tolist() if new else [], strict=True))
-        decisions = np.array([told[text] for text in texts], np.float64)
+        known = dict(self.held) | dict(zip(new, self.decide(new).tolist() if new else [], strict=True))
+        decisions = np.array([known[text] for text in texts], np.float64)
         return np.asarray(0.5 * (1 + np.tanh((self.slope * decisions + self.offset) / 2)))
 
     def marks(self, texts: Sequence[str]) -> list[float]:
         """5 times the mean probability of each text's windows; 0 for a text without words."""
         pieces = [cut(text, self.window) for text in texts]
         flat = [piece for found in pieces for piece in found]
-        told = iter(self.probabilities(flat).tolist() if flat else [])
-        means = [sum(next(told) for _ in found) / max(len(found), 1) for found in pieces]
+        values = iter(self.probabilities(flat).tolist() if flat else [])
+        means = [sum(next(values) for _ in found) / max(len(found), 1) for found in pieces]
         return [HIGHEST * min(1.0, mean) for mean in means]
 
 
@@ -199,28 +199,28 @@ def held_out(name: str, windows: Windows, *, window: int = WINDOW) -> TopicRepor
     Raises:
         MissingExtra: when scikit-learn is not installed.
     """
-    told = np.zeros(len(windows.texts))
+    probabilities = np.zeros(len(windows.texts))
     for train, test in _folds(windows):
         topic = fit(windows.rows(train), window=window)
-        told[test] = topic.probabilities(windows.rows(test).texts)
+        probabilities[test] = topic.probabilities(windows.rows(test).texts)
     truth, weights = windows.topic, _weights(windows.topic)
-    fifth = np.minimum((told * BINS).astype(np.int64), BINS - 1)
+    fifth = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
     bins: list[Bin] = []
     for number in sorted(set(fifth.tolist())):
         inside = fifth == number
         weight = float(weights[inside].sum())
-        predicted, observed = (float((values * weights)[inside].sum() / weight) for values in (told, truth))
+        predicted, observed = (float((values * weights)[inside].sum() / weight) for values in (probabilities, truth))
         bins.append(Bin(predicted, observed, weight, int(inside.sum())))
     return TopicReport(
         theme=name,
         examples=len(set(windows.groups[truth].tolist())),
         windows=int(truth.sum()),
         background=int((~truth).sum()),
-        auc=float(_sklearn("metrics").roc_auc_score(truth, told)),
-        brier=float(((told - truth) ** 2 * weights).sum()),
+        auc=float(_sklearn("metrics").roc_auc_score(truth, probabilities)),
+        brier=float(((probabilities - truth) ** 2 * weights).sum()),
         error=sum(b.weight * abs(b.predicted - b.observed) for b in bins),
-        on_topic=float(HIGHEST * told[truth].mean()),
-        off_topic=float(HIGHEST * told[~truth].mean()),
+        on_topic=float(HIGHEST * probabilities[truth].mean()),
+        off_topic=float(HIGHEST * probabilities[~truth].mean()),
         bins=tuple(bins),
     )
 

@@ -101,8 +101,8 @@ def judge_maker(
     from saeflow.steering.judges.offline import OfflineJudge
 
     if kind == "llm":
-        asked = LLMJudge(model, url or None)
-        return lambda _: asked
+        llm = LLMJudge(model, url or None)
+        return lambda _: llm
     if kind != "offline":
         raise InvalidArgument(f"--judge {kind!r} is none of offline, llm.")
     if not background:
@@ -147,5 +147,5 @@ def open_inputs(
     tables = sorted((str(source), str(target), sha) for (source, target), (_, sha) in matches.files.items())
     digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()[:12]
     loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(dictionaries)
-    told = f"{matches.method}, tables {digest}"
-    return SweepInputs(loaded, dictionaries, matches, background, release, told, batch)
+    made_by = f"{matches.method}, tables {digest}"
+    return SweepInputs(loaded, dictionaries, matches, background, release, made_by, batch)

@@ -156,16 +156,16 @@ class Grid:
         if method not in self.steered(direction):
             return ()
         there = sorted(set(layers))
-        asked = [layer for layer in there if self.layers is None or layer in self.layers]
-        if not asked:
+        chosen = [layer for layer in there if self.layers is None or layer in self.layers]
+        if not chosen:
             raise InvalidArgument(
                 f"none of the layers {list(self.layers or ())} has a feature to steer. The graphs have some at "
                 f"{there or 'none'}. Give other layers, or lower thresholds."
             )
         if method != SINGLE:  # up to the first layer they would change that one alone, as single does
-            asked = [layer for layer in asked if layer > there[0]]
+            chosen = [layer for layer in chosen if layer > there[0]]
         kind = CONSTANT if method in (SINGLE, CUMULATIVE) else method
-        return tuple(Setting(method, layer, kind, value) for layer in asked for value in values)
+        return tuple(Setting(method, layer, kind, value) for layer in chosen for value in values)
 
     def to_arguments(self) -> dict[str, Any]:
         """As a request records it."""
@@ -241,5 +241,5 @@ def seed_of(seed: int, stage: str, sample: int) -> int:
     return int(generator(seed, "steering", stage, sample).integers(2**48))
 
 
-def _digest(told: Any) -> str:
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]

@@ -191,7 +191,7 @@ def sensitivity(grid: Cells) -> SummaryTable:
         mean = grid.estimate(scores.mean(0))
         each = [value for one in scores if (value := grid.estimate(one).value) is not None]
         known = grid.tally(scores[np.isfinite(scores).any(1)])
-        spread = known.told(lambda x: np.ptp(ratio(x), axis=-1), span=(0.0, 1.0), sizes=known.sums[..., 1])
+        spread = known.estimate(lambda x: np.ptp(ratio(x), axis=-1), span=(0.0, 1.0), sizes=known.sums[..., 1])
         lines.append(
             dict(zip(_METHOD, key, strict=True))  # pyright: ignore[reportArgumentType]
             | {"values": len(scores), "mean_score": mean.value, "low": mean.low, "high": mean.high}
