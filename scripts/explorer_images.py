@@ -4,8 +4,8 @@
     python scripts/explorer_images.py 'http://127.0.0.1:8765/?token=…'
     python scripts/explorer_images.py ADDRESS --only long --hash '#flow?feature=25/res/100&t_res=0'
 
-Needs playwright, pillow (comes with matplotlib) and a Chromium or Chrome on the PATH. A palette of 128 colours
-keeps each picture below 100 kB.
+Needs playwright, pillow (comes with matplotlib) and a Chromium or Chrome on the PATH. A palette of 256 colours,
+rare ones among them, keeps each picture small.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
             page.wait_for_timeout(800)
             path = asked.out / f"explorer-{name}.png"
             with Image.open(io.BytesIO(page.screenshot())) as image:
-                image.convert("RGB").quantize(128).save(path, optimize=True)
+                image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
             print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
         browser.close()
 

@@ -60,7 +60,7 @@ function passage(context, strongest) {
     const span = make("span", "", shown.slice(lead));
     if (value > 0) span.style.setProperty("--heat-share", Math.min(1, value / strongest).toFixed(3));
     span.title = value > 0 ? `activation ${Number(value.toPrecision(3))}` : "silent here";
-    line.append(shown.slice(0, lead), span);
+    line.append(i ? shown.slice(0, lead) : "", span);
   });
   const known = context.quantile !== null && context.quantile !== undefined;
   const told = make("span", "source", [known ? context.quantile.toFixed(2) : "", context.source].filter(Boolean).join(" · "));
