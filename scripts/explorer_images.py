@@ -106,7 +106,8 @@ def main() -> None:
             page.wait_for_timeout(800)
             path = asked.out / f"explorer-{name}.png"
             with Image.open(io.BytesIO(page.screenshot())) as image:
-                image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+                small = image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2)
+                small.save(path, optimize=True)
             print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
         browser.close()
 
