@@ -291,14 +291,17 @@ def _print_words(feature: FeatureId, known: FeatureWords) -> None:
         print(f"detection score: {known.score:.2f}")
     if known.frequency is not None:
         print(f"fires on {known.frequency:.4%} of tokens")
-    for name, tokens in (("strongest on", known.tokens), ("promotes", known.promotes)):
+    lists = {"strongest on": known.tokens, "promotes": known.promotes, "suppresses": known.suppresses}
+    for name, tokens in lists.items():
         if tokens:
             print(f"{name}: {'  '.join(map(visible, tokens))}")
-    for context in known.contexts:
+    for context in (*known.contexts, *known.spread):
         top = max(context.values, default=0.0)
         pairs = zip(map(visible, context.tokens), context.values, strict=True)
         shown = "".join(f"[{token} {value:g}]" if value and value == top else token for token, value in pairs)
-        print(f"  {shown}" + (f"   ({one_line(context.source)})" if context.source else ""))
+        quantile = "" if context.quantile is None else f"quantile {context.quantile:.2f}"
+        told = ", ".join(word for word in (one_line(context.source), quantile) if word)
+        print(f"  {shown}" + (f"   ({told})" if told else ""))
 
 
 def labels_search(

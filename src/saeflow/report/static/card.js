@@ -185,13 +185,14 @@ export function fillCard(card, figure, node) {
   top.append(make("span", "id", node.feature), make("span", "", node.kind === "logit" ? "output" : `${PLACES[part]} ${layer}`));
   card.replaceChildren(top);
   if (words.label) card.append(make("h3", "", words.label));
-  card.append(passages(words, 3), histogram(words));
-  card.append(tokenList(`Fires on${rate}`, words.tokens), tokenList("Promotes (logit lens)", words.promotes), tokenList("Suppresses", words.suppresses));
+  card.append(passages(words, 3));
   if (node.feature === figure.data.seed) card.append(make("p", "", node.kind ? "The strongest on the target." : "The seed of this graph."));
   if (node.kind) card.append(make("p", "case", `${node.sentence}.`));
   card.append(caseLine(node));
   if (node.joins.length) card.append(make("p", "", `A linear circuit: ${node.joins.join(" and ")} ${node.joins.length > 1 ? "join" : "joins"} here with a high score.`));
   card.append(scoreBars(node, figure.data.thresholds));
+  card.append(histogram(words));
+  card.append(tokenList(`Fires on${rate}`, words.tokens), tokenList("Promotes (logit lens)", words.promotes), tokenList("Suppresses (logit lens)", words.suppresses));
   card.append(neighbours("from", figure.into.get(node.feature) || [], "parent"));
   card.append(neighbours("to", figure.outOf.get(node.feature) || [], "child"));
   for (const end of figure.data.ends) if (end.feature === node.feature) card.append(make("p", "near", end.sentence));
