@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from saeflow.matching.direct import DirectMatches
     from saeflow.matching.methods import match
     from saeflow.matching.table import MatchTable
+    from saeflow.paper.results import plot
     from saeflow.prompt_graph import PromptGraph
     from saeflow.prompt_graph.trace import trace_text
     from saeflow.publishing.run import publish
@@ -81,6 +82,7 @@ _HOME = {
     "open_results": "saeflow.comparison.results",
     "origins": "saeflow.experiments.one_text",
     "plan": "saeflow.steering.ask",
+    "plot": "saeflow.paper.results",
     "publish": "saeflow.publishing.run",
     "render": "saeflow.report",
     "steer": "saeflow.steering.ask",
@@ -126,6 +128,7 @@ __all__ = [
     "open_results",
     "origins",
     "plan",
+    "plot",
     "publish",
     "render",
     "steer",

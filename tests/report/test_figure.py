@@ -74,7 +74,7 @@ def test_the_json_is_the_graph_with_the_words_of_every_node(name):
 
 @pytest.mark.parametrize("to", ["pdf", ""])
 def test_an_unknown_target_is_refused_with_the_known_ones(to):
-    with pytest.raises(InvalidArgument, match=r"FlowGraph cannot be rendered to .*'text', 'html', 'json' or 'svg'"):
+    with pytest.raises(InvalidArgument, match=r"FlowGraph cannot be rendered to .*text, html, json, graphml, svg, png"):
         render(GRAPHS["alone"], to)
 
 

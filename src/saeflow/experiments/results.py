@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
+from html import escape
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -226,6 +227,22 @@ class Results:
 
     folder: Path
     record: RunRecord
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the repr, and the tables there are."""
+        with contextlib.suppress(BadFile):  # a run that has no summary yet
+            cells = [(f"<code>{escape(name)}</code>", escape(table.title)) for name, table in self.tables().items()]
+            rows = "".join(f"<tr><td>{name}</td><td>{title}</td></tr>" for name, title in cells)
+            return f"<p><code>{escape(repr(self))}</code></p><table>{rows}</table>"
+        return f"<p><code>{escape(repr(self))}</code></p>"
+
+    def __repr__(self) -> str:
+        """What was run, and how far it is."""
+        return f"Results({self.record.request.title}, {self.done} of {self.record.total} units, in {self.folder})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Every row there is, as `frame` gives it."""
+        return self.frame()
 
     @staticmethod
     def open(folder: Path | str) -> Results:

@@ -30,10 +30,12 @@ from saeflow.ids import FeatureId, Part, Site, SiteLike
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
 from saeflow.matching.rows import AGAIN, TableRows, checked
 from saeflow.reading import read_json
-from saeflow.records import Match
+from saeflow.records import Match, as_html
 from saeflow.sources.releases import known_releases
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from saeflow.matching.table import MatchTable
 
 FORMAT = "saeflow-atlas"
@@ -89,6 +91,23 @@ class Atlas(_Tables):
     calibration: tuple[str, str] | None = None
     blocks: Mapping[Pair, tuple[int, ...]] = field(default_factory=dict[Pair, tuple[int, ...]], repr=False)
     weights: Mapping[Site, str] = field(default_factory=dict[Site, str], repr=False)
+
+    _repr_html_ = as_html
+
+    def __repr__(self) -> str:
+        """The release, the method and the size."""
+        many = f"{len(self.files)} tables of {len(self.sites)} sites"
+        return f"Atlas({self.release!r}, model {self.model!r}, {self.method}, {many}, k = {self.k})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One table a row: source and target site, and the size of its file in bytes; reads no table."""
+        import pandas as pd
+
+        rows = [
+            (str(source), str(target), (self.folder / name).stat().st_size)
+            for (source, target), (name, _) in sorted(self.files.items())
+        ]
+        return pd.DataFrame(rows, columns=["source", "target", "bytes"])
 
     @cached_property
     def _tables(self) -> dict[Pair, MatchTable]:

@@ -24,7 +24,7 @@ from saeflow.ids import FeatureId, Site
 from saeflow.matching.null import NullDistribution
 from saeflow.matching.rows import AGAIN
 from saeflow.reading import parse_json, safetensors
-from saeflow.records import Match
+from saeflow.records import Match, as_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +72,12 @@ class MatchTable:
     index: Int32[np.ndarray, "n_source k"]
     score: Float32[np.ndarray, "n_source k"]
     made_from: tuple[str, str] = ("", "")
+
+    _repr_html_ = as_html
+
+    def __repr__(self) -> str:
+        """The two sites, the method and the size."""
+        return f"MatchTable({self.source} to {self.target}, {self.method}, {self.n_source:,} features, k = {self.k})"
 
     @property
     def n_source(self) -> int:

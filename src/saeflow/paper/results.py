@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, nearest
 from saeflow.experiments.results import Results, RunRecord, SummaryTable
 from saeflow.files import write_atomic
 from saeflow.paper import FIGURES, PAGE, PHONE, Frame, draw, reading, svg_text
@@ -30,6 +30,7 @@ from saeflow.report.tokens import one_line
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+    from matplotlib.figure import Figure
 
 PAPER: Final = "arXiv 2502.03032"
 MOST_ROWS: Final = 400
@@ -152,6 +153,23 @@ class Section:
     def rows(self) -> list[list[Any]]:
         """The first rows in those columns."""
         return [[row[i] for i in self._shown] for row in self.table.rows[:MOST_ROWS]]
+
+
+def plot(results: Results, table: str) -> list[Figure]:
+    """The figures of a table of results, as matplotlib figures: one, or one for each method, strategy or theme.
+
+        figure, *_ = sf.plot(sf.open_results("few"), "by_rescale")
+
+    Raises:
+        InvalidArgument: for a table that is not there, or has no figure; the message lists those there are.
+    """
+    tables = results.tables()
+    if table not in tables:
+        has = [name for name in tables if name in FIGURES]
+        raise InvalidArgument(
+            f"there is no table {table!r}.{nearest(table, has)} Those with a figure: {', '.join(has)}."
+        )
+    return [plate.figure for plate in draw(tables[table])]
 
 
 def write_page(folder: Path) -> Path:

@@ -30,10 +30,10 @@ from saeflow.flow.graph import FlowGraph, MeasuredEdge, MeasuredNode, Node
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.neuronpedia import sources_of
 from saeflow.labels.words import Words, no_words
-from saeflow.report.render import render
+from saeflow.report.html import page_html
 from saeflow.report.svg import FACE, KINDS, MODULE, TONES, WIRE, graph_svg, strength
 from saeflow.report.tokens import headline, one_line
-from saeflow.report.views import score_text
+from saeflow.report.views import graph_data, graph_page, score_text
 from saeflow.version import __version__
 
 SCALE: Final = 2
@@ -243,18 +243,22 @@ class Format:
     write: Callable[[FlowGraph, Words], bytes]
 
 
-def _rendered(to: str) -> Callable[[FlowGraph, Words], bytes]:
-    return lambda graph, words: render(graph, to=to, words=words).encode()
+def _html(graph: FlowGraph, words: Words) -> bytes:
+    return page_html(graph_page(graph, words)).encode()
+
+
+def _json(graph: FlowGraph, words: Words) -> bytes:
+    return (json.dumps(graph_data(graph, words), indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
     {
-        "html": Format(".graph.html", "text/html; charset=utf-8", "one page that opens offline", _rendered("html")),
-        "json": Format(".graph.json", "application/json", "what saeflow reads back", _rendered("json")),
+        "html": Format(".graph.html", "text/html; charset=utf-8", "one page that opens offline", _html),
+        "json": Format(".graph.json", "application/json", "what saeflow reads back", _json),
         "graphml": Format(
             ".graph.graphml", "application/graphml+xml", "networkx, Gephi, yEd", lambda g, _: g.to_graphml().encode()
         ),
-        "svg": Format(".graph.svg", "image/svg+xml", "the figure, for papers", _rendered("svg")),
+        "svg": Format(".graph.svg", "image/svg+xml", "the figure, for papers", lambda g, w: graph_svg(g, w).encode()),
         "png": Format(".graph.png", "image/png", "the figure, for slides", png),
         "dot": Format(".graph.dot", "text/vnd.graphviz", "Graphviz", dot),
         "mermaid": Format(".graph.mmd", "text/vnd.mermaid", "a diagram in Markdown", mermaid),

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from html import escape
-from typing import Final, Literal
+from typing import Final, Literal, overload
 
-from saeflow.errors import InvalidArgument, SaeflowError
+from saeflow.errors import InvalidArgument, SaeflowError, nearest
 from saeflow.flow.graph import FlowGraph
 from saeflow.labels.folders import words_for
 from saeflow.labels.words import Words, no_words
 from saeflow.report.blocks import Page
+from saeflow.report.exports import FORMATS
 from saeflow.report.html import page_html
-from saeflow.report.svg import graph_svg
-from saeflow.report.views import graph_data, graph_page
-
-Target = Literal["text", "html", "json", "svg"]
+from saeflow.report.views import graph_page
 
 HEIGHT: Final = 640
 """Pixels of a frame: the figure of a graph with one match a site, and the head of its page."""
 
 
+@overload
+def render(thing: FlowGraph, to: Literal["png"], words: Words = ...) -> bytes: ...
+
+
+@overload
+def render(
+    thing: FlowGraph | Page, to: str = ..., words: Words = ..., *, width: int | None = ..., colour: bool = ...
+) -> str: ...
+
+
 def render(
     thing: FlowGraph | Page,
-    to: Target | str = "text",
+    to: str = "text",
     words: Words = no_words,
     *,
     width: int | None = None,
     colour: bool = False,
-) -> str:
-    """`thing` as text for a terminal, one HTML file, JSON, or an SVG figure.
+) -> str | bytes:
+    """`thing` as text for a terminal, or in any format of `saeflow graph -o`: bytes of "png", text of all others.
 
-    `width` (the terminal's by default) and `colour` (ANSI, off by default) matter to text only. A page
-    of other blocks has text and HTML; its figures and data come from the results it was made of.
+    Formats are text, html, json, graphml, svg, png, dot, mermaid, circuit-tracer. `width` (the terminal's by default)
+    and `colour` (ANSI, off by default) matter to text only. A page of other blocks has text and HTML; its figures and
+    data come from the results it was made of.
 
     Raises:
         InvalidArgument: for a target that does not exist, or that a page does not have.
@@ -45,13 +53,13 @@ def render(
         from saeflow.report.text import page_text  # the terminal alone needs rich
 
         return page_text(page, width=width, colour=colour)
-    if to not in {"json", "svg"} or not isinstance(thing, FlowGraph):
-        has = "'text', 'html', 'json' or 'svg'" if isinstance(thing, FlowGraph) else "'text' or 'html'"
-        raise InvalidArgument(f"a {type(thing).__name__} cannot be rendered to {to!r}. Choose {has}.")
-    if to == "svg":
-        return graph_svg(thing, words)
-    text = json.dumps(graph_data(thing, words), indent=1, ensure_ascii=False)
-    return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+    known = ("text", *FORMATS) if isinstance(thing, FlowGraph) else ("text", "html")
+    if to not in known or not isinstance(thing, FlowGraph):
+        raise InvalidArgument(
+            f"a {type(thing).__name__} cannot be rendered to {to!r}.{nearest(to, known)} Choose {', '.join(known)}."
+        )
+    data = FORMATS[to].write(thing, words)
+    return data if to == "png" else data.decode()
 
 
 def graph_html(graph: FlowGraph) -> str:

@@ -19,6 +19,7 @@ from saeflow.engines import device_of_worker
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite, nearest
 from saeflow.files import folder_and_pattern, pack_folder, pack_names
 from saeflow.ids import Part, Site, SiteLike, layers_by_part
+from saeflow.records import as_html
 from saeflow.sources.architectures import View
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
@@ -33,6 +34,8 @@ SAE_LENS: Final = "sae-lens:"
 
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     _Sites = Mapping[Site, Dictionary]
 else:
     # not subscripted at run time: checking an instance against its type would open a dictionary
@@ -165,6 +168,19 @@ class DictionarySet(_Sites):
                 "here."
             )
         return _open_in_worker, (self._opened_by, str(self._device), self.sites)
+
+    _repr_html_ = as_html
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One dictionary a row: site, layer and part; features and width of those that are open. Opens nothing."""
+        import pandas as pd
+
+        rows = [
+            (str(site), site.layer, site.part.value, *((one.n_features, one.d_in) if one else (None, None)))
+            for site in self.sites
+            for one in [self._open.get(site)]
+        ]
+        return pd.DataFrame(rows, columns=["site", "layer", "part", "features", "width"]).convert_dtypes()
 
     def __repr__(self) -> str:
         """Name, model, sites and how much was left out; opens nothing."""

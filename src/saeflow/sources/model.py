@@ -26,6 +26,7 @@ from saeflow.engines import device_of_worker
 from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.ids import Part, Site
 from saeflow.interventions import Edit
+from saeflow.records import as_html
 from saeflow.sources import hooks
 from saeflow.sources.architectures import Architecture, Point, PointLike, Tap, View, architecture_of, named
 from saeflow.sources.captured import Captured
@@ -106,6 +107,14 @@ class LanguageModel:
         self._blocks = cast("nn.ModuleList", self._trunk.get_submodule(self.architecture.blocks))
         if isinstance(sites, Mapping):
             self.architecture = checked(self.architecture, self.n_layers, partial(self.capture, self.tokenize([TEXT])))
+
+    _repr_html_ = as_html
+
+    def __repr__(self) -> str:
+        """Name, size, and where it computes in what."""
+        size = f"{self.n_layers} layers, d_model {self.d_model:,}"
+        kind = str(self.hf_model.dtype).removeprefix("torch.")
+        return f"LanguageModel({self.name or self.architecture.name!r}, {size}, {kind} on {self.device})"
 
     @property
     def name(self) -> str:

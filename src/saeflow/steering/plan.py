@@ -44,13 +44,17 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from saeflow.errors import BadFile, InvalidArgument, InvalidId
 from saeflow.files import write_atomic
 from saeflow.ids import FeatureId, Site
 from saeflow.interventions import EVERYWHERE, Add, Edit, Positions, Rescale, Span, Where
 from saeflow.reading import parse_json, read_text
+from saeflow.records import as_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT: Final = "saeflow-plan"
 VERSION: Final = 1
@@ -269,6 +273,15 @@ class SteeringPlan:
             )
         except InvalidArgument as error:
             raise BadFile(str(error)) from None
+
+    _repr_html_ = as_html
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One step a row: feature, value (strength or r), label and why."""
+        import pandas as pd
+
+        rows = [(str(step.feature), step.value, step.label, step.why) for step in self.steps]
+        return pd.DataFrame(rows, columns=["feature", "value", "label", "why"])
 
     def save(self, path: Path) -> None:
         """Write the plan to a file, whole or not at all.
