@@ -29,7 +29,7 @@ def run(monkeypatch, saeflow_here, tmp_path):
 def test_steered_and_unsteered_text_of_each_seed_are_told_under_the_plan(run):
     code, out, _ = run("demo", "I think", *START, *SHORT, "--samples", 2, "--seed", 7)
     assert code == 0
-    for words in ("features to activate, at layers", "3/res/541", "strength", "as a share of the hidden norm"):
+    for words in ("features to activate, at layers", "3/res/541", "strength", "as a share of the centred norm"):
         assert words in out
     lines = out.splitlines()
     assert [line for line in lines if line.startswith("seed")] == ["seed 7", "seed 8"]

@@ -18,7 +18,7 @@ from saeflow.steering.growth import Chosen, Reach, grow, pick, targets
 from saeflow.steering.output_score import output_scores
 from saeflow.steering.plan import Dropped, SteeringDirection
 from saeflow.steering.schedule import Constant, Exponential, Linear
-from saeflow.steering.sizes import fold_scales, hidden_norms, norm_sites, plan_change, shares, typical_activations
+from saeflow.steering.sizes import centred_norms, fold_scales, norm_sites, plan_change, shares, typical_activations
 
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_model
 from .dictionaries import random_dictionary
@@ -161,7 +161,7 @@ def test_a_budget_holds_and_shares_are_those_after_it(atlas, direction):
     tight = ask(direction=direction, schedule=Constant(5.0), r=-3.0, budget_layer=0.08, budget_total=0.1)
     given = {"atlas": atlas, "dictionaries": DICTIONARIES, "model": MODEL, "texts": TEXTS}
     before, after = build_plan(loose, **given), build_plan(tight, **given)
-    norms = hidden_norms(MODEL, norm_sites(after), TEXTS)
+    norms = centred_norms(MODEL, norm_sites(after), TEXTS)
     measured = shares(plan_change(after, DICTIONARIES, MODEL, texts=TEXTS, steered=True), norms)
     assert before.made_by["shares"]["total"] > 0.1
     assert measured.per_layer <= 0.08

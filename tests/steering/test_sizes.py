@@ -13,7 +13,16 @@ from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Norm, Preprocessing
 from saeflow.steering.plan import SteeringDirection
-from saeflow.steering.sizes import Budget, PlanChange, fit_budget, hidden_norms, norm_sites, plan_change, shares, within
+from saeflow.steering.sizes import (
+    Budget,
+    PlanChange,
+    centred_norms,
+    fit_budget,
+    norm_sites,
+    plan_change,
+    shares,
+    within,
+)
 
 from ..sources.tiny_models import N_LAYERS, TEXTS, tiny_model
 from .dictionaries import random_dictionaries, random_dictionary
@@ -50,21 +59,37 @@ def unit(name):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-def test_the_hidden_norm_is_the_mean_over_real_tokens(family):
+def test_the_centred_norm_is_the_spread_of_real_tokens(family):
     model = tiny_model(family)
     sites = [Site(1, Part.RES), Site(2, Part.MLP)]
-    found = hidden_norms(model, sites, TEXTS * 3)
+    found = centred_norms(model, sites, TEXTS * 3)
     for site in sites:
-        lengths = [
-            model.capture(tokens, [site])[site][0, real].norm(dim=-1) for tokens, real in real_tokens(model, TEXTS)
-        ]
-        assert found[site] == pytest.approx(torch.cat(lengths).mean().item(), rel=1e-5)
+        states = [model.capture(tokens, [site])[site][0, real] for tokens, real in real_tokens(model, TEXTS)]
+        h = torch.cat(states).double()
+        assert found[site] == pytest.approx((h - h.mean(0)).norm(dim=-1).square().mean().sqrt().item(), rel=1e-4)
 
 
-def test_the_hidden_norm_needs_a_token():
+def test_what_all_tokens_share_and_massive_positions_do_not_widen_a_budget():
+    site, model = Site(1, Part.RES), tiny_model("llama")
+    shared, plain = torch.full((model.d_model,), 50.0), centred_norms(model, [site], TEXTS)[site]
+
+    def shift(h):
+        return h + shared.to(h)
+
+    def one_is_massive(h):
+        return torch.cat([h[:, :2], h[:, 2:3] * 5_000, h[:, 3:]], dim=1)
+
+    with model.intervening({site: shift}):
+        assert model.capture(model.tokenize(TEXTS[:1]), [site])[site].norm(dim=-1).min() > 5 * plain
+        assert centred_norms(model, [site], TEXTS)[site] == pytest.approx(plain, rel=1e-3)
+    with model.intervening({site: one_is_massive}):
+        assert centred_norms(model, [site], TEXTS)[site] == pytest.approx(plain, rel=0.2)
+
+
+def test_the_centred_norm_needs_two_tokens():
     for texts in ((), ("<bos>",)):
         with pytest.raises(InvalidArgument, match="hold 0 tokens that are not special"):
-            hidden_norms(MODEL, RES, texts)
+            centred_norms(MODEL, RES, texts)
 
 
 def test_what_is_added_at_one_layer_is_what_moves_it():
@@ -175,7 +200,7 @@ def test_what_is_missing_is_said():
     assert plan_change(plan_of("activate", {"1/att/1": 2.0}), z, MODEL).at_layer == pytest.approx({1: 2.0})
     change = plan_change(plan_of("activate", {"1/res/1": 1.0}), DICTIONARIES)
     for norms in ({}, {Site(1, Part.RES): 0.0}):
-        with pytest.raises(InvalidArgument, match="no hidden norm for 1/res"):
+        with pytest.raises(InvalidArgument, match="no centred norm for 1/res"):
             shares(change, norms)
     with pytest.raises(InvalidArgument, match=r"layers \[1\], the plan of \[2\]"):
         within(plan_of("activate", {"2/res/1": 1.0}), Budget(), {Site(1, Part.RES): 1.0}, change)
@@ -191,7 +216,7 @@ chosen = st.dictionaries(
     st.sampled_from([f"{site}/{i}" for site in EVERY_SITE for i in range(3)]), values, min_size=1, max_size=6
 )
 limits = st.none() | st.floats(1e-3, 2.0)
-NORMS = hidden_norms(MODEL, RES, TEXTS)
+NORMS = centred_norms(MODEL, RES, TEXTS)
 
 
 @settings(max_examples=60, deadline=None)
@@ -288,7 +313,7 @@ def test_an_activation_is_fitted_in_proportion():
     budget = Budget(0.05, 0.05)
     change = plan_change(plan, DICTIONARIES)
     assert plan_change(plan, DICTIONARIES, MODEL, texts=TEXTS, steered=True) == change
-    norms = hidden_norms(MODEL, norm_sites(plan), TEXTS)
+    norms = centred_norms(MODEL, norm_sites(plan), TEXTS)
     assert fit_budget(plan, budget, DICTIONARIES, MODEL, TEXTS) == within(plan, budget, norms, change)
 
 

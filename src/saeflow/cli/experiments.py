@@ -276,8 +276,8 @@ def sweep(
         parts: Parts of the model: those whose features are changed.
         fold: Count strengths in units of each feature's threshold (B.2).
         min_output_score: Leave out features with a lower output score: Arad et al. 2025.
-        budget_layer: The most that a layer may change, as a share of the hidden norm: 0.1 is 10 %.
-        budget_total: The most that all layers together may change, as a share of the hidden norm.
+        budget_layer: The most that a layer may change, as a share of the centred norm: 0.1 is 10 %.
+        budget_total: The most that all layers together may change, as a share of the centred norm.
         strength_end: Strength at the last layer of a linear schedule (B.2).
         alpha: Decay per layer of an exponential schedule (B.2).
         texts_at_once: Texts generated at a time.

@@ -136,10 +136,10 @@ def plan(
         drop: Features to leave out.
         min_score: Leave out features whose path to a start has an edge below it.
         min_output_score: Leave out features with a lower output score: Arad et al. 2025.
-        budget_layer: The most that a layer may change, as a share of the hidden norm: 0.1 is 10 %.
-        budget_total: The most that all layers together may change, as a share of the hidden norm: 0.4 without
+        budget_layer: The most that a layer may change, as a share of the centred norm: 0.1 is 10 %.
+        budget_total: The most that all layers together may change, as a share of the centred norm: 0.4 without
             --strength, where the model can be run.
-        shares: Run the model to measure shares of the hidden norm.
+        shares: Run the model to measure shares of the centred norm.
         texts: Where texts come from: those that shares are measured on, the theme's examples by default.
         out: Where to write: the plan (.json), to edit.
     """
@@ -181,7 +181,7 @@ def _built(
 
 
 def show_plan(made: SteeringPlan) -> None:
-    """Print a plan: its steps, what was left out and why, and its shares of the hidden norm where they are known."""
+    """Print a plan: its steps, what was left out and why, and its shares of the centred norm where they are known."""
     from saeflow.interventions import EVERYWHERE
 
     name = "strength" if made.direction is SteeringDirection.ACTIVATE else "r"
@@ -195,15 +195,15 @@ def show_plan(made: SteeringPlan) -> None:
         rows = [{"feature": str(dropped.feature), "why": dropped.why} for dropped in made.dropped]
         print_table(rows, f"\n{len(made.dropped)} left out")
 
-    # shares of the hidden norm
+    # shares of the centred norm
     if shares := made.made_by.get("shares"):
         layers = "  ".join(f"{layer}: {share:.1%}" for layer, share in shares["per_layer"].items())
-        print(f"\nchanged at each layer, as a share of the hidden norm: {layers}")
+        print(f"\nchanged at each layer, as a share of the centred norm: {layers}")
         print(f"all together, at the last of them: {shares['total']:.1%}   (measured on {shares['texts']} texts)")
         if shares["total"] == 0:
             print("None of these features fires on the texts, so nothing is changed there. Give others with --texts.")
     else:
-        print("\nShares of the hidden norm were not measured.")
+        print("\nShares of the centred norm were not measured.")
     if made.tokens != EVERYWHERE:
         print(f"Only {made.tokens} are changed: the shares are those of a token that is.")
 
@@ -249,7 +249,7 @@ def steer(
         plan: File of a plan, as --out or `saeflow plan` wrote it.
         suppress: Steer away from the features: not towards them.
         strength: Strength of activation: 1 by default, within --budget-total.
-        budget_total: The most that all layers together may change, as a share of the hidden norm: 0.4 without
+        budget_total: The most that all layers together may change, as a share of the centred norm: 0.4 without
             --strength.
         samples: How many samples: with consecutive seeds.
         seed: Seed of everything that is drawn: that of the first sample.
@@ -354,7 +354,7 @@ class _Pairs:
             )
         else:
             print(
-                f"changed while writing: {steered.share_total:.1%} of the hidden norm in all, "
+                f"changed while writing: {steered.share_total:.1%} of the centred norm in all, "
                 f"{steered.share_layer:.1%} at the strongest layer"
             )
 

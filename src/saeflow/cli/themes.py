@@ -41,7 +41,7 @@ def themes(
         found = known(release)
         rows = [
             {
-                "release": one.release,
+                **({} if release else {"release": one.release}),
                 "theme": one.name,
                 "subject": one.subject,
                 "starts": " ".join(map(str, one.starts)),

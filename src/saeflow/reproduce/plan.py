@@ -304,12 +304,7 @@ def _active(recipe: Recipe, device: str) -> float | None:
         return None
     local = [name for name in expand(recipe.sampled) if name not in known_datasets()]
     try:
-        texts = [
-            text
-            for name in local or expand(["demo"])
-            if Path(name).exists() or name.startswith("demo:")
-            for text in islice(open_dataset(name).read(recipe.seed), 2)
-        ]
+        texts = [text for name in local or expand(["demo"]) for text in islice(open_dataset(name).read(recipe.seed), 2)]
         return active_features(
             load_dictionaries(recipe.release, device=device), load_model(named, device=device), texts
         )

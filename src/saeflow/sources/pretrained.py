@@ -63,7 +63,8 @@ def fetch(
     """
     gguf = gguf_file(Path(place))
     if gguf is not None:
-        return load_gguf(gguf, dtype)
+        with without_bar():
+            return load_gguf(gguf, dtype)
     folder = Path(place).is_dir()
     if Path(place).is_file():
         raise _unknown(place, "it is a file, and no .gguf.")
@@ -84,7 +85,7 @@ def fetch(
                 f"would run it without {lost}. Install transformers 5 or later, or save the model with the version "
                 "installed."
             )
-        with _without_bar():
+        with without_bar():
             hf_model = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(place, dtype=dtype))
         tokenizer = _tokenizer(place)
         tokenizer("a")  # what is wrong with some settings shows here first
@@ -110,8 +111,8 @@ def fetch(
 
 
 @contextmanager
-def _without_bar() -> Generator[None]:
-    """Without transformers' bar of tensors that are mapped already; those of downloads, huggingface_hub's, stay."""
+def without_bar() -> Generator[None]:
+    """Without transformers' bars of tensors that are read or written; those of downloads, huggingface_hub's, stay."""
     if are_progress_bars_disabled() or not logging.is_progress_bar_enabled():
         yield  # whoever switched one off wants none
         return

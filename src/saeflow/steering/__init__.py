@@ -25,9 +25,9 @@ if TYPE_CHECKING:
         Budget,
         NormShares,
         PlanChange,
+        centred_norms,
         fit_budget,
         fold_scales,
-        hidden_norms,
         norm_sites,
         plan_change,
         shares,
@@ -44,7 +44,7 @@ _NAMES: Final = {
     "output_score": "output_scores",
     "plan": "Dropped SteeringDirection SteeringPlan Step load_plan",
     "schedule": "Constant Exponential Linear Schedule ScheduleKind schedule_from",
-    "sizes": "Budget NormShares PlanChange fit_budget fold_scales hidden_norms norm_sites plan_change shares "
+    "sizes": "Budget NormShares PlanChange fit_budget fold_scales centred_norms norm_sites plan_change shares "
     "typical_activations within",
     "starts": "Candidate HeldOutCheck TextSearch find_by_texts find_by_words",
     "theme": "Task Theme load_theme themes",

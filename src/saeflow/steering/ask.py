@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from saeflow.sources.model import LanguageModel
 
 TOTAL: Final = 0.4
-"""The share of the hidden norm a plan may change where no strength is given: clear, and still language."""
+"""The share of the centred norm a plan may change where no strength is given: clear, and still language."""
 
 LENGTHS: Final = {SteeringDirection.ACTIVATE: 36, SteeringDirection.SUPPRESS: 96}
 """Tokens where none are given (B.2, B.1)."""
 
 DEMO_TEXTS: Final = 8
-"""Texts of each domain of the demo pack that hidden norms are measured on where none are named."""
+"""Texts of each domain of the demo pack that centred norms are measured on where none are named."""
 
 MEASURED: Final = 64
 """Texts of each dataset named that they are measured on, at most."""
@@ -69,16 +69,16 @@ def plan(
         theme: the theme to steer by: a name of the release's, or a .toml file.
         starts: features to grow graphs from, such as "2/res/114"; those of the theme by default.
         suppress: steer away from the features.
-        strength: s of activation, above 0; the default is held within 40 % of the hidden norm.
+        strength: s of activation, above 0; the default is held within 40 % of the centred norm.
         schedule: how s is spread over layers: linear, constant or exponential (B.2).
         strength_end: s at the last layer of a linear schedule.
         r: the factor of suppression: 0 removes, below 0 reverses.
         parts: whose features are changed.
         thresholds: where graphs are cut.
         k: matches of each site that are followed.
-        budget_layer: the most a layer may change, as a share of the hidden norm.
+        budget_layer: the most a layer may change, as a share of the centred norm.
         budget_total: the most all layers together may change.
-        texts: names of what hidden norms are measured on; the theme's examples by default.
+        texts: names of what centred norms are measured on; the theme's examples by default.
         atlas: the name of an atlas; that of the release by default.
         model: the language model or its name; that of the release by default.
         device: where to compute what is loaded here.

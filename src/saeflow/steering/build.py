@@ -54,7 +54,7 @@ class PlanRequest:
         min_score: leave out what hangs together with no start at this score, in [-1, 1].
         min_output_score: leave out features of a lower output score, in [0, 1]; starts as well.
         fold: to activate, whether s counts in units of a feature's threshold times the length of its row (B.2).
-        budget_layer: the most a plan may change at a layer, as a share of the hidden norm; None for no limit.
+        budget_layer: the most a plan may change at a layer, as a share of the centred norm; None for no limit.
         budget_total: the same for all it changes, at its last layer.
         shares: whether the shares are measured and noted, where there is a model, even without a budget.
 
@@ -95,7 +95,7 @@ class PlanRequest:
         for name, share in (("budget_layer", self.budget_layer), ("budget_total", self.budget_total)):
             if share is not None and not 0 < share < math.inf:
                 raise InvalidArgument(
-                    f"{name} = {share} is no share of the hidden norm. Give one above 0, such as 0.1."
+                    f"{name} = {share} is no share of the centred norm. Give one above 0, such as 0.1."
                 )
 
     def from_graphs_alone(self) -> PlanRequest:
@@ -137,7 +137,7 @@ def build_plan(
         model: the model of the release; not needed without budgets, shares and output scores, unless dictionaries
             read z or normalise tokens.
         words: labels of features.
-        texts: what hidden norms and activations are measured on; the theme's examples where empty. To suppress, give
+        texts: what centred norms and activations are measured on; the theme's examples where empty. To suppress, give
             texts in which the features fire.
         progress: called with (done, all, what) while output scores are computed.
 
@@ -192,19 +192,19 @@ def build_plan(
     plan = plan_of(chosen, request, scales=scales, span=span, words=words, made_by=_found_by(request))
     plan = replace(plan, model=next((str(name) for name in made_for if name), ""))
 
-    # 5. within the budget, with the shares of the hidden norm noted
+    # 5. within the budget, with the shares of the centred norm noted
     limited = request.budget_layer is not None or request.budget_total is not None
     if not limited and (not request.shares or model is None or dictionaries is None or not measured_on):
         return plan
-    from saeflow.steering.sizes import Budget, fit_budget, hidden_norms, norm_sites, plan_change, shares
+    from saeflow.steering.sizes import Budget, centred_norms, fit_budget, norm_sites, plan_change, shares
 
     weights, runs = weights_for("a budget"), model_for("a budget")
     if not measured_on:
         raise InvalidArgument(
-            "a budget is a share of the hidden norm, which is measured on texts. Give some (--texts), or a theme with "
+            "a budget is a share of the centred norm, which is measured on texts. Give some (--texts), or a theme with "
             "examples."
         )
-    norms = hidden_norms(runs, norm_sites(plan), measured_on)
+    norms = centred_norms(runs, norm_sites(plan), measured_on)
     if limited:
         budget = Budget(request.budget_layer, request.budget_total)
         plan = fit_budget(plan, budget, weights, runs, measured_on, norms=norms)

@@ -18,10 +18,11 @@ activation, measured on texts, takes the place of the threshold.
 
 A row that is added at every layer is not changed once: what layer 0 added is still in the stream when layer 1 adds
 to it. With d_l the sum of all that a plan adds at the sites of layer l (attention and the MLP write into the same
-stream) and |h_l| the mean norm of the residual stream after layer l, two shares are therefore told:
+stream) and c_l the centred norm of the residual stream after layer l (`centred_norms`: how far its states lie from
+their mean), two shares are therefore told:
 
-    share of a layer    |d_l| / |h_l|
-    total               |d_0 + ... + d_L| / |h_L|      L the last layer that is changed
+    share of a layer    |d_l| / c_l
+    total               |d_0 + ... + d_L| / c_L        L the last layer that is changed
 
 The total is the norm of a sum: directions that differ partly cancel, like ones add up in full. It follows the change
 along the stream alone: what later layers make of it is not in it.
@@ -32,7 +33,7 @@ next: the total of a cumulative plan comes out several times too large. With `st
 finds what the plan has left of its features: that is what is really changed, and `fit_budget` holds it to a budget by
 search. For activation the two agree.
 
-`row_plans.ShareMeter` has the same shares of texts that are being generated.
+`row_plans.ShareMeter` has shares of |h| itself, of texts that are being generated.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from saeflow.sources.activity import text_batches
 from saeflow.sources.architectures import Point, PointLike, Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm
 from saeflow.sources.hooks import Change
+from saeflow.sources.massive import ordinary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
@@ -294,29 +296,37 @@ def norm_sites(plan: SteeringPlan) -> tuple[Site, ...]:
     return tuple(Site(layer, Part.RES) for layer in plan.layers)
 
 
-def hidden_norms(model: LanguageModel, sites: Iterable[Site], texts: Sequence[str]) -> dict[Site, float]:
-    """The mean length of the hidden state at some sites, over the tokens of texts that are not special.
+def centred_norms(model: LanguageModel, sites: Iterable[Site], texts: Sequence[str]) -> dict[Site, float]:
+    """How far hidden states lie from their mean at some sites: the root mean square of |h - mean|, over tokens.
 
-    The begin-of-text token is left out: its state is many times longer than any other.
+    Most of a real model's hidden state is the same at every token: the mean is 72 to 81 % of the norm in SmolLM2
+    and 91 to 99 % in Gemma 3. What tells one token from another is the rest, so that a share of |h| is a different
+    change in every model, and a share of |h - mean| is not. Special tokens and massive positions are left out.
 
     Args:
         model: what the texts run through, unsteered.
         sites: where.
-        texts: one or more.
+        texts: with two tokens or more in all.
 
     Raises:
-        InvalidArgument: when no text has a token that is not special.
+        InvalidArgument: when fewer than two tokens are not special.
         UnknownSite: for a layer the model does not have.
     """
     wanted = sorted(set(sites))
-    total = dict.fromkeys(wanted, 0.0)
-    n = 0
-    for batch in text_batches(model, texts, max_length=MAX_LENGTH, least=1):
+    total = {site: torch.zeros(model.d_model, dtype=torch.float64) for site in wanted}
+    squares = dict.fromkeys(wanted, 0.0)
+    n = dict.fromkeys(wanted, 0)
+    for batch in text_batches(model, texts, max_length=MAX_LENGTH):
         held = model.capture(batch.tokens, wanted)
         for site in wanted:
-            total[site] += float(torch.linalg.vector_norm(held[site][batch.real].double(), dim=-1).sum())
-        n += batch.n_tokens
-    return {site: length / n for site, length in total.items()}
+            h = held[site][ordinary(held[site], batch.real)].double().cpu()
+            total[site] += h.sum(0)
+            squares[site] += float(h.square().sum())
+            n[site] += len(h)
+    return {
+        site: math.sqrt(max(squares[site] / n[site] - float((total[site] / n[site]).square().sum()), 0.0))
+        for site in wanted
+    }
 
 
 def plan_change(
@@ -382,7 +392,7 @@ def plan_change(
 
 @dataclass(frozen=True, slots=True)
 class NormShares:
-    """A plan's change as shares of the mean norm of the residual stream after each changed layer.
+    """A plan's change as shares of the centred norm of the residual stream after each changed layer.
 
     Attributes:
         at_layer: of what is changed at the layer.
@@ -409,7 +419,7 @@ class NormShares:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that a plan may change, in shares of the hidden norm: 0.1 is 10 %; None for no limit.
+    """The most that a plan may change, in shares of the centred norm |h - mean|: 0.1 is 10 %; None for no limit.
 
     Attributes:
         per_layer: of what is changed at any one layer.
@@ -427,7 +437,7 @@ class Budget:
         for name, share in (("per_layer", self.per_layer), ("total", self.total)):
             if share is not None and not 0 < share < math.inf:
                 raise InvalidArgument(
-                    f"a budget of {name} = {share} is no share of the hidden norm. Give one above 0, such as 0.1."
+                    f"a budget of {name} = {share} is no share of the centred norm. Give one above 0, such as 0.1."
                 )
 
     def holds(self, found: NormShares) -> bool:
@@ -437,11 +447,11 @@ class Budget:
 
 
 def shares(change: PlanChange, norms: Mapping[Site, float]) -> NormShares:
-    """A change as shares of the hidden norm.
+    """A change as shares of the centred norm.
 
     Args:
         change: what `plan_change` returned.
-        norms: what `hidden_norms` returned for the plan's `norm_sites`.
+        norms: what `centred_norms` returned for the plan's `norm_sites`.
 
     Raises:
         InvalidArgument: when a norm is missing or not above 0.
@@ -449,8 +459,8 @@ def shares(change: PlanChange, norms: Mapping[Site, float]) -> NormShares:
     for layer in change.at_layer:
         if not norms.get(Site(layer, Part.RES), 0.0) > 0:
             raise InvalidArgument(
-                f"there is no hidden norm for {Site(layer, Part.RES)}. Measure it with "
-                "hidden_norms(model, norm_sites(plan), texts)."
+                f"there is no centred norm for {Site(layer, Part.RES)}. Measure it with "
+                "centred_norms(model, norm_sites(plan), texts)."
             )
     norm = {layer: norms[Site(layer, Part.RES)] for layer in change.at_layer}
     return NormShares(
@@ -467,8 +477,8 @@ def within(plan: SteeringPlan, budget: Budget, norms: Mapping[Site, float], chan
 
     Args:
         plan: what `change` was measured of.
-        budget: shares of the hidden norm.
-        norms: what `hidden_norms` returned for the plan's `norm_sites`.
+        budget: shares of the centred norm.
+        norms: what `centred_norms` returned for the plan's `norm_sites`.
         change: what `plan_change` returned for this plan.
 
     Raises:
@@ -506,7 +516,7 @@ def fit_budget(
 
     Args:
         plan: what is weakened.
-        budget: shares of the hidden norm.
+        budget: shares of the centred norm.
         dictionaries: of the plan's sites.
         model: what texts run through.
         texts: what norms and activations are measured on; to suppress, texts in which the features fire.
@@ -518,7 +528,7 @@ def fit_budget(
         UnknownFeature: for an index outside its dictionary.
     """
     if norms is None:
-        norms = hidden_norms(model, norm_sites(plan), texts)
+        norms = centred_norms(model, norm_sites(plan), texts)
     if plan.direction is SteeringDirection.ACTIVATE or not plan.steps:
         return within(plan, budget, norms, plan_change(plan, dictionaries, model, texts=texts))
 

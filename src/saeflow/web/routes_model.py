@@ -47,7 +47,7 @@ from saeflow.web.routes_graph import FILES, Explored, file_response, model_info
 from saeflow.web.streams import Outlet, Streamed
 
 TEXTS_EACH: Final = 4
-"""Texts of each domain of the demo pack that hidden norms are measured on where a theme has none."""
+"""Texts of each domain of the demo pack that centred norms are measured on where a theme has none."""
 
 _ALONE: Final = Thresholds(res=1.0, mlp=1.0, att=1.0)
 """Graphs of one node: the picked features are changed, and nothing else."""
@@ -258,7 +258,7 @@ def _plan_response(explorer: Explorer, made: SteeringPlan) -> PlanResponse:
     if made.direction == "activate" and made.made_by.get("folded") is False:
         notes.append("Strengths are lengths along unit rows: they are not folded (appendix B.2).")
     if share := _percent(made, "shares", "total"):
-        notes.append(f"All together change {share} of the hidden norm at the last layer changed.")
+        notes.append(f"All together change {share} of the centred norm at the last layer changed.")
     if made.tokens != EVERYWHERE:
         notes.append(f"Only {made.tokens} are changed.")
     if scale := _percent(made, "budget", "scale"):

@@ -35,13 +35,13 @@ from saeflow.steering.activity import activity
 from saeflow.steering.build import PlanRequest, choose, own_scales, plan_of, weak_features
 from saeflow.steering.growth import Chosen, Reach, Target
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
-from saeflow.steering.sizes import fit_budget, hidden_norms, unit_rows
+from saeflow.steering.sizes import centred_norms, fit_budget, unit_rows
 from saeflow.steering.sweep.inputs import SweepInputs
 from saeflow.steering.sweep.settings import SINGLE, START, Setting, Variant
 from saeflow.steering.theme import Theme
 
 SIZE_TEXTS: Final = 64
-"""Background texts that sizes are measured on: hidden norms, typical activations."""
+"""Background texts that sizes are measured on: centred norms, typical activations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,13 +153,13 @@ class ThemePlans:
     @cached_property
     def _norms(self) -> dict[Site, float]:
         layers = {target.feature.layer for target in (*self.chosen.kept, *self.starts)}
-        return hidden_norms(self.inputs.model, [Site(layer, Part.RES) for layer in layers], self._texts)
+        return centred_norms(self.inputs.model, [Site(layer, Part.RES) for layer in layers], self._texts)
 
     @property
     def _texts(self) -> Sequence[str]:
         if not self.inputs.background:
             raise InvalidArgument(
-                "a budget needs texts to measure hidden norms on. Give some with --background, or leave the budget out."
+                "a budget needs texts, to measure centred norms. Give some with --background, or leave the budget out."
             )
         return _spread(self.inputs.background)
 

@@ -183,7 +183,7 @@ class Variant:
         min_output_score: features below it are left out (Arad et al. 2025, arXiv 2505.20063); None keeps all.
         fold: whether s counts in units of a feature's threshold times its row's length (B.2).
         schedules: what s is spread by; their own s is not used.
-        budget: the most that a plan may change, in shares of the hidden norm; None for no limit.
+        budget: the most that a plan may change, in shares of the centred norm; None for no limit.
     """
 
     thresholds: Thresholds = field(default_factory=Thresholds)

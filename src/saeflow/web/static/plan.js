@@ -12,7 +12,7 @@ const TOWARDS = { activate: "Add the features' directions to the hidden states",
 const WHY = {
   kind: "How strength is shared out over the layers", s: "Strength: of each step, or of the first layer where it decays", s_end: "Strength at the last layer",
   alpha: "How fast strength decays from layer to layer; 0 is constant", r: "What activations are multiplied by; 0 removes them", reach: "At which layers the plan works",
-  upto: "The layer of the choice before", layer_budget: "Most that a layer may change the hidden norm, in percent", total_budget: "Most that all layers together may change the hidden norm, in percent",
+  upto: "The layer of the choice before", layer_budget: "Most that a layer may change, in percent of the centred norm |h - mean|", total_budget: "Most that all layers together may change, in percent of the centred norm",
 };
 const asking = latest();
 
