@@ -138,7 +138,13 @@ PAGES: Final = (
         ("saeflow.steering",),
         ("steering.generate", "steering.sweep.run", "steering.judges.offline", "steering.judges.llm"),
     ),
-    Page("training", "saeflow.training", "SAEs and transcoders from streamed activations.", ("saeflow.training",)),
+    Page(
+        "training",
+        "saeflow.training",
+        "SAEs and transcoders from streamed activations.",
+        ("saeflow.training",),
+        ("loggers",),
+    ),
     Page("doctor", "saeflow.doctor", "Is a release what it says it is?", ("saeflow.doctor",), ("doctor.examine",)),
     Page(
         "report",

@@ -213,6 +213,13 @@ def test_more_sites_do_not_change_what_one_is_trained_on(tmp_path, centre):
     assert (tmp_path / "all" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
+def test_a_logger_is_called_with_the_rows_of_metrics_jsonl(tmp_path):
+    told = []
+    run(tmp_path, settings(steps=6), log=told.extend)
+    assert json.loads(json.dumps(told)) == read_metrics(tmp_path)
+    assert {row["site"] for row in told} == {str(target.site) for target in TARGETS}
+
+
 def test_a_finished_run_is_told_and_not_trained_again(tmp_path):
     told = settings(steps=6)
     first = run(tmp_path, told)

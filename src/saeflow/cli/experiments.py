@@ -23,6 +23,7 @@ from saeflow.cli.options import (
     Json,
     LlmModel,
     LlmUrl,
+    LogTo,
     ModelOptions,
     NTexts,
     Numbers,
@@ -254,6 +255,7 @@ def sweep(
     alpha: Annotated[float, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = -0.05,
     texts_at_once: int = 256,
     seed: int = 0,
+    log: LogTo = "",
     where: Where = Where(),
     out: Annotated[Path | None, OutFolder] = None,
     as_json: Json = False,
@@ -284,6 +286,7 @@ def sweep(
         seed: Seed of everything that is drawn.
         out: Where to write: a results folder, sweep-RELEASE by default.
     """
+    from saeflow.loggers import logger
     from saeflow.matching.atlas import open_atlas
     from saeflow.steering.schedule import Constant, Exponential, Linear
     from saeflow.steering.sizes import Budget
@@ -293,6 +296,7 @@ def sweep(
     from saeflow.steering.sweep.summary import summarize_sweep
 
     engine = where.open()
+    to = logger(log, out or _folder("sweep", release))
     chosen = find_themes(themes, release)
     texts = background_texts(background, release, seed)
     make = judge_maker(judge, llm_model, llm_url, texts, (samples, confirm))
@@ -308,6 +312,8 @@ def sweep(
     with bars() as bar, engine:
         results, _ = run_sweep(inputs, design, make, out=out or _folder("sweep", release), progress=bar, engine=engine)
     tables = summarize_sweep(results.folder)
+    if to:
+        to(tables["steering_best"].dicts())
     shown = ("steering_best", "steering_paired")
     show_results(results, tables, shown, _steered, as_json=as_json, units="units of work")
 

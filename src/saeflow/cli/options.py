@@ -225,6 +225,10 @@ LlmUrl = Annotated[
         "--llm-url", help="Address of the llm, with the chat API of OpenAI: by default OPENAI_BASE_URL, or OpenAI's."
     ),
 ]
+LogTo = Annotated[
+    str,
+    Parameter(help="Where measurements are logged as well: tensorboard or wandb; files of the run have them always."),
+]
 SitesAtOnce = Annotated[
     int, Parameter(help="Dictionaries in memory at a time; 0 for all. With fewer, the texts are read again.")
 ]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import WHERE, Device, Flag, Json, OutFolder, PrependBos, TextSources, Where
+from saeflow.cli.options import WHERE, Device, Flag, Json, LogTo, OutFolder, PrependBos, TextSources, Where
 from saeflow.cli.output import Row, print_table, progress, show
+from saeflow.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from saeflow.experiments.sampling import Dataset
@@ -65,6 +66,7 @@ def train(
     shards: Annotated[int, Parameter(group=WHERE)] = 0,
     where: Where = Where(),
     prepend_bos: PrependBos = None,
+    log: LogTo = "",
     dry_run: Flag = False,
     as_json: Json = False,
 ) -> None:
@@ -118,6 +120,7 @@ def train(
     import torch
 
     from saeflow.experiments.sampling import expand, open_dataset
+    from saeflow.loggers import logger
     from saeflow.sources.library import load_dictionaries
     from saeflow.sources.model import load_model
     from saeflow.training import (
@@ -135,6 +138,10 @@ def train(
 
     # 1. The model and the targets.
     engine = where.open()
+    in_one = where.engine == "here" and shards in (0, 1)
+    if log and not in_one:
+        raise InvalidArgument("--log is for a run in one process. Leave out --log, --shards and --engine.")
+    to = None if dry_run else logger(log, out)
     if trainer == "sae-lens":
         extra()  # before a model is loaded
     lm = load_model(model, device=device, dtype=getattr(torch, dtype), prepend_bos=prepend_bos)
@@ -184,8 +191,8 @@ def train(
         _show_needs(run, max(1, shards), as_json=as_json)
         return
     with engine, progress("training") as report:
-        if where.engine == "here" and shards in (0, 1):
-            done = run.train(out, progress=report)
+        if in_one:
+            done = run.train(out, progress=report, log=to)
         else:
             done = train_in_shards(run, out, shards=shards or None, engine=engine, progress=report)
     _show(done, settings, as_json=as_json)

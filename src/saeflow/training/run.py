@@ -22,6 +22,7 @@ from torch import Tensor
 
 from saeflow.errors import BadFile
 from saeflow.ids import Site
+from saeflow.loggers import Log
 from saeflow.records import Progress
 from saeflow.sources.activity import model_digest
 from saeflow.sources.architectures import Point
@@ -62,6 +63,7 @@ def train(
     model_name: str = "",
     progress: Progress | None = None,
     trainer: MakeTrainer = SparseTrainer,
+    log: Log | None = None,
 ) -> Trained:
     """Train a dictionary at every target and write them to `out` as sae-lens folders.
 
@@ -80,6 +82,7 @@ def train(
         model_name: the model's name, for the metadata; its own where empty.
         progress: told (tokens done, of, a line of the last measurement).
         trainer: what moves the weights; `TRAINERS` has those there are.
+        log: called with the rows of every measurement, as they go into metrics.jsonl; see `saeflow.loggers`.
 
     Raises:
         InvalidArgument: when two targets share a site, activations are not finite, or training diverges.
@@ -100,7 +103,7 @@ def train(
             f"{out} holds this run in shards, and they are not finished. Go on with --shards or an --engine, or give "
             "another --out."
         )
-    run = _TrainingRun(model, batches, tuple(targets), settings, out, manifest)
+    run = _TrainingRun(model, batches, tuple(targets), settings, out, manifest, log)
     run.begin(start or {}, trainer)
     run.evaluation = Evaluation(model, evaluation, targets, run.limits)
     return run.to_the_end(progress or (lambda _done, _total, _now: None))
@@ -144,7 +147,9 @@ class _TrainingRun:
         settings: TrainingSettings,
         out: Path,
         manifest: dict[str, Any],
+        log: Log | None = None,
     ) -> None:
+        self.log = log
         self.model, self.batches, self.targets, self.settings = model, batches, targets, settings
         self.out, self.manifest, self.step, self.seconds = out, manifest, 0, 0.0
         self.massive = {target.name: 0 for target in targets}
@@ -270,6 +275,8 @@ class _TrainingRun:
                 }
             )
         record.add_metrics(self.out, rows)
+        if self.log:
+            self.log(rows)
         return quality
 
     def _checkpoint(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from saeflow.ids import Site
+from saeflow.loggers import Log
 from saeflow.records import Progress
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
@@ -95,7 +96,12 @@ class TextRun:
     trainer: MakeTrainer = SparseTrainer
 
     def train(
-        self, out: Path, *, targets: Sequence[TrainingTarget] | None = None, progress: Progress | None = None
+        self,
+        out: Path,
+        *,
+        targets: Sequence[TrainingTarget] | None = None,
+        progress: Progress | None = None,
+        log: Log | None = None,
     ) -> Trained:
         """Train all targets, or some of them, in this process. Raises what `saeflow.training.train` does."""
         return train(
@@ -110,6 +116,7 @@ class TextRun:
             model_name=self.model_name,
             progress=progress,
             trainer=self.trainer,
+            log=log,
         )
 
     def _batches(self) -> TextBatches:
