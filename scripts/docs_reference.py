@@ -76,6 +76,7 @@ PAGES: Final = (
             "matching.screening",
             "matching.permutation",
             "matching.correlation",
+            "matching.transport",
             "matching.calibration",
             "matching.null",
             "matching.table",

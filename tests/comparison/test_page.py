@@ -1,6 +1,7 @@
 """The command and the page: tables for a terminal, JSON, and a page that loads nothing."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -131,3 +132,37 @@ def test_the_page_of_a_comparison_without_matches_is_drawn_too(tmp_path):
         settings=ComparisonSettings(rows=64, rotations=1, whole_rotations=1),
     )
     assert found.save(tmp_path).is_file()
+
+
+def test_splits_and_features_of_one_alone_are_listed_with_their_words(tmp_path):
+    planted = plant()
+    rows = {name: [FeatureWords(f"{name} {row} <i>") for row in range(90)] for name in ("one", "two")}
+
+    class Known:
+        def __init__(self, name):
+            self.name = name
+
+        def get(self, feature):
+            return rows[self.name][feature.index]
+
+        def site(self, site):
+            return rows[self.name]
+
+    settings = ComparisonSettings(rows=512, rotations=2, whole_rotations=1)
+    words = {name: Known(name) for name in rows}
+    page = (
+        compare(planted.a, planted.b, settings=settings, names=("one", "two"), words=words).save(tmp_path).read_text()
+    )
+    feature, parts = 41, planted.split[41]
+    card = next(card for card in page.split("<li><b>one 1/res/")[1:] if card.startswith(f"{feature}</b>"))
+    listed = card.split("</ul>")[0]
+    assert f"one {feature} &lt;i&gt;" in listed
+    for part in parts:
+        assert f"<b>{part}</b>" in listed
+        assert f"two {part} &lt;i&gt;" in listed
+    alone = page.split("Those that match worst")[1]
+    first = re.findall(r"one 1/res/(\d+)</b>", alone)
+    assert len(first) == 8, "of each side"
+    assert set(map(int, first)) <= {*planted.own_a, *planted.flipped}
+    assert "PW-MCC" in page.split("</header>")[0]
+    assert "Features that point the same way within one dictionary" in page.split("</header>")[0], "and none of these"

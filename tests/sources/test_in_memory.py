@@ -6,6 +6,9 @@ Objects of other libraries are made where those are installed beside saeflow, an
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -283,6 +286,57 @@ def test_coders_of_sparsify_encode_the_same_by_hookpoint_or_site(told: dict[str,
         assert d.point == Point(3, Tap.MLP_IN if told else Tap.MLP, view)
     with pytest.raises(InvalidArgument, match="does not say which tensor of which layer"):
         sf.dictionaries_from([coder])
+
+
+def of_sparsify() -> Any:
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    return SparseCoder(D_MODEL, SparseCoderConfig(k=3, num_latents=F))
+
+
+def of_dictionary_learning() -> Any:
+    from dictionary_learning.dictionary import JumpReluAutoEncoder
+
+    return JumpReluAutoEncoder(D_MODEL, F)
+
+
+def of_openmoss() -> Any:
+    from llamascopium.models.sae import SAEConfig, SparseAutoEncoder
+
+    hooks = dict.fromkeys(("hook_point_in", "hook_point_out"), "blocks.1.hook_resid_post")
+    made = SparseAutoEncoder(SAEConfig(**hooks, d_model=D_MODEL, expansion_factor=1, act_fn="relu"))
+    made.set_dataset_average_activation_norm({"blocks.1.hook_resid_post": 7.0})
+    return made
+
+
+LIBRARIES: dict[str, tuple[str, Callable[[], Any]]] = {
+    "sae_lens": ("sae-lens", lambda: of_sae_lens("JumpReLU", d_in=D_MODEL)),
+    "sparsify": ("eai-sparsify", of_sparsify),
+    "dictionary_learning": ("dictionary-learning", of_dictionary_learning),
+    "llamascopium": ("llamascopium", of_openmoss),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("library", [pytest.param(name, marks=needs(name)) for name in LIBRARIES])
+def test_objects_of_every_library_give_a_graph_and_steer(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+):
+    monkeypatch.setattr(torch, "compile", lambda fn=None, **_: fn if fn is not None else (lambda g: g))
+    package, make = LIBRARIES[library]
+    record_property(package, version(package))
+    one = make()
+    fill(one)
+    sites = [Site(layer, Part.RES) for layer in (0, 1)]
+    found = sf.dictionaries_from(dict.fromkeys(sites, one), model="me/mine")
+    graph = sf.trace("1/res/4", sf.build_atlas(found, out=tmp_path / "atlas"))
+    assert "0/res/4" in {str(node.feature) for node in graph.nodes}
+    model, feature = tiny_model("llama"), FeatureId("1/res/4")
+    tokens = model.tokenize(TEXTS[:1])
+    plain = model.capture(tokens, sites[1:])[sites[1]]
+    with model.intervening([Add({feature: 2.0})], found):
+        moved = model.capture(tokens, sites[1:])[sites[1]]
+    torch.testing.assert_close(moved, plain + 2 * found[sites[1]].directions()[4], atol=1e-4, rtol=1e-4)
 
 
 LEARNED = ["AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder"]

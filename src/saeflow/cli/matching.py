@@ -164,8 +164,10 @@ def correlate(
     sites_at_once: SitesAtOnce = 0,
     seed: int = 0,
     keep: bool = False,
+    method: Literal["pearson", "transport"] = "pearson",
+    reference: OneSite | None = None,
 ) -> None:
-    """Match every pair of sites of a flow by how features fire together. A killed run resumes.
+    """Match every pair of sites of a flow by what they fire on, Pearson or transport. A killed run resumes.
 
     Texts come from the quarter that experiments never sample: no match is fitted on what it is tested with.
 
@@ -174,17 +176,19 @@ def correlate(
         max_length: Tokens that a text is cut to.
         seed: Seed of everything that is drawn: the order of the texts.
         keep: Keep what was needed on the way: the activations, for another k.
+        method: Which way: pearson, by firing together; transport, by the hidden states that features fire on.
+        reference: Residual site whose hidden states are transported: that in the middle by default.
     """
     from saeflow.experiments.sampling import expand, held_out, open_dataset
     from saeflow.matching.atlas import atlas_folder
-    from saeflow.matching.correlation import MASSIVE, METHOD, RUN
+    from saeflow.matching.correlation import MASSIVE, RUN
     from saeflow.matching.correlation import correlate as run
     from saeflow.reading import read_json
     from saeflow.sources.library import load_dictionaries
 
     dictionaries = load_dictionaries(release, device=language_model.device)
     found = held_out([open_dataset(source) for source in expand(texts)], n_texts, seed)
-    folder = out or atlas_folder(release, METHOD)
+    folder = out or atlas_folder(release, method)
     with progress("correlating") as report:
         built = run(
             language_model.load(release, dictionaries),
@@ -197,6 +201,8 @@ def correlate(
             sites_at_once=sites_at_once or None,
             release=dictionaries.name,
             keep_activations=keep,
+            method=method,
+            reference=reference,
             progress=report,
         )
     print(f"{len(built)} tables of {len(built.sites)} sites, k = {built.k}, in {folder}")

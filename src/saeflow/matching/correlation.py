@@ -1,4 +1,4 @@
-"""Match features by the Pearson correlation of their activations over text (appendix C.4).
+"""Match features by their activations over text: by Pearson correlation (appendix C.4), or by optimal transport.
 
     r = (n Sxy - Sx Sy) / sqrt((n Sxx - Sx^2) (n Syy - Sy^2))        sums over n tokens, in float64
 
@@ -9,6 +9,9 @@
    both axes and forgotten. The matrix of all pairs is never whole in memory, and a pair that never fires together has
    its exact, slightly negative r.
 3. The tables make an atlas with the method "pearson", and the activations are removed.
+
+With the method "transport" the second step is that of `matching.transport`: what features fire on is compared, as
+hidden states of one reference site, which are read in one more pass.
 
 Every file appears whole or not at all, and is bound by digests to the tokens, the model and the dictionaries that made
 it, so a killed run resumes where it stopped and ends with the same bytes.
@@ -29,7 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -41,7 +44,7 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.files import add_sha256, check_sha256, write_atomic
-from saeflow.ids import Site
+from saeflow.ids import Part, Site
 from saeflow.matching.atlas import (
     MANIFEST,
     Atlas,
@@ -56,6 +59,8 @@ from saeflow.matching.atlas import (
 from saeflow.matching.build import weights_of
 from saeflow.matching.methods import EdgeEnd, rows_of
 from saeflow.matching.table import MatchTable
+from saeflow.matching.transport import METHOD as TRANSPORT
+from saeflow.matching.transport import draw_atoms, top_transport, unit_states
 from saeflow.reading import SHARD, read_bytes, read_json
 from saeflow.records import Progress
 from saeflow.sources.activity import (
@@ -100,11 +105,14 @@ def correlate(
     sites_at_once: int | None = None,
     release: str = "",
     keep_activations: bool = False,
+    method: Literal["pearson", "transport"] = METHOD,
+    reference: Site | None = None,
     progress: Progress | None = None,
 ) -> Atlas:
     """An atlas in the folder `out` whose scores are Pearson correlations over `texts`, in [-1, 1].
 
-    Nothing is drawn at random: the same texts give the same atlas. The paper uses 100,000 tokens. Until the
+    With the method "transport" they are those of `matching.transport`, in [-1, 1] too. The same texts give the same
+    atlas. The paper uses 100,000 tokens. Until the
     end an active feature of a token takes 8 bytes on disk; in memory, about 40 for the pair of sites in
     hand. A feature that never fires has no match: see `top_correlations` for what its row says.
 
@@ -122,12 +130,14 @@ def correlate(
             over the texts.
         release: Name to write into the atlas.
         keep_activations: Leave them in `out`, for another `k`.
+        method: "pearson" or "transport".
+        reference: Residual site whose hidden states are transported; by default the one in the middle of the model.
         progress: Called with (done, total, what is being done).
 
     Raises:
         UnknownSite: when a site of `pairs` has no dictionary, or no two sites are neighbours in the flow.
         InvalidArgument: for texts with fewer than two tokens, a number out of range, or a folder that
-            holds other files.
+            holds other files, an unknown method, or a reference that is not read.
         WidthMismatch: when a dictionary does not fit the model.
     """
     # 1. what is wanted, and a folder that may be written into
@@ -136,15 +146,24 @@ def correlate(
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise InvalidArgument(f"{name}={number} is out of range. Give 1 or more.")
+    if method not in (METHOD, TRANSPORT) or (reference is not None and method == METHOD):
+        raise InvalidArgument(
+            f"method {method!r} with reference {reference} matches nothing by activations. Give {METHOD!r}, or "
+            f"{TRANSPORT!r} with a residual site or none."
+        )
     wanted = _pairs(dictionaries, pairs)
     if not (out / RUN).is_file() and out.is_dir() and any(out.iterdir()):
         raise InvalidArgument(f"{out} holds other files. Give an empty folder, or one of an earlier correlation.")
     model = model.as_trained(dictionaries)
     batches = text_batches(model, texts, max_length=max_length, max_tokens=max_tokens, texts_at_once=texts_at_once)
     shards = ActivationShards(out / _SHARDS, list(batches), model, dictionaries)
-    writers = _begin(out, shards, wanted, max_length)
+    if method == TRANSPORT:
+        reference = reference or Site(model.n_layers // 2, Part.RES)
+    writers = _begin(out, shards, wanted, max_length, reference)
     # 2. activations at the sites of pairs whose tables are not there
-    missing = [pair for pair in wanted if not all(_is_done(out / table_file(*way), k) for way in both_ways(pair))]
+    missing = [
+        pair for pair in wanted if not all(_is_done(out / table_file(*way), k, method) for way in both_ways(pair))
+    ]
     sites = sorted({site for pair in missing for site in pair})
     shards.write(sites, sites_at_once or max(len(sites), 1), progress)
     if massive := {str(site): n for site in sites if (n := len(shards.massive(site)))}:
@@ -152,21 +171,20 @@ def correlate(
         said[MASSIVE] = said.get(MASSIVE, {}) | massive
         write_atomic(out / RUN, (json.dumps(said, indent=1) + "\n").encode())
     # 3. tables
+    transported = _Transport(shards, reference) if reference is not None and missing else None
     for done, pair in enumerate(missing):
         if progress:
             progress(done, len(missing), f"{pair[0]} and {pair[1]}")
-        x, y = shards.read_pair(*pair)
-        for (source, target), n_target, found in zip(
-            both_ways(pair), (size(y)[1], size(x)[1]), top_correlations(x, y, k), strict=True
-        ):
-            made_from = (writers[source], writers[target])
-            table = MatchTable(source, target, METHOD, n_target, found.index, found.score, made_from)
+        ranked = transported.top(*pair, k) if transported else top_correlations(*shards.read_pair(*pair), k)
+        for (source, target), found in zip(both_ways(pair), ranked, strict=True):
+            made_from, n_target = (writers[source], writers[target]), dictionaries[target].n_features
+            table = MatchTable(source, target, method, n_target, found.index, found.score, made_from)
             table.save(out / table_file(source, target))
     if progress:
         progress(len(missing), len(missing), "done")
     files = {way: table_entry(out, *way) for pair in wanted for way in both_ways(pair)}
     weights = weights_of(dictionaries, writers)
-    save_manifest(Atlas(out, release, model.name, k, f"saeflow {__version__}", files, METHOD, weights=weights))
+    save_manifest(Atlas(out, release, model.name, k, f"saeflow {__version__}", files, method, weights=weights))
     if not keep_activations:
         shutil.rmtree(out / _SHARDS, ignore_errors=True)
     return open_atlas(out)
@@ -189,7 +207,9 @@ def _pairs(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair] | None
     return list(kept.values())
 
 
-def _begin(out: Path, shards: ActivationShards, pairs: Sequence[Pair], max_length: int | None) -> dict[Site, str]:
+def _begin(
+    out: Path, shards: ActivationShards, pairs: Sequence[Pair], max_length: int | None, reference: Site | None
+) -> dict[Site, str]:
     """State the run in `correlation.json`, drop what another run left; fingerprints of the decoders."""
     writers: dict[Site, str] = {}
     encoders: dict[str, str] = {}
@@ -208,6 +228,8 @@ def _begin(out: Path, shards: ActivationShards, pairs: Sequence[Pair], max_lengt
         "encoders": encoders,
         "decoders": {str(site): writer for site, writer in writers.items()},
     }
+    if reference is not None:
+        stated["reference"] = str(reference)
     try:
         earlier: Any = read_json(out / RUN)
     except (OSError, ValueError):
@@ -225,12 +247,12 @@ def _begin(out: Path, shards: ActivationShards, pairs: Sequence[Pair], max_lengt
     return writers
 
 
-def _is_done(path: Path, k: int) -> bool:
+def _is_done(path: Path, k: int, method: str) -> bool:
     try:
         table = MatchTable.load(path)
     except BadFile:
         return False
-    return table.k == k and table.method == METHOD
+    return table.k == k and table.method == method
 
 
 # Active features on disk
@@ -327,6 +349,28 @@ class ActivationShards:
         return self.folder / f"{site.layer}.{site.part.value}" / f"{number:06d}.safetensors"
 
 
+class _Transport:
+    """What features of every site fire on, as hidden states of the reference site."""
+
+    def __init__(self, shards: ActivationShards, reference: Site) -> None:
+        self.shards, self.atoms = shards, dict[Site, Int64[np.ndarray, "n_features atoms"]]()
+        states: list[np.ndarray] = []
+        counts: list[np.ndarray] = []
+        for batch in shards.batches:
+            h = shards.model.capture(batch.tokens, [reference])[reference].float()
+            counts.append(ordinary(h, batch.real)[batch.real].cpu().numpy())
+            states.append(h[batch.real].cpu().numpy())
+        self.states = unit_states(np.concatenate(states), np.concatenate(counts))
+
+    def top(self, source: Site, target: Site, k: int) -> tuple[RankedFeatures, ...]:
+        """The `k` best of each feature, both ways."""
+        for site in (source, target):
+            if site not in self.atoms:
+                self.atoms[site] = draw_atoms(self.shards.read(site))
+        found = top_transport(self.atoms[source], self.atoms[target], self.states, k)
+        return tuple(RankedFeatures.of(index, score) for index, score in found)
+
+
 def read_shard(path: Path) -> dict[str, np.ndarray]:
     """What `ActivationShards` wrote of one batch at one site: sparse activations, and which tokens are massive.
 
@@ -369,7 +413,7 @@ class RankedFeatures:
     score: Float32[np.ndarray, "n k"]
 
     @staticmethod
-    def of(index: Int64[np.ndarray, "n k"], r: Float64[np.ndarray, "n k"]) -> RankedFeatures:
+    def of(index: Int64[np.ndarray, "n k"], r: Float[np.ndarray, "n k"]) -> RankedFeatures:
         """As tables have them: index 0 where r is -inf. Rounding may leave |r| a little above 1, which none is."""
         score = np.where(np.isfinite(r), np.clip(r, -1.0, 1.0), r).astype(np.float32)
         return RankedFeatures(np.where(np.isneginf(score), 0, index).astype(np.int32), score)
