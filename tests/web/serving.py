@@ -59,9 +59,11 @@ class Typist:
     def lend(self, use):
         return use({}, None)
 
-    def text(self, asked, sites, label):
+    def text(self, asked, sites, words):
         tokens = [TokenInfo(text=word, id=n) for n, word in enumerate(asked.text.split())]
-        active = {str(site): [[ActiveFeature(index=0, value=1.0, label="")] for _ in tokens] for site in sites}
+        active = {
+            str(site): [[ActiveFeature(index=0, value=1.0, share=0.5, label="")] for _ in tokens] for site in sites
+        }
         return TextResponse(tokens=tokens, active=active, took_ms=0.0)
 
     def trace(self, asked, matches):
