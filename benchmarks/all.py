@@ -27,6 +27,7 @@ PARTS = {
     "atlas": ("An atlas and its searches", "chain.py --layers 3 --features 8192"),
     "chain": ("A release in the shape of Gemma Scope 2B", "chain.py"),
     "causal": ("Causal trials", "causal.py"),
+    "prompt_graph": ("The graph of a prompt", "prompt_graph.py"),
     "steering": ("Steered generation", "steering.py --settings 16"),
     "engines": ("Engines: a unit of work here, in a pool, on Ray", "engines.py"),
 }

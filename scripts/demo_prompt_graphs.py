@@ -20,7 +20,7 @@ from rich.progress import track
 import saeflow as sf
 from demo_build.markdown import table
 from saeflow.experiments.sampling import Sample, draw, expand, open_dataset
-from saeflow.experiments.statistics import GAP, RATE, mean_difference, means
+from saeflow.experiments.statistics import GAP, RATE, Tally, means
 from saeflow.prompt_graph import PromptGraph, Pruning
 from saeflow.prompt_graph.fidelity import measure_fidelity
 from saeflow.prompt_graph.trace import trace_text
@@ -78,10 +78,11 @@ def fidelities(
                 "features": counts.get("feature", 0),
                 "errors": counts.get("error", 0),
                 "of": int((graph.nodes["kind"] == "feature").sum()),
-                "completeness": found.completeness,
-                "random completeness": found.random_completeness,
-                "faithfulness": found.faithfulness,
-                "random faithfulness": found.random_faithfulness,
+                "all": found.to_lose,
+                "completeness": found.whole - found.without,
+                "random completeness": found.whole - np.mean([without for _, without in found.random]),
+                "faithfulness": found.kept - found.nothing,
+                "random faithfulness": np.mean([kept for kept, _ in found.random]) - found.nothing,
             }
         )
     return rows
@@ -122,6 +123,13 @@ def said(row: pd.Series, name: str) -> str:
     return f"{row[name]:.2f} ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
 
 
+def of_all(graphs: pd.DataFrame, logit: pd.Series) -> str:
+    """A part of the target over all texts, with its interval: their sum over what there is to lose in all of them."""
+    both = np.stack([logit, graphs["all"]], -1)
+    found = Tally(both, pd.factorize(graphs["dataset"])[0]).told(n=len(graphs), sizes=np.ones(len(graphs)))
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
 def tables(of_children: pd.DataFrame, of_graphs: pd.DataFrame) -> str:
     """The page's tables."""
     # 1. cosines beside effects
@@ -149,27 +157,24 @@ def tables(of_children: pd.DataFrame, of_graphs: pd.DataFrame) -> str:
     ]
     # 3. how much graphs carry
     shares = ("completeness", "random completeness", "faithfulness", "random faithfulness")
-    values = dict.fromkeys((*shares, "features", "errors", "of"))
-    graphs = means(of_graphs, ["cut"], values)
     third = [["effect from", "features", "errors", *shares]]
-    third += [
-        [
-            f"{cut:g}",
-            f"{row['features']:.0f} of {row['of']:.0f}",
-            f"{row['errors']:.0f}",
-            *(said(row, name) for name in shares),
-        ]
-        for cut, row in graphs.iterrows()
-    ]
     fourth = [["effect from", "completeness above random", "faithfulness above random"]]
-    for cut, some in of_graphs.groupby("cut"):
-        cells = [mean_difference(some, name, f"random {name}", None)[0] for name in ("completeness", "faithfulness")]
-        fourth.append([f"{cut:g}", *(f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for one in cells)])
-    n = len(of_graphs[TEXT].drop_duplicates())
+    there = of_graphs[of_graphs["all"].notna()]
+    for cut, some in there.groupby("cut"):
+        size = some[["features", "of", "errors"]].mean()
+        counts = [f"{size['features']:.0f} of {size['of']:.0f}", f"{size['errors']:.0f}"]
+        third.append([f"{cut:g}", *counts, *(of_all(some, some[name]) for name in shares)])
+        above = [of_all(some, some[name] - some[f"random {name}"]) for name in ("completeness", "faithfulness")]
+        fourth.append([f"{cut:g}", *above])
+    n, n_there = (len(lines[TEXT].drop_duplicates()) for lines in (of_graphs, there))
+    lost = f"In {n_there} of the {n} texts the target has something to lose. In the others the biases of the "
+    lost += "dictionaries alone\ngive it as large a logit: the token is a common one.\n"
     return "\n".join(
         [
             f"{n} texts, one token each, {len(of_children):,} residual features.\n",
-            *map(table, (first, second, third, fourth)),
+            *map(table, (first, second)),
+            lost,
+            *map(table, (third, fourth)),
         ]
     )
 
@@ -177,7 +182,8 @@ def tables(of_children: pd.DataFrame, of_graphs: pd.DataFrame) -> str:
 HEADING: Final = "## In the demo pack: does the best cosine carry the most?"
 INTRODUCTION: Final = """\
 Written by `python scripts/demo_prompt_graphs.py`. Four texts of each of the five domains, one random token each; every
-active feature and every error is removed alone. Errors count in graphs, and not in the first two tables.
+active feature and every error is removed alone. Errors count in graphs, and not in the first two tables. Completeness
+and faithfulness are those of all texts together: the sum of what goes, or is left, over that of what there is to lose.
 """
 
 

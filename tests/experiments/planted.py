@@ -99,10 +99,10 @@ def positions(word, text=TEXT):
     return [t for t, found in enumerate(text.split(), start=1) if found == word]
 
 
-def plant(seed=0):
+def plant(seed=0, dtype=torch.float32):
     """The planted model and its dictionaries."""
     make = torch.Generator().manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=make, dtype=torch.float64))[0].float()
+    basis = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=make, dtype=torch.float64))[0].to(dtype)
     dictionaries, rows = {}, {}
     for layer, part in product(range(N_LAYERS), Part):
         site = Site(layer, part)
@@ -130,10 +130,10 @@ def _dictionary(site, basis, order):
         site,
         tap=Tap.of(site.part),
         W_enc=W,
-        b_enc=torch.zeros(len(W)),
+        b_enc=torch.zeros(len(W), dtype=W.dtype),
         W_dec=W,
-        b_dec=torch.zeros(D_MODEL),
-        activation=JumpReLU(torch.tensor(thresholds)[order]),
+        b_dec=torch.zeros(D_MODEL, dtype=W.dtype),
+        activation=JumpReLU(torch.tensor(thresholds, dtype=W.dtype)[order]),
     )
     return made, {names[old]: new for new, old in enumerate(order) if names[old] is not None}
 
@@ -155,7 +155,7 @@ def _model(basis, make):
         eos_token_id=2,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval().to(basis.dtype)
     at = {name: basis[i] for i, name in enumerate(NAMES)}
     with torch.no_grad():
         for block in model.model.layers:

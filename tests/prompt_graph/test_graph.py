@@ -69,6 +69,8 @@ def test_fidelity_is_a_share_of_what_there_is_to_lose():
     assert (measured.faithfulness, measured.completeness) == (0.75, 0.75)
     assert (measured.random_faithfulness, measured.random_completeness) == (0.375, 0.375)
     assert pd.isna(Fidelity(1.0, 1.0, 1.0, 1.0).faithfulness)
+    assert pd.isna(Fidelity(1.0, 2.0, 1.5, 1.5).completeness)  # the biases alone give more than the model
+    assert Fidelity(-3.0, -1.0, -2.0, -1.0).faithfulness == 0.5
     assert pd.isna(Fidelity(1.0, 0.0, 1.0, 1.0).random_completeness)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -19,7 +20,7 @@ from saeflow.prompt_graph.trace import trace_text
 from saeflow.sources.architectures import Point, Tap
 from saeflow.sources.dictionary import Dictionary
 
-from ..experiments.causal.test_errors_and_earlier_tokens import read, without_error
+from ..experiments.causal.test_errors_and_earlier_tokens import without_error
 from ..experiments.causal.worlds import KINDS, TEXT, VARIANTS, dictionaries_on, language_model
 from ..experiments.planted import TEXT as TEXT_OF_PLANTED
 from ..experiments.planted import plant, positions
@@ -45,32 +46,60 @@ def removal(node, dictionaries):
     return [Rescale((FeatureId.parse(name),), tokens=Positions((int(position),)))]
 
 
-def value(node, model, dictionaries, tokens):
-    """What a node is in the running model."""
-    name, _, position = node.partition("@")
-    if name.startswith("logit/"):
-        logits = model.capture(tokens, [], logits=True).logits[0, int(position)].double()
-        token, _, less = name.removeprefix("logit/").partition("-")
-        return float(logits[int(token)] - (logits[int(less)] if less else logits.mean()))
-    feature = FeatureId.parse(name)
-    return float(read(model, dictionaries, tokens, feature.site, int(position))[feature.index])
+def values(nodes, model, dictionaries, tokens):
+    """What nodes are in the running model, in one forward pass."""
+    points = {site: Point(site.layer, dictionary.tap) for site, dictionary in dictionaries.items()}
+    held = model.capture(tokens, list(points.values()), logits=True)
+    acts = {
+        (site, position): dictionary.encode(held[points[site]][0, position])
+        for site, dictionary in dictionaries.items()
+        for position in {int(node.partition("@")[2]) for node in nodes}
+    }
+    found = []
+    for node in nodes:
+        name, _, position = node.partition("@")
+        if name.startswith("logit/"):
+            logits = held.logits[0, int(position)].double()
+            token, _, less = name.removeprefix("logit/").partition("-")
+            found.append(float(logits[int(token)] - (logits[int(less)] if less else logits.mean())))
+        else:
+            feature = FeatureId.parse(name)
+            found.append(float(acts[feature.site, int(position)][feature.index]))
+    return np.array(found)
 
 
 @pytest.mark.parametrize(("variant", "kind"), WORLDS)
-def test_every_effect_is_one_whole_forward_pass_with_a_plain_hook(variant, kind):
+def test_every_effect_is_one_whole_forward_pass_with_a_plain_hook(variant, kind, record_property):
+    """Within 1e-4 of the child's value; of 1 % of its site's largest activation where the child is weaker."""
     model, dictionaries, tokens, graph = traced(variant, kind, before=1)
     assert set(graph.edges["link"]) == {"stream", "block", "attention", "logit"}
-    # a sample of every kind of edge, and every parent of the target
-    sample = graph.edges.groupby(["link", graph.edges["parent"].str.contains("error")]).sample(
-        5, random_state=0, replace=True
-    )
-    sample = pd.concat([sample, graph.edges[graph.edges["child"] == graph.target]]).drop_duplicates()
-    for edge in sample.itertuples():
-        before = value(edge.child, model, dictionaries, tokens)
-        with model.intervening(removal(edge.parent, dictionaries), dictionaries):
-            after = value(edge.child, model, dictionaries, tokens)
-        assert edge.change == pytest.approx(before - after, rel=1e-4, abs=1e-4 * abs(before))
-        assert edge.effect == pytest.approx((before - after) / abs(before), rel=1e-4, abs=1e-4)
+    assert graph.edges["parent"].str.contains("error").any()
+    children = list(dict.fromkeys(graph.edges["child"]))
+    clean = dict(zip(children, values(children, model, dictionaries, tokens), strict=True))
+    site_of = {child: child.rpartition("/")[0] for child in children}
+    floor = {
+        site: 0.01 * max(abs(clean[child]) for child in children if site_of[child] == site)
+        for site in set(site_of.values())
+    }
+    size = {child: max(abs(clean[child]), floor[site_of[child]]) for child in children}
+    worst = 0.0
+    # one world as a whole; of the others some parents and all that is read of them: a pass each takes its time
+    parents = pd.Series(graph.edges["parent"].unique())
+    if (variant, kind) != WORLDS[0]:
+        some = parents.groupby(parents.str.contains("error")).sample(6, random_state=0)
+        parents = [*some, *graph.edges.loc[graph.edges["link"] == "logit", "parent"].unique()[:3]]
+    of_parents = graph.edges[graph.edges["parent"].isin(parents)]
+    assert set(of_parents["link"]) == set(graph.edges["link"])
+    for parent, edges in of_parents.groupby("parent"):
+        before = edges["child"].map(clean).to_numpy()
+        with model.intervening(removal(parent, dictionaries), dictionaries):
+            change = before - values(list(edges["child"]), model, dictionaries, tokens)
+        assert edges["effect"].to_numpy() == pytest.approx(edges["change"].to_numpy() / np.abs(before), rel=1e-4)
+        apart = np.abs(edges["change"].to_numpy() - change) / edges["child"].map(size).to_numpy()
+        worst = max(worst, float(apart.max()))
+    record_property("effects", len(of_parents))
+    record_property("apart", worst)
+    assert worst < 1e-4
 
 
 def test_nodes_are_all_that_is_active_their_shares_add_up_and_errors_are_what_is_left():
@@ -186,7 +215,8 @@ def test_fidelity_is_that_of_plain_passes_with_hooks():
     for graph_goes, found in ((False, measured.kept), (True, measured.without)):
         hooks = {Point(s.layer, d.tap): hook(d, graph_goes=graph_goes) for s, d in dictionaries.items()}
         with model.intervening(hooks):
-            assert value(graph.target, model, dictionaries, tokens) == pytest.approx(found, rel=1e-3, abs=1e-4)
+            [left] = values([graph.target], model, dictionaries, tokens)
+            assert left == pytest.approx(found, rel=1e-3, abs=1e-4)
     assert 0 < len(inside) < len(graph.nodes)
 
 
@@ -195,7 +225,8 @@ def test_fidelity_is_that_of_plain_passes_with_hooks():
 
 @pytest.fixture(scope="module")
 def planted():
-    return plant()
+    """In float64: with everything ablated the final norm makes rounding a thousand times as large."""
+    return plant(dtype=torch.float64)
 
 
 def of_planted(planted, word, text, **options):
@@ -228,8 +259,7 @@ def test_the_graph_of_a_planted_model_is_its_wiring_and_its_features_carry_all_o
     assert found == wiring
     features = replace(graph, nodes=graph.nodes[graph.nodes["kind"] != "error"])
     measured = measure_fidelity(features, planted.model, planted.dictionaries, random_graphs=0)
-    # what is left out, errors among it, carries the last thousandths
-    assert (measured.completeness, measured.faithfulness) == pytest.approx((1, 1), abs=5e-3)
+    assert (measured.completeness, measured.faithfulness) == pytest.approx((1, 1), abs=1e-4)
 
 
 def test_attention_from_a_traced_token_is_followed_and_from_others_it_is_not(planted):

@@ -102,6 +102,9 @@ def test_circuit_tracers_json_has_every_node_and_link_with_ids_of_their_own(circ
     assert set(group[1:]) <= known
     assert circuit["qParams"]["clickedId"] == target["node_id"]
     assert len(circuit["qParams"]["pinnedIds"]) == 2
+    # without pins the viewer starts with what the target hangs on most
+    alone = json.loads(export_prompt(small_graph(), "circuit-tracer"))["qParams"]["pinnedIds"]
+    assert alone == [target["node_id"], "1_17_1", "0_11_1", "1_22_1", "0_-3_1", "0_14_1"]
 
 
 def test_circuit_tracer_itself_reads_it(circuit):

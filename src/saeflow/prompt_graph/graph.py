@@ -96,13 +96,19 @@ class Fidelity:
     random: tuple[tuple[float, float], ...] = ()
 
     @property
+    def to_lose(self) -> float:
+        """What of the value goes when everything is ablated; NaN where the dictionaries' biases alone give as much."""
+        lost = self.whole - self.nothing
+        return lost if lost * self.whole > 0 else float("nan")
+
+    @property
     def faithfulness(self) -> float:
-        """The share of the value that is left when everything outside the graph is ablated; NaN where there is none."""
+        """The share of the value that is left when everything outside the graph is ablated; NaN with none to lose."""
         return self._share(self.kept - self.nothing)
 
     @property
     def completeness(self) -> float:
-        """The share of the value that goes with the graph; NaN where there is none to lose."""
+        """The share of the value that goes with the graph; NaN with none to lose."""
         return self._share(self.whole - self.without)
 
     @property
@@ -116,8 +122,7 @@ class Fidelity:
         return self._mean(self._share(self.whole - without) for _, without in self.random)
 
     def _share(self, value: float) -> float:
-        all_of_it = self.whole - self.nothing
-        return value / all_of_it if all_of_it else float("nan")
+        return value / self.to_lose
 
     @staticmethod
     def _mean(values: Iterable[float]) -> float:

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, cast
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, UnknownRelease
@@ -210,7 +210,10 @@ class _Tracing:
     seed: int
     active: dict[tuple[Site, int], _Active] = field(default_factory=dict[tuple[Site, int], _Active])
     nodes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    edges: list[pd.DataFrame] = field(default_factory=list[pd.DataFrame])
+    edges: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    controls: dict[tuple[Site, int], Int[np.ndarray, " n"]] = field(
+        default_factory=dict[tuple[Site, int], Int[np.ndarray, " n"]]
+    )
     outputs: dict[str, tuple[int, int | None]] = field(default_factory=dict[str, tuple[int, int | None]])
     target: str = ""
     notes: list[str] = field(default_factory=list[str])
@@ -389,34 +392,36 @@ class _Tracing:
         parents, before = removed.parents, np.abs(removed.before)
         effect = np.divide(removed.change, before, out=np.full(removed.change.shape, np.nan), where=before > 0)
         row, column = np.nonzero((np.abs(effect) >= kept) | ~np.isnan(removed.rank))
-        nodes, place = parents.nodes, {feature: i for i, feature in enumerate(parents.features)}
-        beside = np.full(effect.shape, np.nan)
-        for parent in set(row.tolist()) - {len(parents.features)}:
-            drawn = generator(self.seed, "control", nodes[parent])
-            active = {parents.site.part: parents.features}
-            other = alike_in_norm((parents.features[parent],), active, parents.norms.__getitem__, drawn)
-            if other is not None:
-                beside[parent] = effect[place[other[0]]]
+        others, nodes = self._controls(parents), parents.nodes
+        control = np.where(others[row] < 0, np.nan, effect[others[row], column])
         self.edges.append(
-            pd.DataFrame(
-                {
-                    "parent": [nodes[i] for i in row],
-                    "child": [removed.children[i] for i in column],
-                    "link": [removed.links[i] for i in column],
-                    "rank": removed.rank[row, column],
-                    "cosine": removed.cosine[row, column],
-                    "effect": effect[row, column],
-                    "control": beside[row, column],
-                    "change": removed.change[row, column],
-                    "direct": np.nan if removed.direct is None else removed.direct[row, column],
-                }
-            )
+            {
+                "parent": [nodes[i] for i in row],
+                "child": [removed.children[i] for i in column],
+                "link": [removed.links[i] for i in column],
+                "rank": removed.rank[row, column],
+                "cosine": removed.cosine[row, column],
+                "effect": effect[row, column],
+                "control": control,
+                "change": removed.change[row, column],
+                "direct": np.full(len(row), np.nan) if removed.direct is None else removed.direct[row, column],
+            }
         )
+
+    def _controls(self, parents: _Active) -> Int[np.ndarray, " n_parents"]:
+        """The row of the control of each parent: another active feature of its site; -1 where there is none."""
+        key = parents.site, parents.position
+        if key not in self.controls:
+            drawn = generator(self.seed, "control", *map(str, key))
+            place, active = {name: i for i, name in enumerate(parents.features)}, {parents.site.part: parents.features}
+            found = [alike_in_norm((one,), active, parents.norms.__getitem__, drawn) for one in parents.features]
+            self.controls[key] = np.array([-1 if one is None else place[one[0]] for one in found] + [-1])
+        return self.controls[key]
 
     def edge_table(self) -> pd.DataFrame:
         """All edges: children in the order of nodes, the strongest edge of each first."""
         order = {row["node"]: place for place, row in enumerate(self.nodes)}
-        table = pd.concat([one for one in self.edges if len(one)], ignore_index=True)
+        table = pd.DataFrame({name: np.concatenate([one[name] for one in self.edges]) for name in EDGE_COLUMNS})
         places = table["child"].map(order).to_numpy()
         table = table.iloc[np.lexsort([-table["effect"].abs().fillna(0).to_numpy(), places])].reset_index(drop=True)
         return table.astype(dict(EDGE_COLUMNS))

@@ -45,7 +45,7 @@ _FACES: Final = "Helvetica, Arial, Liberation Sans, DejaVu Sans"
 COLUMNS: Final = {Part.ATT: 0, Part.MLP: 1, Part.RES: 2}
 """The place of a part among the tokens of circuit-tracer."""
 _TOKENS: Final = ("attn", "mlp", "resid")
-_PINNED: Final = 18
+PINNED: Final = 18
 """Nodes put into the subgraph of the viewer; more cannot be read there."""
 
 
@@ -163,7 +163,7 @@ def circuit_tracer_json(graph: FlowGraph, words: Words = no_words) -> bytes:
         feature = node.feature
         return feature != graph.seed, feature.part is not Part.RES, abs(feature.layer - graph.seed.layer)
 
-    nearest = sorted(graph.nodes, key=away)[:_PINNED]
+    nearest = sorted(graph.nodes, key=away)[:PINNED]
     data = {
         "metadata": {
             "slug": f"saeflow-{release or 'graph'}-{seed.replace('/', '-')}",

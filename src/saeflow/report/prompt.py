@@ -24,7 +24,7 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords, Words, no_words
 from saeflow.prompt_graph.graph import PromptGraph
 from saeflow.report.blocks import Block, BlockRow, Column, ColumnRole, GraphFigure, Notes, Page, Table
-from saeflow.report.exports import COLUMNS, export, feature_number, format_named
+from saeflow.report.exports import COLUMNS, PINNED, export, feature_number, format_named
 from saeflow.report.html import page_html
 from saeflow.report.tokens import headline, one_line, visible
 from saeflow.report.views import NONE, score_text
@@ -113,6 +113,9 @@ def _facts(graph: PromptGraph) -> tuple[tuple[str, str], ...]:
         ("edges", f"{len(graph.edges)}, {int(graph.edges['rank'].notna().sum())} of them named by matching"),
     ]
     if graph.fidelity is not None:
+        if graph.fidelity.to_lose != graph.fidelity.to_lose:
+            alone = f"nothing to lose: the biases of the dictionaries alone give {graph.fidelity.nothing:.2f}"
+            return (*pairs, ("completeness", alone))
         for name in ("completeness", "faithfulness"):
             value, control = getattr(graph.fidelity, name), getattr(graph.fidelity, f"random_{name}")
             beside = "" if control != control else f" (random graphs {score_text(control)})"  # noqa: PLR0124 - NaN
@@ -334,7 +337,7 @@ def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
             },
         },
         "qParams": {
-            "pinnedIds": [ids[node] for node in dict.fromkeys((graph.target, *graph.pins)) if node in ids],
+            "pinnedIds": [ids[node] for node in (graph.target, *(graph.pins or _strongest(graph)))],
             "supernodes": [[name, *(ids[node] for node in members)] for name, members in graph.supernodes.items()],
             "linkType": "both",
             "clickedId": ids[graph.target],
@@ -348,6 +351,18 @@ def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
         ],
     }
     return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def _strongest(graph: PromptGraph) -> list[str]:
+    """The nodes that a viewer's subgraph starts with: from the target down, always along the strongest edge left."""
+    found: dict[str, None] = {graph.target: None}
+    edges = graph.edges.assign(strength=graph.edges["effect"].abs()).sort_values("strength", ascending=False)
+    while len(found) <= PINNED:
+        open_ = edges[edges["child"].isin(found) & ~edges["parent"].isin(found)]
+        if open_.empty:
+            break
+        found[str(open_["parent"].iloc[0])] = None
+    return list(found)[1:]
 
 
 def _named(edge: _EdgeRow) -> bool | None:
