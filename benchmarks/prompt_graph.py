@@ -158,10 +158,7 @@ def main() -> None:
     rows, figures = measure(demo(), quick=options.quick)
     more, others = measure(smollm2_shape(quick=options.quick), quick=options.quick)
     memory = peak_memory(partial(smollm2_shape, quick=options.quick), World.graph)
-    rows += [
-        *more[:-1],
-        replace(more[-1], extra_mb=memory),
-    ]
+    rows += [*more[:-1], replace(more[-1], extra_mb=memory)]
     show(rows, as_json=options.json, **figures, **others)
 
 
