@@ -9,7 +9,6 @@ random graphs of the same size. Intervals are of texts, as in all experiments (`
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Final
 
@@ -189,9 +188,10 @@ and faithfulness are those of all texts together: the sum of what goes, or is le
 
 def main() -> None:
     made = tables(*measured())
-    page = re.sub(f"(?s){re.escape(HEADING)}.*?(?=## Files)", "", PAGE.read_text(encoding="utf-8"))
-    page = page.replace("## Files", f"{HEADING}\n\n{INTRODUCTION}\n{made}\n## Files", 1)
-    PAGE.write_text(page, encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(f"{HEADING}\n")
+    after = rest.partition("\n## ")[2]
+    PAGE.write_text(f"{before}{HEADING}\n\n{INTRODUCTION}\n{made}\n## {after}", encoding="utf-8")
     print(made)
 
 
