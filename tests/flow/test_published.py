@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.flow import FlowGraph, Thresholds, trace
-from saeflow.flow.published import Comparison, PublishedGraph, compare, published_graph, published_graphs
+from saeflow.flow.published import GraphComparison, PublishedGraph, compare, published_graph, published_graphs
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.direct import DirectMatches
 from saeflow.sources import releases
@@ -128,7 +128,7 @@ def test_a_module_that_the_publication_does_not_have_is_told():
 def test_sites_are_told_from_the_last_layer_back():
     told = published_graph("gemma-scope-2b", SEED)
     made = compare(grown(told, planted(told)), told)
-    assert isinstance(made, Comparison)
+    assert isinstance(made, GraphComparison)
     assert [str(site.site) for site in made.sites[:4]] == ["25/res", "24/res", "24/mlp", "23/res"]
 
 

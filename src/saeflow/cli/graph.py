@@ -19,7 +19,7 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.flow.scores import HIGH
 
 if TYPE_CHECKING:
-    from saeflow.flow.published import Comparison
+    from saeflow.flow.published import GraphComparison
 
 FORMATS = ("html", "json", "graphml")
 """What is written into a folder."""
@@ -100,7 +100,7 @@ def graph(
         print("\nwritten: " + "  ".join(map(str, written)))
 
 
-def _show_comparison(comparison: Comparison, *, as_json: bool) -> None:
+def _show_comparison(comparison: GraphComparison, *, as_json: bool) -> None:
     if as_json:
         print_json(comparison.to_dict())
         return

@@ -108,7 +108,11 @@ class Cluster(Engine):
                     return
                 ended, _ = self._ray.wait(list(flying), num_returns=1)
                 number, unit = flying.pop(ended[0])
-                yield number, self._fetched(ended[0], unit, name)
+                try:
+                    answer = cast("UnitResult", self._ray.get(ended[0]))
+                except self._ray.exceptions.RayError as error:
+                    raise WorkerLost(lost(name, unit, TRIES, f"Ray says {error}")) from error
+                yield number, answer.result()
         finally:
             for left in flying:
                 with contextlib.suppress(Exception):  # the cluster may be what is gone
@@ -119,13 +123,6 @@ class Cluster(Engine):
         if self._started and self._ray.is_initialized():
             self._ray.shutdown()
         self._started = False
-
-    def _fetched(self, ended: Any, unit: Any, name: str) -> Any:
-        try:
-            found = cast("UnitResult", self._ray.get(ended))
-        except self._ray.exceptions.RayError as error:
-            raise WorkerLost(lost(name, unit, TRIES, f"Ray says {error}")) from error
-        return found.result()
 
 
 def _knock(address: str) -> None:

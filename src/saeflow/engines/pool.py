@@ -82,7 +82,7 @@ class Pool(Engine):
 
     def __init__(self, workers: int | None = None, *, cpus: int = 1) -> None:
         """As many processes as there are cores for when `workers` is None; each begins with its first unit."""
-        self._workers = workers or max(1, _cores() // cpus)
+        self._workers = workers or max(1, cores() // cpus)
         self._slot = Slot(cpus)
         self._processes: list[_Process] = []
 
@@ -106,8 +106,9 @@ class Pool(Engine):
                     process = busy[connection]  # type: ignore[index]
                     task = process.task
                     assert task is not None  # noqa: S101  (it is busy)
-                    found = _received(process.connection)
-                    if found is None:
+                    try:
+                        found: UnitResult = process.connection.recv()
+                    except (EOFError, ConnectionResetError):  # the process is gone
                         again.append(self._lost(process, task, name))
                         continue
                     process.task = None
@@ -158,18 +159,10 @@ class Pool(Engine):
             process.join()
 
 
-def _cores() -> int:
-    """Cores this process may use, where the system says so."""
+def cores() -> int:
+    """How many this process may use, where the system says so."""
     allowed: Any = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
-
-
-def _received(connection: Connection) -> UnitResult | None:
-    """An answer; None from a process that is gone."""
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionResetError):
-        return None
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def observe_origins(
                     site.layer,
                     tuple(features[here].tolist()),
                     tuple(significant(value, 5) for value in values[here].tolist()),
-                    {name: _digits(digits[here]) for name, digits in groups.items()},
+                    {name: "".join(map(str, digits[here].tolist())) for name, digits in groups.items()},
                 )
             )
     order = {position: place for place, position in enumerate(columns)}
@@ -183,7 +183,3 @@ def _groups(
             active = named.active(features, rows, on[predecessor])
             groups |= np.where(active, Origin[predecessor.part.name].value, 0)
     return groups
-
-
-def _digits(groups: Int[np.ndarray, " n"]) -> str:
-    return (groups + ord("0")).astype(np.uint8).tobytes().decode("ascii")

@@ -289,7 +289,7 @@ class Results:
         if not made:
             raise InvalidArgument("no text has enough tokens to sample from. Give other datasets or fewer --tokens.")
         write_atomic(folder / SAMPLES, pack_rows(made))
-        record = RunRecord(request, dict(versions), _now(), None, 0, len(made))
+        record = RunRecord(request, dict(versions), utc_now(), None, 0, len(made))
         write_atomic(folder / MANIFEST, record.to_json().encode())
         return Results(folder, record)
 
@@ -397,7 +397,7 @@ class Results:
         """Note when the first whole run ended."""
         if self.record.finished is not None:
             return self
-        finished = replace(self.record, finished=_now(), done=self.record.total)
+        finished = replace(self.record, finished=utc_now(), done=self.record.total)
         write_atomic(self.folder / MANIFEST, finished.to_json().encode())
         return replace(self, record=finished)
 
@@ -541,5 +541,6 @@ def unpack_rows(path: Path) -> list[Row]:
         ) from None
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

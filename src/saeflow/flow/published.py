@@ -79,7 +79,7 @@ class ComparedScore:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class GraphComparison:
     """A graph next to a published one, site by site from the last layer back, as the flow was followed."""
 
     published: PublishedGraph
@@ -168,7 +168,7 @@ def published_graph(release: str, seed: FeatureId) -> PublishedGraph:
     raise InvalidArgument(f"no published graph of {release} grows from {seed}. Seeds of published graphs: {have}.")
 
 
-def compare(graph: FlowGraph, published: PublishedGraph) -> Comparison:
+def compare(graph: FlowGraph, published: PublishedGraph) -> GraphComparison:
     """A graph next to a published one. Features of parts that the publication does not show are left out.
 
     Raises:
@@ -182,7 +182,7 @@ def compare(graph: FlowGraph, published: PublishedGraph) -> Comparison:
     found = [node.feature for node in graph.nodes if node.feature.part in published.parts]
     sites = sorted({feature.site for feature in (*found, *published.nodes)}, reverse=True)
     edges = {(edge.child, edge.parent): edge.score for edge in graph.edges}
-    return Comparison(
+    return GraphComparison(
         published,
         tuple(ComparedSite(site, _at(site, published.nodes), _at(site, found)) for site in sites),
         tuple(ComparedScore(score, edges.get((score.child, score.parent))) for score in published.scores),

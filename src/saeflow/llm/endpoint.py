@@ -221,7 +221,6 @@ class Endpoint:
         )
 
     def __enter__(self) -> Endpoint:
-        """Itself."""
         return self
 
     def __exit__(

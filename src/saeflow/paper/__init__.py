@@ -90,7 +90,8 @@ def draw(table: SummaryTable, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
         names: set[str] = set()
         for keys, rows in parted:
             of = ", ".join(keys.values())
-            name = _new_name("-".join((frame.name, *map(_slug, keys.values()))), names)
+            slugs = (re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-") or "other" for value in keys.values())
+            name = _new_name("-".join((frame.name, *slugs)), names)
             plates.append(Plate(name, of, _painted(drawing, rows, medium, of), keys))
         return tuple(plates)
 
@@ -157,10 +158,6 @@ def _painted(drawing: Drawing, frame: Frame, medium: Medium, of: str) -> Figure:
     parts = [frame.title or frame.name, of, cited]
     caption = " · ".join(part for part in parts if part)
     return drawing.figure(frame, medium, caption) if frame.rows else nothing(medium, caption)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "other"
 
 
 __all__ = [

@@ -70,7 +70,7 @@ class FrameRow:
         return Interval(value, self.number(low), self.number(high), self.number(n))
 
 
-class Rows(dict[Any, FrameRow]):
+class FrameRows(dict[Any, FrameRow]):
     """Rows by the words of some columns; one that is not there is a row of gaps."""
 
     def __missing__(self, key: object) -> FrameRow:
@@ -150,10 +150,10 @@ class Frame(SummaryTable):
         found = (record.number(column) for record in self.records for column in columns)
         return sorted({value for value in found if value is not None})
 
-    def lookup(self, *keys: str) -> Rows:
+    def lookup(self, *keys: str) -> FrameRows:
         """The rows by the words of these columns, of one column by its word; the last of equal ones."""
         words = [tuple(record.words(key) for key in keys) for record in self.records]
-        return Rows(zip(words if len(keys) > 1 else [word for (word,) in words], self.records, strict=True))
+        return FrameRows(zip(words if len(keys) > 1 else [word for (word,) in words], self.records, strict=True))
 
     def by_number(self, column: str) -> dict[float, FrameRow]:
         """The rows by the number in a column, ascending; the last of equal ones."""

@@ -62,7 +62,10 @@ def samples_html(table: SummaryTable, chosen: SummaryTable | None = None) -> Mar
     for theme, direction in dict.fromkeys((row.words("theme"), row.words("direction")) for row in frame.records):
         where = {"theme": theme, "direction": direction}
         columns = _columns(frame.where(**where), rivals.where(**where) if rivals else None)
-        samples = sorted({sample for column in columns for sample in column.texts}, key=_in_numbers)
+        samples = sorted(
+            {sample for column in columns for sample in column.texts},
+            key=lambda s: (not s.isdecimal(), float(s) if s.isdecimal() else 0, s),
+        )
         rows = [[_cell(column.texts.get(sample)) for column in columns] for sample in samples]
         of = ", ".join(word for word in (theme, direction) if word)
         blocks.append({**where, "of": of, "columns": columns, "rows": rows})
@@ -118,10 +121,6 @@ def _score(row: FrameRow) -> float | None:
     if behavior is None or coherence is None:
         return None
     return final_score(behavior, coherence, suppress=row.words("direction") == SUPPRESS)
-
-
-def _in_numbers(sample: str) -> tuple[bool, float, str]:
-    return (False, float(sample), "") if sample.isdecimal() else (True, 0.0, sample)
 
 
 def _cell(row: FrameRow | None) -> dict[str, Any] | None:

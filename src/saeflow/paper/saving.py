@@ -122,7 +122,9 @@ def svg_text(
         style = ET.Element(f"{_SVG}style")
         style.text = stylesheet()
         root.insert(0, style)
-    return _written(root, alone=alone)
+    ET.register_namespace("", "http://www.w3.org/2000/svg")
+    text = ET.tostring(root, encoding="unicode")
+    return f"{text}\n" if alone else text.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)
 
 
 def stylesheet() -> str:
@@ -165,12 +167,9 @@ def _without_caption(root: ET.Element, height: float) -> float:
 def _drop_styles(root: ET.Element) -> None:
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag == f"{_SVG}style" or (child.tag == f"{_SVG}defs" and _only_styles(child)):
+            styles_alone = child.tag == f"{_SVG}defs" and all(inner.tag == f"{_SVG}style" for inner in child)
+            if child.tag == f"{_SVG}style" or styles_alone:
                 parent.remove(child)
-
-
-def _only_styles(defs: ET.Element) -> bool:
-    return all(child.tag == f"{_SVG}style" for child in defs)
 
 
 def _uses(root: ET.Element) -> Iterable[str]:
@@ -244,22 +243,11 @@ def _collapse(parent: ET.Element) -> None:
     for child in list(parent):
         _collapse(child)
         child.tail = None
-        if child.tag == f"{_SVG}g" and not child.attrib and not _titled(child):
+        titled = len(child) > 0 and child[0].tag == f"{_SVG}title"
+        if child.tag == f"{_SVG}g" and not child.attrib and not titled:
             flat += list(child)
         elif child.get("fill") != "none" or child.get("stroke") is not None:  # a panel's empty ground shows nothing
             flat.append(child)
     if parent.tag != f"{_SVG}text":
         parent.text = parent.text if parent.text and parent.text.strip() else None
     parent[:] = flat
-
-
-def _titled(group: ET.Element) -> bool:
-    return len(group) > 0 and group[0].tag == f"{_SVG}title"
-
-
-def _written(root: ET.Element, *, alone: bool) -> str:
-    ET.register_namespace("", "http://www.w3.org/2000/svg")
-    text = ET.tostring(root, encoding="unicode")
-    if alone:
-        return f"{text}\n"
-    return text.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)

@@ -152,7 +152,8 @@ class Costs:
         disk = sum(16.0 * 5 * self.sizes[site].n_features for pair in pairs for site in pair)
         seconds = 0.0 if self._has_atlas else self._products(pairs) * BOTH_WAYS
         nulls = self._products(pairs) * 2 if table.get("null") else 0.0
-        return Cost(seconds + nulls, BASE + sum(largest[:4]) + self._projecting, 0.0 if self._has_atlas else disk)
+        projector = 4.0 * self.shape.parameters if self.recipe.projects else 0.0
+        return Cost(seconds + nulls, BASE + sum(largest[:4]) + projector, 0.0 if self._has_atlas else disk)
 
     def _graphs(self, table: Any) -> Cost:  # noqa: ARG002 - one signature for all stages
         rows = 4.0 * max(s.n_features * s.d_in for s in self.sizes.values())
@@ -243,10 +244,6 @@ class Costs:
         except SaeflowError:
             return False
         return True
-
-    @property
-    def _projecting(self) -> float:
-        return 4.0 * self.shape.parameters if self.recipe.projects else 0.0
 
     def _small(self, seconds: float) -> float:
         return seconds * self.speeds.small

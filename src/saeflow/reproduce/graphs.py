@@ -16,7 +16,7 @@ from saeflow.demo.pick import worth_a_look
 from saeflow.errors import BadFile, UnknownRelease
 from saeflow.files import write_atomic
 from saeflow.flow.graph import FlowGraph
-from saeflow.flow.published import Comparison, PublishedGraph, compare, published_graph
+from saeflow.flow.published import GraphComparison, PublishedGraph, compare, published_graph
 from saeflow.flow.scores import Thresholds
 from saeflow.flow.trace import Matches, trace
 from saeflow.ids import FeatureId
@@ -63,7 +63,7 @@ def make_graphs(recipe: Recipe, out: Path, *, device: str = "cpu", only: frozens
     return out
 
 
-def acceptance(compared: Comparison, grown: FlowGraph) -> dict[str, Any]:
+def acceptance(compared: GraphComparison, grown: FlowGraph) -> dict[str, Any]:
     """The comparison as the report reads it: a row for each site, and the pairs whose scores the text gives.
 
     `rows` hold layer, part, the index published and found (None where there is no feature; several are a list),

@@ -12,6 +12,7 @@ from typing import Any
 
 import huggingface_hub
 
+from saeflow.engines.pool import cores
 from saeflow.files import pack_folder
 from saeflow.reproduce.recipe import Recipe
 from saeflow.sources.packaged_models import is_fetched
@@ -27,11 +28,6 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
         "gpu": _gpu(device),
         "system": platform.platform(),
     }
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> int:

@@ -13,18 +13,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from saeflow.engines.pool import cores
 from saeflow.errors import InvalidArgument, SaeflowError
 from saeflow.experiments.sampling import expand, open_dataset
 from saeflow.experiments.sampling import recipes as known_datasets
 from saeflow.ids import Part, Site
 from saeflow.reproduce.costs import ACTIVE, Cost, Costs, Speeds, active_features, measure
-from saeflow.reproduce.machine import cores, is_held, memory
+from saeflow.reproduce.machine import is_held, memory
 from saeflow.reproduce.recipe import FROM_WEIGHTS, PaperStage, Recipe, Shape, short
 from saeflow.reproduce.record import RECORD, Reproduction
 from saeflow.sources.hub import CacheState, cache_state
 from saeflow.sources.library import load_dictionaries
 from saeflow.sources.model import load_model
-from saeflow.sources.releases import DictionarySize, ReleaseEntry, is_release, read_release
+from saeflow.sources.releases import DictionarySize, is_release, read_release
 
 GB: Final = 1e9
 
@@ -189,7 +190,7 @@ def make_plan(
         items = tuple(item for item in recipe.items(stage) if not only or item in only)
         planned.append(PlannedStage(stage, items, download, costs.of(stage), done))
     made = Plan(recipe, folder, speeds, tuple(planned))
-    return replace(made, remarks=(*_remarks(made), _told_active(active)))
+    return replace(made, remarks=tuple(_remarks(made, active)))
 
 
 def time_words(seconds: float) -> str:
@@ -260,12 +261,8 @@ class _Fetching:
         half = entry.size.n_bytes / 2
         if held is CacheState.DECODER:
             return half
-        return 2 * half if whole or not _apart(entry) else half
-
-
-def _apart(entry: ReleaseEntry) -> bool:
-    """Whether a decoder can be fetched without the rest of its file."""
-    return any(file.endswith((".npz", ".safetensors")) for file in entry.files)
+        decoder_apart = any(file.endswith((".npz", ".safetensors")) for file in entry.files)
+        return half if decoder_apart and not whole else 2 * half
 
 
 def _shape(recipe: Recipe) -> Shape:
@@ -286,11 +283,9 @@ def _sizes(recipe: Recipe) -> dict[Site, DictionarySize]:
     if is_release(recipe.release):
         entries = read_release(recipe.release).sites
         return {site: entry.size for site, entry in entries.items() if entry.size is not None}
-    found: dict[Site, DictionarySize] = {}
-    for site, dictionary in load_dictionaries(recipe.release).items():
-        n, d = dictionary.n_features, dictionary.d_in
-        found[site] = DictionarySize(n, d, 4)
-    return found
+    return {
+        site: DictionarySize(one.n_features, one.d_in, 4) for site, one in load_dictionaries(recipe.release).items()
+    }
 
 
 def _active(recipe: Recipe, device: str) -> float | None:
@@ -312,13 +307,7 @@ def _active(recipe: Recipe, device: str) -> float | None:
         return None
 
 
-def _told_active(active: float | None) -> str:
-    if active is None:
-        return f"Features active on a token are taken for {ACTIVE:.0f}: model and dictionaries are not both here."
-    return f"Features active on a token: {active:.1f}, counted on a few texts."
-
-
-def _remarks(plan: Plan) -> list[str]:
+def _remarks(plan: Plan, active: float | None) -> list[str]:
     recipe, found = plan.recipe, list[str]()
     found.append("Times are of one process and right within a factor of about two.")
     streamed = {
@@ -340,6 +329,12 @@ def _remarks(plan: Plan) -> list[str]:
         found.append(f"It was measured with {plan.speeds.threads} of {cores()} cores.")
     if recipe.note:
         found.append(recipe.note)
+    if active is None:
+        found.append(
+            f"Features active on a token are taken for {ACTIVE:.0f}: model and dictionaries are not both here."
+        )
+    else:
+        found.append(f"Features active on a token: {active:.1f}, counted on a few texts.")
     return found
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +22,7 @@ from saeflow.errors import InvalidArgument, NoSpace, NotWritable, SaeflowError, 
 from saeflow.experiments.deactivation_tables import summarize_deactivation
 from saeflow.experiments.inputs import Bars, Inputs, Note, deactivation, model_name, origins
 from saeflow.experiments.origins_tables import summarize_origins
-from saeflow.experiments.results import versions
+from saeflow.experiments.results import utc_now, versions
 from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSize, TransitionSize
 from saeflow.experiments.transition.run import transition
 from saeflow.experiments.transition.tables import summarize_transition
@@ -237,7 +236,7 @@ def start(recipe: Recipe, out: Path | str, only: Sequence[str], settings: RunSet
     """
     folder = Path(out)
     there = Reproduction.open(folder) if (folder / RECORD).is_file() else None
-    before, begun = list(only), _now()
+    before, begun = list(only), utc_now()
     if there is not None:
         if not isinstance(there.record.get("digest"), str):
             raise Reproduction.unreadable(folder / RECORD, "it has no digest")
@@ -314,7 +313,7 @@ def reproduce(
             continue
         run = run.with_stage(replace(record, state=StageState.PARTIAL, why="begun, and not ended"))
         run = run.with_stage(_done(context, run.stages[stage]))
-    run = replace(run, record={**run.record, "finished": None if run.failed else _now()})
+    run = replace(run, record={**run.record, "finished": None if run.failed else utc_now()})
     run.save()
     write_report(run.folder)
     return run
@@ -349,7 +348,3 @@ def _done(context: RunContext, record: StageRecord) -> StageRecord:
         cpu_seconds=record.cpu_seconds + time.process_time() - worked,
         peak_mb=max(record.peak_mb, peak_memory()),
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

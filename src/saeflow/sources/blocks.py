@@ -117,11 +117,11 @@ class CleanPass:
                     stack.callback(model.watch(Point(layer, tap), _keeper(kept, (layer, tap.value))).remove)
             last = watch_output(model.block(model.n_layers - 1), _keeper(kept, (-1, "final")))
             stack.callback(last.remove)
+            # releases of transformers name the argument differently
+            arguments = inspect.signature(model.trunk.forward).parameters.values()
+            cache_name = next(one.name for one in arguments if "Cache" in str(one.annotation))
             out = model.trunk(
-                input_ids=tokens.input_ids,
-                attention_mask=tokens.attention_mask,
-                use_cache=True,
-                **{_cache_argument(model.trunk): cache},
+                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=True, **{cache_name: cache}
             )
         for (layer, what), h in kept.items():
             refuse_infinite(f"hidden states of layer {layer} ({what})" if layer >= 0 else "the last hidden states", h)
@@ -307,12 +307,6 @@ def _refuse_positions_by_index(model: LanguageModel, n_tokens: int) -> None:
             f"are not run again on single tokens of a text of {n_tokens}. Edit the whole pass with model.intervening, "
             "which is right for every model."
         )
-
-
-def _cache_argument(trunk: nn.Module) -> str:
-    """What a trunk calls its cache: releases of transformers differ."""
-    parameters = inspect.signature(trunk.forward).parameters.values()
-    return next(one.name for one in parameters if "Cache" in str(one.annotation))
 
 
 def _additive(visible: Bool[Tensor, "queries keys"], like: Tensor) -> Float[Tensor, "1 1 queries keys"]:

@@ -49,7 +49,6 @@ class ActivationRows:
         self._dtype = torch.bfloat16 if half else None
 
     def __iter__(self) -> Iterator[Rows]:
-        """Itself."""
         return self
 
     def __next__(self) -> Rows:
@@ -100,7 +99,6 @@ class ShuffledBuffer:
         return len(self._order) - self._served
 
     def __iter__(self) -> Iterator[Rows]:
-        """Itself."""
         return self
 
     def __next__(self) -> Rows:

@@ -57,7 +57,9 @@ class Ranges:
     def __init__(self, root: Path, file: HubFile, *, patience: Patience | None = None) -> None:
         """`root` is the folder of saeflow in the repository's cache."""
         self.file = file
-        self.folder = root / "ranges" / _name_of(file.etag)
+        # the hub's tag where that is digits and letters: never a path of the server's
+        plain = re.fullmatch("[0-9A-Za-z_-]{1,128}", file.etag)
+        self.folder = root / "ranges" / (file.etag if plain else hashlib.sha256(file.etag.encode()).hexdigest())
         self._patience = patience or Patience()
         self._tag = ""
 
@@ -211,11 +213,6 @@ class Ranges:
                 f"{self.file}: {needed / 1e6:,.1f} MB are to be fetched, and {free / 1e6:,.1f} MB are free on the disk "
                 f"of {self.folder}. Free some, or set HF_HUB_CACHE to a folder on a larger disk."
             )
-
-
-def _name_of(etag: str) -> str:
-    """The name of a folder: the tag of the hub where that is digits and letters, never a path of the server's."""
-    return etag if re.fullmatch("[0-9A-Za-z_-]{1,128}", etag) else hashlib.sha256(etag.encode()).hexdigest()
 
 
 def _here(part: Path, size: int) -> int:
