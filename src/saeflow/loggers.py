@@ -56,7 +56,10 @@ def wandb(folder: Path | str) -> Log:
         raise MissingExtra(
             "Weights & Biases is logged to with the package wandb, which is not installed. Run `pip install wandb`."
         ) from None
-    begun: Any = cache(lambda: package.init(name=Path(folder).name, dir=str(Path(folder).parent)))
+
+    @cache
+    def begun() -> Any:
+        return package.init(name=Path(folder).name, dir=str(Path(folder).parent))
 
     def log(rows: Sequence[Mapping[str, Any]]) -> None:
         steps: dict[int, dict[str, float]] = {}

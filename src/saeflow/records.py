@@ -22,6 +22,6 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 
 def as_html(thing: Any) -> str:
     """What a notebook shows: the repr as a caption, and the rows where there are some, the first and last of many."""
-    rows = thing.to_pandas() if hasattr(thing, "to_pandas") else ()
+    rows: Any = thing.to_pandas() if hasattr(thing, "to_pandas") else ()
     told = f"<p><code>{escape(repr(thing))}</code></p>"
     return told + rows.to_html(max_rows=20, index=False, border=0) if len(rows) else told

@@ -173,7 +173,7 @@ CARELESS = (
     ("graph demo 4/res/72 -o missing/graph.html", "missing does not exist"),
     ("graph demo 4/res/72 -o notes.md/graph.html", "notes.md is a file"),
     ("demo -o here.doc", "-o: here.doc cannot be written"),
-    ("trace demo --text 'hello there' -o graph.svg", "-o: graph.svg cannot be written"),
+    ("trace demo --text 'hello there' -o graph.jpg", "-o: graph.jpg cannot be written"),
     ("trace demo --text 'hello there' -o missing/graph.html", "missing does not exist"),
     ("match demo 4/res 3/res -o table.csv", "-o: table.csv cannot be written"),
     ("match demo 4/res 3/res -o missing/table.safetensors", "missing does not exist"),

@@ -186,8 +186,8 @@ def _deactivate_on_text(release: str, feature: FeatureId, text: str, names: _Nam
         print_json({"feature": str(feature), "text": text, "removals": found.to_dict("records")})
         return
     columns = ("token", "removed", "features", "before", "after", "control", "after control")
-    rows = [
-        {name: f"{cell:.2f}" if isinstance(cell, float) else cell for name, cell in row.items()}
+    rows: list[Row] = [
+        {str(name): f"{cell:.2f}" if isinstance(cell, float) else cell for name, cell in row.items()}
         for row in found[list(columns)].to_dict("records")
     ]
     print_table(rows, found.attrs["title"])

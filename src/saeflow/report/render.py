@@ -20,7 +20,9 @@ HEIGHT: Final = 640
 
 
 @overload
-def render(thing: FlowGraph, to: Literal["png"], words: Words = ...) -> bytes: ...
+def render(  # pyright: ignore[reportOverlappingOverload]
+    thing: FlowGraph, to: Literal["png"], words: Words = ...
+) -> bytes: ...
 
 
 @overload

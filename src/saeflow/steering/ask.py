@@ -184,8 +184,8 @@ def default_schedule(kind: ScheduleKind | str, strength: float | None, strength_
     s = STRENGTH if strength is None else strength
     if not s > 0:
         raise InvalidArgument(f"strength {s:g} is out of range. Give a number above 0, or steer away (suppress).")
-    ends = {ScheduleKind.LINEAR: {"s_end": strength_end}, ScheduleKind.EXPONENTIAL: more}
-    return schedule_from({"kind": str(kind), "s": s, **ends.get(kind, {})})  # pyright: ignore[reportArgumentType]
+    ends: dict[str, dict[str, float]] = {"linear": {"s_end": strength_end}, "exponential": more}
+    return schedule_from({"kind": str(kind), "s": s, **ends.get(str(kind), {})})
 
 
 def default_budget(total: float | None, strength: float | None, *, suppress: bool, model: object) -> float | None:
