@@ -1,7 +1,8 @@
-"""The pictures of docs/explorer.md: a browser looks at a running explorer, and what it sees is written as PNG.
+"""The pictures of docs/explorer.md and docs/publish.md: what a browser sees of a running explorer, as PNG.
 
     saeflow serve demo --no-browser --port 8765          (prints an address with a token)
     python scripts/explorer_images.py 'http://127.0.0.1:8765/?token=…'
+    python scripts/explorer_images.py http://localhost:8000/ --only site          (a published site: docs/publish.md)
     python scripts/explorer_images.py ADDRESS --only long --hash '#flow?feature=25/res/100&t_res=0'
 
 Needs playwright, pillow (comes with matplotlib) and a Chromium or Chrome on the PATH. A palette of 256 colours,
@@ -79,14 +80,17 @@ VIEWS = {
     "text": View("#text?text=The+force+on+the+object+is+equal+to+its+mass+times+its+acceleration.", read),
     "narrow": View(f"#flow?{GRAPH}", seen, 420, 860, "dark"),
     "long": View(f"#flow?{GRAPH}", fitted),
+    "site": View("", seen),
 }
 
 
 def main() -> None:
-    """Write the pictures that are asked for, all but `long` by default."""
+    """Write the pictures that are asked for, all but `long` and `site` by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="what `saeflow serve` printed")
-    parser.add_argument("--only", choices=VIEWS, nargs="+", default=[name for name in VIEWS if name != "long"])
+    parser.add_argument(
+        "--only", choices=VIEWS, nargs="+", default=[name for name in VIEWS if name not in ("long", "site")]
+    )
     parser.add_argument("--hash", default="", help="the part after # in place of the picture's own")
     parser.add_argument("--out", type=Path, default=IMAGES)
     asked = parser.parse_args()

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
+import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from saeflow.comparison.results import open_comparison
@@ -45,8 +47,8 @@ SITE: Final = "site.json"
 """What a published site says of itself, and is known by."""
 FDRS: Final = (0.001, 0.01, 0.05, 0.1)
 """False-discovery rates whose thresholds a site has."""
-_MODEL_FILES: Final = frozenset({"plan.js", "plan_table.js", "steer.js", "text.js", "trace.js"})
-"""Files of the page that are only loaded where there is a model."""
+_ENTRIES: Final = ("app.js", "site/source.js")
+_IMPORT: Final = re.compile(r'^import .*?from "(\.[^"]+)";$', re.MULTILINE)
 _POLICY: Final = "default-src 'self'; base-uri 'none'; form-action 'none'; object-src 'none'"
 
 
@@ -81,11 +83,13 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
         if progress:
             progress(done, steps, what)
 
-    # 1. the page
-    for name, path in assets().items():
-        if name not in _MODEL_FILES:
+    # 1. the page, with the modules that it imports: those of the views of a model are not among them
+    files = assets()
+    modules = _imported(files)
+    for name, path in files.items():
+        if path.suffix != ".html" and (path.suffix != ".js" or name in modules):
             part.put(f"static/{name}", path.read_bytes())
-    part.put("index.html", _page(assets()["index.html"].read_text(encoding="utf-8")))
+    part.put("index.html", _page(files["index.html"].read_text(encoding="utf-8"), modules))
 
     # 2. results, and the origins that words and cards show
     shown = [*_results(folder, explorer), *_comparisons(folder, comparisons, len(explorer.results))]
@@ -121,11 +125,24 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
     return before
 
 
-def _page(html: str) -> bytes:
-    """The explorer's page as that of a site."""
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+def _imported(files: Mapping[str, Path]) -> list[str]:
+    """The modules of the page, from the imports that each states."""
+    found: list[str] = list(_ENTRIES)
+    for name in found:  # grows meanwhile
+        folder = PurePosixPath(name).parent
+        for path in _IMPORT.findall(files[name].read_text(encoding="utf-8")):
+            other = posixpath.normpath(folder / path)
+            if other not in found:
+                found.append(other)
+    return found
+
+
+def _page(html: str, modules: Sequence[str]) -> bytes:
+    """The explorer's page as that of a site; modules are fetched at once, not one behind the other."""
+    head = [f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">']
+    head += [f'<link rel="modulepreload" href="static/{name}">' for name in modules]
     html = html.replace('<html lang="en">', '<html lang="en" data-published>')
-    return html.replace('<meta charset="utf-8">', f'<meta charset="utf-8">\n{policy}').encode()
+    return html.replace('<meta charset="utf-8">', "\n".join(['<meta charset="utf-8">', *head])).encode()
 
 
 def _about(explorer: Explorer, targets: dict[Site, list[Site]], shown: Sequence[ResultFiles], k: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ async function start() {
     return;
   }
   $("#release").textContent = [info.release, info.model && info.model !== info.release ? info.model : ""].filter(Boolean).join(" · ");
-  if (published) for (const part of all(`[data-needs="model"]${info.results.length ? "" : ', [data-view="results"], #results'}`)) part.remove();
+  if (published) for (const part of all(`[data-needs="model"]${info.results.length ? "" : ", #views a, #results"}`)) part.remove();
   state.start();
   const box = searchBox($("#search"), { label: "Search features", placeholder: "Search words or an id", hint: "/", picks: info.picks, choose: seedAt });
   buildControls($("#controls"), info);

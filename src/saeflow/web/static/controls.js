@@ -1,4 +1,5 @@
 /* The strip above the graph: thresholds, matches, layers, direction, colours, a second graph, exports. */
+import { published } from "./api.js";
 import { exportMenu } from "./exports.js";
 import { searchBox } from "./search.js";
 import { $, debounce, h } from "./dom.js";
@@ -57,7 +58,8 @@ export function buildControls(form, info) {
     k.show();
     layers.show();
     direction.show(state.value("direction", "both"));
-    colour.show(colouring(), { origin: info.origins ? "" : "no origins were measured: saeflow serve … --results FOLDER of `saeflow origins`", graph: state.value("b") ? "" : null });
+    colour.show(colouring(), { origin: info.origins ? "" : published ? null : "no origins were measured: saeflow serve … --results FOLDER of `saeflow origins`", graph: state.value("b") ? "" : null });
+    colour.root.hidden = published && !info.origins && !state.value("b");
     $("#fdr").value = state.value("fdr");
     showCompared(chosen, box);
   };

@@ -53,12 +53,10 @@ export class Reader {
     const width = kind === "f4" ? 4 : kind;
     const mixed = new Uint8Array(n * width);
     for (let plane = 0; plane < width; plane++) {
-      for (let i = 0; i < n; i++) mixed[i * width + plane] = this.bytes[this.at + plane * n + i];
+      for (let i = 0, from = this.at + plane * n; i < n; i++) mixed[i * width + plane] = this.bytes[from + i];
     }
     this.at += n * width;
-    const view = new DataView(mixed.buffer);
-    const read = { 1: (i) => mixed[i], 2: (i) => view.getUint16(i, true), 4: (i) => view.getUint32(i, true), f4: (i) => view.getFloat32(i, true) }[kind];
-    return Array.from({ length: n }, (_, i) => read(i * width));
+    return kind === 1 ? mixed : new ({ 2: Uint16Array, 4: Uint32Array, f4: Float32Array }[kind])(mixed.buffer); // browsers are little-endian
   }
 }
 

@@ -1,6 +1,6 @@
 /* Flow graphs grown from the blocks of a published site: what saeflow.flow does on a server, step by step the same. */
 import { ApiError } from "../api.js";
-import { about, json, matchesOf, parts } from "./blocks.js";
+import { about, json, matchesOf, parts, wordsOf } from "./blocks.js";
 
 const RANK = { att: 0, mlp: 1, res: 2 };
 const MODULES = ["mlp", "att"];
@@ -146,6 +146,9 @@ function keepBetter(edges, edge) {
   if (!known || edge.rank < known.rank) edges.set(key, edge);
 }
 
+/** Words are drawn when a graph is grown, and fetched while it grows. */
+const ahead = (feature) => { wordsOf(feature).catch(() => {}); };
+
 class Growth {
   constructor(matches, thresholds, k, signal) {
     Object.assign(this, { matches, thresholds, k, signal, nodes: new Set(), edges: new Map(), ends: new Map(), floor: 0 });
@@ -156,6 +159,7 @@ class Growth {
     const seen = new Set([seed]);
     let front = [seed];
     while (front.length) {
+      front.forEach(ahead);
       await this.matches.load(front);
       this.signal?.throwIfAborted();
       const found = new Set(front.flatMap(step));
@@ -193,6 +197,7 @@ class Growth {
         if (match.score < cutOf(this.thresholds, part, layer)) continue;
         this.nodes.add(match.feature);
         this.keep(child, match, rank);
+        ahead(match.feature);
       }
     }
   }
