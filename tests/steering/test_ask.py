@@ -68,6 +68,6 @@ def test_a_plan_and_what_would_make_one_are_not_given_together(model):
 
 def test_suppression_of_what_does_not_fire_says_so(stdout, tmp_path):
     texts = tmp_path / "quiet.txt"
-    texts.write_text("x", encoding="utf-8")
+    texts.write_text("x = 1 + 2\n", encoding="utf-8")
     said = stdout("plan", "demo", "--starts", STARTS[0], "--suppress", "--texts", texts)
     assert "None of these features fires on the texts, so nothing is changed there." in said
