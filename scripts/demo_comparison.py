@@ -135,7 +135,7 @@ def told(rows: Iterable[Any], columns: Sequence[str]) -> str:
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.3f}"
+            return "" if np.isnan(value) else f"{value:.0f}" if value.is_integer() and value > 1 else f"{value:.3f}"
         return " ".join(str(value if value is not None else "").replace("|", "\\|").split())
 
     return table([list(columns), *([cell(row[column]) for column in columns] for row in rows)])
@@ -212,14 +212,17 @@ def tuned(work: Path) -> list[str]:
     frames = [made.table("features") for made in (over, against)]
     mine = [one[one["of"].str.startswith("tuned")].set_index("feature") for one in frames]
     new, alone = (one["cosine"] < 0.7 for one in mine)
-    rows = mine[0].assign(**{"in demo": mine[0]["cosine"], "in base-refined": mine[1]["cosine"]})
-    counts = (
-        f"Of {len(rows)} features {int(new.sum())} have no match of 0.7 in the demo's SAE, and "
-        f"{int((new & alone).sum())} none in that of the base model on the same texts either: these are new to the "
-        "model. Those that fire most:\n"
+    parts.append(
+        f"Of {len(new)} features {int(new.sum())} have no match of 0.7 in the demo's SAE, and "
+        f"{int((new & alone).sum())} none in that of the base model on the same texts either. Those that are farthest "
+        "from the demo's are below, with the nearest feature there and its words. An SAE that starts from the base's "
+        "keeps most of its directions: what tuning brings shows in the words before it shows in the cosines.\n"
     )
-    fresh = rows[new & alone].sort_values("density", ascending=False).head(15).reset_index()
-    parts += [counts, told(records(fresh), ["feature", "in demo", "in base-refined", "density", "words"])]
+    rows = mine[0].assign(**{"in demo": mine[0]["cosine"], "in base-refined": mine[1]["cosine"]})
+    rows = rows.rename(columns={"best": "nearest in demo", "words of the best": "its words"})
+    turned = rows.sort_values("in demo").head(20).reset_index()
+    shown = ["feature", "in demo", "in base-refined", "density", "words", "nearest in demo", "its words"]
+    parts.append(told(records(turned), shown))
     return parts
 
 

@@ -40,6 +40,13 @@ its activation, all distributions lie in one shared space, and their Wasserstein
 that this beats decoder vectors. `saeflow correlate --method transport` does it, with the hidden states of one reference
 site as the shared space; `saeflow.matching.transport` says how. The paper's abstract is all we had: what it leaves open
 is our choice, and the paper's code may do better.
+
+**Here it does not.** On planted data it is right where decoder rows say little or nothing, but so is Pearson
+correlation, which is also better where features fire on much the same tokens, or where a topic rules the hidden state.
+Transport alone works where the two sides saw different tokens. In the demo pack it mostly names what Pearson names, and
+removing its match silences no more features than removing that of cosine. It needs texts, the model, and an assignment
+of 64 tokens to 64 for every candidate. Within one model, match by cosine; by Pearson where rows cannot be compared;
+transport is for sides that share no tokens.
 """
 PLANTED = """\
 ## Planted data

@@ -178,7 +178,7 @@ def _facts(comparison: Comparison) -> Iterable[tuple[str, str]]:
         yield "PW-MCC", f"{pairs[0]['pw_mcc']:.3f}" + ("" if chance is None else f", {chance:.3f} after rotations")
     empty = [str(table.title) for name in _ORDER if (table := comparison.tables.get(name)) and not table.rows]
     if empty:
-        yield "none", "; ".join(empty)
+        yield "not found", "; ".join(empty)
     yield "rows", f"{asked['method']}, at unit norm"
     yield "shared from", f"{asked['shared']:g}"
     yield "null", f"{asked['null']}, false-discovery rate {asked['fdr']:g}"
