@@ -365,7 +365,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(folder, run):
         (("reproduce", "demo", "--judge", "me"), 'for --judge. Choose from: "offline", "llm".'),
         (("zebra",), 'Unknown command "zebra". See saeflow --help.'),
         (("atlas", "zebra"), 'Unknown command "zebra". See saeflow atlas --help.'),
-        (("models", "gte", "gpt2"), 'Unknown command "gte". See saeflow models --help.'),
+        (("models", "gte", "gpt2"), 'Unknown command "gte". Did you mean "models get"? See saeflow models --help.'),
         (("--verison",), "Unknown option: --verison. See saeflow --help."),
         (("graph", "--zebra"), "Unknown option: --zebra. See saeflow graph --help."),
         (("train", "demo", "--texts", "demo"), "--out is missing. See saeflow train --help."),

@@ -99,7 +99,7 @@ def test_other_arguments_are_refused_naming_what_differs(run, changes, words, fi
     ("arguments", "words"),
     [
         (("origins", "demo", "--texts", "demo:nothing"), "no dataset 'demo:nothing'"),
-        (("origins", "demo", "--layers", "9"), "no matches of [9]"),
+        (("origins", "demo", "--layers", "9"), "--layers names 9"),
         (("origins", "demo", "--layers", "two"), "such as 6,12,18 or 6-9"),
         (("origins", "demo", "--methods", "cosine,luck"), "of cosine, cosine-top-5, permutation, pearson"),
         (("origins", "nowhere"), "nowhere"),

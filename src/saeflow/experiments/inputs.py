@@ -16,7 +16,15 @@ import torch
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.groups import SEARCHES
-from saeflow.experiments.methods import Matchings, Predecessors, deactivation_strategies, origin_methods
+from saeflow.experiments.methods import (
+    METHODS,
+    STRATEGIES,
+    Matchings,
+    Predecessors,
+    check_names,
+    deactivation_strategies,
+    origin_methods,
+)
 from saeflow.experiments.results import Results, RunRequest
 from saeflow.experiments.sampling import Sample, draw, open_dataset
 from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSize
@@ -196,6 +204,7 @@ def origins(
     from saeflow.experiments.origins import run_origins
 
     arguments = {"texts": size.texts, "tokens": size.tokens, "layers": inputs.layers, "max_length": size.max_length}
+    check_names("method", size.methods, METHODS)
     Results.refuse_folder(out, inputs.request("origins", (), arguments))
     matched = origin_methods(size.methods, inputs.matchings(bars))
     return run_origins(
@@ -238,6 +247,7 @@ def deactivation(
         "searches": tuple(name for name in size.strategies if name in SEARCHES),
         "max_length": size.max_length,
     }
+    check_names("strategy", size.strategies, STRATEGIES)
     Results.refuse_folder(out, inputs.request("deactivation", (), arguments))
     matched, _ = deactivation_strategies(size.strategies, inputs.matchings(bars))
     return run_deactivation(

@@ -257,7 +257,7 @@ def origin_methods(names: Sequence[str], matchings: Matchings) -> list[Predecess
     Raises:
         InvalidArgument: for an unknown name, one given twice, or none.
     """
-    _check("method", names, METHODS)
+    check_names("method", names, METHODS)
     return [_METHODS[name](matchings) for name in names]
 
 
@@ -267,7 +267,7 @@ def deactivation_strategies(names: Sequence[str], matchings: Matchings) -> tuple
     Raises:
         InvalidArgument: for an unknown name, one given twice, or no matching strategy.
     """
-    _check("strategy", names, STRATEGIES)
+    check_names("strategy", names, STRATEGIES)
     matching = [_STRATEGIES[name](matchings) for name in names if name not in SEARCHES]
     if not matching:
         raise InvalidArgument(
@@ -276,7 +276,12 @@ def deactivation_strategies(names: Sequence[str], matchings: Matchings) -> tuple
     return matching, tuple(name for name in names if name in SEARCHES)
 
 
-def _check(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse unknown names, one given twice, or none.
+
+    Raises:
+        InvalidArgument: for these.
+    """
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
         raise InvalidArgument(
