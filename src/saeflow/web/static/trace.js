@@ -260,7 +260,7 @@ function field(input, name, why) {
 }
 
 function exportMenu(formats, write) {
-  const menu = h("details", { class: "menu" }, h("summary", {}, "Export"), h("ul", {}, ...formats.map((format) => {
+  const menu = h("details", { class: "menu" }, h("summary", {}, "Save as"), h("ul", {}, ...formats.map((format) => {
     const button = h("button", { type: "button", class: "quiet" }, format);
     button.addEventListener("click", () => { menu.open = false; write(format); });
     return h("li", {}, button);
