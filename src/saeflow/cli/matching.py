@@ -176,7 +176,7 @@ def correlate(
         max_length: Tokens that a text is cut to.
         seed: Seed of everything that is drawn: the order of the texts.
         keep: Keep what was needed on the way: the activations, for another k.
-        method: Which way: pearson, by firing together; transport, by the hidden states that features fire on.
+        method: Matching method: pearson, by firing together; transport, by the hidden states that features fire on.
         reference: Residual site whose hidden states are transported: that in the middle by default.
     """
     from saeflow.experiments.sampling import expand, held_out, open_dataset

@@ -174,7 +174,7 @@ def _facts(comparison: Comparison) -> Iterable[tuple[str, str]]:
         yield str(one["name"]), f"{one['features']:,} features of width {one['width']}"
     pairs = comparison.tables["pairs"].dicts()
     if len(pairs) == 1 and pairs[0]["pw_mcc"] is not None:
-        chance = pairs[0]["rotated"]
+        chance = pairs[0].get("rotated")
         yield "PW-MCC", f"{pairs[0]['pw_mcc']:.3f}" + ("" if chance is None else f", {chance:.3f} after rotations")
     empty = [str(table.title) for name in _ORDER if (table := comparison.tables.get(name)) and not table.rows]
     if empty:

@@ -25,7 +25,7 @@ What the paper's abstract leaves open is chosen here: which space is shared, and
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -65,7 +65,7 @@ def draw_atoms(acts: sp.csc_array, *, atoms: int = ATOMS, seed: int = 0) -> Int6
     """
     if atoms < 1:
         raise InvalidArgument(f"atoms={atoms} tokens do not stand for a feature. Give 1 or more.")
-    n_tokens, n_features = (int(size) for size in acts.shape)
+    n_tokens, n_features = cast("tuple[int, int]", acts.shape)
     race = np.random.default_rng(seed).standard_exponential((n_tokens, atoms), dtype=np.float32)
     drawn = np.full((n_features, atoms), -1, dtype=np.int64)
     for feature in range(n_features):

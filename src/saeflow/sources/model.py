@@ -114,7 +114,7 @@ class LanguageModel:
         """Name, size, and where it computes in what."""
         size = f"{self.n_layers} layers, d_model {self.d_model:,}"
         kind = str(self.hf_model.dtype).removeprefix("torch.")
-        return f"LanguageModel({self.name or self.architecture.name!r}, {size}, {kind} on {self.device})"
+        return f"LanguageModel({self.name or type(self.hf_model).__name__!r}, {size}, {kind} on {self.device})"
 
     @property
     def name(self) -> str:

@@ -14,7 +14,8 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from saeflow.errors import SaeflowError
 from saeflow.flow.trace import Matches
-from saeflow.ids import FeatureId, Site
+from saeflow.ids import Site
+from saeflow.labels.words import Words
 from saeflow.prompt_graph import PromptGraph
 from saeflow.steering.plan import SteeringPlan
 from saeflow.steering.theme import Theme
@@ -39,7 +40,7 @@ class ModelWorker(Protocol):
         """The result of `use(dictionaries, model)`."""
         ...
 
-    def text(self, request: TextBody, sites: Sequence[Site], label: Callable[[FeatureId], str]) -> TextResponse:
+    def text(self, request: TextBody, sites: Sequence[Site], words: Words) -> TextResponse:
         """The strongest features of each token of a text, at some sites."""
         ...
 

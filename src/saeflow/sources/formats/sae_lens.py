@@ -116,8 +116,7 @@ def sae_lens_dictionary(
     norm = _NORMS[config.get("normalize_activations") or "none"]
     read: Weights = gated_weights(weights) if architecture == "gated" else weights
     if rescaled:
-        # clamped as sae-lens does; a row of zeros is refused when the decoder is read
-        read = RowScaled(weights, lambda: torch.linalg.vector_norm(weights.read("W_dec"), dim=1).clamp(min=1e-8))
+        read = RowScaled(weights, lambda: _row_norms(weights))
 
     # 3. what was known when it was trained
     begins, context = metadata.get("prepend_bos"), metadata.get("context_size")
@@ -157,6 +156,11 @@ def _processed(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
         return False  # of version 6, or of a model of another library
     # files older than the entry hold the settings of the training, which converted ones do not
     return metadata.get("model_class_name", "HookedTransformer" if "lr" in config else "") == "HookedTransformer"
+
+
+def _row_norms(weights: FileWeights) -> Tensor:
+    # clamped as sae-lens does; a row of zeros is refused when the decoder is read
+    return torch.linalg.vector_norm(weights.read("W_dec"), dim=1).clamp(min=1e-8)
 
 
 def gated_weights(weights: FileWeights) -> Weights:
