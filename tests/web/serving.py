@@ -11,12 +11,13 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
+from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
 from saeflow.matching.atlas import open_atlas
 from saeflow.prompt_graph import Pruning
 from saeflow.web.app import create_app
 from saeflow.web.model_thread import ModelThread
-from saeflow.web.responses import ActiveFeature, TextResponse, TokenInfo
+from saeflow.web.responses import ActiveFeature, DeactivateResponse, Removal, TextResponse, TokenInfo
 from saeflow.web.search import Finder
 from saeflow.web.server import bound, exploring, server_of
 
@@ -65,6 +66,14 @@ class Typist:
             str(site): [[ActiveFeature(index=0, value=1.0, share=0.5, label="")] for _ in tokens] for site in sites
         }
         return TextResponse(tokens=tokens, active=active, took_ms=0.0)
+
+    def deactivate(self, asked, matches):
+        if asked.token >= len(asked.text.split()):
+            raise InvalidArgument(f"there is no token {asked.token}")
+        some = Removal(
+            removed="RES", features=["3/res/1"], after=0.5, change=0.75, control=["3/res/2"], control_change=None
+        )
+        return DeactivateResponse(before=2.0, removals=[some], took_ms=0.0)
 
     def trace(self, asked, matches):
         assert matches.has(Site("4/res"), Site("3/res"))

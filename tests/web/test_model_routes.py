@@ -321,6 +321,25 @@ def test_a_text_is_read_at_the_sites_asked_for(client):
         refused(client, "/api/text", **body)
 
 
+def test_a_feature_is_told_before_and_after_the_removal_of_its_predecessors(client, plain):
+    told = post(client, "/api/deactivate", text="one two", token=1, feature="4/res/72")
+    assert told["before"] == 2.0
+    [removal] = told["removals"]
+    assert removal == {
+        "removed": "RES",
+        "features": ["3/res/1"],
+        "after": 0.5,
+        "change": 0.75,
+        "control": ["3/res/2"],
+        "control_change": None,
+    }
+    assert "no token 9" in refused(client, "/api/deactivate", text="one two", token=9, feature="4/res/72")
+    assert "4/res/9999" in refused(client, "/api/deactivate", 404, text="one two", token=1, feature="4/res/9999")
+    for bad in ({"token": -1}, {"text": ""}, {"feature": "4/res"}):
+        refused(client, "/api/deactivate", **{"text": "one two", "token": 1, "feature": "4/res/72"} | bad)
+    assert plain.post("/api/deactivate", json={"text": "x", "token": 0, "feature": "4/res/72"}).status_code == 409
+
+
 def test_what_happened_at_a_token_is_a_figure_with_both_numbers_of_each_edge(client, plain):
     asked = {"text": "one two", "token": 1, "effect": 0.2, "groups": {"cats": ["0/res/3@1"]}}
     answer = client.post("/api/trace", json=asked)

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from saeflow.errors import UnknownSite
+from saeflow.errors import InvalidArgument, UnknownSite
+from saeflow.experiments.one_text import deactivate
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels import Context, FeatureWords, no_words
 from saeflow.matching.atlas import open_atlas
@@ -16,7 +17,7 @@ from saeflow.steering.schedule import Constant
 from saeflow.steering.theme import load_theme, themes
 from saeflow.web.model_thread import ModelThread
 from saeflow.web.model_worker import LoadedModel
-from saeflow.web.requests import SteerBody, TextBody
+from saeflow.web.requests import DeactivateBody, SteerBody, TextBody
 from saeflow.web.streams import Left
 
 from .serving import serving
@@ -43,6 +44,22 @@ def steered(loaded, plan, theme=None, **more):
     loaded.steer(asked(**more), plan, theme, themes("demo"), told.append)
     json.dumps(told, allow_nan=False)
     return told
+
+
+def test_what_is_left_without_predecessors_is_what_the_library_says(loaded):
+    text, atlas = '"Hello," said Tom.', open_atlas("demo")
+    expected = deactivate(loaded.model, loaded.dictionaries, text, "4/res/72", atlas=atlas).to_dict("records")
+    body = DeactivateBody(text=text, token=expected[0]["position"], feature="4/res/72")
+    found = loaded.deactivate(body, atlas)
+    assert 0 < found.before == pytest.approx(expected[0]["before"])
+    same_token = [row for row in expected if row["position"] == body.token]
+    assert [one.removed for one in found.removals] == [row["removed"] for row in same_token]
+    assert [one.change for one in found.removals] == pytest.approx([row["change"] for row in same_token], abs=1e-4)
+    assert any(one.change > 0.5 for one in found.removals)
+    assert not expected[0]["control"]
+    assert found.removals[0].control_change is None
+    with pytest.raises(InvalidArgument, match="does not fire"):
+        loaded.deactivate(body.model_copy(update={"token": 0}), atlas)
 
 
 def test_both_sides_are_those_of_the_library_in_one_batch(loaded, plan):

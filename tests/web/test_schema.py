@@ -26,6 +26,7 @@ OPERATIONS = [
     "POST /api/plan/check",
     "POST /api/steer",
     "POST /api/text",
+    "POST /api/deactivate",
     "POST /api/trace",
     "POST /api/trace/export",
 ]
@@ -78,6 +79,7 @@ def test_the_schema_names_every_route_and_how_to_be_let_in(client):
         "/api/plan/check",
         "/api/steer",
         "/api/text",
+        "/api/deactivate",
         "/api/trace",
         "/api/trace/export",
     }

@@ -121,6 +121,7 @@ def deactivate(
             )
         )
     frame = pd.DataFrame(rows, columns=list(DEACTIVATION_COLUMNS))
+    frame = frame.astype({"after control": float, "change under control": float})  # also where all are missing
     frame.attrs = {"title": f"{target} before and after the removal of its predecessors", "feature": str(target)}
     return frame
 

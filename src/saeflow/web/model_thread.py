@@ -16,12 +16,13 @@ from saeflow.errors import SaeflowError
 from saeflow.flow.trace import Matches
 from saeflow.ids import Site
 from saeflow.labels.words import Words
+from saeflow.matching.atlas import Atlas
 from saeflow.prompt_graph import PromptGraph
 from saeflow.steering.plan import SteeringPlan
 from saeflow.steering.theme import Theme
 from saeflow.web.problems import Busy
-from saeflow.web.requests import SteerBody, TextBody, TraceBody
-from saeflow.web.responses import ModelInfo, ModelState, TextResponse
+from saeflow.web.requests import DeactivateBody, SteerBody, TextBody, TraceBody
+from saeflow.web.responses import DeactivateResponse, ModelInfo, ModelState, TextResponse
 
 _T = TypeVar("_T")
 
@@ -42,6 +43,10 @@ class ModelWorker(Protocol):
 
     def text(self, request: TextBody, sites: Sequence[Site], words: Words) -> TextResponse:
         """The strongest features of each token of a text, at some sites."""
+        ...
+
+    def deactivate(self, request: DeactivateBody, matches: Atlas) -> DeactivateResponse:
+        """A feature at a token without its matched predecessors."""
         ...
 
     def trace(self, request: TraceBody, matches: Matches) -> PromptGraph:

@@ -13,9 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, MissingExtra
+from saeflow.experiments.one_text import deactivate
 from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Site
 from saeflow.labels.words import Words
+from saeflow.matching.atlas import Atlas
 from saeflow.prompt_graph import PromptGraph, Pruning
 from saeflow.prompt_graph.fidelity import measure_fidelity
 from saeflow.prompt_graph.trace import trace_text
@@ -30,8 +32,8 @@ from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.theme import Theme
 from saeflow.web.limits import MOST_NODES, printable
 from saeflow.web.model_thread import Line
-from saeflow.web.requests import SteerBody, TextBody, TraceBody
-from saeflow.web.responses import ActiveFeature, TextResponse, TokenInfo
+from saeflow.web.requests import DeactivateBody, SteerBody, TextBody, TraceBody
+from saeflow.web.responses import ActiveFeature, DeactivateResponse, Removal, TextResponse, TokenInfo
 
 _T = TypeVar("_T")
 Put = Callable[[Line], None]
@@ -144,6 +146,38 @@ class LoadedModel:
             sorted(row, key=lambda one: (one.share is not None, one.share or 0.0, one.value), reverse=True)[:top]
             for row in rows
         ]
+
+    def deactivate(self, request: DeactivateBody, matches: Atlas) -> DeactivateResponse:
+        """A residual feature at a token, before and after each removal of its matched predecessors.
+
+        Raises:
+            InvalidArgument: for a feature that is not residual or does not fire there, or a token outside the text.
+        """
+        start = time.perf_counter()
+        rows = deactivate(
+            self.model,
+            self.dictionaries,
+            request.text,
+            request.feature,
+            atlas=matches,
+            token=request.token,
+            max_length=MOST_TOKENS,
+        ).to_dict("records")
+        return DeactivateResponse(
+            before=rows[0]["before"],
+            removals=[
+                Removal(
+                    removed=row["removed"],
+                    features=row["features"].split(),
+                    after=row["after"],
+                    change=row["change"],
+                    control=row["control"].split(),
+                    control_change=None if math.isnan(row["change under control"]) else row["change under control"],
+                )
+                for row in rows
+            ],
+            took_ms=round(1000 * (time.perf_counter() - start), 2),
+        )
 
     def trace(self, request: TraceBody, matches: Matches) -> PromptGraph:
         """What happened at a token of a text, pruned, with its fidelity.

@@ -111,6 +111,14 @@ class TraceBody(JsonBody):
     ] = {}
 
 
+class DeactivateBody(JsonBody):
+    """A residual feature before and after its matched predecessors are removed at a token."""
+
+    text: Prompt
+    token: Annotated[int, Field(ge=0, le=1023, description="Counted from 0, with the begin-of-text token.")]
+    feature: FeatureText
+
+
 class TraceExportBody(TraceBody):
     """The graph of a prompt as a file."""
 

@@ -348,6 +348,25 @@ class TextResponse(ResponseBody):
     took_ms: float
 
 
+class Removal(ResponseBody):
+    """What is left of a feature at a token without some of its matched predecessors (section 5.2)."""
+
+    removed: Annotated[str, Field(description='Parts: "RES", "RES & MLP"; "nowhere" where none is active.')]
+    features: list[str]
+    after: Annotated[float, Field(description="Its activation without them.")]
+    change: Annotated[float, Field(description="1 - after / before: 1 is silent.")]
+    control: Annotated[list[str], Field(description="As many other active features of the same sites, alike in norm.")]
+    control_change: Annotated[float | None, Field(description="The same without the control; null without one.")]
+
+
+class DeactivateResponse(ResponseBody):
+    """A feature at a token, before and after each removal of its matched predecessors."""
+
+    before: float
+    removals: list[Removal]
+    took_ms: float
+
+
 # /api/results
 
 

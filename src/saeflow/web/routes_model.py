@@ -33,6 +33,7 @@ from saeflow.web.limits import MOST_FEATURES, MOST_NESTED, LimitedAtlas
 from saeflow.web.model_thread import ModelThread
 from saeflow.web.problems import NoModel
 from saeflow.web.requests import (
+    DeactivateBody,
     JsonBody,
     PlanBody,
     PlanCheckBody,
@@ -42,7 +43,7 @@ from saeflow.web.requests import (
     TraceBody,
     TraceExportBody,
 )
-from saeflow.web.responses import ModelInfo, PlanResponse, PlanRow, TextResponse, TraceResponse
+from saeflow.web.responses import DeactivateResponse, ModelInfo, PlanResponse, PlanRow, TextResponse, TraceResponse
 from saeflow.web.routes_graph import FILES, Explored, file_response, model_info
 from saeflow.web.streams import Outlet, Streamed
 
@@ -175,6 +176,14 @@ def text(explorer: Explored, body: TextBody, _: Annotated[QueryParameters, Query
     for site in sites:
         explorer.site(site)
     return thread.submit(lambda worker: worker.text(body, sites, explorer.words)).result()
+
+
+@router.post("/api/deactivate")
+def deactivated(explorer: Explored, body: DeactivateBody, _: Annotated[QueryParameters, Query()]) -> DeactivateResponse:
+    """A residual feature at a token of a text, before and after each removal of its matched predecessors."""
+    explorer.feature(body.feature)
+    thread = _thread(explorer, "removing features")
+    return thread.submit(lambda worker: worker.deactivate(body, explorer.atlas)).result()
 
 
 @router.post("/api/trace")

@@ -224,6 +224,12 @@ def test_a_text_becomes_a_grid_that_leads_to_graphs(visit, expect):
     shares = [float(text.rstrip("%")) for text in page.locator("#cell .fires .value").all_text_contents()]
     assert shares == sorted(shares, reverse=True), "by share of each feature's own strongest activation"
     expect(page.locator("#cell")).to_contain_text("over the feature's own strongest")
+    cut = page.locator("#cell .fires").get_by_role("button", name=f"{feature} without its predecessors")
+    cut.click()
+    told = page.locator("#cell .removals")
+    expect(told).to_contain_text(re.compile(r"control.*%|None of its matched predecessors"), timeout=60_000)
+    cut.click()
+    expect(told).to_have_count(0)
     page.locator("#cell .fires .near").first.click()
     expect(page.locator("#panel .where .id")).to_have_text(feature)
     assert hash_of(page)[1]["feature"] == feature

@@ -168,16 +168,16 @@ function move(event, table) {
 }
 
 /** All features of a cell, with ways to their graphs and into the plan. */
-function choose(button, found, site, row, { detail }) {
+function choose(button, found, site, row, { detail, info }) {
   for (const other of all("button.cell[aria-pressed]")) other.removeAttribute("aria-pressed");
   button.setAttribute("aria-pressed", "true");
   const token = read.answer.tokens[row].text;
-  const rows = found.map((one) => featureRow(`${site}/${one.index}`, one));
+  const rows = found.map((one) => featureRow(`${site}/${one.index}`, one, row, info.limits.prompt));
   detail.replaceChildren(h("header", {}, h("p", { class: "where" }, h("span", { class: "id" }, site), h("span", {}, `token ${row}`)),
     h("h2", {}, h("span", { class: "token" }, visible(token))), h("p", { class: "muted small" }, RANKED)), h("ul", { class: "fires" }, ...rows));
 }
 
-function featureRow(id, one) {
+function featureRow(id, one, token, limit) {
   const bar = h("i");
   bar.style.width = `${100 * Math.min(1, one.share ?? 0)}%`;
   const go = h("button", { type: "button", class: "near", title: `${told(one)}; opens its graph` }, h("span", { class: "id" }, id), h("span", { class: "words" }, one.label || "no words known"),
@@ -189,5 +189,39 @@ function featureRow(id, one) {
     plan.textContent = planned().has(id) ? "✓" : "+";
     plan.setAttribute("aria-pressed", String(planned().has(id)));
   });
-  return h("li", {}, go, plan);
+  return h("li", {}, go, id.includes("/res/") && Number.parseInt(id, 10) > 0 ? remover(id, token, limit) : null, plan);
+}
+
+/** What is left of a feature at a token without its matched predecessors: a click removes them, and a table says it. */
+function remover(id, token, limit) {
+  const button = h("button", { type: "button", class: "quiet small", title: "Remove its matched predecessors at this token, and see what is left of it", "aria-label": `${id} without its predecessors`, "aria-expanded": "false", disabled: read.text.length > limit }, "cut");
+  const { text } = read;
+  button.addEventListener("click", async () => {
+    const row = button.closest("li");
+    const open = $(".removals", row);
+    button.setAttribute("aria-expanded", String(!open));
+    if (open) {
+      open.remove();
+      return;
+    }
+    const place = h("div", { class: "removals", role: "status" }, "Removing…");
+    row.append(place);
+    try {
+      place.replaceChildren(removals(await post("/api/deactivate", { text, token, feature: id })));
+    } catch (error) {
+      place.replaceChildren(problem(error));
+    }
+  });
+  return button;
+}
+
+function removals(answer) {
+  const left = (change) => (change === null ? "–" : percent(Math.max(0, 1 - change)));
+  if (!answer.removals.some((one) => one.features.length)) return "None of its matched predecessors is active at this token.";
+  const head = h("tr", {}, ...[["without", "The matched predecessors that are removed at this token, each at its own site"], ["left", "What is left of the activation"],
+    ["control", "What is left without as many other active features of the same sites, alike in norm"]].map(([word, why]) => h("th", { scope: "col", title: why }, word)));
+  const rows = answer.removals.map((one) => h("tr", {}, h("th", { scope: "row" }, one.features.join(" ")),
+    h("td", { title: `activation ${Number(one.after.toPrecision(3))}, ${Number(answer.before.toPrecision(3))} before` }, left(one.change)),
+    h("td", { title: one.control.join(" ") }, left(one.control_change))));
+  return h("table", {}, h("thead", {}, head), h("tbody", {}, ...rows));
 }
