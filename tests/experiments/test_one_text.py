@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -82,3 +83,10 @@ def test_the_command_prints_what_the_call_returns(demo, saeflow):
     code, out, _ = saeflow("deactivate", "demo", SAID, "--text", TEXT)
     assert code == 0
     assert "RES & MLP" in out
+
+
+def test_numbers_that_are_missing_are_no_numbers():
+    [row] = sf.deactivate("demo", "demo", '"Hello," said Tom.', "4/res/277", token=3).to_dict("records")
+    assert (row["removed"], row["control"]) == ("nowhere", "")
+    assert math.isnan(row["after control"])
+    assert math.isnan(row["change under control"])
