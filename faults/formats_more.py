@@ -104,7 +104,7 @@ def _read_checkpoint(place: Path) -> object:
 
     found = checkpoint.load(place)
     assert found is not None  # noqa: S101
-    return found.step, dict(found.told), [(n, t.tolist()) for n, t in sorted(found.learners.items())]
+    return found.step, dict(found.values), [(n, t.tolist()) for n, t in sorted(found.learners.items())]
 
 
 def _training(place: Path) -> None:

@@ -30,7 +30,7 @@ MODELS = {"demo": "demo", "smollm2-135m": "smollm2-135m", "gemma-3-270m": "smoll
 SHARES = {"|h|": 0.4, "|h - mean|": 0.5}
 """Budgets that are compared."""
 
-TEXTS, TOKENS, DIRECTIONS = 16, 96, 2
+TEXTS, TOKENS, DIRECTIONS = 8, 96, 2
 
 
 def main() -> None:

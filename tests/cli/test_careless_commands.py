@@ -179,7 +179,6 @@ CARELESS = (
     ("match demo 4/res 3/res -o missing/table.safetensors", "missing does not exist"),
     ("agreement demo -o a.txt", "-o: a.txt cannot be written"),
     ("compare demo demo -o notes.md", "notes.md is a file, and a folder is written"),
-    ("atlas build demo -o missing/atlas", "missing does not exist"),
     ("origins demo -o notes.md", "notes.md is a file, and a folder is written"),
     ("origins demo -o other", "other holds results of another experiment, transition of demo"),
     ("deactivate demo -o other", "other holds results of another experiment, transition of demo"),

@@ -42,7 +42,7 @@ def test_get_prints_the_folder_and_says_whose_terms_are_agreed_to(saeflow_here, 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("get", "smollm3"), "not a model that saeflow can fetch. Known: smollm2-135m, gemma-3-270m"),
+        (("get", "smollm3"), "Did you mean 'smollm2-135m'? Known: smollm2-135m, gemma-3-270m"),
         (("get", "smollm2-135m", "--dtype", "int8"), "Choose from"),
         (("get",), "is missing"),
     ],

@@ -222,6 +222,7 @@ def fake_hub(monkeypatch, rows):
     hub = ModuleType("datasets")
     hub.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", hub)
+    monkeypatch.setattr("saeflow.sources.remote.hub_file.reachable", lambda repo: repo)
     return asked
 
 

@@ -48,7 +48,10 @@ def test_thresholds_start_where_normal_activations_would_have_eight_times_the_ta
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"objective": "relu"}, "no architecture 'relu'. Known: jumprelu, jumprelu-l0, topk, batchtopk"),
+        (
+            {"objective": "relu"},
+            "no architecture 'relu'. Did you mean 'jumprelu'\\? Known: jumprelu, jumprelu-l0, topk, batchtopk",
+        ),
         ({"objective": "topk"}, "topk with L0 = 0"),
         ({"objective": "topk", "l0": 2.5}, "Give a whole number, or use batchtopk"),
         ({"objective": "jumprelu-l0", "l0": float("nan")}, "with L0 = nan"),

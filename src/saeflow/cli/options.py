@@ -196,7 +196,7 @@ Device = Annotated[str, Parameter(validator=_there, help="Where to compute: cpu,
 AtlasName = Annotated[str, Parameter(help="Atlas to use: that of the release by default.")]
 Out = Parameter(alias="-o", validator=in_a_folder)
 """Of a file that a command writes."""
-OutFolder = Parameter(alias="-o", validator=(in_a_folder, _a_folder))
+OutFolder = Parameter(alias="-o", validator=_a_folder)
 """Of a folder that a command makes."""
 Projector = Annotated[
     str, Parameter("--model", help="Language model: here it projects attention features that are in z.")

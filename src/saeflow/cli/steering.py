@@ -19,7 +19,6 @@ from saeflow.cli.options import AtlasName, Cuts, Features, Flag, Json, ModelOpti
 from saeflow.cli.output import Row, print_json, print_table, progress
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part
-from saeflow.steering.ask import LENGTHS, default_budget, default_schedule, plan_from_names
 from saeflow.steering.growth import Reach
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.schedule import STRENGTH_END, ScheduleKind
@@ -84,6 +83,7 @@ class Wanted:
             InvalidArgument: for a value outside its range or one that would be ignored, or neither a theme nor
                 features to start from.
         """
+        from saeflow.steering.ask import default_schedule
         from saeflow.steering.build import PlanRequest
 
         if direction is SteeringDirection.SUPPRESS and strength is not None:
@@ -144,6 +144,7 @@ def plan(
         out: Where to write: the plan (.json), to edit.
     """
     from saeflow.matching.atlas import open_atlas
+    from saeflow.steering.ask import default_budget
 
     opened = open_atlas(atlas or release)
     request = wanted.request(
@@ -176,6 +177,8 @@ def _built(
     request: PlanRequest, atlas: Atlas, options: ModelOptions, texts: Sequence[str]
 ) -> tuple[SteeringPlan, DictionarySet | None, LanguageModel | None]:
     """`plan_from_names` with a bar for output scores, which take a while."""
+    from saeflow.steering.ask import plan_from_names
+
     with progress("output scores") if request.min_output_score is not None else nullcontext() as bar:
         return plan_from_names(request, atlas, texts, **asdict(options), progress=bar)
 
@@ -259,6 +262,7 @@ def steer(
         out: Where to write: the plan (.json), to edit and repeat.
     """
     from saeflow.sources.library import load_dictionaries
+    from saeflow.steering.ask import LENGTHS, default_budget
     from saeflow.steering.generate import Sampling
     from saeflow.steering.plan import load_plan
 

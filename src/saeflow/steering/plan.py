@@ -283,13 +283,13 @@ class SteeringPlan:
         rows = [(str(step.feature), step.value, step.label, step.why) for step in self.steps]
         return pd.DataFrame(rows, columns=["feature", "value", "label", "why"])
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the plan to a file, whole or not at all.
 
         Raises:
             OSError: when the folder cannot be written.
         """
-        write_atomic(path, self.to_json().encode())
+        write_atomic(Path(path), self.to_json().encode())
 
 
 def load_plan(path: Path | str) -> SteeringPlan:

@@ -10,19 +10,21 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from saeflow.errors import SaeflowError
 from saeflow.flow.trace import Matches
 from saeflow.ids import Site
 from saeflow.labels.words import Words
 from saeflow.matching.atlas import Atlas
-from saeflow.prompt_graph import PromptGraph
 from saeflow.steering.plan import SteeringPlan
 from saeflow.steering.theme import Theme
 from saeflow.web.problems import Busy
 from saeflow.web.requests import DeactivateBody, SteerBody, TextBody, TraceBody
 from saeflow.web.responses import DeactivateResponse, ModelInfo, ModelState, TextResponse
+
+if TYPE_CHECKING:
+    from saeflow.prompt_graph import PromptGraph
 
 _T = TypeVar("_T")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
@@ -19,9 +19,7 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import Part, Site
 from saeflow.interventions import EVERYWHERE
-from saeflow.prompt_graph import PromptGraph
 from saeflow.report.html import legend_html
-from saeflow.report.prompt import export_prompt, flow_graph, prompt_page
 from saeflow.report.svg import figure_svg
 from saeflow.report.views import graph_data
 from saeflow.steering.build import PlanRequest, build_plan
@@ -46,6 +44,9 @@ from saeflow.web.requests import (
 from saeflow.web.responses import DeactivateResponse, ModelInfo, PlanResponse, PlanRow, TextResponse, TraceResponse
 from saeflow.web.routes_graph import FILES, Explored, file_response, model_info
 from saeflow.web.streams import Outlet, Streamed
+
+if TYPE_CHECKING:
+    from saeflow.prompt_graph import PromptGraph
 
 TEXTS_EACH: Final = 4
 """Texts of each domain of the demo pack that centred norms are measured on where a theme has none."""
@@ -189,6 +190,8 @@ def deactivated(explorer: Explored, body: DeactivateBody, _: Annotated[QueryPara
 @router.post("/api/trace")
 def traced(explorer: Explored, body: TraceBody, _: Annotated[QueryParameters, Query()]) -> TraceResponse:
     """What happened at a token of a text: the graph of the prompt, with measured edges."""
+    from saeflow.report.prompt import flow_graph, prompt_page
+
     start = time.perf_counter()
     graph = _prompt_graph(explorer, body)
     drawn = flow_graph(graph, explorer.words)
@@ -208,6 +211,8 @@ def traced(explorer: Explored, body: TraceBody, _: Annotated[QueryParameters, Qu
 @router.post("/api/trace/export", response_class=Response, responses=FILES)
 def traced_file(explorer: Explored, body: TraceExportBody, _: Annotated[QueryParameters, Query()]) -> Response:
     """The graph of a prompt as a file."""
+    from saeflow.report.prompt import export_prompt
+
     data = export_prompt(_prompt_graph(explorer, body), body.format, explorer.words)
     return file_response(data, body.format, f"{explorer.atlas.release}-token-{body.token}")
 
