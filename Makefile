@@ -9,6 +9,7 @@ LOCK := requirements/torch.txt requirements/cuda.txt pyproject.toml
 .PHONY: demo test test-newest test-oldest test-real golden check docs docs-look faults format bench bench-matching venv lock clean
 
 demo: $(VENV)/.demo
+	mkdir -p build
 	$(BIN)/saeflow demo -o build/demo.html
 
 # One thread a process: small matrices on more threads than cores take many times longer.
