@@ -375,7 +375,7 @@ def test_the_command_exits_with_one_when_something_is_wrong(saeflow, world: Worl
     assert "200 of 768 decoder rows have a twin" in " ".join(out.split())
     assert "looked at: weights alone" in out
     assert "findings: 1 wrong, 0 look" in out
-    assert "passed: sites (" in out
+    assert "passed: finite values (1), zero rows (1)" in out
     assert "decoder norms (1)" in out
     code, out, _ = saeflow("doctor", tmp_path / "planted", "--all", "--sites", "3/res")
     assert (code, "decoder norms " in out) == (1, True)
