@@ -358,7 +358,7 @@ class _Pairs:
             )
         else:
             print(
-                f"changed while writing: {steered.share_total:.1%} of the centred norm in all, "
+                f"changed while writing: {steered.share_total:.1%} of the hidden norm in all, "
                 f"{steered.share_layer:.1%} at the strongest layer"
             )
 
