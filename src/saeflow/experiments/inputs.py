@@ -60,6 +60,26 @@ def model_name(release: str, dictionaries: DictionarySet, given: str = "") -> st
     return named
 
 
+def opened_model(
+    release: str,
+    dictionaries: DictionarySet,
+    model: LanguageModel | str = "",
+    *,
+    device: str = "cpu",
+    prepend_bos: bool | None = None,
+) -> LanguageModel:
+    """The model that is there, or that is named, or that the release names; texts begin as its dictionaries say.
+
+    Raises:
+        InvalidArgument: when nothing names it.
+        BadFile, Unreachable: when it cannot be loaded.
+    """
+    if not isinstance(model, str):
+        return model
+    named = model_name(release, dictionaries, model)
+    return load_model(named, device=device, prepend_bos=prepend_bos).as_trained(dictionaries)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What origins and deactivation run on.

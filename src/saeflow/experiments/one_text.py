@@ -16,7 +16,7 @@ import pandas as pd
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownRelease, UnknownSite
 from saeflow.experiments.deactivation import deactivation_trials
 from saeflow.experiments.groups import Origin
-from saeflow.experiments.inputs import model_name
+from saeflow.experiments.inputs import opened_model
 from saeflow.experiments.methods import Tables, top_k
 from saeflow.experiments.origins import observe_origins
 from saeflow.experiments.sampling import Sample
@@ -193,13 +193,12 @@ def _opened(
     found = load_dictionaries(dictionaries, device=device) if isinstance(dictionaries, str | Path) else dictionaries
     if missing := [layer for layer in layers if Site(layer, Part.RES) not in found]:
         raise UnknownSite(f"there is no residual dictionary at layer {missing[0]}. There is {layers_by_part(found)}.")
-    if not isinstance(model, LanguageModel):
-        if not model and not isinstance(found, DictionarySet):
+    if isinstance(found, DictionarySet):
+        model = opened_model(name, found, model, device=device)
+    elif isinstance(model, str):
+        if not model:
             raise InvalidArgument("dictionaries in a plain mapping do not say which model they are of. Name it.")
-        named = model or (model_name(name, found) if isinstance(found, DictionarySet) else "")
-        model = load_model(named, device=device)
-        if isinstance(found, DictionarySet):
-            model = model.as_trained(found)
+        model = load_model(model, device=device)
     if not isinstance(atlas, str):
         return model, found, atlas
     try:

@@ -34,7 +34,7 @@ from saeflow.errors import InvalidArgument, UnknownRelease
 from saeflow.experiments.causal import PreparedText, RemoveError, Trial
 from saeflow.experiments.causal.engine import unexplained
 from saeflow.experiments.deactivation import alike_in_norm
-from saeflow.experiments.inputs import model_name
+from saeflow.experiments.inputs import opened_model
 from saeflow.experiments.sampling import generator
 from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Part, Site
@@ -47,7 +47,7 @@ from saeflow.prompt_graph.graph import EDGE_COLUMNS, NODE_COLUMNS, PromptGraph, 
 from saeflow.sources.architectures import named
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
-from saeflow.sources.model import LanguageModel, load_model
+from saeflow.sources.model import LanguageModel
 from saeflow.sources.modules import gain_of
 
 KEPT: Final = 0.01
@@ -117,8 +117,8 @@ def trace_text(
     if isinstance(model, str):
         if not model and not isinstance(dictionaries, DictionarySet):
             raise InvalidArgument("dictionaries in a plain mapping do not say which model they are of. Give model=...")
-        named = model or model_name(name, cast("DictionarySet", dictionaries))
-        model = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(dictionaries)
+        known = cast("DictionarySet", dictionaries)
+        model = opened_model(name, known, model, device=device, prepend_bos=prepend_bos)
     sites, notes = sites_to_edit(model, dictionaries)
     if isinstance(atlas, str):
         try:

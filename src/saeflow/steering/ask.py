@@ -147,6 +147,7 @@ def steer(
     """
     import pandas as pd
 
+    from saeflow.experiments.inputs import opened_model
     from saeflow.sources.library import load_dictionaries
     from saeflow.steering.generate import Request, Sampling, generate
 
@@ -193,28 +194,6 @@ def default_budget(total: float | None, strength: float | None, *, suppress: boo
     return TOTAL if total is None and strength is None and not suppress and model else total
 
 
-def opened_model(
-    release: str,
-    dictionaries: DictionarySet,
-    model: LanguageModel | str = "",
-    *,
-    device: str = "cpu",
-    prepend_bos: bool | None = None,
-) -> LanguageModel:
-    """The model that is there, or that is named, or that the release names.
-
-    Raises:
-        InvalidArgument: when nothing names it.
-    """
-    from saeflow.experiments.inputs import model_name
-    from saeflow.sources.model import load_model
-
-    if not isinstance(model, str):
-        return model
-    named = model_name(release, dictionaries, model)
-    return load_model(named, device=device, prepend_bos=prepend_bos).as_trained(dictionaries)
-
-
 def plan_from_names(
     request: PlanRequest,
     atlas: Atlas,
@@ -238,6 +217,7 @@ def plan_from_names(
     weights, loaded, measured = None, None, list[str]()
     wants_model = request.needs_model or request.shares or bool(model)
     if request.needs_dictionaries or wants_model:
+        from saeflow.experiments.inputs import opened_model
         from saeflow.sources.library import load_dictionaries
 
         weights = load_dictionaries(request.release, device=device)

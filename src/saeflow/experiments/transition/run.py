@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from saeflow.engines import Engine
 from saeflow.errors import BadFile, InvalidArgument, UnknownSite
-from saeflow.experiments.inputs import Bars, model_name
+from saeflow.experiments.inputs import Bars, opened_model
 from saeflow.experiments.results import Results, Row, RunRequest, pack_rows, significant, unpack_rows, versions
 from saeflow.experiments.sampling import Dataset, is_held_out, open_dataset
 from saeflow.experiments.settings import InputNames, TransitionSize
@@ -50,7 +50,7 @@ from saeflow.records import Progress
 from saeflow.sources.activity import encoder_digest, model_digest, text_batches
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
-from saeflow.sources.model import LanguageModel, load_model
+from saeflow.sources.model import LanguageModel
 
 EXPERIMENT: Final = "transition"
 FITTING: Final = "fitting.jsonl.gz"
@@ -90,8 +90,7 @@ def transition(
     dictionaries = load_dictionaries(asked.release, device=asked.device)
     pairs = size.pairs or neighbours(dictionaries, size.part, asked.layers)
     size = replace(size, pairs=pairs)
-    named = model_name(asked.release, dictionaries, asked.model)
-    model = load_model(named, device=asked.device, prepend_bos=asked.prepend_bos).as_trained(dictionaries)
+    model = opened_model(asked.release, dictionaries, asked.model, device=asked.device, prepend_bos=asked.prepend_bos)
     arguments: dict[str, Any] = {
         "pairs": [f"{a} > {b}" for a, b in pairs],
         "k": list(size.k),
