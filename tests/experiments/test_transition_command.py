@@ -59,6 +59,9 @@ def test_it_writes_a_folder_with_tables_and_figures_wide_and_narrow_and_asks_for
 def test_a_finished_run_is_not_done_again_and_prints_json(run, work, monkeypatch) -> None:
     monkeypatch.setattr("saeflow.paper.results.write_page", lambda folder: folder)  # drawn once, above
     monkeypatch.setattr("saeflow.cli.experiments.save_plates", lambda tables, folder: [])
+    assert (
+        run("demo", *SMALL, "--n-loss-texts", 1)[0] == 0
+    )  # there already, unless this test runs without the one above
     before = {path: path.stat().st_mtime_ns for path in (work / "transition-demo").glob("*s/*.*z*")}
     code, out, _ = run("demo", *SMALL, "--n-loss-texts", 1, "--json")
     assert code == 0
@@ -71,10 +74,16 @@ def test_a_finished_run_is_not_done_again_and_prints_json(run, work, monkeypatch
     }
 
 
+def test_other_arguments_are_refused_where_a_run_is(run) -> None:
+    assert run("demo", *SMALL, "--n-loss-texts", 1)[0] == 0
+    code, _, err = run("demo", *SMALL, "--n-loss-texts", 2)
+    assert code == 2
+    assert "loss_texts is 1 there and 2 here" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("demo", *SMALL, "--n-loss-texts", 2), "loss_texts is 1 there and 2 here"),
         (("demo", "--layers", "5"), "has not both res dictionaries of layers [5]"),
         (("demo", "--part", "mpl"), '"mpl" for --part. Choose from'),
         (("demo", "--pairs", "0/res-1/res"), "Write a pair as 0/res>1/res"),
