@@ -2,6 +2,7 @@
 
     train(..., log=tensorboard("runs/one"))
     train(..., log=lambda rows: print(rows[-1]))
+    tensorboard("runs/sweep")(summarize_sweep(folder)["steering_best"].dicts())
 
 A logger is called with rows as they are measured. A row's `step` is its step; its other numbers are what is logged,
 under its words: `4/res/fve`. The packages are imported at first use.

@@ -60,6 +60,11 @@ def test_a_group_holds_nodes_of_no_other_group_and_follows_pruning():
     assert graph.group("cats", []).supernodes == {}
 
 
+def test_as_a_table_it_is_an_edge_a_row():
+    graph = small_graph()
+    assert_frame_equal(graph.to_pandas(), graph.edges)
+
+
 def test_missed_edges_are_those_of_the_stream_that_matching_did_not_name():
     assert list(small_graph().missed["parent"]) == ["1/mlp/7@1", "0/res/4@1"]
 

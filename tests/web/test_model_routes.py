@@ -161,6 +161,21 @@ def test_a_bad_file_of_a_plan_is_refused_with_its_place(plain, plan, change, sai
         assert said in f"{told['error']} {told['what_to_do']}"
 
 
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        ({"shares": {"total": 0.25}}, "All together change 25.0%"),
+        ({"shares": {"total": 0.0}}, "None of these features fires"),
+        ({"budget": {"scale": 0.5}}, "Weakened to 50.0%"),
+        ({"budget": {"scale": 0.99999}}, ""),
+        ({"budget": {"scale": 1.0}}, ""),
+    ],
+)
+def test_a_plan_says_how_much_it_changes_and_whether_it_was_weakened(plain, plan, noted, said):
+    notes = post(plain, "/api/plan/check", plan=plan | {"made_by": noted})["notes"]
+    assert any(said in note for note in notes) if said else not any("Weakened" in note for note in notes)
+
+
 def test_without_a_model_what_needs_one_says_how_to_name_it(plain, plan):
     assert plain.get("/api/model").json() == {"model_state": "none", "model_error": None}
     assert post(plain, "/api/model") == {"model_state": "none", "model_error": None}

@@ -215,7 +215,7 @@ def show_plan(made: SteeringPlan) -> None:
         limits = {"a layer": budget["per_layer"], "all": budget["total"]}
         asked = ", ".join(f"{share:.1%} for {what}" for what, share in limits.items() if share is not None)
         before = budget["before"]
-        if budget["scale"] == 1:
+        if budget["scale"] > 0.9995:
             print(f"The budget ({asked}) holds without weakening the plan.")
         else:
             print(

@@ -181,6 +181,10 @@ class PromptGraph:
         at = f"token {end} {self.tokens[end]!r}"
         return f"<PromptGraph of {self.release} at {at}: {counts}, {len(self.edges)} edges>"
 
+    def to_pandas(self) -> pd.DataFrame:
+        """One edge a row, as of a flow graph: `edges`. Nodes are the table `nodes`."""
+        return self.edges
+
     @property
     def missed(self) -> pd.DataFrame:
         """Edges between features of the stream that matching did not name: what the weights missed."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +24,8 @@ from saeflow.matching.table import MatchTable, mutual
 
 Row = dict[str, Any]
 ABOVE = (0.5, 0.7)
+ONE_LINE = 10_000
+GAP = 2  # characters between two columns
 
 
 def best_summary(table: MatchTable) -> Row:
@@ -205,21 +210,42 @@ def quality_rows(measured: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
 
 
 def as_text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a table for the terminal; numbers to the right, nothing cut off."""
+    """Rows as a table for the terminal: numbers to the right, nothing cut off, no name folded.
+
+    A table is as wide as the terminal, and wider where a word would not stay whole. Into a pipe or a file, where
+    COLUMNS does not say otherwise, each row is one line.
+    """
     if not rows:
         return f"{title}\nThere is nothing to list.".lstrip()
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for column in columns:
-        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
+    cells = {column: [_cell(row.get(column)) for row in rows] for column in columns}
     out = io.StringIO()
     console = Console(file=out, highlight=False)
-    console.width = max(console.width, 80)
+    room = max(console.width, 80) if sys.stdout.isatty() or "COLUMNS" in os.environ else ONE_LINE
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0)
+    )
+    for column, width in zip(columns, _widths(cells, room), strict=True):
+        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", width=width)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*(Text(cell) for cell in row))
+    console.width = ONE_LINE
     console.print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def _widths(cells: Mapping[str, Sequence[str]], room: int) -> list[int]:
+    """Widths of columns that keep every word whole; what is left of `room` unfolds those that need least first."""
+    texts = [(column, *values) for column, values in cells.items()]
+    widths = [max(cell_len(word) for text in column for word in (text.split() or [""])) for column in texts]
+    needs = [max(map(cell_len, column)) - width for column, width in zip(texts, widths, strict=True)]
+    spare = max(0, room - 1 - GAP * len(texts) - sum(widths))
+    for column in sorted(range(len(texts)), key=needs.__getitem__):
+        given = min(needs[column], spare)
+        widths[column] += given
+        spare -= given
+    return widths
 
 
 def _cell(value: Any) -> str:

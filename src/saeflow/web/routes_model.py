@@ -271,12 +271,16 @@ def _plan_response(explorer: Explorer, made: SteeringPlan) -> PlanResponse:
     notes: list[str] = []
     if made.direction == "activate" and made.made_by.get("folded") is False:
         notes.append("Strengths are lengths along unit rows: they are not folded (appendix B.2).")
-    if share := _percent(made, "shares", "total"):
-        notes.append(f"All together change {share} of the centred norm at the last layer changed.")
+    share = _noted(made, "shares", "total")
+    if share == 0:
+        notes.append("None of these features fires on the texts that were measured: nothing is changed there.")
+    elif share is not None:
+        notes.append(f"All together change {share:.1%} of the centred norm at the last layer changed.")
     if made.tokens != EVERYWHERE:
         notes.append(f"Only {made.tokens} are changed.")
-    if scale := _percent(made, "budget", "scale"):
-        notes.append(f"Weakened to {scale} to hold the budget.")
+    scale = _noted(made, "budget", "scale")
+    if scale is not None and scale <= 0.9995:
+        notes.append(f"Weakened to {scale:.1%} to hold the budget.")
     if made.dropped:
         notes.append(f"{len(made.dropped)} features of the graphs were left out.")
     if made.release == "":
@@ -299,8 +303,8 @@ def _plan_response(explorer: Explorer, made: SteeringPlan) -> PlanResponse:
     )
 
 
-def _percent(made: SteeringPlan, group: str, name: str) -> str:
-    """A number that the plan notes of itself as a percentage; empty where there is none."""
+def _noted(made: SteeringPlan, group: str, name: str) -> float | None:
+    """A number that the plan notes of itself; None where there is none."""
     noted = made.made_by.get(group)
     value = noted.get(name) if isinstance(noted, dict) else None
-    return f"{value:.1%}" if isinstance(value, int | float) else ""
+    return value if isinstance(value, int | float) else None
