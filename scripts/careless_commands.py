@@ -1,0 +1,96 @@
+"""What saeflow answers to the careless commands of its tests, here and in another checkout: exit code, lines, seconds.
+
+python scripts/careless_commands.py                       this checkout
+python scripts/careless_commands.py --source OLD/src      another one, with the packages of this environment
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.cli.test_careless_commands import CARELESS, COLUMNS, LINES  # noqa: E402
+
+from saeflow.experiments.results import MANIFEST, RunRecord, RunRequest  # noqa: E402
+
+PATIENCE_S = 60
+
+
+def main() -> None:
+    """Run them all, print each with its answer, and count."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=ROOT / "src", help="folder that holds the package saeflow")
+    rows = []
+    for row in answers(parser.parse_args().source.resolve()):
+        rows.append(row)
+        print(f"$ saeflow {row['typed']}\n{row['code']}  {row['seconds']:.1f} s  {row['answer']}", flush=True)
+    print(f"\n{len(rows)} commands", end="")
+    for name in ("traceback", "too long", "no error", "slow", "left files"):
+        print(f"; {name}: {sum(row[name] for row in rows)}", end="")
+    print()
+
+
+def answers(source: Path) -> Iterator[dict[str, Any]]:
+    """Each command with its exit code, its answer and what is wrong with it, in a folder of its own."""
+    for typed, _ in CARELESS:
+        with tempfile.TemporaryDirectory() as folder:
+            other = Path(folder) / "other"
+            other.mkdir()
+            request = RunRequest("transition", "demo", "demo", 0, ("demo",), {}, {})
+            record = RunRecord(request, {}, "2026-01-01T00:00:00+00:00", None, 0, 3)
+            (other / MANIFEST).write_text(record.to_json(), encoding="utf-8")
+            (Path(folder) / "notes.md").write_text("# notes\n", encoding="utf-8")
+            before = sorted(Path(folder).rglob("*"))
+            began = time.perf_counter()
+            code, told = _run(source, typed, folder)
+            seconds = time.perf_counter() - began
+            lines = [
+                part for line in told.splitlines() for part in textwrap.wrap(line, COLUMNS, break_on_hyphens=False)
+            ]
+            yield {
+                "typed": typed,
+                "code": code,
+                "seconds": seconds,
+                "answer": told.strip(),
+                "traceback": "Traceback" in told,
+                "too long": len(lines) > LINES,
+                "no error": code == 0,
+                "slow": seconds > 10,
+                "left files": sorted(Path(folder).rglob("*")) != before,
+            }
+
+
+def _run(source: Path, typed: str, folder: str) -> tuple[int | str, str]:
+    """Exit code and all that is printed; "late" where it was stopped."""
+    script = f"import shlex, sys; sys.argv = ['saeflow', *shlex.split({typed!r})]; from saeflow import cli; cli.main()"
+    places = {"PYTHONPATH": str(source), "COLUMNS": str(COLUMNS), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=folder,
+            env=os.environ | places,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        return "late", (late.stdout or b"").decode() if isinstance(late.stdout, bytes) else ""
+    return done.returncode, done.stdout
+
+
+if __name__ == "__main__":
+    main()
