@@ -1,17 +1,22 @@
 """A published site: time to publish, size of the folder, bytes loaded and time to the first graph.
 
-    python benchmarks/publish.py [--json] [--quick] [--width 16384] [--release RELEASE]
+    python benchmarks/publish.py [--json] [--quick] [--width 16384] [--release RELEASE] [--sites FOLDER...]
 
 On synthetic atlases of 30 layers with res, mlp and att (90 sites) of 2,304 features each, or of `--width`, k = 5, a
 label for every feature, and flows through all layers; or on a release that is here. The folder is served by `python -m
-http.server`, which knows no ranges and packs nothing, and opened in Chromium with an empty cache. The time is that from
-the beginning of the navigation to the first drawn node, as the page itself sees it; bytes are those of all files that
-had come by then. Medians. Processor time is that of the browser, all of its processes, and of the server, from the new
-page to the drawn graph: what the page costs, whatever else the machine does.
+http.server`, which knows no ranges and packs nothing, and a link to the graph of a feature is opened in Chromium with
+an empty cache. The time is that from the beginning of the navigation to the first drawn node, as the page itself sees
+it; bytes are those of all files that had come by then. Steps are the longest row of files each of which was asked for
+when the one before had come: on a distant host, each costs the time of an answer. Medians. Processor time is that of
+the browser, all of its processes, and of the server, from the new page to the drawn graph: what the page costs,
+whatever else the machine does.
+
+Sites that are there already, such as those of two versions, are opened in turns with `--sites`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import statistics
@@ -19,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -36,37 +42,62 @@ new MutationObserver(() => {
     if (window.first || !document.querySelector("#frame .node")) return;
     const files = [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")];
     window.first = {
-        seconds: performance.now() / 1000, files: files.length,
-        bytes: files.reduce((sum, file) => sum + file.transferSize, 0),
-        nodes: document.querySelectorAll("#frame .node").length,
+        seconds: performance.now() / 1000, nodes: document.querySelectorAll("#frame .node").length,
+        files: files.map(file => [file.responseEnd, file.startTime, file.transferSize]),
     };
 }).observe(document, { childList: true, subtree: true });
 """
 
 
-def opened(folder: Path, repeats: int) -> list[dict[str, float]]:
-    """What the page saw when its first graph was drawn, each time in a browser that knew nothing."""
+def opened(sites: Sequence[Path], repeats: int) -> dict[Path, list[dict[str, float]]]:
+    """What the page of each site saw when its first graph was drawn, each time in a browser that knew nothing."""
+    found: dict[Path, list[dict[str, float]]] = {site: [] for site in sites}
+    with ExitStack() as stack:
+        links = [(site, f"{stack.enter_context(served(site))}/#flow?feature={seed(site)}") for site in sites]
+        browser = stack.enter_context(sync_playwright()).chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        for _ in range(repeats):
+            for site, link in links:
+                page = browser.new_page()
+                page.add_init_script(WATCH)
+                before = worked()
+                page.goto(link)
+                page.wait_for_selector("#frame .node", timeout=60_000)
+                seen = page.evaluate("window.first")
+                files = sorted(seen.pop("files"))
+                loaded = {"files": len(files), "bytes": sum(file[2] for file in files), "steps": steps(files)}
+                found[site].append(seen | loaded | {"worked": worked() - before})
+                page.close()
+    return found
+
+
+@contextmanager
+def served(folder: Path) -> Generator[str]:
+    """The address of a folder, from a server of files."""
     with bound(0) as free:
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "http.server", "-d", str(folder), "-b", "127.0.0.1", port]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    found: list[dict[str, float]] = []
     try:
         time.sleep(2)
-        with sync_playwright() as starter:
-            browser = starter.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            for _ in range(repeats):
-                page = browser.new_page()
-                page.add_init_script(WATCH)
-                before = worked()
-                page.goto(f"http://127.0.0.1:{port}/")
-                page.wait_for_selector("#frame .node", timeout=60_000)
-                found.append(page.evaluate("window.first") | {"worked": worked() - before})
-                page.close()
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait()
-    return found
+
+
+def seed(site: Path) -> str:
+    """The feature whose graph a site shows by itself."""
+    return json.loads((site / "site.json").read_text(encoding="utf-8"))["info"]["picks"][0]["feature"]
+
+
+def steps(files: Sequence[tuple[float, float, int]]) -> int:
+    """The longest row of files that each began when the one before had come; (came, began, bytes), sorted."""
+    longest: list[int] = []
+    for _, began, _ in files:
+        longest.append(1 + max((n for (came, *_), n in zip(files, longest, strict=False) if came <= began), default=0))
+    return max(longest)
 
 
 def worked() -> float:
@@ -87,33 +118,41 @@ def worked() -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def measured(name: str, release: str, repeats: int) -> list[Row]:
+def published(name: str, release: str, repeats: int) -> list[Row]:
+    """A release published and opened."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         site = sf.publish(release, Path(folder) / "site")
         seconds = time.perf_counter() - start
         size = f"{site.n_features:,} features, {site.n_files:,} files, {site.n_bytes / 1e6:.1f} MB"
-        seen = opened(site.folder, repeats)
+        return [Row("publish", name, seconds, note=size), told(name, opened([site.folder], repeats)[site.folder])]
+
+
+def told(name: str, seen: Sequence[dict[str, float]]) -> Row:
+    """What was seen of a site, as medians."""
     median = {key: statistics.median(one[key] for one in seen) for key in seen[0]}
-    note = f"{median['bytes'] / 1e6:.2f} MB in {median['files']:.0f} files, {median['nodes']:.0f} features, "
-    note += f"{median['worked']:.2f} s of processor"
-    return [Row("publish", name, seconds, note=size), Row("to the first graph", name, median["seconds"], note=note)]
+    note = f"{median['bytes'] / 1e6:.2f} MB in {median['files']:.0f} files and {median['steps']:.0f} steps, "
+    note += f"{median['nodes']:.0f} features, {median['worked']:.2f} s of processor"
+    return Row("to the first graph", name, median["seconds"], note=note)
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--release", default="")
+    parser.add_argument("--sites", type=Path, nargs="+", default=())
     parser.add_argument("--repeats", type=int, default=7)
-    told = parser.parse_args()
-    layers, width = (4, 256) if told.quick else (LAYERS, told.width)
-    if told.release:
-        rows = measured(told.release, told.release, told.repeats)
+    asked = parser.parse_args()
+    layers, width = (4, 256) if asked.quick else (LAYERS, asked.width)
+    if asked.sites:
+        rows = [told(str(site), seen) for site, seen in opened(asked.sites, asked.repeats).items()]
+    elif asked.release:
+        rows = published(asked.release, asked.release, asked.repeats)
     else:
         folder = Path(tempfile.gettempdir()) / f"saeflow-explorer-{layers}x{width}"
         synthetic(folder, layers, width)
-        rows = measured(f"{3 * layers} sites of {width:,}", str(folder), 1 if told.quick else told.repeats)
-    show(rows, as_json=told.json)
+        rows = published(f"{3 * layers} sites of {width:,}", str(folder), 1 if asked.quick else asked.repeats)
+    show(rows, as_json=asked.json)
 
 
 if __name__ == "__main__":

@@ -55,24 +55,57 @@ def test_a_site_says_what_it_holds_and_imports_no_torch(atlas, tmp_path):
     assert (about["k"], about["info"]["k"], about["info"]["model_state"]) == (5, 5, "none")
 
 
-def test_the_best_five_matches_of_a_block_are_those_of_the_table(atlas, tmp_path):
+class Arrays:
+    """Reads arrays that lie one behind the other as planes of their bytes."""
+
+    def __init__(self, data):
+        self.data, self.at = np.frombuffer(data, np.uint8), 0
+
+    def take(self, kind, *shape):
+        size, width = int(np.prod(shape)), np.dtype(kind).itemsize
+        some = self.data[self.at : self.at + size * width].reshape(width, size)
+        self.at += size * width
+        return some.T.copy().view(kind).reshape(shape)
+
+
+def check_matches(arrays, opened, about, site, rows, blocks):
+    """The arrays of a block's rows are those of the tables."""
+    n = len(rows)
+    for target in (table["to"] for table in about["tables"][site]):
+        table, other = opened[site, target], opened[target, site]
+        best = table.index[rows, :5]
+        assert np.array_equal(arrays.take("<f4", 5, n).T, table.score[rows, :5])
+        assert np.array_equal(arrays.take("<u2", 5, n).T, best)
+        if target in blocks:
+            assert np.array_equal(arrays.take("<u2", 5, n).T, blocks[target][best])
+        back = np.unpackbits(arrays.take("u1", n)[:, None], axis=1, bitorder="little")[:, :5]
+        assert np.array_equal(back, other.index[best, 0] == np.asarray(rows)[:, None])
+
+
+def test_the_blocks_hold_the_best_five_matches_of_every_table(atlas, tmp_path):
     site = sf.publish(str(atlas), tmp_path / "site").folder
-    about = json.loads((site / "site.json").read_text())
-    opened = sf.open_atlas(atlas)
-    assert [table["to"] for table in about["tables"]["1/res"]] == ["0/res", "1/mlp"]
-    data, n, start = np.frombuffer(block(site, "1.res/matches-1"), np.uint8), WIDTH - 256, 0
-    for target in ("0/res", "1/mlp"):
-        score = data[start : start + 20 * n].reshape(4, -1).T.copy().view("<f4").reshape(5, n)
-        index = data[start + 20 * n : start + 30 * n].reshape(2, -1).T.copy().view("<u2").reshape(5, n)
-        back = data[start + 30 * n : start + 31 * n]
-        start += 31 * n
-        table, other = opened["1/res", target], opened[target, "1/res"]
-        assert np.array_equal(score.T, table.score[256:, :5])
-        assert np.array_equal(index.T, table.index[256:, :5])
-        for row in range(n):
-            best = [other.index[i, 0] == 256 + row for i in table.index[256 + row, :5]]
-            assert [bool(back[row] >> rank & 1) for rank in range(5)] == best
-    assert start == len(data)
+    about, opened = json.loads((site / "site.json").read_text()), sf.open_atlas(atlas)
+    blocks = {f"{layer}/res": Arrays(block(site, f"{layer}.res/flows")).take("<u2", WIDTH) for layer in (0, 1)}
+    seen = set()
+    for number in range(-(-2 * WIDTH // 256)):
+        data = block(site, f"flows/{number}")
+        size = int.from_bytes(data[:4], "little")
+        head, arrays = json.loads(data[4 : 4 + size]), Arrays(data[4 + size :])
+        for name, rows in head["rows"].items():
+            assert (blocks[name][rows] == number).all()
+            seen |= {(name, row) for row in rows}
+            check_matches(arrays, opened, about, name, rows, blocks)
+        assert arrays.at == len(arrays.data)
+        ids = [f"{name}/{row}" for name, rows in head["rows"].items() for row in rows]
+        said = [words and words[0] for words in head["words"]]
+        assert said == [f"word {int(i.split('/')[2]) % 7}" if i.startswith("1/res") else None for i in ids]
+        table = opened["1/res", "1/mlp"]
+        rows = head["rows"].get("1/res", [])
+        assert set(head["modules"]) == {f"1/mlp/{i}" for i in table.index[rows, 0][table.score[rows, 0] >= 0.15]}
+    assert len(seen) == 2 * WIDTH
+    arrays = Arrays(block(site, "1.mlp/matches-1"))
+    check_matches(arrays, opened, about, "1/mlp", range(256, WIDTH), blocks)
+    assert arrays.at == len(arrays.data)
     assert json.loads(block(site, "1.res/words-1"))[-1][0] == "word 5"
     assert json.loads(block(site, "1.res/cards-2"))[0]["feature"] == "1/res/256"
 
@@ -108,9 +141,8 @@ def test_what_fails_midway_leaves_the_site_that_was_there(atlas, tmp_path, monke
 
     def broken(*_):
         raise OSError(28, "No space left on device")
-        yield
 
-    monkeypatch.setattr(writing, "match_blocks", broken)
+    monkeypatch.setattr(writing.MatchBlocks, "of_flows", broken)
     with pytest.raises(sf.SaeflowError, match="space"):
         sf.publish(str(atlas), place)
     assert (place / "site.json").read_bytes() == before
@@ -121,12 +153,13 @@ def test_progress_is_told_site_by_site(atlas, tmp_path):
     seen = []
     sf.publish(str(atlas), tmp_path / "site", progress=lambda *told: seen.append(told))
     assert seen == [
-        (0, 5, "0/res"),
-        (1, 5, "1/mlp"),
-        (2, 5, "1/res"),
-        (3, 5, "the index of words"),
-        (4, 5, "features worth a look"),
-        (5, 5, "done"),
+        (0, 6, "0/res"),
+        (1, 6, "1/mlp"),
+        (2, 6, "1/res"),
+        (3, 6, "flows"),
+        (4, 6, "the index of words"),
+        (5, 6, "features worth a look"),
+        (6, 6, "done"),
     ]
 
 

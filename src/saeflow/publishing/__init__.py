@@ -2,7 +2,8 @@
 
     run      writing a site whole or not at all
     site     what it holds
-    blocks   rows of match tables and words, in the blocks that a browser fetches
+    blocks   match tables, words and cards, in the blocks that a browser fetches
+    flows    which features lie together in a block
     finding  the index of words, in shards
     packing  how a file is packed
 

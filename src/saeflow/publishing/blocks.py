@@ -1,25 +1,34 @@
-"""What a site holds of each feature, in blocks of rows that are fetched on their own. Imports no torch.
+"""What a site holds of each feature, in blocks that are fetched on their own. Imports no torch.
 
-A server of plain files cannot be asked for a part of one, so a table is cut: a block has some rows of one site.
+A server of plain files cannot be asked for a part of one, so what is known of features is cut into blocks. Residual
+features lie with those that they flow into (`flows`), and a block holds what a graph of them shows; the rest lies row
+by row of a site.
 
-    matches   for each table of the site: scores, rank by rank; rows of the target; whether each is matched back
-    words     for each row: label, tokens, frequency, silent, lines of its box, headline, shares of origin groups
-    cards     for each row: `saeflow.web.responses.FeatureFacts`
+    flows     matches of residual features; words of theirs, and of the modules that they match best
+    matches   of some rows of a module
+    words     for some rows of any site: label, tokens, frequency, silent, lines of its box, headline, shares of origin
+              groups; lists show them, and graphs show those of other modules
+    cards     for some rows of any site: `saeflow.web.responses.FeatureFacts`
+
+Matches are, for each table of the site: scores, rank by rank; rows of the target; their blocks, if the target is
+residual; whether each is matched back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
+from saeflow.flow.scores import T_MODULE
 from saeflow.ids import FeatureId, Site
 from saeflow.labels.words import FeatureWords, silent
 from saeflow.matching.atlas import Atlas
 from saeflow.publishing.finding import WordIndex
-from saeflow.publishing.packing import packed, packed_json, planes
+from saeflow.publishing.flows import ROWS, Flows
+from saeflow.publishing.packing import json_bytes, packed, packed_arrays, packed_json, planes
 from saeflow.report.layout import wrap
 from saeflow.report.tokens import headline
 from saeflow.web.explorer import Explorer
@@ -27,8 +36,6 @@ from saeflow.web.routes_graph import feature_facts
 
 K: Final = 5
 """Matches of a feature that a site keeps, at most."""
-ROWS: Final = 256
-"""Rows of a block of matches or words."""
 CARD_ROWS: Final = 128
 """Rows of a block of cards."""
 TOKENS: Final = 6
@@ -37,18 +44,63 @@ _SHORT: Final = 1 << 16
 """Features of a target whose rows fit into two bytes."""
 
 
-def match_blocks(atlas: Atlas, site: Site, targets: Sequence[Site], rows: int, k: int) -> Iterator[bytes]:
-    """The matches of a site in blocks; `k` of each feature at each target."""
-    tables = [atlas[site, target] for target in targets]
-    back = [_matched_back(atlas, site, target, k) for target in targets]
-    for start in range(0, rows, ROWS):
-        some = slice(start, min(start + ROWS, rows))
+class MatchBlocks:
+    """The match tables of an atlas, cut into blocks.
+
+    Attributes:
+        targets: of each site, in the order in which the tables lie in a block.
+    """
+
+    def __init__(self, atlas: Atlas, sizes: Mapping[Site, int], k: int) -> None:
+        """Reads every table; `k` matches of each feature at each target are kept."""
+        self.targets = {site: [target for source, target in atlas if source == site] for site in sizes}
+        self._k, self._flows = k, Flows(atlas, sizes)
+        self._tables = {
+            (site, target): (atlas[site, target], _matched_back(atlas, site, target, k))
+            for site, targets in self.targets.items()
+            for target in targets
+        }
+
+    def of_site(self, site: Site, rows: int) -> Iterator[tuple[str, bytes]]:
+        """The names and bytes of a site's files: matches of a module, or the block of each residual feature."""
+        if site in self._flows.block:
+            yield "flows", packed(planes(self._flows.block[site]))
+        else:
+            for start in range(0, rows, ROWS):
+                yield f"matches-{start // ROWS}", packed(self._bytes(site, np.arange(start, min(start + ROWS, rows))))
+
+    def of_flows(self, words: Mapping[Site, Sequence[bytes]]) -> Iterator[bytes]:
+        """The blocks of residual features; `words` are those of all rows of all sites, as JSON."""
+        for block in self._flows.rows():
+            own = [words[site][row] for site, rows in block.items() for row in rows]
+            modules = {
+                json_bytes(f"{target}/{row}") + b":" + words[target][row]
+                for site, rows in block.items()
+                for target in site.modules
+                if (site, target) in self._tables and target in words
+                for row in self._best(site, target, rows)
+            }
+            head = json_bytes({str(site): rows.tolist() for site, rows in block.items()})
+            head = b'{"rows":%b,"words":[%b],"modules":{%b}}' % (head, b",".join(own), b",".join(sorted(modules)))
+            yield packed_arrays(head, b"".join(self._bytes(site, rows) for site, rows in block.items()))
+
+    def _best(self, site: Site, target: Site, rows: Int64[np.ndarray, " n"]) -> list[int]:
+        """The best matches of some features that reach the plain threshold of modules."""
+        table, _ = self._tables[site, target]
+        return table.index[rows, 0][table.score[rows, 0] >= T_MODULE].tolist()
+
+    def _bytes(self, site: Site, rows: Int64[np.ndarray, " n"]) -> bytes:
+        """All tables of a site, for some of its rows."""
         pieces: list[bytes] = []
-        for table, bits in zip(tables, back, strict=True):
-            kind = np.uint32 if table.n_target > _SHORT else np.uint16
-            pieces += [planes(table.score[some, :k].T), planes(table.index[some, :k].T.astype(kind))]
-            pieces.append(np.packbits(bits[some], axis=1, bitorder="little").tobytes())
-        yield packed(b"".join(pieces))
+        for target in self.targets[site]:
+            table, back = self._tables[site, target]
+            index = table.index[rows, : self._k].T
+            pieces.append(planes(table.score[rows, : self._k].T))
+            pieces.append(planes(index.astype(np.uint32 if table.n_target > _SHORT else np.uint16)))
+            if target in self._flows.block:
+                pieces.append(planes(self._flows.block[target][index]))
+            pieces.append(np.packbits(back[rows], axis=1, bitorder="little").tobytes())
+        return b"".join(pieces)
 
 
 def _matched_back(atlas: Atlas, site: Site, target: Site, k: int) -> Bool[np.ndarray, "n k"]:
@@ -66,12 +118,14 @@ class SiteBlocks:
 
     Attributes:
         silent: whether rows without words are silent; None where nobody looked.
+        words: of each row, as JSON.
     """
 
     def __init__(self, explorer: Explorer, site: Site) -> None:
         """Nothing is read before `blocks`."""
         self._explorer, self._site = explorer, site
         self.silent: bool | None = None
+        self.words: list[bytes] = []
 
     def blocks(self, index: WordIndex, before: int) -> Iterator[tuple[str, bytes]]:
         """The names and bytes of blocks of words and cards.
@@ -83,7 +137,6 @@ class SiteBlocks:
         n = self._explorer.sizes[self._site]
         asked = False
         for start in range(0, n, ROWS):
-            rows: list[list[Any] | None] = []
             cards: list[dict[str, Any]] = []
             for row in range(start, min(start + ROWS, n)):
                 feature = FeatureId(self._site, row)
@@ -92,9 +145,9 @@ class SiteBlocks:
                     index.add(before + row, known.label, known.tokens)
                 elif not asked:
                     self.silent, asked = silent(self._explorer.words, feature), True
-                rows.append(None if known is None else self._row(feature, known))
+                self.words.append(json_bytes(None if known is None else self._row(feature, known)))
                 cards.append(feature_facts(self._explorer, feature, known).model_dump(mode="json"))
-            yield f"words-{start // ROWS}", packed_json(rows)
+            yield f"words-{start // ROWS}", packed(b"[%b]" % b",".join(self.words[start:]))
             for first in range(0, len(cards), CARD_ROWS):
                 yield f"cards-{(start + first) // CARD_ROWS}", packed_json(cards[first : first + CARD_ROWS])
 

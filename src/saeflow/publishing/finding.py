@@ -9,8 +9,6 @@ first entry of each.
 
 from __future__ import annotations
 
-import json
-import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -20,7 +18,7 @@ from jaxtyping import UInt64
 
 from saeflow.errors import InvalidArgument
 from saeflow.labels.search import words_in
-from saeflow.publishing.packing import packed, packed_json, planes
+from saeflow.publishing.packing import json_bytes, packed_arrays, packed_json, planes
 
 MOST: Final = 2_000
 """Features that an entry keeps."""
@@ -114,8 +112,7 @@ def _best(keys: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " m"]:
 def _shard(words: list[str], keys: Sequence[np.ndarray]) -> bytes:
     """Entries with their features, in one file."""
     head: dict[str, Any] = {"words": words, "counts": [len(some) for some in keys]}
-    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
     whole = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
     number = (whole & np.uint64((1 << _BITS) - 1)).astype(np.uint32)
     place, length = ((whole >> np.uint64(shift)).astype(np.uint8) for shift in (_BITS + 8, _BITS))
-    return packed(struct.pack("<I", len(text)) + text + planes(number) + place.tobytes() + length.tobytes())
+    return packed_arrays(json_bytes(head), planes(number) + place.tobytes() + length.tobytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 
 import numpy as np
 
@@ -13,9 +14,19 @@ def packed(data: bytes) -> bytes:
     return gzip.compress(data, 6, mtime=0)
 
 
+def json_bytes(value: object) -> bytes:
+    """A JSON value without spaces."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
 def packed_json(value: object) -> bytes:
     """A JSON value as a site keeps it."""
-    return packed(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
+    return packed(json_bytes(value))
+
+
+def packed_arrays(head: bytes, arrays: bytes) -> bytes:
+    """JSON and the arrays that it tells of, in one file."""
+    return packed(struct.pack("<I", len(head)) + head + arrays)
 
 
 def planes(values: np.ndarray) -> bytes:

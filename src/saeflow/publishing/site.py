@@ -3,6 +3,7 @@
 site/index.html            the explorer's page, with a policy that lets it ask this host alone
 site/site.json             what the site is: what /api/info says, tables, thresholds, sizes of blocks
 site/static/               the explorer's own files
+site/data/flows/           blocks of residual features that flow into each other (`flows`)
 site/data/{layer}.{part}/  blocks of matches, words and cards (`blocks`)
 site/data/search/          the index of words (`finding`)
 site/data/nulls.bin        what matches score by chance, where the atlas is calibrated
@@ -18,6 +19,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -27,8 +29,9 @@ from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.atlas import Atlas
-from saeflow.publishing.blocks import CARD_ROWS, ROWS, K, SiteBlocks, match_blocks
+from saeflow.publishing.blocks import CARD_ROWS, K, MatchBlocks, SiteBlocks
 from saeflow.publishing.finding import WordIndex
+from saeflow.publishing.flows import ROWS
 from saeflow.publishing.packing import packed_json
 from saeflow.reading import read_json
 from saeflow.records import Progress
@@ -42,12 +45,14 @@ from saeflow.web.results import WAITING
 from saeflow.web.routes_graph import info
 
 FORMAT: Final = "saeflow-site"
-VERSION: Final = 1
+VERSION: Final = 2
 SITE: Final = "site.json"
 """What a published site says of itself, and is known by."""
 FDRS: Final = (0.001, 0.01, 0.05, 0.1)
 """False-discovery rates whose thresholds a site has."""
 _ENTRIES: Final = ("app.js", "site/source.js")
+_FIRST: Final = "site/blocks.js"
+"""The module that asks for the data of the first graph."""
 _IMPORT: Final = re.compile(r'^import .*?from "(\.[^"]+)";$', re.MULTILINE)
 _POLICY: Final = "default-src 'self'; base-uri 'none'; form-action 'none'; object-src 'none'"
 
@@ -77,7 +82,7 @@ class _Part:
 def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], progress: Progress | None) -> int:
     """Write the whole site; returns how many features it has."""
     atlas, sizes, part = explorer.atlas, explorer.sizes, _Part(folder)
-    steps = len(sizes) + 2
+    steps = len(sizes) + 3
 
     def tell(done: int, what: str) -> None:
         if progress:
@@ -97,19 +102,21 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
         explorer.origins.read()
 
     # 3. blocks of every site; words are indexed on the way
-    targets = {site: [target for source, target in atlas if source == site] for site in sizes}
-    index, before, k, silent = WordIndex(), 0, min(K, atlas.k), dict[str, bool]()
+    k = min(K, atlas.k)
+    matches, index, before = MatchBlocks(atlas, sizes, k), WordIndex(), 0
+    words, silent = dict[Site, list[bytes]](), dict[str, bool]()
     for done, (site, n) in enumerate(sizes.items()):
         tell(done, str(site))
-        place = f"data/{site.layer}.{site.part}"
-        for block, data in enumerate(match_blocks(atlas, site, targets[site], n, k)):
-            part.put(f"{place}/matches-{block}.bin", data)
         found = SiteBlocks(explorer, site)
-        for name, data in found.blocks(index, before):
-            part.put(f"{place}/{name}.bin", data)
+        for name, data in chain(matches.of_site(site, n), found.blocks(index, before)):
+            part.put(f"data/{site.layer}.{site.part}/{name}.bin", data)
+        words[site] = found.words
         if found.silent is not None:
             silent[str(site)] = found.silent
         before += n
+    tell(steps - 3, "flows")
+    for number, data in enumerate(matches.of_flows(words)):
+        part.put(f"data/flows/{number}.bin", data)
 
     # 4. the index, nulls, and what the site says of itself
     tell(steps - 2, "the index of words")
@@ -119,7 +126,7 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
         part.put("data/nulls.bin", packed_json(_nulls(atlas)))
     tell(steps - 1, "features worth a look")
     explorer.picks.look()
-    told = _about(explorer, targets, shown, k) | {"silent": silent, "stamp": part.digest.hexdigest()[:16]}
+    told = _about(explorer, matches.targets, shown, k) | {"silent": silent, "stamp": part.digest.hexdigest()[:16]}
     part.put(SITE, (json.dumps(told, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace"))
     tell(steps, "done")
     return before
@@ -138,8 +145,9 @@ def _imported(files: Mapping[str, Path]) -> list[str]:
 
 
 def _page(html: str, modules: Sequence[str]) -> bytes:
-    """The explorer's page as that of a site; modules are fetched at once, not one behind the other."""
+    """The explorer's page as that of a site: data is asked for before the page is there, and all modules at once."""
     head = [f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">']
+    head.append(f'<script type="module" async src="static/{_FIRST}"></script>')
     head += [f'<link rel="modulepreload" href="static/{name}">' for name in modules]
     html = html.replace('<html lang="en">', '<html lang="en" data-published>')
     return html.replace('<meta charset="utf-8">', "\n".join(['<meta charset="utf-8">', *head])).encode()

@@ -1,8 +1,10 @@
 """A published site in a real browser: what it grows and draws is what a server answers, and nothing else is asked."""
 
+import gzip
 import json
 import random
 import shutil
+import statistics
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -255,6 +257,29 @@ def test_the_page_opens_with_a_graph_and_without_what_needs_a_model(visit, host)
     assert page.locator("#flow").is_visible()
 
 
+def test_the_first_graph_needs_few_files_and_the_page_asks_for_them_early(visit, explorer):
+    wanted = [name for name in some_features(explorer, 60, 8)[1] if "/res/" in name][:8]
+    before = """new MutationObserver(() => {
+        if (window.first || !document.querySelector("#frame .node")) return;
+        window.first = performance.getEntriesByType("resource").map(file => [file.name, file.startTime]);
+    }).observe(document, { childList: true, subtree: true });"""
+    numbers = []
+    for seed in wanted:
+        page = visit()
+        page.add_init_script(before)
+        page.goto(f"{page.url.partition('#')[0]}?again#flow?feature={seed}")
+        page.wait_for_selector("#frame .node.seed")
+        loaded = {
+            name.partition("?")[0].rpartition("/data/")[2]: start for name, start in page.evaluate("window.first")
+        }
+        data = [name for name in loaded if name.endswith(".bin")]
+        assert not [name for name in data if "words-" in name]
+        site = seed.rpartition("/")[0].replace("/", ".")
+        assert {"nulls.bin", f"{site}/flows.bin"} < set(data)
+        numbers.append(len(data))
+    assert statistics.median(numbers) <= 4
+
+
 def test_search_graph_card_and_link_as_in_the_explorer(visit, host):
     page = visit("#flow?feature=4/res/360&t_res=0.3&k=2&from=2")
     page.wait_for_selector('#frame .node.seed[data-id="4/res/360"]')
@@ -323,7 +348,8 @@ def test_a_narrow_page_fits(visit, scheme):
 
 
 def test_a_damaged_block_is_told(visit, folder):
-    place = folder / "data" / "4.res" / "matches-1.bin"
+    blocks = gzip.decompress((folder / "data" / "4.res" / "flows.bin").read_bytes())
+    place = folder / "data" / "flows" / f"{blocks[300] + 256 * blocks[768 + 300]}.bin"
     whole = place.read_bytes()
     place.write_bytes(whole[:-40])
     try:

@@ -1,7 +1,7 @@
-/* The data of a published site: blocks of rows, packed with gzip, fetched when a row of them is first needed. */
+/* The data of a published site: blocks of features, packed with gzip, fetched when one of them is first needed. */
 import { ApiError } from "../api.js";
 
-const MOST_KEPT = 3000; // blocks; the oldest go
+const MOST_KEPT = 1000; // blocks; the oldest go
 const kept = new Map();
 let said = null;
 
@@ -60,6 +60,12 @@ export class Reader {
   }
 }
 
+/** JSON with arrays behind it: what it says, and a reader of them. */
+export function headed(bytes) {
+  const size = new DataView(bytes.buffer).getUint32(0, true);
+  return { head: JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + size))), reader: new Reader(bytes, 4 + size) };
+}
+
 /** "4/res/123" as its site "4/res", layer, part and row. */
 export function parts(feature) {
   const [layer, part, row] = feature.split("/");
@@ -68,24 +74,48 @@ export function parts(feature) {
 
 const folder = (site) => site.replace("/", ".");
 
-/** The matches of a block of rows: for each table of their site, scores and rows of the target, rank by rank. */
-export async function matchesOf(feature) {
-  const { site, row } = parts(feature);
-  const { k, tables, rows, sizes } = await about();
-  const block = Math.floor(row / rows);
-  const n = Math.min(rows, sizes[site] - block * rows);
-  return packed(`${folder(site)}/matches-${block}`, (bytes) => {
-    const reader = new Reader(bytes);
-    const read = tables[site].map((table) => ({ score: reader.take(n * k, "f4"), index: reader.take(n * k, sizes[table.to] > 65536 ? 4 : 2), bits: reader.take(n, 1) }));
-    return { first: block * rows, n, tables: new Map(tables[site].map((table, i) => [table.to, read[i]])) };
-  });
+/** The tables of a site for `n` of its rows: of each, scores, rows of the target and their blocks, rank by rank. */
+function tablesOf(site, n, reader, { k, tables, sizes }) {
+  return new Map(tables[site].map(({ to }) => [to, {
+    score: reader.take(n * k, "f4"), index: reader.take(n * k, sizes[to] > 65536 ? 4 : 2),
+    flows: to.endsWith("/res") && sizes[to] ? reader.take(n * k, 2) : null, bits: reader.take(n, 1),
+  }]));
+}
+
+/**
+ * The block that has the matches of a feature: `sites` with what it holds of each, and `words` by id.
+ * @param {string} feature
+ * @param {number} [flow] the block of a residual feature, where a match told it
+ */
+export async function blockOf(feature, flow = undefined) {
+  const { site, part, row } = parts(feature);
+  const said = await about();
+  if (part === "res") {
+    const number = flow ?? (await packed(`${folder(site)}/flows`, (bytes) => new Reader(bytes).take(said.sizes[site], 2)))[row];
+    return packed(`flows/${number}`, (bytes) => flowsOf(bytes, said));
+  }
+  const block = Math.floor(row / said.rows);
+  const first = block * said.rows;
+  const n = Math.min(said.rows, said.sizes[site] - first);
+  return packed(`${folder(site)}/matches-${block}`, (bytes) => ({ words: new Map(), sites: new Map([[site, { n, at: (one) => one - first, tables: tablesOf(site, n, new Reader(bytes), said) }]]) }));
+}
+
+/** Residual features that flow into each other, their words, and those of the modules they match best. */
+function flowsOf(bytes, said) {
+  const { head: { rows, words, modules }, reader } = headed(bytes);
+  const ids = Object.entries(rows).flatMap(([site, some]) => some.map((row) => `${site}/${row}`));
+  return {
+    words: new Map([...Object.entries(modules), ...ids.map((id, i) => [id, words[i]])]),
+    sites: new Map(Object.entries(rows).map(([site, some]) => [site, { n: some.length, at: (row) => some.indexOf(row), tables: tablesOf(site, some.length, reader, said) }])),
+  };
 }
 
 /** What is shown of a feature in graphs and lists; null where nothing is known. `silent`, `lines`, `shares` beside. */
-export async function wordsOf(feature) {
+export async function wordsOf(feature, blocks = []) {
   const { site, row } = parts(feature);
   const { rows, silent: without } = await about();
-  const found = (await json(`${folder(site)}/words-${Math.floor(row / rows)}`))[row % rows];
+  const known = blocks.find(({ words }) => words.has(feature));
+  const found = known ? known.words.get(feature) : (await json(`${folder(site)}/words-${Math.floor(row / rows)}`))[row % rows];
   if (!found) return { words: null, silent: without[site] ?? null, headline: "", lines: [], shares: null };
   const [label, tokens, frequency, silent, lines, headline = label, shares = null] = found;
   return { words: { label, tokens, frequency }, silent, headline: headline ?? label, lines, shares };
@@ -97,3 +127,12 @@ export async function factsOf(feature) {
   const { card_rows: rows } = await about();
   return (await json(`${folder(site)}/cards-${Math.floor(row / rows)}`))[row % rows];
 }
+
+/** What the first graph needs is on its way while the page's other modules are. */
+async function begin() {
+  const { info } = await about();
+  const feature = new URLSearchParams(location.hash.split("?")[1]).get("feature") ?? info.picks[0]?.feature;
+  await Promise.all([info.calibrated ? json("nulls") : null, feature ? blockOf(feature) : null]);
+}
+
+begin().catch(() => {}); // told where the graph is asked for

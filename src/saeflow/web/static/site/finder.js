@@ -1,5 +1,5 @@
 /* Finding features by words or ids in a published site: ranked as saeflow.labels.search ranks them. */
-import { about, json, packed, Reader, wordsOf } from "./blocks.js";
+import { about, headed, json, packed, wordsOf } from "./blocks.js";
 
 const MOST_WORDS = 16; // of a query
 const IN_TOKENS = 255; // the place of a word that stands in the tokens alone
@@ -109,9 +109,7 @@ async function postings(word) {
 }
 
 function shardOf(bytes) {
-  const size = new DataView(bytes.buffer).getUint32(0, true);
-  const { words, counts } = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + size)));
-  const reader = new Reader(bytes, 4 + size);
+  const { head: { words, counts }, reader } = headed(bytes);
   const n = counts.reduce((sum, count) => sum + count, 0);
   const [ids, places, lengths] = [reader.take(n, 4), reader.take(n, 1), reader.take(n, 1)];
   let start = 0;

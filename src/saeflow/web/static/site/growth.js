@@ -1,6 +1,6 @@
 /* Flow graphs grown from the blocks of a published site: what saeflow.flow does on a server, step by step the same. */
 import { ApiError } from "../api.js";
-import { about, json, matchesOf, parts, wordsOf } from "./blocks.js";
+import { about, blockOf, json, parts, wordsOf } from "./blocks.js";
 
 const RANK = { att: 0, mlp: 1, res: 2 };
 const MODULES = ["mlp", "att"];
@@ -41,13 +41,14 @@ function lineOf(thresholds, part, layer) {
 
 /** Matches of the site, for one request: at most so many lookups, counted as the server counts them. */
 export class Matches {
-  constructor({ tables, k, most_lookups: most, one_to_one: oneToOne }, nulls) {
-    Object.assign(this, { tables, k, most, nulls, oneToOne, left: most, blocks: new Map() });
+  constructor({ tables, k, most_lookups: most, one_to_one: oneToOne }, nulls, { blocks, flows }) {
+    Object.assign(this, { tables, k, most, nulls, oneToOne, left: most, blocks, flows });
   }
 
-  static async open() {
+  /** Those of a new request; `before` are of another one of the same graph, and lend what they fetched. */
+  static async open(before = { blocks: new Map(), flows: new Map() }) {
     const site = await about();
-    return new Matches(site, site.info.calibrated ? await nulls() : new Map());
+    return new Matches(site, site.info.calibrated ? await nulls() : new Map(), before);
   }
 
   has(source, target) { return Boolean(this.table(source, target)); }
@@ -81,20 +82,30 @@ export class Matches {
 
   /** Fetch what `best` needs to know of some features. */
   async load(features) {
-    for (const [i, block] of (await Promise.all(features.map(matchesOf))).entries()) this.blocks.set(features[i], block);
+    await Promise.all(features.map(async (feature) => this.blocks.set(feature, await blockOf(feature, this.flows.get(feature)))));
   }
+
+  /** The words of a feature, from what was fetched if they are there. */
+  words(feature) { return wordsOf(feature, [...new Set(this.blocks.values())]); }
+
+  /** Words are drawn when a graph is grown, and fetched while it grows. */
+  ahead(feature) { this.words(feature).catch(() => {}); }
 
   /** The best `k` matches of a feature that was loaded, best first. */
   best(feature, target, k = this.k) {
     this.count();
     const { site, row } = parts(feature);
-    const { first, n, tables } = this.blocks.get(feature);
-    const { score, index, bits } = tables.get(target);
+    const { n, at: place, tables } = this.blocks.get(feature).sites.get(site);
+    const { score, index, flows, bits } = tables.get(target);
+    const own = place(row);
     const found = [];
     for (let rank = 0; rank < k; rank++) {
-      const at = rank * n + row - first;
-      const mutual = this.table(site, target).back ? Boolean(bits[row - first] & (1 << rank)) : null;
-      if (score[at] > -Infinity) found.push({ feature: `${target}/${index[at]}`, score: score[at], back: mutual });
+      const at = rank * n + own;
+      const mutual = this.table(site, target).back ? Boolean(bits[own] & (1 << rank)) : null;
+      if (score[at] === -Infinity) continue;
+      const match = { feature: `${target}/${index[at]}`, score: score[at], back: mutual };
+      if (flows) this.flows.set(match.feature, flows[at]);
+      found.push(match);
     }
     return found;
   }
@@ -146,9 +157,6 @@ function keepBetter(edges, edge) {
   if (!known || edge.rank < known.rank) edges.set(key, edge);
 }
 
-/** Words are drawn when a graph is grown, and fetched while it grows. */
-const ahead = (feature) => { wordsOf(feature).catch(() => {}); };
-
 class Growth {
   constructor(matches, thresholds, k, signal) {
     Object.assign(this, { matches, thresholds, k, signal, nodes: new Set(), edges: new Map(), ends: new Map(), floor: 0 });
@@ -159,7 +167,6 @@ class Growth {
     const seen = new Set([seed]);
     let front = [seed];
     while (front.length) {
-      front.forEach(ahead);
       await this.matches.load(front);
       this.signal?.throwIfAborted();
       const found = new Set(front.flatMap(step));
@@ -197,7 +204,7 @@ class Growth {
         if (match.score < cutOf(this.thresholds, part, layer)) continue;
         this.nodes.add(match.feature);
         this.keep(child, match, rank);
-        ahead(match.feature);
+        this.matches.ahead(match.feature);
       }
     }
   }
@@ -282,6 +289,7 @@ function whole(graph, nodes, edges, ends) {
 export async function trace(seed, matches, { thresholds, k = 1, backward = true, forward = true, signal }) {
   const growth = new Growth(matches, thresholds, k, signal);
   matches.count(); // the server asks once whether it knows the seed
+  if (parts(seed).part !== "res") matches.ahead(seed);
   if (backward) await growth.grow(seed, growth.stepBack);
   if (forward) await growth.grow(seed, growth.stepForward);
   if (!growth.nodes.size) await matches.load([seed]);

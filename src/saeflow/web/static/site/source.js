@@ -1,6 +1,6 @@
 /* What a server would answer, from the files of a published site. Loaded by api.js where the page is one. */
 import { ApiError } from "../api.js";
-import { about, factsOf, parts, wordsOf } from "./blocks.js";
+import { about, factsOf, parts } from "./blocks.js";
 import { find, isThere } from "./finder.js";
 import { expand, letterOf, Matches, sentenceOf, trace, union, within } from "./growth.js";
 import { figureSvg } from "./picture.js";
@@ -69,10 +69,11 @@ async function growthOf(values, signal) {
 async function grown(values, signal) {
   const { k: kept } = await about();
   const { asked, layers } = await growthOf(values, signal);
-  let found = await trace(await featureOf(values.feature), await Matches.open(), asked);
+  const matches = await Matches.open();
+  let found = await trace(await featureOf(values.feature), matches, asked);
   const wanted = await Promise.all((values.expand ?? "").split(",").filter(Boolean).map(featureOf));
-  if (wanted.length) found = await expand(await bounded(found), wanted, await Matches.open(), { k: Math.min(asked.k + MORE, kept), modules: asked.k, signal });
-  return bounded(within(found, ...layers));
+  if (wanted.length) found = await expand(await bounded(found), wanted, await Matches.open(matches), { k: Math.min(asked.k + MORE, kept), modules: asked.k, signal });
+  return [await bounded(within(found, ...layers)), matches];
 }
 
 async function bounded(found) {
@@ -82,12 +83,13 @@ async function bounded(found) {
 }
 
 async function graph(values, signal) {
-  return shown(await grown(values, signal));
+  return shown(...await grown(values, signal));
 }
 
 async function compare(values, signal) {
   const { asked, layers } = await growthOf(values, signal);
-  const [one, other] = await Promise.all([values.a, values.b].map(async (id) => trace(await featureOf(id), await Matches.open(), asked)));
+  const matches = await Matches.open();
+  const [one, other] = await Promise.all([values.a, values.b].map(async (id) => trace(await featureOf(id), await Matches.open(matches), asked)));
   // after the union: the requested layers need to hold the first seed only
   const found = await bounded(within(union([one, other]), ...layers));
   const [inOne, inOther] = [one, other].map((side) => new Set(side.nodes.map((node) => node.feature)));
@@ -96,15 +98,15 @@ async function compare(values, signal) {
   const features = found.nodes.map((node) => node.feature);
   const count = (side) => sides.filter((said) => said === side).length;
   return {
-    ...(await shown(found)), in_a: features.filter((id) => !inOther.has(id)), in_b: features.filter((id) => !inOne.has(id)),
+    ...(await shown(found, matches)), in_a: features.filter((id) => !inOther.has(id)), in_b: features.filter((id) => !inOne.has(id)),
     both: features.filter((id) => inOne.has(id) && inOther.has(id)), edges_in: sides, edges_a: count("a"), edges_b: count("b"), edges_both: count("ab"),
   };
 }
 
 /** A graph with the words of its features, its drawing, counts, and origin groups. */
-async function shown(found) {
+async function shown(found, matches) {
   const { info: told } = await about();
-  const words = new Map(await Promise.all(found.nodes.map(async ({ feature }) => [feature, await wordsOf(feature)])));
+  const words = new Map(await Promise.all(found.nodes.map(async ({ feature }) => [feature, await matches.words(feature)])));
   const nodes = found.nodes.map((node) => {
     const { words: known, silent } = words.get(node.feature);
     return { ...node, words: known, silent, case: letterOf(node.evolution), sentence: sentenceOf(node) || null };
@@ -137,7 +139,7 @@ async function card(values, signal) {
   const { site } = parts(id);
   const near = async (sites) => Object.fromEntries(await Promise.all(sites.map(async (target) => {
     const known = matches.null(site, target);
-    const rows = matches.best(id, target, k).map(async ({ feature, score }) => ({ feature, label: (await wordsOf(feature)).words?.label ?? "", score, p: known ? known.p(score) : null }));
+    const rows = matches.best(id, target, k).map(async ({ feature, score }) => ({ feature, label: (await matches.words(feature)).words?.label ?? "", score, p: known ? known.p(score) : null }));
     return [parts(`${target}/0`).part, await Promise.all(rows)];
   })));
   const [following, neighbours] = [matches.following(site), matches.neighbours(site)];
