@@ -1,0 +1,108 @@
+"""A user's day: every command as a whole process, cold and warm, with its peak memory.
+
+    python benchmarks/commands.py [--json] [--quick] [--release smollm2-135m] [--repeats 3] [--only graph,steer]
+
+Each command runs in a process of its own, in an empty working folder; `seconds` is the median of the runs after the
+first, the note has the first and the processor time. `extra MB` is the most memory of the whole process. Numbers of
+texts are small and the same for both releases: what other sizes cost is estimated by `saeflow reproduce RECIPE
+--dry-run`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.progress import track
+
+from _timing import Row, arguments, show
+
+FEATURES = {"demo": ("4/res/72", "3/res", "playtime"), "smollm2-135m": ("13/res/62", "12/res", "clothing")}
+"""By release: a feature, the site below it, a theme."""
+
+COMMANDS = {
+    "help": "--help",
+    "releases": "releases",
+    "graph": "graph {release} {feature}",
+    "graph html": "graph {release} {feature} -o g.html",
+    "match": "match {release} {site} {below}",
+    "atlas info": "atlas info {release}",
+    "atlas build": "atlas build {release} -o atlas",
+    "calibrate": "atlas calibrate {release} --atlas atlas",
+    "labels show": "labels show {release} {feature}",
+    "labels search": "labels search {release} reason",
+    "labels make": "labels make {release} --texts {release} --tokens 20000 -o words",
+    "doctor": "doctor {release}",
+    "doctor with the model": "doctor {release} --model {release} --texts {release}",
+    "agreement": "agreement {release}",
+    "find": "find {release} --words reason",
+    "plan": "plan {release} --theme {theme}",
+    "steer": "steer {release} 'I think' --theme {theme}",
+    "trace": "trace {release} --text 'She took the book and began to'",
+    "deactivate a text": "deactivate {release} {feature} --text 'She took the dress and said it was'",
+    "origins": "origins {release} --n-texts 4 --tokens-per-text 3 -o origins",
+    "deactivate": "deactivate {release} --n-texts 1 --tokens-per-text 3 --n-targets 10 -o deactivation",
+    "correlate": "correlate {release} --texts {release} --tokens 10000 -o pearson",
+    "transition": "transition {release} --layers {layer} --tokens 2000 --fit-tokens 5000 --n-loss-texts 2 --k 1,5 -o t",
+    "publish": "publish {release} -o site",
+}
+"""What is run, by name; files are written into the working folder, which is emptied before every run."""
+
+QUICK = ("help", "graph")
+
+
+def measure(command: str) -> tuple[float, float, float]:
+    """Seconds, processor seconds and MB at the peak of one command, in an empty folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["saeflow", *shlex.split(command)]
+        if "--atlas atlas" in command:
+            _wait([*words[:1], "atlas", "build", words[3], "-o", "atlas"], folder)
+        return _wait(words, folder)
+
+
+def _wait(words: list[str], folder: str) -> tuple[float, float, float]:
+    """Run it and ask the kernel what it took; what it prints is shown where it fails."""
+    program = f"import sys; sys.argv = {words!r}; from saeflow import cli; cli.main()"
+    told = Path(folder) / "told.txt"
+    with told.open("wb") as out:
+        began = time.perf_counter()
+        spawned = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-c", f"import os; os.chdir({folder!r}); {program}"],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, out.fileno(), 2)],
+        )
+        _, status, used = os.wait4(spawned, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{shlex.join(words)} ended with exit code {code}:\n{told.read_text()}")
+    return time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--release", default="demo", choices=sorted(FEATURES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="", help="names of commands, by commas; all by default")
+    asked = parser.parse_args()
+    feature, below, theme = FEATURES[asked.release]
+    site = feature.rsplit("/", 1)[0]
+    names = asked.only.split(",") if asked.only else QUICK if asked.quick else COMMANDS
+    words = {"release": asked.release, "feature": feature, "below": below, "site": site, "theme": theme}
+    words["layer"] = below.split("/")[0]
+    rows: list[Row] = []
+    for name in track(names, description="commands", transient=True):
+        command = COMMANDS[name].format(**words)
+        found = [measure(command) for _ in range(1 if asked.quick else asked.repeats)]
+        seconds, processor, peak = (statistics.median(values) for values in zip(*(found[1:] or found), strict=True))
+        note = f"first {found[0][0]:.2f} s; {processor:.2f} s of processor"
+        rows.append(Row(f"`saeflow {command}`", name, seconds, extra_mb=peak, note=note))
+    show(rows, as_json=asked.json)
+
+
+if __name__ == "__main__":
+    main()
