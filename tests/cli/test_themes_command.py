@@ -51,6 +51,15 @@ def test_a_theme_of_a_file_is_shown_and_one_task_may_be_missing(run, tmp_path):
     assert run("themes", "demo", "swim.toml")[0] == 0
 
 
+def test_themes_find_says_why_there_are_none(run):
+    code, out, _ = run("themes", "find", "demo", "--sites", "2/res", "--n-texts", 8, "--json")
+    assert code == 1
+    told = json.loads(out)
+    assert told["found"] == []
+    assert sum(told["left_out"].values()) == told["features looked at"] == 768
+    assert run("themes", "find", "gemma-scope-2b")[0] == 2
+
+
 def test_find_by_words_says_why(run):
     code, out, _ = run("find", "demo", "--words", "force velocity", "--sites", "3/res", "--limit", 2)
     assert code == 0

@@ -25,6 +25,7 @@ from cyclopts.help import DefaultFormatter
 from saeflow.cli.models import models_list
 from saeflow.cli.options import read, shown
 from saeflow.cli.output import note
+from saeflow.cli.themes import themes_list
 from saeflow.cli.vocabulary import modern, repeated
 from saeflow.errors import NotWritable, SaeflowError, SaeflowWarning
 from saeflow.files import write_error
@@ -36,7 +37,7 @@ COMMANDS: Final = {
     "matching": ("match", "methods", "agreement", "correlate"),
     "compare": ("compare",),
     "experiments": ("origins", "deactivate", "transition", "sweep"),
-    "themes": ("themes", "find"),
+    "themes": ("find",),
     "steering": ("plan", "steer"),
     "releases": ("releases", "info", "doctor"),
     "training": ("train",),
@@ -50,6 +51,7 @@ GROUPS: Final = {
         ("build", "info", "calibrate"),
     ),
     ("models", "models"): ("Language models that saeflow can fetch by itself: a list of them, and get.", ("get",)),
+    ("themes", "themes"): ("Themes to steer by: a list of them, one in full, and find.", ("find",)),
     ("labels", "labels"): (
         "What is known about features: fetch, make, show, search, explain, transfer.",
         ("fetch", "make", "show", "search", "explain", "transfer"),
@@ -97,6 +99,7 @@ def _application() -> App:
         for place, name in enumerate(names):
             below.command(f"saeflow.cli.{file}:{group}_{name}", name=name, sort_key=place)
     made["models"].default(models_list)
+    made["themes"].default(themes_list)
     made.register_install_completion_command(help="Install completion for bash, zsh or fish.")
     return made
 

@@ -1,14 +1,25 @@
-"""`saeflow themes` and `saeflow find`: the themes there are, and features to start one from."""
+"""`saeflow themes`, `themes find` and `find`: the themes there are, new ones, and features to start one from."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from saeflow.cli.options import AtlasName, Json, ModelOptions, NTexts, Release, SiteNames, TextSources, sites_named
+from saeflow.cli.options import (
+    AtlasName,
+    Json,
+    ModelOptions,
+    NTexts,
+    OutFolder,
+    Release,
+    SiteNames,
+    TextSources,
+    sites_named,
+)
 from saeflow.cli.output import Row, print_json, print_none_found, progress, show
 from saeflow.errors import InvalidArgument
 
@@ -22,7 +33,7 @@ DEMO_BACKGROUND = 80
 """Texts of each domain of the demo pack that are its background."""
 
 
-def themes(
+def themes_list(
     release: Annotated[str, Parameter(help="Release of dictionaries: all by default.")] = "",
     theme: str = "",
     /,
@@ -82,6 +93,94 @@ def _theme_row(theme: Theme) -> Row:
         "examples": len(theme.examples),
         "note": theme.note,
     }
+
+
+def themes_find(
+    release: Release,
+    /,
+    *,
+    texts: TextSources = (),
+    n_texts: NTexts = 400,
+    sites: Annotated[
+        SiteNames,
+        Parameter(help="Sites where starts may lie: by default those of res, but for the first and last sixth."),
+    ] = (),
+    limit: int = 16,
+    prompt: str = "I think",
+    language_model: ModelOptions = ModelOptions(),
+    atlas: AtlasName = "",
+    seed: int = 0,
+    out: Annotated[Path | None, OutFolder] = None,
+    as_json: Json = False,
+) -> int:
+    """Find themes that a release's own features offer: one start feature each, keywords, examples and both tasks.
+
+    Nothing is steered: a theme is taken for how clearly its words tell the texts that its feature fires on. The exit
+    code is 1 where there is none.
+
+    Args:
+        texts: Where texts come from: of the kinds the model writes; those of the release's pack by default, but for its
+            Python code and the texts that the offline judge learns from.
+        limit: How many themes: at most, the clearest first.
+        prompt: What texts that are steered towards a theme begin with.
+        seed: Seed of everything that is drawn: the halves of the texts, and unsteered samples.
+        out: Where to write: a folder, with a file for each theme.
+    """
+    from saeflow.experiments.sampling import PYTHON, expand, read_texts
+    from saeflow.files import write_atomic
+    from saeflow.sources.library import load_dictionaries
+    from saeflow.steering.judges.offline import pack_background
+    from saeflow.steering.theme_search import search_themes
+
+    # 1. texts that no judge learns from, and sites with words
+    names = texts or [name for name in expand([release]) if name not in PYTHON]
+    if not texts and names == [release]:
+        raise InvalidArgument(f"there are no texts of {release!r}. Give some with --texts: a file, or a dataset.")
+    judged = set() if texts else set(pack_background(release))
+    read = [text for text in read_texts(names, n_texts, seed) if text not in judged]
+    known, there = _words_and_sites(atlas or release)
+    middle = there[len(there) // 6 : len(there) - len(there) // 6]
+
+    # 2. the search
+    dictionaries = load_dictionaries(release, device=language_model.device)
+    model = language_model.load(release, dictionaries).as_trained(dictionaries)
+    with progress("looking") as report:
+        made = search_themes(
+            model,
+            dictionaries,
+            known,
+            read,
+            sites=sites_named(sites, there) if sites else middle,
+            release=release,
+            limit=limit,
+            prompt=prompt,
+            seed=seed,
+            progress=report,
+        )
+
+    # 3. its files and its table
+    if out:
+        for one in made.found:
+            write_atomic(out / f"{one.theme.name}.toml", one.theme.to_toml().encode())
+    left_out = dict(sorted(made.left_out.items(), key=lambda item: -item[1]))
+    rows = [
+        {
+            "theme": one.theme.name,
+            "start": str(one.theme.starts[0]),
+            "AUC": one.auc,
+            "texts": one.holding,
+            "others": one.others,
+            "unsteered": one.unsteered,
+            "active": one.active,
+            "keywords": ", ".join(one.theme.keywords),
+        }
+        for one in made.found
+    ]
+    summary: Row = {"release": release, "texts": len(read), "features looked at": made.looked_at}
+    data = summary | {"left_out": left_out, "found": rows}
+    summary |= {f"left out, {why}": n for why, n in left_out.items()} | ({"written": f"{out}"} if out else {})
+    show(as_json, data, summary, rows)
+    return 0 if rows else 1
 
 
 def find(

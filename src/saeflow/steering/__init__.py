@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from saeflow.steering.starts import Candidate, HeldOutCheck, TextSearch, find_by_texts, find_by_words
     from saeflow.steering.theme import Task, Theme, load_theme, themes
+    from saeflow.steering.theme_search import FoundTheme, ThemeSearch, search_themes
 
 _NAMES: Final = {
     "build": "PlanRequest build_plan plan_of",
@@ -48,6 +49,7 @@ _NAMES: Final = {
     "typical_activations within",
     "starts": "Candidate HeldOutCheck TextSearch find_by_texts find_by_words",
     "theme": "Task Theme load_theme themes",
+    "theme_search": "FoundTheme ThemeSearch search_themes",
 }
 _HOME: Final = dict(sorted((name, module) for module, names in _NAMES.items() for name in names.split()))
 

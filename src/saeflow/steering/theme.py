@@ -8,17 +8,20 @@ A theme is one TOML file, `themes/{release}/{name}.toml`, or a file of the user'
     subjects = []                                      # all subjects of a rubric with several, this one first
     note = "where the features come from"
     examples = ["The force on a body ..."]             # texts about the subject
+    keywords = ["force", "velocity"]                   # words that tell it, for the judge that counts them
 
     [activate]                                         # and [suppress]; either may be missing
     prompt = "I think"                                 # what a text begins with
     asked = "Here is a page about physics. I think"    # the prompt that asks for it: the baseline of prompting
     max_new_tokens = 36
 
-`saeflow find` finds starts by words or by example texts; `examples` also teach the offline judge.
+`saeflow find` finds starts by words or by example texts; `examples` also teach the offline judge. `saeflow themes find`
+finds whole themes. Those of the demo pack lie in themes/demo/found: "found" names them all, "found/NAME" one.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -33,7 +36,7 @@ _SHIPPED: Final = Path(__file__).parent / "themes"
 _LENGTHS: Final = {"activate": 36, "suppress": 96}
 """Tokens of a generation where a file says none: those of B.2 and B.1."""
 
-_KEYS: Final = ("name", "subject", "release", "starts", "examples", "note", "subjects", "activate", "suppress")
+_KEYS: Final = ("name", "subject", "release", "starts", "examples", "keywords", "note", "subjects", *_LENGTHS)
 _TASK_KEYS: Final = ("prompt", "asked", "max_new_tokens")
 
 
@@ -74,6 +77,7 @@ class Theme:
         suppress: the task that steers away from it, None where there is none.
         note: where the features come from and what is known of them.
         subjects: where a rubric rates several subjects in one answer (B.1), all of them, this theme's first.
+        keywords: words in small letters that texts about the subject use, for the judge that counts them.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Theme:
     suppress: Task | None = None
     note: str = ""
     subjects: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a theme without a subject, and starts named twice."""
@@ -98,6 +103,8 @@ class Theme:
                 f"the first of subjects is {self.subjects[0]!r}, which does not name the theme's own subject "
                 f"{self.subject!r}. Put it first."
             )
+        if strange := [word for word in self.keywords if not word.isalpha() or word != word.casefold()]:
+            raise InvalidArgument(f"keywords holds {strange[0]!r}. Give single words in small letters.")
 
     def task(self, direction: str) -> Task:
         """The task of a direction, "activate" or "suppress" (a `SteeringDirection` is one).
@@ -116,9 +123,35 @@ class Theme:
             )
         return found
 
+    def to_toml(self) -> str:
+        """The theme as a file that `load_theme` reads; without its name, which is that of the file."""
 
-def themes(release: str = "") -> tuple[Theme, ...]:
+        def told(value: object) -> str:
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+        def listed(values: Sequence[str]) -> str:
+            return "[\n" + "".join(f"  {told(value)},\n" for value in values) + "]"
+
+        lines = [f"subject = {told(self.subject)}", f"release = {told(self.release)}"]
+        lines += [f"starts = {told(list(map(str, self.starts)))}"]
+        lines += [f"keywords = {told(list(self.keywords))}"] if self.keywords else []
+        lines += [f"subjects = {listed(self.subjects)}"] if self.subjects else []
+        lines += [f"note = {told(self.note)}"] if self.note else []
+        lines += [f"examples = {listed(self.examples)}"]
+        for key, task in (("activate", self.activate), ("suppress", self.suppress)):
+            if task:
+                lines += ["", f"[{key}]", f"prompt = {told(task.prompt)}"]
+                lines += [f"asked = {told(task.asked)}"] if task.asked else []
+                lines += [f"max_new_tokens = {task.max_new_tokens}"]
+        return "\n".join(lines) + "\n"
+
+
+def themes(release: str = "", group: str = "") -> tuple[Theme, ...]:
     """The themes that come with saeflow, by release and name; of one release where it is named.
+
+    Args:
+        release: whose; of all by default.
+        group: "found" for those that `saeflow themes find` found; by default those written by hand.
 
     Raises:
         UnknownRelease: when no theme of that release is shipped; the message lists the releases.
@@ -131,7 +164,8 @@ def themes(release: str = "") -> tuple[Theme, ...]:
             f"{', '.join(shelf)}. A theme of your own is a .toml file: give its path."
         )
     wanted = [release] if release else list(shelf)
-    return tuple(_read(path) for folder in wanted for path in shelf[folder].values())
+    files = [(name, path) for folder in wanted for name, path in shelf[folder].items()]
+    return tuple(_read(path) for name, path in files if name.rpartition("/")[0] == group)
 
 
 def load_theme(name_or_path: str, release: str = "") -> Theme:
@@ -173,7 +207,10 @@ def load_theme(name_or_path: str, release: str = "") -> Theme:
 def _shelf() -> dict[str, dict[str, Path]]:
     """Release -> name of a theme -> its file, all sorted."""
     folders = sorted(path for path in _SHIPPED.iterdir() if path.is_dir())
-    found = {folder.name: {path.stem: path for path in sorted(folder.glob("*.toml"))} for folder in folders}
+    found: dict[str, dict[str, Path]] = {}
+    for folder in folders:
+        paths = [*sorted(folder.glob("*.toml")), *sorted(folder.glob("*/*.toml"))]
+        found[folder.name] = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     return {release: files for release, files in found.items() if files}
 
 
@@ -234,6 +271,8 @@ def _read_unchanged(path: Path, changed: int) -> Theme:  # noqa: ARG001 - part o
         for key in _LENGTHS:
             made = replace(made, **{key: task(key) if key in data else None})
         key = "subjects"
-        return replace(made, subjects=texts(key))
+        made = replace(made, subjects=texts(key))
+        key = "keywords"
+        return replace(made, keywords=texts(key))
     except (InvalidArgument, InvalidId) as error:
         raise BadFile(f"{path}: {key}: {error}") from None

@@ -216,7 +216,7 @@ def held_out(name: str, windows: Windows, *, window: int = WINDOW) -> TopicRepor
         examples=len(set(windows.groups[truth].tolist())),
         windows=int(truth.sum()),
         background=int((~truth).sum()),
-        auc=float(_sklearn("metrics").roc_auc_score(truth, probabilities)),
+        auc=float(scikit_learn("metrics").roc_auc_score(truth, probabilities)),
         brier=float(((probabilities - truth) ** 2 * weights).sum()),
         error=sum(b.weight * abs(b.predicted - b.observed) for b in bins),
         on_topic=float(HIGHEST * probabilities[truth].mean()),
@@ -227,19 +227,19 @@ def held_out(name: str, windows: Windows, *, window: int = WINDOW) -> TopicRepor
 
 def _regression(windows: Windows) -> Callable[[Sequence[str]], Float[np.ndarray, " n"]]:
     """Logistic regression on these windows, as a function of texts."""
-    text = _sklearn("feature_extraction.text")
-    features = _sklearn("pipeline").make_union(
+    text = scikit_learn("feature_extraction.text")
+    features = scikit_learn("pipeline").make_union(
         text.TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKENS, sublinear_tf=True),
         text.TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True),
     )
-    model = _sklearn("linear_model").LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=2000)
+    model = scikit_learn("linear_model").LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=2000)
     model.fit(features.fit_transform(windows.texts), windows.topic)
     return lambda texts: np.asarray(model.decision_function(features.transform(list(texts))), np.float64)
 
 
 def _folds(windows: Windows) -> list[tuple[Int[np.ndarray, " n"], Int[np.ndarray, " k"]]]:
     """Pairs (train, test) that keep the windows of a text together, and examples in every part."""
-    selection = _sklearn("model_selection")
+    selection = scikit_learn("model_selection")
     n = min(FOLDS, len(set(windows.groups[windows.topic].tolist())))
     split = selection.StratifiedGroupKFold(n_splits=n).split(windows.texts, windows.topic, windows.groups)
     return [(np.asarray(train), np.asarray(test)) for train, test in split]
@@ -247,7 +247,7 @@ def _folds(windows: Windows) -> list[tuple[Int[np.ndarray, " n"], Int[np.ndarray
 
 def logistic_curve(decisions: Float[np.ndarray, " n"], topic: Bool[np.ndarray, " n"]) -> tuple[float, float]:
     """Slope and offset of the probability over held-out decisions (Platt 1999), both classes weighing the same."""
-    linear = _sklearn("linear_model")
+    linear = scikit_learn("linear_model")
     yes, no = int(topic.sum()), int((~topic).sum())
     target = np.where(topic, (yes + 1) / (yes + 2), 1 / (no + 2))
     weights = _weights(topic)
@@ -268,7 +268,7 @@ def _weights(topic: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.where(topic, 0.5 / topic.sum(), 0.5 / (~topic).sum())
 
 
-def _sklearn(module: str) -> Any:
+def scikit_learn(module: str) -> Any:
     """A module of scikit-learn, imported at first use."""
     from importlib import import_module
 

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from saeflow.errors import InvalidArgument
@@ -53,7 +54,9 @@ class SweepInputs:
 
 
 def find_themes(names: Sequence[str], release: str) -> list[Theme]:
-    """The themes named, by name or file, or all that come with saeflow for the release.
+    """The themes named, by name, file or folder of files, or all that come with saeflow for the release.
+
+    "found" names those that `saeflow themes find` found, where they come with saeflow.
 
     Raises:
         InvalidArgument: when none is named and none comes with saeflow; for an unknown name.
@@ -62,10 +65,21 @@ def find_themes(names: Sequence[str], release: str) -> list[Theme]:
     shipped = {theme.release for theme in known_themes()}
     under = release if release in shipped else ""
     if names:
-        return [load_theme(name, under) for name in names]
+        return [theme for name in names for theme in _named(name, under)]
     if not under:
         raise InvalidArgument(f"no themes of {release!r} come with saeflow. Name the .toml file of one with --themes.")
     return list(known_themes(release))
+
+
+def _named(name: str, release: str) -> Sequence[Theme]:
+    if release and (group := known_themes(release, name)):
+        return group
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (files := sorted(folder.glob("*.toml"))):
+            raise InvalidArgument(f"{folder} holds no .toml file of a theme. `saeflow themes find` writes some.")
+        return [load_theme(str(path)) for path in files]
+    return [load_theme(name, release)]
 
 
 def background_texts(names: Sequence[str], release: str, seed: int = 0) -> list[str]:

@@ -153,7 +153,8 @@ def _request(inputs: SweepInputs, design: Design, experiment: str, **more: Any) 
     """What decides the rows; of a theme a digest of what its file says: a changed one is not taken for the old."""
     digests: dict[str, str] = {}
     for theme in design.themes:
-        said = json.dumps(asdict(theme) | {"starts": list(map(str, theme.starts))}, sort_keys=True)
+        decides = {name: value for name, value in asdict(theme).items() if name != "keywords"}
+        said = json.dumps(decides | {"starts": list(map(str, theme.starts))}, sort_keys=True)
         digests[theme.name] = hashlib.sha256(said.encode()).hexdigest()[:12]
     arguments = {
         **design.grid.to_arguments(),
