@@ -163,7 +163,7 @@ def test_the_demo_takes_minutes_and_fetches_nothing(monkeypatch: pytest.MonkeyPa
 def test_recipes_are_listed(saeflow):
     code, out, _ = saeflow("reproduce", "--json")
     rows = {row["recipe"]: row for row in json.loads(out)["recipes"]}
-    assert (code, next(iter(rows)), len(rows)) == (0, "demo", 6)
+    assert (code, next(iter(rows)), len(rows)) == (0, "demo", 7)
     assert rows["gemma-2-2b"]["figures and tables"] == 26
     code, _, err = saeflow("reproduce", "gemma")
     assert (code, "there is no recipe 'gemma'" in err) == (2, True)

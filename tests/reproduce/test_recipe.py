@@ -117,6 +117,16 @@ def test_a_changed_recipe_has_another_digest(tmp_path: Path):
     assert open_recipe(str(path)).digest != before
 
 
+def test_a_recipe_runs_on_other_dictionaries_under_another_digest():
+    recipe = open_recipe("gemma-3-270m")
+    assert recipe.of_others() is recipe
+    other = recipe.of_others("saes", "gemma-3-270m")
+    assert (other.release, other.model, other.sizes) == ("saes", "gemma-3-270m", recipe.sizes)
+    assert recipe.of_others("saes").model == "google/gemma-3-270m"
+    digests = {one.digest for one in (recipe, other, recipe.of_others("saes"), recipe.of_others("", "gemma-3-270m"))}
+    assert len(digests) == 4
+
+
 def test_items_are_named_as_people_write_them():
     recipe = open_recipe("gemma-2-2b")
     assert recipe.parse_only(["Table 1", "figure 10", "fig5", "fig5"]) == ("fig5", "fig10", "table1")

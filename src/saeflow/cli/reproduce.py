@@ -18,6 +18,8 @@ def reproduce(
     *,
     dry_run: Flag = False,
     only: tuple[str, ...] = (),
+    release: str = "",
+    model: str = "",
     out: Annotated[Path | None, OutFolder] = None,
     judge: Literal["offline", "llm"] | None = None,
     llm_model: LlmModel = "",
@@ -34,6 +36,8 @@ def reproduce(
         recipe: A recipe by name, or a .toml file; without one the recipes are listed.
         dry_run: Say what it would take, and stop: hours and memory on this machine.
         only: Figures and tables, such as fig5,table1; all by default.
+        release: Other dictionaries than the recipe's: a folder, or a name of `saeflow releases`.
+        model: Another copy of the language model than the recipe's, such as one of `saeflow models`.
         out: Where to write: the folder of the run, reproduce-RECIPE by default.
         judge: Who marks the texts: offline or llm, the recipe's choice by default.
         llm_model: Name of the llm: the recipe's by default.
@@ -43,7 +47,7 @@ def reproduce(
     if not recipe:
         _list(as_json=as_json)
         return 0
-    opened = open_recipe(recipe)
+    opened = open_recipe(recipe).of_others(release, model)
     items = opened.parse_only(only)
     folder = out or Path(f"reproduce-{Path(recipe).stem if recipe.endswith('.toml') else recipe}")
     if dry_run:

@@ -24,7 +24,7 @@ import enum
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -187,6 +187,16 @@ class Recipe:
     unanswered: Mapping[str, str]
     shape: Shape | None
     digest: str
+
+    def of_others(self, release: str = "", model: str = "") -> Recipe:
+        """The same experiments on other dictionaries, or with another copy of the model; "" keeps the recipe's own.
+
+        The digest is another one, so that a folder is never continued with other weights.
+        """
+        if not (release or model):
+            return self
+        digest = hashlib.sha256(json.dumps([self.digest, release, model]).encode()).hexdigest()[:16]
+        return replace(self, release=release or self.release, model=model or self.model, digest=digest)
 
     def datasets(self, stage: PaperStage) -> tuple[str, ...]:
         """What a stage samples from."""
