@@ -152,7 +152,7 @@ def train(texts: Path, out: Path) -> None:
         "--lr-decay": 0.4,
         "--penalty-warm-up": 0.1,
         "--uses": 2,
-        "--eval-texts": 12,
+        "--n-eval-texts": 12,
         "--metrics-every": 500_000,
         "--checkpoint-minutes": 10,
     }
