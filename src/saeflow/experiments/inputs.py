@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from saeflow.engines import Engine
-from saeflow.errors import InvalidArgument
+from saeflow.errors import InvalidArgument, UnknownRelease
 from saeflow.experiments.groups import SEARCHES
 from saeflow.experiments.methods import (
     METHODS,
@@ -29,17 +30,15 @@ from saeflow.experiments.results import Results, RunRequest
 from saeflow.experiments.sampling import Sample, draw, open_dataset
 from saeflow.experiments.settings import DeactivationSize, InputNames, OriginsSize
 from saeflow.files import cache_folder
-from saeflow.ids import Part
+from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas, open_atlas
 from saeflow.matching.build import refuse_other_weights
 from saeflow.records import Progress
 from saeflow.sources.activity import TextBatch, site_states
+from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.massive import ordinary
 from saeflow.sources.model import LanguageModel, load_model
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Bars = Callable[[str], Progress]
 """Makes the callback of one kind of progress, named for people."""
@@ -78,6 +77,57 @@ def opened_model(
         return model
     named = model_name(release, dictionaries, model)
     return load_model(named, device=device, prepend_bos=prepend_bos).as_trained(dictionaries)
+
+
+def opened_together(
+    release: str | Path | Mapping[Site, Dictionary],
+    model: LanguageModel | str = "",
+    *,
+    device: str = "cpu",
+    prepend_bos: bool | None = None,
+) -> tuple[str, LanguageModel, Mapping[Site, Dictionary]]:
+    """A release by its name, or dictionaries in memory: its name ("" without one), its model, its dictionaries.
+
+    Raises:
+        InvalidArgument: when nothing names the model.
+        As `load_dictionaries` and `load_model` do.
+    """
+    if isinstance(release, str | Path):
+        name, found = str(release), load_dictionaries(release, device=device)
+    else:
+        name, found = str(getattr(release, "name", "")), release
+    if isinstance(found, DictionarySet):
+        return name, opened_model(name, found, model, device=device, prepend_bos=prepend_bos), found
+    if isinstance(model, str):
+        if not model:
+            raise InvalidArgument("dictionaries in a plain mapping do not say which model they are of. Give model=...")
+        model = load_model(model, device=device, prepend_bos=prepend_bos)
+    return name, model, found
+
+
+def atlas_beside(
+    dictionaries: Mapping[Site, Dictionary], release: str, atlas: str = "", sites: Collection[Site] = ()
+) -> Atlas | None:
+    """The atlas that is named, or that of the release; None where none was named and the release has none.
+
+    Args:
+        dictionaries: what it must have been made from.
+        release: whose atlas it is where none is named.
+        atlas: its name or folder.
+        sites: where weights are compared; all that both have by default.
+
+    Raises:
+        UnknownRelease: when the one that is named is not there.
+        BadFile: when it was made from other weights.
+    """
+    try:
+        opened = open_atlas(atlas or release)
+    except UnknownRelease:
+        if atlas:
+            raise
+        return None
+    refuse_other_weights(opened, dictionaries, set(sites or dictionaries) & set(opened.sites))
+    return opened
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from saeflow.errors import InvalidArgument, UnknownFeature, UnknownRelease, UnknownSite
+from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.experiments.deactivation import deactivation_trials
 from saeflow.experiments.groups import Origin
-from saeflow.experiments.inputs import opened_model
+from saeflow.experiments.inputs import atlas_beside, opened_together
 from saeflow.experiments.methods import Tables, top_k
 from saeflow.experiments.origins import observe_origins
 from saeflow.experiments.sampling import Sample
 from saeflow.experiments.settings import DeactivationSize
 from saeflow.ids import FeatureId, FeatureLike, Part, Site, layers_by_part
-from saeflow.matching.atlas import open_atlas
-from saeflow.matching.build import refuse_other_weights
 from saeflow.matching.methods import match
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.library import DictionarySet, load_dictionaries
-from saeflow.sources.model import LanguageModel, load_model
+from saeflow.sources.library import DictionarySet
+from saeflow.sources.model import LanguageModel
 
 DEACTIVATION_COLUMNS = (
     *("position", "token", "removed", "features", "before", "after", "change"),
@@ -189,25 +187,13 @@ def _opened(
     device: str,
 ) -> tuple[LanguageModel, Mapping[Site, Dictionary], Tables]:
     """What is named is opened; without an atlas the sites around the layers are matched here."""
-    name = str(dictionaries) if isinstance(dictionaries, str | Path) else str(getattr(dictionaries, "name", ""))
-    found = load_dictionaries(dictionaries, device=device) if isinstance(dictionaries, str | Path) else dictionaries
+    name, model, found = opened_together(dictionaries, model, device=device)
     if missing := [layer for layer in layers if Site(layer, Part.RES) not in found]:
         raise UnknownSite(f"there is no residual dictionary at layer {missing[0]}. There is {layers_by_part(found)}.")
-    if isinstance(found, DictionarySet):
-        model = opened_model(name, found, model, device=device)
-    elif isinstance(model, str):
-        if not model:
-            raise InvalidArgument("dictionaries in a plain mapping do not say which model they are of. Name it.")
-        model = load_model(model, device=device)
     if not isinstance(atlas, str):
         return model, found, atlas
-    try:
-        opened = open_atlas(atlas or name)
-        refuse_other_weights(opened, found, {site for pair in opened for site in pair} & set(found))
+    if (opened := atlas_beside(found, name, atlas)) is not None:
         return model, found, opened
-    except UnknownRelease:
-        if atlas:
-            raise
     around = [site for site in found if site.part is Part.RES and (not layers or site.layer in layers)]
     pairs = [(site, one) for site in around for one in site.predecessors if one in found]
     return model, found, {pair: match(found[pair[0]], found[pair[1]], k=k, projector=model) for pair in pairs}

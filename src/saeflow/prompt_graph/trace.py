@@ -30,23 +30,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeflow.errors import InvalidArgument, UnknownRelease
+from saeflow.errors import InvalidArgument
 from saeflow.experiments.causal import PreparedText, RemoveError, Trial
 from saeflow.experiments.causal.engine import unexplained
 from saeflow.experiments.deactivation import alike_in_norm
-from saeflow.experiments.inputs import opened_model
+from saeflow.experiments.inputs import atlas_beside, opened_together
 from saeflow.experiments.sampling import generator
 from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Rescale
-from saeflow.matching.atlas import open_atlas
-from saeflow.matching.build import refuse_other_weights
 from saeflow.matching.direct import DirectMatches
 from saeflow.prompt_graph.fidelity import measure_fidelity, sites_to_edit
 from saeflow.prompt_graph.graph import EDGE_COLUMNS, NODE_COLUMNS, PromptGraph, Pruning, frame
 from saeflow.sources.architectures import named
 from saeflow.sources.dictionary import Dictionary
-from saeflow.sources.library import DictionarySet, load_dictionaries
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.modules import gain_of
 
@@ -112,22 +109,11 @@ def trace_text(
         UnknownRelease, BadFile, Unreachable: where something cannot be opened.
     """
     # 1. what is named is opened
-    name = str(release) if isinstance(release, str | Path) else str(getattr(release, "name", ""))
-    dictionaries = load_dictionaries(release, device=device) if isinstance(release, str | Path) else release
-    if isinstance(model, str):
-        if not model and not isinstance(dictionaries, DictionarySet):
-            raise InvalidArgument("dictionaries in a plain mapping do not say which model they are of. Give model=...")
-        known = cast("DictionarySet", dictionaries)
-        model = opened_model(name, known, model, device=device, prepend_bos=prepend_bos)
+    name, model, dictionaries = opened_together(release, model, device=device, prepend_bos=prepend_bos)
     sites, notes = sites_to_edit(model, dictionaries)
     if isinstance(atlas, str):
-        try:
-            atlas = open_atlas(atlas or name)
-            refuse_other_weights(atlas, dictionaries, set(sites) & set(atlas.sites))
-        except UnknownRelease:
-            if atlas:
-                raise
-            atlas = DirectMatches(dictionaries, projector=model)
+        there = atlas_beside(dictionaries, name, atlas, sites)
+        atlas = DirectMatches(dictionaries, projector=model) if there is None else there
     # 2. the tokens
     tokens = model.tokenize([text], max_length=max_length)
     n = tokens.lengths[0]
