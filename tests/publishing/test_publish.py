@@ -4,17 +4,21 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import saeflow as sf
+from saeflow.comparison.results import Comparison
 from saeflow.errors import InvalidArgument
+from saeflow.experiments.results import SummaryTable
 from saeflow.ids import Site
 from saeflow.labels import FeatureWords, write_words
 from saeflow.matching.atlas import Atlas, flow_pairs, save_manifest, table_entry, table_file
 from saeflow.matching.table import MatchTable
 from saeflow.publishing import site as writing
+from saeflow.publishing.counterparts import counterparts
 from saeflow.publishing.finding import MOST, WordIndex
 
 WIDTH, K = 300, 7
@@ -108,6 +112,29 @@ def test_the_blocks_hold_the_best_five_matches_of_every_table(atlas, tmp_path):
     assert arrays.at == len(arrays.data)
     assert json.loads(block(site, "1.res/words-1"))[-1][0] == "word 5"
     assert json.loads(block(site, "1.res/cards-2"))[0]["feature"] == "1/res/256"
+
+
+def test_counterparts_are_those_of_the_same_decoder_at_the_same_site():
+    columns = "of, in, feature, best, cosine, p, partner, partner cosine, kind, words of the best"
+    rows = [
+        ("mine", "other", "4/res/0", "4/res/7", 0.9, 0.001, "4/res/8", 0.8, "shared", "seven"),
+        ("mine", "other", "4/res/1", None, None, None, None, None, "no direction", ""),
+        ("other", "mine", "4/res/7", "4/res/0", 0.9, 0.001, None, None, "related", "zero"),
+    ]
+    features = SummaryTable.of("features", "Features", "", "", columns, rows)
+    sides = [
+        {"name": name, "site": "4/res", "decoder sha256": digest} for name, digest in (("mine", "aa"), ("other", "bb"))
+    ]
+    found = Comparison({}, tuple(sides), {"features": features})
+
+    def of(site, digest):
+        return counterparts(Atlas(Path(), "tiny", "tiny", 5, "a test", {}, weights={Site(site): digest}), [found], 2)
+
+    expected = {"in": "other", "kind": "shared", "feature": "4/res/7", "label": "seven", "score": 0.9, "p": 0.001}
+    expected |= {"result": "3", "partner": "4/res/8", "partner_score": 0.8}
+    assert of("4/res", "aa") == {"4/res/0": [expected]}
+    assert list(of("4/res", "bb")) == ["4/res/7"]
+    assert of("4/res", "cc") == of("5/res", "aa") == {}
 
 
 def test_the_same_atlas_is_the_same_site(atlas, tmp_path):

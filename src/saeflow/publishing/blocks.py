@@ -8,7 +8,7 @@ by row of a site.
     matches   of some rows of a module
     words     for some rows of any site: label, tokens, frequency, silent, lines of its box, headline, shares of origin
               groups; lists show them, and graphs show those of other modules
-    cards     for some rows of any site: `saeflow.web.responses.FeatureFacts`
+    cards     for some rows of any site: `saeflow.web.responses.FeatureFacts`, and counterparts in other dictionaries
 
 Matches are, for each table of the site: scores, rank by rank; rows of the target; their blocks, if the target is
 residual; whether each is matched back.
@@ -26,6 +26,7 @@ from saeflow.flow.scores import T_MODULE
 from saeflow.ids import FeatureId, Site
 from saeflow.labels.words import FeatureWords, silent
 from saeflow.matching.atlas import Atlas
+from saeflow.publishing.counterparts import Counterparts
 from saeflow.publishing.finding import WordIndex
 from saeflow.publishing.flows import ROWS, Flows
 from saeflow.publishing.packing import json_bytes, packed, packed_arrays, packed_json, planes
@@ -121,9 +122,9 @@ class SiteBlocks:
         words: of each row, as JSON.
     """
 
-    def __init__(self, explorer: Explorer, site: Site) -> None:
-        """Nothing is read before `blocks`."""
-        self._explorer, self._site = explorer, site
+    def __init__(self, explorer: Explorer, site: Site, counterparts: Counterparts) -> None:
+        """Nothing is read before `blocks`; cards show the `counterparts` of features."""
+        self._explorer, self._site, self._counterparts = explorer, site, counterparts
         self.silent: bool | None = None
         self.words: list[bytes] = []
 
@@ -146,7 +147,9 @@ class SiteBlocks:
                 elif not asked:
                     self.silent, asked = silent(self._explorer.words, feature), True
                 self.words.append(json_bytes(None if known is None else self._row(feature, known)))
-                cards.append(feature_facts(self._explorer, feature, known).model_dump(mode="json"))
+                card = feature_facts(self._explorer, feature, known).model_dump(mode="json")
+                found = self._counterparts.get(str(feature))
+                cards.append(card if found is None else card | {"counterparts": found})
             yield f"words-{start // ROWS}", packed(b"[%b]" % b",".join(self.words[start:]))
             for first in range(0, len(cards), CARD_ROWS):
                 yield f"cards-{(start + first) // CARD_ROWS}", packed_json(cards[first : first + CARD_ROWS])

@@ -23,13 +23,14 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from saeflow.comparison.results import open_comparison
+from saeflow.comparison.results import Comparison, open_comparison
 from saeflow.errors import SaeflowWarning
 from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.atlas import Atlas
 from saeflow.publishing.blocks import CARD_ROWS, K, MatchBlocks, SiteBlocks
+from saeflow.publishing.counterparts import counterparts
 from saeflow.publishing.finding import WordIndex
 from saeflow.publishing.flows import ROWS
 from saeflow.publishing.packing import packed_json
@@ -53,6 +54,9 @@ FDRS: Final = (0.001, 0.01, 0.05, 0.1)
 _ENTRIES: Final = ("app.js", "site/source.js")
 _FIRST: Final = "site/blocks.js"
 """The module that asks for the data of the first graph."""
+_FIGURE: Final = "report/figure.css"
+"""The style that exported pictures carry."""
+_STYLE: Final = re.compile(r'^<link rel="stylesheet" href="static/([^"]+)">\n', re.MULTILINE)
 _IMPORT: Final = re.compile(r'^import .*?from "(\.[^"]+)";$', re.MULTILINE)
 _POLICY: Final = "default-src 'self'; base-uri 'none'; form-action 'none'; object-src 'none'"
 
@@ -90,14 +94,17 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
 
     # 1. the page, with the modules that it imports: those of the views of a model are not among them
     files = assets()
-    modules = _imported(files)
+    html, modules = files["index.html"].read_text(encoding="utf-8"), _imported(files)
+    part.put("static/site.css", b"".join(files[name].read_bytes() for name in _STYLE.findall(html)))
     for name, path in files.items():
-        if path.suffix != ".html" and (path.suffix != ".js" or name in modules):
+        if path.suffix == ".svg" or name in {*modules, _FIGURE}:
             part.put(f"static/{name}", path.read_bytes())
-    part.put("index.html", _page(files["index.html"].read_text(encoding="utf-8"), modules))
+    part.put("index.html", _page(html, modules))
 
     # 2. results, and the origins that words and cards show
-    shown = [*_results(folder, explorer), *_comparisons(folder, comparisons, len(explorer.results))]
+    compared, others = [open_comparison(path) for path in comparisons], len(explorer.results)
+    shown = [*_results(folder, explorer), *_comparisons(folder, compared, others)]
+    corresponding = counterparts(atlas, compared, others)
     if explorer.origins is not None:
         explorer.origins.read()
 
@@ -107,7 +114,7 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
     words, silent = dict[Site, list[bytes]](), dict[str, bool]()
     for done, (site, n) in enumerate(sizes.items()):
         tell(done, str(site))
-        found = SiteBlocks(explorer, site)
+        found = SiteBlocks(explorer, site, corresponding)
         for name, data in chain(matches.of_site(site, n), found.blocks(index, before)):
             part.put(f"data/{site.layer}.{site.part}/{name}.bin", data)
         words[site] = found.words
@@ -145,11 +152,12 @@ def _imported(files: Mapping[str, Path]) -> list[str]:
 
 
 def _page(html: str, modules: Sequence[str]) -> bytes:
-    """The explorer's page as that of a site: data is asked for before the page is there, and all modules at once."""
+    """The explorer's page as that of a site: data is asked for before the page is there, all modules at once."""
     head = [f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">']
     head.append(f'<script type="module" async src="static/{_FIRST}"></script>')
     head += [f'<link rel="modulepreload" href="static/{name}">' for name in modules]
     html = html.replace('<html lang="en">', '<html lang="en" data-published>')
+    html = _STYLE.sub("", html).replace("</title>", '</title>\n<link rel="stylesheet" href="static/site.css">')
     return html.replace('<meta charset="utf-8">', "\n".join(['<meta charset="utf-8">', *head])).encode()
 
 
@@ -211,10 +219,9 @@ def _results(folder: Path, explorer: Explorer) -> Iterator[ResultFiles]:
         yield result.listed()
 
 
-def _comparisons(folder: Path, comparisons: Sequence[Path], before: int) -> Iterator[ResultFiles]:
-    """Draw comparisons anew from their JSON, and tell of them: nothing of a folder is copied as it is."""
-    for number, path in enumerate(comparisons, before + 1):
-        found = open_comparison(path)
+def _comparisons(folder: Path, comparisons: Sequence[Comparison], before: int) -> Iterator[ResultFiles]:
+    """Draw comparisons anew from their numbers, and tell of them: nothing of a folder is copied as it is."""
+    for number, found in enumerate(comparisons, before + 1):
         place = folder / "results" / str(number)
         found.save(place)
         files = [

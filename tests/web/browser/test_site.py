@@ -58,16 +58,24 @@ def atlas(tmp_path_factory):
     return place
 
 
+COUNTERPART = ("mine 4/res", "other <b>", "4/res/360", "4/res/7", 0.81, 0.002, "4/res/9", 0.5, "related", HOSTILE)
+
+
 @pytest.fixture(scope="module")
 def folder(own_cache, atlas, tmp_path_factory):
-    """The site, with a comparison."""
+    """The site, with two comparisons: of strangers, and of its own dictionary of layer 4."""
     compared = tmp_path_factory.mktemp("compared")
     settings = {"names": ["a <b>", "c"], "method": "cosine", "shared": 0.7, "null": "moments", "fdr": 0.01}
     of = {"name": "a <b>", "features": 3, "width": 2}
     pairs = SummaryTable.of("pairs", "Pairs", "none", "A note.", "a, b, pw_mcc", [("a <b>", HOSTILE, 0.5)])
-    Comparison(settings, (of, of | {"name": "c"}), {"pairs": pairs}).save(compared)
+    Comparison(settings, (of, of | {"name": "c"}), {"pairs": pairs}).save(compared / "strangers")
+    columns = "of, in, feature, best, cosine, p, partner, partner cosine, kind, words of the best"
+    features = SummaryTable.of("features", "Features", "none", "A note.", columns, [COUNTERPART])
+    own = {"name": "mine 4/res", "site": "4/res", "decoder sha256": open_atlas(atlas).weights[Site("4/res")]}
+    other = {"name": "other <b>", "site": "4/res", "decoder sha256": "another"}
+    Comparison(settings, (of | own, of | other), {"pairs": pairs, "features": features}).save(compared / "own")
     place = tmp_path_factory.mktemp("published") / "site"
-    publish("demo", place, atlas=atlas, comparisons=[compared])
+    publish("demo", place, atlas=atlas, comparisons=[compared / "strangers", compared / "own"])
     return place
 
 
@@ -317,6 +325,19 @@ def test_the_graph_is_exported_as_a_file_that_saeflow_reads(visit, explorer):
     assert saved.value.suggested_filename == "demo-4-res-360.json"
 
 
+def test_a_card_shows_what_a_feature_corresponds_to_where_it_was_compared(visit):
+    page = visit("#flow?feature=4/res/360")
+    section = page.locator("#panel section", has_text="In other dictionaries")
+    section.wait_for()
+    said = section.inner_text()
+    for part in ("other <b>: something related", "4/res/7", HOSTILE, "cosine 0.81, p 0.002", "4/res/9, cosine 0.50"):
+        assert part in said
+    section.locator("a").click()
+    page.frame_locator("#results-frame").locator("h1").wait_for()
+    assert hash_of(page)[1]["result"] == "2"
+    assert "In other" not in visit("#flow?feature=4/res/361").locator("#panel:has(h2)").inner_text()
+
+
 def test_labels_are_shown_and_never_obeyed(visit):
     page = visit("#flow?feature=4/res/3&t_res=0.2")
     page.wait_for_selector("#frame .node.seed")
@@ -333,7 +354,7 @@ def test_a_comparison_is_a_page_of_the_site(visit):
     frame.locator("h1").wait_for()
     assert "a <b>" in frame.locator("h1").inner_text()
     assert frame.locator("img[src=x]").count() == 0
-    page.locator("summary", has_text="tables").click()
+    page.locator("summary", has_text="tables").first.click()
     with page.expect_download() as saved:
         page.locator("#results .files a").first.click()
     assert saved.value.path().read_text().startswith("a,b,pw_mcc")

@@ -10,6 +10,7 @@ import * as state from "./state.js";
 
 const PLACES = { res: "residual stream after layer", mlp: "MLP output of layer", att: "attention output of layer" };
 const PARTS = { res: "residual stream", mlp: "MLP", att: "attention" };
+const KINDS = { shared: "a close counterpart", related: "something related", only: "nothing like it beyond chance" };
 const asking = latest();
 const known = new Map();
 let shown = "";
@@ -67,6 +68,7 @@ function fill(feature, cuts) {
     neighbours("Predecessors", feature.predecessors),
     neighbours("Successors", feature.successors),
     neighbours("Near it in its dictionary", { near: feature.near }),
+    counterparts(feature.counterparts),
     section(unknown(feature)),
     links(feature.links),
   );
@@ -175,6 +177,16 @@ function neighbour(row) {
     } else seedAt(row.feature);
   });
   return button;
+}
+
+/** Its matches in the dictionaries it was compared with; a published site has them. */
+function counterparts(found) {
+  if (!found?.length) return null;
+  return section(h("h3", {}, "In other dictionaries"), ...found.flatMap(({ in: dictionary, kind, feature, label, score, p, partner, partner_score: pair, result }) => [
+    h("h4", {}, h("a", { href: state.address("results", { result }), title: "Opens the comparison" }, dictionary), `: ${KINDS[kind]}`),
+    h("p", {}, h("span", { class: "id" }, feature), ` ${label || "no words known"}`),
+    h("p", { class: "muted small" }, `cosine ${digits(score)}, ${pValue(p)}, `, partner === null ? "no partner one to one" : partner === feature ? "its partner one to one" : `partner one to one: ${partner}, cosine ${digits(pair)}`),
+  ]));
 }
 
 function links(found) {
