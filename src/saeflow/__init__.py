@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from saeflow.experiments.one_text import deactivate, origins
     from saeflow.flow import Edge, End, Evolution, FlowGraph, Node, Scores, Thresholds, trace
     from saeflow.ids import FeatureId, Part, Site
-    from saeflow.interventions import Add, Rescale
+    from saeflow.interventions import Add, AddVector, Rescale
     from saeflow.matching.atlas import Atlas, open_atlas
     from saeflow.matching.build import build_atlas
     from saeflow.matching.calibration import calibrate
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Add": "saeflow.interventions",
+    "AddVector": "saeflow.interventions",
     "Atlas": "saeflow.matching.atlas",
     "Comparison": "saeflow.comparison.results",
     "ComparisonSettings": "saeflow.comparison.settings",
@@ -92,6 +93,7 @@ _HOME = {
 
 __all__ = [
     "Add",
+    "AddVector",
     "Atlas",
     "Comparison",
     "ComparisonSettings",

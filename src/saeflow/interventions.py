@@ -5,6 +5,7 @@ activations of the chosen features on it and V their decoder rows:
 
     Rescale(features, r)      h + (r - 1) a V      section 4.2: r = 0 removes, r = 1 changes nothing
     Add({feature: strength})  h + s V              section 4.2 and appendix B: steering
+    AddVector(site, v)        h + v                a direction of one's own, such as a difference of means
 
 `LanguageModel.intervening` resolves the vectors and applies them; plans and experiments only build
 these. An edit names features of one site, so a change of several layers is a sequence of edits.
@@ -166,5 +167,28 @@ class Add:
         return next(iter(self.strengths)).site
 
 
-Edit: TypeAlias = Rescale | Add
+@dataclass(frozen=True, slots=True)
+class AddVector:
+    """Add one vector to the stream at a site, whatever is active: h + v.
+
+    Attributes:
+        site: whose tensor in the stream is changed.
+        vector: as wide as the stream, in the units of the hidden state.
+        tokens: which tokens are changed.
+
+    Raises:
+        InvalidArgument: for a value that is not finite.
+    """
+
+    site: Site
+    vector: tuple[float, ...]
+    tokens: Where = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        """Refuse a vector with a value that is not a number."""
+        if not all(map(math.isfinite, self.vector)):
+            raise InvalidArgument(f"the vector of an AddVector at {self.site} has values that are not finite.")
+
+
+Edit: TypeAlias = Rescale | Add | AddVector
 """A change of the hidden state at one site."""

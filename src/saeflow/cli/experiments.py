@@ -251,6 +251,8 @@ def sweep(
     min_output_score: Annotated[float | None, Parameter(group=_VARIANT)] = None,
     budget_layer: Annotated[float | None, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = None,
     budget_total: Annotated[float | None, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = None,
+    in_shares: Annotated[bool, Parameter(group=_VARIANT)] = False,
+    generated_only: Annotated[bool, Parameter(group=_VARIANT)] = False,
     strength_end: Annotated[float, Parameter(group=_VARIANT)] = 1.0,
     alpha: Annotated[float, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = -0.05,
     texts_at_once: int = 256,
@@ -272,7 +274,7 @@ def sweep(
         r: Factor of suppression: those to try, weak to strong.
         layers: Layers, such as 2,3 or 6-9: l of a method, by default all with a feature.
         steering_methods: Steering methods: prompt, start, random, single, constant, linear, exponential, cumulative;
-            all by default.
+            these by default. difference and probe use no features, and need --in-shares.
         judge: Who marks the texts: llm is a model behind the chat API of OpenAI.
         background: Other texts to compare with: a file or a dataset; the demo has its own.
         parts: Parts of the model: those whose features are changed.
@@ -280,6 +282,8 @@ def sweep(
         min_output_score: Leave out features with a lower output score: Arad et al. 2025.
         budget_layer: The most that a layer may change, as a share of the centred norm: 0.1 is 10 %.
         budget_total: The most that all layers together may change, as a share of the centred norm.
+        in_shares: Count strengths as shares of the centred norm: all that a plan adds, at its last layer.
+        generated_only: Leave the tokens of the prompt as they are.
         strength_end: Strength at the last layer of a linear schedule (B.2).
         alpha: Decay per layer of an exponential schedule (B.2).
         texts_at_once: Texts generated at a time.
@@ -303,7 +307,9 @@ def sweep(
     matches = open_atlas(atlas or release)
     schedules = (Constant(1.0), Linear(1.0, strength_end), Exponential(1.0, alpha))
     budget = None if budget_layer is None and budget_total is None else Budget(budget_layer, budget_total)
-    variant = Variant(cuts.thresholds(matches), cuts.k, parts, min_output_score, fold, schedules, budget)
+    variant = Variant(
+        cuts.thresholds(matches), cuts.k, parts, min_output_score, fold, schedules, budget, in_shares, generated_only
+    )
     grid = Grid(strengths or ACTIVATE, r or SUPPRESS, layers or None, steering_methods, samples, confirm)
     asked = {SteeringDirection.ACTIVATE: activate, SteeringDirection.SUPPRESS: suppress}
     directions = tuple(one for one, alone in asked.items() if alone or activate == suppress)

@@ -56,8 +56,10 @@ LOOKS: Final[Mapping[str, Look]] = {
     "linear": Look("linear", COLOURS["MLP & ATT"], "^"),
     "exponential": Look("exponential", COLOURS["RES & MLP"], "D"),
     "cumulative": Look("cumulative", COLOURS["MLP"], "s"),
+    "difference": Look("difference of means", INK, "v", True),
+    "probe": Look("probe", INK, "^", True),
 }
-"""Every method in the order of figures: the four baselines, one layer, many layers.
+"""Every method in the order of figures: the four baselines, one layer, many layers, directions without features.
 
 The single layer that most starts lie in is told apart from the best one."""
 

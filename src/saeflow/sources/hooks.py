@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite, WidthMismatch
 from saeflow.ids import FeatureId, Site
-from saeflow.interventions import EVERYWHERE, Add, Edit, Positions, Rescale, Where
+from saeflow.interventions import EVERYWHERE, Add, AddVector, Edit, Positions, Rescale, Where
 from saeflow.sources.activations import COMPETING
 from saeflow.sources.architectures import Point, View
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
@@ -314,16 +314,29 @@ def _unchanged(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d
     return h
 
 
-def added(edit: Add, dictionary: Dictionary, model: AttentionWriter) -> Float[Tensor, " d_model"]:
-    """s V in the residual stream, with V the unit rows there; rows of z are projected by the model.
+def added(
+    edit: Add | AddVector, dictionaries: Mapping[Site, Dictionary] | None, model: AttentionWriter
+) -> Float[Tensor, " d_model"]:
+    """What is added to the residual stream, in float32 on the CPU.
 
-    In float32 on the CPU. Features of strength 0 are left out.
+    Of features s V, with V the unit rows there; rows of z are projected by the model. Those of strength 0 are left out.
 
     Raises:
+        InvalidArgument: for features without dictionaries.
+        UnknownSite: for features without a dictionary at their site.
         UnknownFeature: for an index outside the dictionary.
-        WidthMismatch: for a dictionary on z that is not this model's.
+        WidthMismatch: for a dictionary on z that is not this model's, or a vector of another width than the stream.
         InvalidArgument: for a feature whose decoder row has no direction.
     """
+    if isinstance(edit, AddVector):
+        width = len(model.attention_writer(edit.site.layer)[0])
+        if len(edit.vector) != width:
+            raise WidthMismatch(
+                f"the vector to add at {edit.site} has {len(edit.vector)} values, and the stream is {width} wide. Give "
+                "one of its width."
+            )
+        return torch.tensor(edit.vector, dtype=torch.float32)
+    dictionary = dictionary_of(edit, dictionaries).for_model(model)
     rows = dictionary.finite_rows("W_dec")[indices(edit.features, dictionary)].float()
     rows = dictionary.project(rows, model)
     strengths = torch.tensor([float(s) for s in edit.strengths.values()])
@@ -338,7 +351,7 @@ def adding(vector: Float[Tensor, " d_model"]) -> Change:
     return lambda h: h + placed.like(h)
 
 
-def dictionary_of(edit: Edit, dictionaries: Mapping[Site, Dictionary] | None) -> Dictionary:
+def dictionary_of(edit: Rescale | Add, dictionaries: Mapping[Site, Dictionary] | None) -> Dictionary:
     """The dictionary at an edit's site.
 
     Raises:
@@ -392,12 +405,12 @@ def resolve(
     """
     steps: dict[Point, list[tuple[Where, Change | Tensor]]] = {}
     for edit in edits:
-        dictionary = dictionary_of(edit, dictionaries).for_model(model)
         if isinstance(edit, Rescale):
+            dictionary = dictionary_of(edit, dictionaries).for_model(model)
             here = steps.setdefault(rescaled_at(edit, dictionary), [])
             here.append((edit.tokens, rescaling(edit, dictionary)))
             continue
-        vector, here = added(edit, dictionary, model), steps.setdefault(Point.at(edit.site), [])
+        vector, here = added(edit, dictionaries, model), steps.setdefault(Point.at(edit.site), [])
         last = here[-1] if here else None
         if last and isinstance(last[1], Tensor) and last[0] == edit.tokens:
             here[-1] = (edit.tokens, last[1] + vector)

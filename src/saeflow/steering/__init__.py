@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from saeflow.steering.build import PlanRequest, build_plan, plan_of
+    from saeflow.steering.directions import text_means, theme_directions
     from saeflow.steering.generate import Generation, Request, Sampling
     from saeflow.steering.growth import Chosen, Reach, Target, grow, pick, targets
     from saeflow.steering.output_score import output_scores
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _NAMES: Final = {
     "build": "PlanRequest build_plan plan_of",
+    "directions": "text_means theme_directions",
     "generate": "Generation Request Sampling",
     "growth": "Chosen Reach Target grow pick targets",
     "output_score": "output_scores",

@@ -27,7 +27,8 @@ numbers are what is done, and changing one by hand does what it says. The file i
      "made_by": {"schedule": {"kind": "constant", "s": 3.0}}
     }
 
-A plan that suppresses has "r" in the place of "strength". Lines may be struck out, added and changed: only format,
+A plan that suppresses has "r" in the place of "strength". One that activates may add vectors that belong to no feature:
+"vectors": [{"site": "3/res", "vector": [0.1, ...]}]. Lines may be struck out, added and changed: only format,
 version, direction and steps must be there, and of a step its feature and its value. `tokens` is "all", or
 {"start": 4, "stop": 9}, or {"at": [0, 3]}. What is not understood is refused, since a slip of the pen must not steer in
 silence.
@@ -49,7 +50,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from saeflow.errors import BadFile, InvalidArgument, InvalidId
 from saeflow.files import write_atomic
 from saeflow.ids import FeatureId, Site
-from saeflow.interventions import EVERYWHERE, Add, Edit, Positions, Rescale, Span, Where
+from saeflow.interventions import EVERYWHERE, Add, AddVector, Edit, Positions, Rescale, Span, Where
 from saeflow.reading import parse_json, read_text
 from saeflow.records import as_html
 
@@ -116,9 +117,11 @@ class SteeringPlan:
         dropped: features that were found and left out.
         made_by: how the plan was made, in JSON values (tuples become lists); it changes nothing.
         tokens: which tokens are changed, the prompt's and the decoded ones alike.
+        vectors: what is added beside the features, such as a difference of means; only to activate.
 
     Raises:
-        InvalidArgument: when a feature has two steps, or `made_by` holds something that is no JSON.
+        InvalidArgument: when a feature has two steps, `made_by` holds something that is no JSON, or vectors are to
+            suppress.
     """
 
     direction: SteeringDirection
@@ -129,6 +132,7 @@ class SteeringPlan:
     dropped: tuple[Dropped, ...] = ()
     made_by: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     tokens: Where = EVERYWHERE
+    vectors: tuple[AddVector, ...] = ()
 
     def __post_init__(self) -> None:
         """Sort the steps, and keep copies nobody else holds."""
@@ -142,6 +146,10 @@ class SteeringPlan:
         except (TypeError, ValueError) as error:
             raise InvalidArgument(f"made_by is no JSON ({error}). Give numbers, texts and lists.") from None
         object.__setattr__(self, "direction", SteeringDirection(self.direction))
+        if self.vectors and self.direction is SteeringDirection.SUPPRESS:
+            raise InvalidArgument(
+                "a plan that suppresses rescales features, and has no vectors to add. Leave them out."
+            )
         object.__setattr__(self, "steps", tuple(sorted(self.steps, key=lambda step: step.feature)))
         object.__setattr__(self, "made_by", made_by)
 
@@ -154,7 +162,7 @@ class SteeringPlan:
         before any of them is changed.
         """
         found: list[Edit] = []
-        for site in self.sites:
+        for site in sorted({step.feature.site for step in self.steps}):
             here = [step for step in self.steps if step.feature.site == site]
             if self.direction is SteeringDirection.ACTIVATE:
                 found.append(Add({step.feature: step.value for step in here}, self.tokens))
@@ -162,7 +170,8 @@ class SteeringPlan:
             factors = tuple(step.value for step in here)
             r = factors[0] if len(set(factors)) == 1 else factors
             found.append(Rescale(tuple(step.feature for step in here), r, self.tokens))
-        return tuple(found)
+        found += [replace(one, tokens=self.tokens) for one in self.vectors]
+        return tuple(sorted(found, key=lambda edit: edit.site))
 
     def __iter__(self) -> Iterator[Edit]:
         """The edits: `model.intervening(plan, dictionaries)` takes a plan as it is."""
@@ -176,17 +185,17 @@ class SteeringPlan:
     @property
     def sites(self) -> tuple[Site, ...]:
         """The sites changed, in order of computation."""
-        return tuple(sorted({step.feature.site for step in self.steps}))
+        return tuple(sorted({*(step.feature.site for step in self.steps), *(one.site for one in self.vectors)}))
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers changed, ascending."""
-        return tuple(sorted({step.feature.layer for step in self.steps}))
+        return tuple(sorted({site.layer for site in self.sites}))
 
     @property
     def span(self) -> tuple[int, int] | None:
         """The first and last layer changed; None for an empty plan."""
-        return (self.layers[0], self.layers[-1]) if self.steps else None
+        return (self.layers[0], self.layers[-1]) if self.layers else None
 
     def scaled(self, c: float) -> SteeringPlan:
         """The plan with every change multiplied by `c`: 0 changes nothing, 1 gives the plan itself.
@@ -200,7 +209,9 @@ class SteeringPlan:
             raise InvalidArgument(f"a plan cannot be scaled by {c}. Give a number.")
         # c r + (1 - c) is exact at c = 0 and at c = 1, which 1 + c (r - 1) is not
         rest = 1 - c if self.direction is SteeringDirection.SUPPRESS else 0.0
-        return replace(self, steps=tuple(replace(step, value=c * step.value + rest) for step in self.steps))
+        vectors = tuple(replace(one, vector=tuple(c * x for x in one.vector)) for one in self.vectors)
+        steps = tuple(replace(step, value=c * step.value + rest) for step in self.steps)
+        return replace(self, steps=steps, vectors=vectors)
 
     def to_json(self) -> str:
         """The plan as text that `from_json` reads back, and a person edits: one step per line."""
@@ -217,6 +228,7 @@ class SteeringPlan:
             tokens = {"at": list(at.at)} if isinstance(at, Positions) else {"start": at.start, "stop": at.stop}
         name = _VALUE[self.direction]
         steps = [{"feature": str(s.feature), name: s.value, "label": s.label, "why": s.why} for s in self.steps]
+        vectors = [{"site": str(one.site), "vector": list(one.vector)} for one in self.vectors]
         pieces = {
             "format": line(FORMAT),
             "version": line(VERSION),
@@ -224,6 +236,7 @@ class SteeringPlan:
             **{key: line(getattr(self, key)) for key in _TEXTS},
             "tokens": line(tokens),
             "steps": lines(steps),
+            **({"vectors": lines(vectors)} if vectors else {}),
             "dropped": lines([{"feature": str(gone.feature), "why": gone.why} for gone in self.dropped]),
             "made_by": line(self.made_by),
         }
@@ -261,6 +274,7 @@ class SteeringPlan:
             feature, where = _feature(row, f"dropped {number}", '{"feature": "2/res/114", "why": "about sports"}')
             _no_others(row, ("feature", "why"), where)
             dropped.append(Dropped(feature, _text(row, "why", where)))
+        vectors = [_vector(row, f"vector {number}") for number, row in enumerate(_listed(data, "vectors"), 1)]
         texts = {key: _text(data, key, "the plan") for key in _TEXTS}
         tokens = _tokens(data.get("tokens", "all"))
         made_by = data.get("made_by", {})
@@ -269,7 +283,13 @@ class SteeringPlan:
         try:
             known = cast("dict[str, Any]", made_by)
             return SteeringPlan(
-                direction, tuple(steps.values()), **texts, dropped=tuple(dropped), made_by=known, tokens=tokens
+                direction,
+                tuple(steps.values()),
+                **texts,
+                dropped=tuple(dropped),
+                made_by=known,
+                tokens=tokens,
+                vectors=tuple(vectors),
             )
         except InvalidArgument as error:
             raise BadFile(str(error)) from None
@@ -316,7 +336,7 @@ def load_plan(path: Path | str) -> SteeringPlan:
 
 _VALUE: Final = {SteeringDirection.ACTIVATE: "strength", SteeringDirection.SUPPRESS: "r"}
 _TEXTS: Final = ("release", "model", "theme")
-_KEYS: Final = ("format", "version", "direction", *_TEXTS, "tokens", "steps", "dropped", "made_by")
+_KEYS: Final = ("format", "version", "direction", *_TEXTS, "tokens", "steps", "vectors", "dropped", "made_by")
 
 
 def _parsed(text: str) -> Mapping[str, Any]:
@@ -378,6 +398,18 @@ def _step(row: Any, direction: SteeringDirection, where: str) -> Step:
     if not math.isfinite(value):
         raise BadFile(f'{where}: "{name}" is {_shown(entry)}. Write a finite number, such as "{name}": 0.5.')
     return Step(feature, value, _text(row, "label", where), _text(row, "why", where))
+
+
+def _vector(row: Any, where: str) -> AddVector:
+    shape = '{"site": "3/res", "vector": [0.1, -0.2]}'
+    if not isinstance(row, dict) or set(row) != {"site", "vector"} or not isinstance(row["vector"], list):
+        raise BadFile(f"{where}: {_shown(row)} is no vector of a site. Write it as {shape}.")
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in row["vector"]):
+        raise BadFile(f"{where}: its vector holds what is no number. Write it as {shape}.")
+    try:
+        return AddVector(Site.parse(str(row["site"])), tuple(map(float, row["vector"])))
+    except (InvalidArgument, InvalidId) as error:
+        raise BadFile(f"{where}: {error}") from None
 
 
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
-from saeflow.interventions import EVERYWHERE, Add, Where
+from saeflow.interventions import EVERYWHERE, Rescale, Where
 from saeflow.sources.architectures import Point, Tap, named
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import (
@@ -91,12 +91,13 @@ def row_changes(
     rescaled: dict[Point, Dictionary] = {}
     for key, plan in distinct.items():
         for edit in plan.edits:
-            dictionary = dictionary_of(edit, dictionaries).for_model(model)
-            if isinstance(edit, Add):
-                vector = added(edit, dictionary, model)
+            if not isinstance(edit, Rescale):
+                vector = added(edit, dictionaries, model)
                 if vector.any():
-                    vectors[Point.at(edit.site)] |= dict.fromkeys(rows_of[key], vector)
+                    here = vectors[Point.at(edit.site)]
+                    here |= {row: vector + here[row] if row in here else vector for row in rows_of[key]}
                 continue
+            dictionary = dictionary_of(edit, dictionaries).for_model(model)
             moved = zip(indices(edit.features, dictionary), edit.factors, strict=True)
             if some := {index: r for index, r in moved if r != 1.0}:
                 point = rescaled_at(edit, dictionary)

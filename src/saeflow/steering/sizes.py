@@ -359,7 +359,11 @@ def plan_change(
         for dictionary, here in groups
     }
     if plan.direction is SteeringDirection.ACTIVATE:
-        return _lengths({d.site: (values[d.site] @ unit_rows(d, here, model))[None] for d, here in groups})
+        added = {d.site: (values[d.site] @ unit_rows(d, here, model))[None] for d, here in groups}
+        for one in plan.vectors:
+            vector = torch.tensor(one.vector, dtype=torch.float64)[None]
+            added[one.site] = added[one.site] + vector if one.site in added else vector
+        return _lengths(added)
     if model is None or not texts:
         raise InvalidArgument(
             "what a suppression changes depends on how active its features are. Pass the model and texts in which they "
@@ -529,7 +533,7 @@ def fit_budget(
     """
     if norms is None:
         norms = centred_norms(model, norm_sites(plan), texts)
-    if plan.direction is SteeringDirection.ACTIVATE or not plan.steps:
+    if plan.direction is SteeringDirection.ACTIVATE or not plan.sites:
         return within(plan, budget, norms, plan_change(plan, dictionaries, model, texts=texts))
 
     def measured(c: float) -> NormShares:

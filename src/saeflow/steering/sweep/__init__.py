@@ -7,4 +7,5 @@ run        both stages, into a folder that a killed run resumes; one unit of wor
 scoring    judging, as a second step over the rows
 cells      scored rows as frames: the best of several settings, and what is measured again; no torch
 summary    the tables; no torch
+contrasts  which method is better, over all themes, and how many would tell; no torch
 """

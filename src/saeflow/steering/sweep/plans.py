@@ -23,21 +23,23 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.sampling import generator
 from saeflow.ids import FeatureId, Part, Site
+from saeflow.interventions import AddVector, Span
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.weights import row_peaks
 from saeflow.steering.activity import activity
 from saeflow.steering.build import PlanRequest, choose, own_scales, plan_of, weak_features
+from saeflow.steering.directions import text_means, theme_directions
 from saeflow.steering.growth import Chosen, Reach, Target
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
-from saeflow.steering.sizes import centred_norms, fit_budget, unit_rows
+from saeflow.steering.sizes import centred_norms, fit_budget, plan_change, shares, unit_rows
 from saeflow.steering.sweep.inputs import SweepInputs
-from saeflow.steering.sweep.settings import SINGLE, START, Setting, Variant
+from saeflow.steering.sweep.settings import SINGLE, START, VECTORS, Setting, Variant
 from saeflow.steering.theme import Theme
 
 SIZE_TEXTS: Final = 64
@@ -98,6 +100,12 @@ class ThemePlans:
         """The layers with a feature to change, ascending."""
         return tuple(sorted({target.feature.layer for target in self.chosen.kept}))
 
+    def layers_of(self, method: str) -> tuple[int, ...]:
+        """The layers that a method may act at: those of `layers`, or all with a residual dictionary for a vector."""
+        if method not in VECTORS:
+            return self.layers
+        return tuple(sorted(site.layer for site in self.inputs.dictionaries if site.part is Part.RES))
+
     @property
     def counts(self) -> dict[str, list[int]]:
         """How many features there are at each site, and how many of them are starts: `{"2/res": [5, 1]}`."""
@@ -120,11 +128,18 @@ class ThemePlans:
         Raises:
             InvalidArgument: when no feature lies in its reach.
         """
+        made = self._vector_plan(setting) if setting.method in VECTORS else self._feature_plan(direction, setting)
+        if not self.variant.generated_only:
+            return made
+        prompt = self.inputs.model.tokenize([self.theme.task(direction).prompt]).input_ids
+        return replace(made, tokens=Span(prompt.shape[1]))
+
+    def _feature_plan(self, direction: SteeringDirection, setting: Setting) -> SteeringPlan:
         inputs, variant, start = self.inputs, self.variant, setting.method == START
         request = replace(
             _request(inputs, self.theme, variant),
             direction=direction,
-            schedule=variant.schedule(setting.schedule, setting.value),
+            schedule=variant.schedule(setting.schedule, 1.0 if variant.in_shares else setting.value),
             r=setting.value,
             reach=Reach.SPAN if start else Reach.SINGLE if setting.method == SINGLE else Reach.CUMULATIVE,
             upto=None if start else setting.layer,
@@ -133,11 +148,38 @@ class ThemePlans:
         made_by = {"method": setting.method, **variant.to_arguments()}
         plan = plan_of(chosen, request, scales=self.scales if request.folds else None, made_by=made_by)
         plan = replace(plan, model=inputs.model.name)
+        if variant.in_shares and direction is SteeringDirection.ACTIVATE:
+            change = plan_change(plan, inputs.dictionaries, inputs.model)
+            return plan.scaled(setting.value / shares(change, self._norms).total)
         if variant.budget is None or not plan.steps:
             return plan
         # a theme's features are silent on other texts: what a suppression changes is measured on its own
         texts = [*self.theme.examples, *self._texts]
         return fit_budget(plan, variant.budget, inputs.dictionaries, inputs.model, texts, norms=self._norms)
+
+    def _vector_plan(self, setting: Setting) -> SteeringPlan:
+        """One vector at one layer, as long as a share of the centred norm there."""
+        site = Site(setting.layer, Part.RES)
+        unit = self._vectors[setting.method][site]
+        vector = tuple((setting.value * self._norms[site] * unit).tolist())
+        return SteeringPlan(
+            SteeringDirection.ACTIVATE,
+            (),
+            self.inputs.release,
+            self.inputs.model.name,
+            self.theme.name,
+            made_by={"method": setting.method, "share": setting.value},
+            vectors=(AddVector(site, vector),),
+        )
+
+    @cached_property
+    def _vectors(self) -> dict[str, dict[Site, Float64[torch.Tensor, " d_model"]]]:
+        """The unit vectors of each kind at each residual site, from the theme's examples and the background."""
+        if not self.theme.examples:
+            raise InvalidArgument(f"the theme {self.theme.name!r} has no examples to make a difference of. Add some.")
+        sites = [Site(layer, Part.RES) for layer in self.layers_of(VECTORS[0])]
+        on, off = (text_means(self.inputs.model, sites, texts) for texts in (self.theme.examples, self._texts))
+        return {kind: theme_directions(on, off, kind) for kind in VECTORS}
 
     @cached_property
     def scales(self) -> dict[FeatureId, float]:
@@ -152,14 +194,15 @@ class ThemePlans:
 
     @cached_property
     def _norms(self) -> dict[Site, float]:
-        layers = {target.feature.layer for target in (*self.chosen.kept, *self.starts)}
+        layers = {target.feature.layer for target in (*self.chosen.kept, *self.starts)} | {*self.layers_of(VECTORS[0])}
         return centred_norms(self.inputs.model, [Site(layer, Part.RES) for layer in layers], self._texts)
 
     @property
     def _texts(self) -> Sequence[str]:
         if not self.inputs.background:
             raise InvalidArgument(
-                "a budget needs texts, to measure centred norms. Give some with --background, or leave the budget out."
+                "a budget, shares and differences need texts of other things. Give some with --background, or leave "
+                "them out."
             )
         return _spread(self.inputs.background)
 

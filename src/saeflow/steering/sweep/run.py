@@ -44,6 +44,7 @@ from saeflow.steering.sweep.settings import (
     ORDER,
     PROMPT,
     RANDOM,
+    VECTORS,
     Grid,
     Setting,
     Variant,
@@ -66,7 +67,8 @@ class Design:
         seed: of all samples and of random rows.
 
     Raises:
-        InvalidArgument: when no theme has a task for one of the directions; for a theme named twice.
+        InvalidArgument: when no theme has a task for one of the directions; for a theme named twice, or methods
+            without features when strengths are not in shares.
     """
 
     themes: tuple[Theme, ...]
@@ -80,6 +82,11 @@ class Design:
         names = [theme.name for theme in self.themes]
         if len(set(names)) < len(names):
             raise InvalidArgument(f"the themes {', '.join(names)} name one twice. Give each once.")
+        if (unlike := [name for name in VECTORS if name in self.grid.methods]) and not self.variant.in_shares:
+            raise InvalidArgument(
+                f"{' and '.join(unlike)} use no features, and have no strengths in units of features. Count all "
+                "strengths in shares of the centred norm (--in-shares)."
+            )
         if not self.tasks:
             raise InvalidArgument(
                 f"no theme of {', '.join(names) or 'none'} has a task to {' or '.join(self.directions) or 'nothing'}. "
@@ -181,7 +188,7 @@ def _grid_units(design: Design, theme_plans: Mapping[str, ThemePlans]) -> list[R
     for theme, direction, task in design.tasks:
         prepared = theme_plans[theme.name]
         for method in ORDER:
-            settings = design.grid.of_method(direction, method, prepared.layers)
+            settings = design.grid.of_method(direction, method, prepared.layers_of(method))
             if settings and (task.asked or method != PROMPT):
                 unit = _unit(theme.name, direction.value, method, settings)
                 units.append(unit | {"features": prepared.counts})

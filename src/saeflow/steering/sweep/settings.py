@@ -9,9 +9,15 @@
     none          nothing: unsteered
     prompt        nothing: the prompt asks for the topic, or to avoid it
     random        as many random rows of the same sites in place of another method's features
+    difference    no features: the difference of mean states of texts with and without the theme, at layer l
+    probe         no features: the weights of a logistic regression that tells these texts, at layer l
+
+The last two are what people steer with who have no dictionary (`steering.directions`). They only activate, only when
+they are named, and count s in shares.
 
 Strengths of activation are in units of a feature's own scale where folding is on (B.2), so that one grid suits all
-features of a release; without folding they are lengths in the units of the hidden state.
+features of a release; without folding they are lengths in the units of the hidden state. In shares, s is the share of
+the centred norm that all a plan adds comes to at its last layer: methods at one s change as much.
 """
 
 from __future__ import annotations
@@ -43,7 +49,10 @@ MULTI: Final[Mapping[SteeringDirection, tuple[str, ...]]] = {
 }
 """The methods that change several layers at once."""
 
-ORDER: Final = (NONE, PROMPT, START, RANDOM, SINGLE, *SCHEDULES, CUMULATIVE)
+VECTORS: Final = ("difference", "probe")
+"""The methods that use no features."""
+
+ORDER: Final = (NONE, PROMPT, START, RANDOM, SINGLE, *SCHEDULES, CUMULATIVE, *VECTORS)
 """All methods, as tables and figures list them."""
 
 ACTIVATE: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -90,7 +99,8 @@ class Grid:
         activate: s, weak to strong.
         suppress: r, weak to strong.
         layers: l of single and cumulative methods; None for every layer with a feature to change.
-        methods: of `ORDER`; empty for all. Unsteered samples are always made: scores are read against them.
+        methods: of `ORDER`; empty for all but `VECTORS`. Unsteered samples are always made: scores are
+            read against them.
         samples: of each setting of the grid.
         confirm: fresh samples of each setting that was chosen.
 
@@ -129,7 +139,7 @@ class Grid:
 
     def wants(self, method: str) -> bool:
         """Whether a method is tried."""
-        return method == NONE or not self.methods or method in self.methods
+        return method == NONE or method in (self.methods or ORDER[: -len(VECTORS)])
 
     def steered(self, direction: SteeringDirection) -> tuple[str, ...]:
         """The methods that use targets of graphs, of those that are tried."""
@@ -153,7 +163,7 @@ class Grid:
         values = self.values(direction)
         if method == START:
             return tuple(Setting(method, -1, CONSTANT, value) for value in values)
-        if method not in self.steered(direction):
+        if method not in (*self.steered(direction), *(VECTORS if direction is SteeringDirection.ACTIVATE else ())):
             return ()
         there = sorted(set(layers))
         chosen = [layer for layer in there if self.layers is None or layer in self.layers]
@@ -162,9 +172,9 @@ class Grid:
                 f"none of the layers {list(self.layers or ())} has a feature to steer. The graphs have some at "
                 f"{there or 'none'}. Give other layers, or lower thresholds."
             )
-        if method != SINGLE:  # up to the first layer they would change that one alone, as single does
+        if method not in (SINGLE, *VECTORS):  # up to the first layer they would change that one alone, as single does
             chosen = [layer for layer in chosen if layer > there[0]]
-        kind = CONSTANT if method in (SINGLE, CUMULATIVE) else method
+        kind = CONSTANT if method in (SINGLE, CUMULATIVE, *VECTORS) else method
         return tuple(Setting(method, layer, kind, value) for layer in chosen for value in values)
 
     def to_arguments(self) -> dict[str, Any]:
@@ -182,6 +192,9 @@ class Variant:
         parts: of the features that are changed; residual alone is `(Part.RES,)`.
         min_output_score: features below it are left out (Arad et al. 2025, arXiv 2505.20063); None keeps all.
         fold: whether s counts in units of a feature's threshold times its row's length (B.2).
+        in_shares: whether s is the share of the centred norm that all a plan adds comes to; folding then decides how
+            strong its features are beside one another.
+        generated_only: whether the tokens of the prompt are left as they are.
         schedules: what s is spread by; their own s is not used.
         budget: the most that a plan may change, in shares of the centred norm; None for no limit.
     """
@@ -193,6 +206,8 @@ class Variant:
     fold: bool = True
     schedules: tuple[Schedule, ...] = (Constant(1.0), Linear(1.0), Exponential(1.0))
     budget: Budget | None = None
+    in_shares: bool = False
+    generated_only: bool = False
 
     def __post_init__(self) -> None:
         """Refuse parts or schedules that are missing or doubled."""
@@ -201,6 +216,8 @@ class Variant:
             raise InvalidArgument(f"the schedules are {kinds}. Give one each of constant, linear, exponential.")
         if not self.parts or len(set(self.parts)) != len(self.parts):
             raise InvalidArgument(f"the parts are {list(self.parts)}. Give each once, of res, mlp, att.")
+        if self.in_shares and self.budget is not None:
+            raise InvalidArgument("strengths in shares are a budget each, and another would undo them. Give either.")
 
     def schedule(self, kind: str, s: float) -> Schedule:
         """The schedule of a kind, starting at s.
@@ -233,6 +250,8 @@ class Variant:
                 for schedule in self.schedules
             ],
             "budget": None if budget is None else {"per_layer": budget.per_layer, "total": budget.total},
+            **({"in_shares": True} if self.in_shares else {}),
+            **({"generated_only": True} if self.generated_only else {}),
         }
 
 

@@ -23,7 +23,7 @@ from saeflow.ids import Part
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import FOLDER, KEYS, START_LAYER, Cells, confirmed_cells
 from saeflow.steering.sweep.scoring import read_scores
-from saeflow.steering.sweep.settings import MULTI, NONE, PROMPT, RANDOM, SINGLE, START
+from saeflow.steering.sweep.settings import MULTI, NONE, PROMPT, RANDOM, SINGLE, START, VECTORS
 
 SHOWN: Final = 4
 """Samples of each setting in `steering_samples`."""
@@ -249,9 +249,10 @@ def paired(fresh: Cells) -> SummaryTable:
         names = here["method"].astype(object).where(here["role"] != START_LAYER, at_start)
         places = dict(zip(zip(names, here["mirrors"], strict=True), here.index, strict=True))
         # every method of graphs with the baselines, and those of several layers with single ones
-        others = (START, SINGLE, at_start, PROMPT, RANDOM, NONE)
+        others = (START, SINGLE, at_start, PROMPT, RANDOM, NONE, *VECTORS)
         pairs = [(method, other) for method in MULTI[SteeringDirection(direction)] for other in others]
-        pairs += [(SINGLE, other) for other in (START, PROMPT, RANDOM, NONE)] + [(START, PROMPT), (START, NONE)]
+        pairs += [(SINGLE, other) for other in (START, PROMPT, RANDOM, NONE, *VECTORS)]
+        pairs += [(START, PROMPT), (START, NONE)]
         for a, b in pairs:
             place_a, place_b = places.get((a, "")), places.get((b, a if b == RANDOM else ""))
             if place_a is None or place_b is None:

@@ -1,0 +1,300 @@
+"""Do several layers of a flow graph steer better than one, than the start alone, than what people use? One command.
+
+    python scripts/demo_steering_comparison.py --dry-run          how long it takes here
+    python scripts/demo_steering_comparison.py                    writes docs/demo-steering-comparison.md and its figure
+
+Every theme that `saeflow themes find` found in the demo pack has one start feature at one layer. Strengths are shares
+of the centred norm, so that all methods of a row of the grid change as much. Each method's best setting of a theme is
+chosen on one set of samples and reported on a fresh one. A killed run resumes. `--ablations` sweeps the methods of
+several layers again, with plans made in other ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from demo_build.markdown import table
+from saeflow.cli.options import Cuts
+from saeflow.cli.output import bars
+from saeflow.experiments.results import Results
+from saeflow.ids import Part
+from saeflow.matching.atlas import Atlas, open_atlas
+from saeflow.paper.steering import look
+from saeflow.steering.generate import Request, Sampling, generate
+from saeflow.steering.plan import SteeringDirection
+from saeflow.steering.schedule import Constant, Exponential, Linear
+from saeflow.steering.sweep.cells import Cells, confirmed_cells
+from saeflow.steering.sweep.contrasts import SEVERAL, contrasts
+from saeflow.steering.sweep.inputs import SweepInputs, background_texts, find_themes, judge_maker, open_inputs
+from saeflow.steering.sweep.run import Design, run_sweep
+from saeflow.steering.sweep.scoring import read_scores
+from saeflow.steering.sweep.settings import MULTI, ORDER, RANDOM, SINGLE, VECTORS, Grid, Variant
+from saeflow.steering.sweep.summary import summarize_sweep
+from saeflow.steering.theme_search import keywords_in
+
+DOCS = Path(__file__).parent.parent / "docs"
+SHARES = (0.1, 0.2, 0.3, 0.45, 0.65, 0.9)
+FACTORS = (0.5, 0.0, -1.0, -3.0)
+METHODS = ("prompt", "start", "random", "single", "constant", "linear", "exponential", "cumulative", *VECTORS)
+SCHEDULES = (Constant(1.0), Linear(1.0, 1.5), Exponential(1.0))
+PLAIN = Variant(parts=(Part.RES,), schedules=SCHEDULES, in_shares=True)
+TITLES = {SteeringDirection.ACTIVATE: "Towards the theme", SteeringDirection.SUPPRESS: "Away from it"}
+HEAD = """\
+# Steering the demo pack: methods compared
+
+Written by `python scripts/demo_steering_comparison.py` ({themes} themes that `saeflow themes find` found, one start
+feature each; {samples} samples of each setting to choose with, {confirm} fresh ones that are reported; offline judge).
+Strengths are shares of the centred norm that all a plan adds comes to, so that methods of one strength change as much.
+The score is behaviour x coherence to activate and (1 - behaviour) x coherence to suppress, both from 0 to 1. Difference
+and probe are made from a theme's examples, which the judge learned from too: that favours them.
+The model has 6 layers and 3.4 million parameters: this checks the method, and is no evidence about large models.
+"""
+
+
+def ablations(atlas: Atlas) -> dict[str, Variant]:
+    """Other ways to make the plans of several layers, by name."""
+    calibrated = Cuts(fdr=0.01).thresholds(atlas)
+    return {
+        "thresholds calibrated at an FDR of 1 %": replace(PLAIN, thresholds=calibrated),
+        "modules too": replace(PLAIN, parts=tuple(Part)),
+        "modules too, thresholds calibrated": replace(PLAIN, parts=tuple(Part), thresholds=calibrated),
+        "nodes of an output score of 0.01 or more": replace(PLAIN, min_output_score=0.01),
+        "only on generated tokens": replace(PLAIN, generated_only=True),
+        "without folding": replace(PLAIN, fold=False),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("steering-comparison"))
+    parser.add_argument("--page", type=Path, default=DOCS / "demo-steering-comparison.md")
+    parser.add_argument("--themes", default="found", help="names or files with commas between, or a folder")
+    parser.add_argument("--limit", type=int, default=99, help="themes, at most")
+    parser.add_argument("--layers", default="1,2,3,4,5")
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)))
+    parser.add_argument("--factors", default=",".join(map(str, FACTORS)))
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--confirm", type=int, default=48)
+    parser.add_argument("--least", type=float, default=0.05, help="the smallest difference of scores that matters")
+    parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+    told = parser.parse_args()
+
+    # 1. what is tried
+    atlas = open_atlas("demo")
+    themes = tuple(find_themes(told.themes.split(","), "demo")[: told.limit])
+    layers = tuple(map(int, told.layers.split(",")))
+    strengths, factors = (tuple(map(float, values.split(","))) for values in (told.shares, told.factors))
+    grid = Grid(strengths, factors, layers, METHODS, told.samples, told.confirm)
+    inputs = open_inputs("demo", atlas, background_texts((), "demo"))
+    designs = {"": Design(themes, tuple(SteeringDirection), grid, PLAIN)}
+    if told.ablations:
+        several = replace(grid, methods=MULTI[SteeringDirection.ACTIVATE])
+        designs |= {
+            name: Design(themes, (SteeringDirection.ACTIVATE,), several, variant)
+            for name, variant in ablations(atlas).items()
+        }
+
+    # 2. how long it takes
+    n = sum(map(texts_of, designs.values()))
+    minutes = n * seconds_a_text(inputs, themes[0].activate.prompt) / 60
+    print(f"about {n:,} texts, {minutes:.0f} minutes at the speed of now")
+    if told.dry_run:
+        return
+
+    # 3. the sweeps and the page
+    folders: dict[str, Results] = {}
+    for number, (name, design) in enumerate(designs.items()):
+        make = judge_maker("offline", "", "", inputs.background, (told.samples, told.confirm))
+        begun = time.monotonic()
+        with bars() as bar:
+            results, _ = run_sweep(inputs, design, make, out=told.out / f"sweep-{number}", progress=bar)
+        summarize_sweep(results.folder)
+        print(f"{name or 'all methods'}: {(time.monotonic() - begun) / 60:.1f} minutes")
+        folders[name] = results
+    write(told.page, folders, designs[""], told.least)
+
+
+def texts_of(design: Design) -> int:
+    """About how many texts a design generates, with a feature at every layer."""
+    found = 0
+    for _, direction, _ in design.tasks:
+        layers = design.grid.layers or ()
+        counts = [len(design.grid.of_method(direction, method, (0, *layers))) for method in ORDER]
+        again = sum(map(bool, counts)) + len(design.grid.steered(direction)) * design.grid.wants(RANDOM) + 1
+        found += sum(counts) * design.grid.samples + again * design.grid.confirm
+    return found
+
+
+def seconds_a_text(inputs: SweepInputs, prompt: str) -> float:
+    """Of unsteered texts, a batch of them twice."""
+    requests = [Request(prompt, seed) for seed in range(inputs.batch)]
+    begun = time.monotonic()
+    generate(inputs.model, inputs.dictionaries, requests, Sampling(36), batch=inputs.batch)
+    return (time.monotonic() - begun) / len(requests)
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def write(page: Path, folders: dict[str, Results], design: Design, least: float) -> None:
+    results, grid = folders[""], design.grid
+    cells = Cells.of(results, read_scores(results))
+    fresh = fresh_cells(results)
+    n_themes = len(design.themes)
+    parts = [HEAD.format(themes=n_themes, samples=grid.samples, confirm=grid.confirm)]
+    pairs = contrasts(results, least) if n_themes >= 3 else pd.DataFrame()
+    for direction, title in TITLES.items():
+        parts += [f"## {title}\n", by_theme(fresh, direction), costs(fresh, direction)]
+        if len(pairs):
+            parts += [verdicts(pairs[pairs["direction"] == direction.value], least)]
+    keywords = {theme.name: theme.keywords for theme in design.themes if theme.keywords}
+    parts += ["## Behaviour against coherence\n", frontier(cells, page, grid.activate)]
+    parts += ["## A second measure\n", agreement(results, cells, keywords)]
+    if len(folders) > 1:
+        parts += ["## Other ways to make the plans\n", ablated(folders)]
+    page.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    print(f"written: {page}")
+
+
+def fresh_cells(results: Results) -> Cells:
+    """The confirmed settings of a finished sweep."""
+    found = confirmed_cells(results, read_scores(results).judge)
+    if found is None:
+        raise SystemExit(f"{results.folder} is not finished. Run this again.")
+    return found
+
+
+def confirmed(fresh: Cells, direction: SteeringDirection) -> pd.DataFrame:
+    """The settings of a direction, with intervals and a column `name`."""
+    found = fresh.with_intervals("score")
+    found = found[found["direction"] == direction.value].copy()
+    names = found["method"].astype(object)
+    at_start = (found["method"] == SINGLE) & (found["role"] == "start layer")
+    names = names.where(~at_start, "single (start layer)")
+    found["name"] = names.where(found["method"] != RANDOM, "random of " + found["mirrors"].astype(str))
+    return found
+
+
+def by_theme(fresh: Cells, direction: SteeringDirection) -> str:
+    """Methods x themes, with the setting; the best that changes something is bold."""
+    found = confirmed(fresh, direction)
+    names = [name for name in found["name"].unique() if not name.startswith("random")]
+    lines = [["theme", *names]]
+    for theme, here in found.groupby("theme", observed=True):
+        of = {row["name"]: row for row in here.to_dict("records")}
+        top = max((name for name in of if name not in ("none", "prompt")), key=lambda name: of[name]["score"])
+        lines.append([str(theme)])
+        for name in names:
+            if name not in of:
+                lines[-1].append("")
+                continue
+            row = of[name]
+            at = f" l={row['layer']}" if row["layer"] >= 0 else ""
+            how = f"; {row['value']:g}{at}" if name not in ("none", "prompt") else ""
+            text = f"{row['score']:.2f} ({row['score_low']:.2f} to {row['score_high']:.2f}{how})"
+            lines[-1].append(f"**{text}**" if name == top else text)
+    means = found.groupby("name")["score"].mean()
+    lines.append(["**mean**", *(f"{means[name]:.3f}" for name in names)])
+    return table(lines)
+
+
+def costs(fresh: Cells, direction: SteeringDirection) -> str:
+    """Means over themes of marks and of what was changed."""
+    found = confirmed(fresh, direction)
+    columns = ("behavior", "coherence", "score", "distinct_2", "share_total")
+    lines = [["method", "themes", "behaviour", "coherence", "score", "distinct-2", "share of the hidden norm"]]
+    for name, here in found.groupby("name", sort=False):
+        lines.append([str(name), str(len(here)), *(f"{here[column].mean():.2f}" for column in columns)])
+    return table(lines)
+
+
+def verdicts(pairs: pd.DataFrame, least: float) -> str:
+    """Every pair of methods over themes."""
+    lines = [["method", "against", "themes", "difference", "outcome", "themes needed", "samples needed"]]
+    for row in pairs.to_dict("records"):
+        enough = row["samples_needed"]
+        difference = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+        needed = [str(row["themes_needed"]), "no number does" if pd.isna(enough) else f"{enough:.0f}"]
+        lines.append([row["method_a"], row["method_b"], str(row["themes"]), difference, row["outcome"], *needed])
+    said = (
+        f"Differences over themes, with 95 % intervals over themes. `{SEVERAL}` is of each theme the schedule that "
+        f"the grid chose. Less than {least:g}: two one-sided tests at 5 %. Needed: to find a difference of {least:g}, "
+        "or to show that there is none, in 80 % of runs; themes of as many samples, samples of as many themes.\n"
+    )
+    return f"{said}\n{table(lines)}"
+
+
+def frontier(cells: Cells, page: Path, strengths: Sequence[float]) -> str:
+    """Behaviour against coherence, a line a method over the shares: means over themes, at each theme's best layer."""
+    settings = cells.steered[cells.steered["direction"] == SteeringDirection.ACTIVATE.value]
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    lines = [["method", *(f"{share:g}" for share in strengths)]]
+    for method, here in settings.groupby("method", observed=True):
+        points: list[tuple[float, float]] = []
+        for _, of_value in here.groupby("value"):
+            best = of_value.loc[of_value.groupby("theme", observed=True)["score"].idxmax().dropna()]
+            points.append((best["behavior"].mean(), best["coherence"].mean()))
+        kind = look(str(method))
+        x, y = zip(*points, strict=True)
+        fill = "none" if kind.hollow else kind.tone
+        axes.plot(x, y, color=kind.tone, marker=kind.shape, mfc=fill, lw=1, ms=5, label=kind.name)
+        lines.append([kind.name, *(f"{a:.1f}, {b:.1f}" for a, b in points)])
+    axes.set(xlabel="behaviour (0 to 5)", ylabel="coherence (0 to 5)", xlim=(0, 5), ylim=(0, 5))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    images = page.parent / "images"
+    images.mkdir(exist_ok=True)
+    name = f"{page.stem}.svg"
+    figure.savefig(images / name, metadata={"Date": None})
+    said = (
+        "Marks of each method at each share, as means over themes, each theme at the layer that scores highest there "
+        "on the same samples. Higher and further right is better.\n"
+    )
+    shown = f"![Coherence over behaviour of every method](images/{name})"
+    return f"{said}\n{shown}\n\nBehaviour, coherence by share:\n\n{table(lines)}"
+
+
+def agreement(results: Results, cells: Cells, keywords: Mapping[str, Sequence[str]]) -> str:
+    """The judge's behaviour against how many of a theme's keywords a text has: they come from other texts."""
+    rows = pd.DataFrame(results.columns("theme", "direction", "text"))
+    rows = rows.assign(b=read_scores(results, cells.judge).behavior, cell=cells.texts["cell"].to_numpy())
+    lines = [["theme", "texts", "Spearman's rho, texts", "rho, settings"]]
+    found: list[float] = []
+    for theme, here in rows[rows["theme"].isin(keywords)].groupby("theme", sort=False):
+        counted = here.assign(k=[keywords_in(text, keywords[str(theme)]) for text in here["text"]])
+        means = counted.groupby("cell")[["b", "k"]].mean()
+        rho = [float(stats.spearmanr(some["b"], some["k"]).statistic) for some in (counted, means)]
+        found.append(rho[1])
+        lines.append([str(theme), f"{len(here):,}", *(f"{value:.2f}" for value in rho)])
+    if not found:
+        return "The themes have no keywords.\n"
+    said = (
+        "Behaviour as the classifier marks it, against how many different keywords a text has. Keywords come from "
+        f"other texts than the classifier's examples. Mean over themes, of settings: {fmean(found):.2f}.\n"
+    )
+    return f"{said}\n{table(lines)}"
+
+
+def ablated(folders: Mapping[str, Results]) -> str:
+    """Several layers made in other ways, on the same seeds as the first."""
+    methods = MULTI[SteeringDirection.ACTIVATE]
+    lines = [["plans", *methods]]
+    for name, results in folders.items():
+        of = confirmed(fresh_cells(results), SteeringDirection.ACTIVATE).groupby("name")["score"].mean()
+        lines.append([name or "residual features, t(R) = 0.5", *(f"{of[method]:.3f}" for method in methods)])
+    return f"Mean confirmed scores over themes.\n\n{table(lines)}"
+
+
+if __name__ == "__main__":
+    main()
