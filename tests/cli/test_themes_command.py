@@ -120,3 +120,14 @@ def test_a_theme_without_examples_is_refused(run, tmp_path):
     code, _, err = run("find", "demo", "--theme", "bare.toml")
     assert code == 2
     assert "has no examples" in err
+
+
+def test_found_themes_are_listed_by_their_group_and_shortened_in_messages(run):
+    code, out, _ = run("themes", "demo", "found")
+    assert (code, out.count("found/")) == (0, 16)
+    code, _, err = run("themes", "demo", "found/army")
+    assert (code, "Did you mean 'found/army-emperor'?" in err, "found/army-emperor and 15 more" in err) == (
+        2,
+        True,
+        True,
+    )

@@ -43,17 +43,17 @@ def themes_list(
     """List the themes to steer by: subject, start features and tasks. With a name, show one theme in full.
 
     Args:
-        theme: Theme to steer by: a name or a .toml file, to show in full.
+        theme: Theme to steer by: a name or a .toml file, to show in full; "found" lists those that find found.
     """
     from saeflow.steering.theme import load_theme
     from saeflow.steering.theme import themes as known
 
-    if not theme:
-        found = known(release)
+    if theme in ("", "found"):
+        found = known(release, theme)
         rows = [
             {
                 **({} if release else {"release": one.release}),
-                "theme": one.name,
+                "theme": f"{theme}/{one.name}" if theme else one.name,
                 "subject": one.subject,
                 "starts": " ".join(map(str, one.starts)),
                 "tasks": ", ".join(key for key in ("activate", "suppress") if getattr(one, key)),
@@ -103,9 +103,11 @@ def themes_find(
     n_texts: NTexts = 400,
     sites: Annotated[
         SiteNames,
-        Parameter(help="Sites where starts may lie: by default those of res, but for the first and last sixth."),
+        Parameter(
+            help="Sites, or parts at all layers: where starts may lie, by default res but for the first and last sixth."
+        ),
     ] = (),
-    limit: int = 16,
+    n_themes: int = 16,
     prompt: str = "I think",
     language_model: ModelOptions = ModelOptions(),
     atlas: AtlasName = "",
@@ -121,7 +123,7 @@ def themes_find(
     Args:
         texts: Where texts come from: of the kinds the model writes; those of the release's pack by default, but for its
             Python code and the texts that the offline judge learns from.
-        limit: How many themes: at most, the clearest first.
+        n_themes: How many themes: at most, the clearest first.
         prompt: What texts that are steered towards a theme begin with.
         seed: Seed of everything that is drawn: the halves of the texts, and unsteered samples.
         out: Where to write: a folder, with a file for each theme.
@@ -152,7 +154,7 @@ def themes_find(
             read,
             sites=sites_named(sites, there) if sites else middle,
             release=release,
-            limit=limit,
+            limit=n_themes,
             prompt=prompt,
             seed=seed,
             progress=report,

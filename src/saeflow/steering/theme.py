@@ -22,9 +22,10 @@ finds whole themes. Those of the demo pack lie in themes/demo/found: "found" nam
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -196,12 +197,20 @@ def load_theme(name_or_path: str, release: str = "") -> Theme:
         return _read(path)
     if release and release not in shelf:
         themes(release)  # raises, and lists the releases
-    near = [theme for name in ([release] if release else shelf) for theme in shelf[name]]
-    known = "; ".join(f"{name}: {', '.join(shelf[name])}" for name in ([release] if release else shelf))
+    asked = [release] if release else list(shelf)
+    near = [theme for name in asked for theme in shelf[name]]
+    known = "; ".join(f"{name}: {', '.join(_listed(shelf[name]))}" for name in asked)
     raise InvalidArgument(
         f"{name_or_path!r} is neither a theme nor a file that exists.{nearest(name_or_path, near)} Themes of {known}. "
         "A theme of your own is a .toml file: give its path."
     )
+
+
+def _listed(names: Iterable[str]) -> Iterator[str]:
+    """Names for a message: of a group one, and how many more there are."""
+    for group, members in groupby(names, key=lambda name: name.rpartition("/")[0]):
+        alike = list(members)
+        yield from [f"{alike[0]} and {len(alike) - 1} more"] if group and len(alike) > 1 else alike
 
 
 def _shelf() -> dict[str, dict[str, Path]]:
