@@ -160,6 +160,17 @@ def test_the_demo_takes_minutes_and_fetches_nothing(monkeypatch: pytest.MonkeyPa
     assert (code, "origins" in text, "steering" in text) == (0, True, False)
 
 
+def test_writing_texts_takes_the_passes_of_the_model_that_is_here(monkeypatch: pytest.MonkeyPatch):
+    def steering(passes: float) -> float:
+        monkeypatch.setattr(planning, "measure", lambda *_, **__: replace(FAST, passes=passes))
+        plan = planned("smollm2-135m", "fig11")
+        return next(one.cost.seconds for one in plan.stages if one.stage is PaperStage.STEERING)
+
+    slow, fast = steering(100), steering(200)
+    assert 1.6 < slow / fast <= 2.0
+    assert fast > 1200  # 190,000 tokens are written
+
+
 def test_recipes_are_listed(saeflow):
     code, out, _ = saeflow("reproduce", "--json")
     rows = {row["recipe"]: row for row in json.loads(out)["recipes"]}

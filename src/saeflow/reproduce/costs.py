@@ -215,7 +215,8 @@ class Costs:
                 samples = settings * grid.samples + CHOSEN * grid.confirm
                 texts += round(samples)
                 written += samples * task.max_new_tokens
-        own = self.shape.flops / self.speeds.products if self.speeds.passes is None else 0.0
+        # the demo model's own passes are in WRITTEN, which was measured on it
+        own = max(0.0, self._pass(1) - self._small(SMALL_PASS) / PASS_TOKENS)
         seconds = written * (own * BETWEEN + self._small(WRITTEN)) + OPEN + self._small(2.5 * PAGE)
         judged = texts if (self.judge or table.get("judge", "offline")) == "llm" else 0
         return Cost(seconds, self._memory([]) + MANY_FIGURES, texts * 1e3, judged)
