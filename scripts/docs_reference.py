@@ -137,7 +137,13 @@ PAGES: Final = (
         "saeflow.steering",
         "From a topic to features, to a plan, to text, to marks.",
         ("saeflow.steering",),
-        ("steering.generate", "steering.sweep.run", "steering.judges.offline", "steering.judges.llm"),
+        (
+            "steering.generate",
+            "steering.sweep.run",
+            "steering.sweep.contrasts",
+            "steering.judges.offline",
+            "steering.judges.llm",
+        ),
     ),
     Page(
         "training",

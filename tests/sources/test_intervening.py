@@ -339,7 +339,7 @@ def test_a_row_without_a_direction_is_refused_where_it_is_added_and_leaves_the_o
     expected = unit_row(have[site], 3)
     have[site].W_dec[4] = value
     have = {site: have[site].to()}
-    assert added(Add({FeatureId(site, 3): 1.0}), have[site], model) == pytest.approx(expected)
+    assert added(Add({FeatureId(site, 3): 1.0}), have, model) == pytest.approx(expected)
     dead = Add({FeatureId(site, 3): 1.0, FeatureId(site, 4): 1.0})
     with (
         pytest.raises(InvalidArgument, match=r"1 of 2 features .*\(1/res/4\).*no direction"),
