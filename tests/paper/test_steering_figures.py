@@ -281,7 +281,7 @@ def test_random_rows_of_no_method_have_a_row_of_their_own():
 
 def test_baselines_are_hollow_and_methods_of_graphs_filled():
     hollow = {name for name, shown in LOOKS.items() if shown.hollow}
-    assert hollow == {"none", "prompt", "random", "start"}
+    assert hollow == {"none", "prompt", "random", "difference", "probe", "start"}
 
 
 @BOTH
