@@ -1,6 +1,7 @@
 /* Flow graphs grown from the blocks of a published site: what saeflow.flow does on a server, step by step the same. */
 import { ApiError } from "../api.js";
 import { about, blockOf, json, parts, wordsOf } from "./blocks.js";
+import { fixed } from "./numbers.js";
 
 const RANK = { att: 0, mlp: 1, res: 2 };
 const MODULES = ["mlp", "att"];
@@ -17,15 +18,6 @@ const order = (a, b) => {
   const [one, other] = [parts(a), parts(b)];
   return one.layer - other.layer || RANK[one.part] - RANK[other.part] || one.row - other.row;
 };
-
-/** A number with so many digits after the point, as Python writes it: a tie goes to the even digit. */
-export function fixed(value, digits) {
-  const [whole, rest] = Math.abs(value).toFixed(60).split(".");
-  if (!/^50*$/.test(rest.slice(digits))) return value.toFixed(digits);
-  const kept = BigInt(whole + rest.slice(0, digits));
-  const text = String(kept % 2n ? kept + 1n : kept).padStart(digits + 1, "0");
-  return `${value < 0 ? "-" : ""}${text.slice(0, text.length - digits)}${digits ? `.${text.slice(-digits)}` : ""}`;
-}
 
 /* Thresholds, as graphs carry them. */
 

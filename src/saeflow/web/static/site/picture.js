@@ -1,7 +1,8 @@
 /* A flow graph as SVG: what saeflow.report.svg draws, to the letter. Every string is escaped. */
 import { parts } from "./blocks.js";
-import { cutOf, fixed, letterOf } from "./growth.js";
+import { cutOf, letterOf } from "./growth.js";
 import { BAND_GAP, BOX_WIDTH, GUTTER, ID_LINE, LANE_FOOT, LANE_HEAD, LINE, layOut, port } from "./layout.js";
+import { fixed, general } from "./numbers.js";
 
 const [INK, MUTED, PAPER, BAND, WIRE, MODULE] = ["#22201c", "#6a655b", "#fffefb", "#f4f1e9", "#5c574d", "#17786a"];
 const TONES = { translated: "#2a66a8", processed: "#946900", newborn: "#bf4318", unexplained: "#77726a" };
@@ -10,16 +11,6 @@ const SILENT = "†";
 const ESCAPED = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;" };
 
 const escaped = (text) => text.replace(/[&<>"']/g, (char) => ESCAPED[char]);
-
-/** A number with so many digits that count, as Python's `g` writes it. */
-export function general(value, digits) {
-  if (value === 0) return "0";
-  const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
-  const power = Number(exponent);
-  const short = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
-  if (power < -4 || power >= digits) return `${short(mantissa)}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
-  return short(value.toFixed(digits - 1 - power));
-}
 
 const scoreText = (score) => fixed(score, 2).replace("-0.00", "0.00");
 
