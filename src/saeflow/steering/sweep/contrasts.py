@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -141,7 +141,7 @@ def contrasts(results: Results, least: float = SMALLEST, judge: str = "") -> pd.
     fresh = confirmed_cells(results, grid.judge)
     if fresh is None:
         raise InvalidArgument(f"{results.folder} has no confirmed settings yet. Run the sweep again to finish it.")
-    lines: list[dict[str, object]] = []
+    lines: list[dict[str, Any]] = []
     for direction in SteeringDirection:
         places = _places(fresh, grid, direction)
         names = list(dict.fromkeys(method for of_theme in places.values() for method in of_theme))
@@ -170,7 +170,7 @@ def _places(fresh: Cells, grid: Cells, direction: SteeringDirection) -> Mapping[
     best = grid.settings.groupby(["theme", "direction", "method"], observed=True)["score"].max()
     found: dict[str, dict[str, int]] = {}
     for theme, here in kept.groupby("theme", observed=True):
-        own = {str(method): int(place) for place, method in here["method"].items()}
+        own = dict(zip(map(str, here["method"]), map(int, here.index.tolist()), strict=True))
         several = [method for method in MULTI[direction] if method in own]
         if len(several) > 1:
             top = max(several, key=lambda method: best[theme, direction.value, method])
