@@ -20,9 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.cli.test_careless_commands import CARELESS, COLUMNS, LINES  # noqa: E402
-
-from saeflow.experiments.results import MANIFEST, RunRecord, RunRequest  # noqa: E402
+from tests.cli.test_careless_commands import CARELESS, COLUMNS, LINES, fill  # noqa: E402
 
 PATIENCE_S = 60
 
@@ -45,12 +43,7 @@ def answers(source: Path) -> Iterator[dict[str, Any]]:
     """Each command with its exit code, its answer and what is wrong with it, in a folder of its own."""
     for typed, _ in CARELESS:
         with tempfile.TemporaryDirectory() as folder:
-            other = Path(folder) / "other"
-            other.mkdir()
-            request = RunRequest("transition", "demo", "demo", 0, ("demo",), {}, {})
-            record = RunRecord(request, {}, "2026-01-01T00:00:00+00:00", None, 0, 3)
-            (other / MANIFEST).write_text(record.to_json(), encoding="utf-8")
-            (Path(folder) / "notes.md").write_text("# notes\n", encoding="utf-8")
+            fill(Path(folder))
             before = sorted(Path(folder).rglob("*"))
             began = time.perf_counter()
             code, told = _run(source, typed, folder)

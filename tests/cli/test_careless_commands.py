@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -210,6 +211,15 @@ CARELESS = (
 """What is typed, and what the answer says; `|` between what it says in several places."""
 
 
+def fill(folder: Path) -> None:
+    """What lies in the working folder: a file, and the results of another experiment."""
+    (folder / "notes.md").write_text("# notes\n", encoding="utf-8")
+    (folder / "other").mkdir()
+    request = RunRequest("transition", "demo", "demo", 0, ("demo",), {}, {})
+    done = RunRecord(request, {}, "2026-01-01T00:00:00+00:00", None, 0, 3)
+    (folder / "other" / MANIFEST).write_text(done.to_json(), encoding="utf-8")
+
+
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
     """A working folder with the results of another experiment and a file; a hub that refuses connections."""
@@ -222,11 +232,7 @@ def folder(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(hub_file, "getproxies", dict)
-    (tmp_path / "notes.md").write_text("# notes\n", encoding="utf-8")
-    (tmp_path / "other").mkdir()
-    request = RunRequest("transition", "demo", "demo", 0, ("demo",), {}, {})
-    done = RunRecord(request, {}, "2026-01-01T00:00:00+00:00", None, 0, 3)
-    (tmp_path / "other" / MANIFEST).write_text(done.to_json(), encoding="utf-8")
+    fill(tmp_path)
     return tmp_path
 
 

@@ -72,9 +72,8 @@ def theme_directions(
             vector = on[site].mean(0) - off[site].mean(0)
         else:
             both = torch.cat([on[site], off[site]])
-            both = (
-                both - both.mean(0)
-            ) / both.std()  # one unit for all dimensions, so that the weights are a direction
+            # one unit for all dimensions, so that the weights are a direction
+            both = (both - both.mean(0)) / both.std()
             which = [1] * len(on[site]) + [0] * len(off[site])
             model = scikit_learn("linear_model").LogisticRegression(class_weight="balanced", max_iter=2000)
             vector = torch.tensor(model.fit(both.numpy(), which).coef_[0], dtype=torch.float64)

@@ -259,6 +259,8 @@ class _WordTable:
         rare: whether a word is in at most `COMMON` of the windows, and no stop word.
         text_of: the text of each window.
         first: whether a window is of the first half of the texts.
+        every: how often each word is in the windows of the first half.
+        names: the word of each column.
     """
 
     counts: sp.csr_array
@@ -266,20 +268,23 @@ class _WordTable:
     rare: Bool[np.ndarray, " n_words"]
     text_of: Int[np.ndarray, " n"]
     first: Bool[np.ndarray, " n"]
+    every: Float[np.ndarray, " n_words"]
+    names: Mapping[int, str]
 
     @staticmethod
     def of(windows: Sequence[str], text_of: Int[np.ndarray, " n"], first: Bool[np.ndarray, " n"]) -> _WordTable:
         """Count the words of all windows."""
-        vectorizer = scikit_learn("feature_extraction.text").CountVectorizer(token_pattern=_WORD.pattern)
+        text = scikit_learn("feature_extraction.text")
+        vectorizer = text.CountVectorizer(token_pattern=_WORD.pattern)
         counts = sp.csr_array(vectorizer.fit_transform(windows), dtype=np.float64)
         vocabulary: dict[str, int] = vectorizer.vocabulary_
         share = np.bincount(counts.indices, minlength=len(vocabulary)) / len(windows)
-        stop = [
-            vocabulary[word] for word in scikit_learn("feature_extraction.text").ENGLISH_STOP_WORDS & set(vocabulary)
-        ]
+        stop = [vocabulary[word] for word in text.ENGLISH_STOP_WORDS & set(vocabulary)]
         rare = share <= COMMON
         rare[stop] = False
-        return _WordTable(counts, vocabulary, rare, text_of, first)
+        every = np.asarray(counts[np.flatnonzero(first)].sum(axis=0)).ravel()
+        names = {column: word for word, column in vocabulary.items()}
+        return _WordTable(counts, vocabulary, rare, text_of, first, every, names)
 
     def hits(self, keywords: Sequence[str]) -> Int[np.ndarray, " n"]:
         """How many of some keywords each window has."""
@@ -323,7 +328,7 @@ class _WordTable:
         """The feature's own rare words that holding windows of the first half use more, the clearest first."""
         columns = np.array(sorted(self.vocabulary[word] for word in own if word in self.vocabulary), np.int64)
         columns = columns[self.rare[columns]]
-        every = np.asarray(self.counts[np.flatnonzero(self.first)].sum(axis=0)).ravel()
+        every = self.every
         here = np.asarray(self.counts[holding].sum(axis=0)).ravel()
         there = every - here
         prior = _PRIOR * (every + 1) / (every + 1).sum()
@@ -334,8 +339,7 @@ class _WordTable:
         z = (log_odds(here) - log_odds(there)) / np.sqrt(1 / (here + prior) + 1 / (there + prior))
         spread = np.bincount(sp.csr_array(self.counts[holding]).indices, minlength=len(self.vocabulary))
         kept = columns[(z[columns] >= Z) & (spread[columns] >= 2)]
-        names = {column: word for word, column in self.vocabulary.items()}
-        return tuple(names[column] for column in kept[np.argsort(-z[kept], kind="stable")][: KEYWORDS[1]].tolist())
+        return tuple(self.names[column] for column in kept[np.argsort(-z[kept], kind="stable")][: KEYWORDS[1]].tolist())
 
 
 def own_words(known: FeatureWords) -> frozenset[str]:
