@@ -69,6 +69,9 @@ def ablations(atlas: Atlas) -> dict[str, Variant]:
         "modules too, thresholds calibrated": replace(PLAIN, parts=tuple(Part), thresholds=calibrated),
         "nodes of an output score of 0.01 or more": replace(PLAIN, min_output_score=0.01),
         "only on generated tokens": replace(PLAIN, generated_only=True),
+        "only where a feature is active": replace(PLAIN, only_active=True),
+        "norm of the hidden state kept": replace(PLAIN, keep_norm=True),
+        "each layer only what is new (orthogonal)": replace(PLAIN, orthogonal=True),
         "without folding": replace(PLAIN, fold=False),
     }
 

@@ -7,6 +7,9 @@ activations of the chosen features on it and V their decoder rows:
     Add({feature: strength})  h + s V              section 4.2 and appendix B: steering
     AddVector(site, v)        h + v                a direction of one's own, such as a difference of means
 
+An addition may act only where its features are active (`only_active`), and may leave the length of h as it is
+(`keep_norm`): h' |h| / |h'|.
+
 `LanguageModel.intervening` resolves the vectors and applies them; plans and experiments only build
 these. An edit names features of one site, so a change of several layers is a sequence of edits.
 """
@@ -137,12 +140,21 @@ class Add:
     V is the unit decoder row in the stream, so that |s| is the length of the change; where a release
     has unit rows, as Gemma Scope has up to rounding, this is the row itself.
 
+    Attributes:
+        strengths: s of each feature, in the units of the hidden state.
+        tokens: which tokens are changed.
+        only_active: whether a feature is added only at tokens where it is active, by its own encoder on the hidden
+            state as it comes in: what earlier layers added makes it active as well.
+        keep_norm: whether each token's hidden state is brought back to the length it had.
+
     Raises:
         InvalidArgument: features of several sites or of none, or a strength that is not a number.
     """
 
     strengths: Mapping[FeatureId, float] = field(hash=False)
     tokens: Where = EVERYWHERE
+    only_active: bool = False
+    keep_norm: bool = False
 
     def __post_init__(self) -> None:
         """Check the features and strengths, and keep a copy nobody else holds."""
@@ -154,7 +166,7 @@ class Add:
 
     def __hash__(self) -> int:
         """Equal edits hash alike, in whatever order the strengths were given."""
-        return hash((tuple(self.strengths.items()), self.tokens))
+        return hash((tuple(self.strengths.items()), self.tokens, self.only_active, self.keep_norm))
 
     @property
     def features(self) -> tuple[FeatureId, ...]:
@@ -175,6 +187,7 @@ class AddVector:
         site: whose tensor in the stream is changed.
         vector: as wide as the stream, in the units of the hidden state.
         tokens: which tokens are changed.
+        keep_norm: as for `Add`.
 
     Raises:
         InvalidArgument: for a value that is not finite.
@@ -183,6 +196,7 @@ class AddVector:
     site: Site
     vector: tuple[float, ...]
     tokens: Where = EVERYWHERE
+    keep_norm: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a vector with a value that is not a number."""

@@ -25,6 +25,9 @@ from saeflow.paper.verdicts import (
 H, F, O = HOLDS, FAILS, OPEN  # noqa: E741
 
 
+LEAST = Rule("above", least=0.05)
+
+
 def made(low: float | None, high: float | None, rule: Rule = ABOVE_0, words: str = "a less b") -> ClaimNumber:
     value = None if low is None or high is None else (low + high) / 2
     return ClaimNumber(words, Estimate(value, low, high, 10), rule)
@@ -50,6 +53,13 @@ def made(low: float | None, high: float | None, rule: Rule = ABOVE_0, words: str
         (Rule("apart", 0.1), -0.05, 0.05, F),
         (Rule("apart", 0.1), 0.0, 0.2, O),
         (ABOVE_0, None, None, O),
+        (LEAST, -0.04, 0.03, F),
+        (LEAST, 0.0, 0.04, F),
+        (LEAST, 0.01, 0.03, H),
+        (LEAST, -0.04, 0.06, O),
+        (LEAST, -0.3, -0.01, F),
+        (Rule("below", least=0.05), -0.04, 0.04, F),
+        (Rule("above", 0.5, 0.05), 0.46, 0.53, F),
     ],
 )
 def test_a_rule_reads_the_whole_interval(rule: Rule, low: float | None, high: float | None, outcome: str) -> None:
@@ -85,6 +95,17 @@ def test_numbers_are_written_with_as_many_digits_as_their_intervals_bear() -> No
     assert interval(Estimate(0.5, None, None, 9), "share") == "50.0\u00a0%"
     assert interval(Estimate(2.0, 2.0, 2.0, 9), "count") == "2"
     assert interval(Estimate(None, None, None, 0), "points") == "\u2013"
+
+
+def test_a_difference_that_is_shown_to_be_small_does_not_hold_and_says_why() -> None:
+    small, wide = made(-0.02, 0.03, LEAST), made(-0.04, 0.02, LEAST, "wide")
+    verdict = verdict_of([wide, small])
+    assert verdict.outcome == F
+    assert verdict.deciding is small
+    assert sentence(verdict_of([small])) == (
+        "A less b: +0.5\u00a0pp (\u22122.0 to 3.0), which includes 0 and nothing 5 points from it: no difference that "
+        "matters."
+    )
 
 
 def test_a_sentence_says_the_number_the_side_the_control_and_the_other_parts() -> None:

@@ -129,6 +129,30 @@ def test_generated_tokens_alone_leave_the_prompt_as_it_is(setting):
     assert (moved[n:] > 0).all()
 
 
+def test_a_sweep_adds_where_features_are_active_keeps_lengths_or_adds_what_is_new():
+    world = inputs()
+
+    def plan_by(method, **ways):
+        variant = Variant(parts=(Part.RES,), in_shares=True, **ways)
+        plans = ThemePlans.of(world, theme(examples=ON), variant)
+        return plans.plan(SteeringDirection.ACTIVATE, Setting(method, plans.layers[-1], "constant", 0.3)), plans
+
+    plain, _ = plan_by("constant")
+    assert plan_by("constant", only_active=True)[0].only_active
+    assert plan_by("difference", keep_norm=True)[0].keep_norm
+    new, plans = plan_by("constant", orthogonal=True)
+    assert new.steps == ()
+    assert new.sites == plain.sites[:1]  # its rows are the same at every layer
+    change = plan_change(new, world.dictionaries, world.model)
+    assert shares(change, plans._norms).total == pytest.approx(0.3, rel=1e-5)
+    off = plans.plan(SteeringDirection.SUPPRESS, Setting("cumulative", plans.layers[-1], "constant", 0.0))
+    assert off.steps
+    with pytest.raises(InvalidArgument, match="never active"):
+        Variant(only_active=True, orthogonal=True)
+    with pytest.raises(InvalidArgument, match="without random"):
+        Design((theme(),), (SteeringDirection.ACTIVATE,), Grid(**GRID), Variant(orthogonal=True))
+
+
 def test_methods_without_features_are_named_to_be_tried_and_counted_in_shares():
     assert not Grid().wants("probe")
     assert Grid().wants("cumulative")

@@ -12,7 +12,7 @@ from hypothesis import given
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.ids import Part, Site
-from saeflow.interventions import Add, Positions, Rescale, Span
+from saeflow.interventions import Add, AddVector, Positions, Rescale, Span
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step, load_plan
 
 from ..sources.tiny_models import TEXTS, tiny_model
@@ -229,3 +229,21 @@ def test_the_public_names_are_sorted_and_each_is_where_it_is_said():
         assert name not in {"generate", "changes"}, "a module of that name would hide it"
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = steering.no_such_name
+
+
+def test_how_additions_act_is_in_the_file_and_of_activation_alone():
+    plan = SteeringPlan(SteeringDirection.ACTIVATE, (Step(feature("1/res/3"), 2.0),), only_active=True, keep_norm=True)
+    assert SteeringPlan.from_json(plan.to_json()) == plan
+    [edit] = plan.edits
+    assert edit.only_active
+    assert edit.keep_norm
+    plain = SteeringPlan(SteeringDirection.ACTIVATE, plan.steps)
+    assert "only_active" not in plain.to_json()
+    with pytest.raises(BadFile, match='"keep_norm" is 1'):
+        SteeringPlan.from_json(plan.to_json().replace('"keep_norm": true', '"keep_norm": 1'))
+    for how in ("only_active", "keep_norm"):
+        with pytest.raises(InvalidArgument, match="of plans that add"):
+            SteeringPlan(SteeringDirection.SUPPRESS, (), **{how: True})
+    vector = AddVector(Site(1, Part.RES), (1.0,))
+    with pytest.raises(InvalidArgument, match="never active"):
+        SteeringPlan(SteeringDirection.ACTIVATE, (), vectors=(vector,), only_active=True)

@@ -19,6 +19,7 @@ from saeflow.steering.row_plans import ShareMeter, row_changes
 
 from ..experiments.causal.worlds import KINDS, dictionaries_on
 from ..sources.tiny_models import D_MODEL, N_LAYERS, TEXTS, hooks_on, tiny_model
+from .dictionaries import random_dictionary
 from .steered import (
     EVERY_SITE,
     FAMILIES,
@@ -186,6 +187,77 @@ def test_every_kind_of_dictionary_is_steered_by_rows_as_alone(kind):
         torch.testing.assert_close(together["logits"][row], alone["logits"][0], atol=1e-3, rtol=1e-3)
         moved.append((alone["logits"] - states(model, rows_of(tokens, 1))["logits"]).abs().max())
     assert min(moved) > 1e-2
+
+
+def test_a_feature_is_added_only_where_it_is_active():
+    model, made = tiny_model("llama"), dictionaries()
+    site, tokens = Site(1, Part.RES), model.tokenize(TEXTS)
+    h = model.capture(tokens, [site])[site]
+    acts = made[site].encode(h)[..., [3, 4]]
+    units = torch.nn.functional.normalize(made[site].W_dec[[3, 4]], dim=1)
+    expected = h + ((acts > 0) * torch.tensor([2.0, -1.5])) @ units
+    plan = activation({"1/res/3": 2.0, "1/res/4": -1.5}, only_active=True)
+    both = (acts > 0).any(dim=-1)
+    assert both.any()
+    assert not both.all()
+    for edits in (plan, row_changes([plan], made, model)):
+        with model.intervening(edits, made):
+            after = model.capture(tokens, [site])[site]
+        torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
+        assert same_bits(after[~both], h[~both])
+
+
+@pytest.mark.parametrize("only_active", [False, True])
+def test_the_length_of_a_hidden_state_is_kept(only_active):
+    model, made = tiny_model("llama"), dictionaries()
+    site, tokens = Site(1, Part.RES), model.tokenize(TEXTS)
+    free = activation({"1/res/3": 2.0}, only_active=only_active)
+    kept = activation({"1/res/3": 2.0}, only_active=only_active, keep_norm=True)
+
+    def after(edits):
+        with model.intervening(edits, made):
+            return model.capture(tokens, [site])[site]
+
+    h, longer = after(()), after(free)
+    for edits in (kept, row_changes([kept], made, model)):
+        found = after(edits)
+        torch.testing.assert_close(found.norm(dim=-1), h.norm(dim=-1), atol=1e-5, rtol=1e-5)
+        along = torch.nn.functional.cosine_similarity(found, longer, dim=-1)
+        torch.testing.assert_close(along, torch.ones_like(along), atol=1e-5, rtol=1e-5)
+        assert same_bits(found[(longer == h).all(-1)], h[(longer == h).all(-1)])
+
+
+def test_rows_whose_plans_act_otherwise_share_a_batch():
+    model, made = tiny_model("llama"), dictionaries()
+    values = {"0/mlp/1": 2.0, "1/res/3": -1.5, "1/res/4": 1.0}
+    plans = [
+        activation(values),
+        None,
+        activation(values, only_active=True),
+        activation(values, Span(3), keep_norm=True),
+        suppression({"1/res/3": 0.0, "1/res/7": 3.0}),
+        activation(values, only_active=True, keep_norm=True),
+    ]
+    tokens = rows_of(model.tokenize(TEXTS), len(plans))
+    with model.intervening(row_changes(plans, made, model)):
+        together = states(model, tokens)
+    for row, plan in enumerate(plans):
+        with model.intervening(plan or (), made):
+            alone = states(model, rows_of(tokens, 1))
+        for key, value in together.items():
+            torch.testing.assert_close(value[row : row + 1], alone[key], atol=2e-4, rtol=2e-4)
+
+
+def test_where_a_feature_of_z_is_active_is_not_known_in_the_stream():
+    model = tiny_model("llama")
+    site = Site(1, Part.ATT)
+    made = {site: random_dictionary(site, tap=Tap.Z)}
+    plan = activation({"1/att/2": 1.0}, only_active=True)
+    said = "1/att/2 reads 1/z and is added at 1/att"
+    with pytest.raises(InvalidArgument, match=said):
+        row_changes([plan], made, model)
+    with pytest.raises(InvalidArgument, match=said), model.intervening(plan, made):
+        pass
 
 
 def test_each_layer_and_each_row_gets_its_own_vector():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.ids import FeatureId, Part, Site
+from saeflow.interventions import AddVector
 from saeflow.sources.activations import ReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Norm, Preprocessing
@@ -19,6 +20,7 @@ from saeflow.steering.sizes import (
     centred_norms,
     fit_budget,
     norm_sites,
+    orthogonal,
     plan_change,
     shares,
     within,
@@ -113,6 +115,20 @@ def test_rows_of_all_layers_add_up_as_vectors():
     assert list(change.at_site.values()) == pytest.approx([2.0, 3.0, 4.0])
     assert tuple(change.at_site) == plan.sites
     assert norm_sites(plan) == tuple(RES)
+
+
+def test_what_earlier_layers_add_is_taken_out_of_later_ones():
+    v, w = (unit(name).double() for name in ("0/res/1", "1/res/3"))
+    both = AddVector(Site(2, Part.RES), tuple((3 * v - 2 * w).tolist()))  # of which nothing is new
+    plan = plan_of("activate", {"0/res/1": 2.0, "1/res/3": 1.0}, vectors=(both,))
+    new = orthogonal(plan, DICTIONARIES)
+    first, second = (torch.tensor(one.vector, dtype=torch.float64) for one in new.vectors)
+    torch.testing.assert_close(first, 2 * v, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(second, w - (w @ v) * v, atol=1e-6, rtol=1e-6)
+    assert new.steps == ()
+    for wrong in (plan_of("suppress", {"0/res/1": 0.0}), plan_of("activate", {"0/res/1": 1.0}, only_active=True)):
+        with pytest.raises(InvalidArgument, match="at every token"):
+            orthogonal(wrong, DICTIONARIES)
 
 
 def test_one_row_at_every_layer_counts_every_time_and_its_opposite_takes_it_back():

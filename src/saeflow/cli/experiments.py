@@ -253,6 +253,9 @@ def sweep(
     budget_total: Annotated[float | None, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = None,
     in_shares: Annotated[bool, Parameter(group=_VARIANT)] = False,
     generated_only: Annotated[bool, Parameter(group=_VARIANT)] = False,
+    only_active: Annotated[bool, Parameter(group=_VARIANT)] = False,
+    keep_norm: Annotated[bool, Parameter(group=_VARIANT)] = False,
+    orthogonal: Annotated[bool, Parameter(group=_VARIANT)] = False,
     strength_end: Annotated[float, Parameter(group=_VARIANT)] = 1.0,
     alpha: Annotated[float, Parameter(group=_VARIANT, allow_leading_hyphen=True)] = -0.05,
     texts_at_once: int = 256,
@@ -284,6 +287,9 @@ def sweep(
         budget_total: The most that all layers together may change, as a share of the centred norm.
         in_shares: Count strengths as shares of the centred norm: all that a plan adds, at its last layer.
         generated_only: Leave the tokens of the prompt as they are.
+        only_active: Add a feature only at tokens where it is active.
+        keep_norm: Bring changed hidden states back to their lengths.
+        orthogonal: Add at each layer only what is orthogonal to all that earlier layers add.
         strength_end: Strength at the last layer of a linear schedule (B.2).
         alpha: Decay per layer of an exponential schedule (B.2).
         texts_at_once: Texts generated at a time.
@@ -307,9 +313,8 @@ def sweep(
     matches = open_atlas(atlas or release)
     schedules = (Constant(1.0), Linear(1.0, strength_end), Exponential(1.0, alpha))
     budget = None if budget_layer is None and budget_total is None else Budget(budget_layer, budget_total)
-    variant = Variant(
-        cuts.thresholds(matches), cuts.k, parts, min_output_score, fold, schedules, budget, in_shares, generated_only
-    )
+    ways = (in_shares, generated_only, only_active, keep_norm, orthogonal)
+    variant = Variant(cuts.thresholds(matches), cuts.k, parts, min_output_score, fold, schedules, budget, *ways)
     grid = Grid(strengths or ACTIVATE, r or SUPPRESS, layers or None, steering_methods, samples, confirm)
     asked = {SteeringDirection.ACTIVATE: activate, SteeringDirection.SUPPRESS: suppress}
     directions = tuple(one for one, alone in asked.items() if alone or activate == suppress)

@@ -171,7 +171,13 @@ def _origins(results: Results) -> OriginsRun:
     return OriginsRun(seen, BestMatches.of(results), new)
 
 
-def _steering(results: Results) -> SteeringRun:
+def steering_run(results: Results) -> SteeringRun:
+    """What the folder of a sweep measured.
+
+    Raises:
+        InvalidArgument: when no judge has scored it.
+        BadFile: when a file of the folder is damaged.
+    """
     grid = Cells.of(results, read_scores(results, ""))
     starts: dict[str, dict[int, int]] = {}
     for unit in results.units():
@@ -205,7 +211,7 @@ def _transition(results: Results) -> TransitionRun:
 _READERS: Final[Mapping[str, Callable[[Results], object]]] = {
     "origins": _origins,
     "deactivation": lambda results: trials_frame(results.rows()),
-    "steering": _steering,
+    "steering": steering_run,
     "transition": _transition,
 }
 STAGES: Final = tuple(_READERS)

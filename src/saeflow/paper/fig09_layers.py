@@ -20,6 +20,7 @@ from saeflow.paper.kinds import Drawing, line, mark, reach
 from saeflow.paper.steering import (
     ACTIVATE,
     BEST,
+    BETTER,
     MULTI,
     SUPPRESS,
     best,
@@ -43,7 +44,7 @@ from saeflow.paper.steering import (
     unsteered,
 )
 from saeflow.paper.style import ACCENT, INK, MUTED, Medium, Sign, ems, layer_axis, nothing, panels, title, value_axis
-from saeflow.paper.verdicts import ABOVE_0, BELOW_0, ClaimNumber, NotMeasured
+from saeflow.paper.verdicts import BELOW_0, ClaimNumber, NotMeasured
 from saeflow.paper.words import capital, decimal, decimal_interval, listed
 from saeflow.steering.sweep.cells import START_LAYER
 
@@ -273,7 +274,7 @@ def claim_even(run: SteeringRun) -> list[ClaimNumber]:
         return (spread[..., 1] - spread[..., 0]).mean(-1)
 
     words = "standard deviation over layers of the score at the strongest r less that at the weakest"
-    return [ClaimNumber(words, tally.estimate(uneven, n=n), ABOVE_0, "number", beside=of_themes(len(layers)))]
+    return [ClaimNumber(words, tally.estimate(uneven, n=n), BETTER, "number", beside=of_themes(len(layers)))]
 
 
 def claim_stronger(run: SteeringRun) -> list[ClaimNumber]:

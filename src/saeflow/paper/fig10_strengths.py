@@ -16,6 +16,7 @@ from saeflow.paper.frame import Frame, Interval
 from saeflow.paper.kinds import Drawing, line, point, reach
 from saeflow.paper.steering import (
     ACTIVATE,
+    BETTER,
     MULTI,
     SUPPRESS,
     best,
@@ -214,7 +215,7 @@ def claim_steady(run: SteeringRun) -> list[ClaimNumber]:
 
         words = f"spread of the score over r of {other} less that of cumulative"
         estimate = tally.estimate(spread, n=float(tally.sums[..., 1].sum()))
-        found.append(ClaimNumber(words, estimate, ABOVE_0, "number", beside=of_themes(len(blocks))))
+        found.append(ClaimNumber(words, estimate, BETTER, "number", beside=of_themes(len(blocks))))
     return found
 
 

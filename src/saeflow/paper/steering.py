@@ -24,9 +24,10 @@ from saeflow.experiments.statistics import LEVEL, Estimate
 from saeflow.paper.frame import Frame, FrameRow, Interval, in_order
 from saeflow.paper.kinds import DotPanel, DotRow, dots, tip
 from saeflow.paper.style import COLOURS, DASHES, INK, MUTED, Medium, Sign, ems, nothing
-from saeflow.paper.verdicts import ABOVE_0, UNKNOWN, ClaimNumber, NotMeasured, Rule
+from saeflow.paper.verdicts import UNKNOWN, ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import count, decimal, decimal_interval
 from saeflow.steering.sweep.cells import Cells
+from saeflow.steering.sweep.contrasts import SMALLEST
 
 SUPPRESS: Final = "suppress"
 ACTIVATE: Final = "activate"
@@ -230,6 +231,9 @@ def key_name(key: MethodKey) -> str:
 
 # --- claims -----------------------------------------------------------------------------------------------------------
 
+BETTER: Final = Rule("above", least=SMALLEST)
+"""A score is higher than another; it is not where both are shown to be the same but for less than matters."""
+
 
 def themes(cells: Cells, direction: str) -> list[str]:
     """The themes of a direction.
@@ -261,11 +265,13 @@ def over_themes(
     cells: Cells,
     each: Mapping[str, np.ndarray],
     words: str,
-    rule: Rule = ABOVE_0,
+    rule: Rule = BETTER,
     *,
     control: Mapping[str, np.ndarray] | None = None,
 ) -> ClaimNumber:
     """The mean over themes of one number a sample, and in how many themes its own interval is on either side of 0.
+
+    The rule is that of differences of scores; marks and shares need another.
 
     Raises:
         NotMeasured: when no theme has one.
@@ -292,7 +298,7 @@ def in_any_theme(cells: Cells, each: Mapping[str, np.ndarray], words: str) -> li
     for theme, values in each.items():
         estimate = cells.tally(values).of_means(level=level)
         beside = f"interval at {100 * level:.1f} %, for {len(each)} themes" if len(each) > 1 else ""
-        found.append(ClaimNumber(f"{words}, {theme}", estimate, ABOVE_0, "number", beside=beside))
+        found.append(ClaimNumber(f"{words}, {theme}", estimate, BETTER, "number", beside=beside))
     return found
 
 

@@ -14,6 +14,7 @@ from saeflow.paper.evidence import SteeringRun
 from saeflow.paper.frame import Frame, FrameRow
 from saeflow.paper.kinds import DotRow, Drawing, Mark
 from saeflow.paper.steering import (
+    BETTER,
     MULTI,
     MethodKey,
     best,
@@ -32,7 +33,7 @@ from saeflow.paper.steering import (
     verb,
 )
 from saeflow.paper.style import DASHES, MUTED, Medium, Sign
-from saeflow.paper.verdicts import ABOVE_0, BELOW_0, ClaimNumber, NotMeasured, Rule
+from saeflow.paper.verdicts import BELOW_0, ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import decimal, decimal_interval, listed
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.cells import START_LAYER
@@ -128,7 +129,7 @@ def _apart(upper: FrameRow, lower: FrameRow) -> bool:
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
-def _both_ways(run: SteeringRun, measure: str, other: str, words: str, rule: Rule = ABOVE_0) -> list[ClaimNumber]:
+def _both_ways(run: SteeringRun, measure: str, other: str, words: str, rule: Rule = BETTER) -> list[ClaimNumber]:
     """A measure of the multi-layer methods less that of another method, at settings confirmed on fresh samples.
 
     Their control are random rows in place of those of the multi-layer methods. In each direction that was steered.

@@ -4,7 +4,9 @@
 
 A claim of a difference holds only if the interval lies wholly on the claimed side, and does not hold only if it lies
 wholly on the other. A claim that two things are alike names how alike: it holds if the interval lies within that
-margin, and does not if it lies outside. Everything else cannot be said from this run.
+margin, and does not if it lies outside. A claim of a difference may name the smallest that matters: it does not hold
+either where the interval reaches 0 and lies within that margin on both sides, for then there is no such difference
+(two one-sided tests, Schuirmann 1987, at 2.5 % each). Everything else cannot be said from this run.
 """
 
 from __future__ import annotations
@@ -46,16 +48,20 @@ class Rule:
     Attributes:
         kind: "above" or "below" `bound`; "within" `bound` of 0 on either side, or "apart": farther from 0 than that.
         bound: in the unit of the number; at least 0 for "within" and "apart".
+        least: of "above" and "below", the smallest difference from the bound that matters; 0 where any does.
     """
 
     kind: Literal["above", "below", "within", "apart"]
     bound: float = 0.0
+    least: float = 0.0
 
     def judge(self, found: Estimate) -> VerdictOutcome:
         """The outcome for an estimate; OPEN without an interval, or of fewer than `FEWEST` texts."""
         low, high = found.low, found.high
         if found.value is None or low is None or high is None or _few(found):
             return OPEN
+        if self.no_difference(found):
+            return FAILS
         if self.kind in ("above", "below"):
             yes, no = low > self.bound, high < self.bound
         else:
@@ -64,12 +70,21 @@ class Rule:
             yes, no = no, yes
         return HOLDS if yes else FAILS if no else OPEN
 
+    def no_difference(self, found: Estimate) -> bool:
+        """Whether the interval holds the bound, and nothing farther from it than the smallest that matters."""
+        low, high = found.low, found.high
+        if low is None or high is None or self.kind not in ("above", "below"):
+            return False
+        return low <= self.bound <= high and max(self.bound - low, high - self.bound) < self.least
+
     def room(self, found: Estimate) -> float:
         """How far the interval is from the bound where the outcome is clear, in widths of the interval."""
         low, high = found.low, found.high
         if low is None or high is None:
             return 0.0
         width = max(high - low, 1e-12)
+        if self.no_difference(found):
+            return (self.least - max(self.bound - low, high - self.bound)) / width
         if self.kind in ("above", "below"):
             return max(low - self.bound, self.bound - high, 0.0) / width
         outside = max(low - self.bound, -self.bound - high)
@@ -215,13 +230,18 @@ def interval(found: Estimate, unit: FindingUnit, rule: Rule | None = None) -> st
 
 def finding_text(finding: ClaimNumber) -> str:
     """A finding as a sentence without a full stop."""
-    bound, unit = finding.rule.bound, finding.unit
-    if unit == "points":
-        edge = "0" if bound == 0 else f"{100 * bound:g} points"
-    else:
-        edge = f"{100 * bound:g}\u00a0%" if unit == "share" else f"{bound:.4g}"
+    unit = finding.unit
+
+    def written(bound: float) -> str:
+        if unit == "points":
+            return "0" if bound == 0 else f"{100 * bound:g} points"
+        return f"{100 * bound:g}\u00a0%" if unit == "share" else f"{bound:.4g}"
+
+    edge, least = written(finding.rule.bound), written(finding.rule.least)
     text = f"{finding.words[:1].upper()}{finding.words[1:]}: {interval(finding.found, unit, finding.rule)}"
-    if finding.outcome != OPEN:
+    if finding.outcome == FAILS and finding.rule.no_difference(finding.found):
+        text += f", which includes {edge} and nothing {least} from it: no difference that matters"
+    elif finding.outcome != OPEN:
         text += f", {_SAID[finding.rule.kind, finding.outcome].format(edge)}"
     elif finding.found.low is not None and finding.rule.kind in ("above", "below"):
         text += f", which includes {edge}"

@@ -268,6 +268,18 @@ class FeatureContribution:
                 training=dictionary.training,
             )
 
+    def activations(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch k"]:
+        """Activations of the chosen features, in the dtype of the dictionary.
+
+        Raises:
+            WidthMismatch: when `h` is not as wide as the dictionary.
+        """
+        if h.device != self._device:
+            self._encoder, self._device = self._encoder.to(h.device), h.device
+        x = h.to(self._rows.tensor.dtype)
+        acts = self._encoder.encode_unchecked(x)
+        return acts if self._columns is None else acts[..., self._columns.like(x, torch.long)]
+
     def rescaling(self, h: Float[Tensor, "*batch d_in"], factors: Placed | float) -> Float[Tensor, "*batch d_in"]:
         """(r - 1) a V, which added to `h` rescales the features by r; -0.0 where it adds nothing.
 
@@ -280,16 +292,50 @@ class FeatureContribution:
         Raises:
             WidthMismatch: when `h` is not as wide as the dictionary.
         """
-        if h.device != self._device:
-            self._encoder, self._device = self._encoder.to(h.device), h.device
         x = h.to(self._rows.tensor.dtype)
-        acts = self._encoder.encode_unchecked(x)
-        acts = acts if self._columns is None else acts[..., self._columns.like(x, torch.long)]
+        acts = self.activations(h)
         acts = acts * factors.like(x) if isinstance(factors, Placed) else acts
         change = acts @ self._rows.like(x) * self._encoder.scale(x)
         change = change if isinstance(factors, Placed) else factors * change
         # 0.0 would turn a -0.0 of h into 0.0
         return negative_zeros(change).to(h)
+
+
+class ActiveAddition:
+    """s V of some features of a dictionary, each at the tokens where it is active; V are unit rows in the stream."""
+
+    def __init__(self, dictionary: Dictionary, features: Sequence[FeatureId], model: AttentionWriter) -> None:
+        """Hold the encoder's columns and the rows of `features`."""
+        self._contribution = FeatureContribution(dictionary, indices(features, dictionary))
+        self._rows = Placed(stream_units(dictionary, features, model))
+
+    def adding(self, h: Float[Tensor, "*batch d_model"], strengths: Placed) -> Float[Tensor, "*batch d_model"]:
+        """What is added to `h`; -0.0 where nothing is.
+
+        Args:
+            h: as the dictionary reads it.
+            strengths: s, `Float[Tensor, "#*batch k"]`.
+        """
+        on = self._contribution.activations(h) > 0
+        return negative_zeros((on * strengths.like(h)) @ self._rows.like(h))
+
+
+def keeping_norm(change: Change) -> Change:
+    """`change`, each token's answer brought back to the length that it came with; a token left as it is stays so."""
+
+    def kept(h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        return at_norm_of(h, change(h))
+
+    return kept
+
+
+def at_norm_of(
+    h: Float[Tensor, "*batch d_model"], new: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """`new` at the length of `h`; where both are equal, or `new` is 0, as it is."""
+    own, length = (torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32) for x in (h, new))
+    alike = (new == h).all(dim=-1, keepdim=True) | (length == 0)
+    return torch.where(alike, new, (new * (own / length)).to(new.dtype))
 
 
 def rescaling(edit: Rescale, dictionary: Dictionary) -> Change:
@@ -337,10 +383,20 @@ def added(
             )
         return torch.tensor(edit.vector, dtype=torch.float32)
     dictionary = dictionary_of(edit, dictionaries).for_model(model)
-    rows = dictionary.finite_rows("W_dec")[indices(edit.features, dictionary)].float()
-    rows = dictionary.project(rows, model)
     strengths = torch.tensor([float(s) for s in edit.strengths.values()])
-    return strengths @ unit_rows(rows.cpu(), edit.features)
+    return strengths @ stream_units(dictionary, edit.features, model)
+
+
+def stream_units(
+    dictionary: Dictionary, features: Sequence[FeatureId], model: AttentionWriter
+) -> Float[Tensor, "k d_model"]:
+    """The unit rows of some features in the stream, in float32 on the CPU; rows of z are projected by the model.
+
+    Raises:
+        As `added`.
+    """
+    rows = dictionary.finite_rows("W_dec")[indices(features, dictionary)].float()
+    return unit_rows(dictionary.project(rows, model).cpu(), features)
 
 
 def adding(vector: Float[Tensor, " d_model"]) -> Change:
@@ -349,6 +405,18 @@ def adding(vector: Float[Tensor, " d_model"]) -> Change:
         return _unchanged
     placed = Placed(negative_zeros(vector))
     return lambda h: h + placed.like(h)
+
+
+def adding_active(edit: Add, dictionary: Dictionary, model: AttentionWriter) -> Change:
+    """h + s V of each feature where it is active; other tokens keep every bit.
+
+    Raises:
+        As `active_at` and `added`.
+    """
+    active_at(edit, dictionary)
+    addition = ActiveAddition(dictionary, edit.features, model)
+    strengths = Placed(torch.tensor(list(edit.strengths.values()), dtype=torch.float64))
+    return lambda h: h + addition.adding(h, strengths)
 
 
 def dictionary_of(edit: Rescale | Add, dictionaries: Mapping[Site, Dictionary] | None) -> Dictionary:
@@ -389,13 +457,28 @@ def rescaled_at(edit: Rescale, dictionary: Dictionary) -> Point:
     return point
 
 
+def active_at(edit: Add, dictionary: Dictionary) -> Point:
+    """Where an `Add` of active features acts: on the tensor its dictionary reads, which must be the site's own.
+
+    Raises:
+        InvalidArgument: for a dictionary that reads something else, such as z or what an MLP gets.
+    """
+    point = Point.at(edit.site)
+    if dictionary.is_transcoder or dictionary.point != point:
+        raise InvalidArgument(
+            f"{edit.features[0]} reads {dictionary.point} and is added at {point}: where it is active is not known "
+            "there. Add it at every token, or use features that read the stream."
+        )
+    return point
+
+
 def resolve(
     edits: Iterable[Edit], dictionaries: Mapping[Site, Dictionary] | None, model: AttentionWriter, clock: Clock
 ) -> list[tuple[Point, Change]]:
     """Where edits act, and the functions they are there, in their order.
 
     `Rescale` acts on the tensor its dictionary reads, `Add` on the site's own tensor in the stream. `Add`s that
-    follow each other at a point and reach the same tokens become one function of one vector.
+    follow each other at a point and act alike on the same tokens become one function of one vector.
 
     Raises:
         InvalidArgument: without dictionaries; for a `Rescale` of a transcoder's features.
@@ -403,24 +486,28 @@ def resolve(
         UnknownFeature: for an index outside the dictionary.
         WidthMismatch: for a dictionary on z that is not this model's.
     """
-    steps: dict[Point, list[tuple[Where, Change | Tensor]]] = {}
+    steps: dict[Point, list[tuple[Where, bool, Change | Tensor]]] = {}
     for edit in edits:
         if isinstance(edit, Rescale):
             dictionary = dictionary_of(edit, dictionaries).for_model(model)
             here = steps.setdefault(rescaled_at(edit, dictionary), [])
-            here.append((edit.tokens, rescaling(edit, dictionary)))
+            here.append((edit.tokens, False, rescaling(edit, dictionary)))
             continue
-        vector, here = added(edit, dictionaries, model), steps.setdefault(Point.at(edit.site), [])
-        last = here[-1] if here else None
-        if last and isinstance(last[1], Tensor) and last[0] == edit.tokens:
-            here[-1] = (edit.tokens, last[1] + vector)
-        else:
-            here.append((edit.tokens, vector))
-    return [
-        (point, at_tokens(tokens, clock, adding(step) if isinstance(step, Tensor) else step))
-        for point, here in steps.items()
-        for tokens, step in here
-    ]
+        here = steps.setdefault(Point.at(edit.site), [])
+        if isinstance(edit, Add) and edit.only_active:
+            change = adding_active(edit, dictionary_of(edit, dictionaries).for_model(model), model)
+            here.append((edit.tokens, edit.keep_norm, change))
+            continue
+        vector, how = added(edit, dictionaries, model), (edit.tokens, edit.keep_norm)
+        if here and isinstance(here[-1][2], Tensor) and here[-1][:2] == how:
+            vector = here.pop()[2] + vector
+        here.append((*how, vector))
+    found: list[tuple[Point, Change]] = []
+    for point, here in steps.items():
+        for tokens, keeps, step in here:
+            change = adding(step) if isinstance(step, Tensor) else step
+            found.append((point, at_tokens(tokens, clock, keeping_norm(change) if keeps else change)))
+    return found
 
 
 def indices(features: Sequence[FeatureId], dictionary: Dictionary) -> list[int]:

@@ -30,8 +30,9 @@ numbers are what is done, and changing one by hand does what it says. The file i
 A plan that suppresses has "r" in the place of "strength". One that activates may add vectors that belong to no feature:
 "vectors": [{"site": "3/res", "vector": [0.1, ...]}]. Lines may be struck out, added and changed: only format,
 version, direction and steps must be there, and of a step its feature and its value. `tokens` is "all", or
-{"start": 4, "stop": 9}, or {"at": [0, 3]}. What is not understood is refused, since a slip of the pen must not steer in
-silence.
+{"start": 4, "stop": 9}, or {"at": [0, 3]}. To activate, "only_active": true adds each feature only at tokens where it
+is active, and "keep_norm": true leaves hidden states as long as they were. What is not understood is refused, since a
+slip of the pen must not steer in silence.
 """
 
 from __future__ import annotations
@@ -118,10 +119,12 @@ class SteeringPlan:
         made_by: how the plan was made, in JSON values (tuples become lists); it changes nothing.
         tokens: which tokens are changed, the prompt's and the decoded ones alike.
         vectors: what is added beside the features, such as a difference of means; only to activate.
+        only_active: whether each feature is added only at tokens where it is active; only to activate.
+        keep_norm: whether changed hidden states are brought back to their lengths; only to activate.
 
     Raises:
-        InvalidArgument: when a feature has two steps, `made_by` holds something that is no JSON, or vectors are to
-            suppress.
+        InvalidArgument: when a feature has two steps, `made_by` holds something that is no JSON, or a plan to suppress
+            has what only activation knows.
     """
 
     direction: SteeringDirection
@@ -133,6 +136,8 @@ class SteeringPlan:
     made_by: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     tokens: Where = EVERYWHERE
     vectors: tuple[AddVector, ...] = ()
+    only_active: bool = False
+    keep_norm: bool = False
 
     def __post_init__(self) -> None:
         """Sort the steps, and keep copies nobody else holds."""
@@ -150,6 +155,15 @@ class SteeringPlan:
             raise InvalidArgument(
                 "a plan that suppresses rescales features, and has no vectors to add. Leave them out."
             )
+        if (self.only_active or self.keep_norm) and self.direction is SteeringDirection.SUPPRESS:
+            raise InvalidArgument(
+                "only_active and keep_norm are of plans that add: a suppression acts where features are active "
+                "anyway. Leave them out."
+            )
+        if self.only_active and self.vectors:
+            raise InvalidArgument(
+                "only_active is of features: a vector is never active. Leave the vectors out, or only_active."
+            )
         object.__setattr__(self, "steps", tuple(sorted(self.steps, key=lambda step: step.feature)))
         object.__setattr__(self, "made_by", made_by)
 
@@ -165,12 +179,13 @@ class SteeringPlan:
         for site in sorted({step.feature.site for step in self.steps}):
             here = [step for step in self.steps if step.feature.site == site]
             if self.direction is SteeringDirection.ACTIVATE:
-                found.append(Add({step.feature: step.value for step in here}, self.tokens))
+                strengths = {step.feature: step.value for step in here}
+                found.append(Add(strengths, self.tokens, self.only_active, self.keep_norm))
                 continue
             factors = tuple(step.value for step in here)
             r = factors[0] if len(set(factors)) == 1 else factors
             found.append(Rescale(tuple(step.feature for step in here), r, self.tokens))
-        found += [replace(one, tokens=self.tokens) for one in self.vectors]
+        found += [replace(one, tokens=self.tokens, keep_norm=self.keep_norm) for one in self.vectors]
         return tuple(sorted(found, key=lambda edit: edit.site))
 
     def __iter__(self) -> Iterator[Edit]:
@@ -235,6 +250,7 @@ class SteeringPlan:
             "direction": line(self.direction.value),
             **{key: line(getattr(self, key)) for key in _TEXTS},
             "tokens": line(tokens),
+            **{key: line(True) for key in _FLAGS if getattr(self, key)},
             "steps": lines(steps),
             **({"vectors": lines(vectors)} if vectors else {}),
             "dropped": lines([{"feature": str(gone.feature), "why": gone.why} for gone in self.dropped]),
@@ -277,6 +293,7 @@ class SteeringPlan:
         vectors = [_vector(row, f"vector {number}") for number, row in enumerate(_listed(data, "vectors"), 1)]
         texts = {key: _text(data, key, "the plan") for key in _TEXTS}
         tokens = _tokens(data.get("tokens", "all"))
+        only_active, keep_norm = (_flag(data, key) for key in _FLAGS)
         made_by = data.get("made_by", {})
         if not isinstance(made_by, dict):
             raise BadFile(f'"made_by" is {_shown(made_by)}. Write an object {{...}}, or leave it out.')
@@ -290,6 +307,8 @@ class SteeringPlan:
                 made_by=known,
                 tokens=tokens,
                 vectors=tuple(vectors),
+                only_active=only_active,
+                keep_norm=keep_norm,
             )
         except InvalidArgument as error:
             raise BadFile(str(error)) from None
@@ -336,7 +355,8 @@ def load_plan(path: Path | str) -> SteeringPlan:
 
 _VALUE: Final = {SteeringDirection.ACTIVATE: "strength", SteeringDirection.SUPPRESS: "r"}
 _TEXTS: Final = ("release", "model", "theme")
-_KEYS: Final = ("format", "version", "direction", *_TEXTS, "tokens", "steps", "vectors", "dropped", "made_by")
+_FLAGS: Final = ("only_active", "keep_norm")
+_KEYS: Final = ("format", "version", "direction", *_TEXTS, "tokens", *_FLAGS, "steps", "vectors", "dropped", "made_by")
 
 
 def _parsed(text: str) -> Mapping[str, Any]:
@@ -416,6 +436,13 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     value = row.get(name, "")
     if not isinstance(value, str):
         raise BadFile(f'{where}: "{name}" is {_shown(value)}. Write a text in quotes, or leave it out.')
+    return value
+
+
+def _flag(row: Mapping[str, Any], name: str) -> bool:
+    value = row.get(name, False)
+    if not isinstance(value, bool):
+        raise BadFile(f'"{name}" is {_shown(value)}. Write true or false, or leave it out.')
     return value
 
 

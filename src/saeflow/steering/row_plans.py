@@ -3,12 +3,14 @@
 For the hidden state h of row i at a point, with the plan of that row,
 
     activate   h_i + D_i                      D [rows 1 d_model]: the sum of s V over the plan's features there
+               h_i + (S_i * (a(h_i) > 0)) V   where a plan adds features only where they are active
     suppress   h_i + ((F_i - 1) * a(h_i)) V   V, a: decoder rows and activations of all features any row rescales
                                               there; F [rows 1 k]: their factors r, 1 where the row's plan has none
 
-The activations are those of the current hidden state, of the prompt's and of every decoded token. What changes
-nothing is -0.0, which leaves every bit of what it is added to: a row whose plan has nothing at a point, or s = 0, or
-r = 1, comes out bit-equal. Each point has an object of its own: no layer can get another's vectors.
+The activations are those of the current hidden state, of the prompt's and of every decoded token. Rows whose plans keep
+the norm are brought back to the length of h_i at every point. What changes nothing is -0.0, which leaves every bit of
+what it is added to: a row whose plan has nothing at a point, or s = 0, or r = 1, comes out bit-equal. Each point has an
+object of its own: no layer can get another's vectors.
 
 `ShareMeter` measures how far the plans move the stream while the model runs under them.
 """
@@ -25,17 +27,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument
-from saeflow.ids import Site
-from saeflow.interventions import EVERYWHERE, Rescale, Where
+from saeflow.ids import FeatureId, Site
+from saeflow.interventions import EVERYWHERE, Add, Rescale, Where
 from saeflow.sources.architectures import Point, Tap, named
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.hooks import (
+    ActiveAddition,
     Change,
     Clock,
     FeatureContribution,
     Placed,
     Timed,
+    active_at,
     added,
+    at_norm_of,
     dictionary_of,
     indices,
     negative_zeros,
@@ -66,7 +71,8 @@ def row_changes(
 
     Raises:
         InvalidArgument: for no plan, plans of several releases without dictionaries, or a transcoder's features to
-            suppress. Of the functions: for a batch with another number of rows than there are plans.
+            suppress or to add where they are active. Of the functions: for a batch with another number of rows than
+            there are plans.
         UnknownSite: without a dictionary at a site of a plan.
         UnknownFeature: for an index outside its dictionary.
         WidthMismatch: for a dictionary on z that is not this model's.
@@ -85,39 +91,51 @@ def row_changes(
             )
         dictionaries = load_dictionaries(releases[0]) if releases else None
 
-    # 1. at each point, what is added to which row, and which row's features are rescaled by which factors
+    # 1. at each point, what is added to which row, and which row's features are rescaled, or added where active
     vectors: defaultdict[Point, dict[int, Tensor]] = defaultdict(dict)
     factors: defaultdict[Point, dict[int, dict[int, float]]] = defaultdict(dict)
-    rescaled: dict[Point, Dictionary] = {}
+    strengths: defaultdict[Point, dict[int, dict[int, float]]] = defaultdict(dict)
+    read: dict[Point, Dictionary] = {}
     for key, plan in distinct.items():
         for edit in plan.edits:
-            if not isinstance(edit, Rescale):
-                vector = added(edit, dictionaries, model)
-                if vector.any():
-                    here = vectors[Point.at(edit.site)]
-                    here |= {row: vector + here[row] if row in here else vector for row in rows_of[key]}
+            if isinstance(edit, Rescale) or (isinstance(edit, Add) and edit.only_active):
+                point, values = _read_at(edit, dictionary := dictionary_of(edit, dictionaries).for_model(model))
+                if values:
+                    kind = factors if isinstance(edit, Rescale) else strengths
+                    kind[point] |= dict.fromkeys(rows_of[key], values)
+                    read[point] = dictionary
                 continue
-            dictionary = dictionary_of(edit, dictionaries).for_model(model)
-            moved = zip(indices(edit.features, dictionary), edit.factors, strict=True)
-            if some := {index: r for index, r in moved if r != 1.0}:
-                point = rescaled_at(edit, dictionary)
-                factors[point] |= dict.fromkeys(rows_of[key], some)
-                rescaled[point] = dictionary
+            vector = added(edit, dictionaries, model)
+            if vector.any():
+                here = vectors[Point.at(edit.site)]
+                here |= {row: vector + here[row] if row in here else vector for row in rows_of[key]}
 
     # 2. the points in order of computation (z comes before what attention writes), those that are measured among them
-    changed = vectors.keys() | factors.keys()
+    changed = vectors.keys() | factors.keys() | strengths.keys()
     watched = {Point(point.layer, Tap.RES) for point in changed} if meter else set[Point]()
     points = sorted(changed | watched, key=lambda point: (point.layer, point.tap.part.rank, point.tap is not Tap.Z))
     clock = Clock()
     if meter:
-        meter.begin(points, {point: [*vectors[point], *factors[point]] for point in changed}, len(plans), clock)
+        rows = {point: [*vectors[point], *factors[point], *strengths[point]] for point in changed}
+        meter.begin(points, rows, len(plans), clock)
 
     # 3. a function for each
     where = tuple(plan.tokens if plan else EVERYWHERE for plan in plans)
+    kept = tuple(row for row, plan in enumerate(plans) if plan and plan.keep_norm)
     made: dict[Point, Change] = {}
     for point in points:
-        made[point] = RowChange(point, where, vectors[point], factors[point], rescaled.get(point), clock, model, meter)
+        of_rows = (vectors[point], factors[point], strengths[point])
+        made[point] = RowChange(point, where, *of_rows, kept, read.get(point), clock, model, meter)
     return Timed(made, clock)
+
+
+def _read_at(edit: Rescale | Add, dictionary: Dictionary) -> tuple[Point, dict[int, float]]:
+    """Where an edit acts that reads activations, and the r or s of each feature, but of those that change nothing."""
+    adds = isinstance(edit, Add)
+    point, none = (active_at(edit, dictionary), 0.0) if adds else (rescaled_at(edit, dictionary), 1.0)
+    values = edit.strengths.values() if adds else edit.factors
+    moved = zip(indices(edit.features, dictionary), values, strict=True)
+    return point, {index: value for index, value in moved if value != none}
 
 
 @dataclass
@@ -129,7 +147,9 @@ class RowChange:
         where: which tokens each row's plan reaches; one plan takes a batch of any size.
         vectors: what is added [d_model], by row.
         factors: the factor r of each feature that is rescaled, by row.
-        dictionary: whose features these are; None without factors.
+        strengths: the s of each feature that is added only where it is active, by row.
+        kept: rows whose hidden states keep their lengths.
+        dictionary: whose features these are; None without any.
         clock: which tokens the running forward pass holds.
         model: the model that runs.
         meter: records how far each row is moved.
@@ -139,27 +159,32 @@ class RowChange:
     where: tuple[Where, ...]
     vectors: Mapping[int, Tensor]
     factors: Mapping[int, Mapping[int, float]]
+    strengths: Mapping[int, Mapping[int, float]]
+    kept: Sequence[int]
     dictionary: Dictionary | None
     clock: Clock
     model: LanguageModel
     meter: ShareMeter | None
 
     def __post_init__(self) -> None:
-        """Lay out what is added [rows 1 d_model], r - 1 [touched 1 k], and the kinds of reach."""
+        """Lay out what is added [rows 1 d_model], r - 1 and s [touched 1 k], and the kinds of reach."""
         n = len(self.where)
         self._added: Placed | None = None
         if self.vectors:
             table = torch.zeros(n, 1, self.model.d_model)
             table[list(self.vectors), 0] = torch.stack(list(self.vectors.values()))
             self._added = Placed(negative_zeros(table))
-        self._contribution: FeatureContribution | None = None
-        if self.dictionary is not None:
-            features = sorted({index for of_row in self.factors.values() for index in of_row})
-            touched = sorted(self.factors)
-            less = [[self.factors[row].get(index, 1.0) - 1.0 for index in features] for row in touched]
-            self._less = Placed(torch.tensor(less, dtype=torch.float64)[:, None])
-            self._touched = None if len(touched) == n else Placed(torch.tensor(touched))
-            self._contribution = FeatureContribution(self.dictionary, features)
+        self._parts: list[tuple[Placed | None, Change]] = []
+        if self.dictionary is not None and self.factors:
+            features, less, touched = _by_row(self.factors, n, 1.0)
+            contribution = FeatureContribution(self.dictionary, features)
+            self._parts.append((touched, lambda h: contribution.rescaling(h, less)))
+        if self.dictionary is not None and self.strengths:
+            features, values, touched = _by_row(self.strengths, n, 0.0)
+            named = [FeatureId(self.dictionary.site, index) for index in features]
+            addition = ActiveAddition(self.dictionary, named, self.model)
+            self._parts.append((touched, lambda h: addition.adding(h, values)))
+        self._keeps = Placed(torch.tensor([row in self.kept for row in range(n)])) if self.kept else None
         self._reaches = tuple(dict.fromkeys(self.where))
         self._reach_of = Placed(torch.tensor([self._reaches.index(one) for one in self.where]))
 
@@ -181,12 +206,15 @@ class RowChange:
 
     def _moved(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "#batch #pos d_in"] | None:
         moved = None if self._added is None else self._added.like(h)
-        if self._contribution is not None:
-            touched = None if self._touched is None else self._touched.like(h, torch.long)
-            change = self._contribution.rescaling(h if touched is None else h[touched], self._less)
+        for rows, part in self._parts:
+            touched = None if rows is None else rows.like(h, torch.long)
+            change = part(h if touched is None else h[touched])
             if touched is not None:
                 change = torch.full_like(h, -0.0).index_copy_(0, touched, change)
             moved = change if moved is None else moved + change
+        if moved is not None and self._keeps is not None:
+            keeps = self._keeps.like(h, torch.bool)[:, None, None]
+            moved = torch.where(keeps, negative_zeros(at_norm_of(h, h + moved) - h), moved)
         if self._reaches == (EVERYWHERE,) or moved is None:
             return moved
         masks = torch.stack([self.clock.inside(where) for where in self._reaches]).to(h.device)
@@ -208,6 +236,17 @@ class RowChange:
             # not called as a module: its hooks are for the pass that is running
             with_it, without = (cast("Tensor", module.forward(x)) for x in (with_it, without))
         return with_it - without
+
+
+def _by_row(
+    values: Mapping[int, Mapping[int, float]], n: int, unchanged: float
+) -> tuple[list[int], Placed, Placed | None]:
+    """The features that any row changes, each row's value less `unchanged` [touched 1 k], and which of n rows do."""
+    features = sorted({index for of_row in values.values() for index in of_row})
+    touched = sorted(values)
+    less = [[values[row].get(index, unchanged) - unchanged for index in features] for row in touched]
+    placed = Placed(torch.tensor(less, dtype=torch.float64)[:, None])
+    return features, placed, None if len(touched) == n else Placed(torch.tensor(touched))
 
 
 class ShareMeter:

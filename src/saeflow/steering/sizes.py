@@ -50,6 +50,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.ids import FeatureId, Part, Site
+from saeflow.interventions import AddVector
 from saeflow.sources import weights
 from saeflow.sources.activations import BatchTopK, JumpReLU
 from saeflow.sources.activity import text_batches
@@ -352,18 +353,10 @@ def plan_change(
         UnknownSite: for a site without a dictionary.
         UnknownFeature: for an index outside its dictionary.
     """
-    groups = list(by_site(plan.features, dictionaries))
-    of = {step.feature: step.value for step in plan.steps}
-    values = {
-        dictionary.site: torch.tensor([of[feature] for feature in here], dtype=torch.float64)
-        for dictionary, here in groups
-    }
     if plan.direction is SteeringDirection.ACTIVATE:
-        added = {d.site: (values[d.site] @ unit_rows(d, here, model))[None] for d, here in groups}
-        for one in plan.vectors:
-            vector = torch.tensor(one.vector, dtype=torch.float64)[None]
-            added[one.site] = added[one.site] + vector if one.site in added else vector
-        return _lengths(added)
+        return _lengths({site: vector[None] for site, vector in _added(plan, dictionaries, model).items()})
+    groups = list(by_site(plan.features, dictionaries))
+    values = {dictionary.site: torch.tensor(_values(plan, here), dtype=torch.float64) for dictionary, here in groups}
     if model is None or not texts:
         raise InvalidArgument(
             "what a suppression changes depends on how active its features are. Pass the model and texts in which they "
@@ -392,6 +385,60 @@ def plan_change(
         {key: sum(change.at_layer[key] * n for change, n in found) / total for key in one.at_layer},
         {key: sum(change.upto[key] * n for change, n in found) / total for key in one.upto},
     )
+
+
+def orthogonal(
+    plan: SteeringPlan, dictionaries: Mapping[Site, Dictionary], model: LanguageModel | None = None
+) -> SteeringPlan:
+    """The plan with only what is new at each site: orthogonal to all that earlier sites add.
+
+    Rows of a flow are alike, and what is added at one layer is carried to the next: a plan of several layers mostly
+    adds one direction several times. What is left here are vectors, since it lies along no row.
+
+    Args:
+        plan: to activate.
+        dictionaries: of the plan's sites.
+        model: needed for features of z.
+
+    Raises:
+        InvalidArgument: for a plan to suppress, or one whose additions wait for active features.
+        UnknownSite: for a site without a dictionary.
+        UnknownFeature: for an index outside its dictionary.
+    """
+    if plan.direction is SteeringDirection.SUPPRESS or plan.only_active:
+        raise InvalidArgument(
+            "only what a plan adds at every token can be made orthogonal. Give a plan to activate, without only_active."
+        )
+    basis: list[Tensor] = []
+    vectors: list[AddVector] = []
+    for site, vector in sorted(_added(plan, dictionaries, model).items()):
+        new = vector
+        for _ in range(2):  # once more for what rounding leaves
+            for earlier in basis:
+                new = new - (new @ earlier) * earlier
+        if (length := torch.linalg.vector_norm(new)) > ROUNDING * torch.linalg.vector_norm(vector):
+            basis.append(new / length)
+            vectors.append(AddVector(site, tuple(new.tolist())))
+    return replace(plan, steps=(), vectors=tuple(vectors), made_by={**plan.made_by, "orthogonal": True})
+
+
+def _added(
+    plan: SteeringPlan, dictionaries: Mapping[Site, Dictionary], model: LanguageModel | None
+) -> dict[Site, Float64[Tensor, " d_model"]]:
+    """What a plan to activate adds at each site."""
+    found: dict[Site, Tensor] = {}
+    for dictionary, here in by_site(plan.features, dictionaries):
+        values = torch.tensor(_values(plan, here), dtype=torch.float64)
+        found[dictionary.site] = values @ unit_rows(dictionary, here, model)
+    for one in plan.vectors:
+        vector = torch.tensor(one.vector, dtype=torch.float64)
+        found[one.site] = found[one.site] + vector if one.site in found else vector
+    return found
+
+
+def _values(plan: SteeringPlan, features: Sequence[FeatureId]) -> list[float]:
+    of = {step.feature: step.value for step in plan.steps}
+    return [of[feature] for feature in features]
 
 
 @dataclass(frozen=True, slots=True)

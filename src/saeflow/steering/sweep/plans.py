@@ -37,7 +37,7 @@ from saeflow.steering.build import PlanRequest, choose, own_scales, plan_of, wea
 from saeflow.steering.directions import text_means, theme_directions
 from saeflow.steering.growth import Chosen, Reach, Target
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
-from saeflow.steering.sizes import centred_norms, fit_budget, plan_change, shares, unit_rows
+from saeflow.steering.sizes import centred_norms, fit_budget, orthogonal, plan_change, shares, unit_rows
 from saeflow.steering.sweep.inputs import SweepInputs
 from saeflow.steering.sweep.settings import SINGLE, START, VECTORS, Setting, Variant
 from saeflow.steering.theme import Theme
@@ -129,6 +129,8 @@ class ThemePlans:
             InvalidArgument: when no feature lies in its reach.
         """
         made = self._vector_plan(setting) if setting.method in VECTORS else self._feature_plan(direction, setting)
+        if self.variant.keep_norm and direction is SteeringDirection.ACTIVATE:
+            made = replace(made, keep_norm=True)
         if not self.variant.generated_only:
             return made
         prompt = self.inputs.model.tokenize([self.theme.task(direction).prompt]).input_ids
@@ -147,8 +149,11 @@ class ThemePlans:
         chosen = Chosen(self.starts, self.chosen.dropped) if start else self.chosen
         made_by = {"method": setting.method, **variant.to_arguments()}
         plan = plan_of(chosen, request, scales=self.scales if request.folds else None, made_by=made_by)
-        plan = replace(plan, model=inputs.model.name)
-        if variant.in_shares and direction is SteeringDirection.ACTIVATE:
+        activates = direction is SteeringDirection.ACTIVATE
+        plan = replace(plan, model=inputs.model.name, only_active=variant.only_active and activates)
+        if variant.orthogonal and activates:
+            plan = orthogonal(plan, inputs.dictionaries, inputs.model)
+        if variant.in_shares and activates:
             change = plan_change(plan, inputs.dictionaries, inputs.model)
             return plan.scaled(setting.value / shares(change, self._norms).total)
         if variant.budget is None or not plan.steps:

@@ -67,8 +67,8 @@ class Design:
         seed: of all samples and of random rows.
 
     Raises:
-        InvalidArgument: when no theme has a task for one of the directions; for a theme named twice, or methods
-            without features when strengths are not in shares.
+        InvalidArgument: when no theme has a task for one of the directions; for a theme named twice, methods
+            without features when strengths are not in shares, or random rows in place of what is orthogonal.
     """
 
     themes: tuple[Theme, ...]
@@ -86,6 +86,11 @@ class Design:
             raise InvalidArgument(
                 f"{' and '.join(unlike)} use no features, and have no strengths in units of features. Count all "
                 "strengths in shares of the centred norm (--in-shares)."
+            )
+        if self.variant.orthogonal and self.grid.wants(RANDOM):
+            raise InvalidArgument(
+                "what is orthogonal lies along no feature, and no random rows can stand in for it. Name the methods "
+                "(--steering-methods), without random."
             )
         if not self.tasks:
             raise InvalidArgument(

@@ -195,6 +195,9 @@ class Variant:
         in_shares: whether s is the share of the centred norm that all a plan adds comes to; folding then decides how
             strong its features are beside one another.
         generated_only: whether the tokens of the prompt are left as they are.
+        only_active: to activate, whether a feature is added only at tokens where it is active.
+        keep_norm: to activate, whether changed hidden states keep their lengths.
+        orthogonal: to activate, whether each layer adds only what is orthogonal to all that earlier ones add.
         schedules: what s is spread by; their own s is not used.
         budget: the most that a plan may change, in shares of the centred norm; None for no limit.
     """
@@ -208,6 +211,9 @@ class Variant:
     budget: Budget | None = None
     in_shares: bool = False
     generated_only: bool = False
+    only_active: bool = False
+    keep_norm: bool = False
+    orthogonal: bool = False
 
     def __post_init__(self) -> None:
         """Refuse parts or schedules that are missing or doubled."""
@@ -218,6 +224,8 @@ class Variant:
             raise InvalidArgument(f"the parts are {list(self.parts)}. Give each once, of res, mlp, att.")
         if self.in_shares and self.budget is not None:
             raise InvalidArgument("strengths in shares are a budget each, and another would undo them. Give either.")
+        if self.only_active and self.orthogonal:
+            raise InvalidArgument("what is orthogonal lies along no feature, and is never active. Give either.")
 
     def schedule(self, kind: str, s: float) -> Schedule:
         """The schedule of a kind, starting at s.
@@ -250,9 +258,11 @@ class Variant:
                 for schedule in self.schedules
             ],
             "budget": None if budget is None else {"per_layer": budget.per_layer, "total": budget.total},
-            **({"in_shares": True} if self.in_shares else {}),
-            **({"generated_only": True} if self.generated_only else {}),
+            **{name: True for name in _WAYS if getattr(self, name)},
         }
+
+
+_WAYS: Final = ("in_shares", "generated_only", "only_active", "keep_norm", "orthogonal")
 
 
 def seed_of(seed: int, stage: str, sample: int) -> int:
