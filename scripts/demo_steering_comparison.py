@@ -5,8 +5,8 @@
 
 Every theme that `saeflow themes find` found in the demo pack has one start feature at one layer. Strengths are shares
 of the centred norm, so that all methods of a row of the grid change as much. Each method's best setting of a theme is
-chosen on one set of samples and reported on a fresh one. A killed run resumes. `--ablations` sweeps the methods of
-several layers again, with plans made in other ways.
+chosen on one set of samples and reported on a fresh one. A killed run resumes. `--ablations` sweeps methods of several
+layers again on a smaller grid, with plans made in other ways; `--second MODEL` has another model read the texts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
@@ -28,22 +29,27 @@ from saeflow.cli.output import bars
 from saeflow.experiments.results import Results
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, open_atlas
+from saeflow.paper.claims import claims
+from saeflow.paper.evidence import Evidence, steering_run
 from saeflow.paper.steering import look
+from saeflow.paper.verdicts import sentence
+from saeflow.sources.model import load_model
 from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.schedule import Constant, Exponential, Linear
 from saeflow.steering.sweep.cells import Cells, confirmed_cells
-from saeflow.steering.sweep.contrasts import SEVERAL, contrasts
+from saeflow.steering.sweep.contrasts import SEVERAL, contrast, contrasts
 from saeflow.steering.sweep.inputs import SweepInputs, background_texts, find_themes, judge_maker, open_inputs
 from saeflow.steering.sweep.run import Design, run_sweep
 from saeflow.steering.sweep.scoring import read_scores
-from saeflow.steering.sweep.settings import MULTI, ORDER, RANDOM, SINGLE, VECTORS, Grid, Variant
+from saeflow.steering.sweep.settings import ORDER, RANDOM, SINGLE, VECTORS, Grid, Variant
 from saeflow.steering.sweep.summary import summarize_sweep
 from saeflow.steering.theme_search import keywords_in
 
 DOCS = Path(__file__).parent.parent / "docs"
 SHARES = (0.1, 0.2, 0.3, 0.45, 0.65, 0.9)
 FACTORS = (0.5, 0.0, -1.0, -3.0)
+ABLATED_SHARES, ABLATED_METHODS = (0.3, 0.45, 0.65), ("constant", "linear")
 METHODS = ("prompt", "start", "random", "single", "constant", "linear", "exponential", "cumulative", *VECTORS)
 SCHEDULES = (Constant(1.0), Linear(1.0, 1.5), Exponential(1.0))
 PLAIN = Variant(parts=(Part.RES,), schedules=SCHEDULES, in_shares=True)
@@ -64,6 +70,7 @@ def ablations(atlas: Atlas) -> dict[str, Variant]:
     """Other ways to make the plans of several layers, by name."""
     calibrated = Cuts(fdr=0.01).thresholds(atlas)
     return {
+        "as above: residual features, t(R) = 0.5": PLAIN,
         "thresholds calibrated at an FDR of 1 %": replace(PLAIN, thresholds=calibrated),
         "modules too": replace(PLAIN, parts=tuple(Part)),
         "modules too, thresholds calibrated": replace(PLAIN, parts=tuple(Part), thresholds=calibrated),
@@ -89,6 +96,7 @@ def main() -> None:
     parser.add_argument("--confirm", type=int, default=48)
     parser.add_argument("--least", type=float, default=0.05, help="the smallest difference of scores that matters")
     parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--second", default="", help="a model that reads the texts: its loss against coherence")
     parser.add_argument("--dry-run", action="store_true")
     told = parser.parse_args()
 
@@ -101,7 +109,7 @@ def main() -> None:
     inputs = open_inputs("demo", atlas, background_texts((), "demo"))
     designs = {"": Design(themes, tuple(SteeringDirection), grid, PLAIN)}
     if told.ablations:
-        several = replace(grid, methods=MULTI[SteeringDirection.ACTIVATE])
+        several = Grid(ABLATED_SHARES, factors, layers, ABLATED_METHODS, told.samples, told.confirm)
         designs |= {
             name: Design(themes, (SteeringDirection.ACTIVATE,), several, variant)
             for name, variant in ablations(atlas).items()
@@ -124,7 +132,7 @@ def main() -> None:
         summarize_sweep(results.folder)
         print(f"{name or 'all methods'}: {(time.monotonic() - begun) / 60:.1f} minutes")
         folders[name] = results
-    write(told.page, folders, designs[""], told.least)
+    write(told.page, folders, designs[""], told.least, told.second)
 
 
 def texts_of(design: Design) -> int:
@@ -149,7 +157,7 @@ def seconds_a_text(inputs: SweepInputs, prompt: str) -> float:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def write(page: Path, folders: dict[str, Results], design: Design, least: float) -> None:
+def write(page: Path, folders: dict[str, Results], design: Design, least: float, second: str) -> None:
     results, grid = folders[""], design.grid
     cells = Cells.of(results, read_scores(results))
     fresh = fresh_cells(results)
@@ -162,7 +170,10 @@ def write(page: Path, folders: dict[str, Results], design: Design, least: float)
             parts += [verdicts(pairs[pairs["direction"] == direction.value], least)]
     keywords = {theme.name: theme.keywords for theme in design.themes if theme.keywords}
     parts += ["## Behaviour against coherence\n", frontier(cells, page, grid.activate)]
+    parts += ["## The paper's claims\n", claimed(results)]
     parts += ["## A second measure\n", agreement(results, cells, keywords)]
+    if second:
+        parts.append(read_again(results, cells, second))
     if len(folders) > 1:
         parts += ["## Other ways to make the plans\n", ablated(folders)]
     page.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
@@ -289,14 +300,74 @@ def agreement(results: Results, cells: Cells, keywords: Mapping[str, Sequence[st
     return f"{said}\n{table(lines)}"
 
 
+def read_again(results: Results, cells: Cells, name: str, n: int = 8) -> str:
+    """Coherence against the loss of another model, on the first samples of every setting to activate."""
+    model = load_model(name)
+    rows = pd.DataFrame(results.columns("direction", "sample", "prompt", "text"))
+    rows = rows.assign(c=read_scores(results, cells.judge).coherence, cell=cells.texts["cell"].to_numpy())
+    activates = rows["direction"] == SteeringDirection.ACTIVATE.value
+    rows = rows[activates & (rows["sample"] < n) & (rows["text"].str.strip() != "")]
+    found: list[float] = []
+    with bars() as bar:
+        progress = bar("reading again:")
+        texts = [f"{prompt}{text}" for prompt, text in zip(rows["prompt"], rows["text"], strict=True)]
+        for start in range(0, len(texts), 64):
+            loss = model.loss(model.tokenize(texts[start : start + 64]))
+            found += loss.nanmean(dim=1).tolist()
+            progress(len(found), len(texts), "texts")
+    rows = rows.assign(loss=found)
+    means = rows.groupby("cell")[["c", "loss"]].mean()
+    rho = [-float(stats.spearmanr(some["c"], some["loss"]).statistic) for some in (rows, means)]
+    return (
+        f"Coherence against the loss of {name} on {len(rows):,} texts ({n} of each setting to activate), Spearman's "
+        f"rho with the sign turned: {rho[0]:.2f} over texts, {rho[1]:.2f} over settings. The judge's coherence rests "
+        "on the loss of the demo model.\n"
+    )
+
+
+def claimed(results: Results) -> str:
+    """What the paper claims of steering, judged by these sweeps."""
+    evidence = Evidence(steering=steering_run(results))
+    lines = [["claim", "verdict", "why"]]
+    for claim in claims():
+        if claim.stage == "steering":
+            verdict = claim.check(evidence)
+            lines.append([f"{claim.item}: {claim.statement}", verdict.outcome, sentence(verdict, any_of=claim.any_of)])
+    return table(lines)
+
+
 def ablated(folders: Mapping[str, Results]) -> str:
-    """Several layers made in other ways, on the same seeds as the first."""
-    methods = MULTI[SteeringDirection.ACTIVATE]
-    lines = [["plans", *methods]]
+    """Several layers made in other ways, each against the first way on the same seeds."""
+    methods = ABLATED_METHODS
+    lines = [["plans", *(f"{method}{end}" for method in methods for end in ("", ", less the first"))]]
+    plain: dict[str, pd.DataFrame] = {}
     for name, results in folders.items():
-        of = confirmed(fresh_cells(results), SteeringDirection.ACTIVATE).groupby("name")["score"].mean()
-        lines.append([name or "residual features, t(R) = 0.5", *(f"{of[method]:.3f}" for method in methods)])
-    return f"Mean confirmed scores over themes.\n\n{table(lines)}"
+        if not name:
+            continue
+        lines.append([name])
+        cells = fresh_cells(results)
+        for method in methods:
+            here = confirmed(cells, SteeringDirection.ACTIVATE)
+            here = here[here["name"] == method]
+            scores = pd.DataFrame(cells.values["score"][here.index], index=here["theme"])
+            plain.setdefault(method, scores)
+            both = [theme for theme in scores.index if theme in plain[method].index]
+            less = scores.loc[both] - plain[method].loc[both]
+            lines[-1].append(f"{scores.mean(axis=None):.3f} ({len(scores)} themes)")
+            lines[-1].append(said_of(less.to_numpy()) if less.to_numpy().any() else "")
+    return (
+        f"Mean confirmed scores over themes, each at the best of its layers and {len(ABLATED_SHARES)} shares, and the "
+        "difference from the first line with its 95 % interval over themes.\n\n"
+        f"{table(lines)}"
+    )
+
+
+def said_of(differences: np.ndarray) -> str:
+    """A difference over themes with its interval and outcome, where there are enough themes."""
+    if len(differences) < 3:
+        return f"{differences.mean():+.3f}"
+    found = contrast(differences)
+    return f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f}): {found.outcome}"
 
 
 if __name__ == "__main__":

@@ -94,9 +94,11 @@ def test_every_effect_is_one_whole_forward_pass_with_a_plain_hook(variant, kind,
         before = edges["child"].map(clean).to_numpy()
         with model.intervening(removal(parent, dictionaries), dictionaries):
             change = before - values(list(edges["child"]), model, dictionaries, tokens)
-        assert edges["effect"].to_numpy() == pytest.approx(edges["change"].to_numpy() / np.abs(before), rel=1e-4)
-        apart = np.abs(edges["change"].to_numpy() - change) / edges["child"].map(size).to_numpy()
-        worst = max(worst, float(apart.max()))
+        found, sizes = edges["change"].to_numpy(), edges["child"].map(size).to_numpy()
+        # an effect is a share of the child's value, which is known within 1e-4 of its size
+        told, known = edges["effect"].to_numpy() * np.abs(before), 1e-4 * sizes / np.abs(before)
+        assert (np.abs(told - found) <= known * np.abs(found)).all()
+        worst = max(worst, float((np.abs(found - change) / sizes).max()))
     record_property("effects", len(of_parents))
     record_property("apart", worst)
     assert worst < 1e-4

@@ -499,9 +499,11 @@ def resolve(
             here.append((edit.tokens, edit.keep_norm, change))
             continue
         vector, how = added(edit, dictionaries, model), (edit.tokens, edit.keep_norm)
-        if here and isinstance(here[-1][2], Tensor) and here[-1][:2] == how:
-            vector = here.pop()[2] + vector
-        here.append((*how, vector))
+        last = here[-1] if here else None
+        if last and isinstance(last[2], Tensor) and last[:2] == how:
+            here[-1] = (*how, last[2] + vector)
+        else:
+            here.append((*how, vector))
     found: list[tuple[Point, Change]] = []
     for point, here in steps.items():
         for tokens, keeps, step in here:
