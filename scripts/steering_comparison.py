@@ -1,12 +1,14 @@
 """Do several layers of a flow graph steer better than one, than the start alone, than what people use? One command.
 
-    python scripts/demo_steering_comparison.py --dry-run          how long it takes here
-    python scripts/demo_steering_comparison.py                    writes docs/demo-steering-comparison.md and its figure
+    python scripts/steering_comparison.py --dry-run               how long it takes here
+    python scripts/steering_comparison.py                         writes docs/demo-steering-comparison.md and its figure
+    python scripts/steering_comparison.py --release smollm2-135m  of a model that others trained
 
-Every theme that `saeflow themes find` found in the demo pack has one start feature at one layer. Strengths are shares
-of the centred norm, so that all methods of a row of the grid change as much. Each method's best setting of a theme is
-chosen on one set of samples and reported on a fresh one. A killed run resumes. `--ablations` sweeps methods of several
-layers again on a smaller grid, with plans made in other ways; `--second MODEL` has another model read the texts.
+Every theme has one start feature at one layer: those of the demo pack were found by `saeflow themes find`, those of
+SmolLM2 by words. Strengths are shares of the centred norm, so that all methods of a row of the grid change as much.
+Each method's best setting of a theme is chosen on one set of samples and reported on a fresh one. A killed run resumes.
+`--ablations` sweeps methods of several layers again on a smaller grid, with plans made in other ways; `--second MODEL`
+has another model read the texts.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,23 +50,44 @@ from saeflow.steering.sweep.summary import summarize_sweep
 from saeflow.steering.theme_search import keywords_in
 
 DOCS = Path(__file__).parent.parent / "docs"
-SHARES = (0.1, 0.2, 0.3, 0.45, 0.65, 0.9)
-FACTORS = (0.5, 0.0, -1.0, -3.0)
+SIZES: dict[str, dict[str, Any]] = {
+    "demo": {
+        "themes": "found",
+        "layers": "1,2,3,4,5",
+        "shares": "0.1,0.2,0.3,0.45,0.65,0.9",
+        "factors": "0.5,0,-1,-3",
+        "samples": 16,
+        "confirm": 48,
+    },
+    "smollm2-135m": {
+        "themes": "",
+        "layers": "10,12",
+        "shares": "0.25,0.5",
+        "factors": "0,-3",
+        "samples": 8,
+        "confirm": 24,
+    },
+}
+"""What is tried on a release where nothing else is said."""
+
 ABLATED_SHARES, ABLATED_METHODS = (0.3, 0.45, 0.65), ("constant", "linear")
 METHODS = ("prompt", "start", "random", "single", "constant", "linear", "exponential", "cumulative", *VECTORS)
 SCHEDULES = (Constant(1.0), Linear(1.0, 1.5), Exponential(1.0))
 PLAIN = Variant(parts=(Part.RES,), schedules=SCHEDULES, in_shares=True)
 TITLES = {SteeringDirection.ACTIVATE: "Towards the theme", SteeringDirection.SUPPRESS: "Away from it"}
 HEAD = """\
-# Steering the demo pack: methods compared
+# Steering {release}: methods compared
 
-Written by `python scripts/demo_steering_comparison.py` ({themes} themes that `saeflow themes find` found, one start
-feature each; {samples} samples of each setting to choose with, {confirm} fresh ones that are reported; offline judge).
-Strengths are shares of the centred norm that all a plan adds comes to, so that methods of one strength change as much.
-The score is behaviour x coherence to activate and (1 - behaviour) x coherence to suppress, both from 0 to 1. Difference
-and probe are made from a theme's examples, which the judge learned from too: that favours them.
-The model has 6 layers and 3.4 million parameters: this checks the method, and is no evidence about large models.
+Written by `python scripts/steering_comparison.py{option}` ({themes} themes, one start feature each; {samples} samples
+of each setting to choose with, {confirm} fresh ones that are reported; offline judge). Strengths are shares of the
+centred norm that all a plan adds comes to, so that methods of one strength change as much. The score is behaviour x
+coherence to activate and (1 - behaviour) x coherence to suppress, both from 0 to 1. Difference and probe are made from
+a theme's examples, which the judge learned from too: that favours them.{note}
 """
+NOTES = {
+    "demo": " The model has 6 layers and 3.4 million\n"
+    "parameters: this checks the method, and is no evidence about large models."
+}
 
 
 def ablations(atlas: Atlas) -> dict[str, Variant]:
@@ -85,28 +109,33 @@ def ablations(atlas: Atlas) -> dict[str, Variant]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("steering-comparison"))
-    parser.add_argument("--page", type=Path, default=DOCS / "demo-steering-comparison.md")
-    parser.add_argument("--themes", default="found", help="names or files with commas between, or a folder")
+    parser.add_argument("--release", default="demo", choices=sorted(SIZES))
+    parser.add_argument("--out", type=Path, help="a folder, steering-comparison-RELEASE by default")
+    parser.add_argument("--page", type=Path, help="docs/RELEASE-steering-comparison.md by default")
+    parser.add_argument("--themes", help="names or files with commas between, or a folder")
     parser.add_argument("--limit", type=int, default=99, help="themes, at most")
-    parser.add_argument("--layers", default="1,2,3,4,5")
-    parser.add_argument("--shares", default=",".join(map(str, SHARES)))
-    parser.add_argument("--factors", default=",".join(map(str, FACTORS)))
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--confirm", type=int, default=48)
+    parser.add_argument("--layers")
+    parser.add_argument("--shares")
+    parser.add_argument("--factors")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--confirm", type=int)
     parser.add_argument("--least", type=float, default=0.05, help="the smallest difference of scores that matters")
     parser.add_argument("--ablations", action="store_true")
     parser.add_argument("--second", default="", help="a model that reads the texts: its loss against coherence")
     parser.add_argument("--dry-run", action="store_true")
+    release = parser.parse_known_args()[0].release
+    parser.set_defaults(**SIZES[release])
     told = parser.parse_args()
+    out = told.out or Path(f"steering-comparison-{release}")
+    page = told.page or DOCS / f"{release}-steering-comparison.md"
 
     # 1. what is tried
-    atlas = open_atlas("demo")
-    themes = tuple(find_themes(told.themes.split(","), "demo")[: told.limit])
+    atlas = open_atlas(release)
+    themes = tuple(find_themes([name for name in told.themes.split(",") if name], release)[: told.limit])
     layers = tuple(map(int, told.layers.split(",")))
     strengths, factors = (tuple(map(float, values.split(","))) for values in (told.shares, told.factors))
     grid = Grid(strengths, factors, layers, METHODS, told.samples, told.confirm)
-    inputs = open_inputs("demo", atlas, background_texts((), "demo"))
+    inputs = open_inputs(release, atlas, background_texts((), release))
     designs = {"": Design(themes, tuple(SteeringDirection), grid, PLAIN)}
     if told.ablations:
         several = Grid(ABLATED_SHARES, factors, layers, ABLATED_METHODS, told.samples, told.confirm)
@@ -128,11 +157,11 @@ def main() -> None:
         make = judge_maker("offline", "", "", inputs.background, (told.samples, told.confirm))
         begun = time.monotonic()
         with bars() as bar:
-            results, _ = run_sweep(inputs, design, make, out=told.out / f"sweep-{number}", progress=bar)
+            results, _ = run_sweep(inputs, design, make, out=out / f"sweep-{number}", progress=bar)
         summarize_sweep(results.folder)
         print(f"{name or 'all methods'}: {(time.monotonic() - begun) / 60:.1f} minutes")
         folders[name] = results
-    write(told.page, folders, designs[""], told.least, told.second)
+    write(page, folders, designs[""], told.least, told.second)
 
 
 def texts_of(design: Design) -> int:
@@ -162,7 +191,10 @@ def write(page: Path, folders: dict[str, Results], design: Design, least: float,
     cells = Cells.of(results, read_scores(results))
     fresh = fresh_cells(results)
     n_themes = len(design.themes)
-    parts = [HEAD.format(themes=n_themes, samples=grid.samples, confirm=grid.confirm)]
+    release = results.record.request.release
+    option, note = "" if release == "demo" else f" --release {release}", NOTES.get(release, "")
+    sizes = {"themes": n_themes, "samples": grid.samples, "confirm": grid.confirm}
+    parts = [HEAD.format(release=release, option=option, note=note, **sizes)]
     pairs = contrasts(results, least) if n_themes >= 3 else pd.DataFrame()
     for direction, title in TITLES.items():
         parts += [f"## {title}\n", by_theme(fresh, direction), costs(fresh, direction)]
