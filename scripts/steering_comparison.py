@@ -40,7 +40,7 @@ from saeflow.sources.model import load_model
 from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.schedule import Constant, Exponential, Linear
-from saeflow.steering.sweep.cells import Cells, confirmed_cells
+from saeflow.steering.sweep.cells import FOLDER, Cells, confirmed_cells
 from saeflow.steering.sweep.contrasts import SEVERAL, contrast, contrasts
 from saeflow.steering.sweep.inputs import SweepInputs, background_texts, find_themes, judge_maker, open_inputs
 from saeflow.steering.sweep.run import Design, run_sweep
@@ -203,6 +203,7 @@ def write(page: Path, folders: dict[str, Results], design: Design, least: float,
     keywords = {theme.name: theme.keywords for theme in design.themes if theme.keywords}
     parts += ["## Behaviour against coherence\n", frontier(cells, page, grid.activate)]
     parts += ["## The paper's claims\n", claimed(results)]
+    parts += ["## Side by side\n", side_by_side(results, fresh)]
     parts += ["## A second measure\n", agreement(results, cells, keywords)]
     if second:
         parts.append(read_again(results, cells, second))
@@ -309,6 +310,23 @@ def frontier(cells: Cells, page: Path, strengths: Sequence[float]) -> str:
     )
     shown = f"![Coherence over behaviour of every method](images/{name})"
     return f"{said}\n{shown}\n\nBehaviour, coherence by share:\n\n{table(lines)}"
+
+
+def side_by_side(results: Results, fresh: Cells) -> str:
+    """The first fresh sample of every method, for the theme where a single layer does best and for the middle one."""
+    of = confirmed(fresh, SteeringDirection.ACTIVATE)
+    order = of[of["name"] == SINGLE].sort_values("score")["theme"].astype(str).tolist()
+    columns = ("theme", "direction", "method", "mirrors", "sample", "prompt", "text")
+    rows = pd.DataFrame(Results.open(results.folder / FOLDER).columns(*columns))
+    first = (rows["sample"] == 0) & (rows["direction"] == SteeringDirection.ACTIVATE.value) & (rows["mirrors"] == "")
+    parts = ["The first fresh sample of each method, all of one seed, chosen by nobody.\n"]
+    for theme in dict.fromkeys((order[-1], order[len(order) // 2])):
+        lines = [["method", theme]]
+        for row in rows[first & (rows["theme"] == theme)].drop_duplicates("method").to_dict("records"):
+            text = " ".join(f"{row['prompt']}{row['text']}".replace("|", "\\|").replace("`", "'").split())
+            lines.append([row["method"], f"`{text}`"])
+        parts.append(table(lines))
+    return "\n".join(parts)
 
 
 def agreement(results: Results, cells: Cells, keywords: Mapping[str, Sequence[str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from saeflow.paper.claims import claims
 from saeflow.paper.evidence import Evidence
 from saeflow.paper.verdicts import FAILS, HOLDS, OPEN, Verdict
 from saeflow.steering.plan import SteeringDirection
+from saeflow.steering.sweep.cells import Cells
 from saeflow.steering.sweep.settings import Setting
 from tests.reproduce.claim_worlds import Marks, mostly, steering
 
@@ -164,11 +166,20 @@ def test_the_best_layer_is_compared_under_a_limit_on_the_change() -> None:
     assert verdict("fig10-small", mostly(greedy, marks(lambda s: {}))).outcome == FAILS
 
 
+@pytest.mark.parametrize("name", ["fig9-earlier", "fig9-even", "fig10-small"])
+def test_a_theme_with_features_at_one_layer_does_not_spoil_the_others(name: str) -> None:
+    run = steering(SETTINGS, mostly(*WORLDS[name]), starts={1: 3, 0: 1})
+    texts = run.grid.texts
+    one_layer = (texts["method"] == "single") & (texts["layer"] > 0) | (texts["method"] == "cumulative")
+    left = Cells(run.grid.judge, texts[~((texts["theme"] == "two") & one_layer)].drop(columns="cell"))
+    found = CLAIMS[name].check(Evidence(steering=replace(run, grid=left)))
+    assert found.measured
+    assert "of one theme" in found.findings[0].beside or "of 1 themes" in found.findings[0].beside
+
+
 def test_a_sweep_without_a_direction_or_fresh_samples_says_so() -> None:
     only = [pair for pair in SETTINGS if pair[0] is ON]
     run = steering(only, [best("start")] * 2)
     assert CLAIMS["fig10-better"].check(Evidence(steering=run)).why.startswith("No theme was steered")
-    from dataclasses import replace
-
     found = CLAIMS["intro-improves"].check(Evidence(steering=replace(run, confirmed=None)))
     assert found.why == "The chosen settings were not measured again on fresh samples."

@@ -226,8 +226,10 @@ def _where_best(themes: Mapping[str, Frame]) -> str:
 def _at_ends(run: SteeringRun) -> tuple[Tally, list[list[float]], float]:
     """Scores of single layers at the weakest and the strongest r: samples by themes by r by layers; layers; rows.
 
+    Of the themes with two layers or more: one with features at a single layer has no best.
+
     Raises:
-        NotMeasured: when a theme has fewer than two layers or two values.
+        NotMeasured: when no theme has two layers and two values.
     """
     grid = run.grid
     blocks: list[np.ndarray] = []
@@ -238,10 +240,12 @@ def _at_ends(run: SteeringRun) -> tuple[Tally, list[list[float]], float]:
         values = sorted({value for value, _ in known}, reverse=True)
         common = sorted({layer for _, layer in known if all((v, layer) in known for v in values)})
         if len(values) < 2 or len(common) < 2:
-            raise NotMeasured("Single layers were steered at fewer than two layers or two values of r.")
+            continue
         ends = (values[0], values[-1])
         blocks.append(np.stack([[grid.values["score"][known[v, layer]] for layer in common] for v in ends]))
         layers.append([float(layer) for layer in common])
+    if not blocks:
+        raise NotMeasured("Single layers were steered at fewer than two layers or two values of r.")
     most = max(len(block[0]) for block in blocks)
     padded = [np.pad(b, ((0, 0), (0, most - b.shape[1]), (0, 0)), constant_values=np.nan) for b in blocks]
     tally = grid.tally(np.stack(padded))

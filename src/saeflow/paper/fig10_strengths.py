@@ -222,14 +222,18 @@ def claim_steady(run: SteeringRun) -> list[ClaimNumber]:
 def claim_small(run: SteeringRun) -> list[ClaimNumber]:
     """Cumulative does better than single where both may change the hidden state little."""
     grid = run.grid
+    both = {
+        theme: steered
+        for theme in themes(grid, SUPPRESS)
+        if all(map(len, steered := [find(grid, theme, SUPPRESS, method) for method in ("cumulative", "single")]))
+    }
     for limit in _LIMITS:
         each: dict[str, np.ndarray] = {}
-        for theme in themes(grid, SUPPRESS):
-            steered = (find(grid, theme, SUPPRESS, method) for method in ("cumulative", "single"))
+        for theme, steered in both.items():
             within = [found.index[found["share_total"] <= limit] for found in steered]
             if all(map(len, within)):
                 each[theme] = grid.crossfit(within[0]) - grid.crossfit(within[1])
-        if len(each) == len(themes(grid, SUPPRESS)):
+        if len(each) == len(both) > 0:
             words = f"score of cumulative less that of single, both within {100 * limit:.0f} % of the hidden norm"
             return [over_themes(grid, each, words)]
     raise NotMeasured("There is no limit on the change under which every theme has both methods.")
