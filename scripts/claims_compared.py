@@ -1,15 +1,18 @@
 """The claims of the paper on several models, side by side: docs/claims.md from folders of `saeflow reproduce`.
 
-saeflow reproduce demo
-saeflow reproduce smollm2-135m
-python scripts/claims_compared.py reproduce-demo reproduce-smollm2-135m
+    saeflow reproduce demo
+    saeflow reproduce smollm2-135m
+    python scripts/claims_compared.py reproduce-demo reproduce-smollm2-135m
+
+What each model said is kept in docs/claims.json: a folder renews its recipe's column, and leaves the others.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from demo_build.markdown import table
@@ -19,31 +22,43 @@ from saeflow.reproduce.record import Reproduction
 from saeflow.reproduce.report import judge
 
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
+KEPT = PAGE.with_suffix(".json")
 ABOUT = (
     "Written by `python scripts/claims_compared.py`, from the folders of `saeflow reproduce` of these recipes. A claim "
     "that no recipe here can answer is left out. Each verdict has the number that decides it, with its 95 % interval, "
-    "and how many parts of the claim hold where it has several."
+    "and how many parts of the claim hold where it has several. Claims about steering are settled for the demo pack on "
+    "16 themes in [a comparison of their own](demo-steering-comparison.md)."
 )
 MARKS = {HOLDS: "holds", FAILS: "**does not hold**", OPEN: "cannot be said"}
 
 
 def main() -> None:
     """Judge every claim in each folder, and write the page."""
-    runs = [Reproduction.open(folder) for folder in sys.argv[1:]]
-    if len(runs) < 2:
+    if not (folders := sys.argv[1:]):
         raise SystemExit(__doc__)
-    verdicts = [judge(run) for run in runs]
-    names = [str(run.record.get("recipe")) for run in runs]
-    PAGE.write_text(page(names, verdicts), encoding="utf-8")
+    found: dict[str, dict[str, dict[str, str]]] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    for folder in folders:
+        run = Reproduction.open(folder)
+        verdicts = judge(run)
+        found[str(run.record.get("recipe"))] = {
+            claim.id: {"outcome": verdicts[claim.id].outcome, "found": _found(verdicts[claim.id])}
+            for claim in claims()
+            if verdicts[claim.id].measured
+        }
+    KEPT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(page(found), encoding="utf-8")
     print(PAGE)
 
 
-def page(names: Sequence[str], verdicts: Sequence[dict[str, Verdict]]) -> str:
+def page(found: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
     """The page: how many claims go which way, by all of them, and each with the number that decides it."""
-    asked = [claim for claim in claims() if any(found[claim.id].measured for found in verdicts)]
-    counts = [Counter(found[claim.id].outcome for claim in asked) for found in verdicts]
+    asked = [claim for claim in claims() if any(claim.id in of_model for of_model in found.values())]
+    unknown = {"outcome": OPEN, "found": f"{MARKS[OPEN]}: not measured"}
+    cells = {name: {claim.id: of_model.get(claim.id, unknown) for claim in asked} for name, of_model in found.items()}
     summary = [["model", *MARKS.values()]]
-    summary += [[f"`{name}`", *(str(count[kind]) for kind in MARKS)] for name, count in zip(names, counts, strict=True)]
+    for name, of_model in cells.items():
+        count = Counter(cell["outcome"] for cell in of_model.values())
+        summary.append([f"`{name}`", *(str(count[kind]) for kind in MARKS)])
     groups = {
         "The models disagree": lambda kinds: {HOLDS, FAILS} <= kinds,
         "Holds wherever it can be said": lambda kinds: HOLDS in kinds and FAILS not in kinds,
@@ -52,10 +67,12 @@ def page(names: Sequence[str], verdicts: Sequence[dict[str, Verdict]]) -> str:
     }
     parts = ["# The paper's claims on several models", ABOUT, table(summary)]
     for heading, belongs in groups.items():
-        chosen = [claim for claim in asked if belongs({found[claim.id].outcome for found in verdicts})]
+        chosen = [claim for claim in asked if belongs({of_model[claim.id]["outcome"] for of_model in cells.values()})]
         if chosen:
-            rows = [["claim", *(f"`{name}`" for name in names)]]
-            rows += [[_stated(claim), *(_found(found[claim.id]) for found in verdicts)] for claim in chosen]
+            rows = [["claim", *(f"`{name}`" for name in cells)]]
+            rows += [
+                [_stated(claim), *(of_model[claim.id]["found"] for of_model in cells.values())] for claim in chosen
+            ]
             parts += [f"## {heading}", table(rows)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
