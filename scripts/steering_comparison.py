@@ -350,28 +350,24 @@ def agreement(results: Results, cells: Cells, keywords: Mapping[str, Sequence[st
     return f"{said}\n{table(lines)}"
 
 
-def read_again(results: Results, cells: Cells, name: str, n: int = 8) -> str:
-    """Coherence against the loss of another model, on the first samples of every setting to activate."""
+def read_again(results: Results, cells: Cells, name: str) -> str:
+    """Coherence against the loss of another model, on the first sample of every setting to activate."""
     model = load_model(name)
     rows = pd.DataFrame(results.columns("direction", "sample", "prompt", "text"))
-    rows = rows.assign(c=read_scores(results, cells.judge).coherence, cell=cells.texts["cell"].to_numpy())
+    rows = rows.assign(coherence=read_scores(results, cells.judge).coherence)
     activates = rows["direction"] == SteeringDirection.ACTIVATE.value
-    rows = rows[activates & (rows["sample"] < n) & (rows["text"].str.strip() != "")]
-    found: list[float] = []
+    rows = rows[activates & (rows["sample"] == 0) & (rows["text"].str.strip() != "")]
+    texts = [f"{prompt}{text}" for prompt, text in zip(rows["prompt"], rows["text"], strict=True)]
+    losses: list[float] = []
     with bars() as bar:
         progress = bar("reading again:")
-        texts = [f"{prompt}{text}" for prompt, text in zip(rows["prompt"], rows["text"], strict=True)]
         for start in range(0, len(texts), 64):
-            loss = model.loss(model.tokenize(texts[start : start + 64]))
-            found += loss.nanmean(dim=1).tolist()
-            progress(len(found), len(texts), "texts")
-    rows = rows.assign(loss=found)
-    means = rows.groupby("cell")[["c", "loss"]].mean()
-    rho = [-float(stats.spearmanr(some["c"], some["loss"]).statistic) for some in (rows, means)]
+            losses += model.loss(model.tokenize(texts[start : start + 64])).nanmean(dim=1).tolist()
+            progress(len(losses), len(texts), "texts")
+    rho = -float(stats.spearmanr(rows["coherence"], losses).statistic)
     return (
-        f"Coherence against the loss of {name} on {len(rows):,} texts ({n} of each setting to activate), Spearman's "
-        f"rho with the sign turned: {rho[0]:.2f} over texts, {rho[1]:.2f} over settings. The judge's coherence rests "
-        "on the loss of the demo model.\n"
+        f"Coherence against the loss of {name}, a token, on one text of each of {len(rows):,} settings to activate: "
+        f"Spearman's rho, with the sign turned, is {rho:.2f}. The judge's coherence rests on the model's own loss.\n"
     )
 
 
