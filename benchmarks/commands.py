@@ -22,8 +22,11 @@ from rich.progress import track
 
 from _timing import Row, arguments, show
 
-FEATURES = {"demo": ("4/res/72", "3/res", "playtime"), "smollm2-135m": ("13/res/62", "12/res", "clothing")}
-"""By release: a feature, the site below it, a theme."""
+SUBJECTS = {
+    "demo": ("4/res/72", "3/res", "playtime", "“Come,” said the man, and they went."),
+    "smollm2-135m": ("13/res/62", "12/res", "clothing", "She took the dress and said it was"),
+}
+"""By release: a feature, the site below it, a theme, a text in which the feature fires."""
 
 COMMANDS = {
     "help": "--help",
@@ -44,7 +47,7 @@ COMMANDS = {
     "plan": "plan {release} --theme {theme}",
     "steer": "steer {release} 'I think' --theme {theme}",
     "trace": "trace {release} --text 'She took the book and began to'",
-    "deactivate a text": "deactivate {release} {feature} --text 'She took the dress and said it was'",
+    "deactivate a text": "deactivate {release} {feature} --text '{text}'",
     "origins": "origins {release} --n-texts 4 --tokens-per-text 3 -o origins",
     "deactivate": "deactivate {release} --n-texts 1 --tokens-per-text 3 --n-targets 10 -o deactivation",
     "correlate": "correlate {release} --texts {release} --tokens 10000 -o pearson",
@@ -85,14 +88,14 @@ def _wait(words: list[str], folder: str) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--release", default="demo", choices=sorted(FEATURES))
+    parser.add_argument("--release", default="demo", choices=sorted(SUBJECTS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="", help="names of commands, by commas; all by default")
     asked = parser.parse_args()
-    feature, below, theme = FEATURES[asked.release]
+    feature, below, theme, text = SUBJECTS[asked.release]
     site = feature.rsplit("/", 1)[0]
     names = asked.only.split(",") if asked.only else QUICK if asked.quick else COMMANDS
-    words = {"release": asked.release, "feature": feature, "below": below, "site": site, "theme": theme}
+    words = {"release": asked.release, "feature": feature, "below": below, "site": site, "theme": theme, "text": text}
     words["layer"] = below.split("/")[0]
     rows: list[Row] = []
     for name in track(names, description="commands", transient=True):
