@@ -69,9 +69,13 @@ def measure(command: str) -> tuple[float, float, float]:
 
 
 def _wait(words: list[str], folder: str) -> tuple[float, float, float]:
-    """Run it and ask the kernel what it took; what it prints is shown where it fails."""
-    program = f"import sys; sys.argv = {words!r}; from saeflow import cli; cli.main()"
-    told = Path(folder) / "told.txt"
+    """Run it and ask the kernel what it took; what it prints is shown where it fails.
+
+    Of its memory it leaves a note itself: for a spawned process the kernel counts what its parent held as well.
+    """
+    told, status = Path(folder) / "told.txt", Path(folder) / "status"
+    noted = f"atexit.register(lambda: shutil.copyfile('/proc/self/status', {str(status)!r}))"
+    program = f"import atexit, shutil, sys; {noted}; sys.argv = {words!r}; from saeflow import cli; cli.main()"
     with told.open("wb") as out:
         began = time.perf_counter()
         spawned = os.posix_spawn(
@@ -80,10 +84,12 @@ def _wait(words: list[str], folder: str) -> tuple[float, float, float]:
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, out.fileno(), 2)],
         )
-        _, status, used = os.wait4(spawned, 0)
-    if code := os.waitstatus_to_exitcode(status):
+        _, ended, used = os.wait4(spawned, 0)
+    if code := os.waitstatus_to_exitcode(ended):
         raise SystemExit(f"{shlex.join(words)} ended with exit code {code}:\n{told.read_text()}")
-    return time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    seconds = time.perf_counter() - began
+    peak = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return seconds, used.ru_utime + used.ru_stime, int(peak) / 1024
 
 
 def main() -> None:
