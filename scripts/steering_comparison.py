@@ -84,6 +84,7 @@ centred norm that all a plan adds comes to, so that methods of one strength chan
 coherence to activate and (1 - behaviour) x coherence to suppress, both from 0 to 1. Difference and probe are made from
 a theme's examples, which the judge learned from too: that favours them.{note}
 """
+CELL = "Score, its 95 % interval over samples, and the strength and layer that the grid chose.\n"
 NOTES = {
     "demo": " The model has 6 layers and 3.4 million\n"
     "parameters: this checks the method, and is no evidence about large models."
@@ -233,7 +234,7 @@ def confirmed(fresh: Cells, direction: SteeringDirection) -> pd.DataFrame:
 
 
 def by_theme(fresh: Cells, direction: SteeringDirection) -> str:
-    """Methods x themes, with the setting; the best that changes something is bold."""
+    """Methods x themes: score, interval, setting; the best that changes something is bold."""
     found = confirmed(fresh, direction)
     names = [name for name in found["name"].unique() if not name.startswith("random")]
     lines = [["theme", *names]]
@@ -247,12 +248,12 @@ def by_theme(fresh: Cells, direction: SteeringDirection) -> str:
                 continue
             row = of[name]
             at = f" l={row['layer']}" if row["layer"] >= 0 else ""
-            how = f"; {row['value']:g}{at}" if name not in ("none", "prompt") else ""
-            text = f"{row['score']:.2f} ({row['score_low']:.2f} to {row['score_high']:.2f}{how})"
-            lines[-1].append(f"**{text}**" if name == top else text)
+            how = f"<br>{row['value']:g}{at}" if name not in ("none", "prompt") else ""
+            score = f"**{row['score']:.2f}**" if name == top else f"{row['score']:.2f}"
+            lines[-1].append(f"{score}<br>{row['score_low']:.2f}\N{EN DASH}{row['score_high']:.2f}{how}")
     means = found.groupby("name")["score"].mean()
     lines.append(["**mean**", *(f"{means[name]:.3f}" for name in names)])
-    return table(lines)
+    return f"{CELL}\n{table(lines)}"
 
 
 def costs(fresh: Cells, direction: SteeringDirection) -> str:
