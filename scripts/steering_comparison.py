@@ -33,18 +33,17 @@ from saeflow.experiments.results import Results
 from saeflow.ids import Part
 from saeflow.matching.atlas import Atlas, open_atlas
 from saeflow.paper.claims import claims
-from saeflow.paper.evidence import Evidence, steering_run
+from saeflow.paper.evidence import Evidence, SteeringRun, steering_run
 from saeflow.paper.steering import look
 from saeflow.paper.verdicts import sentence
 from saeflow.sources.model import load_model
 from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.schedule import Constant, Exponential, Linear
-from saeflow.steering.sweep.cells import FOLDER, Cells, confirmed_cells
+from saeflow.steering.sweep.cells import FOLDER, START_LAYER, Cells
 from saeflow.steering.sweep.contrasts import SEVERAL, contrast, contrasts
 from saeflow.steering.sweep.inputs import SweepInputs, background_texts, find_themes, judge_maker, open_inputs
 from saeflow.steering.sweep.run import Design, run_sweep
-from saeflow.steering.sweep.scoring import read_scores
 from saeflow.steering.sweep.settings import ORDER, RANDOM, SINGLE, VECTORS, Grid, Variant
 from saeflow.steering.sweep.summary import summarize_sweep
 from saeflow.steering.theme_search import keywords_in
@@ -189,8 +188,8 @@ def seconds_a_text(inputs: SweepInputs, prompt: str) -> float:
 
 def write(page: Path, folders: dict[str, Results], design: Design, least: float, second: str) -> None:
     results, grid = folders[""], design.grid
-    cells = Cells.of(results, read_scores(results))
-    fresh = fresh_cells(results)
+    run = steering_run(results)
+    cells, fresh = run.grid, run.fresh
     n_themes = len(design.themes)
     release = results.record.request.release
     option, note = "" if release == "demo" else f" --release {release}", NOTES.get(release, "")
@@ -198,12 +197,12 @@ def write(page: Path, folders: dict[str, Results], design: Design, least: float,
     parts = [HEAD.format(release=release, option=option, note=note, **sizes)]
     pairs = contrasts(results, least) if n_themes >= 3 else pd.DataFrame()
     for direction, title in TITLES.items():
-        parts += [f"## {title}\n", by_theme(fresh, direction), costs(fresh, direction)]
+        parts += [f"## {title}\n", by_theme(found := confirmed(fresh, direction)), costs(found)]
         if len(pairs):
             parts += [verdicts(pairs[pairs["direction"] == direction.value], least)]
     keywords = {theme.name: theme.keywords for theme in design.themes if theme.keywords}
     parts += ["## Behaviour against coherence\n", frontier(cells, page, grid.activate)]
-    parts += ["## The paper's claims\n", claimed(results)]
+    parts += ["## The paper's claims\n", claimed(run)]
     parts += ["## Side by side\n", side_by_side(results, fresh)]
     parts += ["## A second measure\n", agreement(results, cells, keywords)]
     if second:
@@ -214,28 +213,19 @@ def write(page: Path, folders: dict[str, Results], design: Design, least: float,
     print(f"written: {page}")
 
 
-def fresh_cells(results: Results) -> Cells:
-    """The confirmed settings of a finished sweep."""
-    found = confirmed_cells(results, read_scores(results).judge)
-    if found is None:
-        raise SystemExit(f"{results.folder} is not finished. Run this again.")
-    return found
-
-
 def confirmed(fresh: Cells, direction: SteeringDirection) -> pd.DataFrame:
     """The settings of a direction, with intervals and a column `name`."""
     found = fresh.with_intervals("score")
     found = found[found["direction"] == direction.value].copy()
     names = found["method"].astype(object)
-    at_start = (found["method"] == SINGLE) & (found["role"] == "start layer")
+    at_start = (found["method"] == SINGLE) & (found["role"] == START_LAYER)
     names = names.where(~at_start, "single (start layer)")
     found["name"] = names.where(found["method"] != RANDOM, "random of " + found["mirrors"].astype(str))
     return found
 
 
-def by_theme(fresh: Cells, direction: SteeringDirection) -> str:
+def by_theme(found: pd.DataFrame) -> str:
     """Methods x themes: score, interval, setting; the best that changes something is bold."""
-    found = confirmed(fresh, direction)
     names = [name for name in found["name"].unique() if not name.startswith("random")]
     lines = [["theme", *names]]
     for theme, here in found.groupby("theme", observed=True):
@@ -256,9 +246,8 @@ def by_theme(fresh: Cells, direction: SteeringDirection) -> str:
     return f"{CELL}\n{table(lines)}"
 
 
-def costs(fresh: Cells, direction: SteeringDirection) -> str:
+def costs(found: pd.DataFrame) -> str:
     """Means over themes of marks and of what was changed."""
-    found = confirmed(fresh, direction)
     columns = ("behavior", "coherence", "score", "distinct_2", "share_total")
     lines = [["method", "themes", "behaviour", "coherence", "score", "distinct-2", "share of the hidden norm"]]
     for name, here in found.groupby("name", sort=False):
@@ -333,7 +322,7 @@ def side_by_side(results: Results, fresh: Cells) -> str:
 def agreement(results: Results, cells: Cells, keywords: Mapping[str, Sequence[str]]) -> str:
     """The judge's behaviour against how many of a theme's keywords a text has: they come from other texts."""
     rows = pd.DataFrame(results.columns("theme", "direction", "text"))
-    rows = rows.assign(b=read_scores(results, cells.judge).behavior, cell=cells.texts["cell"].to_numpy())
+    rows = rows.assign(b=cells.texts["behavior"].to_numpy(), cell=cells.texts["cell"].to_numpy())
     lines = [["theme", "texts", "Spearman's rho, texts", "rho, settings"]]
     found: list[float] = []
     for theme, here in rows[rows["theme"].isin(keywords)].groupby("theme", sort=False):
@@ -355,7 +344,7 @@ def read_again(results: Results, cells: Cells, name: str) -> str:
     """Coherence against the loss of another model, on the first sample of every setting to activate."""
     model = load_model(name)
     rows = pd.DataFrame(results.columns("direction", "sample", "prompt", "text"))
-    rows = rows.assign(coherence=read_scores(results, cells.judge).coherence)
+    rows = rows.assign(coherence=cells.texts["coherence"].to_numpy())
     activates = rows["direction"] == SteeringDirection.ACTIVATE.value
     rows = rows[activates & (rows["sample"] == 0) & (rows["text"].str.strip() != "")]
     texts = [f"{prompt}{text}" for prompt, text in zip(rows["prompt"], rows["text"], strict=True)]
@@ -372,9 +361,9 @@ def read_again(results: Results, cells: Cells, name: str) -> str:
     )
 
 
-def claimed(results: Results) -> str:
+def claimed(run: SteeringRun) -> str:
     """What the paper claims of steering, judged by these sweeps."""
-    evidence = Evidence(steering=steering_run(results))
+    evidence = Evidence(steering=run)
     lines = [["claim", "verdict", "why"]]
     for claim in claims():
         if claim.stage == "steering":
@@ -392,10 +381,10 @@ def ablated(folders: Mapping[str, Results]) -> str:
         if not name:
             continue
         lines.append([name])
-        cells = fresh_cells(results)
+        cells = steering_run(results).fresh
+        settings = confirmed(cells, SteeringDirection.ACTIVATE)
         for method in methods:
-            here = confirmed(cells, SteeringDirection.ACTIVATE)
-            here = here[here["name"] == method]
+            here = settings[settings["name"] == method]
             scores = pd.DataFrame(cells.values["score"][here.index], index=here["theme"])
             plain.setdefault(method, scores)
             both = [theme for theme in scores.index if theme in plain[method].index]

@@ -154,17 +154,23 @@ def test_features_of_a_site_are_removed_jointly():
             torch.testing.assert_close(model.capture(tokens, [site])[site], h + share, atol=1e-5, rtol=1e-5)
 
 
-@families
-def test_plans_by_row_are_what_each_row_alone_gives(model_type):
-    model, made = tiny_model(model_type), dictionaries()
-    tokens = rows_of(model.tokenize(TEXTS), len(PLANS))
-    with model.intervening(row_changes(PLANS, made, model)):
+def each_as_alone(plans, made, model):
+    """What the model has with a plan in each row, which is what each row has with its plan alone."""
+    tokens = rows_of(model.tokenize(TEXTS), len(plans))
+    with model.intervening(row_changes(plans, made, model)):
         together = states(model, tokens)
-    for row, plan in enumerate(PLANS):
+    for row, plan in enumerate(plans):
         with model.intervening(plan or (), made):
             alone = states(model, rows_of(tokens, 1))
         for key, value in together.items():
             torch.testing.assert_close(value[row : row + 1], alone[key], atol=2e-4, rtol=2e-4)
+    return together
+
+
+@families
+def test_plans_by_row_are_what_each_row_alone_gives(model_type):
+    model, made = tiny_model(model_type), dictionaries()
+    together = each_as_alone(PLANS, made, model)
     assert not torch.allclose(together["logits"][0], together["logits"][1], atol=0.01)
 
 
@@ -238,14 +244,7 @@ def test_rows_whose_plans_act_otherwise_share_a_batch():
         suppression({"1/res/3": 0.0, "1/res/7": 3.0}),
         activation(values, only_active=True, keep_norm=True),
     ]
-    tokens = rows_of(model.tokenize(TEXTS), len(plans))
-    with model.intervening(row_changes(plans, made, model)):
-        together = states(model, tokens)
-    for row, plan in enumerate(plans):
-        with model.intervening(plan or (), made):
-            alone = states(model, rows_of(tokens, 1))
-        for key, value in together.items():
-            torch.testing.assert_close(value[row : row + 1], alone[key], atol=2e-4, rtol=2e-4)
+    each_as_alone(plans, made, model)
 
 
 def test_where_a_feature_of_z_is_active_is_not_known_in_the_stream():

@@ -293,7 +293,7 @@ class FeatureContribution:
             WidthMismatch: when `h` is not as wide as the dictionary.
         """
         x = h.to(self._rows.tensor.dtype)
-        acts = self.activations(h)
+        acts = self.activations(x)
         acts = acts * factors.like(x) if isinstance(factors, Placed) else acts
         change = acts @ self._rows.like(x) * self._encoder.scale(x)
         change = change if isinstance(factors, Placed) else factors * change

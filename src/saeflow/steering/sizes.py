@@ -356,7 +356,7 @@ def plan_change(
     if plan.direction is SteeringDirection.ACTIVATE:
         return _lengths({site: vector[None] for site, vector in _added(plan, dictionaries, model).items()})
     groups = list(by_site(plan.features, dictionaries))
-    values = {dictionary.site: torch.tensor(_values(plan, here), dtype=torch.float64) for dictionary, here in groups}
+    values = _values(plan, dictionaries)
     if model is None or not texts:
         raise InvalidArgument(
             "what a suppression changes depends on how active its features are. Pass the model and texts in which they "
@@ -426,19 +426,21 @@ def _added(
     plan: SteeringPlan, dictionaries: Mapping[Site, Dictionary], model: LanguageModel | None
 ) -> dict[Site, Float64[Tensor, " d_model"]]:
     """What a plan to activate adds at each site."""
-    found: dict[Site, Tensor] = {}
-    for dictionary, here in by_site(plan.features, dictionaries):
-        values = torch.tensor(_values(plan, here), dtype=torch.float64)
-        found[dictionary.site] = values @ unit_rows(dictionary, here, model)
+    values = _values(plan, dictionaries)
+    found = {d.site: values[d.site] @ unit_rows(d, here, model) for d, here in by_site(plan.features, dictionaries)}
     for one in plan.vectors:
         vector = torch.tensor(one.vector, dtype=torch.float64)
         found[one.site] = found[one.site] + vector if one.site in found else vector
     return found
 
 
-def _values(plan: SteeringPlan, features: Sequence[FeatureId]) -> list[float]:
+def _values(plan: SteeringPlan, dictionaries: Mapping[Site, Dictionary]) -> dict[Site, Float64[Tensor, " n"]]:
+    """The strengths or factors of a plan's features at each site, in the order of `by_site`."""
     of = {step.feature: step.value for step in plan.steps}
-    return [of[feature] for feature in features]
+    return {
+        dictionary.site: torch.tensor([of[feature] for feature in here], dtype=torch.float64)
+        for dictionary, here in by_site(plan.features, dictionaries)
+    }
 
 
 @dataclass(frozen=True, slots=True)
