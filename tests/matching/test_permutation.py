@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from saeflow.errors import InvalidArgument, WidthMismatch
+from saeflow.matching import permutation
 from saeflow.matching.permutation import NO_PARTNER, assign
+from saeflow.matching.screening import PRODUCTS, VARIABLE
 
 
 def rows(n, d=8, seed=0):
@@ -95,6 +97,19 @@ def test_opposite_rows_are_partners_by_size_alone():
     found = assign(a, -a[order], absolute=True)
     assert np.array_equal(found.index, np.argsort(order.numpy()))
     assert found.value == pytest.approx(float(a.square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("kept", [0, permutation.KEPT_BYTES])
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_products_are_kept_or_made_again_in_every_kind(monkeypatch, kept, product):
+    monkeypatch.setenv(VARIABLE, product)
+    monkeypatch.setattr(permutation, "KEPT_BYTES", kept)
+    monkeypatch.setattr(permutation, "ROWS", 64)
+    monkeypatch.setattr(permutation, "CROWDED", 20)  # some rows are multiplied exactly
+    monkeypatch.setattr(permutation, "DEEP", 10)
+    a, b = rows(150, 24, 1), rows(200, 24, 2)
+    for absolute in (False, True):
+        check(by_core(a, b, absolute=absolute), a, b, absolute=absolute)
 
 
 @settings(max_examples=60, deadline=None)

@@ -126,18 +126,6 @@ def test_any_shape_any_tile_with_many_ties(n, m, k, rows, columns, product, seed
     both_agree(a, b, min(k, n, m), rows=rows, columns=columns, product=product)
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
-def test_only_products_above_a_floor_are_looked_for(product):
-    a, b = rows_of(60, 24, 4), rows_of(90, 24, 5)
-    whole = top_k(a, b, 90)
-    # above the best of some rows, below the sixth of others
-    floor = whole.score[torch.arange(60), torch.arange(60) % 9] + 1e-6
-    found = top_k(a, b, 6, rows=16, columns=32, product=product, floor=floor)
-    above = whole.score[:, :6] > floor[:, None]
-    assert torch.equal(found.index, torch.where(above, whole.index[:, :6], -1))
-    assert torch.equal(found.score, torch.where(above, whole.score[:, :6], floor[:, None]))
-
-
 def test_screening_keeps_every_true_match_when_bfloat16_would_lose_it():
     """Columns closer together than bfloat16 can tell: only the ranking in float32 finds the best."""
     direction = rows_of(1, 256, 9)

@@ -10,19 +10,22 @@ The product of two dictionaries of 16,384 features has 268 million entries, and 
 matter. So the problem is solved on a core of it and proved on all of it (the core-oriented approach of
 Volgenant 1996, Computers & Operations Research 23):
 
-1. Core: the best `candidates` columns of every row and rows of every column, and any one full matching.
-2. Solve on the core (scipy's LAPJVsp).
-3. Prices: the least p >= 0 for which no row of the core would rather have another column than its own.
-4. Bound: sum p + sum_i max_j (a_i . b_j - p_j) is at least the optimum for ANY p >= 0. The maximum runs over
-   all columns, in one pass of top-k over the rows [a_i, 1] and [b_j, -p_j]. Where it meets the value of the
-   core's solution, that solution is optimal for the whole; where not, the pairs that break it join the core.
+1. Products: all of them once, in the kind that is fastest here, with how far each may be off (`screening`). They are
+   kept where they take little memory, and made again for every round where they do not.
+2. Core: the best `candidates` columns of every row and rows of every column, and any one full matching.
+3. Solve on the core (scipy's LAPJVsp).
+4. Prices: the least p >= 0 for which no row of the core would rather have another column than its own.
+5. Bound: sum p + sum_i max_j (a_i . b_j - p_j) is at least the optimum for ANY p >= 0. The maximum runs over
+   all columns: of those whose product may reach it the exact ones are computed. Where the bound meets the value of
+   the core's solution, that solution is optimal for the whole; where not, the pairs that break it join the core.
 
-With `absolute` the sizes of the dot products are summed: every column stands in steps 1 and 4 as b_j and as -b_j.
+With `absolute` the sizes of the dot products are summed.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,8 +38,8 @@ from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bip
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, SaeflowWarning, WidthMismatch
-from saeflow.matching.screening import Product, rounded_for
-from saeflow.matching.topk import top_k, top_k_both
+from saeflow.matching.screening import UNIT, Rounded, dots, rounded_for
+from saeflow.matching.topk import full_precision
 from saeflow.sources.weights import first_rows, row_peaks
 
 CANDIDATES = 32
@@ -44,6 +47,12 @@ TOLERANCE = 1e-6
 ROUNDS = 8
 DEEP = 64
 """How many columns join the core for a row in a round at most."""
+CROWDED = 4 * DEEP
+"""A row with more columns that may be worth it is multiplied exactly, all of it."""
+KEPT_BYTES = 1 << 29
+"""Products are kept up to so much memory: 16,384 x 16,384 in bfloat16."""
+ROWS = 512
+"""Rows of products looked at together."""
 SLACK = 0.5
 """Columns worth a little less to a row than its own join too: this share of the mean price. They save rounds: 2 were
 needed where there had been 5, at 8,192 planted rows."""
@@ -224,19 +233,16 @@ class _Core:
 def _by_core(
     a: Tensor, b: Tensor, absolute: bool, candidates: int, tolerance: float, rounds: int, largest: int
 ) -> Assignment:
-    """Steps 1 to 4 of the head of the file; `a` is the smaller side, `largest` what a core may hold."""
-    product = rounded_for(a, b, 1, both=False)[0].product
-    product = "bfloat16" if product == "int8" else product  # prices would take all of the scale of a row
-    core = _feasible(_first_core(a, b, absolute, min(candidates, len(a)), product), a, b, absolute)
+    """Steps 1 to 5 of the head of the file; `a` is the smaller side, `largest` what a core may hold."""
+    products = _AllProducts(a, b, absolute)
+    core = _feasible(products.best(min(candidates, len(a))), a, b, absolute)
     bound, done = np.inf, 0
     while True:
         done += 1
-        index, taken = _solve(core, len(a), len(b))
-        price = _prices(core, index, taken, len(b))
+        index, price = _solve(core, len(a), len(b))
         score = _products(a, b, np.arange(len(a)), index, absolute)
-        own = taken - price[index]
-        slack = SLACK * float(price.mean())
-        row, column, worth = _worth_most(a, b, absolute, price, own, slack, min(DEEP, len(b)), product)
+        own = score - price[index]
+        row, column, worth = products.worth_most(price, own, SLACK * float(price.mean()), min(DEEP, len(b)))
         best = own.copy()
         np.maximum.at(best, row, worth)
         bound = min(bound, float(price.sum() + best.sum()))
@@ -255,15 +261,110 @@ def _by_core(
     return Assignment(index, score, value, max(bound, value), gap, bool(room <= tolerance), how)
 
 
-def _first_core(a: Tensor, b: Tensor, absolute: bool, k: int, product: Product) -> _Core:
-    """The best `k` of both directions."""
-    n, m = len(a), len(b)
-    targets = torch.cat([b, -b]) if absolute else b
-    forward, backward = top_k_both(a, targets, k, product=product)
-    row = np.concatenate([np.repeat(np.arange(n), k), _numpy(backward.index).ravel()])
-    column = np.concatenate([_numpy(forward.index).ravel(), np.repeat(np.arange(len(targets)), k)])
-    score = np.concatenate([_numpy(forward.score).ravel(), _numpy(backward.score).ravel()])
-    return _Core.of(row, column % m, np.abs(score) if absolute else score, m)
+class _AllProducts:
+    """The products of all pairs from rounded rows, and how far they may be off."""
+
+    def __init__(self, a: Tensor, b: Tensor, absolute: bool) -> None:
+        """Choose the kind of product; nothing is multiplied yet."""
+        self._a, self._b, self._absolute = a.contiguous(), b.contiguous(), absolute
+        low = rounded_for(a, b, 1, both=False)
+        # int8 is written in float32, which takes twice the memory
+        self._left, self._right = (
+            low if low[0].product != "int8" else (Rounded.of(a, "bfloat16"), Rounded.of(b, "bfloat16"))
+        )
+        largest = self._left.norm * self._right.norm.max()
+        self._off = self._left.eps(self._right) + (UNIT[self._left.product] * largest * 1.01).float()
+        """For every row, how far a product may be from the exact one."""
+        self._kept: Tensor | None = None
+        if len(a) * len(b) * self._left.written.itemsize <= KEPT_BYTES:
+            self._kept = a.new_empty(len(a), len(b), dtype=self._left.written)
+            self._multiply(slice(None), self._kept)
+
+    def _multiply(self, rows: slice, out: Tensor) -> None:
+        with full_precision():
+            self._left.multiply(self._right, rows, slice(None), out)
+        if self._absolute:
+            out.abs_()
+
+    def _slices(self) -> Iterator[tuple[slice, Float[Tensor, "rows n_target"]]]:
+        """Some rows at a time, and their products."""
+        n, m = len(self._a), len(self._b)
+        own = self._a.new_empty(ROWS, m, dtype=self._left.written) if self._kept is None else None
+        for top in range(0, n, ROWS):
+            rows = slice(top, min(top + ROWS, n))
+            if self._kept is not None:
+                yield rows, self._kept[rows]
+            elif own is not None:
+                self._multiply(rows, some := own[: rows.stop - top])
+                yield rows, some
+
+    def best(self, k: int) -> _Core:
+        """The pairs with the best `k` columns of every row, and the best `k` rows of every column, up to rounding."""
+        m = len(self._b)
+        columns, score = list[Tensor](), torch.full((m, 0), -torch.inf).to(self._b)
+        by_column = torch.empty(m, 0, dtype=torch.long, device=self._b.device)
+        for rows, products in self._slices():
+            columns.append(products.topk(k, dim=1).indices)
+            found = products.T.contiguous().topk(min(k, len(products)), dim=1)
+            score = torch.cat([score, found.values.float()], dim=1)
+            by_column = torch.cat([by_column, found.indices + rows.start], dim=1)
+            score, place = score.topk(min(k, score.shape[1]), dim=1)
+            by_column = by_column.gather(1, place)
+        row = np.concatenate([np.repeat(np.arange(len(self._a)), k), _numpy(by_column).ravel()])
+        column = np.concatenate([_numpy(torch.cat(columns)).ravel(), np.repeat(np.arange(m), by_column.shape[1])])
+        row, column = np.divmod(np.unique(row * m + column), m)
+        return _Core(row, column, self._exact(row, column))
+
+    def _exact(self, row: np.ndarray, column: np.ndarray) -> Float64[np.ndarray, " n"]:
+        """In float32, for `row` that ascends."""
+        i, j = (torch.from_numpy(index).to(self._a.device) for index in (row, column))
+        found = _numpy(dots(self._a, i, self._b, j)).astype(np.float64)
+        return np.abs(found) if self._absolute else found
+
+    def worth_most(
+        self, price: np.ndarray, own: np.ndarray, slack: float, k: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pairs that are worth more to a row after prices than its `own`, or at most `slack` less.
+
+        At most `k` of each row, the best, as row, column and worth; in float64 where it decides.
+        """
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        asked = torch.from_numpy(price).to(self._a)
+        rounded = ROUNDED * (np.abs(own) + float(price.max()))
+        least = torch.from_numpy(own - slack - rounded).to(self._a) - self._off
+        for rows, products in self._slices():
+            may = products - asked > least[rows, None]
+            crowded = may.sum(dim=1) > CROWDED
+            may[crowded] = False
+            row, column = (_numpy(index) for index in torch.nonzero(may, as_tuple=True))
+            row = row + rows.start
+            worth = self._exact(row, column) - price[column]
+            keep = worth > (own - slack)[row]
+            found.append((row[keep], column[keep], worth[keep]))
+            if crowded.any():
+                found.append(self._of_whole_rows(torch.nonzero(crowded).flatten() + rows.start, price, own - slack, k))
+        row, column, worth = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        order = np.lexsort((-worth, row))
+        row, column, worth = row[order], column[order], worth[order]
+        some = np.arange(len(row)) - np.searchsorted(row, row) < k
+        row, column, worth = row[some], column[some], worth[some]
+        near = np.flatnonzero(worth > own[row] - ROUNDED * (np.abs(own[row]) + price[column]))
+        worth[near] = _products(self._a, self._b, row[near], column[near], self._absolute) - price[column[near]]
+        return row, column, worth
+
+    def _of_whole_rows(
+        self, rows: Tensor, price: np.ndarray, least: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same from exact products of some rows with all columns."""
+        with full_precision():
+            products = self._a[rows] @ self._b.T
+        products = products.abs_() if self._absolute else products
+        # in float64, as prices are: they alone tell columns apart that are one row
+        top = products.double().sub_(torch.from_numpy(price).to(products.device)).topk(k, dim=1)
+        row = np.repeat(_numpy(rows), k)
+        column, worth = _numpy(top.indices).ravel(), _numpy(top.values).ravel()
+        keep = worth > least[row]
+        return row[keep], column[keep], worth[keep]
 
 
 def _feasible(core: _Core, a: Tensor, b: Tensor, absolute: bool) -> _Core:
@@ -276,8 +377,8 @@ def _feasible(core: _Core, a: Tensor, b: Tensor, absolute: bool) -> _Core:
     return core.add(row, column, _products(a, b, row, column, absolute), m)
 
 
-def _solve(core: _Core, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best full matching of the core: the column of each row, and its product as the core has it."""
+def _solve(core: _Core, n: int, m: int) -> tuple[np.ndarray, Float64[np.ndarray, " n_target"]]:
+    """The best full matching of the core: the column of each row, and the prices of columns under which it is best."""
     high, low = float(core.score.max()), float(core.score.min())
     # On a grid: LAPJV bids in steps as small as the smallest difference, and can take years where costs span
     # ten orders of magnitude. From 1 on: scipy takes a weight of 0 for no pair.
@@ -286,59 +387,28 @@ def _solve(core: _Core, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
     graph = cast("Any", csr_array((cost, (core.row, core.column)), shape=(n, m)))
     index = min_weight_full_bipartite_matching(graph)[1].astype(np.int64)
     place = np.searchsorted(core.row * m + core.column, np.arange(n) * m + index)
-    return index, core.score[place]
+    return index, grid * _prices(core, index, cost[place][core.row] - cost, m)
 
 
-def _prices(core: _Core, index: np.ndarray, taken: np.ndarray, m: int) -> Float64[np.ndarray, " n_target"]:
+def _prices(
+    core: _Core, index: np.ndarray, excess: Float64[np.ndarray, " n"], m: int
+) -> Float64[np.ndarray, " n_target"]:
     """The least prices p >= 0 under which no row prefers another column of the core to its own.
 
-    p_j >= p_own(i) + s_ij - s_i,own(i) for every pair (i, j) of the core: longest paths, by sweeps over all
-    pairs until nothing rises. The matching is optimal for the core, so there is no rising cycle and columns
-    that nobody has stay at 0; rounding could feign one, so the sweeps are bounded. Any p >= 0 gives a bound.
+    p_j >= p_own(i) + excess_ij for every pair (i, j) of the core, where excess_ij is what j is worth more to i than its
+    own column, in whole steps of the grid: longest paths, by sweeps over all pairs until nothing rises. The matching is
+    optimal for the core, so there is no rising cycle and columns that nobody has stay at 0.
     """
     order = np.argsort(core.column, kind="stable")
-    row, column = core.row[order], core.column[order]
-    excess, own = core.score[order] - taken[row], index[row]
+    column, own, excess = core.column[order], index[core.row[order]], excess[order]
     start = np.flatnonzero(np.r_[True, np.diff(column) > 0])
     there, price = column[start], np.zeros(m)
-    small = 1e-12 * max(float(np.abs(excess).max()), np.finfo(float).tiny)
     for _ in range(2 * len(index) + 1):
         raised = np.maximum(price[there], np.maximum.reduceat(excess + price[own], start))
-        if float((raised - price[there]).max()) <= small:
+        if (raised == price[there]).all():
             break
         price[there] = raised
     return price
-
-
-def _worth_most(
-    a: Tensor, b: Tensor, absolute: bool, price: np.ndarray, own: np.ndarray, slack: float, k: int, product: Product
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs, over ALL columns, that are worth more to a row after prices than its `own`, or at most `slack` less.
-
-    At most `k` of each row, as row, column and worth; in float64 where it decides.
-    """
-    # a price as a sum of three numbers that bfloat16 holds exactly, so that no bound widens for it
-    rest, parts = torch.from_numpy(-price).to(b), list[Tensor]()
-    for _ in range(3):
-        parts.append(rest.bfloat16().float())
-        rest = rest - parts[-1]
-    width = -(-(a.shape[1] + 3) // 32) * 32
-    left, right = a.new_zeros(len(a), width), b.new_zeros(len(b), width)
-    left[:, : a.shape[1]], right[:, : b.shape[1]] = a, b
-    left[:, a.shape[1] : a.shape[1] + 3], right[:, b.shape[1] : b.shape[1] + 3] = 1, torch.stack(parts, dim=1)
-    if absolute:
-        opposite = right.clone()
-        opposite[:, : b.shape[1]].neg_()
-        right = torch.cat([right, opposite])
-    found = top_k(left, right, k, product=product, floor=torch.from_numpy(own - slack).to(a))
-    index = _numpy(found.index)
-    row, place = np.nonzero(index >= 0)
-    column, worth = index[row, place] % len(b), _numpy(found.score)[row, place].astype(np.float64)
-    if absolute:  # a row may be found by the sign under which it is worth less
-        worth = np.abs(worth + price[column]) - price[column]
-    near = np.flatnonzero(worth > own[row] - ROUNDED * (np.abs(own[row]) + price[column]))
-    worth[near] = _products(a, b, row[near], column[near], absolute) - price[column[near]]
-    return row, column, worth
 
 
 def _products(a: Tensor, b: Tensor, row: np.ndarray, column: np.ndarray, absolute: bool) -> Float64[np.ndarray, " n"]:

@@ -51,9 +51,9 @@ class TopColumns:
     score: Float[Tensor, "n k"]
 
     @staticmethod
-    def none(floor: Float[Tensor, " n"], k: int) -> TopColumns:
-        """Nothing found yet: every index is -1 and every score what it has to exceed."""
-        return TopColumns(torch.full((len(floor), k), -1, device=floor.device), floor[:, None].repeat(1, k))
+    def none(n: int, k: int, device: torch.device) -> TopColumns:
+        """Nothing found yet: every index is -1 and every score minus infinity."""
+        return TopColumns(torch.full((n, k), -1, device=device), torch.full((n, k), -torch.inf, device=device))
 
     def part(self, lines: slice) -> TopColumns:
         """Some lines, sharing memory with the whole."""
@@ -99,31 +99,18 @@ def top_k(
     rows: int = ROWS,
     columns: int = COLUMNS,
     product: Product | None = None,
-    floor: Float[Tensor, " n_source"] | None = None,
 ) -> TopColumns:
     """The first half of `top_k_both`: for each row of `a` its `k` best rows of `b`.
-
-    With `floor` only products above the floor of their row are looked for, which is faster: where there are fewer
-    than `k`, index -1 and the floor stand in their place. One that equals its floor may be found or not.
 
     Raises:
         WidthMismatch: when the two differ in width.
         InvalidArgument: when `k` is not between 1 and the number of rows of `b`, or a value is not finite.
     """
-    return _search(a, b, k, len(b), rows, columns, product, both=False, floor=floor)[0].result()
+    return _search(a, b, k, len(b), rows, columns, product, both=False)[0].result()
 
 
 def _search(
-    a: Tensor,
-    b: Tensor,
-    k: int,
-    most: int,
-    rows: int,
-    columns: int,
-    product: Product | None,
-    *,
-    both: bool,
-    floor: Tensor | None = None,
+    a: Tensor, b: Tensor, k: int, most: int, rows: int, columns: int, product: Product | None, *, both: bool
 ) -> list[_Best]:
     if a.shape[1] != b.shape[1]:
         raise WidthMismatch(
@@ -144,7 +131,7 @@ def _search(
     a, b = a.contiguous(), b.contiguous()
     with full_precision():
         low_a, low_b = rounded_for(a, b, k, product, both=both)
-        found = [_Best(a, b, k, low_a, low_b, floor)]
+        found = [_Best(a, b, k, low_a, low_b)]
         if both:
             found.append(_Best(b, a, k, low_b, low_a))
         for block, strip, tile in tiles(low_a, low_b, k, rows, columns):
@@ -262,14 +249,11 @@ def _padded(m: int, k: int) -> int:
 class _Best:
     """The best of the lines of one side while tiles come in."""
 
-    def __init__(
-        self, own: Tensor, other: Tensor, k: int, low: Rounded, low_other: Rounded, floor: Tensor | None = None
-    ) -> None:
+    def __init__(self, own: Tensor, other: Tensor, k: int, low: Rounded, low_other: Rounded) -> None:
         """Nothing found yet: `own` are the rows that lines stand for, `other` those they are ranked among."""
         self.own, self.other = own, other
         self.eps, self.unit = low.eps(low_other), UNIT[low.product]
-        floor = own.new_full((len(own),), -torch.inf) if floor is None else floor
-        self.in_tiles, self.exact = TopColumns.none(floor, k), TopColumns.none(floor, k)
+        self.in_tiles, self.exact = (TopColumns.none(len(own), k, own.device) for _ in range(2))
         """By the products of the tiles, and by their own."""
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         """Candidates: lines, columns, and products of the tiles."""
