@@ -7,8 +7,8 @@
 Every theme has one start feature at one layer: those of the demo pack were found by `saeflow themes find`, those of
 SmolLM2 by words. Strengths are shares of the centred norm, so that all methods of a row of the grid change as much.
 Each method's best setting of a theme is chosen on one set of samples and reported on a fresh one. A killed run resumes.
-`--ablations` sweeps methods of several layers again on a smaller grid, with plans made in other ways; `--second MODEL`
-has another model read the texts.
+`--ablations` sweeps methods of several layers again on a smaller grid and half the samples, with plans made in other
+ways; `--second MODEL` has another model read the texts.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from demo_build.markdown import table
 from saeflow.cli.options import Cuts
 from saeflow.cli.output import bars
 from saeflow.experiments.results import Results
-from saeflow.ids import Part
+from saeflow.flow.scores import Thresholds
+from saeflow.ids import FeatureId, Part
 from saeflow.matching.atlas import Atlas, open_atlas
 from saeflow.paper.claims import claims
 from saeflow.paper.evidence import Evidence, SteeringRun, steering_run
 from saeflow.paper.steering import look
 from saeflow.paper.verdicts import sentence
+from saeflow.prompt_graph.matches import EffectMatches, effect_matches
 from saeflow.sources.model import load_model
 from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.plan import SteeringDirection
@@ -46,6 +48,7 @@ from saeflow.steering.sweep.inputs import SweepInputs, background_texts, find_th
 from saeflow.steering.sweep.run import Design, run_sweep
 from saeflow.steering.sweep.settings import ORDER, RANDOM, SINGLE, VECTORS, Grid, Variant
 from saeflow.steering.sweep.summary import summarize_sweep
+from saeflow.steering.theme import Theme
 from saeflow.steering.theme_search import keywords_in
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -70,6 +73,10 @@ SIZES: dict[str, dict[str, Any]] = {
 """What is tried on a release where nothing else is said."""
 
 ABLATED_SHARES, ABLATED_METHODS = (0.3, 0.45, 0.65), ("constant", "linear")
+MEASURED = "edges by measured effect, 0.1 or more"
+"""The ways to make plans whose graphs grow along effects on the themes' examples, not along cosines."""
+TRACED = 8
+"""Examples of a theme that effects are measured on."""
 METHODS = ("prompt", "start", "random", "single", "constant", "linear", "exponential", "cumulative", *VECTORS)
 SCHEDULES = (Constant(1.0), Linear(1.0, 1.5), Exponential(1.0))
 PLAIN = Variant(parts=(Part.RES,), schedules=SCHEDULES, in_shares=True)
@@ -103,6 +110,9 @@ def ablations(atlas: Atlas) -> dict[str, Variant]:
         "only where a feature is active": replace(PLAIN, only_active=True),
         "norm of the hidden state kept": replace(PLAIN, keep_norm=True),
         "each layer only what is new (orthogonal)": replace(PLAIN, orthogonal=True),
+        "strength shared by output score": replace(PLAIN, by_output_score=True),
+        MEASURED: replace(PLAIN, thresholds=Thresholds(res=0.1, mlp=0.1, att=0.1)),
+        f"modules too, {MEASURED}": replace(PLAIN, parts=tuple(Part), thresholds=Thresholds(res=0.1, mlp=0.1, att=0.1)),
         "without folding": replace(PLAIN, fold=False),
     }
 
@@ -138,7 +148,7 @@ def main() -> None:
     inputs = open_inputs(release, atlas, background_texts((), release))
     designs = {"": Design(themes, tuple(SteeringDirection), grid, PLAIN)}
     if told.ablations:
-        several = Grid(ABLATED_SHARES, factors, layers, ABLATED_METHODS, told.samples, told.confirm)
+        several = Grid(ABLATED_SHARES, factors, layers, ABLATED_METHODS, told.samples // 2, told.confirm // 2)
         designs |= {
             name: Design(themes, (SteeringDirection.ACTIVATE,), several, variant)
             for name, variant in ablations(atlas).items()
@@ -153,15 +163,28 @@ def main() -> None:
 
     # 3. the sweeps and the page
     folders: dict[str, Results] = {}
+    by_effect = replace(inputs, matches=effects_of(themes, inputs), matched="effects") if told.ablations else inputs
     for number, (name, design) in enumerate(designs.items()):
-        make = judge_maker("offline", "", "", inputs.background, (told.samples, told.confirm))
+        make = judge_maker("offline", "", "", inputs.background, (design.grid.samples, design.grid.confirm))
         begun = time.monotonic()
+        used = by_effect if MEASURED in name else inputs
         with bars() as bar:
-            results, _ = run_sweep(inputs, design, make, out=out / f"sweep-{number}", progress=bar)
+            results, _ = run_sweep(used, design, make, out=out / f"sweep-{number}", progress=bar)
         summarize_sweep(results.folder)
         print(f"{name or 'all methods'}: {(time.monotonic() - begun) / 60:.1f} minutes")
         folders[name] = results
     write(page, folders, designs[""], told.least, told.second)
+
+
+def effects_of(themes: Sequence[Theme], inputs: SweepInputs) -> EffectMatches:
+    """The effects that features have on each other where the starts are strongest, on examples of their themes."""
+    found: dict[tuple[FeatureId, FeatureId], float] = {}
+    with bars() as bar:
+        for theme in themes:
+            for start in theme.starts:
+                texts, model = theme.examples[:TRACED], inputs.model
+                found |= effect_matches(texts, start, inputs.dictionaries, model, progress=bar("effects:")).effects
+    return EffectMatches(found)
 
 
 def texts_of(design: Design) -> int:

@@ -313,8 +313,20 @@ def sweep(
     matches = open_atlas(atlas or release)
     schedules = (Constant(1.0), Linear(1.0, strength_end), Exponential(1.0, alpha))
     budget = None if budget_layer is None and budget_total is None else Budget(budget_layer, budget_total)
-    ways = (in_shares, generated_only, only_active, keep_norm, orthogonal)
-    variant = Variant(cuts.thresholds(matches), cuts.k, parts, min_output_score, fold, schedules, budget, *ways)
+    variant = Variant(
+        cuts.thresholds(matches),
+        cuts.k,
+        parts,
+        min_output_score,
+        fold,
+        schedules,
+        budget,
+        in_shares=in_shares,
+        generated_only=generated_only,
+        only_active=only_active,
+        keep_norm=keep_norm,
+        orthogonal=orthogonal,
+    )
     grid = Grid(strengths or ACTIVATE, r or SUPPRESS, layers or None, steering_methods, samples, confirm)
     asked = {SteeringDirection.ACTIVATE: activate, SteeringDirection.SUPPRESS: suppress}
     directions = tuple(one for one, alone in asked.items() if alone or activate == suppress)

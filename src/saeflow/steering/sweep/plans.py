@@ -36,6 +36,7 @@ from saeflow.steering.activity import activity
 from saeflow.steering.build import PlanRequest, choose, own_scales, plan_of, weak_features
 from saeflow.steering.directions import text_means, theme_directions
 from saeflow.steering.growth import Chosen, Reach, Target
+from saeflow.steering.output_score import PROMPTS, output_scores
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
 from saeflow.steering.sizes import centred_norms, fit_budget, orthogonal, plan_change, shares, unit_rows
 from saeflow.steering.sweep.inputs import SweepInputs
@@ -81,9 +82,8 @@ class ThemePlans:
         strange = [feature for feature in chosen.features if feature.site not in inputs.dictionaries]
         chosen = chosen.without({feature: f"there is no dictionary at {feature.site}" for feature in strange})
         if variant.min_output_score is not None and chosen.kept:
-            prompts = sorted({task.prompt for task in (theme.activate, theme.suppress) if task})
             weak = weak_features(
-                chosen.features, variant.min_output_score, inputs.dictionaries, inputs.model, prompts=prompts
+                chosen.features, variant.min_output_score, inputs.dictionaries, inputs.model, prompts=_prompts(theme)
             )
             chosen = chosen.without(weak)
         if not chosen.kept:
@@ -147,10 +147,15 @@ class ThemePlans:
             upto=None if start else setting.layer,
         )
         chosen = Chosen(self.starts, self.chosen.dropped) if start else self.chosen
+        activates = direction is SteeringDirection.ACTIVATE
         made_by = {"method": setting.method, **variant.to_arguments()}
         plan = plan_of(chosen, request, scales=self.scales if request.folds else None, made_by=made_by)
-        activates = direction is SteeringDirection.ACTIVATE
         plan = replace(plan, model=inputs.model.name, only_active=variant.only_active and activates)
+        if variant.by_output_score and activates and not start:
+            scores = self._output_scores
+            plan = replace(
+                plan, steps=tuple(replace(step, value=step.value * scores[step.feature]) for step in plan.steps)
+            )
         if variant.orthogonal and activates:
             plan = orthogonal(plan, inputs.dictionaries, inputs.model)
         if variant.in_shares and activates:
@@ -198,6 +203,13 @@ class ThemePlans:
         return own_scales(features, self.inputs.dictionaries, self.inputs.model, texts)[0]
 
     @cached_property
+    def _output_scores(self) -> dict[FeatureId, float]:
+        """Of all features that are changed, a millionth at least: a plan of silent ones keeps its shape."""
+        prompts = (*PROMPTS, *_prompts(self.theme))
+        scores = output_scores(self.inputs.model, self.inputs.dictionaries, self.chosen.features, prompts=prompts)
+        return {feature: max(score, 1e-6) for feature, score in scores.items()}
+
+    @cached_property
     def _norms(self) -> dict[Site, float]:
         layers = {target.feature.layer for target in (*self.chosen.kept, *self.starts)} | {*self.layers_of(VECTORS[0])}
         return centred_norms(self.inputs.model, [Site(layer, Part.RES) for layer in layers], self._texts)
@@ -223,6 +235,11 @@ def _request(inputs: SweepInputs, theme: Theme, variant: Variant) -> PlanRequest
         parts=variant.parts,
         fold=variant.fold,
     )
+
+
+def _prompts(theme: Theme) -> list[str]:
+    """What the texts of a theme begin with."""
+    return sorted({task.prompt for task in (theme.activate, theme.suppress) if task})
 
 
 def _spread(texts: Sequence[str]) -> list[str]:

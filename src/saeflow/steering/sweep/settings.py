@@ -198,6 +198,7 @@ class Variant:
         only_active: to activate, whether a feature is added only at tokens where it is active.
         keep_norm: to activate, whether changed hidden states keep their lengths.
         orthogonal: to activate, whether each layer adds only what is orthogonal to all that earlier ones add.
+        by_output_score: to activate, whether features share the strength as they have output scores.
         schedules: what s is spread by; their own s is not used.
         budget: the most that a plan may change, in shares of the centred norm; None for no limit.
     """
@@ -214,6 +215,7 @@ class Variant:
     only_active: bool = False
     keep_norm: bool = False
     orthogonal: bool = False
+    by_output_score: bool = False
 
     def __post_init__(self) -> None:
         """Refuse parts or schedules that are missing or doubled."""
@@ -262,7 +264,7 @@ class Variant:
         }
 
 
-_WAYS: Final = ("in_shares", "generated_only", "only_active", "keep_norm", "orthogonal")
+_WAYS: Final = ("in_shares", "generated_only", "only_active", "keep_norm", "orthogonal", "by_output_score")
 
 
 def seed_of(seed: int, stage: str, sample: int) -> int:
