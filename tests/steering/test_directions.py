@@ -129,7 +129,7 @@ def test_generated_tokens_alone_leave_the_prompt_as_it_is(setting):
     assert (moved[n:] > 0).all()
 
 
-def test_a_sweep_adds_where_features_are_active_keeps_lengths_or_adds_what_is_new():
+def test_a_sweep_adds_where_features_are_active_keeps_lengths_or_adds_what_is_new(monkeypatch):
     world = inputs()
 
     def plan_by(method, **ways):
@@ -145,6 +145,16 @@ def test_a_sweep_adds_where_features_are_active_keeps_lengths_or_adds_what_is_ne
     assert new.sites == plain.sites[:1]  # its rows are the same at every layer
     change = plan_change(new, world.dictionaries, world.model)
     assert shares(change, plans._norms).total == pytest.approx(0.3, rel=1e-5)
+    # the vocabulary of this model is smaller than what an output score looks at
+    layers = (1.0, 0.5, 0.0)
+    given = lambda _model, _dictionaries, features, **_: {f: layers[f.layer] for f in features}  # noqa: E731
+    monkeypatch.setattr("saeflow.steering.sweep.plans.output_scores", given)
+    divided, by_score = plan_by("constant", by_output_score=True)
+    [first, second, last] = [step.value / own.value for step, own in zip(divided.steps, plain.steps, strict=True)]
+    assert second == pytest.approx(first / 2)
+    assert 0 < last < first / 1000
+    change = plan_change(divided, world.dictionaries, world.model)
+    assert shares(change, by_score._norms).total == pytest.approx(0.3, rel=1e-5)
     off = plans.plan(SteeringDirection.SUPPRESS, Setting("cumulative", plans.layers[-1], "constant", 0.0))
     assert off.steps
     with pytest.raises(InvalidArgument, match="never active"):
