@@ -2,6 +2,7 @@
 
     python benchmarks/training.py [--json] [--quick] [--widths 2304,4608] [--batch 4096] [--steps 20]
     python benchmarks/training.py --curves [--objectives jumprelu-l0] [--tokens 300000] [--seeds 3] [--layer 3]
+    python benchmarks/training.py --whole [--model smollm2-135m] [--dtype float32] [--widths 2304] [--tokens 200000]
 
 Without the extra train only saeflow's trainer runs.
 
@@ -9,16 +10,25 @@ Speed: both trainers take turns on the same batches of 576 planted dimensions (2
 16 active), target L0 20. Given are the medians over the steps after 30 % of the run, when L0 is at its target, in
 processor time, and the mean over all steps, which begin with eight times as many active features.
 
+Whole: a run at nine sites (res, mlp and z of three layers in a row), from the text to what is written, in a process of
+its own for each trainer: processor time a token of the model's pass, of the steps and of measuring, and peak memory.
+sae-lens's trainer runs on an eighth of the tokens; it has the same pass, buffer and measurements, which its own runs,
+one site each, would take nine times.
+
 Curves: FVE, L0 and dead features at the end, on one layer of the demo model, for both trainers and several seeds.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import multiprocessing
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +40,10 @@ from saeflow.sources.architectures import Tap
 from saeflow.sources.model import load_model
 from saeflow.training import (
     ActivationStream,
+    Evaluation,
     Optimiser,
     TextBatches,
+    TextRun,
     TrainingSettings,
     TrainingTarget,
     evaluation_texts,
@@ -39,6 +51,7 @@ from saeflow.training import (
     targets_of,
     train,
 )
+from saeflow.training.buffer import ActivationRows
 from saeflow.training.run import TRAINERS
 from saeflow.training.trainer_interface import TrainerInputs
 
@@ -138,6 +151,74 @@ def curves(
     return rows
 
 
+def whole(model: str, dtype: str, objective: str, width: int, tokens: int, batch: int) -> list[dict[str, object]]:
+    rows = list[dict[str, object]]()
+    for name in names():
+        n = tokens if name != "sae-lens" else tokens // 8
+        context = multiprocessing.get_context("spawn")
+        receive, send = context.Pipe(duplex=False)
+        child = context.Process(target=timed_run, args=(name, model, dtype, objective, width, n, batch, send))
+        child.start()
+        send.close()
+        rows.append({"trainer": name, "objective": objective, "width": width, "tokens": n} | receive.recv())
+        child.join()
+    return rows
+
+
+def timed_run(
+    name: str, model_name: str, dtype: str, objective: str, width: int, tokens: int, batch: int, send: Any
+) -> None:
+    """Train nine dictionaries, and say where the processor time went."""
+    torch.set_num_threads(1)
+    parts: defaultdict[str, float] = defaultdict(float)
+
+    def timing(owner: type, method: str, part: str) -> None:
+        inner = getattr(owner, method)
+
+        @functools.wraps(inner)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.process_time()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                parts[part] += time.process_time() - began
+
+        setattr(owner, method, timed)
+
+    timing(ActivationRows, "__next__", "pass")
+    timing(TRAINERS[name], "step", "steps")  # pyright: ignore[reportArgumentType]
+    timing(Evaluation, "measure", "measuring")
+    model = load_model(model_name, dtype=getattr(torch, dtype))
+    first = model.n_layers // 3
+    targets = targets_of(["res", "mlp", "z"], range(first, first + 3), [width])
+    settings = TrainingSettings(
+        sparsity(objective, l0=L0),
+        Optimiser(tokens, batch, 1e-3),
+        ActivationStream(buffer=4 * batch),
+        metrics_every=tokens // 10,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = TextRun(model, mixed, targets, settings, trainer=TRAINERS[name])
+        began = time.process_time()
+        done = run.train(Path(folder) / "run")
+        taken = time.process_time() - began
+    parts["the rest"] = taken - sum(parts.values())
+    quality = done.quality.values()
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    send.send(
+        {
+            "tokens/s": round(tokens / taken),
+            **{f"{part}, us a token": round(1e6 * seconds / tokens) for part, seconds in parts.items()},
+            "tokens/s of steps": round(tokens / parts["steps"]),
+            "measuring of all": round(parts["measuring"] / taken, 3),
+            "peak MB": round(int(peak.split()[1]) / 1024),
+            "fve": round(statistics.mean(one.fve for one in quality), 3),
+            "l0": round(statistics.mean(one.l0 for one in quality), 1),
+            "loss on": max(one.loss_tokens for one in quality),
+        }
+    )
+
+
 def as_table(rows: list[dict[str, object]]) -> str:
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([f"{row[c]}" for c in columns] for row in rows)]
@@ -151,7 +232,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="4096, and 2048 for curves")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--curves", action="store_true", help="where both arrive, in place of speed")
-    parser.add_argument("--tokens", type=int, default=300_000)
+    parser.add_argument("--whole", action="store_true", help="a run at nine sites, from text to files")
+    parser.add_argument("--model", default="smollm2-135m", help="of --whole")
+    parser.add_argument("--dtype", default="float32", help="of the model of --whole")
+    parser.add_argument("--tokens", type=int, default=0, help="300,000, and 200,000 of --whole")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--layer", type=int, default=3)
     parser.add_argument("--width", type=int, default=768)
@@ -160,7 +244,15 @@ def main() -> None:
     objectives = told.objectives.split(",")
     if told.curves:
         batch = told.batch or 2048
-        rows = curves(objectives, 20 * batch if told.quick else told.tokens, told.seeds, told.layer, told.width, batch)
+        tokens = 20 * batch if told.quick else told.tokens or 300_000
+        rows = curves(objectives, tokens, told.seeds, told.layer, told.width, batch)
+    elif told.whole:
+        rows = []
+        model, width, tokens, batch = told.model, int(told.widths.split(",")[0]), told.tokens or 200_000, 2048
+        if told.quick:
+            model, width, tokens, batch = "demo", 64, 4096, 256
+        for objective in objectives:
+            rows += whole(model, told.dtype, objective, width, tokens, told.batch or batch)
     elif told.quick:
         rows = speed(objectives, [128], 256, 4)
     else:

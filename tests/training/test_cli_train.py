@@ -53,8 +53,8 @@ def test_a_dry_run_says_what_it_needs_and_how_long_it_takes_and_trains_nothing(s
     assert needed["buffer"] == 400 * 4 * 192 * 4
     model = load_model("demo").hf_model
     assert needed["model"] == pytest.approx(sum(p.nbytes for p in model.parameters()), rel=1e-3)
-    # the loss of 8 texts of 64 tokens, whose logits are far more than 40 features
-    assert needed["measuring"] > 3 * 4 * 8 * 64 * model.config.vocab_size
+    # the loss of 2 texts of 64 tokens, whose logits are far more than 40 features
+    assert needed["measuring"] > 3 * 4 * 2 * 64 * model.config.vocab_size
     parts = (needed[key] for key in ("model", "dictionaries", "buffer", "measuring"))
     assert needed["peak"] == sum(parts)
     assert 0 < told["seconds"] < 600
@@ -104,11 +104,11 @@ def test_most_steps_of_a_probe_are_at_the_target_l0(monkeypatch):
 
 
 def test_the_time_of_a_run_is_that_of_its_parts():
-    pace = Pace(row=0.001, step=0.5, measurement=7.0, loss=11.0)
+    pace = Pace(row=0.001, step=0.5, measurement=7.0, on_the_way=2.0, loss=11.0)
     told = TrainingSettings(
         sparsity("topk", l0=4), Optimiser(1000, 100), ActivationStream(buffer=200), metrics_every=250
     )
-    assert pace.seconds(told) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 5 * 7 + 11)
+    assert pace.seconds(told) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 4 * 2 + 7 + 11)
     # the first three tenths of the steps are denser
     held = replace(told, sparsity=sparsity("jumprelu-l0", l0=4), optimiser=Optimiser(100_000, 100))
     dense = replace(pace, first_step=2.5, first_l0=64)
@@ -116,7 +116,7 @@ def test_the_time_of_a_run_is_that_of_its_parts():
     more = sum(2.0 * (one - 4) / 60 for one in l0)
     assert dense.seconds(held) - pace.seconds(held) == pytest.approx(more, rel=0.01)
     each = replace(told, loss_every_time=True)
-    assert pace.seconds(each) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 5 * (7 + 11))
+    assert pace.seconds(each) == pytest.approx(1200 * 0.001 + 10 * 0.5 + 4 * 2 + 7 + 5 * 11)
 
 
 @pytest.mark.parametrize(

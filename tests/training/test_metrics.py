@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU
 from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary
-from saeflow.training import Evaluation, TrainingTarget, metrics
+from saeflow.training import Evaluation, Optimiser, TrainingSettings, TrainingTarget, metrics, sparsity, targets_of
+from saeflow.training.metrics import FEWEST, Affordable
 
 from ..sources.tiny_models import D_MODEL, hooks_on, tiny_model
 from .learning import tokens, windows
@@ -178,3 +180,36 @@ def test_without_the_loss_the_rest_is_the_same_and_nothing_after_the_last_site_r
     assert (found.fve, found.l0, found.silent) == (whole.fve, whole.l0, whole.silent)
     assert math.isnan(found.loss_recovered)
     assert not ran
+
+
+def test_what_is_affordable_is_measured_on_the_first_texts_alone():
+    target = TrainingTarget(Site.parse("0/res"), Tap.RES, 60)
+    made = {target.site: random_dictionary(target, D_MODEL, D_MODEL)}
+    first = Evaluation(MODEL, BATCHES[:1], [target]).measure(made)[target.site]
+    every = Evaluation(MODEL, BATCHES, [target]).measure(made)[target.site]
+    few = Evaluation(MODEL, BATCHES, [target], affordable=Affordable(between=1, loss=1))
+    last = few.measure(made)[target.site]
+    assert (last.fve, last.l0, last.tokens) == (every.fve, every.l0, every.tokens)
+    assert (last.loss_recovered, last.loss_tokens) == (first.loss_recovered, first.loss_tokens)
+    assert 0 < last.loss_tokens < every.loss_tokens
+    on_the_way = few.measure(made, loss=False, last=False)[target.site]
+    assert (on_the_way.fve, on_the_way.tokens, on_the_way.loss_tokens) == (first.fve, first.tokens, 0)
+    many = Evaluation(MODEL, BATCHES, [target], affordable=Affordable(first.tokens + 1, first.tokens + 1))
+    assert many.measure(made, last=False)[target.site] == every
+
+
+def test_measuring_multiplies_a_tenth_of_what_training_does():
+    targets = targets_of(["res", "mlp"], [0, 1], [96])
+    settings = TrainingSettings(sparsity("topk", l0=4), Optimiser(100_000_000, 1000), metrics_every=10_000_000)
+    found = Affordable.of(MODEL, targets, settings)
+    block = sum(p.numel() for p in MODEL.block(0).parameters())
+    head = MODEL.hf_model.get_output_embeddings().weight.numel()
+    encoders = 4 * 96 * D_MODEL
+    trained = 1e8 * (2 * block + encoders)
+    # R_0 starts again at block 1, M_0 and M_1 at their own, R_1 at block 2
+    n = MODEL.n_layers
+    spliced = 2 * ((n - 1 + n + n - 1 + n - 2) * block + 4 * head)
+    assert found.loss * spliced == pytest.approx(0.05 * trained, rel=1e-4)
+    assert found.between * 10 * (2 * block + 2 * encoders) == pytest.approx(0.05 * trained, rel=1e-4)
+    short = replace(settings, optimiser=Optimiser(1000, 1000))
+    assert Affordable.of(MODEL, targets, short) == (FEWEST, FEWEST)

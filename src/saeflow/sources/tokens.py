@@ -60,14 +60,24 @@ class Tokens:
         return loss.masked_fill(~real, float("nan"))
 
 
+_IN_CACHE: Final = 1 << 18
+"""Logits summed at a time on a CPU, 1 MiB in float32: four times as fast as rows of many tokens, whose differences and
+exponentials each go through memory."""
+
+
 def nats(logits: Float[Tensor, "n vocab"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """-log p(token) of each row, in float32 and within 1e-5 of float64: log sum exp(l - l_token).
 
     Torch's `cross_entropy` adds the vocabulary up one by one in float32: too low by up to 1e-3 nats for 260,000 tokens
     where they are strided, 4e-5 where they are not. Its `logsumexp` adds them in pairs.
     """
-    scores = logits.float()
-    return torch.logsumexp(scores - scores.gather(1, ids[:, None]), dim=1)
+    some = len(logits) if logits.is_cuda else max(1, _IN_CACHE // max(1, logits.shape[1]))
+
+    def of(logits: Float[Tensor, "n vocab"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        scores = logits.float()
+        return torch.logsumexp(scores - scores.gather(1, ids[:, None]), dim=1)
+
+    return torch.cat([of(*part) for part in zip(logits.split(some), ids.split(some), strict=True)])
 
 
 class Spelling:

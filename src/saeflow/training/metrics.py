@@ -12,18 +12,22 @@ No dictionary was trained on special tokens and massive positions. They are not 
 when the reconstruction is spliced in.
 
 A pass with a reconstruction starts at the splice: blocks before it answer with what they returned in the clean pass.
+Even so the loss costs two passes through the rest of the model for each dictionary, so that of a short run it is taken
+on the first of the texts alone (`Affordable`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
@@ -34,7 +38,12 @@ from saeflow.sources.hooks import Change, answered_by
 from saeflow.sources.massive import is_massive
 from saeflow.sources.model import Captured, LanguageModel
 from saeflow.sources.tokens import Tokens
-from saeflow.training.settings import TrainingTarget
+from saeflow.training.settings import TrainingSettings, TrainingTarget
+
+MEASURED: Final = 0.1
+"""What measuring may take of what training takes."""
+FEWEST: Final = 512
+"""Tokens that are measured on at least. Spliced and clean losses are of the same tokens, so few say much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,7 @@ class Quality:
         tokens: positions that are not special.
         massive: how many of them are massive at the site, and so not measured.
         loss_recovered, loss_added: NaN where the model's loss was not measured.
+        loss_tokens: how many next tokens the loss was measured on.
     """
 
     fve: float
@@ -55,6 +65,7 @@ class Quality:
     loss_added: float
     tokens: int
     massive: int
+    loss_tokens: int = 0
 
 
 class Evaluation:
@@ -70,6 +81,7 @@ class Evaluation:
         batches: Sequence[Tokens],
         targets: Sequence[TrainingTarget],
         limits: Mapping[Point, float] | None = None,
+        affordable: Affordable | None = None,
     ) -> None:
         """Run nothing yet.
 
@@ -78,6 +90,7 @@ class Evaluation:
             batches: texts, some in each forward pass.
             targets: what is measured.
             limits: `massive.norm_limit` of points; without one, no position there is massive.
+            affordable: on how many tokens, of the first texts; None for all.
 
         Raises:
             InvalidArgument: when there are fewer than two tokens that are not special.
@@ -88,14 +101,23 @@ class Evaluation:
         if self.n_tokens < 2:
             raise InvalidArgument(f"{self.n_tokens} tokens are kept for measuring. Give more texts, or longer ones.")
         self._losses: dict[tuple[int, Point | None], Float[Tensor, " n"]] = {}
+        self._between, self._with_loss = (self._first(n) for n in affordable or (math.inf, math.inf))
 
-    def measure(self, dictionaries: Mapping[Site, Dictionary], *, loss: bool = True) -> dict[Site, Quality]:
+    def _first(self, n: float) -> int:
+        """How many batches have `n` tokens together, or all."""
+        before = itertools.accumulate((int(real.sum()) for _, real in self._batches[:-1]), initial=0)
+        return sum(so_far < n for so_far in before)
+
+    def measure(
+        self, dictionaries: Mapping[Site, Dictionary], *, loss: bool = True, last: bool = True
+    ) -> dict[Site, Quality]:
         """The quality of the dictionary at each target's site, on raw activations.
 
         Args:
             dictionaries: by site.
             loss: measure the model's loss too, which takes most of the time: a pass through the rest of the model for
                 each dictionary, and the first time another one with zeros.
+            last: measure on all texts, else on as many as are affordable on the way.
 
         Raises:
             WidthMismatch: when a dictionary does not fit the model.
@@ -103,15 +125,16 @@ class Evaluation:
         points = tuple(dict.fromkeys(point for target in self._targets for point in target.points))
         sums = {target.site: _Sums() for target in self._targets}
         added = {target.site: list[Tensor]() for target in self._targets}
-        for number, (tokens, real) in enumerate(self._batches):
-            with self._remembering(loss) as outputs:
+        for number, (tokens, real) in enumerate(self._batches[: None if last else self._between]):
+            with_loss = loss and number < self._with_loss
+            with self._remembering(with_loss) as outputs:
                 captured = self._model.capture(tokens, points)
             for target in self._targets:
                 read, written = (captured[point] for point in (target.read, target.written))
                 ordinary = self._ordinary(target, captured, real)
                 dictionary = dictionaries[target.site]
                 sums[target.site].add(dictionary, read[real].float(), written[real].float(), ordinary[real])
-                if not loss:
+                if not with_loss:
                     continue
                 for key, put in ((None, written), (target.written, torch.zeros_like(written))):
                     if (number, key) not in self._losses:
@@ -165,9 +188,8 @@ class Evaluation:
     def _quality(self, target: TrainingTarget, sums: _Sums, added: Sequence[Tensor]) -> Quality:
         recovered = rise = math.nan
         if added:
-            batches = range(len(self._batches))
             clean, zero = (
-                float(torch.cat([self._losses[number, key] for number in batches]).mean())
+                float(torch.cat([self._losses[number, key] for number in range(len(added))]).mean())
                 for key in (None, target.written)
             )
             spliced = float(torch.cat(list(added)).mean())
@@ -183,12 +205,43 @@ class Evaluation:
             loss_added=rise,
             tokens=sums.all.n,
             massive=sums.all.n - sums.ordinary.n,
+            loss_tokens=sum(map(len, added)),
         )
 
 
 def first_block(target: TrainingTarget) -> int:
     """The first block that has to run again when what the target writes is changed."""
     return target.site.layer + (target.written.tap is Tap.RES)
+
+
+class Affordable(NamedTuple):
+    """On how many tokens a run measures, so that measuring multiplies about a tenth of what training does.
+
+    Attributes:
+        between: in each measurement on the way; the last one is on all that are kept for it.
+        loss: where the model's loss is measured, once.
+    """
+
+    between: int
+    loss: int
+
+    @staticmethod
+    def of(model: LanguageModel, targets: Sequence[TrainingTarget], settings: TrainingSettings) -> Affordable:
+        """Half for the measurements on the way, half for the loss at the end, and a few texts at least.
+
+        Of each token, training multiplies the blocks up to the last that is read and the encoder of every target; a
+        measurement these and the decoders; the loss the blocks after each splice and the head, twice.
+        """
+        blocks = [sum(p.numel() for p in model.block(layer).parameters()) for layer in range(model.n_layers)]
+        head = sum(p.numel() for p in cast("nn.Module", model.hf_model.get_output_embeddings()).parameters())
+        read = sum(blocks[: 1 + max(target.site.layer for target in targets)])
+        encoders = model.d_model * sum(target.width for target in targets)
+        spliced = 2 * sum(sum(blocks[first_block(target) :]) + head for target in targets)
+        tokens = settings.optimiser.steps * settings.optimiser.batch
+        half = MEASURED / 2 * tokens * (read / settings.stream.uses + encoders)
+        on_the_way = max(1, tokens // settings.metrics_every if settings.metrics_every else 0)
+        between = half / on_the_way / (read + 2 * encoders)
+        return Affordable(max(FEWEST, round(between)), max(FEWEST, round(half / spliced)))
 
 
 class _Errors:

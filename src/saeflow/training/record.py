@@ -197,7 +197,7 @@ def finished(out: Path, manifest: Mapping[str, Any]) -> Trained | None:
         return None
     try:
         quality = {
-            Site.parse(name): Quality(**{key: row[key] for key in Quality.__dataclass_fields__})
+            Site.parse(name): Quality(**{key: row[key] for key in Quality.__dataclass_fields__ if key in row})
             for name, row in found["quality"].items()
         }
         dead = {Site.parse(name): float(row["dead"]) for name, row in found["quality"].items()}

@@ -35,7 +35,7 @@ from saeflow.sources.tokens import Tokens
 from saeflow.training import checkpoint, record
 from saeflow.training.buffer import ActivationRows, ShuffledBuffer
 from saeflow.training.folding import Normalisation, TrainedWeights, fold, unfold
-from saeflow.training.metrics import Evaluation, Quality
+from saeflow.training.metrics import Affordable, Evaluation, Quality
 from saeflow.training.record import Trained
 from saeflow.training.sae_lens_trainer import SaeLensTrainer
 from saeflow.training.settings import TrainingSettings, TrainingTarget, check_targets, needs
@@ -76,7 +76,8 @@ def train(
         targets: what to train, one a site.
         settings: how.
         out: a folder of this run alone.
-        evaluation: tokens to measure on, which `batches` must not give.
+        evaluation: tokens to measure on, which `batches` must not give. On the way, and for the model's loss, the
+            first of them: so many that measuring takes about a tenth of the training (`metrics.Affordable`).
         start: dictionaries to go on from, by site; sites without one begin at random.
         texts: where the tokens come from, for the metadata.
         model_name: the model's name, for the metadata; its own where empty.
@@ -105,7 +106,7 @@ def train(
         )
     run = _TrainingRun(model, batches, tuple(targets), settings, out, manifest, log)
     run.begin(start or {}, trainer)
-    run.evaluation = Evaluation(model, evaluation, targets, run.limits)
+    run.evaluation = Evaluation(model, evaluation, targets, run.limits, Affordable.of(model, targets, settings))
     return run.to_the_end(progress or (lambda _done, _total, _now: None))
 
 
@@ -254,7 +255,8 @@ class _TrainingRun:
 
     def _measure(self, *, last: bool) -> dict[Site, Quality]:
         """Measure what would be written now, and add a row a site to metrics.jsonl."""
-        quality = self.evaluation.measure(self._dictionaries(), loss=last or self.settings.loss_every_time)
+        with_loss = last or self.settings.loss_every_time
+        quality = self.evaluation.measure(self._dictionaries(), loss=with_loss, last=last)
         rows: list[dict[str, Any]] = []
         for target in self.targets:
             # JSON has no NaN

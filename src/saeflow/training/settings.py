@@ -339,7 +339,7 @@ class TrainingSettings:
         return values
 
 
-_TEXTS_AT_ONCE: Final = 8
+_TEXTS_AT_ONCE: Final = 2
 _LOGITS_AT_ONCE: Final = 2**27
 """At most so many texts and so many logits are in memory at a time while dictionaries are measured."""
 

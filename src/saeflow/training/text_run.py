@@ -23,7 +23,7 @@ from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
 from saeflow.training.buffer import ActivationRows, Rows
 from saeflow.training.folding import Normalisation, TrainedWeights, fold
-from saeflow.training.metrics import Evaluation
+from saeflow.training.metrics import Affordable, Evaluation
 from saeflow.training.record import Trained
 from saeflow.training.run import train
 from saeflow.training.settings import TrainingSettings, TrainingTarget, measured_at_once
@@ -39,7 +39,8 @@ class Pace:
     Attributes:
         row: a row of activations of all places.
         step: a step of all targets, at the target L0 where there is one.
-        measurement: of all targets.
+        measurement: of all targets, at the end.
+        on_the_way: one before the end, which looks at fewer texts.
         loss: the model's loss, where it is measured too.
         first_step: a step with the first thresholds.
         first_l0: active features a row in these; None where thresholds are not moved to a target.
@@ -48,6 +49,7 @@ class Pace:
     row: float
     step: float
     measurement: float
+    on_the_way: float
     loss: float
     first_step: float = 0.0
     first_l0: float | None = None
@@ -60,13 +62,14 @@ class Pace:
         """
         optimiser, every = settings.optimiser, settings.metrics_every
         rows = settings.stream.buffer + optimiser.steps * optimiser.batch / settings.stream.uses
-        measurements = 1 + (optimiser.steps * optimiser.batch // every if every else 0)
-        losses = measurements if settings.loss_every_time else 1
+        before_the_end = optimiser.steps * optimiser.batch // every if every else 0
+        losses = 1 + before_the_end * settings.loss_every_time
         steps = optimiser.steps * self.step
         if self.first_l0 and self.first_l0 > (target := settings.sparsity.l0):
             over = (1 / math.log(self.first_l0 / target) - target / (self.first_l0 - target)) * REACHED
             steps += optimiser.steps * over * (self.first_step - self.step)
-        return rows * self.row + steps + measurements * self.measurement + losses * self.loss
+        measured = self.measurement + before_the_end * self.on_the_way + losses * self.loss
+        return rows * self.row + steps + measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,20 +175,23 @@ class TextRun:
 
         # 4. a measurement of the widest
         target = chosen[0]
-        evaluation = Evaluation(self.model, self._measured(), [target])
+        affordable = Affordable.of(self.model, self.targets, settings)
+        evaluation = Evaluation(self.model, self._measured(), [target], affordable=affordable)
         dictionary = fold(trainer.weights(target.name), target, norms[target.read], norms[target.written])
         measured: list[float] = []
-        for loss in (False, True):
+        for loss, last in ((False, True), (True, True), (False, False)):
             began = time.perf_counter()
-            evaluation.measure({target.site: dictionary}, loss=loss)
+            evaluation.measure({target.site: dictionary}, loss=loss, last=last)
             measured.append(time.perf_counter() - began)
         # the pass of the model is shared by all targets, what follows is not
         shared = min(measured[0], row_seconds * evaluation.n_tokens)
+        whole = shared + (measured[0] - shared) * len(sizes)
         all_of_them = sum(sizes.values()) / sum(sizes[one.name] for one in chosen)
         return Pace(
             row=row_seconds,
             step=step_seconds * all_of_them,
-            measurement=shared + (measured[0] - shared) * len(sizes),
+            measurement=whole,
+            on_the_way=whole * measured[2] / measured[0],
             loss=max(measured[1] - measured[0], 0.0) * len(sizes),
             first_step=first_seconds * all_of_them,
             first_l0=first_l0,
