@@ -258,7 +258,7 @@ def main() -> None:
     else:
         rows = speed(objectives, [int(width) for width in told.widths.split(",")], told.batch or 4096, told.steps)
     if told.json:
-        show([], as_json=True, rows=rows)
+        show([], as_json=True, table=rows)
     else:
         print(f"{machine()}\n\n{as_table(rows)}")
 
