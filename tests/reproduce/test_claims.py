@@ -57,6 +57,9 @@ def made(low: float | None, high: float | None, rule: Rule = ABOVE_0, words: str
         (LEAST, 0.0, 0.04, F),
         (LEAST, 0.01, 0.03, H),
         (LEAST, -0.04, 0.06, O),
+        (LEAST, -0.5, 0.04, F),
+        (Rule("below", least=0.5), -0.4, 2.0, F),
+        (Rule("below", least=0.5), -0.6, 0.1, O),
         (LEAST, -0.3, -0.01, F),
         (Rule("below", least=0.05), -0.04, 0.04, F),
         (Rule("above", 0.5, 0.05), 0.46, 0.53, F),
@@ -98,13 +101,13 @@ def test_numbers_are_written_with_as_many_digits_as_their_intervals_bear() -> No
 
 
 def test_a_difference_that_is_shown_to_be_small_does_not_hold_and_says_why() -> None:
-    small, wide = made(-0.02, 0.03, LEAST), made(-0.04, 0.02, LEAST, "wide")
+    small, wide = made(-0.02, 0.03, LEAST), made(-0.04, 0.04, LEAST, "wide")
     verdict = verdict_of([wide, small])
     assert verdict.outcome == F
     assert verdict.deciding is small
     assert sentence(verdict_of([small])) == (
-        "A less b: +0.5\u00a0pp (\u22122.0 to 3.0), which includes 0 and nothing 5 points from it: no difference that "
-        "matters."
+        "A less b: +0.5\u00a0pp (\u22122.0 to 3.0), which includes 0 and nothing 5 points above it: no difference "
+        "that matters."
     )
 
 

@@ -44,11 +44,13 @@ from saeflow.paper.steering import (
     unsteered,
 )
 from saeflow.paper.style import ACCENT, INK, MUTED, Medium, Sign, ems, layer_axis, nothing, panels, title, value_axis
-from saeflow.paper.verdicts import BELOW_0, ClaimNumber, NotMeasured
+from saeflow.paper.verdicts import ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import capital, decimal, decimal_interval, listed
 from saeflow.steering.sweep.cells import START_LAYER
 
 _ROW: Final = 1.15  # of the strip of best layers, in ems
+EARLIER: Final = Rule("below", least=0.5)
+"""A layer is lower than another, by half a layer at least on average over themes: the grid has whole layers."""
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
@@ -265,7 +267,7 @@ def claim_earlier(run: SteeringRun) -> list[ClaimNumber]:
     words = "best layer at the strongest r less that at the weakest, in layers"
     far = max(row[-1] - row[0] for row in layers)
     found = tally.estimate(moved, n=n, span=(-far, far), chosen=True)
-    return [ClaimNumber(words, found, BELOW_0, "number", beside=of_themes(len(layers)))]
+    return [ClaimNumber(words, found, EARLIER, "number", beside=of_themes(len(layers)))]
 
 
 def claim_even(run: SteeringRun) -> list[ClaimNumber]:

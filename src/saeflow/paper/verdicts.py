@@ -5,8 +5,8 @@
 A claim of a difference holds only if the interval lies wholly on the claimed side, and does not hold only if it lies
 wholly on the other. A claim that two things are alike names how alike: it holds if the interval lies within that
 margin, and does not if it lies outside. A claim of a difference may name the smallest that matters: it does not hold
-either where the interval reaches 0 and lies within that margin on both sides, for then there is no such difference
-(two one-sided tests, Schuirmann 1987, at 2.5 % each). Everything else cannot be said from this run.
+either where the interval holds 0 and nothing as large as that is left on the claimed side (one of the two one-sided
+tests of Schuirmann 1987, at 2.5 %). Everything else cannot be said from this run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Rule:
     Attributes:
         kind: "above" or "below" `bound`; "within" `bound` of 0 on either side, or "apart": farther from 0 than that.
         bound: in the unit of the number; at least 0 for "within" and "apart".
-        least: of "above" and "below", the smallest difference from the bound that matters; 0 where any does.
+        least: of "above" and "below", the smallest difference from the bound that matters; 0 where any does. A claim
+            fails too where nothing as large as that is left on its side.
     """
 
     kind: Literal["above", "below", "within", "apart"]
@@ -60,7 +61,7 @@ class Rule:
         low, high = found.low, found.high
         if found.value is None or low is None or high is None or _few(found):
             return OPEN
-        if self.no_difference(found):
+        if self.too_small(found):
             return FAILS
         if self.kind in ("above", "below"):
             yes, no = low > self.bound, high < self.bound
@@ -70,12 +71,16 @@ class Rule:
             yes, no = no, yes
         return HOLDS if yes else FAILS if no else OPEN
 
-    def no_difference(self, found: Estimate) -> bool:
-        """Whether the interval holds the bound, and nothing farther from it than the smallest that matters."""
+    def too_small(self, found: Estimate) -> bool:
+        """Whether the interval holds the bound, and on the side of the claim nothing that matters."""
         low, high = found.low, found.high
-        if low is None or high is None or self.kind not in ("above", "below"):
+        if low is None or high is None or not low <= self.bound <= high:
             return False
-        return low <= self.bound <= high and max(self.bound - low, high - self.bound) < self.least
+        return self._reach(low, high) < self.least
+
+    def _reach(self, low: float, high: float) -> float:
+        """How far an interval goes beyond the bound on the side of the claim."""
+        return {"above": high - self.bound, "below": self.bound - low}.get(self.kind, math.inf)
 
     def room(self, found: Estimate) -> float:
         """How far the interval is from the bound where the outcome is clear, in widths of the interval."""
@@ -83,8 +88,8 @@ class Rule:
         if low is None or high is None:
             return 0.0
         width = max(high - low, 1e-12)
-        if self.no_difference(found):
-            return (self.least - max(self.bound - low, high - self.bound)) / width
+        if self.too_small(found):
+            return (self.least - self._reach(low, high)) / width
         if self.kind in ("above", "below"):
             return max(low - self.bound, self.bound - high, 0.0) / width
         outside = max(low - self.bound, -self.bound - high)
@@ -239,8 +244,8 @@ def finding_text(finding: ClaimNumber) -> str:
 
     edge, least = written(finding.rule.bound), written(finding.rule.least)
     text = f"{finding.words[:1].upper()}{finding.words[1:]}: {interval(finding.found, unit, finding.rule)}"
-    if finding.outcome == FAILS and finding.rule.no_difference(finding.found):
-        text += f", which includes {edge} and nothing {least} from it: no difference that matters"
+    if finding.outcome == FAILS and finding.rule.too_small(finding.found):
+        text += f", which includes {edge} and nothing {least} {finding.rule.kind} it: no difference that matters"
     elif finding.outcome != OPEN:
         text += f", {_SAID[finding.rule.kind, finding.outcome].format(edge)}"
     elif finding.found.low is not None and finding.rule.kind in ("above", "below"):
