@@ -1,21 +1,25 @@
 """A user's day: every command as a whole process, cold and warm, with its peak memory.
 
     python benchmarks/commands.py [--json] [--quick] [--release smollm2-135m] [--repeats 3] [--only graph,steer]
+    python benchmarks/commands.py --beside ../older/src    each in turn with another version of saeflow
 
 Each command runs in a process of its own, in an empty working folder; `seconds` is the median of the runs after the
 first, the note has the first and the processor time. `extra MB` is the most memory of the whole process. Numbers of
 texts are small and the same for both releases: what other sizes cost is estimated by `saeflow reproduce RECIPE
---dry-run`.
+--dry-run`. A command that the other version does not take, or takes otherwise, has no row of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import track
@@ -57,18 +61,23 @@ COMMANDS = {
 """What is run, by name; files are written into the working folder, which is emptied before every run."""
 
 QUICK = ("help", "graph")
+Measured = tuple[float, float, float]
 
 
-def measure(command: str) -> tuple[float, float, float]:
-    """Seconds, processor seconds and MB at the peak of one command, in an empty folder."""
+def measure(command: str, source: str = "") -> tuple[float, float, float]:
+    """Seconds, processor seconds and MB at the peak of one command, in an empty folder.
+
+    Raises:
+        SystemExit: when it fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         words = ["saeflow", *shlex.split(command)]
         if "--atlas atlas" in command:
-            _wait([*words[:1], "atlas", "build", words[3], "-o", "atlas"], folder)
-        return _wait(words, folder)
+            _wait([*words[:1], "atlas", "build", words[3], "-o", "atlas"], folder, source)
+        return _wait(words, folder, source)
 
 
-def _wait(words: list[str], folder: str) -> tuple[float, float, float]:
+def _wait(words: list[str], folder: str, source: str) -> tuple[float, float, float]:
     """Run it and ask the kernel what it took; what it prints is shown where it fails.
 
     Of its memory it leaves a note itself: for a spawned process the kernel counts what its parent held as well.
@@ -81,7 +90,7 @@ def _wait(words: list[str], folder: str) -> tuple[float, float, float]:
         spawned = os.posix_spawn(
             sys.executable,
             [sys.executable, "-c", f"import os; os.chdir({folder!r}); {program}"],
-            os.environ,
+            {**os.environ, "PYTHONPATH": source} if source else os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, out.fileno(), 2)],
         )
         _, ended, used = os.wait4(spawned, 0)
@@ -92,11 +101,18 @@ def _wait(words: list[str], folder: str) -> tuple[float, float, float]:
     return seconds, used.ru_utime + used.ru_stime, int(peak) / 1024
 
 
+def row(command: str, name: str, found: Sequence[Measured]) -> Row:
+    seconds, processor, peak = (statistics.median(values) for values in zip(*(found[1:] or found), strict=True))
+    note = f"first {found[0][0]:.2f} s; {processor:.2f} s of processor"
+    return Row(f"`saeflow {command}`", name, seconds, extra_mb=peak, note=note)
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--release", default="demo", choices=sorted(SUBJECTS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="", help="names of commands, by commas; all by default")
+    parser.add_argument("--beside", type=Path, help="the src folder of another version")
     asked = parser.parse_args()
     feature, below, theme, text = SUBJECTS[asked.release]
     site = feature.rsplit("/", 1)[0]
@@ -106,10 +122,18 @@ def main() -> None:
     rows: list[Row] = []
     for name in track(names, description="commands", transient=True):
         command = COMMANDS[name].format(**words)
-        found = [measure(command) for _ in range(1 if asked.quick else asked.repeats)]
-        seconds, processor, peak = (statistics.median(values) for values in zip(*(found[1:] or found), strict=True))
-        note = f"first {found[0][0]:.2f} s; {processor:.2f} s of processor"
-        rows.append(Row(f"`saeflow {command}`", name, seconds, extra_mb=peak, note=note))
+        found, before = list[Measured](), list[Measured]()
+        for _ in range(1 if asked.quick else asked.repeats):
+            found.append(measure(command))
+            if asked.beside:
+                with contextlib.suppress(SystemExit):
+                    before.append(measure(command, str(asked.beside.resolve())))
+        mine = row(command, name, found)
+        if not before:
+            rows.append(mine)
+            continue
+        other = row(command, f"{name}, the other version", before)
+        rows += [replace(mine, ratio=mine.seconds / other.seconds, against="the other version"), other]
     show(rows, as_json=asked.json)
 
 
