@@ -102,6 +102,10 @@ def ablations(atlas: Atlas) -> dict[str, Variant]:
     calibrated = Cuts(fdr=0.01).thresholds(atlas)
     return {
         "as above: residual features, t(R) = 0.5": PLAIN,
+        "strength shared by output score": replace(PLAIN, by_output_score=True),
+        MEASURED: replace(PLAIN, thresholds=Thresholds(res=0.1, mlp=0.1, att=0.1)),
+        f"modules too, {MEASURED}": replace(PLAIN, parts=tuple(Part), thresholds=Thresholds(res=0.1, mlp=0.1, att=0.1)),
+        "without folding": replace(PLAIN, fold=False),
         "thresholds calibrated at an FDR of 1 %": replace(PLAIN, thresholds=calibrated),
         "modules too": replace(PLAIN, parts=tuple(Part)),
         "modules too, thresholds calibrated": replace(PLAIN, parts=tuple(Part), thresholds=calibrated),
@@ -110,10 +114,6 @@ def ablations(atlas: Atlas) -> dict[str, Variant]:
         "only where a feature is active": replace(PLAIN, only_active=True),
         "norm of the hidden state kept": replace(PLAIN, keep_norm=True),
         "each layer only what is new (orthogonal)": replace(PLAIN, orthogonal=True),
-        "strength shared by output score": replace(PLAIN, by_output_score=True),
-        MEASURED: replace(PLAIN, thresholds=Thresholds(res=0.1, mlp=0.1, att=0.1)),
-        f"modules too, {MEASURED}": replace(PLAIN, parts=tuple(Part), thresholds=Thresholds(res=0.1, mlp=0.1, att=0.1)),
-        "without folding": replace(PLAIN, fold=False),
     }
 
 
