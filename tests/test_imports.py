@@ -58,3 +58,9 @@ def test_graphs_labels_and_the_explorer_import_no_pandas():
     )
     assert "saeflow" in packages
     assert "pandas" not in packages
+
+
+def test_a_search_by_words_imports_neither_torch_nor_scipy():
+    _, packages = imported("import saeflow.steering.starts, saeflow.labels.search")
+    assert "saeflow" in packages
+    assert not packages & {"torch", "scipy", "pandas"}

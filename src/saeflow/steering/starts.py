@@ -4,7 +4,7 @@
     by texts    features that are more active on example texts than on a background of other texts
 
 Either way the list is a set of candidates: whether a feature that fires on a topic also makes the model write about
-it, only steering tells (Arad et al. 2025, arXiv 2505.20063). Torch is imported by the search by texts alone.
+it, only steering tells (Arad et al. 2025, arXiv 2505.20063). Torch and scipy are imported by the search by texts alone.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
-import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
@@ -26,6 +24,8 @@ from saeflow.labels import FeatureWords, Words, no_words
 from saeflow.records import Progress
 
 if TYPE_CHECKING:
+    import scipy.sparse as sp
+
     from saeflow.sources.dictionary import Dictionary
     from saeflow.sources.model import LanguageModel
 
@@ -254,6 +254,9 @@ def find_by_texts(
             f"limit = {limit}, min_share = {min_share}, fdr = {fdr}: give 1 or more, a share from 0 to 1, and a rate "
             "above 0 up to 1."
         )
+    from scipy import stats
+    from scipy.sparse import csc_array
+
     from saeflow.steering.activity import activity
 
     # 1. activities, and the halves
@@ -267,7 +270,7 @@ def find_by_texts(
 
     def side(site: Site, *, first: bool) -> Side:
         halves = on.means[site][np.flatnonzero(first_on == first)], off.means[site][np.flatnonzero(first_off == first)]
-        return Side(*map(sp.csc_array, halves))
+        return Side(*map(csc_array, halves))
 
     # 2. what the first halves say of each feature
     sides = {site: side(site, first=True) for site in on.sites}
@@ -355,6 +358,8 @@ class Side:
 
         1 for a feature whose mean is not higher on the texts: it is looked at, and counts in the correction.
         """
+        from scipy import stats
+
         p = np.ones(_shape(self.on)[1])
         higher = np.flatnonzero(self.effects() > 0)
         for start in range(0, len(higher), _TESTED_AT_ONCE):
@@ -366,6 +371,8 @@ class Side:
 
 def corrected(p: Sequence[Float[np.ndarray, " _"]]) -> list[Float[np.ndarray, " _"]]:
     """p-values of several sites corrected together (Benjamini and Hochberg 1995)."""
+    from scipy import stats
+
     whole = np.asarray(stats.false_discovery_control(np.concatenate(p)))
     return np.split(whole, np.cumsum([len(of_site) for of_site in p])[:-1])
 
