@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int)
     parser.add_argument("--confirm", type=int)
     parser.add_argument("--least", type=float, default=0.05, help="the smallest difference of scores that matters")
-    parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--ablations", type=int, nargs="?", const=99, default=0, help="the first so many, or all")
     parser.add_argument("--second", default="", help="a model that reads the texts: its loss against coherence")
     parser.add_argument("--dry-run", action="store_true")
     release = parser.parse_known_args()[0].release
@@ -151,7 +151,7 @@ def main() -> None:
         several = Grid(ABLATED_SHARES, factors, layers, ABLATED_METHODS, told.samples // 2, told.confirm // 2)
         designs |= {
             name: Design(themes, (SteeringDirection.ACTIVATE,), several, variant)
-            for name, variant in ablations(atlas).items()
+            for name, variant in [*ablations(atlas).items()][: told.ablations]
         }
 
     # 2. how long it takes
