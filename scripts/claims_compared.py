@@ -28,8 +28,7 @@ ABOUT = (
     "that no recipe here can answer is left out. Each verdict has the number that decides it, with its 95 % interval, "
     "and how many parts of the claim hold where it has several. Claims about steering are settled for the demo pack on "
     "16 themes in [a comparison of their own](demo-steering-comparison.md). The columns of SmolLM2 and Gemma were "
-    "judged before a claim of a difference could fail for being too small: some of theirs that cannot be said would not "
-    "hold."
+    "judged before a claim of a difference could fail for being too small: some that cannot be said would not hold."
 )
 MARKS = {HOLDS: "holds", FAILS: "**does not hold**", OPEN: "cannot be said"}
 
