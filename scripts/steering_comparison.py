@@ -58,8 +58,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "layers": "1,2,3,4,5",
         "shares": "0.1,0.2,0.3,0.45,0.65,0.9",
         "factors": "0.5,0,-1,-3",
-        "samples": 16,
-        "confirm": 48,
+        "samples": 32,
+        "confirm": 96,
     },
     "smollm2-135m": {
         "themes": "",
