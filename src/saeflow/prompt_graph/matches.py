@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -63,14 +64,25 @@ class EffectMatches:
 
     def has(self, source: Site, target: Site) -> bool:
         """Whether an effect between the two sites was measured."""
-        return any({parent.site, child.site} == {source, target} for parent, child in self.effects)
+        return frozenset((source, target)) in self._pairs
 
     def best(self, feature: FeatureId, target: Site, k: int | None = None) -> tuple[Match, ...]:
         """The `k` features at `target` that the feature most depends on, or that most depend on it, best first."""
-        found = [Match(parent, e) for (parent, child), e in self.effects.items() if child == feature]
-        found += [Match(child, e) for (parent, child), e in self.effects.items() if parent == feature]
-        there = sorted((one for one in found if one.feature.site == target), key=lambda one: (-one.score, one.feature))
-        return tuple(there[:k])
+        there = [one for one in self._of.get(feature, ()) if one.feature.site == target]
+        return tuple(sorted(there, key=lambda one: (-one.score, one.feature))[:k])
+
+    @cached_property
+    def _pairs(self) -> set[frozenset[Site]]:
+        return {frozenset((parent.site, child.site)) for parent, child in self.effects}
+
+    @cached_property
+    def _of(self) -> dict[FeatureId, list[Match]]:
+        """All matches of each feature, either way."""
+        found: dict[FeatureId, list[Match]] = {}
+        for (parent, child), effect in self.effects.items():
+            found.setdefault(child, []).append(Match(parent, effect))
+            found.setdefault(parent, []).append(Match(child, effect))
+        return found
 
 
 def effect_matches(
