@@ -100,7 +100,7 @@ def test_the_paper_s_recipes_are_its_tables():
     assert len(suppressed.subjects) == 3
     assert suppressed.subjects[0].startswith("** Scientific concepts and entities **")
     for name, start in TABLE_3.items():
-        theme = load_theme(name)
+        theme = load_theme(name, "gemma-scope-2b")  # SmolLM2 has one of religion too
         assert [str(one) for one in theme.starts] == [start]
         assert theme.activate is not None
         assert (theme.activate.prompt, theme.activate.max_new_tokens) == ("I think ", 36)
