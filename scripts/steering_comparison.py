@@ -163,7 +163,9 @@ def main() -> None:
 
     # 3. the sweeps and the page
     folders: dict[str, Results] = {}
-    by_effect = replace(inputs, matches=effects_of(themes, inputs), matched="effects") if told.ablations else inputs
+    by_effect = inputs
+    if any(MEASURED in name for name in designs):  # tracing takes minutes
+        by_effect = replace(inputs, matches=effects_of(themes, inputs), matched="effects")
     for number, (name, design) in enumerate(designs.items()):
         make = judge_maker("offline", "", "", inputs.background, (design.grid.samples, design.grid.confirm))
         begun = time.monotonic()

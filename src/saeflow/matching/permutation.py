@@ -265,7 +265,7 @@ class _AllProducts:
     """The products of all pairs from rounded rows, and how far they may be off."""
 
     def __init__(self, a: Tensor, b: Tensor, absolute: bool) -> None:
-        """Choose the kind of product; nothing is multiplied yet."""
+        """Choose the kind of product, and multiply where all products are kept."""
         self._a, self._b, self._absolute = a.contiguous(), b.contiguous(), absolute
         low = rounded_for(a, b, 1, both=False)
         # int8 is written in float32, which takes twice the memory
@@ -289,14 +289,15 @@ class _AllProducts:
     def _slices(self) -> Iterator[tuple[slice, Float[Tensor, "rows n_target"]]]:
         """Some rows at a time, and their products."""
         n, m = len(self._a), len(self._b)
-        own = self._a.new_empty(ROWS, m, dtype=self._left.written) if self._kept is None else None
+        if self._kept is not None:
+            yield from ((slice(top, min(top + ROWS, n)), self._kept[top : top + ROWS]) for top in range(0, n, ROWS))
+            return
+        buffer = self._a.new_empty(ROWS, m, dtype=self._left.written)
         for top in range(0, n, ROWS):
             rows = slice(top, min(top + ROWS, n))
-            if self._kept is not None:
-                yield rows, self._kept[rows]
-            elif own is not None:
-                self._multiply(rows, some := own[: rows.stop - top])
-                yield rows, some
+            some = buffer[: rows.stop - top]
+            self._multiply(rows, some)
+            yield rows, some
 
     def best(self, k: int) -> _Core:
         """The pairs with the best `k` columns of every row, and the best `k` rows of every column, up to rounding."""
